@@ -1,0 +1,32 @@
+"""Elastic training that keeps taking exactly the same steps while machines come and go.
+
+`run` starts a job from any script; inside its workers a `Trainer` takes the steps. What needs torch loads on first use, so that
+`import elastic` alone does not import it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from elastic import errors
+from elastic.run import JobResult, run  # here, not lazily: loading the submodule later would hide the function of the same name
+
+if TYPE_CHECKING:
+    from elastic.job import Job
+    from elastic.trainer import Report, Trainer
+
+__version__ = "0.1.0"
+__all__ = ["Job", "JobResult", "Report", "Trainer", "__version__", "errors", "run"]
+
+_LAZY = {"Job": "elastic.job", "Trainer": "elastic.trainer", "Report": "elastic.trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'elastic' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

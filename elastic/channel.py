@@ -1,0 +1,120 @@
+"""JSON lines, and file descriptors with them, over a UNIX stream socket: how the processes of one host talk.
+
+A message is one line of JSON. Its field `fds` counts the descriptors that travel with it; they arrive in the order of the messages.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+_READ_BYTES = 1 << 18
+_MAX_FDS = 64
+
+
+class Channel:
+    """One end of a connection. `send` never blocks on a non-blocking socket: what the kernel does not take waits for `flush`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.closed = False  # the other end is gone
+        self._incoming = bytearray()
+        self._incoming_fds: deque[int] = deque()
+        self._outgoing = bytearray()
+
+    @classmethod
+    def adopt(cls, fd: int) -> Channel:
+        """The end of a connection that a parent process left open as descriptor `fd`."""
+        sock = socket.socket(fileno=fd)
+        sock.set_inheritable(False)
+        return cls(sock)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._outgoing)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Queues one message and sends what fits. A vanished reader is not an error here: the reading side learns of it."""
+        line = json.dumps({**message, "fds": len(fds)} if fds else message).encode() + b"\n"
+        if fds:
+            self._send_with_fds(line, fds)
+        else:
+            self._outgoing += line
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what is queued, as far as the kernel takes it."""
+        try:
+            while self._outgoing:
+                sent = self.sock.send(self._outgoing, socket.MSG_NOSIGNAL)
+                del self._outgoing[:sent]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._outgoing.clear()
+
+    def receive(self) -> list[Message]:
+        """The complete messages that the next read brings; sets `closed` at the end of the connection.
+
+        Blocks for at least one read on a blocking socket; returns nothing when a non-blocking one has nothing.
+        """
+        try:
+            data = self._read()
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            self.closed = True
+            return []
+        self._incoming += data
+        *lines, rest = self._incoming.split(b"\n")
+        self._incoming = bytearray(rest)
+        return [self._decoded(line) for line in lines]
+
+    def drain(self) -> list[Message]:
+        """Everything that has arrived so far, on a non-blocking socket."""
+        messages: list[Message] = []
+        while not self.closed:
+            size = len(self._incoming)
+            batch = self.receive()
+            messages += batch
+            if not batch and len(self._incoming) == size:
+                break
+        return messages
+
+    def close(self) -> None:
+        self.closed = True
+        self.sock.close()
+
+    def _read(self) -> bytes:
+        size = array.array("i").itemsize
+        data, ancillary, _, _ = self.sock.recvmsg(_READ_BYTES, socket.CMSG_SPACE(_MAX_FDS * size), socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(payload[: len(payload) - len(payload) % size])
+                self._incoming_fds.extend(fds)
+        return data
+
+    def _send_with_fds(self, line: bytes, fds: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        try:
+            sent = self.sock.sendmsg([line], rights, socket.MSG_NOSIGNAL)
+            self.sock.sendall(line[sent:])
+        except OSError:
+            self._outgoing.clear()
+
+    def _decoded(self, line: bytes) -> Message:
+        message = json.loads(line)
+        message["fds"] = [self._incoming_fds.popleft() for _ in range(message.get("fds", 0))]
+        return message

@@ -1,0 +1,145 @@
+"""The mutual challenge by which two workers prove to each other that they know the job's secret.
+
+    acceptor -> dialer    magic, nonce A
+    dialer -> acceptor    dialer, acceptor (worker ids), nonce D, HMAC-SHA256(secret, "dialer", A, D, ids)
+    acceptor -> dialer    HMAC-SHA256(secret, "acceptor", A, D, ids)
+
+`Handshake` decides, without a socket; `Greeting` carries it out on a non-blocking one. Every part has a fixed size and neither side sends
+on before it has verified the other, so not a byte of the first message can be read by mistake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import socket
+import struct
+from collections.abc import Callable
+
+from elastic.errors import LinkError
+
+_MAGIC = b"elastic1"
+_NONCE_BYTES = 32
+_PROOF_BYTES = hashlib.sha256().digest_size
+_IDS = struct.Struct("<II")
+
+
+class Handshake:
+    """One side of the challenge. `peer` is the worker to dial, or None to accept whoever proves to be one.
+
+    `expected` is the number of bytes to read next, 0 when done; then `peer` is the proven id of the other side.
+    """
+
+    def __init__(self, *, secret: bytes, worker: int, peer: int | None) -> None:
+        self.peer = peer
+        self.opening = b""
+        self._secret = secret
+        self._worker = worker
+        self._nonces = b""
+        self._ids = b""
+        if peer is None:
+            self._nonces = secrets.token_bytes(_NONCE_BYTES)
+            self.opening = _MAGIC + self._nonces
+            self.expected = _IDS.size + _NONCE_BYTES + _PROOF_BYTES
+            self._step = self._verify_dialer
+        else:
+            self.expected = len(_MAGIC) + _NONCE_BYTES
+            self._step = self._answer_challenge
+
+    def feed(self, received: bytes) -> bytes:
+        """Takes `expected` bytes of the other side, returns what to send. Raises LinkError if they prove nothing."""
+        return self._step(received)
+
+    def _answer_challenge(self, received: bytes) -> bytes:
+        if received[: len(_MAGIC)] != _MAGIC or self.peer is None:
+            raise LinkError("the other side does not speak this protocol", peer=self.peer)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        self._nonces = received[len(_MAGIC) :] + nonce
+        self._ids = _IDS.pack(self._worker, self.peer)
+        self.expected = _PROOF_BYTES
+        self._step = self._verify_acceptor
+        return self._ids + nonce + self._proof(b"dialer")
+
+    def _verify_dialer(self, received: bytes) -> bytes:
+        self._ids, nonce, proof = received[: _IDS.size], received[_IDS.size : -_PROOF_BYTES], received[-_PROOF_BYTES:]
+        self._nonces += nonce
+        dialer, acceptor = _IDS.unpack(self._ids)
+        self._require(proof, b"dialer")
+        if acceptor != self._worker:
+            raise LinkError(f"worker {dialer} looks for worker {acceptor}, this is {self._worker}", peer=dialer)
+        self.peer = dialer
+        self.expected = 0
+        return self._proof(b"acceptor")
+
+    def _verify_acceptor(self, received: bytes) -> bytes:
+        self._require(received, b"acceptor")
+        self.expected = 0
+        return b""
+
+    def _proof(self, role: bytes) -> bytes:
+        return hmac.new(self._secret, role + self._nonces + self._ids, hashlib.sha256).digest()
+
+    def _require(self, proof: bytes, role: bytes) -> None:
+        if not hmac.compare_digest(proof, self._proof(role)):
+            raise LinkError("the other side does not know the secret of this job", peer=self.peer)
+
+
+class Greeting:
+    """A handshake on a non-blocking socket. Calls `done(socket, peer)` or `failed(error)` once, and leaves the socket to `done`."""
+
+    def __init__(
+        self, sock: socket.socket, handshake: Handshake, *, done: Callable[[socket.socket, int], None], failed: Callable[[LinkError], None]
+    ) -> None:
+        self.sock = sock
+        self.over = False
+        self._handshake = handshake
+        self._received = b""
+        self._done = done
+        self._failed = failed
+
+    def open(self) -> None:
+        """Sends what this side has to say first, if anything."""
+        if self._handshake.opening:
+            self._attempt(lambda: self._send(self._handshake.opening))
+
+    def on_event(self, _events: int) -> None:
+        """There is something to read."""
+        self._attempt(self._advance)
+
+    def expire(self) -> None:
+        """The other side took too long."""
+        self._fail("no answer in time")
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            if not self.over:
+                action()
+        except BlockingIOError:
+            return
+        except (OSError, LinkError) as error:
+            self._fail(str(error))
+
+    def _advance(self) -> None:
+        part = self.sock.recv(self._handshake.expected - len(self._received))
+        if not part:
+            self._fail("the other side hung up: it is gone, or has another secret")
+            return
+        self._received += part
+        if len(self._received) < self._handshake.expected:
+            return
+        received, self._received = self._received, b""
+        self._send(self._handshake.feed(received))
+        if self._handshake.expected == 0 and self._handshake.peer is not None:
+            self.over = True
+            self._done(self.sock, self._handshake.peer)
+
+    def _send(self, data: bytes) -> None:
+        # A fresh socket has room for these few bytes; if not, the other side is not one of ours.
+        if self.sock.send(data) != len(data):
+            raise LinkError("no room for a handshake")
+
+    def _fail(self, reason: str) -> None:
+        if not self.over:
+            self.over = True
+            self._failed(LinkError(reason, peer=self._handshake.peer))

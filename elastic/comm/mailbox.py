@@ -1,0 +1,222 @@
+"""Where messages wait for their receiver, and receivers for their messages.
+
+A slot is one message to be: `post` may make it before the message begins, the link makes it when a header arrives, `take` removes it
+when it is complete. Slots of one key (era, peer, tag) are a queue: messages with equal tags are received in the order they were sent.
+
+All wake-ups happen under the mailbox's lock, and a waiter looks at the state only after clearing its signal, so that none is missed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from elastic.comm.message import Era, Key, aligned_empty
+from elastic.comm.waiter import Waiter
+from elastic.errors import Interrupted, LinkError, PeerLost
+
+_NOTHING = np.empty(0, dtype=np.uint8)
+
+
+class Slot:
+    """One message: the memory it arrives in, and the memory its receiver wants it in."""
+
+    __slots__ = ("begun", "complete", "posted", "target")
+
+    def __init__(self, posted: np.ndarray | None = None) -> None:
+        self.posted = posted
+        self.target = _NOTHING
+        self.begun = False
+        self.complete = False
+
+    def result(self, key: Key) -> np.ndarray:
+        """The received memory, in the posted place if there is one. Raises LinkError if the sizes differ."""
+        if self.posted is None or self.posted is self.target:
+            return self.target
+        if self.posted.nbytes != self.target.nbytes:
+            _, peer, tag = key
+            raise LinkError(f"worker {peer} sent {self.target.nbytes} bytes for {tag}, {self.posted.nbytes} were posted", peer=peer)
+        np.copyto(self.posted, self.target)
+        return self.posted
+
+
+class Mailbox:
+    """The messages of one worker, its current era, and what stops its waits."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.era: Era = (0, 0)
+        self.failures: dict[int, LinkError] = {}
+        self.stale_dropped = 0
+        self._slots: dict[Key, deque[Slot]] = {}
+        self._interruption: BaseException | None = None
+        self._waiters: set[Waiter] = set()
+        self._idle: list[Waiter] = []
+        self._closed = False
+
+    # --- messages
+
+    def post(self, key: Key, memory: np.ndarray) -> None:
+        """The next message of this key that has no place yet is to end in `memory`."""
+        with self.lock:
+            queue = self._slots.setdefault(key, deque())
+            for slot in queue:
+                if slot.posted is None:
+                    slot.posted = memory
+                    return
+            queue.append(Slot(memory))
+
+    def begin(self, key: Key, size: int) -> Slot | None:
+        """A header arrived: the slot whose target is to be filled with `size` bytes; None if the message is stale."""
+        with self.lock:
+            if key[0] < self.era:
+                self.stale_dropped += 1
+                return None
+            queue = self._slots.setdefault(key, deque())
+            slot = next((slot for slot in queue if not slot.begun), None)
+            if slot is None:
+                slot = Slot()
+                queue.append(slot)
+            slot.begun = True
+            if slot.posted is not None and slot.posted.nbytes == size:
+                slot.target = slot.posted
+                return slot
+        slot.target = aligned_empty(size)
+        return slot
+
+    def finish(self, key: Key, slot: Slot) -> None:
+        """The target is full."""
+        with self.lock:
+            slot.complete = True
+            for waiter in self._waiters:
+                if waiter.key is None or waiter.key == key:
+                    waiter.wake()
+
+    def has(self, key: Key) -> bool:
+        """Whether `take` would find the message."""
+        with self.lock:
+            queue = self._slots.get(key)
+            return bool(queue) and queue[0].complete
+
+    def take(self, key: Key) -> np.ndarray | None:
+        """The memory of the message if it has arrived whole, else None. Raises what was given to `interrupt`, LinkError on a wrong size."""
+        with self.lock:
+            self._check_interruption()
+            queue = self._slots.get(key)
+            if not queue or not queue[0].complete:
+                return None
+            slot = queue.popleft()
+            if not queue:
+                del self._slots[key]
+        return slot.result(key)
+
+    def owns(self, key: Key, slot: Slot) -> bool:
+        """Whether the slot is still of interest: false once its era is over or its peer is gone."""
+        with self.lock:
+            return slot in self._slots.get(key, ())
+
+    # --- what stops a wait
+
+    def check(self, era: Era, peer: int | None = None) -> None:
+        """Raises what must stop a wait begun in `era`: an interruption, a later era, a lost link (any, or only that to `peer`)."""
+        with self.lock:
+            self._check_interruption()
+            if era != self.era:
+                raise Interrupted(f"epoch {era[0]} attempt {era[1]} is over: {self.era[0]} attempt {self.era[1]} was installed")
+            error = next(iter(self.failures.values()), None) if peer is None else self.failures.get(peer)
+        if error is not None:
+            raise copy_of(error)
+
+    def _check_interruption(self) -> None:
+        if self._interruption is not None:
+            raise self._interruption
+
+    def interrupt(self, error: BaseException) -> None:
+        """Every present and later wait raises `error`."""
+        with self.lock:
+            if not self._closed:
+                self._interruption = error
+            self._wake_all()
+
+    def resume(self) -> None:
+        """Ends an interruption."""
+        with self.lock:
+            if not self._closed:
+                self._interruption = None
+
+    def advance(self, era: Era) -> None:
+        """Begins an era: forgets messages, posts and failures of earlier ones and calls off waits begun in them."""
+        with self.lock:
+            self._check_interruption()
+            if era < self.era:
+                raise LinkError(f"epoch {era[0]} attempt {era[1]} cannot follow {self.era[0]} attempt {self.era[1]}")
+            self.era = era
+            self.failures.clear()
+            self._slots = {key: queue for key, queue in self._slots.items() if key[0] >= era}
+            self._wake_all()
+
+    def forget(self, peer: int, begun: Slot | None) -> None:
+        """The link to a peer is gone; lock held. What arrived whole stays, `begun` and what was only posted goes."""
+        for key, queue in list(self._slots.items()):
+            if key[1] == peer:
+                kept = deque(slot for slot in queue if slot is not begun and (slot.begun or key[0] > self.era))
+                if kept:
+                    self._slots[key] = kept
+                else:
+                    del self._slots[key]
+
+    def close(self, error: BaseException) -> None:
+        """As `interrupt`, for good."""
+        with self.lock:
+            self._interruption = error
+            self._closed = True
+            self._wake_all()
+            idle, self._idle = self._idle, []
+        for waiter in idle:
+            waiter.close()
+
+    # --- waiting threads
+
+    def wake_all(self) -> None:
+        with self.lock:
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        for waiter in self._waiters:
+            waiter.wake()
+
+    @contextmanager
+    def waiter(self, key: Key | None) -> Iterator[Waiter]:
+        """A waiter of the calling thread, woken from here on."""
+        with self.lock:
+            waiter = self._idle.pop() if self._idle else Waiter()
+            waiter.assign(key)
+            self._waiters.add(waiter)
+        try:
+            yield waiter
+        finally:
+            with self.lock:
+                self._waiters.discard(waiter)
+                closed = self._closed
+                if not closed:
+                    self._idle.append(waiter)
+            if closed:
+                waiter.close()
+
+
+def copy_of(error: LinkError) -> LinkError:
+    """The same news as a fresh exception: each waiting thread raises its own."""
+    fresh = type(error)(str(error), peer=error.peer)
+    fresh.__cause__ = error.__cause__
+    return fresh
+
+
+def lost(peer: int, reason: str, cause: BaseException | None = None) -> PeerLost:
+    """The news that the link to a worker is gone."""
+    error = PeerLost(f"lost the link to worker {peer}: {reason}", peer=peer)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,88 @@
+"""The receiving half of a link: headers, then memory straight from the socket to where the mailbox wants it."""
+
+from __future__ import annotations
+
+import socket
+
+from elastic.comm.mailbox import Mailbox, Slot, lost
+from elastic.comm.message import HEADER_BYTES, Header, Key
+from elastic.errors import LinkError
+
+_BUDGET_BYTES = 4 << 20
+_SCRAP = memoryview(bytearray(256 << 10))
+"""Where unwanted bytes go, on every link: nobody ever reads it."""
+
+
+class Receiver:
+    """For one thread at a time: the link sees to it. `broken` is why there is nothing more to come, once this is so."""
+
+    def __init__(self, sock: socket.socket, peer: int, box: Mailbox) -> None:
+        self.bytes = self.messages = 0
+        self.broken: LinkError | None = None
+        self.filling: Slot | None = None
+        self._sock = sock
+        self._peer = peer
+        self._box = box
+        # `_rest` is the unfilled part of the header (no key yet) or of the target of `filling`; `_excess` bytes are to be thrown away.
+        self._header = memoryview(bytearray(HEADER_BYTES))
+        self._rest = self._header
+        self._excess = 0
+        self._key: Key | None = None
+
+    def read(self) -> bool:
+        """Receives until one message is whole (True), or nothing more is there or it is the turn of others (False)."""
+        budget = _BUDGET_BYTES
+        while budget > 0 and self.broken is None:
+            try:
+                count = self._sock.recv_into(_SCRAP[: min(self._excess, len(_SCRAP))] if self._excess else self._rest)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self.broken = lost(self._peer, error.strerror or str(error), error)
+                return False
+            if count == 0:
+                self.broken = lost(self._peer, "the other end closed it")
+                return False
+            self.bytes += count
+            budget -= count
+            if self._advance(count):
+                self.messages += 1
+                return True
+        return False
+
+    def settle(self) -> None:
+        """If the message that is arriving is of no interest any more, the rest of it is thrown away instead of written to its memory."""
+        if self._key is not None and self.filling is not None and not self._box.owns(self._key, self.filling):
+            self.filling = None
+            self._excess = len(self._rest)
+
+    def _advance(self, count: int) -> bool:
+        """Accounts for `count` received bytes. True if they complete a message."""
+        if self._excess:
+            self._excess -= count
+            return self._excess == 0 and self._finish()
+        self._rest = self._rest[count:]
+        if len(self._rest):
+            return False
+        return self._begin() if self._key is None else self._finish()
+
+    def _begin(self) -> bool:
+        try:
+            header = Header.unpack(self._header)
+        except LinkError as error:
+            self.broken = LinkError(f"worker {self._peer} broke the protocol: {error}", peer=self._peer)
+            return False
+        self._key = (header.era, self._peer, header.tag)
+        self.filling = self._box.begin(self._key, header.bytes)
+        if self.filling is None:
+            self._excess = header.bytes
+        else:
+            self._rest = self.filling.target.data
+        return header.bytes == 0 and self._finish()
+
+    def _finish(self) -> bool:
+        if self._key is not None and self.filling is not None:
+            self._box.finish(self._key, self.filling)
+        self._key = self.filling = None
+        self._rest = self._header
+        return True

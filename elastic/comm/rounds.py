@@ -1,0 +1,118 @@
+"""Small agreements of all members through one of them, the coordinator: a star of two messages per member and round.
+
+`commit` is what makes a step count. Every member sends READY(step); only when all have arrived does the coordinator decide, and APPLY
+carries the decision. So whoever holds APPLY(step) knows that every member was ready, and nobody applies a step that somebody else has
+not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from elastic.comm.endpoint import Endpoint
+from elastic.comm.message import ALIGNMENT_BYTES, Kind, Memory, Tag, as_bytes
+from elastic.errors import LinkError
+
+Payload: TypeAlias = "tuple[dict[str, Any], Mapping[str, np.ndarray] | None]"
+"""A JSON object, and arrays by name (bool, integer, float or complex; None and {} are the same)."""
+
+_LENGTH = struct.Struct("<I")
+_PADDING = bytes(ALIGNMENT_BYTES)
+_NUMERIC = "biufc"
+
+
+def encode(payload: Payload) -> list[Memory]:
+    """The buffers of one message: u32 length, JSON, then each array's raw little-endian memory, all padded to 64 bytes.
+
+    Raises TypeError if the object is no JSON or an array is not numeric.
+    """
+    value, arrays = payload
+    index: list[tuple[str, str, tuple[int, ...]]] = []
+    memory: list[Memory] = []
+    for name, array in (arrays or {}).items():
+        if array.dtype.kind not in _NUMERIC:
+            raise TypeError(f"array {name!r} of dtype {array.dtype} cannot travel")
+        little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+        index.append((name, little.dtype.str, little.shape))
+        memory += [little, _PADDING[: -little.nbytes % ALIGNMENT_BYTES]]
+    text = json.dumps({"value": value, "arrays": index}, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + _LENGTH.size) % ALIGNMENT_BYTES)
+    return [_LENGTH.pack(len(text)) + text, *memory]
+
+
+def decode(message: np.ndarray) -> Payload:
+    """The inverse; the arrays are views of `message` (uint8). Raises LinkError if this is no payload."""
+    try:
+        (length,) = _LENGTH.unpack(message[: _LENGTH.size].tobytes())
+        start = _LENGTH.size + length
+        content = json.loads(message[_LENGTH.size : start].tobytes())
+        arrays = {}
+        for name, dtype, shape in content["arrays"]:
+            size = np.dtype(dtype).itemsize * math.prod(shape)
+            arrays[name] = message[start : start + size].view(dtype).reshape(shape)
+            start += size + -size % ALIGNMENT_BYTES
+        return content["value"], arrays
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise LinkError(f"not a payload: {error}") from error
+
+
+class Rounds:
+    """One member's part in the rounds of an installed era. Members that are not the coordinator need a link to it only.
+
+    Every method must be called by all members with the same number. They raise what `receive` raises.
+    """
+
+    def __init__(self, network: Endpoint, worker: int, members: Sequence[int], coordinator: int) -> None:
+        self._network = network
+        self._worker = worker
+        self._others = [member for member in members if member != worker]
+        self._coordinator = coordinator
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker is the coordinator."""
+        return self._worker == self._coordinator
+
+    def commit(self, step: int, ready: Payload, decide: Callable[[dict[int, Payload]], Payload]) -> Payload:
+        """Returns, on every member, what `decide` made on the coordinator of every member's `ready`, by worker."""
+        collected = self._collect(Tag(Kind.CONTROL_READY, step), ready)
+        return self._spread(Tag(Kind.CONTROL_APPLY, step), None if collected is None else decide(collected))
+
+    def gather(self, sequence: int, payload: Payload) -> dict[int, Payload] | None:
+        """Every member's payload by worker, on the coordinator; None on the others."""
+        return self._collect(Tag(Kind.COLLECT, sequence, 0), payload)
+
+    def broadcast(self, sequence: int, payload: Payload | None) -> Payload:
+        """The coordinator's payload; what the others pass is ignored."""
+        return self._spread(Tag(Kind.COLLECT, sequence, 1), payload)
+
+    def _collect(self, tag: Tag, payload: Payload) -> dict[int, Payload] | None:
+        buffers = encode(payload)
+        if not self.leads:
+            self._network.send(self._coordinator, tag, *buffers)
+            return None
+        collected = {self._worker: decode(_joined(buffers))}
+        for member in self._others:
+            collected[member] = decode(self._network.receive(member, tag))
+        return collected
+
+    def _spread(self, tag: Tag, payload: Payload | None) -> Payload:
+        if not self.leads:
+            return decode(self._network.receive(self._coordinator, tag))
+        if payload is None:
+            raise ValueError("the coordinator of a round must have something to say")
+        buffers = encode(payload)
+        for member in self._others:
+            self._network.send(member, tag, *buffers)
+        # What the others get: the coordinator must not go on with a tuple where they have a list.
+        return decode(_joined(buffers))
+
+
+def _joined(buffers: Sequence[Memory]) -> np.ndarray:
+    return np.concatenate([as_bytes(buffer) for buffer in buffers])

@@ -1,0 +1,148 @@
+"""What may cross a layer boundary: a tensor, or tuples, lists and string-keyed dicts of tensors and None."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from elastic.errors import TrainerError
+
+ALIGNMENT = 64  # bytes: tensors start at a multiple of it, in memory as in messages
+
+
+class _Leaf:
+    """Marks the place of the next tensor in a structure."""
+
+
+LEAF = _Leaf()
+
+
+def flatten(value: Any, where: str) -> tuple[Any, list[torch.Tensor]]:
+    """The structure of a value with `LEAF` in place of tensors, and its tensors in order.
+
+    Raises:
+        TrainerError: naming `where` and the type that cannot cross.
+    """
+    if isinstance(value, torch.Tensor):
+        return LEAF, [value]
+    if value is None:
+        return None, []
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        parts = {name: flatten(item, where) for name, item in value.items()}
+        return {name: part[0] for name, part in parts.items()}, [tensor for part in parts.values() for tensor in part[1]]
+    if type(value) in (tuple, list):
+        parts = [flatten(item, where) for item in value]
+        return type(value)(part[0] for part in parts), [tensor for part in parts for tensor in part[1]]
+    raise TrainerError(
+        f"{where} gave a {type(value).__name__}, which cannot cross a layer boundary: give a tensor, or a tuple, list or dict of tensors "
+        "(None inside is fine), or join the layer with the one that follows it"
+    )
+
+
+def unflatten(structure: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """The inverse of `flatten`."""
+    remaining = iter(tensors)
+
+    def build(part: Any) -> Any:
+        if part is LEAF:
+            return next(remaining)
+        if isinstance(part, dict):
+            return {name: build(item) for name, item in part.items()}
+        if isinstance(part, tuple | list):
+            return type(part)(build(item) for item in part)
+        return part
+
+    return build(structure)
+
+
+def _structure_to_json(part: Any) -> Any:
+    if part is LEAF:
+        return 0
+    if isinstance(part, dict):
+        return {"d": {name: _structure_to_json(item) for name, item in part.items()}}
+    if isinstance(part, tuple | list):
+        return {"t" if isinstance(part, tuple) else "l": [_structure_to_json(item) for item in part]}
+    return part
+
+
+def _structure_from_json(part: Any) -> Any:
+    if part == 0:
+        return LEAF
+    if part is None:
+        return None
+    if "d" in part:
+        return {name: _structure_from_json(item) for name, item in part["d"].items()}
+    return (tuple if "t" in part else list)(_structure_from_json(item) for item in part["t" if "t" in part else "l"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossing:
+    """A value on its way over a boundary: detached tensors, and for each whether it is to receive a gradient."""
+
+    structure: Any
+    tensors: tuple[torch.Tensor | None, ...]
+    differentiable: tuple[bool, ...]
+
+
+def contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's values in contiguous memory that starts aligned; itself where it already is so."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as a flat uint8 array that shares it."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+
+
+def _padding(size: int) -> int:
+    return -size % ALIGNMENT
+
+
+_ZEROS = bytes(ALIGNMENT)
+
+
+def encode(crossing: Crossing) -> list[bytes | np.ndarray]:
+    """Buffers for one message: a JSON header, then every tensor's raw memory, each padded to 64 bytes."""
+    header = json.dumps(
+        {
+            "structure": _structure_to_json(crossing.structure),
+            "tensors": [None if t is None else [str(t.dtype).removeprefix("torch."), list(t.shape)] for t in crossing.tensors],
+            "differentiable": [int(flag) for flag in crossing.differentiable],
+        },
+        separators=(",", ":"),
+    ).encode()
+    head = len(header).to_bytes(4, "little") + header
+    buffers: list[bytes | np.ndarray] = [head + _ZEROS[: _padding(len(head))]]
+    for tensor in crossing.tensors:
+        if tensor is not None and tensor.numel():
+            memory = as_bytes(contiguous(tensor))
+            buffers += [memory, _ZEROS[: _padding(memory.nbytes)]] if _padding(memory.nbytes) else [memory]
+    return buffers
+
+
+def decode(message: np.ndarray) -> Crossing:
+    """The inverse of `encode`; the tensors share the message's memory."""
+    size = int.from_bytes(message[:4].tobytes(), "little")
+    header = json.loads(message[4 : 4 + size].tobytes())
+    offset = 4 + size + _padding(4 + size)
+    tensors: list[torch.Tensor | None] = []
+    for form in header["tensors"]:
+        if form is None:
+            tensors.append(None)
+            continue
+        dtype, shape = getattr(torch, form[0]), form[1]
+        length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        memory = torch.from_numpy(message[offset : offset + length]) if length else torch.empty(0, dtype=torch.uint8)
+        tensors.append(memory.view(dtype).view(shape))
+        offset += length + _padding(length)
+    return Crossing(
+        structure=_structure_from_json(header["structure"]),
+        tensors=tuple(tensors),
+        differentiable=tuple(bool(flag) for flag in header["differentiable"]),
+    )

@@ -1,0 +1,80 @@
+"""Micro-batches: from a map-style dataset or from a function `batch(step, micro_batch)`, the same on every worker that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, default_collate
+
+from elastic.engine import randomness
+from elastic.engine.sampler import samples
+from elastic.errors import TrainerError
+
+Batch = Callable[[int, int], Any]
+
+
+def refuse_unseekable(data: object) -> None:
+    """Only what can be asked for any sample at any time can be replayed exactly after a failure."""
+    if isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
+        raise TrainerError(
+            f"{type(data).__name__} can only be read front to back, so a lost step could not be taken again. Pass a map-style dataset "
+            "(__len__ and __getitem__), or a function batch(step, micro_batch) that returns the same micro-batch whenever it is asked."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetBatches:
+    """Micro-batches of a shuffled map-style dataset.
+
+    Every sample is drawn, transforms included, under generators keyed by (seed, sample index, data epoch).
+    """
+
+    dataset: Any
+    batch_size: int
+    micro_batch_size: int
+    seed: int
+    collate: Callable[[list[Any]], Any] = default_collate
+
+    def __call__(self, step: int, micro_batch: int) -> Any:
+        first = micro_batch * self.micro_batch_size
+        drawn = []
+        for sample in samples(self.seed, step, self.batch_size, len(self.dataset), range(first, first + self.micro_batch_size)):
+            randomness.seed_all(self.seed, "sample", sample.index, sample.data_epoch)
+            drawn.append(self.dataset[sample.index])
+        return self.collate(drawn)
+
+
+def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, collate: Callable[[list[Any]], Any] | None) -> Batch:
+    """The function (step, micro_batch) -> micro-batch.
+
+    Raises:
+        TrainerError: for data that cannot be sought in, or that is empty.
+    """
+    refuse_unseekable(data)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        if len(data) == 0:
+            raise TrainerError("the dataset is empty")
+        return DatasetBatches(
+            dataset=data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate or default_collate
+        )
+    if callable(data):
+        return data
+    raise TrainerError(f"data must be a map-style dataset or a function batch(step, micro_batch), not {type(data).__name__}")
+
+
+def model_input(micro_batch: Any) -> Any:
+    """What the first layer gets: a tensor or a dict as it is, of a tuple or list the first element."""
+    return micro_batch[0] if isinstance(micro_batch, tuple | list) else micro_batch
+
+
+def tokens_in(micro_batch: Any) -> int:
+    """Number of tokens where the model's input holds integer ids of shape (samples, tokens); 0 otherwise."""
+    value = model_input(micro_batch)
+    if isinstance(value, dict):
+        value = value.get("input_ids")
+    if isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point():
+        return value.numel()
+    return 0

@@ -1,0 +1,177 @@
+"""One worker's engine in one view: everything that depends on who the members are, built anew for each view."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from elastic.comm.endpoint import Endpoint
+from elastic.comm.rounds import Payload, Rounds
+from elastic.engine.data import Batch
+from elastic.engine.executor import Executor
+from elastic.engine.model import LayeredModel
+from elastic.engine.norms import clip_factor, norm, square_sums
+from elastic.engine.numerics import Numerics
+from elastic.engine.pipe import EVALUATION
+from elastic.engine.reducer import OwnedGradient
+from elastic.engine.reduction import tree_sum
+from elastic.engine.stage import Loss, LossLeaf
+from elastic.engine.zero import ShardedOptimizer, scaling
+from elastic.errors import NonFinite, TrainerError
+from elastic.view import View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed."""
+
+    step: int
+    loss: float
+    denominator: float
+    norm: float
+    clip: float
+    tokens: int
+    stop: bool
+    refusal: str | None = None
+
+
+class Engine:
+    """Takes steps with the other members of a view. The protocol of a step:
+
+    forward/backward -> reduce-scatter -> READY round -> APPLY -> all-gather (overlaps the next step's forward)
+    """
+
+    def __init__(
+        self,
+        worker: int,
+        model: LayeredModel,
+        view: View,
+        network: Endpoint,
+        optimizer: ShardedOptimizer,
+        numerics: Numerics,
+        loss: Loss,
+        clip_norm: float | None,
+    ) -> None:
+        self.view, self.worker = view, worker
+        self._model, self._optimizer, self._clip_norm = model, optimizer, clip_norm
+        model.hold(view.layout.layers_of(worker))
+        optimizer.own(view.layout.owned(worker))
+        self.executor = Executor(worker, model, view, network, numerics, loss)
+        self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
+        self._rounds = Rounds(network, worker, view.workers, view.coordinator)
+        self._owned: list[OwnedGradient] = []
+        self._beside = 0
+        star = set(view.workers) if worker == view.coordinator else {view.coordinator}
+        network.install(view.epoch, view.attempt, view.members, (self.executor.peers | star) - {worker})
+
+    def compute(self, step: int, batch: Batch, *, stop: bool) -> Apply:
+        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before.
+
+        Raises:
+            NonFinite: on every worker, naming step and micro-batch, before anything was applied.
+        """
+        leaves = self.executor.step(step, batch)
+        self._owned = self.reducer.collect()
+        ready = ({"leaves": _rows(leaves), "stop": stop}, {"squares": square_sums(self._model.spec, self._owned)})
+        decided, _ = self._rounds.commit(2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), None))
+        answer = Apply(**decided)
+        if answer.refusal is not None:
+            raise NonFinite(answer.refusal)
+        return answer
+
+    def apply(self, answer: Apply) -> None:
+        """Updates the owned intervals and sends them out; a member must not see the parameters of the step before any more."""
+        self._gatherer.begin(answer.step)
+        self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
+        self._gatherer.send(answer.step)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Drops the computed gradients."""
+        self._owned = []
+        self.reducer.end()
+
+    def flush(self, step: int) -> None:
+        """An empty round: when it returns, all members hold step `step`."""
+        self._gatherer.wait_all()
+        self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
+
+    def _decide(self, step: int, ready: Mapping[int, Payload]) -> Apply:
+        workload = self.view.workload
+        leaves = _in_order([row for said, _ in ready.values() for row in said["leaves"]], workload.micro_batches)
+        bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
+        denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)
+        refusal = None
+        total = norm([arrays["squares"] for _, arrays in ready.values() if arrays]) / denominator if denominator > 0 else math.nan
+        if bad is not None:
+            refusal = f"the loss of step {step}, micro-batch {bad.micro_batch} is {bad.value}: nothing of this step was applied"
+        elif not denominator > 0:
+            refusal = f"the weights of the loss of step {step} add up to {denominator}: nothing of this step was applied"
+        elif not math.isfinite(total):
+            refusal = f"the gradient of step {step} is not finite, though its loss is: nothing of this step was applied"
+        return Apply(
+            step=step,
+            loss=tree_sum([leaf.value for leaf in leaves], workload.grains) / denominator if denominator > 0 else math.nan,
+            denominator=denominator,
+            norm=total,
+            clip=clip_factor(total, self._clip_norm),
+            tokens=sum(leaf.tokens for leaf in leaves),
+            stop=any(said["stop"] for said, _ in ready.values()),
+            refusal=refusal,
+        )
+
+    def evaluate(self, micro_batches: int, batch: Any) -> tuple[float, float]:
+        """Sum and weight of the loss of the micro-batches `batch(i)`, added in order: the same on every layout, told to every member.
+
+        Micro-batches are run in chunks with a round behind each, which bounds what can be on its way.
+        """
+        total = weight = 0.0
+        chunk = 4 * len(self.view.workers)
+        for start in range(0, micro_batches, chunk):
+            sequence = self._next_sequence()
+            leaves = self.executor.evaluate(sequence, range(start, min(start + chunk, micro_batches)), batch)
+            so_far = (total, weight)
+            said, _ = self._rounds.commit(sequence, ({"leaves": _rows(leaves)}, None), lambda ready, sums=so_far: _added(sums, ready))
+            total, weight = said["total"], said["weight"]
+        return total, weight
+
+    def gather(self, value: dict[str, Any]) -> dict[int, dict[str, Any]] | None:
+        """Every member's JSON value, on the coordinator; None elsewhere. All members must call it."""
+        found = self._rounds.gather(self._next_sequence(), (value, None))
+        return None if found is None else {worker: said for worker, (said, _) in found.items()}
+
+    def collect(self, name: str) -> np.ndarray | None:
+        """The bytes of a parameter, on the coordinator; None elsewhere. All members must call it."""
+        self._gatherer.wait_all()
+        layer = self._model.layer_of(name)
+        holder = self.view.coordinator if layer is None else self.view.layout.members(layer)[0]
+        values = {"bytes": self._model.bytes_of(name)} if holder == self.worker else None
+        found = self._rounds.gather(self._next_sequence(), ({}, values))
+        return None if found is None else (found[holder][1] or {})["bytes"]
+
+    def _next_sequence(self) -> int:
+        """Numbers rounds beside those of the steps; equal on all members, who all call the same methods."""
+        self._beside += 1
+        return EVALUATION | self._beside
+
+
+def _rows(leaves: Sequence[LossLeaf]) -> list[list[Any]]:
+    return [[leaf.micro_batch, leaf.value, leaf.weight, leaf.tokens] for leaf in leaves]
+
+
+def _added(sums: tuple[float, float], ready: Mapping[int, Payload]) -> Payload:
+    total, weight = sums
+    for _, value, share, _ in sorted(row for said, _ in ready.values() for row in said["leaves"]):
+        total, weight = total + value, weight + share
+    return {"total": total, "weight": weight}, None
+
+
+def _in_order(rows: list[list[Any]], micro_batches: int) -> list[LossLeaf]:
+    leaves = sorted((LossLeaf(micro_batch=m, value=v, weight=w, tokens=t) for m, v, w, t in rows), key=lambda leaf: leaf.micro_batch)
+    if [leaf.micro_batch for leaf in leaves] != list(range(micro_batches)):
+        raise TrainerError(f"losses of micro-batches {[leaf.micro_batch for leaf in leaves]} arrived, instead of 0 to {micro_batches - 1}")
+    return leaves

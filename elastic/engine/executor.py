@@ -1,0 +1,116 @@
+"""Runs one worker's action list of a step: receives, computes layer by layer, sends, folds gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from elastic.comm.endpoint import Endpoint
+from elastic.engine.boundary import Crossing
+from elastic.engine.data import Batch, model_input, tokens_in
+from elastic.engine.gather import Gatherer
+from elastic.engine.model import LayeredModel, Vector
+from elastic.engine.numerics import Numerics
+from elastic.engine.pipe import Pipe
+from elastic.engine.reducer import Reducer
+from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossLeaf, LossRunner, enter
+from elastic.plan.schedule import Action, build
+from elastic.view import View
+
+
+class Executor:
+    """Forward and backward of one worker in one view; gradients go into its reducer, parameters come through its gatherer."""
+
+    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint, numerics: Numerics, loss: Loss) -> None:
+        self.pipe = Pipe(worker, view, network)
+        self.reducer = Reducer(worker, model, view, network)
+        self.gatherer = Gatherer(worker, model, view, network)
+        self._model, self._workload = model, view.workload
+        self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes).get(worker, ())
+        self._runners = [LayerRunner(index, model.layers[index], numerics) for index in view.plan.stages[self.pipe.stage].layers]
+        self._loss = LossRunner(len(model.layers), loss, numerics)
+        self._vectors = {runner.index: [v for v in model.vectors if v.layer == runner.index] for runner in self._runners}
+        self._last_backward = next((action.micro_batch for action in reversed(self.actions) if action.kind == "B"), -1)
+        self._live: dict[int, list[LayerRun]] = {}
+        self.most_in_flight = 0
+        self.micro_batches_run = 0
+
+    @property
+    def peers(self) -> set[int]:
+        """The workers that this one needs links to, for steps and evaluations."""
+        return self.pipe.peers | self.reducer.peers | self.gatherer.peers
+
+    def step(self, step: int, batch: Batch) -> list[LossLeaf]:
+        """Takes the micro-batches routed here through this worker's stage; gradients are left on their way to their owners."""
+        self.reducer.begin(step)
+        leaves: list[LossLeaf] = []
+        for action in self.actions:
+            if action.kind == "B":
+                self._backward(step, action.micro_batch)
+            elif (leaf := self._forward(step, action.micro_batch, batch)) is not None:
+                leaves.append(leaf)
+        self.gatherer.wait_all()  # a worker without a grain has not waited yet
+        self.micro_batches_run += len(self.actions) // 2
+        return leaves
+
+    def _forward(self, step: int, micro_batch: int, batch: Batch) -> LossLeaf | None:
+        data = batch(step, micro_batch) if self.pipe.first or self.pipe.last else None
+        crossing = self._input(step, micro_batch, data)
+        runs: list[LayerRun] = []
+        self._live[micro_batch] = runs
+        self.most_in_flight = max(self.most_in_flight, len(self._live))
+        for runner in self._runners:
+            self.gatherer.wait(runner.index)
+            run, crossing = runner.forward(step, micro_batch, crossing)
+            runs.append(run)
+        if not self.pipe.last:
+            self.pipe.send_activations(step, micro_batch, crossing)
+            return None
+        run, leaf = self._loss.forward(step, micro_batch, crossing, data, tokens_in(data))
+        runs.append(run)
+        return leaf
+
+    def _backward(self, step: int, micro_batch: int) -> None:
+        runs = self._live.pop(micro_batch)
+        gradients = self._loss.backward(runs.pop()) if self.pipe.last else self.pipe.receive_gradients(step, micro_batch)
+        grain = self._workload.grain_of(micro_batch)
+        for runner in reversed(self._runners):
+            gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
+            for vector in self._vectors[runner.index]:
+                self.reducer.fold(vector, grain, self._take_gradients(vector))
+                if micro_batch == self._last_backward:
+                    self.reducer.contribute(vector)
+        if not self.pipe.first:
+            self.pipe.send_gradients(step, micro_batch, gradients)
+
+    def _take_gradients(self, vector: Vector) -> list[torch.Tensor | None]:
+        gradients = []
+        for spec in vector.parameters:
+            parameter = self._model.parameter(spec.name)
+            gradients.append(parameter.grad)
+            parameter.grad = None
+        return gradients
+
+    def _input(self, step: int, micro_batch: int, data: Any) -> Crossing:
+        if self.pipe.first:
+            return enter(model_input(data), f"micro-batch {micro_batch} of step {step}")
+        return self.pipe.receive_activations(step, micro_batch)
+
+    def evaluate(self, step: int, micro_batches: range, batch: Callable[[int], Any]) -> list[LossLeaf]:
+        """Forward only, of the micro-batches `batch(i)` that are dealt to this worker; `step`, marked EVALUATION, names the messages."""
+        leaves: list[LossLeaf] = []
+        self.gatherer.wait_all()
+        for micro_batch in micro_batches:
+            if not self.pipe.takes(step, micro_batch):
+                continue
+            data = batch(micro_batch) if self.pipe.first or self.pipe.last else None
+            crossing = self._input(step, micro_batch, data)
+            for runner in self._runners:
+                crossing = runner.evaluate(step, micro_batch, crossing)
+            if self.pipe.last:
+                leaves.append(self._loss.evaluate(step, micro_batch, crossing, data, tokens_in(data)))
+            else:
+                self.pipe.send_activations(step, micro_batch, crossing)
+        return leaves

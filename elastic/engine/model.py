@@ -1,0 +1,193 @@
+"""A user's model as layers over flat vectors: which parameter lies where, and which layers this worker holds memory for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from elastic.engine.boundary import as_bytes, contiguous
+from elastic.errors import TrainerError
+from elastic.layout.regions import Cut, LayerSpec, ModelSpec, ParameterSpec, Tie, align
+
+_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vector:
+    """A run of gradient coordinates that one layer's backward fills: the layer's own vector, or one tied parameter of a lower layer.
+
+    `start` and `stop` are elements of layer `home`'s vector; every parameter lies at `spec.start - start` in the gradient buffer.
+    """
+
+    id: int
+    layer: int
+    home: int
+    start: int
+    stop: int
+    parameters: tuple[ParameterSpec, ...]
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return self.stop - self.start
+
+
+def vectors(spec: ModelSpec) -> tuple[Vector, ...]:
+    """All gradient vectors of a model, in layer order, each layer's own before its ties."""
+    found: list[Vector] = []
+    for layer in spec.layers:
+        if layer.size:
+            found.append(
+                Vector(id=len(found), layer=layer.index, home=layer.index, start=0, stop=layer.size, parameters=layer.parameters)
+            )
+        for tie in layer.ties:
+            parameter = spec.layers[tie.home].parameter(tie.name)
+            run = {"start": parameter.start, "stop": align(parameter.stop)}
+            found.append(Vector(id=len(found), layer=layer.index, home=tie.home, parameters=(parameter,), **run))
+    return tuple(found)
+
+
+def split(model: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, tuple[nn.Module, ...]]:
+    """The root module that names parameters, and the layers in order.
+
+    An `nn.Sequential` or a list of modules is a list of layers; any other module is one layer.
+    """
+    if isinstance(model, nn.Sequential | nn.ModuleList):
+        layers = tuple(model)
+        root: nn.Module = model
+    elif isinstance(model, nn.Module):
+        layers, root = (model,), model
+    elif isinstance(model, list | tuple) and all(isinstance(layer, nn.Module) for layer in model):
+        layers = tuple(model)
+        root = nn.ModuleList(model)
+    else:
+        raise TrainerError(f"model must be an nn.Module or a list of them (its layers in order), not {type(model).__name__}")
+    if not layers:
+        raise TrainerError("the model has no layers")
+    return root, layers
+
+
+class LayeredModel:
+    """Owns the memory of the parameters of the layers that this worker holds.
+
+    Every worker builds the whole model once; `hold` then lays the held layers out as flat vectors and frees the others.
+    """
+
+    def __init__(self, model: nn.Module | Sequence[nn.Module], *, cut: Cut = "block") -> None:
+        self.root, self.layers = split(model)
+        self._names = {id(parameter): name for name, parameter in self.root.named_parameters()}
+        self._parameters = dict(self.root.named_parameters())
+        self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)
+        homes: dict[int, int] = {}
+        self.spec = ModelSpec(layers=tuple(self._describe(index, layer, homes) for index, layer in enumerate(self.layers)), cut=cut)
+        self.vectors = vectors(self.spec)
+        self.flats: dict[int, torch.Tensor] = {}
+        self.tied: dict[tuple[int, int], torch.Tensor] = {}
+
+    def _describe(self, index: int, layer: nn.Module, homes: dict[int, int]) -> LayerSpec:
+        own: list[tuple[str, Sequence[int], str]] = []
+        ties: list[Tie] = []
+        for parameter in layer.parameters():
+            if not parameter.requires_grad:
+                continue
+            name = self._names[id(parameter)]
+            if parameter.dtype not in _DTYPES or parameter.device.type != "cpu":
+                known = ", ".join(_DTYPES.values())
+                raise TrainerError(f"parameter {name} is {parameter.dtype} on {parameter.device}; what can be trained is {known} on cpu")
+            if id(parameter) in homes:
+                ties.append(Tie(name=name, home=homes[id(parameter)]))
+            else:
+                homes[id(parameter)] = index
+                own.append((name, tuple(parameter.shape), _DTYPES[parameter.dtype]))
+        if len({dtype for _, _, dtype in own}) > 1:
+            raise TrainerError(
+                f"layer {index} mixes trainable dtypes ({', '.join(sorted({d for _, _, d in own}))}): split it, or keep its parameters in "
+                "float32 and pass autocast=torch.bfloat16"
+            )
+        return LayerSpec.build(index, own, ties)
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The user's parameter object of that name."""
+        return self._parameters[name]
+
+    def name_of(self, parameter: torch.Tensor) -> str | None:
+        """The (canonical) name of one of the model's parameter objects."""
+        return self._names.get(id(parameter))
+
+    @property
+    def names(self) -> list[str]:
+        """Every parameter's name, sorted; a tied parameter has one name."""
+        return sorted(self._parameters)
+
+    def layer_of(self, name: str) -> int | None:
+        """The home layer of a trainable parameter; None for a frozen one."""
+        return next((layer.index for layer in self.spec.layers for p in layer.parameters if p.name == name), None)
+
+    def digest(self) -> str:
+        """Hex SHA-256 over names, shapes, dtypes and bytes of all parameters and buffers: equal on all workers at the start of a job."""
+        total = hashlib.sha256()
+        for name, tensor in sorted([*self._parameters.items(), *self.root.named_buffers()]):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}\n".encode())
+            total.update(as_bytes(contiguous(tensor)).data)
+        return total.hexdigest()
+
+    def bytes_of(self, name: str) -> np.ndarray:
+        """A held parameter's bytes, row-major (uint8, shares memory where it can)."""
+        return as_bytes(contiguous(self._parameters[name]))
+
+    def dtype(self, layer: int) -> torch.dtype:
+        """The dtype of a layer's vector."""
+        return getattr(torch, self.spec.layers[layer].parameters[0].dtype)
+
+    def hold(self, layers: Iterable[int]) -> None:
+        """Lays the given layers out as flat vectors (values kept) and frees the memory of trainable parameters of all others."""
+        held = sorted(layers)
+        flats = {index: self._flatten(index) for index in held if self.spec.layers[index].size}
+        tied = {
+            (home, start): self._pack((self._at(home, start),), start, stop)
+            for index in held
+            for home, start, stop in self.spec.tied_runs(index)
+            if home not in flats
+        }
+        self.flats, self.tied = flats, tied
+        for layer in self.spec.layers:
+            for parameter in layer.parameters:
+                memory, offset = self._memory(layer.index, parameter)
+                target = self._parameters[parameter.name]
+                target.grad = None
+                if memory is None:
+                    target.data = torch.empty(0, dtype=target.dtype)
+                else:
+                    target.data = memory[parameter.start - offset : parameter.stop - offset].view(parameter.shape)
+
+    def run(self, layer: int, start: int, stop: int) -> torch.Tensor:
+        """The memory of the run `[start, stop)` of a layer's parameters, in the flat vector or in a tied copy that holds it."""
+        if layer in self.flats:
+            return self.flats[layer][start:stop]
+        for (home, first), memory in self.tied.items():
+            if home == layer and first <= start and stop <= first + memory.numel():
+                return memory[start - first : stop - first]
+        raise KeyError(f"this worker does not hold run [{start}, {stop}) of layer {layer}")
+
+    def _memory(self, layer: int, parameter: ParameterSpec) -> tuple[torch.Tensor | None, int]:
+        if layer in self.flats:
+            return self.flats[layer], 0
+        return self.tied.get((layer, parameter.start)), parameter.start
+
+    def _at(self, layer: int, start: int) -> ParameterSpec:
+        return next(parameter for parameter in self.spec.layers[layer].parameters if parameter.start == start)
+
+    def _flatten(self, index: int) -> torch.Tensor:
+        return self._pack(self.spec.layers[index].parameters, 0, self.spec.layers[index].size)
+
+    def _pack(self, parameters: Iterable[ParameterSpec], start: int, stop: int) -> torch.Tensor:
+        parameters = tuple(parameters)
+        flat = torch.zeros(stop - start, dtype=getattr(torch, parameters[0].dtype))
+        for parameter in parameters:
+            flat[parameter.start - start : parameter.stop - start] = self._parameters[parameter.name].detach().reshape(-1)
+        return flat

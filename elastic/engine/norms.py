@@ -1,0 +1,60 @@
+"""The gradient norm, from float64 sums over a fixed grid of blocks, so that it does not depend on who owns what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+from elastic.engine.reducer import OwnedGradient
+from elastic.layout.regions import BLOCK, ModelSpec
+
+_ROWS = 64  # 2 MiB of float64 at a time: stays in the cache, and no large temporary
+
+
+def grid(spec: ModelSpec, layer: int, start: int, stop: int) -> list[tuple[int, int]]:
+    """The runs of an interval on whose starts blocks are laid: the interval itself, or its parameters if cuts lie between tensors."""
+    if spec.cut == "block":
+        return [(start, stop)]
+    parameters = spec.layers[layer].parameters
+    return [(p.start, p.stop) for p in parameters if start <= p.start < stop and p.size]
+
+
+def block_sums(values: torch.Tensor) -> torch.Tensor:
+    """float64 sum of squares of every run of 4,096 elements; the last may be shorter.
+
+    A row sum of torch does not depend on how many rows there are; a row is below the size that is split over threads.
+    """
+    whole = values.numel() // BLOCK * BLOCK
+    rows = values[:whole].view(-1, BLOCK)
+    sums = [chunk.double().square_().sum(1) for chunk in rows.split(_ROWS)]
+    if whole < values.numel():
+        tail = torch.zeros(BLOCK, dtype=torch.float64)
+        tail[: values.numel() - whole] = values[whole:]
+        sums.append(tail.square_().view(1, BLOCK).sum(1))
+    return torch.cat(sums)
+
+
+def square_sums(spec: ModelSpec, gradients: Iterable[OwnedGradient]) -> np.ndarray:
+    """All block sums of what a worker owns."""
+    sums = [
+        block_sums(gradient.partial.memory[start - gradient.interval.start : stop - gradient.interval.start])
+        for gradient in gradients
+        for start, stop in grid(spec, gradient.layer, gradient.interval.start, gradient.interval.stop)
+    ]
+    return torch.cat(sums).numpy() if sums else np.zeros(0)
+
+
+def norm(sums: Sequence[np.ndarray]) -> float:
+    """The L2 norm; the sum over blocks is exact (`math.fsum`), so their order does not matter. NaN or inf if any block is."""
+    values = np.concatenate(list(sums)) if sums else np.zeros(0)
+    if not np.isfinite(values).all():
+        return math.nan
+    return math.sqrt(math.fsum(values))
+
+
+def clip_factor(norm: float, limit: float | None) -> float:
+    """As `torch.nn.utils.clip_grad_norm_`: limit / (norm + 1e-6), at most 1."""
+    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))

@@ -1,0 +1,61 @@
+"""Point to point between neighbouring stages: activations go forward, their gradients back, each to where the micro-batch is routed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from elastic.comm.endpoint import Endpoint
+from elastic.comm.message import Kind, Tag
+from elastic.engine.boundary import Crossing, decode, encode
+from elastic.view import View
+
+EVALUATION = 1 << 63
+"""Set in a tag's step: messages beside those of training steps."""
+
+
+class Pipe:
+    """One worker's ends of the pipeline. In training micro-batches follow the plan's routes; in evaluation they are dealt out in turn."""
+
+    def __init__(self, worker: int, view: View, network: Endpoint) -> None:
+        self._network, self._workload, self._routes = network, view.workload, view.plan.routes
+        self._members = [stage.members for stage in view.plan.stages]
+        self.stage = view.plan.stage_of(worker)
+        self.first, self.last = self.stage == 0, self.stage == len(self._members) - 1
+
+    @property
+    def peers(self) -> set[int]:
+        """All members of the neighbouring stages: evaluation may join any two."""
+        near = (stage for stage in (self.stage - 1, self.stage + 1) if 0 <= stage < len(self._members))
+        return {member for stage in near for member in self._members[stage]}
+
+    def takes(self, step: int, micro_batch: int) -> bool:
+        """Whether the micro-batch passes through this worker."""
+        return self._at(self.stage, step, micro_batch) == self._network.worker
+
+    def receive_activations(self, step: int, micro_batch: int) -> Crossing:
+        """What the stage before made of the micro-batch."""
+        message = self._network.receive(self._at(self.stage - 1, step, micro_batch), Tag(Kind.ACTIVATION, step, self.stage, micro_batch))
+        return decode(message)
+
+    def send_activations(self, step: int, micro_batch: int, crossing: Crossing) -> None:
+        """Hands this stage's output to the next; returns at once."""
+        after = self.stage + 1
+        self._network.send(self._at(after, step, micro_batch), Tag(Kind.ACTIVATION, step, after, micro_batch), *encode(crossing))
+
+    def receive_gradients(self, step: int, micro_batch: int) -> Sequence[torch.Tensor | None]:
+        """The gradients of the tensors that `send_activations` sent."""
+        peer = self._at(self.stage + 1, step, micro_batch)
+        return decode(self._network.receive(peer, Tag(Kind.GRADIENT, step, self.stage, micro_batch))).tensors
+
+    def send_gradients(self, step: int, micro_batch: int, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Hands the gradients of this stage's input to the stage before; returns at once."""
+        before = self.stage - 1
+        back = Crossing(structure=None, tensors=tuple(gradients), differentiable=())
+        self._network.send(self._at(before, step, micro_batch), Tag(Kind.GRADIENT, step, before, micro_batch), *encode(back))
+
+    def _at(self, stage: int, step: int, micro_batch: int) -> int:
+        if step & EVALUATION:
+            return self._members[stage][micro_batch % len(self._members[stage])]
+        return self._routes[stage][self._workload.grain_of(micro_batch)]

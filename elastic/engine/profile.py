@@ -1,0 +1,83 @@
+"""What each layer costs, measured once on the real model: CPU time of this thread, so that neighbours on the machine do not count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from elastic.engine.data import model_input
+from elastic.engine.model import LayeredModel
+from elastic.engine.numerics import Numerics
+from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossRunner, enter
+
+LayerProfile = list[list[float]]
+
+
+class SavedBytes:
+    """Counts the distinct memory that autograd keeps for backward, without the parameters."""
+
+    def __init__(self, parameters: Iterator[torch.nn.Parameter]) -> None:
+        self._known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self.bytes = 0
+
+    def note(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A pack hook for `torch.autograd.graph.saved_tensors_hooks`."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._known.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+@contextmanager
+def _buffers_restored(model: LayeredModel) -> Iterator[None]:
+    kept = [(buffer, buffer.clone()) for buffer in model.root.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+
+def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
+    """`[forward_s, backward_s, parameters, activation_bytes]` per layer for one micro-batch; the last layer's times include the loss.
+
+    Runs the whole model twice, the first time to warm up; parameters and buffers are as before, gradients are dropped.
+    """
+    with _buffers_restored(model):
+        _pass(model, loss, numerics, batch)
+        return _pass(model, loss, numerics, batch)
+
+
+def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
+    runners = [LayerRunner(index, layer, numerics) for index, layer in enumerate(model.layers)]
+    loss_runner = LossRunner(len(runners), loss, numerics)
+    crossing = enter(model_input(batch), "the first micro-batch")
+    rows: LayerProfile = []
+    runs: list[LayerRun] = []
+    for runner in runners:
+        saved = SavedBytes(model.root.parameters())
+        started = time.thread_time()
+        with torch.autograd.graph.saved_tensors_hooks(saved.note, _same):
+            run, crossing = runner.forward(0, 0, crossing)
+        rows.append([time.thread_time() - started, 0.0, model.spec.layers[runner.index].size, saved.bytes])
+        runs.append(run)
+    started = time.thread_time()
+    loss_run, _ = loss_runner.forward(0, 0, crossing, batch, 0)
+    gradients = loss_runner.backward(loss_run)
+    rows[-1][1] += time.thread_time() - started
+    for runner in reversed(runners):
+        started = time.thread_time()
+        gradients = runner.backward(0, 0, runs.pop(), gradients)
+        rows[runner.index][1] += time.thread_time() - started
+    for parameter in model.root.parameters():
+        parameter.grad = None
+    return rows
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor

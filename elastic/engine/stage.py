@@ -1,0 +1,151 @@
+"""One layer at a time: forward and backward with a cut at every layer boundary, also inside a stage.
+
+The input of a layer is a detached, contiguous, 64-byte aligned alias of what came before it, and the gradient handed back is
+contiguous. A micro-batch so runs the same kernels, on the same shapes and alignment, whether the boundary is also a boundary
+between workers or not; that is why layouts do not change bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from elastic.engine import randomness
+from elastic.engine.boundary import Crossing, contiguous, flatten, unflatten
+from elastic.engine.numerics import Numerics, alias
+from elastic.errors import TrainerError
+
+Gradients = Sequence[torch.Tensor | None]
+Loss = Callable[[Any, Any], Any]
+
+
+@dataclass(slots=True, kw_only=True)
+class LayerRun:
+    """What one layer keeps of one micro-batch between its forward and its backward; `outputs` is None if it will be recomputed."""
+
+    leaves: list[torch.Tensor]
+    structure: Any
+    outputs: list[torch.Tensor] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossLeaf:
+    """The loss of one micro-batch: its value (a sum where a weight is given) and its weight."""
+
+    micro_batch: int
+    value: float
+    weight: float
+    tokens: int
+
+
+def enter(value: Any, where: str) -> Crossing:
+    """A value at the door of the first layer: nothing in it receives a gradient."""
+    structure, tensors = flatten(value, where)
+    return Crossing(structure=structure, tensors=tuple(contiguous(t.detach()) for t in tensors), differentiable=(False,) * len(tensors))
+
+
+def leaves_of(crossing: Crossing) -> list[torch.Tensor]:
+    """New autograd leaves over a crossing's memory."""
+    pairs = zip(crossing.tensors, crossing.differentiable, strict=True)
+    return [tensor.detach().requires_grad_(wanted) for tensor, wanted in pairs if tensor is not None]
+
+
+def gradients_of(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """The gradient of each leaf that has one, contiguous."""
+    return [None if leaf.grad is None else contiguous(leaf.grad) for leaf in leaves]
+
+
+class LayerRunner:
+    """Runs one layer of the model."""
+
+    def __init__(self, index: int, module: nn.Module, numerics: Numerics) -> None:
+        self.index = index
+        self.module = module
+        self.numerics = numerics
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._recomputes = numerics.recomputes(index, module)
+
+    def forward(self, step: int, micro_batch: int, crossing: Crossing) -> tuple[LayerRun, Crossing]:
+        """Runs the layer under its key; returns what backward needs, and the layer's output cut off from its graph."""
+        leaves = leaves_of(crossing)
+        run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=None)
+        if self._recomputes:
+            with torch.no_grad():  # on copies: the layer may begin with an in-place operation, and the leaves are needed again
+                structure, outputs = self._call(step, micro_batch, [leaf.detach().clone() for leaf in leaves], crossing.structure)
+            reachable = bool(self.parameters) or any(crossing.differentiable)
+            differentiable = tuple(reachable and output.is_floating_point() for output in outputs)
+        else:
+            structure, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in leaves], crossing.structure)
+            run.outputs = outputs
+            differentiable = tuple(output.requires_grad for output in outputs)
+        return run, Crossing(structure=structure, tensors=tuple(contiguous(o.detach()) for o in outputs), differentiable=differentiable)
+
+    def backward(self, step: int, micro_batch: int, run: LayerRun, gradients: Gradients) -> list[torch.Tensor | None]:
+        """Adds to the parameters' `.grad`; returns the gradient of every input tensor, None where it has none."""
+        outputs = run.outputs
+        if outputs is None:
+            _, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in run.leaves], run.structure)
+        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
+        if pairs:
+            torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+        return gradients_of(run.leaves)
+
+    def evaluate(self, step: int, micro_batch: int, crossing: Crossing) -> Crossing:
+        """Forward only, without a graph."""
+        with torch.no_grad():
+            inputs = [tensor for tensor in crossing.tensors if tensor is not None]
+            structure, outputs = self._call(step, micro_batch, inputs, crossing.structure)
+        return Crossing(structure=structure, tensors=tuple(contiguous(o) for o in outputs), differentiable=(False,) * len(outputs))
+
+    def _call(self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any) -> tuple[Any, list[torch.Tensor]]:
+        randomness.seed_all(self.numerics.seed, step, micro_batch, self.index)
+        with self.numerics.precision():
+            result = self.module(unflatten(structure, inputs))
+        return flatten(result, f"layer {self.index} ({type(self.module).__name__})")
+
+
+class LossRunner:
+    """Runs the loss: `loss(output, micro_batch)` gives the micro-batch's mean loss, or `(sum, weight)`."""
+
+    def __init__(self, layers: int, loss: Loss, numerics: Numerics) -> None:
+        self.index = layers  # the key behind the last layer's
+        self.loss = loss
+        self.numerics = numerics
+
+    def forward(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int) -> tuple[LayerRun, LossLeaf]:
+        """The loss of one micro-batch, with its graph.
+
+        Raises:
+            TrainerError: if the loss is not a scalar tensor or `(scalar tensor, weight)`.
+        """
+        leaves = leaves_of(crossing)
+        value, weight = self._call(step, micro_batch, unflatten(crossing.structure, [alias(leaf) for leaf in leaves]), batch)
+        run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=[value])
+        return run, LossLeaf(micro_batch=micro_batch, value=float(value.detach()), weight=weight, tokens=tokens)
+
+    def backward(self, run: LayerRun) -> list[torch.Tensor | None]:
+        """The gradient of the model's output; the sum over micro-batches is divided once, later."""
+        if run.outputs is not None and run.outputs[0].requires_grad:
+            run.outputs[0].backward()
+        return gradients_of(run.leaves)
+
+    def evaluate(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int) -> LossLeaf:
+        """The loss without a graph."""
+        with torch.no_grad():
+            inputs = [tensor for tensor in crossing.tensors if tensor is not None]
+            value, weight = self._call(step, micro_batch, unflatten(crossing.structure, inputs), batch)
+        return LossLeaf(micro_batch=micro_batch, value=float(value), weight=weight, tokens=tokens)
+
+    def _call(self, step: int, micro_batch: int, output: Any, batch: Any) -> tuple[torch.Tensor, float]:
+        randomness.seed_all(self.numerics.seed, step, micro_batch, self.index)
+        with self.numerics.precision():
+            result = self.loss(output, batch)
+        value, weight = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise TrainerError(f"the loss of step {step}, micro-batch {micro_batch} is {shape}: return a scalar tensor, or (sum, weight)")
+        return value, float(weight)

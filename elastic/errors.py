@@ -1,0 +1,99 @@
+"""Every exception the runtime raises on purpose.
+
+    ElasticError
+    ├── SettingsError            an argument is wrong: says which and what to do (also a ValueError)
+    │   ├── PlanError            no plan exists for this request
+    │   ├── TrainFunctionError   train_fn cannot be imported by another process
+    │   └── TrainerError         model, loss, data or optimizer cannot be trained as given
+    ├── NotInJob                 used outside of a worker of a running job
+    ├── LayoutError              a layout breaks an invariant
+    │   └── CoverageLost         no live worker holds a needed run of state
+    ├── LinkError                a link could not be made, or broke its protocol
+    │   └── PeerLost             the process at the other end is gone
+    ├── Interrupted              a wait was called off
+    ├── EtcdUnavailable          etcd cannot be started, reached or logged in to
+    ├── Conflict                 a compare-and-swap lost: somebody else wrote first
+    ├── MismatchError            workers disagree on what must be equal
+    ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
+    └── JobFailed                the job ended with an error of one of its workers
+
+`surely_not_done` tells, for an operation on another process, whether it surely did not happen (True), or may have (False).
+"""
+
+from __future__ import annotations
+
+
+class ElasticError(Exception):
+    """Base of all."""
+
+    surely_not_done: bool = True
+
+
+class SettingsError(ElasticError, ValueError):
+    """An argument is wrong."""
+
+
+class PlanError(SettingsError):
+    """No plan exists for this request."""
+
+
+class TrainFunctionError(SettingsError):
+    """The train function cannot be imported by another process."""
+
+
+class TrainerError(SettingsError):
+    """Model, loss, data or optimizer cannot be trained as given."""
+
+
+class NotInJob(ElasticError, RuntimeError):
+    """Used outside of a worker of a running job."""
+
+
+class LayoutError(ElasticError):
+    """A layout breaks an invariant."""
+
+
+class CoverageLost(LayoutError):
+    """No live worker holds a needed run of state."""
+
+
+class LinkError(ElasticError, ConnectionError):
+    """A link could not be made, or broke its protocol."""
+
+    surely_not_done = False
+
+    def __init__(self, message: str, *, peer: int | None = None) -> None:
+        super().__init__(message)
+        self.peer = peer
+
+
+class PeerLost(LinkError):
+    """The process at the other end of a link is gone."""
+
+
+class Interrupted(ElasticError):
+    """A wait was called off."""
+
+
+class EtcdUnavailable(ElasticError, ConnectionError):
+    """etcd cannot be started, reached or logged in to."""
+
+    surely_not_done = False
+
+
+class Conflict(ElasticError):
+    """A compare-and-swap lost: somebody else wrote first; nothing was written."""
+
+
+class MismatchError(ElasticError):
+    """Workers disagree on something that must be equal on all of them."""
+
+
+class NonFinite(ElasticError, ArithmeticError):
+    """A loss or a gradient became NaN or infinite."""
+
+
+class JobFailed(ElasticError, RuntimeError):
+    """The job ended with an error of one of its workers."""
+
+    surely_not_done = False

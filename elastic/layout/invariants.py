@@ -1,0 +1,90 @@
+"""What every layout must satisfy. Each invariant has a name, which begins the message of the error that reports its breach.
+
+    order        layers 0, 1, ... in order; the layers of a stage are neighbours, and no worker is in two stages
+    members      every layer has members, none twice
+    coverage     the intervals of a layer leave nothing out and stay inside it
+    single owner no element is in two intervals, and intervals are not empty
+    ownership    owners are members of the layer's stage
+    alignment    intervals start at allowed cut points
+    replication  the replica is another worker of the layout, and is missing only when there is one worker
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+from typing import NoReturn
+
+from elastic.errors import LayoutError
+from elastic.layout.layout import Interval, LayerLayout, Layout
+from elastic.layout.regions import ModelSpec
+
+
+def check(layout: Layout) -> None:
+    """Raises LayoutError, naming the invariant, the layer and the run, unless every invariant holds."""
+    _check_order(layout.layers, len(layout.model.layers))
+    workers = set(layout.workers)
+    for layer in layout.layers:
+        _check_coverage(layer, layout.model.layers[layer.layer].size)
+        _check_alignment(layer, layout.model)
+        for interval in layer.intervals:
+            _check_holders(layer, interval, workers)
+
+
+def _refuse(invariant: str, layer: int, run: tuple[int, int] | None, why: str) -> NoReturn:
+    where = f"layer {layer}" if run is None else f"layer {layer}, run [{run[0]}, {run[1]})"
+    raise LayoutError(f"{invariant}: {where}: {why}")
+
+
+def _check_order(layers: Sequence[LayerLayout], expected: int) -> None:
+    for position, layer in enumerate(layers):
+        if layer.layer != position:
+            _refuse("order", layer.layer, None, f"found where layer {position} should be")
+        if not layer.members or len(set(layer.members)) < len(layer.members):
+            _refuse("members", position, None, f"members are {layer.members}")
+    if len(layers) != expected:
+        _refuse("order", len(layers), None, f"the layout has {len(layers)} layers and the model {expected}")
+    ended: set[int] = set()
+    for before, after in pairwise(layers):
+        if before.members == after.members:
+            continue
+        ended.update(before.members)
+        if ended.intersection(after.members):
+            _refuse("order", after.layer, None, f"workers {sorted(ended.intersection(after.members))} are members of an earlier stage too")
+
+
+def _check_coverage(layer: LayerLayout, size: int) -> None:
+    position = 0
+    for interval in layer.intervals:
+        if interval.start >= interval.stop:
+            _refuse("single owner", layer.layer, (interval.start, interval.stop), "the interval is empty")
+        if interval.start < position:
+            _refuse("single owner", layer.layer, (interval.start, min(position, interval.stop)), "in two intervals, or out of order")
+        if interval.start > position:
+            _refuse("coverage", layer.layer, (position, interval.start), "nobody owns it")
+        position = interval.stop
+    if position < size:
+        _refuse("coverage", layer.layer, (position, size), "nobody owns it")
+    if position > size:
+        _refuse("coverage", layer.layer, (size, position), f"it is owned and lies outside of the layer, which has {size} elements")
+
+
+def _check_alignment(layer: LayerLayout, model: ModelSpec) -> None:
+    points = model.cut_points(layer.layer)
+    allowed: Collection[int] = points if isinstance(points, range) else set(points)
+    for interval in layer.intervals:
+        if interval.start not in allowed:
+            _refuse("alignment", layer.layer, (interval.start, interval.stop), f"its start is not at an allowed {model.cut} cut")
+
+
+def _check_holders(layer: LayerLayout, interval: Interval, workers: Collection[int]) -> None:
+    run = (interval.start, interval.stop)
+    if interval.owner not in layer.members:
+        _refuse("ownership", layer.layer, run, f"its owner {interval.owner} is not one of the members {layer.members}")
+    if interval.replica is None:
+        if len(workers) > 1:
+            _refuse("replication", layer.layer, run, f"it has no replica, and there are {len(workers)} workers")
+    elif interval.replica == interval.owner:
+        _refuse("replication", layer.layer, run, f"worker {interval.owner} is both its owner and its replica")
+    elif interval.replica not in workers:
+        _refuse("replication", layer.layer, run, f"its replica {interval.replica} is not a worker of this layout")

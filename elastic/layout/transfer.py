@@ -1,0 +1,254 @@
+"""What must move between workers so that a new layout holds: one computation for recovery, scaling, save and load.
+
+A `Holding` says that a worker has (or must have) one state of one run. A layout *needs* a set of holdings; whatever a worker
+needs and does not have is sent to it, once, by somebody who has it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from elastic.errors import CoverageLost
+from elastic.layout.layout import Layout
+from elastic.layout.regions import BLOCK
+
+Role = Literal["live", "spare", "replica", "gathered"]
+Run = tuple[int, int]
+
+PARAM = "param"
+"""The state that is the parameter itself. All other states are the optimizer's and follow ownership."""
+
+PIECE = 256 * BLOCK
+"""Elements. A longer run that several workers can send is divided between them in pieces of this length."""
+
+# A gathered parameter is as fresh as its owner's, and drawing on all who have it is what balances the sources.
+_PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "spare": 1, "replica": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """`worker` has the elements `[start, stop)` of `state` of `layer`.
+
+    As owner: live, or the spare of the step before. As another worker: replica, or gathered parameter.
+    """
+
+    worker: int
+    state: str
+    layer: int
+    start: int
+    stop: int
+    role: Role
+
+    def to_json(self) -> list[Any]:
+        """One flat list."""
+        return [self.worker, self.state, self.layer, self.start, self.stop, self.role]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Holding:
+        """The inverse of `to_json`."""
+        worker, state, layer, start, stop, role = data
+        return cls(worker=worker, state=state, layer=layer, start=start, stop=stop, role=role)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """`source` sends the elements `[start, stop)` of `state` of `layer` to `destination`."""
+
+    source: int
+    destination: int
+    state: str
+    layer: int
+    start: int
+    stop: int
+
+    @property
+    def elements(self) -> int:
+        """Length of the run."""
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.source}>{self.destination} {self.state} {self.layer}[{self.start}:{self.stop}]"
+
+    def to_json(self) -> list[Any]:
+        """One flat list."""
+        return [self.source, self.destination, self.state, self.layer, self.start, self.stop]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Transfer:
+        """The inverse of `to_json`."""
+        source, destination, state, layer, start, stop = data
+        return cls(source=source, destination=destination, state=state, layer=layer, start=start, stop=stop)
+
+
+def needs(layout: Layout, states: Sequence[str]) -> tuple[Holding, ...]:
+    """What every worker must hold under `layout`; `states` are names, of which `PARAM` is the parameter itself.
+
+    The parameter: every member of the stage needs the layer whole, every member of a stage that uses a tied parameter needs that
+    parameter's run of the home layer, and the replica of a stage with one member needs its interval. Any other state: the owner and
+    the replica need their interval.
+    """
+    return tuple(
+        need
+        for layer in range(len(layout.layers))
+        for state in states
+        for need in (_parameter_needs(layout, layer) if state == PARAM else _state_needs(layout, layer, state))
+    )
+
+
+def _parameter_needs(layout: Layout, layer: int) -> Iterator[Holding]:
+    home = layout.layers[layer]
+    size = layout.model.layers[layer].size
+    if size:
+        for worker in home.members:
+            yield Holding(worker=worker, state=PARAM, layer=layer, start=0, stop=size, role="gathered")
+    if len(home.members) == 1:
+        for interval in home.intervals:
+            if interval.replica is not None:
+                yield Holding(worker=interval.replica, state=PARAM, layer=layer, start=interval.start, stop=interval.stop, role="replica")
+    tied = dict.fromkeys(
+        (worker, start, stop)
+        for user in layout.layers[layer + 1 :]
+        for base, start, stop in layout.model.tied_runs(user.layer)
+        for worker in user.members
+        if base == layer and start < stop and worker not in home.members
+    )
+    for worker, start, stop in tied:
+        yield Holding(worker=worker, state=PARAM, layer=layer, start=start, stop=stop, role="gathered")
+
+
+def _state_needs(layout: Layout, layer: int, state: str) -> Iterator[Holding]:
+    for interval in layout.layers[layer].intervals:
+        yield Holding(worker=interval.owner, state=state, layer=layer, start=interval.start, stop=interval.stop, role="live")
+        if interval.replica is not None:
+            yield Holding(worker=interval.replica, state=state, layer=layer, start=interval.start, stop=interval.stop, role="replica")
+
+
+def holdings_of(layout: Layout, states: Sequence[str], alive: Collection[int]) -> tuple[Holding, ...]:
+    """What the workers `alive` hold when `layout` is in force: its needs, and nothing else."""
+    return tuple(holding for holding in needs(layout, states) if holding.worker in alive)
+
+
+def transfers(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> tuple[Transfer, ...]:
+    """The moves after which `layout` holds, in ascending coordinates; `holdings` are those of live workers, all of one step.
+
+    Each missing run goes once to each destination that misses it, from a live owner (or a gathered copy) rather than a spare, and from
+    that rather than a replica; among equals from the one that sends the fewest elements so far. Raises CoverageLost if nobody holds a run.
+    """
+    offers = _grouped(holdings)
+    load: dict[int, int] = defaultdict(int)
+    moves: list[Transfer] = []
+    for (state, layer), wanted in _grouped(needs(layout, states)).items():
+        offered = offers.get((state, layer), [])
+        had = _runs_by_worker(offered)
+        for destination, runs in _runs_by_worker(wanted).items():
+            for run in missing(runs, had.get(destination, [])):
+                moves += _fetch(destination, run, state, layer, offered, load)
+    return tuple(moves)
+
+
+def _grouped(holdings: Iterable[Holding]) -> dict[tuple[str, int], list[Holding]]:
+    groups: dict[tuple[str, int], list[Holding]] = defaultdict(list)
+    for holding in holdings:
+        groups[holding.state, holding.layer].append(holding)
+    return groups
+
+
+def _runs_by_worker(holdings: Iterable[Holding]) -> dict[int, list[Run]]:
+    runs: dict[int, list[Run]] = defaultdict(list)
+    for holding in holdings:
+        runs[holding.worker].append((holding.start, holding.stop))
+    return {worker: sorted(found) for worker, found in runs.items()}
+
+
+def missing(wanted: Iterable[Run], had: Sequence[Run]) -> list[Run]:
+    """The union of `wanted` without the union of `had`, as ascending disjoint runs; both are sorted and may overlap within themselves."""
+    gaps: list[Run] = []
+    done = 0
+    for start, stop in wanted:
+        position = max(start, done)
+        for first, last in had:
+            if position < first < stop:
+                gaps.append((position, first))
+            if first < stop:
+                position = max(position, last)
+        if position < stop:
+            gaps.append((position, stop))
+        done = max(done, stop)
+    return gaps
+
+
+def _fetch(destination: int, run: Run, state: str, layer: int, offered: Sequence[Holding], load: dict[int, int]) -> list[Transfer]:
+    moves: list[Transfer] = []
+    position, stop = run
+    while position < stop:
+        covering = [offer for offer in offered if offer.start <= position < offer.stop]
+        if not covering:
+            end = min([stop, *(offer.start for offer in offered if offer.start > position)])
+            raise CoverageLost(f"no live worker holds {state!r} of layer {layer}, run [{position}, {end}), needed by worker {destination}")
+        chosen = min(covering, key=lambda offer: (_PREFERENCE[offer.role], load[offer.worker], offer.worker))
+        end = min(stop, _end_of_choice(chosen, position, offered))
+        load[chosen.worker] += end - position
+        moves.append(Transfer(source=chosen.worker, destination=destination, state=state, layer=layer, start=position, stop=end))
+        position = end
+    return _joined(moves)
+
+
+def _end_of_choice(chosen: Holding, position: int, offered: Sequence[Holding]) -> int:
+    """How far `chosen` sends from `position` before a better or an equal source must be considered."""
+    rank = _PREFERENCE[chosen.role]
+    end = min([chosen.stop, *(offer.start for offer in offered if offer.start > position and _PREFERENCE[offer.role] < rank)])
+    rivals = (offer for offer in offered if offer.worker != chosen.worker and _PREFERENCE[offer.role] == rank)
+    if any(offer.start <= position < offer.stop for offer in rivals):
+        end = min(end, position + PIECE)
+    return end
+
+
+def _joined(moves: Sequence[Transfer]) -> list[Transfer]:
+    joined: list[Transfer] = []
+    for move in moves:
+        if joined and joined[-1].source == move.source:
+            last = joined.pop()
+            move = Transfer(
+                source=move.source, destination=move.destination, state=move.state, layer=move.layer, start=last.start, stop=move.stop
+            )
+        joined.append(move)
+    return joined
+
+
+def minimum_elements(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> int:
+    """The fewest elements that any set of transfers can move: an oracle that shares no code with `needs` and `transfers`.
+
+    It goes over the model element by element (in fact: between neighbouring boundaries), and counts those who need it and do not have it.
+    """
+    had = list(holdings)
+    total = 0
+    for layer in layout.layers:
+        for state in states:
+            held = [holding for holding in had if (holding.state, holding.layer) == (state, layer.layer)]
+            edges = {position for holding in held for position in (holding.start, holding.stop)}
+            edges |= {position for interval in layer.intervals for position in (interval.start, interval.stop)}
+            tied = (run for user in layout.layers for base, *run in layout.model.tied_runs(user.layer) if base == layer.layer)
+            edges.update(position for run in tied for position in run)
+            for start, stop in pairwise(sorted(edges)):
+                have = {holding.worker for holding in held if holding.start <= start < holding.stop}
+                total += (stop - start) * len(_needers(layout, state, layer.layer, start) - have)
+    return total
+
+
+def _needers(layout: Layout, state: str, layer: int, position: int) -> set[int]:
+    here = layout.layers[layer]
+    pair = {worker for i in here.intervals if i.start <= position < i.stop for worker in (i.owner, i.replica) if worker is not None}
+    if state != PARAM:
+        return pair
+    tied = {
+        worker
+        for user in layout.layers
+        for base, start, stop in layout.model.tied_runs(user.layer)
+        for worker in user.members
+        if base == layer and start <= position < stop
+    }
+    return set(here.members) | tied | (pair if len(here.members) == 1 else set())

@@ -1,0 +1,97 @@
+"""The first view of a job, decided purely from what its workers announced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.errors import MismatchError
+from elastic.layout.layout import spread
+from elastic.layout.regions import ModelSpec
+from elastic.plan.planner import plan
+from elastic.plan.workload import Workload, costs
+from elastic.view import Member, View
+
+_EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A worker that can be a member. `profile` has, per layer, `[forward_s, backward_s, parameters, activation_bytes]` of a micro-batch."""
+
+    host: str
+    address: str
+    fingerprint: dict[str, Any]
+    model: dict[str, Any]
+    digest: str
+    micro_batches: int
+    grains: int
+    settings: dict[str, Any]
+    profile: list[list[float]] | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], host: str) -> Ready:
+        """Raises MismatchError if a field is missing or unknown."""
+        try:
+            return cls(host=host, **data)
+        except TypeError as error:
+            raise MismatchError(f"a worker announced itself in another form than this version of elastic expects: {error}") from error
+
+
+def found(ready: Mapping[int, Ready], stages: int | None) -> View:
+    """Epoch 1, of all workers that are ready. Raises MismatchError if they differ, PlanError if the model does not fit the stages."""
+    check_equal(ready)
+    first = ready[min(ready)]
+    profile = next((worker.profile for _, worker in sorted(ready.items()) if worker.profile is not None), None)
+    if profile is None:
+        raise MismatchError(f"none of the workers {sorted(ready)} measured its layers, which the plan needs")
+    workload = Workload(layers=costs(profile), micro_batches=first.micro_batches, grains=first.grains)
+    chosen = plan(sorted(ready), workload, stages)
+    hosts = {worker: announced.host for worker, announced in ready.items()}
+    layout = spread(ModelSpec.from_json(first.model), [(stage.layers, stage.members) for stage in chosen.stages], hosts)
+    members = tuple(Member(worker=worker, host=ready[worker].host, address=ready[worker].address) for worker in sorted(ready))
+    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload)
+
+
+def check_equal(ready: Mapping[int, Ready]) -> None:
+    """Raises MismatchError naming the workers that differ from the lowest one, and where they do first."""
+    reference = min(ready)
+    for field in _EQUAL:
+        expected = getattr(ready[reference], field)
+        others = [worker for worker in sorted(ready) if getattr(ready[worker], field) != expected]
+        if others:
+            found = getattr(ready[others[0]], field)
+            place, here, there = first_difference(field, expected, found)
+            raise MismatchError(
+                f"worker{'s' * (len(others) > 1)} {', '.join(map(str, others))} cannot train together with worker {reference}: "
+                f"{place} is {_short(there)} there and {_short(here)} on worker {reference}; {_ADVICE[field]}"
+            )
+
+
+def first_difference(place: str, here: Any, there: Any) -> tuple[str, Any, Any]:
+    """Where two unequal JSON values differ first, as `settings.batch_size` or `model.layers[2]`, and the two values there."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for key in [*here, *(key for key in there if key not in here)]:
+            if here.get(key) != there.get(key):
+                return first_difference(f"{place}.{key}", here.get(key), there.get(key))
+    if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        for index, (one, other) in enumerate(zip(here, there, strict=True)):
+            if one != other:
+                return first_difference(f"{place}[{index}]", one, other)
+    return place, here, there
+
+
+_ADVICE = {
+    "fingerprint": "run the same torch and Python on processors of one kind, or fix isa=",
+    "settings": "give the Trainer the same arguments on every worker",
+    "micro_batches": "give the Trainer the same arguments on every worker",
+    "grains": "give the Trainer the same arguments on every worker",
+    "model": "build the same model on every worker",
+    "digest": "seed the initial weights alike, and read no randomness that differs between workers, before making the Trainer",
+}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,66 @@
+"""Actions and schedules, and how they print and read back: `2F0` is stage 2, forward, micro-batch 0, as in torch's pipelines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from elastic.errors import PlanError
+
+Kind = Literal["F", "B"]
+_ACTION = re.compile(r"(\d+)([FB])(\d+)")
+
+
+class Action(NamedTuple):
+    """The forward (F) or backward (B) of one micro-batch through one stage."""
+
+    stage: int
+    kind: Kind
+    micro_batch: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind}{self.micro_batch}"
+
+
+Schedule = Mapping[int, tuple[Action, ...]]
+"""The actions of each worker, in the order in which it runs them."""
+
+Cell = tuple[int, int]
+"""A worker, and a place in its list of actions."""
+
+
+def awaited(action: Action, depth: int) -> Action | None:
+    """What must have ended before `action` can start, usually on another worker; `depth` is the number of stages."""
+    stage, kind, micro_batch = action
+    if kind == "F":
+        return Action(stage - 1, "F", micro_batch) if stage else None
+    return Action(stage + 1, "B", micro_batch) if stage < depth - 1 else Action(stage, "F", micro_batch)
+
+
+def format(schedule: Schedule, marked: Collection[Cell] = ()) -> str:
+    """One line a worker: `3: 0F0 0F1 0B0 0B1`; marked cells print as `>0F1<`."""
+    return "\n".join(_line(worker, actions, {place for other, place in marked if other == worker}) for worker, actions in schedule.items())
+
+
+def _line(worker: int, actions: Iterable[Action], marked: Collection[int]) -> str:
+    cells = (f">{action}<" if place in marked else str(action) for place, action in enumerate(actions))
+    return f"{worker}: {' '.join(cells)}".rstrip()
+
+
+def parse(text: str) -> dict[int, tuple[Action, ...]]:
+    """The inverse of `format`; raises PlanError naming the line or cell that it cannot read."""
+    schedule: dict[int, tuple[Action, ...]] = {}
+    for line in text.splitlines():
+        worker, colon, cells = line.partition(":")
+        if not (colon and worker.strip().isdecimal()) or int(worker) in schedule:
+            raise PlanError(f"a line of a schedule starts with a worker that no other line has, and a colon; this one does not: {line!r}")
+        schedule[int(worker)] = tuple(_parse_action(cell) for cell in cells.split())
+    return schedule
+
+
+def _parse_action(cell: str) -> Action:
+    match = _ACTION.fullmatch(cell)
+    if match is None:
+        raise PlanError(f"an action is written like 2F0 or 2B0, not {cell!r}")
+    return Action(int(match[1]), "F" if match[2] == "F" else "B", int(match[3]))

@@ -1,0 +1,113 @@
+"""Contiguous layers to ordered stages, and workers to stages: exact, in two steps.
+
+1. The least bottleneck M. For a given M the fewest workers that keep every stage below it follow from a small recursion over stages and
+   layers; M is one of finitely many values, found by bisection.
+2. Among all partitions with that bottleneck, the least sum over stages, then the least of the largest stages' parameters: a dynamic
+   programme over (stages left, first layer, workers left), which only visits what step 1 leaves possible.
+
+Seconds are counted in whole picoseconds, so that equal costs tie exactly instead of being told apart by the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import cache
+from itertools import accumulate, combinations, pairwise
+
+from elastic.errors import PlanError
+from elastic.plan.workload import Workload
+
+Choice = tuple[int, int, tuple[tuple[int, int], ...]]
+"""Sum of stage times, parameters of the largest stage, and (first layer behind the stage, workers) for each stage."""
+
+_NONE: Choice = (0, 0, ())
+
+
+def partition(workload: Workload, workers: int, stages: int) -> tuple[tuple[range, int], ...]:
+    """The layers and the number of workers of each stage; all workers are given out.
+
+    Minimises the largest over stages of (forward + backward seconds per micro-batch) x ceil(grains / workers of the stage), then the sum of
+    these, then the parameters of the stage that has most. Raises PlanError if there are more stages than layers or workers, or none.
+    """
+    return _Programme(workload, workers, stages).solve()
+
+
+class _Programme:
+    def __init__(self, workload: Workload, workers: int, stages: int) -> None:
+        check_feasible(len(workload.layers), workers, stages)
+        self.grains, self.workers, self.stages, self.layers = workload.grains, workers, stages, len(workload.layers)
+        self.seconds = [0, *accumulate(round((layer.forward_s + layer.backward_s) * 1e12) for layer in workload.layers)]
+        self.parameters = [0, *accumulate(layer.parameters for layer in workload.layers)]
+        # Only the fewest workers for each number of rounds are worth considering: more than that gain nothing.
+        spare = workers - stages + 1
+        fewest = {-(-self.grains // n): n for n in range(spare, 0, -1)}
+        self.options = [(n, rounds) for rounds, n in sorted(fewest.items(), reverse=True)]
+
+    def solve(self) -> tuple[tuple[range, int], ...]:
+        bottleneck = self._bottleneck()
+        _, _, steps = self._best(bottleneck, self._fewest_workers(bottleneck))
+        stops = [0, *(stop for stop, _ in steps)]
+        runs = [range(start, stop) for start, stop in pairwise(stops)]
+        return tuple(zip(runs, self._give_out(runs, [n for _, n in steps]), strict=True))
+
+    def _bottleneck(self) -> int:
+        times = {self.seconds[stop] - self.seconds[start] for start, stop in combinations(range(self.layers + 1), 2)}
+        candidates = sorted({time * rounds for time in times for _, rounds in self.options})
+        return candidates[bisect_left(candidates, True, key=lambda limit: self._fewest_workers(limit)[self.stages][0] <= self.workers)]
+
+    def _fewest_workers(self, limit: int) -> list[list[int]]:
+        """[stages left][first layer] -> the fewest workers with which no stage exceeds `limit`; more than there are if none do."""
+        never = self.workers + 1
+        table = [[never] * self.layers + [0]]
+        for left in range(1, self.stages + 1):
+            behind, row = table[-1], [never] * (self.layers + 1)
+            for start in range(self.layers - left, -1, -1):
+                for stop in range(start + 1, self.layers - left + 2):
+                    here = self._workers_for(start, stop, limit)
+                    if here >= never:
+                        break
+                    row[start] = min(row[start], here + behind[stop])
+            table.append(row)
+        return table
+
+    def _workers_for(self, start: int, stop: int, limit: int) -> int:
+        time = self.seconds[stop] - self.seconds[start]
+        rounds = limit // time if time else self.grains
+        return -(-self.grains // rounds) if rounds else self.workers + 1
+
+    def _best(self, limit: int, fewest: list[list[int]]) -> Choice:
+        @cache
+        def best(left: int, start: int, workers: int) -> Choice:
+            if not left:
+                return _NONE
+            found: list[Choice] = []
+            for stop in range(start + 1, self.layers - left + 2):
+                least = self._workers_for(start, stop, limit)
+                if least > workers:
+                    break
+                time, size = self.seconds[stop] - self.seconds[start], self.parameters[stop] - self.parameters[start]
+                for n, rounds in self.options:
+                    if least <= n <= workers - fewest[left - 1][stop]:
+                        total, largest, steps = best(left - 1, stop, workers - n)
+                        found.append((time * rounds + total, max(size, largest), ((stop, n), *steps)))
+            return min(found)
+
+        return best(self.stages, 0, self.workers)
+
+    def _give_out(self, runs: list[range], given: list[int]) -> list[int]:
+        """Workers that cannot speed up anything go where most parameters are kept per worker."""
+        for _ in range(self.workers - sum(given)):
+            sizes = [self.parameters[run.stop] - self.parameters[run.start] for run in runs]
+            place = max(range(len(runs)), key=lambda stage: sizes[stage] / given[stage])
+            given[place] += 1
+        return given
+
+
+def check_feasible(layers: int, workers: int, stages: int) -> None:
+    """Raises PlanError, saying what to do, unless every stage can have a layer and a worker."""
+    if stages < 1:
+        raise PlanError(f"{stages} stages were asked for: ask for at least one, or leave `stages` out")
+    if stages > layers:
+        raise PlanError(f"{stages} stages need {stages} layers and the model has {layers}: ask for at most {layers} stages")
+    if stages > workers:
+        raise PlanError(f"{stages} stages need {stages} workers and there are {workers}: ask for at most {workers} stages, or add workers")

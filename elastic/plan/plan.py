@@ -1,0 +1,82 @@
+"""The plan: which worker holds which layers and computes which grains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.errors import PlanError
+from elastic.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A contiguous run of layers and the workers that hold them."""
+
+    layers: range
+    members: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"[{self.layers.start}-{self.layers.stop - 1}]x{len(self.members)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Stages in order; for each stage the worker of each grain; the predicted seconds of a step; and a sentence saying why this plan.
+
+    Raises PlanError unless the stages hold layers 0, 1, ... in order, no worker is in two stages, and routes stay within their stage.
+    """
+
+    stages: tuple[Stage, ...]
+    routes: tuple[tuple[int, ...], ...]
+    step_s: float
+    why: str
+
+    def __post_init__(self) -> None:
+        start = 0
+        for number, stage in enumerate(self.stages):
+            if stage.layers.start != start or not stage.layers or stage.layers.step != 1 or not stage.members:
+                raise PlanError(f"stage {number} has layers {stage.layers} and members {stage.members}, and layer {start} comes next")
+            start = stage.layers.stop
+        workers = self.workers
+        if len(set(workers)) < len(workers):
+            raise PlanError(f"a worker has two places in the stages: {workers}")
+        if len(self.routes) != len(self.stages) or len({len(route) for route in self.routes}) > 1:
+            raise PlanError(f"{len(self.stages)} stages need as many routes of equal length, not {self.routes}")
+        for number, (stage, route) in enumerate(zip(self.stages, self.routes, strict=True)):
+            if strangers := set(route).difference(stage.members):
+                raise PlanError(f"routes of stage {number} name workers {sorted(strangers)}, which are not members of it")
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """All workers, in the order of their stages."""
+        return tuple(worker for stage in self.stages for worker in stage.members)
+
+    @property
+    def summary(self) -> str:
+        """Such as `[0-4]x2 [5-9]x2`: the layers of each stage, and its number of workers."""
+        return " ".join(str(stage) for stage in self.stages)
+
+    def stage_of(self, worker: int) -> int:
+        """The number of the worker's stage; PlanError if it has none."""
+        for number, stage in enumerate(self.stages):
+            if worker in stage.members:
+                return number
+        raise PlanError(f"worker {worker} has no stage in the plan {self.summary}")
+
+    def micro_batches_of(self, worker: int, workload: Workload) -> tuple[int, ...]:
+        """The micro-batches that are routed to `worker`, ascending."""
+        route = self.routes[self.stage_of(worker)]
+        return tuple(micro_batch for grain, to in enumerate(route) if to == worker for micro_batch in workload.micro_batches_of(grain))
+
+    def to_json(self) -> dict[str, Any]:
+        """A short list per stage and per route."""
+        stages: list[Sequence[Any]] = [[stage.layers.start, stage.layers.stop, list(stage.members)] for stage in self.stages]
+        return {"stages": stages, "routes": [list(route) for route in self.routes], "step_s": self.step_s, "why": self.why}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """The inverse of `to_json`."""
+        stages = tuple(Stage(layers=range(start, stop), members=tuple(members)) for start, stop, members in data["stages"])
+        return cls(stages=stages, routes=tuple(tuple(route) for route in data["routes"]), step_s=data["step_s"], why=data["why"])

@@ -1,0 +1,56 @@
+"""The planner: from workers and a workload to the plan with the least predicted step time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elastic.errors import PlanError
+from elastic.plan.partition import check_feasible, partition
+from elastic.plan.plan import Plan, Stage
+from elastic.plan.routing import even_routes
+from elastic.plan.simulation import simulate
+from elastic.plan.workload import Workload
+
+__all__ = ["Plan", "Stage", "plan"]
+
+SYNC_BYTES_PER_S = 2e9
+"""Assumed speed of gradient exchange, per worker and direction."""
+
+PARAMETER_BYTES = 4
+
+
+def plan(workers: Sequence[int], workload: Workload, stages: int | None = None) -> Plan:
+    """Divides the layers among `workers` (ids; stages are filled in this order) in `stages` stages, or in the number that is fastest.
+
+    Predicted is the simulated schedule plus, for the slowest stage, the time to exchange its gradients and parameters at
+    `SYNC_BYTES_PER_S`. Ties go to fewer stages. Raises PlanError, saying what to do, if the stages are more than the layers or the workers.
+    """
+    if len(set(workers)) < len(workers) or not workers:
+        raise PlanError(f"a plan needs at least one worker and each only once, not {list(workers)}")
+    if stages is not None:
+        check_feasible(len(workload.layers), len(workers), stages)
+        return _planned(workers, workload, stages, "as asked")
+    most = min(len(workload.layers), len(workers))
+    plans = [_planned(workers, workload, count, f"fastest of 1 to {most}") for count in range(1, most + 1)]
+    return min(plans, key=lambda candidate: candidate.step_s)
+
+
+def _planned(workers: Sequence[int], workload: Workload, count: int, reason: str) -> Plan:
+    rest = iter(workers)
+    stages = tuple(
+        Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in partition(workload, len(workers), count)
+    )
+    routes = tuple(even_routes(workload.grains, stage.members) for stage in stages)
+    compute = simulate(workload, stages, routes)[1]
+    exchange = max(_exchange_s(workload, stage) for stage in stages)
+    why = f"{count} stages, {reason}: {compute:.3g} s computing and {exchange:.3g} s exchanging gradients, predicted"
+    if idle := [worker for stage in stages for worker in stage.members[workload.grains :]]:
+        why += f"; workers {idle} get no grain, of which there are only {workload.grains}"
+    return Plan(stages=stages, routes=routes, step_s=compute + exchange, why=why)
+
+
+def _exchange_s(workload: Workload, stage: Stage) -> float:
+    """Reduce-scatter and all-gather: each moves (n - 1) / n of the stage's parameters through every worker."""
+    elements = sum(workload.layers[layer].parameters for layer in stage.layers)
+    others = len(stage.members) - 1
+    return 2 * elements * PARAMETER_BYTES * others / len(stage.members) / SYNC_BYTES_PER_S

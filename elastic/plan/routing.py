@@ -1,0 +1,65 @@
+"""Which worker of a stage computes which grain, and which partial sums of the gradient tree it can send.
+
+The tree over grains is binary and fixed: node `(level, index)` is the sum over grains `[index << level, (index + 1) << level)`, cut off
+at the number of grains. A worker sends the sums of the maximal nodes that its grains cover, and the owner adds in tree order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from elastic.errors import PlanError
+
+
+class Node(NamedTuple):
+    """One partial sum of the gradient tree."""
+
+    level: int
+    index: int
+
+    @property
+    def parent(self) -> Node:
+        """The sum of this node and its sibling."""
+        return Node(self.level + 1, self.index >> 1)
+
+    def grains(self, grains: int) -> range:
+        """The grains that it covers, of `grains` in all."""
+        return range(min(self.index << self.level, grains), min((self.index + 1) << self.level, grains))
+
+
+def even_routes(grains: int, members: Sequence[int]) -> tuple[int, ...]:
+    """The worker of each grain: contiguous runs in member order, whose sizes differ by at most one, the longer ones first."""
+    if grains < 1 or not members:
+        raise PlanError(f"cannot route {grains} grains to {len(members)} workers: both must be at least one")
+    share, longer = divmod(grains, len(members))
+    return tuple(worker for place, worker in enumerate(members) for _ in range(share + (place < longer)))
+
+
+def root(grains: int) -> Node:
+    """The node that covers all grains: the lowest level at which one node does."""
+    return Node((grains - 1).bit_length(), 0)
+
+
+def maximal_nodes(grains_covered: Iterable[int], grains: int) -> tuple[Node, ...]:
+    """The fewest nodes that together cover exactly these grains, ascending.
+
+    Where nodes of several levels cover the same grains, since the tree is cut off at the number of grains, it is the highest of
+    them: so every node but the root has a sibling with something in it. Raises PlanError on a grain outside `[0, grains)`.
+    """
+    level, top = 0, root(grains).level
+    nodes = {grain: Node(0, grain) for grain in grains_covered}
+    if outside := [grain for grain in nodes if not 0 <= grain < grains]:
+        raise PlanError(f"grains {outside} are not among the {grains} grains of the step")
+    # `nodes` maps the index at the present level to the largest complete node there.
+    done: list[Node] = []
+    while level < top:
+        parents: dict[int, Node] = {}
+        for index, node in nodes.items():
+            sibling_is_empty = (index ^ 1) << level >= grains
+            if sibling_is_empty or index ^ 1 in nodes:
+                parents[index >> 1] = node.parent
+            else:
+                done.append(node)
+        nodes, level = parents, level + 1
+    return tuple(sorted([*done, *nodes.values()], key=lambda node: node.grains(grains).start))

@@ -1,0 +1,40 @@
+"""What a process of the runtime does to itself: die with its parent, carry a name, start another with the same import path."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+_TIED = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel to SIGKILL this process when the thread that started it ends; exits at once if `parent` is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """Shows `name` (15 bytes at most) in ps and top."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def tied_command(command: Sequence[str]) -> list[str]:
+    """`command`, made to die with this process. A program that is not ours cannot ask for that itself, and the request outlives exec."""
+    return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """Runs `module.main()` in a new interpreter that imports from where this one does, whatever the working directory holds."""
+    code = f"import sys; sys.path[:] = {[entry or os.getcwd() for entry in sys.path]!r}; from {module} import main; main()"
+    return [sys.executable, "-c", code, *arguments]

@@ -1,0 +1,152 @@
+"""The settings of a job, and the only reader of the process environment.
+
+What bits depend on is fixed in the environment of the fork server before it executes: the libraries read it once, when they load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elastic.errors import SettingsError
+
+AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+_ISA_VARIABLES = {
+    "avx512": {"MKL_CBWR": "AVX512,STRICT", "ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "avx2": {"MKL_CBWR": "AVX2,STRICT", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "default": {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "DEFAULT"},
+}
+_FIXED_VARIABLES = {
+    "PYTHONHASHSEED": "0",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's OpenBLAS would start its threads on import, before the fork server forks
+    "MALLOC_ARENA_MAX": "4",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+_AGENT_VARIABLES = {
+    "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",  # etcd3's generated code needs it
+    "GRPC_VERBOSITY": "NONE",
+}
+_NOT_FOR_THE_AGENT = ("PYTHONWARNINGS",)  # etcd3 and protobuf warn of each other's age
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """What one job was asked to be. Times are in seconds.
+
+    `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
+    `[user:password@]host:port`. `grace_s` bounds how long finished workers may take to exit. Raises SettingsError.
+    """
+
+    name: str
+    workers: int
+    train_fn: str
+    isa: str
+    args: tuple[Any, ...] = ()
+    stages: int | None = None
+    min_workers: int = 1
+    etcd: str | None = None
+    threads: int = 1
+    seed: int = 0
+    exact: bool = True
+    grace_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise SettingsError(f"name={self.name!r}: use 1 to 64 letters, digits, dots, dashes and underscores")
+        for field in ("workers", "threads", "min_workers"):
+            _check_count(field, getattr(self, field))
+        if self.min_workers > self.workers:
+            raise SettingsError(f"min_workers={self.min_workers} is more than workers={self.workers}")
+        if self.stages is not None:
+            _check_count("stages", self.stages)
+            if self.stages > self.workers:
+                raise SettingsError(f"stages={self.stages} needs at least {self.stages} workers, and workers={self.workers}")
+        if self.isa not in _ISA_VARIABLES:
+            raise SettingsError(f"isa={self.isa!r}: use one of {', '.join(_ISA_VARIABLES)}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 1 << 64:
+            raise SettingsError(f"seed={self.seed!r}: use an integer from 0 to 2**64 - 1")
+        _check_args(self.args)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> JobSettings:
+        return cls(**{**data, "args": tuple(data["args"])})
+
+
+def _check_count(field: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingsError(f"{field}={value!r}: use a whole number of at least 1")
+
+
+def _check_args(args: tuple[Any, ...]) -> None:
+    for place, value in enumerate(args):
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(
+                f"args[{place}] is a {type(value).__name__} that cannot be sent to the workers as JSON ({error}); "
+                "pass numbers, strings, lists and dicts, and build the rest inside train_fn"
+            ) from error
+
+
+def detect_isa(cpuinfo: str, machine: str) -> str:
+    """The widest instruction set that the fixed kernels may use, from the text of /proc/cpuinfo."""
+    if machine not in ("x86_64", "AMD64"):
+        return "default"
+    line = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    flags = set(line.partition(":")[2].split())
+    if flags >= AVX512_FLAGS:
+        return "avx512"
+    return "avx2" if "avx2" in flags else "default"
+
+
+@functools.cache
+def best_isa() -> str:
+    """The `isa` of this machine's processor."""
+    source = Path("/proc/cpuinfo")
+    return detect_isa(source.read_text() if source.exists() else "", platform.machine())
+
+
+def worker_environment(threads: int, isa: str) -> dict[str, str]:
+    """The variables that fix bits (and the allocator) in the training processes."""
+    counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return {**counts, **_ISA_VARIABLES[isa], **_FIXED_VARIABLES}
+
+
+def own_environment() -> dict[str, str]:
+    """A copy of this process's environment."""
+    return dict(os.environ)
+
+
+def agent_environment() -> dict[str, str]:
+    """This process's environment, made fit for an agent. Workers get the unchanged one: their packages may want another protobuf."""
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_AGENT}
+    return {**kept, **_AGENT_VARIABLES}
+
+
+def fingerprint() -> dict[str, str]:
+    """What the bits of this training process depend on, to be equal on all workers. Imports torch."""
+    import torch
+
+    names = [*worker_environment(1, "default")]
+    numeric = {name: os.environ.get(name, "") for name in names if not name.startswith("MALLOC_")}
+    return {
+        "torch": str(torch.__version__),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        **numeric,
+    }

@@ -1,0 +1,321 @@
+"""`Trainer`: what a train function uses. It turns a model, a loss, an optimizer and data into steps that are the same on every layout."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from elastic import job as jobs
+from elastic.comm.network import Network
+from elastic.engine import profile, randomness
+from elastic.engine.data import batches, refuse_unseekable
+from elastic.engine.engine import Apply, Engine
+from elastic.engine.model import LayeredModel
+from elastic.engine.numerics import Numerics
+from elastic.engine.stage import Loss
+from elastic.engine.zero import ShardedOptimizer, probe
+from elastic.errors import TrainerError
+from elastic.plan.workload import default_grains
+from elastic.settings import fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One committed step. `loss` is its mean, `lr` the first group's rate that it was taken with, `grad_norm` the norm before clipping.
+
+    `tokens_per_second` is 0 where the model's input is not integer ids of shape (samples, tokens). `leader` is true on one worker.
+    `stopped` says that the job was asked to stop and this step is its last.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    samples_per_second: float
+    tokens_per_second: float
+    epoch: int
+    workers: int
+    layout: str
+    leader: bool
+    stopped: bool = False
+
+
+class Trainer:
+    """Trains a layered model on all workers of the running job; every worker builds the same one.
+
+    Args:
+        model: an `nn.Sequential`, or a list of layers in order; any other module is one layer.
+        loss: `loss(output, micro_batch)` gives the micro-batch's mean loss, or `(sum, weight)`.
+        optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
+        data: a map-style dataset, or a function `batch(step, micro_batch)`. Of a tuple or list, the model gets the first element.
+        batch_size, micro_batch_size: samples per step and per micro-batch; the second must divide the first.
+        scheduler: a scheduler of that optimizer, or a function that makes one of it; stepped once per step.
+        clip_norm: the largest L2 norm of the whole gradient.
+        seed: keys the order of data, dropout and every other use of torch's, NumPy's and Python's generators inside layers.
+        exact: refuse what would make bits depend on the layout (such as running statistics).
+        grains: parts of the batch that are summed on their own; by default the largest divisor of the micro-batches up to 16.
+        autocast: run layers and loss under `torch.autocast` in this dtype; parameters, gradients and optimizer state keep theirs.
+        checkpoint_activations: keep only layers' inputs and run them again in backward: all (True), or those for which `f(index, layer)`.
+        collate: joins samples of a dataset, as a DataLoader's `collate_fn`.
+
+    Raises:
+        TrainerError: if any of these cannot be trained; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        loss: Loss,
+        optimizer: Optimizer | Callable[[list[nn.Parameter]], Optimizer],
+        data: Any,
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        scheduler: Any = None,
+        clip_norm: float | None = None,
+        seed: int = 0,
+        exact: bool = True,
+        grains: int | None = None,
+        autocast: torch.dtype | None = None,
+        checkpoint_activations: bool | Callable[[int, nn.Module], bool] = False,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        self._job = jobs.current()
+        micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
+        _check_clip(clip_norm)
+        self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
+        self._batch = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
+        self._collate = collate
+        _check_statistics(model, exact)
+        self._model = LayeredModel(model)
+        parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise TrainerError("the model has no trainable parameter")
+        instance = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters)
+        self._scheduler = _bind_scheduler(scheduler, instance)
+        self._model = LayeredModel(model, cut=probe(instance, parameters[0].dtype))
+        self._optimizer = ShardedOptimizer(instance, self._model)
+        numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
+        self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host)
+        view = self._job.announce(
+            {
+                "address": self._network.address,
+                "fingerprint": fingerprint(),
+                "model": self._model.spec.to_json(),
+                "digest": self._model.digest(),
+                "profile": profile.measure(self._model, loss, numerics, self._batch(0, 0)) if self._job.profile else None,
+                "micro_batches": micro_batches,
+                "grains": grains,
+                "settings": {
+                    "batch_size": batch_size,
+                    "micro_batch_size": micro_batch_size,
+                    "seed": seed,
+                    "clip_norm": clip_norm,
+                    "autocast": str(autocast),
+                    "optimizer": type(instance).__name__,
+                    "groups": [{name: repr(value) for name, value in group.items() if name != "params"} for group in instance.param_groups],
+                    "scheduler": type(self._scheduler).__name__,
+                },
+            }
+        )
+        self._engine = Engine(self._job.worker, self._model, view, self._network, self._optimizer, numerics, loss, clip_norm)
+        self._taken = 0
+        self._at = time.perf_counter()
+
+    @property
+    def leader(self) -> bool:
+        """Whether this worker is the one to print, log and save; true on exactly one."""
+        return self._job.leader
+
+    @property
+    def step(self) -> int:
+        """The next step to take: the number of steps taken so far."""
+        return self._taken
+
+    @property
+    def layout(self) -> str:
+        """Such as `[0-4]x2 [5-9]x2`: the layers of each stage, and its number of workers."""
+        return self._engine.view.plan.summary
+
+    @property
+    def schedule(self) -> str:
+        """This worker's action list, such as `0F0 0F1 0B0 0B1`: stage, forward or backward, micro-batch."""
+        return " ".join(map(str, self._engine.executor.actions))
+
+    def run(self, steps: int) -> Iterator[Report]:
+        """Takes steps until `steps` have been taken in all, and yields each committed one once, on every worker.
+
+        Step k is yielded when every worker is ready to apply step k + 1 and none has: inside the loop, parameters are exactly those
+        of the yielded step. Leaving the loop early leaves them so.
+        """
+        committed: Report | None = None
+        while self._taken < steps:
+            self._job.progress(self._engine.view.epoch, self._taken)
+            answer = self._engine.compute(self._taken, self._batch, stop=self._job.stop_requested)
+            if committed is not None:
+                yield from self._handed_out(committed)
+            committed = self._apply(answer)
+            if answer.stop:
+                break
+        if committed is not None:
+            self._engine.flush(committed.step)
+            randomness.seed_all(self.seed, "loop", committed.step)
+            yield committed
+
+    def _handed_out(self, report: Report) -> Iterator[Report]:
+        randomness.seed_all(self.seed, "loop", report.step)  # so that the loop's own draws do not depend on the layout
+        left_early = True
+        try:
+            yield report
+            left_early = False
+        finally:
+            if left_early:
+                self._engine.abandon()
+
+    def _apply(self, answer: Apply) -> Report:
+        lr = float(self._optimizer.optimizer.param_groups[0]["lr"])
+        self._engine.apply(answer)
+        if isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step(answer.loss)
+        elif self._scheduler is not None:
+            self._scheduler.step()
+        self._taken = answer.step + 1
+        now = time.perf_counter()
+        seconds, self._at = now - self._at, now
+        view = self._engine.view
+        return Report(
+            step=answer.step,
+            loss=answer.loss,
+            lr=lr,
+            grad_norm=answer.norm,
+            samples_per_second=self.batch_size / seconds,
+            tokens_per_second=answer.tokens / seconds,
+            epoch=view.epoch,
+            workers=len(view.members),
+            layout=view.plan.summary,
+            leader=self.leader,
+            stopped=answer.stop,
+        )
+
+    def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> float:
+        """The mean loss over a map-style dataset in order (or its first `micro_batches`), without training. Every worker must call it.
+
+        The layers run in evaluation mode and without gradients. The last micro-batch may be smaller; it weighs as much as its samples,
+        or as its weight where the loss gives `(sum, weight)`.
+
+        Raises:
+            TrainerError: for data that cannot be sought in, or that is empty.
+        """
+        refuse_unseekable(dataset)
+        size = self.micro_batch_size
+        count = -(-len(dataset) // size) if micro_batches is None else min(micro_batches, -(-len(dataset) // size))
+        if count < 1:
+            raise TrainerError("there is nothing to evaluate: the dataset is empty")
+        collate = self._collate or torch.utils.data.default_collate
+        training = [(module, module.training) for module in self._model.root.modules()]
+        self._model.root.eval()
+        try:
+            total, weight = self._engine.evaluate(
+                count, lambda i: collate([dataset[j] for j in range(i * size, min((i + 1) * size, len(dataset)))])
+            )
+        finally:
+            for module, mode in training:
+                module.training = mode
+        return total / weight
+
+    def digest(self) -> str | None:
+        """Hex SHA-256 over the bytes of all parameters in name order, on the leader; None on the others. Every worker must call it."""
+        total = hashlib.sha256()
+        for name in self._model.names:
+            values = self._engine.collect(name)
+            if values is not None:
+                total.update(values.data)
+        return total.hexdigest() if self.leader else None
+
+    def statistics(self) -> list[dict[str, Any]] | None:
+        """What each worker holds and has done, on the leader; None on the others. Every worker must call it."""
+        engine, worker = self._engine, self._job.worker
+        owned = engine.view.layout.owned(worker)
+        held = sum(flat.numel() * flat.element_size() for flat in [*self._model.flats.values(), *self._model.tied.values()])
+        mine = {
+            "worker": worker,
+            "stage": engine.executor.pipe.stage,
+            "layers": list(engine.view.layout.layers_of(worker)),
+            "parameter_bytes": held,
+            "owned_parameter_bytes": sum(interval.elements * self._model.dtype(layer).itemsize for layer, interval in owned),
+            "optimizer_bytes": self._optimizer.state_bytes,
+            "micro_batches": {str(engine.executor.pipe.stage): engine.executor.micro_batches_run},
+            "micro_batches_in_flight": engine.executor.most_in_flight,
+            "activation_bytes": engine.executor.most_in_flight
+            * sum(engine.view.workload.layers[layer].activation_bytes for layer in engine.view.layout.layers_of(worker)),
+            "gradient_buffer_bytes": engine.reducer.buffers.bytes,
+            "received_gradient_bytes": engine.reducer.received_bytes,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+        found = engine.gather(mine)
+        return None if found is None else [found[other] for other in engine.view.workers]
+
+
+def _cut_batch(batch_size: int, micro_batch_size: int, grains: int | None) -> tuple[int, int]:
+    if batch_size < 1 or micro_batch_size < 1:
+        raise TrainerError(f"batch_size ({batch_size}) and micro_batch_size ({micro_batch_size}) must be at least 1")
+    micro_batches, rest = divmod(batch_size, micro_batch_size)
+    if rest:
+        raise TrainerError(
+            f"a batch of {batch_size} samples cannot be cut into micro-batches of {micro_batch_size}: choose a multiple of it, such as "
+            f"{max(1, micro_batches) * micro_batch_size} or {(micro_batches + 1) * micro_batch_size}"
+        )
+    if grains is None:
+        return micro_batches, default_grains(micro_batches)
+    if grains < 1 or micro_batches % grains:
+        raise TrainerError(
+            f"{micro_batches} micro-batches cannot be cut into {grains} grains of equal size: choose a divisor of {micro_batches}, "
+            f"such as {default_grains(micro_batches)}"
+        )
+    return micro_batches, grains
+
+
+def _check_clip(clip_norm: float | None) -> None:
+    if clip_norm is not None and not clip_norm > 0:
+        raise TrainerError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
+
+
+def _check_statistics(model: nn.Module | Sequence[nn.Module], exact: bool) -> None:
+    for layer in [model] if isinstance(model, nn.Module) else model:
+        for name, module in layer.named_modules() if isinstance(layer, nn.Module) else ():
+            if getattr(module, "track_running_stats", False):
+                message = (
+                    f"{type(module).__name__} ({name or 'the layer itself'}) keeps running statistics, which depend on the order and place "
+                    "of micro-batches: use GroupNorm or LayerNorm, or track_running_stats=False"
+                )
+                if exact:
+                    raise TrainerError(message + ", or pass exact=False")
+                warnings.warn(message, stacklevel=3)
+
+
+def _bind_scheduler(scheduler: Any, optimizer: Optimizer) -> Any:
+    if scheduler is None:
+        return None
+    bound = scheduler if hasattr(scheduler, "optimizer") else scheduler(optimizer)
+    if getattr(bound, "optimizer", optimizer) is not optimizer:
+        raise TrainerError("the scheduler belongs to another optimizer: make it of the one that is given to the Trainer")
+    return bound
+
+
+def _checkpointing(choice: bool | Callable[[int, nn.Module], bool]) -> Callable[[int, nn.Module], bool] | None:
+    if choice is True:
+        return lambda index, layer: True
+    return choice if callable(choice) else None
+
+
+__all__ = ["Report", "Trainer"]

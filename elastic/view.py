@@ -1,0 +1,82 @@
+"""The view: the numbered, agreed list of members, with the plan and the layout that they follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.errors import SettingsError
+from elastic.layout.layout import Layout
+from elastic.plan.plan import Plan
+from elastic.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One worker of the job: its id (never used again), its host's name, and the address at which it accepts links."""
+
+    worker: int
+    host: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Epoch `epoch`, reached at try `attempt`. The order of members is their place, and the one at place 0 coordinates.
+
+    Raises SettingsError if there is no member, one is there twice, or the plan names a worker that is not a member.
+    """
+
+    epoch: int
+    attempt: int
+    members: tuple[Member, ...]
+    plan: Plan
+    layout: Layout
+    workload: Workload
+
+    def __post_init__(self) -> None:
+        workers = self.workers
+        if not workers or len(set(workers)) < len(workers):
+            raise SettingsError(f"a view needs at least one member and each only once, not {workers}")
+        if strangers := set(self.plan.workers).difference(workers):
+            raise SettingsError(f"the plan of epoch {self.epoch} names workers {sorted(strangers)}, which are not members {workers}")
+
+    @property
+    def workers(self) -> tuple[int, ...]:
+        """The ids of the members, in the order of their places."""
+        return tuple(member.worker for member in self.members)
+
+    @property
+    def coordinator(self) -> int:
+        """The worker at place 0."""
+        return self.members[0].worker
+
+    def place(self, worker: int) -> int:
+        """The worker's position among the members, from 0; SettingsError if it is not one."""
+        for place, member in enumerate(self.members):
+            if member.worker == worker:
+                return place
+        raise SettingsError(f"worker {worker} is not a member of epoch {self.epoch}, whose members are {self.workers}")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only; `from_json` gives back an equal view."""
+        return {
+            "epoch": self.epoch,
+            "attempt": self.attempt,
+            "members": [[member.worker, member.host, member.address] for member in self.members],
+            "plan": self.plan.to_json(),
+            "layout": self.layout.to_json(),
+            "workload": self.workload.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> View:
+        """The inverse of `to_json`."""
+        return cls(
+            epoch=data["epoch"],
+            attempt=data["attempt"],
+            members=tuple(Member(worker=worker, host=host, address=address) for worker, host, address in data["members"]),
+            plan=Plan.from_json(data["plan"]),
+            layout=Layout.from_json(data["layout"]),
+            workload=Workload.from_json(data["workload"]),
+        )

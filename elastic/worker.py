@@ -1,0 +1,127 @@
+"""One training process: from the fork to the report of how `train_fn` ended.
+
+    worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
+                      error {kind, ours, message, traceback, epoch, step}
+    agent -> worker   view {view} | stop {}; the end of the connection is the death of the agent, and so of the worker
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from elastic import job as jobs
+from elastic import target
+from elastic.channel import Channel, Message
+from elastic.errors import ElasticError, TrainFunctionError
+from elastic.job import Job, WorkerSpec
+
+EXIT_AGENT_GONE = 70
+
+
+class _AgentLine:
+    """The worker's end of its agent socket: any thread may send, one thread listens."""
+
+    def __init__(self, socket_fd: int) -> None:
+        self._channel = Channel.adopt(socket_fd)
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        with self._lock:
+            self._channel.send(message)
+
+    def listen(self, job: Job) -> None:
+        threading.Thread(target=self._listen, args=(job,), name="elastic-agent", daemon=True).start()
+
+    def _listen(self, job: Job) -> None:
+        while not self._channel.closed:
+            for message in self._channel.receive():
+                job.deliver(message)
+        os._exit(EXIT_AGENT_GONE)
+
+
+def main(spec: dict[str, Any], socket_fd: int) -> int:
+    """Runs the worker that `spec` (a WorkerSpec as JSON) describes. The process's exit code: 0, or 1 after an error."""
+    parsed = WorkerSpec.from_json(spec)
+    line = _AgentLine(socket_fd)
+    job = Job(parsed, line.send)
+    _prepare(parsed)
+    jobs.enter(job)
+    line.listen(job)
+    try:
+        value = _train(job)
+    except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
+        line.send(_failure(job, error))
+        return 1
+    line.send({"type": "result", "value": value, "stopped": job.stop_requested})
+    return 0
+
+
+def _prepare(spec: WorkerSpec) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the launcher's business
+    faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.path[:] = spec.import_path
+    sys.argv[:] = spec.argv
+    torch.set_num_threads(spec.settings.threads)
+    seed = spec.settings.seed
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+
+
+def _train(job: Job) -> Any:
+    train_fn = target.load(job.settings.train_fn)
+    value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
+    if not job.leader:
+        return None
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TrainFunctionError(
+            f"train_fn returned a {type(value).__name__} that cannot be sent to the launcher as JSON ({error}); "
+            "return numbers, strings, lists and dicts, or nothing"
+        ) from error
+    return value
+
+
+def _failure(job: Job, error: BaseException) -> Message:
+    message = str(error)
+    if isinstance(error, SystemExit):
+        message = f"train_fn called sys.exit({error.code!r}); return from it instead"
+    tb = _user_part(error.__traceback__)
+    text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
+    return {
+        "type": "error",
+        "kind": type(error).__name__,
+        "ours": isinstance(error, ElasticError),
+        "message": message,
+        "traceback": text,  # empty where the runtime itself refused: the message says it all
+        "epoch": job.epoch,
+        "step": job.step,
+    }
+
+
+def _user_part(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this module and of the import system that lead to the user's code."""
+    rest = tb
+    while rest is not None and _is_plumbing(rest.tb_frame.f_code.co_filename):
+        rest = rest.tb_next
+    return rest
+
+
+def _is_plumbing(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or filename in (__file__, target.__file__, importlib.__file__)

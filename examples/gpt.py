@@ -1,0 +1,194 @@
+"""Trains a byte-level GPT on the source code of Python's own standard library, or on a file of yours, over several worker processes.
+
+    python examples/gpt.py --workers 4 --stages 2 --steps 40
+
+The parameters, and every loss, come out bit for bit the same for any number of workers and stages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+import elastic
+from elastic.observe.progress import ProgressLine
+
+VOCABULARY = 256
+
+
+class Embedding(nn.Module):
+    """Tokens (samples, seq) to vectors (samples, seq, dim)."""
+
+    def __init__(self, dim: int, seq: int, dropout: float) -> None:
+        super().__init__()
+        self.token = nn.Embedding(VOCABULARY, dim)
+        self.position = nn.Parameter(torch.zeros(seq, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.token(tokens) + self.position[: tokens.shape[1]])
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: causal attention and a feed-forward network, (samples, seq, dim) to the same."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.rate = heads, dropout
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.project = nn.Linear(dim, dim)
+        self.feed_norm = nn.LayerNorm(dim)
+        self.feed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        samples, seq, dim = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(samples, seq, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        rate = self.rate if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=rate, is_causal=True)
+        x = x + self.dropout(self.project(mixed.transpose(1, 2).reshape(samples, seq, dim)))
+        return x + self.dropout(self.feed(self.feed_norm(x)))
+
+
+class Head(nn.Module):
+    """Vectors (samples, seq, dim) to logits (samples, seq, vocabulary)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.output = nn.Linear(dim, VOCABULARY, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.norm(x))
+
+
+def build_gpt(layers: int, dim: int, heads: int, seq: int, dropout: float, *, tied: bool = False) -> nn.Sequential:
+    """`layers` blocks between an embedding and a head: `layers + 2` layers to cut between."""
+    embedding, head = Embedding(dim, seq, dropout), Head(dim)
+    model = nn.Sequential(embedding, *(Block(dim, heads, dropout) for _ in range(layers)), head)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    if tied:
+        head.output.weight = embedding.token.weight
+    return model
+
+
+class Text(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Windows of `seq` bytes, and the bytes that follow each."""
+
+    def __init__(self, text: bytes, seq: int) -> None:
+        self.bytes = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        self.seq = seq
+
+    def __len__(self) -> int:
+        return (len(self.bytes) - 1) // self.seq
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        window = self.bytes[index * self.seq : (index + 1) * self.seq + 1].long()
+        return window[:-1], window[1:]
+
+
+def read_text(path: str | None) -> bytes:
+    """A file's bytes, or all top-level modules of the standard library in name order."""
+    if path is not None:
+        return Path(path).read_bytes()
+    return b"\n".join(source.read_bytes() for source in sorted(Path(os.__file__).parent.glob("*.py")))
+
+
+def cross_entropy(logits: torch.Tensor, micro_batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Mean over the micro-batch's tokens."""
+    return functional.cross_entropy(logits.flatten(0, 1), micro_batch[1].flatten())
+
+
+def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
+    """Runs on every worker; the leader's return value is the job's."""
+    torch.manual_seed(options["seed"])
+    model = build_gpt(options["layers"], options["dim"], options["heads"], options["seq"], options["dropout"], tied=options["tie"])
+    trainer = elastic.Trainer(
+        model,
+        cross_entropy,
+        torch.optim.AdamW(model.parameters(), lr=options["lr"], fused=True),
+        Text(read_text(options["data"]), options["seq"]),
+        batch_size=options["batch"],
+        micro_batch_size=options["micro_batch"],
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 10)),
+        clip_norm=options["clip"],
+        seed=options["seed"],
+        autocast=torch.bfloat16 if options["bf16"] else None,
+        checkpoint_activations=options["recompute"],
+    )
+    progress = ProgressLine(options["steps"])
+    reports = []
+    for report in trainer.run(options["steps"]):
+        progress.show(report)
+        reports.append(report)
+    digest, workers = trainer.digest(), trainer.statistics()
+    if not trainer.leader:
+        return None
+    return {
+        "steps": len(reports),
+        "losses": [report.loss for report in reports],
+        "grad_norms": [report.grad_norm for report in reports],
+        "tokens_per_second": [report.tokens_per_second for report in reports],
+        "digest": digest,
+        "layouts": list(dict.fromkeys(report.layout for report in reports)),
+        "workers": workers,
+        "options": options,
+    }
+
+
+def main(
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 4,
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages; 0 lets the planner choose.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps to take.")] = 40,
+    layers: Annotated[int, typer.Option(help="Transformer blocks.")] = 8,
+    dim: Annotated[int, typer.Option(help="Width.")] = 256,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
+    seq: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
+    batch: Annotated[int, typer.Option(help="Samples a step.")] = 32,
+    micro_batch: Annotated[int, typer.Option(help="Samples a micro-batch.")] = 4,
+    dropout: Annotated[float, typer.Option(help="Dropout rate.")] = 0.0,
+    lr: Annotated[float, typer.Option(help="Learning rate, after ten steps of warm-up.")] = 1e-3,
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm; none by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    data: Annotated[str | None, typer.Option(help="A file to train on, instead of the standard library.")] = None,
+    tie: Annotated[bool, typer.Option("--tie", help="Tie the head's weight to the embedding's.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="bf16 autocast with float32 parameters.")] = False,
+    recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
+    etcd: Annotated[str | None, typer.Option(help="host:port of an etcd; by default one is started for the job.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write figures to this JSON file.")] = None,
+) -> None:
+    """Trains a byte-level GPT; the same bits for any --workers and --stages."""
+    if dim % heads:
+        raise typer.BadParameter(f"--dim {dim} is not a multiple of --heads {heads}")
+    if data is not None and not Path(data).is_file():
+        raise typer.BadParameter(f"--data {data}: no such file")
+    given = dict(locals())
+    options = {name: value for name, value in given.items() if name not in ("workers", "stages", "etcd", "report")}
+    try:
+        result = elastic.run(train, workers=workers, stages=stages or None, etcd=etcd, args=(options,))
+    except elastic.errors.ElasticError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if report is not None:
+        report.write_text(json.dumps(result.value, indent=1) + "\n")
+    if result.value is not None:
+        print(f"digest {result.value['digest']}")
+    if result.stopped:
+        raise typer.Exit(130)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,111 @@
+"""Runs a train function in several forked processes that stand in for a job's workers: real links, real engine, no agent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from elastic import job as jobs
+from elastic.layout.layout import spread
+from elastic.layout.regions import ModelSpec
+from elastic.plan.planner import plan
+from elastic.plan.workload import Workload, costs
+from elastic.view import Member, View
+
+TIMEOUT_S = 120
+
+
+class FakeJob:
+    """The part of `elastic.Job` that a Trainer uses; `announce` asks the parent process."""
+
+    def __init__(self, worker: int, workers: int, pipe: Connection) -> None:
+        self.worker, self.workers, self.host = worker, workers, "here"
+        self.secret = b"secret of a test"
+        self.profile = worker == 0
+        self.exact, self.stop_requested, self.leader = True, False, worker == 0
+        self.progressed: list[tuple[int, int]] = []
+        self._pipe = pipe
+
+    def announce(self, ready: dict[str, Any]) -> View:
+        self._pipe.send(ready)
+        return View.from_json(self._pipe.recv())
+
+    def progress(self, epoch: int, step: int) -> None:
+        self.progressed.append((epoch, step))
+
+
+def agree(readies: list[dict[str, Any]], stages: int | None) -> dict[str, Any]:
+    """What the agent makes of its workers' announcements."""
+    for key in ("model", "digest", "settings", "micro_batches", "grains"):
+        assert all(ready[key] == readies[0][key] for ready in readies), key
+    workload = Workload(layers=costs(readies[0]["profile"]), micro_batches=readies[0]["micro_batches"], grains=readies[0]["grains"])
+    chosen = plan(range(len(readies)), workload, stages)
+    model = ModelSpec.from_json(readies[0]["model"])
+    layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages])
+    members = tuple(Member(worker=worker, host="here", address=ready["address"]) for worker, ready in enumerate(readies))
+    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload).to_json()
+
+
+def _child(train: Callable[..., Any], worker: int, workers: int, pipe: Connection, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    try:
+        job = FakeJob(worker, workers, pipe)
+        jobs.enter(job)  # pyright: ignore[reportArgumentType]
+        torch.manual_seed(0)
+        pipe.send(("done", train(job, *args)))
+        pipe.recv()  # until every worker is done: a link that closes early would look like a death
+    except BaseException as error:
+        pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
+    finally:
+        os._exit(0)
+
+
+class WorkerError(Exception):
+    """A worker raised: (type name, message)."""
+
+
+def run(train: Callable[..., Any], *, workers: int, stages: int | None = None, args: tuple[Any, ...] = ()) -> list[Any]:
+    """What `train(job, *args)` returned in each worker, which must be picklable; raises WorkerError with the first error."""
+    context = multiprocessing.get_context("fork")
+    pipes, processes = [], []
+    for worker in range(workers):
+        mine, theirs = context.Pipe()
+        process = context.Process(target=_child, args=(train, worker, workers, theirs, args), daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(mine)
+        processes.append(process)
+    try:
+        return _serve(pipes, stages)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _serve(pipes: list[Connection], stages: int | None) -> list[Any]:
+    readies: dict[int, dict[str, Any]] = {}
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        heard = wait(pipes, timeout=TIMEOUT_S)
+        assert heard, "the workers hang"
+        for pipe in heard:
+            worker = pipes.index(pipe)  # pyright: ignore[reportArgumentType]
+            message = pipe.recv()  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(message, dict):
+                readies[worker] = message
+                if len(readies) == len(pipes):
+                    view = agree([readies[place] for place in range(len(pipes))], stages)
+                    for other in pipes:
+                        other.send(view)
+            elif message[0] == "error":
+                raise WorkerError(*message[1])
+            else:
+                results[worker] = message[1]
+    return [results[worker] for worker in range(len(pipes))]

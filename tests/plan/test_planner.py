@@ -1,0 +1,133 @@
+"""Plans: conserve the batch, choose the fastest number of stages, and say why not."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plan_strategies import cost, few, step_seconds, workloads
+
+from elastic.errors import PlanError
+from elastic.plan import schedule
+from elastic.plan.planner import Plan, Stage, plan
+from elastic.plan.workload import Workload
+
+worker_lists = st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True)
+
+
+def equal_layers(layers: int, parameters: int = 1000, micro_batches: int = 16) -> Workload:
+    return Workload(layers=(cost(0.01, 0.02, parameters),) * layers, micro_batches=micro_batches, grains=micro_batches)
+
+
+@few
+@given(workloads(), worker_lists)
+def test_every_stage_computes_every_micro_batch_once(workload, workers):
+    found = plan(workers, workload)
+    assert found.workers == tuple(workers)
+    assert [layer for stage in found.stages for layer in stage.layers] == list(range(len(workload.layers)))
+    for number, stage in enumerate(found.stages):
+        computed = [m for worker in stage.members for m in found.micro_batches_of(worker, workload)]
+        assert sorted(computed) == list(range(workload.micro_batches))
+        assert all(found.stage_of(worker) == number for worker in stage.members)
+
+
+@few
+@given(workloads(), worker_lists)
+def test_it_is_the_fastest_number_of_stages_and_the_fewest_of_equals(workload, workers):
+    found = plan(workers, workload)
+    fixed = [plan(workers, workload, count) for count in range(1, min(len(workers), len(workload.layers)) + 1)]
+    assert [len(each.stages) for each in fixed] == list(range(1, len(fixed) + 1))
+    fastest = min(each.step_s for each in fixed)
+    assert found.step_s == fastest
+    assert len(found.stages) == min(len(each.stages) for each in fixed if each.step_s == fastest)
+
+
+@few
+@given(workloads(), worker_lists)
+def test_the_prediction_is_the_simulated_step_plus_the_exchange(workload, workers):
+    found = plan(workers, workload)
+    lists = schedule.build(workload, found.stages, found.routes)
+    exchange = 0.0
+    for stage in found.stages:
+        n, elements = len(stage.members), sum(workload.layers[layer].parameters for layer in stage.layers)
+        exchange = max(exchange, 2 * 4 * elements * (n - 1) / n / 2e9)
+    assert found.step_s == pytest.approx(step_seconds(lists, workload, found.stages) + exchange)
+
+
+def test_large_parameters_favour_stages_and_small_ones_do_not():
+    assert len(plan(range(4), equal_layers(8, parameters=1000)).stages) == 1
+    assert len(plan(range(4), equal_layers(8, parameters=100_000_000)).stages) > 1
+
+
+def test_ties_go_to_fewer_stages():
+    idle = Workload(layers=(cost(0, 0),) * 4, micro_batches=4, grains=4)
+    assert [plan(range(4), idle, count).step_s for count in range(1, 5)] == [0.0] * 4
+    assert len(plan(range(4), idle).stages) == 1
+
+
+def test_summary_and_why():
+    found = plan([3, 1, 2, 0], equal_layers(10), 2)
+    assert found.summary == "[0-4]x2 [5-9]x2"
+    assert [stage.members for stage in found.stages] == [(3, 1), (2, 0)]
+    assert found.why.startswith("2 stages, as asked: ")
+    assert "workers [2, 3] get no grain" in plan(range(4), equal_layers(1, micro_batches=2)).why
+
+
+@few
+@given(workloads(), worker_lists)
+def test_json_round_trip(workload, workers):
+    found = plan(workers, workload)
+    assert Plan.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize(
+    ("workers", "stages", "message"),
+    [
+        (range(4), 11, "11 stages need 11 layers and the model has 10"),
+        (range(4), 5, "5 stages need 5 workers and there are 4"),
+        (range(4), 0, "0 stages"),
+        ((), None, "at least one worker"),
+        ((1, 1), None, "only once"),
+    ],
+)
+def test_infeasible_requests_say_what_to_do(workers, stages, message):
+    with pytest.raises(PlanError, match=message):
+        plan(workers, equal_layers(10), stages)
+
+
+GOOD = plan(range(4), equal_layers(4), 2)
+DAMAGE = {
+    "layers missing": ({"stages": (GOOD.stages[0], Stage(layers=range(3, 4), members=(2, 3)))}, "layer 2 comes next"),
+    "no layers": ({"stages": (GOOD.stages[0], Stage(layers=range(2, 2), members=(2, 3)))}, "stage 1 has layers"),
+    "no members": ({"stages": (GOOD.stages[0], Stage(layers=range(2, 4), members=()))}, "stage 1 has layers"),
+    "worker twice": ({"stages": (GOOD.stages[0], Stage(layers=range(2, 4), members=(1, 2)))}, "two places"),
+    "route missing": ({"routes": GOOD.routes[:1]}, "as many routes"),
+    "route short": ({"routes": (GOOD.routes[0], GOOD.routes[1][:-1])}, "equal length"),
+    "route leaves the stage": ({"routes": (GOOD.routes[1], GOOD.routes[0])}, r"routes of stage 0 name workers \[2, 3\]"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_plans_are_refused(name):
+    changes, message = DAMAGE[name]
+    with pytest.raises(PlanError, match=message):
+        replace(GOOD, **changes)
+
+
+def test_a_worker_without_a_stage_is_refused():
+    with pytest.raises(PlanError, match="worker 9 has no stage"):
+        GOOD.stage_of(9)
+
+
+def test_ten_layers_on_eight_workers_are_planned_in_no_time():
+    workload = Workload(layers=tuple(cost(0.01 + 0.001 * i, 0.02, 1000) for i in range(10)), micro_batches=16, grains=16)
+    took = []
+    for _ in range(3):
+        begin = time.process_time()
+        plan(range(8), workload)
+        took.append(time.process_time() - begin)
+    assert min(took) < 0.05
