@@ -27,7 +27,10 @@ from elastic.view import View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Apply:
-    """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed."""
+    """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed.
+
+    A `refusal` says why no member may apply it.
+    """
 
     step: int
     loss: float
@@ -69,22 +72,21 @@ class Engine:
         network.install(view.epoch, view.attempt, view.members, (self.executor.peers | star) - {worker})
 
     def compute(self, step: int, batch: Batch, *, stop: bool) -> Apply:
-        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before.
-
-        Raises:
-            NonFinite: on every worker, naming step and micro-batch, before anything was applied.
-        """
+        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before."""
         leaves = self.executor.step(step, batch)
         self._owned = self.reducer.collect()
         ready = ({"leaves": _rows(leaves), "stop": stop}, {"squares": square_sums(self._model.spec, self._owned)})
         decided, _ = self._rounds.commit(2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), None))
-        answer = Apply(**decided)
-        if answer.refusal is not None:
-            raise NonFinite(answer.refusal)
-        return answer
+        return Apply(**decided)
 
     def apply(self, answer: Apply) -> None:
-        """Updates the owned intervals and sends them out; a member must not see the parameters of the step before any more."""
+        """Updates the owned intervals and sends them out; a member must not see the parameters of the step before any more.
+
+        Raises:
+            NonFinite: on every worker, naming step and micro-batch; nothing of the step was applied anywhere.
+        """
+        if answer.refusal is not None:
+            raise NonFinite(answer.refusal)
         self._gatherer.begin(answer.step)
         self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
         self._gatherer.send(answer.step)

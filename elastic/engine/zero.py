@@ -20,16 +20,27 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.reducer import OwnedGradient
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
-from elastic.layout.regions import BLOCK, Cut
+from elastic.layout.regions import BLOCK, Cut, ParameterSpec
 
 
 def _trial(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> Optimizer:
-    """A stateless optimizer of the same kind and first group's settings, over other tensors."""
+    """A fresh optimizer of the same kind and first group's settings, over other tensors."""
     trial = copy.copy(optimizer)
     trial.__dict__.pop("step", None)  # a scheduler may have put a wrapper bound to the user's instance there
     trial.state = defaultdict(dict)
+    for example, state in list(optimizer.state.items())[:1]:  # some, such as Adagrad, make state when they are made
+        for parameter in parameters:
+            trial.state[parameter] = {name: _like(value, example, parameter) for name, value in state.items()}
     trial.param_groups = [{**optimizer.param_groups[0], "params": list(parameters)}]
     return trial
+
+
+def _like(value: Any, example: torch.Tensor, parameter: torch.Tensor) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.shape == example.shape and value.numel() > 1:
+        return torch.full_like(parameter, float(value.flatten()[0]), requires_grad=False)
+    return value.clone()
 
 
 def _after_steps(optimizer: Optimizer, whole: Sequence[torch.Tensor], gradients: Sequence[Sequence[torch.Tensor]]) -> None:
@@ -86,8 +97,6 @@ class ShardedOptimizer:
     """The update of this worker's intervals."""
 
     def __init__(self, optimizer: Optimizer, model: LayeredModel) -> None:
-        if optimizer.state:
-            raise TrainerError("the optimizer has taken steps already: give a fresh one")
         self.optimizer = optimizer
         self._model = model
         self._cut = model.spec.cut
@@ -98,12 +107,14 @@ class ShardedOptimizer:
                 if name is None:
                     raise TrainerError(f"parameter group {number} of the optimizer holds a tensor that is not a parameter of the model")
                 self._group_of[name] = number
+        self._initial = {name: state for parameter, state in optimizer.state.items() if (name := model.name_of(parameter)) is not None}
         self._pieces: dict[tuple[int, int], list[nn.Parameter | None]] = {}
 
     def own(self, owned: Sequence[tuple[int, Interval]]) -> None:
         """Puts the owned pieces into the optimizer's groups."""
         for group in self.optimizer.param_groups:
             group["params"] = []
+        self.optimizer.state.clear()
         self._pieces = {(layer, interval.start): self._cut_pieces(layer, interval) for layer, interval in owned}
 
     def _cut_pieces(self, layer: int, interval: Interval) -> list[nn.Parameter | None]:
@@ -119,8 +130,23 @@ class ShardedOptimizer:
             run = self._model.run(layer, start, stop)
             piece = nn.Parameter(run.view(parameter.shape) if self._cut == "tensor" else run)
             self.optimizer.param_groups[number]["params"].append(piece)
+            if parameter.name in self._initial:
+                self.optimizer.state[piece] = {
+                    name: self._cut_state(value, parameter, start, stop, piece) for name, value in self._initial[parameter.name].items()
+                }
             pieces.append(piece)
         return pieces
+
+    def _cut_state(self, value: Any, parameter: ParameterSpec, start: int, stop: int, piece: nn.Parameter) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if self._cut == "block" and value.numel() == parameter.size and value.shape == parameter.shape:
+            return value.detach().reshape(-1)[start - parameter.start : stop - parameter.start].clone().view(piece.shape)
+        if self._cut == "block" and value.numel() > 1:
+            raise TrainerError(
+                f"the optimizer's state of {parameter.name} has shape {tuple(value.shape)}, the parameter {parameter.shape}: cannot cut it"
+            )
+        return value.clone()
 
     def step(self, gradients: Sequence[OwnedGradient], scale: Scale) -> None:
         """Scales the gradient sums in place and updates the owned pieces; a parameter without gradient is skipped."""

@@ -1,4 +1,9 @@
-"""The planner: from workers and a workload to the plan with the least predicted step time."""
+"""The planner: from workers and a workload to the plan with the least predicted step time.
+
+The partition with the least bottleneck is what a stage's workers could do if they never waited. They do wait where neighbouring stages have
+different numbers of workers: micro-batches go in ascending order, so a narrow stage feeds the workers of a wide one after each other. So
+stages of equal time and width are tried as well, and the simulated schedule decides.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +23,9 @@ SYNC_BYTES_PER_S = 2e9
 
 PARAMETER_BYTES = 4
 
+Parts = tuple[tuple[range, int], ...]
+"""The layers and the number of workers of each stage."""
+
 
 def plan(workers: Sequence[int], workload: Workload, stages: int | None = None) -> Plan:
     """Divides the layers among `workers` (ids; stages are filled in this order) in `stages` stages, or in the number that is fastest.
@@ -27,23 +35,33 @@ def plan(workers: Sequence[int], workload: Workload, stages: int | None = None) 
     """
     if len(set(workers)) < len(workers) or not workers:
         raise PlanError(f"a plan needs at least one worker and each only once, not {list(workers)}")
-    if stages is not None:
-        check_feasible(len(workload.layers), len(workers), stages)
-        return _planned(workers, workload, stages, "as asked")
     most = min(len(workload.layers), len(workers))
-    plans = [_planned(workers, workload, count, f"fastest of 1 to {most}") for count in range(1, most + 1)]
+    if stages is None:
+        counts, reason = range(1, most + 1), f"fastest of 1 to {most}"
+    else:
+        check_feasible(len(workload.layers), len(workers), stages)
+        counts, reason = [stages], "as asked"
+    plans = [_planned(workers, workload, parts, reason) for count in counts for parts in _partitions(workload, len(workers), count)]
     return min(plans, key=lambda candidate: candidate.step_s)
 
 
-def _planned(workers: Sequence[int], workload: Workload, count: int, reason: str) -> Plan:
+def _partitions(workload: Workload, workers: int, count: int) -> list[Parts]:
+    """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers."""
+    balanced = [layers for layers, _ in partition(workload, count, count)]
+    seconds = [sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in layers) for layers in balanced]
+    longest_first = sorted(range(count), key=lambda stage: -seconds[stage])
+    widths = {stage: workers // count + (place < workers % count) for place, stage in enumerate(longest_first)}
+    equal = tuple((layers, widths[stage]) for stage, layers in enumerate(balanced))
+    return list(dict.fromkeys([partition(workload, workers, count), equal]))
+
+
+def _planned(workers: Sequence[int], workload: Workload, parts: Parts, reason: str) -> Plan:
     rest = iter(workers)
-    stages = tuple(
-        Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in partition(workload, len(workers), count)
-    )
+    stages = tuple(Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts)
     routes = tuple(even_routes(workload.grains, stage.members) for stage in stages)
     compute = simulate(workload, stages, routes)[1]
     exchange = max(_exchange_s(workload, stage) for stage in stages)
-    why = f"{count} stages, {reason}: {compute:.3g} s computing and {exchange:.3g} s exchanging gradients, predicted"
+    why = f"{len(stages)} stages, {reason}: {compute:.3g} s computing and {exchange:.3g} s exchanging gradients, predicted"
     if idle := [worker for stage in stages for worker in stage.members[workload.grains :]]:
         why += f"; workers {idle} get no grain, of which there are only {workload.grains}"
     return Plan(stages=stages, routes=routes, step_s=compute + exchange, why=why)

@@ -10,7 +10,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+import torch._dynamo  # the first optimizer would import it in every process
 
+import elastic.trainer  # noqa: F401  (once here, not in every process)
 from elastic import job as jobs
 from elastic.layout.layout import spread
 from elastic.layout.regions import ModelSpec

@@ -13,7 +13,7 @@ from elastic.layout.transfer import Holding
 
 UNIT = 64
 STATES = ("param", "exp_avg", "exp_avg_sq")
-few = settings(max_examples=150, deadline=None)
+few = settings(max_examples=100, deadline=None)
 
 Stages = list[tuple[range, tuple[int, ...]]]
 Held = dict[tuple[int, str, int], set[int]]

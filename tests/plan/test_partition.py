@@ -51,9 +51,7 @@ def test_it_is_the_best_of_all(data):
 
 @pytest.mark.parametrize(("layers", "workers", "stages"), [(4, 3, 2), (4, 3, 3), (4, 5, 4), (10, 4, 2)])
 def test_costs_that_binary_fractions_miss_tie_like_whole_numbers(layers, workers, stages):
-    tenths, whole = (
-        Workload(layers=(cost(forward_s, backward_s, 1),) * layers, micro_batches=8, grains=8) for forward_s, backward_s in ((0.1, 0.7), (1, 7))
-    )
+    tenths, whole = (Workload(layers=(layer,) * layers, micro_batches=8, grains=8) for layer in (cost(0.1, 0.7, 1), cost(1, 7, 1)))
     assert partition(tenths, workers, stages) == partition(whole, workers, stages)
 
 

@@ -63,6 +63,13 @@ def test_large_parameters_favour_stages_and_small_ones_do_not():
     assert len(plan(range(4), equal_layers(8, parameters=100_000_000)).stages) > 1
 
 
+@pytest.mark.parametrize(("workers", "stages", "seconds"), [(3, 2, 2.55), (4, 2, 1.35), (6, 2, 1.05), (6, 3, 1.11)])
+def test_stages_that_would_wait_for_each_other_are_not_chosen(workers, stages, seconds):
+    """Seconds are the least of all partitions, found by trying each; where the bottleneck alone decides it takes up to three times that."""
+    workload = equal_layers(10, parameters=0)
+    assert plan(range(workers), workload, stages).step_s == pytest.approx(seconds, rel=0.05)
+
+
 def test_ties_go_to_fewer_stages():
     idle = Workload(layers=(cost(0, 0),) * 4, micro_batches=4, grains=4)
     assert [plan(range(4), idle, count).step_s for count in range(1, 5)] == [0.0] * 4

@@ -1,0 +1,177 @@
+"""Runs either side once, in fresh processes, and reads the clock the same way for both."""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, Any
+
+import elastic
+from elastic.process import tied_command
+from elastic.settings import best_isa, own_environment, worker_environment
+
+SEQ = 128  # tokens a sample
+_HERE = Path(__file__).resolve().parent
+_TIMEOUT_S = 600.0
+_SAME_LOSS = 1e-4
+
+
+class BenchmarkError(Exception):
+    """A side failed, or the two did not do the same work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """`batch` and `micro_batch` in samples; `steps` are timed, after `warm_up` (at least 1) that are not."""
+
+    workers: int
+    stages: int
+    batch: int
+    micro_batch: int
+    warm_up: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Seconds of the timed steps, and from the start of the run to its first step's end; the losses from step 0; layers of each stage."""
+
+    step_s: tuple[float, ...]
+    first_step_s: float
+    losses: tuple[float, ...]
+    cut: tuple[int, ...]
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.step_s)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "median_step_s": self.median_s,
+            "step_s": self.step_s,
+            "first_step_s": self.first_step_s,
+            "losses": self.losses,
+            "cut": self.cut,
+        }
+
+
+def run_ours(task: Task) -> Run:
+    """A job of `elastic.run`, timed at the leader's yields.
+
+    Step k is yielded once step k + 1 is ready everywhere, the last one after an empty round: one more step keeps that out of the figures.
+    """
+    started = time.monotonic()
+    return _run(task, started, _job(task, task.warm_up + task.steps + 1))
+
+
+def run_peer(task: Task, kind: str, cut: Sequence[int], *, micro_batch: int, bucket_mb: float | None) -> Run:
+    """Ranks of `peers.py`; `kind` is `ddp` or `pipeline`. They run `micro_batch` samples at a time, whatever the task says."""
+    started = time.monotonic()
+    task = replace(task, micro_batch=micro_batch)
+    return _run(task, started, _ranks(task, kind, cut, task.warm_up + task.steps, bucket_mb) | {"cut": cut})
+
+
+def startup_of_ours(task: Task) -> float:
+    """Seconds from the call of `elastic.run` until its leader yields the first step, in a job of one step."""
+    started = time.monotonic()
+    return _job(task, 1)["stamps"][0] - started
+
+
+def startup_of_ddp(task: Task) -> float:
+    """Seconds from the start of the ranks until the first step has ended on rank 0."""
+    started = time.monotonic()
+    return _ranks(task, "ddp", (), 1, bucket_mb=None)["stamps"][0] - started
+
+
+def check_same_work(ours: Run, peer: Run) -> None:
+    """Raises BenchmarkError unless the first two losses agree: then data, first parameters, gradients and update are the same."""
+    for step, (a, b) in enumerate(zip(ours.losses[:2], peer.losses[:2], strict=True)):
+        if abs(a - b) > _SAME_LOSS * abs(a):
+            raise BenchmarkError(f"the loss of step {step} is {a} for ours and {b} for the peer: they do not train the same thing")
+
+
+def _run(task: Task, started: float, found: Mapping[str, Any]) -> Run:
+    stamps = found["stamps"][task.warm_up - 1 : task.warm_up + task.steps]
+    return Run(
+        step_s=tuple(after - before for before, after in pairwise(stamps)),
+        first_step_s=found["stamps"][0] - started,
+        losses=tuple(found["losses"]),
+        cut=tuple(found["cut"]),
+    )
+
+
+def _job(task: Task, steps: int) -> dict[str, Any]:
+    # Named, not passed: importing it would load torch here.
+    result = elastic.run(f"{_HERE / 'ours.py'}:train", workers=task.workers, stages=task.stages, args=(task.batch, task.micro_batch, steps))
+    if result.stopped:
+        raise KeyboardInterrupt
+    return result.value
+
+
+def _ranks(task: Task, kind: str, cut: Sequence[int], steps: int, bucket_mb: float | None) -> dict[str, Any]:
+    settings = {
+        "kind": kind,
+        "batch": task.batch,
+        "micro_batch": task.micro_batch,
+        "steps": steps,
+        "cut": list(cut),
+        "bucket_mb": bucket_mb,
+    }
+    command = tied_command([sys.executable, str(_HERE / "peers.py"), json.dumps(settings)])
+    environment = {
+        **own_environment(),
+        **worker_environment(1, best_isa()),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "WORLD_SIZE": str(task.workers),
+    }
+    with ExitStack() as stack:
+        said, complaints = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
+        ranks: list[subprocess.Popen[bytes]] = []
+        stack.callback(_reap, ranks)
+        for rank in range(task.workers):
+            output = said if rank == 0 else subprocess.DEVNULL
+            own = {**environment, "RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, stdout=output, stderr=complaints))
+        _wait(ranks, complaints)
+        said.seek(0)
+        return json.loads(said.read().splitlines()[-1])
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], complaints: IO[str]) -> None:
+    """Until all have left; raises BenchmarkError as soon as one has failed."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while running := [rank for rank in ranks if rank.poll() is None]:
+        if time.monotonic() > deadline or any(rank.returncode for rank in ranks):
+            break
+        try:
+            running[0].wait(0.5)
+        except subprocess.TimeoutExpired:
+            continue
+    if any(rank.returncode != 0 for rank in ranks):
+        complaints.seek(0)
+        raise BenchmarkError(f"the peer's ranks ended with {[rank.returncode for rank in ranks]}:\n{complaints.read()[-4000:]}")
+
+
+def _reap(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        rank.kill()
+    for rank in ranks:
+        rank.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,35 @@
+"""One worker inside the test's own process, for what needs no second one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import harness
+import pytest
+import torch
+
+from elastic import job as jobs
+
+
+class LoneJob(harness.FakeJob):
+    """A job of one worker, in this process."""
+
+    def __init__(self) -> None:
+        self.worker, self.workers, self.host, self.secret = 0, 1, "here", b"secret of a test"
+        self.profile = self.exact = self.leader = True
+        self.stop_requested = False
+        self.progressed = []
+
+    def announce(self, ready):
+        self.ready = ready
+        return harness.View.from_json(harness.agree([ready], 1))
+
+
+@pytest.fixture
+def lone_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoneJob]:
+    job = LoneJob()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(jobs, "_current", job)
+    yield job
+    torch.set_num_threads(threads)

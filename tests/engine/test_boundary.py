@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from elastic.engine.boundary import LEAF, Crossing, contiguous, decode, encode, flatten, unflatten
+from elastic.errors import TrainerError
+
+
+def over_the_wire(crossing: Crossing) -> Crossing:
+    parts = [np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part for part in encode(crossing)]
+    message = np.concatenate(parts)
+    aligned = np.empty(message.size + 64, np.uint8)
+    start = -aligned.ctypes.data % 64
+    aligned[start : start + message.size] = message
+    return decode(aligned[start : start + message.size])
+
+
+VALUES = [
+    torch.randn(3, 5),
+    (torch.randn(2), [torch.arange(4), None], {"a": torch.tensor(True), "b": (torch.zeros(0, 3),)}),
+    {"h": torch.randn(2, 3).bfloat16(), "scalar": torch.tensor(2.5, dtype=torch.float64)},
+    None,
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_values_cross_bit_for_bit_with_their_structure(value) -> None:
+    structure, tensors = flatten(value, "here")
+    flags = tuple(tensor.is_floating_point() for tensor in tensors)
+    back = over_the_wire(Crossing(structure=structure, tensors=tuple(tensors), differentiable=flags))
+    assert back.differentiable == flags
+    assert back.structure == structure
+    assert len(back.tensors) == len(tensors)
+    for one, other in zip(tensors, back.tensors, strict=True):
+        assert other is not None
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert torch.equal(one, other)
+        assert other.data_ptr() % 64 == 0 or other.numel() == 0
+    rebuilt, again = flatten(unflatten(back.structure, [t for t in back.tensors if t is not None]), "there")
+    assert rebuilt == structure
+    assert len(again) == len(tensors)
+
+
+def test_gradients_may_be_missing() -> None:
+    back = over_the_wire(Crossing(structure=None, tensors=(None, torch.ones(3), None), differentiable=()))
+    assert [tensor is None for tensor in back.tensors] == [True, False, True]
+
+
+@pytest.mark.parametrize("value", [3, "text", {1: torch.ones(1)}, {"a": object()}, [torch.ones(1), 2.0], (x for x in [1])])
+def test_what_cannot_cross_is_refused_by_name(value) -> None:
+    with pytest.raises(TrainerError, match=r"layer 7 \(Odd\) gave a \w+, which cannot cross a layer boundary: give a tensor"):
+        flatten(value, "layer 7 (Odd)")
+
+
+def test_contiguous_memory_is_aligned_and_not_copied_without_need() -> None:
+    base = torch.randn(8, 8)
+    assert contiguous(base) is base
+    for view in (base.t(), base.view(-1)[1:33], base[:, 1:]):
+        made = contiguous(view)
+        assert made.is_contiguous()
+        assert made.data_ptr() % 64 == 0
+        assert torch.equal(made, view)
+
+
+def test_a_leaf_marks_a_tensor() -> None:
+    assert flatten(torch.ones(1), "here")[0] is LEAF

@@ -1,0 +1,175 @@
+"""What a Trainer takes, what it refuses and how it says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import elastic
+import harness
+import models
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from elastic.errors import NonFinite, NotInJob, TrainerError
+
+
+def make(model: Any = None, loss: Any = models.cross_entropy, optimizer: Any = models.adamw, data: Any = None, **options: Any) -> elastic.Trainer:
+    options = {"batch_size": 24, "micro_batch_size": 4, **options}
+    return elastic.Trainer(model or [nn.Linear(48, 48), models.Head()], loss, optimizer, models.Rows() if data is None else data, **options)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.ones(48), 1
+
+
+class Number(nn.Module):
+    def forward(self, x: torch.Tensor) -> float:
+        return float(x.detach().sum())
+
+
+class Poison(nn.Module):
+    """NaN for one micro-batch of one step."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (torch.nan if x[0, 0] == 100.0 else 1.0)
+
+
+def poisoned(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(4, 48, generator=torch.Generator().manual_seed(step * 6 + micro_batch))
+    if (step, micro_batch) == (2, 4):
+        x[0, 0] = 100.0
+    return x, torch.arange(4)
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "ragged batch": ({"batch_size": 26}, "26 samples cannot be cut into micro-batches of 4: choose a multiple of it, such as 24 or 28"),
+    "ragged grains": ({"grains": 4}, "6 micro-batches cannot be cut into 4 grains of equal size: choose a divisor of 6, such as 6"),
+    "no samples": ({"batch_size": 0}, "must be at least 1"),
+    "stream": ({"data": Stream()}, "Stream can only be read front to back, .* Pass a map-style dataset"),
+    "generator": ({"data": (i for i in range(3))}, "generator can only be read front to back"),
+    "empty": ({"data": []}, "the dataset is empty"),
+    "no data": ({"data": 7}, "not int"),
+    "clip": ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
+    "batch norm": ({"model": [nn.Linear(48, 48), nn.BatchNorm1d(48)]}, "BatchNorm1d .* keeps running statistics, .* use GroupNorm or LayerNorm"),
+    "not a model": ({"model": "gpt"}, "model must be an nn.Module or a list of them"),
+    "frozen": ({"model": nn.Linear(2, 2).requires_grad_(False)}, "no trainable parameter"),
+    "mixed dtypes": ({"model": nn.Sequential(nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 7).double()))}, "layer 0 mixes trainable dtypes"),
+    "closure": ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
+    "foreign scheduler": (
+        {"scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), 1)},
+        "scheduler belongs to another optimizer",
+    ),
+    "number across": ({"model": [nn.Linear(48, 48), Number(), models.Head()]}, r"layer 1 \(Number\) gave a float, which cannot cross"),
+    "vector loss": ({"loss": lambda output, batch: output.sum(1)}, r"the loss of step 0, micro-batch 0 is \(4,\): return a scalar"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_trained_is_refused_with_advice(lone_job, name: str) -> None:
+    options, message = REFUSALS[name]
+    with pytest.raises(TrainerError, match=message):
+        make(**options)
+
+
+def test_running_statistics_are_a_warning_when_not_exact(lone_job) -> None:
+    with pytest.warns(UserWarning, match="keeps running statistics"):
+        make(model=[nn.Linear(48, 48), nn.BatchNorm1d(48), models.Head()], exact=False)
+
+
+def test_outside_of_a_job_a_trainer_says_so() -> None:
+    with pytest.raises(NotInJob, match="inside the train_fn that elastic.run starts"):
+        make()
+
+
+def test_a_nan_loss_names_step_and_micro_batch_and_applies_nothing(lone_job) -> None:
+    layers = [Poison(), nn.Linear(48, 48), models.Head()]
+    trainer = make(model=layers, data=poisoned)
+    seen = []
+    with pytest.raises(NonFinite, match="the loss of step 2, micro-batch 4 is nan: nothing of this step was applied"):
+        for report in trainer.run(5):
+            seen.append(report.step)
+    assert seen == [0, 1]
+    assert all(parameter.isfinite().all() for layer in layers for parameter in layer.parameters())
+
+
+def train_poisoned(job: Any) -> None:
+    list(make(model=[Poison(), nn.Linear(48, 48), models.Head()], data=poisoned).run(5))
+
+
+@pytest.mark.slow
+def test_a_nan_loss_is_raised_on_every_layout() -> None:
+    with pytest.raises(harness.WorkerError, match="step 2, micro-batch 4 is nan"):
+        harness.run(train_poisoned, workers=3, stages=2)
+
+
+def test_an_infinite_gradient_is_refused_though_the_loss_is_finite(lone_job) -> None:
+    def spiky(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (output - output.detach()).abs().sqrt().sum()  # 0, with an infinite slope
+
+    with pytest.raises(NonFinite, match="the gradient of step 0 is not finite, though its loss is"):
+        list(make(loss=spiky).run(1))
+
+
+def test_weights_that_add_up_to_nothing_are_refused(lone_job) -> None:
+    with pytest.raises(NonFinite, match="weights of the loss of step 0 add up to 0.0"):
+        list(make(loss=lambda output, batch: (output.sum(), 0.0)).run(1))
+
+
+def test_reports_say_what_was_done(lone_job) -> None:
+    trainer = make(optimizer=models.two_groups, scheduler=models.cosine)
+    reports = list(trainer.run(3))
+    assert [report.step for report in reports] == [0, 1, 2]
+    assert reports[0].lr == 3e-3 > reports[1].lr
+    assert {report.layout for report in reports} == {"[0-1]x1"}
+    assert all(report.samples_per_second > 0 and report.tokens_per_second == 0 and report.leader for report in reports)
+    assert list(trainer.run(3)) == []
+    assert trainer.step == 3
+    assert trainer.schedule.split()[:4] == ["0F0", "0B0", "0F1", "0B1"]
+
+
+def test_tokens_are_counted_where_the_input_is_ids(lone_job) -> None:
+    def ids(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(40).view(4, 10), torch.arange(4)
+
+    model = nn.Sequential(nn.Embedding(40, 48), nn.AdaptiveAvgPool2d((1, 48)), nn.Flatten(), models.Head())
+    (report,) = make(model=model, data=ids).run(1)
+    assert report.tokens_per_second / report.samples_per_second == pytest.approx(10)
+
+
+def test_evaluation_is_in_evaluation_mode_and_leaves_training_alone(lone_job) -> None:
+    def losses(evaluate: bool) -> tuple[list[float], list[float]]:
+        torch.manual_seed(1)
+        trainer = make(model=models.blocks())
+        trained, evaluated = [], []
+        for report in trainer.run(3):
+            trained.append(report.loss)
+            if evaluate:
+                evaluated += [trainer.evaluate(models.Rows()), trainer.evaluate(models.Rows(), micro_batches=2)]
+        return trained, evaluated
+
+    trained, evaluated = losses(evaluate=True)
+    assert trained == losses(evaluate=False)[0]
+    assert evaluated[0] > evaluated[2] > evaluated[4]
+    assert evaluated[0] != evaluated[1]
+
+
+def evaluate(job: Any) -> list[float]:
+    torch.manual_seed(1)
+    trainer = make(model=models.blocks())
+    return [trainer.evaluate(models.Rows()) for _ in trainer.run(3)]
+
+
+@pytest.mark.slow
+def test_evaluation_gives_the_same_bits_on_every_layout_and_worker() -> None:
+    (alone,) = harness.run(evaluate, workers=1)
+    assert len(set(alone)) == 3
+    for workers, stages in [(2, 2), (5, 3), (3, 1)]:
+        assert harness.run(evaluate, workers=workers, stages=stages) == [alone] * workers
+
+
+def test_evaluating_nothing_is_refused(lone_job) -> None:
+    with pytest.raises(TrainerError, match="nothing to evaluate"):
+        make().evaluate([])
