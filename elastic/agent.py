@@ -1,8 +1,7 @@
 """The supervisor process of one host: starts its workers, watches them, and speaks for them in etcd.
 
-It imports no torch. One thread waits for everything: the launcher, the fork server, each worker's socket and pidfd, and a pipe through
-which the threads of the etcd client hand over what they saw. The first thing that decides how the job ends is its outcome; then all
-that it started is ended, in whatever state it is.
+It imports no torch. Its loop waits for the launcher, the fork server, each worker's socket and pidfd, and for what the threads of the
+etcd client saw. The first thing that decides how the job ends is its outcome; then all that it started is ended, in whatever state.
 
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
     agent -> launcher   done {value, epoch, stopped} | failed {kind, message} | killed {}
@@ -12,26 +11,23 @@ from __future__ import annotations
 
 import os
 import secrets
-import selectors
 import shutil
 import signal
 import socket
 import sys
-import time
 import traceback
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elastic import forkserver
 from elastic.channel import Channel, Message
 from elastic.errors import ElasticError, JobFailed
 from elastic.job import WorkerSpec
+from elastic.loop import Loop
 from elastic.membership.founding import Ready, found
 from elastic.process import name_process
-from elastic.settings import JobSettings, worker_environment
+from elastic.settings import JobSettings, scratch_environment, worker_environment
 from elastic.supervision import Worker, ended, failed, is_consequence, returned_early, worker_error
 
 if TYPE_CHECKING:
@@ -63,12 +59,6 @@ class Start:
         )
 
 
-@dataclass(slots=True)
-class _Timer:
-    at: float
-    act: Callable[[], None]
-
-
 class Agent:
     """Runs one job to its outcome."""
 
@@ -84,15 +74,11 @@ class Agent:
         self._epoch = 0
         self._founded = False
         self._stopping = False
-        self._timer: _Timer | None = None
         self._session: Session | None = None
-        self._selector = selectors.DefaultSelector()
-        self._posted: deque[Callable[[], None]] = deque()
-        self._wake_read, self._wake_write = os.pipe()
+        self._loop = Loop()
         ours, theirs = socket.socketpair()
-        environment = {**start.environment, **worker_environment(start.settings.threads, start.settings.isa)}
         with theirs:
-            self._forks_process = forkserver.start(environment, theirs.fileno())
+            self._forks_process = forkserver.start(_worker_environment(start), theirs.fileno())
         self._forks = Channel(ours)
 
     def run(self) -> None:
@@ -100,7 +86,7 @@ class Agent:
         try:
             self._join()
             while self.outcome is None and not self.launcher_gone:
-                self._turn()
+                self._loop.turn()
         except ElasticError as error:
             self._end(failed(type(error), str(error)))
 
@@ -108,11 +94,10 @@ class Agent:
         """Ends every process of the job."""
         for worker in self._workers.values():
             worker.kill()
-        deadline = time.monotonic() + _CLOSE_S
-        self._timer = _Timer(deadline, lambda: None)
+        self._loop.set_timer(_CLOSE_S, lambda: None)
         # The fork server must live until it has reaped them all.
-        while any(worker.status is None for worker in self._workers.values()) and not self._forks.closed and self._timer is not None:
-            self._turn()
+        while any(worker.status is None for worker in self._workers.values()) and not self._forks.closed and self._loop.timing:
+            self._loop.turn()
         if self._session is not None:
             self._session.close()
         self._forks_process.kill()
@@ -123,34 +108,11 @@ class Agent:
         from elastic.membership.session import Session
 
         def committed(view: View, _revision: int) -> None:
-            self._post(lambda: self._committed(view))
+            self._loop.post(lambda: self._committed(view))
 
         self._session = Session(self._start.settings, Path(self._start.directory), committed)
-        self._watch(self._launcher, self._hear_launcher)
-        self._watch(self._forks, self._hear_forkserver)
-        self._watch(self._wake_read, self._hear_threads)
-
-    def _turn(self) -> None:
-        timeout = None if self._timer is None else max(0.0, self._timer.at - time.monotonic())
-        events = self._selector.select(timeout)
-        for key, _ in events:
-            key.data()
-        if not events and self._timer is not None and time.monotonic() >= self._timer.at:
-            timer, self._timer = self._timer, None
-            timer.act()
-
-    def _watch(self, source: Any, act: Callable[[], None]) -> None:
-        self._selector.register(source, selectors.EVENT_READ, act)
-
-    def _post(self, act: Callable[[], None]) -> None:
-        """Has the loop's thread call `act`; any thread may ask."""
-        self._posted.append(act)
-        os.write(self._wake_write, b"\0")
-
-    def _hear_threads(self) -> None:
-        os.read(self._wake_read, 4096)
-        while self._posted:
-            self._posted.popleft()()
+        self._loop.watch(self._launcher, self._hear_launcher)
+        self._loop.watch(self._forks, self._hear_forkserver)
 
     def _end(self, outcome: Message) -> None:
         if self.outcome is None:
@@ -167,7 +129,7 @@ class Agent:
             elif message["type"] == "kill":
                 self._end({"type": "killed"})
         if self._launcher.closed:
-            self._selector.unregister(self._launcher)
+            self._loop.forget(self._launcher)
             self.launcher_gone = True
 
     # The fork server
@@ -184,7 +146,7 @@ class Agent:
             else:
                 self._end(failed(JobFailed, f"the workers could not be started:\n{message['message']}"))
         if self._forks.closed:
-            self._selector.unregister(self._forks)
+            self._loop.forget(self._forks)
             self._end(failed(JobFailed, "the fork server, parent of the workers, died; the system may be out of memory"))
 
     def _fork(self, number: int) -> None:
@@ -192,7 +154,7 @@ class Agent:
         ours.setblocking(False)
         worker = Worker(number=number, channel=Channel(ours))
         self._workers[number] = worker
-        self._watch(worker.channel, lambda: self._hear_worker(worker))
+        self._set_interest(worker)
         spec = WorkerSpec(
             worker=number,
             host=self._host,
@@ -211,7 +173,7 @@ class Agent:
         worker.pid, worker.pidfd = pid, pidfd
         if self.outcome is not None or self.launcher_gone:
             worker.kill()
-        self._watch(pidfd, lambda: self._gone(worker))
+        self._loop.watch(pidfd, lambda: self._gone(worker))
 
     # The workers
 
@@ -222,16 +184,14 @@ class Agent:
 
     def _set_interest(self, worker: Worker) -> None:
         """Waits for room as well, where a worker (stopped, perhaps) has not read what was sent."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.unsent else 0)
-        if self._selector.get_key(worker.channel).events != events:
-            self._selector.modify(worker.channel, events, lambda: self._hear_worker(worker))
+        self._loop.watch(worker.channel, lambda: self._hear_worker(worker), writable=worker.channel.unsent)
 
     def _hear_worker(self, worker: Worker) -> None:
         worker.channel.flush()
         for message in worker.channel.receive():
             self._heard(worker, message)
         if worker.channel.closed:
-            self._selector.unregister(worker.channel)
+            self._loop.forget(worker.channel)
         else:
             self._set_interest(worker)
 
@@ -250,7 +210,7 @@ class Agent:
             self._fail(worker, consequence=is_consequence(message["kind"]))
 
     def _gone(self, worker: Worker) -> None:
-        self._selector.unregister(worker.pidfd)
+        self._loop.forget(worker.pidfd)
         for message in worker.channel.drain():
             self._heard(worker, message)
         worker.gone = True
@@ -275,8 +235,8 @@ class Agent:
         error = worker.error
         if not consequence:
             self._end(error)
-        elif self._timer is None:
-            self._timer = _Timer(time.monotonic() + _CAUSE_S, lambda: self._end(error))
+        elif not self._loop.timing:
+            self._loop.set_timer(_CAUSE_S, lambda: self._end(error))
 
     def _check_announced(self) -> None:
         """Founds the job when the last worker is ready."""
@@ -311,8 +271,13 @@ class Agent:
         done = {"type": "done", "value": result["value"], "epoch": self._epoch, "stopped": result["stopped"]}
         if all(worker.gone for worker in workers):
             self._end(done)
-        elif self._timer is None:
-            self._timer = _Timer(time.monotonic() + self._start.settings.grace_s, lambda: self._end(done))
+        elif not self._loop.timing:
+            self._loop.set_timer(self._start.settings.grace_s, lambda: self._end(done))
+
+
+def _worker_environment(start: Start) -> dict[str, str]:
+    fixed = worker_environment(start.settings.threads, start.settings.isa)
+    return {**scratch_environment(start.directory), **start.environment, **fixed}
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ class Channel:
             self.closed = True
             return []
         self._incoming += data
-        *lines, rest = self._incoming.split(b"\n")
+        *lines, rest = bytes(self._incoming).split(b"\n")
         self._incoming = bytearray(rest)
         return [self._decoded(line) for line in lines]
 

@@ -102,9 +102,12 @@ class _Leave:
 
     def __call__(self) -> None:
         if self.code is not None:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(self.code)
+            try:
+                for stream in (sys.stdout, sys.stderr):
+                    if stream is not None:
+                        stream.flush()
+            finally:
+                os._exit(self.code)
 
 
 @dataclass(slots=True)
@@ -114,14 +117,15 @@ class _Job:
 
 
 def _preload() -> None:
+    gc.disable()  # a fifth of the time that importing torch takes
     for name in _PRELOAD:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise RuntimeError(f"importing torch started {threads - 1} threads, and only a single-threaded process can be forked safely")
-    gc.collect()
     gc.freeze()  # a later collection in a worker leaves these pages shared
+    gc.enable()
 
 
 def main() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -27,6 +31,30 @@ def die_with_parent(parent: int) -> None:
 def name_process(name: str) -> None:
     """Shows `name` (15 bytes at most) in ps and top."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def end_group(leader: int, timeout_s: float = 5.0) -> None:
+    """SIGKILLs the process group of `leader`, a child that is not reaped yet, and waits until the others in it have ended."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    deadline = time.monotonic() + timeout_s
+    for pid in _group(leader):
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
+            os.close(pidfd)
+
+
+def _group(leader: int) -> list[int]:
+    """The members of a process group, but for its leader."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != leader:
+            with suppress(OSError):
+                _state, _parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(group) == leader:
+                    members.append(int(entry.name))
+    return members
 
 
 def tied_command(command: Sequence[str]) -> list[str]:

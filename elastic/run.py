@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -20,11 +20,12 @@ from typing import Any
 from elastic import errors
 from elastic.channel import Channel, Message
 from elastic.errors import JobFailed, SettingsError
-from elastic.process import module_command
+from elastic.membership.endpoint import Endpoint
+from elastic.process import end_group, module_command
 from elastic.settings import JobSettings, agent_environment, best_isa, own_environment
 from elastic.target import name_of
 
-_AGENT_EXIT_S = 15.0
+_AGENT_EXIT_S = 8.0
 _STOPPING = "elastic: stopping at the next step boundary; press Ctrl-C again to stop at once"
 
 
@@ -86,6 +87,8 @@ def run(
         threads=threads,
         seed=seed,
     )
+    if etcd is not None:
+        Endpoint.parse(etcd)
     directory = tempfile.mkdtemp(prefix="elastic-")
     try:
         return _outcome(_supervise(settings, directory))
@@ -115,20 +118,20 @@ def _supervise(settings: JobSettings, directory: str) -> Message | None:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-    try:
-        start = {
-            "type": "start",
-            "settings": settings.to_json(),
-            "directory": directory,
-            "environment": own_environment(),
-            "import_path": [entry or os.getcwd() for entry in sys.path],
-            "argv": sys.argv,
-        }
-        with _interruptible(channel):
+    start = {
+        "type": "start",
+        "settings": settings.to_json(),
+        "directory": directory,
+        "environment": own_environment(),
+        "import_path": [entry or os.getcwd() for entry in sys.path],
+        "argv": sys.argv,
+    }
+    with _interruptible(channel):
+        try:
             channel.send(start)
             return _last_word(channel)
-    finally:
-        _end(agent, channel)
+        finally:
+            _end(agent, channel)
 
 
 def _last_word(channel: Channel) -> Message | None:
@@ -146,14 +149,13 @@ def _end(agent: subprocess.Popen[bytes], channel: Channel) -> None:
     watchdog.start()
     os.waitid(os.P_PID, agent.pid, exited)
     watchdog.cancel()
-    with suppress(ProcessLookupError):
-        os.killpg(agent.pid, signal.SIGKILL)
+    end_group(agent.pid)
     agent.wait()
 
 
 @contextmanager
 def _interruptible(channel: Channel) -> Iterator[None]:
-    """The first Ctrl-C asks the agent to stop at a step boundary, the second to stop at once."""
+    """The first Ctrl-C asks the agent to stop at a step boundary, the second to stop at once. None interrupts the cleaning up."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
@@ -161,6 +163,8 @@ def _interruptible(channel: Channel) -> Iterator[None]:
 
     def interrupted(_number: int, _frame: FrameType | None) -> None:
         nonlocal presses
+        if channel.closed:
+            return
         presses += 1
         if presses == 1:
             channel.send({"type": "stop"})

@@ -126,6 +126,11 @@ def worker_environment(threads: int, isa: str) -> dict[str, str]:
     return {**counts, **_ISA_VARIABLES[isa], **_FIXED_VARIABLES}
 
 
+def scratch_environment(directory: str) -> dict[str, str]:
+    """Defaults that keep torch's caches, which it makes on import, in the job's directory; the user's own settings go before them."""
+    return {"TORCHINDUCTOR_CACHE_DIR": f"{directory}/torchinductor"}
+
+
 def own_environment() -> dict[str, str]:
     """A copy of this process's environment."""
     return dict(os.environ)

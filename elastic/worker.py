@@ -1,5 +1,7 @@
 """One training process: from the fork to the report of how `train_fn` ended.
 
+Its one connection is to the agent; links to other workers are the trainer's.
+
     worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
                       error {kind, ours, message, traceback, epoch, step}
     agent -> worker   view {view} | stop {}; the end of the connection is the death of the agent, and so of the worker
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import io
 import json
 import os
 import random
@@ -71,9 +74,11 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
 
 def _prepare(spec: WorkerSpec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the launcher's business
-    faulthandler.enable()
+    if sys.stderr is not None:
+        faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):  # else closed, or replaced by a package
+            stream.reconfigure(line_buffering=True)
     sys.path[:] = spec.import_path
     sys.argv[:] = spec.argv
     torch.set_num_threads(spec.settings.threads)

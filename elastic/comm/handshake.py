@@ -5,11 +5,13 @@
     acceptor -> dialer    HMAC-SHA256(secret, "acceptor", A, D, ids)
 
 `Handshake` decides, without a socket; `Greeting` carries it out on a non-blocking one. Every part has a fixed size and neither side sends
-on before it has verified the other, so not a byte of the first message can be read by mistake.
+on before it has verified the other, so not a byte of the first message can be read by mistake. An acceptor that refuses sends zeros for
+its proof: so a dialer can tell a refusal from a peer that died.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -17,7 +19,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from elastic.errors import LinkError
+from elastic.errors import LinkError, PeerLost
 
 _MAGIC = b"elastic1"
 _NONCE_BYTES = 32
@@ -34,6 +36,7 @@ class Handshake:
     def __init__(self, *, secret: bytes, worker: int, peer: int | None) -> None:
         self.peer = peer
         self.opening = b""
+        self.refusal = b""
         self._secret = secret
         self._worker = worker
         self._nonces = b""
@@ -41,6 +44,7 @@ class Handshake:
         if peer is None:
             self._nonces = secrets.token_bytes(_NONCE_BYTES)
             self.opening = _MAGIC + self._nonces
+            self.refusal = bytes(_PROOF_BYTES)
             self.expected = _IDS.size + _NONCE_BYTES + _PROOF_BYTES
             self._step = self._verify_dialer
         else:
@@ -82,7 +86,7 @@ class Handshake:
 
     def _require(self, proof: bytes, role: bytes) -> None:
         if not hmac.compare_digest(proof, self._proof(role)):
-            raise LinkError("the other side does not know the secret of this job", peer=self.peer)
+            raise LinkError("the other side has another secret, or is not the worker it should be", peer=self.peer)
 
 
 class Greeting:
@@ -106,10 +110,13 @@ class Greeting:
     def on_event(self, _events: int) -> None:
         """There is something to read."""
         self._attempt(self._advance)
+        if not self.over and self._handshake.expected == 0 and self._handshake.peer is not None:
+            self.over = True
+            self._done(self.sock, self._handshake.peer)
 
     def expire(self) -> None:
         """The other side took too long."""
-        self._fail("no answer in time")
+        self._fail(LinkError("no answer in time", peer=self._handshake.peer))
 
     def _attempt(self, action: Callable[[], None]) -> None:
         try:
@@ -117,29 +124,34 @@ class Greeting:
                 action()
         except BlockingIOError:
             return
-        except (OSError, LinkError) as error:
-            self._fail(str(error))
+        except LinkError as error:
+            self._refuse(error)
+        except OSError as error:
+            self._fail(PeerLost(error.strerror or str(error), peer=self._handshake.peer))
 
     def _advance(self) -> None:
         part = self.sock.recv(self._handshake.expected - len(self._received))
         if not part:
-            self._fail("the other side hung up: it is gone, or has another secret")
+            self._fail(PeerLost("the other side hung up", peer=self._handshake.peer))
             return
         self._received += part
         if len(self._received) < self._handshake.expected:
             return
         received, self._received = self._received, b""
         self._send(self._handshake.feed(received))
-        if self._handshake.expected == 0 and self._handshake.peer is not None:
-            self.over = True
-            self._done(self.sock, self._handshake.peer)
 
     def _send(self, data: bytes) -> None:
         # A fresh socket has room for these few bytes; if not, the other side is not one of ours.
         if self.sock.send(data) != len(data):
             raise LinkError("no room for a handshake")
 
-    def _fail(self, reason: str) -> None:
+    def _refuse(self, error: LinkError) -> None:
+        # If it does not wait for our answer any more, it does not matter.
+        with contextlib.suppress(OSError):
+            self.sock.send(self._handshake.refusal)
+        self._fail(error)
+
+    def _fail(self, error: LinkError) -> None:
         if not self.over:
             self.over = True
-            self._failed(LinkError(reason, peer=self._handshake.peer))
+            self._failed(error)

@@ -34,7 +34,7 @@ class Receiver:
         budget = _BUDGET_BYTES
         while budget > 0 and self.broken is None:
             try:
-                count = self._sock.recv_into(_SCRAP[: min(self._excess, len(_SCRAP))] if self._excess else self._rest)
+                count = self._sock.recv_into(_SCRAP[: self._excess] if self._excess else self._rest[:budget])
             except BlockingIOError:
                 return False
             except OSError as error:

@@ -117,9 +117,10 @@ class Reception:
             self._reactor.remove(sock.fileno())
             sock.close()
             if whom is None:
-                self.rejected += 1
+                # A peer that only looks whether this worker is there hangs up too.
+                self.rejected += not isinstance(error, PeerLost)
             elif error.peer is not None:
-                self._refused(error.peer, LinkError(f"no handshake with {whom}: {error}", peer=error.peer))
+                self._refused(error.peer, type(error)(f"no handshake with {whom}: {error}", peer=error.peer))
                 self._dialling.discard(error.peer)
 
         greeting = Greeting(sock, handshake, done=done, failed=failed)

@@ -42,9 +42,7 @@ def vectors(spec: ModelSpec) -> tuple[Vector, ...]:
     found: list[Vector] = []
     for layer in spec.layers:
         if layer.size:
-            found.append(
-                Vector(id=len(found), layer=layer.index, home=layer.index, start=0, stop=layer.size, parameters=layer.parameters)
-            )
+            found.append(Vector(id=len(found), layer=layer.index, home=layer.index, start=0, stop=layer.size, parameters=layer.parameters))
         for tie in layer.ties:
             parameter = spec.layers[tie.home].parameter(tie.name)
             run = {"start": parameter.start, "stop": align(parameter.stop)}

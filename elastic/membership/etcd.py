@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from elastic.errors import Conflict, EtcdUnavailable, SettingsError
+from elastic.errors import Conflict, EtcdUnavailable
+from elastic.membership.endpoint import Endpoint
 
 with warnings.catch_warnings():  # protobuf and etcd3 call each other old
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -17,35 +18,19 @@ with warnings.catch_warnings():  # protobuf and etcd3 call each other old
     import etcd3.exceptions
     import etcd3.utils
     import grpc
-    from etcd3 import etcdrpc
-    from etcd3.etcdrpc import kv_pb2
+    from etcd3 import etcdrpc as _etcdrpc
+    from etcd3.etcdrpc import kv_pb2 as _kv_pb2
+
+etcdrpc: Any = _etcdrpc  # generated at run time, without types
+kv_pb2: Any = _kv_pb2
 
 _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT)
-_OPTIONS = [("grpc.enable_http_proxy", 0)]  # a proxy from the environment would swallow loopback and cluster addresses
+_OPTIONS = [
+    ("grpc.enable_http_proxy", 0),  # a proxy from the environment would swallow loopback and cluster addresses
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 _RETRY_S = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where etcd is: `[user:password@]host:port`."""
-
-    host: str
-    port: int
-    user: str | None = None
-    password: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Endpoint:
-        """Raises SettingsError."""
-        login, _, address = text.rpartition("@")
-        host, _, port = address.rpartition(":")
-        user, _, password = login.partition(":")
-        if not host or not port.isdigit() or (login and not (user and password)):
-            raise SettingsError("etcd=...: use 'host:port' or 'user:password@host:port'")
-        return cls(host=host, port=int(port), user=user or None, password=password or None)
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +68,7 @@ class EtcdClient:
     def get(self, key: str) -> Entry | None:
         with self._translated():
             value, meta = self._client.get(key)
-        return None if value is None else Entry(key=key, value=value.decode(), mod_revision=meta.mod_revision)
+        return None if value is None or meta is None else Entry(key=key, value=value.decode(), mod_revision=meta.mod_revision)
 
     def get_prefix(self, prefix: str) -> list[Entry]:
         with self._translated():

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from elastic.errors import Conflict, EtcdUnavailable, SettingsError
-from elastic.membership.etcd import Endpoint, EtcdClient
+from elastic.membership.endpoint import Endpoint
+from elastic.membership.etcd import EtcdClient
 from elastic.membership.founding import Ready
 from elastic.membership.leases import Lease
 from elastic.membership.server import PrivateEtcd
@@ -33,8 +34,7 @@ class Session:
             endpoint = settings.etcd if self._server is None else self._server.endpoint()
             self._client = EtcdClient(Endpoint.parse(endpoint or ""))
             self._lease = Lease(self._client)
-            self._claim(settings, self._lease, str(self._client.endpoint))
-            self._claimed = True
+            self._claim(settings, self._client, self._lease)
             self._lease.start()
             self._views = ViewStore(self._client, settings.name)
             self._views.watch(on_view)
@@ -64,9 +64,12 @@ class Session:
         if self._server is not None:
             self._server.stop()
 
-    def _claim(self, settings: JobSettings, lease: Lease, endpoint: str) -> None:
+    def _claim(self, settings: JobSettings, client: EtcdClient, lease: Lease) -> None:
         record = {name: value for name, value in settings.to_json().items() if name != "etcd"}  # it may hold a password
         try:
             lease.claim(f"{self._prefix}record", json.dumps(record))
         except Conflict as error:
-            raise SettingsError(f"name={settings.name!r}: a job of this name runs on the etcd at {endpoint}; choose another") from error
+            raise SettingsError(f"name={settings.name!r}: a job of this name runs on etcd at {client.endpoint}; choose another") from error
+        self._claimed = True
+        for rest in ("view", "workers/"):  # of an earlier job of this name, whose agent was killed
+            client.delete_prefix(f"{self._prefix}{rest}")

@@ -14,11 +14,8 @@ import torch._dynamo  # the first optimizer would import it in every process
 
 import elastic.trainer  # noqa: F401  (once here, not in every process)
 from elastic import job as jobs
-from elastic.layout.layout import spread
-from elastic.layout.regions import ModelSpec
-from elastic.plan.planner import plan
-from elastic.plan.workload import Workload, costs
-from elastic.view import Member, View
+from elastic.membership.founding import Ready, found
+from elastic.view import View
 
 TIMEOUT_S = 120
 
@@ -44,14 +41,7 @@ class FakeJob:
 
 def agree(readies: list[dict[str, Any]], stages: int | None) -> dict[str, Any]:
     """What the agent makes of its workers' announcements."""
-    for key in ("model", "digest", "settings", "micro_batches", "grains"):
-        assert all(ready[key] == readies[0][key] for ready in readies), key
-    workload = Workload(layers=costs(readies[0]["profile"]), micro_batches=readies[0]["micro_batches"], grains=readies[0]["grains"])
-    chosen = plan(range(len(readies)), workload, stages)
-    model = ModelSpec.from_json(readies[0]["model"])
-    layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages])
-    members = tuple(Member(worker=worker, host="here", address=ready["address"]) for worker, ready in enumerate(readies))
-    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload).to_json()
+    return found({worker: Ready.from_json(ready, "here") for worker, ready in enumerate(readies)}, stages).to_json()
 
 
 def _child(train: Callable[..., Any], worker: int, workers: int, pipe: Connection, args: tuple[Any, ...]) -> None:

@@ -205,7 +205,14 @@ CASES: dict[str, dict[str, Any]] = {
 
 def train(job: Any, name: str, steps: int = 4) -> dict[str, Any]:
     """Everything that must be equal to the last bit, and the shares that must add up."""
-    options: dict[str, Any] = {"optimizer": adamw, "data": Rows(), "loss": cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name]}
+    options: dict[str, Any] = {
+        "optimizer": adamw,
+        "data": Rows(),
+        "loss": cross_entropy,
+        "batch_size": 24,
+        "micro_batch_size": 4,
+        **CASES[name],
+    }
     build: Callable[[], Any] = options.pop("model")
     loss, optimizer, data = options.pop("loss"), options.pop("optimizer"), options.pop("data")
     torch.manual_seed(5)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import elastic
 import harness
 import models
 import pytest
 import torch
 from torch import nn
 
+import elastic
 from elastic.engine import profile
 
 SLACK = 1.1
@@ -104,7 +104,12 @@ def test_gradient_buffers_are_the_waiting_subtrees_and_the_received_shares(worke
     def run(job: Any) -> Any:
         torch.manual_seed(0)
         trainer = elastic.Trainer(
-            [nn.Linear(48, 400), nn.Linear(400, 48)], models.cross_entropy, models.adamw, models.Rows(), batch_size=grains * 2, micro_batch_size=2
+            [nn.Linear(48, 400), nn.Linear(400, 48)],
+            models.cross_entropy,
+            models.adamw,
+            models.Rows(),
+            batch_size=grains * 2,
+            micro_batch_size=2,
         )
         list(trainer.run(3))
         return trainer.statistics()

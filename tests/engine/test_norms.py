@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -16,7 +17,7 @@ from elastic.layout.regions import BLOCK
 def test_block_sums_do_not_depend_on_where_an_interval_is_cut(cuts: list[int], seed: int, dtype: torch.dtype) -> None:
     values = torch.randn(5 * BLOCK + 700, generator=torch.Generator().manual_seed(seed)).to(dtype)
     edges = [0, *sorted(cut * BLOCK for cut in cuts), values.numel()]
-    parts = [block_sums(values[a:b]) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    parts = [block_sums(values[a:b]) for a, b in itertools.pairwise(edges) if a < b]
     assert torch.equal(torch.cat(parts), block_sums(values))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import elastic
 import models
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+import elastic
 from elastic.engine.data import batches
 
 
@@ -54,7 +54,9 @@ def test_clipping_is_that_of_torch(lone_job) -> None:
         return [nn.Linear(48, 48), models.Head()]
 
     layers = build()
-    trainer = elastic.Trainer(layers, models.cross_entropy, models.adamw, models.Rows(), batch_size=24, micro_batch_size=4, seed=11, clip_norm=0.01)
+    trainer = elastic.Trainer(
+        layers, models.cross_entropy, models.adamw, models.Rows(), batch_size=24, micro_batch_size=4, seed=11, clip_norm=0.01
+    )
     norms = [report.grad_norm for report in trainer.run(3)]
     assert min(norms) > 0.01
     ours = [parameter for layer in layers for parameter in layer.parameters()]
@@ -82,7 +84,12 @@ def test_a_loop_that_was_left_goes_on_where_it_stopped(lone_job) -> None:
     def losses(parts: list[int]) -> list[float]:
         torch.manual_seed(3)
         trainer = elastic.Trainer(
-            [nn.Linear(48, 48), models.Block(), models.Head()], models.cross_entropy, models.adamw, models.Rows(), batch_size=24, micro_batch_size=4
+            [nn.Linear(48, 48), models.Block(), models.Head()],
+            models.cross_entropy,
+            models.adamw,
+            models.Rows(),
+            batch_size=24,
+            micro_batch_size=4,
         )
         found = []
         for stop in parts:

@@ -1,0 +1,63 @@
+"""One thread that waits for everything: descriptors, one timer, and what other threads hand over."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+Act = Callable[[], None]
+
+
+class Loop:
+    """All calls but `post` belong to the loop's own thread, in which every `act` runs."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timer: tuple[float, Act] | None = None
+        self._posted: deque[Act] = deque()
+        self._wake_read, self._wake_write = os.pipe()
+        self.watch(self._wake_read, self._act_posted)
+
+    def watch(self, source: Any, act: Act, *, writable: bool = False) -> None:
+        """Calls `act` while `source` (a descriptor, or what has a `fileno`) can be read, and, if asked, while it can be written."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writable else 0)
+        if source not in self._selector.get_map():
+            self._selector.register(source, events, act)
+        elif self._selector.get_key(source).events != events:
+            self._selector.modify(source, events, act)
+
+    def forget(self, source: Any) -> None:
+        self._selector.unregister(source)
+
+    def post(self, act: Act) -> None:
+        """Has the loop's thread call `act`; any thread may ask."""
+        self._posted.append(act)
+        os.write(self._wake_write, b"\0")
+
+    def set_timer(self, seconds: float, act: Act) -> None:
+        """Calls `act` once, so much later. There is one timer; the next replaces it."""
+        self._timer = (time.monotonic() + seconds, act)
+
+    @property
+    def timing(self) -> bool:
+        """Whether the timer is set and has not gone off."""
+        return self._timer is not None
+
+    def turn(self) -> None:
+        """Waits for the next thing to happen, and acts on it."""
+        events = self._selector.select(None if self._timer is None else max(0.0, self._timer[0] - time.monotonic()))
+        for key, _ in events:
+            key.data()
+        if self._timer is not None and time.monotonic() >= self._timer[0]:
+            _, act = self._timer
+            self._timer = None
+            act()
+
+    def _act_posted(self) -> None:
+        os.read(self._wake_read, 4096)
+        while self._posted:
+            self._posted.popleft()()

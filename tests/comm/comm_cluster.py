@@ -1,0 +1,97 @@
+"""Several workers' networks in one process, of any implementation, and threads to drive them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from elastic.comm import Endpoint, Kind, LoopbackHub, LoopbackNetwork, Network, Tag
+
+KINDS = ("unix", "tcp", "loopback")
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    worker: int
+    host: str
+    address: str
+
+
+def tag(step: int = 1, a: int = 0) -> Tag:
+    return Tag(Kind.GRADIENT, step, a)
+
+
+def pattern(size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+class Cluster:
+    """Networks by worker id. `install` makes every given worker link to all the others, concurrently."""
+
+    def __init__(self, kind: str, workers: Iterable[int]) -> None:
+        self.kind = kind
+        self.hub = LoopbackHub()
+        self.threads = ThreadPoolExecutor(32)
+        self.networks: dict[int, Endpoint] = {}
+        self.era = (0, 0)
+        for worker in workers:
+            self.start(worker)
+
+    def start(self, worker: int, secret: bytes = b"secret") -> Endpoint:
+        if self.kind == "loopback":
+            self.networks[worker] = LoopbackNetwork(worker, self.hub)
+        else:
+            self.networks[worker] = Network(worker, secret=secret, host=self.host(worker), tcp=self.kind == "tcp")
+        return self.networks[worker]
+
+    def host(self, worker: int) -> str:
+        return f"host-{worker}" if self.kind == "tcp" else "host"
+
+    def __getitem__(self, worker: int) -> Any:
+        return self.networks[worker]
+
+    def members(self, workers: Iterable[int]) -> list[Peer]:
+        return [Peer(worker, self.host(worker), self.networks[worker].address) for worker in workers]
+
+    def install(self, workers: Iterable[int], era: tuple[int, int] | None = None) -> Cluster:
+        workers = list(workers)
+        self.era = era or (self.era[0] + 1, 0)
+        members = self.members(workers)
+        together(*(lambda w=w: self.networks[w].install(*self.era, members, workers, timeout_s=PATIENCE_S) for w in workers))
+        return self
+
+    def run(self, action: Callable[[], Any]) -> Future[Any]:
+        return self.threads.submit(action)
+
+    def blocked(self, worker: int, action: Callable[[], Any]) -> Future[Any]:
+        """Runs `action` on a thread; returns when that thread waits in the network of `worker`."""
+        box = self.networks[worker]._box
+        before = len(box._waiters)
+        future = self.run(action)
+        until(lambda: future.done() or len(box._waiters) > before)
+        return future
+
+    def close(self) -> None:
+        for network in self.networks.values():
+            network.close()
+        self.threads.shutdown()
+
+
+def together(*actions: Callable[[], Any]) -> list[Any]:
+    """Runs all at once; raises the first error."""
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return [future.result(PATIENCE_S) for future in [threads.submit(action) for action in actions]]
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        os.sched_yield()

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from elastic.errors import Conflict, EtcdUnavailable, SettingsError
+from elastic.membership.server import PrivateEtcd
+from tests.etcd_access import Endpoint, Entry, EtcdClient, enable_auth
+
+
+def test_an_endpoint_has_a_host_a_port_and_maybe_a_login() -> None:
+    assert Endpoint.parse("etcd.local:2379") == Endpoint(host="etcd.local", port=2379)
+    assert Endpoint.parse("me:p@ss:word@10.0.0.1:2") == Endpoint(host="10.0.0.1", port=2, user="me", password="p@ss:word")
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", ":2379", "host:port", "user@host:1", "user:@host:1", ":secret@host:1"])
+def test_another_endpoint_is_refused_without_showing_a_password(text: str) -> None:
+    with pytest.raises(SettingsError, match="host:port") as refused:
+        Endpoint.parse(text)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_printed_endpoint_hides_the_login() -> None:
+    assert str(Endpoint.parse("user:secret@host:1")) == "host:1"
+
+
+def test_what_is_put_can_be_read_one_by_one_and_by_prefix(client: EtcdClient) -> None:
+    client.put("/a/1", "one")
+    client.put("/a/2", "two")
+    client.put("/b", "other")
+    entry = client.get("/a/1")
+    assert entry is not None
+    assert entry.value == "one"
+    assert {found.key: found.value for found in client.get_prefix("/a/")} == {"/a/1": "one", "/a/2": "two"}
+    assert client.get("/a/3") is None
+
+
+def test_delete_prefix_leaves_the_neighbours(client: EtcdClient) -> None:
+    client.put("/a/1", "one")
+    client.put("/ab", "neighbour")
+    client.delete_prefix("/a/")
+    assert client.get_prefix("/a/") == []
+    assert client.get("/ab") is not None
+
+
+def test_only_the_first_put_if_absent_writes(client: EtcdClient) -> None:
+    client.put_if_absent("/once", "first")
+    with pytest.raises(Conflict, match="/once"):
+        client.put_if_absent("/once", "second")
+    entry = client.get("/once")
+    assert entry is not None
+    assert entry.value == "first"
+
+
+def test_compare_and_put_follows_the_revision(client: EtcdClient) -> None:
+    first = client.put_if_absent("/swap", "a")
+    second = client.compare_and_put("/swap", "b", first)
+    with pytest.raises(Conflict):
+        client.compare_and_put("/swap", "stale", first)
+    assert client.get("/swap") == Entry(key="/swap", value="b", mod_revision=second)
+
+
+def test_a_lease_lives_until_it_is_revoked(client: EtcdClient) -> None:
+    lease = client.grant(30)
+    client.put("/leased", "x", lease=lease)
+    assert client.refresh(lease)
+    client.revoke(lease)
+    assert client.get("/leased") is None
+    assert not client.refresh(lease)
+
+
+def test_a_watch_sees_what_is_there_and_every_change_in_order(client: EtcdClient) -> None:
+    seen: queue.Queue[Entry] = queue.Queue()
+    client.put("/w/1", "before")
+    client.watch_prefix("/w/", seen.put)
+    assert seen.get(timeout=5).value == "before"
+    client.put("/w/2", "two")
+    client.put("/other", "unseen")
+    client.put("/w/2", "three")
+    client.delete_prefix("/w/1")
+    events = [seen.get(timeout=5) for _ in range(3)]
+    assert [(event.key, event.value) for event in events] == [("/w/2", "two"), ("/w/2", "three"), ("/w/1", None)]
+
+
+class _Forwarder:
+    """A TCP relay to etcd that can be cut, and then refuses what comes."""
+
+    def __init__(self, target: Endpoint) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self._target = (target.host, target.port)
+        self._connections: list[socket.socket] = []
+        self.broken = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.broken = True
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                if self.broken:
+                    near.close()
+                    continue
+                far = socket.create_connection(self._target)
+                self._connections += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for connection in self._connections:
+            connection.close()
+
+
+@pytest.fixture
+def forwarder(endpoint: Endpoint) -> Iterator[_Forwarder]:
+    relay = _Forwarder(endpoint)
+    yield relay
+    relay.close()
+
+
+@pytest.mark.slow
+def test_a_watch_goes_on_after_an_outage_where_it_was(client: EtcdClient, forwarder: _Forwarder) -> None:
+    far = EtcdClient(Endpoint(host="127.0.0.1", port=forwarder.port))
+    seen: queue.Queue[Entry] = queue.Queue()
+    far.watch_prefix("/w/", seen.put)
+    client.put("/w/1", "before")
+    assert seen.get(timeout=5).value == "before"
+    forwarder.cut()
+    with pytest.raises(EtcdUnavailable, match="cannot be reached"):
+        far.put("/w/2", "lost")
+    client.put("/w/3", "during")
+    client.put("/w/3", "again")
+    forwarder.broken = False
+    assert [seen.get(timeout=10).value for _ in range(2)] == ["during", "again"]
+    assert seen.empty()
+    far.close()
+
+
+def test_a_closed_port_is_unavailable_and_says_what_to_check() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(EtcdUnavailable, match=rf"127.0.0.1:{port} cannot be reached .*check that it runs"):
+        EtcdClient(Endpoint(host="127.0.0.1", port=port))
+
+
+@pytest.mark.slow
+def test_a_silent_endpoint_is_given_up_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(EtcdUnavailable, match="no answer in time"):
+            EtcdClient(Endpoint(host="127.0.0.1", port=silent.getsockname()[1]), timeout_s=0.5)
+        assert time.monotonic() - began < 3
+
+
+def test_a_closed_client_says_so(endpoint: Endpoint) -> None:
+    client = EtcdClient(endpoint)
+    client.close()
+    with pytest.raises(EtcdUnavailable, match="closed"):
+        client.get("/x")
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[str]:
+    """An etcd that wants a login: root with password `right`."""
+    server = PrivateEtcd(tmp_path)
+    address = server.endpoint()
+    enable_auth(address)
+    yield address
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_login_is_used_for_everything_and_a_wrong_one_is_refused(guarded: str) -> None:
+    for text in (guarded, f"root:wrong@{guarded}", f"nobody:right@{guarded}"):
+        with pytest.raises(EtcdUnavailable, match="check user and password") as refused:
+            EtcdClient(Endpoint.parse(text))
+        assert refused.value.surely_not_done
+        assert "wrong" not in str(refused.value)
+    client = EtcdClient(Endpoint.parse(f"root:right@{guarded}"))
+    seen: queue.Queue[Entry] = queue.Queue()
+    client.watch_prefix("/w/", seen.put)
+    lease = client.grant(30)
+    client.put_if_absent("/w/1", "x", lease=lease)
+    assert client.refresh(lease)
+    assert seen.get(timeout=5).value == "x"
+    client.close()
+
+
+def test_a_login_where_none_is_wanted_is_refused(endpoint: Endpoint) -> None:
+    with pytest.raises(EtcdUnavailable, match="authentication is not enabled"):
+        EtcdClient(Endpoint(host=endpoint.host, port=endpoint.port, user="a", password="b"))

@@ -1,0 +1,130 @@
+"""Train functions of the process tests. They run in workers, which import this module by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from elastic import job as jobs
+from elastic.errors import NotInJob, PeerLost
+from elastic.job import Job
+from elastic.settings import fingerprint
+from tests.announcement import announcement
+
+PAUSE = threading.Event()  # never set: waiting on it is a step that takes a while
+
+
+def facts(job: Job, text: str, number: int) -> dict[str, Any]:
+    """What a worker sees, gathered in the job's directory so that the leader can return all of it."""
+    import torch  # not above: launchers import this module too, and need none
+
+    subprocess.Popen(["sleep", "600"])  # a helper process that the train function forgets
+    own = {
+        "worker": job.worker,
+        "args": [text, number],
+        "current": jobs.current() is job,
+        "parent": os.getppid(),
+        "name": Path("/proc/self/comm").read_text().strip(),
+        "stdin": os.readlink("/proc/self/fd/0"),
+        "open": open_descriptors(),
+        "secret": job.secret.hex(),
+        "threads": torch.get_num_threads(),
+        "random": torch.rand(()).item(),
+        "fingerprint": fingerprint(),
+        "protobuf": os.environ.get("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"),
+        "mark": os.environ.get("ELASTIC_TEST_MARK"),
+        "profile": job.profile,
+        "argv": sys.argv,
+        "directory": job.directory,
+    }
+    Path(job.directory, f"{job.worker}.tmp").write_text(json.dumps(own))
+    Path(job.directory, f"{job.worker}.tmp").rename(Path(job.directory, f"{job.worker}.json"))
+    while job.leader and len(list(Path(job.directory).glob("*.json"))) < job.workers:
+        PAUSE.wait(0.01)
+    return {path.stem: json.loads(path.read_text()) for path in Path(job.directory).glob("*.json")} if job.leader else {}
+
+
+def open_descriptors() -> list[str]:
+    """What this process has open besides the standard streams."""
+    numbers = [number for number in os.listdir("/proc/self/fd") if int(number) > 2 and os.path.lexists(f"/proc/self/fd/{number}")]
+    return [os.readlink(f"/proc/self/fd/{number}") for number in numbers]
+
+
+def announces(job: Job) -> dict[str, Any]:
+    view = job.announce({**announcement(profile=job.profile), "fingerprint": fingerprint(), "address": f"unix:@{job.worker}"})
+    return {"view": view.to_json(), "epoch": job.epoch, "leader": job.leader, "kept": job.view == view, "etcd": job.settings.etcd}
+
+
+def disagrees(job: Job) -> None:
+    job.announce({**announcement(profile=job.profile), "settings": {"batch_size": 32 + job.worker // 2}})
+
+
+def does_not_join(job: Job) -> None:
+    if job.worker != 1:
+        job.announce(announcement(profile=job.profile))
+
+
+def consequences(job: Job) -> None:
+    """Worker 1 fails for a reason of its own; the others notice that they lost it, and do so earlier."""
+    sign = Path(job.directory, "lost")
+    if job.worker != 1:
+        sign.touch()
+        raise PeerLost("the link to worker 1 broke", peer=1)
+    while not sign.exists():
+        PAUSE.wait(0.01)
+    job.progress(3, 17)
+    raise ZeroDivisionError("the root of it")
+
+
+def returns_a_socket() -> socket.socket:
+    return socket.socket()
+
+
+def exits() -> None:
+    sys.exit(3)
+
+
+def steps_until_stopped(job: Job) -> int:
+    """Says that it runs; takes steps until it is asked to stop."""
+    print(json.dumps({"pid": os.getpid(), "parent": os.getppid()}), flush=True)
+    step = 0
+    while not job.stop_requested:
+        step += 1
+        job.progress(1, step)
+        PAUSE.wait(0.01)
+    return step
+
+
+def never_stops(job: Job) -> None:
+    """Worker 1 says that it runs and stops itself with SIGSTOP; the others say so once it has, and go on for ever."""
+    grandparent = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
+    job.progress(2, 5)
+    if job.worker != 1:
+        wait_until_stopped(Path(job.directory, "stopping"))
+    print(json.dumps({"worker": job.worker, "pid": os.getpid(), "parent": os.getppid(), "agent": int(grandparent)}), flush=True)
+    if job.worker == 1:
+        Path(job.directory, "pid").write_text(str(os.getpid()))
+        Path(job.directory, "pid").rename(Path(job.directory, "stopping"))
+        os.kill(os.getpid(), signal.SIGSTOP)
+    PAUSE.wait()
+
+
+def wait_until_stopped(pid_file: Path) -> None:
+    while not pid_file.exists() or Path(f"/proc/{pid_file.read_text()}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        PAUSE.wait(0.01)
+
+
+def outside() -> str:
+    """For the launcher's side of the tests."""
+    try:
+        jobs.current()
+    except NotInJob as error:
+        return str(error)
+    return ""

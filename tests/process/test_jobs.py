@@ -1,0 +1,136 @@
+"""Jobs that end as they should, or because something in the workers is wrong; run from this process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import elastic
+from elastic.errors import EtcdUnavailable, JobFailed, MismatchError, NotInJob, SettingsError, TrainFunctionError
+from elastic.membership.server import PrivateEtcd
+from elastic.settings import best_isa, worker_environment
+from elastic.view import View
+from tests.conftest import Leftovers
+from tests.etcd_access import Endpoint, EtcdClient, enable_auth
+from tests.process import functions
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
+
+
+def test_workers_run_in_a_sound_environment_and_leave_nothing(leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELASTIC_TEST_MARK", "seen")
+    result = elastic.run(functions.facts, workers=3, args=["text", 7], seed=5)
+    assert leftovers.processes() == {}, "also the helper processes that the workers forgot"
+    assert (result.epoch, result.stopped) == (0, False)
+    seen = [result.value[str(worker)] for worker in range(3)]
+    assert [worker["worker"] for worker in seen] == [0, 1, 2]
+    assert [worker["name"] for worker in seen] == ["elastic-w0", "elastic-w1", "elastic-w2"]
+    assert [worker["profile"] for worker in seen] == [True, False, False]
+    for worker in seen:
+        assert worker["args"] == ["text", 7]
+        assert worker["current"]
+        assert worker["stdin"] == "/dev/null"
+        assert [name.partition(":")[0] for name in worker["open"]] == ["socket"], "only its own agent socket"
+        assert worker["threads"] == 1
+        assert worker["protobuf"] is None
+        assert worker["mark"] == "seen"
+        assert Path(worker["directory"]).parent == leftovers.directory
+        fixed = worker_environment(1, best_isa())
+        assert {name: value for name, value in worker["fingerprint"].items() if name in fixed}.items() <= fixed.items()
+        assert worker["fingerprint"]["MKL_CBWR"].endswith("STRICT")
+    for field in ("parent", "secret", "random", "fingerprint"):
+        assert len({str(worker[field]) for worker in seen}) == 1, field
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[str]:
+    server = PrivateEtcd(tmp_path)
+    enable_auth(server.endpoint())
+    yield server.endpoint()
+    server.stop()
+
+
+def test_a_given_etcd_carries_the_first_view_and_is_left_clean(guarded: str) -> None:
+    endpoint = f"root:right@{guarded}"
+    with pytest.raises(EtcdUnavailable, match="check user and password"):
+        elastic.run(functions.announces, workers=2, etcd=f"root:wrong@{guarded}")
+    client = EtcdClient(Endpoint.parse(endpoint))
+    client.put("/elastic/taken/record", "{}")
+    client.put("/elastic/mine/view", "of a job whose agent was killed")
+    with pytest.raises(SettingsError, match="a job of this name runs"):
+        elastic.run(functions.announces, workers=2, etcd=endpoint, name="taken")
+    watched: list[str] = []
+    client.watch_prefix("/elastic/mine/", lambda entry: watched.append(f"{entry.key} {entry.value}"))
+    result = elastic.run(functions.announces, workers=3, stages=2, etcd=endpoint, name="mine")
+    view = View.from_json(result.value["view"])
+    assert (result.epoch, view.epoch, view.attempt) == (1, 1, 0)
+    assert [member.address for member in view.members] == ["unix:@0", "unix:@1", "unix:@2"]
+    assert len(view.plan.stages) == 2
+    assert (result.value["epoch"], result.value["leader"], result.value["kept"]) == (1, True, True)
+    assert result.value["etcd"] is None, "workers need no password"
+    assert [entry.key for entry in client.get_prefix("/elastic/")] == ["/elastic/taken/record"]
+    client.close()
+    assert any(line.startswith("/elastic/mine/view {") for line in watched)
+    assert any(line.startswith("/elastic/mine/workers/2 {") for line in watched)
+    assert not any("right" in line for line in watched), "the password is in no key"
+
+
+def test_workers_that_disagree_are_named() -> None:
+    with pytest.raises(MismatchError, match=r"workers 2, 3 .* settings\.batch_size is 33 there and 32 on worker 0"):
+        elastic.run(functions.disagrees, workers=4)
+
+
+def test_a_worker_that_never_joins_does_not_hold_the_others_up() -> None:
+    with pytest.raises(JobFailed, match=r"returned on workers \[1\] before making a Trainer, and workers \[0, 2\]|workers \[[02]\] wait"):
+        elastic.run(functions.does_not_join, workers=3)
+
+
+def test_the_cause_is_reported_and_not_its_consequences() -> None:
+    with pytest.raises(JobFailed, match=r"worker 1 failed in epoch 3, step 17") as failure:
+        elastic.run(functions.consequences, workers=3)
+    text = str(failure.value)
+    assert text.count("Traceback") == 1
+    assert text.rstrip().endswith("ZeroDivisionError: the root of it")
+    assert "PeerLost" not in text
+
+
+def test_a_value_that_cannot_travel_is_refused() -> None:
+    with pytest.raises(TrainFunctionError, match="returned a socket that cannot be sent to the launcher"):
+        elastic.run(functions.returns_a_socket, workers=1)
+
+
+def test_a_thread_may_run_a_job_and_nothing_comes_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    caught: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            elastic.run(functions.exits, workers=1)
+        except JobFailed as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert "SystemExit: 3" in str(caught[0])
+
+
+def test_an_etcd_that_is_not_there(leftovers: Leftovers) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(EtcdUnavailable, match=f"127.0.0.1:{port} cannot be reached"):
+        elastic.run(functions.announces, workers=2, etcd=f"127.0.0.1:{port}")
+    assert leftovers.processes() == {}
+
+
+def test_outside_of_a_job_there_is_no_current_one() -> None:
+    assert "inside the train_fn" in functions.outside()
+    with pytest.raises(NotInJob):
+        elastic.job.current()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "elastic-" not in str(os.listdir(os.environ["TMPDIR"]))

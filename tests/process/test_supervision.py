@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from elastic.channel import Channel
+from elastic.supervision import Worker, ended, is_consequence, worker_error
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    ours, theirs = socket.socketpair()
+    yield Worker(number=3, channel=Channel(ours), pid=77)
+    ours.close()
+    theirs.close()
+
+
+def report(**change: Any) -> dict[str, Any]:
+    return {"kind": "ValueError", "ours": False, "message": "m", "traceback": "Traceback: m\n", "epoch": 2, "step": 9, **change}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({}, "JobFailed"),
+        ({"kind": "TrainerError", "ours": True}, "TrainerError"),
+        ({"kind": "TrainerError", "ours": False}, "JobFailed"),
+        ({"kind": "NonFinite", "ours": True}, "JobFailed"),
+        ({"kind": "Unknown", "ours": True}, "JobFailed"),
+    ],
+)
+def test_wrong_arguments_keep_their_class_and_all_else_is_a_failed_job(worker: Worker, change: dict[str, Any], kind: str) -> None:
+    outcome = worker_error(worker, report(**change))
+    assert outcome == {"type": "failed", "kind": kind, "message": "worker 3 failed in epoch 2, step 9\n\nTraceback: m"}
+
+
+def test_without_a_traceback_the_message_says_it_all(worker: Worker) -> None:
+    assert worker_error(worker, report(traceback=""))["message"] == "m"
+
+
+def test_before_the_first_step_no_step_is_named(worker: Worker) -> None:
+    assert worker_error(worker, report(step=None))["message"].startswith("worker 3 failed\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (-9, "was killed by SIGKILL in epoch 1, step 4; the system may be out of memory"),
+        (-11, "was killed by SIGSEGV in epoch 1, step 4"),
+        (0, "exited with code 0 inside train_fn in epoch 1, step 4"),
+        (3, "exited with code 3 inside train_fn in epoch 1, step 4"),
+    ],
+)
+def test_a_silent_end_says_how_and_where(worker: Worker, status: int, said: str) -> None:
+    worker.status, worker.epoch, worker.step = status, 1, 4
+    assert ended(worker) == {"type": "failed", "kind": "JobFailed", "message": f"worker 3 (process 77) {said}"}
+
+
+def test_a_lost_link_is_a_consequence_and_a_bug_is_not() -> None:
+    assert is_consequence("PeerLost")
+    assert not is_consequence("ValueError")

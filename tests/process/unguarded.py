@@ -1,0 +1,12 @@
+"""A script that forgets the `__main__` guard."""
+
+from __future__ import annotations
+
+import elastic
+
+
+def train() -> None:
+    """Never reached."""
+
+
+elastic.run(train, workers=1)
