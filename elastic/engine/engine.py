@@ -29,7 +29,7 @@ from elastic.view import View
 class Apply:
     """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed.
 
-    A `refusal` says why no member may apply it.
+    A `refusal` says why no member may apply it; `again` that all must compute it anew, with every generator keyed.
     """
 
     step: int
@@ -39,6 +39,7 @@ class Apply:
     clip: float
     tokens: int
     stop: bool
+    again: bool
     refusal: str | None = None
 
 
@@ -73,9 +74,20 @@ class Engine:
 
     def compute(self, step: int, batch: Batch, *, stop: bool) -> Apply:
         """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before."""
+        answer = self._attempt(step, batch, stop)
+        if answer.again:  # on every member alike
+            self.abandon()
+            self.executor.generators.all_keyed = True
+            answer = self._attempt(step, batch, stop)
+        return answer
+
+    def _attempt(self, step: int, batch: Batch, stop: bool) -> Apply:
         leaves = self.executor.step(step, batch)
         self._owned = self.reducer.collect()
-        ready = ({"leaves": _rows(leaves), "stop": stop}, {"squares": square_sums(self._model.spec, self._owned)})
+        ready = (
+            {"leaves": _rows(leaves), "stop": stop, "drew": self.executor.drew},
+            {"squares": square_sums(self._model.spec, self._owned)},
+        )
         decided, _ = self._rounds.commit(2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), None))
         return Apply(**decided)
 
@@ -123,6 +135,7 @@ class Engine:
             clip=clip_factor(total, self._clip_norm),
             tokens=sum(leaf.tokens for leaf in leaves),
             stop=any(said["stop"] for said, _ in ready.values()),
+            again=any(said["drew"] for said, _ in ready.values()),
             refusal=refusal,
         )
 

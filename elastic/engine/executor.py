@@ -14,6 +14,7 @@ from elastic.engine.gather import Gatherer
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.numerics import Numerics
 from elastic.engine.pipe import Pipe
+from elastic.engine.randomness import Generators
 from elastic.engine.reducer import Reducer
 from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossLeaf, LossRunner, enter
 from elastic.plan.schedule import Action, build
@@ -27,14 +28,18 @@ class Executor:
         self.pipe = Pipe(worker, view, network)
         self.reducer = Reducer(worker, model, view, network)
         self.gatherer = Gatherer(worker, model, view, network)
+        self.generators = Generators()
         self._model, self._workload = model, view.workload
         self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes).get(worker, ())
-        self._runners = [LayerRunner(index, model.layers[index], numerics) for index in view.plan.stages[self.pipe.stage].layers]
-        self._loss = LossRunner(len(model.layers), loss, numerics)
+        self._runners = [
+            LayerRunner(index, model.layers[index], numerics, self.generators) for index in view.plan.stages[self.pipe.stage].layers
+        ]
+        self._loss = LossRunner(len(model.layers), loss, numerics, self.generators)
         self._vectors = {runner.index: [v for v in model.vectors if v.layer == runner.index] for runner in self._runners}
         self._last_backward = next((action.micro_batch for action in reversed(self.actions) if action.kind == "B"), -1)
         self._live: dict[int, list[LayerRun]] = {}
         self.most_in_flight = 0
+        self.drew = False
         self.micro_batches_run = 0
 
     @property
@@ -43,8 +48,13 @@ class Executor:
         return self.pipe.peers | self.reducer.peers | self.gatherer.peers
 
     def step(self, step: int, batch: Batch) -> list[LossLeaf]:
-        """Takes the micro-batches routed here through this worker's stage; gradients are left on their way to their owners."""
+        """Takes the micro-batches routed here through this worker's stage; gradients are left on their way to their owners.
+
+        If a layer `drew` from a generator that was not keyed, the step must be computed again with all of them keyed.
+        """
         self.reducer.begin(step)
+        self.drew = False
+        self.generators.watch()
         leaves: list[LossLeaf] = []
         for action in self.actions:
             if action.kind == "B":
@@ -52,12 +62,14 @@ class Executor:
             elif (leaf := self._forward(step, action.micro_batch, batch)) is not None:
                 leaves.append(leaf)
         self.gatherer.wait_all()  # a worker without a grain has not waited yet
+        self.drew |= self.generators.drawn()
         self.micro_batches_run += len(self.actions) // 2
         return leaves
 
     def _forward(self, step: int, micro_batch: int, batch: Batch) -> LossLeaf | None:
-        data = batch(step, micro_batch) if self.pipe.first or self.pipe.last else None
+        data = self._load(step, micro_batch, batch) if self.pipe.first or self.pipe.last else None
         crossing = self._input(step, micro_batch, data)
+        self._prepare(step, micro_batch)
         runs: list[LayerRun] = []
         self._live[micro_batch] = runs
         self.most_in_flight = max(self.most_in_flight, len(self._live))
@@ -75,6 +87,8 @@ class Executor:
     def _backward(self, step: int, micro_batch: int) -> None:
         runs = self._live.pop(micro_batch)
         gradients = self._loss.backward(runs.pop()) if self.pipe.last else self.pipe.receive_gradients(step, micro_batch)
+        if any(runner.recomputes for runner in self._runners):
+            self._prepare(step, micro_batch)
         grain = self._workload.grain_of(micro_batch)
         for runner in reversed(self._runners):
             gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
@@ -84,6 +98,16 @@ class Executor:
                     self.reducer.contribute(vector)
         if not self.pipe.first:
             self.pipe.send_gradients(step, micro_batch, gradients)
+
+    def _prepare(self, step: int, micro_batch: int) -> None:
+        self.generators.prepare(runner.key(step, micro_batch) for runner in [*self._runners, self._loss])
+
+    def _load(self, step: int, micro_batch: int, batch: Batch) -> Any:
+        """The micro-batch; what loading it draws is its own business."""
+        self.drew |= self.generators.drawn()
+        data = batch(step, micro_batch)
+        self.generators.watch()
+        return data
 
     def _take_gradients(self, vector: Vector) -> list[torch.Tensor | None]:
         gradients = []

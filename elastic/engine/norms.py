@@ -11,7 +11,7 @@ import torch
 from elastic.engine.reducer import OwnedGradient
 from elastic.layout.regions import BLOCK, ModelSpec
 
-_ROWS = 64  # 2 MiB of float64 at a time: stays in the cache, and no large temporary
+_ROWS = 16  # 512 KiB of float64 at a time: stays in the cache, and no large temporary
 
 
 def grid(spec: ModelSpec, layer: int, start: int, stop: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ import torch
 from elastic.engine.data import model_input
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
+from elastic.engine.randomness import Generators
 from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossRunner, enter
 
 LayerProfile = list[list[float]]
@@ -54,8 +55,9 @@ def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> 
 
 
 def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
-    runners = [LayerRunner(index, layer, numerics) for index, layer in enumerate(model.layers)]
-    loss_runner = LossRunner(len(runners), loss, numerics)
+    generators = Generators()
+    runners = [LayerRunner(index, layer, numerics, generators) for index, layer in enumerate(model.layers)]
+    loss_runner = LossRunner(len(runners), loss, numerics, generators)
     crossing = enter(model_input(batch), "the first micro-batch")
     rows: LayerProfile = []
     runs: list[LayerRun] = []

@@ -2,12 +2,18 @@
 
 torch's CPU `manual_seed` keeps only 32 bits of a seed, so the *whole* Mersenne Twister state of its default generator is
 written: a SHAKE-256 expansion of the key. Python's and NumPy's generators take all 256 bits of the same hash as a seed.
+
+Between large kernels all of this runs with cold caches, and costs 0.5 ms a layer instead of 20 us: too much for Python's and
+NumPy's generators, which hardly any layer uses. So a step begins without keying them; if it finds that somebody drew from them, it
+is computed again with all three keyed (`Generators`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +21,8 @@ import torch
 _WORDS = 624
 # torch's serialized CPU generator (CPUGeneratorImplStateLegacy): u64 seed, i32 left, i32 seeded, u64 next, u64 state[624], cached normals.
 _LEFT, _STATE = 8, 24
+
+Key = tuple[int | str, ...]
 
 
 def _template() -> np.ndarray:
@@ -26,20 +34,64 @@ def _template() -> np.ndarray:
 _TEMPLATE = _template()
 
 
-def expand(*parts: int | str) -> np.ndarray:
+def expand(*key: int | str) -> np.ndarray:
     """The key's 624 uint32 words of generator state."""
-    material = "/".join(str(part) for part in parts).encode()
+    material = "/".join(str(part) for part in key).encode()
     return np.frombuffer(hashlib.shake_256(material).digest(4 * _WORDS), dtype="<u4")
 
 
-def seed_all(*parts: int | str) -> None:
-    """Puts the default generators of torch, NumPy and Python into the state named by the key."""
-    words = expand(*parts)
+def torch_state(words: np.ndarray) -> torch.Tensor:
+    """The words as a state of torch's default generator."""
     state = _TEMPLATE.copy()
     state[_STATE : _STATE + 8 * _WORDS].view("<u8")[:] = words
-    torch.default_generator.set_state(torch.from_numpy(state))
+    return torch.from_numpy(state)
+
+
+def _seed_others(words: np.ndarray) -> None:
     seed = words[:8]
     np.random.seed(seed)
     random.seed(int.from_bytes(seed.tobytes(), "little"))
+
+
+def seed_all(*key: int | str) -> None:
+    """Puts the default generators of torch, NumPy and Python into the state named by the key."""
+    words = expand(*key)
+    torch.default_generator.set_state(torch_state(words))
+    _seed_others(words)
     if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(int.from_bytes(seed[:2].tobytes(), "little"))
+        torch.cuda.manual_seed_all(int.from_bytes(words[:2].tobytes(), "little"))
+
+
+class Generators:
+    """Keys the generators before each layer of a step: torch's always, Python's and NumPy's once anybody has drawn from them."""
+
+    def __init__(self) -> None:
+        self.all_keyed = False
+        self._prepared: dict[Key, torch.Tensor] = {}
+        self._watched: Any = None
+
+    def prepare(self, keys: Iterable[Key]) -> None:
+        """Computes the states of the next layers at one go, while caches are warm; forgets those before."""
+        self._prepared = {} if self.all_keyed else {key: torch_state(expand(*key)) for key in keys}
+
+    def enter(self, *key: int | str) -> None:
+        """What is drawn from here on follows from the key."""
+        state = self._prepared.get(key)
+        if state is None or self.all_keyed:
+            seed_all(*key)
+        else:
+            torch.default_generator.set_state(state)
+
+    def watch(self) -> None:
+        """From here on draws from Python's and NumPy's generators are noticed."""
+        if not self.all_keyed:
+            self._watched = self._others()
+
+    def drawn(self) -> bool:
+        """Whether somebody drew from Python's or NumPy's generator since `watch` and they were not keyed."""
+        return not self.all_keyed and self._watched is not None and self._watched != self._others()
+
+    @staticmethod
+    def _others() -> Any:
+        _, words, position, has_gauss, _ = np.random.get_state()
+        return random.getstate(), words.tobytes(), position, has_gauss  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from elastic.engine import randomness
 from elastic.engine.boundary import Crossing, contiguous, flatten, unflatten
 from elastic.engine.numerics import Numerics, alias
+from elastic.engine.randomness import Generators, Key
 from elastic.errors import TrainerError
 
 Gradients = Sequence[torch.Tensor | None]
@@ -62,18 +62,23 @@ def gradients_of(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
 class LayerRunner:
     """Runs one layer of the model."""
 
-    def __init__(self, index: int, module: nn.Module, numerics: Numerics) -> None:
+    def __init__(self, index: int, module: nn.Module, numerics: Numerics, generators: Generators) -> None:
         self.index = index
         self.module = module
         self.numerics = numerics
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._recomputes = numerics.recomputes(index, module)
+        self.recomputes = numerics.recomputes(index, module)
+        self._generators = generators
+
+    def key(self, step: int, micro_batch: int) -> Key:
+        """What the layer's randomness follows from."""
+        return self.numerics.seed, step, micro_batch, self.index
 
     def forward(self, step: int, micro_batch: int, crossing: Crossing) -> tuple[LayerRun, Crossing]:
         """Runs the layer under its key; returns what backward needs, and the layer's output cut off from its graph."""
         leaves = leaves_of(crossing)
         run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=None)
-        if self._recomputes:
+        if self.recomputes:
             with torch.no_grad():  # on copies: the layer may begin with an in-place operation, and the leaves are needed again
                 structure, outputs = self._call(step, micro_batch, [leaf.detach().clone() for leaf in leaves], crossing.structure)
             reachable = bool(self.parameters) or any(crossing.differentiable)
@@ -102,7 +107,7 @@ class LayerRunner:
         return Crossing(structure=structure, tensors=tuple(contiguous(o) for o in outputs), differentiable=(False,) * len(outputs))
 
     def _call(self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any) -> tuple[Any, list[torch.Tensor]]:
-        randomness.seed_all(self.numerics.seed, step, micro_batch, self.index)
+        self._generators.enter(*self.key(step, micro_batch))
         with self.numerics.precision():
             result = self.module(unflatten(structure, inputs))
         return flatten(result, f"layer {self.index} ({type(self.module).__name__})")
@@ -111,10 +116,15 @@ class LayerRunner:
 class LossRunner:
     """Runs the loss: `loss(output, micro_batch)` gives the micro-batch's mean loss, or `(sum, weight)`."""
 
-    def __init__(self, layers: int, loss: Loss, numerics: Numerics) -> None:
+    def __init__(self, layers: int, loss: Loss, numerics: Numerics, generators: Generators) -> None:
         self.index = layers  # the key behind the last layer's
         self.loss = loss
         self.numerics = numerics
+        self._generators = generators
+
+    def key(self, step: int, micro_batch: int) -> Key:
+        """What the loss's randomness follows from."""
+        return self.numerics.seed, step, micro_batch, self.index
 
     def forward(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int) -> tuple[LayerRun, LossLeaf]:
         """The loss of one micro-batch, with its graph.
@@ -141,7 +151,7 @@ class LossRunner:
         return LossLeaf(micro_batch=micro_batch, value=float(value), weight=weight, tokens=tokens)
 
     def _call(self, step: int, micro_batch: int, output: Any, batch: Any) -> tuple[torch.Tensor, float]:
-        randomness.seed_all(self.numerics.seed, step, micro_batch, self.index)
+        self._generators.enter(*self.key(step, micro_batch))
         with self.numerics.precision():
             result = self.loss(output, batch)
         value, weight = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -55,6 +57,16 @@ class AfterTransposed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x).reshape(-1, WIDTH)
+
+
+class Noise(nn.Module):
+    """Draws from all three generators, but from Python's and NumPy's in some micro-batches of later steps only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + 0.01 * torch.randn_like(x)
+        if torch.rand(1) < 0.2:
+            x = x + 0.1 * random.random() + torch.from_numpy(np.random.normal(size=x.shape)).float() * 0.1
+        return x
 
 
 class Pair(nn.Module):
@@ -196,6 +208,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dict across": {"model": lambda: [nn.Linear(WIDTH, WIDTH), Pair(), FromPair(), Head()]},
     "unused and frozen": {"model": lambda: [nn.Linear(WIDTH, WIDTH), Rare(), Block(), Head()], "clip_norm": 0.7},
     "frozen first layers": {"model": lambda: [nn.Linear(WIDTH, WIDTH).requires_grad_(False), Block(), Block(), Head()]},
+    "rare draws": {"model": lambda: [Noise(), nn.Linear(WIDTH, WIDTH), Noise(), Block(), Noise(), Head()]},
     "weighted loss": {"model": blocks, "loss": weighted},
     "dict micro-batches": {"model": lambda: [TakesDict(), Block(), Block(), Head()], "data": dict_batch, "loss": dict_loss},
     "grains of two": {"model": blocks, "grains": 3},

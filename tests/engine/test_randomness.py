@@ -45,3 +45,31 @@ def test_draws_look_uniform_and_normal() -> None:
     randomness.seed_all("a", 1)
     assert abs(torch.rand(100_000).mean().item() - 0.5) < 0.005
     assert abs(torch.randn(100_000).std().item() - 1.0) < 0.01
+
+
+def test_draws_from_generators_that_are_not_keyed_are_noticed() -> None:
+    generators = randomness.Generators()
+    for draw in (random.random, np.random.rand, lambda: np.random.normal(), lambda: random.gauss(0, 1)):
+        generators.watch()
+        torch.rand(3)
+        assert not generators.drawn()
+        draw()
+        assert generators.drawn()
+    generators.all_keyed = True
+    generators.watch()
+    random.random()
+    assert not generators.drawn()
+
+
+def test_prepared_states_are_those_of_the_key() -> None:
+    generators = randomness.Generators()
+    generators.prepare([(1, 2, 3), (1, 2, 4)])
+    generators.enter(1, 2, 4)
+    prepared = torch.rand(5)
+    randomness.seed_all(1, 2, 4)
+    assert torch.equal(prepared, torch.rand(5))
+    generators.all_keyed = True
+    generators.enter(1, 2, 4)
+    first = draws()
+    generators.enter(1, 2, 4)
+    assert draws() == first
