@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -142,6 +143,8 @@ def main() -> None:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # Gloo's threads sometimes abort the interpreter's own way out
 
 
 if __name__ == "__main__":

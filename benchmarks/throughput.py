@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py --json build/throughput.json
 
-1. One stage, 4 workers, against DistributedDataParallel. Both sides take a worker's whole share of the batch in one micro-batch and, in pairs of
-   their own and where that is another thing, smaller micro-batches (DDP's under `no_sync`); reported is the variant that is best for the peer.
+1. One stage, 4 workers, against DistributedDataParallel. Both sides take a worker's whole share of the batch in one micro-batch and, in
+   pairs of their own and where that is another thing, smaller micro-batches (DDP's under `no_sync`); reported is the peer's best.
 2. Two stages, 2 workers, against torch.distributed.pipelining's Schedule1F1B with the stage cut and the micro-batches that ours had.
 
 Sides alternate, each run in fresh processes. A run's figure is the median time of its steps; ratios are taken within pairs of runs.

@@ -258,7 +258,7 @@ class Trainer:
             "micro_batches_in_flight": engine.executor.most_in_flight,
             "activation_bytes": engine.executor.most_in_flight
             * sum(engine.view.workload.layers[layer].activation_bytes for layer in engine.view.layout.layers_of(worker)),
-            "gradient_buffer_bytes": engine.reducer.buffers.bytes,
+            "gradient_buffer_bytes": engine.reducer.meter.peak + engine.reducer.total_bytes,
             "received_gradient_bytes": engine.reducer.received_bytes,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }

@@ -113,7 +113,7 @@ class Executor:
         gradients = []
         for spec in vector.parameters:
             parameter = self._model.parameter(spec.name)
-            gradients.append(parameter.grad)
+            gradients.append(parameter.grad.to_dense() if parameter.grad is not None and parameter.grad.is_sparse else parameter.grad)
             parameter.grad = None
         return gradients
 

@@ -40,7 +40,7 @@ def block_sums(values: torch.Tensor) -> torch.Tensor:
 def square_sums(spec: ModelSpec, gradients: Iterable[OwnedGradient]) -> np.ndarray:
     """All block sums of what a worker owns."""
     sums = [
-        block_sums(gradient.partial.memory[start - gradient.interval.start : stop - gradient.interval.start])
+        block_sums(gradient.memory[start - gradient.interval.start : stop - gradient.interval.start])
         for gradient in gradients
         for start, stop in grid(spec, gradient.layer, gradient.interval.start, gradient.interval.stop)
     ]

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
 from elastic.engine.boundary import ALIGNMENT, as_bytes
 from elastic.engine.model import LayeredModel, Vector
-from elastic.engine.reduction import Buffers, NodeSums, Partial, Run, VectorFold
+from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold
 from elastic.layout.layout import Interval
 from elastic.plan.routing import Node, maximal_nodes
 from elastic.view import View
@@ -31,7 +32,7 @@ class Overlap:
     interval: Interval
     start: int
     stop: int
-    runs: tuple[Run, ...]
+    runs: tuple[tuple[int, int], ...]
     bits: tuple[int, ...]
 
     @property
@@ -39,11 +40,34 @@ class Overlap:
         """Bytes in front of a message's elements that say which runs are present."""
         return -(-len(self.runs) // (8 * ALIGNMENT)) * ALIGNMENT
 
-    def local(self, partial: Partial) -> Partial:
-        """The part of one of the vector's subtree sums, sharing its memory."""
-        memory = partial.memory[self.start - self.vector.start : self.stop - self.vector.start]
-        present = sum(1 << i for i, bit in enumerate(self.bits) if partial.present >> bit & 1)
-        return Partial(memory=memory, present=present)
+    def views(self, memory: torch.Tensor) -> list[torch.Tensor]:
+        """The runs of an interval's flat memory."""
+        return [memory[start:stop] for start, stop in self.runs]
+
+    def local(self, parts: Parts) -> Parts:
+        """The runs of one of the vector's subtree sums, sharing its memory."""
+        found: Parts = []
+        for bit, (start, stop) in zip(self.bits, self.runs, strict=True):
+            part, offset = parts[bit], self.start - self.vector.parameters[bit].start
+            found.append(None if part is None else part[start + offset : stop + offset])
+        return found
+
+    def encode(self, parts: Parts, itemsize: int) -> list[bytes | np.ndarray]:
+        """One message: which runs are present, then all elements from `start` to `stop`, zero where there is nothing."""
+        present = sum(1 << bit for bit, part in enumerate(parts) if part is not None)
+        buffers: list[bytes | np.ndarray] = [present.to_bytes(self.prefix, "little")]
+        position = 0
+        for part, (start, stop) in zip(parts, self.runs, strict=True):
+            if part is not None:
+                buffers += [bytes((start - position) * itemsize), as_bytes(part)]
+                position = stop
+        return [*buffers, bytes((self.stop - self.start - position) * itemsize)]
+
+    def decode(self, message: torch.Tensor, dtype: torch.dtype) -> Parts:
+        """The inverse of `encode`, sharing the message's memory (uint8)."""
+        present = int.from_bytes(message[: self.prefix].numpy().tobytes(), "little")
+        views = self.views(message[self.prefix :].view(dtype))
+        return [view if present >> bit & 1 else None for bit, view in enumerate(views)]
 
 
 def overlaps(vector: Vector, intervals: Sequence[Interval]) -> list[Overlap]:
@@ -69,14 +93,14 @@ class Incoming:
     memory: torch.Tensor  # uint8: the presence prefix, then the elements
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedGradient:
-    """The gradient sum of one owned interval; its runs, relative to the interval's start, belong to one parameter each."""
+    """The gradient sum of one owned interval: flat memory, zero where there is nothing, and its runs, None where absent."""
 
     layer: int
     interval: Interval
-    partial: Partial
-    runs: tuple[Run, ...]
+    memory: torch.Tensor
+    parts: Parts
 
 
 class Reducer:
@@ -87,7 +111,7 @@ class Reducer:
         workload, plan, layout = view.workload, view.plan, view.layout
         self._grains = workload.grains
         self._per_grain = workload.micro_batches // workload.grains
-        self.buffers = Buffers()
+        self.meter = Meter()
         self._nodes = {
             (stage, member): maximal_nodes([g for g, w in enumerate(plan.routes[stage]) if w == member], workload.grains)
             for stage, entry in enumerate(plan.stages)
@@ -98,6 +122,7 @@ class Reducer:
         self._outgoing: dict[int, list[Overlap]] = {}
         self._owned: dict[tuple[int, Interval], list[Overlap]] = {entry: [] for entry in layout.owned(worker)}
         self._incoming: dict[tuple[int, int], list[Incoming]] = {}
+        self._totals: dict[tuple[int, int], torch.Tensor] = {}
         for vector in model.vectors:
             stage = stage_of[vector.layer]
             found = overlaps(vector, layout.layers[vector.home].intervals)
@@ -107,6 +132,7 @@ class Reducer:
                 if overlap.interval.owner == worker:
                     self._owned[vector.home, overlap.interval].append(overlap)
                     self._incoming[vector.id, overlap.start] = self._expect(overlap, plan.stages[stage].members, stage)
+                    self._totals[vector.id, overlap.start] = torch.zeros(overlap.stop - overlap.start, dtype=model.dtype(vector.home))
         self._folds: dict[int, VectorFold] = {}
 
     @property
@@ -115,6 +141,11 @@ class Reducer:
         receivers = {o.interval.owner for found in self._outgoing.values() for o in found}
         senders = {message.worker for messages in self._incoming.values() for message in messages}
         return (receivers | senders) - {self._worker}
+
+    @property
+    def total_bytes(self) -> int:
+        """Memory of the sums of what this worker owns."""
+        return sum(memory.numel() * memory.element_size() for memory in self._totals.values())
 
     @property
     def received_bytes(self) -> int:
@@ -135,7 +166,7 @@ class Reducer:
         """Makes ready for a step: empty folds, and memory posted for what others will send."""
         self._step = step
         self._folds = {
-            vector.id: VectorFold(vector, self._grains, self._per_grain, self._model.dtype(vector.home), self.buffers)
+            vector.id: VectorFold(self._grains, self._per_grain, vector.size * self._model.dtype(vector.home).itemsize, self.meter)
             for vector in self._model.vectors
             if vector.id in self._outgoing
         }
@@ -145,61 +176,59 @@ class Reducer:
                 self._network.post(message.worker, message.tag, message.memory.numpy())
 
     def fold(self, vector: Vector, grain: int, gradients: Sequence[torch.Tensor | None]) -> None:
-        """Adds one micro-batch's gradients to this worker's part."""
-        self._folds[vector.id].add(grain, gradients)
+        """Adds one micro-batch's gradients to this worker's part; the tensors are kept and written to."""
+        self._folds[vector.id].add(grain, [None if gradient is None else gradient.reshape(-1) for gradient in gradients])
 
     def contribute(self, vector: Vector) -> None:
         """Sends this worker's finished part of a vector to the owners; returns at once."""
-        for overlap in self._outgoing[vector.id]:
-            if overlap.interval.owner == self._worker:
-                continue
-            for node, partial in self._folds[vector.id].sums.nodes.items():
-                part = overlap.local(partial)
-                prefix = part.present.to_bytes(overlap.prefix, "little")
-                self._network.send(overlap.interval.owner, _tag(self._step, overlap, node), prefix, as_bytes(part.memory))
+        overlaps = [overlap for overlap in self._outgoing[vector.id] if overlap.interval.owner != self._worker]
+        if not overlaps:
+            return
+        itemsize = self._model.dtype(vector.home).itemsize
+        for node, parts in self._folds[vector.id].sums.joined().items():
+            for overlap in overlaps:
+                buffers = overlap.encode(overlap.local(parts), itemsize)
+                self._network.send(overlap.interval.owner, _tag(self._step, overlap, node), *buffers)
 
     def collect(self) -> list[OwnedGradient]:
         """Waits for all parts of what this worker owns and adds them in tree order, uses of a tied parameter in layer order."""
         return [self._total(layer, interval) for layer, interval in reversed(self._owned)][::-1]
 
     def end(self) -> None:
-        """Gives the step's memory back; every member must have received what it was sent."""
+        """Lets go of the step's gradients."""
         for fold in self._folds.values():
             fold.release()
         self._folds = {}
 
     def _total(self, layer: int, interval: Interval) -> OwnedGradient:
         own, *uses = self._owned[layer, interval]
-        total = self._sum(own)
+        parts = self._sum(own)
         for use in uses:
-            self._add_use(own, total, use, self._sum(use))
-        return OwnedGradient(layer=layer, interval=interval, partial=total, runs=own.runs)
+            self._add_use(own, parts, use, self._sum(use))
+        return OwnedGradient(layer=layer, interval=interval, memory=self._totals[own.vector.id, own.start], parts=parts)
 
-    def _sum(self, overlap: Overlap) -> Partial:
-        sums = NodeSums(self._grains, overlap.runs)
+    def _sum(self, overlap: Overlap) -> Parts:
+        sums = NodeSums(self._grains)
         if overlap.vector.id in self._folds:
-            for node, partial in self._folds[overlap.vector.id].sums.nodes.items():
-                sums.insert(node, overlap.local(partial))
+            for node, parts in self._folds[overlap.vector.id].sums.nodes.items():
+                sums.insert(node, overlap.local(parts))
         for message in self._incoming[overlap.vector.id, overlap.start]:
             self._network.receive(message.worker, message.tag)
-            present = int.from_bytes(message.memory[: overlap.prefix].numpy().tobytes(), "little")
-            elements = message.memory[overlap.prefix :].view(self._model.dtype(overlap.vector.home))
-            sums.insert(message.node, Partial(memory=elements, present=present))
-        return sums.total()
+            sums.insert(message.node, overlap.decode(message.memory, self._model.dtype(overlap.vector.home)))
+        return sums.total(overlap.views(self._totals[overlap.vector.id, overlap.start]))
 
-    @staticmethod
-    def _add_use(own: Overlap, total: Partial, use: Overlap, partial: Partial) -> None:
-        if not partial.present:
+    def _add_use(self, own: Overlap, total: Parts, use: Overlap, parts: Parts) -> None:
+        (part,) = parts
+        if part is None:
             return
         name = use.vector.parameters[0].name
         bit = next(i for i, index in enumerate(own.bits) if own.vector.parameters[index].name == name)
-        start, stop = own.runs[bit]
-        target = total.memory[start:stop]
-        if total.present >> bit & 1:
-            target.add_(partial.memory[slice(*use.runs[0])])
+        before = total[bit]
+        if before is None:
+            target = own.views(self._totals[own.vector.id, own.start])[bit]
+            total[bit] = target.copy_(part)
         else:
-            target.copy_(partial.memory[slice(*use.runs[0])])
-            total.present |= 1 << bit
+            before.add_(part)
 
 
 def _tag(step: int, overlap: Overlap, node: Node) -> Tag:

@@ -1,178 +1,128 @@
 """Sums of gradients whose bits do not depend on who computed what.
 
 Left fold of micro-batches inside a grain, then a binary tree over the fixed grains. A node `(level, index)` covers the grains
-`[index << level, (index + 1) << level)`; two siblings are added, left first, as soon as both are there, in place. Sums start by
-copy, never from a zero buffer (0.0 + -0.0 would lose a sign). A parameter that got no gradient in a part is absent there: the
-sum is then a copy of the other part, and a parameter absent everywhere is skipped by the optimizer, as torch does.
+`[index << level, (index + 1) << level)`; two siblings are added, left first, as soon as both are there. Sums begin with autograd's own
+gradient tensors, which are kept and added to in place: nothing is copied, and no sum starts from a zero buffer (0.0 + -0.0 would lose
+a sign). A parameter that got no gradient in a part is absent there (None): the sum is then the other part, and a parameter absent
+everywhere is skipped by the optimizer, as torch does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
-from elastic.engine.model import Vector
 from elastic.plan.routing import Node, root
 
-Run = tuple[int, int]
+Parts: TypeAlias = "list[torch.Tensor | None]"
+"""One flat tensor per parameter, or per parameter's run in an interval; None where it is absent."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Partial:
-    """The sum of one subtree: memory, the runs in it that belong to one parameter each, and which of those are present."""
+def add(left: Parts, right: Parts) -> Parts:
+    """left + right, in left's memory where it has any."""
+    both = [(one, other) for one, other in zip(left, right, strict=True) if one is not None and other is not None]
+    if both:
+        torch._foreach_add_([one for one, _ in both], [other for _, other in both])  # pyright: ignore[reportPrivateImportUsage]
+    return [other if one is None else one for one, other in zip(left, right, strict=True)]
 
-    memory: torch.Tensor
-    present: int  # bit i: the i-th run
+
+def add_into(left: Parts, right: Parts, target: Sequence[torch.Tensor]) -> Parts:
+    """left + right, written to `target`."""
+    return [_sum_into(one, other, memory) for one, other, memory in zip(left, right, target, strict=True)]
+
+
+def _sum_into(left: torch.Tensor | None, right: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor | None:
+    if left is not None and right is not None:
+        return torch.add(left, right, out=target)
+    only = right if left is None else left
+    if only is None:
+        target.zero_()
+        return None
+    return target.copy_(only)
 
 
 class NodeSums:
-    """The nodes of one tree that are known here; siblings are merged into the left one's memory."""
+    """The nodes of one tree that are known here. The two children of the root are left alone: `total` joins them into given memory."""
 
-    def __init__(self, grains: int, runs: Sequence[Run], release: Callable[[torch.Tensor], None] | None = None) -> None:
+    def __init__(self, grains: int) -> None:
         self._root = root(grains)
         self._grains = grains
-        self._runs = runs
-        self._all = (1 << len(runs)) - 1
-        self._release = release
-        self.nodes: dict[Node, Partial] = {}
+        self.nodes: dict[Node, Parts] = {}
 
-    def sibling_awaits(self, node: Node) -> Partial | None:
-        """The complete left sibling, all of it present, that `node` could be added to without a buffer of its own."""
-        left = self.nodes.get(Node(level=node.level, index=node.index - 1)) if node.index % 2 else None
-        return left if left is not None and left.present == self._all else None
-
-    def insert(self, node: Node, partial: Partial) -> None:
+    def insert(self, node: Node, parts: Parts) -> None:
         """Adds a node and merges as far up as possible. Nodes may come in any order."""
         while node != self._root:
             left = Node(level=node.level, index=node.index & ~1)
             right = Node(level=node.level, index=node.index | 1)
             if right.index << right.level < self._grains:  # otherwise the parent is its only child
-                other = self.nodes.pop(right if node == left else left, None)
-                if other is None:
+                sibling = right if node == left else left
+                if sibling not in self.nodes or node.parent == self._root:
                     break
-                partial = self._merge(partial, other) if node == left else self._merge(other, partial)
-            node = Node(level=node.level + 1, index=node.index >> 1)
-        self.nodes[node] = partial
+                other = self.nodes.pop(sibling)
+                parts = add(parts, other) if node == left else add(other, parts)
+            node = node.parent
+        self.nodes[node] = parts
 
-    def merged_into_left(self, node: Node) -> None:
-        """Says that `node` was added to its left sibling's memory directly."""
-        left = Node(level=node.level, index=node.index - 1)
-        self.insert(Node(level=node.level + 1, index=node.index >> 1), self.nodes.pop(left))
+    def joined(self) -> dict[Node, Parts]:
+        """The fewest nodes that say the same: what one worker sends."""
+        nodes = sorted(self.nodes)
+        if len(nodes) == 2 and all(node.parent == self._root for node in nodes):
+            self.nodes = {self._root: add(self.nodes[nodes[0]], self.nodes[nodes[1]])}
+        return self.nodes
 
-    def total(self) -> Partial:
-        """The root; KeyError while a part is missing."""
-        return self.nodes[self._root]
-
-    def _merge(self, left: Partial, right: Partial) -> Partial:
-        add_present(left, right, self._runs, self._all)
-        if self._release is not None:
-            self._release(right.memory)
-        return left
-
-
-def add_present(left: Partial, right: Partial, runs: Sequence[Run], everything: int) -> None:
-    """left += right; by copy where left is absent."""
-    if left.present == everything and right.present == everything:
-        left.memory.add_(right.memory)
-        return
-    for bit, (start, stop) in enumerate(runs):
-        if not right.present >> bit & 1:
-            continue
-        target, source = left.memory[start:stop], right.memory[start:stop]
-        if left.present >> bit & 1:
-            target.add_(source)
-        else:
-            target.copy_(source)
-    left.present |= right.present
+    def total(self, target: Sequence[torch.Tensor]) -> Parts:
+        """The root's sum, written to `target`; KeyError while a part is missing."""
+        if self._root in self.nodes:
+            return add_into(self.nodes[self._root], [None] * len(target), target)
+        level = self._root.level - 1
+        return add_into(self.nodes[Node(level=level, index=0)], self.nodes[Node(level=level, index=1)], target)
 
 
-class Buffers:
-    """Reuses gradient memory, so that a step touches no new pages; counts what it holds."""
+class Meter:
+    """Bytes held now and at most."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
-        self.bytes = 0
+        self.now = self.peak = 0
 
-    def take(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        """Memory of `size` elements, contents unspecified."""
-        free = self._free.get((size, dtype))
-        if free:
-            return free.pop()
-        self.bytes += size * dtype.itemsize
-        return torch.empty(size, dtype=dtype)
-
-    def give(self, memory: torch.Tensor) -> None:
-        """Takes memory back that `take` gave."""
-        self._free.setdefault((memory.numel(), memory.dtype), []).append(memory)
+    def change(self, by: int) -> None:
+        """Counts bytes that were taken (above 0) or given back."""
+        self.now += by
+        self.peak = max(self.peak, self.now)
 
 
 class VectorFold:
-    """This worker's part of one gradient vector in one step: micro-batches come in, subtree sums stand in `sums.nodes`."""
+    """This worker's part of one gradient vector in one step: micro-batches come in, subtree sums stand in `sums`."""
 
-    def __init__(self, vector: Vector, grains: int, micro_batches_per_grain: int, dtype: torch.dtype, buffers: Buffers) -> None:
-        self._runs = [(p.start - vector.start, p.stop - vector.start) for p in vector.parameters]
-        self._gaps = _gaps(self._runs, vector.size)
-        self._size, self._dtype, self._buffers = vector.size, dtype, buffers
+    def __init__(self, grains: int, micro_batches_per_grain: int, vector_bytes: int, meter: Meter) -> None:
         self._per_grain = micro_batches_per_grain
-        self._open: dict[int, Partial] = {}
+        self._bytes, self._meter = vector_bytes, meter
+        self._open: dict[int, Parts] = {}
         self._seen: dict[int, int] = {}
-        self.sums = NodeSums(grains, self._runs, buffers.give)
+        self._counted = 0
+        self.sums = NodeSums(grains)
 
-    def add(self, grain: int, gradients: Sequence[torch.Tensor | None]) -> None:
-        """The gradients of the grain's next micro-batch, one per parameter; the micro-batches of a grain come in ascending order."""
-        node = Node(level=0, index=grain)
+    def add(self, grain: int, gradients: Parts) -> None:
+        """The flat gradients of the grain's next micro-batch, one per parameter, kept; a grain's micro-batches come in ascending order."""
+        self._count(1 + len(self.sums.nodes) + len(self._open))
         self._seen[grain] = self._seen.get(grain, 0) + 1
-        last = self._seen[grain] == self._per_grain
-        if self._per_grain == 1 and all(gradient is not None for gradient in gradients):
-            waiting = self.sums.sibling_awaits(node)
-            if waiting is not None:
-                self._accumulate(waiting, gradients)
-                self.sums.merged_into_left(node)
-                return
-        if grain in self._open:
-            self._accumulate(self._open[grain], gradients)
+        total = add(self._open.pop(grain), gradients) if grain in self._open else gradients
+        if self._seen[grain] == self._per_grain:
+            self.sums.insert(Node(level=0, index=grain), total)
         else:
-            self._open[grain] = self._start(gradients)
-        if last:
-            self.sums.insert(node, self._open.pop(grain))
+            self._open[grain] = total
+        self._count(len(self.sums.nodes) + len(self._open))
 
     def release(self) -> None:
-        """Gives all memory back: the step is over."""
-        for partial in [*self.sums.nodes.values(), *self._open.values()]:
-            self._buffers.give(partial.memory)
-        self.sums.nodes.clear()
-        self._open.clear()
+        """Lets go of everything: the step is over."""
+        self.sums.nodes = {}
+        self._open = {}
+        self._count(0)
 
-    def _start(self, gradients: Iterable[torch.Tensor | None]) -> Partial:
-        memory = self._buffers.take(self._size, self._dtype)
-        for start, stop in self._gaps:
-            memory[start:stop].zero_()
-        present = 0
-        for bit, ((start, stop), gradient) in enumerate(zip(self._runs, gradients, strict=True)):
-            if gradient is None:
-                memory[start:stop].zero_()
-            else:
-                memory[start:stop].copy_(gradient.reshape(-1))
-                present |= 1 << bit
-        return Partial(memory=memory, present=present)
-
-    def _accumulate(self, partial: Partial, gradients: Iterable[torch.Tensor | None]) -> None:
-        for bit, ((start, stop), gradient) in enumerate(zip(self._runs, gradients, strict=True)):
-            if gradient is None:
-                continue
-            target = partial.memory[start:stop]
-            if partial.present >> bit & 1:
-                target.add_(gradient.reshape(-1))
-            else:
-                target.copy_(gradient.reshape(-1))
-        partial.present |= sum(1 << bit for bit, gradient in enumerate(gradients) if gradient is not None)
-
-
-def _gaps(runs: Sequence[Run], size: int) -> list[Run]:
-    edges = [0, *(position for run in runs for position in run), size]
-    return [(start, stop) for start, stop in zip(edges[0::2], edges[1::2], strict=True) if start < stop]
+    def _count(self, copies: int) -> None:
+        self._meter.change((copies - self._counted) * self._bytes)
+        self._counted = copies
 
 
 def tree_sum(values: Sequence[float], grains: int) -> float:
@@ -185,5 +135,5 @@ def tree_sum(values: Sequence[float], grains: int) -> float:
             total += value
         level.append(total)
     while len(level) > 1:
-        level = [sum(level[i : i + 2][1:], level[i]) for i in range(0, len(level), 2)]
+        level = [level[i] + level[i + 1] if i + 1 < len(level) else level[i] for i in range(0, len(level), 2)]
     return level[0]

@@ -151,11 +151,11 @@ class ShardedOptimizer:
     def step(self, gradients: Sequence[OwnedGradient], scale: Scale) -> None:
         """Scales the gradient sums in place and updates the owned pieces; a parameter without gradient is skipped."""
         for gradient in gradients:
-            scale(gradient.partial.memory)
+            scale(gradient.memory)
             pieces = self._pieces[gradient.layer, gradient.interval.start]
-            for bit, (piece, (start, stop)) in enumerate(zip(pieces, gradient.runs, strict=True)):
+            for piece, part in zip(pieces, gradient.parts, strict=True):
                 if piece is not None:
-                    piece.grad = gradient.partial.memory[start:stop].view(piece.shape) if gradient.partial.present >> bit & 1 else None
+                    piece.grad = None if part is None else part.view(piece.shape)
         self.optimizer.step()
         for group in self.optimizer.param_groups:
             for piece in group["params"]:

@@ -1,12 +1,12 @@
 """What every layout must satisfy. Each invariant has a name, which begins the message of the error that reports its breach.
 
-    order        layers 0, 1, ... in order; the layers of a stage are neighbours, and no worker is in two stages
-    members      every layer has members, none twice
-    coverage     the intervals of a layer leave nothing out and stay inside it
-    single owner no element is in two intervals, and intervals are not empty
-    ownership    owners are members of the layer's stage
-    alignment    intervals start at allowed cut points
-    replication  the replica is another worker of the layout, and is missing only when there is one worker
+order        layers 0, 1, ... in order; the layers of a stage are neighbours, and no worker is in two stages
+members      every layer has members, none twice
+coverage     the intervals of a layer leave nothing out and stay inside it
+single owner no element is in two intervals, and intervals are not empty
+ownership    owners are members of the layer's stage
+alignment    intervals start at allowed cut points
+replication  the replica is another worker of the layout, and is missing only when there is one worker
 """
 
 from __future__ import annotations

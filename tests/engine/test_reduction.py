@@ -6,13 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.engine.model import Vector
-from elastic.engine.reduction import Buffers, NodeSums, Partial, VectorFold, tree_sum
+from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold, tree_sum
 from elastic.layout.regions import LayerSpec
 from elastic.plan.routing import maximal_nodes
 
 SPEC = LayerSpec.build(0, [("a", (70,), "float32"), ("b", (3, 5), "float32"), ("c", (64,), "float32")])
-VECTOR = Vector(id=0, layer=0, home=0, start=0, stop=SPEC.size, parameters=SPEC.parameters)
 
 Gradients = list[list[torch.Tensor | None]]
 
@@ -43,26 +41,31 @@ def oracle(values: list[torch.Tensor | None], grains: int) -> torch.Tensor | Non
     return level[0]
 
 
-def reduce(gradients: Gradients, owners: list[int], per_grain: int, buffers: Buffers) -> Partial:
+def flat(gradients: list[torch.Tensor | None]) -> Parts:
+    return [None if gradient is None else gradient.reshape(-1).clone() for gradient in gradients]
+
+
+def reduce(gradients: Gradients, owners: list[int], per_grain: int, meter: Meter) -> Parts:
     """Every worker folds its grains, and the owner adds what all of them send, the last worker's first."""
     grains = len(owners)
-    total = NodeSums(grains, [(p.start, p.stop) for p in SPEC.parameters])
+    total = NodeSums(grains)
     folds = {}
     for worker in sorted(set(owners)):
-        folds[worker] = VectorFold(VECTOR, grains, per_grain, torch.float32, buffers)
+        folds[worker] = VectorFold(grains, per_grain, 4 * SPEC.size, meter)
         for grain, owner in enumerate(owners):
             if owner == worker:
                 for micro_batch in range(grain * per_grain, (grain + 1) * per_grain):
-                    folds[worker].add(grain, gradients[micro_batch])
+                    folds[worker].add(grain, flat(gradients[micro_batch]))
     for worker, fold in reversed(folds.items()):
         mine = [grain for grain, owner in enumerate(owners) if owner == worker]
-        assert sorted(fold.sums.nodes) == sorted(maximal_nodes(mine, grains))
-        for node, partial in reversed(fold.sums.nodes.items()):
-            total.insert(node, Partial(memory=partial.memory.clone(), present=partial.present))
-    result = total.total()
+        sent = fold.sums.joined()
+        assert sorted(sent) == sorted(maximal_nodes(mine, grains))
+        for node, parts in reversed(sent.items()):
+            total.insert(node, [None if part is None else part.clone() for part in parts])
     for fold in folds.values():
         fold.release()
-    return result
+    assert meter.now == 0
+    return total.total([torch.full((p.size,), torch.nan) for p in SPEC.parameters])
 
 
 @settings(max_examples=150, deadline=None)
@@ -73,29 +76,27 @@ def test_bits_do_not_depend_on_who_computed_what(data: st.DataObject) -> None:
     absent = set(data.draw(st.lists(cells, max_size=8)))
     gradients = make_gradients(grains * per_grain, absent, data.draw(st.integers(0, 99)))
     owners = data.draw(st.lists(st.integers(0, 3), min_size=grains, max_size=grains))
-    result = reduce(gradients, owners, per_grain, Buffers())
-    for bit, parameter in enumerate(SPEC.parameters):
+    result = reduce(gradients, owners, per_grain, Meter())
+    for bit in range(len(SPEC.parameters)):
         expected = oracle([gradient[bit] for gradient in gradients], grains)
-        assert bool(result.present >> bit & 1) == (expected is not None)
-        if expected is not None:
-            assert torch.equal(result.memory[parameter.start : parameter.stop], expected.reshape(-1))
-    used = {i for p in SPEC.parameters for i in range(p.start, p.stop)}
-    gaps = [i for i in range(SPEC.size) if i not in used]
-    assert result.memory[gaps].eq(0).all()
+        found = result[bit]
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert torch.equal(found, expected.reshape(-1))
 
 
 def test_a_sum_of_negative_zeros_keeps_its_sign() -> None:
     gradients: Gradients = [[torch.full(p.shape, -0.0) for p in SPEC.parameters] for _ in range(4)]
-    result = reduce(gradients, [0, 0, 1, 1], 1, Buffers())
-    assert torch.signbit(result.memory[0:70]).all()
+    for part in reduce(gradients, [0, 0, 1, 1], 1, Meter()):
+        assert part is not None
+        assert torch.signbit(part).all()
 
 
-def test_buffers_are_reused_and_stay_logarithmic() -> None:
-    buffers = Buffers()
+def test_no_more_is_held_than_the_tree_needs() -> None:
+    meter = Meter()
     gradients = make_gradients(16, set(), 0)
-    for _ in range(3):
-        reduce(gradients, [0] * 16, 1, buffers)
-        assert buffers.bytes == 4 * SPEC.size * 4  # log2(16) subtrees wait at most, the newest grain is added to its sibling directly
+    reduce(gradients, [0] * 16, 1, meter)
+    assert meter.peak == 5 * SPEC.size * 4  # log2(16) subtree sums wait at most, while the newest gradient comes in
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.integers(1, 3))
