@@ -28,7 +28,7 @@ import torch
 from elastic import job as jobs
 from elastic import target
 from elastic.channel import Channel, Message
-from elastic.errors import ElasticError, TrainFunctionError
+from elastic.errors import ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.job import Job, WorkerSpec
 
 EXIT_AGENT_GONE = 70
@@ -108,13 +108,15 @@ def _failure(job: Job, error: BaseException) -> Message:
     if isinstance(error, SystemExit):
         message = f"train_fn called sys.exit({error.code!r}); return from it instead"
     tb = _user_part(error.__traceback__)
+    if tb is not None and isinstance(error, SettingsError | NonFinite):
+        message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
     text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
     return {
         "type": "error",
         "kind": type(error).__name__,
         "ours": isinstance(error, ElasticError),
         "message": message,
-        "traceback": text,  # empty where the runtime itself refused: the message says it all
+        "traceback": text,  # empty where the runtime refused: the message says it all
         "epoch": job.epoch,
         "step": job.step,
     }

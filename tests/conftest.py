@@ -16,6 +16,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure() -> None:
+    """A suite started in the background has SIGINT ignored, and would hand that down to the jobs whose Ctrl-C it tests."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass(frozen=True)
 class Leftovers:
     """What the jobs started by one test leave. All their processes inherit a TMPDIR that nobody else has, which is how they are found."""

@@ -1,0 +1,78 @@
+"""The example as a user runs it: a real job with agent, etcd, fork server and workers, tiny."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--layers", "3", "--dim", "32", "--heads", "2", "--seq", "32", "--batch", "16", "--micro-batch", "2"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
+
+
+def gpt(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "examples" / "gpt.py"), *TINY, *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_reports_of_two_layouts_agree_and_say_who_did_what(tmp_path: Path) -> None:
+    reports = []
+    for workers, stages in [("1", "1"), ("3", "2")]:
+        file = tmp_path / f"{workers}.json"
+        options = ["--workers", workers, "--stages", stages, "--steps", "4", "--dropout", "0.1", "--tie", "--bf16", "--clip", "1"]
+        done = gpt(*options, "--report", str(file))
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(file.read_text()))
+        assert f"digest {reports[-1]['digest']}" in done.stdout
+        assert "step 4/4  loss " in done.stdout
+    one, three = reports
+    assert one["digest"] == three["digest"]
+    assert one["losses"] == three["losses"]
+    assert len(set(one["losses"])) == one["steps"] == 4
+    assert one["layouts"] == ["[0-4]x1"]
+    assert len(three["workers"]) == 3
+    for layer in range(5):
+        assert sum(sum(w["micro_batches"].values()) for w in three["workers"] if layer in w["layers"]) == 8 * 4
+    assert sum(w["owned_parameter_bytes"] for w in three["workers"]) == one["workers"][0]["owned_parameter_bytes"]
+    for worker in three["workers"]:
+        assert min(worker[name] for name in ("parameter_bytes", "optimizer_bytes", "gradient_buffer_bytes", "peak_rss_bytes")) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch", "15"], "15 samples cannot be cut into micro-batches of 2: choose a multiple of it, such as 14 or 16"),
+        (["--workers", "6", "--stages", "6"], "6 stages"),
+        (["--workers", "2", "--stages", "3"], "stages=3 needs at least 3 workers"),
+        (["--etcd", "127.0.0.1:1"], "127.0.0.1:1"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_message(options: list[str], message: str) -> None:
+    done = gpt("--steps", "2", *options)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_stops_at_the_step_boundary_with_a_report(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    command = [sys.executable, "-u", str(ROOT / "examples" / "gpt.py"), *TINY, "--steps", "100000", "--report", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "step 1/100000" in process.stdout.readline()
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping at the next step boundary" in err
+    report = json.loads(file.read_text())
+    assert 1 <= report["steps"] == len(report["losses"]) < 100000
+    assert report["digest"] in out
