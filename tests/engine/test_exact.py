@@ -9,7 +9,7 @@ import harness
 import models
 import pytest
 
-LAYOUTS = [(2, 1), (2, 2), (4, 2), (5, 3)]
+LAYOUTS = [(2, 1), (2, 2), (3, 2), (4, 2), (5, 3), (6, 2), (4, 4)]
 
 
 @cache
