@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import pytest
 import torch
-import torch._dynamo  # the first optimizer would import it in every process
 
-import elastic.trainer  # noqa: F401  (once here, not in every process)
 from elastic import job as jobs
 from elastic.membership.founding import Ready, found
 from elastic.view import View
 
 TIMEOUT_S = 120
+
+with tempfile.TemporaryDirectory() as _cache, pytest.MonkeyPatch.context() as _patch:
+    _patch.setenv("TORCHINDUCTOR_CACHE_DIR", _cache)  # importing torch._dynamo makes a directory, which would stay in /tmp
+    import torch._dynamo  # here once: the first optimizer would import it in every process
+
+    import elastic.trainer  # noqa: F401
 
 
 class FakeJob:
