@@ -272,6 +272,8 @@ class Agent:
         if all(worker.gone for worker in workers):
             self._end(done)
         elif not self._loop.timing:
+            for worker in workers:
+                self._tell(worker, {"type": "leave"})
             self._loop.set_timer(self._start.settings.grace_s, lambda: self._end(done))
 
 

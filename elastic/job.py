@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class Job:
         self.exact = spec.settings.exact
         self.profile = spec.worker == 0
         self.stop_requested = False  # the user pressed Ctrl-C once: stop at the next step boundary
+        self.dismissed = threading.Event()  # every worker has finished: this one may exit
         self.view: View | None = None
         self.epoch = 0
         self.step: int | None = None
@@ -103,6 +105,8 @@ class Job:
             self._views.put(View.from_json(message["view"]))
         elif message["type"] == "stop":
             self.stop_requested = True
+        elif message["type"] == "leave":
+            self.dismissed.set()
 
 
 def enter(job: Job) -> None:

@@ -45,7 +45,8 @@ class JobSettings:
     """What one job was asked to be. Times are in seconds.
 
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
-    `[user:password@]host:port`. `grace_s` bounds how long finished workers may take to exit. Raises SettingsError.
+    `[user:password@]host:port`. `grace_s` bounds how long a finished worker
+    waits for the others to finish, and how long all may take to exit. Raises SettingsError.
     """
 
     name: str

@@ -4,7 +4,7 @@ Its one connection is to the agent; links to other workers are the trainer's.
 
     worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
                       error {kind, ours, message, traceback, epoch, step}
-    agent -> worker   view {view} | stop {}; the end of the connection is the death of the agent, and so of the worker
+    agent -> worker   view {view} | stop {} | leave {}; the end of the connection is the death of the agent, and so of the worker
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
         line.send(_failure(job, error))
         return 1
     line.send({"type": "result", "value": value, "stopped": job.stop_requested})
+    # Others may still wait for what is queued on this worker's links, or take their closing for a death.
+    job.dismissed.wait(parsed.settings.grace_s)
     return 0
 
 

@@ -134,3 +134,8 @@ def test_outside_of_a_job_there_is_no_current_one() -> None:
     with pytest.raises(NotInJob):
         elastic.job.current()  # pyright: ignore[reportAttributeAccessIssue]
     assert "elastic-" not in str(os.listdir(os.environ["TMPDIR"]))
+
+
+def test_a_worker_that_has_finished_stays_until_all_have(tmp_path: Path) -> None:
+    """Its links carry what others still wait for, and their closing would look like its death."""
+    assert elastic.run(functions.finishes_last, workers=2, args=[str(tmp_path)]).value is True
