@@ -80,7 +80,7 @@ def _prepare(spec: WorkerSpec) -> None:
         faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # else closed, or replaced by a package
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(line_buffering=True, write_through=False)
     sys.path[:] = spec.import_path
     sys.argv[:] = spec.argv
     torch.set_num_threads(spec.settings.threads)

@@ -92,6 +92,11 @@ def exits() -> None:
     sys.exit(3)
 
 
+def prints_lines(job: Job, count: int = 500) -> None:
+    for line in range(count):
+        print(json.dumps({"worker": job.worker, "line": line}))
+
+
 def steps_until_stopped(job: Job) -> int:
     """Says that it runs; takes steps until it is asked to stop."""
     print(json.dumps({"pid": os.getpid(), "parent": os.getppid()}), flush=True)

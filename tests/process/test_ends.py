@@ -30,6 +30,12 @@ def test_an_exception_is_shown_once_with_its_place(launch: type[Launcher], lefto
     assert "elastic/worker.py" not in err
 
 
+def test_lines_of_different_workers_never_mix(launch: type[Launcher]) -> None:
+    launcher = launch("prints_lines", "3", PYTHONUNBUFFERED="1")
+    printed = [(entry["worker"], entry["line"]) for entry in launcher.lines(3 * 500)]
+    assert sorted(printed) == [(worker, line) for worker in range(3) for line in range(500)]
+
+
 def test_a_script_without_a_guard_is_told_to_have_one(launch: type[Launcher]) -> None:
     code, _, err = launch(script="unguarded.py").finish()
     assert code == 1
