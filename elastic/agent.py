@@ -4,38 +4,40 @@ It imports no torch. Its loop waits for the launcher, the fork server, each work
 etcd client saw. The first thing that decides how the job ends is its outcome; then all that it started is ended, in whatever state.
 
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
-    agent -> launcher   done {value, epoch, stopped} | failed {kind, message} | killed {}
+    agent -> launcher   done {value, epoch, stopped, incidents} | failed {kind, message} | killed {}
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from elastic import forkserver
 from elastic.channel import Channel, Message
+from elastic.crew import Crew
 from elastic.errors import ElasticError, JobFailed
 from elastic.job import WorkerSpec
 from elastic.loop import Loop
+from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
 from elastic.process import name_process
+from elastic.recovery.driver import Driver, World, say
+from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings, scratch_environment, worker_environment
-from elastic.supervision import Worker, ended, failed, is_consequence, returned_early, worker_error
+from elastic.supervision import Worker, ended, failed, is_consequence, is_machine_failure, last_line, returned_early, worker_error
 
 if TYPE_CHECKING:
     from elastic.membership.session import Session
     from elastic.view import View
 
 _CAUSE_S = 1.0  # how long a worker's lost link waits for the news of why
-_CLOSE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,7 @@ class Start:
 
 
 class Agent:
-    """Runs one job to its outcome."""
+    """Runs one job to its outcome: founds it, and then has a Driver keep it going."""
 
     def __init__(self, launcher: Channel, start: Start) -> None:
         self.outcome: Message | None = None
@@ -69,17 +71,20 @@ class Agent:
         self._start = start
         self._host = socket.gethostname()
         self._secret = secrets.token_hex(32)
-        self._workers: dict[int, Worker] = {}
-        self._leader = 0
-        self._epoch = 0
-        self._founded = False
         self._stopping = False
         self._session: Session | None = None
+        self._clerk: Clerk | None = None
+        self._driver: Driver | None = None
         self._loop = Loop()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._forks_process = forkserver.start(_worker_environment(start), theirs.fileno())
-        self._forks = Channel(ours)
+        self._crew = Crew(
+            self._loop,
+            _worker_environment(start),
+            self._spec,
+            ready=self._fork_founders,
+            heard=self._heard,
+            ended=self._ended,
+            broken=lambda why: self._end(failed(JobFailed, why)),
+        )
 
     def run(self) -> None:
         """Returns as soon as there is an outcome, or the launcher is gone."""
@@ -92,31 +97,34 @@ class Agent:
 
     def close(self) -> None:
         """Ends every process of the job."""
-        for worker in self._workers.values():
-            worker.kill()
-        self._loop.set_timer(_CLOSE_S, lambda: None)
-        # The fork server must live until it has reaped them all.
-        while any(worker.status is None for worker in self._workers.values()) and not self._forks.closed and self._loop.timing:
-            self._loop.turn()
+        if self._driver is not None:
+            self._driver.close()
+        if self.outcome is not None and self.outcome["type"] == "done":
+            self.outcome["incidents"] = [] if self._driver is None else self._driver.incidents
+        self._crew.close()
+        if self._clerk is not None:
+            self._clerk.stop()
         if self._session is not None:
             self._session.close()
-        self._forks_process.kill()
-        self._forks_process.wait()
 
     def _join(self) -> None:
         # Here, since the import takes long and the slow fork server is under way now.
         from elastic.membership.session import Session
 
-        def committed(view: View, _revision: int) -> None:
-            self._loop.post(lambda: self._committed(view))
+        def committed(view: View, revision: int) -> None:
+            self._loop.post(lambda: self._seen(view, revision))
 
         self._session = Session(self._start.settings, Path(self._start.directory), committed)
         self._loop.watch(self._launcher, self._hear_launcher)
-        self._loop.watch(self._forks, self._hear_forkserver)
+        self._crew.listen()
 
     def _end(self, outcome: Message) -> None:
         if self.outcome is None:
             self.outcome = outcome
+
+    @property
+    def _over(self) -> bool:
+        return self.outcome is not None or self.launcher_gone
 
     # The launcher
 
@@ -124,38 +132,23 @@ class Agent:
         for message in self._launcher.receive():
             if message["type"] == "stop":
                 self._stopping = True
-                for worker in self._workers.values():
-                    self._tell(worker, {"type": "stop"})
+                self._crew.tell_all({"type": "stop"})
+                if self._driver is not None:
+                    self._driver.stop()
             elif message["type"] == "kill":
                 self._end({"type": "killed"})
         if self._launcher.closed:
             self._loop.forget(self._launcher)
             self.launcher_gone = True
 
-    # The fork server
+    # The workers
 
-    def _hear_forkserver(self) -> None:
-        for message in self._forks.receive():
-            if message["type"] == "ready":
-                for worker in range(self._start.settings.workers):
-                    self._fork(worker)
-            elif message["type"] == "forked":
-                self._forked(self._workers[message["worker"]], message["pid"], message["fds"][0])
-            elif message["type"] == "exited":
-                self._exited(self._workers[message["worker"]], message["status"])
-            else:
-                self._end(failed(JobFailed, f"the workers could not be started:\n{message['message']}"))
-        if self._forks.closed:
-            self._loop.forget(self._forks)
-            self._end(failed(JobFailed, "the fork server, parent of the workers, died; the system may be out of memory"))
+    def _fork_founders(self) -> None:
+        for number in range(self._start.settings.workers):
+            self._crew.fork(number)
 
-    def _fork(self, number: int) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        worker = Worker(number=number, channel=Channel(ours))
-        self._workers[number] = worker
-        self._set_interest(worker)
-        spec = WorkerSpec(
+    def _spec(self, number: int) -> dict[str, Any]:
+        return WorkerSpec(
             worker=number,
             host=self._host,
             directory=self._start.directory,
@@ -163,86 +156,67 @@ class Agent:
             settings=replace(self._start.settings, etcd=None),  # it may hold a password
             import_path=self._start.import_path,
             argv=self._start.argv,
-        )
-        with theirs:
-            self._forks.send({"type": "fork", "worker": number, "spec": spec.to_json()}, [theirs.fileno()])
-        if self._stopping:
-            self._tell(worker, {"type": "stop"})
-
-    def _forked(self, worker: Worker, pid: int, pidfd: int) -> None:
-        worker.pid, worker.pidfd = pid, pidfd
-        if self.outcome is not None or self.launcher_gone:
-            worker.kill()
-        self._loop.watch(pidfd, lambda: self._gone(worker))
-
-    # The workers
-
-    def _tell(self, worker: Worker, message: Message) -> None:
-        if not worker.channel.closed:
-            worker.channel.send(message)
-            self._set_interest(worker)
-
-    def _set_interest(self, worker: Worker) -> None:
-        """Waits for room as well, where a worker (stopped, perhaps) has not read what was sent."""
-        self._loop.watch(worker.channel, lambda: self._hear_worker(worker), writable=worker.channel.unsent)
-
-    def _hear_worker(self, worker: Worker) -> None:
-        worker.channel.flush()
-        for message in worker.channel.receive():
-            self._heard(worker, message)
-        if worker.channel.closed:
-            self._loop.forget(worker.channel)
-        else:
-            self._set_interest(worker)
+        ).to_json()
 
     def _heard(self, worker: Worker, message: Message) -> None:
+        if self._over:
+            return
         if message["type"] == "announce":
             worker.announced = message["ready"]
             self._check_announced()
         elif message["type"] == "progress":
             worker.epoch, worker.step = message["epoch"], message["step"]
         elif message["type"] == "result":
-            worker.result = message
-            self._check_announced()
-            self._check_finished()
+            self._finished(worker, message)
         elif message["type"] == "error":
-            worker.error = worker_error(worker, message)
-            self._fail(worker, consequence=is_consequence(message["kind"]))
+            self._raised(worker, message)
+        if self._driver is not None:
+            self._driver.heard(worker, message)
 
-    def _gone(self, worker: Worker) -> None:
-        self._loop.forget(worker.pidfd)
-        for message in worker.channel.drain():
-            self._heard(worker, message)
-        worker.gone = True
-        self._check_ended(worker)
-
-    def _exited(self, worker: Worker, status: int) -> None:
-        worker.status = status
-        self._check_ended(worker)
-
-    def _check_ended(self, worker: Worker) -> None:
-        if not worker.gone or worker.status is None:
-            return
-        os.close(worker.pidfd)
-        if worker.result is None and worker.error is None:
-            worker.error = ended(worker)
-            self._fail(worker, consequence=False)
+    def _finished(self, worker: Worker, message: Message) -> None:
+        worker.result = message
+        if self._driver is None:
+            self._check_announced()
+        else:
+            self._driver.finished(worker)
         self._check_finished()
 
-    def _fail(self, worker: Worker, *, consequence: bool) -> None:
-        """Ends the job with the worker's error; one that only follows from another worker's waits for that one's."""
-        assert worker.error is not None
-        error = worker.error
+    def _raised(self, worker: Worker, message: Message) -> None:
+        """An exception of `train_fn` ends the job; one of a worker that is no member yet, or of its machine, is the end of that worker."""
+        if self._driver is not None and self._driver.joining(worker):
+            self._driver.failed_to_join(worker, last_line(message))
+        elif self._driver is not None and is_machine_failure(message) and len(self._driver.view.workers) > 1:
+            worker.failure = last_line(message)  # its process ends now
+        else:
+            worker.error = worker_error(worker, message)
+            self._fail(worker.error, consequence=is_consequence(message["kind"]))
+
+    def _ended(self, worker: Worker) -> None:
+        if self._over:
+            return
+        if worker.result is None and worker.error is None:
+            if self._driver is None:
+                worker.error = ended(worker)
+                self._fail(worker.error, consequence=False)
+            else:
+                self._driver.died(worker)
+        self._check_finished()
+
+    def _fail(self, error: Message, *, consequence: bool) -> None:
+        """Ends the job with the error; one that only follows from another worker's waits for that one's."""
         if not consequence:
             self._end(error)
-        elif not self._loop.timing:
-            self._loop.set_timer(_CAUSE_S, lambda: self._end(error))
+        elif not self._loop.timing("cause"):
+            self._loop.set_timer(_CAUSE_S, lambda: self._end(error), "cause")
+
+    # The beginning and the end
 
     def _check_announced(self) -> None:
         """Founds the job when the last worker is ready."""
-        waiting = [worker.number for worker in self._workers.values() if worker.announced is not None]
-        returned = [worker.number for worker in self._workers.values() if worker.finished and worker.announced is None]
-        if self._founded or not waiting or self.outcome is not None:
+        workers = self._crew.workers.values()
+        waiting = [worker.number for worker in workers if worker.announced is not None]
+        returned = [worker.number for worker in workers if worker.finished and worker.announced is None]
+        if self._driver is not None or not waiting:
             return
         if returned:
             self._end(returned_early(returned, waiting))
@@ -251,30 +225,51 @@ class Agent:
 
     def _found(self) -> None:
         assert self._session is not None  # workers are started after it
-        self._founded = True
-        ready = {worker.number: Ready.from_json(worker.announced or {}, self._host) for worker in self._workers.values()}
+        ready = {worker.number: Ready.from_json(worker.announced or {}, self._host) for worker in self._crew.workers.values()}
         view = found(ready, self._start.settings.stages)
         for number, announced in ready.items():
             self._session.admit(number, announced)
-        self._session.publish(view)
+        revision = self._session.publish(view)
+        self._clerk = Clerk(self._loop.post, self._with_driver(Driver.away), self._with_driver(Driver.back))
+        world = World(
+            crew=self._crew,
+            timers=self._loop,
+            clerk=self._clerk,
+            attempts=self._session.attempts,
+            directory=RunDirectory(Path(self._start.directory)),
+            end=self._end,
+            admit=self._session.admit,
+            say=say,
+        )
+        self._driver = Driver(world, self._start.settings, view, revision, ready[view.coordinator])
+        if self._stopping:
+            self._driver.stop()
 
-    def _committed(self, view: View) -> None:
-        self._epoch, self._leader = view.epoch, view.coordinator
-        for worker in self._workers.values():
-            self._tell(worker, {"type": "view", "view": view.to_json()})
+    def _with_driver(self, call: Callable[..., None]) -> Callable[..., None]:
+        def act(*arguments: Any) -> None:
+            if self._driver is not None and not self._over:
+                call(self._driver, *arguments)
+
+        return act
+
+    def _seen(self, view: View, revision: int) -> None:
+        if self._driver is not None and not self._over:
+            self._driver.seen(view, revision)
 
     def _check_finished(self) -> None:
-        workers = self._workers.values()
-        if not workers or not all(worker.finished for worker in workers):
+        workers = self._crew.workers
+        members = list(workers) if self._driver is None else self._driver.view.workers
+        complete = bool(members) and all(workers[number].finished for number in members) if self._driver is None else self._driver.complete
+        if not complete:
             return
-        result = self._workers[self._leader].result or {}
-        done = {"type": "done", "value": result["value"], "epoch": self._epoch, "stopped": result["stopped"]}
-        if all(worker.gone for worker in workers):
+        result = workers[members[0]].result or {}
+        epoch = 0 if self._driver is None else self._driver.view.epoch
+        done = {"type": "done", "value": result["value"], "epoch": epoch, "stopped": result["stopped"]}
+        if all(workers[number].gone for number in members):
             self._end(done)
-        elif not self._loop.timing:
-            for worker in workers:
-                self._tell(worker, {"type": "leave"})
-            self._loop.set_timer(self._start.settings.grace_s, lambda: self._end(done))
+        elif not self._loop.timing("grace"):
+            self._crew.tell(members, {"type": "leave"})
+            self._loop.set_timer(self._start.settings.grace_s, lambda: self._end(done), "grace")
 
 
 def _worker_environment(start: Start) -> dict[str, str]:
@@ -296,7 +291,8 @@ def main() -> None:
     if outcome is not None:
         launcher.send(outcome)
     if launcher_gone:
-        shutil.rmtree(start.directory, ignore_errors=True)
+        directory = RunDirectory(Path(start.directory))
+        directory.remove() if start.settings.directory is None else directory.clear()
         os.killpg(0, signal.SIGKILL)  # what train_fn itself started belongs to this process group too; otherwise the launcher does this
 
 

@@ -31,12 +31,14 @@ def run(
     args: Annotated[list[str] | None, typer.Argument(help="Its arguments behind the job: JSON values, or plain strings.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
-    min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to.")] = None,
+    min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
     etcd: Annotated[str | None, typer.Option(help="[user:password@]host:port; by default one is started for the job.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the job, unique in its etcd.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
     isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of this machine.")] = None,
     seed: Annotated[int, typer.Option(help="Of all generators when the train function begins.")] = 0,
+    respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
+    directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; by default nowhere.")] = None,
 ) -> None:
     """Runs a train function on several workers; prints what its leader returned as JSON."""
     sys.path.insert(0, str(Path.cwd()))
@@ -52,6 +54,8 @@ def run(
             threads=threads,
             isa=isa,
             seed=seed,
+            respawn=respawn,
+            directory=directory,
         )
     except elastic.errors.ElasticError as error:
         print(f"error: {error}", file=sys.stderr)

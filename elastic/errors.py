@@ -8,6 +8,9 @@
     ├── NotInJob                 used outside of a worker of a running job
     ├── LayoutError              a layout breaks an invariant
     │   └── CoverageLost         no live worker holds a needed run of state
+    ├── CopiesConflict           survivors hold different copies of what must be equal
+    ├── GateRefused              a migration must not commit (`check`: the name of the check that failed)
+    ├── ReplicaRefused           what a worker was to keep for another one is not what that one has
     ├── LinkError                a link could not be made, or broke its protocol
     │   └── PeerLost             the process at the other end is gone
     ├── Interrupted              a wait was called off
@@ -55,6 +58,22 @@ class LayoutError(ElasticError):
 
 class CoverageLost(LayoutError):
     """No live worker holds a needed run of state."""
+
+
+class CopiesConflict(ElasticError):
+    """Survivors hold different copies of what must be equal."""
+
+
+class GateRefused(ElasticError):
+    """A migration must not commit; `check` is the name of the check that failed."""
+
+    def __init__(self, message: str, *, check: str) -> None:
+        super().__init__(f"{check}: {message}")
+        self.check = check
+
+
+class ReplicaRefused(ElasticError):
+    """What a worker was to keep for another one is not what that one has."""
 
 
 class LinkError(ElasticError, ConnectionError):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from elastic.errors import NotInJob
+from elastic.errors import Interrupted, NotInJob
+from elastic.observe.activity import Activity
 from elastic.settings import JobSettings
 from elastic.view import View
 
 Send = Callable[[dict[str, Any]], None]
 
+_ORDERS = ("view", "quiesce", "propose")
 _PROGRESS_EVERY_S = 0.25
 _current: Job | None = None
 
@@ -48,6 +50,13 @@ class WorkerSpec:
         return cls(**{**data, **lists, "settings": JobSettings.from_json(data["settings"])})
 
 
+class Waits(Protocol):
+    """Where a worker waits for others: what an order of the agent has to interrupt."""
+
+    def interrupt(self, error: BaseException) -> None: ...
+    def resume(self) -> None: ...
+
+
 class Job:
     """The running job, seen from one of its workers.
 
@@ -66,33 +75,70 @@ class Job:
         self.exact = spec.settings.exact
         self.profile = spec.worker == 0
         self.stop_requested = False  # the user pressed Ctrl-C once: stop at the next step boundary
+        self.pause_requested = False  # the members will change: pause at the next step boundary
         self.dismissed = threading.Event()  # every worker has finished: this one may exit
+        self.recovers = True  # the agent orders what to do when members are lost
         self.view: View | None = None
         self.epoch = 0
         self.step: int | None = None
-        self._send = send
-        self._views: queue.SimpleQueue[View] = queue.SimpleQueue()
+        self.send = send
+        self._orders: list[dict[str, Any]] = []
+        self._ordered = threading.Condition()
+        self._waits: Waits | None = None
         self._told_at = 0.0
+        self._activity = Activity(Path(spec.directory), spec.worker)
 
-    def announce(self, ready: dict[str, Any]) -> View:
-        """Says that this worker is ready to be a member, and waits for the first view.
+    def announce(self, ready: dict[str, Any]) -> View | None:
+        """Says that this worker is ready to be a member, and waits for the first view; None if the job runs already: this worker joins it.
 
         `ready` is JSON: address, fingerprint, model, digest, profile (`[forward_s, backward_s, parameters, activation_bytes]` per layer
         and micro-batch, or None where this worker did not measure), micro_batches, grains, settings. All but address and profile must be
         equal on all workers, else the job ends with MismatchError.
         """
-        self._send({"type": "announce", "ready": ready})
-        self.view = self._views.get()
-        self.epoch = self.view.epoch
-        return self.view
+        self.send({"type": "announce", "ready": ready})
+        with self._ordered:
+            self._ordered.wait_for(lambda: self._orders)
+            first = self._orders[0]["type"] == "view"
+        if not first:
+            return None
+        view = View.from_json(self.take_order()["view"])
+        self.switch(view)
+        return view
 
-    def progress(self, epoch: int, step: int) -> None:
-        """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step."""
+    def listen_on(self, waits: Waits) -> None:
+        """An order to stop interrupts these waits from here on."""
+        self._waits = waits
+
+    def take_order(self) -> dict[str, Any]:
+        """The next order of the agent: `quiesce`, `propose` or `view`; waits for one. What a later `quiesce` has overtaken is left out."""
+        with self._ordered:
+            self._ordered.wait_for(lambda: self._orders)
+            quiesce = [i for i, order in enumerate(self._orders) if order["type"] == "quiesce"]
+            latest = quiesce[-1] if quiesce else 0
+            self._orders = [order for i, order in enumerate(self._orders) if i >= latest or order["type"] == "view"]
+            if self._waits is not None:
+                self._waits.resume()
+            return self._orders.pop(0)
+
+    def switch(self, view: View) -> None:
+        """This worker is a member of a committed view from here on."""
+        self.view, self.epoch = view, view.epoch
+        self.pause_requested = False
+
+    def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
+        """Says what this worker is doing, to whoever looks."""
+        self._activity.enter(phase, step, self.epoch, micro_batch)
+
+    def progress(self, epoch: int, step: int, step_s: float | None = None, committed_at: float | None = None) -> None:
+        """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
+
+        `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count.
+        """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = now
-            self._send({"type": "progress", "epoch": epoch, "step": step})
+            self.send({"type": "progress", "epoch": epoch, "step": step, "step_s": step_s, "committed_at": committed_at})
 
     @property
     def leader(self) -> bool:
@@ -101,8 +147,14 @@ class Job:
 
     def deliver(self, message: dict[str, Any]) -> None:
         """Takes a message of the agent; called by the thread that listens to it."""
-        if message["type"] == "view":
-            self._views.put(View.from_json(message["view"]))
+        if message["type"] in _ORDERS:
+            with self._ordered:
+                if message["type"] == "quiesce" and self._waits is not None:
+                    self._waits.interrupt(Interrupted("the members of the job change"))
+                self._orders.append(message)
+                self._ordered.notify()
+        elif message["type"] == "boundary":
+            self.pause_requested = True
         elif message["type"] == "stop":
             self.stop_requested = True
         elif message["type"] == "leave":

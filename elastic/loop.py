@@ -1,4 +1,4 @@
-"""One thread that waits for everything: descriptors, one timer, and what other threads hand over."""
+"""One thread that waits for everything: descriptors, timers, and what other threads hand over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._timer: tuple[float, Act] | None = None
+        self._timers: dict[str, tuple[float, Act]] = {}
         self._posted: deque[Act] = deque()
         self._wake_read, self._wake_write = os.pipe()
         self.watch(self._wake_read, self._act_posted)
@@ -38,24 +38,27 @@ class Loop:
         self._posted.append(act)
         os.write(self._wake_write, b"\0")
 
-    def set_timer(self, seconds: float, act: Act) -> None:
-        """Calls `act` once, so much later. There is one timer; the next replaces it."""
-        self._timer = (time.monotonic() + seconds, act)
+    def set_timer(self, seconds: float, act: Act, name: str = "") -> None:
+        """Calls `act` once, so much later. There is one timer of each name; the next replaces it."""
+        self._timers[name] = (time.monotonic() + seconds, act)
 
-    @property
-    def timing(self) -> bool:
-        """Whether the timer is set and has not gone off."""
-        return self._timer is not None
+    def clear_timer(self, name: str = "") -> None:
+        self._timers.pop(name, None)
+
+    def timing(self, name: str = "") -> bool:
+        """Whether this timer is set and has not gone off."""
+        return name in self._timers
 
     def turn(self) -> None:
         """Waits for the next thing to happen, and acts on it."""
-        events = self._selector.select(None if self._timer is None else max(0.0, self._timer[0] - time.monotonic()))
+        due = min((at for at, _ in self._timers.values()), default=None)
+        events = self._selector.select(None if due is None else max(0.0, due - time.monotonic()))
         for key, _ in events:
             key.data()
-        if self._timer is not None and time.monotonic() >= self._timer[0]:
-            _, act = self._timer
-            self._timer = None
-            act()
+        now = time.monotonic()
+        for name in [name for name, (at, _) in self._timers.items() if now >= at]:
+            if name in self._timers:  # an act before it may have cleared it
+                self._timers.pop(name)[1]()
 
     def _act_posted(self) -> None:
         os.read(self._wake_read, 4096)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,6 +22,7 @@ from elastic.channel import Channel, Message
 from elastic.errors import JobFailed, SettingsError
 from elastic.membership.endpoint import Endpoint
 from elastic.process import end_group, module_command
+from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings, agent_environment, best_isa, own_environment
 from elastic.target import name_of
 
@@ -31,11 +32,15 @@ _STOPPING = "elastic: stopping at the next step boundary; press Ctrl-C again to 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """How a job ended: what the leader's `train_fn` returned, the last epoch, and whether it was asked to stop early."""
+    """How a job ended: what the leader's `train_fn` returned, the last epoch, and whether it was asked to stop early.
+
+    `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`.
+    """
 
     value: Any
     epoch: int
     stopped: bool
+    incidents: tuple[dict[str, Any], ...] = ()
 
 
 def run(
@@ -50,6 +55,8 @@ def run(
     threads: int = 1,
     isa: str | None = None,
     seed: int = 0,
+    respawn: bool = True,
+    directory: str | os.PathLike[str] | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in every one of `workers` processes, and waits.
 
@@ -58,13 +65,16 @@ def run(
             also take only `args`, without the job.
         workers: training processes on this host.
         stages: pipeline stages; by default as many as are fastest.
-        min_workers: how many workers the job may shrink to; by default 1.
+        min_workers: how many workers the job may shrink to, by default 1; with fewer it pauses until new ones are ready.
         etcd: `[user:password@]host:port` of a running etcd; by default the job runs a private one.
         args: JSON values.
         name: of the job, unique in its etcd.
         threads: of one worker's operators. Bits depend on it.
         isa: `avx512`, `avx2` or `default`: the instruction set that fixes bits; by default the best of this machine.
         seed: of torch's, NumPy's and Python's generators when `train_fn` begins.
+        respawn: start a new worker for each that dies; it joins at a step boundary when it is ready.
+        directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
+            directory, which is removed.
 
     Ctrl-C once stops at the next step boundary; twice at once, with KeyboardInterrupt.
 
@@ -72,7 +82,9 @@ def run(
         SettingsError: an argument is wrong, or what the workers do with it (`TrainFunctionError`, `PlanError`, `TrainerError`).
         EtcdUnavailable: etcd cannot be started, reached or logged in to.
         MismatchError: the workers did not build the same thing.
-        JobFailed: a worker raised or died; the message has its traceback.
+        JobFailed: a worker raised, with its traceback; or so many died that the training cannot go on.
+        CoverageLost: more workers died together than there are copies of the state.
+        CopiesConflict: copies of the state differ that must be equal.
     """
     _refuse_inside_worker()
     settings = JobSettings(
@@ -86,14 +98,17 @@ def run(
         etcd=etcd,
         threads=threads,
         seed=seed,
+        respawn=respawn,
+        directory=None if directory is None else os.path.abspath(directory),
     )
     if etcd is not None:
         Endpoint.parse(etcd)
-    directory = tempfile.mkdtemp(prefix="elastic-")
+    own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
+    own.prepare()
     try:
-        return _outcome(_supervise(settings, directory))
+        return _outcome(_supervise(settings, str(own.path)))
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        own.remove() if settings.directory is None else own.clear()
 
 
 def _refuse_inside_worker() -> None:
@@ -186,4 +201,4 @@ def _outcome(word: Message | None) -> JobResult:
     if word["type"] == "failed":
         kind = getattr(errors, word["kind"])
         raise kind(word["message"])
-    return JobResult(value=word["value"], epoch=word["epoch"], stopped=word["stopped"])
+    return JobResult(value=word["value"], epoch=word["epoch"], stopped=word["stopped"], incidents=tuple(word["incidents"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from elastic import errors
@@ -12,6 +12,8 @@ from elastic.channel import Channel, Message
 from elastic.errors import JobFailed, SettingsError
 
 _CONSEQUENCES = frozenset({"PeerLost", "LinkError", "Interrupted"})
+_MACHINE = frozenset({"MemoryError", "OutOfMemoryError", "AcceleratorError"})
+_NO_MEMORY = "can't allocate memory"  # torch's CPU allocator raises RuntimeError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,9 +31,14 @@ class Worker:
     error: Message | None = None
     gone: bool = False
     status: int | None = None
+    progress: Message = field(default_factory=dict)
+    condemned: str = ""  # why we end it
+    failure: str = ""  # what it ran out of, in one line
 
-    def kill(self) -> None:
+    def kill(self, why: str = "the job ends") -> None:
         """SIGKILL, which works on a stopped process too."""
+        if self.status is None:
+            self.condemned = self.condemned or why
         if self.pidfd >= 0 and self.status is None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -39,6 +46,10 @@ class Worker:
     @property
     def finished(self) -> bool:
         return self.result is not None
+
+    @property
+    def ended(self) -> bool:
+        return self.gone and self.status is not None
 
 
 def failed(kind: type[errors.ElasticError], message: str) -> Message:
@@ -61,12 +72,33 @@ def is_consequence(kind: str) -> bool:
     return kind in _CONSEQUENCES
 
 
+def is_machine_failure(report: Message) -> bool:
+    """Whether a worker's exception is one of its machine, out of memory above all, and not of `train_fn`."""
+    return report["kind"] in _MACHINE or (report["kind"] == "RuntimeError" and _NO_MEMORY in report["message"])
+
+
+def last_line(report: Message) -> str:
+    """A worker's exception in one line."""
+    lines = (report["traceback"] or report["message"]).strip().splitlines() or [report["kind"]]
+    return lines[-1]
+
+
+def how_ended(worker: Worker) -> str:
+    """How and where a worker's process ended, in one line."""
+    status = worker.status or 0
+    if worker.failure:
+        how = f"failed with {worker.failure}"
+    elif worker.condemned:
+        how = "was ended"
+    else:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with code {status} inside train_fn"
+    return f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}"
+
+
 def ended(worker: Worker) -> Message:
     """The outcome when a worker's process ended without a word."""
-    status = worker.status or 0
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with code {status} inside train_fn"
-    hint = "; the system may be out of memory" if status == -signal.SIGKILL else ""
-    return failed(JobFailed, f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}{hint}")
+    killed = worker.status == -signal.SIGKILL and not worker.condemned
+    return failed(JobFailed, how_ended(worker) + ("; the system may be out of memory" if killed else ""))
 
 
 def returned_early(returned: list[int], waiting: list[int]) -> Message:

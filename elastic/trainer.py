@@ -19,14 +19,21 @@ from elastic import job as jobs
 from elastic.comm.network import Network
 from elastic.engine import profile, randomness
 from elastic.engine.data import batches, refuse_unseekable
-from elastic.engine.engine import Apply, Engine
+from elastic.engine.engine import Apply, Engine, State, Training, initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.stage import Loss
 from elastic.engine.zero import ShardedOptimizer, probe
-from elastic.errors import TrainerError
+from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
+from elastic.history import History
 from elastic.plan.workload import default_grains
+from elastic.recovery.member import Joined, Member, Stock
 from elastic.settings import fingerprint
+from elastic.view import View
+from snapshot.held import Held
+
+LOST = (LinkError, Interrupted, ReplicaRefused)
+"""What a worker recovers from together with the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +114,7 @@ class Trainer:
         self._optimizer = ShardedOptimizer(instance, self._model)
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host)
+        self._job.listen_on(self._network)
         view = self._job.announce(
             {
                 "address": self._network.address,
@@ -128,9 +136,21 @@ class Trainer:
                 },
             }
         )
-        self._engine = Engine(self._job.worker, self._model, view, self._network, self._optimizer, numerics, loss, clip_norm)
-        self._taken = 0
+        self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._job.enter)
+        self._member = Member(self._job, self._network, self._model, self._optimizer, self._build)
+        self._history = History(self._optimizer, self._scheduler)
+        self._retained: Sequence[Held] = ()
+        self._retained_until = 0
+        self._yielded = -1
         self._at = time.perf_counter()
+        if view is None:
+            self._engine = self._join(None).engine
+        else:
+            self._engine = self._build(view, initial_state(self._job.worker, self._model, self._optimizer, view))
+            self._network.install(view.epoch, view.attempt, view.members, self._engine.peers)
+
+    def _build(self, view: View, state: State) -> Engine:
+        return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state)
 
     @property
     def leader(self) -> bool:
@@ -140,7 +160,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """The next step to take: the number of steps taken so far."""
-        return self._taken
+        return self._history.step + 1
 
     @property
     def layout(self) -> str:
@@ -159,22 +179,73 @@ class Trainer:
         of the yielded step. Leaving the loop early leaves them so.
         """
         committed: Report | None = None
-        while self._taken < steps:
-            self._job.progress(self._engine.view.epoch, self._taken)
-            answer = self._engine.compute(self._taken, self._batch, stop=self._job.stop_requested)
+        ending = pausing = False
+        while True:
+            try:
+                flushing = ending or pausing or self.step >= steps
+                answer = None if flushing else self._compute()
+                if flushing and committed is not None:
+                    self._engine.flush(committed.step)
+            except LOST as error:
+                committed, ending, pausing = self._recovered(error, committed), False, False
+                continue
             if committed is not None:
                 yield from self._handed_out(committed)
-            committed = self._apply(answer)
-            if answer.stop:
-                break
-        if committed is not None:
-            self._engine.flush(committed.step)
-            randomness.seed_all(self.seed, "loop", committed.step)
-            yield committed
+                committed = None
+            if pausing:
+                self._job.send({"type": "paused", "epoch": self._engine.view.epoch, "step": self.step - 1})
+                self._join(self._engine)
+                pausing = False
+            elif answer is None:
+                return
+            else:
+                committed, ending, pausing = self._apply(answer), answer.stop, answer.pause and not answer.stop
+                try:
+                    self._engine.publish()
+                except LOST as error:
+                    committed, ending, pausing = self._recovered(error, committed), False, False
+
+    def _compute(self) -> Apply:
+        self._job.progress(self._engine.view.epoch, self.step, self._history.median_s, self._history.committed_at)
+        answer = self._engine.compute(self.step, self._batch, stop=self._job.stop_requested, pause=self._job.pause_requested)
+        self._history.committed(self._job, self._engine.view.epoch)
+        if self.step >= self._retained_until:
+            self._retained = ()  # a step of this view is committed: what was held of the view before is not needed any more
+        return answer
+
+    def _recovered(self, error: Exception, committed: Report | None) -> Report | None:
+        """Goes on in the next view after a loss; what was to be yielded next, if it still is."""
+        if not self._job.recovers:
+            raise error
+        view = self._engine.view
+        self._member.report_loss(error, view.epoch, self.step, type(error).__name__)
+        joined = self._join(self._engine)
+        resume = joined.proposal.resume
+        if committed is not None and committed.step == resume:
+            return committed
+        if resume > self._yielded and joined.proposal.progress is not None:
+            return self._report(Apply(**joined.proposal.progress.apply))
+        return None
+
+    def _join(self, engine: Engine | None) -> Joined:
+        """Becomes a member of the next view, with what this worker has, and takes over the state of its step."""
+
+        def stock() -> Stock:
+            if engine is not None:
+                engine.abandon()
+            held = [*(engine.held() if engine is not None else ()), *self._retained]
+            return Stock(held=held, yielded=self._yielded, progress=self._history.progress(), results=[])
+
+        joined = self._member.recover(stock, None if engine is None else engine.view)
+        self._engine, self._retained = joined.engine, joined.retained
+        self._retained_until = joined.proposal.resume + 2
+        self._history.resume(joined.proposal)
+        return joined
 
     def _handed_out(self, report: Report) -> Iterator[Report]:
         randomness.seed_all(self.seed, "loop", report.step)  # so that the loop's own draws do not depend on the layout
         left_early = True
+        self._yielded = report.step
         try:
             yield report
             left_early = False
@@ -184,19 +255,23 @@ class Trainer:
 
     def _apply(self, answer: Apply) -> Report:
         lr = float(self._optimizer.optimizer.param_groups[0]["lr"])
-        self._engine.apply(answer)
+        self._history.save(answer)
+        self._engine.update(answer)
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(answer.loss)
         elif self._scheduler is not None:
             self._scheduler.step()
-        self._taken = answer.step + 1
+        self._history.applied(answer)
+        return self._report(answer, lr)
+
+    def _report(self, answer: Apply, lr: float | None = None) -> Report:
         now = time.perf_counter()
         seconds, self._at = now - self._at, now
         view = self._engine.view
         return Report(
             step=answer.step,
             loss=answer.loss,
-            lr=lr,
+            lr=self._history.lr_of(answer.step) if lr is None else lr,
             grad_norm=answer.norm,
             samples_per_second=self.batch_size / seconds,
             tokens_per_second=answer.tokens / seconds,

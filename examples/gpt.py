@@ -1,15 +1,19 @@
 """Trains a byte-level GPT on the source code of Python's own standard library, or on a file of yours, over several worker processes.
 
     python examples/gpt.py --workers 4 --stages 2 --steps 40
+    python examples/gpt.py --workers 4 --stages 2 --steps 40 --kill 1@8 --kill 0@22:reduce
 
-The parameters, and every loss, come out bit for bit the same for any number of workers and stages.
+The parameters, and every loss, come out bit for bit the same for any number of workers and stages, whoever is killed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +24,12 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 import elastic
+from elastic.chaos.faults import parse
+from elastic.chaos.killer import Killer, Missed
 from elastic.observe.progress import ProgressLine
 
 VOCABULARY = 256
+_KILL = "WORKER@STEP[:PHASE]: SIGKILL for the worker at that place of the current view, when it is there. May be given several times."
 
 
 class Embedding(nn.Module):
@@ -130,23 +137,58 @@ def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
         checkpoint_activations=options["recompute"],
     )
     progress = ProgressLine(options["steps"])
-    reports = []
-    for report in trainer.run(options["steps"]):
-        progress.show(report)
-        reports.append(report)
+    with StepLog(Path(job.directory), job.worker) as log:
+        for report in trainer.run(options["steps"]):
+            progress.show(report)
+            log.add(report)
     digest, workers = trainer.digest(), trainer.statistics()
     if not trainer.leader:
         return None
+    steps = read_steps(Path(job.directory))
     return {
-        "steps": len(reports),
-        "losses": [report.loss for report in reports],
-        "grad_norms": [report.grad_norm for report in reports],
-        "tokens_per_second": [report.tokens_per_second for report in reports],
+        "steps": len(steps),
+        "losses": [step["loss"] for step in steps],
+        "grad_norms": [step["grad_norm"] for step in steps],
+        "tokens_per_second": [step["tokens_per_second"] for step in steps],
         "digest": digest,
-        "layouts": list(dict.fromkeys(report.layout for report in reports)),
+        "layouts": list(dict.fromkeys(step["layout"] for step in steps)),
         "workers": workers,
         "options": options,
     }
+
+
+class StepLog:
+    """What this worker was given of each step, in a file that outlives it: the leader at the end may not have been there from the start."""
+
+    def __init__(self, directory: Path, worker: int) -> None:
+        self._file = (directory / f"steps-{worker}.jsonl").open("a", buffering=1)
+
+    def __enter__(self) -> StepLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, report: elastic.Report) -> None:
+        self._file.write(json.dumps(dataclasses.asdict(report)) + "\n")
+
+
+def read_steps(directory: Path) -> list[dict[str, Any]]:
+    """Every step once, as its leader saw it; all workers must have seen the same, and each of them no step twice."""
+    steps: dict[int, dict[str, Any]] = {}
+    for path in sorted(directory.glob("steps-*.jsonl")):
+        whole = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if len({step["step"] for step in whole}) < len(whole):
+            raise RuntimeError(f"a step was handed out twice: see {path}")
+        for step in whole:
+            known = steps.setdefault(step["step"], step)
+            if (known["loss"], known["grad_norm"]) != (step["loss"], step["grad_norm"]):
+                raise RuntimeError(f"workers disagree on step {step['step']}: {known} and {step}")
+            if step["leader"]:
+                steps[step["step"]] = step
+    if sorted(steps) != list(range(len(steps))):
+        raise RuntimeError(f"steps {sorted(steps)} are not all steps from 0 on")
+    return [steps[step] for step in sorted(steps)]
 
 
 def main(
@@ -167,6 +209,9 @@ def main(
     tie: Annotated[bool, typer.Option("--tie", help="Tie the head's weight to the embedding's.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bf16 autocast with float32 parameters.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
+    kill: Annotated[list[str] | None, typer.Option(help=_KILL)] = None,
+    respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
+    min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
     etcd: Annotated[str | None, typer.Option(help="host:port of an etcd; by default one is started for the job.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write figures to this JSON file.")] = None,
 ) -> None:
@@ -176,18 +221,29 @@ def main(
     if data is not None and not Path(data).is_file():
         raise typer.BadParameter(f"--data {data}: no such file")
     given = dict(locals())
-    options = {name: value for name, value in given.items() if name not in ("workers", "stages", "etcd", "report")}
-    try:
-        result = elastic.run(train, workers=workers, stages=stages or None, etcd=etcd, args=(options,))
-    except elastic.errors.ElasticError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    of_the_job = ("workers", "stages", "kill", "respawn", "min_workers", "etcd", "report")
+    options = {name: value for name, value in given.items() if name not in of_the_job}
+    job = {"workers": workers, "stages": stages or None, "respawn": respawn, "min_workers": min_workers, "etcd": etcd, "args": (options,)}
+    missed: tuple[Missed, ...] = ()
+    with tempfile.TemporaryDirectory(prefix="elastic-gpt-") as directory:
+        try:
+            faults = [parse(text) for text in kill or ()]
+            with Killer(directory, faults, seed) if faults else nullcontext() as killer:
+                result = elastic.run(train, directory=directory, **job)
+                missed = killer.close() if killer is not None else ()
+        except elastic.errors.ElasticError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
     if report is not None:
-        report.write_text(json.dumps(result.value, indent=1) + "\n")
+        report.write_text(json.dumps({**(result.value or {}), "incidents": result.incidents}, indent=1) + "\n")
+    for fault in missed:
+        print(f"error: {fault}", file=sys.stderr)
     if result.value is not None:
         print(f"digest {result.value['digest']}")
     if result.stopped:
         raise typer.Exit(130)
+    if missed:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

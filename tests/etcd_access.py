@@ -6,11 +6,11 @@ import pytest
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
-    from elastic.membership.etcd import Entry, EtcdClient, etcdrpc
+    from elastic.membership.etcd import Compare, Entry, EtcdClient, etcdrpc
 
 from elastic.membership.endpoint import Endpoint
 
-__all__ = ["Endpoint", "Entry", "EtcdClient", "enable_auth"]
+__all__ = ["Compare", "Endpoint", "Entry", "EtcdClient", "enable_auth"]
 
 
 def enable_auth(address: str) -> None:

@@ -43,12 +43,14 @@ class LinkLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counted at the sockets since the start, headers included; `messages` were sent whole."""
+    """Counted at the sockets since the start, headers included; `messages` were sent whole. `transferred` are the received bytes of state
+    that moved in a migration, without headers."""
 
     bytes_sent: int
     bytes_received: int
     messages: int
     messages_received: int
+    transferred: int
     stale_dropped: int
     links: frozenset[int]
 
@@ -199,6 +201,10 @@ class Endpoint(ABC):
                 if (found := self._take(key, fail_any)) is not None:
                     return found
                 self._wait(waiter, peer)
+
+    def check(self) -> None:
+        """Raises what a wait would raise now: for code that computes for long between its waits."""
+        self._box.check(self._box.era)
 
     def arrived(self, peer: int, tag: Tag) -> bool:
         """Whether `receive` would return at once."""

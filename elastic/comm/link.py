@@ -57,9 +57,10 @@ class Link:
         reactor.add(self._descriptor, READABLE, self._on_event)
 
     @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """Bytes sent and received, messages sent and received whole."""
-        return self.sender.bytes, self._receiver.bytes, self.sender.messages, self._receiver.messages
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Bytes sent and received, messages sent and received whole, and the received bytes of state that moved, headers excluded."""
+        sender, receiver = self.sender, self._receiver
+        return sender.bytes, receiver.bytes, sender.messages, receiver.messages, receiver.transferred
 
     def receive(self, waiter: Waiter) -> None:
         """Receives on the calling thread until it is woken or the link breaks; returns at once if the receiving half is not free."""

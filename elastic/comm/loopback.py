@@ -9,7 +9,7 @@ import numpy as np
 
 from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
 from elastic.comm.mailbox import lost
-from elastic.comm.message import HEADER_BYTES, Era, Key, Memory, Tag, as_bytes
+from elastic.comm.message import HEADER_BYTES, Era, Key, Kind, Memory, Tag, as_bytes
 from elastic.errors import Interrupted, PeerLost
 
 
@@ -40,7 +40,7 @@ class LoopbackNetwork(Endpoint):
         super().__init__(worker)
         self._hub = hub
         self._delivery = threading.Lock()
-        self._counts = [0, 0, 0, 0]
+        self._counts = [0] * 5
         with hub.lock:
             hub.networks[worker] = self
 
@@ -50,12 +50,13 @@ class LoopbackNetwork(Endpoint):
 
     @property
     def stats(self) -> Stats:
-        sent, received, messages, messages_received = self._counts
+        sent, received, messages, messages_received, transferred = self._counts
         return Stats(
             bytes_sent=sent,
             bytes_received=received,
             messages=messages,
             messages_received=messages_received,
+            transferred=transferred,
             stale_dropped=self._box.stale_dropped,
             links=frozenset(self._links),
         )
@@ -117,6 +118,8 @@ class LoopbackNetwork(Endpoint):
             if link.open:
                 self._counts[1] += HEADER_BYTES + size
                 self._counts[3] += 1
+                if key[2].kind == Kind.TRANSFER:
+                    self._counts[4] += size
             if slot is None:
                 return
             start = 0

@@ -34,6 +34,9 @@ class Kind(IntEnum):
     PARAMETER = 7
     COLLECT = 8
     BARRIER = 9
+    REPLICA = 10
+    TRANSFER = 11
+    TRANSFER_DIGEST = 12
 
 
 class Tag(NamedTuple):

@@ -28,7 +28,7 @@ class Network(Endpoint):
         self._host = host
         self._closed = False
         self._flushing = 0
-        self._past = [0, 0, 0, 0]
+        self._past = [0] * 5
         self._reactor = Reactor(f"elastic-links-{worker}", crashed=self._crash)
         self._reception = Reception(
             self._reactor,
@@ -54,6 +54,7 @@ class Network(Endpoint):
             bytes_received=counts[1],
             messages=counts[2],
             messages_received=counts[3],
+            transferred=counts[4],
             stale_dropped=self._box.stale_dropped,
             links=frozenset(link.peer for link in links),
         )

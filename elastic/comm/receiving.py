@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from elastic.comm.mailbox import Mailbox, Slot, lost
-from elastic.comm.message import HEADER_BYTES, Header, Key
+from elastic.comm.message import HEADER_BYTES, Header, Key, Kind
 from elastic.errors import LinkError
 
 _BUDGET_BYTES = 4 << 20
@@ -17,7 +17,7 @@ class Receiver:
     """For one thread at a time: the link sees to it. `broken` is why there is nothing more to come, once this is so."""
 
     def __init__(self, sock: socket.socket, peer: int, box: Mailbox) -> None:
-        self.bytes = self.messages = 0
+        self.bytes = self.messages = self.transferred = 0
         self.broken: LinkError | None = None
         self.filling: Slot | None = None
         self._sock = sock
@@ -28,6 +28,7 @@ class Receiver:
         self._rest = self._header
         self._excess = 0
         self._key: Key | None = None
+        self._counts_as_transfer = False
 
     def read(self) -> bool:
         """Receives until one message is whole (True), or nothing more is there or it is the turn of others (False)."""
@@ -44,6 +45,8 @@ class Receiver:
                 self.broken = lost(self._peer, "the other end closed it")
                 return False
             self.bytes += count
+            if self._key is not None and self._counts_as_transfer:
+                self.transferred += count
             budget -= count
             if self._advance(count):
                 self.messages += 1
@@ -73,6 +76,7 @@ class Receiver:
             self.broken = LinkError(f"worker {self._peer} broke the protocol: {error}", peer=self._peer)
             return False
         self._key = (header.era, self._peer, header.tag)
+        self._counts_as_transfer = header.tag.kind == Kind.TRANSFER
         self.filling = self._box.begin(self._key, header.bytes)
         if self.filling is None:
             self._excess = header.bytes

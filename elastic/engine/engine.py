@@ -12,24 +12,30 @@ import numpy as np
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.rounds import Payload, Rounds
 from elastic.engine.data import Batch
-from elastic.engine.executor import Executor
+from elastic.engine.executor import Enter, Executor
 from elastic.engine.model import LayeredModel
 from elastic.engine.norms import clip_factor, norm, square_sums
 from elastic.engine.numerics import Numerics
 from elastic.engine.pipe import EVALUATION
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import tree_sum
+from elastic.engine.shard import Shard
 from elastic.engine.stage import Loss, LossLeaf
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import NonFinite, TrainerError
+from elastic.layout.transfer import PARAM
 from elastic.view import View
+from snapshot.held import Held, held
+from snapshot.replication import Replicator
+from snapshot.spare import Spares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Apply:
     """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed.
 
-    A `refusal` says why no member may apply it; `again` that all must compute it anew, with every generator keyed.
+    `stop` ends the job behind it, `pause` is for a change of members. A `refusal` says why no member may apply it; `again` that all must
+    compute it anew, with every generator keyed.
     """
 
     step: int
@@ -39,14 +45,49 @@ class Apply:
     clip: float
     tokens: int
     stop: bool
+    pause: bool
     again: bool
     refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What an engine needs that no view changes."""
+
+    numerics: Numerics
+    loss: Loss
+    clip_norm: float | None
+    enter: Enter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What a worker begins a view with: its shards, and those that it keeps for others, at step `step` (-1 before the first)."""
+
+    step: int
+    owned: Sequence[Shard]
+    kept: Sequence[Shard]
+
+
+def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer, view: View) -> State:
+    """Of the first view, from the model that every worker built; afterwards it holds the worker's own layers only."""
+    intervals = [(layer.layer, interval) for layer in view.layout.layers for interval in layer.intervals]
+    kept = [
+        optimizer.initial(layer, interval, model.values(layer, interval.start, interval.stop))
+        for layer, interval in intervals
+        if interval.replica == worker
+    ]
+    model.hold(view.layout.layers_of(worker))
+    owned = [
+        optimizer.initial(layer, interval, model.run(layer, interval.start, interval.stop)) for layer, interval in view.layout.owned(worker)
+    ]
+    return State(step=-1, owned=owned, kept=kept)
 
 
 class Engine:
     """Takes steps with the other members of a view. The protocol of a step:
 
-    forward/backward -> reduce-scatter -> READY round -> APPLY -> all-gather (overlaps the next step's forward)
+    forward/backward -> reduce-scatter -> READY round -> APPLY -> all-gather, replicate (overlap the next step)
     """
 
     def __init__(
@@ -56,52 +97,67 @@ class Engine:
         view: View,
         network: Endpoint,
         optimizer: ShardedOptimizer,
-        numerics: Numerics,
-        loss: Loss,
-        clip_norm: float | None,
+        training: Training,
+        state: State,
     ) -> None:
-        self.view, self.worker = view, worker
-        self._model, self._optimizer, self._clip_norm = model, optimizer, clip_norm
-        model.hold(view.layout.layers_of(worker))
-        optimizer.own(view.layout.owned(worker))
-        self.executor = Executor(worker, model, view, network, numerics, loss)
+        self.view, self.worker, self.step = view, worker, state.step
+        self._model, self._optimizer, self._network = model, optimizer, network
+        self._clip_norm, self._enter = training.clip_norm, training.enter
+        optimizer.owned.bind(state.owned)
+        self.executor = Executor(worker, model, view, network, training.numerics, training.loss, training.enter)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
+        self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step)
+        self.spares = Spares(optimizer)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
         self._beside = 0
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
-        network.install(view.epoch, view.attempt, view.members, (self.executor.peers | star) - {worker})
+        self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
 
-    def compute(self, step: int, batch: Batch, *, stop: bool) -> Apply:
+    def compute(self, step: int, batch: Batch, *, stop: bool, pause: bool = False) -> Apply:
         """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before."""
-        answer = self._attempt(step, batch, stop)
+        answer = self._attempt(step, batch, stop, pause)
         if answer.again:  # on every member alike
             self.abandon()
             self.executor.generators.all_keyed = True
-            answer = self._attempt(step, batch, stop)
+            answer = self._attempt(step, batch, stop, pause)
         return answer
 
-    def _attempt(self, step: int, batch: Batch, stop: bool) -> Apply:
+    def _attempt(self, step: int, batch: Batch, stop: bool, pause: bool) -> Apply:
         leaves = self.executor.step(step, batch)
+        self._enter("reduce", step, -1)
+        self._network.flush()  # the sums of the step before may be on their way to their replicas still
         self._owned = self.reducer.collect()
-        ready = (
-            {"leaves": _rows(leaves), "stop": stop, "drew": self.executor.drew},
-            {"squares": square_sums(self._model.spec, self._owned)},
-        )
+        squares = square_sums(self._model.spec, self._owned)
+        self._enter("ready", step, -1)
+        self.replicator.confirm()
+        ready = ({"leaves": _rows(leaves), "stop": stop, "pause": pause, "drew": self.executor.drew}, {"squares": squares})
         decided, _ = self._rounds.commit(2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), None))
         return Apply(**decided)
 
-    def apply(self, answer: Apply) -> None:
-        """Updates the owned intervals and sends them out; a member must not see the parameters of the step before any more.
+    def update(self, answer: Apply) -> None:
+        """Updates the owned shards; other members must not see the parameters of the step before any more. Nothing is sent yet.
 
         Raises:
             NonFinite: on every worker, naming step and micro-batch; nothing of the step was applied anywhere.
         """
         if answer.refusal is not None:
             raise NonFinite(answer.refusal)
+        self._enter("apply", answer.step, -1)
         self._gatherer.begin(answer.step)
+        self.replicator.begin(answer.step)
+        self.spares.take(self.step)
         self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
-        self._gatherer.send(answer.step)
+        self.step = answer.step
+
+    def publish(self) -> None:
+        """Sends what the last update changed: parameters to the members of the stage, updates to the holders of replicas."""
+        self._enter("gather", self.step, -1)
+        self._gatherer.send(self.step)
+        self._enter("replicate", self.step, -1)
+        self.replicator.send(self.step, self._owned)
+        self.replicator.replay(self.step - 1)
+        self.replicator.expect(self.step)
         self.abandon()
 
     def abandon(self) -> None:
@@ -110,9 +166,30 @@ class Engine:
         self.reducer.end()
 
     def flush(self, step: int) -> None:
-        """An empty round: when it returns, all members hold step `step`."""
+        """An empty round: when it returns, all members hold step `step` and its replicas are complete."""
         self._gatherer.wait_all()
+        self._enter("ready", step, -1)
+        self.replicator.confirm()
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
+        self.replicator.replay(step)
+
+    def held(self) -> list[Held]:
+        """Every complete copy that this worker can give. Nothing may be computed in this view any more."""
+        behind = self._gatherer.settle()
+        self.replicator.settle()
+        owned = self._optimizer.owned
+        gathered = [(layer, 0, flat) for layer, flat in self._model.flats.items()]
+        gathered += [(home, start, memory) for (home, start), memory in self._model.tied.items()]
+        return [
+            *(held(shard, self.step, "live", owned.scalars(shard)) for shard in owned.shards.values()),
+            *self.spares.held,
+            *(
+                Held(layer=layer, start=start, stop=start + m.numel(), step=self.step, role="gathered", memory={PARAM: m}, scalars={})
+                for layer, start, m in gathered
+                if layer not in behind
+            ),
+            *self.replicator.held(),
+        ]
 
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> Apply:
         workload = self.view.workload
@@ -135,6 +212,7 @@ class Engine:
             clip=clip_factor(total, self._clip_norm),
             tokens=sum(leaf.tokens for leaf in leaves),
             stop=any(said["stop"] for said, _ in ready.values()),
+            pause=any(said["pause"] for said, _ in ready.values()),
             again=any(said["drew"] for said, _ in ready.values()),
             refusal=refusal,
         )

@@ -22,11 +22,18 @@ from elastic.view import View
 
 _LOADED_AT_ONCE = 4
 
+Enter = Callable[[str, int, int], None]
+"""Told of every phase of a step as it begins: its name, the step, and the micro-batch or -1."""
+
 
 class Executor:
     """Forward and backward of one worker in one view; gradients go into its reducer, parameters come through its gatherer."""
 
-    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint, numerics: Numerics, loss: Loss) -> None:
+    def __init__(
+        self, worker: int, model: LayeredModel, view: View, network: Endpoint, numerics: Numerics, loss: Loss, enter: Enter
+    ) -> None:
+        self._enter = enter
+        self._network = network
         self.pipe = Pipe(worker, view, network)
         self.reducer = Reducer(worker, model, view, network)
         self.gatherer = Gatherer(worker, model, view, network)
@@ -63,8 +70,11 @@ class Executor:
         leaves: list[LossLeaf] = []
         for action in self.actions:
             if action.kind == "B":
+                self._enter("backward", step, action.micro_batch)
                 self._backward(step, action.micro_batch)
-            elif (leaf := self._forward(step, action.micro_batch, batch)) is not None:
+                continue
+            self._enter("forward", step, action.micro_batch)
+            if (leaf := self._forward(step, action.micro_batch, batch)) is not None:
                 leaves.append(leaf)
         self.gatherer.wait_all()  # a worker without a grain has not waited yet
         self.drew |= self.generators.drawn()
@@ -79,6 +89,7 @@ class Executor:
         self._live[micro_batch] = runs
         self.most_in_flight = max(self.most_in_flight, len(self._live))
         for runner in self._runners:
+            self._network.check()
             self.gatherer.wait(runner.index)
             run, crossing = runner.forward(step, micro_batch, crossing)
             runs.append(run)
@@ -96,6 +107,7 @@ class Executor:
             self._prepare(step, micro_batch)
         found: list[tuple[Vector, list[torch.Tensor | None]]] = []
         for runner in reversed(self._runners):
+            self._network.check()
             gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
             found += [(vector, self._take_gradients(vector)) for vector in self._vectors[runner.index]]
             if self.pipe.first:

@@ -75,8 +75,23 @@ class Gatherer:
     def wait(self, layer: int) -> None:
         """Returns when the layer's parameters, tied ones included, are up to date."""
         for home in self._homes[layer]:
-            for peer, tag in self._awaited.pop(home, ()):
-                self._network.receive(peer, tag)
+            awaited = self._awaited.get(home, [])
+            while awaited:  # one that could not be received stays awaited
+                self._network.receive(*awaited[0])
+                del awaited[0]
+            self._awaited.pop(home, None)
+
+    def settle(self) -> set[int]:
+        """Takes the parameters that have come, waiting for none: the layers that are not up to date."""
+        behind: set[int] = set()
+        for layer, awaited in self._awaited.items():
+            for peer, tag in awaited:
+                if self._network.arrived(peer, tag):
+                    self._network.receive(peer, tag)
+                else:
+                    behind.add(layer)
+        self._awaited = {}
+        return behind
 
     def wait_all(self) -> None:
         """Returns when every parameter held here is up to date."""

@@ -142,12 +142,15 @@ class LayeredModel:
         """The dtype of a layer's vector."""
         return getattr(torch, self.spec.layers[layer].parameters[0].dtype)
 
-    def hold(self, layers: Iterable[int]) -> None:
-        """Lays the given layers out as flat vectors (values kept) and frees the memory of trainable parameters of all others."""
+    def hold(self, layers: Iterable[int], *, keep: bool = True) -> None:
+        """Lays the given layers out as flat vectors and frees the memory of trainable parameters of all others.
+
+        Values are kept, or left to be filled in. Flat vectors of before stay as they are with whoever still refers to them.
+        """
         held = sorted(layers)
-        flats = {index: self._flatten(index) for index in held if self.spec.layers[index].size}
+        flats = {index: self._flatten(index, keep) for index in held if self.spec.layers[index].size}
         tied = {
-            (home, start): self._pack((self._at(home, start),), start, stop)
+            (home, start): self._pack((self._at(home, start),), start, stop, keep)
             for index in held
             for home, start, stop in self.spec.tied_runs(index)
             if home not in flats
@@ -162,6 +165,17 @@ class LayeredModel:
                     target.data = torch.empty(0, dtype=target.dtype)
                 else:
                     target.data = memory[parameter.start - offset : parameter.stop - offset].view(parameter.shape)
+
+    def values(self, layer: int, start: int, stop: int) -> torch.Tensor:
+        """A copy of a run of a layer's vector, while this worker has the whole model: before the first `hold`."""
+        spec = self.spec.layers[layer]
+        flat = torch.zeros(stop - start, dtype=self.dtype(layer))
+        for parameter in spec.parameters:
+            first, last = max(parameter.start, start), min(parameter.stop, stop)
+            if first < last:
+                values = self._parameters[parameter.name].detach().reshape(-1)
+                flat[first - start : last - start] = values[first - parameter.start : last - parameter.start]
+        return flat
 
     def run(self, layer: int, start: int, stop: int) -> torch.Tensor:
         """The memory of the run `[start, stop)` of a layer's parameters, in the flat vector or in a tied copy that holds it."""
@@ -180,12 +194,12 @@ class LayeredModel:
     def _at(self, layer: int, start: int) -> ParameterSpec:
         return next(parameter for parameter in self.spec.layers[layer].parameters if parameter.start == start)
 
-    def _flatten(self, index: int) -> torch.Tensor:
-        return self._pack(self.spec.layers[index].parameters, 0, self.spec.layers[index].size)
+    def _flatten(self, index: int, keep: bool) -> torch.Tensor:
+        return self._pack(self.spec.layers[index].parameters, 0, self.spec.layers[index].size, keep)
 
-    def _pack(self, parameters: Iterable[ParameterSpec], start: int, stop: int) -> torch.Tensor:
+    def _pack(self, parameters: Iterable[ParameterSpec], start: int, stop: int, keep: bool) -> torch.Tensor:
         parameters = tuple(parameters)
         flat = torch.zeros(stop - start, dtype=getattr(torch, parameters[0].dtype))
-        for parameter in parameters:
+        for parameter in parameters if keep else ():
             flat[parameter.start - start : parameter.stop - start] = self._parameters[parameter.name].detach().reshape(-1)
         return flat

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,12 @@ from torch.optim import Optimizer
 
 from elastic.engine.model import LayeredModel
 from elastic.engine.reducer import OwnedGradient
+from elastic.engine.reduction import Parts
+from elastic.engine.shard import RUN, Shard, Updater
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
-from elastic.layout.regions import BLOCK, Cut, ParameterSpec
+from elastic.layout.regions import BLOCK, Cut
+from elastic.layout.transfer import PARAM
 
 
 def _trial(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> Optimizer:
@@ -93,13 +96,23 @@ def probe(optimizer: Optimizer, dtype: torch.dtype) -> Cut:
     return "block" if all(map(torch.equal, together, sliced)) else "tensor"
 
 
+def writes_gradients(optimizer: Optimizer, dtype: torch.dtype) -> bool:
+    """Whether the optimizer's step changes the gradients that it is given, which others still need."""
+    tensor = torch.linspace(-1, 1, BLOCK, dtype=torch.float32).to(dtype).view(64, -1)
+    parameter, gradient = nn.Parameter(tensor.clone()), tensor.clone()
+    _after_steps(_trial(optimizer, [parameter]), [parameter], [[gradient]])
+    return not torch.equal(gradient, tensor)
+
+
 class ShardedOptimizer:
-    """The update of this worker's intervals."""
+    """The user's optimizer over this worker's own shards, and a second instance of it over the shards it keeps for others.
+
+    The second one *replays* what owners did: the same update of the same shard, with the same gradient and settings, has the same bits.
+    """
 
     def __init__(self, optimizer: Optimizer, model: LayeredModel) -> None:
         self.optimizer = optimizer
         self._model = model
-        self._cut = model.spec.cut
         self._group_of: dict[str, int] = {}
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
@@ -108,68 +121,86 @@ class ShardedOptimizer:
                     raise TrainerError(f"parameter group {number} of the optimizer holds a tensor that is not a parameter of the model")
                 self._group_of[name] = number
         self._initial = {name: state for parameter, state in optimizer.state.items() if (name := model.name_of(parameter)) is not None}
-        self._pieces: dict[tuple[int, int], list[nn.Parameter | None]] = {}
+        self._writes_gradients = writes_gradients(optimizer, model.dtype(model.vectors[0].home))
+        self.owned, self.kept = self._updater(optimizer), self._updater(_second(optimizer))
 
-    def own(self, owned: Sequence[tuple[int, Interval]]) -> None:
-        """Puts the owned pieces into the optimizer's groups."""
-        for group in self.optimizer.param_groups:
-            group["params"] = []
-        self.optimizer.state.clear()
-        self._pieces = {(layer, interval.start): self._cut_pieces(layer, interval) for layer, interval in owned}
+    def _updater(self, optimizer: Optimizer) -> Updater:
+        return Updater(optimizer, self._model.spec, self._group_of, writes_gradients=self._writes_gradients)
 
-    def _cut_pieces(self, layer: int, interval: Interval) -> list[nn.Parameter | None]:
-        pieces: list[nn.Parameter | None] = []
-        for parameter in self._model.spec.layers[layer].parameters:
-            start, stop = max(parameter.start, interval.start), min(parameter.stop, interval.stop)
-            if start >= stop:
-                continue
-            number = self._group_of.get(parameter.name)
-            if number is None:
-                pieces.append(None)  # not given to the optimizer: never updated, as in torch
-                continue
-            run = self._model.run(layer, start, stop)
-            piece = nn.Parameter(run.view(parameter.shape) if self._cut == "tensor" else run)
-            self.optimizer.param_groups[number]["params"].append(piece)
-            if parameter.name in self._initial:
-                self.optimizer.state[piece] = {
-                    name: self._cut_state(value, parameter, start, stop, piece) for name, value in self._initial[parameter.name].items()
-                }
-            pieces.append(piece)
-        return pieces
-
-    def _cut_state(self, value: Any, parameter: ParameterSpec, start: int, stop: int, piece: nn.Parameter) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        if self._cut == "block" and value.numel() == parameter.size and value.shape == parameter.shape:
-            return value.detach().reshape(-1)[start - parameter.start : stop - parameter.start].clone().view(piece.shape)
-        if self._cut == "block" and value.numel() > 1:
-            raise TrainerError(
-                f"the optimizer's state of {parameter.name} has shape {tuple(value.shape)}, the parameter {parameter.shape}: cannot cut it"
-            )
-        return value.clone()
+    def initial(self, layer: int, interval: Interval, run: torch.Tensor) -> Shard:
+        """The shard of an interval before the first step: its parameters are in `run`."""
+        shard = Shard(layer=layer, interval=interval, memory={PARAM: run})
+        for parameter, start, stop in shard.parameters(self._model.spec):
+            for name, value in self._initial.get(parameter.name, {}).items():
+                scalars = shard.scalars.setdefault(parameter.name, {})
+                if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or (name == "step" and not value.ndim):
+                    if isinstance(value, torch.Tensor) and value.numel() > 1 and self._model.spec.cut == "block":
+                        raise TrainerError(
+                            f"the optimizer's state of {parameter.name} has shape {tuple(value.shape)}, the parameter {parameter.shape}: "
+                            "cannot cut it"
+                        )
+                    scalars[name] = value.clone() if isinstance(value, torch.Tensor) else value
+                    continue
+                memory = shard.memory.setdefault(name, torch.zeros(interval.elements, dtype=value.dtype))
+                offset = interval.start - parameter.start
+                memory[start:stop] = value.detach().reshape(-1)[start + offset : stop + offset]
+                scalars[name] = RUN
+        return shard
 
     def step(self, gradients: Sequence[OwnedGradient], scale: Scale) -> None:
-        """Scales the gradient sums in place and updates the owned pieces; a parameter without gradient is skipped."""
+        """Scales the gradient sums in place and updates the owned shards; a parameter without gradient is skipped."""
         for gradient in gradients:
             scale(gradient.memory)
-            pieces = self._pieces[gradient.layer, gradient.interval.start]
-            for piece, part in zip(pieces, gradient.parts, strict=True):
-                if piece is not None:
-                    piece.grad = None if part is None else part.view(piece.shape)
-        self.optimizer.step()
-        for group in self.optimizer.param_groups:
-            for piece in group["params"]:
-                piece.grad = None
+        self.owned.step({(gradient.layer, gradient.interval.start): gradient.parts for gradient in gradients})
+
+    def settings(self) -> list[dict[str, Any]]:
+        """Every group's settings, such as its learning rate: copies."""
+        return [{name: _copied(value) for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+
+    def replay(self, gradients: Mapping[tuple[int, int], Parts], settings: Sequence[Mapping[str, Any]]) -> None:
+        """Updates shards kept for others as their owner did, with the groups' settings of that step."""
+        for group, values in zip(self.kept.optimizer.param_groups, settings, strict=True):
+            group.update(values)
+        self.kept.step(gradients)
+
+    def replayed(self, shard: Shard, parts: Parts, settings: Sequence[Mapping[str, Any]]) -> Shard:
+        """A copy of a shard kept for another worker, one update later."""
+        later = Shard(
+            layer=shard.layer,
+            interval=shard.interval,
+            memory={name: memory.clone() for name, memory in shard.memory.items()},
+            scalars=self.kept.scalars(shard),
+        )
+        updater = self._updater(_second(self.optimizer))
+        for group, values in zip(updater.optimizer.param_groups, settings, strict=True):
+            group.update(values)
+        updater.bind([later])
+        updater.step({(later.layer, later.interval.start): parts})
+        later.scalars = updater.scalars(later)
+        return later
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of optimizer state held here."""
+        """Bytes of optimizer state of what is owned here."""
         return sum(
             value.numel() * value.element_size()
             for state in self.optimizer.state.values()
             for value in state.values()
             if isinstance(value, torch.Tensor)
         )
+
+
+def _second(optimizer: Optimizer) -> Optimizer:
+    """Another instance of the same kind, with groups and state of its own."""
+    second = copy.copy(optimizer)
+    second.__dict__.pop("step", None)  # a scheduler may have put a wrapper bound to the user's instance there
+    second.state = defaultdict(dict)
+    second.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
+    return second
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 Scale = Callable[[torch.Tensor], Any]

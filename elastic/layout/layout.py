@@ -6,14 +6,16 @@ that leaves, becomes transfers between many disjoint pairs of workers.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from elastic.errors import LayoutError
+from elastic.layout.ownership import Piece, cut, keep
 from elastic.layout.regions import ModelSpec
+from elastic.layout.replicas import keep_replicas, replica_holders
+
+__all__ = ["Interval", "LayerLayout", "Layout", "replica_holders", "spread"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,42 +106,61 @@ def _intervals(flat: Sequence[Any]) -> tuple[Interval, ...]:
     return tuple(intervals)
 
 
-def spread(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None = None) -> Layout:
+def spread(
+    model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None = None, near: Layout | None = None
+) -> Layout:
     """Cuts every layer over its stage's members, in near-equal contiguous intervals.
 
-    Shares follow the order of the members, so that a change of their number moves little. What rounding to cut points gives a member
-    too much in one layer it gets less in the next: with block cuts, totals stay within a block or two of each other. A replica goes to
-    another worker, on another host if `hosts` (worker to host name) knows of one; it is None only when there is a single worker.
-    Raises LayoutError unless the stages are non-empty, disjoint in workers, and cover the layers in order.
+    What rounding to cut points gives a member too much in one layer it gets less in the next: with block cuts, totals stay within a block
+    or two of each other. A replica goes to another worker, on another host if `hosts` (worker to host name) knows of one; it is None only
+    when there is a single worker. With `near`, the layout before a loss or a join, intervals stay with their owner and replica as far as
+    balance allows: then a member may have several in one layer. Raises LayoutError unless the stages are non-empty, disjoint in workers,
+    and cover the layers in order, or if `near` is of another model.
     """
     _check_stages(len(model.layers), stages)
+    if near is not None:
+        return _kept(model, stages, hosts, near)
     replicas = replica_holders([worker for _, members in stages for worker in members], hosts)
     layers: list[LayerLayout] = []
     for run, members in stages:
         totals = dict.fromkeys(members, 0)
         for layer in run:
-            layers.append(LayerLayout(layer=layer, members=tuple(members), intervals=_cut(model, layer, totals, replicas)))
+            owned = cut(model, layer, totals)
+            intervals = tuple(Interval(start=start, stop=stop, owner=owner, replica=replicas[owner]) for start, stop, owner in owned)
+            layers.append(LayerLayout(layer=layer, members=tuple(members), intervals=intervals))
     return Layout(model=model, layers=tuple(layers))
 
 
-def replica_holders(workers: Sequence[int], hosts: Mapping[int, str] | None = None) -> dict[int, int | None]:
-    """Who keeps the copy of what each worker owns: a ring, stepped so that it leaves every host where that is possible."""
-    host = {worker: worker if hosts is None else hosts[worker] for worker in workers}
-    ranks = {name: rank for rank, name in enumerate(dict.fromkeys(host.values()))}
-    ring = sorted(workers, key=lambda worker: ranks[host[worker]])
-    step = max(Counter(host.values()).values()) if len(ranks) > 1 else 1
-    return {worker: _partner(ring, place, step, host) for place, worker in enumerate(ring)}
+def _kept(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout) -> Layout:
+    if near.model != model:
+        raise LayoutError("the earlier layout is of another model")
+    if _unchanged(stages, hosts, near):
+        return near
+    before = {
+        layer.layer: [Piece(start=i.start, stop=i.stop, owner=i.owner, had=(i.owner, i.replica)) for i in layer.intervals]
+        for layer in near.layers
+    }
+    owned: list[tuple[Sequence[int], list[Piece]]] = []
+    for run, members in stages:
+        settled = near.layers_of(members[0]) == tuple(run) and all(set(near.members(layer)) == set(members) for layer in run)
+        kept = before if settled else keep(model, run, members, before)
+        owned += ((members, kept[layer]) for layer in run)
+    layers = [
+        LayerLayout(
+            layer=number,
+            members=tuple(members),
+            intervals=tuple(Interval(start=p.start, stop=p.stop, owner=p.owner, replica=replica) for p, replica in found),
+        )
+        for number, ((members, _), found) in enumerate(zip(owned, keep_replicas(owned, hosts), strict=True))
+    ]
+    return Layout(model=model, layers=tuple(layers))
 
 
-def _partner(ring: Sequence[int], place: int, step: int, host: Mapping[int, int | str]) -> int | None:
-    worker, other = ring[place], ring[(place + step) % len(ring)]
-    if host[other] != host[worker]:
-        return other
-    # More than half of all workers share this host: their copies are dealt out over the few workers elsewhere.
-    elsewhere = [candidate for candidate in ring if host[candidate] != host[worker]]
-    if elsewhere:
-        return elsewhere[place % len(elsewhere)]
-    return other if other != worker else None
+def _unchanged(stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout) -> bool:
+    same = [(layer.layer, layer.members) for layer in near.layers] == [(layer, tuple(members)) for run, members in stages for layer in run]
+    if not same or hosts is None or len(set(hosts.values())) == 1:
+        return same
+    return all(hosts[i.owner] != hosts[i.replica] for layer in near.layers for i in layer.intervals if i.replica is not None)
 
 
 def _check_stages(layers: int, stages: Sequence[tuple[range, Sequence[int]]]) -> None:
@@ -152,28 +173,3 @@ def _check_stages(layers: int, stages: Sequence[tuple[range, Sequence[int]]]) ->
     for number, (run, members) in enumerate(stages):
         if not run or not members:
             raise LayoutError(f"stage {number} has {len(run)} layers and {len(members)} members; it needs at least one of each")
-
-
-def _cut(model: ModelSpec, layer: int, totals: dict[int, int], replicas: Mapping[int, int | None]) -> tuple[Interval, ...]:
-    """The intervals of one layer, in the order of the members; adds what each member got to `totals` (elements)."""
-    size = model.layers[layer].size
-    points = model.cut_points(layer)
-    everything = sum(totals.values()) + size
-    intervals: list[Interval] = []
-    start = before = 0
-    for place, owner in enumerate(totals, 1):
-        # The ideal end makes up for what rounding gave to this member and those before it in the layers done so far.
-        before += totals[owner]
-        ideal = everything * place / len(totals) - before
-        stop = max(start, _nearest(points, size, ideal)) if place < len(totals) else size
-        if start < stop:
-            intervals.append(Interval(start=start, stop=stop, owner=owner, replica=replicas[owner]))
-        totals[owner] += stop - start
-        start = stop
-    return tuple(intervals)
-
-
-def _nearest(points: Sequence[int], size: int, position: float) -> int:
-    """The one of `points` (ascending) and `size` that is nearest to `position`, the lower one of two."""
-    above = bisect_left(points, position)
-    return min([*points[max(above - 1, 0) : above + 1], size], key=lambda point: abs(point - position))

@@ -88,8 +88,8 @@ def needs(layout: Layout, states: Sequence[str]) -> tuple[Holding, ...]:
     """What every worker must hold under `layout`; `states` are names, of which `PARAM` is the parameter itself.
 
     The parameter: every member of the stage needs the layer whole, every member of a stage that uses a tied parameter needs that
-    parameter's run of the home layer, and the replica of a stage with one member needs its interval. Any other state: the owner and
-    the replica need their interval.
+    parameter's run of the home layer, and the replica needs its interval, on which it repeats what the owner does. Any other state: the
+    owner and the replica need their interval. A worker may need a run twice, as a member and as replica; it is sent to it only once.
     """
     return tuple(
         need
@@ -105,10 +105,9 @@ def _parameter_needs(layout: Layout, layer: int) -> Iterator[Holding]:
     if size:
         for worker in home.members:
             yield Holding(worker=worker, state=PARAM, layer=layer, start=0, stop=size, role="gathered")
-    if len(home.members) == 1:
-        for interval in home.intervals:
-            if interval.replica is not None:
-                yield Holding(worker=interval.replica, state=PARAM, layer=layer, start=interval.start, stop=interval.stop, role="replica")
+    for interval in home.intervals:
+        if interval.replica is not None:
+            yield Holding(worker=interval.replica, state=PARAM, layer=layer, start=interval.start, stop=interval.stop, role="replica")
     tied = dict.fromkeys(
         (worker, start, stop)
         for user in layout.layers[layer + 1 :]
@@ -220,23 +219,30 @@ def _joined(moves: Sequence[Transfer]) -> list[Transfer]:
 
 
 def minimum_elements(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> int:
-    """The fewest elements that any set of transfers can move: an oracle that shares no code with `needs` and `transfers`.
+    """The fewest elements that any set of transfers can move: an oracle that shares no code with `needs` and `transfers`."""
+    return sum(minimum_by_layer(holdings, layout, states).values())
+
+
+def minimum_by_layer(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> dict[tuple[str, int], int]:
+    """The same for every `(state, layer)`.
 
     It goes over the model element by element (in fact: between neighbouring boundaries), and counts those who need it and do not have it.
     """
-    had = list(holdings)
-    total = 0
-    for layer in layout.layers:
-        for state in states:
-            held = [holding for holding in had if (holding.state, holding.layer) == (state, layer.layer)]
-            edges = {position for holding in held for position in (holding.start, holding.stop)}
-            edges |= {position for interval in layer.intervals for position in (interval.start, interval.stop)}
-            tied = (run for user in layout.layers for base, *run in layout.model.tied_runs(user.layer) if base == layer.layer)
-            edges.update(position for run in tied for position in run)
-            for start, stop in pairwise(sorted(edges)):
-                have = {holding.worker for holding in held if holding.start <= start < holding.stop}
-                total += (stop - start) * len(_needers(layout, state, layer.layer, start) - have)
-    return total
+    had: dict[tuple[str, int], list[Holding]] = {(state, layer.layer): [] for layer in layout.layers for state in states}
+    for holding in holdings:
+        if (holding.state, holding.layer) in had:
+            had[holding.state, holding.layer].append(holding)
+    totals: dict[tuple[str, int], int] = {}
+    for (state, layer), held in had.items():
+        edges = {position for holding in held for position in (holding.start, holding.stop)}
+        edges |= {position for interval in layout.layers[layer].intervals for position in (interval.start, interval.stop)}
+        tied = (run for user in layout.layers for base, *run in layout.model.tied_runs(user.layer) if base == layer)
+        edges.update(position for run in tied for position in run)
+        totals[state, layer] = 0
+        for start, stop in pairwise(sorted(edges)):
+            have = {holding.worker for holding in held if holding.start <= start < holding.stop}
+            totals[state, layer] += (stop - start) * len(_needers(layout, state, layer, start) - have)
+    return totals
 
 
 def _needers(layout: Layout, state: str, layer: int, position: int) -> set[int]:
@@ -251,4 +257,4 @@ def _needers(layout: Layout, state: str, layer: int, position: int) -> set[int]:
         for worker in user.members
         if base == layer and start <= position < stop
     }
-    return set(here.members) | tied | (pair if len(here.members) == 1 else set())
+    return set(here.members) | tied | pair

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,15 @@ class Entry:
     key: str
     value: str | None
     mod_revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare:
+    """What a transaction demands of a key: this mod_revision (0: there is no such key), or this value."""
+
+    key: str
+    mod_revision: int | None = None
+    value: str | None = None
 
 
 class EtcdClient:
@@ -85,15 +94,19 @@ class EtcdClient:
 
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int:
         """Writes if the key's mod_revision is still the expected one (0: there is no such key). Raises Conflict."""
+        return self.transaction([Compare(key=key, mod_revision=expected_mod_revision)], {key: value}, lease=lease)
+
+    def transaction(self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None) -> int:
+        """Writes all of `puts` if all demands are met, at once; their mod_revision. Raises Conflict, and then has written nothing."""
         of = self._client.transactions
         request = etcdrpc.TxnRequest(
-            compare=[(of.mod(key) == expected_mod_revision).build_message()],
-            success=self._client._ops_to_requests([of.put(key, value, lease)]),
+            compare=[comparison.build_message() for demand in demands for comparison in _comparisons(of, demand)],
+            success=self._client._ops_to_requests([of.put(key, value, lease) for key, value in puts.items()]),
         )
         with self._translated():
             response = self._call(self._client.kvstub.Txn, request)
         if not response.succeeded:
-            raise Conflict(f"etcd key {key} was written by somebody else (expected revision {expected_mod_revision})")
+            raise Conflict(f"etcd: somebody else wrote {' or '.join(demand.key for demand in demands)} in the meantime")
         return response.header.revision
 
     def delete_prefix(self, prefix: str) -> None:
@@ -152,6 +165,13 @@ class EtcdClient:
             if "closed channel" not in str(error):
                 raise
             raise EtcdUnavailable(f"the connection to etcd at {self.endpoint} is closed") from error
+
+
+def _comparisons(of: Any, demand: Compare) -> Iterator[Any]:
+    if demand.mod_revision is not None:
+        yield of.mod(demand.key) == demand.mod_revision
+    if demand.value is not None:
+        yield of.value(demand.key) == demand.value
 
 
 def _unavailable(endpoint: Endpoint, error: Exception) -> EtcdUnavailable:

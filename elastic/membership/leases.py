@@ -35,6 +35,12 @@ class Lease:
         self._thread: threading.Thread | None = None
         self._id = store.grant(ttl_s)
 
+    @property
+    def id(self) -> int:
+        """Of the lease as it is now; after an outage it may be another."""
+        with self._lock:
+            return self._id
+
     def put(self, key: str, value: str) -> None:
         """Writes a key that lives as long as the lease; if etcd is away, as soon as it is back."""
         with self._lock:

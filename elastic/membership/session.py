@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from elastic.errors import Conflict, EtcdUnavailable, SettingsError
+from elastic.membership.attempts import Attempts
+from elastic.membership.election import Election
 from elastic.membership.endpoint import Endpoint
 from elastic.membership.etcd import EtcdClient
 from elastic.membership.founding import Ready
@@ -21,7 +25,8 @@ from elastic.view import View
 class Session:
     """Connects, claims the job's name, and calls `on_view` from a thread with every committed view.
 
-    Without `settings.etcd` it runs a private etcd under `directory`. Raises EtcdUnavailable, or SettingsError if the name is taken.
+    `attempts` is this agent's part in finding the next view. Without `settings.etcd` it runs a private etcd under `directory`.
+    Raises EtcdUnavailable, or SettingsError if the name is taken.
     """
 
     def __init__(self, settings: JobSettings, directory: Path, on_view: Callable[[View, int], None]) -> None:
@@ -33,11 +38,14 @@ class Session:
         try:
             endpoint = settings.etcd if self._server is None else self._server.endpoint()
             self._client = EtcdClient(Endpoint.parse(endpoint or ""))
-            self._lease = Lease(self._client)
-            self._claim(settings, self._client, self._lease)
-            self._lease.start()
+            self._lease = lease = Lease(self._client)
+            self._claim(settings, self._client, lease)
+            lease.start()
             self._views = ViewStore(self._client, settings.name)
             self._views.watch(on_view)
+            host = socket.gethostname()
+            election = Election(self._client, f"{self._prefix}coordinator", f"{host}/{secrets.token_hex(4)}", lambda: lease.id)
+            self.attempts = Attempts(self._client, settings.name, host, election, self._views)
         except BaseException:
             self.close()
             raise
@@ -48,9 +56,9 @@ class Session:
         entry = {"host": ready.host, "address": ready.address, "fingerprint": ready.fingerprint}
         self._lease.put(f"{self._prefix}workers/{worker}", json.dumps(entry))
 
-    def publish(self, view: View) -> None:
-        """Commits the first view. Raises Conflict, EtcdUnavailable."""
-        self._views.publish(view)
+    def publish(self, view: View) -> int:
+        """Commits the first view; its mod_revision. Raises Conflict, EtcdUnavailable."""
+        return self._views.publish(view)
 
     def close(self) -> None:
         """Leaves nothing of the job in etcd."""
@@ -71,5 +79,5 @@ class Session:
         except Conflict as error:
             raise SettingsError(f"name={settings.name!r}: a job of this name runs on etcd at {client.endpoint}; choose another") from error
         self._claimed = True
-        for rest in ("view", "workers/"):  # of an earlier job of this name, whose agent was killed
+        for rest in ("view", "workers/", "attempt", "proposals/", "votes/"):  # of an earlier job of this name, whose agent was killed
             client.delete_prefix(f"{self._prefix}{rest}")

@@ -17,7 +17,7 @@ class LoneJob(harness.FakeJob):
     def __init__(self) -> None:
         self.worker, self.workers, self.host, self.secret = 0, 1, "here", b"secret of a test"
         self.profile = self.exact = self.leader = True
-        self.stop_requested = False
+        self.stop_requested = self.pause_requested = self.recovers = False
         self.progressed = []
 
     def announce(self, ready):

@@ -33,7 +33,8 @@ class FakeJob:
         self.worker, self.workers, self.host = worker, workers, "here"
         self.secret = b"secret of a test"
         self.profile = worker == 0
-        self.exact, self.stop_requested, self.leader = True, False, worker == 0
+        self.exact, self.leader, self.recovers = True, worker == 0, False
+        self.stop_requested = self.pause_requested = False
         self.progressed: list[tuple[int, int]] = []
         self._pipe = pipe
 
@@ -41,7 +42,13 @@ class FakeJob:
         self._pipe.send(ready)
         return View.from_json(self._pipe.recv())
 
-    def progress(self, epoch: int, step: int) -> None:
+    def listen_on(self, waits: Any) -> None:
+        pass
+
+    def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
+        pass
+
+    def progress(self, epoch: int, step: int, step_s: float | None = None, committed_at: float | None = None) -> None:
         self.progressed.append((epoch, step))
 
 

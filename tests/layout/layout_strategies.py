@@ -93,8 +93,7 @@ def wanted(layout: Layout, states: Sequence[str]) -> Held:
                 run = units(interval.start, interval.stop)
                 if state != "param":
                     want(interval.owner, state, layer, run)
-                if state != "param" or len(here.members) == 1:
-                    want(interval.replica, state, layer, run)
+                want(interval.replica, state, layer, run)
             if state == "param":
                 for worker in here.members:
                     want(worker, state, layer, units(0, spec.size))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from elastic import job as jobs
 from elastic.errors import NotInJob, PeerLost
 from elastic.job import Job
+from elastic.recovery.inventory import Copy, Inventory
+from elastic.recovery.proposal import Proposal
 from elastic.settings import fingerprint
-from tests.announcement import announcement
+from elastic.view import View
+from tests.announcement import MODEL, announcement
 
 PAUSE = threading.Event()  # never set: waiting on it is a step that takes a while
 
@@ -150,3 +155,69 @@ def finishes_last(job: Job, folder: str) -> bool | None:
         return not select.select([pidfd], [], [], 1.0)[0]
     finally:
         os.close(pidfd)
+
+
+def joins(job: Job) -> None:
+    """Becomes a member of the first view, says so, and waits."""
+    job.announce(announcement(profile=job.profile))
+    print(json.dumps({"worker": job.worker, "pid": os.getpid()}), flush=True)
+    PAUSE.wait()
+
+
+def leader_joins_and_returns(job: Job, folder: str) -> str:
+    """Worker 1 never returns: it is killed once worker 0 has."""
+    job.announce(announcement(profile=job.profile))
+    if job.worker == 1:
+        note = Path(folder, "pid")
+        note.with_suffix(".new").write_text(str(os.getpid()))
+        note.with_suffix(".new").rename(note)
+        PAUSE.wait()
+    while not Path(folder, "pid").exists():
+        PAUSE.wait(0.01)
+    os.kill(int(Path(folder, "pid").read_text()), signal.SIGKILL)
+    return "done"
+
+
+def obeys(job: Job, folder: str) -> dict[str, Any]:
+    """Answers the agent's orders as a Trainer would that holds all state of step 5 and moves none; returns when it finds `finish`."""
+    copies = tuple(Copy(layer=layer.index, start=0, stop=layer.size, step=5, role="live") for layer in MODEL.layers)
+    founder = job.announce(announcement(profile=job.profile)) is not None
+    orders: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=lambda: [orders.put(job.take_order()) for _ in iter(int, 1)], daemon=True).start()
+    proposed: View | None = None
+    while not (Path(folder, "finish").exists() and orders.empty()):
+        if job.pause_requested:
+            job.pause_requested = False
+            job.send({"type": "paused", "epoch": job.epoch, "step": 5})
+        try:
+            order = orders.get(timeout=0.02)
+        except queue.Empty:
+            continue
+        if order["type"] == "view":
+            job.switch(View.from_json(order["view"]))
+            founder = True
+            assert proposed == job.view
+            at = time.monotonic()
+            job.send({"type": "resumed", "epoch": job.epoch, "attempt": proposed.attempt, "at": at})
+            job.send({"type": "committed", "epoch": job.epoch, "step": 5, "at": at})
+        elif order["type"] == "quiesce":
+            own = Inventory(worker=job.worker, yielded=5 if founder else -1, copies=copies if founder else ())
+            job.send({"type": "inventory", "epoch": order["epoch"], "attempt": order["attempt"], "inventory": own.to_json()})
+        else:
+            proposed = Proposal.from_json(order["proposal"]).view
+            job.send({"type": "vote", "epoch": proposed.epoch, "attempt": proposed.attempt, "refusal": None})
+    return {"epoch": job.epoch, "members": job.view.workers if job.view else []}
+
+
+def runs_out_of_memory(job: Job) -> None:
+    job.announce(announcement(profile=job.profile))
+    if job.worker == 1:
+        raise MemoryError("no room")
+    PAUSE.wait()
+
+
+def fails_after_joining(job: Job) -> None:
+    job.announce(announcement(profile=job.profile))
+    if job.worker == 1:
+        raise ValueError("a bug")
+    PAUSE.wait()

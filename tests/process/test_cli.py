@@ -25,9 +25,11 @@ def test_version() -> None:
 def test_run_prints_what_the_leader_returned(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text("def train(job, number, text):\n    return [job.workers, number + 1, text]\n")
-    done = command("run", f"{script}:train", "41", "words", "--workers", "2")
+    run = tmp_path / "run"
+    done = command("run", f"{script}:train", "41", "words", "--workers", "2", "--no-respawn", "--min-workers", "2", "--directory", str(run))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [2, 42, "words"]
+    assert list(run.iterdir()) == [], "nothing happened that is worth keeping"
 
 
 def test_a_missing_script_is_one_line() -> None:

@@ -35,7 +35,8 @@ def test_workers_run_in_a_sound_environment_and_leave_nothing(leftovers: Leftove
         assert worker["args"] == ["text", 7]
         assert worker["current"]
         assert worker["stdin"] == "/dev/null"
-        assert [name.partition(":")[0] for name in worker["open"]] == ["socket"], "only its own agent socket"
+        own = f"{worker['directory']}/activity/{worker['worker']}"
+        assert sorted(name.partition(":")[0] for name in worker["open"]) == [own, "socket"], "only its agent socket and its activity"
         assert worker["threads"] == 1
         assert worker["protobuf"] is None
         assert worker["mark"] == "seen"

@@ -37,10 +37,20 @@ def test_the_timer_goes_off_once_and_the_last_one_set_counts() -> None:
     loop, acts = Loop(), []
     loop.set_timer(600, lambda: acts.append("replaced"))
     loop.set_timer(0, lambda: acts.append("timer"))
-    assert loop.timing
+    assert loop.timing()
     loop.turn()
     assert acts == ["timer"]
-    assert not loop.timing
+    assert not loop.timing()
+
+
+def test_timers_of_different_names_do_not_disturb_each_other() -> None:
+    loop, acts = Loop(), []
+    loop.set_timer(0, lambda: (acts.append("one"), loop.clear_timer("two")), "one")
+    loop.set_timer(0, lambda: acts.append("cleared"), "two")
+    loop.set_timer(600, lambda: acts.append("later"), "three")
+    loop.turn()
+    assert acts == ["one"]
+    assert loop.timing("three")
 
 
 def test_other_threads_hand_their_acts_to_the_loops_thread_in_order() -> None:

@@ -18,7 +18,7 @@ def job(**change: Any) -> JobSettings:
 
 
 def test_settings_survive_json() -> None:
-    given = job(args=(1, "two", [3.0]), stages=2, etcd="host:1", seed=9, threads=3, min_workers=2)
+    given = job(args=(1, "two", [3.0]), stages=2, etcd="host:1", seed=9, threads=3, min_workers=2, respawn=False, directory="/runs/1")
     assert JobSettings.from_json(json.loads(json.dumps(given.to_json()))) == given
 
 

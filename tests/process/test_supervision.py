@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from elastic.channel import Channel
-from elastic.supervision import Worker, ended, is_consequence, worker_error
+from elastic.supervision import Worker, ended, how_ended, is_consequence, is_machine_failure, last_line, worker_error
 
 
 @pytest.fixture
@@ -62,3 +62,31 @@ def test_a_silent_end_says_how_and_where(worker: Worker, status: int, said: str)
 def test_a_lost_link_is_a_consequence_and_a_bug_is_not() -> None:
     assert is_consequence("PeerLost")
     assert not is_consequence("ValueError")
+
+
+def test_one_that_we_ended_or_that_said_why_is_described_so(worker: Worker) -> None:
+    worker.kill("lost by 0")
+    worker.status = -9
+    assert how_ended(worker) == "worker 3 (process 77) was ended"
+    worker.failure = "MemoryError: no room"
+    assert how_ended(worker) == "worker 3 (process 77) failed with MemoryError: no room"
+
+
+@pytest.mark.parametrize(
+    ("change", "machine"),
+    [
+        ({}, False),
+        ({"kind": "MemoryError"}, True),
+        ({"kind": "OutOfMemoryError"}, True),
+        ({"kind": "RuntimeError", "message": "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"}, True),
+        ({"kind": "RuntimeError", "message": "shapes differ"}, False),
+    ],
+)
+def test_only_memory_and_devices_are_the_machines_fault(change: dict[str, Any], machine: bool) -> None:
+    assert is_machine_failure(report(**change)) == machine
+
+
+def test_the_last_line_says_most() -> None:
+    assert last_line(report(traceback="Traceback:\n  here\nValueError: m\n")) == "ValueError: m"
+    assert last_line(report(traceback="")) == "m"
+    assert last_line(report(traceback="", message="")) == "ValueError"

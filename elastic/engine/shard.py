@@ -1,0 +1,123 @@
+"""Shards: all state of one interval as flat memory, and the optimizer that works on some of them through views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from elastic.engine.reduction import Parts
+from elastic.layout.layout import Interval
+from elastic.layout.regions import ModelSpec, ParameterSpec
+from elastic.layout.transfer import PARAM
+
+RUN = "run"
+"""Stands among scalars for a state that has the shape of its parameter: its values are in the shard's memory."""
+
+Scalars = dict[str, dict[str, Any]]
+"""Parameter name -> state name -> value, or `RUN`. Tensors among the values are small, such as step counts."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Shard:
+    """One interval's parameters and optimizer states: `memory[state]` has one element per element of the interval, padding included.
+
+    `scalars` is all other optimizer state when the shard is made; once an optimizer is bound to it, that state lives in the optimizer.
+    """
+
+    layer: int
+    interval: Interval
+    memory: dict[str, torch.Tensor]
+    scalars: Scalars = field(default_factory=dict)
+    pieces: list[nn.Parameter | None] = field(default_factory=list)
+
+    def parameters(self, spec: ModelSpec) -> list[tuple[ParameterSpec, int, int]]:
+        """Every parameter that the interval touches, and the run of it inside, relative to the interval."""
+        first, last = self.interval.start, self.interval.stop
+        hits = [p for p in spec.layers[self.layer].parameters if p.start < last and p.stop > first]
+        return [(p, max(p.start, first) - first, min(p.stop, last) - first) for p in hits]
+
+
+class Updater:
+    """An optimizer instance whose groups hold the pieces of shards, one per parameter and shard."""
+
+    def __init__(self, optimizer: Optimizer, spec: ModelSpec, group_of: Mapping[str, int], *, writes_gradients: bool = False) -> None:
+        self.optimizer = optimizer
+        self._writes_gradients = writes_gradients
+        self._spec, self._group_of = spec, group_of
+        self.shards: dict[tuple[int, int], Shard] = {}
+
+    def bind(self, shards: Sequence[Shard]) -> None:
+        """Lets go of earlier shards and works on these from here on, in place."""
+        for group in self.optimizer.param_groups:
+            group["params"] = []
+        self.optimizer.state.clear()
+        self.shards = {(shard.layer, shard.interval.start): shard for shard in shards}
+        for shard in shards:
+            shard.pieces = [self._piece(shard, *run) for run in shard.parameters(self._spec)]
+
+    def _piece(self, shard: Shard, parameter: ParameterSpec, start: int, stop: int) -> nn.Parameter | None:
+        number = self._group_of.get(parameter.name)
+        if number is None:
+            return None  # not given to the optimizer: never updated, as in torch
+        shape = parameter.shape if self._spec.cut == "tensor" else (stop - start,)
+        piece = nn.Parameter(shard.memory[PARAM][start:stop].view(shape))
+        self.optimizer.param_groups[number]["params"].append(piece)
+        scalars = shard.scalars.get(parameter.name)
+        if scalars:
+            self.optimizer.state[piece] = {
+                name: shard.memory[name][start:stop].view(shape) if isinstance(value, str) and value == RUN else _copied(value)
+                for name, value in scalars.items()
+            }
+        return piece
+
+    def step(self, gradients: Mapping[tuple[int, int], Parts]) -> None:
+        """Updates the shards that gradients (one per run of a parameter, None where absent) are given for, and no other.
+
+        Gradients stay as they are: they are sent, and may be needed again.
+        """
+        for key, parts in gradients.items():
+            for piece, part in zip(self.shards[key].pieces, parts, strict=True):
+                if piece is not None:
+                    piece.grad = None if part is None else (part.clone() if self._writes_gradients else part).view(piece.shape)
+        self.optimizer.step()
+        for key in gradients:
+            for piece in self.shards[key].pieces:
+                if piece is not None:
+                    piece.grad = None
+            self._settle(self.shards[key])
+
+    def _settle(self, shard: Shard) -> None:
+        """Moves state that the optimizer has made anew into the shard's memory, where it stays from then on."""
+        for piece, (_, start, stop) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
+            state = self.optimizer.state.get(piece) if piece is not None else None
+            for name, value in (state or {}).items():
+                if piece is None or not _is_run(value, piece):
+                    continue
+                memory = shard.memory.get(name)
+                if memory is None:
+                    memory = shard.memory[name] = torch.zeros(shard.interval.elements, dtype=value.dtype)
+                view = memory[start:stop]
+                if value.data_ptr() != view.data_ptr():
+                    state[name] = view.copy_(value.reshape(-1)).view(piece.shape)  # pyright: ignore[reportOptionalSubscript]
+
+    def scalars(self, shard: Shard) -> Scalars:
+        """The shard's state besides its memory, as it is now: copies."""
+        found: Scalars = {}
+        for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
+            state = self.optimizer.state.get(piece) if piece is not None else None
+            if state and piece is not None:
+                found[parameter.name] = {name: RUN if _is_run(value, piece) else _copied(value) for name, value in state.items()}
+        return found
+
+
+def _is_run(value: Any, piece: nn.Parameter) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape == piece.shape
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value

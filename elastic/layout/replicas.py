@@ -1,0 +1,130 @@
+"""Who keeps the copy of what another worker owns: another worker, on another host where there is one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from elastic.layout.ownership import Piece
+from elastic.layout.regions import BLOCK
+
+Pieces = Sequence[Piece]
+
+EXCESS = 1.6
+"""A worker may keep earlier copies up to this many times the mean, or to the largest share that one worker owns, and a block.
+
+With a third worker beside two the earlier copies are 1.5 times the mean: they stay.
+"""
+
+
+def replica_holders(workers: Sequence[int], hosts: Mapping[int, str] | None = None) -> dict[int, int | None]:
+    """Who keeps the copy of what each worker owns: a ring, stepped so that it leaves every host where that is possible."""
+    host = _host_of(workers, hosts)
+    ranks = {name: rank for rank, name in enumerate(dict.fromkeys(host.values()))}
+    ring = sorted(workers, key=lambda worker: ranks[host[worker]])
+    step = max(Counter(host.values()).values()) if len(ranks) > 1 else 1
+    return {worker: _partner(ring, place, step, host) for place, worker in enumerate(ring)}
+
+
+def _host_of(workers: Sequence[int], hosts: Mapping[int, str] | None) -> dict[int, int | str]:
+    return {worker: worker if hosts is None else hosts[worker] for worker in workers}
+
+
+def _partner(ring: Sequence[int], place: int, step: int, host: Mapping[int, int | str]) -> int | None:
+    worker, other = ring[place], ring[(place + step) % len(ring)]
+    if host[other] != host[worker]:
+        return other
+    # More than half of all workers share this host: their copies are dealt out over the few workers elsewhere.
+    elsewhere = [candidate for candidate in ring if host[candidate] != host[worker]]
+    if elsewhere:
+        return elsewhere[place % len(elsewhere)]
+    return other if other != worker else None
+
+
+def keep_replicas(
+    layers: Sequence[tuple[Sequence[int], Pieces]], hosts: Mapping[int, str] | None
+) -> Iterator[list[tuple[Piece, int | None]]]:
+    """Per layer, given as `(members, pieces)` with their owners: runs with their replica, neighbours with equal holders joined.
+
+    Whoever has a copy already keeps it, if it may and is not overloaded; other runs go to the worker that keeps least. A layer has at
+    most two runs per member.
+    """
+    workers = list(dict.fromkeys(worker for members, _ in layers for worker in members))
+    keepers = _Keepers(workers, hosts, [piece for _, pieces in layers for piece in pieces])
+    kept = [[keepers.earlier(piece) for piece in pieces] for _, pieces in layers]
+    for (members, pieces), chosen in zip(layers, kept, strict=True):
+        for place, piece in enumerate(pieces):
+            if chosen[place] is None:
+                beside = [i for i in (place - 1, place + 1) if 0 <= i < len(pieces) and pieces[i].owner == piece.owner]
+                chosen[place] = keepers.new(piece, [chosen[i] for i in beside], members)
+        joined = _joined(pieces, chosen)
+        yield joined if len(joined) <= 2 * len(members) else _one_per_owner(joined)
+
+
+class _Keepers:
+    """How many elements each worker keeps for others so far, and who may keep what."""
+
+    def __init__(self, workers: Sequence[int], hosts: Mapping[int, str] | None, pieces: Pieces) -> None:
+        self.host = _host_of(workers, hosts)
+        self.kept = dict.fromkeys(workers, 0)
+        if len(set(self.host.values())) == 1:
+            self.host = {worker: worker for worker in workers}
+        elsewhere = {name: [worker for worker in workers if self.host[worker] != name] for name in self.host.values()}
+        self.allowed = {worker: elsewhere[name] for worker, name in self.host.items()}
+        owned: Counter[int | str] = Counter()
+        shares: Counter[int] = Counter()
+        for piece in pieces:
+            owned[self._host(piece)] += piece.elements
+            shares[piece.owner] += piece.elements
+        self.share = max(shares.values(), default=0)
+        # The mean over all workers cannot be reached where most of what is owned is on one host.
+        everything = owned.total() / len(workers)
+        self.mean = {name: max(everything, owned[name] / max(len(others), 1)) for name, others in elsewhere.items()}
+
+    def _host(self, piece: Piece) -> int | str:
+        return self.host[piece.owner]
+
+    def earlier(self, piece: Piece) -> int | None:
+        """The earlier replica, or the earlier owner, if it may keep the copy and is not overloaded by it."""
+        owner, replica = piece.had
+        limit = max(EXCESS * self.mean[self._host(piece)], self.share) + BLOCK
+        for worker in (replica, owner):
+            if worker is None or worker not in self.host:
+                continue
+            if self.host[worker] != self._host(piece) and self.kept[worker] + piece.elements <= limit:
+                self.kept[worker] += piece.elements
+                return worker
+        return None
+
+    def new(self, piece: Piece, beside: Sequence[int | None], members: Sequence[int]) -> int | None:
+        """One that keeps the copy of a run beside it, if it keeps no more than the mean; else the one that keeps least."""
+        allowed = self.allowed[piece.owner]
+        near = [worker for worker in allowed if worker in beside]
+        if not allowed:
+            return None
+        chosen = min(near or allowed, key=self.kept.__getitem__)
+        if not near or self.kept[chosen] + piece.elements > self.mean[self._host(piece)] + BLOCK:
+            chosen = min(allowed, key=lambda worker: (self.kept[worker], worker not in members))
+        self.kept[chosen] += piece.elements
+        return chosen
+
+
+def _joined(pieces: Pieces, replicas: Sequence[int | None]) -> list[tuple[Piece, int | None]]:
+    joined: list[tuple[Piece, int | None]] = []
+    for piece, replica in zip(pieces, replicas, strict=True):
+        if joined and (joined[-1][0].owner, joined[-1][1]) == (piece.owner, replica):
+            piece = replace(piece, start=joined.pop()[0].start)
+        joined.append((piece, replica))
+    return joined
+
+
+def _one_per_owner(runs: Sequence[tuple[Piece, int | None]]) -> list[tuple[Piece, int | None]]:
+    """Neighbours of one owner get the replica of the longest of them."""
+    joined: list[tuple[Piece, int | None]] = []
+    for _, same in groupby(runs, lambda run: run[0].owner):
+        group = list(same)
+        longest, replica = max(group, key=lambda run: run[0].elements)
+        joined.append((replace(longest, start=group[0][0].start, stop=group[-1][0].stop), replica))
+    return joined

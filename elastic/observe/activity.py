@@ -1,0 +1,122 @@
+"""What each worker is doing right now, in shared memory: a file of 64 bytes per worker, which anyone on the host may read at any time.
+
+The file holds two records that are written in turn, each between two copies of its number: the writer stores number, content, number, and
+a reader loads them the other way round, so that equal numbers mean a whole record. Whoever dies within a write leaves the record before it.
+Processors that reorder stores would need barriers, which Python lacks; even there a reader would have to be overtaken by two writes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP_PHASES = ("forward", "backward", "reduce", "ready", "apply", "gather", "replicate")
+RECOVERY_PHASES = ("quiesce", "propose", "migrate", "gate", "commit")
+PHASES = ("idle", *STEP_PHASES, *RECOVERY_PHASES)
+
+_SIZE = 64
+_RECORD = struct.Struct("@HBxiIidH")  # number, phase, step, epoch, micro-batch, at, number
+_NUMBER = struct.Struct("@H")
+_PID = struct.Struct("@I")
+_SECOND = 32  # where the second record is: that of odd numbers
+_LAST = _RECORD.size - _NUMBER.size
+_PID_AT = _SECOND - _PID.size
+_NUMBERS = 65534  # numbers are 1 to this, and even, so that odd and even still alternate when they start again; 0 is: never written
+_TRIES = 30  # a record that is still not whole then was left by a death
+
+_CODES = {phase: code for code, phase in enumerate(PHASES)}
+_pack, _now = _RECORD.pack_into, time.monotonic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doing:
+    """`phase` began in `step` at `at` (time.monotonic()); in `micro_batch`, where that is not -1."""
+
+    worker: int
+    pid: int
+    phase: str
+    step: int
+    epoch: int
+    at: float
+    micro_batch: int = -1
+
+
+class Activity:
+    """The record of this process, `worker`; for one thread. At first it is `idle` in step -1. It outlives `close`, and the process."""
+
+    def __init__(self, directory: Path | str, worker: int) -> None:
+        path = _path(directory, worker)
+        path.parent.mkdir(exist_ok=True)
+        new = path.with_name(f"{worker}.new")
+        new.write_bytes(bytes(_SIZE))
+        with new.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), _SIZE)
+        _PID.pack_into(self._memory, _PID_AT, os.getpid())
+        self._number = 0
+        for _ in range(2):  # both records
+            self.enter("idle", -1, 0)
+        new.rename(path)  # whoever can open it finds a record
+
+    def enter(self, phase: str, step: int, epoch: int, micro_batch: int = -1) -> None:
+        """Says that `phase`, one of PHASES (else KeyError), begins now."""
+        self._number = number = self._number % _NUMBERS + 1
+        _pack(self._memory, (number & 1) << 5, number, _CODES[phase], step, epoch, micro_batch, _now(), number)
+
+    def close(self) -> None:
+        """Lets go of the memory; what was entered last can still be read."""
+        self._memory.close()
+
+
+class Watch:
+    """Reads the activity of one worker again and again. Raises FileNotFoundError where it has none (yet)."""
+
+    def __init__(self, directory: Path | str, worker: int) -> None:
+        self._worker = worker
+        with _path(directory, worker).open("rb") as file:
+            self._memory = mmap.mmap(file.fileno(), _SIZE, access=mmap.ACCESS_READ)
+
+    def read(self) -> Doing | None:
+        """What was entered last; None if nothing whole was."""
+        record = None
+        for _ in range(_TRIES):
+            even, odd = self._record(0), self._record(_SECOND)
+            record = even or odd or record
+            if even is not None and odd is not None:
+                record = odd if (odd[0] - even[0]) % _NUMBERS < _NUMBERS // 2 else even
+                break
+        if record is None:
+            return None
+        _, code, step, epoch, micro_batch, at, _ = record
+        (pid,) = _PID.unpack_from(self._memory, _PID_AT)
+        return Doing(worker=self._worker, pid=pid, phase=PHASES[code], step=step, epoch=epoch, at=at, micro_batch=micro_batch)
+
+    def _record(self, place: int) -> tuple[int, int, int, int, int, float, int] | None:
+        memory = self._memory
+        (last,) = _NUMBER.unpack_from(memory, place + _LAST)
+        record = _RECORD.unpack_from(memory, place)
+        (first,) = _NUMBER.unpack_from(memory, place)
+        return record if first == last != 0 else None
+
+    def close(self) -> None:
+        """Lets go of the memory."""
+        self._memory.close()
+
+
+def read(directory: Path | str, worker: int) -> Doing | None:
+    """What `worker` of the job with this directory is doing, or did last; None where it never said."""
+    with suppress(FileNotFoundError):
+        watch = Watch(directory, worker)
+        try:
+            return watch.read()
+        finally:
+            watch.close()
+    return None
+
+
+def _path(directory: Path | str, worker: int) -> Path:
+    return Path(directory) / "activity" / str(worker)

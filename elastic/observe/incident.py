@@ -1,0 +1,228 @@
+"""Incidents: one recovery each, from the fault to the first committed step, with its figures; and the JSON lines they are kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elastic.errors import SettingsError
+from elastic.observe.activity import RECOVERY_PHASES
+
+KINDS = ("death", "eviction", "drain", "join")
+_HAPPENED = {"death": "died", "eviction": "was evicted", "drain": "left", "join": "joined"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """One recovery. What is not known is None; times are in milliseconds. Raises SettingsError if `kind` is none of KINDS.
+
+    kind: what began it; to worker `worker` at place `place`, in phase `phase` of step `step`; `why` in words, where there is more to say.
+    also: further workers that were lost in the same recovery. joined: workers that are in the new view and were not in the old.
+    epoch, attempts: of the view that it led to, and how many tries that took.
+    detected_ms: from the fault until the agent knew. phases_ms: how long each of RECOVERY_PHASES took, in the last attempt.
+    lost_ms: from the beginning of the oldest step that had to be redone until the fault: the work thrown away.
+    running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
+    stall_ms: how much later than without the fault that step was committed.
+    samples_lost: samples that no committed step has used. bytes_moved, bytes_minimum: what was counted, and what an oracle says is needed.
+    """
+
+    kind: str
+    worker: int | None = None
+    place: int | None = None
+    step: int | None = None
+    phase: str | None = None
+    also: tuple[int, ...] = ()
+    epoch: int | None = None
+    attempts: int | None = None
+    detected_ms: float | None = None
+    phases_ms: Mapping[str, float] = field(default_factory=dict)
+    lost_ms: float | None = None
+    running_ms: float | None = None
+    redo_ms: float | None = None
+    stall_ms: float | None = None
+    steps_redone: int | None = None
+    samples_lost: int | None = None
+    bytes_moved: int | None = None
+    bytes_minimum: int | None = None
+    links_kept: int | None = None
+    links_dropped: int | None = None
+    links_made: int | None = None
+    joined: tuple[int, ...] = ()
+    layout_before: str | None = None
+    layout_after: str | None = None
+    why: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SettingsError(f"kind={self.kind!r}: an incident is one of {', '.join(KINDS)}")
+        if unknown := sorted(set(self.phases_ms).difference(RECOVERY_PHASES)):
+            raise SettingsError(f"phases_ms has {', '.join(unknown)}: use {', '.join(RECOVERY_PHASES)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only; `from_json` gives back an equal incident."""
+        data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return {**data, "also": list(self.also), "joined": list(self.joined), "phases_ms": dict(self.phases_ms)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Incident:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "also": tuple(data["also"]), "joined": tuple(data["joined"])})
+
+
+def append(path: Path | str, incident: Incident) -> None:
+    """Adds the incident to a file of one JSON line each."""
+    append_lines(path, [incident.to_json()])
+
+
+def read(path: Path | str) -> list[Incident]:
+    """The incidents in a file, none if there is no file. Raises SettingsError if it is not of incidents."""
+    try:
+        return [Incident.from_json(line) for line in read_lines(path)]
+    except (TypeError, KeyError) as error:
+        raise SettingsError(f"{path} is not a file of incidents: {error}") from error
+
+
+def append_lines(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Adds a JSON line for each record in one write: on return, whoever reads the file sees all of them."""
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    with Path(path).open("ab", buffering=0) as file:
+        file.write(text.encode())
+
+
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; a last line without its end is still being written, and left out. Raises SettingsError."""
+    text = ""
+    with suppress(FileNotFoundError):
+        text = Path(path).read_bytes().decode()
+    records = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise SettingsError(f"{path}, line {number}, is not JSON: {error}") from error
+    return records
+
+
+def timeline(incident: Incident) -> str:
+    """The incident in a few lines for a terminal; times count from the fault. Says only what is known, such as:
+
+    worker 1 (place 1) died in step 8, backward
+      +0.9 ms detected | quiesce 3.1 | propose 4.0 | migrate 12.5 | gate 0.8 | commit 2.2
+      [0-4]x2 [5-9]x2 -> [0-3]x1 [4-9]x2, 8.6 MB moved (the minimum), 3 links kept, 1 dropped, 1 made
+      running again after 61 ms; lost 0.2 s of step 8, no sample lost, stalled 243 ms
+    """
+    lines = [_headline(incident), _phases(incident), _changes(incident), _outcome(incident)]
+    return "\n  ".join(line for line in lines if line)
+
+
+def _headline(incident: Incident) -> str:
+    subjects = _subjects(incident)
+    happened = _HAPPENED[incident.kind]
+    if len(subjects) > 1 and incident.kind == "eviction":
+        happened = "were evicted"
+    text = f"{_people(subjects)}{_place(incident)} {happened}"
+    if incident.step is not None:
+        text += f" {'in' if incident.kind in ('death', 'eviction') else 'at'} step {incident.step}"
+        text += f", {incident.phase}" if incident.phase else ""
+    if incident.kind != "join" and incident.joined:
+        text += f"; {_people(incident.joined)} joined"
+    return f"{text}: {incident.why}" if incident.why else text
+
+
+def _subjects(incident: Incident) -> tuple[int, ...]:
+    first = () if incident.worker is None else (incident.worker,)
+    return tuple(dict.fromkeys((*first, *incident.also, *(incident.joined if incident.kind == "join" else ()))))
+
+
+def _people(workers: Sequence[int]) -> str:
+    """Such as `worker 4`, `workers 4 and 5`, `workers 4, 5 and 6`."""
+    if not workers:
+        return "a worker"
+    *others, last = map(str, workers)
+    return f"workers {', '.join(others)} and {last}" if others else f"worker {last}"
+
+
+def _place(incident: Incident) -> str:
+    """Of the first worker, where there is one only."""
+    alone = len(_subjects(incident)) == 1 and incident.worker is not None
+    return f" (place {incident.place})" if alone and incident.place is not None and incident.kind != "join" else ""
+
+
+def _phases(incident: Incident) -> str:
+    parts = [] if incident.detected_ms is None else [f"+{incident.detected_ms:.1f} ms detected"]
+    parts += [f"{phase} {incident.phases_ms[phase]:.1f}" for phase in RECOVERY_PHASES if phase in incident.phases_ms]
+    if parts and incident.detected_ms is None:
+        parts[0] += " ms"
+    if incident.attempts is not None and incident.attempts > 1:
+        parts.append(f"{incident.attempts} attempts")
+    return " | ".join(parts)
+
+
+def _changes(incident: Incident) -> str:
+    parts = []
+    if incident.layout_after is not None:
+        parts.append(f"{incident.layout_before or ''} -> {incident.layout_after}".strip())
+    if incident.bytes_moved is not None:
+        parts.append(f"{_size(incident.bytes_moved)} moved{_against_minimum(incident)}")
+    links = [
+        (incident.links_kept, "kept"),
+        (incident.links_dropped, "dropped"),
+        (incident.links_made, "made"),
+    ]
+    known = [(count, what) for count, what in links if count is not None]
+    for index, (count, what) in enumerate(known):
+        noun = "" if index else " link" if count == 1 else " links"
+        parts.append(f"{count}{noun} {what}")
+    return ", ".join(parts)
+
+
+def _against_minimum(incident: Incident) -> str:
+    moved, minimum = incident.bytes_moved, incident.bytes_minimum
+    if minimum is None:
+        return ""
+    return " (the minimum)" if moved == minimum else f" (the minimum is {_size(minimum)})"
+
+
+def _outcome(incident: Incident) -> str:
+    parts = []
+    if incident.lost_ms is not None:
+        parts.append(f"lost {_seconds(incident.lost_ms)} of {_redone(incident)}" if incident.steps_redone != 0 else "no step redone")
+    elif incident.steps_redone is not None:
+        parts.append(f"{_count(incident.steps_redone, 'step')} redone")
+    if incident.samples_lost is not None:
+        parts.append(f"{_count(incident.samples_lost, 'sample')} lost")
+    if incident.stall_ms is not None:
+        parts.append(f"stalled {incident.stall_ms:.0f} ms")
+    text = ", ".join(parts)
+    if incident.running_ms is None:
+        return text
+    return f"running again after {incident.running_ms:.0f} ms" + (f"; {text}" if text else "")
+
+
+def _redone(incident: Incident) -> str:
+    """The steps whose work was thrown away: the one in flight, and those before it."""
+    count = incident.steps_redone
+    if count is not None and count > 1:
+        return f"steps {incident.step - count + 1} to {incident.step}" if incident.step is not None else f"{count} steps"
+    return "a step" if incident.step is None else f"step {incident.step}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number in (0, 1) else 's'}"
+
+
+def _seconds(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.1f} s" if milliseconds >= 100 else f"{milliseconds:.0f} ms"
+
+
+def _size(count: int) -> str:
+    """In decimal units, as link speeds are."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return _count(count, "byte") if count else "nothing"

@@ -1,0 +1,1 @@
+"""How a job goes on after its members change: one state machine, and the pure decisions it takes."""

@@ -1,0 +1,486 @@
+"""Carries out what the state machine decides: tells workers, has etcd written to, keeps the run directory, and times the recovery."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elastic import errors
+from elastic.channel import Message
+from elastic.errors import Conflict, ElasticError, EtcdUnavailable, MismatchError, SettingsError
+from elastic.membership.clerk import Errand
+from elastic.membership.founding import Ready, check_equal
+from elastic.observe import activity, incident
+from elastic.observe.activity import Doing
+from elastic.recovery import machine
+from elastic.recovery.events import (
+    Action,
+    Announce,
+    AskBoundary,
+    Commit,
+    CommitFailed,
+    Committed,
+    EndJob,
+    Era,
+    Event,
+    Evict,
+    Finished,
+    FirstCommit,
+    Inventoried,
+    JoinerReady,
+    LostLink,
+    Offer,
+    PausedAt,
+    Propose,
+    Proposed,
+    Quiesce,
+    Respawn,
+    Stopping,
+    Tell,
+    Timeout,
+    Unproposable,
+    Vote,
+    Voted,
+    WorkerDied,
+)
+from elastic.recovery.gate import check_proposal
+from elastic.recovery.inventory import Inventory
+from elastic.recovery.proposal import Proposal, propose
+from elastic.recovery.state import Phase, Policy
+from elastic.recovery.timeline import Pace, Timeline
+from elastic.rundir import RunDirectory
+from elastic.settings import JobSettings
+from elastic.supervision import Worker, failed, how_ended
+from elastic.view import Member, View
+
+_COMPUTING = ("forward", "backward")
+
+
+class CrewLike(Protocol):
+    """What a driver needs of the crew."""
+
+    @property
+    def workers(self) -> Mapping[int, Worker]: ...
+    @property
+    def forkserver(self) -> int: ...
+    def fork(self, number: int) -> None: ...
+    def tell(self, numbers: Iterable[int], message: Message) -> None: ...
+    def kill(self, number: int, why: str) -> None: ...
+
+
+class Timers(Protocol):
+    """What a driver needs of the loop."""
+
+    def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None: ...
+    def clear_timer(self, name: str = "") -> None: ...
+
+
+class ClerkLike(Protocol):
+    """What a driver needs of the clerk."""
+
+    def run(self, errand: Errand) -> None: ...
+
+
+class AttemptsLike(Protocol):
+    """What a driver needs of `membership.attempts.Attempts`."""
+
+    def begin(self, era: Era) -> None: ...
+    def publish(self, era: Era, proposal: Mapping[str, Any]) -> None: ...
+    def vote(self, era: Era, votes: Mapping[int, str | None]) -> None: ...
+    def commit(self, era: Era, view: View, expected_mod_revision: int) -> int: ...
+    def sweep(self) -> None: ...
+
+
+def worked_out(action: Propose, stages: int | None) -> Proposal:
+    """The proposal for an attempt, checked as every worker will check it.
+
+    Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
+    """
+    survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
+    proposal = propose(last=action.view, attempt=action.era[1], inventories=survivors, joiners=action.joiners, stages=stages)
+    check_proposal(proposal, action.view)
+    return proposal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """All that a driver acts on. `end` takes the job's outcome, `admit` lists a new member, `say` a sentence for the user."""
+
+    crew: CrewLike
+    timers: Timers
+    clerk: ClerkLike
+    attempts: AttemptsLike
+    directory: RunDirectory
+    end: Callable[[Message], None]
+    admit: Callable[[int, Ready], None]
+    say: Callable[[str], None]
+    propose: Callable[[Propose, int | None], Proposal] = worked_out
+    clock: Callable[[], float] = time.monotonic
+
+
+def say(sentence: str) -> None:
+    """To the terminal of the launcher."""
+    print(f"elastic: {sentence}", file=sys.stderr, flush=True)
+
+
+class Driver:
+    """Keeps one job going from its first committed view on. All calls belong to the agent's loop.
+
+    `founder` is what the coordinator of the first view announced: joiners must equal it.
+    """
+
+    def __init__(self, world: World, settings: JobSettings, view: View, revision: int, founder: Ready) -> None:
+        policy = Policy(workers=settings.workers, min_workers=settings.min_workers, respawn=settings.respawn)
+        self.state = machine.running(view, policy)
+        self.incidents: list[dict[str, Any]] = []
+        self._world = world
+        self._settings = settings
+        self._founding, self._founder = view.coordinator, founder
+        self._revision = revision
+        self._timeline: Timeline | None = None
+        self._events: deque[Event] = deque()
+        self._feeding = False
+        self._announce(Announce(view=view))
+
+    @property
+    def view(self) -> View:
+        """The last committed one."""
+        return self.state.view
+
+    # What happens
+
+    def heard(self, worker: Worker, message: Message) -> None:
+        """A message of a worker that is about the members of the job; others are ignored."""
+        handler = _MESSAGES.get(message["type"])
+        if handler is not None:
+            handler(self, worker, message)
+
+    def died(self, worker: Worker) -> None:
+        """The worker's process has ended, and it had not finished."""
+        now = self._world.clock()
+        doing = self._doing(worker)
+        if doing is not None:
+            worker.epoch, worker.step = doing.epoch, doing.step
+        computing = doing is not None and doing.phase in _COMPUTING  # what it told is too old to blame a step for
+        injected = self._injected(worker)
+        if worker.number in self.state.view.workers:
+            self._note_loss(worker, doing, now if injected is None else injected, now)
+        self.feed(
+            WorkerDied(
+                worker=worker.number,
+                how=how_ended(worker) + (f": {worker.condemned}" if worker.condemned else ""),
+                epoch=worker.epoch,
+                step=worker.step if computing else None,
+                micro_batch=doing.micro_batch if doing is not None and doing.micro_batch >= 0 else None,
+                natural=injected is None and not worker.condemned,
+            )
+        )
+
+    def finished(self, worker: Worker) -> None:
+        """The worker has sent its result."""
+        if worker.announced is not None and worker.number in self.state.view.workers:
+            self.feed(Finished(worker=worker.number))
+        else:
+            self._refuse(worker, "train_fn returned there before making a Trainer")
+
+    def failed_to_join(self, worker: Worker, why: str) -> None:
+        """A worker that is no member yet raised an exception."""
+        self._refuse(worker, why)
+
+    def joining(self, worker: Worker) -> bool:
+        """Whether it is no member (yet)."""
+        return worker.number not in self.state.view.workers
+
+    def seen(self, view: View, revision: int) -> None:
+        """etcd has this view: news if another agent committed it."""
+        if view.epoch > self.view.epoch:
+            self._revision = revision
+        self.feed(Committed(view=view))
+
+    def stop(self) -> None:
+        """The user wants the job to stop at the next step boundary."""
+        self.feed(Stopping())
+
+    def away(self, error: EtcdUnavailable) -> None:
+        """etcd cannot be had while a recovery needs it."""
+        self._world.say(f"{error}; the recovery waits for it")
+
+    def back(self) -> None:
+        """etcd answers again."""
+        self._world.say("etcd is back: the recovery goes on")
+
+    def close(self) -> None:
+        """The job is over; an incident that did not get to its first committed step is kept as far as it got."""
+        self._world.timers.clear_timer("machine")
+        if self._timeline is not None:
+            self._conclude(self._timeline)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all members have finished, as far as they live, and the leader among them."""
+        workers = [self._world.crew.workers[number] for number in self.view.workers]
+        return workers[0].finished and all(worker.finished or worker.ended for worker in workers)
+
+    def feed(self, event: Event) -> None:
+        """Has the machine decide, and does what it says; events that this brings about come after."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
+        try:
+            while self._events:
+                self.state, actions = machine.step(self.state, self._events.popleft(), self._world.clock())
+                for action in actions:
+                    _ACTIONS[type(action)](self, action)
+        finally:
+            self._feeding = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self.state.wake_at is None:
+            self._world.timers.clear_timer("machine")
+        else:
+            wait = max(0.0, self.state.wake_at - self._world.clock())
+            self._world.timers.set_timer(wait, lambda: self.feed(Timeout()), "machine")
+
+    # Messages
+
+    def _hear_announce(self, worker: Worker, message: Message) -> None:
+        if worker.number not in self.state.starting:
+            return
+        try:
+            ready = Ready.from_json(message["ready"], self._founder.host)
+            check_equal({self._founding: self._founder, worker.number: ready})
+        except MismatchError as error:
+            self._refuse(worker, str(error))
+            return
+        self._world.clerk.run(Errand(call=lambda: self._world.admit(worker.number, ready)))
+        self.feed(JoinerReady(worker=worker.number, member=Member(worker=worker.number, host=ready.host, address=ready.address)))
+
+    def _hear_progress(self, worker: Worker, message: Message) -> None:
+        worker.progress = message
+
+    def _hear_lost(self, worker: Worker, message: Message) -> None:
+        self.feed(LostLink(reporter=worker.number, peer=message["peer"], epoch=message["epoch"], reason=message["reason"]))
+
+    def _hear_paused(self, worker: Worker, message: Message) -> None:
+        if self._timeline is None and self.state.phase is Phase.BOUNDARY:
+            now = self._world.clock()
+            self._timeline = self._new_timeline("join", now, now, step=message["step"])
+        self.feed(PausedAt(worker=worker.number, epoch=message["epoch"], step=message["step"]))
+
+    def _hear_inventory(self, worker: Worker, message: Message) -> None:
+        self.feed(Inventoried(worker=worker.number, era=_era(message), inventory=Inventory.from_json(message["inventory"])))
+
+    def _hear_vote(self, worker: Worker, message: Message) -> None:
+        vote = Vote.from_json(worker.number, message)
+        if self._timeline is not None and _era(message) == self.state.era:
+            self._timeline.voted(self._world.clock(), vote)
+        self.feed(Voted(era=_era(message), vote=vote))
+
+    def _hear_resumed(self, worker: Worker, message: Message) -> None:
+        if self._timeline is not None and message["epoch"] == self.view.epoch:
+            self._timeline.resumed(worker.number, message["at"])
+            self._check_over()
+
+    def _hear_committed(self, worker: Worker, message: Message) -> None:
+        if self._timeline is not None and message["epoch"] == self.view.epoch:
+            self._timeline.first_commit(message["at"], message["step"])
+            self._check_over()
+        self.feed(FirstCommit(worker=worker.number, epoch=message["epoch"], step=message["step"]))
+
+    # Actions
+
+    def _ask_boundary(self, action: AskBoundary) -> None:
+        self._world.crew.tell(action.workers, {"type": "boundary"})
+
+    def _quiesce(self, action: Quiesce) -> None:
+        if self._timeline is not None:
+            self._timeline.opened(self._world.clock())
+        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era)})
+        self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era))
+
+    def _propose(self, action: Propose) -> None:
+        if self._timeline is not None:
+            self._timeline.inventoried(self._world.clock())
+        try:
+            proposal = self._world.propose(action, self._settings.stages)
+        except ElasticError as error:
+            kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
+            self.feed(Unproposable(era=action.era, kind=kind, message=str(error)))
+        else:
+            self.feed(Proposed(era=action.era, proposal=proposal))
+
+    def _offer(self, action: Offer) -> None:
+        if self._timeline is not None:
+            self._timeline.proposed(self._world.clock(), action.proposal)
+        proposal = action.proposal.to_json()
+        self._world.crew.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal})
+        self._at_etcd(action.era, lambda: self._world.attempts.publish(action.era, proposal))
+
+    def _commit(self, action: Commit) -> None:
+        view, revision, attempts = action.proposal.view, self._revision, self._world.attempts
+        votes = {worker: vote.refusal for worker, vote in action.votes.items()}
+
+        def commit() -> int:
+            attempts.vote(action.era, votes)
+            return attempts.commit(action.era, view, revision)
+
+        self._world.clerk.run(
+            Errand(
+                call=commit,
+                done=lambda revision: self.seen(view, revision),
+                refused=lambda error: self.feed(CommitFailed(era=action.era, reason=str(error))),
+            )
+        )
+
+    def _announce(self, action: Announce) -> None:
+        view = action.view
+        if self._timeline is not None:
+            self._timeline.committed(self._world.clock(), view)
+        self._world.crew.tell(view.workers, {"type": "view", "view": view.to_json()})
+        self._world.directory.write_members(self._members(view))
+        if view.epoch > 1:
+            self._world.clerk.run(Errand(call=self._world.attempts.sweep))
+
+    def _evict(self, action: Evict) -> None:
+        self._world.crew.kill(action.worker, action.why)
+
+    def _respawn(self, action: Respawn) -> None:
+        for number in action.workers:
+            self._world.crew.fork(number)
+
+    def _end(self, action: EndJob) -> None:
+        self._world.end(failed(getattr(errors, action.kind), action.message))
+
+    def _tell(self, action: Tell) -> None:
+        self._world.say(action.sentence)
+
+    # Details
+
+    def _at_etcd(self, era: Era, call: Callable[[], Any]) -> None:
+        """For an attempt, and only as long as it is the one."""
+
+        def refused(error: Conflict) -> None:
+            self.feed(CommitFailed(era=era, reason=str(error)))
+
+        self._world.clerk.run(Errand(call=call, refused=refused, wanted=lambda: self.state.era == era))
+
+    def _refuse(self, worker: Worker, why: str) -> None:
+        if not worker.condemned:
+            self._world.crew.kill(worker.number, why)
+
+    def _doing(self, worker: Worker) -> Doing | None:
+        doing = activity.read(self._world.directory.path, worker.number)
+        return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None
+
+    def _injected(self, worker: Worker) -> float | None:
+        """When somebody who injects faults has ended it, if that was so."""
+        with suppress(SettingsError):
+            times = [fault["at"] for fault in incident.read_lines(self._world.directory.faults) if fault.get("pid") == worker.pid]
+            return times[-1] if times else None
+        return None
+
+    def _note_loss(self, worker: Worker, doing: Doing | None, fault: float, now: float) -> None:
+        if self._timeline is not None and self._timeline.kind != "join":
+            self._timeline.lost(worker.number)
+            return
+        if self._timeline is not None and self._timeline.before.epoch < self.view.epoch:  # they have joined; this is another matter
+            self._conclude(self._timeline)
+        kind = "eviction" if worker.condemned else "death"
+        step, phase = (worker.step, None) if doing is None else (doing.step, doing.phase)
+        self._timeline = self._new_timeline(kind, fault, now, worker=worker.number, step=step, phase=phase, why=worker.condemned or None)
+
+    def _new_timeline(self, kind: str, fault: float, now: float, **more: Any) -> Timeline:
+        samples = self._founder.settings.get("micro_batch_size", 1)
+        return Timeline(kind=kind, before=self.view, fault=fault, detected=now, pace=self._pace(), samples_per_micro_batch=samples, **more)
+
+    def _pace(self) -> Pace:
+        """From the member that told last. `committed` of a progress message is the step committed at `committed_at`."""
+        members = [self._world.crew.workers[number] for number in self.view.workers]
+        told = [
+            worker.progress for worker in members if worker.progress.get("epoch") == self.view.epoch and "committed_at" in worker.progress
+        ]
+        last = max(told, key=lambda progress: progress["committed_at"] or 0.0, default={})
+        doings = [self._doing(worker) for worker in members]
+        begun = [
+            doing.step for doing in doings if doing is not None and doing.phase in activity.STEP_PHASES and doing.epoch == self.view.epoch
+        ]
+        return Pace(
+            committed=last.get("committed", last["step"] - 2 if last else None),
+            at=last.get("committed_at"),
+            step_s=last.get("step_s"),
+            begun=max(begun, default=None),
+        )
+
+    def _check_over(self) -> None:
+        if self._timeline is not None and self._timeline.over:
+            self._conclude(self._timeline)
+
+    def _conclude(self, timeline: Timeline) -> None:
+        self._timeline = None
+        found = timeline.incident()
+        self.incidents.append(found.to_json())
+        with suppress(OSError):  # no room, or the directory is gone: no reason to end a job that runs
+            incident.append(self._world.directory.incidents, found)
+        self._world.say(incident.timeline(found))
+
+    def _members(self, view: View) -> dict[str, Any]:
+        workers = self._world.crew.workers
+        return {
+            "epoch": view.epoch,
+            "attempt": view.attempt,
+            "members": [
+                {
+                    "worker": member.worker,
+                    "pid": workers[member.worker].pid,
+                    "host": member.host,
+                    "stage": view.plan.stage_of(member.worker),
+                }
+                for member in view.members
+            ],
+            "coordinator": view.coordinator,
+            "agent": os.getpid(),
+            "forkserver": self._world.crew.forkserver,
+        }
+
+
+_PASSED_ON = (errors.CoverageLost, errors.CopiesConflict, errors.PlanError)
+
+_MESSAGES: dict[str, Callable[[Driver, Worker, Message], None]] = {
+    "announce": Driver._hear_announce,
+    "progress": Driver._hear_progress,
+    "lost": Driver._hear_lost,
+    "paused": Driver._hear_paused,
+    "inventory": Driver._hear_inventory,
+    "vote": Driver._hear_vote,
+    "resumed": Driver._hear_resumed,
+    "committed": Driver._hear_committed,
+}
+
+_ACTIONS: dict[type[Action], Callable[[Driver, Any], None]] = {
+    AskBoundary: Driver._ask_boundary,
+    Quiesce: Driver._quiesce,
+    Propose: Driver._propose,
+    Offer: Driver._offer,
+    Commit: Driver._commit,
+    Announce: Driver._announce,
+    Evict: Driver._evict,
+    Respawn: Driver._respawn,
+    EndJob: Driver._end,
+    Tell: Driver._tell,
+}
+
+
+def _era(message: Message) -> Era:
+    return message["epoch"], message["attempt"]
+
+
+def _era_fields(era: Era) -> dict[str, int]:
+    return {"epoch": era[0], "attempt": era[1]}

@@ -1,0 +1,105 @@
+"""What one worker still has after it has abandoned a step. Pure values.
+
+An inventory is a promise: after sending it, its worker applies, acknowledges and replicates nothing for the old epoch. State "at step s" is
+the state after applying step s; -1 is the initial state. All values in scalars, progress and results are JSON values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic.layout.transfer import Role
+
+Scalars = dict[str, dict[str, Any]]
+"""Parameter name -> optimizer state that has not the parameter's shape, such as a step count -> value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """The run `[start, stop)` (elements) of a layer as of `step`: parameter and all optimizer states, or the parameter only if gathered."""
+
+    layer: int
+    start: int
+    stop: int
+    step: int
+    role: Role
+    digest: str | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether it has the optimizer's states too."""
+        return self.role != "gathered"
+
+    def to_json(self) -> list[Any]:
+        """One flat list."""
+        return [self.layer, self.start, self.stop, self.step, self.role, self.digest]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Copy:
+        """The inverse of `to_json`."""
+        layer, start, stop, step, role, digest = data
+        return cls(layer=layer, start=start, stop=stop, step=step, role=role, digest=digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What goes with a step besides tensors: its `apply` decision, and the states of scheduler and parameter groups after it."""
+
+    step: int
+    apply: dict[str, Any]
+    scheduler: dict[str, Any] | None = None
+    groups: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> list[Any]:
+        """One flat list."""
+        return [self.step, self.apply, self.scheduler, self.groups]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Progress:
+        """The inverse of `to_json`."""
+        step, apply, scheduler, groups = data
+        return cls(step=step, apply=apply, scheduler=scheduler, groups=groups)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Everything of one worker: the newest step it has yielded (-1: none), its complete verified copies, and what goes with each step.
+
+    `states` maps each optimizer state to its dtype name, or to "same" where that is the layer's. `scalars` and `progress` are by step.
+    `results` are those of collectives finished since the last yield.
+    """
+
+    worker: int
+    yielded: int
+    copies: tuple[Copy, ...]
+    states: dict[str, str] = field(default_factory=dict)
+    scalars: dict[int, Scalars] = field(default_factory=dict)
+    progress: dict[int, Progress] = field(default_factory=dict)
+    results: list[Any] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only; `from_json` gives back an equal inventory."""
+        return {
+            "worker": self.worker,
+            "yielded": self.yielded,
+            "copies": [copy.to_json() for copy in self.copies],
+            "states": self.states,
+            "scalars": {str(step): scalars for step, scalars in self.scalars.items()},
+            "progress": [progress.to_json() for progress in self.progress.values()],
+            "results": self.results,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Inventory:
+        """The inverse of `to_json`."""
+        return cls(
+            worker=data["worker"],
+            yielded=data["yielded"],
+            copies=tuple(Copy.from_json(copy) for copy in data["copies"]),
+            states=data["states"],
+            scalars={int(step): scalars for step, scalars in data["scalars"].items()},
+            progress={progress.step: progress for progress in map(Progress.from_json, data["progress"])},
+            results=data["results"],
+        )

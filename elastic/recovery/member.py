@@ -1,0 +1,139 @@
+"""A worker's side of recovery: it answers the agent's orders until it is a member of a committed view.
+
+    lost ->                    a link broke
+    <- quiesce, inventory ->   what it holds, as a promise: from here on nothing is applied, acknowledged or replicated for the old view
+    <- propose, vote ->        memory for its new place is made and filled beside what it holds, and checked
+    <- view, resumed ->        the proposal is committed: only now does it switch
+
+Whatever fails on the way, the next order is `quiesce` of the next attempt, and what the worker holds is still there. It lets go of it
+when the first step of the new view is committed (`Retained`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.comm.endpoint import Endpoint
+from elastic.engine.engine import Engine, State
+from elastic.engine.model import LayeredModel
+from elastic.engine.shard import Scalars
+from elastic.engine.zero import ShardedOptimizer
+from elastic.errors import GateRefused, Interrupted, LinkError
+from elastic.job import Job
+from elastic.recovery.gate import check_proposal
+from elastic.recovery.inventory import Copy, Inventory, Progress
+from elastic.recovery.migration import Migration, links
+from elastic.recovery.plain import from_plain, to_plain
+from elastic.recovery.proposal import Proposal
+from elastic.view import View
+from snapshot.held import Held, dtypes
+
+Build = Callable[[View, State], Engine]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stock:
+    """What a worker has when it stops: copies, and what it knows of the steps they are of."""
+
+    held: Sequence[Held]
+    yielded: int
+    progress: dict[int, Progress]
+    results: list[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A committed view's engine, the proposal that led to it, and what is still held of the view before."""
+
+    engine: Engine
+    proposal: Proposal
+    retained: Sequence[Held]
+
+
+class Member:
+    """One worker that recovers. `build` makes an engine of a view and the state that this worker begins it with."""
+
+    def __init__(self, job: Job, network: Endpoint, model: LayeredModel, optimizer: ShardedOptimizer, build: Build) -> None:
+        self._job, self._network, self._model, self._optimizer, self._build = job, network, model, optimizer, build
+        self._worker = job.worker
+
+    def report_loss(self, error: Exception, epoch: int, step: int, phase: str) -> None:
+        """Tells the agent why this worker stopped."""
+        peer = error.peer if isinstance(error, LinkError) else None
+        if not isinstance(error, Interrupted):
+            where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic()}
+            self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
+
+    def recover(self, stock: Callable[[], Stock], last: View | None) -> Joined:
+        """Answers orders until a view with this worker is committed. `stock` is asked once, at the first `quiesce`."""
+        found: Stock | None = None
+        inventory: Inventory | None = None
+        prepared: tuple[Engine, Proposal] | None = None
+        while True:
+            order = self._job.take_order()
+            if order["type"] == "view":
+                view = View.from_json(order["view"])
+                if prepared is None or (view.epoch, view.attempt) != (prepared[1].view.epoch, prepared[1].view.attempt):
+                    raise GateRefused(f"worker {self._worker} is told of epoch {view.epoch}, which it did not vote for", check="epoch")
+                engine, proposal = prepared
+                self._job.switch(view)
+                self._job.send({"type": "resumed", "epoch": view.epoch, "attempt": view.attempt, "at": time.monotonic()})
+                return Joined(engine=engine, proposal=proposal, retained=() if found is None else found.held)
+            if order["type"] == "quiesce":
+                prepared = None
+                self._job.enter("quiesce", -1)
+                if found is None:
+                    found = stock()
+                inventory = self._inventory(found)
+                era = {"epoch": order["epoch"], "attempt": order["attempt"]}
+                self._job.send({"type": "inventory", **era, "inventory": inventory.to_json()})
+                self._job.enter("propose", -1)
+                continue
+            if found is None or inventory is None:
+                raise GateRefused(f"worker {self._worker} is sent a proposal before it gave an inventory", check="inventory")
+            proposal = Proposal.from_json(order["proposal"])
+            prepared, vote = self._prepared(proposal, found.held, inventory, last)
+            self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
+
+    def _prepared(
+        self, proposal: Proposal, held: Sequence[Held], inventory: Inventory, last: View | None
+    ) -> tuple[tuple[Engine, Proposal] | None, dict[str, Any]]:
+        """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
+        view, step = proposal.view, proposal.resume
+        self._job.enter("migrate", step)
+        before = self._network.stats.links
+        try:
+            check_proposal(proposal, last, inventory)
+            scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
+            migration = Migration(self._worker, proposal, scalars, self._model, self._optimizer, self._network)
+            engine = self._build(view, migration.state)
+            self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
+            moved = migration.run(held)
+            self._job.enter("gate", step)
+        except (LinkError, Interrupted, GateRefused) as error:
+            peer = error.peer if isinstance(error, LinkError) else None
+            return None, {"refusal": str(error), "failed_peer": peer, "received_bytes": 0, "links": {}, "times": {}}
+        times = {"installed": moved.installed, "moved": moved.moved, "checked": moved.checked}
+        figures = links(self._worker, before, self._network.stats.links, view)
+        vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}
+        self._job.enter("commit", step)
+        return (engine, proposal), vote
+
+    def _inventory(self, stock: Stock) -> Inventory:
+        steps: dict[int, Scalars] = {}
+        for copy in stock.held:
+            for name, values in copy.scalars.items():
+                steps.setdefault(copy.step, {})[name] = to_plain(dict(values))
+        parameter_dtypes = {layer.index: self._model.dtype(layer.index) for layer in self._model.spec.layers if layer.size}
+        return Inventory(
+            worker=self._worker,
+            yielded=stock.yielded,
+            copies=tuple(Copy(layer=h.layer, start=h.start, stop=h.stop, step=h.step, role=h.role) for h in stock.held),
+            states=dtypes(stock.held, parameter_dtypes),
+            scalars=steps,
+            progress=stock.progress,
+            results=stock.results,
+        )

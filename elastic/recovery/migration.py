@@ -1,0 +1,173 @@
+"""One worker's part in a migration: new memory for its place in the proposed view, filled from what it holds and from what others send.
+
+Nothing that is held is written to: if the attempt fails, everything is still there for the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from elastic.comm.endpoint import Endpoint
+from elastic.comm.message import Kind, Tag
+from elastic.engine.boundary import as_bytes
+from elastic.engine.engine import State
+from elastic.engine.model import LayeredModel
+from elastic.engine.shard import Scalars, Shard
+from elastic.engine.zero import ShardedOptimizer
+from elastic.errors import GateRefused
+from elastic.layout.layout import Interval
+from elastic.layout.transfer import PARAM, Transfer
+from elastic.recovery.gate import check_received
+from elastic.recovery.proposal import Proposal
+from elastic.view import View
+from snapshot.digest import digest
+from snapshot.held import Held, runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Memory that is to be filled with the run of a state that starts at `start`."""
+
+    state: str
+    layer: int
+    start: int
+    memory: torch.Tensor
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.memory.numel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a migration did here: the monotonic times at which links stood, everything had arrived, and was checked; bytes of state."""
+
+    installed: float
+    moved: float
+    checked: float
+    received_bytes: int
+
+
+class Migration:
+    """Prepares memory when it is made; `run` fills it."""
+
+    def __init__(
+        self, worker: int, proposal: Proposal, scalars: Scalars, model: LayeredModel, optimizer: ShardedOptimizer, network: Endpoint
+    ) -> None:
+        self._worker, self._proposal, self._model, self._network = worker, proposal, model, network
+        self._before = network.stats.transferred  # now: what others send comes in as soon as links stand
+        layout = proposal.view.layout
+        model.hold(layout.layers_of(worker), keep=False)
+        self._dtypes = {layer.index: model.dtype(layer.index) for layer in model.spec.layers if layer.size}
+        self._outgoing = [(i, move) for i, move in enumerate(proposal.transfers) if move.source == worker]
+        self._incoming = [(i, move) for i, move in enumerate(proposal.transfers) if move.destination == worker]
+        owned, kept = [], []
+        for layer in layout.layers:
+            for interval in layer.intervals:
+                if worker not in (interval.owner, interval.replica):
+                    continue
+                mine = interval.owner == worker
+                run = model.run(layer.layer, interval.start, interval.stop) if mine else self._zeros(PARAM, layer.layer, interval.elements)
+                (owned if mine else kept).append(self._shard(layer.layer, interval, run, scalars, optimizer))
+        self.state = State(step=proposal.resume, owned=owned, kept=kept)
+
+    def _shard(self, layer: int, interval: Interval, run: torch.Tensor, scalars: Scalars, optimizer: ShardedOptimizer) -> Shard:
+        if self._proposal.resume < 0:  # what an optimizer starts with is the same on every worker, and does not move
+            return optimizer.initial(layer, interval, run)
+        states = {state: self._zeros(state, layer, interval.elements) for state in self._proposal.states}
+        shard = Shard(layer=layer, interval=interval, memory={PARAM: run, **states})
+        shard.scalars = {p.name: scalars[p.name] for p, _, _ in shard.parameters(self._model.spec) if p.name in scalars}
+        return shard
+
+    def _zeros(self, state: str, layer: int, elements: int) -> torch.Tensor:
+        return torch.zeros(elements, dtype=self._dtype(state, layer))
+
+    def _dtype(self, state: str, layer: int) -> torch.dtype:
+        name = "same" if state == PARAM else self._proposal.states[state]
+        return self._dtypes[layer] if name == "same" else getattr(torch, name)
+
+    @property
+    def peers(self) -> set[int]:
+        """The workers that state moves to or from."""
+        return {move.destination for _, move in self._outgoing} | {move.source for _, move in self._incoming}
+
+    def run(self, held: Sequence[Held]) -> Moved:
+        """Sends what others need, receives and verifies, fills all memory. Links must stand.
+
+        Raises:
+            GateRefused: if something is missing or not what its sender has.
+        """
+        installed = time.monotonic()
+        received = {move: torch.empty(move.elements, dtype=self._dtype(move.state, move.layer)) for _, move in self._incoming}
+        for index, move in self._incoming:
+            self._network.post(move.source, self._tag(index), as_bytes(received[move]))
+        sent = [self._send(index, move, held) for index, move in self._outgoing]
+        announced = {}
+        for index, move in self._incoming:
+            self._network.receive(move.source, self._tag(index))
+            said = self._network.receive(move.source, self._tag(index, Kind.TRANSFER_DIGEST))
+            announced[move] = said.tobytes().decode("ascii", "replace")
+        moved = time.monotonic()
+        check_received([move for _, move in self._incoming], {move: digest(memory) for move, memory in received.items()}, announced)
+        for target in self._targets():
+            self._fill(target, held, received)
+        self._network.flush()  # `sent` must live until then
+        del sent
+        bytes_received = self._network.stats.transferred - self._before
+        return Moved(installed=installed, moved=moved, checked=time.monotonic(), received_bytes=bytes_received)
+
+    def _tag(self, index: int, kind: Kind = Kind.TRANSFER) -> Tag:
+        return Tag(kind, self._proposal.resume + 1, index)
+
+    def _send(self, index: int, move: Transfer, held: Sequence[Held]) -> np.ndarray:
+        dtype = self._dtype(move.state, move.layer)
+        found = runs(held, self._proposal.resume, move.state, move.layer, move.start, move.stop)
+        if sum(stop - start for start, stop, _ in found) != move.elements:
+            raise GateRefused(
+                f"worker {self._worker} is to send {move}, which it does not hold at step {self._proposal.resume}", check="coverage"
+            )
+        parts = [torch.zeros(stop - start, dtype=dtype) if memory is None else memory for start, stop, memory in found]
+        memory = as_bytes(parts[0] if len(parts) == 1 else torch.cat(parts))
+        self._network.send(move.destination, self._tag(index), memory)
+        self._network.send(move.destination, self._tag(index, Kind.TRANSFER_DIGEST), digest(memory).encode())
+        return memory
+
+    def _targets(self) -> list[Target]:
+        model = self._model
+        flats = [Target(state=PARAM, layer=layer, start=0, memory=flat) for layer, flat in model.flats.items()]
+        tied = [Target(state=PARAM, layer=home, start=start, memory=memory) for (home, start), memory in model.tied.items()]
+        shards = [
+            Target(state=state, layer=shard.layer, start=shard.interval.start, memory=memory)
+            for shard, own in [*((s, True) for s in self.state.owned), *((s, False) for s in self.state.kept)]
+            for state, memory in shard.memory.items()
+            if state in (PARAM, *self._proposal.states) and not (own and state == PARAM)  # it lies in its layer's flat vector
+        ]
+        return [*flats, *tied, *shards]
+
+    def _fill(self, target: Target, held: Sequence[Held], received: Mapping[Transfer, torch.Tensor]) -> None:
+        found = runs(held, self._proposal.resume, target.state, target.layer, target.start, target.stop)
+        for move, memory in received.items():
+            start, stop = max(move.start, target.start), min(move.stop, target.stop)
+            if (move.state, move.layer) == (target.state, target.layer) and start < stop:
+                found.append((start, stop, memory[start - move.start : stop - move.start]))
+        done = target.start
+        for start, stop, memory in sorted(found, key=lambda run: run[:2]):
+            if start > done:
+                break
+            if memory is not None:
+                target.memory[start - target.start : stop - target.start] = memory
+            done = max(done, stop)
+        if done < target.stop:
+            run = f"{target.state} of layer {target.layer}, run [{done}, {target.stop})"
+            raise GateRefused(f"worker {self._worker} has not received {run}", check="coverage")
+
+
+def links(worker: int, before: frozenset[int], after: frozenset[int], view: View) -> dict[str, int]:
+    """How many links were kept, dropped and made; those between two members are counted by one of them only."""
+    counted = {peer for peer in before | after if peer not in view.workers or peer > worker}
+    return {name: len(found & counted) for name, found in (("kept", before & after), ("dropped", before - after), ("made", after - before))}

@@ -1,0 +1,205 @@
+"""The next view, and what must be moved and installed before it can be committed: worked out once from inventories, then published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from elastic.errors import CopiesConflict, CoverageLost, MismatchError
+from elastic.layout.layout import Layout, spread
+from elastic.layout.regions import ITEMSIZE, ModelSpec
+from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
+from elastic.plan.assignment import assign
+from elastic.plan.planner import plan
+from elastic.recovery.inventory import Inventory, Progress, Scalars
+from elastic.recovery.resume import resume_step
+from elastic.view import Member, View
+
+SAME = "same"
+"""The dtype of an optimizer state that is in its layer's dtype."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """`view` is to go on from the state at step `resume`, once `transfers` are done and the `scalars` of that step installed.
+
+    `states` maps optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any transfers must
+    move, by an oracle; `why` is a sentence for people.
+    """
+
+    view: View
+    resume: int
+    transfers: tuple[Transfer, ...]
+    states: dict[str, str]
+    scalars: Scalars
+    progress: Progress | None
+    results: list[Any]
+    bytes_minimum: int
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only; `from_json` gives back an equal proposal."""
+        return {
+            "view": self.view.to_json(),
+            "resume": self.resume,
+            "transfers": [transfer.to_json() for transfer in self.transfers],
+            "states": self.states,
+            "scalars": self.scalars,
+            "progress": None if self.progress is None else self.progress.to_json(),
+            "results": self.results,
+            "bytes_minimum": self.bytes_minimum,
+            "why": self.why,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Proposal:
+        """The inverse of `to_json`."""
+        return cls(
+            view=View.from_json(data["view"]),
+            resume=data["resume"],
+            transfers=tuple(Transfer.from_json(transfer) for transfer in data["transfers"]),
+            states=data["states"],
+            scalars=data["scalars"],
+            progress=None if data["progress"] is None else Progress.from_json(data["progress"]),
+            results=data["results"],
+            bytes_minimum=data["bytes_minimum"],
+            why=data["why"],
+        )
+
+
+def propose(
+    *, last: View, attempt: int, inventories: Mapping[int, Inventory], joiners: Mapping[int, Member], stages: int | None
+) -> Proposal:
+    """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
+
+    `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner.
+
+    Raises:
+        CoverageLost: if no step that may be resumed is complete, or there is no survivor.
+        CopiesConflict: if survivors hold different digests, scalars, dtypes or decisions of what must be equal.
+        MismatchError: if an inventory is of a worker that is not a member of `last`, or a joiner is one.
+    """
+    if strangers := set(inventories).difference(last.workers) | set(joiners).intersection(last.workers):
+        raise MismatchError(
+            f"workers {sorted(strangers)}: an inventory must be a member's of epoch {last.epoch}, and a joiner not one of them"
+        )
+    if not inventories:
+        raise CoverageLost(f"no worker of epoch {last.epoch} is left")
+    model = last.layout.model
+    members = (*(member for member in last.members if member.worker in inventories), *(joiners[worker] for worker in sorted(joiners)))
+    left = [inventories[worker] for worker in last.workers if worker in inventories]
+    resume = resume_step(model, left)
+    view = _view(last, attempt, members, stages)
+    states = _states(left) if resume >= 0 else {}
+    names = [PARAM, *states]
+    holdings = holdings_at(left, resume, list(states))
+    moves = transfers(holdings, view.layout, names)
+    least = minimum_by_layer(holdings, view.layout, names)
+    bytes_minimum = sum(
+        elements * itemsize(model, layer, states.get(state, SAME)) for (state, layer), elements in least.items() if elements
+    )
+    return Proposal(
+        view=view,
+        resume=resume,
+        transfers=moves,
+        states=states,
+        scalars=_scalars(left, resume),
+        progress=_progress(left, resume),
+        results=max((inventory.results for inventory in left), key=len),
+        bytes_minimum=bytes_minimum,
+        why=_why(last, view, resume, bytes_moved(model, moves, states)),
+    )
+
+
+def holdings_at(inventories: Iterable[Inventory], step: int, states: Sequence[str]) -> list[Holding]:
+    """What the workers hold of one step; `states` are those besides the parameter."""
+    return [
+        Holding(worker=inventory.worker, state=state, layer=copy.layer, start=copy.start, stop=copy.stop, role=copy.role)
+        for inventory in inventories
+        for copy in inventory.copies
+        if copy.step == step
+        for state in ([PARAM, *states] if copy.full else [PARAM])
+    ]
+
+
+def itemsize(model: ModelSpec, layer: int, dtype: str) -> int:
+    """Bytes of one element of a layer's state; `dtype` is a name, or "same" for the layer's own."""
+    return model.layers[layer].parameters[0].itemsize if dtype == SAME else ITEMSIZE[dtype]
+
+
+def bytes_moved(model: ModelSpec, moves: Iterable[Transfer], states: Mapping[str, str]) -> int:
+    """Bytes of all transfers together."""
+    return sum(move.elements * itemsize(model, move.layer, states.get(move.state, SAME)) for move in moves)
+
+
+def _view(last: View, attempt: int, members: tuple[Member, ...], stages: int | None) -> View:
+    workers, model = [member.worker for member in members], last.layout.model
+    weights = [sum(parameter.size * parameter.itemsize for parameter in layer.parameters) for layer in model.layers]
+    best = plan(workers, last.workload, None if stages is None else min(stages, len(workers)))
+    chosen = assign(best, last.plan, weights)
+    hosts = {member.worker: member.host for member in members}
+    layout: Layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages], hosts, near=last.layout)
+    return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout)
+
+
+def _states(inventories: Iterable[Inventory]) -> dict[str, str]:
+    merged: dict[str, tuple[str, int]] = {}
+    for inventory in inventories:
+        for state, dtype in inventory.states.items():
+            known, worker = merged.setdefault(state, (dtype, inventory.worker))
+            if known == SAME:
+                merged[state] = dtype, inventory.worker
+            elif dtype not in (SAME, known):
+                raise CopiesConflict(
+                    f"optimizer state {state!r} has dtype {known} on worker {worker} and {dtype} on worker {inventory.worker}: "
+                    "the workers run different optimizers"
+                )
+    return {state: dtype for state, (dtype, _) in merged.items()}
+
+
+def _scalars(inventories: Iterable[Inventory], step: int) -> Scalars:
+    merged: Scalars = {}
+    sources: dict[tuple[str, str], int] = {}
+    for inventory in inventories:
+        for name, values in inventory.scalars.get(step, {}).items():
+            ours = merged.setdefault(name, {})
+            for state, value in values.items():
+                source = sources.setdefault((name, state), inventory.worker)
+                if ours.setdefault(state, value) != value:
+                    raise CopiesConflict(
+                        f"{state!r} of parameter {name!r} at step {step} is {ours[state]} on worker {source} and {value} on worker "
+                        f"{inventory.worker}: optimizers have taken different steps"
+                    )
+    return merged
+
+
+def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
+    found: tuple[Progress, int] | None = None
+    for inventory in inventories:
+        progress = inventory.progress.get(step) if step >= 0 else None
+        if progress is None:
+            continue
+        if found is None:
+            found = progress, inventory.worker
+        elif found[0].apply != progress.apply:
+            raise CopiesConflict(
+                f"apply of step {step} was {found[0].apply} for worker {found[1]} and {progress.apply} for worker {inventory.worker}"
+            )
+    return None if found is None else found[0]
+
+
+def _why(last: View, view: View, resume: int, moved: int) -> str:
+    gone = [f"worker {worker} (place {last.place(worker)})" for worker in last.workers if worker not in view.workers]
+    come = [f"worker {worker}" for worker in view.workers if worker not in last.workers]
+    parts = [f"{' and '.join(who)} {did}" for who, did in ((gone, "left"), (come, "joined")) if who]
+    start = f"after step {resume}" if resume >= 0 else "from the initial state"
+    return f"{', '.join(parts) or 'nobody left or joined'}: going on {start} as {view.plan.summary}, for which {_size(moved)} move"
+
+
+def _size(amount: float) -> str:
+    units = ["bytes", "kB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:
+        amount /= 1000
+        del units[0]
+    return f"{amount:.3g} {units[0]}"

@@ -1,0 +1,61 @@
+"""The directory of one run: what it keeps about the job, and what is only needed while it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elastic.errors import SettingsError
+
+_KEPT = ("members.json", "incidents.jsonl", "faults.jsonl")
+_SCRATCH = ("etcd", "torchinductor", "activity")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """`members` names the processes of the last committed view, `incidents` has a line per recovery, `faults` one per injected fault."""
+
+    path: Path
+
+    @property
+    def members(self) -> Path:
+        return self.path / "members.json"
+
+    @property
+    def incidents(self) -> Path:
+        return self.path / "incidents.jsonl"
+
+    @property
+    def faults(self) -> Path:
+        return self.path / "faults.jsonl"
+
+    def prepare(self) -> None:
+        """Makes it, and removes what an earlier run in it has left. Raises SettingsError if it cannot be used."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in _KEPT:
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise SettingsError(f"directory={str(self.path)!r} cannot be used: {error.strerror}") from error
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes what is only needed while the job runs."""
+        for name in _SCRATCH:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Removes all of it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def write_members(self, record: dict[str, Any]) -> None:
+        """Replaces the file at once: readers see the old one or the new one."""
+        new = self.members.with_suffix(".new")
+        with suppress(FileNotFoundError):  # the launcher may be gone, and the directory with it
+            new.write_text(json.dumps(record))
+            os.replace(new, self.members)

@@ -1,0 +1,70 @@
+"""What a worker can give: complete copies of runs of state, each of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from elastic.engine.shard import Shard
+from elastic.layout.transfer import PARAM, Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """`memory[state]` is the run `[start, stop)` of a layer at step `step`; of a gathered run there is only the parameter.
+
+    `scalars` is the optimizer state of its parameters that has not their shape.
+    """
+
+    layer: int
+    start: int
+    stop: int
+    step: int
+    role: Role
+    memory: Mapping[str, torch.Tensor]
+    scalars: Mapping[str, Mapping[str, Any]]
+
+
+def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str, Any]]) -> Held:
+    """A shard as something to give."""
+    interval = shard.interval
+    return Held(
+        layer=shard.layer, start=interval.start, stop=interval.stop, step=step, role=role, memory=dict(shard.memory), scalars=scalars
+    )
+
+
+def runs(held: Iterable[Held], step: int, state: str, layer: int, start: int, stop: int) -> list[tuple[int, int, torch.Tensor | None]]:
+    """Ascending disjoint pieces `(start, stop, memory)` of what is held of a run at a step.
+
+    The memory is None where the run is held but its optimizer has not made this state: it counts as zeros.
+    """
+    found: list[tuple[int, int, torch.Tensor | None]] = []
+    position = start
+    fitting = [h for h in held if h.step == step and h.layer == layer and (state == PARAM or h.role != "gathered")]
+    while position < stop:
+        covering = [h for h in fitting if h.start <= position < h.stop]
+        if not covering:
+            position = min([stop, *(h.start for h in fitting if h.start > position)])
+            continue
+        best = max(covering, key=lambda h: h.stop)
+        end = min(stop, best.stop)
+        memory = best.memory.get(state)
+        found.append((position, end, None if memory is None else memory[position - best.start : end - best.start]))
+        position = end
+    return found
+
+
+def dtypes(held: Sequence[Held], parameter_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
+    """The dtype of every optimizer state by name: `same` where it is that of the layer's parameters."""
+    found: dict[str, str] = {}
+    for copy in held:
+        for state, memory in copy.memory.items():
+            if state != PARAM:
+                own = memory.dtype == parameter_dtypes[copy.layer]
+                name = "same" if own else str(memory.dtype).removeprefix("torch.")
+                if found.setdefault(state, name) == "same":
+                    found[state] = name
+    return found

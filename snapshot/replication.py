@@ -1,0 +1,174 @@
+"""Replicas of owned state in another worker's memory, kept up to date by *replay*.
+
+Behind every update the owner sends the gradient that it applied to the shard's holder: a third of the bytes that AdamW's state has. The
+holder keeps the shard at the step before and the gradient beside it, so that it can give both steps; when it hears that the step is
+committed, it applies the same update to its copy. What arrives is verified at once, and READY of the next step says that it was: that
+READY cannot be sent without it is what makes a step's replicas complete before the next step is applied anywhere. Every `COMPARED_EVERY`
+steps the digests of both copies are compared as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from elastic.comm.endpoint import Endpoint
+from elastic.comm.message import Kind, Tag
+from elastic.engine.reducer import OwnedGradient
+from elastic.engine.reduction import Parts
+from elastic.engine.shard import Shard
+from elastic.engine.zero import ShardedOptimizer
+from elastic.errors import ReplicaRefused
+from elastic.layout.regions import ModelSpec
+from elastic.layout.transfer import PARAM
+from snapshot.digest import digest
+from snapshot.held import Held, held
+
+COMPARED_EVERY = 50
+"""Steps. A comparison reads all state once on both sides."""
+
+_DIGEST_BYTES = 32
+_PREFIX = 64
+_ALIGN = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class Replica:
+    """A shard kept for its owner, at step `step`; `received` is the verified update behind it, if it has come."""
+
+    shard: Shard
+    step: int
+    memory: torch.Tensor  # uint8, what the owner's next message ends in
+    awaited: Tag | None = None
+    received: Update | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One step's gradient of a shard, None where a parameter had none."""
+
+    step: int
+    parts: Parts
+    state_digest: str
+
+
+class Replicator:
+    """One worker's part in one view: sends what it owns, keeps what others own."""
+
+    def __init__(
+        self, worker: int, spec: ModelSpec, network: Endpoint, optimizer: ShardedOptimizer, kept: Sequence[Shard], step: int
+    ) -> None:
+        self._worker, self._spec, self._network, self._optimizer = worker, spec, network, optimizer
+        optimizer.kept.bind(kept)
+        self.replicas = [Replica(shard=shard, step=step, memory=self._room(shard)) for shard in kept]
+        self._settings: dict[int, list[dict[str, Any]]] = {}
+
+    def _room(self, shard: Shard) -> torch.Tensor:
+        return torch.empty(self._prefix(shard) + shard.memory[PARAM].nbytes, dtype=torch.uint8)
+
+    def _prefix(self, shard: Shard) -> int:
+        return _PREFIX + -(-len(shard.parameters(self._spec)) // (8 * _ALIGN)) * _ALIGN
+
+    @property
+    def peers(self) -> set[int]:
+        """The workers that this one replicates to or for."""
+        holders = {shard.interval.replica for shard in self._optimizer.owned.shards.values()}
+        owners = {replica.shard.interval.owner for replica in self.replicas}
+        return {peer for peer in holders | owners if peer is not None} - {self._worker}
+
+    def begin(self, step: int) -> None:
+        """Before the optimizer's step: remembers its settings."""
+        self._settings = {known: settings for known, settings in self._settings.items() if known >= step - 1}
+        self._settings[step] = self._optimizer.settings()
+
+    def send(self, step: int, gradients: Sequence[OwnedGradient]) -> None:
+        """Sends the updates of step `step`; returns at once. The gradients must stay as they are until `flush` of the network."""
+        for gradient in gradients:
+            holder = gradient.interval.replica
+            if holder is None:
+                continue
+            shard = self._optimizer.owned.shards[gradient.layer, gradient.interval.start]
+            present = sum(1 << bit for bit, part in enumerate(gradient.parts) if part is not None)
+            bitmap = present.to_bytes(self._prefix(shard) - _PREFIX, "little")
+            digests = digest(gradient.memory) + (state_digest(shard) if step % COMPARED_EVERY == 0 else "-" * _DIGEST_BYTES)
+            memory = gradient.memory.view(torch.uint8).numpy()
+            self._network.send(holder, _tag(step, shard), digests.encode(), bitmap, memory)
+
+    def replay(self, step: int) -> None:
+        """Step `step` is committed: brings every replica that has its update up to it.
+
+        Raises:
+            ReplicaRefused: where the owner's digest differs from what the replay gave.
+        """
+        ready = [(r, r.received) for r in self.replicas if r.received is not None and r.received.step == step]
+        if not ready:
+            return
+        gradients = {(replica.shard.layer, replica.shard.interval.start): update.parts for replica, update in ready}
+        self._optimizer.replay(gradients, self._settings[step])
+        for replica, update in ready:
+            replica.step, replica.received = step, None
+            if update.state_digest[0] != "-" and update.state_digest != state_digest(replica.shard):
+                raise self._refused(replica, step, "its replay has other contents than the owner's shard")
+
+    def held(self) -> list[Held]:
+        """What this worker can give of what it keeps: every replica as it is, and also at the step behind it where it has the update."""
+        found = []
+        for replica in self.replicas:
+            shard = replica.shard
+            found.append(held(shard, replica.step, "replica", self._optimizer.kept.scalars(shard)))
+            if replica.received is not None:
+                newer = self._optimizer.replayed(shard, replica.received.parts, self._settings[replica.received.step])
+                found.append(held(newer, replica.received.step, "replica", newer.scalars))
+        return found
+
+    def expect(self, step: int) -> None:
+        """Posts the memory for the updates of step `step`."""
+        for replica in self.replicas:
+            replica.awaited = _tag(step, replica.shard)
+            self._network.post(replica.shard.interval.owner, replica.awaited, replica.memory.numpy())
+
+    def confirm(self) -> None:
+        """Returns when every awaited update has come and was verified."""
+        for replica in self.replicas:
+            self._take(replica)
+
+    def settle(self) -> None:
+        """Takes the updates that have come, and waits for none: the last thing that is done in a view."""
+        for replica in self.replicas:
+            if replica.awaited is not None and self._network.arrived(replica.shard.interval.owner, replica.awaited):
+                self._take(replica)
+
+    def _take(self, replica: Replica) -> None:
+        tag, shard = replica.awaited, replica.shard
+        if tag is None:
+            return
+        self._network.receive(shard.interval.owner, tag)
+        replica.awaited = None
+        prefix = self._prefix(shard)
+        digests = replica.memory[:_PREFIX].numpy().tobytes().decode("ascii", "replace")
+        present = int.from_bytes(replica.memory[_PREFIX:prefix].numpy().tobytes(), "little")
+        gradient = replica.memory[prefix:].view(shard.memory[PARAM].dtype)
+        if digest(gradient) != digests[:_DIGEST_BYTES]:
+            raise self._refused(replica, tag.step, "what arrived is not what was sent")
+        runs = enumerate(shard.parameters(self._spec))
+        parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]
+        replica.received = Update(step=tag.step, parts=parts, state_digest=digests[_DIGEST_BYTES:])
+
+    def _refused(self, replica: Replica, step: int, why: str) -> ReplicaRefused:
+        interval = replica.shard.interval
+        run = f"layer {replica.shard.layer}, run [{interval.start}, {interval.stop})"
+        return ReplicaRefused(f"worker {self._worker} refuses the replica of worker {interval.owner}'s {run} at step {step}: {why}")
+
+
+def state_digest(shard: Shard) -> str:
+    """One digest of all of a shard's memory."""
+    parts = "".join(f"{name}{digest(memory)}" for name, memory in sorted(shard.memory.items()))
+    return digest(np.frombuffer(parts.encode(), dtype=np.uint8))
+
+
+def _tag(step: int, shard: Shard) -> Tag:
+    return Tag(Kind.REPLICA, step, shard.layer, shard.interval.start)

@@ -1,0 +1,195 @@
+"""`spread(near=...)`: after losses and joins everything holds that holds for a fresh layout, and little has moved."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from layout_strategies import STATES, few, host_maps, models, stages_for, worker_lists
+
+from elastic.errors import LayoutError
+from elastic.layout.invariants import check
+from elastic.layout.layout import Layout, spread
+from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
+from elastic.layout.transfer import PARAM, holdings_of, minimum_elements, transfers
+
+OPTIMIZER = ("exp_avg", "exp_avg_sq")
+
+
+def model_of(layers: int, blocks: int, tail: int = 0, cut="block") -> ModelSpec:
+    size = blocks * BLOCK + tail
+    return ModelSpec(layers=tuple(LayerSpec.build(i, [("weight", (size,), "float32")]) for i in range(layers)), cut=cut)
+
+
+def one_stage(layout: Layout, members: list[int], hosts=None) -> Layout:
+    return spread(layout.model, [(range(len(layout.layers)), members)], hosts, near=layout)
+
+
+def totals(layout: Layout) -> Counter[int]:
+    owned = Counter(dict.fromkeys(layout.workers, 0))
+    for layer in layout.layers:
+        for interval in layer.intervals:
+            owned[interval.owner] += interval.elements
+    return owned
+
+
+def copies(layout: Layout) -> Counter[int]:
+    kept = Counter(dict.fromkeys(layout.workers, 0))
+    for layer in layout.layers:
+        for interval in layer.intervals:
+            kept[interval.replica] += interval.elements
+    return kept
+
+
+def assert_balanced(layout: Layout, stages) -> None:
+    owned = totals(layout)
+    for _, members in stages:
+        shares = [owned[member] for member in members]
+        assert max(shares) - min(shares) <= 2 * BLOCK
+
+
+def assert_short(layout: Layout) -> None:
+    for layer in layout.layers:
+        assert len(layer.intervals) <= 2 * len(layer.members)
+        for before, after in pairwise(layer.intervals):
+            assert (before.owner, before.replica) != (after.owner, after.replica)
+
+
+@pytest.mark.slow
+@few
+@given(st.data())
+def test_any_sequence_of_losses_and_joins_keeps_every_invariant(data):
+    model = data.draw(models())
+    workers = data.draw(worker_lists)
+    layout = spread(model, data.draw(stages_for(model, workers)), data.draw(host_maps(workers)))
+    for epoch in range(data.draw(st.integers(1, 5))):
+        alive = data.draw(st.permutations(layout.workers))
+        if len(alive) > 1:
+            alive = alive[: data.draw(st.integers(1, len(alive)))]
+        members = [*alive, *(1000 + 10 * epoch + i for i in range(data.draw(st.integers(0, 2))))]
+        stages, hosts = data.draw(stages_for(model, members)), data.draw(host_maps(members))
+        layout = spread(model, stages, hosts, near=layout)
+        check(layout)
+        assert_short(layout)
+        assert [(layer.layer, layer.members) for layer in layout.layers] == [(i, tuple(who)) for run, who in stages for i in run]
+        if model.cut == "block":
+            assert_balanced(layout, stages)
+        if hosts is not None and len(set(hosts.values())) > 1:
+            assert all(hosts[i.owner] != hosts[i.replica] for layer in layout.layers for i in layer.intervals)
+
+
+@pytest.mark.slow
+@few
+@given(st.data())
+def test_nothing_changes_where_nothing_happened(data):
+    model, workers = data.draw(models()), data.draw(worker_lists)
+    stages = data.draw(stages_for(model, workers))
+    layout = spread(model, stages)
+    assert spread(model, stages, near=layout) == layout
+
+
+@st.composite
+def single_stages(draw) -> tuple[Layout, list[int]]:
+    model = model_of(draw(st.integers(1, 6)), draw(st.integers(8, 60)), draw(st.sampled_from([0, 64, 1000])))
+    workers = list(range(draw(st.integers(2, 8))))
+    return spread(model, [(range(len(model.layers)), workers)]), workers
+
+
+@few
+@given(single_stages(), st.data())
+def test_a_loss_moves_what_was_lost(found, data):
+    layout, workers = found
+    lost = data.draw(st.sampled_from(workers))
+    alive = [worker for worker in workers if worker != lost]
+    after = one_stage(layout, alive)
+    moved = minimum_elements(holdings_of(layout, OPTIMIZER, alive), after, OPTIMIZER)
+    # One copy of what it owned and of what it kept must be made again, unless a single worker is left: it has one of each already.
+    must = totals(layout)[lost] + copies(layout)[lost] if len(alive) > 1 else 0
+    assert must * len(OPTIMIZER) <= moved <= (must + 3 * BLOCK * len(workers)) * len(OPTIMIZER)
+
+
+@few
+@given(single_stages())
+def test_a_join_moves_the_share_of_the_joiner(found):
+    layout, workers = found
+    after = one_stage(layout, [*workers, 100])
+    moved = minimum_elements(holdings_of(layout, OPTIMIZER, workers), after, OPTIMIZER)
+    share = sum(spec.size for spec in layout.model.layers) / (len(workers) + 1)
+    assert abs(moved / len(OPTIMIZER) - share) <= 2 * BLOCK * len(workers)
+
+
+@pytest.mark.parametrize(("layers", "blocks", "wide", "most"), [(1, 100, 6, 4), (6, 50, 8, 2.5), (24, 100, 8, 2.5)])
+def test_later_losses_and_joins_move_little_too(layers, blocks, wide, most):
+    """In units of what has to move. A fresh cut moves about half of the stage: 4 times as much with 8 workers."""
+    draw = random.Random(layers)
+    workers = list(range(wide))
+    layout = spread(model_of(layers, blocks), [(range(layers), workers)])
+    ratios = []
+    for epoch in range(12):
+        if len(workers) > wide or (len(workers) > 3 and draw.random() < 0.5):
+            lost = draw.choice(workers)
+            workers = alive = [worker for worker in workers if worker != lost]
+            must = totals(layout)[lost] + copies(layout)[lost]
+        else:
+            alive, workers = workers, [*workers, 100 + epoch]
+            must = sum(totals(layout).values()) / len(workers)
+        after = one_stage(layout, workers)
+        check(after)
+        assert_short(after)
+        assert_balanced(after, [(range(layers), workers)])
+        ratios.append(minimum_elements(holdings_of(layout, OPTIMIZER[:1], alive), after, OPTIMIZER[:1]) / must)
+        layout = after
+    assert max(ratios) < most
+    assert sum(ratios) / len(ratios) < (1 + most) / 2
+
+
+def test_copies_stay_near_balance():
+    layout = spread(model_of(12, 64), [(range(12), range(8))])
+    workers = list(range(8))
+    for epoch in range(20):
+        workers = [*workers[1:], 100 + epoch]
+        layout = one_stage(layout, workers)
+        kept = copies(layout)
+        assert max(kept.values()) <= 1.8 * sum(kept.values()) / len(kept)
+
+
+def test_replicas_move_to_another_host_when_one_joins():
+    layout = spread(model_of(3, 16), [(range(3), (0, 1))], {0: "a", 1: "a"})
+    after = one_stage(layout, [0, 1, 2], {0: "a", 1: "a", 2: "b"})
+    assert {i.replica for layer in after.layers for i in layer.intervals if i.owner != 2} == {2}
+
+
+def test_transfers_come_from_survivors_only():
+    layout = spread(model_of(4, 20), [(range(4), range(4))])
+    after = one_stage(layout, [0, 2, 3])
+    moves = transfers(holdings_of(layout, STATES, [0, 2, 3]), after, STATES)
+    assert {move.source for move in moves} <= {0, 2, 3}
+    assert PARAM not in {move.state for move in moves}
+
+
+def test_another_model_is_refused():
+    layout = spread(model_of(2, 4), [(range(2), (0, 1))])
+    with pytest.raises(LayoutError, match="another model"):
+        spread(model_of(2, 5), [(range(2), (0, 1))], near=layout)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 8])
+def test_sixty_four_workers_and_forty_layers_take_a_moment(stages):
+    def parts(workers):
+        wide = len(workers) // stages
+        cut = [0, *(len(workers) - wide * (stages - i) for i in range(1, stages)), len(workers)]
+        return [(range(40 * i // stages, 40 * (i + 1) // stages), workers[cut[i] : cut[i + 1]]) for i in range(stages)]
+
+    layout = spread(model_of(40, 4000), parts(list(range(64))))
+    for workers in ([worker for worker in range(64) if worker != 13], [*range(64), 64]):
+        took = []
+        for _ in range(3):
+            begin = time.process_time()
+            spread(layout.model, parts(workers), near=layout)
+            took.append(time.process_time() - begin)
+        assert min(took) < 0.1

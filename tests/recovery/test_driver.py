@@ -1,0 +1,406 @@
+"""The driver with a crew that only notes what it is told, an etcd that does what the test says, and a clock that is a number."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from elastic.errors import Conflict, CoverageLost, EtcdUnavailable, GateRefused
+from elastic.membership.clerk import Errand
+from elastic.membership.founding import found
+from elastic.observe import incident
+from elastic.observe.activity import Activity
+from elastic.recovery.driver import Driver, World
+from elastic.recovery.inventory import Inventory
+from elastic.recovery.machine import SUSPICION_S
+from elastic.recovery.state import Phase
+from elastic.rundir import RunDirectory
+from elastic.settings import JobSettings
+from elastic.supervision import Worker
+from elastic.view import View
+from tests.announcement import announcement
+from tests.membership.test_founding import ready
+
+FIRST_PID = 1000
+
+
+def view_of(workers: Iterable[int], epoch: int = 1, attempt: int = 0) -> View:
+    view = found({worker: ready(profile=True) for worker in workers}, None)
+    return dataclasses.replace(view, epoch=epoch, attempt=attempt)
+
+
+class FakeCrew:
+    forkserver = 77
+
+    def __init__(self) -> None:
+        self.workers: dict[int, Worker] = {}
+        self.told: list[tuple[int, dict[str, Any]]] = []
+        self.killed: dict[int, str] = {}
+
+    def fork(self, number: int) -> None:
+        self.workers[number] = Worker(number=number, channel=None, pid=FIRST_PID + number)
+
+    def tell(self, numbers: Iterable[int], message: dict[str, Any]) -> None:
+        self.told += [(number, message) for number in numbers]
+
+    def kill(self, number: int, why: str) -> None:
+        self.killed[number] = why
+        self.workers[number].kill(why)
+
+    def messages(self, kind: str) -> list[int]:
+        """Who was told so, since the last look."""
+        found = [number for number, message in self.told if message["type"] == kind]
+        self.told = [entry for entry in self.told if entry[1]["type"] != kind]
+        return found
+
+
+class FakeAttempts:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.error: Exception | None = None
+
+    def _note(self, *call: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.calls.append(call)
+
+    def begin(self, era: Any) -> None:
+        self._note("begin", era)
+
+    def publish(self, era: Any, proposal: Any) -> None:
+        self._note("publish", era)
+
+    def vote(self, era: Any, votes: Any) -> None:
+        self._note("vote", era, votes)
+
+    def commit(self, era: Any, view: View, expected_mod_revision: int) -> int:
+        self._note("commit", era, view.workers, expected_mod_revision)
+        return expected_mod_revision + 10
+
+    def sweep(self) -> None:
+        self._note("sweep")
+
+
+class FakeClerk:
+    """Does errands at once, as long as etcd is there."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.waiting: list[Errand] = []
+
+    def run(self, errand: Errand) -> None:
+        self.waiting.append(errand)
+        if not self.away:
+            self.work()
+
+    def work(self) -> None:
+        while self.waiting:
+            errand = self.waiting.pop(0)
+            if not errand.wanted():
+                continue
+            try:
+                result = errand.call()
+            except Conflict as error:
+                errand.refused(error)
+            else:
+                errand.done(result)
+
+
+@dataclass
+class FakeTimers:
+    due: float | None = None
+    act: Callable[[], None] | None = None
+
+    def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None:
+        self.due, self.act = seconds, act
+
+    def clear_timer(self, name: str = "") -> None:
+        self.due = self.act = None
+
+
+@dataclass
+class Scene:
+    driver: Driver
+    crew: FakeCrew
+    attempts: FakeAttempts
+    clerk: FakeClerk
+    timers: FakeTimers
+    directory: RunDirectory
+    outcomes: list[dict[str, Any]]
+    said: list[str]
+    now: float = 50.0
+    admitted: list[int] = field(default_factory=list)
+    refuse: Exception | None = None
+
+    def say(self, worker: int, kind: str, **fields: Any) -> None:
+        self.driver.heard(self.crew.workers[worker], {"type": kind, **fields})
+
+    def die(self, worker: int, status: int = -9) -> None:
+        dead = self.crew.workers[worker]
+        dead.gone, dead.status = True, status
+        self.driver.died(dead)
+
+    def propose(self, action: Any, stages: int | None) -> Any:
+        if self.refuse is not None:
+            raise self.refuse
+        view = view_of(action.inventories, *action.era)
+        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, to_json=lambda: {"view": view.to_json()})
+
+    def inventories(self) -> None:
+        for worker in self.crew.messages("quiesce"):
+            empty = Inventory(worker=worker, yielded=-1, copies=()).to_json()
+            self.say(worker, "inventory", epoch=self.era[0], attempt=self.era[1], inventory=empty)
+
+    def votes(self) -> None:
+        for worker in self.crew.messages("propose"):
+            times = {"installed": self.now - 0.003, "moved": self.now - 0.002, "checked": self.now}
+            links = {"kept": 2, "dropped": 1, "made": 0}
+            self.say(worker, "vote", epoch=self.era[0], attempt=self.era[1], refusal=None, received_bytes=450, links=links, times=times)
+
+    def resume(self) -> None:
+        for worker in self.crew.messages("view"):
+            self.say(worker, "resumed", epoch=self.era[0], attempt=self.era[1], at=self.now)
+
+    @property
+    def era(self) -> tuple[int, int]:
+        return self.driver.state.era
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Callable[..., Scene]:
+    def make(workers: int = 3, **options: Any) -> Scene:
+        crew, attempts, clerk, timers, directory = FakeCrew(), FakeAttempts(), FakeClerk(), FakeTimers(), RunDirectory(tmp_path)
+        outcomes: list[dict[str, Any]] = []
+        said: list[str] = []
+        for number in range(workers):
+            crew.fork(number)
+        made: list[Scene] = []
+        world = World(
+            crew=crew,
+            timers=timers,
+            clerk=clerk,
+            attempts=attempts,
+            directory=directory,
+            end=outcomes.append,
+            admit=lambda worker, ready: made[0].admitted.append(worker),
+            say=said.append,
+            propose=lambda action, stages: made[0].propose(action, stages),
+            clock=lambda: made[0].now if made else 50.0,
+        )
+        settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="avx2", **{"respawn": False, **options})
+        driver = Driver(world, settings, view_of(range(workers)), 100, ready())
+        made.append(Scene(driver, crew, attempts, clerk, timers, directory, outcomes, said))
+        assert crew.messages("view") == list(range(workers))
+        return made[0]
+
+    return make
+
+
+def test_a_death_goes_through_etcd_to_the_next_view(scene: Callable[..., Scene]) -> None:
+    job = scene()
+    job.die(1)
+    job.inventories()
+    job.votes()
+    assert job.attempts.calls == [
+        ("begin", (2, 1)),
+        ("publish", (2, 1)),
+        ("vote", (2, 1), {0: None, 2: None}),
+        ("commit", (2, 1), (0, 2), 100),
+        ("sweep",),
+    ]
+    assert job.crew.messages("view") == [0, 2]
+    record = json.loads(job.directory.members.read_text())
+    assert (record["epoch"], record["attempt"], record["coordinator"], record["forkserver"]) == (2, 1, 0, 77)
+    assert [(member["worker"], member["pid"]) for member in record["members"]] == [(0, 1000), (2, 1002)]
+    job.driver.seen(job.driver.view, 110)
+    assert job.crew.messages("view") == [], "it is not announced twice"
+    job.die(2)
+    job.inventories()
+    job.votes()
+    assert job.attempts.calls[-2] == ("commit", (3, 1), (0,), 110), "from the revision of the last one"
+
+
+def test_the_incident_has_the_figures(scene: Callable[..., Scene]) -> None:
+    job = scene()
+    job.say(0, "progress", epoch=1, step=12, step_s=0.2, committed_at=49.9, committed=10)
+    job.directory.faults.write_text(json.dumps({"at": 49.99, "worker": 1, "pid": 1001, "kind": "kill"}) + "\n")
+    job.die(1)
+    job.now = 50.004
+    job.inventories()
+    job.now = 50.014
+    job.votes()
+    job.now = 50.02
+    job.resume()
+    job.say(0, "committed", epoch=2, step=12, at=50.32)
+    assert job.driver.incidents == [found.to_json() for found in incident.read(job.directory.incidents)]
+    (found,) = incident.read(job.directory.incidents)
+    assert (found.kind, found.worker, found.place, found.epoch, found.attempts) == ("death", 1, 1, 2, 1)
+    assert found.phases_ms == {"quiesce": 4.0, "propose": 0.0, "migrate": 8.0, "gate": 2.0, "commit": 0.0}
+    assert (found.detected_ms, found.redo_ms) == (10.0, 300.0)
+    assert found.stall_ms == 20.0, "step 12 would have been committed at 50.3 without the fault"
+    assert (found.bytes_moved, found.bytes_minimum, found.samples_lost) == (900, 900, 0)
+    assert (found.links_kept, found.links_dropped, found.links_made, found.joined) == (4, 2, 0, ())
+    assert "worker 1" in job.said[-1]
+    job.say(0, "committed", epoch=2, step=13, at=50.42)
+    assert len(job.driver.incidents) == 1
+
+
+def test_lost_work_is_counted_from_what_the_workers_were_doing(scene: Callable[..., Scene], tmp_path: Path, monkeypatch) -> None:
+    job = scene()
+    for worker in range(3):
+        monkeypatch.setattr("os.getpid", lambda worker=worker: FIRST_PID + worker)
+        activity = Activity(tmp_path, worker)
+        activity.enter("backward", 12, 1, 3)
+        activity.close()
+    job.say(2, "progress", epoch=1, step=12, step_s=0.2, committed_at=49.9, committed=10)
+    job.die(1)
+    job.inventories()
+    job.votes()
+    job.driver.close()
+    (found,) = incident.read(job.directory.incidents)
+    assert (found.step, found.phase, found.steps_redone) == (12, "backward", 1)
+    assert found.lost_ms == pytest.approx(100.0)
+    assert found.stall_ms is None, "the job ended before a step was committed"
+
+
+def test_a_replacement_joins(scene: Callable[..., Scene]) -> None:
+    job = scene(respawn=True)
+    job.die(1)
+    assert 3 in job.crew.workers
+    job.inventories()
+    job.votes()
+    job.resume()
+    job.say(0, "committed", epoch=2, step=12, at=job.now)
+    job.say(3, "announce", ready=announcement())
+    assert job.admitted == [3]
+    assert job.timers.act is not None
+    job.timers.act()
+    assert job.crew.messages("boundary") == [0, 2]
+    for worker in (0, 2):
+        job.say(worker, "paused", epoch=2, step=11)
+    job.inventories()
+    job.votes()
+    job.resume()
+    job.say(3, "committed", epoch=3, step=12, at=job.now)
+    joined = job.driver.incidents[-1]
+    assert (joined["kind"], joined["joined"], joined["steps_redone"], joined["step"]) == ("join", [3], 0, 11)
+
+
+def test_a_joiner_that_differs_is_refused_with_the_reason(scene: Callable[..., Scene]) -> None:
+    job = scene(respawn=True)
+    job.die(1)
+    job.say(3, "announce", ready={**announcement(), "digest": "e"})
+    assert "worker 3 cannot train together with worker 0: digest is 'e' there" in job.crew.killed[3]
+    job.die(3)
+    assert any("worker 3 (process 1003) was ended" in said and "before it had joined" in said for said in job.said)
+    assert job.admitted == []
+    assert job.driver.incidents == []
+
+
+def test_a_joiner_whose_train_function_fails_or_returns_is_let_go(scene: Callable[..., Scene]) -> None:
+    job = scene(respawn=True)
+    job.die(1)
+    assert job.driver.joining(job.crew.workers[3])
+    job.driver.failed_to_join(job.crew.workers[3], "ValueError: no")
+    assert job.crew.killed == {3: "ValueError: no"}
+    job.die(3)
+    job.driver.finished(job.crew.workers[4])
+    assert "returned there before" in job.crew.killed[4]
+    assert job.outcomes == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(CoverageLost("layer 3 is gone"), "CoverageLost"), (GateRefused("layer 3 is gone", check="coverage"), "JobFailed")]
+)
+def test_what_cannot_be_proposed_ends_the_job(scene: Callable[..., Scene], error: Exception, kind: str) -> None:
+    job = scene()
+    job.refuse = error
+    job.die(1)
+    job.inventories()
+    assert job.outcomes[0]["kind"] == kind
+    assert "layer 3 is gone" in job.outcomes[0]["message"]
+
+
+def test_an_outage_holds_the_commit_back_and_loses_nothing(scene: Callable[..., Scene]) -> None:
+    job = scene()
+    job.clerk.away = True
+    job.driver.away(EtcdUnavailable("etcd cannot be reached"))
+    job.die(1)
+    job.inventories()
+    job.votes()
+    assert job.driver.state.phase is Phase.COMMITTING
+    job.die(2)
+    job.clerk.work()
+    assert job.driver.state.view.workers == (0, 2)
+    assert job.era == (3, 1), "the death in the meantime is the next recovery"
+    assert job.said[0] == "etcd cannot be reached; the recovery waits for it"
+
+
+def test_what_an_abandoned_attempt_wanted_of_etcd_is_not_done(scene: Callable[..., Scene]) -> None:
+    job = scene(4)
+    job.clerk.away = True
+    job.die(1)
+    job.die(2)
+    job.clerk.work()
+    assert job.attempts.calls == [("begin", (2, 2))]
+
+
+def test_a_commit_that_etcd_refuses_is_another_attempt(scene: Callable[..., Scene]) -> None:
+    job = scene()
+    job.attempts.error = Conflict("agent there coordinates")
+    job.die(1)
+    assert job.era == (2, 3)
+    assert "3 attempts; the last: agent there coordinates" in job.outcomes[0]["message"]
+
+
+def test_a_peer_that_is_lost_but_runs_is_ended_and_called_an_eviction(scene: Callable[..., Scene]) -> None:
+    job = scene()
+    job.say(0, "lost", peer=2, reason="reset", epoch=1, step=4, phase="gather", at=job.now)
+    assert job.timers.due == SUSPICION_S
+    job.now += SUSPICION_S
+    assert job.timers.act is not None
+    job.timers.act()
+    assert job.crew.killed.keys() == {2}
+    job.die(2)
+    job.inventories()
+    job.votes()
+    job.driver.close()
+    assert job.driver.incidents[0]["kind"] == "eviction"
+    assert "lost by 0" in job.driver.incidents[0]["why"]
+
+
+@pytest.mark.parametrize(("phase", "blamed"), [("backward", True), ("gather", False)])
+def test_a_step_is_blamed_only_for_those_that_computed_it(
+    scene: Callable[..., Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, blamed: bool
+) -> None:
+    job = scene(4)
+    for worker, epoch in ((1, 1), (2, 2)):
+        job.say(worker, "progress", epoch=epoch, step=12, step_s=0.2, committed_at=49.9)
+        monkeypatch.setattr("os.getpid", lambda worker=worker: FIRST_PID + worker)
+        activity = Activity(tmp_path, worker)
+        activity.enter(phase, 12, epoch, 3)
+        activity.close()
+        job.die(worker)
+        if job.outcomes:
+            break
+        job.inventories()
+        job.votes()
+    assert bool(job.outcomes) == blamed
+    assert not blamed or "step 12 (micro-batch 3) killed a worker in epoch 1" in job.outcomes[0]["message"]
+
+
+def test_when_it_is_complete(scene: Callable[..., Scene]) -> None:
+    job = scene()
+    for worker in (0, 1):
+        job.crew.workers[worker].result = {"value": 1}
+        job.driver.finished(job.crew.workers[worker])
+    assert not job.driver.complete
+    job.die(2)
+    assert job.driver.complete, "the leader's result is in, and nobody is left to wait for"

@@ -1,0 +1,498 @@
+"""The state machine branch by branch, with views that are nothing but members, and a clock that is a number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from elastic.recovery import machine
+from elastic.recovery.events import (
+    Action,
+    Announce,
+    AskBoundary,
+    Commit,
+    CommitFailed,
+    Committed,
+    EndJob,
+    Event,
+    Evict,
+    Finished,
+    FirstCommit,
+    Inventoried,
+    JoinerReady,
+    LostLink,
+    Offer,
+    PausedAt,
+    Propose,
+    Proposed,
+    Quiesce,
+    Respawn,
+    Stopping,
+    Tell,
+    Timeout,
+    Unproposable,
+    Vote,
+    Voted,
+    WorkerDied,
+)
+from elastic.recovery.machine import CLOSING_S, FAILED_JOINS, GATHERING_S, PATIENCE_S, SUSPICION_S
+from elastic.recovery.state import Phase, Policy, State
+
+
+@dataclass(frozen=True)
+class FakeView:
+    epoch: int
+    attempt: int
+    workers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FakeProposal:
+    view: FakeView
+
+
+@dataclass
+class Machine:
+    """The machine, told what happens in few words; keeps what it did since the last `done`."""
+
+    state: State
+    now: float = 100.0
+    actions: list[Action] = field(default_factory=list)
+
+    def feed(self, *events: Event) -> Machine:
+        for event in events:
+            self.state, actions = machine.step(self.state, event, self.now)
+            self.actions += actions
+        return self
+
+    def wait(self, seconds: float) -> Machine:
+        self.now += seconds
+        return self.feed(Timeout())
+
+    @property
+    def done(self) -> list[Action]:
+        actions, self.actions = self.actions, []
+        return [action for action in actions if not isinstance(action, Tell)]
+
+    @property
+    def told(self) -> str:
+        return "\n".join(action.sentence for action in self.actions if isinstance(action, Tell))
+
+    @property
+    def phase(self) -> Phase:
+        return self.state.phase
+
+    def die(self, worker: int, **more: Any) -> Machine:
+        return self.feed(WorkerDied(worker=worker, how=f"worker {worker} fell", **more))
+
+    def inventories(self) -> Machine:
+        """Everybody in the attempt answers."""
+        return self.feed(*(Inventoried(worker=worker, era=self.state.era, inventory=Any) for worker in self.state.missing))
+
+    def proposed(self) -> Machine:
+        view = FakeView(*self.state.era, tuple(sorted(self.state.participants)))
+        return self.feed(Proposed(era=self.state.era, proposal=FakeProposal(view)))
+
+    def vote(self, worker: int, **more: Any) -> Machine:
+        return self.feed(Voted(era=self.state.era, vote=Vote(worker=worker, **more)))
+
+    def votes(self) -> Machine:
+        for worker in self.state.missing:
+            self.vote(worker)
+        return self
+
+    def committed(self) -> Machine:
+        assert self.state.proposal is not None
+        return self.feed(Committed(view=self.state.proposal.view))
+
+    def recover(self) -> Machine:
+        """The rest of the attempt under way."""
+        self.inventories().proposed().votes()
+        return self.committed()
+
+    def ready(self, worker: int) -> Machine:
+        return self.feed(JoinerReady(worker=worker, member=Any))
+
+    def ended(self) -> str:
+        last = self.actions[-1]
+        assert isinstance(last, EndJob)
+        assert self.phase is Phase.ENDED
+        return last.message
+
+
+def running(workers: int = 3, **policy: Any) -> Machine:
+    """A job in epoch 1; nobody is replaced unless asked for."""
+    options = {"workers": workers, "respawn": False, **policy}
+    return Machine(machine.running(FakeView(1, 0, tuple(range(workers))), Policy(**options)))
+
+
+def test_a_death_is_recovered_from_in_one_attempt() -> None:
+    job = running().die(1)
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+    job.inventories()
+    assert job.done == [Propose(era=(2, 1), view=job.state.view, inventories={0: Any, 2: Any}, joiners={})]
+    job.proposed()
+    proposal = FakeProposal(FakeView(2, 1, (0, 2)))
+    assert job.done == [Offer(era=(2, 1), proposal=proposal)]
+    job.vote(0)
+    assert job.done == []
+    job.vote(2)
+    assert job.done == [Commit(era=(2, 1), proposal=proposal, votes={0: Vote(worker=0), 2: Vote(worker=2)})]
+    job.committed()
+    assert job.done == [Announce(view=proposal.view)]
+    assert (job.phase, job.state.era) == (Phase.RUNNING, (2, 1))
+    job.die(2)
+    assert job.done == [Quiesce(era=(3, 1), workers=(0,))]
+
+
+def test_every_answer_of_another_era_is_ignored() -> None:
+    job = running(4).die(1)
+    stale = job.state.era
+    job.inventories().die(2)
+    assert job.state.era == (2, 2)
+    view = FakeView(*stale, (0, 2, 3))
+    before = job.state
+    job.feed(
+        Inventoried(worker=0, era=stale, inventory=Any),
+        Proposed(era=stale, proposal=FakeProposal(view)),
+        Unproposable(era=stale, kind="CoverageLost", message="all gone"),
+        Voted(era=stale, vote=Vote(worker=0)),
+        CommitFailed(era=stale, reason="late"),
+        PausedAt(worker=0, epoch=1, step=3),
+        Committed(view=FakeView(1, 0, (0, 1, 2, 3))),
+        Timeout(),
+    )
+    assert job.state == before
+
+
+@pytest.mark.parametrize("until", ["", "inventories", "inventories proposed"])
+def test_a_death_in_an_attempt_burns_it_and_opens_the_next(until: str) -> None:
+    job = running(4).die(1)
+    for what in until.split():
+        getattr(job, what)()
+    _ = job.done
+    job.die(3)
+    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+    job.recover()
+    assert job.state.view == FakeView(2, 2, (0, 2))
+
+
+def test_a_death_while_committing_waits_for_the_result_and_goes_on_from_it() -> None:
+    job = running(4).die(1).inventories().proposed().votes()
+    _ = job.done
+    job.die(3)
+    assert job.done == []
+    job.committed()
+    assert job.done == [Announce(view=FakeView(2, 1, (0, 2, 3))), Quiesce(era=(3, 1), workers=(0, 2))]
+
+
+def test_a_death_while_a_commit_fails() -> None:
+    job = running(4).die(1).inventories().proposed().votes().die(3)
+    _ = job.done
+    job.feed(CommitFailed(era=(2, 1), reason="refused"))
+    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+
+
+def test_a_view_that_others_committed_is_adopted() -> None:
+    job = running()
+    view = FakeView(5, 2, (0, 1, 9))
+    job.feed(Committed(view=view), Committed(view=view))
+    assert job.done == [Announce(view=view)]
+    assert job.state.next_worker == 10
+
+
+def test_without_a_way_on_the_job_ends_with_the_reason_and_what_began_it() -> None:
+    job = running().die(1).inventories().feed(Unproposable(era=(2, 1), kind="CoverageLost", message="layer 3 is gone"))
+    assert "layer 3 is gone" in job.ended()
+    assert "worker 1 fell" in job.ended()
+    assert job.actions[-1].kind == "CoverageLost"
+    assert job.die(0).feed(Stopping()).phase is Phase.ENDED
+
+
+def test_all_dead() -> None:
+    assert "all workers died at once: no copy of the state is left" in running(2).die(0).die(1).ended()
+    assert "it was the only worker: no copy of the state is left" in running(1).die(0).ended()
+
+
+def test_commits_that_fail_are_tried_again_but_not_for_ever() -> None:
+    job = running().die(1)
+    for attempt in (1, 2):
+        assert job.state.era == (2, attempt)
+        job.inventories().feed(CommitFailed(era=job.state.era, reason="somebody else coordinates"))
+    assert "attempt 2 at epoch 2 failed: somebody else coordinates" in job.told
+    job.inventories().proposed().votes().feed(CommitFailed(era=(2, 3), reason="again"))
+    assert "epoch 2 could not be reached in 3 attempts; the last: again" in job.ended()
+
+
+# Votes
+
+
+def test_a_refusal_opens_the_next_attempt_and_says_why() -> None:
+    job = running().die(1).inventories().proposed().vote(0)
+    _ = job.done
+    job.vote(2, refusal="digest of layer 1 differs")
+    assert "worker 2 refuses: digest of layer 1 differs" in job.told
+    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+
+
+def test_a_vote_counts_once_and_only_of_a_member() -> None:
+    job = running(4).die(1).inventories().proposed().vote(0).vote(0).vote(1).vote(9).vote(2)
+    assert job.phase is Phase.MIGRATING
+    assert job.state.missing == (3,)
+
+
+def test_a_peer_that_failed_while_migrating_is_given_time_to_be_seen_dead() -> None:
+    job = running(4).die(1).inventories().proposed().vote(0, refusal="link lost", failed_peer=3).vote(2)
+    _ = job.done
+    job.vote(3)
+    assert job.phase is Phase.MIGRATING, "one vote did not pass"
+    job.wait(SUSPICION_S / 2)
+    assert job.done == []
+    job.wait(SUSPICION_S / 2)
+    assert [type(action) for action in job.done] == [Evict]
+    job.wait(5)
+    assert job.done == [], "it is evicted once"
+    job.die(3)
+    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+
+
+def test_a_joiner_that_refuses_is_evicted_and_the_others_go_on() -> None:
+    job = running(3, respawn=True).die(1).ready(3)
+    job.die(2).inventories().proposed()
+    assert job.state.participants == {0, 3}
+    _ = job.done
+    job.vote(3, refusal="out of memory")
+    assert job.done == [Evict(worker=3, why="out of memory")]
+    job.die(3, natural=False)
+    assert job.done == [Respawn(workers=(5,)), Quiesce(era=(2, 3), workers=(0,))]
+
+
+# Lost links
+
+
+def test_a_lost_peer_that_dies_in_time_is_an_ordinary_death() -> None:
+    job = running().feed(LostLink(reporter=0, peer=1, epoch=1))
+    assert job.state.wake_at == job.now + SUSPICION_S
+    job.die(1).wait(SUSPICION_S)
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+
+
+def test_a_lost_peer_that_lives_on_is_evicted() -> None:
+    job = running().feed(LostLink(reporter=0, peer=1, epoch=1)).wait(SUSPICION_S)
+    assert job.done == [Evict(worker=1, why="lost by 0, though its process still runs after 1 s")]
+
+
+def test_of_two_that_lost_each_other_only_one_is_evicted() -> None:
+    job = running().feed(LostLink(reporter=0, peer=1, epoch=1), LostLink(reporter=1, peer=0, epoch=1)).wait(SUSPICION_S).wait(5)
+    assert [action.worker for action in job.done] == [1]
+
+
+def test_the_one_whom_most_have_lost_is_evicted() -> None:
+    lost = [LostLink(reporter=0, peer=1, epoch=1), LostLink(reporter=0, peer=2, epoch=1), LostLink(reporter=1, peer=0, epoch=1)]
+    job = running().feed(*lost, LostLink(reporter=2, peer=0, epoch=1)).wait(SUSPICION_S).wait(5)
+    assert [action.worker for action in job.done] == [0]
+
+
+@pytest.mark.parametrize("lost", [(0, 0, 1), (0, 1, 2), (0, 7, 1), (7, 0, 1)])
+def test_a_loss_that_cannot_be_is_ignored(lost: tuple[int, int, int]) -> None:
+    reporter, peer, epoch = lost
+    assert running().feed(LostLink(reporter=reporter, peer=peer, epoch=epoch)).state.wake_at is None
+
+
+def test_a_worker_that_stopped_for_no_known_reason_is_taken_along_again() -> None:
+    job = running().feed(LostLink(reporter=0, peer=None, epoch=1, reason="a digest differs")).wait(SUSPICION_S)
+    assert "worker 0 cannot go on: a digest differs" in job.told
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 1, 2))]
+    assert job.state.retry is None
+    job = running().feed(LostLink(reporter=0, peer=None, epoch=1)).die(1).wait(SUSPICION_S)
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))], "a death explains it"
+
+
+def test_links_lost_while_an_attempt_is_under_way_are_expected() -> None:
+    job = running().feed(LostLink(reporter=0, peer=2, epoch=1)).die(1).feed(LostLink(reporter=2, peer=0, epoch=1))
+    assert job.state.suspects == {}
+
+
+# Joiners
+
+
+def test_a_replacement_is_started_at_once_and_joins_at_a_boundary() -> None:
+    job = running(respawn=True).die(1)
+    assert job.done == [Respawn(workers=(3,)), Quiesce(era=(2, 1), workers=(0, 2))]
+    job.recover()
+    _ = job.done
+    job.ready(3).feed(Timeout())
+    assert job.done == [AskBoundary(workers=(0, 2))]
+    job.feed(PausedAt(worker=0, epoch=2, step=7), PausedAt(worker=0, epoch=2, step=7))
+    assert job.done == []
+    job.feed(PausedAt(worker=2, epoch=2, step=7))
+    assert job.done == [Quiesce(era=(3, 1), workers=(0, 2, 3))]
+    job.recover()
+    assert job.state.view.workers == (0, 2, 3)
+    assert job.state.newcomers == {3}
+    assert job.state.ready == {}
+
+
+def test_joiners_that_were_started_together_come_in_together_if_they_are_quick() -> None:
+    job = running(4, respawn=True).die(1).die(2).recover()
+    assert job.state.starting == {4, 5}
+    _ = job.done
+    job.ready(4).wait(GATHERING_S / 2)
+    assert job.done == []
+    job.ready(5).feed(Timeout())
+    assert [type(action) for action in job.done] == [AskBoundary], "nobody else is to come"
+
+
+def test_a_joiner_does_not_wait_long_for_another() -> None:
+    job = running(4, respawn=True).die(1).die(2).recover()
+    _ = job.done
+    job.ready(5).wait(GATHERING_S)
+    assert [type(action) for action in job.done] == [AskBoundary]
+
+
+def test_a_joiner_that_is_ready_during_an_attempt_waits_for_the_next_boundary() -> None:
+    job = running(respawn=True).die(1).inventories().ready(3).proposed().votes()
+    job.committed().feed(Timeout())
+    assert job.done[-1] == AskBoundary(workers=(0, 2))
+
+
+def test_a_death_while_a_boundary_is_awaited_is_a_recovery_with_the_joiners() -> None:
+    job = running(respawn=True).die(1).recover().ready(3).feed(Timeout(), PausedAt(worker=0, epoch=2, step=4))
+    _ = job.done
+    job.die(2)
+    assert job.done == [Respawn(workers=(4,)), Quiesce(era=(3, 1), workers=(0, 3))]
+
+
+def test_a_joiner_that_dies_early_is_nobodys_incident_and_is_replaced_a_few_times() -> None:
+    job = running(respawn=True).die(1).recover()
+    _ = job.done
+    for number in range(3, 3 + FAILED_JOINS - 1):
+        job.die(number)
+        assert job.done == [Respawn(workers=(number + 1,))]
+    job.die(3 + FAILED_JOINS - 1)
+    assert "no more are started" in job.told
+    assert job.done == []
+    assert job.phase is Phase.RUNNING
+    job.die(2)
+    assert job.done == [Quiesce(era=(3, 1), workers=(0,))], "no more"
+
+
+def test_a_step_committed_with_a_joiner_forgives_the_failed_ones() -> None:
+    job = running(respawn=True).die(1).recover().die(3).ready(4).feed(Timeout())
+    job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4)).recover()
+    assert job.state.failed_joins == 1
+    job.feed(FirstCommit(worker=0, epoch=2, step=4))
+    assert job.state.failed_joins == 1, "of another epoch"
+    job.feed(FirstCommit(worker=0, epoch=3, step=5))
+    assert (job.state.failed_joins, job.state.newcomers) == (0, frozenset())
+
+
+def test_a_newcomer_that_dies_before_a_step_is_committed_counts_as_failed() -> None:
+    job = running(respawn=True).die(1).recover().ready(3).feed(Timeout())
+    job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4)).recover().die(3)
+    assert job.state.failed_joins == 1
+
+
+def test_an_unknown_joiner_is_ignored() -> None:
+    assert running().ready(8).state.ready == {}
+    assert running().die(8).done == []
+
+
+# Too few
+
+
+def test_below_the_minimum_the_job_pauses_until_there_are_enough() -> None:
+    job = running(3, min_workers=3, respawn=True).die(1).die(2)
+    assert job.phase is Phase.PAUSED
+    assert job.told.count("paused until new workers are ready") == 1
+    assert job.done == [Respawn(workers=(3,)), Respawn(workers=(4,))]
+    job.ready(3)
+    assert job.done == []
+    job.ready(4)
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 3, 4))]
+
+
+def test_below_the_minimum_with_nobody_to_come_the_job_ends() -> None:
+    assert "2 workers left, and the job may not shrink below min_workers=3; none can be started (respawn is off)" in (
+        running(3, min_workers=3).die(1).ended()
+    )
+    job = running(2, min_workers=2, respawn=True).die(1)
+    assert "the job is stopping" in job.feed(Stopping()).die(2).ended()
+    job = running(2, min_workers=2, respawn=True).die(1).die(2).die(3).die(4)
+    assert "new workers die" in job.ended()
+
+
+# The input
+
+
+def test_a_step_that_kills_in_two_epochs_is_to_blame() -> None:
+    job = running(4).die(1, epoch=1, step=12).recover().die(2, epoch=2, step=12, micro_batch=3)
+    assert "step 12 (micro-batch 3) killed a worker in epoch 1 and another in epoch 2" in job.ended()
+
+
+@pytest.mark.parametrize("second", [{"step": 13}, {"step": 12, "natural": False}, {"step": None}, {"step": 12, "epoch": 1}])
+def test_another_step_or_our_own_doing_is_not_the_inputs_fault(second: dict[str, Any]) -> None:
+    job = running(4).die(1, epoch=1, step=12).recover().die(2, **{"epoch": 2, **second})
+    assert job.phase is Phase.QUIESCING
+
+
+def test_two_that_die_in_one_epoch_at_one_step_are_one_accident() -> None:
+    assert running(4).die(1, epoch=1, step=12).die(2, epoch=1, step=12).phase is Phase.QUIESCING
+
+
+# The end
+
+
+def test_when_some_have_finished_a_death_ends_the_job_unless_the_rest_finish() -> None:
+    job = running().feed(Finished(worker=0)).die(1)
+    assert (job.phase, job.done) == (Phase.CLOSING, [])
+    job.wait(CLOSING_S / 2)
+    assert job.phase is Phase.CLOSING
+    assert job.wait(CLOSING_S / 2).ended() == "worker 1 fell"
+
+
+def test_the_death_of_one_that_has_finished_matters_to_those_who_miss_it() -> None:
+    job = running().feed(Finished(worker=0)).die(0)
+    assert job.phase is Phase.RUNNING
+    job = running().feed(Finished(worker=0), LostLink(reporter=1, peer=0, epoch=1))
+    assert "lost worker 0, which had finished" in job.wait(CLOSING_S).ended()
+
+
+@pytest.mark.parametrize("until", ["", "inventories", "inventories proposed"])
+def test_who_finishes_during_an_attempt_leaves_it_without_a_way_on(until: str) -> None:
+    job = running().die(1)
+    for what in until.split():
+        getattr(job, what)()
+    assert job.feed(Finished(worker=0)).wait(CLOSING_S).ended() == "worker 1 fell"
+
+
+@pytest.mark.parametrize("result", ["committed", "failed"])
+def test_who_finishes_during_a_commit_leaves_the_job_without_a_way_on(result: str) -> None:
+    job = running().die(1).inventories().proposed().votes().feed(Finished(worker=0))
+    job.committed() if result == "committed" else job.feed(CommitFailed(era=(2, 1), reason="no"))
+    assert job.wait(CLOSING_S).ended() == "worker 1 fell"
+
+
+def test_a_boundary_that_the_training_does_not_reach() -> None:
+    job = running(respawn=True).die(1).recover().ready(3).feed(Timeout(), Finished(worker=0))
+    assert job.phase is Phase.RUNNING
+    _ = job.done
+    job.feed(Finished(worker=2)).wait(100)
+    assert job.done == []
+
+
+def test_a_stopping_job_starts_nobody_and_lets_nobody_in() -> None:
+    job = running(respawn=True).die(1).recover()
+    _ = job.done
+    job.ready(3).feed(Stopping()).wait(GATHERING_S)
+    assert job.done == []
+    job.die(2)
+    assert job.done == [Quiesce(era=(3, 1), workers=(0, 3))]
+
+
+def test_who_keeps_the_others_waiting_is_named_once() -> None:
+    job = running().die(1).feed(Inventoried(worker=0, era=(2, 1), inventory=Any))
+    job.wait(PATIENCE_S).wait(PATIENCE_S)
+    assert job.told.count("quiescing: waiting for workers [2]") == 1

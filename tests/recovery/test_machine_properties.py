@@ -1,0 +1,190 @@
+"""Whatever happens, in whatever order: what the machine never does, and that it always comes to rest."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic.recovery import machine
+from elastic.recovery.events import (
+    Action,
+    AskBoundary,
+    Commit,
+    CommitFailed,
+    Committed,
+    Event,
+    Evict,
+    Finished,
+    FirstCommit,
+    Inventoried,
+    JoinerReady,
+    LostLink,
+    Offer,
+    PausedAt,
+    Propose,
+    Proposed,
+    Quiesce,
+    Respawn,
+    Stopping,
+    Timeout,
+    Unproposable,
+    Vote,
+    Voted,
+    WorkerDied,
+)
+from elastic.recovery.state import Phase, Policy, State
+from tests.recovery.test_machine import FakeProposal, FakeView
+
+
+@dataclass
+class World:
+    """Workers and an etcd around a machine. What they answer lies in `post`, until it is delivered: in any order, or twice."""
+
+    state: State
+    now: float = 0.0
+    post: list[Event] = field(default_factory=list)
+    delivered: list[Event] = field(default_factory=list)
+    alive: set[int] = field(default_factory=set)
+    voted: set[tuple[tuple[int, int], int]] = field(default_factory=set)
+    opened: list[tuple[int, int]] = field(default_factory=list)
+    committed: list[tuple[int, int]] = field(default_factory=list)
+
+    def feed(self, event: Event) -> None:
+        before = self.state.era
+        self.state, actions = machine.step(self.state, event, self.now)
+        assert self.state.era >= before, "it went back"
+        for action in actions:
+            self.answer(action)
+
+    def answer(self, action: Action) -> None:
+        view = self.state.view
+        if isinstance(action, Quiesce):
+            assert action.era > max([(view.epoch, view.attempt), *self.opened])
+            assert set(action.workers) <= self.known
+            self.opened.append(action.era)
+            self.post += [Inventoried(worker=worker, era=action.era, inventory=Any) for worker in action.workers]
+        elif isinstance(action, AskBoundary):
+            self.post += [PausedAt(worker=worker, epoch=view.epoch, step=5) for worker in action.workers]
+        elif isinstance(action, Propose):
+            assert action.inventories.keys() <= self.known
+            proposed = FakeView(*action.era, tuple(action.inventories))
+            self.post.append(Proposed(era=action.era, proposal=FakeProposal(proposed)))
+        elif isinstance(action, Offer):
+            self.post += [Voted(era=action.era, vote=Vote(worker=worker)) for worker in action.proposal.view.workers]
+        elif isinstance(action, Commit):
+            members = action.proposal.view.workers
+            assert action.era == self.opened[-1], "a stale attempt"
+            assert {(action.era, worker) for worker in members} <= self.voted, "a missing vote"
+            assert set(members) <= self.known, "with somebody who is known to be dead"
+            assert all(era < action.era for era in self.committed)
+            self.post.append(Committed(view=action.proposal.view))
+        elif isinstance(action, Respawn):
+            assert not set(action.workers) & (self.alive | self.state.dead), "a number used twice"
+            self.alive |= set(action.workers)
+            self.post += [JoinerReady(worker=worker, member=Any) for worker in action.workers]
+        elif isinstance(action, Evict):
+            self.post.append(WorkerDied(worker=action.worker, how="evicted", natural=False))
+
+    @property
+    def known(self) -> set[int]:
+        return self.alive - self.state.dead
+
+    def deliver(self, index: int) -> None:
+        event = self.post.pop(index % len(self.post))
+        self.delivered.append(event)
+        if isinstance(event, Voted) and event.vote.passed:
+            self.voted.add((event.era, event.vote.worker))
+        if isinstance(event, Committed):
+            assert (event.view.epoch, event.view.attempt) == self.opened[-1], "another attempt was opened while this one was committed"
+            self.committed.append((event.view.epoch, event.view.attempt))
+            self.post += [FirstCommit(worker=worker, epoch=event.view.epoch, step=6) for worker in event.view.workers]
+        if not self.of_the_dead(event):
+            self.feed(event)
+
+    def of_the_dead(self, event: Event) -> bool:
+        """Nothing more is heard of a worker after its death."""
+        worker = event.vote.worker if isinstance(event, Voted) else getattr(event, "worker", None)
+        return worker in self.state.dead and not isinstance(event, WorkerDied)
+
+    def disturb(self, kind: str, index: int) -> None:
+        workers = sorted(self.known)
+        if kind == "deliver" and self.post:
+            self.deliver(index)
+        elif kind == "again" and self.delivered:
+            event = self.delivered[index % len(self.delivered)]
+            if not self.of_the_dead(event):
+                self.feed(event)
+        elif kind == "wait":
+            self.now += index / 10
+            self.feed(Timeout())
+        elif kind == "stop":
+            self.feed(Stopping())
+        elif kind == "impossible" and self.state.phase is Phase.PROPOSING:
+            self.feed(Unproposable(era=self.state.era, kind="CoverageLost", message="gone"))
+        elif kind == "conflict" and self.state.phase is not Phase.COMMITTING:
+            self.feed(CommitFailed(era=self.state.era, reason="conflict"))
+        elif kind == "refused commit":
+            pending = [event for event in self.post if isinstance(event, Committed)]
+            for event in pending:
+                self.post.remove(event)
+                self.post.append(CommitFailed(era=(event.view.epoch, event.view.attempt), reason="conflict"))
+        elif workers:
+            self.befall(kind, workers[index % len(workers)], workers[index // 3 % len(workers)])
+
+    def befall(self, kind: str, worker: int, other: int) -> None:
+        if kind == "die":
+            self.feed(WorkerDied(worker=worker, how="died", epoch=self.state.view.epoch, step=self.state.view.epoch * 7 + worker))
+        elif kind == "lost":
+            self.feed(LostLink(reporter=worker, peer=other if other != worker else None, epoch=self.state.view.epoch))
+        elif kind == "refuse" and self.state.phase is Phase.MIGRATING:
+            self.feed(Voted(era=self.state.era, vote=Vote(worker=worker, refusal="no")))
+        elif kind == "unreachable" and self.state.phase is Phase.MIGRATING:
+            self.feed(Voted(era=self.state.era, vote=Vote(worker=worker, refusal="link", failed_peer=other)))
+        elif kind == "finish" and worker in self.state.view.workers:
+            self.feed(Finished(worker=worker))
+
+    def settle(self) -> None:
+        for _ in range(2000):
+            if self.post:
+                self.deliver(0)
+            elif self.state.wake_at is not None and self.state.phase is not Phase.ENDED:
+                self.now = max(self.now, self.state.wake_at)
+                self.feed(Timeout())
+            else:
+                return
+        raise AssertionError(f"it does not come to rest: {self.state}")
+
+
+WEIGHTS = {
+    "deliver": 400,
+    "die": 20,
+    "again": 20,
+    "wait": 20,
+    "lost": 8,
+    "refuse": 4,
+    "unreachable": 4,
+    "refused commit": 4,
+    "conflict": 2,
+    "finish": 1,
+    "stop": 1,
+    "impossible": 1,
+}
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 2**32), workers=st.integers(1, 6), min_workers=st.sampled_from([1, 1, 1, 2, 3, 6]), respawn=st.booleans())
+def test_nothing_is_committed_wrongly_and_all_comes_to_rest(seed: int, workers: int, min_workers: int, respawn: bool) -> None:
+    policy = Policy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn)
+    world = World(machine.running(FakeView(1, 0, tuple(range(workers))), policy), alive=set(range(workers)))
+    chance = random.Random(seed)
+    for kind in chance.choices([*WEIGHTS], [*WEIGHTS.values()], k=150):
+        world.disturb(kind, chance.randrange(30))
+    world.settle()
+    assert world.state.phase in (Phase.RUNNING, Phase.ENDED)
+    if world.state.phase is Phase.RUNNING:
+        assert set(world.state.view.workers) - world.state.finished <= world.known
+        assert len(world.state.view.workers) >= policy.min_workers

@@ -1,0 +1,155 @@
+"""Proposals: who goes on, from which step, with which transfers; and that they pass their own gate."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elastic.errors import CopiesConflict, CoverageLost, MismatchError
+from elastic.layout.transfer import PARAM, minimum_elements
+from elastic.recovery.gate import check_proposal
+from elastic.recovery.inventory import Progress
+from elastic.recovery.proposal import Proposal, bytes_moved, holdings_at, propose
+from elastic.view import View
+from tests.recovery.recovering import STATES, inventories_of, member, view_of
+
+LAST = view_of([0, 1, 2, 3], stages=2)
+
+
+def after_loss(*lost: int, last: View = LAST, joined=(), step: int = 5, ahead=(), stages: int | None = 2) -> Proposal:
+    left = inventories_of(last, [worker for worker in last.workers if worker not in lost], step, ahead)
+    return propose(last=last, attempt=2, inventories=left, joiners={worker: member(worker) for worker in joined}, stages=stages)
+
+
+def test_a_loss():
+    found = after_loss(1)
+    assert (found.view.epoch, found.view.attempt) == (4, 2)
+    assert found.view.workers == (0, 2, 3)
+    assert found.view.coordinator == 0
+    assert found.resume == 5
+    assert found.states == STATES
+    assert found.progress == Progress(step=5, apply={"clip": 1.0, "loss": 0.5}, groups=[{"lr": 0.1}])
+    assert set(found.scalars) == {f"{i}.w" for i in range(4)}
+    assert found.why.startswith("worker 1 (place 1) left: going on after step 5 as [0-1]x")
+
+
+def test_a_loss_and_a_join():
+    found = after_loss(0, joined=(7, 5))
+    assert found.view.workers == (1, 2, 3, 5, 7)
+    assert found.why.startswith("worker 0 (place 0) left, worker 5 and worker 7 joined: going on after step 5")
+    assert not {move.source for move in found.transfers} & {0, 5, 7}
+    check_proposal(found, LAST)
+
+
+def test_workers_that_were_ahead_fall_back_to_their_spares():
+    assert after_loss(1, ahead=(0, 2)).resume == 5
+
+
+def test_fewer_workers_than_stages_are_fewer_stages():
+    last = view_of([0, 1, 2], stages=3)
+    found = after_loss(1, last=last, stages=3)
+    assert len(found.view.plan.stages) == 2
+    check_proposal(found, last)
+
+
+def test_the_initial_state_has_no_optimizer():
+    found = after_loss(2, step=-1)
+    assert (found.resume, found.states, found.scalars, found.progress) == (-1, {}, {}, None)
+    assert {move.state for move in found.transfers} <= {PARAM}
+    assert "going on from the initial state" in found.why
+    check_proposal(found, LAST)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_proposal_is_minimal_and_passes_the_gate(data):
+    last = view_of(
+        data.draw(st.lists(st.integers(0, 30), min_size=2, max_size=6, unique=True)),
+        layers=data.draw(st.integers(1, 5)),
+        blocks=data.draw(st.integers(0, 12)),
+        hosts=data.draw(st.sampled_from([("a",), ("a", "b"), ("a", "b", "c")])),
+    )
+    for epoch in range(data.draw(st.integers(1, 3))):
+        workers = last.workers
+        lost = {data.draw(st.sampled_from(workers))} if len(workers) > 1 and data.draw(st.booleans()) else set()
+        joined = data.draw(st.sets(st.integers(100 * epoch + 100, 100 * epoch + 105), max_size=2))
+        step = data.draw(st.integers(-1, 3))
+        left = inventories_of(last, [worker for worker in workers if worker not in lost], step)
+        joiners = {worker: member(worker, "b") for worker in joined}
+        found = propose(last=last, attempt=1, inventories=left, joiners=joiners, stages=data.draw(st.sampled_from([None, 1])))
+        assert found.resume == step
+        check_proposal(found, last)
+        check_proposal(found, None)
+        for inventory in left.values():
+            check_proposal(found, last, inventory)
+        model = found.view.layout.model
+        assert bytes_moved(model, found.transfers, found.states) == found.bytes_minimum
+        held = holdings_at(left.values(), step, list(found.states))
+        sizes = {PARAM: 2, "exp_avg": 2, "exp_avg_sq": 4}
+        least = sum(sizes[state] * minimum_elements(held, found.view.layout, [state]) for state in [PARAM, *found.states])
+        assert found.bytes_minimum == least
+        assert Proposal.from_json(json.loads(json.dumps(found.to_json()))) == found
+        last = found.view
+
+
+def with_changed(worker: int, **changes):
+    left = inventories_of(LAST, LAST.workers)
+    left[worker] = replace(left[worker], **changes)
+    return propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2)
+
+
+def test_scalars_that_differ_are_a_conflict():
+    name = "0.w"
+    assert {name: {"step": 6.0}}.items() <= inventories_of(LAST, [0])[0].scalars[5].items()
+    with pytest.raises(CopiesConflict, match=r"'step' of parameter '0.w' at step 5 is 6.0 on worker 0 and 7.0 on worker 1"):
+        with_changed(1, scalars={5: {name: {"step": 7.0}}})
+
+
+def test_decisions_that_differ_are_a_conflict():
+    with pytest.raises(CopiesConflict, match=r"apply of step 5 was .* for worker 0 and .* for worker 3"):
+        with_changed(3, progress={5: Progress(step=5, apply={"clip": 0.5})})
+
+
+def test_dtypes_are_merged_or_conflict():
+    assert with_changed(0, states={"exp_avg": "same", "exp_avg_sq": "same"}).states == STATES
+    with pytest.raises(CopiesConflict, match="'exp_avg_sq' has dtype float64 on worker 0 and float32 on worker 1"):
+        with_changed(0, states={"exp_avg_sq": "float64"})
+
+
+def test_the_longest_results_are_kept():
+    assert with_changed(2, results=[1, 2]).results == [1, 2]
+
+
+def test_progress_comes_from_whoever_has_it():
+    left = {worker: replace(found, progress={}) for worker, found in inventories_of(LAST, LAST.workers).items()}
+    kept = Progress(step=5, apply={"clip": 3.0})
+    left[2] = replace(left[2], progress={5: kept, 4: Progress(step=4, apply={})})
+    assert propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2).progress == kept
+
+
+def test_nobody_and_strangers_are_refused():
+    with pytest.raises(CoverageLost, match="no worker of epoch 3 is left"):
+        propose(last=LAST, attempt=1, inventories={}, joiners={}, stages=2)
+    with pytest.raises(MismatchError, match="9"):
+        propose(last=LAST, attempt=1, inventories={9: inventories_of(LAST, [0])[0]}, joiners={}, stages=2)
+
+
+def test_losing_an_owner_and_its_replica_is_refused():
+    interval = LAST.layout.layers[0].intervals[0]
+    with pytest.raises(CoverageLost, match=r"layer 0 \[0, "):
+        after_loss(interval.owner, interval.replica)
+
+
+def test_eight_workers_and_twenty_four_layers_take_a_moment():
+    last = view_of(list(range(8)), layers=24, blocks=200, stages=4)
+    left = inventories_of(last, range(1, 8))
+    began = time.process_time()
+    found = propose(last=last, attempt=1, inventories=left, joiners={}, stages=4)
+    assert time.process_time() - began < 0.25
+    assert found.bytes_minimum > 0
