@@ -65,13 +65,13 @@ class Run:
         }
 
 
-def run_ours(task: Task) -> Run:
-    """A job of `elastic.run`, timed at the leader's yields.
+def run_ours(task: Task, train: str = "train") -> Run:
+    """A job of `elastic.run`, timed at the leader's yields. `train` is the function of ours.py.
 
     Step k is yielded once step k + 1 is ready everywhere, the last one after an empty round: one more step keeps that out of the figures.
     """
     started = time.monotonic()
-    return _run(task, started, _job(task, task.warm_up + task.steps + 1))
+    return _run(task, started, _job(task, task.warm_up + task.steps + 1, train))
 
 
 def run_peer(task: Task, kind: str, cut: Sequence[int], *, micro_batch: int, bucket_mb: float | None) -> Run:
@@ -110,9 +110,10 @@ def _run(task: Task, started: float, found: Mapping[str, Any]) -> Run:
     )
 
 
-def _job(task: Task, steps: int) -> dict[str, Any]:
+def _job(task: Task, steps: int, train: str = "train") -> dict[str, Any]:
     # Named, not passed: importing it would load torch here.
-    result = elastic.run(f"{_HERE / 'ours.py'}:train", workers=task.workers, stages=task.stages, args=(task.batch, task.micro_batch, steps))
+    name = f"{_HERE / 'ours.py'}:{train}"
+    result = elastic.run(name, workers=task.workers, stages=task.stages, args=(task.batch, task.micro_batch, steps))
     if result.stopped:
         raise KeyboardInterrupt
     return result.value
@@ -128,18 +129,11 @@ def _ranks(task: Task, kind: str, cut: Sequence[int], steps: int, bucket_mb: flo
         "bucket_mb": bucket_mb,
     }
     command = tied_command([sys.executable, str(_HERE / "peers.py"), json.dumps(settings)])
-    environment = {
-        **own_environment(),
-        **worker_environment(1, best_isa()),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(task.workers),
-    }
+    environment = {**peer_environment(), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(task.workers)}
     with ExitStack() as stack:
         said, complaints = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2))
         ranks: list[subprocess.Popen[bytes]] = []
-        stack.callback(_reap, ranks)
+        stack.callback(reap, ranks)
         for rank in range(task.workers):
             output = said if rank == 0 else subprocess.DEVNULL
             own = {**environment, "RANK": str(rank)}
@@ -164,14 +158,21 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], complaints: IO[str]) -> None
         raise BenchmarkError(f"the peer's ranks ended with {[rank.returncode for rank in ranks]}:\n{complaints.read()[-4000:]}")
 
 
-def _reap(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+def peer_environment() -> dict[str, str]:
+    """What our workers have, and Gloo on loopback."""
+    return {**own_environment(), **worker_environment(1, best_isa()), "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def reap(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kills these processes, and waits for them."""
     for rank in ranks:
         rank.kill()
     for rank in ranks:
         rank.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of loopback; free a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

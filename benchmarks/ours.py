@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
+from commits import CommitLog
 from subject import SEED, build_model, build_optimizer, build_text, cross_entropy
 
 import elastic
@@ -12,10 +15,7 @@ import elastic
 
 def train(_job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
     """The times at which steps were yielded on the leader, their losses, and how many layers each stage had."""
-    model = build_model()
-    trainer = elastic.Trainer(
-        model, cross_entropy, build_optimizer(model), build_text(), batch_size=batch, micro_batch_size=micro_batch, seed=SEED
-    )
+    trainer = _trainer(batch, micro_batch)
     stamps, losses = [], []
     for report in trainer.run(steps):
         stamps.append(time.monotonic())
@@ -25,3 +25,49 @@ def train(_job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[s
         return None
     layers = {worker["stage"]: len(worker["layers"]) for worker in workers}
     return {"stamps": stamps, "losses": losses, "cut": [layers[stage] for stage in sorted(layers)]}
+
+
+def train_without_replication(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
+    """The same, with nothing kept of a worker's state elsewhere, nor of the step before: it cannot survive a death."""
+    from snapshot.replication import Replicator
+    from snapshot.spare import Spares
+
+    def nothing(*_: object) -> None:
+        pass
+
+    for name in ("begin", "send", "expect", "confirm", "replay"):
+        setattr(Replicator, name, nothing)  # in this worker only
+    Spares.take = nothing
+    return train(job, batch, micro_batch, steps)
+
+
+def train_logged(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
+    """Writes the commits into the run's directory, since those who see them may die; gives the parameters' digest."""
+    directory = Path(job.directory)
+    _note_first_commits(job, directory / f"first-{job.worker}.jsonl")
+    trainer = _trainer(batch, micro_batch)
+    with CommitLog(directory, job.worker) as log:
+        for report in trainer.run(steps):
+            log.add(step=report.step, era=report.epoch, members=report.workers, loss=report.loss)
+    digest = trainer.digest()
+    return {"digest": digest} if trainer.leader else None
+
+
+def _note_first_commits(job: elastic.Job, path: Path) -> None:
+    """What this worker tells the agent of the first step committed in an epoch is written down too; it is not yielded where it was already."""
+    send = job.send
+
+    def noted(message: dict[str, Any]) -> None:
+        if message["type"] == "committed":
+            with path.open("a") as file:
+                file.write(json.dumps(message) + "\n")
+        send(message)
+
+    job.send = noted
+
+
+def _trainer(batch: int, micro_batch: int) -> elastic.Trainer:
+    model = build_model()
+    return elastic.Trainer(
+        model, cross_entropy, build_optimizer(model), build_text(), batch_size=batch, micro_batch_size=micro_batch, seed=SEED
+    )

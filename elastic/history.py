@@ -68,6 +68,10 @@ class History:
             for step in [known for known in memory if known < answer.step - 1]:
                 del memory[step]
 
+    def answer(self, step: int) -> Apply | None:
+        """The decision on one of the last two steps, where it is known."""
+        return self._answers.get(step)
+
     def lr_of(self, step: int) -> float:
         """The first group's learning rate that a step was taken with, where that is known."""
         return self._lr.get(step, float("nan"))

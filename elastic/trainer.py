@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import time
 import warnings
@@ -24,16 +23,13 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.stage import Loss
 from elastic.engine.zero import ShardedOptimizer, probe
-from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
+from elastic.errors import TrainerError
 from elastic.history import History
 from elastic.plan.workload import default_grains
-from elastic.recovery.member import Joined, Member, Stock
+from elastic.recovery.member import Member
 from elastic.settings import fingerprint
+from elastic.survivor import Survivor
 from elastic.view import View
-from snapshot.held import Held
-
-LOST = (LinkError, Interrupted, ReplicaRefused)
-"""What a worker recovers from together with the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,16 +134,15 @@ class Trainer:
         )
         self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._job.enter)
         self._member = Member(self._job, self._network, self._model, self._optimizer, self._build)
-        self._history = History(self._optimizer, self._scheduler)
-        self._retained: Sequence[Held] = ()
-        self._retained_until = 0
-        self._yielded = -1
+        history = History(self._optimizer, self._scheduler)
+        self._survivor = Survivor(self._job, self._member, history)
+        self._history = history
         self._at = time.perf_counter()
         if view is None:
-            self._engine = self._join(None).engine
+            self._survivor.join()
         else:
-            self._engine = self._build(view, initial_state(self._job.worker, self._model, self._optimizer, view))
-            self._network.install(view.epoch, view.attempt, view.members, self._engine.peers)
+            engine = self._build(view, initial_state(self._job.worker, self._model, self._optimizer, view))
+            self._survivor.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
 
     def _build(self, view: View, state: State) -> Engine:
         return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state)
@@ -178,74 +173,38 @@ class Trainer:
         Step k is yielded when every worker is ready to apply step k + 1 and none has: inside the loop, parameters are exactly those
         of the yielded step. Leaving the loop early leaves them so.
         """
-        committed: Report | None = None
+        survivor = self._survivor
         ending = pausing = False
         while True:
-            try:
-                flushing = ending or pausing or self.step >= steps
-                answer = None if flushing else self._compute()
-                if flushing and committed is not None:
-                    self._engine.flush(committed.step)
-            except LOST as error:
-                committed, ending, pausing = self._recovered(error, committed), False, False
+            if not (ending or pausing or survivor.step >= steps):
+                answer = survivor.compute(self._batch)
+                if answer is None:
+                    continue
+            elif survivor.unseen is not None and not survivor.flush():
+                ending = pausing = False
                 continue
-            if committed is not None:
-                yield from self._handed_out(committed)
-                committed = None
+            else:
+                answer = None
+            engine = survivor.engine
+            if survivor.unseen is not None:
+                yield from self._handed_out(self._report(survivor.handing_out()))
             if pausing:
-                self._job.send({"type": "paused", "epoch": self._engine.view.epoch, "step": self.step - 1})
-                self._join(self._engine)
+                survivor.pause()
                 pausing = False
             elif answer is None:
                 return
-            else:
-                committed, ending, pausing = self._apply(answer), answer.stop, answer.pause and not answer.stop
-                try:
-                    self._engine.publish()
-                except LOST as error:
-                    committed, ending, pausing = self._recovered(error, committed), False, False
+            elif survivor.engine is engine:  # else members were lost inside the loop, and the step has to be computed again
+                survivor.apply(answer, self._step_scheduler)
+                view_changed = survivor.engine is not engine
+                ending, pausing = answer.stop and not view_changed, answer.pause and not answer.stop and not view_changed
 
-    def _compute(self) -> Apply:
-        self._job.progress(self._engine.view.epoch, self.step, self._history.median_s, self._history.committed_at)
-        answer = self._engine.compute(self.step, self._batch, stop=self._job.stop_requested, pause=self._job.pause_requested)
-        self._history.committed(self._job, self._engine.view.epoch)
-        if self.step >= self._retained_until:
-            self._retained = ()  # a step of this view is committed: what was held of the view before is not needed any more
-        return answer
-
-    def _recovered(self, error: Exception, committed: Report | None) -> Report | None:
-        """Goes on in the next view after a loss; what was to be yielded next, if it still is."""
-        if not self._job.recovers:
-            raise error
-        view = self._engine.view
-        self._member.report_loss(error, view.epoch, self.step, type(error).__name__)
-        joined = self._join(self._engine)
-        resume = joined.proposal.resume
-        if committed is not None and committed.step == resume:
-            return committed
-        if resume > self._yielded and joined.proposal.progress is not None:
-            return self._report(Apply(**joined.proposal.progress.apply))
-        return None
-
-    def _join(self, engine: Engine | None) -> Joined:
-        """Becomes a member of the next view, with what this worker has, and takes over the state of its step."""
-
-        def stock() -> Stock:
-            if engine is not None:
-                engine.abandon()
-            held = [*(engine.held() if engine is not None else ()), *self._retained]
-            return Stock(held=held, yielded=self._yielded, progress=self._history.progress(), results=[])
-
-        joined = self._member.recover(stock, None if engine is None else engine.view)
-        self._engine, self._retained = joined.engine, joined.retained
-        self._retained_until = joined.proposal.resume + 2
-        self._history.resume(joined.proposal)
-        return joined
+    @property
+    def _engine(self) -> Engine:
+        return self._survivor.engine
 
     def _handed_out(self, report: Report) -> Iterator[Report]:
         randomness.seed_all(self.seed, "loop", report.step)  # so that the loop's own draws do not depend on the layout
         left_early = True
-        self._yielded = report.step
         try:
             yield report
             left_early = False
@@ -253,25 +212,20 @@ class Trainer:
             if left_early:
                 self._engine.abandon()
 
-    def _apply(self, answer: Apply) -> Report:
-        lr = float(self._optimizer.optimizer.param_groups[0]["lr"])
-        self._history.save(answer)
-        self._engine.update(answer)
+    def _step_scheduler(self, answer: Apply) -> None:
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(answer.loss)
         elif self._scheduler is not None:
             self._scheduler.step()
-        self._history.applied(answer)
-        return self._report(answer, lr)
 
-    def _report(self, answer: Apply, lr: float | None = None) -> Report:
+    def _report(self, answer: Apply) -> Report:
         now = time.perf_counter()
         seconds, self._at = now - self._at, now
         view = self._engine.view
         return Report(
             step=answer.step,
             loss=answer.loss,
-            lr=self._history.lr_of(answer.step) if lr is None else lr,
+            lr=self._history.lr_of(answer.step),
             grad_norm=answer.norm,
             samples_per_second=self.batch_size / seconds,
             tokens_per_second=answer.tokens / seconds,
@@ -300,8 +254,10 @@ class Trainer:
         training = [(module, module.training) for module in self._model.root.modules()]
         self._model.root.eval()
         try:
-            total, weight = self._engine.evaluate(
-                count, lambda i: collate([dataset[j] for j in range(i * size, min((i + 1) * size, len(dataset)))])
+            total, weight = self._survivor.together(
+                lambda: self._engine.evaluate(
+                    count, lambda i: collate([dataset[j] for j in range(i * size, min((i + 1) * size, len(dataset)))])
+                )
             )
         finally:
             for module, mode in training:
@@ -310,19 +266,19 @@ class Trainer:
 
     def digest(self) -> str | None:
         """Hex SHA-256 over the bytes of all parameters in name order, on the leader; None on the others. Every worker must call it."""
-        total = hashlib.sha256()
-        for name in self._model.names:
-            values = self._engine.collect(name)
-            if values is not None:
-                total.update(values.data)
-        return total.hexdigest() if self.leader else None
+        digest = self._survivor.together(lambda: self._engine.digest())
+        return digest if self.leader else None
 
     def statistics(self) -> list[dict[str, Any]] | None:
         """What each worker holds and has done, on the leader; None on the others. Every worker must call it."""
+        found = self._survivor.together(lambda: self._engine.gather(self._own_statistics()))
+        return found if self.leader else None
+
+    def _own_statistics(self) -> dict[str, Any]:
         engine, worker = self._engine, self._job.worker
         owned = engine.view.layout.owned(worker)
         held = sum(flat.numel() * flat.element_size() for flat in [*self._model.flats.values(), *self._model.tied.values()])
-        mine = {
+        return {
             "worker": worker,
             "stage": engine.executor.pipe.stage,
             "layers": list(engine.view.layout.layers_of(worker)),
@@ -337,8 +293,6 @@ class Trainer:
             "received_gradient_bytes": engine.reducer.received_bytes,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
-        found = engine.gather(mine)
-        return None if found is None else [found[other] for other in engine.view.workers]
 
 
 def _cut_batch(batch_size: int, micro_batch_size: int, grains: int | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Trains the GPT example twice, on four workers in two stages and on one worker, and compares the parameters bit for bit."""
+"""Trains the GPT example undisturbed, then again with a worker killed in the middle of a step, and compares the parameters bit for bit."""
 
 from __future__ import annotations
 
@@ -7,29 +7,37 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-STEPS = 10
+STEPS = 14
+KILL = "1@4:backward"
 
 
-def train(folder: Path, workers: int, stages: int) -> str:
-    """The digest of all parameters after training."""
-    report = folder / f"{workers}x{stages}.json"
+def train(folder: Path, title: str, *options: str) -> dict[str, Any]:
+    """The example's report."""
+    report = folder / "report.json"
     example = Path(__file__).with_name("gpt.py")
-    print(f"\n== {workers} worker{'s' * (workers > 1)}, {stages} stage{'s' * (stages > 1)}", flush=True)
-    command = [sys.executable, str(example), "--workers", str(workers), "--stages", str(stages), "--steps", str(STEPS)]
-    subprocess.run([*command, "--dropout", "0.1", "--report", str(report)], check=True)
-    return json.loads(report.read_text())["digest"]
+    print(f"\n== {title}", flush=True)
+    command = [sys.executable, str(example), "--workers", "4", "--stages", "2", "--steps", str(STEPS), "--dropout", "0.1"]
+    subprocess.run([*command, *options, "--report", str(report)], check=True)
+    return json.loads(report.read_text())
 
 
 def main() -> int:
-    """0 if the digests are equal."""
+    """0 if a worker was killed and replaced, and parameters and losses are equal all the same."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            many, one = train(Path(folder), 4, 2), train(Path(folder), 1, 1)
+            calm = train(Path(folder), "4 workers in 2 stages")
+            killed = train(Path(folder), f"the same, and worker 1 gets SIGKILL in step {KILL.split('@')[1].replace(':', ', ')}", "--kill", KILL)
         except subprocess.CalledProcessError as error:
             return error.returncode
-    equal = many == one
-    print(f"\ndigests {'EQUAL: the parameters are bit for bit the same on both layouts' if equal else f'DIFFER: {many} and {one}'}")
+    kinds = [incident["kind"] for incident in killed["incidents"]]
+    if kinds != ["death", "join"]:
+        print(f"\nexpected a death and a join, and there was: {', '.join(kinds) or 'nothing'}")
+        return 1
+    equal = (calm["digest"], calm["losses"]) == (killed["digest"], killed["losses"])
+    verdict = "EQUAL: parameters and losses are bit for bit those of the undisturbed run" if equal else "DIFFER"
+    print(f"\ndigests {verdict}\n  undisturbed {calm['digest']}\n  killed      {killed['digest']}")
     return 0 if equal else 1
 
 

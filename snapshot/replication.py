@@ -9,7 +9,7 @@ steps the digests of both copies are compared as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,13 +114,13 @@ class Replicator:
             if update.state_digest[0] != "-" and update.state_digest != state_digest(replica.shard):
                 raise self._refused(replica, step, "its replay has other contents than the owner's shard")
 
-    def held(self) -> list[Held]:
-        """What this worker can give of what it keeps: every replica as it is, and also at the step behind it where it has the update."""
+    def held(self, lost: Collection[int]) -> list[Held]:
+        """What this worker can give of what it keeps: every replica as it is; also the step behind it, where the owner is among `lost`."""
         found = []
         for replica in self.replicas:
             shard = replica.shard
             found.append(held(shard, replica.step, "replica", self._optimizer.kept.scalars(shard)))
-            if replica.received is not None:
+            if replica.received is not None and shard.interval.owner in lost:
                 newer = self._optimizer.replayed(shard, replica.received.parts, self._settings[replica.received.step])
                 found.append(held(newer, replica.received.step, "replica", newer.scalars))
         return found

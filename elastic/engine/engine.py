@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.rounds import Payload, Rounds
@@ -173,8 +172,8 @@ class Engine:
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
         self.replicator.replay(step)
 
-    def held(self) -> list[Held]:
-        """Every complete copy that this worker can give. Nothing may be computed in this view any more."""
+    def held(self, lost: Collection[int]) -> list[Held]:
+        """The complete copies that this worker can give where workers `lost` are gone. Nothing is computed in this view any more."""
         behind = self._gatherer.settle()
         self.replicator.settle()
         owned = self._optimizer.owned
@@ -188,7 +187,7 @@ class Engine:
                 for layer, start, m in gathered
                 if layer not in behind
             ),
-            *self.replicator.held(),
+            *self.replicator.held(lost),
         ]
 
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> Apply:
@@ -232,19 +231,28 @@ class Engine:
             total, weight = said["total"], said["weight"]
         return total, weight
 
-    def gather(self, value: dict[str, Any]) -> dict[int, dict[str, Any]] | None:
-        """Every member's JSON value, on the coordinator; None elsewhere. All members must call it."""
-        found = self._rounds.gather(self._next_sequence(), (value, None))
-        return None if found is None else {worker: said for worker, (said, _) in found.items()}
+    def gather(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every member's JSON value, in the order of their places; told to every member, all of which must call it."""
+        collected, _ = self._rounds.commit(
+            self._next_sequence(),
+            (value, None),
+            lambda all_values: ({"values": [all_values[worker][0] for worker in self.view.workers]}, None),
+        )
+        return collected["values"]
 
-    def collect(self, name: str) -> np.ndarray | None:
-        """The bytes of a parameter, on the coordinator; None elsewhere. All members must call it."""
+    def digest(self) -> str:
+        """Hex SHA-256 over the bytes of all parameters in name order; told to every member, all of which must call it."""
         self._gatherer.wait_all()
-        layer = self._model.layer_of(name)
-        holder = self.view.coordinator if layer is None else self.view.layout.members(layer)[0]
-        values = {"bytes": self._model.bytes_of(name)} if holder == self.worker else None
-        found = self._rounds.gather(self._next_sequence(), ({}, values))
-        return None if found is None else (found[holder][1] or {})["bytes"]
+        total = hashlib.sha256()
+        for name in self._model.names:
+            layer = self._model.layer_of(name)
+            holder = self.view.coordinator if layer is None else self.view.layout.members(layer)[0]
+            values = {"bytes": self._model.bytes_of(name)} if holder == self.worker else None
+            found = self._rounds.gather(self._next_sequence(), ({}, values))
+            if found is not None:
+                total.update((found[holder][1] or {})["bytes"].data)
+        said, _ = self._rounds.commit(self._next_sequence(), ({}, None), lambda _: ({"digest": total.hexdigest()}, None))
+        return said["digest"]
 
     def _next_sequence(self) -> int:
         """Numbers rounds beside those of the steps; equal on all members, who all call the same methods."""

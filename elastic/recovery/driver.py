@@ -303,7 +303,8 @@ class Driver:
     def _quiesce(self, action: Quiesce) -> None:
         if self._timeline is not None:
             self._timeline.opened(self._world.clock())
-        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era)})
+        lost = [worker for worker in self.view.workers if worker not in action.workers]
+        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), "lost": lost})
         self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era))
 
     def _propose(self, action: Propose) -> None:

@@ -68,7 +68,7 @@ class Inventory:
     """Everything of one worker: the newest step it has yielded (-1: none), its complete verified copies, and what goes with each step.
 
     `states` maps each optimizer state to its dtype name, or to "same" where that is the layer's. `scalars` and `progress` are by step.
-    `results` are those of collectives finished since the last yield.
+    `results` are `[number, result]` of the last collectives, such as evaluations, that were finished here.
     """
 
     worker: int

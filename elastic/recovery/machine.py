@@ -117,7 +117,8 @@ def _member_died(state: State, event: WorkerDied, now: float) -> Step:
         if before:
             return _end(state, "JobFailed", _poisoned(computing, before[0], event))
         state = replace(state, fatal=state.fatal | {(event.epoch, computing)})
-    state, actions = _replenished(state)
+    # A new worker takes processor time from those who recover: it is started when they are done, unless it is what they wait for.
+    state, actions = _replenished(state) if len(state.live) < state.policy.min_workers else (state, [])
     told: list[Action] = [Tell(sentence=event.how), *actions]
     # What is being committed may be the view already.
     return (state, told) if state.phase is Phase.COMMITTING else _then(told, _open(state, now))
@@ -156,8 +157,12 @@ def _replenished(state: State) -> Step:
 # Attempts
 
 
-def _open(state: State, now: float) -> Step:
-    """The next attempt, of all who live and are ready; or a pause, or the end, where they are too few."""
+def _open(state: State, now: float, *, joining: bool = False) -> Step:
+    """The next attempt, of all who live; or a pause, or the end, where they are too few.
+
+    Whoever is ready joins at a boundary only, where nobody is in the middle of an evaluation, or where the job were too small otherwise.
+    """
+    joining = joining or len(state.live) < state.policy.min_workers
     state = replace(
         state,
         participants=frozenset(),
@@ -172,10 +177,9 @@ def _open(state: State, now: float) -> Step:
     )
     if not state.live:
         return _end(state, "JobFailed", _all_lost(state))
-    present = len(state.live) + len(state.ready)
-    if present < state.policy.min_workers:
-        return _pause(state, present)
-    workers = (*state.live, *sorted(state.ready))
+    workers = (*state.live, *(sorted(state.ready) if joining else ()))
+    if len(workers) < state.policy.min_workers:
+        return _pause(state, len(workers))
     state = replace(state, phase=Phase.QUIESCING, attempt=state.attempt + 1, participants=frozenset(workers), nag_at=now + PATIENCE_S)
     return state, [Quiesce(era=state.era, workers=workers)]
 
@@ -290,7 +294,8 @@ def _committed(state: State, event: Committed, now: float) -> Step:
         return _then(announced, _close(state, now))
     if len(state.live) < len(view.workers):
         return _then(announced, _open(state, now))
-    return _gathering(state, now), announced
+    state, started = _replenished(state)
+    return _gathering(state, now), [*announced, *started]
 
 
 # Lost links
@@ -372,7 +377,7 @@ def _paused_at(state: State, event: PausedAt, now: float) -> Step:
     if state.phase is not Phase.BOUNDARY or event.epoch != state.view.epoch or event.worker not in state.live:
         return state, []
     state = replace(state, paused={**state.paused, event.worker: event.step})
-    return (state, []) if state.missing else _open(state, now)
+    return (state, []) if state.missing else _open(state, now, joining=True)
 
 
 def _first_commit(state: State, event: FirstCommit, now: float) -> Step:

@@ -1,18 +1,18 @@
 """A worker's side of recovery: it answers the agent's orders until it is a member of a committed view.
 
     lost ->                    a link broke
-    <- quiesce, inventory ->   what it holds, as a promise: from here on nothing is applied, acknowledged or replicated for the old view
+    <- quiesce, inventory ->   who is lost; what it holds, as a promise: it applies, acknowledges and replicates nothing any more
     <- propose, vote ->        memory for its new place is made and filled beside what it holds, and checked
     <- view, resumed ->        the proposal is committed: only now does it switch
 
 Whatever fails on the way, the next order is `quiesce` of the next attempt, and what the worker holds is still there. It lets go of it
-when the first step of the new view is committed (`Retained`).
+when the first step of the new view is committed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,9 @@ class Stock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A committed view's engine, the proposal that led to it, and what is still held of the view before."""
+    """A committed view's engine, the proposal that led to it, and the workers and what is still held of the view before."""
 
+    before: tuple[int, ...]
     engine: Engine
     proposal: Proposal
     retained: Sequence[Held]
@@ -67,8 +68,11 @@ class Member:
             where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic()}
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
-    def recover(self, stock: Callable[[], Stock], last: View | None) -> Joined:
-        """Answers orders until a view with this worker is committed. `stock` is asked once, at the first `quiesce`."""
+    def recover(self, stock: Callable[[Collection[int]], Stock], last: View | None) -> Joined:
+        """Answers orders until a view with this worker is committed.
+
+        `stock` tells what can be given where these workers are lost. It is asked once, at the first `quiesce`.
+        """
         found: Stock | None = None
         inventory: Inventory | None = None
         prepared: tuple[Engine, Proposal] | None = None
@@ -81,12 +85,13 @@ class Member:
                 engine, proposal = prepared
                 self._job.switch(view)
                 self._job.send({"type": "resumed", "epoch": view.epoch, "attempt": view.attempt, "at": time.monotonic()})
-                return Joined(engine=engine, proposal=proposal, retained=() if found is None else found.held)
+                before = () if last is None else last.workers
+                return Joined(before=before, engine=engine, proposal=proposal, retained=() if found is None else found.held)
             if order["type"] == "quiesce":
                 prepared = None
                 self._job.enter("quiesce", -1)
                 if found is None:
-                    found = stock()
+                    found = stock(order["lost"])
                 inventory = self._inventory(found)
                 era = {"epoch": order["epoch"], "attempt": order["attempt"]}
                 self._job.send({"type": "inventory", **era, "inventory": inventory.to_json()})

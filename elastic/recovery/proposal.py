@@ -106,7 +106,7 @@ def propose(
         states=states,
         scalars=_scalars(left, resume),
         progress=_progress(left, resume),
-        results=max((inventory.results for inventory in left), key=len),
+        results=[[number, result] for number, result in sorted({n: r for inventory in left for n, r in inventory.results}.items())],
         bytes_minimum=bytes_minimum,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
     )

@@ -122,8 +122,8 @@ def test_dtypes_are_merged_or_conflict():
         with_changed(0, states={"exp_avg_sq": "float64"})
 
 
-def test_the_longest_results_are_kept():
-    assert with_changed(2, results=[1, 2]).results == [1, 2]
+def test_results_of_all_survivors_are_kept_by_number():
+    assert with_changed(2, results=[[3, 0.5], [4, [1.0, 2.0]]]).results == [[3, 0.5], [4, [1.0, 2.0]]]
 
 
 def test_progress_comes_from_whoever_has_it():

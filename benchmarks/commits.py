@@ -1,0 +1,119 @@
+"""When steps were committed, as every training process writes it down; and how long a kill stalled them: one measure for all sides."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+_RECENT_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Step `step` counts since `at` (time.monotonic()), for the process `pid` at `place`.
+
+    `era` is another one after every change of the members, `members` how many have contributed to the step.
+    """
+
+    place: int
+    pid: int
+    step: int
+    at: float
+    era: int
+    members: int
+    loss: float
+
+
+class CommitLog:
+    """The commits that this process sees, in a file of its own that outlives it."""
+
+    def __init__(self, directory: Path | str, place: int) -> None:
+        self._place, self._pid = place, os.getpid()
+        self._file = Path(directory, f"commits-{place}-{self._pid}.jsonl").open("a", buffering=1)
+
+    def __enter__(self) -> CommitLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, *, step: int, era: int, members: int, loss: float) -> None:
+        """Now."""
+        line = {"place": self._place, "pid": self._pid, "step": step, "at": time.monotonic(), "era": era, "members": members, "loss": loss}
+        self._file.write(json.dumps(line) + "\n")
+
+
+def read_commits(directory: Path | str) -> list[Commit]:
+    """Of all processes so far, by time."""
+    return sorted((Commit(**line) for line in read_lines(Path(directory), "commits-*.jsonl")), key=lambda commit: commit.at)
+
+
+def read_lines(directory: Path, pattern: str) -> list[dict[str, Any]]:
+    """The JSON lines of these files; a last line without its end is still being written, and left out."""
+    lines = (line for path in sorted(directory.glob(pattern)) for line in path.read_text().splitlines(keepends=True))
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def first_of_each_step(commits: Iterable[Commit]) -> list[Commit]:
+    """One for each step of each era: when the first process saw it."""
+    first: dict[tuple[int, int], Commit] = {}
+    for commit in commits:
+        first.setdefault((commit.era, commit.step), commit)
+    return sorted(first.values(), key=lambda commit: commit.at)
+
+
+def pace(commits: Sequence[Commit], at: float) -> float | None:
+    """Seconds a step, from the steps of the era that was the newest at a time: the median of the last few."""
+    seen = [commit for commit in commits if commit.at <= at]
+    recent = [commit.at for commit in seen if commit.era == seen[-1].era][-_RECENT_STEPS - 1 :]
+    return statistics.median(after - before for before, after in pairwise(recent)) if len(recent) > 1 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """Seconds. `stall`: how much later than without the fault the first step after the recovery was committed, `silence`: how long none was.
+
+    `lost`: from the last commit to the fault. `step`: what a step took before.
+    """
+
+    stall: float
+    silence: float
+    lost: float
+    step: float
+
+
+def stall(fault: float, commits: Sequence[Commit]) -> Stall | None:
+    """From `first_of_each_step`; None where the pace before is not known, or nothing was committed after.
+
+    A commit that comes after the fault but is of the era before was on its way already.
+    """
+    step_s = pace(commits, fault)
+    before = [commit for commit in commits if commit.at <= fault]
+    if step_s is None or not before:
+        return None
+    era = before[-1].era
+    after = next((commit for commit in commits if commit.at > fault and commit.era > era), None)
+    if after is None:
+        return None
+    last = [commit for commit in commits if commit.at < after.at and commit.era == era][-1]
+    ahead = after.step - last.step
+    due = max(fault, last.at + ahead * step_s) if ahead > 0 else last.at  # where the last step had to be taken again, nothing was due later
+    return Stall(stall=max(0.0, after.at - due), silence=after.at - last.at, lost=max(0.0, fault - last.at), step=step_s)
+
+
+def spread(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Median, 95th percentile (between neighbours, linearly), least and most; None where nothing is known."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return None
+    place = 0.95 * (len(known) - 1)
+    low = int(place)
+    p95 = known[low] + (place - low) * (known[min(low + 1, len(known) - 1)] - known[low])
+    return {"median": statistics.median(known), "p95": p95, "min": known[0], "max": known[-1], "count": len(known)}

@@ -1,0 +1,236 @@
+"""Our side of the recovery benchmark: a job whose workers are killed, and the same job left alone."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commits import Commit, first_of_each_step, pace, read_commits, read_lines, spread, stall
+from measure import BenchmarkError, Task
+
+import elastic
+from elastic.chaos.faults import Fault
+from elastic.chaos.killer import Killer, Shot
+from elastic.observe.activity import RECOVERY_PHASES
+
+_HERE = Path(__file__).resolve().parent
+_FIRST_KILL = 6  # the step; those before warm up
+_PROBED = 8
+_LAYOUT = re.compile(r"x(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Killed:
+    """One job. `kills` has a line of figures, in milliseconds where the name says so, for each kill."""
+
+    task: Task
+    steps: int
+    spacing: int
+    kills: list[dict[str, Any]]
+    missed: tuple[str, ...]
+    equal: bool | None
+    step_ms: float
+
+    def figures(self) -> dict[str, Any]:
+        """Spreads over the kills that hit a full job; a job that was still short of a worker is another matter."""
+        full = [kill for kill in self.kills if kill["workers_before"] == self.task.workers]
+        spreads = {name: spread(kill[name] for kill in full) for name in _SPREAD}
+        counts: dict[str, int] = {}
+        for kill in self.kills:
+            counts[str(kill["steps_redone"])] = counts.get(str(kill["steps_redone"]), 0) + 1
+        return {
+            "kills": len(self.kills),
+            "kills_of_a_full_job": len(full),
+            "missed": self.missed,
+            **spreads,
+            "steps_redone": counts,
+            "samples_lost": sum(kill["samples_lost"] or 0 for kill in self.kills),
+            "equal_to_undisturbed": self.equal,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "side": "ours",
+            "workers": self.task.workers,
+            "stages": self.task.stages,
+            "batch": self.task.batch,
+            "micro_batch": self.task.micro_batch,
+            "steps": self.steps,
+            "steps_between_kills": self.spacing,
+            "step_ms": self.step_ms,
+            **self.figures(),
+            "each": self.kills,
+        }
+
+
+_PARTS = ("detected_ms", *(f"{phase}_ms" for phase in RECOVERY_PHASES))
+_SPREAD = (
+    "stall_ms",
+    "lost_ms",
+    *_PARTS,
+    "resume_ms",
+    "running_ms",
+    "redo_ms",
+    "slower_ms",
+    "replaced_ms",
+    "measured_stall_ms",
+    "bytes_moved",
+    "bytes_minimum",
+)
+
+
+def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool) -> Killed:
+    """A job in which a worker at a random place is killed at a random moment, again and again, at least `gap_s` apart.
+
+    Raises BenchmarkError if losses or parameters differ from those of the same job without kills (with `check`).
+    """
+    step_s = _pace(task)
+    spacing = max(4, math.ceil(gap_s / step_s))
+    steps = _FIRST_KILL + kills * spacing
+    places = random.Random(seed)
+    faults = [Fault((places.randrange(task.workers),), _FIRST_KILL + number * spacing) for number in range(kills)]
+    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
+        directory = Path(name)
+        with Killer(directory, faults, seed) as killer:
+            result = _run(task, steps, directory)
+            missed = killer.close()
+        commits = read_commits(directory)
+        first = first_commits(directory)
+    equal = None
+    if check:
+        equal = True
+        with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
+            undisturbed = _run(task, steps, Path(name))
+            _check_equal(_losses(commits), _losses(read_commits(name)), result.value["digest"], undisturbed.value["digest"])
+    return Killed(
+        task=task,
+        steps=steps,
+        spacing=spacing,
+        kills=_kills(killer.shots, result.incidents, commits, first),
+        missed=tuple(map(str, missed)),
+        equal=equal,
+        step_ms=1000 * step_s,
+    )
+
+
+def first_commits(directory: Path) -> dict[int, float]:
+    """When the first step was committed, by epoch, from the second epoch on."""
+    found: dict[int, float] = {}
+    for line in read_lines(directory, "first-*.jsonl"):
+        found[line["epoch"]] = min(line["at"], found.get(line["epoch"], math.inf))
+    return found
+
+
+def _pace(task: Task) -> float:
+    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
+        _run(task, _PROBED, Path(name))
+        commits = first_of_each_step(read_commits(name))
+    step_s = pace(commits, math.inf)
+    if step_s is None:
+        raise BenchmarkError(f"a job of {_PROBED} steps committed {len(commits)}")
+    return step_s
+
+
+def _run(task: Task, steps: int, directory: Path) -> elastic.JobResult:
+    result = elastic.run(
+        f"{_HERE / 'ours.py'}:train_logged",
+        workers=task.workers,
+        stages=task.stages,
+        args=(task.batch, task.micro_batch, steps),
+        directory=directory,
+    )
+    if result.stopped:
+        raise KeyboardInterrupt
+    return result
+
+
+def _losses(commits: Sequence[Commit]) -> dict[int, float]:
+    losses: dict[int, float] = {}
+    for commit in commits:
+        if losses.setdefault(commit.step, commit.loss) != commit.loss:
+            raise BenchmarkError(f"workers disagree on the loss of step {commit.step}: {losses[commit.step]} and {commit.loss}")
+    return losses
+
+
+def _check_equal(killed: dict[int, float], alone: dict[int, float], digest: str, expected: str) -> None:
+    if killed != alone:
+        step = min(step for step in {*killed, *alone} if killed.get(step) != alone.get(step))
+        raise BenchmarkError(f"with kills, the loss of step {step} is {killed.get(step)}, and without {alone.get(step)}")
+    if digest != expected:
+        raise BenchmarkError(f"the losses are equal, but the parameters have digest {digest} with kills, and {expected} without")
+
+
+def _kills(
+    shots: Sequence[Shot], incidents: Sequence[dict[str, Any]], commits: Sequence[Commit], first: dict[int, float]
+) -> list[dict[str, Any]]:
+    """`first` is when the first step was committed in an epoch."""
+    steps = first_of_each_step(commits)
+    found = []
+    for shot in shots:
+        incident = next((i for i in incidents if i["kind"] == "death" and shot.worker in (i["worker"], *i["also"])), None)
+        if incident is None:
+            raise BenchmarkError(f"worker {shot.worker} was killed for {shot.fault}, and there is no incident of that")
+        joined = next((i["epoch"] for i in incidents if i["joined"] and (i["epoch"] or 0) > (incident["epoch"] or 0)), None)
+        again = None if joined is None else first.get(joined)
+        measured = stall(shot.at, steps)
+        phases = {f"{phase}_ms": incident["phases_ms"].get(phase) for phase in RECOVERY_PHASES}
+        figures = {name: incident[name] for name in _OF_INCIDENT}
+        found.append(
+            {
+                "asked": str(shot.fault),
+                "worker": shot.worker,
+                "place": shot.place,
+                "observed": None if shot.observed is None else shot.observed.phase,
+                "step": None if shot.observed is None else shot.observed.step,
+                "workers_before": _members(incident["layout_before"]),
+                "layouts": [incident["layout_before"], incident["layout_after"]],
+                "attempts": incident["attempts"],
+                **figures,
+                **phases,
+                **_derived(incident),
+                "replaced_ms": None if again is None else 1000 * (again - shot.at),
+                "measured_stall_ms": None if measured is None else 1000 * measured.stall,
+                "step_ms": None if measured is None else 1000 * measured.step,
+            }
+        )
+    return found
+
+
+_OF_INCIDENT = (
+    "stall_ms",
+    "lost_ms",
+    "detected_ms",
+    "running_ms",
+    "redo_ms",
+    "steps_redone",
+    "samples_lost",
+    "bytes_moved",
+    "bytes_minimum",
+    "links_kept",
+    "links_dropped",
+    "links_made",
+)
+
+
+def _derived(incident: dict[str, Any]) -> dict[str, float | None]:
+    """What the incident's figures leave of each other.
+
+    resume_ms: from the commit until the last member had switched. slower_ms: what redoing took longer than the work that was lost.
+    """
+    running, stalled, lost = (incident[name] for name in ("running_ms", "stall_ms", "lost_ms"))
+    known = [incident["detected_ms"], *incident["phases_ms"].values()]
+    return {
+        "resume_ms": None if running is None or None in known else running - sum(known),
+        "slower_ms": None if None in (running, stalled, lost) else stalled - running - lost,
+    }
+
+
+def _members(layout: str | None) -> int:
+    """Of a layout such as `[0-4]x2 [5-9]x2`."""
+    return sum(int(count) for count in _LAYOUT.findall(layout or ""))

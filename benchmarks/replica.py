@@ -1,0 +1,76 @@
+"""One replica group, of one worker, of what TorchFT offers: groups go on without one that dies, and its share of the samples is left out.
+
+    TORCHFT_LIGHTHOUSE=http://... python benchmarks/replica.py '{"place": 0, "places": 4, "batch": 32, "directory": "..."}'
+
+As in TorchFT's own train_ddp.py, timeouts included. In its favour: what a replica reads is a function of the step's number, so that a step
+that is discarded and tried again loses nothing, and a replica that comes back needs no position in its data.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from commits import CommitLog
+from peers import Loader, PeerSettings
+from subject import build_model, build_optimizer, cross_entropy
+from torch.distributed import TCPStore
+from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo  # pyright: ignore[reportMissingImports]
+
+_HOST = "localhost"
+
+
+def train(place: int, places: int, batch: int, steps: int, directory: Path) -> None:
+    """Until `steps` are committed."""
+    torch.set_num_threads(1)
+    share = batch // places
+    load = Loader(PeerSettings(kind="ddp", batch=batch, micro_batch=share, steps=steps, cut=()), range(place * share, (place + 1) * share))
+    model = build_model()
+    inner = build_optimizer(model)
+
+    def state_dict() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": inner.state_dict()}
+
+    def load_state_dict(state: dict[str, Any]) -> None:
+        model.load_state_dict(state["model"])
+        inner.load_state_dict(state["optimizer"])
+
+    store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+    manager = Manager(
+        pg=ProcessGroupGloo(timeout=timedelta(seconds=5)),
+        min_replica_size=1,
+        load_state_dict=load_state_dict,
+        state_dict=state_dict,
+        replica_id=f"place_{place}",
+        timeout=timedelta(seconds=30),
+        rank=0,
+        world_size=1,
+        store_addr=_HOST,
+        store_port=store.port,
+        hostname=_HOST,
+    )
+    wrapped = DistributedDataParallel(manager, model)
+    optimizer = Optimizer(manager, inner)
+    with CommitLog(directory, place) as log:
+        while (step := manager.current_step()) < steps:
+            optimizer.zero_grad()
+            tokens, targets = load(step)
+            loss = cross_entropy(wrapped(tokens), (tokens, targets))
+            loss.backward()
+            optimizer.step()
+            if manager.current_step() > step and manager.is_participating():
+                log.add(step=manager.current_step(), era=manager._quorum_id, members=manager.num_participants(), loss=loss.item())
+
+
+def main() -> None:
+    """Entry of the process: argv is the settings as JSON."""
+    given = json.loads(sys.argv[1])
+    train(given["place"], given["places"], given["batch"], given["steps"], Path(given["directory"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The steps of one worker over all views: an engine that is exchanged for another one when the members change, without a step being lost.
+
+Every wait for others may end with the news that one of them is gone. Then this worker says so, becomes a member of the next view together
+with the others, and goes on from the step that the view resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+from elastic.engine.data import Batch
+from elastic.engine.engine import Apply, Engine
+from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
+from elastic.history import History
+from elastic.job import Job
+from elastic.recovery.member import Joined, Member, Stock
+from snapshot.held import Held
+
+T = TypeVar("T")
+
+LOST = (LinkError, Interrupted, ReplicaRefused)
+"""What a worker recovers from together with the others."""
+
+_RESULTS_KEPT = 8
+
+
+class Survivor:
+    """`engine` is that of the current view. `unseen` is the decision on an applied step that was not handed out yet."""
+
+    def __init__(self, job: Job, member: Member, history: History) -> None:
+        self._job, self._member, self._history = job, member, history
+        self._engine: Engine | None = None
+        self._retained: Sequence[Held] = ()
+        self._retained_until = 0
+        self._finished = 0  # collectives, besides steps
+        self._results: dict[int, Any] = {}
+        self._yielded = -1
+        self.unseen: Apply | None = None
+
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None  # every use comes after `found` or `join`
+        return self._engine
+
+    @property
+    def step(self) -> int:
+        """The next step to take."""
+        return self._history.step + 1
+
+    def found(self, engine: Engine, install: Callable[[], None]) -> None:
+        """Begins with the first view's engine; `install` makes its links."""
+        self._engine = engine
+        try:
+            install()
+        except LOST as error:
+            self._recover(error)
+
+    def join(self) -> None:
+        """Becomes a member of a job that is running."""
+        joined = self._enter_next_view()
+        self._yielded, self.unseen = joined.proposal.resume, None
+        self._finished = max(self._results, default=-1) + 1
+
+    def pause(self) -> None:
+        """Stops behind the newest step, which is complete everywhere, and goes on in the view that the members change to."""
+        self._job.send({"type": "paused", "epoch": self.engine.view.epoch, "step": self._history.step})
+        self._enter_next_view()
+
+    def compute(self, batch: Batch) -> Apply | None:
+        """Computes the next step and takes part in its READY round; None if that failed, and the view is another now."""
+        try:
+            epoch = self.engine.view.epoch
+            self._job.progress(epoch, self.step, self._history.median_s, self._history.committed_at)
+            answer = self.engine.compute(self.step, batch, stop=self._job.stop_requested, pause=self._job.pause_requested)
+        except LOST as error:
+            self._recover(error)
+            return None
+        self._history.committed(self._job, epoch)
+        if self.step >= self._retained_until:
+            self._retained = ()  # a step of this view is committed: what was held of the view before is not needed any more
+        return answer
+
+    def apply(self, answer: Apply, then: Callable[[Apply], None]) -> None:
+        """Applies a step here, and `then` what else belongs to it; sends what changed."""
+        self._history.save(answer)
+        self.engine.update(answer)
+        then(answer)
+        self._history.applied(answer)
+        self.unseen = answer
+        try:
+            self.engine.publish()
+        except LOST as error:
+            self._recover(error)
+
+    def handing_out(self) -> Apply:
+        """The decision on the newest step, which counts and is handed out now."""
+        assert self.unseen is not None
+        answer, self.unseen = self.unseen, None
+        self._yielded = answer.step
+        return answer
+
+    def flush(self) -> bool:
+        """Returns when the newest step is complete everywhere; False if it was taken back, and has to be taken again."""
+        step = self._history.step
+        while self._history.step == step:
+            if self._once(lambda: self.engine.flush(step)):
+                return True
+        return False
+
+    def together(self, collective: Callable[[], T]) -> T:
+        """The result of a collective, a JSON value that is the same on all members; taken again with those who are left if some are lost.
+
+        Where some had finished it and others not, those take the result over.
+        """
+        while not self._once(collective):
+            continue
+        return self._results[self._finished - 1]
+
+    def _once(self, collective: Callable[[], Any]) -> bool:
+        number = self._finished
+        if number not in self._results:
+            try:
+                result = collective()
+            except LOST as error:
+                joined = self._recover(error)
+                strangers = set(joined.proposal.view.workers).difference(joined.before)
+                if number not in self._results and strangers:
+                    raise TrainerError(
+                        f"workers {sorted(strangers)} joined while others were in the middle of a collective such as an evaluation"
+                    ) from error
+                return False
+            self._results[number] = result
+        self._finished = number + 1
+        self._results.pop(number - _RESULTS_KEPT, None)
+        return True
+
+    def _recover(self, error: Exception) -> Joined:
+        """Goes on in the next view after a loss."""
+        if not self._job.recovers:
+            raise error
+        self._member.report_loss(error, self.engine.view.epoch, self.step, type(error).__name__)
+        return self._enter_next_view()
+
+    def _enter_next_view(self) -> Joined:
+        engine = self._engine
+
+        def stock(lost: Collection[int]) -> Stock:
+            held = list(self._retained)
+            if engine is not None:
+                engine.abandon()
+                held = [*engine.held(lost), *held]
+            results = [[number, result] for number, result in self._results.items()]
+            return Stock(held=held, yielded=self._yielded, progress=self._history.progress(), results=results)
+
+        joined = self._member.recover(stock, None if engine is None else engine.view)
+        proposal = joined.proposal
+        self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
+        self._history.resume(proposal)
+        self._results.update(dict(proposal.results))
+        if self.unseen is not None and self.unseen.step != proposal.resume:
+            self.unseen = None  # taken back: it will be taken again
+        if self.unseen is None and proposal.resume > self._yielded:
+            self.unseen = self._history.answer(proposal.resume)
+        return joined
