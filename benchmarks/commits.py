@@ -36,7 +36,8 @@ class CommitLog:
 
     def __init__(self, directory: Path | str, place: int) -> None:
         self._place, self._pid = place, os.getpid()
-        self._file = Path(directory, f"commits-{place}-{self._pid}.jsonl").open("a", buffering=1)
+        path = Path(directory, f"commits-{place}-{self._pid}.jsonl")
+        self._file = path.open("a", buffering=1)
 
     def __enter__(self) -> CommitLog:
         return self
@@ -78,9 +79,10 @@ def pace(commits: Sequence[Commit], at: float) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """Seconds. `stall`: how much later than without the fault the first step after the recovery was committed, `silence`: how long none was.
+    """Seconds.
 
-    `lost`: from the last commit to the fault. `step`: what a step took before.
+    stall: how much later than without the fault the first step after the recovery was committed. silence: how long none was.
+    lost: from the last commit before the fault until the fault. step: what a step took before.
     """
 
     stall: float

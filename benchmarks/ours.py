@@ -35,9 +35,9 @@ def train_without_replication(job: elastic.Job, batch: int, micro_batch: int, st
     def nothing(*_: object) -> None:
         pass
 
-    for name in ("begin", "send", "expect", "confirm", "replay"):
-        setattr(Replicator, name, nothing)  # in this worker only
-    Spares.take = nothing
+    for owner, names in ((Replicator, ("begin", "send", "expect", "confirm", "replay")), (Spares, ("take",))):
+        for name in names:
+            setattr(owner, name, nothing)  # in this worker only
     return train(job, batch, micro_batch, steps)
 
 
@@ -54,7 +54,7 @@ def train_logged(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> 
 
 
 def _note_first_commits(job: elastic.Job, path: Path) -> None:
-    """What this worker tells the agent of the first step committed in an epoch is written down too; it is not yielded where it was already."""
+    """Writes down what this worker tells the agent of an epoch's first commit, whose step may have been yielded in the epoch before."""
     send = job.send
 
     def noted(message: dict[str, Any]) -> None:

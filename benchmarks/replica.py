@@ -18,7 +18,7 @@ import torch
 from commits import CommitLog
 from peers import Loader, PeerSettings
 from subject import build_model, build_optimizer, cross_entropy
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo  # pyright: ignore[reportMissingImports]
 
 _HOST = "localhost"

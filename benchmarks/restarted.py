@@ -20,6 +20,8 @@ from peers import Loader, PeerSettings
 from subject import build_model, build_optimizer, cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from elastic.process import die_with_parent
+
 _TIMEOUT = timedelta(seconds=60)
 
 
@@ -61,6 +63,7 @@ def _save(path: Path, state: dict[str, object]) -> None:
 
 def main() -> None:
     """Entry of the process: argv is the settings as JSON."""
+    die_with_parent(os.getppid())
     given = json.loads(sys.argv[1])
     directory = Path(given["directory"])
     (directory / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))

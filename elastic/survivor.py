@@ -15,7 +15,7 @@ from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
 from elastic.history import History
 from elastic.job import Job
 from elastic.recovery.member import Joined, Member, Stock
-from snapshot.held import Held
+from snapshot.held import Stored
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Survivor:
     def __init__(self, job: Job, member: Member, history: History) -> None:
         self._job, self._member, self._history = job, member, history
         self._engine: Engine | None = None
-        self._retained: Sequence[Held] = ()
+        self._retained: Sequence[Stored] = ()
         self._retained_until = 0
         self._finished = 0  # collectives, besides steps
         self._results: dict[int, Any] = {}

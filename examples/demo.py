@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 14
-KILL = "1@4:backward"
 
 
 def train(folder: Path, title: str, *options: str) -> dict[str, Any]:
@@ -28,7 +27,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         try:
             calm = train(Path(folder), "4 workers in 2 stages")
-            killed = train(Path(folder), f"the same, and worker 1 gets SIGKILL in step {KILL.split('@')[1].replace(':', ', ')}", "--kill", KILL)
+            killed = train(Path(folder), "the same, and the worker at place 1 gets SIGKILL in step 4, backward", "--kill", "1@4:backward")
         except subprocess.CalledProcessError as error:
             return error.returncode
     kinds = [incident["kind"] for incident in killed["incidents"]]

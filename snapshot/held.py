@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,32 @@ class Held:
     scalars: Mapping[str, Mapping[str, Any]]
 
 
+class Later:
+    """A copy one update later than what is kept for `owner`: it is made when its memory or scalars are first asked for."""
+
+    role: Role = "replica"
+
+    def __init__(self, shard: Shard, step: int, make: Callable[[], Shard]) -> None:
+        self.layer, self.start, self.stop, self.step = shard.layer, shard.interval.start, shard.interval.stop, step
+        self.owner = shard.interval.owner
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> Shard:
+        return self._make()
+
+    @property
+    def memory(self) -> Mapping[str, torch.Tensor]:
+        return self._made.memory
+
+    @property
+    def scalars(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._made.scalars
+
+
+Stored = Held | Later
+
+
 def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str, Any]]) -> Held:
     """A shard as something to give."""
     interval = shard.interval
@@ -36,7 +63,7 @@ def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str,
     )
 
 
-def runs(held: Iterable[Held], step: int, state: str, layer: int, start: int, stop: int) -> list[tuple[int, int, torch.Tensor | None]]:
+def runs(held: Iterable[Stored], step: int, state: str, layer: int, start: int, stop: int) -> list[tuple[int, int, torch.Tensor | None]]:
     """Ascending disjoint pieces `(start, stop, memory)` of what is held of a run at a step.
 
     The memory is None where the run is held but its optimizer has not made this state: it counts as zeros.
@@ -57,7 +84,7 @@ def runs(held: Iterable[Held], step: int, state: str, layer: int, start: int, st
     return found
 
 
-def dtypes(held: Sequence[Held], parameter_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
+def dtypes(held: Sequence[Stored], parameter_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
     """The dtype of every optimizer state by name: `same` where it is that of the layer's parameters."""
     found: dict[str, str] = {}
     for copy in held:

@@ -9,6 +9,7 @@ steps the digests of both copies are compared as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from elastic.errors import ReplicaRefused
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
 from snapshot.digest import digest
-from snapshot.held import Held, held
+from snapshot.held import Later, Stored, held
 
 COMPARED_EVERY = 50
 """Steps. A comparison reads all state once on both sides."""
@@ -114,15 +115,24 @@ class Replicator:
             if update.state_digest[0] != "-" and update.state_digest != state_digest(replica.shard):
                 raise self._refused(replica, step, "its replay has other contents than the owner's shard")
 
-    def held(self, lost: Collection[int]) -> list[Held]:
-        """What this worker can give of what it keeps: every replica as it is; also the step behind it, where the owner is among `lost`."""
-        found = []
+    def held(self, lost: Collection[int]) -> list[Stored]:
+        """What this worker can give of what it keeps: every replica as it is, and the step behind it where it has the update.
+
+        That one is made at once where the owner is among `lost`, and if it is asked for otherwise.
+        """
+        found: list[Stored] = []
         for replica in self.replicas:
-            shard = replica.shard
-            found.append(held(shard, replica.step, "replica", self._optimizer.kept.scalars(shard)))
-            if replica.received is not None and shard.interval.owner in lost:
-                newer = self._optimizer.replayed(shard, replica.received.parts, self._settings[replica.received.step])
-                found.append(held(newer, replica.received.step, "replica", newer.scalars))
+            shard, update = replica.shard, replica.received
+            scalars = self._optimizer.kept.scalars(shard)
+            found.append(held(shard, replica.step, "replica", scalars))
+            if update is None:
+                continue
+            make = functools.partial(self._optimizer.replayed, shard, scalars, update.parts, self._settings[update.step])
+            if shard.interval.owner in lost:
+                newer = make()
+                found.append(held(newer, update.step, "replica", newer.scalars))
+            else:
+                found.append(Later(shard, update.step, make))
         return found
 
     def expect(self, step: int) -> None:

@@ -24,7 +24,7 @@ from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import NonFinite, TrainerError
 from elastic.layout.transfer import PARAM
 from elastic.view import View
-from snapshot.held import Held, held
+from snapshot.held import Held, Stored, held
 from snapshot.replication import Replicator
 from snapshot.spare import Spares
 
@@ -172,7 +172,7 @@ class Engine:
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
         self.replicator.replay(step)
 
-    def held(self, lost: Collection[int]) -> list[Held]:
+    def held(self, lost: Collection[int]) -> list[Stored]:
         """The complete copies that this worker can give where workers `lost` are gone. Nothing is computed in this view any more."""
         behind = self._gatherer.settle()
         self.replicator.settle()

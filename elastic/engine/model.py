@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,13 +142,15 @@ class LayeredModel:
         """The dtype of a layer's vector."""
         return getattr(torch, self.spec.layers[layer].parameters[0].dtype)
 
-    def hold(self, layers: Iterable[int], *, keep: bool = True) -> None:
+    def hold(self, layers: Iterable[int], *, keep: bool = True, reuse: Mapping[int, torch.Tensor] | None = None) -> None:
         """Lays the given layers out as flat vectors and frees the memory of trainable parameters of all others.
 
-        Values are kept, or left to be filled in. Flat vectors of before stay as they are with whoever still refers to them.
+        Values are kept, or left to be filled in, but for layers whose vectors are given in `reuse`. Flat vectors of before stay as they are
+        with whoever still refers to them.
         """
         held = sorted(layers)
-        flats = {index: self._flatten(index, keep) for index in held if self.spec.layers[index].size}
+        given = reuse or {}
+        flats = {index: given[index] if index in given else self._flatten(index, keep) for index in held if self.spec.layers[index].size}
         tied = {
             (home, start): self._pack((self._at(home, start),), start, stop, keep)
             for index in held

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from elastic.engine.model import LayeredModel
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
-from elastic.engine.shard import RUN, Shard, Updater
+from elastic.engine.shard import RUN, Scalars, Shard, Updater
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
 from elastic.layout.regions import BLOCK, Cut
@@ -163,13 +163,13 @@ class ShardedOptimizer:
             group.update(values)
         self.kept.step(gradients)
 
-    def replayed(self, shard: Shard, parts: Parts, settings: Sequence[Mapping[str, Any]]) -> Shard:
+    def replayed(self, shard: Shard, scalars: Scalars, parts: Parts, settings: Sequence[Mapping[str, Any]]) -> Shard:
         """A copy of a shard kept for another worker, one update later."""
         later = Shard(
             layer=shard.layer,
             interval=shard.interval,
             memory={name: memory.clone() for name, memory in shard.memory.items()},
-            scalars=self.kept.scalars(shard),
+            scalars=scalars,
         )
         updater = self._updater(_second(self.optimizer))
         for group, values in zip(updater.optimizer.param_groups, settings, strict=True):

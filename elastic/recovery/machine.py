@@ -222,7 +222,9 @@ def _unproposable(state: State, event: Unproposable, now: float) -> Step:
     if state.phase is not Phase.PROPOSING or event.era != state.era:
         return state, []
     cause = f"\nIt began with this: {state.cause}" if state.cause else ""
-    return _end(state, event.kind, f"the training cannot go on with workers {sorted(state.participants)}: {event.message}{cause}")
+    lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
+    who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
+    return _end(state, event.kind, f"{who} cannot go on: {event.message}{cause}")
 
 
 def _voted(state: State, event: Voted, now: float) -> Step:

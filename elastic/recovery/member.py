@@ -29,7 +29,7 @@ from elastic.recovery.migration import Migration, links
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.proposal import Proposal
 from elastic.view import View
-from snapshot.held import Held, dtypes
+from snapshot.held import Later, Stored, dtypes
 
 Build = Callable[[View, State], Engine]
 
@@ -38,7 +38,7 @@ Build = Callable[[View, State], Engine]
 class Stock:
     """What a worker has when it stops: copies, and what it knows of the steps they are of."""
 
-    held: Sequence[Held]
+    held: Sequence[Stored]
     yielded: int
     progress: dict[int, Progress]
     results: list[Any]
@@ -51,7 +51,7 @@ class Joined:
     before: tuple[int, ...]
     engine: Engine
     proposal: Proposal
-    retained: Sequence[Held]
+    retained: Sequence[Stored]
 
 
 class Member:
@@ -75,24 +75,22 @@ class Member:
         """
         found: Stock | None = None
         inventory: Inventory | None = None
-        prepared: tuple[Engine, Proposal] | None = None
+        prepared: Joined | None = None
         while True:
             order = self._job.take_order()
             if order["type"] == "view":
                 view = View.from_json(order["view"])
-                if prepared is None or (view.epoch, view.attempt) != (prepared[1].view.epoch, prepared[1].view.attempt):
+                if prepared is None or view != prepared.proposal.view:
                     raise GateRefused(f"worker {self._worker} is told of epoch {view.epoch}, which it did not vote for", check="epoch")
-                engine, proposal = prepared
                 self._job.switch(view)
                 self._job.send({"type": "resumed", "epoch": view.epoch, "attempt": view.attempt, "at": time.monotonic()})
-                before = () if last is None else last.workers
-                return Joined(before=before, engine=engine, proposal=proposal, retained=() if found is None else found.held)
+                return prepared
             if order["type"] == "quiesce":
                 prepared = None
                 self._job.enter("quiesce", -1)
                 if found is None:
                     found = stock(order["lost"])
-                inventory = self._inventory(found)
+                inventory = self._inventory(found, order["lost"])
                 era = {"epoch": order["epoch"], "attempt": order["attempt"]}
                 self._job.send({"type": "inventory", **era, "inventory": inventory.to_json()})
                 self._job.enter("propose", -1)
@@ -104,8 +102,8 @@ class Member:
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
     def _prepared(
-        self, proposal: Proposal, held: Sequence[Held], inventory: Inventory, last: View | None
-    ) -> tuple[tuple[Engine, Proposal] | None, dict[str, Any]]:
+        self, proposal: Proposal, held: Sequence[Stored], inventory: Inventory, last: View | None
+    ) -> tuple[Joined | None, dict[str, Any]]:
         """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
         view, step = proposal.view, proposal.resume
         self._job.enter("migrate", step)
@@ -113,10 +111,10 @@ class Member:
         try:
             check_proposal(proposal, last, inventory)
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
-            migration = Migration(self._worker, proposal, scalars, self._model, self._optimizer, self._network)
+            migration = Migration(self._worker, proposal, held, scalars, self._model, self._optimizer, self._network)
             engine = self._build(view, migration.state)
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
-            moved = migration.run(held)
+            moved = migration.run()
             self._job.enter("gate", step)
         except (LinkError, Interrupted, GateRefused) as error:
             peer = error.peer if isinstance(error, LinkError) else None
@@ -125,11 +123,14 @@ class Member:
         figures = links(self._worker, before, self._network.stats.links, view)
         vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}
         self._job.enter("commit", step)
-        return (engine, proposal), vote
+        before_it = () if last is None else last.workers
+        return Joined(before=before_it, engine=engine, proposal=proposal, retained=migration.retained), vote
 
-    def _inventory(self, stock: Stock) -> Inventory:
+    def _inventory(self, stock: Stock, lost: Collection[int]) -> Inventory:
         steps: dict[int, Scalars] = {}
-        for copy in stock.held:
+        # Owners that live know the scalars of what is kept for them, and the dtypes; by now more of them may be lost than at first.
+        told = [copy for copy in stock.held if not isinstance(copy, Later) or copy.owner in lost]
+        for copy in told:
             for name, values in copy.scalars.items():
                 steps.setdefault(copy.step, {})[name] = to_plain(dict(values))
         parameter_dtypes = {layer.index: self._model.dtype(layer.index) for layer in self._model.spec.layers if layer.size}
@@ -137,7 +138,7 @@ class Member:
             worker=self._worker,
             yielded=stock.yielded,
             copies=tuple(Copy(layer=h.layer, start=h.start, stop=h.stop, step=h.step, role=h.role) for h in stock.held),
-            states=dtypes(stock.held, parameter_dtypes),
+            states=dtypes(told, parameter_dtypes),
             scalars=steps,
             progress=stock.progress,
             results=stock.results,

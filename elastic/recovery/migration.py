@@ -21,12 +21,12 @@ from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused
 from elastic.layout.layout import Interval
-from elastic.layout.transfer import PARAM, Transfer
+from elastic.layout.transfer import PARAM, Role, Transfer
 from elastic.recovery.gate import check_received
 from elastic.recovery.proposal import Proposal
 from elastic.view import View
 from snapshot.digest import digest
-from snapshot.held import Held, runs
+from snapshot.held import Later, Stored, runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +54,30 @@ class Moved:
 
 
 class Migration:
-    """Prepares memory when it is made; `run` fills it."""
+    """Prepares memory when it is made; `run` fills it.
+
+    What is held whole and as it will be needed is taken over instead of copied: nothing writes to it before the first step of
+    the new view is applied, and then the new view's spares and replicas have it.
+    """
 
     def __init__(
-        self, worker: int, proposal: Proposal, scalars: Scalars, model: LayeredModel, optimizer: ShardedOptimizer, network: Endpoint
+        self,
+        worker: int,
+        proposal: Proposal,
+        held: Sequence[Stored],
+        scalars: Scalars,
+        model: LayeredModel,
+        optimizer: ShardedOptimizer,
+        network: Endpoint,
     ) -> None:
         self._worker, self._proposal, self._model, self._network = worker, proposal, model, network
         self._before = network.stats.transferred  # now: what others send comes in as soon as links stand
         layout = proposal.view.layout
-        model.hold(layout.layers_of(worker), keep=False)
+        self._held = [copy for copy in held if copy.step == proposal.resume]
+        self._taken_over: set[int] = set()  # storages
+        self._filled: set[int] = set()  # addresses of memory that was taken over
+        vectors = self._vectors(layout.layers_of(worker))
+        model.hold(layout.layers_of(worker), keep=False, reuse=vectors)
         self._dtypes = {layer.index: model.dtype(layer.index) for layer in model.spec.layers if layer.size}
         self._outgoing = [(i, move) for i, move in enumerate(proposal.transfers) if move.source == worker]
         self._incoming = [(i, move) for i, move in enumerate(proposal.transfers) if move.destination == worker]
@@ -72,17 +87,56 @@ class Migration:
                 if worker not in (interval.owner, interval.replica):
                     continue
                 mine = interval.owner == worker
-                run = model.run(layer.layer, interval.start, interval.stop) if mine else self._zeros(PARAM, layer.layer, interval.elements)
+                run = model.run(layer.layer, interval.start, interval.stop) if mine else None
                 (owned if mine else kept).append(self._shard(layer.layer, interval, run, scalars, optimizer))
         self.state = State(step=proposal.resume, owned=owned, kept=kept)
 
-    def _shard(self, layer: int, interval: Interval, run: torch.Tensor, scalars: Scalars, optimizer: ShardedOptimizer) -> Shard:
+    def _vectors(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """The flat vectors of layers whose parameters are held whole."""
+        found = {}
+        for copy in self._held:
+            if (
+                copy.role == "gathered"
+                and copy.layer in layers
+                and (copy.start, copy.stop) == (0, self._model.spec.layers[copy.layer].size)
+            ):
+                found[copy.layer] = copy.memory[PARAM]
+                self._take_over(copy)
+        return found
+
+    @property
+    def retained(self) -> list[Stored]:
+        """The copies of the resumed step that stay as they are when the new view takes its steps."""
+        return [
+            copy
+            for copy in self._held
+            if isinstance(copy, Later) or not any(_storage(memory) in self._taken_over for memory in copy.memory.values())
+        ]
+
+    def _take_over(self, copy: Stored) -> None:
+        self._taken_over.update(_storage(memory) for memory in copy.memory.values())
+        self._filled.update(memory.data_ptr() for memory in copy.memory.values())
+
+    def _shard(self, layer: int, interval: Interval, run: torch.Tensor | None, scalars: Scalars, optimizer: ShardedOptimizer) -> Shard:
+        """The shard of an interval; `run` is its parameters' memory if it is owned here."""
         if self._proposal.resume < 0:  # what an optimizer starts with is the same on every worker, and does not move
-            return optimizer.initial(layer, interval, run)
-        states = {state: self._zeros(state, layer, interval.elements) for state in self._proposal.states}
-        shard = Shard(layer=layer, interval=interval, memory={PARAM: run, **states})
+            return optimizer.initial(layer, interval, self._zeros(PARAM, layer, interval.elements) if run is None else run)
+        memory = self._held_shard(layer, interval, "replica" if run is None else "live")
+        if memory is None:
+            states = [PARAM, *self._proposal.states] if run is None else self._proposal.states
+            memory = {state: self._zeros(state, layer, interval.elements) for state in states}
+        shard = Shard(layer=layer, interval=interval, memory=memory if run is None else {**memory, PARAM: run})
         shard.scalars = {p.name: scalars[p.name] for p, _, _ in shard.parameters(self._model.spec) if p.name in scalars}
         return shard
+
+    def _held_shard(self, layer: int, interval: Interval, role: Role) -> dict[str, torch.Tensor] | None:
+        """The memory of an interval that this worker has in the same role, with every state; of an owned one without its parameters."""
+        for copy in self._held:
+            fits = (copy.layer, copy.start, copy.stop, copy.role) == (layer, interval.start, interval.stop, role)
+            if fits and copy.memory.keys() == {PARAM, *self._proposal.states}:
+                self._take_over(copy)
+                return {state: memory for state, memory in copy.memory.items() if role == "replica" or state != PARAM}
+        return None
 
     def _zeros(self, state: str, layer: int, elements: int) -> torch.Tensor:
         return torch.zeros(elements, dtype=self._dtype(state, layer))
@@ -96,7 +150,7 @@ class Migration:
         """The workers that state moves to or from."""
         return {move.destination for _, move in self._outgoing} | {move.source for _, move in self._incoming}
 
-    def run(self, held: Sequence[Held]) -> Moved:
+    def run(self) -> Moved:
         """Sends what others need, receives and verifies, fills all memory. Links must stand.
 
         Raises:
@@ -106,7 +160,7 @@ class Migration:
         received = {move: torch.empty(move.elements, dtype=self._dtype(move.state, move.layer)) for _, move in self._incoming}
         for index, move in self._incoming:
             self._network.post(move.source, self._tag(index), as_bytes(received[move]))
-        sent = [self._send(index, move, held) for index, move in self._outgoing]
+        sent = [self._send(index, move) for index, move in self._outgoing]
         announced = {}
         for index, move in self._incoming:
             self._network.receive(move.source, self._tag(index))
@@ -115,7 +169,7 @@ class Migration:
         moved = time.monotonic()
         check_received([move for _, move in self._incoming], {move: digest(memory) for move, memory in received.items()}, announced)
         for target in self._targets():
-            self._fill(target, held, received)
+            self._fill(target, received)
         self._network.flush()  # `sent` must live until then
         del sent
         bytes_received = self._network.stats.transferred - self._before
@@ -124,9 +178,9 @@ class Migration:
     def _tag(self, index: int, kind: Kind = Kind.TRANSFER) -> Tag:
         return Tag(kind, self._proposal.resume + 1, index)
 
-    def _send(self, index: int, move: Transfer, held: Sequence[Held]) -> np.ndarray:
+    def _send(self, index: int, move: Transfer) -> np.ndarray:
         dtype = self._dtype(move.state, move.layer)
-        found = runs(held, self._proposal.resume, move.state, move.layer, move.start, move.stop)
+        found = runs(self._held, self._proposal.resume, move.state, move.layer, move.start, move.stop)
         if sum(stop - start for start, stop, _ in found) != move.elements:
             raise GateRefused(
                 f"worker {self._worker} is to send {move}, which it does not hold at step {self._proposal.resume}", check="coverage"
@@ -147,10 +201,10 @@ class Migration:
             for state, memory in shard.memory.items()
             if state in (PARAM, *self._proposal.states) and not (own and state == PARAM)  # it lies in its layer's flat vector
         ]
-        return [*flats, *tied, *shards]
+        return [target for target in [*flats, *tied, *shards] if target.memory.data_ptr() not in self._filled]
 
-    def _fill(self, target: Target, held: Sequence[Held], received: Mapping[Transfer, torch.Tensor]) -> None:
-        found = runs(held, self._proposal.resume, target.state, target.layer, target.start, target.stop)
+    def _fill(self, target: Target, received: Mapping[Transfer, torch.Tensor]) -> None:
+        found = runs(self._held, self._proposal.resume, target.state, target.layer, target.start, target.stop)
         for move, memory in received.items():
             start, stop = max(move.start, target.start), min(move.stop, target.stop)
             if (move.state, move.layer) == (target.state, target.layer) and start < stop:
@@ -165,6 +219,10 @@ class Migration:
         if done < target.stop:
             run = f"{target.state} of layer {target.layer}, run [{done}, {target.stop})"
             raise GateRefused(f"worker {self._worker} has not received {run}", check="coverage")
+
+
+def _storage(memory: torch.Tensor) -> int:
+    return memory.untyped_storage().data_ptr()
 
 
 def links(worker: int, before: frozenset[int], after: frozenset[int], view: View) -> dict[str, int]:

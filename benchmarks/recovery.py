@@ -1,0 +1,167 @@
+"""How long a killed worker stalls the training: ours, TorchFT and torchrun, with the same model, data, optimizer and threads.
+
+    python benchmarks/recovery.py --json build/recovery.json
+    python benchmarks/recovery.py --kills 0 --peer-kills 0 --replication
+
+Ours is one job per row: workers at random places are killed at uniformly random moments, each when the replacement of the one before has
+joined. Losses and parameters must equal, bit for bit, those of the same job without kills. Figures are those of the job's incidents;
+`measured` is the same stall taken from outside, from the times at which steps were handed out, which is how the peers' is measured:
+
+    stall = first commit after the recovery - kill - what was left, without the kill, of the steps up to that commit
+
+TorchFT needs `pip install '.[bench]'`; without it its rows are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from killed import kill_ours
+from measure import SEQ, BenchmarkError, Task
+from peer_kills import PEERS, PeerKind, kill_peer, missing
+from replication import cost_of_replication
+from rich.console import Console
+from rich.table import Table
+from throughput import machine
+
+from elastic.errors import ElasticError
+from elastic.observe.activity import RECOVERY_PHASES
+
+_PEER_WORKERS = 4
+_GAP_S = 6.0  # a replacement is there after 2 to 4 s
+_PARTS = ("lost_ms", "detected_ms", *(f"{phase}_ms" for phase in RECOVERY_PHASES), "resume_ms", "slower_ms")
+
+
+def task_for(tokens: int, workers: int, stages: int) -> Task:
+    """Micro-batches of at most 4 samples, one for each worker at least."""
+    batch = tokens // SEQ
+    return Task(workers=workers, stages=stages, batch=batch, micro_batch=max(1, min(4, batch // workers)), warm_up=3, steps=10)
+
+
+def show_ours(rows: list[dict[str, Any]], console: Console) -> None:
+    """Stalls, and what they are made of."""
+    table = Table(title="ours: milliseconds from the kill, median and 95th percentile")
+    for heading in ("case", "stall", "measured", "running again", "replaced", "redone", "samples lost"):
+        table.add_column(heading)
+    for row in rows:
+        cells = [_cell(row[name]) for name in ("stall_ms", "measured_stall_ms", "running_ms", "replaced_ms")]
+        redone = ", ".join(f"{count} x {steps}" for steps, count in sorted(row["steps_redone"].items()))
+        table.add_row(_case(row), *cells, redone, str(row["samples_lost"]))
+    console.print(table)
+    parts = Table(title="what a stall is made of: medians, milliseconds (slower: redoing took that much longer than what was lost)")
+    for heading in ("case", *(name.removesuffix("_ms") for name in _PARTS), "MB moved"):
+        parts.add_column(heading)
+    for row in rows:
+        moved = row["bytes_moved"]
+        size = "" if moved is None else f"{moved['median'] / 1e6:.1f}"
+        parts.add_row(_case(row), *(_median(row[name]) for name in _PARTS), size)
+    console.print(parts)
+
+
+def show_peers(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="peers: milliseconds, median and most")
+    for heading in ("case", "kills", "stall", "replaced", "step before", "samples lost", "crashed"):
+        table.add_column(heading)
+    for row in rows:
+        case = f"{row['name']}\n{row['workers']} workers, {row['batch'] * SEQ} tokens"
+        cells = [_cell(row[name], "max") for name in ("stall_ms", "replaced_ms", "step_ms")]
+        table.add_row(case, str(row["kills"]), *cells, str(row["samples_lost"]), str(row["crashed"]))
+    console.print(table)
+
+
+def show_replication(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="tokens/s with replication and without: medians, and ratio (least to most)")
+    for heading in ("case", "with", "without", "ratio"):
+        table.add_column(heading)
+    for row in rows:
+        case = f"{row['workers']} workers in {row['stages']} stages, {row['tokens_per_step']} tokens"
+        ratio = row["ratio"]
+        rates = (f"{row[f'{side}_tokens_per_second']['median']:.0f}" for side in ("with", "without"))
+        table.add_row(case, *rates, f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})")
+    console.print(table)
+
+
+def _case(row: dict[str, Any]) -> str:
+    full = row["kills_of_a_full_job"]
+    return f"{row['workers']} workers in {row['stages']} stages\n{row['batch'] * SEQ} tokens, {full} kills\na step {row['step_ms']:.0f} ms"
+
+
+def _cell(values: dict[str, float] | None, upper: str = "p95") -> str:
+    return "unknown" if values is None else f"{values['median']:.0f}\n{values[upper]:.0f}"
+
+
+def _median(values: dict[str, float] | None) -> str:
+    return "unknown" if values is None else f"{values['median']:.1f}"
+
+
+def main(
+    kills: Annotated[int, typer.Option(min=0, help="Kills of ours, for each number of workers and size; 0 leaves ours out.")] = 20,
+    peer_kills: Annotated[int, typer.Option(min=0, help="Kills of each peer, for each size; 0 leaves the peers out.")] = 4,
+    workers: Annotated[list[int] | None, typer.Option(help="Of ours; 4 and 8 by default. The peers have 4.")] = None,
+    stages: Annotated[int, typer.Option(min=1, help="Of ours.")] = 2,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens a step, a multiple of 1024; 4096 and 1024 by default.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PEERS)}; all by default.")] = None,
+    gap: Annotated[float, typer.Option(help="Seconds between two kills of ours at least, in steps of a job without kills.")] = _GAP_S,
+    seed: Annotated[int, typer.Option(help="Of places and moments.")] = 0,
+    check: Annotated[bool, typer.Option(help="Take the same steps without kills too, and compare the bits.")] = True,
+    replication: Annotated[bool, typer.Option("--replication", help="Also measure tokens/s with replication against without.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs of --replication.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, instead of to the last line.")] = None,
+) -> None:
+    """How long a killed worker stalls the training, for ours and for peers; and what replication costs while nothing fails."""
+    sizes, counts = tokens or [4096, 1024], workers or [4, 8]
+    if bad := [size for size in sizes if size < 1024 or size % 1024]:
+        raise typer.BadParameter(f"--tokens {bad[0]} is not a multiple of 1024, eight samples of {SEQ} tokens")
+    if bad := [count for count in counts if count < max(2, stages)]:
+        raise typer.BadParameter(f"--workers {bad[0]}: nothing survives with fewer than 2, and each of --stages {stages} needs one")
+    if peer and (strange := set(peer).difference(PEERS)):
+        raise typer.BadParameter(f"--peer {strange.pop()}: use one of {', '.join(PEERS)}")
+    progress = Console(stderr=True, highlight=False)
+    options = {"kills": kills, "peer_kills": peer_kills, "gap_s": gap, "seed": seed, "rounds": rounds}
+    report: dict[str, Any] = {"machine": machine(), "options": options, "ours": [], "peers": [], "left_out": {}, "replication": []}
+    chosen: list[PeerKind] = [kind for kind in PEERS if (peer is None or kind in peer) and peer_kills]
+    try:
+        for size in sizes:
+            for count in counts if kills else ():
+                progress.print(f"ours: {count} workers, {size} tokens, {kills} kills")
+                report["ours"].append(kill_ours(task_for(size, count, stages), kills, gap, seed, check=check).to_json())
+            for kind in chosen:
+                _run_peer(kind, size, peer_kills, seed, report, progress)
+            for count in counts if replication else ():
+                report["replication"].append(cost_of_replication(task_for(size, count, stages), rounds, progress).to_json())
+    except (BenchmarkError, ElasticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    shown = Console(highlight=False)
+    for rows, show in ((report["ours"], show_ours), (report["peers"], show_peers), (report["replication"], show_replication)):
+        if rows:
+            show(rows, shown)
+    for name, why in report["left_out"].items():
+        shown.print(f"left out: {name}: {why.splitlines()[0]}")
+    if json_file is None:
+        print(json.dumps(report))
+    else:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _run_peer(kind: PeerKind, size: int, kills: int, seed: int, report: dict[str, Any], progress: Console) -> None:
+    """Adds the peer's row, or why there is none: a peer that fails is a result."""
+    why = missing(kind)
+    if why is None:
+        progress.print(f"{PEERS[kind]}: {_PEER_WORKERS} workers, {size} tokens, {kills} kills")
+        try:
+            report["peers"].append(kill_peer(kind, task_for(size, _PEER_WORKERS, 1), kills, seed).to_json())
+            return
+        except BenchmarkError as error:
+            why = str(error)
+    progress.print(f"{PEERS[kind]}, {size} tokens, is left out: {why}")
+    report["left_out"][f"{kind}, {size} tokens"] = why
+
+
+if __name__ == "__main__":
+    typer.run(main)

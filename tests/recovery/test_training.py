@@ -1,0 +1,167 @@
+"""Real jobs whose workers die: what they come to is, bit for bit, what they would have come to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import elastic
+from elastic.chaos import linger
+from elastic.chaos.faults import parse
+from elastic.chaos.killer import Killer
+from elastic.errors import JobFailed, SettingsError
+from elastic.observe import activity
+from elastic.settings import best_isa, worker_environment
+from tests.recovery import trainings
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
+
+ROOT = Path(__file__).parents[2]
+GROUPS, MOMENTUM, INITIAL, WHOLE = trainings.CASES
+STEPS = {GROUPS: 50, MOMENTUM: 10, INITIAL: 8, WHOLE: 8}
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of each case: the lines of its one worker's log, and the digest."""
+    command = [sys.executable, "-m", "tests.recovery.undisturbed", str(tmp_path_factory.mktemp("calm")), json.dumps(STEPS)]
+    environment = {**os.environ, **worker_environment(1, best_isa()), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+class Run:
+    """One job, and what it left in its directory."""
+
+    def __init__(self, folder: Path, name: str, *, dies: dict[str, Any] | None = None, pause_s: float = 0.0, **options: Any) -> None:
+        self.folder = folder / "run"
+        arguments = [str(folder), name, STEPS[name], dies, pause_s]
+        self._logs = folder
+        self.result = elastic.run(trainings.train, args=arguments, directory=self.folder, **options)
+        self.incidents = self.result.incidents
+
+    def check(self, calm: dict[str, Any], founders: int, *, steps: int | None = None) -> None:
+        """Every worker was given what the undisturbed one was, from some step on, once and in order; a founder from the first."""
+        lines = [line for line in calm["lines"] if steps is None or line[1] < steps]
+        logs = {int(path.stem.partition("-")[2]): _read(path) for path in self._logs.glob("steps-*.jsonl")}
+        for worker, log in logs.items():
+            first = 0 if worker < founders or not log else lines.index(log[0])
+            assert log == lines[first : first + len(log)], f"worker {worker}"
+        assert max(map(len, logs.values())) == len(lines)
+        if steps is None:
+            assert self.result.value["digest"] == calm["digest"]
+        for found in self.incidents:
+            if found["epoch"] is not None:  # the job may be over before a new worker has joined
+                assert found["samples_lost"] == 0
+                assert found["bytes_moved"] == found["bytes_minimum"]
+
+    @property
+    def lost(self) -> list[tuple[int, ...]]:
+        """The workers that each incident lost."""
+        return [(found["worker"], *found["also"]) for found in self.incidents if found["kind"] == "death"]
+
+
+def _read(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def test_a_worker_dies_and_a_new_one_joins(tmp_path: Path, calm: dict[str, Any]) -> None:
+    with Killer(tmp_path / "run", [parse("1@7")], seed=3) as killer:
+        run = Run(tmp_path, GROUPS, pause_s=0.04, workers=4, stages=2)
+        assert killer.close() == ()
+    run.check(calm[GROUPS], 4)
+    death, join = run.incidents
+    assert (death["kind"], death["worker"], death["step"], death["epoch"]) == ("death", 1, 7, 2)
+    assert (join["kind"], join["joined"], join["epoch"], join["steps_redone"]) == ("join", [4], 3, 0)
+    assert run.result.epoch == 3
+    assert run.result.value["workers"] == [0, 2, 3, 4]
+    joined = _read(tmp_path / "steps-4.jsonl")
+    assert 7 < joined[0][1] < joined[-1][1] == STEPS[GROUPS] - 1
+
+
+def test_the_coordinator_dies_and_then_the_next(tmp_path: Path, calm: dict[str, Any]) -> None:
+    with Killer(tmp_path / "run", [parse("0@3:reduce"), parse("0@6")]) as killer:
+        run = Run(tmp_path, MOMENTUM, pause_s=0.01, workers=3, stages=2, respawn=False)
+        assert killer.close() == ()
+    run.check(calm[MOMENTUM], 3)
+    assert run.lost == [(0,), (1,)]
+    assert [found["layout_after"] for found in run.incidents][1] == "[0-4]x1"
+    assert run.result.value["workers"] == [2]
+
+
+def test_deaths_in_the_first_step_by_lack_of_memory_and_behind_the_last_step(tmp_path: Path, calm: dict[str, Any]) -> None:
+    last = STEPS[INITIAL] - 1
+    dies = {"1": ["forward", 0, 2], "3": ["memory", 4], "2": ["ready", last, 2]}
+    run = Run(tmp_path, INITIAL, dies=dies, workers=4, stages=2, respawn=False)
+    run.check(calm[INITIAL], 4)
+    assert run.lost == [(1,), (3,), (2,)]
+    assert [found["step"] for found in run.incidents] == [0, 5, last]
+    assert run.incidents[0]["bytes_moved"] == run.incidents[0]["bytes_minimum"]
+    assert run.result.value["workers"] == [0]
+
+
+def test_deaths_in_an_evaluation_and_in_the_digest_behind_the_loop(tmp_path: Path, calm: dict[str, Any]) -> None:
+    run = Run(tmp_path, WHOLE, dies={"1": ["evaluate", 4], "2": ["digest"]}, workers=3, stages=2, respawn=False)
+    run.check(calm[WHOLE], 3)
+    assert run.lost == [(1,), (2,)]
+    assert run.result.value["workers"] == [0]
+
+
+def test_below_the_minimum_the_job_waits_for_a_new_worker(tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, MOMENTUM, dies={"1": ["apply", 4, 1]}, workers=2, min_workers=2)
+    run.check(calm[MOMENTUM], 2)
+    assert "1 worker left, and the job may not shrink below min_workers=2: paused until new workers are ready" in capfd.readouterr().err
+    assert run.result.value["workers"] == [0, 2]
+    assert run.result.epoch == 2
+    with pytest.raises(SettingsError, match="min_workers=3 is more than workers=2"):
+        elastic.run(trainings.train, workers=2, min_workers=3)
+
+
+@pytest.mark.parametrize("data", ["poisoned", "unloadable"])
+def test_an_input_that_kills_twice_ends_the_job(data: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        JobFailed, match=r"step 3 \(micro-batch 4\) killed a worker in epoch 1 and another in epoch 2: it is probably the input"
+    ):
+        elastic.run(trainings.trains_on_poison, workers=3, stages=1, args=[data], directory=tmp_path)
+
+
+def test_the_only_worker_dies(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match=r"SIGKILL.* it was the only worker: no copy of the state is left"):
+        Run(tmp_path, WHOLE, dies={"0": ["backward", 2, 1]}, workers=1)
+
+
+def test_ctrl_c_during_a_recovery_stops_behind_it(tmp_path: Path, calm: dict[str, Any]) -> None:
+    directory, over = tmp_path / "run", threading.Event()
+    directory.mkdir()
+    linger.write(directory, ["migrate"], 0.3)
+
+    def press() -> None:
+        while not over.wait(0.005):
+            doing = activity.read(directory, 0)
+            if doing is not None and doing.phase == "migrate":
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=press, daemon=True)
+    thread.start()
+    try:
+        run = Run(tmp_path, GROUPS, dies={"1": ["gather", 6, 1]}, workers=3, stages=2, respawn=False)
+    finally:
+        over.set()
+        thread.join()
+    assert run.result.stopped
+    steps = max(line[1] for line in _read(tmp_path / "steps-0.jsonl")) + 1
+    assert 6 <= steps < STEPS[GROUPS]
+    run.check(calm[GROUPS], 3, steps=steps)
+    assert run.lost == [(1,)]

@@ -1,0 +1,138 @@
+"""Train functions of real jobs in which workers die, by worker number, at the moment they are told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import elastic
+from tests.engine import models
+
+EVALUATED_EVERY = 3
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "tied, two groups, clipping, scheduler": {
+        "model": models.tied,
+        "optimizer": models.two_groups,
+        "clip_norm": 0.3,
+        "scheduler": models.cosine,
+    },
+    "momentum, bf16 autocast": {"model": models.blocks, "optimizer": models.momentum, "autocast": torch.bfloat16},
+    "initial state": {
+        "model": models.blocks,
+        "optimizer": lambda parameters: torch.optim.Adagrad(parameters, lr=0.05, initial_accumulator_value=0.1),
+    },
+    "whole tensors, tied": {
+        "model": models.tied,
+        "optimizer": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-2),
+        "clip_norm": 1.0,
+    },
+}
+
+
+class Watched(models.Rows):
+    """What is evaluated; `deadly` kills whoever loads of it."""
+
+    def __init__(self, deadly: bool) -> None:
+        self.deadly = deadly
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if self.deadly:
+            die()
+        return super().__getitem__(index)
+
+
+class Log:
+    """What this worker was given of each step, and each evaluation, in a file that outlives it."""
+
+    def __init__(self, folder: str, worker: int) -> None:
+        self._file = Path(folder, f"steps-{worker}.jsonl").open("a", buffering=1)
+
+    def add(self, kind: str, step: int, *values: float) -> None:
+        self._file.write(json.dumps([kind, step, *values]) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def train(job: Any, folder: str, name: str, steps: int, dies: dict[str, Any] | None = None, pause_s: float = 0.0) -> dict[str, Any] | None:
+    """`dies` maps a worker to where it does: [phase, step, how often it has been there], or ["evaluate", step], ["memory", step], ["digest"]."""
+    fate = (dies or {}).get(str(job.worker), [None])
+    options = {"data": models.Rows(), "loss": models.cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name]}
+    build, loss, optimizer, data = (options.pop(part) for part in ("model", "loss", "optimizer", "data"))
+    _arm(job, fate)
+    torch.manual_seed(5)
+    trainer = elastic.Trainer(build(), loss, optimizer, data, seed=11, **options)
+    log = Log(folder, job.worker)
+    for report in trainer.run(steps):
+        log.add("step", report.step, report.loss, report.grad_norm, report.lr, torch.rand(1).item())
+        if fate == ["memory", report.step]:
+            raise MemoryError("no room")
+        if report.step % EVALUATED_EVERY == 1:
+            log.add("evaluation", report.step, trainer.evaluate(Watched(fate == ["evaluate", report.step]), micro_batches=6))
+        time.sleep(pause_s)
+    log.close()
+    if fate == ["digest"]:
+        time.sleep(0.1)  # the others wait for it there
+        die()
+    digest, statistics = trainer.digest(), trainer.statistics()
+    return None if statistics is None else {"digest": digest, "workers": [found["worker"] for found in statistics]}
+
+
+def _arm(job: Any, fate: list[Any]) -> None:
+    """Has this worker die when it enters its phase for the last time that it may."""
+    if len(fate) != 3:
+        return
+    enter, left = job.enter, [fate[2]]
+
+    def entered(phase: str, step: int, micro_batch: int = -1) -> None:
+        enter(phase, step, micro_batch)
+        left[0] -= [phase, step] == fate[:2]
+        if not left[0]:
+            die()
+
+    job.enter = entered
+
+
+class Deadly(nn.Module):
+    """Kills whoever gets a sample that begins with 100."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x[0, 0] == 100.0:
+            die()
+        return x
+
+
+def poisoned(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.ones(4, models.WIDTH)
+    if (step, micro_batch) == (3, 4):
+        x[0, 0] = 100.0
+    return x, torch.arange(4)
+
+
+def unloadable(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if (step, micro_batch) == (3, 4):
+        os.abort()
+    return torch.ones(4, models.WIDTH), torch.arange(4)
+
+
+def trains_on_poison(job: elastic.Job, data: str) -> None:
+    """`data` names what kills: the model gets it, or it cannot even be loaded."""
+    torch.manual_seed(5)
+    layers = [Deadly(), *models.blocks()]
+    batches = {"poisoned": poisoned, "unloadable": unloadable}[data]
+    trainer = elastic.Trainer(layers, models.cross_entropy, models.adamw, batches, batch_size=24, micro_batch_size=4)
+    for _ in trainer.run(8):
+        pass
