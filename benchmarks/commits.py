@@ -71,10 +71,14 @@ def first_of_each_step(commits: Iterable[Commit]) -> list[Commit]:
 
 
 def pace(commits: Sequence[Commit], at: float) -> float | None:
-    """Seconds a step, from the steps of the era that was the newest at a time: the median of the last few."""
+    """Seconds a step at a time: the median of the last few that as many members took as the newest one, each within one era."""
     seen = [commit for commit in commits if commit.at <= at]
-    recent = [commit.at for commit in seen if commit.era == seen[-1].era][-_RECENT_STEPS - 1 :]
-    return statistics.median(after - before for before, after in pairwise(recent)) if len(recent) > 1 else None
+    steps = [
+        after.at - before.at
+        for before, after in pairwise(seen)
+        if before.era == after.era and after.members == seen[-1].members and after.step == before.step + 1
+    ]
+    return statistics.median(steps[-_RECENT_STEPS:]) if steps else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

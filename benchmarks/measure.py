@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import elastic
 from elastic.process import tied_command
-from elastic.settings import best_isa, own_environment, worker_environment
+from elastic.settings import HUGE_PAGES, best_isa, own_environment, worker_environment
 
 SEQ = 128  # tokens a sample
 _HERE = Path(__file__).resolve().parent
@@ -160,7 +160,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], complaints: IO[str]) -> None
 
 def peer_environment() -> dict[str, str]:
     """What our workers have, and Gloo on loopback."""
-    return {**own_environment(), **worker_environment(1, best_isa()), "GLOO_SOCKET_IFNAME": "lo"}
+    return {**HUGE_PAGES, **own_environment(), **worker_environment(1, best_isa()), "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def reap(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

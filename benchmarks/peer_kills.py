@@ -191,6 +191,7 @@ class Replicas:
     task: Task
     directory: Path
     heartbeat_ms: int | None
+    gloo_timeout_s: float
     crashed: int = 0
     _lighthouse: subprocess.Popen[bytes] = field(init=False)
     _environment: dict[str, str] = field(init=False)
@@ -209,7 +210,8 @@ class Replicas:
 
     def _fork(self, place: int) -> None:
         settings = {"place": place, "places": self.task.workers, "batch": self.task.batch, "steps": _ENDLESS}
-        command = [sys.executable, str(_HERE / "replica.py"), json.dumps({**settings, "directory": str(self.directory)})]
+        settings |= {"directory": str(self.directory), "gloo_timeout_s": self.gloo_timeout_s}
+        command = [sys.executable, str(_HERE / "replica.py"), json.dumps(settings)]
         self._replicas[place] = _spawn(command, self._environment, self.directory / f"replica-{place}.log")
 
     def tend(self) -> None:

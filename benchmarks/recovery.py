@@ -33,7 +33,17 @@ from elastic.observe.activity import RECOVERY_PHASES
 
 _PEER_WORKERS = 4
 _GAP_S = 6.0  # a replacement is there after 2 to 4 s
-_PARTS = ("lost_ms", "detected_ms", *(f"{phase}_ms" for phase in RECOVERY_PHASES), "resume_ms", "slower_ms")
+_SHOWN = {
+    "stall_ms": "stall",
+    "measured_stall_ms": "stall, measured from outside",
+    "lost_ms": "= work that was lost",
+    "detected_ms": "+ detection",
+    **{f"{phase}_ms": f"+ {phase}" for phase in RECOVERY_PHASES},
+    "resume_ms": "+ until all run again",
+    "slower_ms": "+ redoing, beyond the time of what was lost",
+    "running_ms": "running again after",
+    "replaced_ms": "a replacement trains after",
+}
 
 
 def task_for(tokens: int, workers: int, stages: int) -> Task:
@@ -43,31 +53,28 @@ def task_for(tokens: int, workers: int, stages: int) -> Task:
 
 
 def show_ours(rows: list[dict[str, Any]], console: Console) -> None:
-    """Stalls, and what they are made of."""
-    table = Table(title="ours: milliseconds from the kill, median and 95th percentile")
-    for heading in ("case", "stall", "measured", "running again", "replaced", "redone", "samples lost"):
-        table.add_column(heading)
+    """One column a job."""
+    table = Table(title="ours: milliseconds from the kill, median (95th percentile)")
+    table.add_column("")
     for row in rows:
-        cells = [_cell(row[name]) for name in ("stall_ms", "measured_stall_ms", "running_ms", "replaced_ms")]
-        redone = ", ".join(f"{count} x {steps}" for steps, count in sorted(row["steps_redone"].items()))
-        table.add_row(_case(row), *cells, redone, str(row["samples_lost"]))
+        table.add_column(f"{row['workers']} workers, {row['batch'] * SEQ} tokens", justify="right", no_wrap=True)
+    for name, meaning in _SHOWN.items():
+        table.add_row(meaning, *(_cell(row[name]) for row in rows))
+    table.add_row("kills of a full job", *(str(row["kills_of_a_full_job"]) for row in rows))
+    table.add_row("steps redone", *(", ".join(f"{n} x {steps}" for steps, n in sorted(row["steps_redone"].items())) for row in rows))
+    table.add_row("samples lost", *(str(row["samples_lost"]) for row in rows))
+    table.add_row("equal to an undisturbed run", *("not compared" if row["equal_to_undisturbed"] is None else "yes" for row in rows))
+    table.add_row("a step, undisturbed", *(f"{row['step_ms']:.0f}" for row in rows))
+    table.add_row("MB moved", *("unknown" if (m := row["bytes_moved"]) is None else f"{m['median'] / 1e6:.1f}" for row in rows))
     console.print(table)
-    parts = Table(title="what a stall is made of: medians, milliseconds (slower: redoing took that much longer than what was lost)")
-    for heading in ("case", *(name.removesuffix("_ms") for name in _PARTS), "MB moved"):
-        parts.add_column(heading)
-    for row in rows:
-        moved = row["bytes_moved"]
-        size = "" if moved is None else f"{moved['median'] / 1e6:.1f}"
-        parts.add_row(_case(row), *(_median(row[name]) for name in _PARTS), size)
-    console.print(parts)
 
 
 def show_peers(rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table(title="peers: milliseconds, median and most")
+    table = Table(title=f"peers: milliseconds, median (most), {_PEER_WORKERS} workers")
     for heading in ("case", "kills", "stall", "replaced", "step before", "samples lost", "crashed"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading != "case")
     for row in rows:
-        case = f"{row['name']}\n{row['workers']} workers, {row['batch'] * SEQ} tokens"
+        case = f"{row['name']}, {row['batch'] * SEQ} tokens"
         cells = [_cell(row[name], "max") for name in ("stall_ms", "replaced_ms", "step_ms")]
         table.add_row(case, str(row["kills"]), *cells, str(row["samples_lost"]), str(row["crashed"]))
     console.print(table)
@@ -85,17 +92,8 @@ def show_replication(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def _case(row: dict[str, Any]) -> str:
-    full = row["kills_of_a_full_job"]
-    return f"{row['workers']} workers in {row['stages']} stages\n{row['batch'] * SEQ} tokens, {full} kills\na step {row['step_ms']:.0f} ms"
-
-
 def _cell(values: dict[str, float] | None, upper: str = "p95") -> str:
-    return "unknown" if values is None else f"{values['median']:.0f}\n{values[upper]:.0f}"
-
-
-def _median(values: dict[str, float] | None) -> str:
-    return "unknown" if values is None else f"{values['median']:.1f}"
+    return "unknown" if values is None else f"{values['median']:.0f} ({values[upper]:.0f})"
 
 
 def main(

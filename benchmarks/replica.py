@@ -24,7 +24,7 @@ from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGlo
 _HOST = "localhost"
 
 
-def train(place: int, places: int, batch: int, steps: int, directory: Path) -> None:
+def train(place: int, places: int, batch: int, steps: int, directory: Path, gloo_timeout_s: float) -> None:
     """Until `steps` are committed."""
     torch.set_num_threads(1)
     share = batch // places
@@ -41,7 +41,7 @@ def train(place: int, places: int, batch: int, steps: int, directory: Path) -> N
 
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
     manager = Manager(
-        pg=ProcessGroupGloo(timeout=timedelta(seconds=5)),
+        pg=ProcessGroupGloo(timeout=timedelta(seconds=gloo_timeout_s)),
         min_replica_size=1,
         load_state_dict=load_state_dict,
         state_dict=state_dict,
@@ -69,7 +69,7 @@ def train(place: int, places: int, batch: int, steps: int, directory: Path) -> N
 def main() -> None:
     """Entry of the process: argv is the settings as JSON."""
     given = json.loads(sys.argv[1])
-    train(given["place"], given["places"], given["batch"], given["steps"], Path(given["directory"]))
+    train(given["place"], given["places"], given["batch"], given["steps"], Path(given["directory"]), given["gloo_timeout_s"])
 
 
 if __name__ == "__main__":

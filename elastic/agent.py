@@ -30,7 +30,7 @@ from elastic.membership.founding import Ready, found
 from elastic.process import name_process
 from elastic.recovery.driver import Driver, World, say
 from elastic.rundir import RunDirectory
-from elastic.settings import JobSettings, scratch_environment, worker_environment
+from elastic.settings import JobSettings, default_environment, worker_environment
 from elastic.supervision import Worker, ended, failed, is_consequence, is_machine_failure, last_line, returned_early, worker_error
 
 if TYPE_CHECKING:
@@ -239,6 +239,7 @@ class Agent:
             directory=RunDirectory(Path(self._start.directory)),
             end=self._end,
             admit=self._session.admit,
+            dismiss=self._session.dismiss,
             say=say,
         )
         self._driver = Driver(world, self._start.settings, view, revision, ready[view.coordinator])
@@ -274,7 +275,7 @@ class Agent:
 
 def _worker_environment(start: Start) -> dict[str, str]:
     fixed = worker_environment(start.settings.threads, start.settings.isa)
-    return {**scratch_environment(start.directory), **start.environment, **fixed}
+    return {**default_environment(start.directory), **start.environment, **fixed}
 
 
 def main() -> None:

@@ -143,5 +143,8 @@ class Crew:
     def _check_ended(self, worker: Worker) -> None:
         if worker.ended:
             os.close(worker.pidfd)
+            if not worker.channel.closed:
+                self._loop.forget(worker.channel)
+            worker.channel.close()
             if not self._closing:
                 self._ended(worker)

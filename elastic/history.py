@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections import deque
@@ -38,6 +39,8 @@ class History:
         self._before: Settings | None = None  # at step - 1
         self._answers: dict[int, Apply] = {}
         self._lr: dict[int, float] = {}
+        self._took: dict[int, float] = {}
+        self._ready_at = time.monotonic()
         self._seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._epoch_seen = 0
 
@@ -49,6 +52,8 @@ class History:
     def committed(self, job: Job, epoch: int) -> None:
         """Everybody is ready to apply the next step, so the one before counts. The agent hears of the first one in an epoch."""
         now = time.monotonic()
+        self._took[self.step + 1] = now - self._ready_at
+        self._ready_at = now
         if epoch == self._epoch_seen and self.committed_at is not None:
             self._seconds.append(now - self.committed_at)
         elif epoch > 1:
@@ -64,13 +69,17 @@ class History:
         """Behind it."""
         self.step = answer.step
         self._answers[answer.step] = answer
-        for memory in (self._answers, self._lr):
+        for memory in (self._answers, self._lr, self._took):
             for step in [known for known in memory if known < answer.step - 1]:
                 del memory[step]
 
     def answer(self, step: int) -> Apply | None:
         """The decision on one of the last two steps, where it is known."""
         return self._answers.get(step)
+
+    def seconds_of(self, step: int) -> float:
+        """How long one of the last two steps took, from the READY round before it to its own; infinite where it was taken elsewhere."""
+        return self._took.get(step, math.inf)
 
     def lr_of(self, step: int) -> float:
         """The first group's learning rate that a step was taken with, where that is known."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -137,7 +136,6 @@ class Trainer:
         history = History(self._optimizer, self._scheduler)
         self._survivor = Survivor(self._job, self._member, history)
         self._history = history
-        self._at = time.perf_counter()
         if view is None:
             self._survivor.join()
         else:
@@ -219,8 +217,7 @@ class Trainer:
             self._scheduler.step()
 
     def _report(self, answer: Apply) -> Report:
-        now = time.perf_counter()
-        seconds, self._at = now - self._at, now
+        seconds = self._history.seconds_of(answer.step)
         view = self._engine.view
         return Report(
             step=answer.step,

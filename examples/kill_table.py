@@ -43,8 +43,8 @@ T = TypeVar("T")
 
 WORKERS, STAGES = 4, 3
 STEP, STEPS = 6, 12
-LONG_STEPS, LONG_PAUSE_S = 120, 0.03
-"""Of jobs that go on until a new worker has joined."""
+LONG_STEPS, LONG_PAUSE_S = 100, 0.03
+"""Of jobs that go on until a new worker has joined: they take their time until then."""
 
 LINGER_S = 0.04
 END_S = 10.0
@@ -71,7 +71,8 @@ def train(job: elastic.Job, steps: int, pause_s: float) -> dict[str, Any] | None
     with StepLog(Path(job.directory), job.worker) as log:
         for report in trainer.run(steps):
             log.add(report)
-            time.sleep(pause_s)
+            if job.view is not None and max(job.view.workers) < job.workers:
+                time.sleep(pause_s)
     digest = trainer.digest()
     if not trainer.leader:
         return None

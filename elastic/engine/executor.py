@@ -134,7 +134,10 @@ class Executor:
         if micro_batch not in self._loaded:
             first = self._loads.index(micro_batch)
             self.drew |= self.generators.drawn()
-            self._loaded = {ahead: batch(step, ahead) for ahead in self._loads[first : first + _LOADED_AT_ONCE]}
+            for ahead in self._loads[first : first + _LOADED_AT_ONCE]:
+                self._enter("forward", step, ahead)  # if this kills the worker, it is known which one did
+                self._loaded[ahead] = batch(step, ahead)
+            self._enter("forward", step, micro_batch)
             self.generators.watch()
         return self._loaded.pop(micro_batch)
 

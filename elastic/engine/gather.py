@@ -82,16 +82,13 @@ class Gatherer:
             self._awaited.pop(home, None)
 
     def settle(self) -> set[int]:
-        """Takes the parameters that have come, waiting for none: the layers that are not up to date."""
-        behind: set[int] = set()
-        for layer, awaited in self._awaited.items():
-            for peer, tag in awaited:
-                if self._network.arrived(peer, tag):
-                    self._network.receive(peer, tag)
-                else:
-                    behind.add(layer)
-        self._awaited = {}
-        return behind
+        """Takes the parameters that have come, waiting for none: the layers that are not up to date. May be called again if interrupted."""
+        for awaited in self._awaited.values():
+            for message in list(awaited):
+                if self._network.arrived(*message):
+                    self._network.receive(*message)
+                    awaited.remove(message)
+        return {layer for layer, awaited in self._awaited.items() if awaited}
 
     def wait_all(self) -> None:
         """Returns when every parameter held here is up to date."""

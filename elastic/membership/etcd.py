@@ -109,6 +109,10 @@ class EtcdClient:
             raise Conflict(f"etcd: somebody else wrote {' or '.join(demand.key for demand in demands)} in the meantime")
         return response.header.revision
 
+    def delete(self, key: str) -> None:
+        with self._translated():
+            self._client.delete(key)
+
     def delete_prefix(self, prefix: str) -> None:
         with self._translated():
             self._client.delete_prefix(prefix)

@@ -17,6 +17,7 @@ class LeaseStore(Protocol):
     def revoke(self, lease: int) -> None: ...
     def put(self, key: str, value: str, *, lease: int | None = None) -> None: ...
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
+    def delete(self, key: str) -> None: ...
 
 
 class Lease:
@@ -31,6 +32,7 @@ class Lease:
         self._lock = threading.Lock()
         self._entries: dict[str, str] = {}
         self._unwritten: set[str] = set()
+        self._unwanted: set[str] = set()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._id = store.grant(ttl_s)
@@ -46,6 +48,15 @@ class Lease:
         with self._lock:
             self._entries[key] = value
             self._unwritten.add(key)
+            with suppress(EtcdUnavailable):
+                self._write()
+
+    def drop(self, key: str) -> None:
+        """Deletes one of the lease's keys; if etcd is away, as soon as it is back."""
+        with self._lock:
+            if self._entries.pop(key, None) is not None:
+                self._unwritten.discard(key)
+                self._unwanted.add(key)
             with suppress(EtcdUnavailable):
                 self._write()
 
@@ -80,6 +91,9 @@ class Lease:
             self._store.revoke(self._id)
 
     def _write(self) -> None:
+        for key in sorted(self._unwanted):
+            self._store.delete(key)
+            self._unwanted.discard(key)
         for key in sorted(self._unwritten):
             self._store.put(key, self._entries[key], lease=self._id)
             self._unwritten.discard(key)

@@ -56,8 +56,14 @@ class Session:
         entry = {"host": ready.host, "address": ready.address, "fingerprint": ready.fingerprint}
         self._lease.put(f"{self._prefix}workers/{worker}", json.dumps(entry))
 
+    def dismiss(self, worker: int) -> None:
+        """Takes a dead worker off the list."""
+        assert self._lease is not None  # as above
+        self._lease.drop(f"{self._prefix}workers/{worker}")
+
     def publish(self, view: View) -> int:
-        """Commits the first view; its mod_revision. Raises Conflict, EtcdUnavailable."""
+        """Commits the first view, as the coordinator; its mod_revision. Raises Conflict, EtcdUnavailable."""
+        self.attempts.begin((view.epoch, view.attempt))
         return self._views.publish(view)
 
     def close(self) -> None:

@@ -110,7 +110,8 @@ def worked_out(action: Propose, stages: int | None) -> Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """All that a driver acts on. `end` takes the job's outcome, `admit` lists a new member, `say` a sentence for the user."""
+    """All that a driver acts on. `end` takes the job's outcome, `admit` and `dismiss` keep the list of
+    workers, `say` is a sentence for the user."""
 
     crew: CrewLike
     timers: Timers
@@ -119,6 +120,7 @@ class World:
     directory: RunDirectory
     end: Callable[[Message], None]
     admit: Callable[[int, Ready], None]
+    dismiss: Callable[[int], None]
     say: Callable[[str], None]
     propose: Callable[[Propose, int | None], Proposal] = worked_out
     clock: Callable[[], float] = time.monotonic
@@ -181,6 +183,7 @@ class Driver:
                 natural=injected is None and not worker.condemned,
             )
         )
+        self._world.clerk.run(Errand(call=lambda: self._world.dismiss(worker.number)))
 
     def finished(self, worker: Worker) -> None:
         """The worker has sent its result."""

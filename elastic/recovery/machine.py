@@ -117,8 +117,7 @@ def _member_died(state: State, event: WorkerDied, now: float) -> Step:
         if before:
             return _end(state, "JobFailed", _poisoned(computing, before[0], event))
         state = replace(state, fatal=state.fatal | {(event.epoch, computing)})
-    # A new worker takes processor time from those who recover: it is started when they are done, unless it is what they wait for.
-    state, actions = _replenished(state) if len(state.live) < state.policy.min_workers else (state, [])
+    state, actions = _replenished(state, recovering=True)
     told: list[Action] = [Tell(sentence=event.how), *actions]
     # What is being committed may be the view already.
     return (state, told) if state.phase is Phase.COMMITTING else _then(told, _open(state, now))
@@ -134,7 +133,7 @@ def _poisoned(step: int, before: int, event: WorkerDied) -> str:
 
 def _joiner_died(state: State, event: WorkerDied, now: float) -> Step:
     state = replace(state, failed_joins=state.failed_joins + 1)
-    state, actions = _replenished(state)
+    state, actions = _replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
     told: list[Action] = [Tell(sentence=f"{event.how}, before it had joined"), *actions]
     if state.policy.respawn and state.failed_joins == FAILED_JOINS:
         told.append(Tell(sentence=f"{FAILED_JOINS} new workers have died before a step was committed with them: no more are started"))
@@ -143,8 +142,13 @@ def _joiner_died(state: State, event: WorkerDied, now: float) -> Step:
     return state, told
 
 
-def _replenished(state: State) -> Step:
-    """Starts as many workers as are missing, where that is wanted and has not failed too often."""
+def _replenished(state: State, *, recovering: bool = False) -> Step:
+    """Starts as many workers as are missing, where that is wanted and has not failed too often.
+
+    A new worker takes processor time from those who recover: it is started when they are done, unless it is what they wait for.
+    """
+    if recovering and len(state.live) >= state.policy.min_workers:
+        return state, []
     missing = state.policy.workers - len(state.live) - len(state.ready) - len(state.starting)
     refused = not state.policy.respawn or state.stopping or state.finished or state.failed_joins >= FAILED_JOINS
     if refused or missing <= 0 or not state.live:
@@ -385,7 +389,7 @@ def _paused_at(state: State, event: PausedAt, now: float) -> Step:
 def _first_commit(state: State, event: FirstCommit, now: float) -> Step:
     if event.epoch != state.view.epoch or state.attempt:
         return state, []
-    return replace(state, newcomers=frozenset(), failed_joins=0 if state.newcomers else state.failed_joins), []
+    return _replenished(replace(state, newcomers=frozenset(), failed_joins=0 if state.newcomers else state.failed_joins))
 
 
 def _has_finished(state: State, event: Finished, now: float) -> Step:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,8 +89,10 @@ class Member:
             if order["type"] == "quiesce":
                 prepared = None
                 self._job.enter("quiesce", -1)
-                if found is None:
-                    found = stock(order["lost"])
+                while found is None:
+                    with suppress(Interrupted):  # by the order to quiesce for a later attempt, which is answered next
+                        self._network.resume()
+                        found = stock(order["lost"])
                 inventory = self._inventory(found, order["lost"])
                 era = {"epoch": order["epoch"], "attempt": order["attempt"]}
                 self._job.send({"type": "inventory", **era, "inventory": inventory.to_json()})

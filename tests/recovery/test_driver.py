@@ -190,6 +190,7 @@ def scene(tmp_path: Path) -> Callable[..., Scene]:
             directory=directory,
             end=outcomes.append,
             admit=lambda worker, ready: made[0].admitted.append(worker),
+            dismiss=lambda worker: None,
             say=said.append,
             propose=lambda action, stages: made[0].propose(action, stages),
             clock=lambda: made[0].now if made else 50.0,
@@ -273,9 +274,10 @@ def test_lost_work_is_counted_from_what_the_workers_were_doing(scene: Callable[.
 def test_a_replacement_joins(scene: Callable[..., Scene]) -> None:
     job = scene(respawn=True)
     job.die(1)
-    assert 3 in job.crew.workers
     job.inventories()
+    assert 3 not in job.crew.workers
     job.votes()
+    assert 3 in job.crew.workers
     job.resume()
     job.say(0, "committed", epoch=2, step=12, at=job.now)
     job.say(3, "announce", ready=announcement())
@@ -293,20 +295,30 @@ def test_a_replacement_joins(scene: Callable[..., Scene]) -> None:
     assert (joined["kind"], joined["joined"], joined["steps_redone"], joined["step"]) == ("join", [3], 0, 11)
 
 
-def test_a_joiner_that_differs_is_refused_with_the_reason(scene: Callable[..., Scene]) -> None:
+def replaced(scene: Callable[..., Scene]) -> Scene:
+    """Worker 1 has died, the others train, and worker 3 was started."""
     job = scene(respawn=True)
     job.die(1)
+    job.inventories()
+    job.votes()
+    job.resume()
+    job.say(0, "committed", epoch=2, step=12, at=job.now)
+    return job
+
+
+def test_a_joiner_that_differs_is_refused_with_the_reason(scene: Callable[..., Scene]) -> None:
+    job = replaced(scene)
     job.say(3, "announce", ready={**announcement(), "digest": "e"})
     assert "worker 3 cannot train together with worker 0: digest is 'e' there" in job.crew.killed[3]
     job.die(3)
     assert any("worker 3 (process 1003) was ended" in said and "before it had joined" in said for said in job.said)
     assert job.admitted == []
-    assert job.driver.incidents == []
+    assert [found["kind"] for found in job.driver.incidents] == ["death"]
+    assert 4 in job.crew.workers
 
 
 def test_a_joiner_whose_train_function_fails_or_returns_is_let_go(scene: Callable[..., Scene]) -> None:
-    job = scene(respawn=True)
-    job.die(1)
+    job = replaced(scene)
     assert job.driver.joining(job.crew.workers[3])
     job.driver.failed_to_join(job.crew.workers[3], "ValueError: no")
     assert job.crew.killed == {3: "ValueError: no"}

@@ -259,14 +259,15 @@ def test_a_peer_that_failed_while_migrating_is_given_time_to_be_seen_dead() -> N
 
 
 def test_a_joiner_that_refuses_is_evicted_and_the_others_go_on() -> None:
-    job = running(3, respawn=True).die(1).ready(3)
-    job.die(2).inventories().proposed()
-    assert job.state.participants == {0, 3}
+    job = at_boundary().inventories().proposed()
+    assert job.state.participants == {0, 2, 3}
     _ = job.done
     job.vote(3, refusal="out of memory")
     assert job.done == [Evict(worker=3, why="out of memory")]
     job.die(3, natural=False)
-    assert job.done == [Respawn(workers=(5,)), Quiesce(era=(2, 3), workers=(0,))]
+    assert job.done == [Quiesce(era=(3, 2), workers=(0, 2))]
+    job.recover()
+    assert job.done[-1] == Respawn(workers=(4,))
 
 
 # Lost links
@@ -318,11 +319,19 @@ def test_links_lost_while_an_attempt_is_under_way_are_expected() -> None:
 # Joiners
 
 
-def test_a_replacement_is_started_at_once_and_joins_at_a_boundary() -> None:
+def at_boundary() -> Machine:
+    """Worker 1 of three has died, and worker 3 is let in: everybody has paused for it."""
+    job = running(respawn=True).die(1).recover().ready(3).feed(Timeout())
+    return job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4))
+
+
+def test_a_replacement_is_started_behind_the_recovery_and_joins_at_a_boundary() -> None:
     job = running(respawn=True).die(1)
-    assert job.done == [Respawn(workers=(3,)), Quiesce(era=(2, 1), workers=(0, 2))]
-    job.recover()
-    _ = job.done
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+    job.inventories().proposed().votes()
+    assert not any(isinstance(action, Respawn) for action in job.done), "it would take processor time from those who recover"
+    job.committed()
+    assert job.done == [Announce(view=FakeView(2, 1, (0, 2))), Respawn(workers=(3,))]
     job.ready(3).feed(Timeout())
     assert job.done == [AskBoundary(workers=(0, 2))]
     job.feed(PausedAt(worker=0, epoch=2, step=7), PausedAt(worker=0, epoch=2, step=7))
@@ -353,16 +362,51 @@ def test_a_joiner_does_not_wait_long_for_another() -> None:
 
 
 def test_a_joiner_that_is_ready_during_an_attempt_waits_for_the_next_boundary() -> None:
-    job = running(respawn=True).die(1).inventories().ready(3).proposed().votes()
-    job.committed().feed(Timeout())
-    assert job.done[-1] == AskBoundary(workers=(0, 2))
+    job = running(4, respawn=True).die(1).recover().die(2).inventories()
+    _ = job.done
+    job.ready(4).proposed()
+    assert [action.proposal.view.workers for action in job.done] == [(0, 3)]
+    job.votes().committed()
+    assert job.done[-2:] == [Announce(view=FakeView(3, 1, (0, 3))), Respawn(workers=(5,))]
+    job.wait(GATHERING_S)
+    assert job.done == [AskBoundary(workers=(0, 3))]
 
 
-def test_a_death_while_a_boundary_is_awaited_is_a_recovery_with_the_joiners() -> None:
+def test_a_death_while_a_boundary_is_awaited_is_a_recovery_without_the_joiners() -> None:
     job = running(respawn=True).die(1).recover().ready(3).feed(Timeout(), PausedAt(worker=0, epoch=2, step=4))
     _ = job.done
     job.die(2)
+    assert job.done == [Quiesce(era=(3, 1), workers=(0,))], "it may be in the middle of an evaluation"
+    job.recover()
+    assert job.done[-2:] == [Announce(view=FakeView(3, 1, (0,))), Respawn(workers=(4,))]
+    job.ready(4).feed(Timeout())
+    assert job.done == [AskBoundary(workers=(0,))]
+    job.feed(PausedAt(worker=0, epoch=3, step=6))
+    assert job.done == [Quiesce(era=(4, 1), workers=(0, 3, 4))]
+
+
+def test_a_death_behind_a_boundary_leaves_the_joiners_for_the_next_one() -> None:
+    job = at_boundary().inventories().proposed()
+    _ = job.done
+    job.die(2)
+    assert job.done == [Quiesce(era=(3, 2), workers=(0,))]
+    assert job.state.ready.keys() == {3}
+
+
+def test_where_too_few_live_a_joiner_is_taken_in_without_a_boundary() -> None:
+    job = running(min_workers=2, respawn=True).die(1).recover().ready(3)
+    _ = job.done
+    job.die(2)
     assert job.done == [Respawn(workers=(4,)), Quiesce(era=(3, 1), workers=(0, 3))]
+
+
+def test_a_joiner_that_dies_during_a_recovery_is_replaced_behind_it() -> None:
+    job = running(4, respawn=True).die(1).recover().die(2)
+    _ = job.done
+    job.die(4)
+    assert job.done == [], "a new worker would take processor time from those who recover"
+    job.recover()
+    assert job.done[-1] == Respawn(workers=(5, 6))
 
 
 def test_a_joiner_that_dies_early_is_nobodys_incident_and_is_replaced_a_few_times() -> None:
@@ -387,6 +431,16 @@ def test_a_step_committed_with_a_joiner_forgives_the_failed_ones() -> None:
     assert job.state.failed_joins == 1, "of another epoch"
     job.feed(FirstCommit(worker=0, epoch=3, step=5))
     assert (job.state.failed_joins, job.state.newcomers) == (0, frozenset())
+
+
+def test_once_they_are_forgiven_those_who_are_missing_are_started() -> None:
+    job = running(4, respawn=True).die(1).die(2).recover().die(4).die(6).ready(5).wait(GATHERING_S)
+    job.feed(*(PausedAt(worker=worker, epoch=2, step=4) for worker in (0, 3))).die(7)
+    assert (job.state.failed_joins, job.state.participants) == (FAILED_JOINS, {0, 3, 5})
+    job.recover()
+    assert isinstance(job.done[-1], Announce), "no more are started"
+    job.feed(FirstCommit(worker=0, epoch=3, step=5), FirstCommit(worker=5, epoch=3, step=5))
+    assert job.done == [Respawn(workers=(8,))]
 
 
 def test_a_newcomer_that_dies_before_a_step_is_committed_counts_as_failed() -> None:
@@ -489,7 +543,9 @@ def test_a_stopping_job_starts_nobody_and_lets_nobody_in() -> None:
     job.ready(3).feed(Stopping()).wait(GATHERING_S)
     assert job.done == []
     job.die(2)
-    assert job.done == [Quiesce(era=(3, 1), workers=(0, 3))]
+    assert job.done == [Quiesce(era=(3, 1), workers=(0,))]
+    job.recover().wait(GATHERING_S)
+    assert [type(action) for action in job.done] == [Propose, Offer, Commit, Announce]
 
 
 def test_who_keeps_the_others_waiting_is_named_once() -> None:

@@ -36,6 +36,7 @@ from elastic.recovery.events import (
     Voted,
     WorkerDied,
 )
+from elastic.recovery.machine import FAILED_JOINS
 from elastic.recovery.state import Phase, Policy, State
 from tests.recovery.test_machine import FakeProposal, FakeView
 
@@ -54,11 +55,22 @@ class World:
     committed: list[tuple[int, int]] = field(default_factory=list)
 
     def feed(self, event: Event) -> None:
-        before = self.state.era
-        self.state, actions = machine.step(self.state, event, self.now)
-        assert self.state.era >= before, "it went back"
+        before = self.state
+        self.state, actions = machine.step(before, event, self.now)
+        assert self.state.era >= before.era, "it went back"
         for action in actions:
+            self.check_joiners(before, action)
             self.answer(action)
+
+    def check_joiners(self, before: State, action: Action) -> None:
+        """They are started when nobody recovers and let in where everybody has paused, unless the job were too small without them."""
+        if len(self.state.live) < self.state.policy.min_workers:
+            return
+        if isinstance(action, Respawn):
+            assert self.state.phase in (Phase.RUNNING, Phase.BOUNDARY)
+        elif isinstance(action, Quiesce) and set(action.workers) - set(self.state.view.workers):
+            assert before.phase is Phase.BOUNDARY
+            assert len(before.missing) <= 1, "not all had paused"
 
     def answer(self, action: Action) -> None:
         view = self.state.view
@@ -188,3 +200,5 @@ def test_nothing_is_committed_wrongly_and_all_comes_to_rest(seed: int, workers: 
     if world.state.phase is Phase.RUNNING:
         assert set(world.state.view.workers) - world.state.finished <= world.known
         assert len(world.state.view.workers) >= policy.min_workers
+        if respawn and world.state.failed_joins < FAILED_JOINS and not (world.state.stopping or world.state.finished):
+            assert len(world.state.view.workers) == workers, "nobody was let in for those who died"

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +116,17 @@ def test_deaths_in_an_evaluation_and_in_the_digest_behind_the_loop(tmp_path: Pat
     assert run.result.value["workers"] == [0]
 
 
+@pytest.mark.parametrize("phase", ["quiesce", "propose"])
+def test_a_survivor_dies_during_the_recovery(phase: str, tmp_path: Path, calm: dict[str, Any]) -> None:
+    """The others still linger in the first attempt when the second one begins; what they keep is asked for in the second only."""
+    (tmp_path / "run").mkdir()
+    linger.write(tmp_path / "run", ["quiesce"], 0.1)
+    run = Run(tmp_path, GROUPS, dies={"1": ["backward", 6, 2], "3": [phase, -1, 1]}, workers=4, stages=2, respawn=False)
+    run.check(calm[GROUPS], 4)
+    assert run.lost == [(1, 3)]
+    assert (run.incidents[0]["attempts"], run.result.epoch) == (2, 2)
+
+
 def test_below_the_minimum_the_job_waits_for_a_new_worker(tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path, MOMENTUM, dies={"1": ["apply", 4, 1]}, workers=2, min_workers=2)
     run.check(calm[MOMENTUM], 2)
@@ -125,7 +134,7 @@ def test_below_the_minimum_the_job_waits_for_a_new_worker(tmp_path: Path, calm: 
     assert run.result.value["workers"] == [0, 2]
     assert run.result.epoch == 2
     with pytest.raises(SettingsError, match="min_workers=3 is more than workers=2"):
-        elastic.run(trainings.train, workers=2, min_workers=3)
+        elastic.run(trainings.trains_on_poison, args=["poisoned"], workers=2, min_workers=3)
 
 
 @pytest.mark.parametrize("data", ["poisoned", "unloadable"])

@@ -58,17 +58,15 @@ class Log:
     """What this worker was given of each step, and each evaluation, in a file that outlives it."""
 
     def __init__(self, folder: str, worker: int) -> None:
-        self._file = Path(folder, f"steps-{worker}.jsonl").open("a", buffering=1)
+        self._path = Path(folder, f"steps-{worker}.jsonl")
 
     def add(self, kind: str, step: int, *values: float) -> None:
-        self._file.write(json.dumps([kind, step, *values]) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
+        with self._path.open("a") as file:
+            file.write(json.dumps([kind, step, *values]) + "\n")
 
 
 def train(job: Any, folder: str, name: str, steps: int, dies: dict[str, Any] | None = None, pause_s: float = 0.0) -> dict[str, Any] | None:
-    """`dies` maps a worker to where it does: [phase, step, how often it has been there], or ["evaluate", step], ["memory", step], ["digest"]."""
+    """`dies` tells where a worker does: [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or ["digest"]."""
     fate = (dies or {}).get(str(job.worker), [None])
     options = {"data": models.Rows(), "loss": models.cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name]}
     build, loss, optimizer, data = (options.pop(part) for part in ("model", "loss", "optimizer", "data"))
@@ -83,7 +81,6 @@ def train(job: Any, folder: str, name: str, steps: int, dies: dict[str, Any] | N
         if report.step % EVALUATED_EVERY == 1:
             log.add("evaluation", report.step, trainer.evaluate(Watched(fate == ["evaluate", report.step]), micro_batches=6))
         time.sleep(pause_s)
-    log.close()
     if fate == ["digest"]:
         time.sleep(0.1)  # the others wait for it there
         die()
@@ -92,10 +89,11 @@ def train(job: Any, folder: str, name: str, steps: int, dies: dict[str, Any] | N
 
 
 def _arm(job: Any, fate: list[Any]) -> None:
-    """Has this worker die when it enters its phase for the last time that it may."""
+    """Has this worker die at once when it enters its phase for the last time that it may."""
     if len(fate) != 3:
         return
     enter, left = job.enter, [fate[2]]
+    job._linger = None
 
     def entered(phase: str, step: int, micro_batch: int = -1) -> None:
         enter(phase, step, micro_batch)

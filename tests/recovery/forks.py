@@ -1,0 +1,242 @@
+"""A job in forked processes: real workers, links and migrations, and an agent of a few lines that does as the test says. No etcd."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from elastic import job as jobs
+from elastic.errors import GateRefused
+from elastic.job import Job, WorkerSpec
+from elastic.membership.founding import Ready, found
+from elastic.recovery.gate import check_proposal
+from elastic.recovery.inventory import Inventory
+from elastic.recovery.proposal import Proposal, propose
+from elastic.settings import JobSettings
+from elastic.view import View
+
+TIMEOUT_S = 60
+WIDTH, LAYERS, STEPS = 128, 4, 6
+
+with tempfile.TemporaryDirectory() as _cache, pytest.MonkeyPatch.context() as _patch:
+    _patch.setenv("TORCHINDUCTOR_CACHE_DIR", _cache)  # importing torch._dynamo makes a directory, which would stay in /tmp
+    import torch._dynamo  # here once: the first optimizer would import it in every process
+
+    from elastic.trainer import Trainer
+
+Message = dict[str, Any]
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def batch(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    base = 4 * step + micro_batch
+    return torch.sin(torch.arange(2 * WIDTH) * 0.1 + base).view(2, WIDTH), torch.tensor([base % 7, 3])
+
+
+def train(job: Job) -> dict[str, Any]:
+    torch.manual_seed(5)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.1)) for _ in range(LAYERS)]
+    trainer = Trainer(
+        layers,
+        lambda output, given: functional.cross_entropy(output, given[1]),
+        lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+        batch,
+        batch_size=8,
+        micro_batch_size=2,
+    )
+    reports = [(report.step, report.loss, report.grad_norm) for report in trainer.run(STEPS)]
+    return {"reports": reports, "digest": trainer.digest()}
+
+
+def when(job: Job, phase: str, step: int, act: Callable[[], None], epoch: int = 1) -> None:
+    """Has this worker act when it enters the phase of the step in that epoch."""
+    enter = job.enter
+
+    def entered(entering: str, at: int, micro_batch: int = -1) -> None:
+        enter(entering, at, micro_batch)
+        if (entering, at, job.epoch) == (phase, step, epoch):
+            act()
+
+    job.enter = entered  # pyright: ignore[reportAttributeAccessIssue]
+
+
+Prepare = Callable[[Job], None]
+
+
+def _child(prepare: Prepare, worker: int, workers: int, pipe: Connection, directory: str) -> None:
+    torch.set_num_threads(1)
+    sending = threading.Lock()
+
+    def send(message: Message) -> None:
+        with sending:
+            pipe.send(message)
+
+    settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="default")
+    job = Job(WorkerSpec(worker=worker, host="here", directory=directory, secret="5e", settings=settings), send)
+
+    def listen() -> None:
+        while True:
+            job.deliver(pipe.recv())
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        jobs.enter(job)
+        prepare(job)
+        send({"type": "done", "result": train(job)})
+        job.dismissed.wait()
+    except BaseException as error:
+        send({"type": "error", "text": f"{type(error).__name__}: {error}\n{traceback.format_exc()}"})
+    finally:
+        os._exit(0)
+
+
+class WorkerFailed(Exception):
+    """A worker raised."""
+
+
+@dataclass
+class Agent:
+    """`at_commit` is called when all have voted, before anybody hears of it; `committed` when the members were told."""
+
+    workers: int
+    stages: int
+    prepare: Prepare = lambda job: None
+    at_commit: Callable[[Agent], None] = lambda agent: None
+    committed: Callable[[Agent], None] = lambda agent: None
+    view: View | None = None
+    attempt: int = 0
+    live: list[int] = field(default_factory=list)
+    pipes: dict[int, Connection] = field(default_factory=dict)
+    readies: dict[int, Ready] = field(default_factory=dict)
+    inventories: dict[int, Inventory] = field(default_factory=dict)
+    votes: dict[int, Message] = field(default_factory=dict)
+    results: dict[int, dict[str, Any]] = field(default_factory=dict)
+    proposals: list[Proposal] = field(default_factory=list)
+    first_steps: dict[int, int] = field(default_factory=dict)
+
+    def run(self) -> Agent:
+        context = multiprocessing.get_context("fork")
+        self.live = list(range(self.workers))
+        self._processes = []
+        with tempfile.TemporaryDirectory() as directory:
+            for worker in self.live:
+                self.pipes[worker], theirs = context.Pipe()
+                args = (self.prepare, worker, self.workers, theirs, directory)
+                self._processes.append(context.Process(target=_child, args=args, daemon=True))
+                self._processes[-1].start()
+                theirs.close()
+            try:
+                while len(self.results) < len(self.live):
+                    self._hear()
+            finally:
+                for process in self._processes:
+                    process.kill()
+                    process.join()
+        return self
+
+    def kill(self, *workers: int) -> None:
+        """All at once: the next attempt is without all of them."""
+        for worker in workers:
+            self._processes[worker].kill()
+            self._processes[worker].join()
+            self.live.remove(worker)
+        self._open()
+
+    @property
+    def era(self) -> tuple[int, int]:
+        assert self.view is not None
+        return self.view.epoch + 1, self.attempt
+
+    def tell(self, message: Message) -> None:
+        for worker in self.live:
+            self.pipes[worker].send(message)
+
+    def _hear(self) -> None:
+        heard = wait([self.pipes[worker] for worker in self.live], timeout=TIMEOUT_S)
+        assert heard, f"the workers hang in attempt {self.attempt} behind {self.view}"
+        for worker in list(self.live):
+            if self.pipes[worker] not in heard or worker not in self.live:
+                continue
+            try:
+                message = self.pipes[worker].recv()
+            except (EOFError, ConnectionResetError):
+                if worker in self.live:
+                    self.kill(worker)
+                continue
+            handler = getattr(self, f"_hear_{message['type']}", None)
+            if handler is not None:
+                handler(worker, message)
+
+    def _hear_announce(self, worker: int, message: Message) -> None:
+        profile = [[0.1, 0.2, 9, 1000]] * LAYERS if worker == 0 else None  # the plan is not to depend on how fast this machine is today
+        self.readies[worker] = Ready.from_json({**message["ready"], "profile": profile}, "here")
+        if len(self.readies) == self.workers:
+            self.view = found(self.readies, self.stages)
+            self.tell({"type": "view", "view": self.view.to_json()})
+
+    def _open(self) -> None:
+        assert self.view is not None
+        self.attempt += 1
+        self.inventories, self.votes = {}, {}
+        lost = [worker for worker in self.view.workers if worker not in self.live]
+        self.tell({"type": "quiesce", "epoch": self.era[0], "attempt": self.era[1], "lost": lost})
+
+    def _hear_inventory(self, worker: int, message: Message) -> None:
+        if (message["epoch"], message["attempt"]) != self.era:
+            return
+        assert self.view is not None
+        self.inventories[worker] = Inventory.from_json(message["inventory"])
+        if len(self.inventories) == len(self.live):
+            proposal = propose(last=self.view, attempt=self.attempt, inventories=self.inventories, joiners={}, stages=self.stages)
+            check_proposal(proposal, self.view)
+            self.proposals.append(proposal)
+            self.tell({"type": "propose", "proposal": proposal.to_json()})
+
+    def _hear_vote(self, worker: int, message: Message) -> None:
+        if (message["epoch"], message["attempt"]) != self.era or message["failed_peer"] is not None:
+            return
+        if message["refusal"] is not None:
+            raise GateRefused(message["refusal"], check="vote")
+        self.votes[worker] = message
+        if len(self.votes) < len(self.live):
+            return
+        attempt = self.attempt
+        at_commit, self.at_commit = self.at_commit, lambda agent: None
+        at_commit(self)
+        if self.attempt != attempt:
+            return
+        self.view, self.attempt = self.proposals[-1].view, 0
+        self.tell({"type": "view", "view": self.view.to_json()})
+        committed, self.committed = self.committed, lambda agent: None
+        committed(self)
+
+    def _hear_committed(self, worker: int, message: Message) -> None:
+        self.first_steps.setdefault(message["epoch"], message["step"])
+
+    def _hear_done(self, worker: int, message: Message) -> None:
+        self.results[worker] = message["result"]
+
+    def _hear_error(self, worker: int, message: Message) -> None:
+        raise WorkerFailed(message["text"])
+
+
+def run(workers: int, stages: int = 1, **options: Any) -> Agent:
+    """The agent when all are done. Raises what a proposal or a vote is refused with, and WorkerFailed."""
+    return dataclasses.replace(Agent(workers, stages), **options).run()

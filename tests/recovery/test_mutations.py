@@ -1,0 +1,370 @@
+"""Each rule of the protocol, broken on purpose in the real code: what it is there for then goes wrong, and is seen. Beside it, unbroken."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from elastic.comm import Endpoint, Kind, LoopbackHub, LoopbackNetwork, Tag
+from elastic.comm.mailbox import Mailbox
+from elastic.errors import Conflict, CoverageLost, GateRefused
+from elastic.job import Job
+from elastic.membership.attempts import Attempts
+from elastic.membership.election import Election
+from elastic.membership.views import ViewStore
+from elastic.recovery import machine
+from elastic.recovery.events import Offer, Proposed, Voted
+from elastic.recovery.member import Member
+from elastic.recovery.state import Phase
+from elastic.view import View
+from snapshot.replication import Replicator
+from tests.etcd_access import Compare, Entry
+from tests.recovery import forks
+from tests.recovery.forks import Agent, die, when
+from tests.recovery.recovering import inventories_of, view_of
+from tests.recovery.test_machine import FakeProposal, FakeView, running
+from tests.recovery.test_machine_properties import test_nothing_is_committed_wrongly_and_all_comes_to_rest as whatever_happens
+
+STEP = 2
+
+
+@cache
+def calm() -> dict[str, Any]:
+    """What one worker alone comes to."""
+    return forks.run(1).results[0]
+
+
+def goes_on(agent: Agent, *left: int) -> None:
+    """The workers that are left have come to what they would have come to."""
+    assert agent.live == list(left)
+    digests = {worker: result.pop("digest") for worker, result in agent.results.items()}
+    assert all(agent.results[worker] == {"reports": calm()["reports"]} for worker in left)
+    assert digests[left[0]] == calm()["digest"]
+
+
+# READY says that the replicas of the step before are complete
+
+
+def stall_updates(to: int) -> None:
+    """What this worker sends to keep the replicas of STEP on worker `to` up to date does not leave."""
+    send = Endpoint.send
+
+    def stalled(network: Endpoint, peer: int, tag: Tag, *buffers: Any) -> None:
+        if (tag.kind, tag.step, peer) != (Kind.REPLICA, STEP, to):
+            send(network, peer, tag, *buffers)
+
+    Endpoint.send = stalled
+
+
+def stalled_and_killed(mutate: Callable[[Job], None], patience_s: float) -> Callable[[Job], None]:
+    """Worker 1's updates for worker 2 stall; it dies when it may apply the next step, or when it has waited for that in vain."""
+
+    def prepare(job: Job) -> None:
+        mutate(job)
+        if job.worker == 1:
+            stall_updates(to=2)
+            when(job, "ready", STEP + 1, threading.Timer(patience_s, die).start)
+            when(job, "apply", STEP + 1, die)
+
+    return prepare
+
+
+def ready_without_replicas(job: Job) -> None:
+    """A member that takes the updates that have come, and says READY."""
+    Replicator.confirm = Replicator.settle
+
+
+def apply_without_ready(job: Job) -> None:
+    """A coordinator that does not wait for worker 2: it takes what that one said of the step before."""
+    receive, last = Endpoint.receive, {}
+
+    def hasty(network: Endpoint, peer: int, tag: Tag, **options: Any) -> np.ndarray:
+        if (tag.kind, tag.step, peer) == (Kind.CONTROL_READY, 2 * (STEP + 1), 2):
+            return last[peer]
+        last[peer] = receive(network, peer, tag, **options)
+        return last[peer]
+
+    if job.worker == 0:
+        Endpoint.receive = hasty
+
+
+@pytest.mark.slow
+def test_a_step_is_applied_only_when_the_replicas_of_the_one_before_are_complete() -> None:
+    agent = forks.run(3, prepare=stalled_and_killed(lambda job: None, 0.3))
+    goes_on(agent, 0, 2)
+    assert agent.proposals[0].resume == STEP - 1, "nobody has applied the step whose READY was missing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", [ready_without_replicas, apply_without_ready])
+def test_without_ready_a_death_costs_the_state(mutation: Callable[[Job], None]) -> None:
+    with pytest.raises(CoverageLost, match=rf"no worker that is left has a full copy of .* of step {STEP}.* step {STEP} was yielded"):
+        forks.run(3, prepare=stalled_and_killed(mutation, 20.0))
+
+
+# Old copies are kept until a step of the new view is committed
+
+
+def first_death(job: Job) -> None:
+    if job.worker == 1:
+        when(job, "forward", STEP, die)
+
+
+def freed_with_the_vote(job: Job) -> None:
+    """Whoever has built its place in the proposed view lets go of what it held."""
+    first_death(job)
+    prepared = Member._prepared
+
+    def hasty(member: Member, proposal: Any, held: Any, *rest: Any) -> Any:
+        done = prepared(member, proposal, held, *rest)
+        held.clear()
+        return done
+
+    Member._prepared = hasty
+
+
+def freed_with_the_view(job: Job) -> None:
+    """Whoever hears that the view is committed lets go of what it held."""
+    first_death(job)
+    recover = Member.recover
+    Member.recover = lambda member, *rest: dataclasses.replace(recover(member, *rest), retained=())
+
+
+def kill_one(agent: Agent) -> None:
+    agent.kill(2)
+
+
+def kill_two(agent: Agent) -> None:
+    agent.kill(0, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "left"), [({"at_commit": kill_one}, (0, 3)), ({"committed": kill_two}, (3,))])
+def test_deaths_before_the_first_step_of_the_new_view_are_survived(kills: dict[str, Any], left: tuple[int, ...]) -> None:
+    agent = forks.run(4, 4, prepare=first_death, **kills)
+    goes_on(agent, *left)
+    assert [proposal.resume for proposal in agent.proposals] == [STEP - 1, STEP - 1], "no step was committed in between"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mutation", "kills"), [(freed_with_the_vote, {"at_commit": kill_one}), (freed_with_the_view, {"committed": kill_two})]
+)
+def test_without_the_old_copies_they_are_not(mutation: Callable[[Job], None], kills: dict[str, Any]) -> None:
+    with pytest.raises(CoverageLost, match="no worker that is left has a full copy of"):
+        forks.run(4, 4, prepare=mutation, **kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", [freed_with_the_vote, freed_with_the_view])
+def test_where_nobody_else_dies_freeing_early_is_not_seen(mutation: Callable[[Job], None]) -> None:
+    goes_on(forks.run(4, 4, prepare=mutation), 0, 2, 3)
+
+
+# A message of an earlier era is nobody's
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    worker: int
+    host: str = "here"
+    address: str = ""
+
+
+PEERS = (Peer(0), Peer(1))
+OLD, NEW = np.full(64, 1, dtype=np.uint8), np.full(64, 2, dtype=np.uint8)
+UPDATE = Tag(Kind.PARAMETER, 7, 1)
+
+
+def deliver_late() -> tuple[np.ndarray, int]:
+    """Worker 0 sends an update in era (1, 0) and again in era (2, 1), which worker 1 is in already: what that one gets; messages dropped."""
+    hub = LoopbackHub()
+    sender, receiver = LoopbackNetwork(0, hub), LoopbackNetwork(1, hub)
+    other = threading.Thread(target=lambda: sender.install(1, 0, PEERS, [1]))
+    other.start()
+    receiver.install(1, 0, PEERS, [0])
+    other.join()
+    receiver.install(2, 1, PEERS, [])
+    memory = np.zeros(64, dtype=np.uint8)
+    receiver.post(0, UPDATE, memory)
+    sender.send(1, UPDATE, OLD)
+    sender.install(2, 1, PEERS, [])
+    sender.send(1, UPDATE, NEW)
+    receiver.receive(0, UPDATE)
+    found = memory.copy(), receiver.stats.stale_dropped
+    sender.close()
+    receiver.close()
+    return found
+
+
+def test_a_late_message_is_dropped() -> None:
+    memory, dropped = deliver_late()
+    assert (memory.tolist(), dropped) == (NEW.tolist(), 1)
+
+
+def test_without_the_mailboxs_check_a_late_message_is_taken_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Mailbox.begin
+    monkeypatch.setattr(Mailbox, "begin", lambda box, key, size: begin(box, (box.era, *key[1:]), size))
+    memory, dropped = deliver_late()
+    assert (memory.tolist(), dropped) == (OLD.tolist(), 0)
+
+
+@pytest.mark.parametrize("handler", [Proposed, Voted])
+def test_without_the_machines_check_an_answer_of_an_earlier_attempt_is_seen(handler: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The property test of the machine, which passes unbroken, fails."""
+    careful = machine._HANDLERS[handler]
+
+    def careless(state: Any, event: Any, now: float) -> Any:
+        return careful(state, dataclasses.replace(event, era=state.era), now)
+
+    monkeypatch.setitem(machine._HANDLERS, handler, careless)
+    checked = settings(whatever_happens, max_examples=300, database=None, print_blob=False, deadline=None)
+    with pytest.raises(AssertionError):
+        checked()
+
+
+# A successor adopts no proposal
+
+
+class FakeEtcd:
+    """Keys with revisions, and transactions, in memory."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.revision = 0
+
+    def get(self, key: str) -> Entry | None:
+        return self.entries.get(key)
+
+    def get_prefix(self, prefix: str) -> list[Entry]:
+        return [entry for key, entry in self.entries.items() if key.startswith(prefix)]
+
+    def put(self, key: str, value: str, *, lease: int | None = None) -> None:
+        self.transaction([], {key: value})
+
+    def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int:
+        return self.transaction([Compare(key=key, mod_revision=0)], {key: value})
+
+    def compare_and_put(self, key: str, value: str, expected_mod_revision: int) -> int:
+        return self.transaction([Compare(key=key, mod_revision=expected_mod_revision)], {key: value})
+
+    def transaction(self, demands: Any, puts: Mapping[str, str], *, lease: int | None = None) -> int:
+        for demand in demands:
+            entry = self.entries.get(demand.key)
+            if demand.mod_revision is not None and demand.mod_revision != (entry.mod_revision if entry else 0):
+                raise Conflict(f"somebody else wrote {demand.key}")
+            if demand.value is not None and (entry is None or demand.value != entry.value):
+                raise Conflict(f"{demand.key} is not {demand.value}")
+        self.revision += 1
+        self.entries.update({key: Entry(key=key, value=value, mod_revision=self.revision) for key, value in puts.items()})
+        return self.revision
+
+
+class Coordinators:
+    """Agent `here` has opened attempt (2, 1), everybody has voted for its proposal, and then `there` was elected."""
+
+    def __init__(self) -> None:
+        self.etcd = FakeEtcd()
+        self.views = ViewStore(self.etcd, "job")  # pyright: ignore[reportArgumentType]
+        self.here, self.there = self._agent("here"), self._agent("there")
+        first = dataclasses.replace(view_of([0, 1, 2]), epoch=1, attempt=0)
+        self.proposed = {attempt: dataclasses.replace(first, epoch=2, attempt=attempt) for attempt in (1, 2)}
+        self.revision = self.views.publish(first)
+        self.here.begin((2, 1))
+        self.here.publish((2, 1), {"resume": 7})
+        self.here.vote((2, 1), dict.fromkeys((0, 1, 2)))
+        del self.etcd.entries["/elastic/job/coordinator"]  # its lease has expired
+        self.there.begin((2, 2))
+
+    def _agent(self, name: str) -> Attempts:
+        election = Election(self.etcd, "/elastic/job/coordinator", name, lambda: 1)
+        return Attempts(self.etcd, "job", name, election, self.views)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def committed(self) -> View:
+        found = self.views.read()
+        assert found is not None
+        return found[0]
+
+
+def test_a_successor_commits_its_own_attempt_only() -> None:
+    job = Coordinators()
+    with pytest.raises(Conflict, match=r"attempt 2\.1 is not the one that this agent has begun"):
+        job.there.commit((2, 1), job.proposed[1], job.revision)
+    with pytest.raises(Conflict, match=r"\[0, 1, 2\] have not voted for attempt 2\.2"):
+        job.there.commit((2, 2), job.proposed[1], job.revision)
+    with pytest.raises(Conflict, match="somebody else wrote /elastic/job/coordinator"):
+        job.here.commit((2, 1), job.proposed[1], job.revision)
+    assert job.committed.epoch == 1
+    job.there.vote((2, 2), dict.fromkeys((0, 1, 2)))
+    job.there.commit((2, 2), job.proposed[2], job.revision)
+    assert job.committed == job.proposed[2]
+
+
+def test_without_comparing_the_attempt_a_proposal_is_adopted() -> None:
+    job = Coordinators()
+    job.there._begun = (2, 1)
+    job.there.commit((2, 1), job.proposed[1], job.revision)
+    assert job.committed == job.proposed[1]
+
+
+def test_without_comparing_the_coordinator_one_that_was_replaced_commits() -> None:
+    job = Coordinators()
+    held, attempt = job.here._demands
+    job.here._demands = (attempt,)
+    with pytest.raises(Conflict, match=r"/elastic/job/attempt is not 2\.1"):
+        job.here.commit((2, 1), job.proposed[1], job.revision)
+    job.here._demands = ()
+    job.here.commit((2, 1), job.proposed[1], job.revision)
+    assert job.committed == job.proposed[1]
+    assert held.key == "/elastic/job/coordinator"
+
+
+def test_a_member_does_not_switch_to_an_adopted_view() -> None:
+    """It has given its inventory for a later attempt, so it has nothing prepared."""
+    orders = iter([{"type": "quiesce", "epoch": 4, "attempt": 2, "lost": [2]}, {"type": "view", "view": view_of([0, 1]).to_json()}])
+
+    class FakeJob:
+        worker = 0
+        sent: list[Any] = []  # noqa: RUF012
+
+        def take_order(self) -> Any:
+            return next(orders)
+
+        def enter(self, phase: str, step: int) -> None:
+            pass
+
+        def send(self, message: Any) -> None:
+            self.sent.append(message["type"])
+
+    found = inventories_of(view_of([0, 1, 2]), [0])[0]
+    network: Any = LoopbackNetwork(0, LoopbackHub())
+    job: Any = FakeJob()
+    member = Member(job, network, None, None, None)  # pyright: ignore[reportArgumentType]
+    member._inventory = lambda stock, lost: found  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(GateRefused, match="told of epoch 3, which it did not vote for"):
+        member.recover(lambda lost: None, view_of([0, 1, 2]))  # pyright: ignore[reportArgumentType]
+    assert job.sent == ["inventory"]
+
+
+def test_votes_for_an_adopted_proposal_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that offers a proposal of an earlier attempt gets votes for that one, and never to a commit."""
+    careful = machine._HANDLERS[Proposed]
+    monkeypatch.setitem(
+        machine._HANDLERS, Proposed, lambda state, event, now: careful(state, dataclasses.replace(event, era=state.era), now)
+    )
+    job = running(4).die(1).inventories().die(2).inventories()
+    _ = job.done
+    adopted = FakeProposal(FakeView(2, 1, (0, 3)))
+    job.feed(Proposed(era=(2, 1), proposal=adopted))
+    assert job.done == [Offer(era=(2, 2), proposal=adopted)]
+    for worker in (0, 3):
+        job.feed(Voted(era=(2, 1), vote=machine.Vote(worker=worker)))
+    assert (job.phase, job.done) == (Phase.MIGRATING, [])
