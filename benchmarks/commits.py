@@ -86,7 +86,7 @@ class Stall:
     """Seconds.
 
     stall: how much later than without the fault the first step after the recovery was committed. silence: how long none was.
-    lost: from the last commit before the fault until the fault. step: what a step took before.
+    lost: from the last commit of the era until the fault, 0 where the step in flight was still committed. step: what a step took before.
     """
 
     stall: float

@@ -21,12 +21,19 @@ from measure import BenchmarkError, Task, free_port, peer_environment, reap
 
 from elastic.process import tied_command
 
-PeerKind = Literal["torchft", "torchft-1s", "torchrun"]
+PeerKind = Literal["torchft", "torchft-tight", "torchft-defaults", "torchrun"]
 PEERS: dict[PeerKind, str] = {
-    "torchft": "TorchFT, as it comes",
-    "torchft-1s": "TorchFT, heartbeat timeout 1 s",
+    "torchft": "TorchFT, its example's timeouts: heartbeat 5 s, Gloo 5 s",
+    "torchft-tight": "TorchFT, heartbeat 1 s, Gloo 2 s",
+    "torchft-defaults": "TorchFT, its library's defaults: heartbeat 5 s, Gloo 60 s",
     "torchrun": "torchrun, DDP, a checkpoint a step",
 }
+TIMEOUTS: dict[PeerKind, tuple[float, float]] = {"torchft": (5, 5), "torchft-tight": (1, 2), "torchft-defaults": (5, 60)}
+"""Seconds, of the lighthouse's heartbeat and of Gloo: TorchFT stalls for the longer of them.
+
+A survivor that is not connected to the dead one waits in its all-reduce until Gloo's timeout, and without it there is no quorum before the
+heartbeat's. Gloo's must be longer than a healthy all-reduce ever waits for the slowest replica.
+"""
 
 _HERE = Path(__file__).resolve().parent
 _STEADY = 4  # steps committed by all before a kill
@@ -55,6 +62,7 @@ class PeerKills:
         return {
             "side": self.kind,
             "name": PEERS[self.kind],
+            "timeouts_s": dict(zip(("heartbeat", "gloo"), TIMEOUTS.get(self.kind, ()), strict=False)),
             "workers": self.task.workers,
             "batch": self.task.batch,
             "kills": len(self.kills),
@@ -115,6 +123,8 @@ def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[Commit], tas
         after = [commit for commit in commits if at < commit.at < end]
         full = next(commit for commit in after if _later(commit, at, commits) and commit.members == task.workers)
         members = {commit.step: commit.members for commit in after}
+        last = max(commit.step for commit in commits if commit.at <= at)
+        skipped = set(range(last + 1, max(members) + 1)).difference(members)
         found.append(
             {
                 "place": place,
@@ -123,7 +133,8 @@ def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[Commit], tas
                 "lost_ms": 1000 * measured.lost,
                 "step_ms": 1000 * measured.step,
                 "replaced_ms": 1000 * (full.at - at),
-                "samples_lost": sum((task.workers - count) * share for count in members.values()),
+                "samples_lost": sum((task.workers - count) * share for count in members.values()) + len(skipped) * task.batch,
+                "steps_skipped": len(skipped),
                 "steps_without": sum(count < task.workers for count in members.values()),
             }
         )
@@ -153,7 +164,7 @@ def _last_words(directory: Path) -> str:
 
 
 def _start(kind: PeerKind, task: Task, directory: Path) -> Group:
-    return Torchrun(task, directory) if kind == "torchrun" else Replicas(task, directory, 1000 if kind == "torchft-1s" else None)
+    return Torchrun(task, directory) if kind == "torchrun" else Replicas(task, directory, *TIMEOUTS[kind])
 
 
 @dataclass(slots=True)
@@ -190,7 +201,7 @@ class Replicas:
 
     task: Task
     directory: Path
-    heartbeat_ms: int | None
+    heartbeat_s: float
     gloo_timeout_s: float
     crashed: int = 0
     _lighthouse: subprocess.Popen[bytes] = field(init=False)
@@ -201,8 +212,7 @@ class Replicas:
     def __post_init__(self) -> None:
         port = free_port()
         command = [str(Path(sys.executable).with_name("torchft_lighthouse")), "--min_replicas=1", f"--bind=[::]:{port}"]
-        if self.heartbeat_ms is not None:
-            command.append(f"--heartbeat_timeout_ms={self.heartbeat_ms}")
+        command.append(f"--heartbeat_timeout_ms={self.heartbeat_s * 1000:.0f}")
         self._environment = {**peer_environment(), "TORCHFT_LIGHTHOUSE": f"http://localhost:{port}"}
         self._lighthouse = _spawn(command, self._environment, self.directory / "lighthouse.log")
         for place in range(self.task.workers):

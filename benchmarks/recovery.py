@@ -33,6 +33,8 @@ from elastic.observe.activity import RECOVERY_PHASES
 
 _PEER_WORKERS = 4
 _GAP_S = 6.0  # a replacement is there after 2 to 4 s
+_PEER = f"One of {', '.join(PEERS)}; by default all but torchft-defaults, which stalls for a minute a kill."
+_WIDTH = 120
 _SHOWN = {
     "stall_ms": "stall",
     "measured_stall_ms": "stall, measured from outside",
@@ -57,7 +59,7 @@ def show_ours(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title="ours: milliseconds from the kill, median (95th percentile)")
     table.add_column("")
     for row in rows:
-        table.add_column(f"{row['workers']} workers, {row['batch'] * SEQ} tokens", justify="right", no_wrap=True)
+        table.add_column(f"{row['workers']} workers\n{row['batch'] * SEQ} tokens", justify="right", no_wrap=True)
     for name, meaning in _SHOWN.items():
         table.add_row(meaning, *(_cell(row[name]) for row in rows))
     table.add_row("kills of a full job", *(str(row["kills_of_a_full_job"]) for row in rows))
@@ -102,7 +104,10 @@ def main(
     workers: Annotated[list[int] | None, typer.Option(help="Of ours; 4 and 8 by default. The peers have 4.")] = None,
     stages: Annotated[int, typer.Option(min=1, help="Of ours.")] = 2,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens a step, a multiple of 1024; 4096 and 1024 by default.")] = None,
-    peer: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PEERS)}; all by default.")] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of {', '.join(PEERS)}; by default all but torchft-defaults, which stalls a minute a kill."),
+    ] = None,
     gap: Annotated[float, typer.Option(help="Seconds between two kills of ours at least, in steps of a job without kills.")] = _GAP_S,
     seed: Annotated[int, typer.Option(help="Of places and moments.")] = 0,
     check: Annotated[bool, typer.Option(help="Take the same steps without kills too, and compare the bits.")] = True,
@@ -118,10 +123,10 @@ def main(
         raise typer.BadParameter(f"--workers {bad[0]}: nothing survives with fewer than 2, and each of --stages {stages} needs one")
     if peer and (strange := set(peer).difference(PEERS)):
         raise typer.BadParameter(f"--peer {strange.pop()}: use one of {', '.join(PEERS)}")
-    progress = Console(stderr=True, highlight=False)
+    progress = Console(stderr=True, highlight=False, markup=False)
     options = {"kills": kills, "peer_kills": peer_kills, "gap_s": gap, "seed": seed, "rounds": rounds}
     report: dict[str, Any] = {"machine": machine(), "options": options, "ours": [], "peers": [], "left_out": {}, "replication": []}
-    chosen: list[PeerKind] = [kind for kind in PEERS if (peer is None or kind in peer) and peer_kills]
+    chosen: list[PeerKind] = [kind for kind in PEERS if (kind != "torchft-defaults" if peer is None else kind in peer) and peer_kills]
     try:
         for size in sizes:
             for count in counts if kills else ():
@@ -134,7 +139,7 @@ def main(
     except (BenchmarkError, ElasticError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    shown = Console(highlight=False)
+    shown = Console(highlight=False, markup=False, width=max(_WIDTH, progress.width))
     for rows, show in ((report["ours"], show_ours), (report["peers"], show_peers), (report["replication"], show_replication)):
         if rows:
             show(rows, shown)

@@ -1,9 +1,9 @@
 """One replica group, of one worker, of what TorchFT offers: groups go on without one that dies, and its share of the samples is left out.
 
-    TORCHFT_LIGHTHOUSE=http://... python benchmarks/replica.py '{"place": 0, "places": 4, "batch": 32, "directory": "..."}'
+    TORCHFT_LIGHTHOUSE=http://... python benchmarks/replica.py '{"place": 0, "places": 4, "batch": 32, "directory": "...", ...}'
 
-As in TorchFT's own train_ddp.py, timeouts included. In its favour: what a replica reads is a function of the step's number, so that a step
-that is discarded and tried again loses nothing, and a replica that comes back needs no position in its data.
+As in TorchFT's own train_ddp.py, but for Gloo's timeout, which is given. In its favour: what a replica reads is a function of the step's
+number, so that a step that is discarded and tried again loses nothing, and a replica that comes back needs no position in its data.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def _proposed(state: State, event: Proposed, now: float) -> Step:
 def _unproposable(state: State, event: Unproposable, now: float) -> Step:
     if state.phase is not Phase.PROPOSING or event.era != state.era:
         return state, []
-    cause = f"\nIt began with this: {state.cause}" if state.cause else ""
+    cause = f"\nThe last loss: {state.cause}" if state.cause else ""
     lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
     who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
     return _end(state, event.kind, f"{who} cannot go on: {event.message}{cause}")
