@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 SUSPICION_S = 1.0  # how long a lost peer may take to be seen dead before it is evicted
 GATHERING_S = 0.05  # how long a joiner waits for those that were started with it
 CLOSING_S = 1.0  # how long the others may take to finish when one died at the end of the training
+SETTLING_S = 0.3  # how long a new view has for its first step before new workers are started
 PATIENCE_S = 10.0  # after which it is said who is waited for
 FAILED_JOINS = 3
 FAILED_ATTEMPTS = 3  # that nobody's death explains
@@ -74,7 +75,7 @@ def step(state: State, event: Event, now: float) -> Step:
 
 
 def _end(state: State, kind: str, message: str) -> Step:
-    over = replace(state, phase=Phase.ENDED, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
+    over = replace(state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
     return over, [EndJob(kind=kind, message=message)]
 
 
@@ -145,7 +146,8 @@ def _joiner_died(state: State, event: WorkerDied, now: float) -> Step:
 def _replenished(state: State, *, recovering: bool = False) -> Step:
     """Starts as many workers as are missing, where that is wanted and has not failed too often.
 
-    A new worker takes processor time from those who recover: it is started when they are done, unless it is what they wait for.
+    A new worker takes processor time from those who recover: it is started when their first step is committed, or soon if steps are long,
+    unless it is what they wait for.
     """
     if recovering and len(state.live) >= state.policy.min_workers:
         return state, []
@@ -177,6 +179,7 @@ def _open(state: State, now: float, *, joining: bool = False) -> Step:
         suspects={},
         retry=None,
         join_at=None,
+        start_at=None,
         nag_at=None,
     )
     if not state.live:
@@ -300,8 +303,7 @@ def _committed(state: State, event: Committed, now: float) -> Step:
         return _then(announced, _close(state, now))
     if len(state.live) < len(view.workers):
         return _then(announced, _open(state, now))
-    state, started = _replenished(state)
-    return _gathering(state, now), [*announced, *started]
+    return _gathering(replace(state, start_at=now + SETTLING_S), now), announced
 
 
 # Lost links
@@ -389,7 +391,8 @@ def _paused_at(state: State, event: PausedAt, now: float) -> Step:
 def _first_commit(state: State, event: FirstCommit, now: float) -> Step:
     if event.epoch != state.view.epoch or state.attempt:
         return state, []
-    return _replenished(replace(state, newcomers=frozenset(), failed_joins=0 if state.newcomers else state.failed_joins))
+    failed_joins = 0 if state.newcomers else state.failed_joins
+    return _replenished(replace(state, newcomers=frozenset(), failed_joins=failed_joins, start_at=None))
 
 
 def _has_finished(state: State, event: Finished, now: float) -> Step:
@@ -430,6 +433,9 @@ def _timeout(state: State, event: Timeout, now: float) -> Step:
         actions += more
     if state.retry is not None and now >= state.retry.due:
         state, more = _failed(state, state.retry.why, now)
+        actions += more
+    if state.start_at is not None and now >= state.start_at:
+        state, more = _replenished(replace(state, start_at=None))
         actions += more
     if state.join_at is not None and now >= state.join_at:
         state, more = _ask_boundary(state, now)

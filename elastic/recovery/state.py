@@ -84,6 +84,7 @@ class State:
     failed_attempts: int = 0
     stopping: bool = False
     cause: str = ""  # the last death of a member, as a sentence
+    start_at: float | None = None
     join_at: float | None = None
     close_at: float | None = None
     nag_at: float | None = None
@@ -113,5 +114,6 @@ class State:
     def wake_at(self) -> float | None:
         """When a Timeout is due."""
         retry_at = None if self.retry is None else self.retry.due
-        times = [self.join_at, self.close_at, self.nag_at, retry_at, *(suspicion.due for suspicion in self.suspects.values())]
+        dues = [suspicion.due for suspicion in self.suspects.values()]
+        times = [self.start_at, self.join_at, self.close_at, self.nag_at, retry_at, *dues]
         return min((time for time in times if time is not None), default=None)

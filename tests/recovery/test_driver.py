@@ -277,9 +277,10 @@ def test_a_replacement_joins(scene: Callable[..., Scene]) -> None:
     job.inventories()
     assert 3 not in job.crew.workers
     job.votes()
-    assert 3 in job.crew.workers
     job.resume()
+    assert 3 not in job.crew.workers
     job.say(0, "committed", epoch=2, step=12, at=job.now)
+    assert 3 in job.crew.workers
     job.say(3, "announce", ready=announcement())
     assert job.admitted == [3]
     assert job.timers.act is not None

@@ -37,7 +37,7 @@ from elastic.recovery.events import (
     Voted,
     WorkerDied,
 )
-from elastic.recovery.machine import CLOSING_S, FAILED_JOINS, GATHERING_S, PATIENCE_S, SUSPICION_S
+from elastic.recovery.machine import CLOSING_S, FAILED_JOINS, GATHERING_S, PATIENCE_S, SETTLING_S, SUSPICION_S
 from elastic.recovery.state import Phase, Policy, State
 
 
@@ -108,9 +108,9 @@ class Machine:
         return self.feed(Committed(view=self.state.proposal.view))
 
     def recover(self) -> Machine:
-        """The rest of the attempt under way."""
+        """The rest of the attempt under way, and the time until new workers are started."""
         self.inventories().proposed().votes()
-        return self.committed()
+        return self.committed().wait(SETTLING_S)
 
     def ready(self, worker: int) -> Machine:
         return self.feed(JoinerReady(worker=worker, member=Any))
@@ -331,7 +331,11 @@ def test_a_replacement_is_started_behind_the_recovery_and_joins_at_a_boundary() 
     job.inventories().proposed().votes()
     assert not any(isinstance(action, Respawn) for action in job.done), "it would take processor time from those who recover"
     job.committed()
-    assert job.done == [Announce(view=FakeView(2, 1, (0, 2))), Respawn(workers=(3,))]
+    assert job.done == [Announce(view=FakeView(2, 1, (0, 2)))], "nor from the step that they have to take again"
+    assert job.state.wake_at == job.now + SETTLING_S
+    job.feed(FirstCommit(worker=0, epoch=2, step=6))
+    assert job.done == [Respawn(workers=(3,))]
+    assert job.wait(SETTLING_S).done == []
     job.ready(3).feed(Timeout())
     assert job.done == [AskBoundary(workers=(0, 2))]
     job.feed(PausedAt(worker=0, epoch=2, step=7), PausedAt(worker=0, epoch=2, step=7))
@@ -367,9 +371,11 @@ def test_a_joiner_that_is_ready_during_an_attempt_waits_for_the_next_boundary() 
     job.ready(4).proposed()
     assert [action.proposal.view.workers for action in job.done] == [(0, 3)]
     job.votes().committed()
-    assert job.done[-2:] == [Announce(view=FakeView(3, 1, (0, 3))), Respawn(workers=(5,))]
+    assert job.done[-1] == Announce(view=FakeView(3, 1, (0, 3)))
     job.wait(GATHERING_S)
     assert job.done == [AskBoundary(workers=(0, 3))]
+    job.wait(SETTLING_S)
+    assert job.done == [Respawn(workers=(5,))]
 
 
 def test_a_death_while_a_boundary_is_awaited_is_a_recovery_without_the_joiners() -> None:
@@ -378,9 +384,8 @@ def test_a_death_while_a_boundary_is_awaited_is_a_recovery_without_the_joiners()
     job.die(2)
     assert job.done == [Quiesce(era=(3, 1), workers=(0,))], "it may be in the middle of an evaluation"
     job.recover()
-    assert job.done[-2:] == [Announce(view=FakeView(3, 1, (0,))), Respawn(workers=(4,))]
-    job.ready(4).feed(Timeout())
-    assert job.done == [AskBoundary(workers=(0,))]
+    assert job.done[-3:] == [Announce(view=FakeView(3, 1, (0,))), Respawn(workers=(4,)), AskBoundary(workers=(0,))]
+    job.ready(4)
     job.feed(PausedAt(worker=0, epoch=3, step=6))
     assert job.done == [Quiesce(era=(4, 1), workers=(0, 3, 4))]
 

@@ -190,6 +190,11 @@ WEIGHTS = {
 @settings(max_examples=400, deadline=None)
 @given(seed=st.integers(0, 2**32), workers=st.integers(1, 6), min_workers=st.sampled_from([1, 1, 1, 2, 3, 6]), respawn=st.booleans())
 def test_nothing_is_committed_wrongly_and_all_comes_to_rest(seed: int, workers: int, min_workers: int, respawn: bool) -> None:
+    live_through(seed, workers, min_workers, respawn)
+
+
+def live_through(seed: int, workers: int, min_workers: int, respawn: bool) -> None:
+    """A life of a job with 150 disturbances; AssertionError where the machine does what it never may."""
     policy = Policy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn)
     world = World(machine.running(FakeView(1, 0, tuple(range(workers))), policy), alive=set(range(workers)))
     chance = random.Random(seed)

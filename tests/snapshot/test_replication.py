@@ -1,0 +1,261 @@
+"""Replicas by replay: they have their owner's bits, at both of the last steps, and what arrives broken is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from elastic.comm import Kind, Tag
+from elastic.errors import LinkError, ReplicaRefused
+from elastic.layout.transfer import PARAM
+from snapshot import replication
+from snapshot.held import Held, Later, Stored
+from snapshot.replication import state_digest
+from tests.snapshot.replicating import OPTIMIZERS, Pair, copied, equal
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[..., Pair]]:
+    made: list[Pair] = []
+
+    def make(optimizer: str = "adamw") -> Pair:
+        made.append(Pair(OPTIMIZERS[optimizer]))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_replay_gives_the_owners_bits(pair: Callable[..., Pair], optimizer: str) -> None:
+    workers = pair(optimizer)
+    before = {}
+    for step in range(5):
+        workers.step(step, absent=step == 2)
+        one, other = workers.workers
+        for keeper, owner in ((one, other), (other, one)):
+            assert {replica.step for replica in keeper.replicator.replicas} == {step - 1}
+            for replica in keeper.replicator.replicas:
+                key = replica.shard.layer, replica.shard.interval.start
+                assert key in owner.optimizer.owned.shards
+                if step:
+                    assert equal(replica.shard.memory, before[key]), (step, key)
+        before = {**copied(one.shards), **copied(other.shards)}
+    for worker in workers.workers:
+        worker.replicator.replay(4)
+        for replica in worker.replicator.replicas:
+            assert equal(replica.shard.memory, before[replica.shard.layer, replica.shard.interval.start])
+            assert (replica.step, replica.received) == (4, None)
+
+
+def test_scalars_are_replayed_too(pair: Callable[..., Pair]) -> None:
+    workers = pair()
+    for step in range(3):
+        workers.step(step, absent=step == 1)
+    one, other = workers.workers
+    one.replicator.replay(2)
+    for replica in one.replicator.replicas:
+        owner = other.optimizer.owned
+        kept = one.optimizer.kept.scalars(replica.shard)
+        assert kept == owner.scalars(owner.shards[replica.shard.layer, replica.shard.interval.start])
+    steps = {float(values["step"]) for replica in one.replicator.replicas for values in one.optimizer.kept.scalars(replica.shard).values()}
+    assert steps == {2.0, 3.0}, "a parameter that had no gradient in one step is one behind"
+
+
+def test_the_gradient_that_was_sent_stays_as_it_was_applied(pair: Callable[..., Pair]) -> None:
+    worker = pair("writes to gradients").workers[0]
+    gradients = worker.update(0)
+    expected = worker.gradients(0, absent=False)
+    assert all(torch.equal(sent.memory, random.memory * 0.5) for sent, random in zip(gradients, expected, strict=True))
+
+
+# What arrives
+
+
+def damaged(workers: Pair, damage: Callable[[torch.Tensor], None]) -> None:
+    """Step 0 has arrived, and one message was damaged on its way."""
+    workers.send(0)
+    damage(workers.workers[0].replicator.replicas[0].memory)
+
+
+DAMAGE: dict[str, Callable[[torch.Tensor], object]] = {
+    "first byte of the digest": lambda memory: memory[0].bitwise_xor_(1),
+    "first byte of the gradient": lambda memory: memory[128].bitwise_xor_(1),
+    "sign in the middle": lambda memory: memory[len(memory) // 2 // 4 * 4 + 3].bitwise_xor_(128),
+    "last byte": lambda memory: memory[-1].bitwise_xor_(64),
+    "torn: the end is missing": lambda memory: memory[-512:].zero_(),
+    "two blocks swapped": lambda memory: memory[-8192:].copy_(memory[-8192:].view(2, -1).flip(0).reshape(-1)),
+    "nothing but zeros": lambda memory: memory.zero_(),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_arrives_broken_is_refused(pair: Callable[..., Pair], name: str) -> None:
+    workers = pair()
+    damaged(workers, DAMAGE[name])
+    with pytest.raises(
+        ReplicaRefused, match=r"worker 0 refuses the replica of worker 1's layer \d, run .* at step 0: what arrived is not what was sent"
+    ):
+        workers.workers[0].replicator.confirm()
+    workers.workers[1].replicator.confirm()
+
+
+@pytest.mark.xfail(strict=True, reason="the digest of an update is of the gradient only, not of the bits that say which parts are present")
+def test_a_changed_presence_bit_is_refused(pair: Callable[..., Pair]) -> None:
+    workers = pair()
+    damaged(workers, lambda memory: memory[64].bitwise_xor_(1))
+    with pytest.raises(ReplicaRefused):
+        workers.workers[0].replicator.confirm()
+
+
+def test_a_message_of_another_size_is_refused(pair: Callable[..., Pair]) -> None:
+    workers = pair()
+    one, other = workers.workers
+    one.replicator.expect(0)
+    replica = one.replicator.replicas[0]
+    other.network.send(0, Tag(Kind.REPLICA, 0, replica.shard.layer, replica.shard.interval.start), b"x" * 100)
+    with pytest.raises(LinkError, match="sent 100 bytes"):
+        one.replicator.confirm()
+
+
+# Comparison of whole shards
+
+
+@pytest.mark.parametrize("state", [PARAM, "exp_avg", "exp_avg_sq"])
+def test_a_replica_that_went_astray_is_found_at_the_next_comparison(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(replication, "COMPARED_EVERY", 3)
+    workers = pair()
+    for step in range(2):
+        workers.step(step)
+    keeper = workers.workers[0]
+    keeper.replicator.replicas[-1].shard.memory[state].view(torch.uint8)[102] ^= 64
+    workers.step(2)
+    workers.step(3)
+    with pytest.raises(ReplicaRefused, match="at step 3: its replay has other contents than the owner's shard"):
+        keeper.replicator.replay(3)
+    workers.workers[1].replicator.replay(3)
+
+
+@pytest.fixture
+def astray(pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """The replicas of worker 0 are to be compared at step 3, and the first of them has gone astray."""
+    monkeypatch.setattr(replication, "COMPARED_EVERY", 3)
+    workers = pair()
+    for step in range(4):
+        workers.step(step)
+    keeper = workers.workers[0]
+    keeper.replicator.replicas[0].shard.memory[PARAM][0] += 1
+    with pytest.raises(ReplicaRefused):
+        keeper.replicator.replay(3)
+    return workers
+
+
+@pytest.mark.xfail(strict=True, reason="`held` still gives the copy that was refused, and the next view takes it over as it is")
+def test_a_copy_that_was_refused_is_not_given(astray: Pair) -> None:
+    keeper, owner = astray.workers
+    refused = keeper.replicator.replicas[0].shard
+    expected = owner.optimizer.owned.shards[refused.layer, refused.interval.start].memory
+    given = [c for c in keeper.replicator.held([1]) if (c.layer, c.start, c.step) == (refused.layer, refused.interval.start, 3)]
+    assert all(equal(copy.memory, expected) for copy in given)
+
+
+@pytest.mark.xfail(strict=True, reason="`replay` updates all replicas at once, and raises before the step of the later ones is noted")
+def test_the_copies_behind_one_that_was_refused_are_of_the_step_that_they_say(astray: Pair) -> None:
+    keeper, owner = astray.workers
+    before = {(h.layer, h.start): h.memory for h in owner.spares.held}
+    now = {(s.layer, s.interval.start): s.memory for s in owner.shards}
+    good = [c for c in keeper.replicator.held([1]) if (c.layer, c.start) != next(iter(now))]
+    assert {copy.step for copy in good} <= {2, 3}
+    for copy in good:
+        assert equal(copy.memory, {2: before, 3: now}[copy.step][copy.layer, copy.start])
+
+
+def test_only_some_steps_are_compared(pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    step = 0
+
+    def counted(shard: replication.Shard) -> str:
+        compared.append(step)
+        return state_digest(shard)
+
+    monkeypatch.setattr(replication, "COMPARED_EVERY", 3)
+    monkeypatch.setattr(replication, "state_digest", counted)
+    workers = pair()
+    for step in range(6):
+        workers.step(step)
+    assert set(compared) == {0, 1, 3, 4}, "by the owner when it is sent, by the holder one step later"
+
+
+# What a holder can give
+
+
+def by_step(found: list[Stored]) -> dict[int, list[Stored]]:
+    return {step: [copy for copy in found if copy.step == step] for step in {copy.step for copy in found}}
+
+
+def test_both_steps_can_be_given(pair: Callable[..., Pair]) -> None:
+    workers = pair("momentum")
+    workers.step(0)
+    workers.step(1)
+    keeper, owner = workers.workers
+    before = {(h.layer, h.start): h for h in owner.spares.held}
+    now = owner.optimizer.owned.shards
+    found = by_step(keeper.replicator.held([]))
+    assert found.keys() == {0, 1}
+    for copy in found[0]:
+        assert isinstance(copy, Held)
+        assert equal(copy.memory, before[copy.layer, copy.start].memory)
+        assert copy.scalars.keys() == before[copy.layer, copy.start].scalars.keys()
+    for copy in found[1]:
+        assert isinstance(copy, Later)
+        assert copy.owner == 1
+        assert equal(copy.memory, now[copy.layer, copy.start].memory)
+        assert equal(copy.memory, copy.memory), "made once"
+    assert all(replica.step == 0 for replica in keeper.replicator.replicas), "the replicas themselves stay where they are"
+
+
+def test_the_later_step_is_made_only_when_it_is_asked_for(pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = pair()
+    workers.step(0)
+    keeper = workers.workers[0]
+    made: list[int] = []
+    replayed = keeper.optimizer.replayed
+    monkeypatch.setattr(keeper.optimizer, "replayed", lambda shard, *rest: made.append(shard.layer) or replayed(shard, *rest))
+    found = by_step(keeper.replicator.held([]))[0]
+    assert [(copy.layer, copy.start, copy.stop, copy.role) for copy in found] == [
+        (r.shard.layer, r.shard.interval.start, r.shard.interval.stop, "replica") for r in keeper.replicator.replicas
+    ]
+    assert made == []
+    assert found[0].memory is found[0].memory
+    assert found[0].scalars
+    assert made == [found[0].layer]
+    of_the_dead = by_step(keeper.replicator.held([1]))[0]
+    assert all(isinstance(copy, Held) for copy in of_the_dead)
+    assert len(made) == 1 + len(of_the_dead)
+
+
+def test_what_has_not_come_is_not_waited_for_and_not_given(pair: Callable[..., Pair]) -> None:
+    workers = pair()
+    workers.step(0)
+    one, other = workers.workers
+    one.publish(1, one.update(1))  # the other one has died before it sent its own
+    one.replicator.settle()
+    assert {copy.step for copy in one.replicator.held([1])} == {0}
+    other.replicator.settle()
+    assert {copy.step for copy in other.replicator.held([0])} == {-1, 0}, "it has not asked for step 1"
+
+
+def test_an_update_that_was_not_replayed_yet_does_not_change_the_owner(pair: Callable[..., Pair]) -> None:
+    workers = pair()
+    workers.step(0)
+    keeper, owner = workers.workers
+    before = copied(owner.shards)
+    keeper.replicator.replay(0)
+    keeper.replicator.replay(0)
+    assert all(equal(before[s.layer, s.interval.start], s.memory) for s in owner.shards)
+    assert keeper.replicator.peers == {1}
