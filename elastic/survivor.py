@@ -153,7 +153,8 @@ class Survivor:
             results = [[number, result] for number, result in self._results.items()]
             return Stock(held=held, yielded=self._yielded, progress=self._history.progress(), results=results)
 
-        joined = self._member.recover(stock, None if engine is None else engine.view)
+        last, linked = (None, ()) if engine is None else (engine.view, engine.peers)
+        joined = self._member.recover(stock, last, linked)
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
         self._history.resume(proposal)

@@ -18,7 +18,10 @@ Scalars = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
-    """The run `[start, stop)` (elements) of a layer as of `step`: parameter and all optimizer states, or the parameter only if gathered."""
+    """The run `[start, stop)` (elements) of a layer as of `step`: parameter and all optimizer states, or the parameter only if gathered.
+
+    `scalars`: whether the inventory has the scalars of its parameters at that step; of some replicas only their living owners know them.
+    """
 
     layer: int
     start: int
@@ -26,6 +29,7 @@ class Copy:
     step: int
     role: Role
     digest: str | None = None
+    scalars: bool = True
 
     @property
     def full(self) -> bool:
@@ -34,13 +38,13 @@ class Copy:
 
     def to_json(self) -> list[Any]:
         """One flat list."""
-        return [self.layer, self.start, self.stop, self.step, self.role, self.digest]
+        return [self.layer, self.start, self.stop, self.step, self.role, self.digest, self.scalars]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Copy:
         """The inverse of `to_json`."""
-        layer, start, stop, step, role, digest = data
-        return cls(layer=layer, start=start, stop=stop, step=step, role=role, digest=digest)
+        layer, start, stop, step, role, digest, scalars = data
+        return cls(layer=layer, start=start, stop=stop, step=step, role=role, digest=digest, scalars=scalars)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

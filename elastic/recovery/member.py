@@ -69,8 +69,8 @@ class Member:
             where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic()}
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
-    def recover(self, stock: Callable[[Collection[int]], Stock], last: View | None) -> Joined:
-        """Answers orders until a view with this worker is committed.
+    def recover(self, stock: Callable[[Collection[int]], Stock], last: View | None, linked: Collection[int]) -> Joined:
+        """Answers orders until a view with this worker is committed. `linked` are the workers that it had links to in the `last` one.
 
         `stock` tells what can be given where these workers are lost. It is asked once, at the first `quiesce`.
         """
@@ -101,16 +101,15 @@ class Member:
             if found is None or inventory is None:
                 raise GateRefused(f"worker {self._worker} is sent a proposal before it gave an inventory", check="inventory")
             proposal = Proposal.from_json(order["proposal"])
-            prepared, vote = self._prepared(proposal, found.held, inventory, last)
+            prepared, vote = self._prepared(proposal, found.held, inventory, last, frozenset(linked))
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
     def _prepared(
-        self, proposal: Proposal, held: Sequence[Stored], inventory: Inventory, last: View | None
+        self, proposal: Proposal, held: Sequence[Stored], inventory: Inventory, last: View | None, linked: frozenset[int]
     ) -> tuple[Joined | None, dict[str, Any]]:
         """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
         view, step = proposal.view, proposal.resume
         self._job.enter("migrate", step)
-        before = self._network.stats.links
         try:
             check_proposal(proposal, last, inventory)
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
@@ -123,7 +122,7 @@ class Member:
             peer = error.peer if isinstance(error, LinkError) else None
             return None, {"refusal": str(error), "failed_peer": peer, "received_bytes": 0, "links": {}, "times": {}}
         times = {"installed": moved.installed, "moved": moved.moved, "checked": moved.checked}
-        figures = links(self._worker, before, self._network.stats.links, view)
+        figures = links(self._worker, linked, self._network.stats.links, view)
         vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}
         self._job.enter("commit", step)
         before_it = () if last is None else last.workers
@@ -137,10 +136,14 @@ class Member:
             for name, values in copy.scalars.items():
                 steps.setdefault(copy.step, {})[name] = to_plain(dict(values))
         parameter_dtypes = {layer.index: self._model.dtype(layer.index) for layer in self._model.spec.layers if layer.size}
+        copies = (
+            Copy(layer=h.layer, start=h.start, stop=h.stop, step=h.step, role=h.role, scalars=not isinstance(h, Later) or h.owner in lost)
+            for h in stock.held
+        )
         return Inventory(
             worker=self._worker,
             yielded=stock.yielded,
-            copies=tuple(Copy(layer=h.layer, start=h.start, stop=h.stop, step=h.step, role=h.role) for h in stock.held),
+            copies=tuple(copies),
             states=dtypes(told, parameter_dtypes),
             scalars=steps,
             progress=stock.progress,

@@ -12,7 +12,7 @@ from elastic.recovery.inventory import Copy, Inventory
 
 
 def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
-    """The newest step of which every coordinate of every layer has a full copy (live, spare or replica).
+    """The newest step of which every coordinate of every layer has a full copy (live, spare or replica), its scalars included.
 
     Raises CopiesConflict if two copies of one run and step have different digests, and CoverageLost, naming the runs that nobody has,
     if no step is complete, or only steps before the newest that was yielded: user code has seen that one, so it cannot be taken back.
@@ -22,7 +22,7 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
     by_step: dict[int, list[Copy]] = defaultdict(list, {yielded: []})
     for inventory in inventories:
         for copy in inventory.copies:
-            if copy.full:
+            if copy.full and copy.scalars:
                 by_step[copy.step].append(copy)
     lost: dict[int, list[tuple[int, Run]]] = {}
     for step in sorted((step for step in by_step if step >= yielded), reverse=True):

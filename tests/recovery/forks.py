@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -27,16 +26,12 @@ from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, propose
 from elastic.settings import JobSettings
+from elastic.trainer import Trainer
 from elastic.view import View
+from tests import dynamo  # noqa: F401
 
 TIMEOUT_S = 15
 WIDTH, LAYERS, STEPS = 128, 4, 6
-
-with tempfile.TemporaryDirectory() as _cache, pytest.MonkeyPatch.context() as _patch:
-    _patch.setenv("TORCHINDUCTOR_CACHE_DIR", _cache)  # importing torch._dynamo makes a directory, which would stay in /tmp
-    import torch._dynamo  # here once: the first optimizer would import it in every process
-
-    from elastic.trainer import Trainer
 
 Message = dict[str, Any]
 

@@ -21,6 +21,7 @@ from elastic.recovery.migration import Migration, Moved
 from elastic.recovery.proposal import Proposal, propose
 from elastic.view import View
 from snapshot.held import Held
+from tests import dynamo  # noqa: F401
 from tests.recovery.recovering import member, view_of
 
 WIDTH, LAYERS, STEP = 160, 4, 7

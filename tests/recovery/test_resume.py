@@ -27,7 +27,7 @@ def copies(draw) -> Copy:
     first = draw(st.integers(0, BLOCKS - 1))
     stop = draw(st.integers(first + 1, BLOCKS))
     layer, step = draw(st.sampled_from([0, 2])), draw(st.integers(-1, 2))
-    return Copy(layer=layer, start=first * BLOCK, stop=stop * BLOCK, step=step, role=draw(roles))
+    return Copy(layer=layer, start=first * BLOCK, stop=stop * BLOCK, step=step, role=draw(roles), scalars=draw(st.booleans()))
 
 
 @st.composite
@@ -46,7 +46,7 @@ def test_it_is_the_newest_step_of_which_every_block_has_a_full_copy(found):
             (copy.layer, block)
             for inventory in found
             for copy in inventory.copies
-            if copy.step == step and copy.role != "gathered"
+            if copy.step == step and copy.role != "gathered" and copy.scalars
             for block in range(copy.start // BLOCK, copy.stop // BLOCK)
         }
         for step in range(-1, 3)
@@ -77,6 +77,11 @@ def test_spare_and_replica_complete_a_step_together():
 def test_gathered_parameters_are_not_full_copies():
     with pytest.raises(CoverageLost, match=r"layer 0 \[0, 16384\), layer 2 \[0, 16384\) of step -1; the last step known is -1"):
         resume_step(MODEL, [inventory(*whole(3, "gathered"))])
+
+
+def test_copies_whose_scalars_nobody_knows_are_not_full():
+    newer = [Copy(layer=copy.layer, start=copy.start, stop=copy.stop, step=4, role="replica", scalars=False) for copy in whole(4)]
+    assert resume_step(MODEL, [inventory(*whole(3), *newer)]) == 3
 
 
 def test_a_step_before_the_newest_yielded_is_not_resumed():

@@ -20,6 +20,7 @@ from elastic.layout.layout import spread
 from elastic.view import Member
 from snapshot.replication import Replicator
 from snapshot.spare import Spares
+from tests import dynamo  # noqa: F401
 
 WIDTH = 96
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]

@@ -1,0 +1,173 @@
+"""What a worker remembers of its last two steps: enough to take one back, and for another worker to go on from either."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from elastic import history as histories
+from elastic.engine.engine import Apply
+from elastic.errors import TrainerError
+from elastic.history import History
+from elastic.recovery.inventory import Progress
+from tests import dynamo  # noqa: F401
+
+
+def answer(step: int) -> Apply:
+    return Apply(step=step, loss=step / 2, denominator=4.0, norm=1.0, clip=1.0, tokens=0, stop=False, pause=False, again=False)
+
+
+class Trained:
+    """A worker's optimizer, its scheduler and its history."""
+
+    def __init__(self, scheduler: Any = None) -> None:
+        self.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0, momentum=0.5)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, gamma=0.5) if scheduler is None else scheduler
+        settings = lambda: [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]  # noqa: E731
+        self.history = History(SimpleNamespace(optimizer=self.optimizer, settings=settings), self.scheduler)  # pyright: ignore[reportArgumentType]
+
+    def step(self, step: int) -> None:
+        self.history.save(answer(step))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.history.applied(answer(step))
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def resume(self, step: int, progress: Progress | None = None) -> None:
+        travelled = None if progress is None else Progress.from_json(json.loads(json.dumps(progress.to_json())))
+        self.history.resume(SimpleNamespace(resume=step, progress=travelled))  # pyright: ignore[reportArgumentType]
+
+
+def trained(steps: int, scheduler: Any = None) -> Trained:
+    found = Trained(scheduler)
+    for step in range(steps):
+        found.step(step)
+    return found
+
+
+def test_the_last_two_steps_are_remembered() -> None:
+    worker = trained(4)
+    history = worker.history
+    assert history.step == 3
+    assert [history.answer(step) for step in (1, 2, 3)] == [None, answer(2), answer(3)]
+    assert [history.lr_of(step) for step in (2, 3)] == [0.25, 0.125], "that a step was taken with, not the one behind it"
+    assert math.isnan(history.lr_of(1))
+
+
+def test_progress_is_of_both_steps() -> None:
+    progress = trained(3).history.progress()
+    assert progress.keys() == {1, 2}
+    for step, lr in ((1, 0.25), (2, 0.125)):
+        assert progress[step].apply["loss"] == step / 2
+        assert ["lr", lr] in progress[step].groups[0]["dict"]
+        assert ["last_epoch", step + 1] in progress[step].scheduler["dict"]
+        assert Progress.from_json(json.loads(json.dumps(progress[step].to_json()))) == progress[step]
+
+
+def test_before_the_first_step_there_is_none_and_after_it_one() -> None:
+    assert trained(0).history.progress() == {}
+    assert trained(1).history.progress().keys() == {0}
+
+
+def test_settings_changed_in_the_loop_body_belong_to_the_step_before() -> None:
+    worker = trained(2)
+    worker.optimizer.param_groups[0]["momentum"] = 0.9
+    worker.step(2)
+    worker.optimizer.param_groups[0]["momentum"] = 0.8
+    progress = worker.history.progress()
+    assert [dict(progress[step].groups[0]["dict"])["momentum"] for step in (1, 2)] == [0.9, 0.8]
+
+
+def test_going_on_from_where_it_is_changes_nothing() -> None:
+    worker = trained(3)
+    worker.resume(2, None)
+    assert (worker.history.step, worker.lr) == (2, 0.125)
+    assert worker.history.progress().keys() == {1, 2}
+
+
+def test_one_step_is_taken_back_from_own_memory() -> None:
+    worker, other = trained(3), trained(2)
+    worker.resume(1, None)
+    assert (worker.history.step, worker.lr) == (1, other.lr)
+    assert worker.scheduler.state_dict() == other.scheduler.state_dict()
+    assert worker.history.progress().keys() == {1}
+    worker.step(2)
+    other.step(2)
+    assert worker.lr == other.lr
+    assert worker.history.progress() == other.history.progress()
+
+
+def test_the_first_step_is_taken_back() -> None:
+    worker = trained(1)
+    worker.resume(-1, None)
+    assert (worker.history.step, worker.lr, worker.scheduler.last_epoch) == (-1, 1.0, 0)
+    assert worker.history.progress() == {}
+
+
+def test_a_joiner_goes_on_from_what_others_know() -> None:
+    joiner, other = trained(0), trained(5)
+    joiner.resume(4, other.history.progress()[4])
+    assert (joiner.history.step, joiner.lr) == (4, other.lr)
+    assert joiner.history.answer(4) == answer(4)
+    joiner.step(5)
+    other.step(5)
+    assert joiner.lr == other.lr
+    assert joiner.scheduler.state_dict() == other.scheduler.state_dict()
+
+
+def test_a_step_that_it_does_not_remember_any_more_comes_from_others() -> None:
+    worker, other = trained(3), trained(2)
+    worker.resume(1, None)
+    worker.resume(0, other.history.progress()[0])
+    assert (worker.history.step, worker.lr, worker.history.answer(0)) == (0, 0.5, answer(0))
+    assert worker.scheduler.last_epoch == 1
+
+
+class Secretive:
+    """A scheduler that remembers something that is no number."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rule": print}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {"rule": print}
+
+    def step(self) -> None:
+        pass
+
+
+def test_a_scheduler_that_cannot_travel_is_refused_by_a_joiner_only() -> None:
+    worker = trained(3, Secretive())
+    progress = worker.history.progress()
+    assert progress[2].scheduler is None
+    with pytest.raises(TrainerError, match="Secretive cannot be sent to a worker that joins"):
+        trained(0, Secretive()).resume(2, progress[2])
+    worker.resume(1, progress[1])
+    assert worker.history.step == 1, "from its own memory"
+
+
+def test_the_first_commit_of_an_epoch_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.5, 11.5, 20.0, 20.25])
+    monkeypatch.setattr(histories.time, "monotonic", lambda: next(clock))
+    worker = trained(0)  # looks at the clock
+    sent: list[dict[str, Any]] = []
+    job: Any = SimpleNamespace(send=sent.append)
+    history = worker.history
+    history.committed(job, 1)
+    history.committed(job, 1)
+    assert (sent, history.median_s) == ([], 1.0)
+    history.committed(job, 2)
+    assert sent == [{"type": "committed", "epoch": 2, "step": -1, "at": 20.0}]
+    history.committed(job, 2)
+    assert len(sent) == 1
+    assert history.median_s == 0.625, "the time between two epochs is no step's"
+    assert history.committed_at == 20.25
