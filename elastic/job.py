@@ -121,9 +121,10 @@ class Job:
             quiesce = [i for i, order in enumerate(self._orders) if order["type"] == "quiesce"]
             latest = quiesce[-1] if quiesce else 0
             self._orders = [order for i, order in enumerate(self._orders) if i >= latest or order["type"] == "view"]
-            if self._waits is not None:
+            order = self._orders.pop(0)
+            if self._waits is not None and not any(behind["type"] == "quiesce" for behind in self._orders):
                 self._waits.resume()
-            return self._orders.pop(0)
+            return order
 
     def switch(self, view: View) -> None:
         """This worker is a member of a committed view from here on."""

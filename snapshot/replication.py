@@ -39,10 +39,13 @@ _ALIGN = 64
 
 @dataclass(slots=True, kw_only=True)
 class Replica:
-    """A shard kept for its owner, at step `step`; `received` is the verified update behind it, if it has come."""
+    """A shard kept for its owner, at step `step` (None: at none, it went astray).
+
+    `received` is the verified update behind it, if it has come.
+    """
 
     shard: Shard
-    step: int
+    step: int | None
     memory: torch.Tensor  # uint8, what the owner's next message ends in
     awaited: Tag | None = None
     received: Update | None = None
@@ -95,7 +98,7 @@ class Replicator:
             shard = self._optimizer.owned.shards[gradient.layer, gradient.interval.start]
             present = sum(1 << bit for bit, part in enumerate(gradient.parts) if part is not None)
             bitmap = present.to_bytes(self._prefix(shard) - _PREFIX, "little")
-            digests = digest(gradient.memory) + (state_digest(shard) if step % COMPARED_EVERY == 0 else "-" * _DIGEST_BYTES)
+            digests = _update_digest(gradient.memory, bitmap) + (state_digest(shard) if step % COMPARED_EVERY == 0 else "-" * _DIGEST_BYTES)
             memory = gradient.memory.view(torch.uint8).numpy()
             self._network.send(holder, _tag(step, shard), digests.encode(), bitmap, memory)
 
@@ -110,10 +113,13 @@ class Replicator:
             return
         gradients = {(replica.shard.layer, replica.shard.interval.start): update.parts for replica, update in ready}
         self._optimizer.replay(gradients, self._settings[step])
-        for replica, update in ready:
+        for replica, _ in ready:
             replica.step, replica.received = step, None
-            if update.state_digest[0] != "-" and update.state_digest != state_digest(replica.shard):
-                raise self._refused(replica, step, "its replay has other contents than the owner's shard")
+        astray = [r for r, update in ready if update.state_digest[0] != "-" and update.state_digest != state_digest(r.shard)]
+        for replica in astray:
+            replica.step = None  # of no use to anybody
+        if astray:
+            raise self._refused(astray[0], step, "its replay has other contents than the owner's shard")
 
     def held(self, lost: Collection[int]) -> list[Stored]:
         """What this worker can give of what it keeps: every replica as it is, and the step behind it where it has the update.
@@ -123,6 +129,8 @@ class Replicator:
         found: list[Stored] = []
         for replica in self.replicas:
             shard, update = replica.shard, replica.received
+            if replica.step is None:
+                continue
             scalars = self._optimizer.kept.scalars(shard)
             found.append(held(shard, replica.step, "replica", scalars))
             if update is None:
@@ -162,7 +170,7 @@ class Replicator:
         digests = replica.memory[:_PREFIX].numpy().tobytes().decode("ascii", "replace")
         present = int.from_bytes(replica.memory[_PREFIX:prefix].numpy().tobytes(), "little")
         gradient = replica.memory[prefix:].view(shard.memory[PARAM].dtype)
-        if digest(gradient) != digests[:_DIGEST_BYTES]:
+        if _update_digest(gradient, replica.memory[_PREFIX:prefix].numpy().tobytes()) != digests[:_DIGEST_BYTES]:
             raise self._refused(replica, tag.step, "what arrived is not what was sent")
         runs = enumerate(shard.parameters(self._spec))
         parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]
@@ -178,6 +186,10 @@ def state_digest(shard: Shard) -> str:
     """One digest of all of a shard's memory."""
     parts = "".join(f"{name}{digest(memory)}" for name, memory in sorted(shard.memory.items()))
     return digest(np.frombuffer(parts.encode(), dtype=np.uint8))
+
+
+def _update_digest(gradient: torch.Tensor, bitmap: bytes) -> str:
+    return digest(np.frombuffer(digest(gradient).encode() + bitmap, dtype=np.uint8))
 
 
 def _tag(step: int, shard: Shard) -> Tag:

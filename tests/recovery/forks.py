@@ -10,6 +10,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -161,7 +162,8 @@ class Agent:
 
     def tell(self, message: Message) -> None:
         for worker in self.live:
-            self.pipes[worker].send(message)
+            with suppress(BrokenPipeError):  # it has died, which is heard next
+                self.pipes[worker].send(message)
 
     def _hear(self) -> None:
         heard = wait([self.pipes[worker] for worker in self.live], timeout=TIMEOUT_S)

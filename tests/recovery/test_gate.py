@@ -81,6 +81,7 @@ SAME_HOST = next(worker for worker in VIEW.workers if worker != FIRST.owner and 
 TO_JOINER = next(move for move in GOOD.transfers if move.destination == 7)
 OTHER_SOURCE = next(worker for worker in (0, 2, 3) if worker not in (MOVE.source, MOVE.destination))
 SWAPPED = tuple(replace(a, members=b.members) for a, b in zip(VIEW.plan.stages, VIEW.plan.stages[::-1], strict=True))
+LAST_STAGE = VIEW.plan.stages[-1]
 INSIDE = FIRST.stop + ALIGNMENT
 
 DAMAGE: dict[str, tuple[str, Proposal]] = {
@@ -103,6 +104,7 @@ DAMAGE: dict[str, tuple[str, Proposal]] = {
     "grain twice": ("routes", routes(lambda route: (*route, route[-1]), stage=1)),
     "another batch": ("routes", view(workload=replace(VIEW.workload, micro_batches=16))),
     "layer in another stage than planned": ("stages", layer(1, members=OTHER_STAGE)),
+    "layer that is not planned": ("stages", plan(stages=(*VIEW.plan.stages[:-1], replace(LAST_STAGE, layers=LAST_STAGE.layers[:-1])))),
     "members of stages swapped": ("routes", plan(stages=SWAPPED)),
     "layer lost": ("order", view(layout=replace(LAYOUT, layers=LAYOUT.layers[:-1]))),
     "interval lost": ("coverage", layer(intervals=(FIRST, *REST))),

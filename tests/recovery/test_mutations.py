@@ -262,7 +262,7 @@ def test_a_member_does_not_switch_to_an_adopted_view() -> None:
     member = Member(job, network, None, None, None)  # pyright: ignore[reportArgumentType]
     member._inventory = lambda stock, lost: found  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(GateRefused, match="told of epoch 3, which it did not vote for"):
-        member.recover(lambda lost: stock, view_of([0, 1, 2]))
+        member.recover(lambda lost: stock, view_of([0, 1, 2]), ())
     assert job.sent == ["inventory"]
 
 

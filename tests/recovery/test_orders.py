@@ -104,7 +104,6 @@ def test_only_quiesce_interrupts_until_it_is_taken(job: Job, waits: Waits) -> No
     assert waits.interrupted, "a later attempt interrupts again"
 
 
-@pytest.mark.xfail(strict=True, reason="taking the view resumes the waits, though a quiesce waits behind it: its interruption is lost")
 def test_a_view_that_is_taken_does_not_end_the_interruption_by_a_quiesce_behind_it(job: Job, waits: Waits) -> None:
     job.deliver(VIEW)
     job.deliver(quiesce(1, epoch=3))
