@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test check bench clean
+.PHONY: venv demo test check bench bench-recovery clean
 
 venv: $(STAMP)
 
@@ -25,6 +25,12 @@ check: venv
 
 bench: venv
 	$(BIN)/python benchmarks/throughput.py --json build/throughput.json
+
+# Against TorchFT and torchrun: the first needs a package of its own.
+bench-recovery: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,bench]'
+	$(BIN)/python benchmarks/recovery.py --replication --json build/recovery.json
+	$(BIN)/python benchmarks/stress.py --json build/stress.json
 
 clean:
 	rm -rf build $(VENV)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,10 +156,11 @@ class Replicator:
             self._take(replica)
 
     def settle(self) -> None:
-        """Takes the updates that have come, and waits for none: the last thing that is done in a view."""
+        """Takes the updates that have come, and waits for none: the last thing that is done in a view. One that is damaged has not come."""
         for replica in self.replicas:
             if replica.awaited is not None and self._network.arrived(replica.shard.interval.owner, replica.awaited):
-                self._take(replica)
+                with suppress(ReplicaRefused):
+                    self._take(replica)
 
     def _take(self, replica: Replica) -> None:
         tag, shard = replica.awaited, replica.shard

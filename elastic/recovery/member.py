@@ -24,7 +24,7 @@ from elastic.engine.shard import Scalars
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused, Interrupted, LinkError
 from elastic.job import Job
-from elastic.recovery.gate import check_proposal
+from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, Inventory, Progress
 from elastic.recovery.migration import Migration, links
 from elastic.recovery.plain import from_plain, to_plain
@@ -76,6 +76,7 @@ class Member:
         """
         found: Stock | None = None
         inventory: Inventory | None = None
+        era = (0, 0)
         prepared: Joined | None = None
         while True:
             order = self._job.take_order()
@@ -94,13 +95,15 @@ class Member:
                         self._network.resume()
                         found = stock(order["lost"])
                 inventory = self._inventory(found, order["lost"])
-                era = {"epoch": order["epoch"], "attempt": order["attempt"]}
-                self._job.send({"type": "inventory", **era, "inventory": inventory.to_json()})
+                era = order["epoch"], order["attempt"]
+                self._job.send({"type": "inventory", "epoch": era[0], "attempt": era[1], "inventory": inventory.to_json()})
                 self._job.enter("propose", -1)
                 continue
             if found is None or inventory is None:
                 raise GateRefused(f"worker {self._worker} is sent a proposal before it gave an inventory", check="inventory")
             proposal = Proposal.from_json(order["proposal"])
+            if (proposal.view.epoch, proposal.view.attempt) != era:
+                continue  # of an attempt that is over
             prepared, vote = self._prepared(proposal, found.held, inventory, last, frozenset(linked))
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
@@ -117,6 +120,7 @@ class Member:
             engine = self._build(view, migration.state)
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
             moved = migration.run()
+            self._check_scalars(proposal, migration.state)
             self._job.enter("gate", step)
         except (LinkError, Interrupted, GateRefused) as error:
             peer = error.peer if isinstance(error, LinkError) else None
@@ -127,6 +131,18 @@ class Member:
         self._job.enter("commit", step)
         before_it = () if last is None else last.workers
         return Joined(before=before_it, engine=engine, proposal=proposal, retained=migration.retained), vote
+
+    def _check_scalars(self, proposal: Proposal, state: State) -> None:
+        """What the optimizers go on with is what was proposed. Before the first step everybody has what his optimizer was made with."""
+        if proposal.resume < 0:
+            return
+        installed = {
+            name: to_plain(dict(values))
+            for updater, shards in ((self._optimizer.owned, state.owned), (self._optimizer.kept, state.kept))
+            for shard in shards
+            for name, values in updater.scalars(shard).items()
+        }
+        check_scalars(proposal.scalars, installed)
 
     def _inventory(self, stock: Stock, lost: Collection[int]) -> Inventory:
         steps: dict[int, Scalars] = {}
