@@ -282,6 +282,9 @@ class Trainer:
             "parameter_bytes": held,
             "owned_parameter_bytes": sum(interval.elements * self._model.dtype(layer).itemsize for layer, interval in owned),
             "optimizer_bytes": self._optimizer.state_bytes,
+            "spare_bytes": engine.spares.bytes,
+            "replica_bytes": engine.replicator.state_bytes,
+            "replica_update_bytes": engine.replicator.update_bytes,
             "micro_batches": {str(engine.executor.pipe.stage): engine.executor.micro_batches_run},
             "micro_batches_in_flight": engine.executor.most_in_flight,
             "activation_bytes": engine.executor.most_in_flight

@@ -85,6 +85,16 @@ class Replicator:
         owners = {replica.shard.interval.owner for replica in self.replicas}
         return {peer for peer in holders | owners if peer is not None} - {self._worker}
 
+    @property
+    def state_bytes(self) -> int:
+        """Memory of the replicas."""
+        return sum(memory.nbytes for replica in self.replicas for memory in replica.shard.memory.values())
+
+    @property
+    def update_bytes(self) -> int:
+        """Memory that owners' updates are received into."""
+        return sum(replica.memory.nbytes for replica in self.replicas)
+
     def begin(self, step: int) -> None:
         """Before the optimizer's step: remembers its settings."""
         self._settings = {known: settings for known, settings in self._settings.items() if known >= step - 1}

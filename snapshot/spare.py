@@ -16,6 +16,11 @@ class Spares:
         self._memory: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
         self.held: list[Held] = []
 
+    @property
+    def bytes(self) -> int:
+        """Memory of all spares."""
+        return sum(memory.nbytes for spare in self._memory.values() for memory in spare.values())
+
     def take(self, step: int) -> None:
         """Copies what is owned, which is at step `step`."""
         self.held = []  # of two steps ago: about to be overwritten

@@ -123,3 +123,24 @@ def test_gradient_buffers_are_the_waiting_subtrees_and_the_received_shares(worke
         if grains % workers == 0 and (mine & (mine - 1)) == 0:
             others = (workers - 1) * share["owned_parameter_bytes"]
             assert others <= share["received_gradient_bytes"] <= others * SLACK
+
+
+def copies(job: Any) -> Any:
+    torch.manual_seed(0)
+    trainer = elastic.Trainer(models.blocks(6), models.cross_entropy, models.adamw, models.Rows(), batch_size=64, micro_batch_size=4)
+    list(trainer.run(3))
+    layout = trainer._engine.view.layout
+    intervals = [(layer, i) for layer in layout.layers for i in layer.intervals]
+    kept = sum(i.elements for _, i in intervals if i.replica == job.worker)
+    own = sum(i.elements for _, i in intervals if i.owner == job.worker)
+    return {"kept": kept, "own": own, **trainer._own_statistics()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "stages"), [(2, 1), (3, 2), (4, 2)])
+def test_copies_are_one_replica_one_spare_and_one_update(workers: int, stages: int) -> None:
+    """AdamW has two states beside the parameter, all in float32."""
+    for found in harness.run(copies, workers=workers, stages=stages):
+        assert found["replica_bytes"] == 3 * 4 * found["kept"]
+        assert found["spare_bytes"] == 3 * 4 * found["own"]
+        assert 4 * found["kept"] <= found["replica_update_bytes"] <= SLACK * 4 * found["kept"]
