@@ -1,4 +1,4 @@
-"""A position-sensitive 128-bit digest of memory, at the speed of memory (9 GB/s on one core; SHA-1 does 2).
+"""A position-sensitive 128-bit digest of memory, at the speed of memory (8 GB/s on one core; SHA-1 does 2).
 
 Two sums of 64-bit words, each times an odd weight of its position, modulo 2**64: one over the words as they lie, one over those that start
 four bytes later, since a change of the highest bit of two words would cancel in one sum. It finds swapped, shifted, torn and flipped

@@ -70,7 +70,7 @@ class Updater:
         scalars = shard.scalars.get(parameter.name)
         if scalars:
             self.optimizer.state[piece] = {
-                name: shard.memory[name][start:stop].view(shape) if isinstance(value, str) and value == RUN else _copied(value)
+                name: shard.memory[name][start:stop].view(shape) if isinstance(value, str) and value == RUN else copied(value)
                 for name, value in scalars.items()
             }
         return piece
@@ -111,7 +111,7 @@ class Updater:
         for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
             state = self.optimizer.state.get(piece) if piece is not None else None
             if state and piece is not None:
-                found[parameter.name] = {name: RUN if _is_run(value, piece) else _copied(value) for name, value in state.items()}
+                found[parameter.name] = {name: RUN if _is_run(value, piece) else copied(value) for name, value in state.items()}
         return found
 
 
@@ -119,5 +119,6 @@ def _is_run(value: Any, piece: nn.Parameter) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape == piece.shape
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """The value itself, or a copy of a tensor, which optimizers change in place."""
     return value.clone() if isinstance(value, torch.Tensor) else value

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from elastic.engine.model import LayeredModel
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
-from elastic.engine.shard import RUN, Scalars, Shard, Updater
+from elastic.engine.shard import RUN, Scalars, Shard, Updater, copied
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
 from elastic.layout.regions import BLOCK, Cut
@@ -28,9 +28,7 @@ from elastic.layout.transfer import PARAM
 
 def _trial(optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> Optimizer:
     """A fresh optimizer of the same kind and first group's settings, over other tensors."""
-    trial = copy.copy(optimizer)
-    trial.__dict__.pop("step", None)  # a scheduler may have put a wrapper bound to the user's instance there
-    trial.state = defaultdict(dict)
+    trial = _second(optimizer)
     for example, state in list(optimizer.state.items())[:1]:  # some, such as Adagrad, make state when they are made
         for parameter in parameters:
             trial.state[parameter] = {name: _like(value, example, parameter) for name, value in state.items()}
@@ -155,7 +153,7 @@ class ShardedOptimizer:
 
     def settings(self) -> list[dict[str, Any]]:
         """Every group's settings, such as its learning rate: copies."""
-        return [{name: _copied(value) for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+        return [{name: copied(value) for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
 
     def replay(self, gradients: Mapping[tuple[int, int], Parts], settings: Sequence[Mapping[str, Any]]) -> None:
         """Updates shards kept for others as their owner did, with the groups' settings of that step."""
@@ -197,10 +195,6 @@ def _second(optimizer: Optimizer) -> Optimizer:
     second.state = defaultdict(dict)
     second.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
     return second
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 Scale = Callable[[torch.Tensor], Any]
