@@ -146,12 +146,13 @@ class Survivor:
         engine = self._engine
 
         def stock(lost: Collection[int]) -> Stock:
-            held = list(self._retained)
+            held, salvage = list(self._retained), None
             if engine is not None:
+                salvage = engine.salvage()
                 engine.abandon()
                 held = [*engine.held(lost), *held]
             results = [[number, result] for number, result in self._results.items()]
-            return Stock(held=held, yielded=self._yielded, progress=self._history.progress(), results=results)
+            return Stock(held=held, yielded=self._yielded, progress=self._history.progress(), results=results, salvage=salvage)
 
         last, linked = (None, ()) if engine is None else (engine.view, engine.peers)
         joined = self._member.recover(stock, last, linked)

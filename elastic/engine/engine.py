@@ -18,6 +18,7 @@ from elastic.engine.numerics import Numerics
 from elastic.engine.pipe import EVALUATION
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import tree_sum
+from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Shard
 from elastic.engine.stage import Loss, LossLeaf
 from elastic.engine.zero import ShardedOptimizer, scaling
@@ -162,7 +163,15 @@ class Engine:
     def abandon(self) -> None:
         """Drops the computed gradients."""
         self._owned = []
-        self.reducer.end()
+        self.executor.end()
+
+    def salvage(self) -> Salvage | None:
+        """What the next view can use of the step that was begun."""
+        return self.executor.salvage()
+
+    def resume(self, resumption: Resumption) -> None:
+        """The first step of this view was begun in the one before."""
+        self.executor.resume(resumption)
 
     def flush(self, step: int) -> None:
         """An empty round: when it returns, all members hold step `step` and its replicas are complete."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from elastic.engine.numerics import Numerics
 from elastic.engine.pipe import Pipe
 from elastic.engine.randomness import Generators
 from elastic.engine.reducer import Reducer
+from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossLeaf, LossRunner, enter
 from elastic.plan.schedule import Action, build
 from elastic.view import View
@@ -45,9 +47,14 @@ class Executor:
         ]
         self._loss = LossRunner(len(model.layers), loss, numerics, self.generators)
         self._vectors = {runner.index: [v for v in model.vectors if v.layer == runner.index] for runner in self._runners}
-        self._loads = [action.micro_batch for action in self.actions if action.kind == "F"] if self.pipe.first or self.pipe.last else []
+        self._layers = view.plan.stages[self.pipe.stage].layers
+        self._loads: list[int] = []
         self._loaded: dict[int, Any] = {}
-        self._last_backward = next((action.micro_batch for action in reversed(self.actions) if action.kind == "B"), -1)
+        self._last_backward = -1
+        self._step: int | None = None
+        self._resumption: Resumption | None = None
+        self._finished: set[int] = set()
+        self._leaves: dict[int, LossLeaf] = {}
         self._live: dict[int, list[LayerRun]] = {}
         self.most_in_flight = 0
         self.drew = False
@@ -63,23 +70,76 @@ class Executor:
 
         If a layer `drew` from a generator that was not keyed, the step must be computed again with all of them keyed.
         """
-        self.reducer.begin(step)
-        self.drew = False
-        self.generators.watch()
-        self._loaded = {}
-        leaves: list[LossLeaf] = []
-        for action in self.actions:
+        actions = self._begin(step)
+        for action in actions:
             if action.kind == "B":
                 self._enter("backward", step, action.micro_batch)
                 self._backward(step, action.micro_batch)
+                self._finished.add(action.micro_batch)
                 continue
             self._enter("forward", step, action.micro_batch)
             if (leaf := self._forward(step, action.micro_batch, batch)) is not None:
-                leaves.append(leaf)
+                self._leaves[action.micro_batch] = leaf
         self.gatherer.wait_all()  # a worker without a grain has not waited yet
         self.drew |= self.generators.drawn()
-        self.micro_batches_run += len(self.actions) // 2
-        return leaves
+        self.micro_batches_run += len(actions) // 2
+        return list(self._leaves.values())
+
+    def resume(self, resumption: Resumption) -> None:
+        """The next step was begun in the view before: what is left of it is used."""
+        self._resumption = resumption
+
+    def _begin(self, step: int) -> Sequence[Action]:
+        """What there is to do."""
+        self._end()
+        self._step, self.drew = step, False
+        self.generators.watch()
+        self.reducer.begin(step)
+        resumed, self._resumption = self._resumption, None
+        actions = self.actions
+        if resumed is not None and resumed.step == step:
+            actions = [action for action in actions if self._workload.grain_of(action.micro_batch) not in resumed.grains]
+            if resumed.salvage is not None:
+                self._restore(resumed.salvage)
+        self._loads = [action.micro_batch for action in actions if action.kind == "F"] if self.pipe.first or self.pipe.last else []
+        self._last_backward = next((action.micro_batch for action in reversed(actions) if action.kind == "B"), -1)
+        if self.actions and not actions:  # nothing is left to do but to send what there is
+            for vector in itertools.chain.from_iterable(self._vectors.values()):
+                self.reducer.contribute(vector)
+        return actions
+
+    def _restore(self, salvage: Salvage) -> None:
+        self.reducer.restore(salvage.sums)
+        self._finished = {m for grain in salvage.grains for m in self._workload.micro_batches_of(grain)}
+        self._leaves = {leaf.micro_batch: leaf for leaf in salvage.leaves}
+
+    def salvage(self) -> Salvage | None:
+        """What can be used of the step that was begun, if this is its end."""
+        if self._resumption is not None:
+            return self._resumption.salvage
+        if self._step is None or self.drew or self.generators.drawn():
+            return None
+        workload, sums = self._workload, self.reducer.sums()
+        grains = frozenset(grain for grain in range(workload.grains) if self._finished.issuperset(workload.micro_batches_of(grain)))
+        return Salvage(
+            step=self._step,
+            layers=self._layers,
+            grains=grains,
+            summed=frozenset(grain for nodes in sums.values() for node in nodes for grain in node.grains(workload.grains)),
+            sums=sums,
+            leaves=tuple(leaf for m, leaf in self._leaves.items() if workload.grain_of(m) in grains),
+        )
+
+    def end(self) -> None:
+        """Drops what was computed of a step."""
+        self._end()
+        self._resumption = None
+
+    def _end(self) -> None:
+        self.reducer.end()
+        self._step, self._loaded = None, {}
+        self._finished, self._leaves = set(), {}
+        self._live.clear()
 
     def _forward(self, step: int, micro_batch: int, batch: Batch) -> LossLeaf | None:
         data = self._load(step, micro_batch, batch) if self._loads else None

@@ -5,7 +5,7 @@ A vector is sent as soon as its last micro-batch has gone backward, while earlie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,6 +175,16 @@ class Reducer:
                 message.tag = message.tag._replace(step=step)
                 self._network.post(message.worker, message.tag, message.memory.numpy())
 
+    def restore(self, sums: Mapping[int, Mapping[Node, Parts]]) -> None:
+        """Begins with sums that are known already, by vector id."""
+        for number, nodes in sums.items():
+            if number in self._folds:
+                self._folds[number].restore(nodes)
+
+    def sums(self) -> dict[int, dict[Node, Parts]]:
+        """The subtree sums of this worker's part as they are now, by vector id."""
+        return {number: dict(fold.sums.nodes) for number, fold in self._folds.items()}
+
     def fold(self, vector: Vector, grain: int, gradients: Sequence[torch.Tensor | None]) -> None:
         """Adds one micro-batch's gradients to this worker's part; the tensors are kept and written to."""
         self._folds[vector.id].add(grain, [None if gradient is None else gradient.reshape(-1) for gradient in gradients])
@@ -211,7 +221,7 @@ class Reducer:
         sums = NodeSums(self._grains)
         if overlap.vector.id in self._folds:
             for node, parts in self._folds[overlap.vector.id].sums.nodes.items():
-                sums.insert(node, overlap.local(parts))
+                sums.insert(node, overlap.local(parts), lent=True)
         for message in self._incoming[overlap.vector.id, overlap.start]:
             self._network.receive(message.worker, message.tag)
             sums.insert(message.node, overlap.decode(message.memory, self._model.dtype(overlap.vector.home)))

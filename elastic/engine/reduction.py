@@ -9,7 +9,7 @@ everywhere is skipped by the optimizer, as torch does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -21,7 +21,7 @@ Parts: TypeAlias = "list[torch.Tensor | None]"
 
 
 def add(left: Parts, right: Parts) -> Parts:
-    """left + right, in left's memory where it has any."""
+    """left + right, in left's memory where it has any. (Addition is commutative, to the bit.)"""
     both = [(one, other) for one, other in zip(left, right, strict=True) if one is not None and other is not None]
     if both:
         torch._foreach_add_([one for one, _ in both], [other for _, other in both])  # pyright: ignore[reportPrivateImportUsage]
@@ -50,9 +50,15 @@ class NodeSums:
         self._root = root(grains)
         self._grains = grains
         self.nodes: dict[Node, Parts] = {}
+        self._lent: set[Node] = set()
 
-    def insert(self, node: Node, parts: Parts) -> None:
-        """Adds a node and merges as far up as possible. Nodes may come in any order."""
+    @property
+    def grains(self) -> frozenset[int]:
+        """The grains that the nodes cover."""
+        return frozenset(grain for node in self.nodes for grain in node.grains(self._grains))
+
+    def insert(self, node: Node, parts: Parts, *, lent: bool = False) -> None:
+        """Adds a node and merges as far up as possible. Nodes may come in any order. What is `lent` is not written to."""
         while node != self._root:
             left = Node(level=node.level, index=node.index & ~1)
             right = Node(level=node.level, index=node.index | 1)
@@ -60,10 +66,22 @@ class NodeSums:
                 sibling = right if node == left else left
                 if sibling not in self.nodes or node.parent == self._root:
                     break
-                other = self.nodes.pop(sibling)
-                parts = add(parts, other) if node == left else add(other, parts)
+                parts, lent = self._merged(parts, lent, self.nodes.pop(sibling), sibling in self._lent), False
+                self._lent.discard(sibling)
             node = node.parent
         self.nodes[node] = parts
+        if lent:
+            self._lent.add(node)
+
+    @staticmethod
+    def _merged(one: Parts, one_lent: bool, other: Parts, other_lent: bool) -> Parts:
+        """Their sum, in memory that is not lent."""
+        target, added, added_lent = (other, one, one_lent) if one_lent else (one, other, other_lent)
+        if one_lent and other_lent:
+            target = [None if part is None else part.clone() for part in target]
+        if added_lent:
+            added = [part.clone() if part is not None and mine is None else part for part, mine in zip(added, target, strict=True)]
+        return add(target, added)
 
     def joined(self) -> dict[Node, Parts]:
         """The fewest nodes that say the same: what one worker sends."""
@@ -101,10 +119,20 @@ class VectorFold:
         self._open: dict[int, Parts] = {}
         self._seen: dict[int, int] = {}
         self._counted = 0
+        self._salvaged: frozenset[int] = frozenset()
         self.sums = NodeSums(grains)
+
+    def restore(self, nodes: Mapping[Node, Parts]) -> None:
+        """Begins with what is known of the step already; gradients of those grains that are added again are left out."""
+        for node, parts in nodes.items():
+            self.sums.insert(node, parts)
+        self._salvaged = self.sums.grains
+        self._count(len(self.sums.nodes))
 
     def add(self, grain: int, gradients: Parts) -> None:
         """The flat gradients of the grain's next micro-batch, one per parameter, kept; a grain's micro-batches come in ascending order."""
+        if grain in self._salvaged:
+            return
         self._count(1 + len(self.sums.nodes) + len(self._open))
         self._seen[grain] = self._seen.get(grain, 0) + 1
         total = add(self._open.pop(grain), gradients) if grain in self._open else gradients

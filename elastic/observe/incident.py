@@ -25,7 +25,8 @@ class Incident:
     also: further workers that were lost in the same recovery. joined: workers that are in the new view and were not in the old.
     epoch, attempts: of the view that it led to, and how many tries that took.
     detected_ms: from the fault until the agent knew. phases_ms: how long each of RECOVERY_PHASES took, in the last attempt.
-    lost_ms: from the beginning of the oldest step that had to be redone until the fault: the work thrown away.
+    lost_ms: from the beginning of the oldest step that had to be redone until the fault: the work thrown away, but for
+    micro_batches_kept, which the survivors had finished and need not compute again.
     running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
     stall_ms: how much later than without the fault that step was committed.
     samples_lost: samples that no committed step has used. bytes_moved, bytes_minimum: what was counted, and what an oracle says is needed.
@@ -46,6 +47,7 @@ class Incident:
     redo_ms: float | None = None
     stall_ms: float | None = None
     steps_redone: int | None = None
+    micro_batches_kept: int | None = None
     samples_lost: int | None = None
     bytes_moved: int | None = None
     bytes_minimum: int | None = None
@@ -194,6 +196,8 @@ def _outcome(incident: Incident) -> str:
         parts.append(f"lost {_seconds(incident.lost_ms)} of {_redone(incident)}" if incident.steps_redone != 0 else "no step redone")
     elif incident.steps_redone is not None:
         parts.append(f"{_count(incident.steps_redone, 'step')} redone")
+    if incident.micro_batches_kept:
+        parts.append(f"{incident.micro_batches_kept} of its micro-batches kept")
     if incident.samples_lost is not None:
         parts.append(f"{_count(incident.samples_lost, 'sample')} lost")
     if incident.stall_ms is not None:

@@ -7,16 +7,16 @@ stages of equal time and width are tried as well, and the simulated schedule dec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from elastic.errors import PlanError
 from elastic.plan.partition import check_feasible, partition
 from elastic.plan.plan import Plan, Stage
-from elastic.plan.routing import even_routes
+from elastic.plan.routing import even_routes, near_routes
 from elastic.plan.simulation import simulate
 from elastic.plan.workload import Workload
 
-__all__ = ["Plan", "Stage", "plan"]
+__all__ = ["Plan", "Stage", "plan", "shrunk"]
 
 SYNC_BYTES_PER_S = 2e9
 """Assumed speed of gradient exchange, per worker and direction."""
@@ -45,6 +45,20 @@ def plan(workers: Sequence[int], workload: Workload, stages: int | None = None) 
     return min(plans, key=lambda candidate: candidate.step_s)
 
 
+def shrunk(previous: Plan, workers: Collection[int], workload: Workload) -> Plan | None:
+    """`previous` without those who are not among `workers`; each stage keeps its layers. None if a stage would have nobody.
+
+    Grains stay where they are as far as even shares allow.
+    """
+    stages = [
+        Stage(layers=stage.layers, members=left) for stage in previous.stages if (left := tuple(w for w in stage.members if w in workers))
+    ]
+    if len(stages) < len(previous.stages):
+        return None
+    routes = [near_routes(route, stage.members) for stage, route in zip(stages, previous.routes, strict=True)]
+    return _judged(stages, routes, workload, "every stage keeps its layers")
+
+
 def _partitions(workload: Workload, workers: int, count: int) -> list[Parts]:
     """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers."""
     balanced = [layers for layers, _ in partition(workload, count, count)]
@@ -58,13 +72,16 @@ def _partitions(workload: Workload, workers: int, count: int) -> list[Parts]:
 def _planned(workers: Sequence[int], workload: Workload, parts: Parts, reason: str) -> Plan:
     rest = iter(workers)
     stages = tuple(Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts)
-    routes = tuple(even_routes(workload.grains, stage.members) for stage in stages)
+    return _judged(stages, [even_routes(workload.grains, stage.members) for stage in stages], workload, reason)
+
+
+def _judged(stages: Sequence[Stage], routes: Sequence[tuple[int, ...]], workload: Workload, reason: str) -> Plan:
     compute = simulate(workload, stages, routes)[1]
     exchange = max(_exchange_s(workload, stage) for stage in stages)
     why = f"{len(stages)} stages, {reason}: {compute:.3g} s computing and {exchange:.3g} s exchanging gradients, predicted"
     if idle := [worker for stage in stages for worker in stage.members[workload.grains :]]:
         why += f"; workers {idle} get no grain, of which there are only {workload.grains}"
-    return Plan(stages=stages, routes=routes, step_s=compute + exchange, why=why)
+    return Plan(stages=tuple(stages), routes=tuple(routes), step_s=compute + exchange, why=why)
 
 
 def _exchange_s(workload: Workload, stage: Stage) -> float:

@@ -36,6 +36,31 @@ def even_routes(grains: int, members: Sequence[int]) -> tuple[int, ...]:
     return tuple(worker for place, worker in enumerate(members) for _ in range(share + (place < longer)))
 
 
+def near_routes(before: Sequence[int], members: Sequence[int]) -> tuple[int, ...]:
+    """Even routes to `members` that leave as many grains as possible where they were in `before`, which may name others too.
+
+    What a member has computed of an interrupted step is then still of use. The other grains go, ascending, to the member that has the
+    nearest one of those who have room.
+    """
+    grains = len(before)
+    kept: dict[int, list[int]] = {member: [] for member in members}
+    share, longer = divmod(grains, len(members))
+    had = {member: sum(worker == member for worker in before) for member in members}
+    most_first = sorted(members, key=lambda member: -had[member])
+    room = {member: share + (place < longer) for place, member in enumerate(most_first)}
+    for grain, worker in enumerate(before):
+        if worker in kept and len(kept[worker]) < room[worker]:
+            kept[worker].append(grain)
+    taken = {grain: worker for worker, own in kept.items() for grain in own}
+    for grain in range(grains):
+        if grain not in taken:
+            free = [member for member in members if len(kept[member]) < room[member]]
+            nearest = min(free, key=lambda member: (min((abs(grain - own) for own in kept[member]), default=grains), members.index(member)))
+            kept[nearest].append(grain)
+            taken[grain] = nearest
+    return tuple(taken[grain] for grain in range(grains))
+
+
 def root(grains: int) -> Node:
     """The node that covers all grains: the lowest level at which one node does."""
     return Node((grains - 1).bit_length(), 0)

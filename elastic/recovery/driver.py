@@ -103,7 +103,9 @@ def worked_out(action: Propose, stages: int | None) -> Proposal:
     Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
     """
     survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
-    proposal = propose(last=action.view, attempt=action.era[1], inventories=survivors, joiners=action.joiners, stages=stages)
+    proposal = propose(
+        last=action.view, attempt=action.era[1], inventories=survivors, joiners=action.joiners, stages=stages, brief=action.brief
+    )
     check_proposal(proposal, action.view)
     return proposal
 

@@ -180,12 +180,13 @@ class Quiesce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Propose:
-    """Work out the next view of these members; answered by Proposed or Unproposable."""
+    """Work out the next view of these members; answered by Proposed or Unproposable. It is `brief` if more workers are to come."""
 
     era: Era
     view: View
     inventories: dict[int, Inventory]
     joiners: dict[int, Member]
+    brief: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ order, members, coverage, single owner, ownership, alignment, replication
               the layout's invariants, and two copies wherever there are two members
 transfers     they lie in their layers, are sent once, from survivors and to others than the sender, and leave no joiner short
 resume        the step exists, progress is of this step, scalars are of known parameters
+salvage       grains that need not be computed again exist; (a worker, with its own inventory) it has finished those that it would compute
 inventory     (a worker, with its own) no yielded step is taken back; it has what it is to send, and will have what it needs
 
 Of what was received: completeness, contents, scalars.
@@ -27,6 +28,7 @@ from elastic.layout import invariants
 from elastic.layout.transfer import PARAM, Holding, Run, Transfer, missing, needs
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, holdings_at
+from elastic.recovery.salvage import usable
 from elastic.view import View
 
 Place = tuple[int, str, int]
@@ -49,6 +51,7 @@ def check_proposal(proposal: Proposal, last: View | None, inventory: Inventory |
     _check_layout(proposal.view)
     _check_transfers(proposal, last)
     _check_resume(proposal)
+    _check_salvage(proposal, inventory)
     if inventory is not None:
         _check_inventory(proposal, inventory)
 
@@ -202,6 +205,18 @@ def _check_resume(proposal: Proposal) -> None:
     known = {parameter.name for layer in proposal.view.layout.model.layers for parameter in layer.parameters}
     if strangers := set(proposal.scalars) - known:
         _refuse("resume", f"scalars are of parameters that the model does not have: {sorted(strangers)}")
+
+
+def _check_salvage(proposal: Proposal, inventory: Inventory | None) -> None:
+    view, finished = proposal.view, proposal.finished
+    if strangers := [grain for grain in finished if not 0 <= grain < view.workload.grains]:
+        _refuse("salvage", f"grains {strangers} are said to be finished, and there are only {view.workload.grains}")
+    if inventory is None:
+        return
+    worker, step = inventory.worker, proposal.resume + 1
+    mine = {grain for grain in finished if worker in (route[grain] for route in view.plan.routes)}
+    if lacking := sorted(mine - usable(view, inventory, step)):
+        _refuse("salvage", f"grains {lacking} of step {step} are said to be finished, and worker {worker} has not what it needs for that")
 
 
 def _check_inventory(proposal: Proposal, inventory: Inventory) -> None:

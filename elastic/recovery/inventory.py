@@ -68,10 +68,34 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What is left of step `step` that a worker gave up: it has gradient sums of `layers`, in which `grains` are finished.
+
+    Some of the sums cover `summed` grains: they are of use only to the worker that is to compute all of these.
+    """
+
+    step: int
+    layers: range
+    grains: tuple[int, ...]
+    summed: tuple[int, ...]
+
+    def to_json(self) -> list[Any]:
+        """One short list."""
+        return [self.step, [self.layers.start, self.layers.stop], list(self.grains), list(self.summed)]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Finished:
+        """The inverse of `to_json`."""
+        step, layers, grains, summed = data
+        return cls(step=step, layers=range(*layers), grains=tuple(grains), summed=tuple(summed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
     """Everything of one worker: the newest step it has yielded (-1: none), its complete verified copies, and what goes with each step.
 
-    `states` maps each optimizer state to its dtype name, or to "same" where that is the layer's. `scalars` and `progress` are by step.
+    `finished` is what it has of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same" where
+    that is the layer's. `scalars` and `progress` are by step.
     `results` are `[number, result]` of the last collectives, such as evaluations, that were finished here.
     """
 
@@ -82,6 +106,7 @@ class Inventory:
     scalars: dict[int, Scalars] = field(default_factory=dict)
     progress: dict[int, Progress] = field(default_factory=dict)
     results: list[Any] = field(default_factory=list)
+    finished: Finished | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal inventory."""
@@ -93,6 +118,7 @@ class Inventory:
             "scalars": {str(step): scalars for step, scalars in self.scalars.items()},
             "progress": [progress.to_json() for progress in self.progress.values()],
             "results": self.results,
+            "finished": None if self.finished is None else self.finished.to_json(),
         }
 
     @classmethod
@@ -106,4 +132,5 @@ class Inventory:
             scalars={int(step): scalars for step, scalars in data["scalars"].items()},
             progress={progress.step: progress for progress in map(Progress.from_json, data["progress"])},
             results=data["results"],
+            finished=None if data["finished"] is None else Finished.from_json(data["finished"]),
         )

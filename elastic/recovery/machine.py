@@ -152,12 +152,15 @@ def _replenished(state: State, *, recovering: bool = False) -> Step:
     if recovering and len(state.live) >= state.policy.min_workers:
         return state, []
     missing = state.policy.workers - len(state.live) - len(state.ready) - len(state.starting)
-    refused = not state.policy.respawn or state.stopping or state.finished or state.failed_joins >= FAILED_JOINS
-    if refused or missing <= 0 or not state.live:
+    if not _respawns(state) or missing <= 0 or not state.live:
         return state, []
     numbers = tuple(range(state.next_worker, state.next_worker + missing))
     started = replace(state, starting=state.starting | set(numbers), next_worker=state.next_worker + missing)
     return started, [Respawn(workers=numbers)]
+
+
+def _respawns(state: State) -> bool:
+    return state.policy.respawn and not state.stopping and not state.finished and state.failed_joins < FAILED_JOINS
 
 
 # Attempts
@@ -215,7 +218,8 @@ def _inventoried(state: State, event: Inventoried, now: float) -> Step:
         return state, []
     joiners = {worker: state.ready[worker] for worker in sorted(state.participants.difference(state.view.workers))}
     state = replace(state, phase=Phase.PROPOSING, nag_at=None)
-    return state, [Propose(era=state.era, view=state.view, inventories=dict(state.inventories), joiners=joiners)]
+    few = _respawns(state) and len(state.participants) < state.policy.workers
+    return state, [Propose(era=state.era, view=state.view, inventories=dict(state.inventories), joiners=joiners, brief=few)]
 
 
 def _proposed(state: State, event: Proposed, now: float) -> Step:

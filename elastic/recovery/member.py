@@ -20,15 +20,17 @@ from typing import Any
 from elastic.comm.endpoint import Endpoint
 from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
+from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused, Interrupted, LinkError
 from elastic.job import Job
 from elastic.recovery.gate import check_proposal, check_scalars
-from elastic.recovery.inventory import Copy, Inventory, Progress
+from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
 from elastic.recovery.migration import Migration, links
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.proposal import Proposal
+from elastic.recovery.salvage import usable
 from elastic.view import View
 from snapshot.held import Later, Stored, dtypes
 
@@ -37,12 +39,13 @@ Build = Callable[[View, State], Engine]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stock:
-    """What a worker has when it stops: copies, and what it knows of the steps they are of."""
+    """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in."""
 
     held: Sequence[Stored]
     yielded: int
     progress: dict[int, Progress]
     results: list[Any]
+    salvage: Salvage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +107,11 @@ class Member:
             proposal = Proposal.from_json(order["proposal"])
             if (proposal.view.epoch, proposal.view.attempt) != era:
                 continue  # of an attempt that is over
-            prepared, vote = self._prepared(proposal, found.held, inventory, last, frozenset(linked))
+            prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked))
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
     def _prepared(
-        self, proposal: Proposal, held: Sequence[Stored], inventory: Inventory, last: View | None, linked: frozenset[int]
+        self, proposal: Proposal, stock: Stock, inventory: Inventory, last: View | None, linked: frozenset[int]
     ) -> tuple[Joined | None, dict[str, Any]]:
         """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
         view, step = proposal.view, proposal.resume
@@ -116,8 +119,10 @@ class Member:
         try:
             check_proposal(proposal, last, inventory)
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
-            migration = Migration(self._worker, proposal, held, scalars, self._model, self._optimizer, self._network)
+            migration = Migration(self._worker, proposal, stock.held, scalars, self._model, self._optimizer, self._network)
             engine = self._build(view, migration.state)
+            salvage = stock.salvage if usable(view, inventory, step + 1) else None
+            engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
             moved = migration.run()
             self._check_scalars(proposal, migration.state)
@@ -164,4 +169,9 @@ class Member:
             scalars=steps,
             progress=stock.progress,
             results=stock.results,
+            finished=None if stock.salvage is None else _finished(stock.salvage),
         )
+
+
+def _finished(salvage: Salvage) -> Finished:
+    return Finished(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(salvage.grains)), summed=tuple(sorted(salvage.summed)))

@@ -11,10 +11,15 @@ from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
 from elastic.plan.assignment import assign
-from elastic.plan.planner import plan
+from elastic.plan.planner import plan, shrunk
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
+from elastic.recovery.salvage import finished_everywhere
 from elastic.view import Member, View
+
+BRIEF_SLOWDOWN = 2.0
+"""How much slower than the best plan one may be that keeps all layers in place, for a view of a few steps: a step that is computed
+again from its beginning takes at least that."""
 
 SAME = "same"
 """The dtype of an optimizer state that is in its layer's dtype."""
@@ -24,7 +29,8 @@ SAME = "same"
 class Proposal:
     """`view` is to go on from the state at step `resume`, once `transfers` are done and the `scalars` of that step installed.
 
-    `states` maps optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any transfers must
+    `finished` are the grains of the next step that every stage has finished already. `states` maps optimizer states to dtype names or
+    "same"; it is empty before the first step. `bytes_minimum` is what any transfers must
     move, by an oracle; `why` is a sentence for people.
     """
 
@@ -37,6 +43,7 @@ class Proposal:
     results: list[Any]
     bytes_minimum: int
     why: str
+    finished: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal proposal."""
@@ -50,6 +57,7 @@ class Proposal:
             "results": self.results,
             "bytes_minimum": self.bytes_minimum,
             "why": self.why,
+            "finished": list(self.finished),
         }
 
     @classmethod
@@ -65,15 +73,23 @@ class Proposal:
             results=data["results"],
             bytes_minimum=data["bytes_minimum"],
             why=data["why"],
+            finished=tuple(data["finished"]),
         )
 
 
 def propose(
-    *, last: View, attempt: int, inventories: Mapping[int, Inventory], joiners: Mapping[int, Member], stages: int | None
+    *,
+    last: View,
+    attempt: int,
+    inventories: Mapping[int, Inventory],
+    joiners: Mapping[int, Member],
+    stages: int | None,
+    brief: bool = False,
 ) -> Proposal:
     """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
 
-    `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner.
+    `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner. A view that will be `brief`,
+    since replacements are on their way, keeps its layers where they are if it can.
 
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
@@ -90,7 +106,7 @@ def propose(
     members = (*(member for member in last.members if member.worker in inventories), *(joiners[worker] for worker in sorted(joiners)))
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     resume = resume_step(model, left)
-    view = _view(last, attempt, members, stages)
+    view = _view(last, attempt, members, stages, brief=brief and not joiners)
     states = _states(left) if resume >= 0 else {}
     names = [PARAM, *states]
     holdings = holdings_at(left, resume, list(states))
@@ -109,6 +125,7 @@ def propose(
         results=[[number, result] for number, result in sorted({n: r for inventory in left for n, r in inventory.results}.items())],
         bytes_minimum=bytes_minimum,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
+        finished=finished_everywhere(view, inventories, resume + 1),
     )
 
 
@@ -133,11 +150,12 @@ def bytes_moved(model: ModelSpec, moves: Iterable[Transfer], states: Mapping[str
     return sum(move.elements * itemsize(model, move.layer, states.get(move.state, SAME)) for move in moves)
 
 
-def _view(last: View, attempt: int, members: tuple[Member, ...], stages: int | None) -> View:
+def _view(last: View, attempt: int, members: tuple[Member, ...], stages: int | None, *, brief: bool) -> View:
     workers, model = [member.worker for member in members], last.layout.model
     weights = [sum(parameter.size * parameter.itemsize for parameter in layer.parameters) for layer in model.layers]
     best = plan(workers, last.workload, None if stages is None else min(stages, len(workers)))
-    chosen = assign(best, last.plan, weights)
+    staying = shrunk(last.plan, workers, last.workload) if brief else None
+    chosen = assign(best, last.plan, weights) if staying is None or staying.step_s > BRIEF_SLOWDOWN * best.step_s else staying
     hosts = {member.worker: member.host for member in members}
     layout: Layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages], hosts, near=last.layout)
     return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout)

@@ -127,6 +127,7 @@ class Timeline:
             redo_ms=None if redo is None else _ms(redo),
             stall_ms=self._stall(),
             steps_redone=redone,
+            micro_batches_kept=None if proposal is None else kept(proposal),
             samples_lost=None if proposal is None else samples_lost(proposal.view) * self.samples_per_micro_batch,
             bytes_moved=sum(vote.received_bytes for vote in votes) if votes else None,
             bytes_minimum=None if proposal is None else proposal.bytes_minimum,
@@ -173,6 +174,11 @@ class Timeline:
             return None
         at, step = self._first
         return _ms(at - self.fault - self.pace.remaining(self.fault, step))
+
+
+def kept(proposal: Proposal) -> int:
+    """The micro-batches of the interrupted step that nobody has to compute again."""
+    return sum(len(proposal.view.workload.micro_batches_of(grain)) for grain in proposal.finished)
 
 
 def samples_lost(view: View) -> int:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold, tree_sum
 from elastic.layout.regions import LayerSpec
-from elastic.plan.routing import maximal_nodes
+from elastic.plan.routing import Node, maximal_nodes
 
 SPEC = LayerSpec.build(0, [("a", (70,), "float32"), ("b", (3, 5), "float32"), ("c", (64,), "float32")])
 
@@ -49,7 +49,8 @@ def reduce(gradients: Gradients, owners: list[int], per_grain: int, meter: Meter
     """Every worker folds its grains, and the owner adds what all of them send, the last worker's first."""
     grains = len(owners)
     total = NodeSums(grains)
-    folds = {}
+    folds: dict[int, VectorFold] = {}
+    own: tuple[dict[Node, Parts], dict[Node, Parts]] = {}, {}
     for worker in sorted(set(owners)):
         folds[worker] = VectorFold(grains, per_grain, 4 * SPEC.size, meter)
         for grain, owner in enumerate(owners):
@@ -60,12 +61,41 @@ def reduce(gradients: Gradients, owners: list[int], per_grain: int, meter: Meter
         mine = [grain for grain, owner in enumerate(owners) if owner == worker]
         sent = fold.sums.joined()
         assert sorted(sent) == sorted(maximal_nodes(mine, grains))
+        lent = worker == owners[0]
+        before = {node: [None if part is None else part.clone() for part in parts] for node, parts in sent.items()}
         for node, parts in reversed(sent.items()):
-            total.insert(node, [None if part is None else part.clone() for part in parts])
+            total.insert(node, parts if lent else before[node], lent=lent)
+        if lent:
+            own = sent, before
+    result = total.total([torch.full((p.size,), torch.nan) for p in SPEC.parameters])
+    for node, parts in own[0].items():  # what was lent can be of use again
+        assert all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(parts, own[1][node], strict=True))
     for fold in folds.values():
         fold.release()
     assert meter.now == 0
-    return total.total([torch.full((p.size,), torch.nan) for p in SPEC.parameters])
+    return result
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_fold_goes_on_with_what_another_one_had(data: st.DataObject) -> None:
+    """A grain that is added again is not added twice, and one that was not complete starts anew."""
+    grains, per_grain = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
+    micro_batches = [(m // per_grain, m) for m in range(grains * per_grain)]
+    gradients = make_gradients(len(micro_batches), {(0, 1), (2, 2)}, data.draw(st.integers(0, 99)))
+    first, second, whole = (VectorFold(grains, per_grain, 4 * SPEC.size, Meter()) for _ in range(3))
+    for grain, m in micro_batches[: data.draw(st.integers(0, len(micro_batches)))]:
+        first.add(grain, flat(gradients[m]))
+    second.restore(dict(first.sums.nodes))
+    skipped = data.draw(st.sets(st.sampled_from(sorted(second.sums.grains)))) if second.sums.grains else set()
+    for grain, m in micro_batches:
+        whole.add(grain, flat(gradients[m]))
+        if grain not in skipped:
+            second.add(grain, flat(gradients[m]))
+    assert second.sums.joined().keys() == whole.sums.joined().keys()
+    for node, parts in whole.sums.nodes.items():
+        for a, b in zip(parts, second.sums.nodes[node], strict=True):
+            assert a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,7 +13,7 @@ from plan_strategies import cost, few, step_seconds, workloads
 
 from elastic.errors import PlanError
 from elastic.plan import schedule
-from elastic.plan.planner import Plan, Stage, plan
+from elastic.plan.planner import Plan, Stage, plan, shrunk
 from elastic.plan.workload import Workload
 
 worker_lists = st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True)
@@ -138,3 +138,20 @@ def test_ten_layers_on_eight_workers_are_planned_in_no_time():
         plan(range(8), workload)
         took.append(time.process_time() - begin)
     assert min(took) < 0.05
+
+
+@few
+@given(workloads(), worker_lists.filter(lambda workers: len(workers) > 1), st.data())
+def test_a_plan_that_shrinks_keeps_its_layers_and_what_the_others_compute(workload, workers, data):
+    before = plan(workers, workload)
+    lost = data.draw(st.sampled_from(workers))
+    found = shrunk(before, [worker for worker in workers if worker != lost], workload)
+    alone = any(stage.members == (lost,) for stage in before.stages)
+    assert (found is None) == alone
+    if found is None:
+        return
+    assert [stage.layers for stage in found.stages] == [stage.layers for stage in before.stages]
+    assert found.workers == tuple(worker for worker in workers if worker != lost)
+    for was, now in zip(before.routes, found.routes, strict=True):
+        assert all(a == b for a, b in zip(was, now, strict=True) if a != lost)
+    assert found.why.startswith(f"{len(found.stages)} stages, every stage keeps its layers")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.errors import PlanError
-from elastic.plan.routing import Node, even_routes, maximal_nodes, root
+from elastic.plan.routing import Node, even_routes, maximal_nodes, near_routes, root
 
 members_lists = st.lists(st.integers(0, 99), min_size=1, max_size=10, unique=True)
 
@@ -16,6 +16,30 @@ members_lists = st.lists(st.integers(0, 99), min_size=1, max_size=10, unique=Tru
 def covered_grains(draw) -> tuple[set[int], int]:
     grains = draw(st.integers(1, 20))
     return draw(st.sets(st.integers(0, grains - 1))), grains
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), members_lists)
+def test_near_routes_are_even_and_leave_as_much_as_possible_in_place(before, members):
+    routes = near_routes(before, members)
+    sizes = {member: routes.count(member) for member in members}
+    assert sum(sizes.values()) == len(routes) == len(before)
+    assert max(sizes.values()) - min(sizes.values()) <= 1
+    stays = sum(a == b for a, b in zip(before, routes, strict=True))
+    share, longer = divmod(len(before), len(members))
+    over = sum(before.count(member) > share for member in members)
+    assert stays == sum(min(before.count(member), share) for member in members) + min(over, longer)
+
+
+@given(st.integers(1, 30), members_lists.filter(lambda members: len(members) > 1), st.data())
+def test_who_stays_keeps_all_its_grains_when_another_one_leaves(grains, members, data):
+    before = even_routes(grains, members)
+    lost = data.draw(st.sampled_from(members))
+    routes = near_routes(before, [member for member in members if member != lost])
+    assert all(after == was for was, after in zip(before, routes, strict=True) if was != lost)
+
+
+def test_grains_of_the_lost_go_to_neighbours():
+    assert near_routes([0, 0, 0, 1, 1, 1, 2, 2], [0, 2]) == (0, 0, 0, 0, 2, 2, 2, 2)
 
 
 @given(st.integers(1, 40), members_lists)

@@ -128,6 +128,15 @@ def running(workers: int = 3, **policy: Any) -> Machine:
     return Machine(machine.running(FakeView(1, 0, tuple(range(workers))), Policy(**options)))
 
 
+@pytest.mark.parametrize(
+    ("policy", "brief"), [({"respawn": True}, True), ({"respawn": False}, False), ({"respawn": True, "workers": 2}, False)]
+)
+def test_a_view_is_brief_if_replacements_are_to_come(policy: dict[str, Any], brief: bool) -> None:
+    *_, asked = running(**policy).die(1).inventories().done
+    assert isinstance(asked, Propose)
+    assert asked.brief is brief
+
+
 def test_a_death_is_recovered_from_in_one_attempt() -> None:
     job = running().die(1)
     assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]

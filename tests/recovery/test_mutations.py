@@ -118,9 +118,9 @@ def freed_with_the_vote(job: Job) -> None:
     first_death(job)
     prepared = Member._prepared
 
-    def hasty(member: Member, proposal: Any, held: Any, *rest: Any) -> Any:
-        done = prepared(member, proposal, held, *rest)
-        held.clear()
+    def hasty(member: Member, proposal: Any, stock: Any, *rest: Any) -> Any:
+        done = prepared(member, proposal, stock, *rest)
+        stock.held.clear()
         return done
 
     Member._prepared = hasty

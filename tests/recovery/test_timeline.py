@@ -23,7 +23,7 @@ def timeline(**change: Any) -> Timeline:
 
 
 def proposal(resume: int = 12) -> Any:
-    return SimpleNamespace(view=view_of((0, 2), 2, 1), resume=resume, bytes_minimum=5)
+    return SimpleNamespace(view=view_of((0, 2), 2, 1), resume=resume, bytes_minimum=5, finished=(1, 3))
 
 
 def through(line: Timeline, start: float, view: View) -> None:
@@ -58,6 +58,8 @@ def test_a_recovery_in_one_attempt() -> None:
     found = line.incident()
     assert found.detected_ms == pytest.approx(1.0)
     assert found.phases_ms == pytest.approx({"quiesce": 1.0, "propose": 1.0, "migrate": 1.0, "gate": 1.0, "commit": 1.0})
+    grains = view.workload.grains
+    assert found.micro_batches_kept == 2 * view.workload.micro_batches // grains
     assert (found.redo_ms, found.stall_ms) == (pytest.approx(492.0), pytest.approx(300.0))
     assert (found.steps_redone, found.lost_ms, found.bytes_moved) == (1, pytest.approx(200.0), 6)
     assert (found.layout_before, found.layout_after) == (view_of(range(3)).plan.summary, view.plan.summary)

@@ -88,6 +88,18 @@ def test_a_worker_dies_and_a_new_one_joins(tmp_path: Path, calm: dict[str, Any])
     assert 7 < joined[0][1] < joined[-1][1] == STEPS[GROUPS] - 1
 
 
+def test_what_survivors_have_finished_of_a_step_is_kept_twice(tmp_path: Path, calm: dict[str, Any]) -> None:
+    """Of the three grains that two workers each have computed when another dies, all count, or all but the last."""
+    dies = {"1": ["ready", 6, 1], "3": ["ready", 6, 2]}
+    run = Run(tmp_path, GROUPS, dies=dies, pause_s=0.02, workers=4, stages=2)
+    run.check(calm[GROUPS], 4)
+    assert run.lost == [(1, 3)]  # the second dies while the step is computed again, in epoch 2
+    death = run.incidents[0]
+    assert (death["step"], death["epoch"]) == (6, 3)
+    assert (death["layout_before"], death["layout_after"]) == ("[0-1]x2 [2-3]x2", "[0-1]x1 [2-3]x1")
+    assert death["micro_batches_kept"] in (2, 3)
+
+
 def test_the_coordinator_dies_and_then_the_next(tmp_path: Path, calm: dict[str, Any]) -> None:
     with Killer(tmp_path / "run", [parse("0@3:reduce"), parse("0@6")]) as killer:
         run = Run(tmp_path, MOMENTUM, pause_s=0.01, workers=3, stages=2, respawn=False)

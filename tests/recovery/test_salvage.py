@@ -1,0 +1,93 @@
+"""Which grains of an interrupted step count: those that all stages have where they are to be computed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elastic.errors import GateRefused
+from elastic.recovery.gate import check_proposal
+from elastic.recovery.inventory import Finished, Inventory
+from elastic.recovery.proposal import Proposal, propose
+from elastic.recovery.salvage import finished_everywhere, usable
+from tests.recovery.recovering import inventories_of, view_of
+
+LAST = view_of([0, 1, 2, 3], stages=2)
+GRAINS = LAST.workload.grains
+
+
+def routed(worker: int) -> tuple[int, ...]:
+    route = LAST.plan.routes[LAST.plan.stage_of(worker)]
+    return tuple(grain for grain, to in enumerate(route) if to == worker)
+
+
+def finished(worker: int, *lacking: int, step: int = 6) -> Finished:
+    layers = LAST.plan.stages[LAST.plan.stage_of(worker)].layers
+    return Finished(step=step, layers=layers, grains=tuple(set(routed(worker)).difference(lacking)), summed=routed(worker))
+
+
+def inventories(*left: int, lacking: tuple[int, ...] = (), step: int = 6) -> dict[int, Inventory]:
+    """At step 5, with all but the `lacking` grains of `step` finished."""
+    return {w: replace(inventory, finished=finished(w, *lacking, step=step)) for w, inventory in inventories_of(LAST, left).items()}
+
+
+def proposal(found: dict[int, Inventory]) -> Proposal:
+    return propose(last=LAST, attempt=1, inventories=found, joiners={}, stages=2, brief=True)
+
+
+def test_the_grains_of_those_who_stay_are_not_computed_again():
+    found = inventories(0, 2, 3)
+    made = proposal(found)
+    assert made.view.plan.summary == "[0-1]x1 [2-3]x2"
+    assert made.finished == routed(0)
+    assert set(made.finished) < set(range(GRAINS))
+    for inventory in found.values():
+        check_proposal(made, LAST, inventory)
+    assert Proposal.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert Inventory.from_json(json.loads(json.dumps(found[0].to_json()))) == found[0]
+
+
+@given(st.sets(st.integers(0, GRAINS - 1)), st.sampled_from([0, 1, 2, 3]))
+def test_a_grain_counts_if_every_stage_has_it(lacking, lost):
+    left = [worker for worker in LAST.workers if worker != lost]
+    made = proposal(inventories(*left, lacking=tuple(lacking)))
+    assert made.finished == tuple(grain for grain in range(GRAINS) if grain not in lacking and grain not in routed(lost))
+
+
+def test_another_step_is_of_no_use():
+    assert proposal(inventories(0, 2, 3, step=5)).finished == ()
+
+
+def test_a_joiner_has_nothing_and_nobody_has_if_layers_move():
+    found = inventories(0, 2, 3)
+    view = proposal(found).view
+    assert usable(view, replace(found[0], worker=9), 6) == frozenset()
+    other = replace(found[0], finished=replace(finished(0), layers=range(1)))
+    assert usable(view, other, 6) == frozenset()
+    assert finished_everywhere(view, {**found, 0: other}, 6) == ()
+
+
+def test_a_sum_that_covers_the_grain_of_another_is_of_no_use():
+    found = inventories(0, 2, 3)
+    view = proposal(found).view
+    mixed = replace(found[2], finished=replace(finished(2), summed=tuple(range(GRAINS))))
+    assert usable(view, mixed, 6) == frozenset()
+
+
+@pytest.mark.parametrize("claimed", [routed(1)[:1], (GRAINS,), (-1,)])
+def test_the_gate_refuses_grains_that_are_not_there(claimed):
+    found = inventories(0, 2, 3)
+    made = replace(proposal(found), finished=claimed)
+    with pytest.raises(GateRefused, match=r"^salvage: "):
+        check_proposal(made, LAST, found[0])
+
+
+def test_the_gate_refuses_a_proposal_of_another_worker_that_forgot():
+    found = inventories(0, 2, 3)
+    made = proposal(found)
+    with pytest.raises(GateRefused, match=r"grains .* of step 6 are said to be finished, and worker 0 has not"):
+        check_proposal(made, LAST, replace(found[0], finished=None))
