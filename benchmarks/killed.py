@@ -81,6 +81,8 @@ _SPREAD = (
     "running_ms",
     "redo_ms",
     "slower_ms",
+    "micro_batches_kept",
+    "rejoined_ms",
     "replaced_ms",
     "measured_stall_ms",
     "bytes_moved",
@@ -181,8 +183,9 @@ def _kills(
         incident = next((i for i in incidents if i["kind"] == "death" and shot.worker in (i["worker"], *i["also"])), None)
         if incident is None:
             raise BenchmarkError(f"worker {shot.worker} was killed for {shot.fault}, and there is no incident of that")
-        joined = next((i["epoch"] for i in incidents if i["joined"] and (i["epoch"] or 0) > (incident["epoch"] or 0)), None)
-        again = None if joined is None else first.get(joined)
+        join = next((i for i in incidents if i["joined"] and (i["epoch"] or 0) > (incident["epoch"] or 0)), None)
+        again = None if join is None else first.get(join["epoch"])
+        redo = None if join is None else join["redo_ms"]
         measured = stall(shot.at, steps)
         phases = {f"{phase}_ms": incident["phases_ms"].get(phase) for phase in RECOVERY_PHASES}
         figures = {name: incident[name] for name in _OF_INCIDENT}
@@ -199,6 +202,7 @@ def _kills(
                 **figures,
                 **phases,
                 **_derived(incident),
+                "rejoined_ms": None if again is None or redo is None else 1000 * (again - shot.at) - redo,
                 "replaced_ms": None if again is None else 1000 * (again - shot.at),
                 "measured_stall_ms": None if measured is None else 1000 * measured.stall,
                 "step_ms": None if measured is None else 1000 * measured.step,
@@ -214,6 +218,7 @@ _OF_INCIDENT = (
     "running_ms",
     "redo_ms",
     "steps_redone",
+    "micro_batches_kept",
     "samples_lost",
     "bytes_moved",
     "bytes_minimum",

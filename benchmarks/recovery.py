@@ -38,13 +38,15 @@ _WIDTH = 120
 _SHOWN = {
     "stall_ms": "stall",
     "measured_stall_ms": "stall, measured from outside",
-    "lost_ms": "= work that was lost",
+    "lost_ms": "= work since the last commit",
     "detected_ms": "+ detection",
     **{f"{phase}_ms": f"+ {phase}" for phase in RECOVERY_PHASES},
     "resume_ms": "+ until all run again",
-    "slower_ms": "+ redoing, beyond the time of what was lost",
+    "slower_ms": "+ redoing, less the time of that work",
+    "micro_batches_kept": "micro-batches that need no redoing",
     "running_ms": "running again after",
-    "replaced_ms": "a replacement trains after",
+    "rejoined_ms": "a replacement trains after",
+    "replaced_ms": "its first step is committed after",
 }
 
 

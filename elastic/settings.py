@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import json
 import os
-import platform
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ def detect_isa(cpuinfo: str, machine: str) -> str:
 def best_isa() -> str:
     """The `isa` of this machine's processor."""
     source = Path("/proc/cpuinfo")
-    return detect_isa(source.read_text() if source.exists() else "", platform.machine())
+    return detect_isa(source.read_text() if source.exists() else "", os.uname().machine)
 
 
 def worker_environment(threads: int, isa: str) -> dict[str, str]:
@@ -158,8 +158,8 @@ def fingerprint() -> dict[str, str]:
     numeric = {name: os.environ.get(name, "") for name in names if not name.startswith("MALLOC_")}
     return {
         "torch": str(torch.__version__),
-        "python": ".".join(platform.python_version_tuple()[:2]),
-        "machine": platform.machine(),
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "machine": os.uname().machine,
         "capability": torch.backends.cpu.get_cpu_capability(),
         **numeric,
     }

@@ -26,7 +26,10 @@ _RESULTS_KEPT = 8
 
 
 class Survivor:
-    """`engine` is that of the current view. `unseen` is the decision on an applied step that was not handed out yet."""
+    """`engine` is that of the current view. `unseen` are the decisions on applied steps that were not handed out yet, in order.
+
+    It is one, or two where the others applied a step without this worker, which then goes on behind it.
+    """
 
     def __init__(self, job: Job, member: Member, history: History) -> None:
         self._job, self._member, self._history = job, member, history
@@ -36,7 +39,7 @@ class Survivor:
         self._finished = 0  # collectives, besides steps
         self._results: dict[int, Any] = {}
         self._yielded = -1
-        self.unseen: Apply | None = None
+        self.unseen: list[Apply] = []
 
     @property
     def engine(self) -> Engine:
@@ -59,7 +62,7 @@ class Survivor:
     def join(self) -> None:
         """Becomes a member of a job that is running."""
         joined = self._enter_next_view()
-        self._yielded, self.unseen = joined.proposal.resume, None
+        self._yielded, self.unseen = joined.proposal.resume, []
         self._finished = max(self._results, default=-1) + 1
 
     def pause(self) -> None:
@@ -87,16 +90,15 @@ class Survivor:
         self.engine.update(answer)
         then(answer)
         self._history.applied(answer)
-        self.unseen = answer
+        self.unseen.append(answer)
         try:
             self.engine.publish()
         except LOST as error:
             self._recover(error)
 
     def handing_out(self) -> Apply:
-        """The decision on the newest step, which counts and is handed out now."""
-        assert self.unseen is not None
-        answer, self.unseen = self.unseen, None
+        """The decision on the oldest of the unseen steps, which count and are handed out now."""
+        answer = self.unseen.pop(0)
         self._yielded = answer.step
         return answer
 
@@ -160,8 +162,9 @@ class Survivor:
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
         self._history.resume(proposal)
         self._results.update(dict(proposal.results))
-        if self.unseen is not None and self.unseen.step != proposal.resume:
-            self.unseen = None  # taken back: it will be taken again
-        if self.unseen is None and proposal.resume > self._yielded:
-            self.unseen = self._history.answer(proposal.resume)
+        self.unseen = [answer for answer in self.unseen if answer.step <= proposal.resume]  # others are taken back, and taken again
+        known = max([self._yielded, *(answer.step for answer in self.unseen)])
+        answer = self._history.answer(proposal.resume)
+        if proposal.resume > known and answer is not None:
+            self.unseen.append(answer)
         return joined

@@ -178,13 +178,13 @@ class Trainer:
                 answer = survivor.compute(self._batch)
                 if answer is None:
                     continue
-            elif survivor.unseen is not None and not survivor.flush():
+            elif survivor.unseen and not survivor.flush():
                 ending = pausing = False
                 continue
             else:
                 answer = None
             engine = survivor.engine
-            if survivor.unseen is not None:
+            for _ in range(len(survivor.unseen)):
                 yield from self._handed_out(self._report(survivor.handing_out()))
             if pausing:
                 survivor.pause()
