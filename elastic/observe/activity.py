@@ -83,8 +83,11 @@ class Watch:
     def read(self) -> Doing | None:
         """What was entered last; None if nothing whole was."""
         record = None
-        for _ in range(_TRIES):
-            even, odd = self._record(0), self._record(_SECOND)
+        for attempt in range(_TRIES):
+            if attempt % 2:  # in turns, or a writer in step with this loop would spoil every try
+                odd, even = self._record(_SECOND), self._record(0)
+            else:
+                even, odd = self._record(0), self._record(_SECOND)
             record = even or odd or record
             if even is not None and odd is not None:
                 record = odd if (odd[0] - even[0]) % _NUMBERS < _NUMBERS // 2 else even
