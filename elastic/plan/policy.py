@@ -20,9 +20,10 @@ Order = Literal["ascending", "dealt"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The rules of `schedule.build`; the default is 1F1B. Raises PlanError on bounds below one and on negative patience.
+    """The rules of `schedule.build`. Raises PlanError on bounds below one and on negative patience.
 
     `order`: "ascending", or "dealt" in turn to the members of the widest stage (see `ranking`).
+    `first`: which of a forward and a backward, when both could start. Up to the bounds, "forward" is faster where stages are not equal.
     `in_flight`: for each stage, the most micro-batches at a worker between the begin of the forward and the end of the backward or its
     input part; None is 1F1B's, S - s at stage s of S.
     `split`: backwards are split, and the parts for weights run when nothing else can.
@@ -32,6 +33,7 @@ class Policy:
     """
 
     order: Order = "ascending"
+    first: Literal["backward", "forward"] = "backward"
     in_flight: tuple[int, ...] | None = None
     split: bool = False
     held: tuple[int, ...] | None = None
@@ -40,6 +42,8 @@ class Policy:
     def __post_init__(self) -> None:
         if self.order not in ("ascending", "dealt"):
             raise PlanError(f"micro-batches go in order 'ascending' or 'dealt', not {self.order!r}")
+        if self.first not in ("backward", "forward"):
+            raise PlanError(f"first is 'backward' or 'forward', not {self.first!r}")
         if not self.patience >= 0:
             raise PlanError(f"patience is a share of a time, and cannot be {self.patience}")
         for name in ("in_flight", "held"):
@@ -52,10 +56,11 @@ class Policy:
         held = in_flight if self.held is None else self.held
         if len(in_flight) != depth or len(held) != depth:
             raise PlanError(f"the policy bounds {len(in_flight)} and {len(held)} stages, and the plan has {depth}")
-        return in_flight, held
+        return tuple(map(min, in_flight, held)), held
 
 
 ONE_F_ONE_B = Policy()
+"""1F1B (Narayanan et al., "PipeDream", 2019, with a flush), for any stages."""
 
 
 def classic_bounds(depth: int) -> tuple[int, ...]:
@@ -74,8 +79,9 @@ def busy_bounds(widths: Sequence[int]) -> tuple[int, ...]:
 def ranking(order: Order, worker: Sequence[Sequence[int]]) -> list[int]:
     """All micro-batches in the order in which every worker takes its own; `worker[stage][micro_batch]`.
 
-    "dealt": each worker of the stage that uses most of them gets its first one, then each its second, and so on; one with fewer gets them at
-    larger intervals. Then a narrow stage serves all workers of a wide one in turn, instead of one after the other. Ascends within a grain.
+    "dealt": each worker of the stage that uses most of them gets its first one, then each its second, and so on; one that has fewer gets
+    them at larger intervals. So a narrow stage serves all workers of a wide one in turn, instead of one after the other, at the price of
+    more folds open at a time (`schedule.open_folds`). Ascends within a grain.
     """
     count = len(worker[0])
     if order == "ascending":

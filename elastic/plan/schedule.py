@@ -1,7 +1,7 @@
 """The order in which each worker runs the forwards and backwards of its micro-batches: how it is made, and what it must satisfy.
 
-By default a worker at stage s of S holds the activations of at most S - s micro-batches (1F1B's bound), and takes forwards, and backwards, in
-ascending order. `elastic.plan.policy` has the other ways, and why none of them can deadlock.
+By default a worker at stage s of S holds the activations of at most S - s micro-batches (1F1B's bound), and takes forwards, and backwards,
+in ascending order. `elastic.plan.policy` has the other ways, and why none of them can deadlock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from elastic.plan.simulation import simulate
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
-__all__ = ["Action", "Kind", "Schedule", "build", "format", "parse", "validate"]
+__all__ = ["Action", "Kind", "Schedule", "build", "format", "open_folds", "parse", "validate"]
 
 
 _WHOLE: tuple[Kind, ...] = ("F", "B")
@@ -123,3 +123,18 @@ def _check_progress(schedule: Schedule, depth: int) -> None:
 def _can_run(action: Action, ended: set[Action], depth: int) -> bool:
     before = awaited(action, depth)
     return not before or not ended.isdisjoint(before)
+
+
+def open_folds(actions: Sequence[Action], workload: Workload) -> int:
+    """The most grains at once of which a worker has folded some gradients and not all: each takes memory for one more set of gradients."""
+    size = workload.micro_batches // workload.grains
+    left: dict[int, int] = {}
+    most = 0
+    for _, kind, micro_batch in actions:
+        if kind in "BW":
+            grain = workload.grain_of(micro_batch)
+            left[grain] = left.get(grain, size) - 1
+            most = max(most, len(left))
+            if not left[grain]:
+                del left[grain]
+    return most

@@ -41,6 +41,7 @@ class Scheduler:
 
     def __init__(self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, policy: Policy) -> None:
         self.timing, self.split, self.patience = timing, policy.split, policy.patience
+        self.forward_first = policy.first == "forward"
         self.last = len(timing.members) - 1
         self.kinds: tuple[Kind, Kind, Kind] = ("I" if policy.split else "B", "F", "W")
         bounds = zip(*policy.bounds(len(timing.members)), strict=True)
@@ -112,27 +113,23 @@ class Scheduler:
 
     def _consider(self, worker: _Worker) -> None:
         """Notes the earliest action that the worker can start, as far as it is known by now."""
-        start, what, free = math.inf, _BACKWARD, worker.free
-        forwards, backwards = worker.forwards, worker.backwards
+        free, forwards, backwards = worker.free, worker.forwards, worker.backwards
+        backward = forward = math.inf
+        due = False
         if backwards < forwards:
-            start = self.gradients[worker.stage][worker.queue[backwards]]
-            if start < free:
-                start = free
-        if (
-            start > free
-            and forwards < len(worker.queue)
-            and forwards - backwards < worker.in_flight
-            and forwards - worker.weights < worker.held
-        ):
-            ready = self.activations[worker.stage][worker.queue[forwards]]
-            if ready < free:
-                ready = free
-            if ready < start:
-                start, what = ready, _FORWARD
-        if worker.weights < backwards and start > free + self.patience * worker.seconds[_WEIGHTS]:
-            start, what = free, _WEIGHTS
-        if start < math.inf and (worker.next is None or worker.next[:2] != (start, what)):
+            backward = max(self.gradients[worker.stage][worker.queue[backwards]], free)
+        if (self.forward_first or backward > free) and forwards < len(worker.queue) and forwards - backwards < worker.in_flight:
+            forward = max(self.activations[worker.stage][worker.queue[forwards]], free)
+            if forwards - worker.weights == worker.held:
+                due, forward = forward == free, math.inf
+        what = _FORWARD if forward < backward or (self.forward_first and forward == backward) else _BACKWARD
+        start = min(forward, backward)
+        if worker.weights < backwards:
+            patience = 0.0 if due else self.patience * worker.seconds[_WEIGHTS]
+            if start > free + patience or (due and self.forward_first):
+                start, what = free, _WEIGHTS
+        if start == math.inf:
+            worker.next = None
+        elif worker.next is None or worker.next[:2] != (start, what):
             worker.next = start, what, worker.id
             heappush(self.agenda, worker.next)
-        elif start == math.inf:
-            worker.next = None

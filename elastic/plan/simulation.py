@@ -1,9 +1,9 @@
 """A discrete-event simulation of one step: it makes the schedule, and it is the judge of how long a plan takes.
 
 A worker runs its actions one after the other, each as soon as what it needs has arrived. A link carries one message at a time, in the
-order in which they are sent, while both its ends compute on; different links do not slow each other down. When all members of a stage have
-ended their last action the stage synchronises its gradients, and then each of them updates; a stage whose synchronisation takes no time does
-not meet for it.
+order in which they are sent, while both its ends compute on; different links do not slow each other down. When all members of a stage
+have ended their last action the stage synchronises its gradients, and then each of them updates; a stage whose synchronisation takes no
+time does not meet for it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def judge(
 def run(schedule: Schedule, timing: Timing) -> Timeline:
     """The step that follows a given schedule, whoever made it.
 
-    Raises PlanError if it deadlocks, which prints the schedule with the actions marked that wait for ever, or if it names other workers than
-    `timing`.
+    Raises PlanError if it deadlocks, which prints the schedule with the actions marked that wait for ever, or if it names workers that
+    `timing` does not.
     """
     if strangers := schedule.keys() - timing.stage.keys():
         raise PlanError(f"the schedule names workers {sorted(strangers)}, which are not among the members of the stages")
