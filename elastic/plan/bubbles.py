@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from elastic.plan.timeline import Timeline
 
@@ -53,13 +54,14 @@ def gaps(timeline: Timeline, worker: int) -> tuple[Gap, ...]:
 
 def breakdown(timeline: Timeline) -> dict[int, Bubbles]:
     """Each worker's idle seconds by cause; with its busy seconds they add up to the whole step."""
-    found: dict[int, Bubbles] = {}
-    for worker in timeline.spans:
-        seconds = dict.fromkeys(("fill_s", "wait_s", "sync_s", "drain_s"), 0.0)
-        for start_s, end_s, cause in gaps(timeline, worker):
-            seconds[f"{cause}_s"] += end_s - start_s
-        found[worker] = Bubbles(**seconds)
-    return found
+    return {worker: _sum(gaps(timeline, worker)) for worker in timeline.spans}
+
+
+def _sum(idle: Iterable[Gap]) -> Bubbles:
+    seconds: dict[Cause, float] = dict.fromkeys(get_args(Cause), 0.0)
+    for start_s, end_s, cause in idle:
+        seconds[cause] += end_s - start_s
+    return Bubbles(fill_s=seconds["fill"], wait_s=seconds["wait"], sync_s=seconds["sync"], drain_s=seconds["drain"])
 
 
 def bubble_share(timeline: Timeline) -> float:

@@ -56,8 +56,9 @@ def svg(timeline: Timeline, title: str = "One step", width: int = 1280, row_heig
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:g}" viewBox="0 0 {width} {height:g}" '
         f'font-family="Helvetica, Arial, DejaVu Sans, sans-serif" font-size="11" fill="{_INK}" role="img">',
         f"<title>{escape(title)}</title>",
-        '<defs><pattern id="bubble" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-        f'<rect width="6" height="6" fill="#f6f8fa"/><line x1="0" y1="0" x2="0" y2="6" stroke="{_LINE}" stroke-width="2"/></pattern></defs>',
+        '<defs><pattern id="bubble" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">',
+        f'<rect width="6" height="6" fill="#f6f8fa"/><line x1="0" y1="0" x2="0" y2="6" stroke="{_LINE}" stroke-width="2"/>',
+        "</pattern></defs>",
         f'<rect width="{width}" height="{height:g}" fill="#ffffff"/>',
         *_head(timeline, title, width),
         *_axis(scale),

@@ -1,9 +1,16 @@
 """By which rules a schedule is made: whether backwards are split, in which order micro-batches go, and how many a worker may hold.
 
-An order is one ranking of all micro-batches that every worker follows, with its forwards and with its backwards. Every such order is free
-of deadlock, for any bounds of at least one: all micro-batches ranked before the first unfinished one have left every worker, and none
-ranked behind it can be at a worker that has not had it, so whoever must run it next is free to do so. An order ascends within a grain,
-whose gradients are folded in that order.
+A worker's backwards, and the parts for weights, are in the order of its forwards, so all three ascend within a grain, whose gradients are
+folded in that order: a grain has one worker at each stage, and links keep the order of what they carry.
+
+No policy can deadlock, whatever the bounds of at least one:
+
+- Where all workers follow one ranking of the micro-batches ("ascending", "dealt"), those ranked before the first unfinished one have left
+  every worker, and none ranked behind it can be at a worker that has not had it, so whoever must run it next is free to do so.
+- Where forwards go as inputs arrive ("arriving"), from the last stage down: a worker of the last stage can always end what it began; if
+  those of stage s + 1 end all that they begin, they become free for all that stage s sends them, so what a worker of stage s has begun
+  comes back, the first of it too.
+- Parts for weights wait for nobody, so they make room when they must.
 """
 
 from __future__ import annotations
@@ -11,18 +18,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from elastic.errors import PlanError
 
-Order = Literal["ascending", "dealt"]
+Order = Literal["ascending", "dealt", "arriving"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """The rules of `schedule.build`. Raises PlanError on bounds below one and on negative patience.
 
-    `order`: "ascending", or "dealt" in turn to the members of the widest stage (see `ranking`).
+    `order` of the forwards: "ascending"; "dealt" in turn to the members of the widest stage (see `ranking`); or "arriving", whichever input
+    is there first, and as dealt among several.
     `first`: which of a forward and a backward, when both could start. Up to the bounds, "forward" is faster where stages are not equal.
     `in_flight`: for each stage, the most micro-batches at a worker between the begin of the forward and the end of the backward or its
     input part; None is 1F1B's, S - s at stage s of S.
@@ -40,8 +48,8 @@ class Policy:
     patience: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.order not in ("ascending", "dealt"):
-            raise PlanError(f"micro-batches go in order 'ascending' or 'dealt', not {self.order!r}")
+        if self.order not in get_args(Order):
+            raise PlanError(f"micro-batches go in one of the orders {get_args(Order)}, not {self.order!r}")
         if self.first not in ("backward", "forward"):
             raise PlanError(f"first is 'backward' or 'forward', not {self.first!r}")
         if not self.patience >= 0:

@@ -5,10 +5,12 @@ weights can wait for a gap. With equal stages of forward f, input part i and wei
 
     1F1B          M (f + i + w) + (S - 1) (f + i + w)
     zero bubble   M (f + i + w) + (S - 1) (f + i)         no stage holds more activations than in 1F1B
-    ZB-H1         M (f + i + w) + (S - 1) (f + i - w)     no stage holds more than the first one in 1F1B; if w <= f, i and M >= S
+    ZB-H1         M (f + i + w) + (S - 1) (f + i - w)     no stage holds more than the first one in 1F1B
 
-Their schedules are written down for equal stages. These come out of list scheduling with the same bounds, which reaches the times above
-(see the tests) and does not need stages to be equal.
+the latter for w <= f, w <= i and M >= S. Their schedules are written down for equal stages; these come out of list scheduling with the
+same bounds, and stages need not be equal. On equal ones zero bubble takes exactly the time above, and so does ZB-H1 with a patience just
+below 1: a part for weights must not begin unless it fits into the gap. The default of 0.5 may take a part or so longer there, but is
+faster on unequal stages.
 """
 
 from __future__ import annotations
