@@ -1,19 +1,24 @@
-"""Actions and schedules, and how they print and read back: `2F0` is stage 2, forward, micro-batch 0, as in torch's pipelines."""
+"""Actions and schedules, and how they print and read back: `2F0` is stage 2, forward, micro-batch 0.
+
+The notation is that of torch.distributed.pipelining. A backward is one action, B, or two: I, the gradients of the stage's inputs, which the
+stage below waits for, and later W, the gradients of its weights, which nobody waits for.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn, get_args
 
 from elastic.errors import PlanError
 
-Kind = Literal["F", "B"]
-_ACTION = re.compile(r"(\d+)([FB])(\d+)")
+Kind = Literal["F", "B", "I", "W"]
+_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+_ACTION = re.compile(r"(\d+)([FBIW])(\d+)")
 
 
 class Action(NamedTuple):
-    """The forward (F) or backward (B) of one micro-batch through one stage."""
+    """One micro-batch through one stage: forward (F), backward (B), or the part of the backward for inputs (I) or for weights (W)."""
 
     stage: int
     kind: Kind
@@ -30,12 +35,24 @@ Cell = tuple[int, int]
 """A worker, and a place in its list of actions."""
 
 
-def awaited(action: Action, depth: int) -> Action | None:
-    """What must have ended before `action` can start, usually on another worker; `depth` is the number of stages."""
+def awaited(action: Action, depth: int) -> tuple[Action, ...]:
+    """One of these must have ended before `action` can start, usually on another worker; `depth` is the number of stages.
+
+    Empty if it need not wait. Where the gradients that it needs may come from a whole backward or from the input part, both are named.
+    """
     stage, kind, micro_batch = action
     if kind == "F":
-        return Action(stage - 1, "F", micro_batch) if stage else None
-    return Action(stage + 1, "B", micro_batch) if stage < depth - 1 else Action(stage, "F", micro_batch)
+        return (Action(stage - 1, "F", micro_batch),) if stage else ()
+    if kind == "W":
+        return (Action(stage, "I", micro_batch),)
+    if stage == depth - 1:
+        return (Action(stage, "F", micro_batch),)
+    return Action(stage + 1, "B", micro_batch), Action(stage + 1, "I", micro_batch)
+
+
+def refuse(why: str, schedule: Schedule, marked: Collection[Cell] = ()) -> NoReturn:
+    """Raises PlanError that says why and prints the schedule with the cells marked."""
+    raise PlanError(f"{why}:\n{format(schedule, marked)}")
 
 
 def format(schedule: Schedule, marked: Collection[Cell] = ()) -> str:
@@ -62,5 +79,5 @@ def parse(text: str) -> dict[int, tuple[Action, ...]]:
 def _parse_action(cell: str) -> Action:
     match = _ACTION.fullmatch(cell)
     if match is None:
-        raise PlanError(f"an action is written like 2F0 or 2B0, not {cell!r}")
-    return Action(int(match[1]), "F" if match[2] == "F" else "B", int(match[3]))
+        raise PlanError(f"an action is written like 2F0, 2B0, 2I0 or 2W0, not {cell!r}")
+    return Action(int(match[1]), _KINDS[match[2]], int(match[3]))

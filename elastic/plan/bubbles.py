@@ -1,0 +1,70 @@
+"""When and why workers are idle in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from elastic.plan.timeline import Timeline
+
+Cause = Literal["fill", "wait", "sync", "drain"]
+
+
+class Gap(NamedTuple):
+    """A time in which a worker does nothing, in seconds since the step began."""
+
+    start_s: float
+    end_s: float
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bubbles:
+    """Seconds that a worker is idle: until its first action, between actions, for others of its stage or for all, and after its last."""
+
+    fill_s: float = 0.0
+    wait_s: float = 0.0
+    sync_s: float = 0.0
+    drain_s: float = 0.0
+
+    @property
+    def idle_s(self) -> float:
+        """All of it."""
+        return self.fill_s + self.wait_s + self.sync_s + self.drain_s
+
+
+def gaps(timeline: Timeline, worker: int) -> tuple[Gap, ...]:
+    """All times in which `worker` is idle, ascending, within the step.
+
+    The cause is "fill" before its first forward, "wait" (for what another worker gives) before any other action, "sync" before its stage's
+    synchronisation or its update, and "drain" from its last span to the end of the step.
+    """
+    found: list[Gap] = []
+    before_s, begun = 0.0, False
+    for span in timeline.spans[worker]:
+        if span.start_s > before_s:
+            cause: Cause = "sync" if not span.computes else "wait" if begun else "fill"
+            found.append(Gap(before_s, span.start_s, cause))
+        before_s, begun = span.end_s, begun or span.computes
+    if timeline.end_s > before_s:
+        found.append(Gap(before_s, timeline.end_s, "drain"))
+    return tuple(found)
+
+
+def breakdown(timeline: Timeline) -> dict[int, Bubbles]:
+    """Each worker's idle seconds by cause; with its busy seconds they add up to the whole step."""
+    return {worker: _sum(gaps(timeline, worker)) for worker in timeline.spans}
+
+
+def _sum(idle: Iterable[Gap]) -> Bubbles:
+    seconds: dict[Cause, float] = dict.fromkeys(get_args(Cause), 0.0)
+    for start_s, end_s, cause in idle:
+        seconds[cause] += end_s - start_s
+    return Bubbles(fill_s=seconds["fill"], wait_s=seconds["wait"], sync_s=seconds["sync"], drain_s=seconds["drain"])
+
+
+def bubble_share(timeline: Timeline) -> float:
+    """Idle time of all workers as a share of all their time, between 0 and 1."""
+    whole_s = timeline.end_s * len(timeline.spans)
+    return sum(each.idle_s for each in breakdown(timeline).values()) / whole_s if whole_s else 0.0

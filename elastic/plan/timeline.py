@@ -1,0 +1,55 @@
+"""What ran when: the result of simulating a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from elastic.plan.actions import Action, Kind
+
+Activity = Literal[Kind, "sync", "update"]
+
+
+class Span(NamedTuple):
+    """What a worker does from one time to another, in seconds since the step began; the micro-batch is -1 where there is none."""
+
+    start_s: float
+    end_s: float
+    activity: Activity
+    micro_batch: int = -1
+
+    @property
+    def computes(self) -> bool:
+        """Whether it is a forward or (a part of) a backward."""
+        return self.micro_batch >= 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """The workers of each stage, and what each does in ascending order of time: the actions of its schedule, then its update."""
+
+    members: tuple[tuple[int, ...], ...]
+    spans: Mapping[int, tuple[Span, ...]]
+
+    @property
+    def end_s(self) -> float:
+        """Seconds until everything has ended."""
+        return max((spans[-1].end_s for spans in self.spans.values() if spans), default=0.0)
+
+    @property
+    def compute_end_s(self) -> float:
+        """Seconds until the last forward or backward has ended."""
+        return max((span.end_s for spans in self.spans.values() for span in spans if span.computes), default=0.0)
+
+    def busy_s(self, worker: int) -> float:
+        """Seconds in which the worker does something."""
+        return sum(span.end_s - span.start_s for span in self.spans[worker])
+
+    def actions(self) -> Iterator[tuple[Action, int, float, float]]:
+        """Each action, its worker, and when it starts and ends."""
+        for stage, group in enumerate(self.members):
+            for worker in group:
+                for start_s, end_s, activity, micro_batch in self.spans[worker]:
+                    if activity != "sync" and activity != "update":
+                        yield Action(stage, activity, micro_batch), worker, start_s, end_s
