@@ -38,6 +38,7 @@ def run(
     isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of this machine.")] = None,
     seed: Annotated[int, typer.Option(help="Of all generators when the train function begins.")] = 0,
     respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
+    rebalance: Annotated[bool, typer.Option(help="Shift work from workers that are steadily slower.")] = True,
     directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; by default nowhere.")] = None,
 ) -> None:
     """Runs a train function on several workers; prints what its leader returned as JSON."""
@@ -55,6 +56,7 @@ def run(
             isa=isa,
             seed=seed,
             respawn=respawn,
+            rebalance=rebalance,
             directory=directory,
         )
     except elastic.errors.ElasticError as error:

@@ -137,16 +137,20 @@ class Job:
         if self._linger is not None:
             self._linger(phase, step)
 
-    def progress(self, epoch: int, step: int, step_s: float | None = None, committed_at: float | None = None) -> None:
+    def progress(
+        self, epoch: int, step: int, step_s: float | None = None, committed_at: float | None = None, slowdown: float | None = None
+    ) -> None:
         """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
 
-        `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count.
+        `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
+        `slowdown` how many times longer its layers took this worker in that step than the workload says.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = now
-            self.send({"type": "progress", "epoch": epoch, "step": step, "step_s": step_s, "committed_at": committed_at})
+            times = {"step_s": step_s, "committed_at": committed_at, "slowdown": slowdown}
+            self.send({"type": "progress", "epoch": epoch, "step": step, **times})
 
     @property
     def leader(self) -> bool:

@@ -56,6 +56,7 @@ def run(
     isa: str | None = None,
     seed: int = 0,
     respawn: bool = True,
+    rebalance: bool = True,
     directory: str | os.PathLike[str] | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in every one of `workers` processes, and waits.
@@ -73,6 +74,7 @@ def run(
         isa: `avx512`, `avx2` or `default`: the instruction set that fixes bits; by default the best of this machine.
         seed: of torch's, NumPy's and Python's generators when `train_fn` begins.
         respawn: start a new worker for each that dies; it joins at a step boundary when it is ready.
+        rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
         directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
             directory, which is removed.
 
@@ -99,6 +101,7 @@ def run(
         threads=threads,
         seed=seed,
         respawn=respawn,
+        rebalance=rebalance,
         directory=None if directory is None else os.path.abspath(directory),
     )
     if etcd is not None:

@@ -46,7 +46,8 @@ class JobSettings:
     """What one job was asked to be. Times are in seconds.
 
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
-    `[user:password@]host:port`. Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies. `directory` is the
+    `[user:password@]host:port`. Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies,
+    `rebalance` shifts work from workers that are steadily slower. `directory` is the
     run's, kept when it ends; None is a temporary one. `grace_s` bounds how long a finished worker
     waits for the others to finish, and how long all may take to exit. Raises SettingsError.
     """
@@ -63,6 +64,7 @@ class JobSettings:
     seed: int = 0
     exact: bool = True
     respawn: bool = True
+    rebalance: bool = True
     directory: str | None = None
     grace_s: float = 10.0
 

@@ -13,11 +13,15 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One worker of the job: its id (never used again), its host's name, and the address at which it accepts links."""
+    """One worker of the job: its id (never used again), its host's name, and the address at which it accepts links.
+
+    A layer takes it `slowdown` times as long as the workload says.
+    """
 
     worker: int
     host: str
     address: str
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,11 @@ class View:
         """The worker at place 0."""
         return self.members[0].worker
 
+    @property
+    def slowdowns(self) -> dict[int, float]:
+        """By worker."""
+        return {member.worker: member.slowdown for member in self.members}
+
     def place(self, worker: int) -> int:
         """The worker's position among the members, from 0; SettingsError if it is not one."""
         for place, member in enumerate(self.members):
@@ -63,7 +72,7 @@ class View:
         return {
             "epoch": self.epoch,
             "attempt": self.attempt,
-            "members": [[member.worker, member.host, member.address] for member in self.members],
+            "members": [[member.worker, member.host, member.address, member.slowdown] for member in self.members],
             "plan": self.plan.to_json(),
             "layout": self.layout.to_json(),
             "workload": self.workload.to_json(),
@@ -75,7 +84,9 @@ class View:
         return cls(
             epoch=data["epoch"],
             attempt=data["attempt"],
-            members=tuple(Member(worker=worker, host=host, address=address) for worker, host, address in data["members"]),
+            members=tuple(
+                Member(worker=worker, host=host, address=address, slowdown=slowdown) for worker, host, address, slowdown in data["members"]
+            ),
             plan=Plan.from_json(data["plan"]),
             layout=Layout.from_json(data["layout"]),
             workload=Workload.from_json(data["workload"]),

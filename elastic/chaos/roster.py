@@ -78,9 +78,13 @@ class Target:
 
     def kill(self) -> None:
         """SIGKILL, which also ends a stopped process."""
+        self.send(signal.SIGKILL)
+
+    def send(self, number: int) -> None:
+        """Sends a signal such as SIGSTOP, to whoever is not dead yet."""
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
         """Lets go of the process. May be called again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,9 +57,17 @@ class Executor:
         self._finished: set[int] = set()
         self._leaves: dict[int, LossLeaf] = {}
         self._live: dict[int, list[LayerRun]] = {}
+        self._seconds = sum(each.forward_s + each.backward_s for each in (view.workload.layers[layer] for layer in self._layers))
+        self._computed_s, self._backwards = 0.0, 0
         self.most_in_flight = 0
         self.drew = False
         self.micro_batches_run = 0
+
+    @property
+    def slowdown(self) -> float | None:
+        """How many times longer the layers took in the last step than the workload says, waiting not counted; None if none were run."""
+        expected_s = self._backwards * self._seconds
+        return self._computed_s / expected_s if expected_s > 0 else None
 
     @property
     def peers(self) -> set[int]:
@@ -93,6 +102,7 @@ class Executor:
         """What there is to do."""
         self._end()
         self._step, self.drew = step, False
+        self._computed_s, self._backwards = 0.0, 0
         self.generators.watch()
         self.reducer.begin(step)
         resumed, self._resumption = self._resumption, None
@@ -151,7 +161,9 @@ class Executor:
         for runner in self._runners:
             self._network.check()
             self.gatherer.wait(runner.index)
+            started = time.perf_counter()
             run, crossing = runner.forward(step, micro_batch, crossing)
+            self._computed_s += time.perf_counter() - started
             runs.append(run)
         if not self.pipe.last:
             self.pipe.send_activations(step, micro_batch, crossing)
@@ -166,9 +178,12 @@ class Executor:
         if any(runner.recomputes for runner in self._runners):
             self._prepare(step, micro_batch)
         found: list[tuple[Vector, list[torch.Tensor | None]]] = []
+        self._backwards += 1
         for runner in reversed(self._runners):
             self._network.check()
+            started = time.perf_counter()
             gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
+            self._computed_s += time.perf_counter() - started
             found += [(vector, self._take_gradients(vector)) for vector in self._vectors[runner.index]]
             if self.pipe.first:
                 self._fold(micro_batch, found)

@@ -13,8 +13,8 @@ from typing import Any
 from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES
 
-KINDS = ("death", "eviction", "drain", "join")
-_HAPPENED = {"death": "died", "eviction": "was evicted", "drain": "left", "join": "joined"}
+KINDS = ("death", "eviction", "drain", "join", "rebalance")
+_HAPPENED = {"death": "died", "eviction": "was evicted", "drain": "left", "join": "joined", "rebalance": "work was shifted"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,7 @@ def _headline(incident: Incident) -> str:
     happened = _HAPPENED[incident.kind]
     if len(subjects) > 1 and incident.kind == "eviction":
         happened = "were evicted"
-    text = f"{_people(subjects)}{_place(incident)} {happened}"
+    text = happened if incident.kind == "rebalance" else f"{_people(subjects)}{_place(incident)} {happened}"
     if incident.step is not None:
         text += f" {'in' if incident.kind in ('death', 'eviction') else 'at'} step {incident.step}"
         text += f", {incident.phase}" if incident.phase else ""

@@ -6,7 +6,9 @@ at the number of grains. A worker sends the sums of the maximal nodes that its g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from elastic.errors import PlanError
@@ -36,18 +38,41 @@ def even_routes(grains: int, members: Sequence[int]) -> tuple[int, ...]:
     return tuple(worker for place, worker in enumerate(members) for _ in range(share + (place < longer)))
 
 
-def near_routes(before: Sequence[int], members: Sequence[int]) -> tuple[int, ...]:
-    """Even routes to `members` that leave as many grains as possible where they were in `before`, which may name others too.
+def weighted_shares(grains: int, slowdowns: Sequence[float]) -> tuple[int, ...]:
+    """How many grains each worker computes so that the last is done as early as possible; a grain takes a worker `slowdown` times as long.
+
+    Exact: each grain goes to the worker that would be done with it first, the earlier of equals.
+    """
+    if grains < 1 or not slowdowns or not all(math.isfinite(slowdown) and slowdown > 0 for slowdown in slowdowns):
+        raise PlanError(f"cannot route {grains} grains to workers with slowdowns {list(slowdowns)}: these must be above 0 and finite")
+    shares = [0] * len(slowdowns)
+    ends = [(slowdown, place) for place, slowdown in enumerate(slowdowns)]
+    heapq.heapify(ends)
+    for _ in range(grains):
+        _, place = ends[0]
+        shares[place] += 1
+        heapq.heapreplace(ends, ((shares[place] + 1) * slowdowns[place], place))
+    return tuple(shares)
+
+
+def weighted_routes(grains: int, members: Sequence[int], slowdowns: Mapping[int, float]) -> tuple[int, ...]:
+    """The worker of each grain: contiguous runs in member order, of the lengths that `weighted_shares` gives."""
+    shares = weighted_shares(grains, [slowdowns.get(member, 1.0) for member in members])
+    return tuple(member for member, share in zip(members, shares, strict=True) for _ in range(share))
+
+
+def near_routes(before: Sequence[int], members: Sequence[int], slowdowns: Mapping[int, float] | None = None) -> tuple[int, ...]:
+    """Routes to `members`, even or weighted, that leave as many grains as possible where they were in `before`, which may name others too.
 
     What a member has computed of an interrupted step is then still of use. The other grains go, ascending, to the member that has the
     nearest one of those who have room.
     """
     grains = len(before)
     kept: dict[int, list[int]] = {member: [] for member in members}
-    share, longer = divmod(grains, len(members))
     had = {member: sum(worker == member for worker in before) for member in members}
     most_first = sorted(members, key=lambda member: -had[member])
-    room = {member: share + (place < longer) for place, member in enumerate(most_first)}
+    shares = weighted_shares(grains, [(slowdowns or {}).get(member, 1.0) for member in most_first])
+    room = dict(zip(most_first, shares, strict=True))
     for grain, worker in enumerate(before):
         if worker in kept and len(kept[worker]) < room[worker]:
             kept[worker].append(grain)

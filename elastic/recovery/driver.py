@@ -18,7 +18,7 @@ from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready, check_equal
 from elastic.observe import activity, incident
 from elastic.observe.activity import Doing
-from elastic.recovery import machine
+from elastic.recovery import balance, machine
 from elastic.recovery.events import (
     Action,
     Announce,
@@ -44,6 +44,7 @@ from elastic.recovery.events import (
     Stopping,
     Tell,
     Timeout,
+    Unbalanced,
     Unproposable,
     Vote,
     Voted,
@@ -59,6 +60,7 @@ from elastic.settings import JobSettings
 from elastic.supervision import Worker, failed, how_ended
 from elastic.view import Member, View
 
+_WEIGHED_EVERY_S = 1.0
 _COMPUTING = ("forward", "backward")
 
 
@@ -104,7 +106,13 @@ def worked_out(action: Propose, stages: int | None) -> Proposal:
     """
     survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
     proposal = propose(
-        last=action.view, attempt=action.era[1], inventories=survivors, joiners=action.joiners, stages=stages, brief=action.brief
+        last=action.view,
+        attempt=action.era[1],
+        inventories=survivors,
+        joiners=action.joiners,
+        stages=stages,
+        brief=action.brief,
+        slowdowns=action.slowdowns,
     )
     check_proposal(proposal, action.view)
     return proposal
@@ -148,6 +156,7 @@ class Driver:
         self._founding, self._founder = view.coordinator, founder
         self._revision = revision
         self._timeline: Timeline | None = None
+        self._reports, self._weigh_at = balance.Reports(), 0.0
         self._events: deque[Event] = deque()
         self._feeding = False
         self._announce(Announce(view=view))
@@ -270,6 +279,21 @@ class Driver:
 
     def _hear_progress(self, worker: Worker, message: Message) -> None:
         worker.progress = message
+        if self._settings.rebalance and message.get("slowdown") is not None and self._timeline is None:
+            self._weigh(worker.number, message)
+
+    def _weigh(self, worker: int, message: Message) -> None:
+        """Asks for another plan if what the members have measured makes one worth it. Looks into it once a second at most."""
+        self._reports.note(message["epoch"], worker, message["slowdown"])
+        now = self._world.clock()
+        if now < self._weigh_at or self.state.phase is not Phase.RUNNING:
+            return
+        measured = self._reports.relative(self.view)
+        if measured is None:
+            return
+        self._weigh_at = now + _WEIGHED_EVERY_S
+        if balance.wanted(self.view, measured, self._settings.stages):
+            self.feed(Unbalanced(slowdowns=measured))
 
     def _hear_lost(self, worker: Worker, message: Message) -> None:
         self.feed(LostLink(reporter=worker.number, peer=message["peer"], epoch=message["epoch"], reason=message["reason"]))
@@ -277,7 +301,8 @@ class Driver:
     def _hear_paused(self, worker: Worker, message: Message) -> None:
         if self._timeline is None and self.state.phase is Phase.BOUNDARY:
             now = self._world.clock()
-            self._timeline = self._new_timeline("join", now, now, step=message["step"])
+            kind, why = ("join", None) if self.state.ready else ("rebalance", balance.sentence(self.state.slowdowns))
+            self._timeline = self._new_timeline(kind, now, now, step=message["step"], why=why)
         self.feed(PausedAt(worker=worker.number, epoch=message["epoch"], step=message["step"]))
 
     def _hear_inventory(self, worker: Worker, message: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,13 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unbalanced:
+    """Another plan pays, since the members have these slowdowns."""
+
+    slowdowns: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping:
     """The user asked the job to stop at the next step boundary."""
 
@@ -157,6 +165,7 @@ Event = (
     | CommitFailed
     | FirstCommit
     | Finished
+    | Unbalanced
     | Stopping
     | Timeout
 )
@@ -187,6 +196,7 @@ class Propose:
     inventories: dict[int, Inventory]
     joiners: dict[int, Member]
     brief: bool = False
+    slowdowns: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

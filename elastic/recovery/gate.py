@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -97,7 +98,7 @@ def _check_survivors(view: View, last: View) -> None:
     if not survivors:
         _refuse("membership", f"nobody of epoch {last.epoch} is a member of epoch {view.epoch}")
     for member in survivors:
-        if member != known[member.worker]:
+        if replace(member, slowdown=known[member.worker].slowdown) != known[member.worker]:
             _refuse("membership", f"worker {member.worker} was {known[member.worker]} and is to be {member}")
     expected = (*(worker for worker in last.workers if worker in view.workers), *sorted(set(view.workers).difference(known)))
     if view.workers != expected:

@@ -41,6 +41,7 @@ from elastic.recovery.events import (
     Stopping,
     Tell,
     Timeout,
+    Unbalanced,
     Unproposable,
     Vote,
     Voted,
@@ -219,7 +220,9 @@ def _inventoried(state: State, event: Inventoried, now: float) -> Step:
     joiners = {worker: state.ready[worker] for worker in sorted(state.participants.difference(state.view.workers))}
     state = replace(state, phase=Phase.PROPOSING, nag_at=None)
     few = _respawns(state) and len(state.participants) < state.policy.workers
-    return state, [Propose(era=state.era, view=state.view, inventories=dict(state.inventories), joiners=joiners, brief=few)]
+    return state, [
+        Propose(era=state.era, view=state.view, inventories=dict(state.inventories), joiners=joiners, brief=few, slowdowns=state.slowdowns)
+    ]
 
 
 def _proposed(state: State, event: Proposed, now: float) -> Step:
@@ -379,9 +382,20 @@ def _gathering(state: State, now: float) -> State:
 
 def _ask_boundary(state: State, now: float) -> Step:
     state = replace(state, join_at=None)
-    if state.phase is not Phase.RUNNING or not state.ready or state.stopping or state.finished:
+    if not state.ready:
         return state, []
-    return replace(state, phase=Phase.BOUNDARY, paused={}, nag_at=now + PATIENCE_S), [AskBoundary(workers=state.live)]
+    return _boundary(state, now)
+
+
+def _unbalanced(state: State, event: Unbalanced, now: float) -> Step:
+    """The members change their plan, and those who are ready join at the same time."""
+    return _boundary(replace(state, slowdowns=dict(event.slowdowns)), now)
+
+
+def _boundary(state: State, now: float) -> Step:
+    if state.phase is not Phase.RUNNING or state.stopping or state.finished:
+        return state, []
+    return replace(state, phase=Phase.BOUNDARY, paused={}, join_at=None, nag_at=now + PATIENCE_S), [AskBoundary(workers=state.live)]
 
 
 def _paused_at(state: State, event: PausedAt, now: float) -> Step:
@@ -460,6 +474,7 @@ _HANDLERS: dict[type, Callable[[State, Any, float], Step]] = {
     CommitFailed: _commit_failed,
     FirstCommit: _first_commit,
     Finished: _has_finished,
+    Unbalanced: _unbalanced,
     Stopping: _stop,
     Timeout: _timeout,
 }

@@ -85,11 +85,12 @@ def propose(
     joiners: Mapping[int, Member],
     stages: int | None,
     brief: bool = False,
+    slowdowns: Mapping[int, float] | None = None,
 ) -> Proposal:
     """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
 
     `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner. A view that will be `brief`,
-    since replacements are on their way, keeps its layers where they are if it can.
+    since replacements are on their way, keeps its layers where they are if it can. `slowdowns` are the workers', 1 of those not named.
 
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
@@ -103,7 +104,8 @@ def propose(
     if not inventories:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
-    members = (*(member for member in last.members if member.worker in inventories), *(joiners[worker] for worker in sorted(joiners)))
+    everybody = (*(member for member in last.members if member.worker in inventories), *(joiners[worker] for worker in sorted(joiners)))
+    members = tuple(replace(member, slowdown=(slowdowns or {}).get(member.worker, 1.0)) for member in everybody)
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     resume = resume_step(model, left)
     view = _view(last, attempt, members, stages, brief=brief and not joiners)
@@ -153,9 +155,13 @@ def bytes_moved(model: ModelSpec, moves: Iterable[Transfer], states: Mapping[str
 def _view(last: View, attempt: int, members: tuple[Member, ...], stages: int | None, *, brief: bool) -> View:
     workers, model = [member.worker for member in members], last.layout.model
     weights = [sum(parameter.size * parameter.itemsize for parameter in layer.parameters) for layer in model.layers]
-    best = plan(workers, last.workload, None if stages is None else min(stages, len(workers)))
-    staying = shrunk(last.plan, workers, last.workload) if brief else None
-    chosen = assign(best, last.plan, weights) if staying is None or staying.step_s > BRIEF_SLOWDOWN * best.step_s else staying
+    slowdowns = {member.worker: member.slowdown for member in members}
+    best = plan(workers, last.workload, None if stages is None else min(stages, len(workers)), slowdowns)
+    staying = shrunk(last.plan, workers, last.workload, slowdowns) if brief else None
+    if staying is not None and staying.step_s <= BRIEF_SLOWDOWN * best.step_s:
+        chosen = staying
+    else:  # only equals may change places
+        chosen = assign(best, last.plan, weights) if len(set(slowdowns.values())) == 1 else best
     hosts = {member.worker: member.host for member in members}
     layout: Layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages], hosts, near=last.layout)
     return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout)

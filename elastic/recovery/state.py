@@ -58,7 +58,7 @@ class State:
     """Where the job stands. `attempt` is the last one burned on the way from `view`; `participants` are those of that attempt.
 
     `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view, of which no step is
-    committed yet. `fatal` has (epoch, step) of natural deaths.
+    committed yet. `slowdowns` are those that the next plan is made for. `fatal` has (epoch, step) of natural deaths.
     """
 
     policy: Policy
@@ -83,6 +83,7 @@ class State:
     failed_joins: int = 0
     failed_attempts: int = 0
     stopping: bool = False
+    slowdowns: Mapping[int, float] = field(default_factory=dict)
     cause: str = ""  # the last death of a member, as a sentence
     start_at: float | None = None
     join_at: float | None = None

@@ -1,0 +1,72 @@
+"""Whether workers differ in speed so much, and so steadily, that another plan pays. Pure: what is measured goes in.
+
+A worker's slowdown is how many times longer its layers take it than the workload says, which all have in common what the workload does
+not know. So only the ratio to the others counts, and only if it was to one side of theirs in every one of the last reports: processors
+are noisy.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+
+from elastic.errors import PlanError
+from elastic.plan.planner import plan, step_s
+from elastic.view import View
+
+REPORTS = 8
+"""A worker's, that must agree."""
+
+NOISE = 1.15
+"""A ratio that is not told from 1."""
+
+GAIN = 1.1
+"""How much longer a step must take than with the best plan: what a change costs is soon paid back then."""
+
+
+class Reports:
+    """The last slowdowns that the members of one view have measured."""
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self._of: dict[int, deque[float]] = {}
+
+    def note(self, epoch: int, worker: int, slowdown: float) -> None:
+        """One worker's report; those of earlier epochs are forgotten."""
+        if epoch > self._epoch:
+            self._epoch, self._of = epoch, {}
+        if epoch == self._epoch and slowdown > 0:
+            self._of.setdefault(worker, deque(maxlen=REPORTS)).append(slowdown)
+
+    def relative(self, view: View) -> dict[int, float] | None:
+        """Each member's slowdown over the median one, 1 where it is not steadily another; None until all have reported enough."""
+        told = {worker: self._of.get(worker, ()) for worker in view.workers}
+        if view.epoch != self._epoch or any(len(reports) < REPORTS for reports in told.values()):
+            return None
+        usual = {worker: statistics.median(reports) for worker, reports in told.items()}
+        middle = statistics.median_low(usual.values())
+        return {worker: round(usual[worker] / middle, 2) if _differs(reports, middle) else 1.0 for worker, reports in told.items()}
+
+
+def _differs(reports: deque[float] | tuple[float, ...], middle: float) -> bool:
+    return min(reports) > NOISE * middle or max(reports) < middle / NOISE
+
+
+def wanted(view: View, measured: Mapping[int, float], stages: int | None) -> bool:
+    """Whether the best plan for these slowdowns is faster than the view's by GAIN."""
+    if all(max(measured[worker], known) <= NOISE * min(measured[worker], known) for worker, known in view.slowdowns.items()):
+        return False
+    try:
+        best = plan(view.workers, view.workload, None if stages is None else min(stages, len(view.workers)), measured)
+    except PlanError:
+        return False
+    return step_s(view.plan, view.workload, measured) > GAIN * best.step_s
+
+
+def sentence(slowdowns: Mapping[int, float]) -> str:
+    """Such as `worker 1 takes 3.1 times as long as others`."""
+    slow = {worker: factor for worker, factor in sorted(slowdowns.items()) if factor != 1.0}
+    if not slow:
+        return "all workers are equally fast again"
+    return ", ".join(f"worker {worker} takes {factor:.2g} times as long as others" for worker, factor in slow.items())
