@@ -138,18 +138,23 @@ class Job:
             self._linger(phase, step)
 
     def progress(
-        self, epoch: int, step: int, step_s: float | None = None, committed_at: float | None = None, slowdown: float | None = None
+        self,
+        epoch: int,
+        step: int,
+        step_s: float | None = None,
+        committed_at: float | None = None,
+        computed: tuple[float, float] | None = None,
     ) -> None:
         """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
 
         `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
-        `slowdown` how many times longer its layers took this worker in that step than the workload says.
+        `computed` the seconds that this worker has spent in its layers in this view, and how many the workload says.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = now
-            times = {"step_s": step_s, "committed_at": committed_at, "slowdown": slowdown}
+            times = {"step_s": step_s, "committed_at": committed_at, "computed": computed}
             self.send({"type": "progress", "epoch": epoch, "step": step, **times})
 
     @property

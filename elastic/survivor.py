@@ -74,8 +74,8 @@ class Survivor:
         """Computes the next step and takes part in its READY round; None if that failed, and the view is another now."""
         try:
             epoch = self.engine.view.epoch
-            slowdown = self.engine.executor.slowdown
-            self._job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, slowdown)
+            computed = self.engine.executor.computed_s, self.engine.executor.expected_s
+            self._job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, computed)
             answer = self.engine.compute(self.step, batch, stop=self._job.stop_requested, pause=self._job.pause_requested)
         except LOST as error:
             self._recover(error)

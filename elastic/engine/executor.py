@@ -58,16 +58,10 @@ class Executor:
         self._leaves: dict[int, LossLeaf] = {}
         self._live: dict[int, list[LayerRun]] = {}
         self._seconds = sum(each.forward_s + each.backward_s for each in (view.workload.layers[layer] for layer in self._layers))
-        self._computed_s, self._backwards = 0.0, 0
+        self.computed_s = self.expected_s = 0.0  # in the layers, waiting not counted; and by the workload
         self.most_in_flight = 0
         self.drew = False
         self.micro_batches_run = 0
-
-    @property
-    def slowdown(self) -> float | None:
-        """How many times longer the layers took in the last step than the workload says, waiting not counted; None if none were run."""
-        expected_s = self._backwards * self._seconds
-        return self._computed_s / expected_s if expected_s > 0 else None
 
     @property
     def peers(self) -> set[int]:
@@ -102,7 +96,6 @@ class Executor:
         """What there is to do."""
         self._end()
         self._step, self.drew = step, False
-        self._computed_s, self._backwards = 0.0, 0
         self.generators.watch()
         self.reducer.begin(step)
         resumed, self._resumption = self._resumption, None
@@ -163,7 +156,7 @@ class Executor:
             self.gatherer.wait(runner.index)
             started = time.perf_counter()
             run, crossing = runner.forward(step, micro_batch, crossing)
-            self._computed_s += time.perf_counter() - started
+            self.computed_s += time.perf_counter() - started
             runs.append(run)
         if not self.pipe.last:
             self.pipe.send_activations(step, micro_batch, crossing)
@@ -178,12 +171,12 @@ class Executor:
         if any(runner.recomputes for runner in self._runners):
             self._prepare(step, micro_batch)
         found: list[tuple[Vector, list[torch.Tensor | None]]] = []
-        self._backwards += 1
+        self.expected_s += self._seconds
         for runner in reversed(self._runners):
             self._network.check()
             started = time.perf_counter()
             gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
-            self._computed_s += time.perf_counter() - started
+            self.computed_s += time.perf_counter() - started
             found += [(vector, self._take_gradients(vector)) for vector in self._vectors[runner.index]]
             if self.pipe.first:
                 self._fold(micro_batch, found)

@@ -1,14 +1,13 @@
 """Contiguous layers and unequal workers to ordered stages: the least bottleneck, exact for a given order of the workers.
 
 Workers of a stage share its micro-batches in inverse proportion to their slowdowns, as if these could be divided at will; whole grains
-are dealt out afterwards. The bottleneck is found by bisection: for a limit, a dynamic programme over stages and workers tells how many
-layers can be covered at most.
+are dealt out afterwards. The bottleneck is found by bisection: for a limit, a dynamic programme over stages and workers tells how far
+layers can be covered. To get furthest is not always best, since every stage takes a layer, and the next one may be too long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from elastic.plan.partition import check_feasible
 from elastic.plan.workload import Workload
 
 _BISECTIONS = 40
+_TINY = 1e-12
 
 
 def divide(workload: Workload, slowdowns: Sequence[float], stages: int) -> tuple[tuple[range, int], ...]:
@@ -43,32 +43,39 @@ def divide(workload: Workload, slowdowns: Sequence[float], stages: int) -> tuple
 def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float) -> tuple[tuple[range, int], ...] | None:
     """A division in which no stage is above `limit` (seconds of layers per unit of power), if there is one."""
     layers, workers = len(seconds) - 1, len(power) - 1
-    most = np.full(workers + 1, -1)  # layers that the first workers can cover at most in the stages so far
-    most[0] = 0
-    choices: list[np.ndarray] = []
-    powers = limit * (power[None, :] - power[:, None])  # [first worker, worker behind the last]
-    impossible = np.tril(np.ones((workers + 1, workers + 1), dtype=bool))
-    for stage in range(1, stages + 1):
-        reach = np.searchsorted(seconds, seconds[np.maximum(most, 0)][:, None] + powers * (1 + 1e-12), side="right") - 1
-        reach = np.minimum(reach, layers - (stages - stage))
-        reach[impossible | (most < 0)[:, None] | (reach <= most[:, None])] = -1
-        choices.append(reach.argmax(axis=0))
-        most = reach.max(axis=0)
-    if most[workers] < layers:
-        return None
-    bounds = _bounds(seconds, powers, choices, layers, workers)
-    return tuple((range(a, b), m - n) for (a, n), (b, m) in pairwise(bounds))
+    room = limit * np.maximum(power[None, :] - power[:, None], 0.0) * (1 + _TINY)  # seconds of a stage of workers [first, last)
+    reach = np.searchsorted(seconds, seconds[None, None, :] + room[:, :, None], side="right") - 1  # [first, last, first layer]
+    reached = np.zeros((workers + 1, layers + 1), dtype=bool)  # by the first workers: a set of layers, which may have gaps
+    reached[0, 0] = True
+    history = [reached]
+    for _ in range(stages):
+        reached = _extended(reached, reach)
+        history.append(reached)
+    return _parts(history, reach) if reached[workers, layers] else None
 
 
-def _bounds(seconds: np.ndarray, powers: np.ndarray, choices: Sequence[np.ndarray], layers: int, workers: int) -> list[tuple[int, int]]:
-    """(layers, workers) behind each stage, from (0, 0) on; taken back to front, then layers front to back as the limit allows."""
-    cuts = [workers]
-    for choice in reversed(choices):
-        cuts.append(int(choice[cuts[-1]]))
-    cuts.reverse()
-    bounds = [(0, 0)]
-    stages = len(choices)
-    for stage, (first, last) in enumerate(pairwise(cuts), 1):
-        reach = int(np.searchsorted(seconds, seconds[bounds[-1][0]] + powers[first, last] * (1 + 1e-12), side="right")) - 1
-        bounds.append((min(reach, layers - (stages - stage)), last))
-    return bounds
+def _extended(reached: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """What is reached with one more stage, of at least one worker and one layer."""
+    count, width = reached.shape
+    found = np.zeros_like(reached)
+    for last in range(1, count):
+        firsts, starts = np.nonzero(reached[:last])
+        stops = reach[firsts, last, starts]
+        edges = np.zeros(width + 1, dtype=np.int64)
+        some = stops > starts
+        np.add.at(edges, starts[some] + 1, 1)
+        np.add.at(edges, stops[some] + 1, -1)
+        found[last] = np.cumsum(edges)[:width] > 0
+    return found
+
+
+def _parts(history: Sequence[np.ndarray], reach: np.ndarray) -> tuple[tuple[range, int], ...]:
+    """Back to front, of all ways the one whose earlier stages have fewest workers and layers."""
+    last, stop = (size - 1 for size in history[-1].shape)
+    parts: list[tuple[range, int]] = []
+    for reached in reversed(history[:-1]):
+        firsts, starts = np.nonzero(reached[:last, :stop])
+        first, start = next((f, s) for f, s in zip(firsts.tolist(), starts.tolist(), strict=True) if reach[f, last, s] >= stop)
+        parts.append((range(start, stop), last - first))
+        last, stop = first, start
+    return tuple(reversed(parts))

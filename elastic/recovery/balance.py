@@ -31,12 +31,18 @@ class Reports:
     def __init__(self) -> None:
         self._epoch = 0
         self._of: dict[int, deque[float]] = {}
+        self._last: dict[int, tuple[float, float]] = {}
 
-    def note(self, epoch: int, worker: int, slowdown: float) -> None:
-        """One worker's report; those of earlier epochs are forgotten."""
+    def note(self, epoch: int, worker: int, computed_s: float, expected_s: float) -> None:
+        """One worker's report: what its layers took since the view began, and what the workload says. Earlier epochs are forgotten."""
         if epoch > self._epoch:
-            self._epoch, self._of = epoch, {}
-        if epoch == self._epoch and slowdown > 0:
+            self._epoch, self._of, self._last = epoch, {}, {}
+        if epoch < self._epoch:
+            return
+        before_s, before_expected_s = self._last.get(worker, (0.0, 0.0))
+        if expected_s > before_expected_s and computed_s > before_s:
+            self._last[worker] = computed_s, expected_s
+            slowdown = (computed_s - before_s) / (expected_s - before_expected_s)
             self._of.setdefault(worker, deque(maxlen=REPORTS)).append(slowdown)
 
     def relative(self, view: View) -> dict[int, float] | None:

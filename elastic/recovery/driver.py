@@ -279,12 +279,12 @@ class Driver:
 
     def _hear_progress(self, worker: Worker, message: Message) -> None:
         worker.progress = message
-        if self._settings.rebalance and message.get("slowdown") is not None and self._timeline is None:
+        if self._settings.rebalance and message.get("computed") is not None and self._timeline is None:
             self._weigh(worker.number, message)
 
     def _weigh(self, worker: int, message: Message) -> None:
         """Asks for another plan if what the members have measured makes one worth it. Looks into it once a second at most."""
-        self._reports.note(message["epoch"], worker, message["slowdown"])
+        self._reports.note(message["epoch"], worker, *message["computed"])
         now = self._world.clock()
         if now < self._weigh_at or self.state.phase is not Phase.RUNNING:
             return

@@ -48,7 +48,7 @@ class FakeJob:
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
         pass
 
-    def progress(self, epoch: int, step: int, step_s: float | None = None, committed_at: float | None = None) -> None:
+    def progress(self, epoch: int, step: int, *figures: Any) -> None:
         self.progressed.append((epoch, step))
 
 
