@@ -1,0 +1,123 @@
+"""One worker of two is really slowed down: how much faster is a step when work is shifted away from it?
+
+    python benchmarks/rebalance.py --factor 3 --json build/rebalance.json
+
+The worker at place 1 is stopped and let go on in turns, so that it runs 1/factor of the time; each worker is pinned to a core of its own. The
+same job runs undisturbed, slowed with the even plan, and slowed with rebalancing: digests and losses must be equal. A figure is the median
+time of the steps behind the change of the plan, or, with the even plan, of as many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import elastic
+from elastic.chaos.throttle import Throttle
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from examples import gpt
+
+OPTIONS = {
+    "layers": 8,
+    "dim": 256,
+    "heads": 8,
+    "seq": 128,
+    "batch": 32,
+    "micro_batch": 4,
+    "dropout": 0.1,
+    "lr": 1e-3,
+    "clip": 1.0,
+    "seed": 0,
+    "data": None,
+    "tie": False,
+    "bf16": False,
+    "recompute": False,
+}
+TOKENS = OPTIONS["batch"] * OPTIONS["seq"]
+app = typer.Typer(add_completion=False)
+
+
+def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The GPT of the example, on a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[job.worker % len(cores)]})
+    return gpt.train(job, options)
+
+
+def run(steps: int, factor: float, *, rebalance: bool) -> dict[str, Any]:
+    """One job: seconds of each step, losses, digest, and what changed."""
+    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as directory:
+        with Throttle(directory, {1: factor}) if factor > 1 else nullcontext() as throttle:
+            result = elastic.run(
+                train, workers=2, stages=1, args=[{**OPTIONS, "steps": steps}], directory=directory, rebalance=rebalance, respawn=False
+            )
+        cycles = 0 if throttle is None else throttle.cycles
+    value = result.value
+    return {
+        "seconds": [TOKENS / rate for rate in value["tokens_per_second"]],
+        "losses": value["losses"],
+        "digest": value["digest"],
+        "cycles": cycles,
+        "changes": [found for found in result.incidents if found["kind"] == "rebalance"],
+        "micro_batches": {str(each["worker"]): next(iter(each["micro_batches"].values())) for each in value["workers"]},
+    }
+
+
+@app.command()
+def main(
+    factor: Annotated[float, typer.Option(help="How many times slower worker 1 is.")] = 3.0,
+    steps: Annotated[int, typer.Option(help="Steps of each job.")] = 24,
+    path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Prints a table and one JSON object."""
+    calm = run(steps, 1.0, rebalance=False)
+    even = run(steps, factor, rebalance=False)
+    shifted = run(steps, factor, rebalance=True)
+    for name, slowed in (("even", even), ("shifted", shifted)):
+        if not slowed["cycles"]:
+            raise SystemExit(f"{name}: the worker was not slowed down")
+        if (slowed["digest"], slowed["losses"]) != (calm["digest"], calm["losses"]):
+            raise SystemExit(f"{name}: digest or losses differ from those of the undisturbed run")
+    if not shifted["changes"]:
+        raise SystemExit(f"no work was shifted in {steps} steps: take more")
+    first = shifted["changes"][-1]["step"] + 2  # the first step of the new view includes the change
+    medians = {name: statistics.median(each["seconds"][first:]) for name, each in (("calm", calm), ("even", even), ("shifted", shifted))}
+    found = {
+        "factor": factor,
+        "calm_step_s": medians["calm"],
+        "even_step_s": medians["even"],
+        "shifted_step_s": medians["shifted"],
+        "ratio": medians["even"] / medians["shifted"],
+        "steps_measured": steps - first,
+        "changed_after_steps": [change["step"] for change in shifted["changes"]],
+        "why": [change["why"] for change in shifted["changes"]],
+        "running_again_ms": [change["running_ms"] for change in shifted["changes"]],
+        "micro_batches_of_last_view": shifted["micro_batches"],
+        "digests_equal": True,
+        "digest": calm["digest"],
+    }
+    table = Table(title=f"seconds a step, worker 1 slowed {factor:g} times")
+    for heading in ("undisturbed", "slowed, even plan", "slowed, work shifted", "ratio", "digest"):
+        table.add_column(heading)
+    table.add_row(*(f"{medians[name]:.3f}" for name in ("calm", "even", "shifted")), f"{found['ratio']:.2f}", "equal")
+    Console(stderr=True).print(table)
+    print(json.dumps(found))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**found, "runs": {"calm": calm, "even": even, "shifted": shifted}}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()
