@@ -2,9 +2,9 @@
 
     python benchmarks/rebalance.py --factor 3 --json build/rebalance.json
 
-The worker at place 1 is stopped and let go on in turns, so that it runs 1/factor of the time; each worker is pinned to a core of its own. The
-same job runs undisturbed, slowed with the even plan, and slowed with rebalancing: digests and losses must be equal. A figure is the median
-time of the steps behind the change of the plan, or, with the even plan, of as many.
+The worker at place 1 is stopped and let go on in turns, so that it runs 1/factor of the time; each worker is pinned to a core of its own.
+The same job runs undisturbed, slowed with the even plan, and slowed with rebalancing: digests and losses must be equal. A figure is the
+median time of the steps behind the change of the plan, or, with the even plan, of as many.
 """
 
 from __future__ import annotations
