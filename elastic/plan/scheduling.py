@@ -145,7 +145,7 @@ class Scheduler:
         start = min(forward, backward)
         if worker.weights < backwards:
             patience = 0.0 if due else self.patience * worker.seconds[_WEIGHTS]
-            if start > free + patience or (due and self.forward_first):
+            if start > free + patience:
                 start, what = free, _WEIGHTS
         if start == math.inf:
             worker.next = None

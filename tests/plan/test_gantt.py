@@ -67,6 +67,16 @@ def test_boxes_are_as_long_as_their_actions_and_do_not_overlap():
         assert across == pytest.approx((span.end_s - span.start_s) * per_second, abs=1.0)
 
 
+def test_boxes_are_where_the_axis_says():
+    root = read(gantt.svg(judge(*column([(1, 2)] * 2, 2))))
+    axis = {
+        element.text: float(element.attrib["x"]) for element in root.iter(f"{SVG}text") if "middle" in element.attrib.get("text-anchor", "")
+    }
+    found = {tip: (float(box["x"]), float(box["x"]) + float(box["width"])) for tip, box in boxes(root)}
+    assert found["backward 0: 4 s to 6 s"] == pytest.approx((axis["4"], axis["6"]), abs=0.6)
+    assert found["backward 0: 2 s to 4 s"] == pytest.approx((axis["2"], axis["4"]), abs=0.6)
+
+
 def test_it_names_workers_stages_numbers_and_kinds():
     case = column([(1, 2)] * 3, 4)
     timing = replace(Timing.of(*case[:2]).updating({0: 1.0}), sync_s=(1.0,) * 3)

@@ -82,6 +82,18 @@ def test_equal_stages_run_classic_1f1b(depth, width, grains_per_worker, grain, f
     assert seconds == (each + depth - 1) * (forward_s + backward_s)
 
 
+def test_the_default_for_unequal_widths_is_pinned_since_the_engine_runs_it():
+    workload = Workload(layers=(cost(1, 2),) * 2, micro_batches=6, grains=6)
+    stages = [Stage(layers=range(1), members=(0,)), Stage(layers=range(1, 2), members=(1, 2, 3))]
+    lists = schedule.build(workload, stages, [even_routes(6, stage.members) for stage in stages])
+    assert schedule.format(lists).splitlines() == [
+        "0: 0F0 0F1 0B0 0F2 0B1 0F3 0B2 0F4 0B3 0F5 0B4 0B5",
+        "1: 1F0 1B0 1F1 1B1",
+        "2: 1F2 1B2 1F3 1B3",
+        "3: 1F4 1B4 1F5 1B5",
+    ]
+
+
 WORKLOAD = Workload(layers=(cost(1, 1),) * 2, micro_batches=4, grains=2)
 ROUTES = ((0, 0), (1, 2))
 GOOD = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from schedule_strategies import cases, column, orders
 
 from elastic.errors import PlanError
 from elastic.plan import schedule
+from elastic.plan.arrivals import AsTheyArrive, InOrder
 from elastic.plan.policy import ONE_F_ONE_B, Policy, busy_bounds, classic_bounds, ranking
 from elastic.plan.schedule import Action
 from elastic.plan.simulation import simulate
@@ -95,6 +97,31 @@ def test_zb_h1_is_the_schedule_of_the_paper():
     assert schedule.format(lists).splitlines()[0] == (
         "0: 0F0 0F1 0F2 0F3 0I0 0W0 0F4 0I1 0W1 0F5 0I2 0W2 0F6 0I3 0W3 0F7 0I4 0W4 0I5 0W5 0I6 0W6 0I7 0W7"
     )
+
+
+def test_a_forward_does_not_wait_for_room_while_there_is_time_to_make_some():
+    case = column([(1, 4), (1, 4)], 3)
+    assert simulate(*case, policy=zb_h1(classic_bounds(2)))[1] == 18
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.data())
+def test_arrivals_are_taken_by_rank_or_as_they_come(times, data):
+    """As they come: of what is there the lowest rank; if nothing is, the earliest."""
+    by_rank, as_come = InOrder(range(len(times))), AsTheyArrive()
+    for rank in data.draw(st.permutations(range(len(times)))):
+        by_rank.put(rank, times[rank])
+        as_come.put(rank, times[rank])
+    left, free = set(range(len(times))), 0.0
+    for expected in range(len(times)):
+        assert by_rank.ready_s(free) == max(times[expected], free)
+        assert by_rank.pop(free) == expected
+        start = as_come.ready_s(free)
+        assert start == max(free, min(times[rank] for rank in left))
+        taken = as_come.pop(free)
+        assert taken == min(rank for rank in left if times[rank] <= start)
+        left.remove(taken)
+        free = start + data.draw(st.integers(0, 2))
+    assert by_rank.ready_s(free) == as_come.ready_s(free) == math.inf
 
 
 UNEQUAL = {
