@@ -12,7 +12,7 @@ from elastic.plan.placement.path import Indices, path_cost, shortest_path
 
 
 def boundary_bounds(boundary: Matrix, groups: Indices) -> Matrix:
-    """(groups, groups): the slowest of all members' fastest links to the other group, which no pairing beats. `groups` is (groups, lanes)."""
+    """(groups, groups): the slowest of all members' fastest links to the other group, which no pairing beats. `groups`: (groups, lanes)."""
     number, lanes = groups.shape
     cube = boundary[np.ix_(groups.reshape(-1), groups.reshape(-1))].reshape(number, lanes, number, lanes)
     least = cube.min(axis=3).max(axis=1)

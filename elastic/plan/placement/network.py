@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from elastic.errors import PlanError
 from elastic.plan.placement.pairing import Matrix, bottleneck_pairing, uneven_pairing_s
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Network:
     latency_s: Matrix
     byte_s: Matrix
     boundary_s: Matrix
-    dead: np.ndarray
+    dead: Mask
     penalty_s: float
     groups: int
 
@@ -97,13 +100,12 @@ def _checked(name: str, values: Matrix, *, infinite: bool = False) -> Matrix:
     bad = ~(matrix >= 0) | (np.isinf(matrix) & (not infinite))
     if bad.any():
         one, two = np.argwhere(bad)[0]
-        raise PlanError(
-            f"{name} from device {one} to {two} is {matrix[one, two]}; it must be {'' if infinite else 'finite and '}not negative"
-        )
+        rule = "not negative" if infinite else "finite and not negative"
+        raise PlanError(f"{name} from device {one} to {two} is {matrix[one, two]}; it must be {rule}: measure the link again")
     return matrix
 
 
-def _connected(alive: np.ndarray) -> None:
+def _connected(alive: Mask) -> None:
     """Raises PlanError unless live links join all devices: groups and their neighbours must all reach one another."""
     reached = np.zeros(len(alive), dtype=bool)
     reached[0] = True

@@ -14,6 +14,7 @@ import numpy as np
 
 from elastic.plan.placement.arrangement import arranged, bound
 from elastic.plan.placement.chunks import chunked
+from elastic.plan.placement.network import Mask
 from elastic.plan.placement.pairing import Matrix
 from elastic.plan.placement.path import Indices
 from elastic.plan.placement.seeds import near_order, tiled
@@ -37,7 +38,7 @@ class Space:
     def __init__(self, exchange: Matrix, boundary: Matrix, stages: int, blanks: int) -> None:
         self.slots, self.stages = stages * (-(-(len(exchange) + blanks) // stages)), stages
         self.lanes = self.slots // stages
-        self.blank = np.arange(self.slots) >= len(exchange)
+        self.blank: Mask = np.arange(self.slots) >= len(exchange)
         self.exchange, self.boundary = _padded(exchange, blanks), _padded(boundary, blanks)
         # Whoever has no partner of his own shares one, at best his nearest.
         nearest = np.where(np.eye(len(boundary)), np.inf, boundary).min(axis=1, initial=np.inf)
@@ -112,10 +113,8 @@ class _Run:
         self.steps += 1
         grid, costs = self.grid, swap_costs(self.grid, rows)
         score = costs.cost + TIE * costs.total
-        back = (self.barred[grid.devices[rows]][:, grid.stage] > self.steps) | (
-            self.barred[grid.devices][:, grid.stage[rows]].T > self.steps
-        )
-        score[back & (costs.cost >= self.best_s * (1 - 1e-9))] = np.inf
+        until = np.maximum(self.barred[grid.devices[rows]][:, grid.stage], self.barred[grid.devices][:, grid.stage[rows]].T)
+        score[(until > self.steps) & (costs.cost >= self.best_s * (1 - 1e-9))] = np.inf
         score[np.arange(len(rows)), rows] = np.inf
         if self.space.blank.any():
             score[self._crowding(rows)] = np.inf
@@ -126,11 +125,11 @@ class _Run:
         grid.swap(one, two)
         self._note()
 
-    def _crowding(self, rows: Indices) -> np.ndarray:
+    def _crowding(self, rows: Indices) -> Mask:
         """(rows, slots): swaps that bring a blank to a group that has one."""
         grid = self.grid
         blank = self.space.blank[grid.devices]
-        has = blank.reshape(grid.stages, grid.lanes).any(axis=1)[grid.stage]
+        has: Mask = np.repeat(blank.reshape(grid.stages, grid.lanes).any(axis=1), grid.lanes)
         apart = (grid.stage[rows][:, None] != grid.stage) & (blank[rows][:, None] != blank)
         return apart & ((blank[rows][:, None] & has) | (has[rows][:, None] & blank))
 

@@ -44,8 +44,8 @@ def _joined(ends: Matrix, one: list[int], two: list[int]) -> list[int]:
 def tiled(stages: int, lanes: int) -> Iterator[Indices]:
     """All orders in which the slots `stage * lanes + lane` of the grid are filled in tiles, each once.
 
-    Every size of tile (of larger grids some), tiles along stages or along lanes first (turning at the ends, so that neighbours in the order stay neighbours),
-    and the slots inside a tile by stage or by lane.
+    Every size of tile (of larger grids some), tiles along stages or along lanes first (turning at the ends, so that
+    neighbours in the order stay neighbours), and the slots inside a tile by stage or by lane.
     """
     stage, lane = np.divmod(np.arange(stages * lanes), lanes)
     seen: set[bytes] = set()

@@ -18,7 +18,7 @@ from elastic.plan.placement.path import Indices
 class Grid:
     """A placement under change. `exchange` and `boundary` are (devices, devices), symmetric, in seconds, with zeros on the diagonal.
 
-    Both are kept in the order of the slots, `boundary` with a virtual stage before the first and behind the last to which links cost nothing.
+    Both are kept in the order of the slots, `boundary` with a virtual stage at both ends, to which links cost nothing.
     """
 
     def __init__(self, exchange: Matrix, boundary: Matrix, stages: int) -> None:
@@ -90,7 +90,7 @@ class Grid:
 
 
 class SwapCosts(NamedTuple):
-    """(rows, slots): seconds with the devices of slot `rows[k]` and of any other exchanged, and by how much that changes all groups' sum."""
+    """(rows, slots): seconds with the devices of slot `rows[k]` and of any other exchanged, and the change of all groups' sum."""
 
     cost: Matrix
     total: Matrix
@@ -146,7 +146,7 @@ def _boundary(grid: Grid, rows: Indices) -> Matrix:
 
 
 def _neighbouring(grid: Grid, rows: Indices, step: int, rest: Matrix, change: Matrix) -> None:
-    """Sets `change` where slot b is in the stage behind (`step` 1) or before (-1) that of rows[k]; `rest` is that of the other boundaries."""
+    """Sets `change` where slot b is in the stage behind (`step` 1) or before (-1) that of rows[k]; `rest` are the other boundaries."""
     stage, lane = grid.stage[rows], grid.lane[rows]
     k = np.flatnonzero((stage + step >= 0) & (stage + step < grid.stages))
     stage, lane = stage[k], lane[k]
