@@ -19,7 +19,7 @@ from elastic.plan.placement.network import Network, network
 from elastic.plan.placement.pairing import Matrix, bottleneck_pairing
 from elastic.plan.placement.search import Space, search
 
-BUDGET = 500_000
+BUDGET = 16_000_000
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -62,7 +62,7 @@ def place(
 
     `latency_s` and `bytes_per_s` are (devices, devices); `exchange_bytes` are the gradients of one stage, `boundary_bytes` the activations
     that a member hands on in a step. The cost is that of `cost`; it is never above that of the devices in the order given. `budget` is
-    about the number of swaps to be looked at: the result depends on it and on `seed`, on nothing else.
+    the effort, in pairs of devices looked at: the result depends on it and on `seed`, on nothing else.
     Raises PlanError on malformed links, devices that live links do not connect, and when no placement without dead links was found.
     """
     links = network(latency_s, bytes_per_s, groups, exchange_bytes, boundary_bytes)

@@ -3,7 +3,7 @@
 Each step looks at all swaps of a device that limits the cost (see `Grid.critical`) with any other, and takes the best, even if it is worse
 than before, unless it takes a device back to a stage that it left a few steps ago (tabu search). Whenever nothing has improved for some
 steps the groups are arranged anew, and sooner or later a run is started again from its best with some random swaps.
-Effort is counted in swaps looked at, so that a result depends on the budget and the seed, never on the speed of the machine.
+Effort is counted in pairs of devices that are looked at, so that a result depends on the budget and the seed, never on the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from elastic.plan.placement.arrangement import arranged, bound
 from elastic.plan.placement.chunks import chunked
 from elastic.plan.placement.network import Mask
 from elastic.plan.placement.pairing import Matrix
-from elastic.plan.placement.path import Indices
+from elastic.plan.placement.path import MOST_EXACT, Indices
 from elastic.plan.placement.seeds import near_order, tiled
 from elastic.plan.placement.swaps import Grid, swap_costs
 
@@ -28,6 +28,9 @@ PATIENCE = 25
 RESTART = 4
 SHAKE = 4
 TENURE = (4, 12)
+CALLS = 20_000
+"""The effort of a step's own calls, however small the arrays: about as many pairs take as long."""
+
 MOST_TERMS = 1 << 18
 TIE = 1e-3
 
@@ -47,8 +50,14 @@ class Space:
 
     @property
     def arranging(self) -> int:
-        """What arranging all groups counts for: one for each pair of members of neighbouring groups, for a few of the pairs of groups."""
-        return 2 * self.stages * self.lanes * self.lanes
+        """The effort of arranging all groups: their pairings, and their order."""
+        order = self.stages << self.stages if self.stages <= MOST_EXACT else 4000 * self.stages * self.stages
+        return CALLS + 5 * self.bounding + order
+
+    @property
+    def bounding(self) -> int:
+        """The effort of one bound: all pairs of devices."""
+        return self.slots * self.slots
 
 
 def _padded(matrix: Matrix, blanks: int) -> Matrix:
@@ -98,7 +107,7 @@ class _Run:
         """Steps until `budget` is used up."""
         while budget > 0:
             rows = self._rows()
-            budget -= len(rows) * self.space.slots
+            budget -= CALLS + len(rows) * self.space.slots * self.space.lanes
             self._step(rows)
             if self.idle and self.idle % PATIENCE == 0:
                 budget -= self.space.arranging
@@ -158,7 +167,7 @@ def search(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
     """The best placements found, as devices by slot, best first: one per run; at least one seed is tried even with no budget."""
     random = np.random.default_rng(seed)
     runs = [_Run(space, devices, random) for devices in _starts(space, budget)]
-    budget -= len(runs) * space.arranging
+    budget -= 2 * len(runs) * space.arranging
     for most, share in ROUNDS:
         runs = sorted(runs, key=lambda run: run.best_s)[:most] + sorted(runs, key=lambda run: run.best_s)[most:]
         for run in runs[:most]:
@@ -168,7 +177,7 @@ def search(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
 
 def _starts(space: Space, budget: int) -> list[Indices]:
     """The most promising seeds, arranged; those of equal cost once."""
-    affordable = max(1, budget // (4 * space.slots))
+    affordable = max(1, budget // (4 * space.bounding))
     distinct = {devices.tobytes(): devices for _, devices in zip(range(affordable), seeds(space), strict=False)}
     ranked = sorted(distinct.values(), key=lambda devices: bound(devices, space.exchange, space.boundary, space.stages))
     most = min(ARRANGED_SEEDS, max(1, budget // (4 * space.arranging)))
