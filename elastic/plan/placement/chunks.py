@@ -8,10 +8,11 @@ the links inside of chunks are fastest in sum.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice, product
-from typing import NamedTuple
+from operator import mul
 
 import numpy as np
 
@@ -20,13 +21,6 @@ from elastic.plan.placement.path import Indices
 
 MOST_CUTS = 24
 MOST_STATES = 2500
-
-
-class _Step(NamedTuple):
-    """The cost of the links in all chunks so far, and which kind of chunk is the last of them."""
-
-    cost: float
-    kind: int
 
 
 def chunked(order: Indices, boundary: Matrix, stages: int) -> Iterator[Indices]:
@@ -56,30 +50,30 @@ def _states(runs: Counter[int], lanes: int) -> int:
 
 
 def _laid(order: Indices, boundary: Matrix, runs: Counter[int], lanes: int) -> dict[int, list[Indices]]:
-    """The chunks of each length, as devices: state [chunks of each length so far] -> least cost of what they cover of the order."""
+    """The chunks of each length, as devices: by the least cost for each number of chunks of each length so far."""
     lengths = sorted(runs, reverse=True)
-    needed = tuple(runs[length] * lanes for length in lengths)
+    needed = [runs[length] * lanes for length in lengths]
+    # States in the order of `product`, so that one chunk of a kind less is a fixed distance before.
+    back = [int(np.prod([count + 1 for count in needed[kind + 1 :]])) for kind in range(len(lengths))]
     links = np.concatenate([[0.0], np.cumsum(boundary[order[:-1], order[1:]])]).tolist()
-    best: dict[tuple[int, ...], _Step] = {}
-    for state in product(*(range(count + 1) for count in needed)):
-        stop = sum(count * length for count, length in zip(state, lengths, strict=True))
-        options = [
-            _Step(best[_less(state, kind)].cost + links[stop - 1] - links[stop - lengths[kind]], kind)
-            for kind, count in enumerate(state)
-            if count
-        ]
-        best[state] = min(options, default=_Step(0.0, -1))
+    best, last = [0.0], [-1]
+    for index, state in enumerate(product(*(range(count + 1) for count in needed))):
+        if not index:
+            continue
+        stop = sum(map(mul, state, lengths))
+        least, chosen = math.inf, -1
+        for kind, count in enumerate(state):
+            if count and (cost := best[index - back[kind]] - links[stop - lengths[kind]]) < least:
+                least, chosen = cost, kind
+        best.append(least + links[stop - 1])
+        last.append(chosen)
     chunks: dict[int, list[Indices]] = {length: [] for length in lengths}
-    state, stop = needed, len(order)
+    index, stop = len(best) - 1, len(order)
     while stop:
-        kind = best[state].kind
+        kind = last[index]
         chunks[lengths[kind]].append(order[stop - lengths[kind] : stop])
-        state, stop = _less(state, kind), stop - lengths[kind]
+        index, stop = index - back[kind], stop - lengths[kind]
     return chunks
-
-
-def _less(state: tuple[int, ...], kind: int) -> tuple[int, ...]:
-    return (*state[:kind], state[kind] - 1, *state[kind + 1 :])
 
 
 def _grid(chunks: dict[int, list[Indices]], runs: Counter[int], lanes: int, *, mixed: bool) -> Indices:

@@ -38,16 +38,16 @@ def path_cost(costs: Matrix, path: tuple[int, ...]) -> float:
 def _held_karp(costs: Matrix) -> tuple[int, ...]:
     """Held and Karp (1962): the best path over every set that ends in every one of its groups, from small sets to large."""
     groups = len(costs)
-    best = np.full((1 << groups, groups), np.inf)
-    best[1 << np.arange(groups), np.arange(groups)] = 0
+    best = np.full((groups, 1 << groups), np.inf)
+    best[np.arange(groups), 1 << np.arange(groups)] = 0
     for layer in _layers(groups):
-        longer = (best[layer.sets][:, :, None] + costs).min(axis=1)
-        best[layer.target, layer.group] = longer[layer.source, layer.group]
-    left, at = (1 << groups) - 1, int(best[-1].argmin())
+        longer = (best[:, None, layer.sets] + costs[:, :, None]).min(axis=0)
+        best[layer.group, layer.target] = longer[layer.group, layer.source]
+    left, at = (1 << groups) - 1, int(best[:, -1].argmin())
     path = [at]
     while len(path) < groups:
         left ^= 1 << at
-        at = int((best[left] + costs[:, at]).argmin())
+        at = int((best[:, left] + costs[:, at]).argmin())
         path.append(at)
     return tuple(path)
 
