@@ -17,7 +17,7 @@ from elastic.plan.placement.arrangement import arranged, bound, boundary_bounds
 from elastic.plan.placement.chunks import chunked
 from elastic.plan.placement.pairing import bottleneck_pairing, uneven_pairing_s
 from elastic.plan.placement.path import path_cost, shortest_path
-from elastic.plan.placement.search import Space, search, seeds
+from elastic.plan.placement.search import Space, best_found, seeds
 from elastic.plan.placement.seeds import near_order, tiled
 from elastic.plan.placement.swaps import Grid, swap_costs
 
@@ -158,6 +158,6 @@ def test_seeds_and_results_place_all_devices_with_a_blank_at_most_in_a_group(dev
     latency = latency + latency.T
     np.fill_diagonal(latency, 0)
     space = Space(latency, latency, stages, stages * lanes - devices)
-    for placed in [*seeds(space), *search(space, 0, 1_000_000)]:
+    for placed in [*seeds(space), *best_found(space, 0, 1_000_000)]:
         assert sorted(placed) == list(range(stages * lanes))
         assert space.blank[placed].reshape(stages, lanes).sum(axis=1).max() <= 1

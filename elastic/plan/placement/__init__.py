@@ -15,9 +15,9 @@ import numpy as np
 
 from elastic.errors import PlanError
 from elastic.plan.placement.arrangement import best_path, boundary_bounds
-from elastic.plan.placement.network import Network, network
+from elastic.plan.placement.network import Network, measured
 from elastic.plan.placement.pairing import Matrix, bottleneck_pairing
-from elastic.plan.placement.search import Space, search
+from elastic.plan.placement.search import Space, best_found
 
 BUDGET = 16_000_000
 
@@ -65,7 +65,7 @@ def place(
     the effort, in pairs of devices looked at: the result depends on it and on `seed`, on nothing else.
     Raises PlanError on malformed links, devices that live links do not connect, and when no placement without dead links was found.
     """
-    links = network(latency_s, bytes_per_s, groups, exchange_bytes, boundary_bytes)
+    links = measured(latency_s, bytes_per_s, groups, exchange_bytes, boundary_bytes)
     even = _even(links)
     found = [even] if groups == 1 else [even, *_found(links, seed, budget)]
     scored = [_scored(links, candidate) for candidate in found]
@@ -89,7 +89,7 @@ def cost(
     twice the sum over neighbouring groups of the slowest link, latency + boundary_bytes / bandwidth, of their best pairing. Raises
     PlanError on malformed links and groups that are not all the devices.
     """
-    links = network(latency_s, bytes_per_s, len(groups), exchange_bytes, boundary_bytes)
+    links = measured(latency_s, bytes_per_s, len(groups), exchange_bytes, boundary_bytes)
     if sorted(device for group in groups for device in group) != list(range(links.devices)) or not all(groups):
         raise PlanError(f"groups must be of all {links.devices} devices, each once, and none empty: {groups}")
     boundary_s = 2 * sum(links.boundary_between(one, two) for one, two in pairwise(groups))
@@ -105,7 +105,7 @@ def _found(links: Network, seed: int, budget: int) -> list[Groups]:
     """What the search finds, without its blanks: of groups of unequal size, whose costs it approximates, the best few."""
     blanks = links.groups * links.lanes - links.devices
     space = Space(links.exchange_s(links.lanes), links.boundary_s, links.groups, blanks)
-    best = search(space, seed, budget)[: 4 if blanks else 1]
+    best = best_found(space, seed, budget)[: 4 if blanks else 1]
     grids = (devices.reshape(links.groups, -1).tolist() for devices in best)
     return [tuple(tuple(device for device in group if device < links.devices) for group in grid) for grid in grids]
 

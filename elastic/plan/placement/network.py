@@ -60,7 +60,7 @@ class Network:
         return bottleneck_pairing(costs)[0] if len(one) == len(two) else uneven_pairing_s(costs)
 
 
-def network(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes: float, boundary_bytes: float) -> Network:
+def measured(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes: float, boundary_bytes: float) -> Network:
     """Checks the measured links and turns them into seconds.
 
     Links that differ by direction count with the mean of both, since every cost uses a pair once in each direction. The diagonals are

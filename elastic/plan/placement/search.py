@@ -20,7 +20,7 @@ from elastic.plan.placement.path import MOST_EXACT, Indices
 from elastic.plan.placement.seeds import near_order, tiled
 from elastic.plan.placement.swaps import Grid, swap_costs
 
-ROUNDS = ((12, 0.35), (4, 0.3), (1, 0.35))
+ROUNDS = ((16, 0.4), (5, 0.3), (1, 0.3))
 """Of the runs that are best so far, how many go on, and the share of the budget that they have together."""
 
 ARRANGED_SEEDS = 24
@@ -33,6 +33,8 @@ CALLS = 20_000
 
 MOST_TERMS = 1 << 18
 TIE = 1e-3
+NOISE = 1e-3
+"""As a share of the cost: swaps that differ by less are chosen between at random, as in annealing."""
 
 
 class Space:
@@ -121,7 +123,7 @@ class _Run:
     def _step(self, rows: Indices) -> None:
         self.steps += 1
         grid, costs = self.grid, swap_costs(self.grid, rows)
-        score = costs.cost + TIE * costs.total
+        score = costs.cost + TIE * costs.total - NOISE * self.best_s * self.random.gumbel(size=costs.cost.shape)
         until = np.maximum(self.barred[grid.devices[rows]][:, grid.stage], self.barred[grid.devices][:, grid.stage[rows]].T)
         score[(until > self.steps) & (costs.cost >= self.best_s * (1 - 1e-9))] = np.inf
         score[np.arange(len(rows)), rows] = np.inf
@@ -163,7 +165,7 @@ class _Run:
         return devices
 
 
-def search(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
+def best_found(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
     """The best placements found, as devices by slot, best first: one per run; at least one seed is tried even with no budget."""
     random = np.random.default_rng(seed)
     runs = [_Run(space, devices, random) for devices in _starts(space, budget)]
