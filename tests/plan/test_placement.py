@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from placement_networks import groupings, plain_cost, regions, uniform
 
 from elastic.errors import PlanError
-from elastic.plan.placement import Placement, cost, place
+from elastic.plan.placement import BUDGET, Placement, cost, place
 
 some = settings(max_examples=15, deadline=None)
 
 
+@pytest.mark.slow
 @some
 @given(st.integers(0, 10**6), st.sampled_from([(6, 3), (6, 2), (8, 4), (5, 5)]), st.sampled_from([0.0, 3e5, 5e6]))
 def test_no_placement_of_few_devices_costs_less(seed, shape, exchange):
@@ -167,3 +168,12 @@ def test_a_placement_must_hold_together():
         Placement(groups=((0, 1), ()), cost_s=1.0, exchange_s=0.5, boundary_s=0.5, why="test")
     with pytest.raises(PlanError, match="of all 4 devices"):
         cost(*links(), [[0, 1], [1, 2]], 1.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_longer_searches_of_other_networks_find_little_more(seed):
+    latency, bandwidth = regions(seed, 40, count=4, jitter=0.2)
+    usual = place(latency, bandwidth, 5, 6e8, 5e8)
+    longer = place(latency, bandwidth, 5, 6e8, 5e8, seed=1, budget=4 * BUDGET)
+    assert usual.cost_s <= 1.06 * longer.cost_s

@@ -33,6 +33,7 @@ def bytes_of(some: list[Piece]) -> set[tuple[int, int]]:
     return {(piece.layer, byte) for piece in some for byte in range(piece.start, piece.stop)}
 
 
+@pytest.mark.slow
 @few
 @given(st.data())
 def test_no_permutation_keeps_more(data):
@@ -108,6 +109,7 @@ def test_no_slots_and_no_workers_are_no_trouble():
     assert balance([], {}).sends == ()
 
 
+@pytest.mark.slow
 @few
 @given(st.data())
 def test_missing_is_what_is_needed_and_not_held_and_names_all_who_have_it(data):

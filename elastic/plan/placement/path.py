@@ -67,7 +67,7 @@ def _layers(groups: int) -> tuple[_Layer, ...]:
 def _local(costs: Matrix) -> tuple[int, ...]:
     """The best of nearest-neighbour paths from every group, then reversals and moves of runs until none helps."""
     starts = sorted((_nearest(costs, start) for start in range(len(costs))), key=lambda path: path_cost(costs, path))
-    return min((_improve(costs, path) for path in starts[:3]), key=lambda path: path_cost(costs, path))
+    return min((_improve(costs, path) for path in starts[:2]), key=lambda path: path_cost(costs, path))
 
 
 def _nearest(costs: Matrix, start: int) -> tuple[int, ...]:

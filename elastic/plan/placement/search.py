@@ -34,7 +34,7 @@ CALLS = 20_000
 MOST_TERMS = 1 << 18
 TIE = 1e-3
 NOISE = 1e-3
-"""As a share of the cost: swaps that differ by less are chosen between at random, as in annealing."""
+"""As a share of the cost: every other run chooses at random between swaps that differ by less, as in annealing."""
 
 
 class Space:
@@ -53,7 +53,7 @@ class Space:
     @property
     def arranging(self) -> int:
         """The effort of arranging all groups: their pairings, and their order."""
-        order = self.stages << self.stages if self.stages <= MOST_EXACT else 4000 * self.stages * self.stages
+        order = self.stages << self.stages if self.stages <= MOST_EXACT else 2000 * self.stages * self.stages
         return CALLS + 5 * self.bounding + order
 
     @property
@@ -97,8 +97,8 @@ def _one_blank_each(devices: Indices, space: Space) -> Indices:
 class _Run:
     """One placement under improvement, and the best it has been."""
 
-    def __init__(self, space: Space, devices: Indices, random: np.random.Generator) -> None:
-        self.space, self.random = space, random
+    def __init__(self, space: Space, devices: Indices, random: np.random.Generator, noise: float) -> None:
+        self.space, self.random, self.noise = space, random, noise
         self.grid = Grid(space.exchange, space.boundary, space.stages)
         self.grid.place(devices)
         self.best_s, self.best = self.grid.cost_s, devices
@@ -123,7 +123,9 @@ class _Run:
     def _step(self, rows: Indices) -> None:
         self.steps += 1
         grid, costs = self.grid, swap_costs(self.grid, rows)
-        score = costs.cost + TIE * costs.total - NOISE * self.best_s * self.random.gumbel(size=costs.cost.shape)
+        score = costs.cost + TIE * costs.total
+        if self.noise:
+            score -= self.noise * self.best_s * self.random.gumbel(size=score.shape)
         until = np.maximum(self.barred[grid.devices[rows]][:, grid.stage], self.barred[grid.devices][:, grid.stage[rows]].T)
         score[(until > self.steps) & (costs.cost >= self.best_s * (1 - 1e-9))] = np.inf
         score[np.arange(len(rows)), rows] = np.inf
@@ -168,7 +170,7 @@ class _Run:
 def best_found(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
     """The best placements found, as devices by slot, best first: one per run; at least one seed is tried even with no budget."""
     random = np.random.default_rng(seed)
-    runs = [_Run(space, devices, random) for devices in _starts(space, budget)]
+    runs = [_Run(space, devices, random, NOISE * (number % 2)) for number, devices in enumerate(_starts(space, budget))]
     budget -= 2 * len(runs) * space.arranging
     for most, share in ROUNDS:
         runs = sorted(runs, key=lambda run: run.best_s)[:most] + sorted(runs, key=lambda run: run.best_s)[most:]
@@ -182,7 +184,7 @@ def _starts(space: Space, budget: int) -> list[Indices]:
     affordable = max(1, budget // (4 * space.bounding))
     distinct = {devices.tobytes(): devices for _, devices in zip(range(affordable), seeds(space), strict=False)}
     ranked = sorted(distinct.values(), key=lambda devices: bound(devices, space.exchange, space.boundary, space.stages))
-    most = min(ARRANGED_SEEDS, max(1, budget // (4 * space.arranging)))
+    most = min(ARRANGED_SEEDS, max(1, budget // (2 * space.arranging)))
     grid, found = Grid(space.exchange, space.boundary, space.stages), dict[float, Indices]()
     for devices in ranked[:most]:
         grid.place(arranged(devices, space.boundary, space.stages))
