@@ -1,0 +1,149 @@
+"""Which device serves which stage and replica group on a network whose links differ.
+
+A group holds one stage and exchanges its gradients; consecutive groups hand activations on. Fast links can serve one or the other, and the
+best placement is somewhere between "every host is a group" and "every host is spread over all groups".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from elastic.errors import PlanError
+from elastic.plan.placement.arrangement import best_path, boundary_bounds
+from elastic.plan.placement.network import Network, measured
+from elastic.plan.placement.pairing import Matrix, bottleneck_pairing
+from elastic.plan.placement.search import Space, best_found
+
+BUDGET = 16_000_000
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Groups of devices in pipeline order; the seconds of a step's transfers and their two parts; and a sentence saying why.
+
+    `exchange_s` is the gradient exchange of the slowest group, `boundary_s` that of all boundaries, forward and back. Where groups are of
+    one size, members of equal position hand on to one another. Raises PlanError on a device in two places or parts that do not add up.
+    """
+
+    groups: Groups
+    cost_s: float
+    exchange_s: float
+    boundary_s: float
+    why: str
+
+    def __post_init__(self) -> None:
+        devices = [device for group in self.groups for device in group]
+        if not self.groups or not all(self.groups):
+            raise PlanError(f"a placement needs groups, and each of them a device: {self.groups}")
+        if len(set(devices)) < len(devices):
+            raise PlanError(f"a device has two places in the groups {self.groups}")
+        if not math.isclose(self.cost_s, self.exchange_s + self.boundary_s):
+            raise PlanError(f"{self.exchange_s} s of exchange and {self.boundary_s} s of boundaries are not {self.cost_s} s")
+
+
+def place(
+    latency_s: Matrix,
+    bytes_per_s: Matrix,
+    groups: int,
+    exchange_bytes: float,
+    boundary_bytes: float,
+    *,
+    seed: int = 0,
+    budget: int = BUDGET,
+) -> Placement:
+    """The placement of all devices in `groups` groups, whose sizes differ by at most one, of least cost that a search finds.
+
+    `latency_s` and `bytes_per_s` are (devices, devices); `exchange_bytes` are the gradients of one stage, `boundary_bytes` the activations
+    that a member hands on in a step. The cost is that of `cost`; it is never above that of the devices in the order given. `budget` is
+    the effort, in pairs of devices looked at: the result depends on it and on `seed`, on nothing else.
+    Raises PlanError on malformed links, devices that live links do not connect, and when no placement without dead links was found.
+    """
+    links = measured(latency_s, bytes_per_s, groups, exchange_bytes, boundary_bytes)
+    even = _even(links)
+    found = [even] if groups == 1 else [even, *_found(links, seed, budget)]
+    scored = [_scored(links, candidate) for candidate in found]
+    exchange_s, boundary_s, best = min(scored, key=lambda score: (score[0] + score[1], score[2]))
+    _refuse_dead(links, best)
+    return Placement(
+        groups=best,
+        cost_s=exchange_s + boundary_s,
+        exchange_s=exchange_s,
+        boundary_s=boundary_s,
+        why=_why(links, best, exchange_s, boundary_s, even),
+    )
+
+
+def cost(
+    latency_s: Matrix, bytes_per_s: Matrix, groups: Sequence[Sequence[int]], exchange_bytes: float, boundary_bytes: float
+) -> tuple[float, float]:
+    """Seconds of the exchange and of the boundaries of given groups in their given order; their sum is the cost.
+
+    Exchange: max over groups and members of the sum over the n - 1 others of 2 (latency + exchange_bytes / (n bandwidth)). Boundaries:
+    twice the sum over neighbouring groups of the slowest link, latency + boundary_bytes / bandwidth, of their best pairing. Raises
+    PlanError on malformed links and groups that are not all the devices.
+    """
+    links = measured(latency_s, bytes_per_s, len(groups), exchange_bytes, boundary_bytes)
+    if sorted(device for group in groups for device in group) != list(range(links.devices)) or not all(groups):
+        raise PlanError(f"groups must be of all {links.devices} devices, each once, and none empty: {groups}")
+    boundary_s = 2 * sum(links.boundary_between(one, two) for one, two in pairwise(groups))
+    return max(links.slowest_member(group)[0] for group in groups), boundary_s
+
+
+def _even(links: Network) -> Groups:
+    """The devices in the order given."""
+    return tuple(tuple(int(device) for device in run) for run in np.array_split(np.arange(links.devices), links.groups))
+
+
+def _found(links: Network, seed: int, budget: int) -> list[Groups]:
+    """What the search finds, without its blanks: of groups of unequal size, whose costs it approximates, the best few."""
+    blanks = links.groups * links.lanes - links.devices
+    space = Space(links.exchange_s(links.lanes), links.boundary_s, links.groups, blanks)
+    best = best_found(space, seed, budget)[: 4 if blanks else 1]
+    grids = (devices.reshape(links.groups, -1).tolist() for devices in best)
+    return [tuple(tuple(device for device in group if device < links.devices) for group in grid) for grid in grids]
+
+
+def _scored(links: Network, groups: Groups) -> tuple[float, float, Groups]:
+    """Seconds of the exchange, of the boundaries in the best order, and the groups in that order, paired where their sizes are equal."""
+    filled = np.array([[*group, *group[:1] * (links.lanes - len(group))] for group in groups])
+    bounds = boundary_bounds(links.boundary_s, filled)
+    path, boundary_s = best_path(bounds, lambda i, j: links.boundary_between(groups[i], groups[j]))
+    ordered = [groups[path[0]]]
+    for at in path[1:]:
+        group = groups[at]
+        if len(group) == len(ordered[-1]):
+            _, partner = bottleneck_pairing(links.boundary_s[np.ix_(ordered[-1], group)])
+            group = tuple(group[column] for column in partner)
+        ordered.append(group)
+    return max(links.slowest_member(group)[0] for group in groups), 2 * boundary_s, tuple(ordered)
+
+
+def _refuse_dead(links: Network, groups: Groups) -> None:
+    """Raises PlanError if a group, or every pairing of two neighbouring ones, uses a dead link."""
+    for number, group in enumerate(groups):
+        pairs = np.argwhere(links.dead[np.ix_(group, group)])
+        if len(pairs):
+            one, two = (group[i] for i in pairs[0])
+            raise PlanError(f"no placement without dead links was found: group {number} of the best has {one} and {two}, which have none")
+    for number, (one, two) in enumerate(pairwise(groups)):
+        if links.boundary_between(one, two) >= links.penalty_s:
+            raise PlanError(f"no placement without dead links was found: of the best, groups {number} and {number + 1} cannot be paired")
+
+
+def _why(links: Network, groups: Groups, exchange_s: float, boundary_s: float, even: Groups) -> str:
+    before = sum(_scored(links, even)[:2])
+    _, slowest = max((links.slowest_member(group) for group in groups), key=lambda found: found[0])
+    number = next(n for n, group in enumerate(groups) if slowest in group)
+    parts = [f"device {slowest} of group {number} takes {exchange_s:.3f} s to exchange gradients" if exchange_s else "nothing is exchanged"]
+    if len(groups) > 1:
+        seconds = [links.boundary_between(one, two) for one, two in pairwise(groups)]
+        at = max(range(len(seconds)), key=seconds.__getitem__)
+        parts.append(f"boundaries take {boundary_s:.3f} s, the slowest is that of groups {at} and {at + 1} with {2 * seconds[at]:.3f} s")
+    return f"{'; '.join(parts)}; in the order given the devices would take {before:.3f} s"
