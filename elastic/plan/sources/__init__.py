@@ -1,0 +1,1 @@
+"""Loaders of planner data published by others."""
