@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -12,48 +12,68 @@ from elastic.plan.hetero.rules import Floats, Footprint, Rules, spans
 from elastic.plan.hetero.shapes import Makeup, Shape, meeting
 from elastic.plan.hetero.tables import UNLIMITED, Tables
 
+Between = Callable[[Shape, Shape, int], Floats]
+
 
 class Compiler:
     """Remembers what does not depend on the number of replicas, so that the tables of many of them are made quickly."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self.seconds = cache(self._seconds)
-        self.update_s = cache(rules.update_s)
-        self.forward_s = cache(rules.forward_s)
-        self.backward_s = cache(rules.backward_s)
-        self.footprint = cache(rules.footprint)
+        self._pairs = cache(self._all_pairs)
+        self._ones = cache(self._all_ones)
+        self._most = cache(lambda shape, size, shared: most_in_flight(rules.footprint(shape, size, shared)))
 
     def tables(
         self, size: int, micro_batches: int, makeups: Sequence[Makeup], units: NDArray[np.int64], available: NDArray[np.int64]
     ) -> Tables:
-        """The tables of these makeups, all with equally many replicas, for micro-batches of `size` samples."""
-        rules, replicas = self._rules, makeups[0].replicas
+        """The tables of these makeups, all with equally many replicas, for micro-batches of `size` samples.
 
-        def slowest(of: object, makeup: Makeup) -> Floats:
-            return np.max([of(shape, size) for shape in makeup.shapes], axis=0)  # type: ignore[operator]
-
-        def between(of: object, one: Makeup, other: Makeup) -> Floats:
-            return np.max([of(a, b, size) for a, b in meeting(one, other)], axis=0)  # type: ignore[operator]
-
+        Between two mixed makeups every shape is taken to meet every other.
+        """
+        shapes = tuple(sorted({shape for makeup in makeups for shape in makeup.shapes}))
+        members = [[shapes.index(shape) for shape in makeup.shapes] for makeup in makeups]
+        seconds, update_s = self._ones(shapes, size)
+        forward_s, backward_s = self._pairs(shapes, size)
+        shared = makeups[0].replicas > 1
+        most = np.stack([self._most(shape, size, shared) for shape in shapes])
         return Tables(
             micro_batches=micro_batches,
-            transfers=rules.transfers,
-            seconds=np.stack([slowest(self.seconds, makeup) for makeup in makeups]),
-            update_s=np.stack([slowest(self.update_s, makeup) for makeup in makeups]),
-            sync_s=np.stack([rules.sync_s(makeup) for makeup in makeups]),
-            most_in_flight=np.stack([self._most(makeup, size, replicas) for makeup in makeups]),
-            forward_s=np.stack([np.stack([between(self.forward_s, a, b) for b in makeups]) for a in makeups]),
-            backward_s=np.stack([np.stack([between(self.backward_s, a, b) for b in makeups]) for a in makeups]),
+            transfers=self._rules.transfers,
+            seconds=_slowest(seconds, members),
+            update_s=_slowest(update_s, members),
+            sync_s=np.stack([self._rules.sync_s(makeup) for makeup in makeups]),
+            most_in_flight=-_slowest(-most, members),
+            forward_s=_slowest(_slowest(forward_s, members).swapaxes(0, 1), members).swapaxes(0, 1),
+            backward_s=_slowest(_slowest(backward_s, members).swapaxes(0, 1), members).swapaxes(0, 1),
             units=units,
             available=available,
         )
 
-    def _seconds(self, shape: Shape, size: int) -> Floats:
-        return spans(self._rules.seconds(shape, size))
+    def _all_ones(self, shapes: tuple[Shape, ...], size: int) -> tuple[Floats, Floats]:
+        rules = self._rules
+        return (
+            np.stack([spans(rules.seconds(shape, size)) for shape in shapes]),
+            np.stack([rules.update_s(shape, size) for shape in shapes]),
+        )
 
-    def _most(self, makeup: Makeup, size: int, replicas: int) -> NDArray[np.int64]:
-        return np.min([most_in_flight(self.footprint(shape, size, replicas)) for shape in makeup.shapes], axis=0)
+    def _all_pairs(self, shapes: tuple[Shape, ...], size: int) -> tuple[Floats, Floats]:
+        def all_of(between: Between) -> Floats:
+            return np.stack([np.stack([between(one, other, size) for other in shapes]) for one in shapes])
+
+        return all_of(self._rules.forward_s), all_of(self._rules.backward_s)
+
+
+def _slowest(of_shapes: NDArray, members: Sequence[Sequence[int]]) -> NDArray:
+    """The maximum over the members of each makeup, along the first axis."""
+    first, last = [group[0] for group in members], [group[-1] for group in members]
+    if all(len(group) == 1 for group in members):
+        return of_shapes[first]
+    return np.maximum(of_shapes[first], of_shapes[last]) if all(len(group) < 3 for group in members) else _many(of_shapes, members)
+
+
+def _many(of_shapes: NDArray, members: Sequence[Sequence[int]]) -> NDArray:
+    return np.stack([of_shapes[list(group)].max(axis=0) for group in members])
 
 
 def most_in_flight(footprint: Footprint) -> NDArray[np.int64]:
@@ -63,3 +83,8 @@ def most_in_flight(footprint: Footprint) -> NDArray[np.int64]:
         most = np.floor(room / footprint.in_flight)
     most = np.where(footprint.in_flight > 0, most, np.where(room >= 0, UNLIMITED, 0))
     return np.clip(most, 0, UNLIMITED).astype(np.int64)
+
+
+def crossing(between: Between, one: Makeup, other: Makeup, size: int) -> Floats:
+    """The slowest transfer between the replicas of two stages that really talk to each other."""
+    return np.max([between(a, b, size) for a, b in meeting(one, other)], axis=0)

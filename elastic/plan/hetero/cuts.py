@@ -48,8 +48,10 @@ class Search:
     def __init__(self, reach: Reach, bound_s: float, most_labels: int = 200_000) -> None:
         self.tables, self.reach, self.bound_s = reach.tables, reach, bound_s
         self.most_labels, self.exact = most_labels, True
-        self.allowed = reach.allowed(*reach.caps(bound_s))
-        self.furthest = reach.furthest(self.allowed)
+        caps = reach.caps(bound_s)
+        self.allowed, self.furthest = reach.allowed(*caps), reach.furthest(*caps)
+        self.prices = reach.prices.telling(reach.slowest_s)
+        self.value = {int(price): reach.prices.price[price] @ reach.resources.amounts for price in self.prices}
         self.levels: list[Labels] = []
         self.best: tuple[int, int] | None = None
 
@@ -124,17 +126,27 @@ class Search:
         keep = self.allowed[makeup, start, stop] & (self.tables.most_in_flight[makeup, start, stop] > number)
         return old[keep], makeup[keep], start[keep]
 
-    def _lower_s(self, labels: Labels) -> Floats:
-        """What a step with this suffix takes at least; what it takes if the suffix is all."""
-        others = self.tables.micro_batches - 1
+    def _step_s(self, labels: Labels) -> Floats:
+        """What a step takes whose stages are all in the label."""
         worst = np.maximum(labels.worst_s, labels.open_s)
-        return others * worst + labels.sum_s + labels.open_s + self.reach.before_s[labels.start] + labels.sync_s + labels.update_s
+        return (self.tables.micro_batches - 1) * worst + labels.sum_s + labels.open_s + labels.sync_s + labels.update_s
+
+    def _lower_s(self, labels: Labels) -> Floats:
+        """What a step with this suffix takes at least."""
+        reach, prices = self.reach, self.reach.prices
+        worst = np.maximum(np.maximum(labels.worst_s, labels.open_s), reach.slowest_s)
+        step_s = np.full(len(labels), -math.inf)
+        for price in self.prices:
+            left = self.value[price][labels.left]
+            step_s = np.maximum(step_s, (prices.others - left) * worst + prices.before_s[price][labels.start])
+        once_s = np.maximum(labels.sync_s, reach.sync_s) + np.maximum(labels.update_s, reach.update_s)
+        return step_s + labels.sum_s + labels.open_s + once_s
 
     def _complete(self, labels: Labels) -> None:
         ends = np.nonzero(labels.start == 0)[0]
         if not len(ends):
             return
-        step_s = self._lower_s(labels.take(ends))
+        step_s = self._step_s(labels.take(ends))
         best = int(np.argmin(step_s))
         if step_s[best] < self.bound_s:
             self.bound_s, self.best = float(step_s[best]), (len(self.levels) - 1, int(ends[best]))

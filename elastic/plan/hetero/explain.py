@@ -47,7 +47,7 @@ def _worst_layer(rules: Rules, size: int) -> Lack:
     for layer in range(rules.layers):
         options: list[Lack] = []
         for shape in filter(lambda shape: _there(rules, shape), rules.shapes(size)):
-            foot = rules.footprint(shape, size, 1)
+            foot = rules.footprint(shape, size, False)
             need = foot.fixed[layer, layer + 1] + foot.in_flight[layer, layer + 1]
             options.append(Lack(float(need - foot.capacity), layer, shape))
         found.append(min(options))
@@ -75,7 +75,7 @@ def _together(rules: Rules, size: int) -> str:
 def _covered(rules: Rules, size: int, extra: float) -> int:
     """How many layers one pipeline can hold at most, with that many more bytes on each device."""
     shapes = [shape for shape in rules.shapes(size) if _there(rules, shape)]
-    feet = [rules.footprint(shape, size, 1) for shape in shapes]
+    feet = [rules.footprint(shape, size, False) for shape in shapes]
     most = [most_in_flight(Bytes(fixed=foot.fixed, in_flight=foot.in_flight, capacity=foot.capacity + extra)) for foot in feet]
     units = np.array([[shape.tp * (shape.pool == number) for number in range(len(rules.pools))] for shape in shapes])
     available = np.array([pool.count for pool in rules.pools])

@@ -8,18 +8,23 @@ is enough, and it also tells the exact search which prefixes are hopeless.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise, product
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from elastic.plan.hetero.rules import Floats
 from elastic.plan.hetero.tables import Tables
 
 UNUSED = 1 << 30
 TINY = 1e-12
+SLACK = 1e-9
+BANDS = 3
+GRID = 6
+PRICES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
+"""Seconds per second, for all of a resource: any choice is correct, a good one excludes more."""
 
-CLOSE = 1.01
-"""How near an estimate is to the limit of what can be excluded; it only decides in which order tables are searched."""
 
 Ints = NDArray[np.int64]
 
@@ -31,8 +36,8 @@ class Resources:
         dims = available + 1
         self.count = int(np.prod(dims))
         strides = np.concatenate([np.cumprod(dims[::-1])[-2::-1], [1]])
-        amounts = np.stack(np.unravel_index(np.arange(self.count), tuple(dims)))
-        enough = (amounts[None] >= units[:, :, None]).all(axis=1)
+        self.amounts: Ints = np.stack(np.unravel_index(np.arange(self.count), tuple(dims)))
+        enough = (self.amounts[None] >= units[:, :, None]).all(axis=1)
         left = np.arange(self.count)[None] - (units @ strides)[:, None]
         self.after: Ints = np.where(enough, left, -1)
         """(F, count): the number of what is left after one stage of a makeup, or -1."""
@@ -48,45 +53,63 @@ class Reach:
         cheapest = np.where(tables.units > 0, tables.units, UNUSED).min(axis=0)
         self.depth = int(min(most_stages, tables.layers, max(1, (most // cheapest).sum())))
         self.least_s = least_seconds(tables)
-        single = np.arange(tables.layers)
-        self.layer_s = tables.seconds[:, single, single + 1].min(axis=0)
-        self.before_s = np.concatenate([[0.0], np.cumsum(self.layer_s)])
+        self.prices = Prices(tables, most)
         self._holdable = np.triu(np.ones(self.least_s.shape[1:], dtype=bool), 1)[None] & (tables.most_in_flight > 0)
+        self._in_memory = last_in_memory(tables.most_in_flight, self.depth)
         self.slowest_s, self.sync_s, self.update_s = (
             _at_least(np.where(self._holdable, of, math.inf)) for of in (self.least_s, tables.sync_s, tables.update_s)
         )
+        self.slowest_s = max(self.slowest_s, self.prices.slowest_s)
 
     @property
     def least_step_s(self) -> float:
         """No step takes less; positive; infinite if a layer fits nowhere."""
         if not math.isfinite(self.slowest_s):
             return math.inf
-        found = (self.tables.micro_batches - 1) * self.slowest_s + self.before_s[-1] + self.sync_s + self.update_s
-        return max(float(found), TINY)
+        return max(self.prices.step_s(self.slowest_s) + self.sync_s + self.update_s, TINY)
 
     def caps(self, step_s: float) -> tuple[float, float]:
         """No stage may take longer, and no synchronisation, in any step that takes less than `step_s`."""
-        others = self.tables.micro_batches - 1
-        rest = self.update_s + self.before_s[-1]
-        cap = (step_s - rest - self.sync_s) / others if others else step_s
-        return cap, step_s - rest - others * self.slowest_s
+        rest_s = step_s - self.update_s
+        return self.prices.stage_s(rest_s - self.sync_s), rest_s - self.prices.step_s(self.slowest_s)
 
     def allowed(self, stage_s: float, sync_s: float) -> NDArray[np.bool_]:
         """(F, n, n): stages that may keep within the bounds."""
         return self._holdable & (self.least_s <= stage_s) & (self.tables.sync_s <= sync_s)
 
-    def furthest(self, allowed: NDArray[np.bool_]) -> Ints:
-        """See the function."""
-        return furthest(np.where(allowed, self.tables.most_in_flight, 0), self.resources, self.depth)
+    def furthest(self, stage_s: ArrayLike, sync_s: ArrayLike) -> Ints:
+        """(depth + 1, ..., resources): where a prefix ends at most, under bounds of any shape.
+
+        By the number of stages behind it and the resources left for it.
+        """
+        stage_s, sync_s = (np.asarray(bound)[..., None, None, None] for bound in (stage_s, sync_s))
+        ends = np.minimum(_last(self.least_s <= stage_s), _last(self.tables.sync_s <= sync_s))
+        ends = np.minimum(ends, self._in_memory.reshape(self.depth, *[1] * (ends.ndim - 2), *ends.shape[-2:]))
+        return furthest(ends, self.resources)
 
     def within(self, step_s: float) -> bool:
         """False only if no partition takes less than `step_s`."""
-        if not math.isfinite(self.least_step_s):
-            return False
-        stage_s, sync_s = self.caps(step_s)
-        if stage_s < self.slowest_s or sync_s < self.sync_s:
-            return False
-        return bool(self.furthest(self.allowed(stage_s, sync_s))[0, -1] >= self.tables.layers)
+        return self.first_within([step_s]) == 0
+
+    def first_within(self, steps_s: Sequence[float]) -> int:
+        """The first of these ascending step times that is not excluded, or their number.
+
+        The less a synchronisation takes, the longer may stages: ranges of it are tried one by one.
+        """
+        excluded = sum(self.least_step_s > step_s for step_s in steps_s)
+        bounds = [self._bounds(step_s) for step_s in steps_s[excluded:]]
+        if not bounds or math.isinf(self.least_step_s):
+            return len(steps_s)
+        covered = self.furthest(*np.moveaxis(np.array(bounds), -1, 0))[0, ..., -1] >= self.tables.layers
+        return excluded + int(np.argmax([*covered.any(axis=1), True]))
+
+    def _bounds(self, step_s: float) -> list[tuple[float, float]]:
+        """Pairs of bounds, on stages and on synchronisation; every partition that takes less than `step_s` keeps one of them."""
+        low, high, rest_s = self.sync_s, self.caps(step_s)[1], step_s - self.update_s
+        if not 0 < low < high < math.inf:
+            return [(self.prices.stage_s(rest_s - low), high)] * BANDS
+        edges = [low * (high / low) ** (band / BANDS) for band in range(BANDS + 1)]
+        return [(self.prices.stage_s(rest_s - floor), top * (1 + SLACK)) for floor, top in pairwise(edges)]
 
 
 def _at_least(of_stage: Floats) -> float:
@@ -96,47 +119,89 @@ def _at_least(of_stage: Floats) -> float:
     return float(np.diagonal(least, 1).max())
 
 
-def furthest(most_in_flight: Ints, resources: Resources, depth: int) -> Ints:
-    """(depth + 1, resources): where a prefix ends at most, by the number of stages behind it and the resources left for it.
+def furthest(ends: Ints, resources: Resources) -> Ints:
+    """(depth + 1, ..., resources): where a prefix ends at most, by the number of stages behind it and the resources left for it.
 
-    `most_in_flight` (F, n, n) is how many micro-batches a stage can keep, 0 where it is not allowed.
+    `ends` (depth, ..., F, n) is where a stage ends at most, by the number of stages behind it, its makeup and its first layer.
     """
-    extended = _extended(most_in_flight, depth)
-    rows = np.arange(len(most_in_flight))[:, None]
-    found = np.zeros((depth + 1, resources.count), dtype=np.int64)
-    behind = np.empty(resources.count + 1, dtype=np.int64)
+    depth, width = len(ends), ends.shape[-1] + 1
+    ends = np.maximum.accumulate(ends, axis=-1)
+    reached = np.concatenate([ends, np.zeros((*ends.shape[:-1], 1), dtype=ends.dtype)], axis=-1)
+    rows = (width * np.arange(math.prod(ends.shape[1:-1]))).reshape(*ends.shape[1:-1], 1)
+    found = np.zeros((depth + 1, *ends.shape[1:-2], resources.count), dtype=np.int64)
+    behind = np.full((*ends.shape[1:-2], resources.count + 1), width - 1)
     for number in range(depth - 1, -1, -1):
-        behind[:-1], behind[-1] = found[number + 1], -1
-        found[number] = extended[number][rows, behind[resources.after]].max(axis=0)
+        behind[..., :-1] = found[number + 1]
+        found[number] = reached[number].take(rows + behind.take(resources.after, axis=-1)).max(axis=-2)
     return found
 
 
-def _extended(most_in_flight: Ints, depth: int) -> Ints:
-    """(depth, F, n + 1): where a further stage ends at most when the prefix before it ends at or before a layer; 0 for no prefix."""
-    makeups, size, _ = most_in_flight.shape
-    deep = most_in_flight[None] > np.arange(depth)[:, None, None, None]
-    ends = size - 1 - np.argmax(deep[..., ::-1], axis=-1)
-    ends = np.maximum.accumulate(np.where(deep.any(axis=-1), ends, 0), axis=-1)
-    return np.concatenate([ends, np.zeros((depth, makeups, 1), dtype=ends.dtype)], axis=-1)
+def _last(allowed: NDArray[np.bool_]) -> Ints:
+    """The last index along the last axis at which something is allowed, 0 if nowhere."""
+    return np.where(allowed.any(axis=-1), allowed.shape[-1] - 1 - np.argmax(allowed[..., ::-1], axis=-1), 0)
+
+
+def last_in_memory(most_in_flight: Ints, depth: int) -> Ints:
+    """(depth, F, n): where a stage that fits into memory ends at most, by the number of stages behind it, makeup and first layer."""
+    return _last(np.triu(most_in_flight, 1)[None] > np.arange(depth)[:, None, None, None])
 
 
 def furthest_in_memory(most_in_flight: Ints, units: Ints, available: Ints) -> int:
     """How many layers fit into memory at most, whatever the time."""
     layers = most_in_flight.shape[1] - 1
-    usable = np.triu(most_in_flight, 1)
     resources = Resources(units, np.minimum(available, layers * units.max(axis=0)))
-    return int(furthest(usable, resources, layers)[0, -1])
+    return int(furthest(last_in_memory(most_in_flight, layers), resources)[0, -1])
+
+
+class Prices:
+    """What the resources are worth: a lower bound of the sum over stages, which alone would all take the fastest makeup.
+
+    A stage that takes at most t and computes for c takes at least c / t of its units. So with a price of `p t` for a unit, the sum of all
+    computation is at least `sum over layers of min c (1 + p units) - t p available`, for any p and for t the slowest stage. (A
+    Lagrangian bound; p are seconds per second and unit, one for each resource.)
+    """
+
+    def __init__(self, tables: Tables, available: Ints) -> None:
+        single = np.arange(tables.layers)
+        layer_s = tables.seconds[:, single, single + 1]
+        each = [[0.0] if top < 1 else [0.0, *(PRICES / top)] for top in available]
+        self.price = np.array(list(product(*each)))
+        self.others = tables.micro_batches - 1
+        used = (layer_s[None] * (self.price[1:] @ tables.units.T)[:, :, None]).min(axis=1).sum(axis=1)
+        self.slowest_s = float((used / (self.price[1:] @ available)).max(initial=0.0))
+        """What the slowest stage takes at least, if all resources could be shared at will."""
+        worth = self.price @ available
+        self.price, worth = self.price[worth < max(self.others, TINY)], worth[worth < max(self.others, TINY)]
+        paid = (layer_s[None] * (1 + self.price @ tables.units.T)[:, :, None]).min(axis=1)
+        self.before_s = np.concatenate([np.zeros((len(paid), 1)), np.cumsum(paid, axis=1)], axis=1)
+        self.weight = self.others - worth
+        """(prices,): how much a step takes more for each second that the slowest stage does."""
+
+    def step_s(self, slowest_s: float) -> float:
+        """A step with such a slowest stage takes at least so much, without synchronisation and update."""
+        return float((self.weight * slowest_s + self.before_s[:, -1]).max())
+
+    def stage_s(self, step_s: float) -> float:
+        """A step that takes no more than that, without synchronisation and update, has no slower stage."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = (step_s - self.before_s[:, -1]) / self.weight
+        return float(np.nanmin(np.where(self.weight > 0, found, math.inf), initial=step_s))
+
+    def telling(self, slowest_s: float) -> Ints:
+        """The numbers of the price that tells most about such a slowest stage, and of no price."""
+        return np.unique([0, int(np.argmax(self.weight * slowest_s + self.before_s[:, -1]))])
 
 
 def estimate(reach: Reach, above_s: float) -> float:
-    """The least step time that `reach` cannot exclude, or up to 1 % more; `above_s` is one (it may be infinite)."""
+    """About the least step time that `reach` cannot exclude; `above_s` is one (it may be infinite)."""
     low = reach.least_step_s
     high = above_s if math.isfinite(above_s) else 2 * low
     while not reach.within(high):
         low, high = high, 2 * high
-    while high > CLOSE * low:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if reach.within(middle) else (middle, high)
+    for _ in range(2):
+        grid = [low * (high / low) ** (part / GRID) for part in range(1, GRID)]
+        place = reach.first_within(grid)
+        low, high = [low, *grid][place], [*grid, high][place]
     return high
 
 

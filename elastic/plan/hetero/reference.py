@@ -52,7 +52,7 @@ class ReferenceRules:
         first = np.array([row.update_s for row in rows] + [0.0])
         return np.broadcast_to(first[:, None], (self.layers + 1, self.layers + 1))
 
-    def footprint(self, shape: Shape, size: int, replicas: int) -> Bytes:
+    def footprint(self, shape: Shape, size: int, shared: bool) -> Bytes:
         sizes = self.profiles.bytes[shape.tp]
         base = BASE_BYTES + (COMMUNICATOR_BYTES if shape.tp > 1 else 0)
         return Bytes(

@@ -82,8 +82,8 @@ class Rules(Protocol):
         """The optimizer's update of a stage, once a step; (n, n)."""
         ...
 
-    def footprint(self, shape: Shape, size: int, replicas: int) -> Footprint:
-        """What a stage keeps on each of its devices."""
+    def footprint(self, shape: Shape, size: int, shared: bool) -> Footprint:
+        """What a stage keeps on each of its devices; `shared` if it has more than one replica."""
         ...
 
     def forward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:

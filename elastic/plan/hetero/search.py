@@ -20,10 +20,20 @@ from elastic.plan.hetero.cuts import best_cuts
 from elastic.plan.hetero.explain import why_nothing_fits
 from elastic.plan.hetero.mixing import mixtures
 from elastic.plan.hetero.plan import HeteroPlan, HeteroStage
-from elastic.plan.hetero.reach import CLOSE, Reach, estimate
+from elastic.plan.hetero.reach import Reach, estimate
 from elastic.plan.hetero.rules import Rules
 from elastic.plan.hetero.shapes import Makeup, alike
 from elastic.plan.hetero.tables import Cut, step_seconds
+
+SHARES = (0.8, 0.85, 0.9, 0.95, 1.0)
+"""Tables are searched in the order of the part of the best step time so far that they cannot be excluded from."""
+
+WIDER = (1.03, 1.1, 1.3)
+"""By how much more than the estimate a step is looked for; a narrow bound excludes most of the search."""
+
+CLOSE = 1.02
+"""By how much another table has to be more promising than the most promising so far."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -122,17 +132,17 @@ class _Search:
 
     def _improve(self, reaches: dict[Case, Reach], makeups: dict[Case, list[Makeup]]) -> None:
         """Searches the tables that may contain something better, the most promising first."""
-        waiting = {case: reach for case, reach in reaches.items() if reach.within(self.bound_s)}
-        if self.found is None and waiting:
-            case, estimate_s = _most_promising(waiting)
-            self._solve(case, waiting.pop(case), makeups[case], estimate_s)
-        estimates = {case: estimate(reach, self.bound_s) for case, reach in waiting.items() if reach.within(self.bound_s)}
-        for case, estimate_s in sorted(estimates.items(), key=lambda item: item[1]):
-            if estimate_s < self.bound_s and waiting[case].within(self.bound_s):
-                self._solve(case, waiting[case], makeups[case], estimate_s)
+        waiting = dict(reaches)
+        if self.found is None and (first := _most_promising(waiting)) is not None:
+            self._solve(first[0], waiting.pop(first[0]), makeups[first[0]], first[1])
+        shares = [share * self.bound_s for share in SHARES]
+        places = {case: reach.first_within(shares) for case, reach in waiting.items()}
+        for case in sorted(places, key=lambda case: places[case]):
+            if places[case] < len(shares) and waiting[case].within(self.bound_s):
+                self._solve(case, waiting[case], makeups[case], shares[places[case]])
 
     def _solve(self, case: Case, reach: Reach, makeups: Sequence[Makeup], estimate_s: float) -> None:
-        bounds = [estimate_s * factor for factor in (1.02, 1.06, 1.2, 2.0) if estimate_s * factor < self.bound_s]
+        bounds = [estimate_s * factor for factor in WIDER if estimate_s * factor < self.bound_s]
         for bound_s in [*bounds, self.bound_s]:
             cuts, exact = best_cuts(reach, bound_s)
             self.exact &= exact
@@ -147,12 +157,11 @@ class _Search:
         )
 
 
-def _most_promising(reaches: dict[Case, Reach]) -> tuple[Case, float]:
+def _most_promising(reaches: dict[Case, Reach]) -> tuple[Case, float] | None:
     best: tuple[Case, float] | None = None
-    for case, reach in reaches.items():
-        if best is None or reach.within(best[1] / CLOSE):
+    for case, reach in sorted(reaches.items(), key=lambda item: item[1].least_step_s):
+        if reach.within(math.inf if best is None else best[1] / CLOSE):
             best = case, estimate(reach, math.inf if best is None else best[1])
-    assert best is not None
     return best
 
 
