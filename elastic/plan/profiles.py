@@ -89,7 +89,9 @@ class Profiles:
             if name in measured:
                 continue
             if kind.flops is None or not sources:
-                raise PlanError(f"device kind {name} has no profile and cannot be interpolated: FLOPS of it and of a profiled kind are needed")
+                raise PlanError(
+                    f"device kind {name} has no profile and cannot be interpolated: FLOPS of it and of a profiled kind are needed"
+                )
             flops = kind.flops
             source = min(sources, key=lambda other: abs(sources[other] - flops))
             factor = sources[source] / flops

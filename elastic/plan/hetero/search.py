@@ -41,7 +41,7 @@ class Limits:
 
     sizes: tuple[int, ...] | None = None
     most_stages: int = 24
-    mixed: bool = True
+    mixed: bool = False
 
 
 class Case(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from elastic.errors import PlanError
@@ -65,6 +67,11 @@ class Makeup:
 def alike(shape: Shape, replicas: int) -> Makeup:
     """A stage whose replicas are all of one shape."""
     return Makeup((Part(shape, replicas),))
+
+
+def together(shapes: Iterable[Shape]) -> Makeup:
+    """A stage with these replicas, in this order."""
+    return Makeup(tuple(Part(shape, len(list(same))) for shape, same in groupby(shapes)))
 
 
 def meeting(one: Makeup, other: Makeup) -> set[tuple[Shape, Shape]]:

@@ -11,8 +11,8 @@ from typing import Any
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, DeviceKind, Host, Matrix, Place
 from elastic.plan.curves import Curve, Polynomial, numbers
-from elastic.plan.hetero.plan import HeteroPlan
-from elastic.plan.hetero.shapes import Pool
+from elastic.plan.hetero.plan import HeteroPlan, HeteroStage
+from elastic.plan.hetero.shapes import Pool, Shape, together
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 ZONE = "us-central1-a"
@@ -132,3 +132,52 @@ def plan_to_json(plan: HeteroPlan, pools: Sequence[Pool], per_host: Sequence[int
 def _replica(tp: int, pool: Pool, per_host: int) -> list[Any]:
     sizes = [min(per_host, tp - taken) for taken in range(0, tp, per_host)]
     return [[[pool.kind, size, pool.zone] for size in sizes], tp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A measured run: its plan, and what was measured: seconds of an iteration, and bytes at the peak."""
+
+    devices: Mapping[str, int]
+    zone: str
+    stages: tuple[tuple[range, tuple[tuple[str, int], ...]], ...]
+    size: int
+    micro_batches: int
+    step_s: float
+    peak_bytes: float
+
+    def hetero_stages(self, pools: Sequence[Pool]) -> tuple[HeteroStage, ...]:
+        """Its stages, for a cluster with these pools."""
+        numbers = {pool.kind: number for number, pool in enumerate(pools)}
+        return tuple(
+            HeteroStage(layers=layers, makeup=together(Shape(numbers[kind], tp) for kind, tp in replicas))
+            for layers, replicas in self.stages
+        )
+
+
+def load_run(path: Path) -> Run:
+    """Reads a run of a single pipeline. Raises PlanError naming the file and what is wrong with it."""
+    data = _read(path)
+    try:
+        (pipeline,) = data["pipeline_list"]
+        stages = tuple(
+            (range(layers[0], layers[-1] + 1), tuple((hosts[0][0], tp) for hosts, tp in replicas))
+            for layers, replicas in zip(pipeline["layers_per_stage"], pipeline["tmp_per_stage"], strict=True)
+        )
+        devices: dict[str, int] = {}
+        for _, replicas in stages:
+            for kind, tp in replicas:
+                devices[kind] = devices.get(kind, 0) + tp
+        return Run(
+            devices=devices,
+            zone=data["zone"],
+            stages=stages,
+            size=data["mbs"],
+            micro_batches=-(-data["gbs"] // (data["mbs"] * len(stages[0][1]))),
+            step_s=data["real"],
+            peak_bytes=data["max_mem"],
+        )
+    except KeyError as error:
+        raise PlanError(f"{path.name}: {error.args[0]} is missing") from None
+    except (TypeError, ValueError, IndexError) as error:
+        raise PlanError(f"{path.name} is not a measured run of one pipeline: {error}") from None
