@@ -92,9 +92,8 @@ class Profiles:
                 raise PlanError(
                     f"device kind {name} has no profile and cannot be interpolated: FLOPS of it and of a profiled kind are needed"
                 )
-            flops = kind.flops
-            source = min(sources, key=lambda other: abs(sources[other] - flops))
-            factor = sources[source] / flops
+            source = _nearest(sources, kind.flops)
+            factor = sources[source] / kind.flops
             for m, layers in self.seconds.items():
                 if m.kind == source:
                     scaled = tuple(LayerSeconds(*(value * factor for value in layer)) for layer in layers)
@@ -131,6 +130,10 @@ class Profiles:
             field = f"bytes[{place}]"
             sizes[_whole(row, "tp", field)] = tuple(LayerBytes(*values) for values in _triples(row, field))
         return cls(seconds=seconds, bytes=sizes)
+
+
+def _nearest(flops: Mapping[str, float], wanted: float) -> str:
+    return min(flops, key=lambda kind: abs(flops[kind] - wanted))
 
 
 def _name(measured: Measured) -> str:

@@ -8,6 +8,7 @@ is enough, and it also tells the exact search which prefixes are hopeless.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise, product
 
@@ -96,12 +97,13 @@ class Reach:
 
         The less a synchronisation takes, the longer may stages: ranges of it are tried one by one.
         """
-        excluded = sum(self.least_step_s > step_s for step_s in steps_s)
+        excluded = bisect_left(steps_s, self.least_step_s)
         bounds = [self._bounds(step_s) for step_s in steps_s[excluded:]]
         if not bounds or math.isinf(self.least_step_s):
             return len(steps_s)
-        covered = self.furthest(*np.moveaxis(np.array(bounds), -1, 0))[0, ..., -1] >= self.tables.layers
-        return excluded + int(np.argmax([*covered.any(axis=1), True]))
+        stage_s, sync_s = np.moveaxis(np.array(bounds), -1, 0)
+        covered = self.furthest(stage_s, sync_s)[0, ..., -1] >= self.tables.layers
+        return excluded + int(np.argmax(np.append(covered.any(axis=1), True)))
 
     def _bounds(self, step_s: float) -> list[tuple[float, float]]:
         """Pairs of bounds, on stages and on synchronisation; every partition that takes less than `step_s` keeps one of them."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -79,7 +80,7 @@ class ReferenceRules:
         """The slowest ring between replicas that follow each other, weights divided by the least tp (at most 4)."""
         weights = spans(np.array([layer.parameters for layer in self.profiles.bytes[1]])).clip(0) / self.least_share(makeup)
         replicas, shapes = makeup.replicas, makeup.shapes
-        pairs = {(a, a) for a, count in makeup.parts if count > 1} | set(zip(shapes, shapes[1:], strict=False))
+        pairs = {(a, a) for a, count in makeup.parts if count > 1} | set(pairwise(shapes))
         found = np.zeros_like(weights)
         for one, other in pairs:
             curve = self.link(self.place(Shape(one.pool, 1)), self.place(Shape(other.pool, 1)))

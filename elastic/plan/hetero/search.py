@@ -61,7 +61,7 @@ class Found(NamedTuple):
     cuts: tuple[Cut, ...]
 
 
-def partition(rules: Rules, batch: int, limits: Limits = Limits()) -> HeteroPlan:  # noqa: B008
+def partition(rules: Rules, batch: int, limits: Limits = Limits()) -> HeteroPlan:
     """The plan with the least step time for a global batch of `batch` samples, under the cost model `rules`.
 
     Every stage has equally many replicas, all of one shape, but for at most one stage of two shapes (`mixing`); layers are contiguous.

@@ -118,7 +118,7 @@ def _batch(folder: Path, model: str) -> int | None:
 
 
 def plan_to_json(plan: HeteroPlan, pools: Sequence[Pool], per_host: Sequence[int], batch: int) -> dict[str, Any]:
-    """The plan in the form of the measured runs: per stage and replica, hosts as `[kind, devices, zone]`, and the tensor-parallel degree."""
+    """The plan in the form of the measured runs: per stage and replica, hosts as `[kind, devices, zone]`, and tp."""
     stages = [[_replica(shape.tp, pools[shape.pool], per_host[shape.pool]) for shape in s.makeup.each()] for s in plan.stages]
     pipeline = {
         "num_stages": len(plan.stages),
