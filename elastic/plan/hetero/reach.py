@@ -23,6 +23,9 @@ TINY = 1e-12
 SLACK = 1e-9
 BANDS = 3
 GRID = 6
+FINENESS = 16
+MANY, TOO_MANY = 100, 5000
+"""Of how many amounts of resources on it pays to try a relaxation first, and not to try several step times at once."""
 PRICES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
 """Seconds per second, for all of a resource: any choice is correct, a good one excludes more."""
 
@@ -56,6 +59,9 @@ class Reach:
         self.least_s = least_seconds(tables)
         self.prices = Prices(tables, most)
         self._holdable = np.triu(np.ones(self.least_s.shape[1:], dtype=bool), 1)[None] & (tables.most_in_flight > 0)
+        weights = self.prices.weights()
+        self._one_resource = Resources((tables.units @ weights)[:, None], np.array([most @ weights]))
+        """All resources added up, weighted by what they are worth: a relaxation with far fewer amounts."""
         self._in_memory = last_in_memory(tables.most_in_flight, self.depth)
         self.slowest_s, self.sync_s, self.update_s = (
             _at_least(np.where(self._holdable, of, math.inf)) for of in (self.least_s, tables.sync_s, tables.update_s)
@@ -78,7 +84,7 @@ class Reach:
         """(F, n, n): stages that may keep within the bounds."""
         return self._holdable & (self.least_s <= stage_s) & (self.tables.sync_s <= sync_s)
 
-    def furthest(self, stage_s: ArrayLike, sync_s: ArrayLike) -> Ints:
+    def furthest(self, stage_s: ArrayLike, sync_s: ArrayLike, resources: Resources | None = None) -> Ints:
         """(depth + 1, ..., resources): where a prefix ends at most, under bounds of any shape.
 
         By the number of stages behind it and the resources left for it.
@@ -86,24 +92,32 @@ class Reach:
         stage_s, sync_s = (np.asarray(bound)[..., None, None, None] for bound in (stage_s, sync_s))
         ends = np.minimum(_last(self.least_s <= stage_s), _last(self.tables.sync_s <= sync_s))
         ends = np.minimum(ends, self._in_memory.reshape(self.depth, *[1] * (ends.ndim - 2), *ends.shape[-2:]))
-        return furthest(ends, self.resources)
+        return furthest(ends, self.resources if resources is None else resources)
 
     def within(self, step_s: float) -> bool:
         """False only if no partition takes less than `step_s`."""
         return self.first_within([step_s]) == 0
 
     def first_within(self, steps_s: Sequence[float]) -> int:
-        """The first of these ascending step times that is not excluded, or their number.
-
-        The less a synchronisation takes, the longer may stages: ranges of it are tried one by one.
-        """
-        excluded = bisect_left(steps_s, self.least_step_s)
-        bounds = [self._bounds(step_s) for step_s in steps_s[excluded:]]
-        if not bounds or math.isinf(self.least_step_s):
+        """The first of these ascending step times that is not excluded, or their number."""
+        if math.isinf(self.least_step_s):
             return len(steps_s)
-        stage_s, sync_s = np.moveaxis(np.array(bounds), -1, 0)
-        covered = self.furthest(stage_s, sync_s)[0, ..., -1] >= self.tables.layers
-        return excluded + int(np.argmax(np.append(covered.any(axis=1), True)))
+        excluded = bisect_left(steps_s, self.least_step_s)
+        if self.resources.count > MANY:
+            excluded += self._first_within(steps_s[excluded:], self._one_resource)
+        if self.resources.count <= TOO_MANY:
+            return excluded + self._first_within(steps_s[excluded:], self.resources)
+        while excluded < len(steps_s) and self._first_within(steps_s[excluded : excluded + 1], self.resources):
+            excluded += 1
+        return excluded
+
+    def _first_within(self, steps_s: Sequence[float], resources: Resources) -> int:
+        """The less a synchronisation takes, the longer may stages: ranges of it are tried one by one."""
+        if not steps_s:
+            return 0
+        stage_s, sync_s = np.moveaxis(np.array([self._bounds(step_s) for step_s in steps_s]), -1, 0)
+        covered = self.furthest(stage_s, sync_s, resources)[0, ..., -1] >= self.tables.layers
+        return int(np.argmax(np.append(covered.any(axis=1), True)))
 
     def _bounds(self, step_s: float) -> list[tuple[float, float]]:
         """Pairs of bounds, on stages and on synchronisation; every partition that takes less than `step_s` keeps one of them."""
@@ -169,8 +183,10 @@ class Prices:
         each = [[0.0] if top < 1 else [0.0, *(PRICES / top)] for top in available]
         self.price = np.array(list(product(*each)))
         self.others = tables.micro_batches - 1
-        used = (layer_s[None] * (self.price[1:] @ tables.units.T)[:, :, None]).min(axis=1).sum(axis=1)
-        self.slowest_s = float((used / (self.price[1:] @ available)).max(initial=0.0))
+        self._priced = self.price[1:]
+        used = (layer_s[None] * (self._priced @ tables.units.T)[:, :, None]).min(axis=1).sum(axis=1)
+        self._used = used / (self._priced @ available)
+        self.slowest_s = float(self._used.max(initial=0.0))
         """What the slowest stage takes at least, if all resources could be shared at will."""
         worth = self.price @ available
         self.price, worth = self.price[worth < max(self.others, TINY)], worth[worth < max(self.others, TINY)]
@@ -188,6 +204,13 @@ class Prices:
         with np.errstate(divide="ignore", invalid="ignore"):
             found = (step_s - self.before_s[:, -1]) / self.weight
         return float(np.nanmin(np.where(self.weight > 0, found, math.inf), initial=step_s))
+
+    def weights(self) -> Ints:
+        """Whole numbers in about the proportion of the prices under which the slowest stage takes most."""
+        if not len(self._used):
+            return np.zeros(self.price.shape[1], dtype=np.int64)
+        price = self._priced[int(np.argmax(self._used))]
+        return np.rint(FINENESS * price / price.max()).astype(np.int64)
 
     def telling(self, slowest_s: float) -> Ints:
         """The numbers of the price that tells most about such a slowest stage, and of no price."""
