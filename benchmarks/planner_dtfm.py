@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from planner_sailor import timed
+from planner_timing import timed
 
 
 def place(path: Path, repeat: int) -> dict[str, Any]:

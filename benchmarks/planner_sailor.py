@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from planner_timing import timed
 
 from elastic.errors import PlanError
 from elastic.plan.hetero.reference import ReferenceRules
 from elastic.plan.hetero.search import Limits, partition
 from elastic.plan.sources import sailor
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +52,3 @@ def search(data: Path, request: Request, export: Path | None) -> dict[str, Any]:
         export.write_text(json.dumps(sailor.plan_to_json(plan, rules.pools, rules.per_host, batch)) + "\n")
     shown = {"summary": plan.summary(rules.pools), **plan.to_json(rules.pools), "gpus": plan.devices(rules.pools)}
     return {"step_s": plan.step_s, "search_s": search_s, "plan": shown}
-
-
-def timed(work: Callable[[], T], repeat: int) -> tuple[T, float]:
-    """The result, and the median of the wall-clock seconds of `repeat` times the same work."""
-    taken: list[float] = []
-    while True:
-        start = time.perf_counter()
-        result = work()
-        taken.append(time.perf_counter() - start)
-        if len(taken) >= repeat:
-            return result, statistics.median(taken)

@@ -84,7 +84,9 @@ def fake_rules(draw: st.DrawFn, most_layers: int = 4) -> FakeRules:
         activations=each(eighths),
         capacity=each(st.integers(4, 40).map(float), pools),
         transfer_s=each(st.integers(0, 8).map(lambda eighth: eighth / 8)),
-        transfers=draw(st.sampled_from([Transfers(first=(1.0, 1.0, 1.0, 2.0), middle=1.0, last=2.0), Transfers(first=(2.0,), middle=2.0, last=2.0)])),
+        transfers=draw(
+            st.sampled_from([Transfers(first=(1.0, 1.0, 1.0, 2.0), middle=1.0, last=2.0), Transfers(first=(2.0,), middle=2.0, last=2.0)])
+        ),
         sync_s_per_parameter=draw(st.sampled_from([0.0, 0.25, 2.0])),
     )
 

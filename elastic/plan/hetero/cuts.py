@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic.plan.hetero.reach import Ints, Reach
+from elastic.plan.hetero.coverage import Ints
+from elastic.plan.hetero.reach import Reach
 from elastic.plan.hetero.rules import Floats
 from elastic.plan.hetero.tables import Cut, Tables
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from elastic.plan.hetero.compile import most_in_flight
-from elastic.plan.hetero.reach import furthest_in_memory
+from elastic.plan.hetero.coverage import furthest_in_memory
 from elastic.plan.hetero.rules import Bytes, Rules
 from elastic.plan.hetero.shapes import Shape
 

@@ -10,41 +10,21 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from elastic.plan.hetero.coverage import Ints, Resources, furthest, last_in_memory, last_index
+from elastic.plan.hetero.prices import TINY, Prices
 from elastic.plan.hetero.rules import Floats
 from elastic.plan.hetero.tables import Tables
 
 UNUSED = 1 << 30
-TINY = 1e-12
 SLACK = 1e-9
-BANDS = 3
-GRID = 6
-FINENESS = 16
+BANDS, GRID = 3, 6
 MANY, TOO_MANY = 100, 5000
 """Of how many amounts of resources on it pays to try a relaxation first, and not to try several step times at once."""
-PRICES = np.array([0.25, 0.5, 1.0, 2.0, 4.0, 8.0])
-"""Seconds per second, for all of a resource: any choice is correct, a good one excludes more."""
-
-
-Ints = NDArray[np.int64]
-
-
-class Resources:
-    """Amounts of each resource that may be left, numbered; the last number is everything."""
-
-    def __init__(self, units: Ints, available: Ints) -> None:
-        dims = available + 1
-        self.count = int(np.prod(dims))
-        strides = np.concatenate([np.cumprod(dims[::-1])[-2::-1], [1]])
-        self.amounts: Ints = np.stack(np.unravel_index(np.arange(self.count), tuple(dims)))
-        enough = (self.amounts[None] >= units[:, :, None]).all(axis=1)
-        left = np.arange(self.count)[None] - (units @ strides)[:, None]
-        self.after: Ints = np.where(enough, left, -1)
-        """(F, count): the number of what is left after one stage of a makeup, or -1."""
 
 
 class Reach:
@@ -90,7 +70,7 @@ class Reach:
         By the number of stages behind it and the resources left for it.
         """
         stage_s, sync_s = (np.asarray(bound)[..., None, None, None] for bound in (stage_s, sync_s))
-        ends = np.minimum(_last(self.least_s <= stage_s), _last(self.tables.sync_s <= sync_s))
+        ends = np.minimum(last_index(self.least_s <= stage_s), last_index(self.tables.sync_s <= sync_s))
         ends = np.minimum(ends, self._in_memory.reshape(self.depth, *[1] * (ends.ndim - 2), *ends.shape[-2:]))
         return furthest(ends, self.resources if resources is None else resources)
 
@@ -133,88 +113,6 @@ def _at_least(of_stage: Floats) -> float:
     least = np.minimum.accumulate(of_stage.min(axis=0), axis=0)
     least = np.minimum.accumulate(least[:, ::-1], axis=1)[:, ::-1]
     return float(np.diagonal(least, 1).max())
-
-
-def furthest(ends: Ints, resources: Resources) -> Ints:
-    """(depth + 1, ..., resources): where a prefix ends at most, by the number of stages behind it and the resources left for it.
-
-    `ends` (depth, ..., F, n) is where a stage ends at most, by the number of stages behind it, its makeup and its first layer.
-    """
-    depth, width = len(ends), ends.shape[-1] + 1
-    ends = np.maximum.accumulate(ends, axis=-1)
-    reached = np.concatenate([ends, np.zeros((*ends.shape[:-1], 1), dtype=ends.dtype)], axis=-1)
-    rows = (width * np.arange(math.prod(ends.shape[1:-1]))).reshape(*ends.shape[1:-1], 1)
-    found = np.zeros((depth + 1, *ends.shape[1:-2], resources.count), dtype=np.int64)
-    behind = np.full((*ends.shape[1:-2], resources.count + 1), width - 1)
-    for number in range(depth - 1, -1, -1):
-        behind[..., :-1] = found[number + 1]
-        found[number] = reached[number].take(rows + behind.take(resources.after, axis=-1)).max(axis=-2)
-    return found
-
-
-def _last(allowed: NDArray[np.bool_]) -> Ints:
-    """The last index along the last axis at which something is allowed, 0 if nowhere."""
-    return np.where(allowed.any(axis=-1), allowed.shape[-1] - 1 - np.argmax(allowed[..., ::-1], axis=-1), 0)
-
-
-def last_in_memory(most_in_flight: Ints, depth: int) -> Ints:
-    """(depth, F, n): where a stage that fits into memory ends at most, by the number of stages behind it, makeup and first layer."""
-    return _last(np.triu(most_in_flight, 1)[None] > np.arange(depth)[:, None, None, None])
-
-
-def furthest_in_memory(most_in_flight: Ints, units: Ints, available: Ints) -> int:
-    """How many layers fit into memory at most, whatever the time."""
-    layers = most_in_flight.shape[1] - 1
-    resources = Resources(units, np.minimum(available, layers * units.max(axis=0)))
-    return int(furthest(last_in_memory(most_in_flight, layers), resources)[0, -1])
-
-
-class Prices:
-    """What the resources are worth: a lower bound of the sum over stages, which alone would all take the fastest makeup.
-
-    A stage that takes at most t and computes for c takes at least c / t of its units. So with a price of `p t` for a unit, the sum of all
-    computation is at least `sum over layers of min c (1 + p units) - t p available`, for any p and for t the slowest stage. (A
-    Lagrangian bound; p are seconds per second and unit, one for each resource.)
-    """
-
-    def __init__(self, tables: Tables, available: Ints) -> None:
-        single = np.arange(tables.layers)
-        layer_s = tables.seconds[:, single, single + 1]
-        each = [[0.0] if top < 1 else [0.0, *(PRICES / top)] for top in available]
-        self.price = np.array(list(product(*each)))
-        self.others = tables.micro_batches - 1
-        self._priced = self.price[1:]
-        used = (layer_s[None] * (self._priced @ tables.units.T)[:, :, None]).min(axis=1).sum(axis=1)
-        self._used = used / (self._priced @ available)
-        self.slowest_s = float(self._used.max(initial=0.0))
-        """What the slowest stage takes at least, if all resources could be shared at will."""
-        worth = self.price @ available
-        self.price, worth = self.price[worth < max(self.others, TINY)], worth[worth < max(self.others, TINY)]
-        paid = (layer_s[None] * (1 + self.price @ tables.units.T)[:, :, None]).min(axis=1)
-        self.before_s = np.concatenate([np.zeros((len(paid), 1)), np.cumsum(paid, axis=1)], axis=1)
-        self.weight = self.others - worth
-        """(prices,): how much a step takes more for each second that the slowest stage does."""
-
-    def step_s(self, slowest_s: float) -> float:
-        """A step with such a slowest stage takes at least so much, without synchronisation and update."""
-        return float((self.weight * slowest_s + self.before_s[:, -1]).max())
-
-    def stage_s(self, step_s: float) -> float:
-        """A step that takes no more than that, without synchronisation and update, has no slower stage."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found = (step_s - self.before_s[:, -1]) / self.weight
-        return float(np.nanmin(np.where(self.weight > 0, found, math.inf), initial=step_s))
-
-    def weights(self) -> Ints:
-        """Whole numbers in about the proportion of the prices under which the slowest stage takes most."""
-        if not len(self._used):
-            return np.zeros(self.price.shape[1], dtype=np.int64)
-        price = self._priced[int(np.argmax(self._used))]
-        return np.rint(FINENESS * price / price.max()).astype(np.int64)
-
-    def telling(self, slowest_s: float) -> Ints:
-        """The numbers of the price that tells most about such a slowest stage, and of no price."""
-        return np.unique([0, int(np.argmax(self.weight * slowest_s + self.before_s[:, -1]))])
 
 
 def estimate(reach: Reach, above_s: float) -> float:

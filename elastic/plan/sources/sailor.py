@@ -31,15 +31,19 @@ class Sailor:
     batch: int | None
 
     def cluster(self, devices: Mapping[str, int], zone: str = ZONE) -> Cluster:
-        """So many devices of each kind, on hosts as large as the links were measured with (the last host of a kind may be smaller)."""
+        """So many devices of each kind (`V100-16`, or `V100-16@us-west1-b` for another zone than `zone`).
+
+        Hosts are as large as the links were measured with; the last host of a kind may be smaller.
+        """
         hosts: list[Host] = []
-        for kind, count in devices.items():
+        for name, count in devices.items():
+            kind, _, elsewhere = name.partition("@")
             if kind not in GIB:
                 raise PlanError(f"{kind} is not a device kind of this data: {', '.join(GIB)}")
             if count < 1:
-                raise PlanError(f"{kind}={count}: at least one device is needed of each kind that is named")
-            hosts += _hosts(kind, count, zone, self.per_host(kind, zone))
-        kinds = {kind: DeviceKind(name=kind, memory_bytes=GIB[kind] * 2.0**30) for kind in devices}
+                raise PlanError(f"{name}={count}: at least one device is needed of each kind that is named")
+            hosts += _hosts(kind, count, elsewhere or zone, self.per_host(kind, elsewhere or zone))
+        kinds = {host.kind: DeviceKind(name=host.kind, memory_bytes=GIB[host.kind] * 2.0**30) for host in hosts}
         return Cluster(kinds=kinds, hosts=tuple(hosts), links=self.links)
 
     def per_host(self, kind: str, zone: str) -> int:
@@ -54,7 +58,7 @@ def load(folder: Path, model: str) -> Sailor:
 
 def _hosts(kind: str, count: int, zone: str, per_host: int) -> Iterator[Host]:
     for number in range(0, count, per_host):
-        yield Host(name=f"{kind}-{number // per_host}", zone=zone, kind=kind, count=min(per_host, count - number))
+        yield Host(name=f"{kind}-{zone}-{number // per_host}", zone=zone, kind=kind, count=min(per_host, count - number))
 
 
 def _read(path: Path) -> Any:
