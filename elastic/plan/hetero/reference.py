@@ -34,6 +34,7 @@ class ReferenceRules:
         profiles.check_kinds({host.kind: cluster.kinds[host.kind] for host in cluster.hosts})
         self.cluster, self.profiles = cluster, profiles
         self.layers = profiles.layers
+        self._weights = spans(np.array([layer.parameters for layer in profiles.bytes[1]])).clip(0)
         self.pools = tuple(Pool(kind, zone, count) for (kind, zone), count in cluster.counts().items())
         self.per_host = [max(host.count for host in cluster.hosts if (host.kind, host.zone) == pool[:2]) for pool in self.pools]
 
@@ -78,7 +79,7 @@ class ReferenceRules:
 
     def sync_s(self, makeup: Makeup) -> Floats:
         """The slowest ring between replicas that follow each other, weights divided by the least tp (at most 4)."""
-        weights = spans(np.array([layer.parameters for layer in self.profiles.bytes[1]])).clip(0) / self.least_share(makeup)
+        weights = self._weights / self.least_share(makeup)
         replicas, shapes = makeup.replicas, makeup.shapes
         pairs = {(a, a) for a, count in makeup.parts if count > 1} | set(pairwise(shapes))
         found = np.zeros_like(weights)

@@ -25,7 +25,7 @@ from elastic.plan.hetero.rules import Rules
 from elastic.plan.hetero.shapes import Makeup, alike
 from elastic.plan.hetero.tables import Cut, step_seconds
 
-SHARES = (0.8, 0.85, 0.9, 0.95, 1.0)
+SHARES = (0.8, 0.85, 0.9, 0.95)
 """Tables are searched in the order of the part of the best step time so far that they cannot be excluded from."""
 
 WIDER = (1.03, 1.1, 1.3)
@@ -136,10 +136,12 @@ class _Search:
         if self.found is None and (first := _most_promising(waiting)) is not None:
             self._solve(first[0], waiting.pop(first[0]), makeups[first[0]], first[1])
         shares = [share * self.bound_s for share in SHARES]
-        places = {case: reach.first_within(shares) for case, reach in waiting.items()}
+        near = {case: reach for case, reach in waiting.items() if reach.within(self.bound_s)}
+        places = {case: reach.first_within(shares) for case, reach in near.items()}
         for case in sorted(places, key=lambda case: places[case]):
-            if places[case] < len(shares) and waiting[case].within(self.bound_s):
-                self._solve(case, waiting[case], makeups[case], shares[places[case]])
+            if near[case].within(self.bound_s):
+                estimate_s = shares[places[case]] if places[case] < len(shares) else self.bound_s
+                self._solve(case, near[case], makeups[case], estimate_s)
 
     def _solve(self, case: Case, reach: Reach, makeups: Sequence[Makeup], estimate_s: float) -> None:
         bounds = [estimate_s * factor for factor in WIDER if estimate_s * factor < self.bound_s]
