@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,12 @@ def test_layers_that_only_fit_one_by_one_are_explained():
         PlanError, match=r"layers 0 to 1 fill all devices \(big\) and layer 2 fits nowhere: every device is \d+ bytes short"
     ):
         partition(rules(pools=(Pool("big", "here", 1),), capacity=(7.0,), layer_s=((1.0,) * 4,)), 8)
+
+
+def test_stages_that_are_not_connected_are_no_plan():
+    apart = rules(pools=(Pool("big", "here", 1), Pool("small", "here", 1)), capacity=(11.0, 11.0), transfer_s=(0.0, *[math.inf] * 3))
+    with pytest.raises(PlanError, match="fit into memory, but no stages that do are connected"):
+        partition(apart, 8)
 
 
 def test_no_profile_for_what_is_there_is_said():

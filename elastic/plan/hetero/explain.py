@@ -56,6 +56,8 @@ def _worst_layer(rules: Rules, size: int) -> Lack:
 
 def _together(rules: Rules, size: int) -> str:
     """Every layer fits, but not all of them: by the extra bytes on every device with which they would."""
+    if _covered(rules, size, 0.0) == rules.layers:
+        return f"the {rules.layers} layers fit into memory, but no stages that do are connected to each other"
     low, high = 0.0, 1.0
     while _covered(rules, size, high) < rules.layers:
         low, high = high, 2 * high

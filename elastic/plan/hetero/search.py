@@ -40,7 +40,7 @@ class Limits:
     """What the search leaves out: micro-batch sizes other than these (None: none), deeper pipelines, stages of several shapes."""
 
     sizes: tuple[int, ...] | None = None
-    most_stages: int = 24
+    most_stages: int = 1 << 30
     mixed: bool = False
 
 

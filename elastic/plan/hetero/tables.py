@@ -76,11 +76,3 @@ def step_seconds(tables: Tables, cuts: Sequence[Cut]) -> float:
     update = max(float(tables.update_s[makeup, start, stop]) for start, stop, makeup in cuts)
     sync = max(float(tables.sync_s[makeup, start, stop]) for start, stop, makeup in cuts)
     return (tables.micro_batches - 1) * max(each) + sum(each) + update + sync
-
-
-def fits(tables: Tables, cuts: Sequence[Cut]) -> bool:
-    """Whether the stages fit into memory under 1F1B, and into what is available."""
-    depth = len(cuts)
-    if any(tables.most_in_flight[makeup, start, stop] < depth - number for number, (start, stop, makeup) in enumerate(cuts)):
-        return False
-    return bool((sum(tables.units[cut.makeup] for cut in cuts) <= tables.available).all())
