@@ -1,0 +1,43 @@
+"""Measured runs of Sailor's data, against what the physical cost model predicts for them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from elastic.errors import PlanError
+from elastic.plan.hetero.physical import PhysicalRules
+from elastic.plan.hetero.predict import predict
+from elastic.plan.sources import sailor
+
+
+def accuracy(data: Path, model: str, runs: Sequence[Path]) -> dict[str, Any]:
+    """Relative errors of step time and peak memory, and both for every run."""
+    loaded = sailor.load(data, model)
+    rows = [_compare(loaded, path) for path in runs]
+    times, memories = ([abs(row[key]) for row in rows] for key in ("time_error", "memory_error"))
+    return {
+        "time_error_mean": statistics.mean(times),
+        "time_error_max": max(times),
+        "memory_error_mean": statistics.mean(memories),
+        "runs": rows,
+    }
+
+
+def _compare(loaded: sailor.Sailor, path: Path) -> dict[str, Any]:
+    run = sailor.load_run(path)
+    rules = PhysicalRules(loaded.cluster(run.devices, run.zone), loaded.profiles)
+    told = predict(rules, run.hetero_stages(rules.pools), run.size, run.micro_batches)
+    if run.step_s <= 0 or run.peak_bytes <= 0:
+        raise PlanError(f"{path.name}: real and max_mem must be positive")
+    return {
+        "run": path.stem,
+        "step_s": told.step_s,
+        "measured_step_s": run.step_s,
+        "time_error": told.step_s / run.step_s - 1,
+        "peak_bytes": told.peak_bytes,
+        "measured_peak_bytes": run.peak_bytes,
+        "memory_error": told.peak_bytes / run.peak_bytes - 1,
+    }

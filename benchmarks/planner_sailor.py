@@ -1,0 +1,54 @@
+"""Plans for the models and devices of Sailor's data, under its reference cost rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planner_timing import timed
+
+from elastic.errors import PlanError
+from elastic.plan.hetero.reference import ReferenceRules
+from elastic.plan.hetero.search import Limits, partition
+from elastic.plan.sources import sailor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to plan for; None for the batch of the training configuration, and for any micro-batch size."""
+
+    model: str
+    gpus: Mapping[str, int]
+    batch: int | None = None
+    size: int | None = None
+    mixed: bool = False
+    repeat: int = 5
+
+
+def counts(text: str) -> dict[str, int]:
+    """Reads `A100-40=32,V100-16=96`. Raises PlanError naming the part that cannot be read."""
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        kind, _, count = part.partition("=")
+        if not kind or not count.isdecimal() or kind in found:
+            raise PlanError(f"--gpus: {part!r} is not like A100-40=32, each kind once")
+        found[kind] = int(count)
+    return found
+
+
+def search(data: Path, request: Request, export: Path | None) -> dict[str, Any]:
+    """The best plan, its step time and the median time of the search; also written to `export`."""
+    loaded = sailor.load(data, request.model)
+    batch = request.batch if request.batch is not None else loaded.batch
+    if batch is None:
+        raise PlanError(f"{request.model} has no training configuration in the data: --gbs is needed")
+    limits = Limits(sizes=None if request.size is None else (request.size,), mixed=request.mixed)
+    rules = ReferenceRules(loaded.cluster(request.gpus), loaded.profiles)
+    plan, search_s = timed(lambda: partition(ReferenceRules(loaded.cluster(request.gpus), loaded.profiles), batch, limits), request.repeat)
+    if export is not None:
+        export.write_text(json.dumps(sailor.plan_to_json(plan, rules.pools, rules.per_host, batch)) + "\n")
+    shown = {"summary": plan.summary(rules.pools), **plan.to_json(rules.pools), "gpus": plan.devices(rules.pools)}
+    return {"step_s": plan.step_s, "search_s": search_s, "plan": shown}

@@ -1,0 +1,225 @@
+"""Devices, where they are, and how fast they reach each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from elastic.errors import PlanError
+from elastic.plan.curves import Curve, curve_from_json, number, positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceKind:
+    """Memory in bytes, and peak FLOPS where known (only used to guess missing profiles, on request)."""
+
+    name: str
+    memory_bytes: float
+    flops: float | None = None
+
+    def __post_init__(self) -> None:
+        positive(f"memory_bytes of {self.name}", self.memory_bytes)
+        if self.flops is not None:
+            positive(f"flops of {self.name}", self.flops)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A machine with `count` devices of one kind."""
+
+    name: str
+    zone: str
+    kind: str
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise PlanError(f"host {self.name} has {self.count} devices; a host without devices cannot take part")
+
+
+class Place(NamedTuple):
+    """One end of a link: `devices` devices of a kind at a host (empty: any host of the zone, but never the same as another end's)."""
+
+    zone: str
+    kind: str
+    devices: int = 1
+    host: str = ""
+
+
+class Links(Protocol):
+    """How long messages take between two places."""
+
+    def curve(self, sender: Place, receiver: Place) -> Curve:
+        """Raises PlanError if the two are not connected."""
+        ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """Links by level. A level that is None does not connect."""
+
+    within_host: Curve | None = None
+    within_zone: Curve | None = None
+    between_zones: Curve | None = None
+
+    def curve(self, sender: Place, receiver: Place) -> Curve:
+        if sender.host and sender.host == receiver.host:
+            level, found = "within_host", self.within_host
+        elif sender.zone == receiver.zone:
+            level, found = "within_zone", self.within_zone
+        else:
+            level, found = "between_zones", self.between_zones
+        if found is None:
+            raise PlanError(f"{_end(sender)} and {_end(receiver)} are not connected: there is no link {level}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        levels = {"within_host": self.within_host, "within_zone": self.within_zone, "between_zones": self.between_zones}
+        return {"levels": {name: curve.to_json() for name, curve in levels.items() if curve is not None}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """Links between each two places, from sender to receiver, whatever their hosts."""
+
+    curves: Mapping[tuple[Place, Place], Curve]
+
+    def curve(self, sender: Place, receiver: Place) -> Curve:
+        found = self.curves.get((sender._replace(host=""), receiver._replace(host="")))
+        if found is None:
+            raise PlanError(f"{_end(sender)} and {_end(receiver)} are not connected: the matrix has no link from the one to the other")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{"from": list(a[:3]), "to": list(b[:3]), **curve.to_json()} for (a, b), curve in self.curves.items()]
+        return {"matrix": rows}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Kinds by name, hosts and links. Raises PlanError for no devices, an unknown kind, two hosts of one name, hosts without a link."""
+
+    kinds: Mapping[str, DeviceKind]
+    hosts: tuple[Host, ...]
+    links: Links
+
+    def __post_init__(self) -> None:
+        if not self.hosts:
+            raise PlanError("a cluster needs at least one host with devices; this one has none")
+        names: set[str] = set()
+        for host in self.hosts:
+            if host.kind not in self.kinds:
+                raise PlanError(f"host {host.name} has devices of kind {host.kind}, which is not among the kinds: {sorted(self.kinds)}")
+            if host.name in names:
+                raise PlanError(f"two hosts have the name {host.name}")
+            names.add(host.name)
+        self._check_connected()
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return sum(host.count for host in self.hosts)
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Devices by kind and zone, in the order of the hosts."""
+        found: dict[tuple[str, str], int] = {}
+        for host in self.hosts:
+            found[host.kind, host.zone] = found.get((host.kind, host.zone), 0) + host.count
+        return found
+
+    def _check_connected(self) -> None:
+        """Every two hosts, by their zone and kind; and devices of one host, where it has several."""
+        spots = {(host.zone, host.kind) for host in self.hosts}
+        alone = {spot for spot in spots if sum((host.zone, host.kind) == spot for host in self.hosts) == 1}
+        for one in sorted(spots):
+            for other in sorted(spots):
+                if one != other or one not in alone:
+                    self.links.curve(Place(*one), Place(*other))
+        if isinstance(self.links, Levels):
+            for host in self.hosts:
+                if host.count > 1:
+                    place = Place(host.zone, host.kind, 1, host.name)
+                    self.links.curve(place, place)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        kinds = [
+            {"name": kind.name, "memory_bytes": kind.memory_bytes} | ({} if kind.flops is None else {"flops": kind.flops})
+            for kind in self.kinds.values()
+        ]
+        hosts = [{"name": host.name, "zone": host.zone, "kind": host.kind, "count": host.count} for host in self.hosts]
+        return {"kinds": kinds, "hosts": hosts, "links": self.links.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Cluster:
+        """The inverse of `to_json`. Raises PlanError naming the field that is wrong."""
+        kinds = [_kind(row, f"kinds[{place}]") for place, row in enumerate(_rows(data, "kinds"))]
+        hosts = [_host(row, f"hosts[{place}]") for place, row in enumerate(_rows(data, "hosts"))]
+        return cls(kinds={kind.name: kind for kind in kinds}, hosts=tuple(hosts), links=_links(_get(data, "links", "cluster")))
+
+
+def _end(place: Place) -> str:
+    where = f" at {place.host}" if place.host else ""
+    return f"{place.devices} {place.kind} in {place.zone}{where}"
+
+
+def _get(row: Any, key: str, field: str) -> Any:
+    if not isinstance(row, Mapping):
+        raise PlanError(f"{field} must be a table, not {row!r}")
+    if key not in row:
+        raise PlanError(f"{field}.{key} is missing")
+    return row[key]
+
+
+def _rows(data: Any, key: str) -> Sequence[Any]:
+    rows = _get(data, key, "cluster")
+    if not isinstance(rows, list):
+        raise PlanError(f"{key} must be a list of tables, not {rows!r}")
+    return rows
+
+
+def _text(row: Any, key: str, field: str) -> str:
+    found = _get(row, key, field)
+    if not isinstance(found, str) or not found:
+        raise PlanError(f"{field}.{key} must be a name, not {found!r}")
+    return found
+
+
+def _count(value: Any, field: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"{field} must be a whole number, not {value!r}")
+    return value
+
+
+def _kind(row: Any, field: str) -> DeviceKind:
+    memory_bytes = number(_get(row, "memory_bytes", field), f"{field}.memory_bytes")
+    flops = number(row["flops"], f"{field}.flops") if "flops" in row else None
+    return DeviceKind(name=_text(row, "name", field), memory_bytes=memory_bytes, flops=flops)
+
+
+def _host(row: Any, field: str) -> Host:
+    count = _count(_get(row, "count", field), f"{field}.count")
+    return Host(name=_text(row, "name", field), zone=_text(row, "zone", field), kind=_text(row, "kind", field), count=count)
+
+
+def _links(data: Any) -> Links:
+    if isinstance(data, Mapping) and "matrix" in data:
+        return Matrix(curves=dict(_link(row, f"links.matrix[{place}]") for place, row in enumerate(data["matrix"])))
+    levels = _get(data, "levels", "links")
+    names = ("within_host", "within_zone", "between_zones")
+    if not isinstance(levels, Mapping) or set(levels) - set(names):
+        raise PlanError(f"links.levels must be a table of {', '.join(names)}, not {levels!r}")
+    return Levels(**{name: curve_from_json(levels[name], f"links.levels.{name}") for name in names if name in levels})
+
+
+def _link(row: Any, field: str) -> tuple[tuple[Place, Place], Curve]:
+    ends: list[Place] = []
+    for key in ("from", "to"):
+        end = _get(row, key, field)
+        if not isinstance(end, list) or len(end) != 3:
+            raise PlanError(f"{field}.{key} must be a zone, a kind and a number of devices, not {end!r}")
+        ends.append(Place(str(end[0]), str(end[1]), _count(end[2], f"{field}.{key}[2]")))
+    return (ends[0], ends[1]), curve_from_json(row, field)

@@ -1,0 +1,137 @@
+"""How long a message takes, by its size: latency and bandwidth, as measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from elastic.errors import PlanError
+
+Seconds = NDArray[np.float64]
+
+
+class Curve(Protocol):
+    """Time over size."""
+
+    def seconds(self, size: ArrayLike) -> Seconds:
+        """Seconds for messages of `size` bytes, any shape; nothing for no bytes."""
+        ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A latency, and the same bandwidth for every size."""
+
+    latency_s: float = 0.0
+    bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        not_negative("latency_s", self.latency_s)
+        positive("bytes_per_s", self.bytes_per_s)
+
+    def seconds(self, size: ArrayLike) -> Seconds:
+        size = np.asarray(size, dtype=float)
+        return np.where(size > 0, self.latency_s + size / self.bytes_per_s, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"latency_s": self.latency_s, "bytes_per_s": self.bytes_per_s}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A latency, and bandwidths measured at ascending sizes; linear in between, constant beyond the ends."""
+
+    latency_s: float = 0.0
+    sizes: tuple[float, ...]
+    bytes_per_s: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        not_negative("latency_s", self.latency_s)
+        if not self.sizes or len(self.sizes) != len(self.bytes_per_s) or list(self.sizes) != sorted(set(self.sizes)):
+            raise PlanError(f"sizes must ascend, with a bandwidth each: {self.sizes} and {self.bytes_per_s}")
+        for value in self.bytes_per_s:
+            positive("bytes_per_s", value)
+
+    def seconds(self, size: ArrayLike) -> Seconds:
+        size = np.asarray(size, dtype=float)
+        return np.where(size > 0, self.latency_s + size / np.interp(size, self.sizes, self.bytes_per_s), 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"latency_s": self.latency_s, "sizes": list(self.sizes), "bytes_per_s": list(self.bytes_per_s)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polynomial:
+    """A latency, and a bandwidth in GB/s that is a polynomial in log2(size / 1e6), highest power first, as fitted to measurements.
+
+    Where it is not positive (far from what was measured) the message takes infinitely long.
+    """
+
+    latency_s: float = 0.0
+    coefficients: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        not_negative("latency_s", self.latency_s)
+        if not self.coefficients or not all(math.isfinite(value) for value in self.coefficients):
+            raise PlanError(f"coefficients must be finite, at least one: {self.coefficients}")
+
+    def seconds(self, size: ArrayLike) -> Seconds:
+        size = np.asarray(size, dtype=float)
+        x = np.log2(np.where(size > 0, size, 1e6) / 1e6)
+        bandwidth = np.zeros_like(x)
+        for coefficient in self.coefficients:
+            bandwidth = bandwidth * x + coefficient
+        moved = np.divide(size / 1e9, bandwidth, out=np.full_like(x, math.inf), where=bandwidth > 0)
+        return np.where(size > 0, self.latency_s + moved, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"latency_s": self.latency_s, "coefficients": list(self.coefficients)}
+
+
+def curve_from_json(data: Any, field: str) -> Curve:
+    """The inverse of `to_json` of any curve. Raises PlanError naming the field that is wrong."""
+    if not isinstance(data, Mapping):
+        raise PlanError(f"{field} must be a table with bytes_per_s or coefficients, not {data!r}")
+    latency_s = number(data.get("latency_s", 0.0), f"{field}.latency_s")
+    try:
+        if "coefficients" in data:
+            return Polynomial(latency_s=latency_s, coefficients=numbers(data["coefficients"], f"{field}.coefficients"))
+        if "sizes" in data:
+            bandwidths = numbers(data.get("bytes_per_s"), f"{field}.bytes_per_s")
+            return Table(latency_s=latency_s, sizes=numbers(data["sizes"], f"{field}.sizes"), bytes_per_s=bandwidths)
+        return Constant(latency_s=latency_s, bytes_per_s=number(data.get("bytes_per_s"), f"{field}.bytes_per_s"))
+    except PlanError as error:
+        raise PlanError(str(error) if str(error).startswith(field) else f"{field}: {error}") from None
+
+
+def number(value: Any, field: str) -> float:
+    """A number from a file. Raises PlanError naming the field."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PlanError(f"{field} must be a number, not {value!r}")
+    return float(value)
+
+
+def numbers(values: Any, field: str) -> tuple[float, ...]:
+    """A list of numbers from a file. Raises PlanError naming the field."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise PlanError(f"{field} must be a list of numbers, not {values!r}")
+    return tuple(number(value, f"{field}[{place}]") for place, value in enumerate(values))
+
+
+def not_negative(field: str, value: float) -> None:
+    """Raises PlanError for NaN, infinite and negative values."""
+    if not (math.isfinite(value) and value >= 0):
+        raise PlanError(f"{field} is {value}; it must be finite and not negative")
+
+
+def positive(field: str, value: float) -> None:
+    """Raises PlanError for NaN, infinite, negative values and zero."""
+    if not (math.isfinite(value) and value > 0):
+        raise PlanError(f"{field} is {value}; it must be finite and positive")

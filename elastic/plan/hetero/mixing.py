@@ -1,0 +1,35 @@
+"""Stages of two shapes, from different pools: they use up what is left of pools that do not divide by the number of replicas."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+from elastic.plan.hetero.rules import Rules
+from elastic.plan.hetero.shapes import Makeup, Part, Shape
+
+
+def mixtures(rules: Rules, size: int, replicas: int) -> list[Makeup]:
+    """For each pair of shapes and each amount of the first one's pool, the makeup that takes the most of that and the least of the other.
+
+    What a stage takes of a pool is by how much fewer stages with `replicas` devices of it are then left. Mixtures that take as much of one
+    pool as a stage of one shape alone would are left out: that stage would be no slower.
+    """
+    found: dict[Makeup, None] = {}
+    for one, other in permutations(sorted(rules.shapes(size)), 2):
+        if one.pool < other.pool:
+            for count in _counts(rules.pools[one.pool].count, one, replicas):
+                if _useful(rules.pools[other.pool].count, other, replicas - count, replicas):
+                    found[Makeup((Part(one, count), Part(other, replicas - count)))] = None
+    return list(found)
+
+
+def _counts(devices: int, shape: Shape, replicas: int) -> set[int]:
+    """The most replicas of the shape for each number, below its own tp, of whole stages that they cost."""
+    whole = devices // replicas
+    most = ((devices - replicas * max(whole - cost, 0)) // shape.tp for cost in range(shape.tp))
+    return {count for count in most if 0 < count < replicas}
+
+
+def _useful(devices: int, shape: Shape, count: int, replicas: int) -> bool:
+    left = devices - count * shape.tp
+    return left >= 0 and devices // replicas - left // replicas < shape.tp

@@ -1,0 +1,78 @@
+"""The plan of a heterogeneous partition, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.errors import PlanError
+from elastic.plan.hetero.shapes import Makeup, Pool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeteroStage:
+    """A contiguous run of layers and the replicas that serve it."""
+
+    layers: range
+    makeup: Makeup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeteroPlan:
+    """Stages in order; samples per micro-batch; micro-batches per replica and step; predicted seconds of a step; whether it is proven best.
+
+    Raises PlanError unless the stages hold layers 0, 1, ... in order, with equally many replicas.
+    """
+
+    micro_batch: int
+    micro_batches: int
+    stages: tuple[HeteroStage, ...]
+    step_s: float
+    exact: bool
+
+    def __post_init__(self) -> None:
+        start = 0
+        for number, stage in enumerate(self.stages):
+            if stage.layers.start != start or not stage.layers or stage.layers.step != 1:
+                raise PlanError(f"stage {number} has layers {stage.layers}, and layer {start} comes next")
+            start = stage.layers.stop
+        if len({stage.makeup.replicas for stage in self.stages}) != 1:
+            raise PlanError(f"all stages need equally many replicas, not {[stage.makeup.replicas for stage in self.stages]}")
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas each stage has."""
+        return self.stages[0].makeup.replicas
+
+    def devices(self, pools: Sequence[Pool]) -> dict[str, int]:
+        """How many devices of each kind it uses."""
+        used: dict[str, int] = {}
+        for number, pool in enumerate(pools):
+            used[pool.kind] = used.get(pool.kind, 0) + sum(stage.makeup.devices(number) for stage in self.stages)
+        return {kind: count for kind, count in used.items() if count}
+
+    def summary(self, pools: Sequence[Pool]) -> str:
+        """Such as `mbs 2, 32 micro-batches: [0-8] 16xV100-16/4 | [9-25] 16xA100-40/2`: layers, replicas, kind, tensor-parallel degree."""
+        stages = (
+            f"[{stage.layers.start}-{stage.layers.stop - 1}] "
+            + "+".join(f"{count}x{pools[shape.pool].kind}/{shape.tp}" for shape, count in stage.makeup.parts)
+            for stage in self.stages
+        )
+        return f"mbs {self.micro_batch}, {self.micro_batches} micro-batches: {' | '.join(stages)}"
+
+    def to_json(self, pools: Sequence[Pool]) -> dict[str, Any]:
+        """Plain dicts and lists; a replica part is `[kind, zone, tp, count]`."""
+        return {
+            "micro_batch": self.micro_batch,
+            "micro_batches": self.micro_batches,
+            "replicas": self.replicas,
+            "exact": self.exact,
+            "stages": [
+                {
+                    "layers": [stage.layers.start, stage.layers.stop],
+                    "replicas": [[pools[shape.pool].kind, pools[shape.pool].zone, shape.tp, count] for shape, count in stage.makeup.parts],
+                }
+                for stage in self.stages
+            ],
+        }

@@ -1,0 +1,172 @@
+"""The choice among micro-batch sizes and numbers of replicas, each of which is one table.
+
+All micro-batches of a step go through `replicas` equal pipelines. For each number of micro-batches per pipeline only the least number of
+replicas is looked at: more of them would take more devices and synchronise more, for nothing. Tables are first compared by the step time
+that `reach` cannot exclude; the most promising is searched exactly, and what it yields excludes most of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from elastic.errors import PlanError
+from elastic.plan.hetero.compile import Compiler
+from elastic.plan.hetero.cuts import best_cuts
+from elastic.plan.hetero.explain import why_nothing_fits
+from elastic.plan.hetero.mixing import mixtures
+from elastic.plan.hetero.plan import HeteroPlan, HeteroStage
+from elastic.plan.hetero.reach import Reach, estimate
+from elastic.plan.hetero.rules import Rules
+from elastic.plan.hetero.shapes import Makeup, alike
+from elastic.plan.hetero.tables import Cut, step_seconds
+
+SHARES = (0.8, 0.85, 0.9, 0.95)
+"""Tables are searched in the order of the part of the best step time so far that they cannot be excluded from."""
+
+WIDER = (1.03, 1.1, 1.3)
+"""By how much more than the estimate a step is looked for; a narrow bound excludes most of the search."""
+
+CLOSE = 1.02
+"""By how much another table has to be more promising than the most promising so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the search leaves out: micro-batch sizes other than these (None: none), deeper pipelines, stages of several shapes."""
+
+    sizes: tuple[int, ...] | None = None
+    most_stages: int = 1 << 30
+    mixed: bool = False
+
+
+class Case(NamedTuple):
+    """A micro-batch size, and how many micro-batches each of so many replicas takes in a step."""
+
+    size: int
+    replicas: int
+    micro_batches: int
+
+
+class Found(NamedTuple):
+    """The best partition so far."""
+
+    step_s: float
+    case: Case
+    makeups: Sequence[Makeup]
+    cuts: tuple[Cut, ...]
+
+
+def partition(rules: Rules, batch: int, limits: Limits = Limits()) -> HeteroPlan:
+    """The plan with the least step time for a global batch of `batch` samples, under the cost model `rules`.
+
+    Every stage has equally many replicas, all of one shape, but for at most one stage of two shapes (`mixing`); layers are contiguous.
+    Within that space the result is optimal if its `exact` says so. Raises PlanError if nothing fits into memory, saying where.
+    """
+    if batch < 1:
+        raise PlanError(f"a global batch of {batch} samples cannot be trained: it must be at least 1")
+    return _Search(rules, batch, limits).run()
+
+
+class _Search:
+    def __init__(self, rules: Rules, batch: int, limits: Limits) -> None:
+        self.rules, self.batch, self.limits = rules, batch, limits
+        self.compiler = Compiler(rules)
+        self.exact = True
+        self.found: Found | None = None
+
+    @property
+    def bound_s(self) -> float:
+        return math.inf if self.found is None else self.found.step_s
+
+    def run(self) -> HeteroPlan:
+        cases = list(self._cases())
+        alone = {case: reach for case in cases if (reach := self._reach(case, self._alike(case))) is not None}
+        self._improve(alone, {case: self._alike(case) for case in alone})
+        if self.limits.mixed:
+            self._improve_mixed(cases)
+        if self.found is None:
+            raise PlanError(why_nothing_fits(self.rules, self._sizes()))
+        return self._plan(self.found)
+
+    def _sizes(self) -> tuple[int, ...]:
+        sizes = self.rules.micro_batch_sizes()
+        return sizes if self.limits.sizes is None else tuple(size for size in sizes if size in self.limits.sizes)
+
+    def _cases(self) -> Iterator[Case]:
+        for size in self._sizes():
+            least = {pool: min(tp for p, tp in self.rules.shapes(size) if p == pool) for pool, _ in self.rules.shapes(size)}
+            most = sum(self.rules.pools[pool].count // tp for pool, tp in least.items())
+            before = None
+            for replicas in range(1, min(most, self.batch) + 1):
+                micro_batches = math.ceil(self.batch / (size * replicas))
+                if micro_batches != before:
+                    yield Case(size, replicas, micro_batches)
+                before = micro_batches
+
+    def _alike(self, case: Case) -> list[Makeup]:
+        shapes = self.rules.shapes(case.size)
+        return [alike(shape, case.replicas) for shape in shapes if shape.tp * case.replicas <= self.rules.pools[shape.pool].count]
+
+    def _reach(self, case: Case, makeups: Sequence[Makeup], mixing: int = 0) -> Reach | None:
+        """Units are `replicas` devices of a pool; the last resource is the number of stages of mixed makeup."""
+        if not makeups:
+            return None
+        pools = [(number, pool.count) for number, pool in enumerate(self.rules.pools)]
+        available = np.array([count // case.replicas for _, count in pools] + [mixing])
+        units = np.array([[_units(makeup, number, count) for number, count in pools] + [len(makeup.parts) > 1] for makeup in makeups])
+        tables = self.compiler.tables(case.size, case.micro_batches, makeups, units, available)
+        return Reach(tables, self.limits.most_stages)
+
+    def _improve_mixed(self, cases: Sequence[Case]) -> None:
+        makeups = {case: self._alike(case) + mixtures(self.rules, case.size, case.replicas) for case in cases}
+        reaches: dict[Case, Reach] = {}
+        for case, options in makeups.items():
+            if len(options) > len(self._alike(case)) and (reach := self._reach(case, options, mixing=1)) is not None:
+                reaches[case] = reach
+        self._improve(reaches, makeups)
+
+    def _improve(self, reaches: dict[Case, Reach], makeups: dict[Case, list[Makeup]]) -> None:
+        """Searches the tables that may contain something better, the most promising first."""
+        waiting = dict(reaches)
+        if self.found is None and (first := _most_promising(waiting)) is not None:
+            self._solve(first[0], waiting.pop(first[0]), makeups[first[0]], first[1])
+        shares = [share * self.bound_s for share in SHARES]
+        near = {case: reach for case, reach in waiting.items() if reach.within(self.bound_s)}
+        places = {case: reach.first_within(shares) for case, reach in near.items()}
+        for case in sorted(places, key=lambda case: places[case]):
+            if near[case].within(self.bound_s):
+                estimate_s = shares[places[case]] if places[case] < len(shares) else self.bound_s
+                self._solve(case, near[case], makeups[case], estimate_s)
+
+    def _solve(self, case: Case, reach: Reach, makeups: Sequence[Makeup], estimate_s: float) -> None:
+        bounds = [estimate_s * factor for factor in WIDER if estimate_s * factor < self.bound_s]
+        for bound_s in [*bounds, self.bound_s]:
+            cuts, exact = best_cuts(reach, bound_s)
+            self.exact &= exact
+            if cuts is not None:
+                self.found = Found(step_seconds(reach.tables, cuts), case, makeups, cuts)
+                return
+
+    def _plan(self, found: Found) -> HeteroPlan:
+        stages = tuple(HeteroStage(layers=range(start, stop), makeup=found.makeups[makeup]) for start, stop, makeup in found.cuts)
+        return HeteroPlan(
+            micro_batch=found.case.size, micro_batches=found.case.micro_batches, stages=stages, step_s=found.step_s, exact=self.exact
+        )
+
+
+def _most_promising(reaches: dict[Case, Reach]) -> tuple[Case, float] | None:
+    best: tuple[Case, float] | None = None
+    for case, reach in sorted(reaches.items(), key=lambda item: item[1].least_step_s):
+        if reach.within(math.inf if best is None else best[1] / CLOSE):
+            best = case, estimate(reach, math.inf if best is None else best[1])
+    return best
+
+
+def _units(makeup: Makeup, pool: int, count: int) -> int:
+    """By how much a stage lowers the number of times that all replicas find a device of the pool."""
+    return count // makeup.replicas - (count - makeup.devices(pool)) // makeup.replicas

@@ -1,0 +1,78 @@
+"""A cost model for one micro-batch size and number of replicas, as arrays; and the step time that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elastic.plan.hetero.rules import Floats, Transfers
+
+UNLIMITED = 1 << 30
+
+
+class Cut(NamedTuple):
+    """A stage: layers `[start, stop)`, served by the makeup with this number."""
+
+    start: int
+    stop: int
+    makeup: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tables:
+    """F makeups, n = layers + 1, K resources.
+
+    `seconds`, `update_s`, `sync_s` and `most_in_flight` have shape (F, n, n), by first layer and layer behind the last; `forward_s` and
+    `backward_s` have shape (F, F, n), by sender, receiver and boundary. `most_in_flight` is how many micro-batches fit into memory (0: not
+    even one). `units` (F, K) is what one stage of a makeup takes of each resource, of which there are `available` (K,).
+    """
+
+    micro_batches: int
+    transfers: Transfers
+    seconds: Floats
+    update_s: Floats
+    sync_s: Floats
+    most_in_flight: NDArray[np.int64]
+    forward_s: Floats
+    backward_s: Floats
+    units: NDArray[np.int64]
+    available: NDArray[np.int64]
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return self.seconds.shape[1] - 1
+
+    @property
+    def makeups(self) -> int:
+        """How many makeups there are."""
+        return self.seconds.shape[0]
+
+
+def stage_seconds(tables: Tables, cuts: Sequence[Cut]) -> list[float]:
+    """Computation and transfers of each stage, for one micro-batch."""
+    depth, charge = len(cuts), tables.transfers
+    found: list[float] = []
+    for number, (start, stop, makeup) in enumerate(cuts):
+        onward = float(tables.forward_s[makeup, cuts[number + 1].makeup, stop]) if number + 1 < depth else 0.0
+        back = float(tables.backward_s[makeup, cuts[number - 1].makeup, start]) if number else 0.0
+        if number == depth - 1:
+            moved = charge.last * back
+        elif number == 0:
+            moved = charge.of_first(depth) * onward
+        else:
+            moved = charge.middle * (onward + back)
+        found.append(float(tables.seconds[makeup, start, stop]) + moved)
+    return found
+
+
+def step_seconds(tables: Tables, cuts: Sequence[Cut]) -> float:
+    """`(M - 1) max + sum` over the stages, and the slowest update, and the slowest synchronisation."""
+    each = stage_seconds(tables, cuts)
+    update = max(float(tables.update_s[makeup, start, stop]) for start, stop, makeup in cuts)
+    sync = max(float(tables.sync_s[makeup, start, stop]) for start, stop, makeup in cuts)
+    return (tables.micro_batches - 1) * max(each) + sum(each) + update + sync
