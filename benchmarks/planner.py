@@ -3,12 +3,14 @@
     python benchmarks/planner.py --data DIR --sailor --model OPT-350 --gpus A100-40=32,V100-16=96 [--gbs N] [--mbs N] [--export-sailor FILE]
     python benchmarks/planner.py --data DIR --accuracy RUN.json ...
     python benchmarks/planner.py --dtfm FILE
+    python benchmarks/planner.py --replan WORKERS
 
 1. The plan with the least step time under the reference cost rules of Sailor's data, for any model, device kinds and counts in it:
    `{"step_s", "search_s", "plan"}`. The exported file is in the form of the measured runs, so that others can score it.
 2. Step time and peak memory of measured runs, predicted by a model with nothing fitted to them, against what was measured:
    `{"time_error_mean", "time_error_max", "memory_error_mean", "runs"}`, errors relative to the measured value.
 3. The placement of the devices of a DT-FM network: `{"cost_s", "search_s", "groups"}`.
+4. The loss of one of so many workers, for which a plan was prepared: `{"replan_s", ...}`.
 
 `search_s` is the median of `--repeat` searches, with the data loaded.
 """
@@ -23,6 +25,7 @@ from typing import Any
 
 from planner_accuracy import accuracy
 from planner_dtfm import place
+from planner_replan import replan
 from planner_sailor import Request, counts, search
 
 from elastic.errors import PlanError
@@ -34,6 +37,7 @@ def _arguments() -> argparse.ArgumentParser:
     what.add_argument("--sailor", action="store_true", help="plan for --model on --gpus")
     what.add_argument("--accuracy", nargs="+", type=Path, metavar="RUN", help="predict these measured runs of --model")
     what.add_argument("--dtfm", type=Path, metavar="FILE", help="place the devices of this network")
+    what.add_argument("--replan", type=int, metavar="WORKERS", help="lose one of so many workers")
     ask.add_argument("--data", type=Path, help="the folder of Sailor's data, or the one above it")
     ask.add_argument("--model", default="OPT-350")
     ask.add_argument("--gpus", help="such as A100-40=32,V100-16=96")
@@ -53,6 +57,10 @@ def run(words: list[str]) -> dict[str, Any]:
         ask.error("--repeat must be at least 1")
     if told.dtfm:
         return place(told.dtfm, told.repeat)
+    if told.replan is not None:
+        if told.replan < 2:
+            ask.error("--replan needs at least 2 workers")
+        return replan(told.replan, told.repeat)
     if told.data is None:
         ask.error("--data is needed: the folder of Sailor's data")
     data = told.data / "sailor" if (told.data / "sailor").is_dir() else told.data

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import elastic
+from elastic.cli_plan import plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training that takes exactly the same steps whoever is there.")
 
@@ -17,6 +18,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic trai
 @app.callback()
 def _main() -> None:
     """Makes `run` a subcommand even while it is the only one with arguments."""
+
+
+app.command()(plan)
 
 
 @app.command()

@@ -1,0 +1,173 @@
+"""`elastic plan`: the best plan for a cluster and a workload, from files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from elastic.errors import PlanError
+
+_CLUSTER = "TOML or JSON: kinds, hosts, links (see examples/clusters)."
+_WORKLOAD = "TOML or JSON: batch, and profiles or a transformer (see examples/clusters)."
+
+
+def plan(
+    cluster: Annotated[Path, typer.Option(help=_CLUSTER)],
+    workload: Annotated[Path, typer.Option(help=_WORKLOAD)],
+    lose: Annotated[list[str] | None, typer.Option(help="HOST or HOST/WORKER that is lost: what then? Repeatable.")] = None,
+    horizon: Annotated[int, typer.Option(help="Steps over which a migration has to pay.")] = 1000,
+    batch: Annotated[int | None, typer.Option(help="Samples a step, instead of the workload's.")] = None,
+    interpolate: Annotated[bool, typer.Option("--interpolate", help="Guess missing profiles from FLOPS.")] = False,
+    mixed: Annotated[bool, typer.Option("--mixed", help="Also look for stages of two device kinds: slower.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    svg: Annotated[Path | None, typer.Option(help="Draw one step into this file.")] = None,
+) -> None:
+    """Prints the best plan for a cluster, stage by stage, and what moves if devices are lost."""
+    try:
+        shown = _planned(cluster, workload, lose or [], horizon, batch, svg, interpolate=interpolate, mixed=mixed)
+    except PlanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(shown))
+        return
+    console = Console()
+    _show(console, shown, f"{cluster.name}, {workload.name}")
+    if "after" in shown:
+        _show(console, shown["after"], f"without {', '.join(lose or [])}")
+        _show_change(console, shown["after"])
+
+
+def _planned(
+    cluster: Path, workload: Path, lose: list[str], horizon: int, batch: int | None, svg: Path | None, *, interpolate: bool, mixed: bool
+) -> dict[str, Any]:
+    from elastic.plan.deploy import lost
+    from elastic.plan.hetero.search import Limits
+    from elastic.plan.replan import after_loss, plan_for
+    from elastic.plan.sources import files
+
+    if horizon < 1 or (batch is not None and batch < 1):
+        raise PlanError(f"--horizon {horizon} and --batch {batch} must be at least 1")
+    there = files.cluster(cluster)
+    work = files.work(workload, there, interpolate=interpolate)
+    samples, limits = batch or work.batch, Limits(mixed=mixed)
+    started = time.perf_counter()
+    first = plan_for(there, work.profiles, samples, limits)
+    shown = _described(first, time.perf_counter() - started)
+    last = first
+    if lose:
+        gone = set().union(*(lost(there, what) for what in lose))
+        started = time.perf_counter()
+        then = after_loss(first, gone, samples, limits, horizon)
+        last = then.planned
+        shown["after"] = _described(last, time.perf_counter() - started) | _change(then, sorted(map(str, gone)))
+    if svg is not None:
+        _draw(last, svg)
+    return shown
+
+
+def _described(planned: Any, search_s: float) -> dict[str, Any]:
+    plan, prediction, pools = planned.plan, planned.prediction, planned.rules.pools
+    stages = []
+    for number, stage in enumerate(plan.stages):
+        capacity = min(planned.cluster.kinds[pools[shape.pool].kind].memory_bytes for shape in stage.makeup.shapes)
+        stages.append(
+            {
+                "layers": [stage.layers.start, stage.layers.stop],
+                "replicas": [[pools[shape.pool].kind, pools[shape.pool].zone, shape.tp, count] for shape, count in stage.makeup.parts],
+                "micro_batch_s": prediction.stage_s[number],
+                "memory_bytes": prediction.stage_bytes[number],
+                "memory_limit_bytes": capacity,
+                "devices": [str(device) for device in planned.deployment.stage(number)],
+            }
+        )
+    return {
+        "step_s": prediction.step_s,
+        "search_s": search_s,
+        "micro_batch": plan.micro_batch,
+        "micro_batches": plan.micro_batches,
+        "replicas": plan.replicas,
+        "sync_s": prediction.sync_s,
+        "update_s": prediction.update_s,
+        "bottleneck_stage": planned.bottleneck,
+        "stages": stages,
+        "idle_devices": [str(device) for device in planned.idle],
+        "summary": plan.summary(pools),
+        "why": planned.why,
+    }
+
+
+def _change(then: Any, gone: list[str]) -> dict[str, Any]:
+    move = then.move
+    sends: dict[tuple[str, str], int] = {}
+    for send in move.transfers.sends:
+        ends = str(move.senders[send.source]), str(move.senders[send.destination])
+        sends[ends] = sends.get(ends, 0) + send.piece.stop - send.piece.start
+    return {
+        "lost": gone,
+        "kept_bytes": move.kept_bytes,
+        "moved_bytes": move.moved_bytes,
+        "moving_s": move.transfers.finish_s,
+        "transfers": [[source, destination, size] for (source, destination), size in sorted(sends.items())],
+        "horizon_steps": then.horizon,
+        "over_horizon_s": then.over_horizon_s,
+        "stay_step_s": then.stay_s,
+        "stay_over_horizon_s": then.stay_over_horizon_s,
+    }
+
+
+def _draw(planned: Any, path: Path) -> None:
+    from elastic.plan import gantt, picture
+
+    line, shown = picture.timeline(planned.plan, planned.rules)
+    which = "" if shown == planned.plan.replicas else f", the first of {planned.plan.replicas} equal pipelines"
+    try:
+        path.write_text(gantt.svg(line, f"{planned.plan.summary(planned.rules.pools)}{which}"))
+    except OSError as error:
+        raise PlanError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _show(console: Console, shown: dict[str, Any], title: str) -> None:
+    table = Table(title=f"{title}: {shown['step_s']:.4g} s a step, found in {1000 * shown['search_s']:.0f} ms")
+    for heading in ("stage", "layers", "replicas x kind / tp", "s a micro-batch", "memory", "devices"):
+        table.add_column(heading, overflow="fold")
+    for number, stage in enumerate(shown["stages"]):
+        makeup = ", ".join(f"{count} x {kind} / {tp} in {zone}" for kind, zone, tp, count in stage["replicas"])
+        memory = f"{stage['memory_bytes'] / 2**30:.1f} of {stage['memory_limit_bytes'] / 2**30:.0f} GiB"
+        mark = " (bottleneck)" if number == shown["bottleneck_stage"] else ""
+        first, behind = stage["layers"]
+        table.add_row(f"{number}{mark}", f"{first}-{behind - 1}", makeup, f"{stage['micro_batch_s']:.4g}", memory, _hosts(stage["devices"]))
+    console.print(table)
+    console.print(
+        f"{shown['micro_batches']} micro-batches of {shown['micro_batch']} through each of {shown['replicas']} pipelines; {shown['why']}"
+    )
+    if shown["idle_devices"]:
+        console.print(f"not used: {_hosts(shown['idle_devices'])}")
+
+
+def _hosts(names: list[str]) -> str:
+    """Such as `a/0,1 b/3`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        host, _, index = name.rpartition("/")
+        found.setdefault(host, []).append(index)
+    return " ".join(f"{host}/{','.join(indices)}" for host, indices in found.items())
+
+
+def _show_change(console: Console, after: dict[str, Any]) -> None:
+    moved, kept = after["moved_bytes"] / 1e9, after["kept_bytes"] / 1e9
+    console.print(f"{moved:.3g} GB move in {after['moving_s']:.3g} s, {kept:.3g} GB are where they are needed")
+    if after["stay_step_s"] is None:
+        console.print("without moving anything a stage would have nobody")
+    else:
+        console.print(
+            f"the plan of before, without what was hit, takes {after['stay_step_s']:.4g} s a step: "
+            f"{after['stay_over_horizon_s']:.4g} s over {after['horizon_steps']} steps, and this one {after['over_horizon_s']:.4g} s"
+        )
