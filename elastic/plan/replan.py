@@ -132,29 +132,35 @@ def after_loss(
     cluster = without(planned.cluster, gone)
     rules = WholeHosts(cluster, profiles) if isinstance(planned.rules, WholeHosts) else PhysicalRules(cluster, profiles)
     rates = _rates(cluster, set(devices(planned.cluster)) - set(gone))
-    options: list[tuple[float, Planned, Move]] = []
-    stay_s: float | None = None
     kept = _kept(planned, gone, batch, rules)
-    found = (prepared or {}).get(rules.pools) or partition(rules, batch, limits)
-    candidates = [(found, "the best for what is left")]
-    candidates += [(other, "the best for what is left, with its zones exchanged") for other in _elsewhere(found, rules)]
+    found = _placed(cluster, rules, (prepared or {}).get(rules.pools) or partition(rules, batch, limits), batch, limits, rates)
+    options = [found]
+    for other in _elsewhere(found.plan, rules):
+        options.append(_planned(cluster, rules, other, "the best for what is left, with its zones exchanged", rates))
     if kept is not None:
-        candidates.append((kept, "the plan of before, without the replicas that were hit"))
-    for plan, why in candidates:
-        try:
-            next_one = _planned(cluster, rules, plan, why, available=rates.keys())
-        except Unplaceable:
-            rules = WholeHosts(cluster, profiles)
-            plan = partition(rules, batch, limits)
-            next_one = _planned(cluster, rules, plan, f"{why}, with degrees that divide every host", available=rates.keys())
-        move = change(planned.deployment, plan, next_one.deployment, profiles, rates)
-        if plan is kept:
-            stay_s = next_one.prediction.step_s
-        options.append(
-            (next_one.prediction.step_s * horizon + move.transfers.finish_s, replace(next_one, deployment=move.deployment), move)
+        options.append(_planned(cluster, rules, kept, "the plan of before, without the replicas that were hit", rates))
+    best: Replanned | None = None
+    for option in sorted(options, key=lambda option: option.prediction.step_s):
+        if best is not None and option.prediction.step_s * horizon >= best.over_horizon_s:
+            break
+        move = change(planned.deployment, option.plan, option.deployment, profiles, rates)
+        there = Replanned(
+            planned=replace(option, deployment=move.deployment), move=move, stay_s=None if kept is None else kept.step_s, horizon=horizon
         )
-    _, best, move = min(options, key=lambda option: option[0])
-    return Replanned(planned=best, move=move, stay_s=stay_s, horizon=horizon)
+        if best is None or there.over_horizon_s < best.over_horizon_s:
+            best = there
+    assert best is not None  # there is at least one option
+    return best
+
+
+def _placed(cluster: Cluster, rules: PhysicalRules, plan: HeteroPlan, batch: int, limits: Limits, rates: Mapping[Device, float]) -> Planned:
+    """With devices; another plan, where those that are left are in the wrong hosts for this one."""
+    try:
+        return _planned(cluster, rules, plan, "the best for what is left", rates)
+    except Unplaceable:
+        rules = WholeHosts(cluster, rules.profiles)
+        why = "the best for what is left, with degrees that divide every host"
+        return _planned(cluster, rules, partition(rules, batch, limits), why, rates)
 
 
 def _planned(cluster: Cluster, rules: PhysicalRules, plan: HeteroPlan, why: str, available: Collection[Device] | None = None) -> Planned:
@@ -222,16 +228,17 @@ def _elsewhere(plan: HeteroPlan, rules: PhysicalRules) -> list[HeteroPlan]:
 
 def _rates(cluster: Cluster, left: Collection[Device]) -> Mapping[Device, float]:
     """Bytes a second at which each device sends and receives large messages: over the slowest link that its host has to another."""
-    hosts = {host.name: host for host in cluster.hosts}
-    places = [Place(host.zone, host.kind, 1, host.name) for host in cluster.hosts]
+    places = {host.name: Place(host.zone, host.kind, 1, host.name) for host in cluster.hosts}
+    spots = {place._replace(host="") for place in places.values()}  # hosts of a spot are alike to others
     found: dict[str, float] = {}
-    for place in places:
+    for host in cluster.hosts:
+        place = places[host.name]
+        others = [*spots, *([place] if host.count > 1 else [])]
         seconds: list[float] = []
-        for other in places:
-            if other != place or hosts[place.host].count > 1:
-                try:
-                    seconds.append(float(cluster.links.curve(place, other).seconds(_MESSAGE_BYTES)))
-                except PlanError:  # not connected: nothing goes that way
-                    continue
-        found[place.host] = _MESSAGE_BYTES / max(seconds) if seconds else _MESSAGE_BYTES
+        for other in others:
+            try:
+                seconds.append(float(cluster.links.curve(place, other).seconds(_MESSAGE_BYTES)))
+            except PlanError:  # not connected: nothing goes that way
+                continue
+        found[host.name] = _MESSAGE_BYTES / max(seconds) if seconds else _MESSAGE_BYTES
     return {device: found[device.host] for device in left}
