@@ -17,6 +17,7 @@
     ├── EtcdUnavailable          etcd cannot be started, reached or logged in to
     ├── Conflict                 a compare-and-swap lost: somebody else wrote first
     ├── MismatchError            workers disagree on what must be equal
+    ├── CheckpointError          a checkpoint cannot be read, written or mapped: names file and reason
     ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
     └── JobFailed                the job ended with an error of one of its workers
 
@@ -106,6 +107,10 @@ class Conflict(ElasticError):
 
 class MismatchError(ElasticError):
     """Workers disagree on something that must be equal on all of them."""
+
+
+class CheckpointError(ElasticError):
+    """A checkpoint cannot be read, written or mapped; nothing was loaded, and nothing that was good is harmed."""
 
 
 class NonFinite(ElasticError, ArithmeticError):
