@@ -1,7 +1,7 @@
 """What any checkpoint holds, whatever its format: the one interface between readers, writers and converters.
 
-Everything is named by the parameter's fully qualified name. A *run* is `[start, stop)` in a tensor's row-major order, in elements: the unit of
-reading and writing, so that nothing needs a whole model, or a whole tensor, in memory.
+Everything is named by the parameter's fully qualified name. A *run* is `[start, stop)` in a tensor's row-major order, in elements: the unit
+of reading and writing, so that nothing needs a whole model, or a whole tensor, in memory.
 """
 
 from __future__ import annotations
