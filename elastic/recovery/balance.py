@@ -1,15 +1,15 @@
 """Whether workers differ in speed so much, and so steadily, that another plan pays. Pure: what is measured goes in.
 
-A worker's slowdown is how many times longer its layers take it than the workload says, which all have in common what the workload does
-not know. So only the ratio to the others counts, and only if it was to one side of theirs in every one of the last reports: processors
-are noisy.
+A worker's slowdown is how many times longer its layers take it than the workload says. The workload can be wrong about layers, so only the
+ratio to those with the same layers counts, the members of the same stage, and only if it was to one side of theirs in every one of the
+last reports: processors are noisy. Of a worker that is alone in its stage nothing can be said.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from elastic.errors import PlanError
 from elastic.plan.planner import plan, step_s
@@ -46,17 +46,26 @@ class Reports:
             self._of.setdefault(worker, deque(maxlen=REPORTS)).append(slowdown)
 
     def relative(self, view: View) -> dict[int, float] | None:
-        """Each member's slowdown over the median one, 1 where it is not steadily another; None until all have reported enough."""
-        told = {worker: self._of.get(worker, ()) for worker in view.workers}
+        """Each member's slowdown: that of the view, unless its reports steadily say another one beside the fastest of its stage.
+
+        None until all have reported enough.
+        """
+        told = {worker: [*self._of.get(worker, ())] for worker in view.workers}
         if view.epoch != self._epoch or any(len(reports) < REPORTS for reports in told.values()):
             return None
         usual = {worker: statistics.median(reports) for worker, reports in told.items()}
-        middle = statistics.median_low(usual.values())
-        return {worker: round(usual[worker] / middle, 2) if _differs(reports, middle) else 1.0 for worker, reports in told.items()}
+        known, found = view.slowdowns, dict(view.slowdowns)
+        for stage in view.plan.stages:
+            least = min(known[worker] for worker in stage.members)
+            unit = statistics.median_low(usual[worker] for worker in stage.members if known[worker] == least) / least
+            for worker in stage.members:
+                if _differs(told[worker], known[worker] * unit):
+                    found[worker] = round(usual[worker] / unit, 2) if _differs(told[worker], least * unit) else least
+        return found
 
 
-def _differs(reports: deque[float] | tuple[float, ...], middle: float) -> bool:
-    return min(reports) > NOISE * middle or max(reports) < middle / NOISE
+def _differs(reports: Sequence[float], expected: float) -> bool:
+    return min(reports) > NOISE * expected or max(reports) < expected / NOISE
 
 
 def wanted(view: View, measured: Mapping[int, float], stages: int | None) -> bool:

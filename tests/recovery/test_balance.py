@@ -41,6 +41,14 @@ def test_of_two_the_faster_one_is_the_measure():
     assert reported([6.0], [2.0], view=view).relative(view) == {0: 3.0, 1: 1.0}
 
 
+def test_layers_that_the_workload_does_not_know_well_are_nobodys_fault():
+    view = view_of([0, 1, 2, 3], stages=2)
+    assert reported([2.0], [2.1], [9.0], [9.3], view=view).relative(view) == dict.fromkeys(range(4), 1.0)
+    assert reported([2.0], [2.1], [9.0], [27.9], view=view).relative(view) == {0: 1.0, 1: 1.0, 2: 1.0, 3: 3.1}
+    alone = view_of([0, 1], stages=2)
+    assert reported([2.0], [9.0], view=alone).relative(alone) == {0: 1.0, 1: 1.0}
+
+
 def test_nothing_is_said_before_all_have_told_enough_in_this_view():
     reports = reported([1.0], [1.0])
     assert reports.relative(VIEW) is None
@@ -59,6 +67,8 @@ def test_another_plan_is_wanted_once_and_again_when_the_cause_is_gone():
     assert found.transfers == (), "only routes have changed"
     assert View.from_json(found.view.to_json()) == found.view
     assert not wanted(found.view, slow, 1)
+    assert reported([2.0], [6.4], view=found.view).relative(found.view) == slow, "it is as slow as it is known to be"
+    assert reported([2.0], [2.1], view=found.view).relative(found.view) == {0: 1.0, 1: 1.0}
     assert wanted(found.view, {0: 1.0, 1: 1.0}, 1)
 
 

@@ -96,7 +96,8 @@ def test_what_survivors_have_finished_of_a_step_is_kept_twice(tmp_path: Path, ca
     assert run.lost == [(1, 3)]  # the second dies while the step is computed again, in epoch 2
     death = run.incidents[0]
     assert (death["step"], death["epoch"]) == (6, 3)
-    assert (death["layout_before"], death["layout_after"]) == ("[0-1]x2 [2-3]x2", "[0-1]x1 [2-3]x1")
+    assert death["layout_before"].count("x2") == 2
+    assert death["layout_after"] == death["layout_before"].replace("x2", "x1")
     assert death["micro_batches_kept"] in (2, 3)
 
 
