@@ -1,0 +1,139 @@
+"""Between a worker's memory and a checkpoint: what it gives of its shards, and how it begins a view with what is on disk.
+
+Only the runs that the worker's place in the layout needs are read, whatever layout they were written by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from checkpoint.state import PARAM, Contents, Source
+from elastic.engine.engine import State
+from elastic.engine.model import LayeredModel
+from elastic.engine.shard import RUN, Scalars, Shard
+from elastic.errors import CheckpointError
+from elastic.layout.layout import Interval
+from elastic.layout.regions import ModelSpec, ParameterSpec
+from elastic.view import View
+
+
+class Run(NamedTuple):
+    """`values` are elements `[start, ...)` of one state of a parameter, in the worker's own memory."""
+
+    name: str
+    state: str
+    start: int
+    values: torch.Tensor
+
+
+def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[Run]:
+    """Everything in a shard's memory, by parameter; padding is left out."""
+    for parameter, start, stop in shard.parameters(spec):
+        held = [PARAM, *(state for state, value in scalars.get(parameter.name, {}).items() if isinstance(value, str) and value == RUN)]
+        for state in held:
+            yield Run(parameter.name, state, shard.interval.start + start - parameter.start, shard.memory[state][start:stop])
+
+
+def numbers(scalars: Scalars) -> dict[str, dict[str, float | int | bool]]:
+    """Step counts and the like, by parameter. Raises CheckpointError for state that is neither a number nor of the parameter's shape."""
+    found: dict[str, dict[str, float | int | bool]] = {}
+    for name, states in scalars.items():
+        for state, value in states.items():
+            if isinstance(value, str) and value == RUN:
+                continue
+            number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+            if not isinstance(number, bool | int | float):
+                raise CheckpointError(
+                    f"the optimizer's state {state!r} of {name} is neither a number nor of the parameter's shape: "
+                    "checkpoints cannot hold that yet"
+                )
+            found.setdefault(name, {})[state] = number
+    return found
+
+
+def restored_state(worker: int, model: LayeredModel, view: View, source: Source, step: int) -> State:
+    """What `worker` begins `view` with: the state at `step`, the newest one that is in the checkpoint, read into its layers' memory.
+
+    Raises:
+        CheckpointError: where the checkpoint is not of this model, lacks something, or is damaged. The model is of no use then.
+    """
+    check_fits(source.contents, model)
+    model.hold(view.layout.layers_of(worker), keep=False)
+    for index, flat in model.flats.items():
+        for parameter in model.spec.layers[index].parameters:
+            flat[parameter.start : parameter.stop] = source.read(parameter.name, PARAM, 0, parameter.size)
+    for (home, start), memory in model.tied.items():
+        parameter = next(each for each in model.spec.layers[home].parameters if each.start == start)
+        memory[: parameter.size] = source.read(parameter.name, PARAM, 0, parameter.size)
+    _restore_rest(model.root, source, model.frozen)
+    owned, kept = [], []
+    for layer in view.layout.layers:
+        for interval in layer.intervals:
+            if interval.owner == worker:
+                run = model.run(layer.layer, interval.start, interval.stop)
+                owned.append(_shard(model.spec, layer.layer, interval, source, run))
+            elif interval.replica == worker:
+                kept.append(_shard(model.spec, layer.layer, interval, source, None))
+    return State(step=step, owned=owned, kept=kept)
+
+
+def check_fits(contents: Contents, model: LayeredModel) -> None:
+    """Raises CheckpointError, naming the first difference, unless the checkpoint has every parameter and buffer of the model as it is."""
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {p.name: (p.shape, p.dtype) for layer in model.spec.layers for p in layer.parameters}
+    for name in model.frozen:
+        wanted[name] = _form(model.parameter(name))
+    wanted |= {name: _form(buffer) for name, buffer in _persistent_buffers(model.root)}
+    for name, (shape, dtype) in wanted.items():
+        spec = contents.tensors.get(name, {}).get(PARAM)
+        if spec is None:
+            raise CheckpointError(f"the checkpoint has no {name}, which the model has")
+        if (tuple(spec.shape), spec.dtype) != (shape, dtype):
+            raise CheckpointError(f"{name} is {spec.dtype} {tuple(spec.shape)} in the checkpoint and {dtype} {shape} in the model")
+    if strangers := sorted(set(contents.tensors) - set(wanted) - set(contents.ties)):
+        raise CheckpointError(f"the checkpoint has {strangers[0]}, which the model has not ({len(strangers)} such names)")
+
+
+def _shard(spec: ModelSpec, layer: int, interval: Interval, source: Source, run: torch.Tensor | None) -> Shard:
+    """One interval with all its states; `run` is its parameters' memory if they are there already."""
+    shard = Shard(layer=layer, interval=interval, memory={} if run is None else {PARAM: run})
+    for parameter, start, stop in shard.parameters(spec):
+        offset = interval.start + start - parameter.start
+        states = source.contents.tensors[parameter.name]
+        for state, form in states.items():
+            if state == PARAM and run is not None:
+                continue
+            dtype = getattr(torch, form.dtype)
+            memory = shard.memory.setdefault(state, torch.zeros(interval.elements, dtype=dtype))
+            memory[start:stop] = source.read(parameter.name, state, offset, offset + stop - start)
+        shard.scalars[parameter.name] = _scalars(parameter, source.contents)
+    shard.scalars = {name: values for name, values in shard.scalars.items() if values}
+    return shard
+
+
+def _scalars(parameter: ParameterSpec, contents: Contents) -> dict[str, Any]:
+    """As torch's optimizers keep them: `step` is a tensor of its own, other numbers are plain."""
+    found: dict[str, Any] = {state: RUN for state in contents.tensors[parameter.name] if state != PARAM}
+    for state, value in contents.scalars.get(parameter.name, {}).items():
+        found[state] = torch.tensor(float(value)) if state == "step" else value
+    return found
+
+
+def _restore_rest(root: nn.Module, source: Source, frozen: Sequence[str]) -> None:
+    others: Mapping[str, torch.Tensor] = {**{name: root.get_parameter(name) for name in frozen}, **dict(_persistent_buffers(root))}
+    with torch.no_grad():
+        for name, tensor in others.items():
+            tensor.copy_(source.read(name, PARAM, 0, tensor.numel()).view(tensor.shape))
+
+
+def _persistent_buffers(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those that are in the model's state_dict."""
+    names = set(root.state_dict(keep_vars=True))
+    return ((name, buffer) for name, buffer in root.named_buffers() if name in names)
+
+
+def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,171 @@
+"""State from a checkpoint into the memory of any layout: the same bits, and only what the layout needs is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from checkpoint.state import PARAM, Contents, Spec
+from elastic.engine.engine import initial_state
+from elastic.engine.model import LayeredModel
+from elastic.engine.shard import RUN, Scalars, Shard
+from elastic.engine.zero import ShardedOptimizer
+from elastic.errors import CheckpointError
+from elastic.layout.layout import spread
+from elastic.plan.planner import plan
+from elastic.plan.workload import LayerCost, Workload
+from elastic.restore import numbers, restored_state, runs
+from elastic.view import Member, View
+from tests.engine import models
+
+Values = dict[tuple[str, str], torch.Tensor]
+
+
+class Memory:
+    """A checkpoint in memory, that counts what is read."""
+
+    format = "memory"
+
+    def __init__(self, contents: Contents, values: Values) -> None:
+        self.contents, self.values, self.elements = contents, values, 0
+
+    def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
+        self.elements += stop - start
+        return self.values[name, state][start:stop].clone()
+
+    def close(self) -> None:
+        pass
+
+
+class Worker:
+    """One worker's model and optimizer; as every worker, it builds the whole model first."""
+
+    def __init__(self, build: Callable[[], list[nn.Module]], optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
+        torch.manual_seed(5)
+        layers = build()
+        for layer in layers[1:2]:
+            next(layer.parameters()).requires_grad_(False)
+            layer.register_buffer("seen", torch.arange(3.0))
+        self.model = LayeredModel(layers)
+        trained = [p for p in self.model.root.parameters() if p.requires_grad]
+        self.optimizer = ShardedOptimizer(optimizer(trained), self.model)
+
+
+def view_of(model: LayeredModel, workers: int, stages: int) -> View:
+    costs = tuple(LayerCost(forward_s=0.1, backward_s=0.2, parameters=9, activation_bytes=0) for _ in model.layers)
+    workload = Workload(layers=costs, micro_batches=8, grains=8)
+    chosen = plan(range(workers), workload, stages)
+    layout = spread(model.spec, [(stage.layers, stage.members) for stage in chosen.stages], dict.fromkeys(range(workers), "host"))
+    members = tuple(Member(worker=worker, host="host", address="") for worker in range(workers))
+    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload)
+
+
+def given(spec: Any, shards: Sequence[tuple[Shard, Scalars]], sizes: dict[str, int]) -> Values:
+    """What workers give together, every element once."""
+    found: Values = {}
+    seen: dict[tuple[str, str], int] = {}
+    for shard, scalars in shards:
+        for name, state, start, values in runs(shard, scalars, spec):
+            whole = found.setdefault((name, state), torch.full((sizes[name],), torch.nan, dtype=values.dtype))
+            whole[start : start + len(values)] = values
+            seen[name, state] = seen.get((name, state), 0) + len(values)
+    assert all(count == sizes[name] for (name, _), count in seen.items())
+    return found
+
+
+def trained(build: Any, optimizer: Any, workers: int, stages: int) -> tuple[Memory, dict[str, dict[str, Any]]]:
+    """A checkpoint of `workers` that have taken three steps with random gradients."""
+    shards: list[tuple[Shard, Scalars]] = []
+    scalars: dict[str, dict[str, Any]] = {}
+    for number in range(workers):
+        worker = Worker(build, optimizer)
+        view = view_of(worker.model, workers, stages)
+        state = initial_state(number, worker.model, worker.optimizer, view)
+        updater = worker.optimizer.owned
+        updater.bind(state.owned)
+        for step in range(3):
+            gradients = {
+                key: [torch.randn(b - a, generator=torch.Generator().manual_seed(step)) for _, a, b in shard.parameters(worker.model.spec)]
+                for key, shard in updater.shards.items()
+            }
+            updater.step(gradients)
+        for shard in updater.shards.values():
+            own = updater.scalars(shard)
+            shards.append((shard, own))
+            scalars |= numbers(own)
+    model = Worker(build, optimizer).model
+    sizes = {p.name: p.size for layer in model.spec.layers for p in layer.parameters}
+    values = given(model.spec, shards, sizes)
+    shapes = {p.name: p.shape for layer in model.spec.layers for p in layer.parameters}
+    rest = {name: model.parameter(name) for name in model.frozen} | dict(model.root.named_buffers())
+    values |= {(name, PARAM): 10 + tensor.detach().reshape(-1) for name, tensor in rest.items()}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in rest.items()}
+    tensors: dict[str, dict[str, Spec]] = {}
+    for (name, state), whole in values.items():
+        tensors.setdefault(name, {})[state] = Spec(shape=shapes[name], dtype=str(whole.dtype).removeprefix("torch."))
+    return Memory(Contents(tensors=tensors, scalars=scalars, step=3), values), scalars
+
+
+CASES = {"adamw, tied": (models.tied, models.adamw), "momentum": (models.blocks, models.momentum)}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("workers", "stages"), [(1, 1), (2, 1), (3, 2), (4, 2), (2, 2)])
+def test_any_layout_begins_with_the_same_bits(case: str, workers: int, stages: int) -> None:
+    build, optimizer = CASES[case]
+    source, scalars = trained(build, optimizer, 3, 2)
+    owned: list[tuple[Shard, Scalars]] = []
+    for number in range(workers):
+        worker = Worker(build, optimizer)
+        view = view_of(worker.model, workers, stages)
+        source.elements = 0
+        state = restored_state(number, worker.model, view, source, 2)
+        assert state.step == 2
+        for updater, shards in ((worker.optimizer.owned, state.owned), (worker.optimizer.kept, state.kept)):
+            updater.bind(shards)
+            for shard in shards:
+                for name, values in updater.scalars(shard).items():
+                    assert numbers({name: values}).get(name, {}) == scalars.get(name, {})
+        owned += [(shard, worker.optimizer.owned.scalars(shard)) for shard in state.owned]
+        for name in worker.model.frozen:
+            assert torch.equal(worker.model.parameter(name).reshape(-1), source.values[name, PARAM])
+        for layer in view.layout.layers_of(number):
+            for parameter in worker.model.spec.layers[layer].parameters:
+                assert torch.equal(worker.model.parameter(parameter.name).reshape(-1), source.values[parameter.name, PARAM])
+        everything = sum(len(values) for values in source.values.values())
+        assert source.elements <= everything + 2 * sum(len(v) for (n, s), v in source.values.items() if s == PARAM)
+    spec = Worker(build, optimizer).model.spec
+    found = given(spec, owned, {p.name: p.size for layer in spec.layers for p in layer.parameters})
+    for key, values in found.items():
+        assert torch.equal(values, source.values[key])
+
+
+def test_what_is_not_of_this_model_is_refused() -> None:
+    source, _ = trained(*CASES["momentum"], 1, 1)
+    worker = Worker(*CASES["momentum"])
+    view = view_of(worker.model, 1, 1)
+    name, *_ = sorted(source.contents.tensors)
+    tensors = dict(source.contents.tensors)
+
+    def refused(changed: dict[str, Any]) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            restored_state(0, worker.model, view, Memory(replace(source.contents, tensors=changed), source.values), 2)
+        return str(caught.value)
+
+    assert refused({k: v for k, v in tensors.items() if k != name}) == f"the checkpoint has no {name}, which the model has"
+    assert "which the model has not" in refused({**tensors, "stranger": tensors[name]})
+    wrong = {**tensors[name], PARAM: replace(tensors[name][PARAM], dtype="bfloat16")}
+    assert f"{name} is bfloat16" in refused({**tensors, name: wrong})
+    wrong = {**tensors[name], PARAM: replace(tensors[name][PARAM], shape=(1, 2))}
+    assert "(1, 2) in the checkpoint" in refused({**tensors, name: wrong})
+
+
+def test_state_that_is_no_number_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="'row' of w is neither a number nor of the parameter's shape"):
+        numbers({"w": {"row": torch.zeros(3), "exp_avg": RUN}})
+    assert numbers({"w": {"step": torch.tensor(3.0), "exp_avg": RUN, "k": 2}, "v": {"exp_avg": RUN}}) == {"w": {"step": 3.0, "k": 2}}
