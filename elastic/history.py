@@ -120,6 +120,18 @@ class History:
             self._answers[resume] = Apply(**progress.apply)
         self.step, self._before = resume, None
 
+    def begin(self, step: int, groups: list[dict[str, Any]], scheduler: dict[str, Any] | None) -> None:
+        """Goes on behind `step`, which another job took: with its groups' settings, and its scheduler's state if there is a scheduler."""
+        if self._scheduler is not None and scheduler is None:
+            raise TrainerError(f"the checkpoint has no state of a scheduler, and the Trainer has a {type(self._scheduler).__name__}")
+        self._restore(Settings(groups=groups, scheduler=scheduler))
+        self.step, self._before = step, None
+
+    def settings(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """The groups' settings and the scheduler's state, as they are."""
+        now = self._settings()
+        return now.groups, now.scheduler
+
     def _settings(self) -> Settings:
         scheduler = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
         return Settings(groups=self._optimizer.settings(), scheduler=scheduler)

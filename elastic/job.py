@@ -97,8 +97,8 @@ class Job:
         """Says that this worker is ready to be a member, and waits for the first view; None if the job runs already: this worker joins it.
 
         `ready` is JSON: address, fingerprint, model, digest, profile (`[forward_s, backward_s, parameters, activation_bytes]` per layer
-        and micro-batch, or None where this worker did not measure), micro_batches, grains, settings. All but address and profile must be
-        equal on all workers, else the job ends with MismatchError.
+        and micro-batch, or None where this worker did not measure), micro_batches, grains, settings, and the checkpoint to go on from, if
+        there is one. All but address and profile must be equal on all workers, else the job ends with MismatchError.
         """
         self.send({"type": "announce", "ready": ready})
         with self._ordered:

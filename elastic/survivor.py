@@ -59,6 +59,10 @@ class Survivor:
         except LOST as error:
             self._recover(error)
 
+    def begin(self) -> None:
+        """Goes on behind a step that another job took and handed out."""
+        self._yielded = self._history.step
+
     def join(self) -> None:
         """Becomes a member of a job that is running."""
         joined = self._enter_next_view()

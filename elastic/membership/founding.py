@@ -13,12 +13,15 @@ from elastic.plan.planner import plan
 from elastic.plan.workload import Workload, costs
 from elastic.view import Member, View
 
-_EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest")
+_EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest", "checkpoint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A worker that can be a member. `profile` has, per layer, `[forward_s, backward_s, parameters, activation_bytes]` of a micro-batch."""
+    """A worker that can be a member. `profile` has, per layer, `[forward_s, backward_s, parameters, activation_bytes]` of a micro-batch.
+
+    `checkpoint` names the one that it would go on from; only founders do.
+    """
 
     host: str
     address: str
@@ -29,6 +32,7 @@ class Ready:
     grains: int
     settings: dict[str, Any]
     profile: list[list[float]] | None = None
+    checkpoint: str | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], host: str) -> Ready:
@@ -88,6 +92,7 @@ _ADVICE = {
     "micro_batches": "give the Trainer the same arguments on every worker",
     "grains": "give the Trainer the same arguments on every worker",
     "model": "build the same model on every worker",
+    "checkpoint": "the newest one must be the same for all: put the directory on storage that all hosts share",
     "digest": "seed the initial weights alike, and read no randomness that differs between workers, before making the Trainer",
 }
 

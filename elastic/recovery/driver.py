@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from elastic import errors
@@ -270,7 +270,7 @@ class Driver:
             return
         try:
             ready = Ready.from_json(message["ready"], self._founder.host)
-            check_equal({self._founding: self._founder, worker.number: ready})
+            check_equal({self._founding: self._founder, worker.number: replace(ready, checkpoint=self._founder.checkpoint)})
         except MismatchError as error:
             self._refuse(worker, str(error))
             return
