@@ -85,8 +85,8 @@ def check_fits(contents: Contents, model: LayeredModel) -> None:
     """Raises CheckpointError, naming the first difference, unless the checkpoint has every parameter and buffer of the model as it is."""
     wanted: dict[str, tuple[tuple[int, ...], str]] = {p.name: (p.shape, p.dtype) for layer in model.spec.layers for p in layer.parameters}
     for name in model.frozen:
-        wanted[name] = _form(model.parameter(name))
-    wanted |= {name: _form(buffer) for name, buffer in _persistent_buffers(model.root)}
+        wanted[name] = form(model.parameter(name))
+    wanted |= {name: form(buffer) for name, buffer in persistent_buffers(model.root)}
     for name, (shape, dtype) in wanted.items():
         spec = contents.tensors.get(name, {}).get(PARAM)
         if spec is None:
@@ -123,17 +123,18 @@ def _scalars(parameter: ParameterSpec, contents: Contents) -> dict[str, Any]:
 
 
 def _restore_rest(root: nn.Module, source: Source, frozen: Sequence[str]) -> None:
-    others: Mapping[str, torch.Tensor] = {**{name: root.get_parameter(name) for name in frozen}, **dict(_persistent_buffers(root))}
+    others: Mapping[str, torch.Tensor] = {**{name: root.get_parameter(name) for name in frozen}, **dict(persistent_buffers(root))}
     with torch.no_grad():
         for name, tensor in others.items():
             tensor.copy_(source.read(name, PARAM, 0, tensor.numel()).view(tensor.shape))
 
 
-def _persistent_buffers(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def persistent_buffers(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Those that are in the model's state_dict."""
     names = set(root.state_dict(keep_vars=True))
     return ((name, buffer) for name, buffer in root.named_buffers() if name in names)
 
 
-def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
+def form(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype name."""
     return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")

@@ -74,13 +74,17 @@ class Survivor:
         self._job.send({"type": "paused", "epoch": self.engine.view.epoch, "step": self._history.step})
         self._enter_next_view()
 
-    def compute(self, batch: Batch) -> Apply | None:
-        """Computes the next step and takes part in its READY round; None if that failed, and the view is another now."""
+    def compute(self, batch: Batch, saved: Any = None) -> Apply | None:
+        """Computes the next step and takes part in its READY round; None if that failed, and the view is another now.
+
+        `saved` is JSON for the coordinator.
+        """
         try:
             epoch = self.engine.view.epoch
             computed = self.engine.executor.computed_s, self.engine.executor.expected_s
             self._job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, computed)
-            answer = self.engine.compute(self.step, batch, stop=self._job.stop_requested, pause=self._job.pause_requested)
+            job = self._job
+            answer = self.engine.compute(self.step, batch, stop=job.stop_requested, pause=job.pause_requested, saved=saved)
         except LOST as error:
             self._recover(error)
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from elastic import job as jobs
+from elastic.checkpointing import Checkpoints
 from elastic.comm.network import Network
 from elastic.engine import profile, randomness
 from elastic.engine.data import batches, refuse_unseekable
@@ -69,9 +71,13 @@ class Trainer:
         autocast: run layers and loss under `torch.autocast` in this dtype; parameters, gradients and optimizer state keep theirs.
         checkpoint_activations: keep only layers' inputs and run them again in backward: all (True), or those for which `f(index, layer)`.
         collate: joins samples of a dataset, as a DataLoader's `collate_fn`.
+        checkpoint: a directory that all hosts share. The training goes on from the newest good checkpoint in it, if there is one, and
+            saves the state behind its last step.
+        every: saves after each so many steps as well, while training goes on.
 
     Raises:
         TrainerError: if any of these cannot be trained; the message says what to do.
+        CheckpointError: if there are checkpoints and none is good, or the newest is of another model.
     """
 
     def __init__(
@@ -91,6 +97,8 @@ class Trainer:
         autocast: torch.dtype | None = None,
         checkpoint_activations: bool | Callable[[int, nn.Module], bool] = False,
         collate: Callable[[list[Any]], Any] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: int | None = None,
     ) -> None:
         self._job = jobs.current()
         micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
@@ -107,6 +115,12 @@ class Trainer:
         self._scheduler = _bind_scheduler(scheduler, instance)
         self._model = LayeredModel(model, cut=probe(instance, parameters[0].dtype))
         self._optimizer = ShardedOptimizer(instance, self._model)
+        self._checkpoints: Checkpoints | None = None
+        if checkpoint is not None:
+            order = {"batch_size": batch_size, "seed": seed}
+            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order)
+        elif every is not None:
+            raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host)
         self._job.listen_on(self._network)
@@ -119,6 +133,7 @@ class Trainer:
                 "profile": profile.measure(self._model, loss, numerics, self._batch(0, 0)) if self._job.profile else None,
                 "micro_batches": micro_batches,
                 "grains": grains,
+                "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
                 "settings": {
                     "batch_size": batch_size,
                     "micro_batch_size": micro_batch_size,
@@ -137,9 +152,12 @@ class Trainer:
         self._survivor = Survivor(self._job, self._member, history)
         self._history = history
         if view is None:
+            if self._checkpoints is not None:
+                self._checkpoints.join()
             self._survivor.join()
         else:
-            engine = self._build(view, initial_state(self._job.worker, self._model, self._optimizer, view))
+            state = None if self._checkpoints is None else self._checkpoints.begin(view, history, self._survivor)
+            engine = self._build(view, state or initial_state(self._job.worker, self._model, self._optimizer, view))
             self._survivor.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
 
     def _build(self, view: View, state: State) -> Engine:
@@ -175,9 +193,11 @@ class Trainer:
         ending = pausing = False
         while True:
             if not (ending or pausing or survivor.step >= steps):
-                answer = survivor.compute(self._batch)
+                answer = survivor.compute(self._batch, self._checkpoints and self._checkpoints.message(survivor.engine))
                 if answer is None:
                     continue
+                if self._checkpoints is not None:
+                    self._checkpoints.heard(survivor.engine)
             elif survivor.unseen and not survivor.flush():
                 ending = pausing = False
                 continue
@@ -186,6 +206,8 @@ class Trainer:
             engine = survivor.engine
             for _ in range(len(survivor.unseen)):
                 yield from self._handed_out(self._report(survivor.handing_out()))
+            if self._checkpoints is not None and survivor.engine is engine:
+                self._checkpoints.handed_out(self._history.step, survivor, self._history, last=answer is None and not pausing)
             if pausing:
                 survivor.pause()
                 pausing = False

@@ -19,7 +19,7 @@ from elastic.engine.pipe import EVALUATION
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import tree_sum
 from elastic.engine.salvage import Resumption, Salvage
-from elastic.engine.shard import Shard
+from elastic.engine.shard import Scalars, Shard
 from elastic.engine.stage import Loss, LossLeaf
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import NonFinite, TrainerError
@@ -110,12 +110,18 @@ class Engine:
         self.spares = Spares(optimizer)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
+        self._saved: Any = None
+        self.told: dict[int, Any] = {}
         self._beside = 0
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
         self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
 
-    def compute(self, step: int, batch: Batch, *, stop: bool, pause: bool = False) -> Apply:
-        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before."""
+    def compute(self, step: int, batch: Batch, *, stop: bool, pause: bool = False, saved: Any = None) -> Apply:
+        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before.
+
+        `saved` is any JSON that goes to the coordinator with it, and is in its `told` then, by worker.
+        """
+        self._saved = saved
         answer = self._attempt(step, batch, stop, pause)
         if answer.again:  # on every member alike
             self.abandon()
@@ -131,7 +137,10 @@ class Engine:
         squares = square_sums(self._model.spec, self._owned)
         self._enter("ready", step, -1)
         self.replicator.confirm()
-        ready = ({"leaves": _rows(leaves), "stop": stop, "pause": pause, "drew": self.executor.drew}, {"squares": squares})
+        ready = (
+            {"leaves": _rows(leaves), "stop": stop, "pause": pause, "drew": self.executor.drew, "saved": self._saved},
+            {"squares": squares},
+        )
         decided, _ = self._rounds.commit(2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), None))
         return Apply(**decided)
 
@@ -159,6 +168,12 @@ class Engine:
         self.replicator.replay(self.step - 1)
         self.replicator.expect(self.step)
         self.abandon()
+
+    @property
+    def owned(self) -> list[tuple[Shard, Scalars]]:
+        """The shards that this worker owns, with their optimizer state besides memory, as they are now."""
+        updater = self._optimizer.owned
+        return [(shard, updater.scalars(shard)) for shard in updater.shards.values()]
 
     def abandon(self) -> None:
         """Drops the computed gradients."""
@@ -201,6 +216,7 @@ class Engine:
 
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> Apply:
         workload = self.view.workload
+        self.told = {worker: said["saved"] for worker, (said, _) in ready.items() if said["saved"] is not None}
         leaves = _in_order([row for said, _ in ready.values() for row in said["leaves"]], workload.micro_batches)
         bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
         denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)

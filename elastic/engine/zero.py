@@ -151,6 +151,12 @@ class ShardedOptimizer:
             scale(gradient.memory)
         self.owned.step({(gradient.layer, gradient.interval.start): gradient.parts for gradient in gradients})
 
+    def names(self) -> list[tuple[str, ...]]:
+        """The parameters of each group, in the order of the model."""
+        return [
+            tuple(name for name, group in self._group_of.items() if group == number) for number in range(len(self.optimizer.param_groups))
+        ]
+
     def settings(self) -> list[dict[str, Any]]:
         """Every group's settings, such as its learning rate: copies."""
         return [{name: copied(value) for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]

@@ -1,0 +1,181 @@
+"""A Trainer's checkpoints: where it begins, and when it saves."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from checkpoint.directory import newest
+from checkpoint.reader import ElasticSource
+from checkpoint.state import PARAM, Group, Spec
+from checkpoint.store import LocalStore
+from elastic.engine.engine import Engine, State
+from elastic.engine.model import LayeredModel
+from elastic.engine.zero import ShardedOptimizer
+from elastic.errors import CheckpointError, TrainerError
+from elastic.history import History
+from elastic.job import Job
+from elastic.recovery.plain import from_plain, to_plain
+from elastic.restore import Run, form, numbers, persistent_buffers, restored_state, runs
+from elastic.saving import Saver, Share, contents_of, states_of
+from elastic.survivor import Survivor
+from elastic.view import View
+
+_EXTRA = "elastic"
+
+
+class Checkpoints:
+    """Of one worker: the newest good checkpoint in `directory`, from which founders begin, and saves after each `every` steps.
+
+    `every` None: only the end of the training is saved. `settings` are what decides which samples a step has. Raises TrainerError,
+    CheckpointError.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        directory: str | os.PathLike[str],
+        every: int | None,
+        model: LayeredModel,
+        optimizer: ShardedOptimizer,
+        settings: dict[str, Any],
+    ) -> None:
+        if every is not None and every < 1:
+            raise TrainerError(f"every={every}: save after each that many steps, at least 1")
+        self._job, self._model, self._optimizer, self._settings = job, model, optimizer, settings
+        self._store, self._every = LocalStore(directory), every
+        self._source: ElasticSource | None = newest(self._store)
+        self._saver: Saver | None = None
+        self._saved, self._epoch = -1, 0
+
+    @property
+    def origin(self) -> str | None:
+        """Names what founders begin from."""
+        return None if self._source is None else f"{self._source.name} {self._source.manifest.order}"
+
+    def join(self) -> None:
+        """This worker joins a job that runs: the others have the state."""
+        self._begun(founder=False)
+
+    def begin(self, view: View, history: History, survivor: Survivor) -> State | None:
+        """What this founder begins with; None if there is no checkpoint yet."""
+        self._begun(founder=True)
+        source, self._source = self._source, None
+        if source is None:
+            return None
+        try:
+            contents = source.contents
+            if contents.step is None:
+                raise CheckpointError(f"{source.name}: it does not say at which step it was saved")
+            extra = contents.extra.get(_EXTRA, {})
+            self._warn(source.name, extra.get("settings", {}))
+            state = restored_state(self._job.worker, self._model, view, source, contents.step - 1)
+            groups = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
+            history.begin(state.step, groups, from_plain(extra["scheduler"]) if extra.get("scheduler") is not None else None)
+        finally:
+            source.close()
+        survivor.begin()
+        self._saved = state.step
+        return state
+
+    def _begun(self, *, founder: bool) -> None:
+        if self._source is not None and not founder:
+            self._source.close()
+            self._source = None
+        self._saver = Saver(self._store, self._job.worker, founder=founder)
+
+    def _warn(self, name: str, before: dict[str, Any]) -> None:
+        for key, value in before.items():
+            if self._job.worker == 0 and self._settings.get(key) != value:
+                warnings.warn(f"{name} was trained with {key}={value}, and this job has {self._settings.get(key)}", stacklevel=4)
+
+    def message(self, engine: Engine) -> Any:
+        """What goes to the coordinator with the next READY round."""
+        assert self._saver is not None
+        if engine.view.epoch != self._epoch:
+            self._saver.drop()
+        return self._saver.receipt()
+
+    def heard(self, engine: Engine) -> None:
+        """Behind a READY round: what the coordinator was told in it."""
+        if self._saver is not None and engine.told:
+            self._saver.take(engine.told, engine.view.workers)
+
+    def handed_out(self, step: int, survivor: Survivor, history: History, *, last: bool = False) -> None:
+        """The state is that behind `step` on every worker: saves it if that is due. Every worker calls it."""
+        due = last or (self._every is not None and (step + 1) % self._every == 0)
+        if self._saver is None or not due or step <= self._saved:
+            return
+        saver, engine = self._saver, survivor.engine
+        if last:
+            saver.finish()
+        own = [run for shard in engine.owned for run in runs(*shard, self._model.spec)]
+        scalars = {name: values for _, scalars in engine.owned for name, values in numbers(scalars).items()}
+        share = Share(states=states_of(own), numbers=scalars, busy=saver.busy, base=saver.base)
+        told = [Share.from_json(each) for each in survivor.together(lambda: survivor.engine.gather(share.to_json()))]
+        if survivor.engine is not engine or any(each.busy for each in told):
+            return  # members were lost meanwhile, or the disk is slower than saves are due: the next one will do
+        self._saved, self._epoch = step, engine.view.epoch
+        self._start(step, engine, own, told, history)
+        if last:
+            self._finish(survivor, engine)
+
+    def _start(self, step: int, engine: Engine, own: list[Run], told: list[Share], history: History) -> None:
+        assert self._saver is not None
+        view, model = engine.view, self._model
+        coordinates = self._job.worker == view.coordinator
+        buffers = dict(persistent_buffers(model.root))
+        rest = {**{name: model.parameter(name) for name in model.frozen}, **buffers}
+        groups, scheduler = history.settings()
+        extra = {
+            "groups": [to_plain(group) for group in groups],
+            "scheduler": None if scheduler is None else _plain(scheduler),
+            "settings": self._settings,
+        }
+        contents = contents_of(
+            {p.name: p.shape for layer in model.spec.layers for p in layer.parameters},
+            told,
+            rest={name: Spec(shape=shape, dtype=dtype) for name, (shape, dtype) in ((n, form(t)) for n, t in rest.items())},
+            groups=[Group(names=names, settings=_readable(group)) for names, group in zip(self._optimizer.names(), groups, strict=True)],
+            ties={},
+            buffers=frozenset(buffers),
+            step=step + 1,
+            extra={_EXTRA: extra},
+        )
+        if coordinates:
+            own = [*own, *(Run(name, PARAM, 0, tensor.detach().reshape(-1)) for name, tensor in rest.items())]
+        base = min(each.base for each in told if each.base is not None)
+        self._saver.start(
+            contents, own, epoch=view.epoch, base=base, members=view.workers, coordinates=coordinates, layout={"summary": view.plan.summary}
+        )
+
+    def _finish(self, survivor: Survivor, engine: Engine) -> None:
+        """The last save is waited for; all members call it."""
+        saver = self._saver
+        assert saver is not None
+        saver.wait()
+        told = survivor.together(lambda: survivor.engine.gather({"worker": self._job.worker, "saved": saver.receipt()}))
+        if survivor.engine is engine:
+            saver.take({each["worker"]: each["saved"] for each in told if each["saved"] is not None}, engine.view.workers)
+        saver.finish()
+        saver.drop()
+
+
+def _plain(scheduler: dict[str, Any]) -> Any:
+    try:
+        return to_plain(scheduler)
+    except TypeError as error:
+        raise CheckpointError(f"the scheduler's state cannot be in a checkpoint: {error}") from error
+
+
+def _readable(group: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as plain JSON, for other programs."""
+    found: dict[str, Any] = {}
+    for name, value in group.items():
+        number = value.item() if hasattr(value, "item") and getattr(value, "numel", lambda: 0)() == 1 else value
+        if isinstance(number, tuple):
+            number = list(number)
+        if number is None or isinstance(number, bool | int | float | str | list):
+            found[name] = number
+    return found
