@@ -97,7 +97,10 @@ def _write_head(store: Store, directory: str, file: PlannedFile) -> None:
 
 
 def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[Run], *, threads: int = 2) -> PartReceipt:
-    """What each worker does. Raises CheckpointError if its plan differs, if it does not see the coordinator's directory, or if writing fails."""
+    """What each worker does.
+
+    Raises CheckpointError if its plan differs, if it does not see the coordinator's directory, or if writing fails.
+    """
     if plan.fingerprint != ticket.fingerprint:
         raise CheckpointError(
             f"{store.where(ticket.directory)}: this worker plans other files than the coordinator: shapes or names differ"
@@ -118,8 +121,8 @@ def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[Run]
 def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[PartReceipt], *, layout: Any = None) -> str:
     """Makes it a checkpoint, and returns its name. `layout` is any JSON.
 
-    Raises CheckpointError unless every byte was written once; if the step was saved before by this or a later epoch; if writing fails. After
-    an error call `abandon`. An error of the last sync or of `latest` leaves a checkpoint that is complete.
+    Raises CheckpointError unless every byte was written once; if the step was saved before by this or a later epoch; if writing fails.
+    After an error call `abandon`. An error of the last sync or of `latest` leaves a checkpoint that is complete.
     """
     _check_epoch(store, ticket)
     files = {file.name: _stored(store, ticket, file, receipts) for file in plan.files}

@@ -67,7 +67,8 @@ def _open(store: Store, name: str, step: int) -> Found:
 def newest(store: Store, *, verify: bool = False) -> ElasticSource | None:
     """The newest good checkpoint; None if there is no directory with a checkpoint's name. Those passed over are logged with the reason.
 
-    Good: the manifest's digest is right and files have their sizes; with `verify`, every block is read. What is read later is checked anyway.
+    Good: the manifest's digest is right and files have their sizes; with `verify`, every block is read. What is read later is checked
+    anyway.
 
     Raises:
         FutureVersion: the newest was written by a newer program; passing over it would silently lose steps.

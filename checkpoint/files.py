@@ -1,6 +1,7 @@
 """safetensors by hand: headers under strict bounds, and the place of every tensor's bytes, so that runs can be read and written alone.
 
-The format (huggingface/safetensors, README): 8 bytes little-endian length of the header, the header in JSON, then the tensors' bytes without gaps.
+The format (huggingface/safetensors, README): 8 bytes little-endian length of the header, the header in JSON, then the tensors' bytes
+without gaps.
 """
 
 from __future__ import annotations

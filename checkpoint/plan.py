@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from checkpoint.files import encode_header, itemsize, layout_entries
 from checkpoint.state import PARAM, Contents, Spec
@@ -77,7 +78,10 @@ def stored_name(name: str, state: str) -> str:
 
 
 def plan_files(contents: Contents, max_file_bytes: int = DEFAULT_FILE_BYTES) -> FilePlan:
-    """Files of at most this many bytes of tensors, unless one tensor alone has more. Raises CheckpointError if a dtype or name cannot be stored."""
+    """Files of at most this many bytes of tensors, unless one tensor alone has more.
+
+    Raises CheckpointError if a dtype or a name cannot be stored.
+    """
     if max_file_bytes < 1:
         raise CheckpointError(f"max_file_bytes is {max_file_bytes}; it must be positive")
     _check_names(contents)
@@ -132,7 +136,7 @@ def _plan_file(contents: Contents, name: str, keys: Sequence[Key], places: dict[
     entries = layout_entries((stored_name(*key), spec.dtype, spec.shape) for key, spec in zip(ordered, specs, strict=True))
     if len({entry.name for entry in entries}) < len(entries):
         names = sorted(entry.name for entry in entries)
-        raise CheckpointError(f"two tensors would be called {next(a for a, b in zip(names, names[1:], strict=False) if a == b)!r}")
+        raise CheckpointError(f"two tensors would be called {next(a for a, b in pairwise(names) if a == b)!r}")
     head = encode_header(entries, _METADATA, name)
     for key, spec, entry in zip(ordered, specs, entries, strict=True):
         places[key] = Place(file=name, offset=len(head) + entry.start, spec=spec)

@@ -1,6 +1,7 @@
 """Where checkpoints lie: a thin interface over a directory tree, and its local implementation.
 
-Paths are relative to the store's root, with `/`. Every failure of the file system becomes a CheckpointError that names the path and the reason.
+Paths are relative to the store's root, with `/`. Every failure of the file system becomes a CheckpointError that names the path and the
+reason.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Readable(Protocol):
 
 
 class Store(Protocol):
-    """A tree of files. `renames`: whether a directory can be renamed at once. `shared_writes`: whether several workers may write one file."""
+    """A tree of files. `renames`: a directory can be renamed at once. `shared_writes`: several workers may write one file."""
 
     renames: bool
     shared_writes: bool

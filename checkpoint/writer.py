@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +20,8 @@ Run = tuple[str, str, int, torch.Tensor]
 """Name, state, first element in the tensor's row-major order, and the run's values (of any shape)."""
 
 _CHUNK_BYTES = 16 * BLOCK_BYTES
-_THREADS = 2
 _IN_FLIGHT = 8
+_Written = tuple[str, int, int, int, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +101,10 @@ def as_bytes(tensor: torch.Tensor) -> np.ndarray:
 
 
 def chunks(plan: FilePlan, runs: Iterable[Run]) -> Iterator[tuple[str, int, np.ndarray]]:
-    """`(file, offset, memory)` of at most 4 MiB, cut at multiples of the block. Raises CheckpointError for a run that the plan has no place for."""
+    """`(file, offset, memory)` of at most 4 MiB, cut at multiples of the block.
+
+    Raises CheckpointError for a run that the plan has no place for.
+    """
     for name, state, start, tensor in runs:
         place = plan.places.get((name, state))
         _check_run(name, state, start, tensor, place)
@@ -125,45 +127,62 @@ def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: P
         raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {start + tensor.numel()}) of {place.elements} elements")
 
 
-def write_part(plan: FilePlan, store: Store, directory: str, token: str, runs: Iterable[Run], threads: int = _THREADS) -> PartReceipt:
-    """Writes and syncs `runs`; `commit.write_runs` is what checks the ticket first."""
-    sums = PartSums()
-    with ExitStack() as stack:
-        opened: dict[str, Writable] = {}
-
-        def put(file: str, offset: int, memory: np.ndarray) -> tuple[str, int, int, int, np.ndarray]:
-            found = contributions(memory, offset)
-            opened[file].write(memory, offset)
-            return file, offset, memory.size, *found
-
-        pool = stack.enter_context(_pool(threads))
-        waiting: list[Future[tuple[str, int, int, int, np.ndarray]]] = []
-        for file, offset, memory in chunks(plan, runs):
-            if file not in opened:
-                opened[file] = store.open_write(f"{directory}/{file}")
-                stack.callback(opened[file].close)
-            if pool is None:
-                sums.add(*put(file, offset, memory))
-                continue
-            waiting.append(pool.submit(put, file, offset, memory))
-            if len(waiting) >= _IN_FLIGHT:
-                sums.add(*waiting.pop(0).result())
-        for future in waiting:
-            sums.add(*future.result())
-        _sync(list(opened.values()))
-    return sums.receipt(token)
-
-
-def _sync(files: Sequence[Writable]) -> None:
-    for file in files:
-        file.sync()
-
-
-@contextmanager
-def _pool(threads: int) -> Iterator[ThreadPoolExecutor | None]:
+class _PartWriter:
     """Digesting and writing both release the interpreter's lock, so two threads overlap them."""
-    if threads < 2:
-        yield None
-        return
-    with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint-write") as pool:
-        yield pool
+
+    def __init__(self, store: Store, directory: str) -> None:
+        self._store, self._directory = store, directory
+        self._opened: dict[str, Writable] = {}
+        self.sums = PartSums()
+
+    def write(self, pieces: Iterable[tuple[str, int, np.ndarray]], threads: int) -> None:
+        with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint-write") as pool:
+            waiting: deque[Future[_Written]] = deque()
+            try:
+                for file, offset, memory in pieces:
+                    waiting.append(pool.submit(self._put, self._file(file), file, offset, memory))
+                    if len(waiting) >= _IN_FLIGHT:
+                        self.sums.add(*waiting.popleft().result())
+                while waiting:
+                    self.sums.add(*waiting.popleft().result())
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def write_alone(self, pieces: Iterable[tuple[str, int, np.ndarray]]) -> None:
+        for file, offset, memory in pieces:
+            self.sums.add(*self._put(self._file(file), file, offset, memory))
+
+    def _file(self, name: str) -> Writable:
+        if name not in self._opened:
+            self._opened[name] = self._store.open_write(f"{self._directory}/{name}")
+        return self._opened[name]
+
+    def _put(self, opened: Writable, file: str, offset: int, memory: np.ndarray) -> _Written:
+        found = contributions(memory, offset)
+        opened.write(memory, offset)
+        return file, offset, memory.size, *found
+
+    def sync(self) -> None:
+        for file in self._opened.values():
+            file.sync()
+
+    def close(self) -> None:
+        """Only when no thread writes any more: a descriptor's number is soon another file's."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+
+def write_part(plan: FilePlan, store: Store, directory: str, token: str, runs: Iterable[Run], threads: int) -> PartReceipt:
+    """Writes and syncs `runs`; `commit.write_runs` is what checks the ticket first."""
+    part = _PartWriter(store, directory)
+    try:
+        pieces = chunks(plan, runs)
+        if threads > 1:
+            part.write(pieces, threads)
+        else:
+            part.write_alone(pieces)
+        part.sync()
+    finally:
+        part.close()
+    return part.sums.receipt(token)
