@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test check bench bench-recovery clean
+.PHONY: venv demo test check bench bench-recovery crash-matrix clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,10 @@ bench-recovery: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,bench]'
 	$(BIN)/python benchmarks/recovery.py --replication --json build/recovery.json
 	$(BIN)/python benchmarks/stress.py --json build/stress.json
+
+# A save broken at every file-system call, in every way: what can be loaded afterwards.
+crash-matrix: venv
+	$(BIN)/python -m tests.checkpoint.crash_matrix
 
 clean:
 	rm -rf build $(VENV)

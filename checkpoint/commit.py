@@ -1,0 +1,250 @@
+"""How a save becomes a checkpoint, all of it or nothing.
+
+    coordinator   begin    a directory that only this try uses, named by step, epoch, attempt and a random token; a token file in it; every
+                           file at its full size (a full disk is found here); headers and index
+    every worker  write_runs   looks for the token (no token: this host does not see that directory), writes its runs, syncs, answers with
+                           a receipt: byte ranges and sums
+    coordinator   commit   every byte of every file is in exactly one receipt; sizes as planned; token removed; directory synced; manifest
+                           written and synced; directory synced; renamed to its final name; parent synced; then the hint `latest`
+
+A crash before the rename leaves a directory that no reader looks at; the rename is one step; after it everything is on disk already. A
+store without rename (objects) gets the final name from the start, and the manifest, written last, is the commit.
+
+An evicted writer that wakes: it writes to its own directory, which either was committed (then its receipt had been given, so it had written
+all and writes no more) or never will be; its final name, if taken, is not taken again; `latest` never moves back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from checkpoint.blocks import block_count, block_digests, contributions
+from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode, encode, manifest_of
+from checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, PlannedFile, plan_files
+from checkpoint.state import Contents
+from checkpoint.store import Store, read_all
+from checkpoint.writer import PartReceipt, PartSums, Run, joined, write_part
+from elastic.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+TEMPORARY = ".tmp-"
+TOKEN = ".token"
+LATEST = "latest"
+_MAX_SMALL_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """One try at one save; goes to every worker that has something to write. `fingerprint` is that of the plan."""
+
+    step: int
+    epoch: int
+    attempt: int
+    token: str
+    directory: str
+    fingerprint: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For the way to the workers; `Ticket(**data)` is the inverse."""
+        return asdict(self)
+
+
+def final_name(step: int) -> str:
+    """The usual one."""
+    return f"step-{step:08d}"
+
+
+def retry_name(step: int, epoch: int, attempt: int) -> str:
+    """Where the usual name is taken by a directory that is no checkpoint, or by one of an older epoch."""
+    return f"{final_name(step)}-e{epoch}-a{attempt}"
+
+
+def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0) -> Ticket:
+    """Makes the directory and all files in it. Raises CheckpointError, leaving nothing, if that fails."""
+    if min(step, epoch, attempt) < 0:
+        raise CheckpointError(f"step {step}, epoch {epoch} and attempt {attempt} must not be negative")
+    token = os.urandom(8).hex()
+    name = f"{retry_name(step, epoch, attempt)}-{token}"
+    directory = TEMPORARY + name if store.renames else name
+    ticket = Ticket(step=step, epoch=epoch, attempt=attempt, token=token, directory=directory, fingerprint=plan.fingerprint)
+    store.make_directory(directory)
+    try:
+        store.put(f"{directory}/{TOKEN}", token.encode())
+        for file in plan.files:
+            store.create(f"{directory}/{file.name}", file.size)
+            _write_head(store, directory, file)
+    except CheckpointError:
+        abandon(store, plan, ticket)
+        raise
+    return ticket
+
+
+def _write_head(store: Store, directory: str, file: PlannedFile) -> None:
+    opened = store.open_write(f"{directory}/{file.name}")
+    try:
+        opened.write(np.frombuffer(file.head, dtype=np.uint8), 0)
+        opened.sync()
+    finally:
+        opened.close()
+
+
+def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[Run], *, threads: int = 2) -> PartReceipt:
+    """What each worker does.
+
+    Raises CheckpointError if its plan differs, if it does not see the coordinator's directory, or if writing fails.
+    """
+    if plan.fingerprint != ticket.fingerprint:
+        raise CheckpointError(
+            f"{store.where(ticket.directory)}: this worker plans other files than the coordinator: shapes or names differ"
+        )
+    path = f"{ticket.directory}/{TOKEN}"
+    try:
+        found = read_all(store, path, _MAX_SMALL_BYTES)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{store.where(ticket.directory)}: this host does not see what the coordinator made there ({error}): "
+            "checkpoints need a directory that all hosts share"
+        ) from error
+    if found != ticket.token.encode():
+        raise CheckpointError(f"{store.where(path)}: holds {found[:40]!r}, which is another save's token")
+    return write_part(plan, store, ticket.directory, ticket.token, runs, threads)
+
+
+def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[PartReceipt], *, layout: Any = None) -> str:
+    """Makes it a checkpoint, and returns its name. `layout` is any JSON.
+
+    Raises CheckpointError unless every byte was written once; if the step was saved before by this or a later epoch; if writing fails.
+    After an error call `abandon`. An error of the last sync or of `latest` leaves a checkpoint that is complete.
+    """
+    _check_epoch(store, ticket)
+    files = {file.name: _stored(store, ticket, file, receipts) for file in plan.files}
+    saved = replace(plan, contents=replace(plan.contents, step=ticket.step))
+    manifest = manifest_of(saved, files, step=ticket.step, epoch=ticket.epoch, attempt=ticket.attempt, layout=layout)
+    data = encode(manifest, store.where(f"{ticket.directory}/{MANIFEST}"))
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"{store.where(ticket.directory)}: its manifest would have {len(data)} bytes, above {MAX_MANIFEST_BYTES}")
+    store.remove(f"{ticket.directory}/{TOKEN}")
+    store.sync_directory(ticket.directory)
+    store.put(f"{ticket.directory}/{MANIFEST}", data)
+    store.sync_directory(ticket.directory)
+    name = _rename(store, ticket) if store.renames else ticket.directory
+    store.sync_directory("")
+    advance_latest(store, name, (ticket.step, ticket.epoch, ticket.attempt))
+    return name
+
+
+def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[PartReceipt]) -> StoredFile:
+    """The digests of a file of which everybody wrote a part."""
+    where = store.where(f"{ticket.directory}/{file.name}")
+    parts = [receipt.files[file.name] for receipt in [_receipt_of_head(ticket, file), *receipts] if file.name in receipt.files]
+    if any(receipt.token != ticket.token for receipt in receipts):
+        raise CheckpointError(f"{where}: a receipt is of another save")
+    written = joined([run for part in parts for run in part.ranges], where)
+    if written != (((0, file.size),) if file.size else ()):
+        gap = written[0][1] if written and not written[0][0] else 0
+        raise CheckpointError(f"{where}: {sum(b - a for a, b in written)} of its {file.size} bytes were written; byte {gap} was not")
+    size = store.size(f"{ticket.directory}/{file.name}")
+    if size != file.size:
+        raise CheckpointError(f"{where}: it should have {file.size} bytes and has {size}")
+    sums = np.zeros((block_count(file.size), 2), dtype=np.uint64)
+    for part in parts:
+        sums[list(part.blocks)] += np.frombuffer(part.sums, dtype="<u8").reshape(-1, 2)
+    return StoredFile(size=file.size, blocks=block_digests(sums))
+
+
+def _receipt_of_head(ticket: Ticket, file: PlannedFile) -> PartReceipt:
+    sums = PartSums()
+    if file.head:
+        sums.add(file.name, 0, len(file.head), *contributions(np.frombuffer(file.head, dtype=np.uint8), 0))
+    return sums.receipt(ticket.token)
+
+
+def _rename(store: Store, ticket: Ticket) -> str:
+    name = final_name(ticket.step)
+    if store.rename(ticket.directory, name):
+        return name
+    order = _order_of(store, name)
+    if order is None or order < (ticket.step, ticket.epoch, ticket.attempt):
+        retry = retry_name(ticket.step, ticket.epoch, ticket.attempt)
+        if store.rename(ticket.directory, retry):
+            _log.warning("%s is taken by something else; this checkpoint is %s", store.where(name), retry)
+            return retry
+    raise CheckpointError(f"{store.where(name)}: exists already; it is not overwritten")
+
+
+def _order_of(store: Store, name: str) -> tuple[int, int, int] | None:
+    path = f"{name}/{MANIFEST}"
+    try:
+        return decode(read_all(store, path, MAX_MANIFEST_BYTES), store.where(path)).order
+    except CheckpointError:
+        return None
+
+
+def abandon(store: Store, plan: FilePlan, ticket: Ticket) -> None:
+    """Removes the ticket's directory, as far as the store lets it; what was committed stays."""
+    if not store.renames and store.size(f"{ticket.directory}/{MANIFEST}") is not None:
+        return
+    for name in [TOKEN, MANIFEST, *(file.name for file in plan.files)]:
+        with suppress(CheckpointError):
+            store.remove(f"{ticket.directory}/{name}")
+    with suppress(CheckpointError):
+        store.remove_directory(ticket.directory)
+
+
+def read_latest(store: Store) -> tuple[str, tuple[int, int, int]] | None:
+    """What the hint says: a name and its (step, epoch, attempt). None if there is none that makes sense."""
+    try:
+        data = json.loads(read_all(store, LATEST, _MAX_SMALL_BYTES))
+        return str(data["name"]), (int(data["step"]), int(data["epoch"]), int(data["attempt"]))
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def advance_latest(store: Store, name: str, order: tuple[int, int, int]) -> None:
+    """Lets the hint name this checkpoint, unless it names a newer one."""
+    hint = read_latest(store)
+    if hint is not None and hint[1] >= order:
+        return
+    step, epoch, attempt = order
+    text = json.dumps({"name": name, "step": step, "epoch": epoch, "attempt": attempt})
+    store.replace(LATEST, text.encode() + b"\n")
+
+
+def _check_epoch(store: Store, ticket: Ticket) -> None:
+    hint = read_latest(store)
+    if hint is not None and hint[1][1] > ticket.epoch:
+        raise CheckpointError(
+            f"{store.where(ticket.directory)}: it is of epoch {ticket.epoch}, and {hint[0]} was saved in epoch {hint[1][1]}: "
+            "this writer was evicted"
+        )
+
+
+def save(
+    store: Store,
+    contents: Contents,
+    runs: Iterable[Run],
+    *,
+    step: int,
+    epoch: int = 0,
+    attempt: int = 0,
+    layout: Any = None,
+    max_file_bytes: int = DEFAULT_FILE_BYTES,
+    threads: int = 2,
+) -> str:
+    """All of it from one process. Returns the checkpoint's name. Raises CheckpointError, with nothing left behind."""
+    plan = plan_files(contents, max_file_bytes)
+    ticket = begin(store, plan, step=step, epoch=epoch, attempt=attempt)
+    try:
+        receipt = write_runs(plan, store, ticket, runs, threads=threads)
+        return commit(store, plan, ticket, [receipt], layout=layout)
+    except CheckpointError:
+        abandon(store, plan, ticket)
+        raise

@@ -1,0 +1,122 @@
+"""The checkpoints in a directory, and the newest that is good."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from checkpoint.commit import TEMPORARY, TOKEN
+from checkpoint.manifest import MANIFEST, FutureVersion
+from checkpoint.reader import ElasticSource
+from checkpoint.store import Store
+from elastic.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"step-(\d{8,18})(?:-e(\d+)-a(\d+)(?:-[0-9a-f]{16})?)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A directory with the name of a checkpoint: opened, or the reason why it cannot be."""
+
+    name: str
+    step: int
+    source: ElasticSource | None = None
+    error: CheckpointError | None = None
+
+
+def named_step(name: str) -> int | None:
+    """The step in the name of a checkpoint; None for any other name."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def found(store: Store) -> Iterator[Found]:
+    """Newest first. A directory without manifest is nothing yet, where manifests come last. Opened one step at a time."""
+    steps: dict[int, list[str]] = {}
+    for name in store.names(""):
+        step = named_step(name)
+        if step is not None:
+            steps.setdefault(step, []).append(name)
+    for step in sorted(steps, reverse=True):
+        opened = [_open(store, name, step) for name in steps[step] if store.renames or _has_manifest(store, name)]
+        yield from sorted(opened, key=_age, reverse=True)
+
+
+def _age(entry: Found) -> tuple[int, int, int]:
+    """What cannot be opened comes first: it may be newer."""
+    return entry.source.manifest.order if entry.source else (1 << 63, 0, 0)
+
+
+def _has_manifest(store: Store, name: str) -> bool:
+    return store.size(f"{name}/{MANIFEST}") is not None
+
+
+def _open(store: Store, name: str, step: int) -> Found:
+    try:
+        source = ElasticSource(store, name)
+        if source.manifest.step != step:
+            raise CheckpointError(f"{store.where(name)}: it is of step {source.manifest.step}, and its name says {step}")
+    except CheckpointError as error:
+        return Found(name=name, step=step, error=error)
+    return Found(name=name, step=step, source=source)
+
+
+def newest(store: Store, *, verify: bool = False) -> ElasticSource | None:
+    """The newest good checkpoint; None if there is no directory with a checkpoint's name. Those passed over are logged with the reason.
+
+    Good: the manifest's digest is right and files have their sizes; with `verify`, every block is read. What is read later is checked
+    anyway.
+
+    Raises:
+        FutureVersion: the newest was written by a newer program; passing over it would silently lose steps.
+        CheckpointError: there are some, and none is good.
+    """
+    reasons: list[str] = []
+    for entry in found(store):
+        try:
+            if isinstance(entry.error, FutureVersion):
+                raise entry.error
+            if entry.source is not None:
+                if verify:
+                    entry.source.verify()
+                return entry.source
+            reasons.append(str(entry.error))
+        except FutureVersion:
+            raise
+        except CheckpointError as error:
+            reasons.append(str(error))
+            if entry.source is not None:
+                entry.source.close()
+        _log.warning("%s is passed over: %s", entry.name, reasons[-1])
+    if reasons:
+        raise CheckpointError(f"{store.where('')}: no good checkpoint among {len(reasons)}: " + "; ".join(reasons))
+    return None
+
+
+def temporary(store: Store) -> list[str]:
+    """Directories of saves that have not been committed (yet)."""
+    if store.renames:
+        return [name for name in store.names("") if name.startswith(TEMPORARY) and named_step(name[len(TEMPORARY) :]) is not None]
+    return [name for name in store.names("") if named_step(name) is not None and not _has_manifest(store, name)]
+
+
+def collect(store: Store, *, older_than_s: float, now: float) -> list[str]:
+    """Removes temporary directories in which nothing has changed since `now - older_than_s` (seconds since 1970): their savers are dead.
+
+    Returns their names. Only files that a save makes are removed; a directory that holds anything else stays.
+    """
+    removed: list[str] = []
+    for name in temporary(store):
+        files = store.names(name)
+        touched = [store.changed(f"{name}/{file}") for file in files] + ([store.changed(name)] if store.renames else [])
+        if max(touched, default=0.0) > now - older_than_s:
+            continue
+        for file in files:
+            if file in (TOKEN, MANIFEST) or file.endswith((".safetensors", ".safetensors.index.json")):
+                store.remove(f"{name}/{file}")
+        store.remove_directory(name)
+        removed.append(name)
+    return removed

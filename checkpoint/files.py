@@ -1,0 +1,156 @@
+"""safetensors by hand: headers under strict bounds, and the place of every tensor's bytes, so that runs can be read and written alone.
+
+The format (huggingface/safetensors, README): 8 bytes little-endian length of the header, the header in JSON, then the tensors' bytes
+without gaps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoint.strict_json import dumps, loads
+from elastic.errors import CheckpointError
+
+CODES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "int16": "I16",
+    "uint16": "U16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "uint32": "U32",
+    "float32": "F32",
+    "int64": "I64",
+    "uint64": "U64",
+    "float64": "F64",
+    "complex64": "C64",
+}
+"""What safetensors calls each dtype of torch."""
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
+_BITS = {"8": 1, "6": 2, "2": 4, "4": 8}
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of safetensors itself."""
+_ALIGNMENT = 64
+_LENGTH_BYTES = 8
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element. Raises CheckpointError for a dtype that safetensors does not know."""
+    code = CODES.get(dtype)
+    if code is None:
+        raise CheckpointError(f"dtype {dtype!r} cannot be stored; known are {', '.join(CODES)}")
+    if code == "BOOL" or code.startswith("F8"):
+        return 1
+    return 8 if code == "C64" else _BITS[code[-1]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One tensor; `[start, stop)` are bytes behind the header."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a file holds, in the order of its bytes; these begin at byte `data_start`."""
+
+    entries: tuple[Entry, ...]
+    data_start: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return self.data_start + (self.entries[-1].stop if self.entries else 0)
+
+
+def layout_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[Entry, ...]:
+    """Places `(name, dtype, shape)` one behind the other."""
+    entries: list[Entry] = []
+    position = 0
+    for name, dtype, shape in tensors:
+        stop = position + math.prod(shape) * itemsize(dtype)
+        entries.append(Entry(name=name, dtype=dtype, shape=shape, start=position, stop=stop))
+        position = stop
+    return tuple(entries)
+
+
+def encode_header(entries: Iterable[Entry], metadata: Mapping[str, str], where: str) -> bytes:
+    """The file's bytes before the first tensor: a multiple of 64, filled up with spaces."""
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for entry in entries:
+        table[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": [entry.start, entry.stop]}
+    text = dumps(table, where)
+    text += b" " * (-(len(text) + _LENGTH_BYTES) % _ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise CheckpointError(f"{where}: its header would have {len(text)} bytes; safetensors allows {MAX_HEADER_BYTES}")
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def read_header(read: Callable[[int, int], bytes], size: int, where: str) -> Header:
+    """The header of a file of `size` bytes, of which `read(offset, count)` gives bytes.
+
+    Raises CheckpointError, before anything large is read, unless the tensors fill the file exactly, without gap or overlap.
+    """
+    if size < _LENGTH_BYTES:
+        raise CheckpointError(f"{where}: {size} bytes are too few for a safetensors file")
+    length = int.from_bytes(read(0, _LENGTH_BYTES), "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+        raise CheckpointError(f"{where}: its header claims {length} bytes; the file has {size}, and {MAX_HEADER_BYTES} is the limit")
+    text = read(_LENGTH_BYTES, length)
+    table = loads(text, where) if text[:1] == b"{" else None
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{where}: its header is not a JSON object")
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{where}: __metadata__ is not a table of strings")
+    entries = sorted((_entry(name, fields, where) for name, fields in table.items()), key=lambda entry: (entry.start, entry.stop))
+    header = Header(entries=tuple(entries), data_start=_LENGTH_BYTES + length, metadata=metadata)
+    _check_places(header, size, where)
+    return header
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _entry(name: str, fields: Any, where: str) -> Entry:
+    if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: tensor {name!r} must have dtype, shape and data_offsets")
+    code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not isinstance(code, str) or code not in _DTYPES:
+        raise CheckpointError(f"{where}: tensor {name!r} has unknown dtype {code!r}")
+    if not isinstance(shape, list) or not all(map(_is_count, shape)) or len(shape) > 64:
+        raise CheckpointError(f"{where}: tensor {name!r} has an impossible shape")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise CheckpointError(f"{where}: tensor {name!r} has impossible offsets")
+    dtype = _DTYPES[code]
+    start, stop = offsets
+    if stop - start != math.prod(shape) * itemsize(dtype):
+        raise CheckpointError(f"{where}: tensor {name!r} of shape {tuple(shape)} and dtype {dtype} cannot have bytes [{start}, {stop})")
+    return Entry(name=name, dtype=dtype, shape=tuple(shape), start=start, stop=stop)
+
+
+def _check_places(header: Header, size: int, where: str) -> None:
+    position = 0
+    for entry in header.entries:
+        if entry.start != position:
+            what = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
+            raise CheckpointError(f"{where}: tensor {entry.name!r} {what} (it starts at {entry.start}, not {position})")
+        position = entry.stop
+    if header.size != size:
+        raise CheckpointError(f"{where}: its header describes {header.size} bytes and the file has {size}")

@@ -1,0 +1,199 @@
+"""The manifest: what a checkpoint holds, where, with which digests. It is written last, and a checkpoint without a good one does not exist.
+
+The file is JSON, whose first line holds the SHA-256 of all bytes behind that line, so a reader needs no canonical form of JSON to check it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoint.blocks import block_count, file_digest
+from checkpoint.files import CODES
+from checkpoint.plan import FilePlan, Key, Place
+from checkpoint.state import Contents, Group, Spec
+from checkpoint.strict_json import dumps, loads, with_special_floats, without_special_floats
+from elastic.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+FORMAT = "elastic-checkpoint"
+VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 30
+_FIRST_LINE = b'{"sha256": "%s",\n'
+_FIRST_LINE_BYTES = len(_FIRST_LINE) - 2 + 64
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+_KEYS = {
+    "format",
+    "version",
+    "step",
+    "epoch",
+    "attempt",
+    "tensors",
+    "scalars",
+    "groups",
+    "ties",
+    "frozen",
+    "buffers",
+    "extra",
+    "layout",
+    "files",
+}
+
+
+class FutureVersion(CheckpointError):
+    """A newer version of this package wrote it: not damaged, but not to be read, nor passed over, by this one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file's bytes, and its blocks' digests as one string."""
+
+    size: int
+    blocks: str
+
+    @property
+    def digest(self) -> str:
+        """Of the whole file."""
+        return file_digest(self.size, self.blocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """`epoch` and `attempt` say which view and try wrote it; `layout` is any JSON that its writer wants remembered."""
+
+    contents: Contents
+    places: Mapping[Key, Place]
+    files: Mapping[str, StoredFile]
+    step: int
+    epoch: int
+    attempt: int
+    layout: Any = None
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Newer is greater."""
+        return self.step, self.epoch, self.attempt
+
+
+def manifest_of(plan: FilePlan, files: Mapping[str, StoredFile], *, step: int, epoch: int, attempt: int, layout: Any) -> Manifest:
+    """The manifest of what was written by this plan."""
+    return Manifest(contents=plan.contents, places=plan.places, files=files, step=step, epoch=epoch, attempt=attempt, layout=layout)
+
+
+def encode(manifest: Manifest, where: str) -> bytes:
+    """The file. Raises CheckpointError if settings or extra are not JSON."""
+    contents = manifest.contents
+    tensors: dict[str, dict[str, Any]] = {name: {} for name in contents.tensors}
+    for name, states in contents.tensors.items():
+        for state, spec in states.items():
+            place = manifest.places[name, state]
+            tensors[name][state] = {"shape": list(spec.shape), "dtype": spec.dtype, "file": place.file, "offset": place.offset}
+    body = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": manifest.step,
+        "epoch": manifest.epoch,
+        "attempt": manifest.attempt,
+        "tensors": tensors,
+        "scalars": {name: dict(values) for name, values in contents.scalars.items()},
+        "groups": [{"names": list(group.names), "settings": dict(group.settings)} for group in contents.groups],
+        "ties": dict(contents.ties),
+        "frozen": sorted(contents.frozen),
+        "buffers": sorted(contents.buffers),
+        "extra": dict(contents.extra),
+        "layout": manifest.layout,
+        "files": {name: {"size": file.size, "digest": file.digest, "blocks": file.blocks} for name, file in manifest.files.items()},
+    }
+    text = dumps(with_special_floats(body), where)[1:] + b"\n"
+    return _FIRST_LINE % hashlib.sha256(text).hexdigest().encode() + text
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """Raises CheckpointError naming `where` and the reason, FutureVersion if a newer program wrote it."""
+    text = data[_FIRST_LINE_BYTES:]
+    if data[:_FIRST_LINE_BYTES] != _FIRST_LINE % hashlib.sha256(text).hexdigest().encode():
+        raise CheckpointError(f"{where}: damaged: its first line is not the digest of the rest")
+    body = loads(data, where)
+    del body["sha256"]
+    if body.get("format") != FORMAT or type(body.get("version")) is not int:
+        raise CheckpointError(f"{where}: not a manifest of {FORMAT!r}")
+    if body["version"] > VERSION:
+        raise FutureVersion(f"{where}: format version {body['version']}, and this program reads up to {VERSION}: update it")
+    if missing := _KEYS - body.keys():
+        raise CheckpointError(f"{where}: it lacks {', '.join(sorted(missing))}")
+    try:
+        return _manifest(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: malformed ({type(error).__name__}: {error})") from error
+
+
+def _manifest(body: Mapping[str, Any]) -> Manifest:
+    places: dict[Key, Place] = {}
+    tensors: dict[str, dict[str, Spec]] = {}
+    files = {_file_name(name): _stored(name, fields) for name, fields in body["files"].items()}
+    for name, states in body["tensors"].items():
+        tensors[name] = {}
+        for state, fields in states.items():
+            places[name, state] = _place(name, state, fields, files)
+            tensors[name][state] = places[name, state].spec
+    contents = Contents(
+        tensors=tensors,
+        scalars={name: dict(values) for name, values in without_special_floats(body["scalars"]).items()},
+        groups=tuple(
+            Group(names=tuple(_strings(group["names"])), settings=dict(without_special_floats(group["settings"])))
+            for group in body["groups"]
+        ),
+        ties={str(tied): str(base) for tied, base in body["ties"].items()},
+        frozen=frozenset(_strings(body["frozen"])),
+        buffers=frozenset(_strings(body["buffers"])),
+        step=_count(body["step"]),
+        extra=dict(without_special_floats(body["extra"])),
+    )
+    step, epoch, attempt = (_count(body[key]) for key in ("step", "epoch", "attempt"))
+    return Manifest(
+        contents=contents,
+        places=places,
+        files=files,
+        step=step,
+        epoch=epoch,
+        attempt=attempt,
+        layout=without_special_floats(body["layout"]),
+    )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} where a count should be")
+    return value
+
+
+def _strings(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("a list of names is expected")
+    return values
+
+
+def _file_name(name: str) -> str:
+    if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+        raise ValueError(f"{name[:300]!r} cannot be the name of a file in a checkpoint")
+    return name
+
+
+def _stored(name: str, fields: Mapping[str, Any]) -> StoredFile:
+    file = StoredFile(size=_count(fields["size"]), blocks=str(fields["blocks"]))
+    if len(file.blocks) != 32 * block_count(file.size) or not re.fullmatch("[0-9a-f]*", file.blocks) or file.digest != fields["digest"]:
+        raise ValueError(f"the digests of {name} do not fit together")
+    return file
+
+
+def _place(name: str, state: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> Place:
+    dtype, file, offset = fields["dtype"], fields["file"], _count(fields["offset"])
+    if dtype not in CODES:
+        raise ValueError(f"{name!r}, {state!r} has unknown dtype {dtype!r}")
+    place = Place(file=file, offset=offset, spec=Spec(shape=tuple(map(_count, fields["shape"])), dtype=dtype))
+    if file not in files or offset + place.elements * place.itemsize > files[file].size:
+        raise ValueError(f"{name!r}, {state!r} lies outside of its file")
+    return place

@@ -1,0 +1,159 @@
+"""Reads our own format: only the blocks that hold what is asked for, each checked before anything of it is handed out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from checkpoint.blocks import BLOCK_BYTES, contributions, sums_of
+from checkpoint.files import read_header
+from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
+from checkpoint.plan import INDEX, Place, stored_name
+from checkpoint.state import PARAM, Contents
+from checkpoint.store import Readable, Store, read_all
+from checkpoint.strict_json import loads
+from elastic.errors import CheckpointError
+
+_CHUNK_BYTES = 16 * BLOCK_BYTES
+_CACHED_BLOCKS = 32
+
+
+class ElasticSource:
+    """One checkpoint directory, as a `checkpoint.state.Source`. `bytes_read` counts what came from files, the manifest excepted.
+
+    Blocks at the ends of runs are kept for a while (8 MiB in all), so runs read in the order of the files read each block once.
+    """
+
+    format = "elastic"
+
+    def __init__(self, store: Store, directory: str) -> None:
+        """Raises CheckpointError if the manifest is missing or damaged, or a file is missing or of another size."""
+        self._store, self._directory = store, directory
+        path = f"{directory}/{MANIFEST}"
+        self.manifest: Manifest = decode(read_all(store, path, MAX_MANIFEST_BYTES), store.where(path))
+        self.contents: Contents = self.manifest.contents
+        self.name = directory
+        self.bytes_read = 0
+        self._opened: dict[str, Readable] = {}
+        self._sums: dict[str, np.ndarray] = {}
+        self._cached: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        for name, file in self.manifest.files.items():
+            size = store.size(f"{directory}/{name}")
+            if size != file.size:
+                raise CheckpointError(f"{self._where(name)}: {'missing' if size is None else f'{size} bytes'}; it should have {file.size}")
+
+    def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
+        """The run `[start, stop)` of one tensor, in elements. Raises CheckpointError if it is not there, or damaged."""
+        place = self.place(name, state)
+        if not 0 <= start <= stop <= place.elements:
+            raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {stop}) of {place.elements} elements")
+        values = torch.empty(stop - start, dtype=getattr(torch, place.spec.dtype))
+        if start < stop:
+            self._fill(place.file, values.view(torch.uint8).numpy(), place.offset + start * place.itemsize)
+        return values
+
+    def place(self, name: str, state: str = PARAM) -> Place:
+        """Where a tensor lies, or the one that it is tied to."""
+        place = self.manifest.places.get((self.contents.ties.get(name, name), state))
+        if place is None:
+            raise CheckpointError(f"{self._store.where(self._directory)}: it has no {state!r} of {name!r}")
+        return place
+
+    def close(self) -> None:
+        """Lets go of files."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+        self._cached.clear()
+
+    def verify(self) -> None:
+        """Reads everything. Raises CheckpointError with every problem that it found."""
+        if problems := list(self.problems()):
+            raise CheckpointError("\n".join(problems))
+
+    def problems(self) -> Iterator[str]:
+        """One sentence for each file that is damaged or does not agree with the manifest."""
+        for name in self.manifest.files:
+            try:
+                self._verify_file(name)
+            except CheckpointError as error:
+                yield str(error)
+
+    def _where(self, file: str) -> str:
+        return self._store.where(f"{self._directory}/{file}")
+
+    def _verify_file(self, name: str) -> None:
+        size = self.manifest.files[name].size
+        buffer = np.empty(min(size, _CHUNK_BYTES), dtype=np.uint8)
+        for offset in range(0, size, _CHUNK_BYTES):
+            self._read_blocks(name, buffer[: size - offset], offset)
+        if name == INDEX:
+            self._verify_index()
+        elif name.endswith(".safetensors"):
+            self._verify_header(name)
+
+    def _bytes(self, name: str, offset: int, size: int) -> bytes:
+        memory = np.empty(size, dtype=np.uint8)
+        self._fill(name, memory, offset)
+        return memory.tobytes()
+
+    def _verify_header(self, name: str) -> None:
+        header = read_header(lambda offset, size: self._bytes(name, offset, size), self.manifest.files[name].size, self._where(name))
+        found = {(entry.name, header.data_start + entry.start, entry.shape, entry.dtype) for entry in header.entries}
+        places = self.manifest.places.items()
+        listed = {(stored_name(*key), place.offset, place.spec.shape, place.spec.dtype) for key, place in places if place.file == name}
+        if found != listed:
+            raise CheckpointError(f"{self._where(name)}: its header and the manifest differ on {min(found ^ listed)[0]!r}")
+
+    def _verify_index(self) -> None:
+        index = loads(self._bytes(INDEX, 0, self.manifest.files[INDEX].size), self._where(INDEX))
+        weights = {name: place.file for (name, state), place in self.manifest.places.items() if state == PARAM}
+        if not isinstance(index, dict) or index.get("weight_map") != weights:
+            raise CheckpointError(f"{self._where(INDEX)}: it does not list the weights of the manifest")
+
+    def _fill(self, file: str, memory: np.ndarray, offset: int) -> None:
+        """Whole blocks are read to where they are wanted; of the first and the last, if they are wanted in part, a checked copy is kept."""
+        stop = offset + memory.size
+        position = offset
+        while position < stop:
+            within = position % BLOCK_BYTES
+            end = stop if stop == self.manifest.files[file].size else stop // BLOCK_BYTES * BLOCK_BYTES
+            if within or position >= end:
+                count = min(BLOCK_BYTES - within, stop - position)
+                memory[position - offset :][:count] = self._block(file, position // BLOCK_BYTES)[within : within + count]
+            else:
+                count = min(_CHUNK_BYTES, end - position)
+                self._read_blocks(file, memory[position - offset :][:count], position)
+            position += count
+
+    def _block(self, file: str, number: int) -> np.ndarray:
+        key = (file, number)
+        if key in self._cached:
+            self._cached.move_to_end(key)
+            return self._cached[key]
+        start = number * BLOCK_BYTES
+        block = np.empty(min(BLOCK_BYTES, self.manifest.files[file].size - start), dtype=np.uint8)
+        self._read_blocks(file, block, start)
+        self._cached[key] = block
+        while len(self._cached) > _CACHED_BLOCKS:
+            self._cached.popitem(last=False)
+        return block
+
+    def _read_blocks(self, file: str, memory: np.ndarray, start: int) -> None:
+        """Fills memory from the start of a block to the end of one, and checks it."""
+        if not memory.size:
+            return
+        if file not in self._opened:
+            self._opened[file] = self._store.open_read(f"{self._directory}/{file}")
+            self._sums[file] = sums_of(self.manifest.files[file].blocks)
+        self._opened[file].read_into(memory, start)
+        self.bytes_read += memory.size
+        first, found = contributions(memory, start)
+        wrong = np.flatnonzero((found != self._sums[file][first : first + len(found)]).any(axis=1))
+        if wrong.size:
+            at = (first + int(wrong[0])) * BLOCK_BYTES
+            raise CheckpointError(
+                f"{self._where(file)}: damaged: bytes from {at} on, for {BLOCK_BYTES}, do not have the digest of the manifest"
+            )

@@ -1,0 +1,99 @@
+"""Which checkpoints are kept, and the removal of the others: never the last good one, and no file that a save did not make."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from checkpoint.commit import TEMPORARY, retry_name
+from checkpoint.directory import found
+from checkpoint.manifest import MANIFEST, Manifest
+from checkpoint.reader import ElasticSource
+from checkpoint.store import Store
+from elastic.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+
+
+class Policy(Protocol):
+    """One reason to keep a checkpoint."""
+
+    def keeps(self, step: int, newer: int) -> bool:
+        """`newer`: how many good checkpoints are newer than this one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLast:
+    """The newest `count`."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise CheckpointError(f"at least the last checkpoint is kept, not {self.count}")
+
+    def keeps(self, step: int, newer: int) -> bool:
+        return newer < self.count
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEvery:
+    """Those of steps that are multiples of `steps`."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise CheckpointError(f"every {self.steps} steps is not a policy")
+
+    def keeps(self, step: int, newer: int) -> bool:
+        return step % self.steps == 0
+
+
+def doomed(steps: Sequence[int], policies: Sequence[Policy]) -> list[int]:
+    """Positions, in the steps of good checkpoints (newest first), of those that no policy keeps. Never the first."""
+    return [newer for newer, step in enumerate(steps) if newer and not any(policy.keeps(step, newer) for policy in policies)]
+
+
+def retire(store: Store, policies: Sequence[Policy], *, verify: bool = True) -> list[str]:
+    """Removes what no policy keeps; returns the names. What cannot be opened is left alone.
+
+    With `verify`, every block of one that is kept is read before anything is removed; if none of them is good, nothing is. Raises
+    CheckpointError if removal fails half-way: the rest is then a temporary directory, for `collect`.
+    """
+    good = [entry.source for entry in found(store) if entry.source is not None]
+    try:
+        chosen = doomed([source.manifest.step for source in good], policies)
+        kept = [source for position, source in enumerate(good) if position not in chosen]
+        if not chosen or (verify and not any(map(_is_good, kept))):
+            return []
+        for position in chosen:
+            _remove(store, good[position].name, good[position].manifest)
+        return [good[position].name for position in chosen]
+    finally:
+        for source in good:
+            source.close()
+
+
+def _is_good(source: ElasticSource) -> bool:
+    problems = list(source.problems())
+    for problem in problems:
+        _log.warning("nothing older is removed for the sake of a damaged checkpoint: %s", problem)
+    return not problems
+
+
+def _remove(store: Store, name: str, manifest: Manifest) -> None:
+    """It stops being a checkpoint at once; then its files go, by the list in its manifest."""
+    directory = name
+    if store.renames:
+        directory = f"{TEMPORARY}{retry_name(*manifest.order)}-{os.urandom(8).hex()}"
+        if not store.rename(name, directory):
+            raise CheckpointError(f"{store.where(directory)}: exists already")
+        store.sync_directory("")
+    for file in [MANIFEST, *manifest.files]:
+        store.remove(f"{directory}/{file}")
+    store.remove_directory(directory)

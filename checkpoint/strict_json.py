@@ -1,0 +1,73 @@
+"""JSON from files that nobody vouches for: no duplicate keys, no NaN, no surprise in size or depth.
+
+Python floats that JSON has no word for (an infinite clip norm is a legal hyperparameter) are written as `{"$float": "inf"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from elastic.errors import CheckpointError
+
+MAX_ITEMS = 16_000_000
+"""Commas and opening brackets in one document: a list costs 56 times the memory of its text `[],`."""
+_FLOAT = "$float"
+_SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return found
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+def loads(data: bytes, where: str) -> Any:
+    """The document. Raises CheckpointError naming `where` and the reason."""
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_ITEMS:
+        raise CheckpointError(f"{where}: more than {MAX_ITEMS} items")
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: not valid JSON ({error})") from error
+
+
+def dumps(value: Any, where: str) -> bytes:
+    """Compact, in the order of the dicts. Raises CheckpointError if the value is not JSON."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: cannot be written as JSON ({error})") from error
+
+
+def with_special_floats(value: Any) -> Any:
+    """The value with NaN and infinities written as objects, and tuples as lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: repr(value)}
+    if isinstance(value, Mapping):
+        return {key: with_special_floats(entry) for key, entry in value.items()}
+    return [with_special_floats(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def without_special_floats(value: Any) -> Any:
+    """The inverse of `with_special_floats`, but for tuples."""
+    if isinstance(value, dict):
+        if value.keys() == {_FLOAT} and value[_FLOAT] in list(_SPECIAL):
+            return _SPECIAL[value[_FLOAT]]
+        return {key: without_special_floats(entry) for key, entry in value.items()}
+    return [without_special_floats(entry) for entry in value] if isinstance(value, list) else value

@@ -1,0 +1,188 @@
+"""What one worker does in a save: its own runs go to their places in the shared files, digested on the way. Nothing is gathered."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from checkpoint.blocks import BLOCK_BYTES, contributions
+from checkpoint.plan import FilePlan, Place
+from checkpoint.store import Store, Writable
+from elastic.errors import CheckpointError
+
+Run = tuple[str, str, int, torch.Tensor]
+"""Name, state, first element in the tensor's row-major order, and the run's values (of any shape)."""
+
+_CHUNK_BYTES = 16 * BLOCK_BYTES
+_IN_FLIGHT = 8
+_Written = tuple[str, int, int, int, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePart:
+    """What one worker wrote of one file: byte ranges `[start, stop)`, ascending and joined, and what they add to which blocks."""
+
+    ranges: tuple[tuple[int, int], ...]
+    blocks: tuple[int, ...]
+    sums: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.sums) != 16 * len(self.blocks):
+            raise CheckpointError(f"a receipt has {len(self.sums)} bytes of sums for {len(self.blocks)} blocks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReceipt:
+    """By file name. It is made only after what it lists was synced."""
+
+    token: str
+    files: Mapping[str, FilePart]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the way to the coordinator."""
+        files = {name: [list(map(list, part.ranges)), list(part.blocks), part.sums.hex()] for name, part in self.files.items()}
+        return {"token": self.token, "files": files}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PartReceipt:
+        """The inverse of `to_json`."""
+        files = {
+            name: FilePart(ranges=tuple((start, stop) for start, stop in ranges), blocks=tuple(blocks), sums=bytes.fromhex(sums))
+            for name, (ranges, blocks, sums) in data["files"].items()
+        }
+        return cls(token=data["token"], files=files)
+
+
+class PartSums:
+    """Collects what goes into a receipt."""
+
+    def __init__(self) -> None:
+        self._ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._sums: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+
+    def add(self, file: str, offset: int, size: int, first: int, sums: np.ndarray) -> None:
+        """Bytes `[offset, offset + size)` and their contributions."""
+        self._ranges[file].append((offset, offset + size))
+        found = self._sums[file]
+        for number, both in enumerate(sums, first):
+            found[number] = found[number] + both if number in found else both
+
+    def receipt(self, token: str) -> PartReceipt:
+        """Raises CheckpointError if some byte was written twice."""
+        files: dict[str, FilePart] = {}
+        for name, ranges in self._ranges.items():
+            blocks = tuple(sorted(self._sums[name]))
+            sums = np.stack([self._sums[name][number] for number in blocks]).astype("<u8").tobytes()
+            files[name] = FilePart(ranges=joined(ranges, name), blocks=blocks, sums=sums)
+        return PartReceipt(token=token, files=files)
+
+
+def joined(ranges: Iterable[tuple[int, int]], where: str) -> tuple[tuple[int, int], ...]:
+    """Ascending, neighbours joined. Raises CheckpointError if two overlap."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if found and start < found[-1][1]:
+            raise CheckpointError(f"{where}: bytes from {start} to {min(stop, found[-1][1])} were written twice")
+        if found and start == found[-1][1]:
+            start = found.pop()[0]
+        found.append((start, stop))
+    return tuple(found)
+
+
+def as_bytes(tensor: torch.Tensor) -> np.ndarray:
+    """Flat uint8 memory of a tensor's values in row-major order; no copy if it lies so in host memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def chunks(plan: FilePlan, runs: Iterable[Run]) -> Iterator[tuple[str, int, np.ndarray]]:
+    """`(file, offset, memory)` of at most 4 MiB, cut at multiples of the block.
+
+    Raises CheckpointError for a run that the plan has no place for.
+    """
+    for name, state, start, tensor in runs:
+        place = plan.places.get((name, state))
+        _check_run(name, state, start, tensor, place)
+        if place is None or not tensor.numel():
+            continue
+        memory = as_bytes(tensor)
+        offset = place.offset + start * place.itemsize
+        while memory.size:
+            size = min(memory.size, _CHUNK_BYTES - offset % _CHUNK_BYTES)
+            yield place.file, offset, memory[:size]
+            memory, offset = memory[size:], offset + size
+
+
+def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: Place | None) -> None:
+    if place is None:
+        raise CheckpointError(f"{name!r}, {state!r} is not in the plan of files")
+    if str(tensor.dtype) != f"torch.{place.spec.dtype}":
+        raise CheckpointError(f"{name!r}, {state!r} is {tensor.dtype}, and was announced as {place.spec.dtype}")
+    if start < 0 or start + tensor.numel() > place.elements:
+        raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {start + tensor.numel()}) of {place.elements} elements")
+
+
+class _PartWriter:
+    """Digesting and writing both release the interpreter's lock, so two threads overlap them."""
+
+    def __init__(self, store: Store, directory: str) -> None:
+        self._store, self._directory = store, directory
+        self._opened: dict[str, Writable] = {}
+        self.sums = PartSums()
+
+    def write(self, pieces: Iterable[tuple[str, int, np.ndarray]], threads: int) -> None:
+        with ThreadPoolExecutor(threads, thread_name_prefix="checkpoint-write") as pool:
+            waiting: deque[Future[_Written]] = deque()
+            try:
+                for file, offset, memory in pieces:
+                    waiting.append(pool.submit(self._put, self._file(file), file, offset, memory))
+                    if len(waiting) >= _IN_FLIGHT:
+                        self.sums.add(*waiting.popleft().result())
+                while waiting:
+                    self.sums.add(*waiting.popleft().result())
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def write_alone(self, pieces: Iterable[tuple[str, int, np.ndarray]]) -> None:
+        for file, offset, memory in pieces:
+            self.sums.add(*self._put(self._file(file), file, offset, memory))
+
+    def _file(self, name: str) -> Writable:
+        if name not in self._opened:
+            self._opened[name] = self._store.open_write(f"{self._directory}/{name}")
+        return self._opened[name]
+
+    def _put(self, opened: Writable, file: str, offset: int, memory: np.ndarray) -> _Written:
+        found = contributions(memory, offset)
+        opened.write(memory, offset)
+        return file, offset, memory.size, *found
+
+    def sync(self) -> None:
+        for file in self._opened.values():
+            file.sync()
+
+    def close(self) -> None:
+        """Only when no thread writes any more: a descriptor's number is soon another file's."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+
+def write_part(plan: FilePlan, store: Store, directory: str, token: str, runs: Iterable[Run], threads: int) -> PartReceipt:
+    """Writes and syncs `runs`; `commit.write_runs` is what checks the ticket first."""
+    part = _PartWriter(store, directory)
+    try:
+        pieces = chunks(plan, runs)
+        if threads > 1:
+            part.write(pieces, threads)
+        else:
+            part.write_alone(pieces)
+        part.sync()
+    finally:
+        part.close()
+    return part.sums.receipt(token)
