@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
 
-from checkpoint.blocks import BLOCK_BYTES, contributions, sums_of
+from checkpoint.blocks import BLOCK_BYTES, block_count, contributions, sums_of
 from checkpoint.files import read_header
 from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
 from checkpoint.plan import INDEX, Place, stored_name
@@ -17,7 +18,8 @@ from checkpoint.store import Readable, Store, read_all
 from checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
-_CHUNK_BYTES = 16 * BLOCK_BYTES
+_CHUNK_BYTES = 64 * BLOCK_BYTES
+_SHARE_BYTES = 2 * BLOCK_BYTES
 _CACHED_BLOCKS = 32
 
 
@@ -29,14 +31,19 @@ class ElasticSource:
 
     format = "elastic"
 
-    def __init__(self, store: Store, directory: str) -> None:
-        """Raises CheckpointError if the manifest is missing or damaged, or a file is missing or of another size."""
+    def __init__(self, store: Store, directory: str, *, threads: int = 2) -> None:
+        """`threads` read and check one large run together.
+
+        Raises CheckpointError if the manifest is missing or damaged, or a file is missing or of another size.
+        """
         self._store, self._directory = store, directory
         path = f"{directory}/{MANIFEST}"
         self.manifest: Manifest = decode(read_all(store, path, MAX_MANIFEST_BYTES), store.where(path))
         self.contents: Contents = self.manifest.contents
         self.name = directory
         self.bytes_read = 0
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
         self._opened: dict[str, Readable] = {}
         self._sums: dict[str, np.ndarray] = {}
         self._cached: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
@@ -67,6 +74,9 @@ class ElasticSource:
         while self._opened:
             self._opened.popitem()[1].close()
         self._cached.clear()
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
     def verify(self) -> None:
         """Reads everything. Raises CheckpointError with every problem that it found."""
@@ -148,8 +158,32 @@ class ElasticSource:
         if file not in self._opened:
             self._opened[file] = self._store.open_read(f"{self._directory}/{file}")
             self._sums[file] = sums_of(self.manifest.files[file].blocks)
-        self._opened[file].read_into(memory, start)
         self.bytes_read += memory.size
+        share = max(_SHARE_BYTES, -(-block_count(memory.size) // self._threads) * BLOCK_BYTES)
+        if self._threads > 1 and memory.size > share:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads - 1, thread_name_prefix="checkpoint-read")
+            others = [
+                self._pool.submit(self._read_share, file, memory[place : place + share], start + place)
+                for place in range(share, memory.size, share)
+            ]
+            try:
+                self._read_share(file, memory[:share], start)
+            finally:
+                wait(others)
+            for other in others:
+                other.result()
+        else:
+            self._read_share(file, memory, start)
+
+    def _read_share(self, file: str, memory: np.ndarray, start: int) -> None:
+        """In pieces that are still in the processor's cache when they are digested."""
+        for place in range(0, memory.size, _SHARE_BYTES):
+            piece = memory[place : place + _SHARE_BYTES]
+            self._opened[file].read_into(piece, start + place)
+            self._check(file, piece, start + place)
+
+    def _check(self, file: str, memory: np.ndarray, start: int) -> None:
         first, found = contributions(memory, start)
         wrong = np.flatnonzero((found != self._sums[file][first : first + len(found)]).any(axis=1))
         if wrong.size:

@@ -62,27 +62,29 @@ def doomed(steps: Sequence[int], policies: Sequence[Policy]) -> list[int]:
 def retire(store: Store, policies: Sequence[Policy], *, verify: bool = True) -> list[str]:
     """Removes what no policy keeps; returns the names. What cannot be opened is left alone.
 
-    With `verify`, every block of one that is kept is read before anything is removed; if none of them is good, nothing is. Raises
-    CheckpointError if removal fails half-way: the rest is then a temporary directory, for `collect`.
+    With `verify`, every block of the newest is read before anything is removed; if it is damaged, it is left alone and the next one counts
+    as the newest. Raises CheckpointError if removal fails half-way: the rest is then a temporary directory, for `collect`.
     """
-    good = [entry.source for entry in found(store) if entry.source is not None]
+    opened = [entry.source for entry in found(store) if entry.source is not None]
+    good = list(opened)
     try:
         chosen = doomed([source.manifest.step for source in good], policies)
-        kept = [source for position, source in enumerate(good) if position not in chosen]
-        if not chosen or (verify and not any(map(_is_good, kept))):
-            return []
-        for position in chosen:
-            _remove(store, good[position].name, good[position].manifest)
-        return [good[position].name for position in chosen]
+        while verify and chosen and not _is_good(good[0]):  # it counts no more: the newest good one is behind it
+            del good[0]
+            chosen = doomed([source.manifest.step for source in good], policies)
+        removed = [good[position] for position in chosen]
+        for source in removed:
+            _remove(store, source.name, source.manifest)
+        return [source.name for source in removed]
     finally:
-        for source in good:
+        for source in opened:
             source.close()
 
 
 def _is_good(source: ElasticSource) -> bool:
     problems = list(source.problems())
     for problem in problems:
-        _log.warning("nothing older is removed for the sake of a damaged checkpoint: %s", problem)
+        _log.warning("a damaged checkpoint does not count as one that is kept: %s", problem)
     return not problems
 
 

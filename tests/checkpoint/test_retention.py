@@ -72,6 +72,14 @@ def test_a_damaged_newest_one_does_not_cost_the_last_good_one(tmp_path: Path) ->
     assert source.manifest.step == 1
 
 
+def test_the_newest_good_one_stays_behind_a_damaged_one_although_an_older_is_kept(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 10, 14, 15, 20)
+    path = next((tmp_path / "step-00000020").glob("optimizer-*"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert retire(store, [KeepLast(1), KeepEvery(10)]) == ["step-00000014"]
+    assert steps_in(tmp_path) == [10, 15, 20]
+
+
 def test_what_cannot_be_opened_is_left_and_does_not_count(tmp_path: Path) -> None:
     store = store_with(tmp_path, 1, 2, 3)
     (tmp_path / "step-00000003" / "manifest.json").write_bytes(b"?")

@@ -1,0 +1,179 @@
+"""Saving and loading, against the same bytes written and read in sequence and against torch's distributed checkpoint. One JSON object.
+
+All sides take turns in one process, on one directory of one disk; every save ends with its bytes synced (torch's writer with its default
+`sync_files=True`), every load goes into fresh tensors from files that the system has in memory. Medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from checkpoint.background import AsyncSaver
+from checkpoint.commit import save
+from checkpoint.directory import newest
+from checkpoint.state import PARAM, Contents, Spec
+from checkpoint.store import LocalStore
+from checkpoint.writer import Run, as_bytes
+
+_ROWS = 1024
+
+
+def state_of(megabytes: int) -> dict[tuple[str, str], torch.Tensor]:
+    """Parameters and Adam's two states, float32, in matrices of 4 MiB."""
+    count = max(1, megabytes // 12)
+    generator = torch.Generator().manual_seed(0)
+    keys = [(f"layers.{number}.weight", state) for number in range(count) for state in (PARAM, "exp_avg", "exp_avg_sq")]
+    return {key: torch.randn(_ROWS, _ROWS, generator=generator) for key in keys}
+
+
+def contents_of(state: dict[tuple[str, str], torch.Tensor]) -> Contents:
+    """What is announced of it."""
+    tensors: dict[str, dict[str, Spec]] = {}
+    for name, kind in state:
+        tensors.setdefault(name, {})[kind] = Spec(shape=(_ROWS, _ROWS), dtype="float32")
+    return Contents(tensors=tensors)
+
+
+class Sides:
+    """Each method does one side's save or load once, in `root`."""
+
+    def __init__(self, root: Path, state: dict[tuple[str, str], torch.Tensor]) -> None:
+        self._root, self._state = root, state
+        self._contents = contents_of(state)
+        self._runs: list[Run] = [(name, kind, 0, tensor) for (name, kind), tensor in state.items()]
+        self._flat = {f"{name}/{kind}": tensor for (name, kind), tensor in state.items()}
+
+    def ours_save(self) -> None:
+        save(LocalStore(self._root / "ours"), self._contents, self._runs, step=1)
+
+    def ours_load(self) -> dict[tuple[str, str], torch.Tensor]:
+        source = newest(LocalStore(self._root / "ours"))
+        assert source is not None
+        loaded = {(name, kind): source.read(name, kind, 0, tensor.numel()) for (name, kind), tensor in self._state.items()}
+        source.close()
+        return loaded
+
+    def plain_save(self) -> None:
+        descriptor = os.open(self._root / "plain", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for tensor in self._state.values():
+            os.write(descriptor, as_bytes(tensor).data)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def plain_load(self) -> None:
+        descriptor = os.open(self._root / "plain", os.O_RDONLY)
+        kept: list[torch.Tensor] = []
+        for tensor in self._state.values():
+            kept.append(torch.empty_like(tensor))
+            os.readv(descriptor, [as_bytes(kept[-1]).data])
+        os.close(descriptor)
+
+    def dcp_save(self) -> None:
+        dcp_save(self._flat, storage_writer=FileSystemWriter(self._root / "dcp", single_file_per_rank=True, sync_files=True))
+
+    def dcp_load(self) -> None:
+        into = {name: torch.empty_like(tensor) for name, tensor in self._flat.items()}
+        dcp_load(into, checkpoint_id=self._root / "dcp")
+
+    def torch_save(self) -> None:
+        with open(self._root / "torch", "wb") as file:
+            torch.save(self._flat, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def torch_load(self) -> None:
+        torch.load(self._root / "torch", weights_only=True)
+
+    def forget(self, side: str) -> None:
+        """Every save makes new files."""
+        path = self._root / side
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def stall(self, saver: AsyncSaver) -> float:
+        """Seconds that an asynchronous save stops training."""
+        self.forget("ours")
+        began = time.perf_counter()
+        saver.save("step 1", self._runs, lambda runs: save(LocalStore(self._root / "ours"), self._contents, runs, step=1))
+        stalled = time.perf_counter() - began
+        saver.wait()
+        return stalled
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _copy(into: Iterable[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
+    for target, value in zip(into, values, strict=True):
+        target.copy_(value)
+
+
+def measured(megabytes: int, rounds: int, root: Path) -> dict[str, object]:
+    """The figures, seconds and ratios."""
+    state = state_of(megabytes)
+    sides = Sides(root, state)
+    times: dict[str, list[float]] = {}
+    names = ["plain", "ours", "dcp", "torch"]
+    saver = AsyncSaver()
+    sides.stall(saver)  # makes the buffer
+    into = [torch.zeros_like(tensor) for tensor in state.values()]
+    for number in range(rounds):
+        for name in names[number % 4 :] + names[: number % 4]:
+            sides.forget(name)
+            times.setdefault(f"{name}_save", []).append(_seconds(getattr(sides, f"{name}_save")))
+            times.setdefault(f"{name}_load", []).append(_seconds(getattr(sides, f"{name}_load")))
+        times.setdefault("copy", []).append(_seconds(lambda: _copy(into, state.values())))
+        times.setdefault("async_stall", []).append(sides.stall(saver))
+    loaded = sides.ours_load()
+    if not all(torch.equal(loaded[key].view(tensor.shape), tensor) for key, tensor in state.items()):
+        raise SystemExit("what was loaded is not what was saved")
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "bytes": sum(tensor.numel() * 4 for tensor in state.values()),
+        "rounds": rounds,
+        "median_s": medians,
+        "ratio_of_medians": {
+            "save_to_plain": medians["ours_save"] / medians["plain_save"],
+            "load_to_plain": medians["ours_load"] / medians["plain_load"],
+            "save_to_dcp": medians["ours_save"] / medians["dcp_save"],
+            "load_to_dcp": medians["ours_load"] / medians["dcp_load"],
+            "stall_to_torch_save": medians["async_stall"] / medians["torch_save"],
+        },
+        "stall_beyond_copy_s": medians["async_stall"] - medians["copy"],
+        "all_s": times,
+    }
+
+
+def main() -> None:
+    """Prints the JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--directory", type=Path, default=None, help="on the disk that is to be measured; a temporary one otherwise")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", category=UserWarning)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-benchmark-", dir=arguments.directory) as root:
+        print(json.dumps(measured(arguments.megabytes, arguments.rounds, Path(root)), indent=2))
+
+
+if __name__ == "__main__":
+    main()
