@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from typing import Any
 
-from checkpoint.directory import newest
+from checkpoint.directory import collect, newest
 from checkpoint.reader import ElasticSource
+from checkpoint.retention import KeepLast, retire
 from checkpoint.state import PARAM, Group, Spec
-from checkpoint.store import LocalStore
+from checkpoint.store import LocalStore, Store
 from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
 from elastic.engine.zero import ShardedOptimizer
@@ -18,18 +20,19 @@ from elastic.history import History
 from elastic.job import Job
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.restore import Run, form, numbers, persistent_buffers, restored_state, runs
-from elastic.saving import Saver, Share, contents_of, states_of
+from elastic.saving import Saver, Share, base_of, contents_of, hint, states_of
 from elastic.survivor import Survivor
 from elastic.view import View
 
 _EXTRA = "elastic"
+_DEAD_S = 3600.0  # a save in which nothing has changed for so long has no saver any more
 
 
 class Checkpoints:
     """Of one worker: the newest good checkpoint in `directory`, from which founders begin, and saves after each `every` steps.
 
-    `every` None: only the end of the training is saved. `settings` are what decides which samples a step has. Raises TrainerError,
-    CheckpointError.
+    `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `settings` decide which
+    samples a step has. Raises TrainerError, CheckpointError.
     """
 
     def __init__(
@@ -40,14 +43,16 @@ class Checkpoints:
         model: LayeredModel,
         optimizer: ShardedOptimizer,
         settings: dict[str, Any],
+        keep: int | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise TrainerError(f"every={every}: save after each that many steps, at least 1")
         self._job, self._model, self._optimizer, self._settings = job, model, optimizer, settings
+        self._policies = [] if keep is None else [KeepLast(keep)]
         self._store, self._every = LocalStore(directory), every
         self._source: ElasticSource | None = newest(self._store)
         self._saver: Saver | None = None
-        self._saved, self._epoch = -1, 0
+        self._epoch = 0
 
     @property
     def origin(self) -> str | None:
@@ -76,14 +81,18 @@ class Checkpoints:
         finally:
             source.close()
         survivor.begin()
-        self._saved = state.step
         return state
 
     def _begun(self, *, founder: bool) -> None:
         if self._source is not None and not founder:
             self._source.close()
             self._source = None
-        self._saver = Saver(self._store, self._job.worker, founder=founder)
+        self._saver = Saver(self._store, self._job.worker, founder=founder, retain=self._retain if self._policies else None)
+        if founder and self._job.worker == 0:
+            collect(self._store, older_than_s=_DEAD_S, now=time.time())
+
+    def _retain(self, store: Store) -> None:
+        retire(store, self._policies)
 
     def _warn(self, name: str, before: dict[str, Any]) -> None:
         for key, value in before.items():
@@ -103,20 +112,19 @@ class Checkpoints:
             self._saver.take(engine.told, engine.view.workers)
 
     def handed_out(self, step: int, survivor: Survivor, history: History, *, last: bool = False) -> None:
-        """The state is that behind `step` on every worker: saves it if that is due. Every worker calls it."""
-        due = last or (self._every is not None and (step + 1) % self._every == 0)
-        if self._saver is None or not due or step <= self._saved:
+        """Saves the state behind `step`, if that is due. Every worker calls it once for each step that it hands out."""
+        if self._saver is None or not (last or (self._every is not None and (step + 1) % self._every == 0)):
             return
         saver, engine = self._saver, survivor.engine
         if last:
-            saver.finish()
+            self._finish(survivor, engine)
         own = [run for shard in engine.owned for run in runs(*shard, self._model.spec)]
         scalars = {name: values for _, scalars in engine.owned for name, values in numbers(scalars).items()}
-        share = Share(states=states_of(own), numbers=scalars, busy=saver.busy, base=saver.base)
+        share = Share(states=states_of(own), numbers=scalars, busy=saver.busy, base=saver.base, hint=hint(self._store))
         told = [Share.from_json(each) for each in survivor.together(lambda: survivor.engine.gather(share.to_json()))]
-        if survivor.engine is not engine or any(each.busy for each in told):
+        if survivor.engine is not engine or history.step != step or any(each.busy for each in told):
             return  # members were lost meanwhile, or the disk is slower than saves are due: the next one will do
-        self._saved, self._epoch = step, engine.view.epoch
+        self._epoch = engine.view.epoch
         self._start(step, engine, own, told, history)
         if last:
             self._finish(survivor, engine)
@@ -145,13 +153,13 @@ class Checkpoints:
         )
         if coordinates:
             own = [*own, *(Run(name, PARAM, 0, tensor.detach().reshape(-1)) for name, tensor in rest.items())]
-        base = min(each.base for each in told if each.base is not None)
+        self._saver.base = base = base_of(told)
         self._saver.start(
             contents, own, epoch=view.epoch, base=base, members=view.workers, coordinates=coordinates, layout={"summary": view.plan.summary}
         )
 
     def _finish(self, survivor: Survivor, engine: Engine) -> None:
-        """The last save is waited for; all members call it."""
+        """What is under way is waited for; all members call it."""
         saver = self._saver
         assert saver is not None
         saver.wait()

@@ -10,6 +10,7 @@ A save that loses a member, or whose view ends, is given up; its directory is re
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -35,20 +36,32 @@ _LOOK_S, _PATIENCE_S = 0.005, 20.0
 class Share:
     """What one member tells the others before a save: dtypes of the states that it owns, numbers by parameter, and whether it is busy.
 
-    `base` is the epoch of the newest checkpoint when its job began, None on a worker that joined later.
+    `base` is the epoch of the newest checkpoint when its job began, None on a worker that joined later; `hint` that of the newest one now.
     """
 
     states: Mapping[str, Mapping[str, str]]
     numbers: Mapping[str, Mapping[str, float | int | bool]]
     busy: bool
     base: int | None
+    hint: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"states": self.states, "numbers": self.numbers, "busy": self.busy, "base": self.base}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Share:
         return cls(**data)
+
+
+def base_of(shares: Sequence[Share]) -> int:
+    """The epoch that the job's own epochs are counted from, so that those of a later job are greater. All founders may be gone."""
+    return min((share.base for share in shares if share.base is not None), default=max(share.hint for share in shares))
+
+
+def hint(store: Store) -> int:
+    """The epoch of the newest checkpoint, as far as the store says; 0 if there is none."""
+    found = read_latest(store)
+    return 0 if found is None else found[1][1]
 
 
 def states_of(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
@@ -114,16 +127,14 @@ class Saver:
 
     def __init__(self, store: Store, worker: int, *, founder: bool, retain: Any = None) -> None:
         self._store, self._worker, self._retain = store, worker, retain
-        hint = read_latest(store) if founder else None
-        self.base = (hint[1][1] if hint is not None else 0) if founder else None
+        self.base = hint(store) if founder else None
         self._save: _Save | None = None
         self._committing: threading.Thread | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether the last save's writing, or its commit, is under way here."""
-        threads = (None if self._save is None else self._save.thread, self._committing)
-        return any(thread is not None and thread.is_alive() for thread in threads)
+        """Whether the last save is under way here: being written, waiting for receipts, or being committed."""
+        return self._save is not None or (self._committing is not None and self._committing.is_alive())
 
     def start(
         self, contents: Contents, runs: Sequence[Run], *, epoch: int, base: int, members: tuple[int, ...], coordinates: bool, layout: Any
@@ -169,19 +180,24 @@ class Saver:
         return all(self._store.size(f"{name}/{file.name}") == file.size for file in plan.files)
 
     def receipt(self) -> dict[str, Any] | None:
-        """What goes with this worker's next READY: its receipt, once."""
+        """What goes with this worker's next READY when its writing is over: its receipt, once; that is None if writing failed."""
         save = self._save
-        if save is None or save.receipt is None or save.sent:
+        if save is None or save.sent or (save.thread is not None and save.thread.is_alive()):
             return None
         save.sent = True
-        return {"key": list(save.key), "receipt": save.receipt.to_json()}
+        if self._worker != save.members[0]:
+            self._save = None
+        return {"key": list(save.key), "receipt": None if save.receipt is None else save.receipt.to_json()}
 
     def take(self, told: Mapping[int, Mapping[str, Any]], members: tuple[int, ...]) -> None:
-        """On the coordinator: receipts of members of the present view. Commits when all are there."""
+        """Receipts of members of the present view, of which the coordinator takes note: it commits when all are there."""
         save = self._save
-        if save is None or save.members != members:
+        if save is None or save.members != members or self._worker != members[0]:
             return
         for worker, each in told.items():
+            if tuple(each["key"]) == save.key and each["receipt"] is None:
+                self.drop(f"worker {worker} could not write its part")
+                return
             if tuple(each["key"]) == save.key:
                 save.receipts[worker] = PartReceipt.from_json(each["receipt"])
         if set(save.receipts) == set(members) and save.ticket is not None:
@@ -210,12 +226,13 @@ class Saver:
         if self._committing is not None:
             self._committing.join()
 
-    def drop(self) -> None:
-        """Gives up a save that is not committed: somebody who took part in it is gone, or it took too long."""
+    def drop(self, why: str = "the members changed") -> None:
+        """Gives up a save that is not committed."""
         save, self._save = self._save, None
-        if save is None or (save.sent and self._worker != save.members[0]):
+        if save is None:
             return
-        _log.warning("step %d is not saved: the members changed, or the next save was due", save.key[0])
+        if self._worker == save.members[0]:
+            _log.warning("step %d is not saved: %s", save.key[0], why)
         save.dropped = True
         if save.thread is None or not save.thread.is_alive():  # else it does this itself
             self._abandon(save)

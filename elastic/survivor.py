@@ -38,7 +38,7 @@ class Survivor:
         self._retained_until = 0
         self._finished = 0  # collectives, besides steps
         self._results: dict[int, Any] = {}
-        self._yielded = -1
+        self._yielded = self._yielded_by_others = -1
         self.unseen: list[Apply] = []
 
     @property
@@ -105,6 +105,11 @@ class Survivor:
         except LOST as error:
             self._recover(error)
 
+    @property
+    def overdue(self) -> bool:
+        """Whether others have handed out a step that this worker has not: they may wait for it in an evaluation, before the next step."""
+        return bool(self.unseen) and self.unseen[0].step <= self._yielded_by_others
+
     def handing_out(self) -> Apply:
         """The decision on the oldest of the unseen steps, which count and are handed out now."""
         answer = self.unseen.pop(0)
@@ -170,6 +175,7 @@ class Survivor:
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
         self._history.resume(proposal)
+        self._yielded_by_others = proposal.yielded
         self._results.update(dict(proposal.results))
         self.unseen = [answer for answer in self.unseen if answer.step <= proposal.resume]  # others are taken back, and taken again
         known = max([self._yielded, *(answer.step for answer in self.unseen)])

@@ -74,6 +74,7 @@ class Trainer:
         checkpoint: a directory that all hosts share. The training goes on from the newest good checkpoint in it, if there is one, and
             saves the state behind its last step.
         every: saves after each so many steps as well, while training goes on.
+        keep: how many of the newest checkpoints stay; all by default.
 
     Raises:
         TrainerError: if any of these cannot be trained; the message says what to do.
@@ -99,6 +100,7 @@ class Trainer:
         collate: Callable[[list[Any]], Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         every: int | None = None,
+        keep: int | None = None,
     ) -> None:
         self._job = jobs.current()
         micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
@@ -118,7 +120,7 @@ class Trainer:
         self._checkpoints: Checkpoints | None = None
         if checkpoint is not None:
             order = {"batch_size": batch_size, "seed": seed}
-            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order)
+            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order, keep)
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
@@ -192,6 +194,8 @@ class Trainer:
         survivor = self._survivor
         ending = pausing = False
         while True:
+            while survivor.overdue:
+                yield from self._hand_out()
             if not (ending or pausing or survivor.step >= steps):
                 answer = survivor.compute(self._batch, self._checkpoints and self._checkpoints.message(survivor.engine))
                 if answer is None:
@@ -205,9 +209,7 @@ class Trainer:
                 answer = None
             engine = survivor.engine
             for _ in range(len(survivor.unseen)):
-                yield from self._handed_out(self._report(survivor.handing_out()))
-            if self._checkpoints is not None and survivor.engine is engine:
-                self._checkpoints.handed_out(self._history.step, survivor, self._history, last=answer is None and not pausing)
+                yield from self._hand_out(last=answer is None and not pausing)
             if pausing:
                 survivor.pause()
                 pausing = False
@@ -221,6 +223,13 @@ class Trainer:
     @property
     def _engine(self) -> Engine:
         return self._survivor.engine
+
+    def _hand_out(self, *, last: bool = False) -> Iterator[Report]:
+        """The oldest unseen step; `last` if the training ends behind the newest."""
+        answer = self._survivor.handing_out()
+        yield from self._handed_out(self._report(answer))
+        if self._checkpoints is not None:
+            self._checkpoints.handed_out(answer.step, self._survivor, self._history, last=last and answer.step == self._history.step)
 
     def _handed_out(self, report: Report) -> Iterator[Report]:
         randomness.seed_all(self.seed, "loop", report.step)  # so that the loop's own draws do not depend on the layout

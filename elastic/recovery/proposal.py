@@ -29,9 +29,9 @@ SAME = "same"
 class Proposal:
     """`view` is to go on from the state at step `resume`, once `transfers` are done and the `scalars` of that step installed.
 
-    `finished` are the grains of the next step that every stage has finished already. `states` maps optimizer states to dtype names or
-    "same"; it is empty before the first step. `bytes_minimum` is what any transfers must
-    move, by an oracle; `why` is a sentence for people.
+    `yielded` is the newest step that a survivor has handed out, `finished` the grains of the next step that every stage has finished
+    already. `states` maps optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any
+    transfers must move, by an oracle; `why` is a sentence for people.
     """
 
     view: View
@@ -44,6 +44,7 @@ class Proposal:
     bytes_minimum: int
     why: str
     finished: tuple[int, ...] = ()
+    yielded: int = -1
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal proposal."""
@@ -58,6 +59,7 @@ class Proposal:
             "bytes_minimum": self.bytes_minimum,
             "why": self.why,
             "finished": list(self.finished),
+            "yielded": self.yielded,
         }
 
     @classmethod
@@ -74,6 +76,7 @@ class Proposal:
             bytes_minimum=data["bytes_minimum"],
             why=data["why"],
             finished=tuple(data["finished"]),
+            yielded=data["yielded"],
         )
 
 
@@ -128,6 +131,7 @@ def propose(
         bytes_minimum=bytes_minimum,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
         finished=finished_everywhere(view, inventories, resume + 1),
+        yielded=max(inventory.yielded for inventory in left),
     )
 
 

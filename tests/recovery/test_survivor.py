@@ -28,9 +28,9 @@ class FakeHistory:
         self.step = proposal.resume
 
 
-def recovered(applied: int, unseen: list[int], yielded: int, resume: int) -> list[int]:
+def recovered(applied: int, unseen: list[int], yielded: int, resume: int, others: int = -1) -> list[int]:
     """The steps that are handed out next by a survivor that had `applied` one when the others resume one."""
-    proposal = SimpleNamespace(resume=resume, results=[], view=SimpleNamespace(workers=(0, 1)))
+    proposal = SimpleNamespace(resume=resume, yielded=others, results=[], view=SimpleNamespace(workers=(0, 1)))
     joined = SimpleNamespace(engine=object(), retained=(), proposal=proposal, before=(0, 1, 2))
     member: Any = SimpleNamespace(recover=lambda stock, last, linked: joined)
     history: Any = FakeHistory(applied)
@@ -39,6 +39,7 @@ def recovered(applied: int, unseen: list[int], yielded: int, resume: int) -> lis
     survivor._yielded = yielded
     survivor._enter_next_view()
     found = [answer.step for answer in survivor.unseen]
+    assert survivor.overdue == bool(found and found[0] <= others)
     assert [survivor.handing_out().step for _ in found] == found
     return found
 
@@ -55,3 +56,10 @@ def recovered(applied: int, unseen: list[int], yielded: int, resume: int) -> lis
 )
 def test_what_is_handed_out_behind_a_recovery(applied: int, unseen: list[int], yielded: int, resume: int, handed_out: list[int]) -> None:
     assert recovered(applied, unseen, yielded, resume) == handed_out
+
+
+def test_what_others_have_handed_out_is_overdue() -> None:
+    """They may be in an evaluation behind it, and wait there."""
+    assert recovered(7, [7], 6, 7, others=7) == [7]
+    assert recovered(7, [7], 6, 7, others=6) == [7]
+    assert recovered(6, [6], 5, 7, others=6) == [6, 7]

@@ -1,0 +1,35 @@
+"""A train function of real jobs that save, and go on from what was saved."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+import elastic
+from tests.engine import models
+
+
+def train(job: Any, directory: str, every: int | None, steps: int, plain: bool, keep: int | None, pause_s: float) -> dict[str, Any] | None:
+    """Losses of the steps that this job took, by step, and the digest behind the last one."""
+    torch.manual_seed(5)
+    where = {} if plain else {"checkpoint": directory, "every": every, "keep": keep}
+    trainer = elastic.Trainer(
+        models.tied(),
+        models.cross_entropy,
+        models.two_groups,
+        models.Rows(),
+        batch_size=24,
+        micro_batch_size=4,
+        scheduler=models.cosine,
+        clip_norm=0.3,
+        seed=11,
+        **where,
+    )
+    losses = {}
+    for report in trainer.run(steps):
+        losses[report.step] = [report.loss, report.grad_norm, report.lr]
+        time.sleep(pause_s)
+    digest = trainer.digest()
+    return {"losses": [[step, *values] for step, values in losses.items()], "digest": digest} if trainer.leader else None

@@ -1,0 +1,119 @@
+"""Jobs that stop and go on from a checkpoint, on any layout: as if they had never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import elastic
+from checkpoint.directory import found, newest
+from checkpoint.store import LocalStore
+from elastic.chaos.faults import parse
+from elastic.chaos.killer import Killer
+from elastic.errors import ElasticError, SettingsError
+from tests.checkpoint import saved_trainings
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
+STEPS = 9
+
+
+def run(
+    folder: Path, steps: int, every: int | None = None, *, plain: bool = False, keep: int | None = None, pause_s: float = 0.0, **layout: Any
+) -> Any:
+    return elastic.run(saved_trainings.train, args=[str(folder), every, steps, plain, keep, pause_s], rebalance=False, **layout).value
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The uninterrupted run."""
+    return run(tmp_path_factory.mktemp("whole"), STEPS, plain=True, workers=2, stages=1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param({"workers": 4, "stages": 2}, {"workers": 3, "stages": 2}, id="4 in 2 to 3 in 2"),
+        pytest.param({"workers": 1}, {"workers": 4, "stages": 2}, id="1 to 4 in 2"),
+        pytest.param({"workers": 3, "stages": 3}, {"workers": 1}, id="3 in 3 to 1"),
+    ],
+)
+def test_a_job_goes_on_where_another_one_stopped(first: Any, second: Any, tmp_path: Path, whole: dict[str, Any]) -> None:
+    before = run(tmp_path, 5, **first)
+    assert [entry.name for entry in found(LocalStore(tmp_path))] == ["step-00000005"]
+    after = run(tmp_path, STEPS, **second)
+    assert before["losses"] + after["losses"] == whole["losses"]
+    assert after["digest"] == whole["digest"]
+    assert newest(LocalStore(tmp_path), verify=True).contents.step == STEPS  # pyright: ignore[reportOptionalMemberAccess]
+    (weights,) = (tmp_path / f"step-{STEPS:08d}").glob("model-*.safetensors")
+    assert len(load_file(weights)) > 5
+
+
+def test_deaths_while_saves_are_under_way(tmp_path: Path) -> None:
+    """A member's and the coordinator's, in a job that saves after every step: saves are given up, steps are not, replacements save too."""
+    steps = 60
+    calm = run(tmp_path / "calm", steps, plain=True, workers=2, stages=1)
+    with Killer(tmp_path / "run", [parse("1@6"), parse("0@30")], seed=4) as killer:
+        value = run(tmp_path / "saved", steps, 1, workers=3, stages=2, directory=tmp_path / "run", pause_s=0.03)
+        assert killer.close() == ()
+    for step, *figures in value["losses"]:
+        assert figures == calm["losses"][step][1:]
+    assert value["digest"] == calm["digest"]
+    sources = [entry.source for entry in found(LocalStore(tmp_path / "saved"))]
+    assert sources[0] is not None
+    assert sources[0].contents.step == steps
+    saved = [source.contents.step for source in sources if source is not None]
+    assert any(step is not None and 10 < step < 30 for step in saved)
+    assert any(step is not None and 35 < step < steps for step in saved)
+    for source in sources:
+        assert source is not None
+        source.verify()
+    assert run(tmp_path / "saved", steps + 2, workers=1)["losses"][0][0] == steps
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    run(tmp_path, 12, 2, keep=2, pause_s=0.03, workers=2, stages=1)
+    names = [entry.name for entry in found(LocalStore(tmp_path))]
+    assert names[0] == "step-00000012"
+    assert len(names) <= 2
+
+
+def test_saves_while_training_goes_on(tmp_path: Path, whole: dict[str, Any]) -> None:
+    result = run(tmp_path, STEPS, 2, workers=3, stages=2)
+    assert (result["losses"], result["digest"]) == (whole["losses"], whole["digest"])
+    sources = [entry.source for entry in found(LocalStore(tmp_path))]
+    assert sources[0] is not None
+    assert sources[0].contents.step == STEPS
+    for source in sources:
+        assert source is not None
+        source.verify()
+    assert not list(tmp_path.glob(".tmp-*")), "what was given up is removed"
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_another_model_refused(tmp_path: Path, whole: dict[str, Any]) -> None:
+    run(tmp_path, 3, workers=2, stages=2)
+    run(tmp_path, 5, workers=2, stages=1)
+    manifest = tmp_path / "step-00000005" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    after = run(tmp_path, STEPS, workers=2, stages=2)
+    assert after["losses"] == whole["losses"][3:]
+    for damaged in tmp_path.glob("step-*/manifest.json"):
+        damaged.write_bytes(b"{}")
+    with pytest.raises(ElasticError, match="no good checkpoint"):
+        run(tmp_path, STEPS, workers=2)
+
+
+def test_every_without_a_directory_is_refused() -> None:
+    with pytest.raises(SettingsError, match="every=2 says when to save"):
+        elastic.run(_without_directory, workers=1)
+
+
+def _without_directory(job: Any) -> None:
+    import torch
+
+    torch.manual_seed(1)
+    from tests.engine import models
+
+    elastic.Trainer(models.blocks(), models.cross_entropy, models.adamw, models.Rows(), batch_size=8, micro_batch_size=4, every=2)
