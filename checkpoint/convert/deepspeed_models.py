@@ -20,7 +20,9 @@ from elastic.errors import CheckpointError
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt|layer_(\d+)-model_states\.pt")
-_NOT_EXTRA = frozenset(["module", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names"])
+_NOT_EXTRA = frozenset(
+    ("module", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names")
+)
 
 Shapes = Sequence[Mapping[str, tuple[int, ...]]]
 

@@ -35,7 +35,11 @@ class Pieces:
     def __post_init__(self) -> None:
         position = 0
         for piece in self.pieces:
-            if piece.start != position or piece.held.dtype != self.dtype or piece.at + piece.stop - piece.start > math.prod(piece.held.shape):
+            if (
+                piece.start != position
+                or piece.held.dtype != self.dtype
+                or piece.at + piece.stop - piece.start > math.prod(piece.held.shape)
+            ):
                 raise CheckpointError(f"{self.what}: its shards do not fit together at element {position}")
             position = piece.stop
         if position != math.prod(self.shape):

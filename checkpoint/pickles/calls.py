@@ -49,7 +49,9 @@ def storage(archive: Archive, persistent: Any) -> Storage:
 
 
 def call(archive: Archive, target: Any, args: Any) -> Any:
-    """The value of `target(*args)` for a known target; an `Opaque` for any other name. Raises CheckpointError if it is no name at all."""
+    """The value of `target(*args)` for a known name; an `Opaque` for what is unknown. Raises CheckpointError if it is neither."""
+    if isinstance(target, Opaque) and isinstance(args, tuple):
+        return Opaque(target.cls, (target, *args))
     if not isinstance(target, Global) or not isinstance(args, tuple):
         raise archive.refuse(f"its pickle calls something that is not a name: {type(target).__name__}")
     known = _CALLS.get((target.module, target.name))

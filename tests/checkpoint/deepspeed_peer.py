@@ -69,15 +69,48 @@ def settings(case: dict, ranks: int) -> dict:
     return {**config, **case.get("config", {})}
 
 
+def by_round_robin(engine: object, names: dict, keys: list[str]) -> dict:
+    """What `state_of` tells, from the flat vectors themselves in the order in which the optimizer laid them out.
+
+    0.19.8 links parameters to their master values in the order before round-robin (`stage_1_and_2.py`, `_link_all_hp_params`), so that
+    `safe_get_full_fp32_param` returns the values of other parameters.
+    """
+    told: dict = {}
+    inner = engine.optimizer
+    for index, parameters in enumerate(inner.round_robin_bit16_groups):
+        mine = inner.single_partition_of_fp32_groups[index]
+        for key in ["param", *keys]:
+            part = (mine if key == "param" else inner.optimizer.state[mine][key]).detach()
+            parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(parts, part)
+            full, position = torch.cat(parts), 0
+            for parameter in parameters:
+                told.setdefault(names[id(parameter)], {})[key] = full[position : position + parameter.numel()].clone()
+                position += parameter.numel()
+    return told
+
+
 def state_of(engine: object, model: torch.nn.Module, keys: list[str]) -> dict:
     """What the engine holds, by name, told by DeepSpeed's own utilities."""
     told: dict = {}
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # Without this, 0.19.8 says of stages 1 and 2 on CPU that exp_avg is "not found in optimizer state fragment".
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             states = {"param": safe_get_full_fp32_param(parameter)}
             states |= {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
             told[name] = {key: value.clone().cpu().reshape(-1) for key, value in states.items()}
     return told
+
+
+def record(engine: object, model: torch.nn.Module, case: dict) -> dict:
+    """The state of the engine, by name."""
+    keys = case.get("keys", ["exp_avg", "exp_avg_sq"])
+    if case.get("zero", {}).get("round_robin_gradients"):
+        return by_round_robin(engine, {id(p): name for name, p in model.named_parameters()}, keys)
+    return state_of(engine, model, keys)
 
 
 def main() -> None:
@@ -91,16 +124,17 @@ def main() -> None:
     engine, *_ = deepspeed.initialize(model=model, optimizer=made, config=settings(case, ranks), lr_scheduler=schedule)
     if "load" in case:
         engine.load_checkpoint(case["load"], tag=case.get("load_tag"))
-    losses = []
+    losses, told = [], {}
     for step in range(case.get("first", 0), case.get("first", 0) + case.get("steps", 3)):
         generator = torch.Generator().manual_seed(100 * step + rank)
         loss = engine(torch.randint(case.get("vocab", 11), (2, 5), generator=generator))
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())
-    told = state_of(engine, model, case.get("keys", ["exp_avg", "exp_avg_sq"]))
-    if "save" in case:
-        engine.save_checkpoint(case["save"], tag="t", client_state={"note": "kept", "seed": 7})
+        if step + 1 == case.get("save_at"):
+            told = record(engine, model, case)
+            engine.save_checkpoint(case["save"], tag="t", client_state={"note": "kept", "seed": 7})
+    told = told or record(engine, model, case)
     if rank == 0:
         groups_now = [{k: v for k, v in g.items() if k not in ("params", "preconditioner")} for g in made.param_groups]
         torch.save({"states": told, "losses": losses, "groups": groups_now, "steps": engine.global_steps}, case["record"])
