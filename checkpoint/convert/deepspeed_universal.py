@@ -1,8 +1,8 @@
 """DeepSpeed Universal, read: `zero/<name>/{fp32,exp_avg,...,step}.pt`, `zero/optimizer_state.pt` and the model files as they were.
 
-Read from DeepSpeed 0.19.8, `checkpoint/ds_to_universal.py` (the files) and `checkpoint/universal_checkpoint.py` (`load_hp_checkpoint_state`).
-A state's file holds `{"param": tensor}`, from ZeRO-3 a flat tensor. ZeRO-3 leaves out `step.pt`: it is in `optimizer_state.pt`, which has
-the groups with the numbers of the (sub-)groups that `param_shapes` of the model files name.
+Read from DeepSpeed 0.19.8, `checkpoint/ds_to_universal.py` (the files) and `checkpoint/universal_checkpoint.py`
+(`load_hp_checkpoint_state`). A state's file holds `{"param": tensor}`, from ZeRO-3 a flat tensor. ZeRO-3 leaves out `step.pt`: it is in
+`optimizer_state.pt`, which has the groups with the numbers of the (sub-)groups that `param_shapes` of the model files name.
 """
 
 from __future__ import annotations

@@ -26,7 +26,9 @@ _VERSION = "0.19.8"
 
 
 def write(source: Source, path: str | os.PathLike[str], *, max_memory: int) -> None:
-    """A Universal checkpoint in the new directory `path`, named by `latest_universal` beside it; holds at most `max_memory` bytes of tensors.
+    """A Universal checkpoint in the new directory `path`, named by `latest_universal` beside it.
+
+    Holds at most `max_memory` bytes of tensors.
 
     Raises CheckpointError naming what cannot be written; then `path` does not exist.
     """
@@ -75,16 +77,16 @@ def _trained(source: Source) -> list[list[str]]:
 
 def _streamed(source: Source, name: str, state: str, max_memory: int, dtype: torch.dtype | None = None) -> Streamed:
     spec = source.contents.tensors[name][state]
-    dtype = dtype or getattr(torch, spec.dtype)
+    kind: torch.dtype = dtype or getattr(torch, spec.dtype)
     # A chunk is held as read, and again as converted or gathered from pieces.
     step = max(1, max_memory // (4 * 8))
 
     def chunks() -> Iterator[torch.Tensor]:
         size = math.prod(spec.shape)
         for start in range(0, size, step):
-            yield source.read(name, state, start, min(size, start + step)).to(dtype)
+            yield source.read(name, state, start, min(size, start + step)).to(kind)
 
-    return Streamed(shape=spec.shape, dtype=dtype, chunks=chunks)
+    return Streamed(shape=spec.shape, dtype=kind, chunks=chunks)
 
 
 def _number(value: float | int | bool) -> Any:

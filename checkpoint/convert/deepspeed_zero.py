@@ -1,11 +1,12 @@
 """The `*_optim_states.pt` shards of ZeRO stages 1, 2 and 3: which run of which shard is which run of which tensor.
 
 Read from DeepSpeed 0.19.8. Stages 1 and 2 (`runtime/zero/stage_1_and_2.py`, `state_dict`; `runtime/bf16_optimizer.py`): a group's
-parameters lie one behind the other in one vector, in the order of `param_shapes`, with `param_alignment_paddings` between them; rank r holds the r-th
-equal part. Padding at the end is stripped from `single_partition_of_fp32_groups` (not by the bf16 optimizer), not from the base
-optimizer's state. `param_slice_mappings` are not used: with `round_robin_gradients` they name other parameters than those whose values
-they point at (`_link_all_hp_params` takes the order before round-robin). Stage 3 (`runtime/zero/stage3.py`, `_rigid_state_dict`): every parameter is cut over the ranks by itself, and a rank's
-parts lie one behind the other, per sub-group; `param_groups[g]["params"]` lists the sub-groups of group g.
+parameters lie one behind the other in one vector, in the order of `param_shapes`, with `param_alignment_paddings` between them; rank r
+holds the r-th equal part. Padding at the end is stripped from `single_partition_of_fp32_groups` (not by the bf16 optimizer), not from the
+base optimizer's state. `param_slice_mappings` are not used: with `round_robin_gradients` they name other parameters than those whose
+values they point at (`_link_all_hp_params` takes the order before round-robin). Stage 3 (`runtime/zero/stage3.py`, `_rigid_state_dict`):
+every parameter is cut over the ranks by itself, and a rank's parts lie one behind the other, per sub-group;
+`param_groups[g]["params"]` lists the sub-groups of group g.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Archive:
             for start in range(0, member.size, _CHUNK):
                 part = buffer[: min(_CHUNK, member.size - start)]
                 self.read(name, start, part)
-                crc = zlib.crc32(part, crc)
+                crc = zlib.crc32(part.data, crc)
             if crc != member.crc:
                 raise self.refuse(f"member {name!r} is damaged: its CRC-32 is {crc:08x} instead of {member.crc:08x}")
 
@@ -146,7 +146,7 @@ class Archive:
         return self._offsets[name]
 
     def _fill(self, descriptor: int, position: int, buffer: np.ndarray) -> None:
-        view = memoryview(buffer)
+        view = buffer.data
         while len(view):
             count = os.preadv(descriptor, [view], position)
             if not count:

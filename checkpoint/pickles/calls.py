@@ -5,6 +5,7 @@ The forms of tensors are those of torch 2.13 `torch/_utils.py` (`_rebuild_*`) an
 
 from __future__ import annotations
 
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -103,7 +104,7 @@ def _numpy_scalar(archive: Archive, kind: Any, data: Any = None) -> Any:
         code = _NUMPY_NUMBERS.get(kind.args[0]) if isinstance(kind.args[0], str) else None
         order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "|"
         if code and order in ("<", "|") and len(data) == int(kind.args[0][1]):
-            return memoryview(data).cast(code)[0]
+            return struct.unpack(f"<{code}", data)[0]
     return _UNKNOWN
 
 

@@ -17,10 +17,9 @@ from checkpoint.pickles.values import Global, Opaque
 
 _MARK = object()
 _LONG_BITS = 512
-_LITERALS = frozenset(
-    ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
-    + ("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
-)
+_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
+_TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING")
+_LITERALS = frozenset((*_NUMBERS, *_TEXTS, "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"))
 _FRESH: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -54,7 +53,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def step(self, opcode: str, argument: Any, position: int) -> None:
+    def step(self, opcode: str, argument: Any, position: int | None) -> None:
         if opcode in _LITERALS:
             if type(argument) is int and argument.bit_length() > _LONG_BITS:
                 raise self.archive.refuse("its pickle holds a number of more than 512 bits")

@@ -23,9 +23,9 @@ def plain(value: Any, dropped: list[str] | None = None) -> Any:
 
 def number(value: Any) -> float | int | None:
     """The number that a value, a member of an enum, or a tensor without dimensions is; None if it is none."""
-    if isinstance(value, Opaque) and len(value.args) == 1:
-        value = value.args[0]
-    if hasattr(value, "read") and getattr(value, "shape", None) == ():
+    if isinstance(value, Opaque):
+        value = value.args[0] if len(value.args) == 1 else None
+    elif hasattr(value, "read") and getattr(value, "shape", None) == ():
         value = value.read(0, 1).item()
     return value if isinstance(value, (int, float)) else None
 

@@ -73,7 +73,10 @@ class _Pickler(pickle.Pickler):
 
 
 def save(value: Any, path: Path) -> None:
-    """Writes `value`, whose tensors are `Streamed`, to a new file. Raises OSError, ValueError if a stream has another length than its shape."""
+    """Writes `value`, whose tensors are `Streamed`, to a new file.
+
+    Raises OSError, and ValueError if a stream has another length than its shape.
+    """
     pickled = io.BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(value)

@@ -237,10 +237,9 @@ def test_a_flipped_bit_is_refused_found_by_verify_or_harmless(tmp_path_factory, 
     try:
         found = load(path)
         Archive(path, Limits()).verify()
-    except CheckpointError as error:
-        assert "flip.pt" in str(error)
-    else:
-        assert found["w"].read(0, 8).tolist() == list(range(8))
+    except CheckpointError:
+        return
+    assert found["w"].read(0, 8).tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
