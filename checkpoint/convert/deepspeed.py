@@ -1,0 +1,42 @@
+"""DeepSpeed's checkpoints: ZeRO stages 1, 2, 3 and Universal, read; Universal, written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from checkpoint.convert.deepspeed_pieces import PieceSource
+from checkpoint.convert.deepspeed_universal import read_universal
+from checkpoint.convert.deepspeed_write import write
+from checkpoint.convert.deepspeed_zero import read_zero
+from elastic.errors import CheckpointError
+
+__all__ = ["detect", "open_source", "write"]
+
+
+def detect(path: str | os.PathLike[str]) -> str | None:
+    """`deepspeed-universal`, `deepspeed`, or None if the directory is neither (nor names one of its own in `latest`)."""
+    folder = _folder(Path(path))
+    if (folder / "zero").is_dir() and any(folder.glob("*mp_rank_*_model_states.pt")):
+        return "deepspeed-universal"
+    return "deepspeed" if any(folder.glob("*zero_pp_rank_*_optim_states.pt")) else None
+
+
+def open_source(path: str | os.PathLike[str], *, trusted: bool = False) -> PieceSource:
+    """A DeepSpeed checkpoint, or the one that `latest` in its parent names. Raises CheckpointError naming file and reason."""
+    folder = _folder(Path(path))
+    match detect(folder):
+        case "deepspeed-universal":
+            return read_universal(folder, trusted=trusted)
+        case "deepspeed":
+            return read_zero(folder, trusted=trusted)
+    raise CheckpointError(f"{folder}: no ZeRO shards (zero_pp_rank_*_optim_states.pt) and no zero/ of a Universal checkpoint")
+
+
+def _folder(path: Path) -> Path:
+    for hint in ("latest", "latest_universal"):
+        if (path / hint).is_file():
+            tag = (path / hint).read_text(errors="replace").strip()
+            if tag and Path(tag).name == tag and (path / tag).is_dir():
+                return path / tag
+    return path

@@ -1,0 +1,126 @@
+"""The `*_model_states.pt` files of DeepSpeed: what there is besides the shards of the optimizer.
+
+Read from DeepSpeed 0.19.8, `runtime/engine.py`: `_common_checkpoint_state` (the keys), `_get_ckpt_name` (the file names),
+`_get_zero_param_shapes` (per group, or sub-group in ZeRO-3, in the order of the flat vector: round-robin order is already in it),
+`_get_shared_params` (alias -> name, of rank 0). Stage 1 saves frozen parameters in `module` only, stage 3 as partitions of every rank.
+A pipeline writes `module: None` and one `layer_NN-model_states.pt` per layer (`runtime/pipe/module.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint.convert.deepspeed_pieces import Pieces, cut
+from checkpoint.pickles import load, plain
+from elastic.errors import CheckpointError
+
+_MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
+_LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt|layer_(\d+)-model_states\.pt")
+_NOT_EXTRA = frozenset(
+    ("module", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names")
+)
+
+Shapes = Sequence[Mapping[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """shapes: per model-parallel rank, per group of the flat vectors. fixed: frozen parameters and buffers. extra: the rest, as JSON."""
+
+    shapes: Mapping[int, Shapes]
+    fixed: Mapping[str, Pieces]
+    frozen: frozenset[str]
+    buffers: frozenset[str]
+    ties: Mapping[str, str]
+    step: int | None
+    extra: Mapping[str, Any]
+
+
+def read_models(folder: Path, *, trusted: bool = False) -> Models:
+    """Everything from the model files of a checkpoint. Raises CheckpointError naming file and reason."""
+    files = _files(folder)
+    states = {key: load(path, trusted=trusted) for key, path in files.items()}
+    for key, state in states.items():
+        if not isinstance(state, dict) or not isinstance(state.get("param_shapes"), list):
+            raise CheckpointError(f"{files[key]}: it has no param_shapes: no ZeRO optimizer was saved with it")
+    first = states[min(states, key=lambda key: (key[1], key[0]))]
+    _refuse_tensor_parallel(folder, first, {mp for _, mp in states})
+    shapes = {mp: [dict(group) for group in state["param_shapes"]] for (rank, mp), state in sorted(states.items()) if rank == 0}
+    trained = {name for groups in shapes.values() for group in groups for name in group}
+    fixed, frozen = _fixed(folder, states, trained, trusted)
+    ties = {alias: name for state in states.values() for alias, name in (state.get("shared_params") or {}).items()}
+    ties = {(name if alias in trained else alias): (alias if alias in trained else name) for alias, name in ties.items()}
+    known = trained | set(fixed)
+    dropped: list[str] = []
+    extra = {key: plain(value, dropped) for key, value in first.items() if key not in _NOT_EXTRA}
+    return Models(
+        shapes=shapes,
+        fixed={name: pieces for name, pieces in fixed.items() if name not in ties},
+        frozen=frozenset(frozen - set(ties)),
+        buffers=frozenset(set(fixed) - frozen - set(ties)),
+        ties={alias: name for alias, name in ties.items() if name in known},
+        step=first["global_steps"] if isinstance(first.get("global_steps"), int) else None,
+        extra={**extra, "not_read": dropped} if dropped else extra,
+    )
+
+
+def _files(folder: Path) -> dict[tuple[int, int], Path]:
+    """By rank in the data-parallel group (0 where all hold the same) and model-parallel rank."""
+    found: dict[tuple[int, int], Path] = {}
+    for path in sorted(folder.glob("*mp_rank_*_model_states.pt")):
+        if match := _MODEL.fullmatch(path.name):
+            found.setdefault((int(match[1] or 0), int(match[2])), path)
+    if (0, 0) not in found:
+        raise CheckpointError(f"{folder}: it has no mp_rank_00_model_states.pt nor zero_pp_rank_0_mp_rank_00_model_states.pt")
+    return found
+
+
+def _refuse_tensor_parallel(folder: Path, state: Mapping[str, Any], ranks: set[int]) -> None:
+    degrees = state.get("checkpoint_parallel_dimensions") or {}
+    tensor = degrees.get("tp_degree") or (1 if state.get("module") is None else len(ranks))
+    if tensor > 1:
+        raise CheckpointError(f"{folder}: it was saved by {tensor} tensor-parallel ranks, whose slices no rule describes")
+    if sorted(ranks) != list(range(len(ranks))):
+        raise CheckpointError(f"{folder}: model states of a model-parallel rank are missing; found {sorted(ranks)}")
+
+
+def _fixed(folder: Path, states: Mapping[tuple[int, int], Any], trained: set[str], trusted: bool) -> tuple[dict[str, Pieces], set[str]]:
+    """Frozen parameters and buffers, and which of them are frozen parameters."""
+    found: dict[str, Pieces] = {}
+    frozen: set[str] = set()
+    for (rank, mp), state in sorted(states.items()):
+        buffers = set(state.get("buffer_names") or ())
+        fragments = state.get("frozen_param_fragments") or {}
+        if rank == 0:
+            for name, shape in (state.get("frozen_param_shapes") or {}).items():
+                held = [states[key]["frozen_param_fragments"][name] for key in sorted(states) if key[1] == mp]
+                partitioned = tuple(held[0].shape) != tuple(shape)
+                found[name] = cut(f"{folder}: {name}", shape, held) if partitioned else Pieces.whole(f"{folder}: {name}", held[0])
+                frozen.add(name)
+        for name, held in (state.get("module") or {}).items():
+            empty_shard = 0 in held.shape and name not in buffers
+            if name in trained or name in found or name in fragments or empty_shard or not hasattr(held, "read"):
+                continue
+            found[name] = Pieces.whole(f"{folder}: {name}", held)
+            frozen |= {name} - buffers
+    return found | _of_layers(folder, trained, set(found), trusted), frozen
+
+
+def _of_layers(folder: Path, trained: set[str], found: set[str], trusted: bool) -> dict[str, Pieces]:
+    """What the files of a pipeline's layers hold besides trained parameters; a layer's names begin with its number."""
+    layers: dict[str, Pieces] = {}
+    for path in sorted(folder.glob("layer_*model_states.pt")):
+        match = _LAYER.fullmatch(path.name)
+        if match is None:
+            raise CheckpointError(f"{path}: not a layer of a pipeline as DeepSpeed names it (experts are not read)")
+        prefix = f"{int(match[1] or match[3])}."
+        if not any(name.startswith(prefix) for name in trained):
+            continue  # a layer of tied modules: its parameters are trained under `tied_modules.`
+        for name, held in load(path, trusted=trusted).items():
+            if prefix + name not in trained | found:
+                layers[prefix + name] = Pieces.whole(f"{path}: {name}", held)
+    return layers

@@ -1,0 +1,159 @@
+"""The `*_optim_states.pt` shards of ZeRO stages 1, 2 and 3: which run of which shard is which run of which tensor.
+
+Read from DeepSpeed 0.19.8. Stages 1 and 2 (`runtime/zero/stage_1_and_2.py`, `state_dict`; `runtime/bf16_optimizer.py`): a group's
+parameters lie one behind the other in one vector, in the order of `param_shapes`, with `param_alignment_paddings` between them; rank r
+holds the r-th equal part. Padding at the end is stripped from `single_partition_of_fp32_groups` (not by the bf16 optimizer), not from the
+base optimizer's state. `param_slice_mappings` are not used: with `round_robin_gradients` they name other parameters than those whose
+values they point at (`_link_all_hp_params` takes the order before round-robin). Stage 3 (`runtime/zero/stage3.py`, `_rigid_state_dict`):
+every parameter is cut over the ranks by itself, and a rank's parts lie one behind the other, per sub-group;
+`param_groups[g]["params"]` lists the sub-groups of group g.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from checkpoint.convert.deepspeed_models import Models, Shapes, read_models
+from checkpoint.convert.deepspeed_pieces import Piece, Pieces, PieceSource, specs
+from checkpoint.pickles import TensorRef, load, number, plain
+from checkpoint.state import PARAM, Contents, Group
+from elastic.errors import CheckpointError
+
+_SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+
+
+def read_zero(folder: Path, *, trusted: bool = False) -> PieceSource:
+    """The source of a ZeRO checkpoint's directory. Raises CheckpointError naming file and reason."""
+    models = read_models(folder, trusted=trusted)
+    collected = _Collected(folder)
+    stage = 0
+    for mp, shapes in models.shapes.items():
+        shards = _shards(folder, mp, trusted)
+        stage = max(stage, int(number(shards[0].get("zero_stage", 1)) or 1))
+        collected.add(shapes, shards, stage == 3)
+    return collected.source(models, stage)
+
+
+def _shards(folder: Path, mp: int, trusted: bool) -> list[Mapping[str, Any]]:
+    """The optimizer's state of every data-parallel rank."""
+    matches = [(match, path) for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))]
+    files = {int(match[1]): path for match, path in matches if int(match[2]) == mp}
+    if sorted(files) != list(range(len(files))) or not files:
+        raise CheckpointError(f"{folder}: shards of the optimizer are missing for model-parallel rank {mp}; found ranks {sorted(files)}")
+    shards = [load(files[rank], trusted=trusted).get("optimizer_state_dict") for rank in range(len(files))]
+    counts = shards[0].get("partition_count", len(files))
+    for count in counts if isinstance(counts, list) else [counts]:
+        if count != len(files):
+            raise CheckpointError(f"{folder}: it was saved by {count} ranks, but shards of {len(files)} are there")
+    return shards
+
+
+class _Collected:
+    """What the shards hold, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: dict[str, dict[str, Pieces]] = {}
+        self.scalars: dict[str, dict[str, float | int | bool]] = {}
+        self.groups: dict[int, tuple[list[str], dict[str, Any]]] = {}
+
+    def add(self, shapes: Shapes, shards: Sequence[Mapping[str, Any]], third: bool) -> None:
+        flats = [shard["fp32_flat_groups" if third else "single_partition_of_fp32_groups"] for shard in shards]
+        bases = [shard["optimizer_state_dict" if third else "base_optimizer_state"] for shard in shards]
+        if any(len(flat) != len(shapes) for flat in flats):
+            raise CheckpointError(f"{self.folder}: param_shapes has {len(shapes)} groups, the shards have {[len(flat) for flat in flats]}")
+        for index, names in enumerate(shapes):
+            held = {PARAM: [flat[index] for flat in flats], **self._tensors(bases, index)}
+            paddings = shards[0].get("param_alignment_paddings")
+            for name, pieces in self._pieces(names, held, third, paddings[index] if paddings else None):
+                if name not in self.found:
+                    self.found[name] = pieces
+                    self.scalars[name] = self._numbers(bases, index)
+        self._add_groups(shapes, bases[0])
+
+    def _pieces(
+        self, names: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[TensorRef]], third: bool, paddings: Sequence[int] | None
+    ) -> Iterator[tuple[str, dict[str, Pieces]]]:
+        position = 0
+        lengths = [math.prod(one.shape) for one in held[PARAM]]
+        for number_, (name, shape) in enumerate(names.items()):
+            size = math.prod(shape)
+            parts = _third(size, position, len(lengths)) if third else _flat(position, size, lengths)
+            yield name, {state: self._joined(f"{name} {state}", shape, parts, shards) for state, shards in held.items()}
+            position += -(-size // len(lengths)) if third else size + (paddings[number_] if paddings else 0)
+        if third and any(length != position for length in lengths):
+            raise CheckpointError(f"{self.folder}: a sub-group's shards have {lengths} elements, its parameters need {position} each")
+
+    def _joined(self, what: str, shape: Sequence[int], parts: Sequence[tuple[int, int, int, int]], held: Sequence[TensorRef]) -> Pieces:
+        pieces = tuple(Piece(start=start, stop=stop, held=held[rank], at=at) for start, stop, rank, at in parts)
+        return Pieces(what=f"{self.folder}: {what}", shape=tuple(shape), dtype=held[0].dtype, pieces=pieces)
+
+    def _state(self, base: Any, index: int) -> Mapping[str, Any]:
+        states = base if isinstance(base, list) else base["state"]
+        return states[index] if isinstance(states, list) else states.get(index, {})
+
+    def _tensors(self, bases: Sequence[Any], index: int) -> dict[str, list[TensorRef]]:
+        states = [self._state(base, index) for base in bases]
+        found: dict[str, list[TensorRef]] = {}
+        for key, value in states[0].items():
+            if number(value) is None and value is not None:
+                if not all(hasattr(state.get(key), "read") and len(state[key].shape) == 1 for state in states):
+                    raise CheckpointError(f"{self.folder}: the optimizer's state {key!r} is neither a number nor a flat vector")
+                found[key] = [state[key] for state in states]
+        return found
+
+    def _numbers(self, bases: Sequence[Any], index: int) -> dict[str, float | int | bool]:
+        found: dict[str, float | int | bool] = {}
+        for key, value in self._state(bases[0], index).items():
+            if (told := number(value)) is not None:
+                if any(number(self._state(base, index).get(key)) != told for base in bases):
+                    raise CheckpointError(f"{self.folder}: ranks disagree on {key!r} of group {index}")
+                found[key] = told
+        return found
+
+    def _add_groups(self, shapes: Shapes, base: Any) -> None:
+        listed = base["param_groups"] if isinstance(base, dict) else []
+        for index, settings in enumerate(listed):
+            names, _ = self.groups.setdefault(index, ([], {key: plain(value) for key, value in settings.items() if key != "params"}))
+            names.extend(name for flat in settings["params"] for name in shapes[flat] if name not in names)
+
+    def source(self, models: Models, stage: int) -> PieceSource:
+        found = {**self.found, **{name: {PARAM: pieces} for name, pieces in models.fixed.items()}}
+        for settings_index, (names, settings) in self.groups.items():
+            if (step := settings.get("step")) is not None:
+                for name in names:
+                    self.scalars[name].setdefault("step", step)
+            self.groups[settings_index] = (names, settings)
+        contents = Contents(
+            tensors=specs(found),
+            scalars={name: numbers for name, numbers in self.scalars.items() if numbers},
+            groups=tuple(Group(names=tuple(names), settings=settings) for names, settings in self.groups.values()),
+            ties=models.ties,
+            frozen=models.frozen,
+            buffers=models.buffers,
+            step=models.step,
+            extra={"deepspeed": {**models.extra, "zero_stage": stage}},
+        )
+        return PieceSource("deepspeed", contents, found)
+
+
+def _third(size: int, at: int, ranks: int) -> list[tuple[int, int, int, int]]:
+    """`(start, stop, rank, at)` of a parameter that is cut by itself."""
+    each = -(-size // ranks)
+    return [(rank * each, min(size, (rank + 1) * each), rank, at) for rank in range(ranks) if rank * each < size]
+
+
+def _flat(position: int, size: int, lengths: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """`(start, stop, rank, at)` of a run of a vector whose parts have these lengths."""
+    parts: list[tuple[int, int, int, int]] = []
+    first = 0
+    for rank, length in enumerate(lengths):
+        low, high = max(position, first), min(position + size, first + length)
+        if low < high:
+            parts.append((low - position, high - position, rank, low - first))
+        first += length
+    return parts

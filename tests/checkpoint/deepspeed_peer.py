@@ -1,0 +1,144 @@
+"""One rank of the real DeepSpeed: trains a tiny model, saves it, and records what the engine itself says its state is.
+
+Run as `python deepspeed_peer.py CASE.json` with torch's usual RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Not imported by tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+
+class Tied(torch.nn.Module):
+    """An embedding tied to the head, a frozen layer, and norms and biases that take no weight decay."""
+
+    def __init__(self, case: dict) -> None:
+        super().__init__()
+        width = case.get("width", 6)
+        self.embed = torch.nn.Embedding(case.get("vocab", 11), width)
+        self.frozen = torch.nn.Linear(width, width)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(case.get("layers", 3)))
+        self.norm = torch.nn.LayerNorm(width)
+        self.head = torch.nn.Linear(width, case.get("vocab", 11), bias=False)
+        self.register_buffer("scale", torch.full((3,), 0.5))
+        self.register_buffer("hidden", torch.ones(2), persistent=False)
+        if case.get("tied", True):
+            self.head.weight = self.embed.weight
+        if case.get("frozen", True):
+            self.frozen.requires_grad_(False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.frozen(self.embed(tokens)) * self.scale[0]
+        for block in self.blocks:
+            hidden = torch.tanh(block(hidden)) + hidden
+        logits = self.head(self.norm(hidden))
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.roll(1, 1).flatten())
+
+
+def groups(model: torch.nn.Module, case: dict) -> list[dict]:
+    """A group that decays and one that does not, with learning rates of their own."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if case.get("groups", 2) == 1:
+        return [{"params": [p for _, p in named], "lr": 0.01}]
+    flat = [p for _, p in named if p.ndim < 2]
+    deep = [p for _, p in named if p.ndim >= 2]
+    return [{"params": deep, "weight_decay": 0.1, "lr": 0.01}, {"params": flat, "weight_decay": 0.0, "lr": 0.02}]
+
+
+def optimizer(parameters: list[dict], case: dict) -> torch.optim.Optimizer:
+    """The client's optimizer that the case names."""
+    kind = case.get("optimizer", "AdamW")
+    if kind == "SGD":
+        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    return getattr(torch.optim, kind)(parameters, lr=0.01)
+
+
+def settings(case: dict, ranks: int) -> dict:
+    """DeepSpeed's configuration."""
+    config = {"train_batch_size": 2 * ranks, "train_micro_batch_size_per_gpu": 2, "zero_allow_untested_optimizer": True}
+    config["zero_force_ds_cpu_optimizer"] = False
+    config["zero_optimization"] = {"stage": case["stage"], **case.get("zero", {})}
+    if case.get("bf16", True):
+        config["bf16"] = {"enabled": True}
+    return {**config, **case.get("config", {})}
+
+
+def by_round_robin(engine: object, names: dict, keys: list[str]) -> dict:
+    """What `state_of` tells, from the flat vectors themselves in the order in which the optimizer laid them out.
+
+    0.19.8 links parameters to their master values in the order before round-robin (`stage_1_and_2.py`, `_link_all_hp_params`), so that
+    `safe_get_full_fp32_param` returns the values of other parameters.
+    """
+    told: dict = {}
+    inner = engine.optimizer
+    for index, parameters in enumerate(inner.round_robin_bit16_groups):
+        mine = inner.single_partition_of_fp32_groups[index]
+        for key in ["param", *keys]:
+            part = (mine if key == "param" else inner.optimizer.state[mine][key]).detach()
+            parts = [torch.empty_like(part) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(parts, part)
+            full, position = torch.cat(parts), 0
+            for parameter in parameters:
+                told.setdefault(names[id(parameter)], {})[key] = full[position : position + parameter.numel()].clone()
+                position += parameter.numel()
+    return told
+
+
+def state_of(engine: object, model: torch.nn.Module, keys: list[str]) -> dict:
+    """What the engine holds, by name, told by DeepSpeed's own utilities."""
+    told: dict = {}
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # Without this, 0.19.8 says of stages 1 and 2 on CPU that exp_avg is "not found in optimizer state fragment".
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            states = {"param": safe_get_full_fp32_param(parameter)}
+            states |= {key: safe_get_full_optimizer_state(parameter, key) for key in keys}
+            told[name] = {key: value.clone().cpu().reshape(-1) for key, value in states.items()}
+    return told
+
+
+def record(engine: object, model: torch.nn.Module, case: dict) -> dict:
+    """The state of the engine, by name."""
+    keys = case.get("keys", ["exp_avg", "exp_avg_sq"])
+    if case.get("zero", {}).get("round_robin_gradients"):
+        return by_round_robin(engine, {id(p): name for name, p in model.named_parameters()}, keys)
+    return state_of(engine, model, keys)
+
+
+def main() -> None:
+    """Builds, perhaps loads, trains, records, saves."""
+    case = json.loads(Path(sys.argv[1]).read_text())
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.manual_seed(5)
+    model = Tied(case)
+    made = optimizer(groups(model, case), case)
+    schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1 / (1 + step)) if case.get("schedule") else None
+    engine, *_ = deepspeed.initialize(model=model, optimizer=made, config=settings(case, ranks), lr_scheduler=schedule)
+    if "load" in case:
+        engine.load_checkpoint(case["load"], tag=case.get("load_tag"))
+    losses, told = [], {}
+    for step in range(case.get("first", 0), case.get("first", 0) + case.get("steps", 3)):
+        generator = torch.Generator().manual_seed(100 * step + rank)
+        loss = engine(torch.randint(case.get("vocab", 11), (2, 5), generator=generator))
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+        if step + 1 == case.get("save_at"):
+            told = record(engine, model, case)
+            engine.save_checkpoint(case["save"], tag="t", client_state={"note": "kept", "seed": 7})
+    told = told or record(engine, model, case)
+    if rank == 0:
+        groups_now = [{k: v for k, v in g.items() if k not in ("params", "preconditioner")} for g in made.param_groups]
+        torch.save({"states": told, "losses": losses, "groups": groups_now, "steps": engine.global_steps}, case["record"])
+
+
+if __name__ == "__main__":
+    main()
