@@ -24,7 +24,12 @@ ALIGNMENT = 64
 
 _CLASSIC = {torch.float32: "FloatStorage", torch.float64: "DoubleStorage", torch.float16: "HalfStorage", torch.bfloat16: "BFloat16Storage"}
 _CLASSIC |= {torch.int64: "LongStorage", torch.int32: "IntStorage", torch.int16: "ShortStorage", torch.int8: "CharStorage"}
-_CLASSIC |= {torch.uint8: "ByteStorage", torch.bool: "BoolStorage", torch.complex64: "ComplexFloatStorage", torch.complex128: "ComplexDoubleStorage"}
+_CLASSIC |= {
+    torch.uint8: "ByteStorage",
+    torch.bool: "BoolStorage",
+    torch.complex64: "ComplexFloatStorage",
+    torch.complex128: "ComplexDoubleStorage",
+}
 
 Runs = Callable[[Leaf], Iterable[torch.Tensor]]
 """The values of a leaf, run by run, flat."""

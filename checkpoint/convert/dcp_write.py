@@ -126,5 +126,3 @@ def write_dcp(source: Source, path: Path, *, max_memory: int = 1 << 30, progress
             for at, value in items:
                 writer.add(at, value)
         (place / ".metadata").write_bytes(pickle.dumps(writer.metadata()))
-
-

@@ -115,7 +115,9 @@ def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress:
     """
     reading = Reading(source=source, limit=run_bytes(max_memory), progress=progress)
     shards = _shards(weights_to_write(source.contents), shard)
-    names = [SINGLE] if len(shards) == 1 else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    names = (
+        [SINGLE] if len(shards) == 1 else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
     with put(path, directory=True) as place:
         for name, leaves in zip(names, shards, strict=True):
             with (place / name).open("wb") as stream:
@@ -136,5 +138,3 @@ def _by_alignment(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
 
 def _json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
-
-

@@ -27,7 +27,9 @@ def _bytes_of(flat: torch.Tensor) -> bytes:
 def _tensor(value: Readable, where: str) -> Any:
     count = math.prod(value.spec.shape)
     if count > TENSOR_LIMIT:
-        raise CheckpointError(f"{where} is a tensor of {count} elements outside of model and optimizer; drop it by a rule, or rename it into the model")
+        raise CheckpointError(
+            f"{where} is a tensor of {count} elements outside of model and optimizer; drop it by a rule, or rename it into the model"
+        )
     data = base64.b64encode(_bytes_of(value.run(0, count))).decode()
     return {"$tensor": {"dtype": value.spec.dtype, "shape": list(value.spec.shape), "data": data}}
 
@@ -57,7 +59,9 @@ def encode(value: Any, where: str) -> Any:
             return {"$dict": [[encode(key, where), encode(item, f"{where}.{key}")] for key, item in value.items()]}
     if hasattr(value, "spec") and hasattr(value, "run"):
         return _tensor(value, where)
-    raise CheckpointError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which has no form outside of pickle; drop it by a rule")
+    raise CheckpointError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which has no form outside of pickle; drop it by a rule"
+    )
 
 
 def decode(value: Any) -> Any:

@@ -71,7 +71,11 @@ def interpret(tree: Mapping[str, Any], *, order: Order, found: Found | None = No
     model = {str(name): value for name, value in inside.items() if is_tensor(value)}
     ties = _ties(model)
     params = {name: value for name, value in model.items() if name not in ties}
-    trainable = {name: value.spec for name, value in params.items() if torch.is_floating_point(torch.empty(0, dtype=getattr(torch, value.spec.dtype)))}
+    trainable = {
+        name: value.spec
+        for name, value in params.items()
+        if torch.is_floating_point(torch.empty(0, dtype=getattr(torch, value.spec.dtype)))
+    }
     optimizer = Optimizer()
     if found.optimizer is not None:
         optimizer = read_optimizer(element(tree, found.optimizer), flattened=found.flattened, model=trainable, order=order)

@@ -92,7 +92,9 @@ def _by_definition(groups: Sequence[Mapping[str, Any]], names: Sequence[str], or
                     mine.append(name)
                     break
         if [len(mine) for mine in taken] != counts:
-            raise CheckpointError(f"rule optimizer.groups gives groups of {[len(mine) for mine in taken]} parameters, but the optimizer has {counts}")
+            raise CheckpointError(
+                f"rule optimizer.groups gives groups of {[len(mine) for mine in taken]} parameters, but the optimizer has {counts}"
+            )
         return taken
     if counts == [len(names)]:
         return [list(names)]
@@ -143,7 +145,9 @@ def _read_states(name: str, states: Mapping[str, Any], result: Optimizer, spec: 
             result.scalars.setdefault(name, {})[state] = number(value)
         elif is_tensor(value):
             if spec is not None and state in ("exp_avg", "momentum_buffer") and value.spec.shape != spec.shape:
-                raise CheckpointError(f"{state} of {name} has shape {list(value.spec.shape)}, the parameter {list(spec.shape)}: the order of names is wrong")
+                raise CheckpointError(
+                    f"{state} of {name} has shape {list(value.spec.shape)}, the parameter {list(spec.shape)}: the order of names is wrong"
+                )
             result.tensors.setdefault(name, {})[state] = value
         elif type(value) in (bool, int, float):
             result.scalars.setdefault(name, {})[state] = value

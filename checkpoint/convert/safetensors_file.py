@@ -57,7 +57,9 @@ def read_header(path: Path, files: Files) -> tuple[dict[str, Strided], dict[str,
     position = 0
     for name, (spec, begin, end) in sorted(spans.items(), key=lambda item: item[1][1:]):
         if begin != position or end - begin != math.prod(spec.shape) * itemsize(spec.dtype):
-            raise CheckpointError(f"{path}: tensor {name} of {spec.dtype} {list(spec.shape)} lies at {begin} to {end}; it should begin at {position}")
+            raise CheckpointError(
+                f"{path}: tensor {name} of {spec.dtype} {list(spec.shape)} lies at {begin} to {end}; it should begin at {position}"
+            )
         position = end
     if 8 + length + position != size:
         raise CheckpointError(f"{path} has {size} bytes, its header says {8 + length + position}: it is truncated or damaged")

@@ -60,7 +60,9 @@ class Files:
         """Fills `memory` from the file at `offset` (bytes). Raises CheckpointError if the file is shorter."""
         descriptor, size = self._file(path)
         if offset < 0 or offset + len(memory) > size:
-            raise CheckpointError(f"{path} has {size} bytes; bytes {offset} to {offset + len(memory)} were to be read: it is truncated or damaged")
+            raise CheckpointError(
+                f"{path} has {size} bytes; bytes {offset} to {offset + len(memory)} were to be read: it is truncated or damaged"
+            )
         while memory:
             try:
                 count = os.preadv(descriptor, [memory], offset)
@@ -139,7 +141,9 @@ class Strided:
     def _whole(self) -> torch.Tensor:
         span = 1 + sum((extent - 1) * stride for extent, stride in zip(self.spec.shape, self.strides, strict=True))
         if span * itemsize(self.spec.dtype) > STRIDED_LIMIT:
-            raise CheckpointError(f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} is too large to be read")
+            raise CheckpointError(
+                f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} is too large to be read"
+            )
         memory = self.files.elements(self.path, self.offset, span, self.spec.dtype)
         return memory.as_strided(self.spec.shape, self.strides)
 

@@ -90,7 +90,9 @@ def _candidates(tree: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple
 
 def _only(found: Sequence[Path], what: str) -> Path | None:
     if len(found) > 1:
-        raise CheckpointError(f"there are several {what}: {', '.join('.'.join(map(str, path)) for path in found)}; drop all but one by a rule")
+        raise CheckpointError(
+            f"there are several {what}: {', '.join('.'.join(map(str, path)) for path in found)}; drop all but one by a rule"
+        )
     return found[0] if found else None
 
 
@@ -127,7 +129,11 @@ def rest(tree: Mapping[str, Any], found: Found) -> dict[str, Any]:
     if found.model == ():
         kept = {key: value for key, value in kept.items() if not is_tensor(value)}
     if found.optimizer == ():
-        kept = {key: value for key, value in kept.items() if not str(key).startswith(("state.", "param_groups.")) and key not in ("state", "param_groups")}
+        kept = {
+            key: value
+            for key, value in kept.items()
+            if not str(key).startswith(("state.", "param_groups.")) and key not in ("state", "param_groups")
+        }
     return kept
 
 

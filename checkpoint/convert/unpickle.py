@@ -65,8 +65,14 @@ _RECORDS = {
 }
 _CLASSES = {key: type(name, (Record,), {"kind": name}) for key, name in _RECORDS.items()}
 _STORAGES = {
-    **{f"{name}Storage": dtype for name, dtype in {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16"}.items()},
-    **{f"{name}Storage": dtype for name, dtype in {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"}.items()},
+    **{
+        f"{name}Storage": dtype
+        for name, dtype in {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16"}.items()
+    },
+    **{
+        f"{name}Storage": dtype
+        for name, dtype in {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"}.items()
+    },
     **{f"{name}Storage": dtype for name, dtype in {"Bool": "bool", "ComplexFloat": "complex64", "ComplexDouble": "complex128"}.items()},
     "UntypedStorage": None,
 }
