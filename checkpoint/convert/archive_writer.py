@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
+from torch import _utils
 
 from checkpoint.convert.nested import Leaf
-from checkpoint.convert.stored import dtype_of, itemsize
+from checkpoint.convert.stored import dtype_of, itemsize, memory_of
 from checkpoint.state import Spec
 from elastic.errors import CheckpointError
 
@@ -37,7 +38,7 @@ Runs = Callable[[Leaf], Iterable[torch.Tensor]]
 
 def raw(flat: torch.Tensor) -> memoryview:
     """The memory of a flat tensor."""
-    return memoryview(flat.contiguous().view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return memory_of(flat.contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ class _Pickler(pickle.Pickler):
         strides = tuple(math.prod(max(1, extent) for extent in spec.shape[dim + 1 :]) for dim in range(len(spec.shape)))
         dtype = dtype_of(spec.dtype)
         if dtype in _CLASSIC:
-            return torch._utils._rebuild_tensor_v2, (storage, 0, spec.shape, strides, False, OrderedDict())
-        return torch._utils._rebuild_tensor_v3, (storage, 0, spec.shape, strides, False, OrderedDict(), dtype)
+            return _utils._rebuild_tensor_v2, (storage, 0, spec.shape, strides, False, OrderedDict())
+        return _utils._rebuild_tensor_v3, (storage, 0, spec.shape, strides, False, OrderedDict(), dtype)
 
 
 def _plain(value: Any) -> Any:

@@ -37,10 +37,10 @@ class _Pieces:
         self.root, self.files, self.trust = root, files, trust
         self.places: dict[tuple[str, tuple[int, ...] | None], Any] = {}
         for index, info in entries.items():
-            if not isinstance(index, Record) or not isinstance(info, Record):
+            name, offset = getattr(index, "fqn", None), getattr(index, "offset", None)
+            if not isinstance(name, str) or not isinstance(info, Record):
                 raise CheckpointError(f"{root / METADATA}: storage_data is not that of torch's file system writer")
-            offset = getattr(index, "offset", None)
-            self.places[index.fqn, None if offset is None else tuple(offset)] = info
+            self.places[name, None if offset is None else tuple(offset)] = info
 
     def archive(self, key: str, offsets: tuple[int, ...] | None) -> Archive:
         info = self.places.get((key, offsets))

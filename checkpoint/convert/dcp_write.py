@@ -1,7 +1,7 @@
 """Writes what `torch.distributed.checkpoint.load` reads: one `.distcp` file of archives, and `.metadata`.
 
-The optimizer's groups are written under both kinds of keys (`param_groups.0.lr`, and flattened `param_groups.NAME.lr`); the keys of its states are
-the same strings either way. So a load finds what it asks for, whichever options of `get_optimizer_state_dict` it uses.
+The optimizer's groups are written under both kinds of keys (`param_groups.0.lr`, and flattened `param_groups.NAME.lr`); the keys of its
+states are the same strings either way. So a load finds what it asks for, whichever options of `get_optimizer_state_dict` it uses.
 """
 
 from __future__ import annotations

@@ -17,15 +17,22 @@ from elastic.errors import CheckpointError
 
 SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
 """States that torch's optimizers keep as tensors without dimensions: numbers here."""
+LIKE_PARAM = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"})
+"""States that have their parameter's shape."""
 TUPLES = frozenset({"betas", "etas", "step_sizes"})
 """Hyperparameters that are tuples in torch: lists here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """How numbered parameters get names: each group's, by regular expressions (the first that matches), where the file has no names."""
+    """How numbered parameters get names where the file has none: each group's in order, or by regular expressions (the first that fits).
+
+    by_definition: the model's tensors come in the order of its definition, so that regular expressions, or a single group of all, say enough.
+    """
 
     groups: tuple[str, ...] = ()
+    names: tuple[tuple[str, ...], ...] = ()
+    by_definition: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,6 +91,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _by_definition(groups: Sequence[Mapping[str, Any]], names: Sequence[str], order: Order) -> list[list[str]]:
     """Names per group of numbered parameters. Raises CheckpointError where that takes a rule."""
     counts = [len(group["params"]) for group in groups]
+    if order.names:
+        if [len(mine) for mine in order.names] != counts:
+            raise CheckpointError(f"rule optimizer.names has groups of {list(map(len, order.names))} names, but the optimizer has {counts}")
+        return [list(mine) for mine in order.names]
+    if not order.by_definition:
+        raise CheckpointError(
+            f"the optimizer numbers its parameters, in groups of {counts}; safetensors files do not keep their order: list them by a rule: "
+            '[optimizer] names = [["first of the first group", ...], ...], as the groups of the optimizer had them'
+        )
     if order.groups:
         taken: list[list[str]] = [[] for _ in order.groups]
         for name in names:
@@ -99,8 +115,8 @@ def _by_definition(groups: Sequence[Mapping[str, Any]], names: Sequence[str], or
     if counts == [len(names)]:
         return [list(names)]
     raise CheckpointError(
-        f"the optimizer numbers its parameters, in groups of {counts}, and has no param_names; the model has {len(names)} parameters: say which are in which "
-        'group by a rule: [optimizer] groups = ["regex of the first group", ...]'
+        f"the optimizer numbers its parameters, in groups of {counts}, and has no param_names; the model has {len(names)} parameters: say "
+        'which are in which group by a rule: [optimizer] groups = ["regex of the first group", ...]'
     )
 
 
@@ -110,14 +126,17 @@ def _names(groups: Sequence[Mapping[str, Any]], model: Sequence[str], order: Ord
         raise CheckpointError("a parameter is in two groups of the optimizer")
     if all(isinstance(key, str) for key in keys):
         return {key: key for key in keys}
-    if not order.groups and all(len(group.get("param_names") or ()) == len(group["params"]) for group in groups):
+    if not order.groups and not order.names and all(len(group.get("param_names") or ()) == len(group["params"]) for group in groups):
         return {key: name for group in groups for key, name in zip(group["params"], group["param_names"], strict=True)}
     named = _by_definition(groups, model, order)
     return {key: name for group, mine in zip(groups, named, strict=True) for key, name in zip(group["params"], mine, strict=True)}
 
 
 def read_optimizer(value: Mapping[str, Any], *, flattened: bool, model: Mapping[str, Spec], order: Order) -> Optimizer:
-    """What an optimizer's state dict holds; `model` are the parameters in order, without ties. Raises CheckpointError naming what has no form."""
+    """What an optimizer's state dict holds; `model` are the parameters in order, without ties.
+
+    Raises CheckpointError naming what has no form.
+    """
     nested = unflatten(value) if flattened else value
     groups = nested["param_groups"]
     if not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
@@ -144,7 +163,7 @@ def _read_states(name: str, states: Mapping[str, Any], result: Optimizer, spec: 
         if is_tensor(value) and state in SCALARS and not value.spec.shape:
             result.scalars.setdefault(name, {})[state] = number(value)
         elif is_tensor(value):
-            if spec is not None and state in ("exp_avg", "momentum_buffer") and value.spec.shape != spec.shape:
+            if spec is not None and state in LIKE_PARAM and value.spec.shape != spec.shape:
                 raise CheckpointError(
                     f"{state} of {name} has shape {list(value.spec.shape)}, the parameter {list(spec.shape)}: the order of names is wrong"
                 )

@@ -112,15 +112,18 @@ def _merge(tensors: Tensors, rule: Merge) -> None:
         }
         if len(others) > 1 or rule.dim >= len(shapes[0]):
             raise CheckpointError(f"rule merge to {rule.to!r}: {state} has shapes {shapes}, which do not join along dimension {rule.dim}")
-        if any(
-            len(piece.parts) > 1 or (piece.parts[0].dim != rule.dim and piece.parts[0].width != piece.parts[0].shape[piece.parts[0].dim])
-            for piece in pieces
-        ):
+        if not all(_is_along(piece, rule.dim) for piece in pieces):
             raise CheckpointError(f"rule merge to {rule.to!r}: a part of a split along another dimension cannot be merged")
         shape = [*shapes[0]]
         shape[rule.dim] = sum(s[rule.dim] for s in shapes)
         parts = tuple(_along(piece, rule.dim) for piece in pieces)
         tensors[rule.to][state] = Joined(spec=Spec(shape=tuple(shape), dtype=pieces[0].spec.dtype), dim=rule.dim, parts=parts)
+
+
+def _is_along(piece: Joined, dim: int) -> bool:
+    """Whether it is one slab of an original along `dim`, or all of it."""
+    first = piece.parts[0]
+    return len(piece.parts) == 1 and (first.dim == dim or first.width == first.shape[first.dim])
 
 
 def _along(piece: Joined, dim: int) -> Part:
@@ -176,7 +179,7 @@ class Ruled:
         for name, target in old.ties.items():
             if names[name] and len(names[target]) != 1:
                 raise CheckpointError(f"{name} is tied to {target}, which the rules split or drop; drop {name} too")
-            ties |= {to: names[target][0] for to in names[name]}
+            ties |= dict.fromkeys(names[name], names[target][0])
         return replace(
             old,
             tensors={name: {state: joined.spec for state, joined in states.items()} for name, states in self.tensors.items()},

@@ -6,7 +6,8 @@ A rules file is TOML:
     [[rename]]  exact = "a.weight"  to = "b.weight"           # or regex = 'h\\.(\\d+)\\.(.*)'  to = 'layers.\\1.\\2'
     [[split]]   name = "qkv.weight"  dim = 0  widths = [64, 16, 16]  to = ["q.weight", "k.weight", ""]      # "" leaves that part out
     [[merge]]   names = ["q.weight", "k.weight"]  dim = 0  to = "qk.weight"
-    [optimizer] groups = ["regex of the first group's names", ...]        # where the file numbers parameters
+    [optimizer] groups = ["regex of the first group's names", ...]        # where the file numbers parameters;
+    [optimizer] names = [["first of the first group", ...], ...]          # or all of them, in the optimizer's order
 
 Splits and merges are of names after renaming.
 """
@@ -26,7 +27,7 @@ from elastic.errors import CheckpointError
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,12 @@ def _rename(entry: Mapping[str, Any]) -> Rename:
     raise CheckpointError(f"a rename has either exact or regex, and to; it is {dict(entry)}")
 
 
+def _order(entry: Mapping[str, Any]) -> Order:
+    if set(entry) - {"groups", "names"}:
+        raise CheckpointError("rule optimizer has groups or names")
+    return Order(groups=tuple(entry.get("groups", ())), names=tuple(tuple(map(str, names)) for names in entry.get("names", ())))
+
+
 def parse_rules(data: Mapping[str, Any]) -> Rules:
     """Rules of a parsed file. Raises CheckpointError naming what is unknown."""
     unknown = set(data) - {"drop", "rename", "split", "merge", "optimizer"}
@@ -138,7 +145,7 @@ def parse_rules(data: Mapping[str, Any]) -> Rules:
             renames=tuple(_rename(entry) for entry in data.get("rename", ())),
             splits=tuple(Split(**{**entry, "widths": tuple(entry["widths"]), "to": tuple(entry["to"])}) for entry in data.get("split", ())),
             merges=tuple(Merge(**{**entry, "names": tuple(entry["names"])}) for entry in data.get("merge", ())),
-            order=Order(groups=tuple(data.get("optimizer", {}).get("groups", ()))),
+            order=_order(data.get("optimizer", {})),
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"a rule lacks something, or has too much: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoint.convert.compare import compare
@@ -30,7 +30,7 @@ class Request:
     target: Path
     to: str
     max_memory: int = DEFAULT_MEMORY
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     trust_pickle: bool = False
     verify: bool = True
 

@@ -37,6 +37,11 @@ def itemsize(name: str) -> int:
     return dtype_of(name).itemsize
 
 
+def memory_of(flat: torch.Tensor) -> memoryview:
+    """The memory of a contiguous flat tensor."""
+    return flat.view(torch.uint8).numpy().data.cast("B") if flat.numel() else memoryview(bytearray())
+
+
 class Files:
     """Open files of one checkpoint, by path; every read says where it is from."""
 
@@ -84,7 +89,7 @@ class Files:
         """A flat tensor of `count` elements from a byte offset."""
         flat = torch.empty(count, dtype=dtype_of(dtype))
         if count:
-            self.read_into(path, offset, memoryview(flat.view(torch.uint8).numpy()))
+            self.read_into(path, offset, memory_of(flat))
         return flat
 
     def close(self) -> None:
@@ -131,7 +136,7 @@ class Strided:
             return self._whole()[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))]
         offsets, sizes = [box[0][dim] for dim in order], [box[1][dim] for dim in order]
         out, width, position = torch.empty(math.prod(sizes), dtype=dtype_of(self.spec.dtype)), itemsize(self.spec.dtype), 0
-        memory = memoryview(out.view(torch.uint8).numpy()) if out.numel() else memoryview(b"")
+        memory = memory_of(out)
         for start, count in runs_of_box([self.spec.shape[dim] for dim in order], (tuple(offsets), tuple(sizes))):
             self.files.read_into(self.path, self.offset + start * width, memory[position : position + count * width])
             position += count * width

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from checkpoint.convert.hf import load_weights, read_all, read_configs
 from checkpoint.convert.hf import recognise as recognise_weights
@@ -27,8 +30,28 @@ def recognise(path: Path) -> str | None:
     return next((f"it has weights and a file {name}" for name in OPTIMIZERS if (path / name).is_file()), None)
 
 
+def _order(tree: dict[str, Any], order: Order) -> Order:
+    """Of the rules; else of the model that transformers builds (without memory) from the configuration, in Trainer's own two groups."""
+    order = replace(order, by_definition=False)
+    groups = tree.get("optimizer", {}).get("param_groups", ())
+    if order.names or len(groups) != 2 or "trainer_state" not in tree or "config" not in tree:
+        return order
+    try:
+        import transformers  # pyright: ignore[reportMissingImports]
+
+        config = dict(tree["config"])
+        kind = getattr(transformers, str((config.get("architectures") or [""])[0]))
+        with torch.device("meta"):
+            model = kind(transformers.AutoConfig.for_model(config.pop("model_type"), **config))
+        decayed = set(transformers.Trainer.get_decay_parameter_names(None, model))
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError):
+        return order
+    names = [name for name, _ in model.named_parameters()]
+    return replace(order, names=(tuple(n for n in names if n in decayed), tuple(n for n in names if n not in decayed)))
+
+
 def open_trainer(path: Path, *, trust_pickle: bool = False, order: Order | None = None) -> Nested:
-    """Opens a directory. Raises CheckpointError; for an optimizer of several groups a rule must say which parameters are in which."""
+    """Opens a directory. Raises CheckpointError; a rule must name numbered parameters that transformers cannot tell."""
     files = Files()
     try:
         weights = load_weights(path, files)
@@ -41,7 +64,7 @@ def open_trainer(path: Path, *, trust_pickle: bool = False, order: Order | None 
                     archives.append(archive)
         if (path / STATE).is_file():
             tree["trainer_state"] = strict_json(files.read(path / STATE, 0, files.size(path / STATE)), str(path / STATE))
-        contents, tensors = interpret(tree, order=order or Order(), found=Found(model=("model",), optimizer=("optimizer",)))
+        contents, tensors = interpret(tree, order=_order(tree, order or Order()), found=Found(model=("model",), optimizer=("optimizer",)))
     except CheckpointError:
         files.close()
         raise

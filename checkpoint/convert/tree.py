@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from elastic.errors import CheckpointError
@@ -34,25 +35,28 @@ def element(tree: Any, path: Sequence[str | int]) -> Any:
 
 def place(tree: Any, path: Sequence[str | int], value: Any) -> None:
     """Puts a value at a path and makes dicts and lists on the way, as torch's DCP does."""
-    for key, following in zip(path, path[1:], strict=False):
+    at = tree
+    for key, following in pairwise(path):
         fresh: Any = [] if isinstance(following, int) else {}
-        if isinstance(tree, list):
-            _extend(tree, key)
-            tree[key] = fresh if tree[key] is None else tree[key]
-            tree = tree[key]
+        if isinstance(at, list):
+            index = _extend(at, key)
+            at[index] = fresh if at[index] is None else at[index]
+            at = at[index]
         else:
-            tree = tree.setdefault(key, fresh)
-    if isinstance(tree, list):
-        _extend(tree, path[-1])
-    if not isinstance(tree, dict | list):
-        raise CheckpointError(f"{'.'.join(map(str, path))} is inside of a value")
-    tree[path[-1]] = value
+            at = at.setdefault(key, fresh)
+        if not isinstance(at, dict | list):
+            raise CheckpointError(f"{'.'.join(map(str, path))} is inside of a value")
+    if isinstance(at, list):
+        at[_extend(at, path[-1])] = value
+    else:
+        at[path[-1]] = value
 
 
-def _extend(items: list[Any], index: str | int) -> None:
+def _extend(items: list[Any], index: Any) -> int:
     if not isinstance(index, int) or not 0 <= index < 1 << 20:
         raise CheckpointError(f"a list has the index {index!r}")
     items.extend([None] * (index + 1 - len(items)))
+    return index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

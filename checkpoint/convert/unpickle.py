@@ -116,8 +116,8 @@ class _Unpickler(pickle.Unpickler):
         if self.trust:
             return super().find_class(module, name)
         raise CheckpointError(
-            f"{self.where} holds a pickle that wants {module}.{name}, which is not on the list of harmless names; if you trust whoever wrote it, "
-            "pass --trust-pickle"
+            f"{self.where} holds a pickle that wants {module}.{name}, which is not on the list of harmless names; if you "
+            "trust whoever wrote it, pass --trust-pickle"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
