@@ -27,7 +27,7 @@ TUPLES = frozenset({"betas", "etas", "step_sizes"})
 class Order:
     """How numbered parameters get names where the file has none: each group's in order, or by regular expressions (the first that fits).
 
-    by_definition: the model's tensors come in the order of its definition, so that regular expressions, or a single group of all, say enough.
+    by_definition: the model's tensors come in the order of its definition, so regular expressions, or one group of all, say enough.
     """
 
     groups: tuple[str, ...] = ()

@@ -15,57 +15,65 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A slab of an original tensor: `[low, low + width)` of dimension `dim`, in elements."""
+    """A slab of a tensor of `shape`: `[low, low + width)` of dimension `dim`, in elements. `of`: an original's name, or what was made of some."""
 
-    name: str
+    of: str | Joined
     shape: tuple[int, ...]
     dim: int
     low: int
     width: int
 
-    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """The original's runs that make up the slab's run `[start, stop)`, in order."""
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """`(name, start, stop)` of originals that make up the slab's run `[start, stop)`, in order."""
         inner = math.prod(self.shape[self.dim + 1 :])
         block, whole = self.width * inner, self.shape[self.dim] * inner
+        if block == whole:
+            yield from self._of(start, stop)
+            return
         while start < stop:
             outer, within = divmod(start, block)
             count = min(stop - start, block - within)
             at = outer * whole + self.low * inner + within
-            yield at, at + count
+            yield from self._of(at, at + count)
             start += count
+
+    def _of(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        if isinstance(self.of, str):
+            yield self.of, start, stop
+        else:
+            yield from self.of.pieces(start, stop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A tensor put together from slabs along a dimension; one slab that is a whole tensor is that tensor."""
+    """A tensor put together from slabs along a dimension."""
 
     spec: Spec
     dim: int
     parts: tuple[Part, ...]
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """`(name, start, stop)` of originals, in order."""
+        """`(name, start, stop)` of originals that make up the run, in order."""
+        if len(self.parts) == 1:
+            yield from self.parts[0].pieces(start, stop)
+            return
         inner = math.prod(self.spec.shape[self.dim + 1 :])
-        row = self.spec.shape[self.dim] * inner if self.spec.shape else 1
+        row = self.spec.shape[self.dim] * inner
         while start < stop:
             outer, within = divmod(start, row)
-            low = 0
             for part in self.parts:
                 block = part.width * inner
-                if low <= within < low + block:
-                    count = min(stop - start, low + block - within)
-                    if len(self.parts) == 1:
-                        count = stop - start
-                    begin = outer * block + within - low
-                    yield from ((part.name, a, b) for a, b in part.pieces(begin, begin + count))
-                    start += count
+                if within < block:
                     break
-                low += block
+                within -= block
+            count, begin = min(stop - start, block - within), outer * block + within
+            yield from part.pieces(begin, begin + count)
+            start += count
 
 
 def _whole(name: str, spec: Spec) -> Joined:
     shape = spec.shape or (1,)
-    return Joined(spec=spec, dim=0, parts=(Part(name=name, shape=shape, dim=0, low=0, width=shape[0]),))
+    return Joined(spec=spec, dim=0, parts=(Part(of=name, shape=shape, dim=0, low=0, width=shape[0]),))
 
 
 Tensors = dict[str, dict[str, Joined]]
@@ -80,14 +88,14 @@ def _split(tensors: Tensors, rule: Split) -> None:
             raise CheckpointError(f"rule split {rule.name!r}: there is a {to} already")
         tensors[to] = {}
     for state, joined in states.items():
-        shape, original = joined.spec.shape, joined.parts[0]
+        shape = joined.spec.shape
         if rule.dim >= len(shape) or sum(rule.widths) != shape[rule.dim]:
             raise CheckpointError(
                 f"rule split {rule.name!r}: {state} has shape {list(shape)}; widths {list(rule.widths)} do not fill dimension {rule.dim}"
             )
         low = 0
         for to, width in zip(rule.to, rule.widths, strict=True):
-            part = Part(name=original.name, shape=shape, dim=rule.dim, low=low, width=width)
+            part = Part(of=joined, shape=shape, dim=rule.dim, low=low, width=width)
             spec = Spec(shape=(*shape[: rule.dim], width, *shape[rule.dim + 1 :]), dtype=joined.spec.dtype)
             if to:
                 tensors[to][state] = Joined(spec=spec, dim=rule.dim, parts=(part,))
@@ -112,23 +120,10 @@ def _merge(tensors: Tensors, rule: Merge) -> None:
         }
         if len(others) > 1 or rule.dim >= len(shapes[0]):
             raise CheckpointError(f"rule merge to {rule.to!r}: {state} has shapes {shapes}, which do not join along dimension {rule.dim}")
-        if not all(_is_along(piece, rule.dim) for piece in pieces):
-            raise CheckpointError(f"rule merge to {rule.to!r}: a part of a split along another dimension cannot be merged")
         shape = [*shapes[0]]
         shape[rule.dim] = sum(s[rule.dim] for s in shapes)
-        parts = tuple(_along(piece, rule.dim) for piece in pieces)
+        parts = tuple(Part(of=piece, shape=piece.spec.shape, dim=rule.dim, low=0, width=piece.spec.shape[rule.dim]) for piece in pieces)
         tensors[rule.to][state] = Joined(spec=Spec(shape=tuple(shape), dtype=pieces[0].spec.dtype), dim=rule.dim, parts=parts)
-
-
-def _is_along(piece: Joined, dim: int) -> bool:
-    """Whether it is one slab of an original along `dim`, or all of it."""
-    first = piece.parts[0]
-    return len(piece.parts) == 1 and (first.dim == dim or first.width == first.shape[first.dim])
-
-
-def _along(piece: Joined, dim: int) -> Part:
-    part = piece.parts[0]
-    return part if part.dim == dim else Part(name=part.name, shape=part.shape, dim=dim, low=0, width=part.shape[dim])
 
 
 def _groups(groups: Sequence[Group], names: dict[str, tuple[str, ...]]) -> tuple[Group, ...]:

@@ -68,13 +68,13 @@ def test_slabs_that_are_split_off_and_joined_are_the_tensor(shape, data):
     dim = data.draw(st.integers(0, len(shape) - 1))
     cuts = sorted({0, *data.draw(st.lists(st.integers(0, shape[dim]), max_size=3)), shape[dim]})
     values = np.arange(math.prod(shape)).reshape(shape)
-    parts = [Part(name="t", shape=shape, dim=dim, low=low, width=high - low) for low, high in pairwise(cuts)]
+    parts = [Part(of="t", shape=shape, dim=dim, low=low, width=high - low) for low, high in pairwise(cuts)]
     joined = Joined(spec=Spec(shape=shape, dtype="int64"), dim=dim, parts=tuple(parts))
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, values.size)] * 2)))
     assert [at for _, low, high in joined.pieces(start, stop) for at in range(low, high)] == list(range(start, stop))
     for part in parts:
         expected = values.take(range(part.low, part.low + part.width), axis=dim).reshape(-1).tolist()
-        assert [at for low, high in part.pieces(0, len(expected)) for at in range(low, high)] == expected
+        assert [at for _, low, high in part.pieces(0, len(expected)) for at in range(low, high)] == expected
 
 
 @pytest.mark.parametrize(
