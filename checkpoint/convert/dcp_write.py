@@ -7,26 +7,17 @@ states are the same strings either way. So a load finds what it asks for, whiche
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from checkpoint.convert.archive_writer import write_archive
+from checkpoint.convert.dcp_metadata import bytes_entry, metadata_bytes, tensor_entry
 from checkpoint.convert.nested import Leaf, tree_of
 from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
-from checkpoint.convert.stored import dtype_of, itemsize
+from checkpoint.convert.stored import itemsize, name_of
 from checkpoint.convert.tree import element
 from checkpoint.state import Source, Spec
 from elastic.errors import CheckpointError
@@ -74,7 +65,7 @@ class _Writer:
     def __init__(self, stream: BinaryIO, reading: Reading) -> None:
         self.stream, self.reading = stream, reading
         self.items: dict[str, Any] = {}
-        self.places: dict[MetadataIndex, _StorageInfo] = {}
+        self.places: list[tuple[Any, str, int, int]] = []
         self.paths: dict[str, tuple[str | int, ...]] = {}
 
     def add(self, path: tuple[str | int, ...], value: Any) -> None:
@@ -85,31 +76,27 @@ class _Writer:
         if isinstance(value, Leaf):
             self._tensor(key, value)
         elif isinstance(value, torch.Tensor):
-            self.items[key] = _metadata(Spec(shape=tuple(value.shape), dtype=str(value.dtype).removeprefix("torch.")))
-            self._archive(MetadataIndex(key, [0] * value.dim(), 0), value)
+            spec = Spec(shape=tuple(value.shape), dtype=name_of(value.dtype))
+            self.items[key] = tensor_entry(spec, _chunks(spec))
+            self._archive((key, (0,) * value.dim(), 0), value)
         else:
-            self.items[key] = BytesStorageMetadata()
-            self._archive(MetadataIndex(key), value)
+            self.items[key] = bytes_entry()
+            self._archive((key, None, None), value)
 
     def _tensor(self, key: str, leaf: Leaf) -> None:
-        self.items[key] = _metadata(leaf.spec)
+        self.items[key] = tensor_entry(leaf.spec, _chunks(leaf.spec))
         for index, (offsets, sizes) in enumerate(_chunks(leaf.spec)):
             start = sum(offset * math.prod(leaf.spec.shape[dim + 1 :]) for dim, offset in enumerate(offsets))
             part = Leaf(leaf.name, leaf.state, Spec(shape=sizes, dtype=leaf.spec.dtype))
-            self._archive(MetadataIndex(key, offsets, index), part, leaf, start)
+            self._archive((key, offsets, index), part, leaf, start)
 
-    def _archive(self, index: MetadataIndex, value: Any, leaf: Leaf | None = None, start: int = 0) -> None:
+    def _archive(self, index: Any, value: Any, leaf: Leaf | None = None, start: int = 0) -> None:
         begin = self.stream.tell()
         write_archive(self.stream, value, lambda part: self.reading.runs(leaf or part, start, start + math.prod(part.spec.shape)))
-        self.places[index] = _StorageInfo(DATA, begin, self.stream.tell() - begin)
+        self.places.append((index, DATA, begin, self.stream.tell() - begin))
 
-    def metadata(self) -> Metadata:
-        return Metadata(self.items, planner_data=self.paths, storage_data=self.places, version=CURRENT_DCP_VERSION)
-
-
-def _metadata(spec: Spec) -> TensorStorageMetadata:
-    chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in _chunks(spec)]
-    return TensorStorageMetadata(TensorProperties(dtype=dtype_of(spec.dtype)), torch.Size(spec.shape), chunks)
+    def metadata(self) -> bytes:
+        return metadata_bytes(self.items, self.paths, self.places)
 
 
 def write_dcp(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
@@ -125,4 +112,4 @@ def write_dcp(source: Source, path: Path, *, max_memory: int = 1 << 30, progress
             writer = _Writer(stream, reading)
             for at, value in items:
                 writer.add(at, value)
-        (place / ".metadata").write_bytes(pickle.dumps(writer.metadata()))
+        (place / ".metadata").write_bytes(writer.metadata())

@@ -15,7 +15,7 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A slab of a tensor of `shape`: `[low, low + width)` of dimension `dim`, in elements. `of`: an original's name, or what was made of some."""
+    """A slab of a tensor of `shape`: `[low, low + width)` of dimension `dim`, in elements, of an original or of what is made of some."""
 
     of: str | Joined
     shape: tuple[int, ...]
