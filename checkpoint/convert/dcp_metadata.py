@@ -20,6 +20,9 @@ _METADATA = "torch.distributed.checkpoint.metadata"
 Chunks = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 """Offsets and sizes."""
 
+Placed = tuple[Any, str, int, int]
+"""`(key, offsets or None, number of the chunk or None)`, file, byte offset, length."""
+
 
 class _Standin:
     """Pickles as an instance of the class of torch that `where` names, with `state`."""
@@ -55,7 +58,11 @@ _Index = _standin(_METADATA, "MetadataIndex")
 _Info = _standin("torch.distributed.checkpoint.filesystem", "_StorageInfo")
 
 
-class _Pickler(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]  # the one in C would import what it names
+_Python: Any = getattr(pickle, "_Pickler")  # noqa: B009
+"""The one in C would import what it names."""
+
+
+class _Pickler(_Python):
     def save_global(self, obj: Any, name: str | None = None) -> None:
         where = getattr(obj, "where", None)
         if where is None:
@@ -77,21 +84,13 @@ def bytes_entry() -> Any:
     return _Bytes(None)
 
 
-def metadata_bytes(
-    items: Mapping[str, Any], paths: Mapping[str, tuple[str | int, ...]], places: Sequence[tuple[Any, str, int, int]]
-) -> bytes:
-    """The file. places: `((key, offsets or None, number of the chunk or None), file, byte offset, length)`."""
+def metadata_bytes(items: Mapping[str, Any], paths: Mapping[str, tuple[str | int, ...]], places: Sequence[Placed]) -> bytes:
+    """The file."""
     storage = {}
     for (key, offsets, number), file, begin, length in places:
         index = _Index({"fqn": key, "index": number} | ({} if offsets is None else {"offset": torch.Size(offsets)}))
         storage[index] = _Info({"relative_path": file, "offset": begin, "length": length})
-    state = {
-        "state_dict_metadata": dict(items),
-        "planner_data": dict(paths),
-        "storage_data": storage,
-        "storage_meta": None,
-        "version": VERSION,
-    }
+    state = {"state_dict_metadata": dict(items), "planner_data": dict(paths), "storage_data": storage}
     stream = io.BytesIO()
-    _Pickler(stream, protocol=2).dump(_Metadata(state))
+    _Pickler(stream, protocol=2).dump(_Metadata(state | {"storage_meta": None, "version": VERSION}))
     return stream.getvalue()

@@ -141,13 +141,13 @@ def _verify(source: Source, request: Request, checking: Progress) -> None:
     try:
         weights_only = format_of(request.to).weights_only
         for found in compare(source, written, limit=run_bytes(request.max_memory), weights_only=weights_only):
-            if not found.equal and not _is_tie(found.what, found.how, source.contents):
+            if not found.equal and not _is_expected(found.what, found.how, source.contents):
                 raise CheckpointError(f"{request.target} does not hold what {request.source} does: {found.what}: {found.how}")
             checking(found.what, 0)
     finally:
         written.close()
 
 
-def _is_tie(what: str, how: str, contents: Contents) -> bool:
-    """A tied name that the target leaves to the model's configuration."""
-    return what in contents.ties and how == "only in the first"
+def _is_expected(what: str, how: str, contents: Contents) -> bool:
+    """A tied name that the target leaves to the model's configuration, or a step that the source does not say."""
+    return (what in contents.ties and how == "only in the first") or (what == "step" and contents.step is None)
