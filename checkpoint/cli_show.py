@@ -1,0 +1,111 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from checkpoint.convert.compare import Difference
+from checkpoint.convert.detect import Detected
+from checkpoint.convert.run import Outline
+from checkpoint.convert.stored import itemsize
+from checkpoint.state import Contents, Spec
+
+
+def _size(spec: Spec) -> int:
+    return math.prod(spec.shape) * itemsize(spec.dtype)
+
+
+def readable(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+def as_json(detected: Detected, contents: Contents) -> dict[str, Any]:
+    """All that `inspect` knows."""
+    return {
+        "format": detected.name,
+        "why": detected.why,
+        "step": contents.step,
+        "tensors": {
+            name: {state: {"shape": list(spec.shape), "dtype": spec.dtype} for state, spec in states.items()}
+            for name, states in contents.tensors.items()
+        },
+        "bytes": sum(_size(spec) for states in contents.tensors.values() for spec in states.values()),
+        "scalars": {name: dict(values) for name, values in contents.scalars.items()},
+        "groups": [{"names": list(group.names), "settings": dict(group.settings)} for group in contents.groups],
+        "ties": dict(contents.ties),
+        "frozen": sorted(contents.frozen),
+        "buffers": sorted(contents.buffers),
+        "extra": sorted(contents.extra),
+    }
+
+
+def _kinds(contents: Contents) -> Table:
+    table = Table("state", "tensors", "elements", "bytes", "dtypes")
+    states: dict[str, list[Spec]] = {}
+    for values in contents.tensors.values():
+        for state, spec in values.items():
+            states.setdefault(state, []).append(spec)
+    for state, specs in states.items():
+        elements, size = sum(math.prod(spec.shape) for spec in specs), sum(map(_size, specs))
+        table.add_row(escape(state), str(len(specs)), str(elements), readable(size), ", ".join(sorted({spec.dtype for spec in specs})))
+    return table
+
+
+def show(console: Console, detected: Detected, contents: Contents) -> None:
+    """A page about a checkpoint."""
+    step = "unknown" if contents.step is None else contents.step
+    console.print(f"format {detected.name} ({escape(detected.why)}), step {step}", highlight=False)
+    console.print(_kinds(contents))
+    if contents.groups:
+        table = Table("group", "parameters", "settings")
+        for index, group in enumerate(contents.groups):
+            settings = ", ".join(f"{key}={value}" for key, value in group.settings.items() if value is not None)
+            table.add_row(str(index), str(len(group.names)), escape(settings))
+        console.print(table)
+    for word, names in (
+        ("tied", contents.ties),
+        ("frozen", contents.frozen),
+        ("buffers", contents.buffers),
+        ("also holds", contents.extra),
+    ):
+        if names:
+            console.print(f"{word}: {escape(', '.join(sorted(names)))}", highlight=False)
+
+
+def show_differences(console: Console, differences: Iterable[Difference]) -> bool:
+    """Prints what differs, then counts; whether anything does."""
+    equal = unequal = 0
+    for found in differences:
+        if found.equal:
+            equal += 1
+            continue
+        unequal += 1
+        console.print(f"{escape(found.what)}: {escape(found.how)}", highlight=False)
+    console.print(f"{equal} equal, {unequal} different", highlight=False)
+    return unequal > 0
+
+
+def show_outline(console: Console, outline: Outline, to: str, done: Path | None = None) -> None:
+    """What is written, or was."""
+    if done is None:
+        table = Table("tensor", "state", "shape", "dtype", "bytes")
+        for planned in outline.tensors:
+            spec = planned.spec
+            table.add_row(escape(planned.name), escape(planned.state), str(list(spec.shape)), spec.dtype, readable(planned.size))
+        console.print(table)
+    what = f"{len(outline.tensors)} tensors, {readable(outline.size)}, from {outline.detected.name} ({outline.detected.why}) to {to}"
+    console.print(escape(f"would write {what}" if done is None else f"wrote {what}: {done}"), highlight=False, soft_wrap=True)
+    for text in outline.left_out:
+        console.print(f"left out, since {to} has no place for it: {escape(text)}", highlight=False, soft_wrap=True)

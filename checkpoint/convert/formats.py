@@ -1,0 +1,135 @@
+"""The formats by name: how each is recognised, opened and written. Modules are imported when they are needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint.convert.optimizer import Order
+from checkpoint.convert.output import Progress
+from checkpoint.state import PARAM, Source
+from elastic.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One format. Values of `recognise`, `opens` and `writes` are `module:function`; None: there is no such thing.
+
+    recognise(path) -> why it is one, or None. opens(path, trust_pickle=, order=) -> Source, with only those options that are in `options`.
+    writes(source, path, max_memory=, progress=). weights_only: optimizer states, groups and extra values have no place in it.
+    """
+
+    name: str
+    recognise: str
+    opens: str | None
+    writes: str | None = None
+    options: frozenset[str] = frozenset()
+    weights_only: bool = False
+    looks: str = ""
+
+
+_PICKLED = frozenset({"trust_pickle", "order"})
+_HERE = "checkpoint.convert"
+
+FORMATS = {
+    entry.name: entry
+    for entry in (
+        Format(
+            name="elastic",
+            recognise=f"{_HERE}.ours:recognise",
+            opens=f"{_HERE}.ours:open_elastic",
+            writes=f"{_HERE}.ours:write_elastic",
+            looks="manifest.json, or step-*/manifest.json",
+        ),
+        Format(
+            name="dcp",
+            recognise=f"{_HERE}.dcp:recognise",
+            opens=f"{_HERE}.dcp:open_dcp",
+            writes=f"{_HERE}.dcp_write:write_dcp",
+            options=_PICKLED,
+            looks=".metadata",
+        ),
+        Format(
+            name="deepspeed-universal",
+            recognise=f"{_HERE}.theirs:recognise_universal",
+            opens=f"{_HERE}.theirs:open_deepspeed",
+            writes=f"{_HERE}.theirs:write_universal",
+            options=frozenset({"trust_pickle"}),
+            looks="zero/*/fp32.pt",
+        ),
+        Format(
+            name="deepspeed",
+            recognise=f"{_HERE}.theirs:recognise_zero",
+            opens=f"{_HERE}.theirs:open_deepspeed",
+            options=frozenset({"trust_pickle"}),
+            looks="*_optim_states.pt",
+        ),
+        Format(
+            name="trainer",
+            recognise=f"{_HERE}.trainer:recognise",
+            opens=f"{_HERE}.trainer:open_trainer",
+            options=_PICKLED,
+            looks="optimizer.pt or optimizer.bin beside weights",
+        ),
+        Format(
+            name="hf",
+            recognise=f"{_HERE}.hf:recognise",
+            opens=f"{_HERE}.hf:open_hf",
+            writes=f"{_HERE}.hf:write_hf",
+            weights_only=True,
+            looks="model.safetensors, or its index",
+        ),
+        Format(
+            name="torch",
+            recognise=f"{_HERE}.torch_save:recognise",
+            opens=f"{_HERE}.torch_save:open_torch",
+            writes=f"{_HERE}.torch_save:write_torch",
+            options=_PICKLED,
+            looks="a file of torch.save",
+        ),
+    )
+}
+"""In the order in which they are tried: a directory of ours is one of Hugging Face as well."""
+
+TARGETS = tuple(name for name, entry in FORMATS.items() if entry.writes)
+
+
+def function(reference: str, what: str) -> Callable[..., Any]:
+    """What `module:function` names. Raises CheckpointError where this installation lacks the module."""
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise CheckpointError(f"this installation cannot {what}: {error}") from error
+
+
+def format_of(name: str) -> Format:
+    """The format called `name`. Raises CheckpointError."""
+    if name not in FORMATS:
+        raise CheckpointError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def open_source(path: Path, name: str, *, trust_pickle: bool = False, order: Order | None = None) -> Source:
+    """Opens what is at `path` in a format. Raises CheckpointError."""
+    entry = format_of(name)
+    if entry.opens is None:
+        raise CheckpointError(f"{name} cannot be read")
+    options = {"trust_pickle": trust_pickle, "order": order or Order()}
+    return function(entry.opens, f"read {name}")(path, **{key: value for key, value in options.items() if key in entry.options})
+
+
+def write_target(source: Source, path: Path, name: str, *, max_memory: int, progress: Progress) -> None:
+    """Writes a source in a format; `max_memory` in bytes. Raises CheckpointError, and leaves nothing at `path` then."""
+    entry = format_of(name)
+    if entry.writes is None:
+        raise CheckpointError(f"{name} is read, not written; targets are {', '.join(TARGETS)}")
+    function(entry.writes, f"write {name}")(source, path, max_memory=max_memory, progress=progress)
+
+
+def kept(name: str, state: str) -> bool:
+    """Whether a format has a place for a tensor's state."""
+    return state == PARAM or not format_of(name).weights_only

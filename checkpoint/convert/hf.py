@@ -1,0 +1,140 @@
+"""Hugging Face directories: `model.safetensors`, or shards and their index; `config.json` beside them. Weights only."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from checkpoint.convert.nested import Leaf, Nested
+from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
+from checkpoint.convert.safetensors_file import read_header, strict_json, write_file
+from checkpoint.convert.stored import Files, Strided, dtype_of, itemsize
+from checkpoint.state import PARAM, Contents, Source
+from elastic.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIGS = ("config", "generation_config")
+"""Keys of extra values that are files of their own here, with the ending `.json`."""
+SHARD = 5 << 30
+"""Bytes of weights in one file."""
+
+
+def recognise(path: Path) -> str | None:
+    """Why a path is such a directory or file, None if it is not."""
+    for name in (INDEX, SINGLE):
+        if (path / name).is_file():
+            return f"it has a file {name}"
+    return "it is a safetensors file" if path.is_file() and path.suffix == ".safetensors" else None
+
+
+def load_weights(path: Path, files: Files) -> dict[str, Strided]:
+    """The tensors of a directory or file, in the order of their files. Raises CheckpointError where index and files disagree."""
+    if path.is_file():
+        return read_header(path, files)[0]
+    if not (path / INDEX).is_file():
+        return read_header(path / SINGLE, files)[0]
+    where = path / INDEX
+    index = strict_json(files.read(where, 0, files.size(where)), str(where))
+    mapping = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(mapping, dict) or not all(isinstance(file, str) and PurePosixPath(file).name == file for file in mapping.values()):
+        raise CheckpointError(f"{where} has no weight_map from names to files beside it")
+    tensors: dict[str, Strided] = {}
+    for file in dict.fromkeys(mapping.values()):
+        found = read_header(path / file, files)[0]
+        wanted = {name for name, place in mapping.items() if place == file}
+        if wanted != set(found):
+            raise CheckpointError(f"{path / file} and {where} disagree about {sorted(wanted ^ set(found))[0]}")
+        tensors |= found
+    return {name: tensors[name] for name in mapping}
+
+
+def read_configs(path: Path, files: Files) -> dict[str, Any]:
+    """The JSON files beside the weights, by key."""
+    root = path if path.is_dir() else path.parent
+    present = {key: root / f"{key}.json" for key in CONFIGS if (root / f"{key}.json").is_file()}
+    return {key: strict_json(files.read(file, 0, files.size(file)), str(file)) for key, file in present.items()}
+
+
+def open_hf(path: Path) -> Nested:
+    """Opens a directory or a file. Raises CheckpointError."""
+    files = Files()
+    try:
+        weights = load_weights(path, files)
+        extra = read_configs(path, files)
+    except CheckpointError:
+        files.close()
+        raise
+    contents = Contents(
+        tensors={name: {PARAM: value.spec} for name, value in weights.items()},
+        buffers=frozenset(name for name, value in weights.items() if not dtype_of(value.spec.dtype).is_floating_point),
+        extra=extra,
+    )
+    tensors = {(name, PARAM): value for name, value in weights.items()}
+    return Nested(format="hf", contents=contents, tensors=tensors, files=files, check=lambda: read_all(weights))
+
+
+def read_all(tensors: Mapping[str, Strided]) -> str:
+    """Reads every byte; what that proves, in words."""
+    total = 0
+    for value in tensors.values():
+        count, step = math.prod(value.spec.shape), max(1, (4 << 20) // itemsize(value.spec.dtype))
+        for at in range(0, count, step):
+            total += value.run(at, min(count, at + step)).nbytes
+    return f"{total} bytes read; the format has no checksums"
+
+
+def _shards(leaves: Mapping[str, Leaf], limit: int) -> list[dict[str, Leaf]]:
+    shards: list[dict[str, Leaf]] = [{}]
+    used = 0
+    for name, leaf in leaves.items():
+        size = math.prod(leaf.spec.shape) * itemsize(leaf.spec.dtype)
+        if shards[-1] and used + size > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = leaf
+        used += size
+    return shards
+
+
+def weights_to_write(contents: Contents) -> dict[str, Leaf]:
+    """Names to write; a tied name too, unless the model's configuration says that it ties."""
+    leaves = {name: Leaf(name, PARAM, states[PARAM]) for name, states in contents.tensors.items() if PARAM in states}
+    config = contents.extra.get("config")
+    if not (isinstance(config, Mapping) and config.get("tie_word_embeddings", False)):
+        leaves |= {name: leaves[target] for name, target in contents.ties.items()}
+    return leaves
+
+
+def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent, shard: int = SHARD) -> None:
+    """Writes a directory that `from_pretrained` opens if the extra values hold a `config`. Optimizer states have no place in it.
+
+    max_memory: bytes. shard: bytes of weights in one file, at least one tensor.
+    """
+    reading = Reading(source=source, limit=run_bytes(max_memory), progress=progress)
+    shards = _shards(weights_to_write(source.contents), shard)
+    names = (
+        [SINGLE] if len(shards) == 1 else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
+    with put(path, directory=True) as place:
+        for name, leaves in zip(names, shards, strict=True):
+            with (place / name).open("wb") as stream:
+                write_file(stream, {key: (leaf.spec, reading.runs(leaf)) for key, leaf in _by_alignment(leaves).items()})
+        if len(shards) > 1:
+            total = sum(math.prod(leaf.spec.shape) * itemsize(leaf.spec.dtype) for leaves in shards for leaf in leaves.values())
+            mapping = {key: name for name, leaves in zip(names, shards, strict=True) for key in leaves}
+            _json(place / INDEX, {"metadata": {"total_size": total}, "weight_map": mapping})
+        for key in CONFIGS:
+            if isinstance(source.contents.extra.get(key), Mapping):
+                _json(place / f"{key}.json", source.contents.extra[key])
+
+
+def _by_alignment(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """Wide dtypes first, so that every tensor is aligned to its element, as the library writes."""
+    return dict(sorted(leaves.items(), key=lambda item: -itemsize(item[1].spec.dtype)))
+
+
+def _json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,100 @@
+"""Values of others as JSON, and back: what JSON lacks is an object with one key that starts with `$`. Lossless, or refused."""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any, Protocol
+
+import torch
+
+from checkpoint.convert.stored import Readable, dtype_of, name_of
+from checkpoint.state import Spec
+from elastic.errors import CheckpointError
+
+TENSOR_LIMIT = 1 << 20
+"""Elements of a tensor that may be kept among the extra values."""
+
+
+class _HasRun(Protocol):
+    spec: Spec
+
+
+def _bytes_of(flat: torch.Tensor) -> bytes:
+    return flat.contiguous().view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def _tensor(value: Readable, where: str) -> Any:
+    count = math.prod(value.spec.shape)
+    if count > TENSOR_LIMIT:
+        raise CheckpointError(
+            f"{where} is a tensor of {count} elements outside of model and optimizer; drop it by a rule, or rename it into the model"
+        )
+    data = base64.b64encode(_bytes_of(value.run(0, count))).decode()
+    return {"$tensor": {"dtype": value.spec.dtype, "shape": list(value.spec.shape), "data": data}}
+
+
+def encode(value: Any, where: str) -> Any:
+    """JSON of a value; `where` names it in errors. Raises CheckpointError for what has no form."""
+    match value:
+        case None | bool() | int() | str() if type(value) in (type(None), bool, int, str):
+            return value
+        case float() if type(value) is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        case bytes():
+            return {"$bytes": base64.b64encode(value).decode()}
+        case complex():
+            return {"$complex": [encode(value.real, where), encode(value.imag, where)]}
+        case torch.dtype():
+            return {"$dtype": name_of(value)}
+        case list():
+            return [encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        case tuple():
+            return {"$tuple": [encode(item, f"{where}[{index}]") for index, item in enumerate(value)]}
+        case set() | frozenset():
+            return {"$set": [encode(item, where) for item in sorted(value, key=repr)]}
+        case dict():
+            if all(type(key) is str and not key.startswith("$") for key in value):
+                return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
+            return {"$dict": [[encode(key, where), encode(item, f"{where}.{key}")] for key, item in value.items()]}
+    if hasattr(value, "spec") and hasattr(value, "run"):
+        return _tensor(value, where)
+    raise CheckpointError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which has no form outside of pickle; drop it by a rule"
+    )
+
+
+def decode(value: Any) -> Any:
+    """The value that `encode` made JSON of; tensors in memory."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((key, inner),) = value.items()
+        if key.startswith("$"):
+            return _special(key, inner)
+    return {key: decode(item) for key, item in value.items()}
+
+
+def _special(key: str, inner: Any) -> Any:
+    match key:
+        case "$float":
+            return float(inner)
+        case "$bytes":
+            return base64.b64decode(inner)
+        case "$complex":
+            return complex(*map(decode, inner))
+        case "$dtype":
+            return dtype_of(inner)
+        case "$tuple":
+            return tuple(map(decode, inner))
+        case "$set":
+            return set(map(decode, inner))
+        case "$dict":
+            return {decode(name): decode(item) for name, item in inner}
+        case "$tensor":
+            data, dtype = bytearray(base64.b64decode(inner["data"])), dtype_of(inner["dtype"])
+            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            return flat.reshape(inner["shape"])
+    raise CheckpointError(f"an extra value has the unknown form {key}")

@@ -1,0 +1,191 @@
+"""A source over a tree of nested dicts, whatever file it came from; and the tree that a target writes for a source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from checkpoint.convert.jsonable import decode, encode
+from checkpoint.convert.optimizer import SCALARS, Optimizer, Order, read_optimizer, scalar_tensor, setting
+from checkpoint.convert.stored import Files, Readable, Strided
+from checkpoint.convert.tree import SPELLING, Found, element, find, is_tensor, place, rest, step_of
+from checkpoint.state import PARAM, Contents, Source, Spec
+from elastic.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nested:
+    """A source whose tensors are found in files."""
+
+    format: str
+    contents: Contents
+    tensors: Mapping[tuple[str, str], Readable]
+    files: Files
+    check: Callable[[], str]
+
+    def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
+        """The run, flat."""
+        return checked(self.tensors, name, state, start, stop).run(start, stop)
+
+    def verify(self) -> str:
+        """Reads everything; what was checked, in words."""
+        return self.check()
+
+    def close(self) -> None:
+        """Lets go of files."""
+        self.files.close()
+
+
+def checked(tensors: Mapping[tuple[str, str], Readable], name: str, state: str, start: int, stop: int) -> Readable:
+    """The tensor, if the run is in it."""
+    found = tensors.get((name, state))
+    if found is None:
+        raise CheckpointError(f"there is no {state} of {name}")
+    if not 0 <= start <= stop <= math.prod(found.spec.shape):
+        raise CheckpointError(f"{state} of {name} has {math.prod(found.spec.shape)} elements; {start} to {stop} were asked for")
+    return found
+
+
+def _ties(model: Mapping[str, Readable]) -> dict[str, str]:
+    """Names whose tensor is the same memory of the same file as an earlier one's."""
+    seen: dict[Any, str] = {}
+    ties = {}
+    for name, value in model.items():
+        if isinstance(value, Strided) and math.prod(value.spec.shape):
+            first = seen.setdefault((value.path, value.offset, value.spec, value.strides), name)
+            if first != name:
+                ties[name] = first
+    return ties
+
+
+def interpret(tree: Mapping[str, Any], *, order: Order, found: Found | None = None) -> tuple[Contents, dict[tuple[str, str], Readable]]:
+    """What a tree holds, and its tensors. Raises CheckpointError naming what has no place."""
+    found = find(tree) if found is None else found
+    inside = {} if found.model is None else element(tree, found.model)
+    if found.model == () and found.optimizer == ():
+        inside = {key: value for key, value in inside.items() if not str(key).startswith(("state.", "param_groups"))}
+    model = {str(name): value for name, value in inside.items() if is_tensor(value)}
+    ties = _ties(model)
+    params = {name: value for name, value in model.items() if name not in ties}
+    trainable = {
+        name: value.spec
+        for name, value in params.items()
+        if torch.is_floating_point(torch.empty(0, dtype=getattr(torch, value.spec.dtype)))
+    }
+    optimizer = Optimizer()
+    if found.optimizer is not None:
+        optimizer = read_optimizer(element(tree, found.optimizer), flattened=found.flattened, model=trainable, order=order)
+        _untie(optimizer, ties, params)
+    extra = {key: encode(value, key) for key, value in rest(tree, found).items()}
+    if found.model:
+        for key, value in inside.items():
+            if not is_tensor(value):
+                place(extra, (*found.model, str(key)), encode(value, str(key)))
+    extra[SPELLING] = {"model": _listed(found.model), "optimizer": _listed(found.optimizer)}
+    return _contents(params, trainable, optimizer, ties, extra), _tensors(params, optimizer)
+
+
+def _listed(path: tuple[str | int, ...] | None) -> list[str | int] | None:
+    return None if path is None else list(path)
+
+
+def _untie(optimizer: Optimizer, ties: Mapping[str, str], params: Mapping[str, Readable]) -> None:
+    for name in [*optimizer.tensors, *(name for group in optimizer.groups for name in group.names)]:
+        if name in ties:
+            raise CheckpointError(f"the optimizer's states of {name} are of a tensor that is tied to {ties[name]}")
+        if params and name not in params:
+            raise CheckpointError(f"the optimizer has a parameter {name}, which the model does not have; rename one of them by a rule")
+
+
+def _tensors(params: Mapping[str, Readable], optimizer: Optimizer) -> dict[tuple[str, str], Readable]:
+    tensors = {(name, PARAM): value for name, value in params.items()}
+    return tensors | {(name, state): value for name, states in optimizer.tensors.items() for state, value in states.items()}
+
+
+def _contents(
+    params: Mapping[str, Readable], trainable: Mapping[str, Spec], optimizer: Optimizer, ties: dict[str, str], extra: dict[str, Any]
+) -> Contents:
+    names = list(dict.fromkeys([*params, *optimizer.tensors]))
+    tensors = {name: ({PARAM: params[name].spec} if name in params else {}) for name in names}
+    for name, states in optimizer.tensors.items():
+        tensors[name] |= {state: value.spec for state, value in states.items()}
+    grouped = {name for group in optimizer.groups for name in group.names}
+    return Contents(
+        tensors=tensors,
+        scalars=optimizer.scalars,
+        groups=tuple(optimizer.groups),
+        ties=ties,
+        frozen=frozenset(name for name in trainable if grouped and name not in grouped),
+        buffers=frozenset(name for name in params if name not in trainable),
+        step=step_of(extra),
+        extra=extra,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A tensor of the source that is to be written: its name there, its state, and its spec."""
+
+    name: str
+    state: str
+    spec: Spec
+
+
+def tree_of(source: Source, *, model: str, optimizer: str, numbered: bool) -> tuple[dict[str, Any], tuple[str | int, ...]]:
+    """The tree to write, and the optimizer's path in it; `numbered`: as optimizers themselves number parameters."""
+    contents = source.contents
+    spelling = contents.extra.get(SPELLING) or {}
+    at, opt = spelling.get("model") or [model], spelling.get("optimizer") or [optimizer]
+    if spelling and spelling.get("model") == [] and spelling.get("optimizer") is None:
+        at = []
+    tree: dict[str, Any] = {}
+    params = {name: Leaf(name, PARAM, states[PARAM]) for name, states in contents.tensors.items() if PARAM in states}
+    params |= {name: params[target] for name, target in contents.ties.items()}
+    if at:
+        place(tree, at, params)
+    else:
+        tree |= params
+    if contents.groups:
+        place(tree, opt, _optimizer(contents, numbered))
+    for key, value in contents.extra.items():
+        if key != SPELLING:
+            _merge(tree, key, decode(value))
+    if contents.step is not None and step_of(contents.extra) is None:
+        tree.setdefault("step", contents.step)
+    return tree, tuple(opt)
+
+
+def _merge(tree: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(tree.get(key), dict) and isinstance(value, dict):
+        for inner, item in value.items():
+            _merge(tree[key], inner, item)
+    elif key in tree:
+        raise CheckpointError(f"the extra value {key!r} has the key of the model or the optimizer")
+    else:
+        tree[key] = value
+
+
+def _optimizer(contents: Contents, numbered: bool) -> dict[str, Any]:
+    names = [name for group in contents.groups for name in group.names]
+    stray = sorted((set(contents.scalars) | {name for name, states in contents.tensors.items() if set(states) - {PARAM}}) - set(names))
+    if stray:
+        raise CheckpointError(f"{stray[0]} has optimizer states but is in no group: torch's optimizers have no place for them")
+    keys: dict[str, Any] = {name: index if numbered else name for index, name in enumerate(names)}
+    states: dict[Any, dict[str, Any]] = {}
+    for name in names:
+        values: dict[str, Any] = {}
+        for state, value in contents.scalars.get(name, {}).items():
+            values[state] = scalar_tensor(value) if state in SCALARS and isinstance(value, float) else value
+        values |= {state: Leaf(name, state, spec) for state, spec in contents.tensors.get(name, {}).items() if state != PARAM}
+        if values:
+            states[keys[name]] = values
+    groups = []
+    for group in contents.groups:
+        settings = {key: setting(key, value) for key, value in group.settings.items()}
+        named = {"param_names": list(group.names)} if numbered else {}
+        groups.append({**settings, "params": [keys[name] for name in group.names], **named})
+    return {"state": states, "param_groups": groups}

@@ -1,0 +1,174 @@
+"""An optimizer's state dict, nested or flattened, by name or by number: what is in it, by parameter name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from checkpoint.convert.jsonable import decode, encode
+from checkpoint.convert.stored import Readable
+from checkpoint.convert.tree import is_tensor
+from checkpoint.state import Group, Spec
+from elastic.errors import CheckpointError
+
+SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
+"""States that torch's optimizers keep as tensors without dimensions: numbers here."""
+LIKE_PARAM = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"})
+"""States that have their parameter's shape."""
+TUPLES = frozenset({"betas", "etas", "step_sizes"})
+"""Hyperparameters that are tuples in torch: lists here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """How numbered parameters get names where the file has none: each group's in order, or by regular expressions (the first that fits).
+
+    by_definition: the model's tensors come in the order of its definition, so regular expressions, or one group of all, say enough.
+    """
+
+    groups: tuple[str, ...] = ()
+    names: tuple[tuple[str, ...], ...] = ()
+    by_definition: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Optimizer:
+    """By parameter name: tensors, numbers; and the groups."""
+
+    tensors: dict[str, dict[str, Readable]] = field(default_factory=dict)
+    scalars: dict[str, dict[str, float | int | bool]] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+
+
+def number(value: Readable) -> float | int | bool:
+    """The one element of a tensor without dimensions."""
+    return value.run(0, 1)[0].item()
+
+
+def _settings(group: Mapping[str, Any], where: str) -> dict[str, Any]:
+    settings = {}
+    for key, value in group.items():
+        if key in ("params", "param_names"):
+            continue
+        if is_tensor(value) and not value.spec.shape:
+            value = number(value)
+        settings[key] = encode(list(value) if key in TUPLES and isinstance(value, tuple) else value, f"{where}.{key}")
+    return settings
+
+
+def setting(key: str, value: Any) -> Any:
+    """A hyperparameter as torch has it."""
+    value = decode(value)
+    return tuple(value) if key in TUPLES and isinstance(value, list) else value
+
+
+def scalar_tensor(value: float) -> torch.Tensor:
+    """As torch's optimizers keep it: float32, or float64 where that would change the value."""
+    single = torch.tensor(value, dtype=torch.float32)
+    return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`state.NAME.STATE` and `param_groups.NAME.KEY` as nested; parameters of equal settings are one group, in the order of appearance."""
+    state: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        kind, _, tail = str(key).partition(".")
+        name, _, last = tail.rpartition(".")
+        if kind in ("state", "param_groups") and name:
+            (state if kind == "state" else settings).setdefault(name, {})[last] = value
+    groups: dict[str, dict[str, Any]] = {}
+    for name, values in settings.items():
+        plain = _settings(values, name)
+        groups.setdefault(repr(sorted(plain.items())), {"params": [], **values})["params"].append(name)
+    return {"state": state, "param_groups": list(groups.values())}
+
+
+def _by_definition(groups: Sequence[Mapping[str, Any]], names: Sequence[str], order: Order) -> list[list[str]]:
+    """Names per group of numbered parameters. Raises CheckpointError where that takes a rule."""
+    counts = [len(group["params"]) for group in groups]
+    if order.names:
+        if [len(mine) for mine in order.names] != counts:
+            raise CheckpointError(f"rule optimizer.names has groups of {list(map(len, order.names))} names, but the optimizer has {counts}")
+        return [list(mine) for mine in order.names]
+    if not order.by_definition:
+        raise CheckpointError(
+            f"the optimizer numbers its parameters, in groups of {counts}; safetensors files do not keep their order: list them by a rule: "
+            '[optimizer] names = [["first of the first group", ...], ...], as the groups of the optimizer had them'
+        )
+    if order.groups:
+        taken: list[list[str]] = [[] for _ in order.groups]
+        for name in names:
+            for mine, pattern in zip(taken, order.groups, strict=True):
+                if re.search(pattern, name):
+                    mine.append(name)
+                    break
+        if [len(mine) for mine in taken] != counts:
+            raise CheckpointError(
+                f"rule optimizer.groups gives groups of {[len(mine) for mine in taken]} parameters, but the optimizer has {counts}"
+            )
+        return taken
+    if counts == [len(names)]:
+        return [list(names)]
+    raise CheckpointError(
+        f"the optimizer numbers its parameters, in groups of {counts}, and has no param_names; the model has {len(names)} parameters: say "
+        'which are in which group by a rule: [optimizer] groups = ["regex of the first group", ...]'
+    )
+
+
+def _names(groups: Sequence[Mapping[str, Any]], model: Sequence[str], order: Order) -> dict[Any, str]:
+    keys = [key for group in groups for key in group["params"]]
+    if len(set(keys)) < len(keys):
+        raise CheckpointError("a parameter is in two groups of the optimizer")
+    if all(isinstance(key, str) for key in keys):
+        return {key: key for key in keys}
+    if not order.groups and not order.names and all(len(group.get("param_names") or ()) == len(group["params"]) for group in groups):
+        return {key: name for group in groups for key, name in zip(group["params"], group["param_names"], strict=True)}
+    named = _by_definition(groups, model, order)
+    return {key: name for group, mine in zip(groups, named, strict=True) for key, name in zip(group["params"], mine, strict=True)}
+
+
+def read_optimizer(value: Mapping[str, Any], *, flattened: bool, model: Mapping[str, Spec], order: Order) -> Optimizer:
+    """What an optimizer's state dict holds; `model` are the parameters in order, without ties.
+
+    Raises CheckpointError naming what has no form.
+    """
+    nested = unflatten(value) if flattened else value
+    groups = nested["param_groups"]
+    if not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
+        raise CheckpointError("a group of the optimizer has no list of its params")
+    names = _names(groups, list(model), order)
+    numbered = any(not isinstance(key, str) for key in names)
+    result = Optimizer()
+    for position, group in enumerate(groups):
+        settings = _settings(group, f"group {position}")
+        result.groups.append(Group(names=tuple(names[key] for key in group["params"]), settings=settings))
+    for key, states in nested.get("state", {}).items():
+        if key not in names:
+            raise CheckpointError(f"the optimizer has states of parameter {key!r}, which is in none of its groups")
+        _read_states(names[key], states, result, model.get(names[key]) if numbered else None)
+    return result
+
+
+def _read_states(name: str, states: Mapping[str, Any], result: Optimizer, spec: Spec | None) -> None:
+    if not isinstance(states, Mapping):
+        raise CheckpointError(f"the optimizer's states of {name} are no dict")
+    for state, value in states.items():
+        if value is None:
+            continue
+        if is_tensor(value) and state in SCALARS and not value.spec.shape:
+            result.scalars.setdefault(name, {})[state] = number(value)
+        elif is_tensor(value):
+            if spec is not None and state in LIKE_PARAM and value.spec.shape != spec.shape:
+                raise CheckpointError(
+                    f"{state} of {name} has shape {list(value.spec.shape)}, the parameter {list(spec.shape)}: the order of names is wrong"
+                )
+            result.tensors.setdefault(name, {})[state] = value
+        elif type(value) in (bool, int, float):
+            result.scalars.setdefault(name, {})[state] = value
+        else:
+            raise CheckpointError(f"state {state} of {name} is a {type(value).__name__}; only tensors and numbers can be kept")

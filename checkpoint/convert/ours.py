@@ -1,0 +1,75 @@
+"""Our own format among the others: the newest checkpoint of a directory, or one of its `step-*` directories."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoint.convert.nested import Leaf
+from checkpoint.convert.output import Progress, Reading, run_bytes, silent
+from checkpoint.state import Source
+from elastic.errors import CheckpointError
+
+IN_FLIGHT = 4
+"""Runs that the writer may hold beyond one."""
+
+
+def _module(name: str) -> Any:
+    """A module of our format; CheckpointError where this installation lacks it."""
+    try:
+        return importlib.import_module(f"checkpoint.{name}")
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"this installation cannot handle our own format: {error}") from error
+
+
+def recognise(path: Path) -> str | None:
+    """Why a path is of our format, None if it is not."""
+    if (path / "manifest.json").is_file():
+        return "it has a file manifest.json"
+    if path.is_dir() and any((entry / "manifest.json").is_file() for entry in path.glob("step-*")):
+        return "it has directories step-* with a manifest.json"
+    return None
+
+
+def open_elastic(path: Path) -> Source:
+    """Opens one checkpoint, or the newest good one of a directory. Raises CheckpointError."""
+    path = path.absolute()
+    store = _module("store").LocalStore
+    if (path / "manifest.json").is_file():
+        return _module("reader").ElasticSource(store(path.parent), path.name)
+    source = _module("directory").newest(store(path))
+    if source is None:
+        raise CheckpointError(f"{path} has no checkpoint")
+    return source
+
+
+def write_elastic(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
+    """Saves into a directory, under the step of the source (0 if it does not say); `max_memory` in bytes."""
+    reading = Reading(source=source, limit=run_bytes(max_memory // IN_FLIGHT), progress=progress)
+
+    def runs() -> Iterator[tuple[str, str, int, torch.Tensor]]:
+        for name, states in source.contents.tensors.items():
+            for state, spec in states.items():
+                at = 0
+                for flat in reading.runs(Leaf(name, state, spec)):
+                    yield name, state, at, flat
+                    at += flat.numel()
+
+    path.mkdir(parents=True, exist_ok=True)
+    _module("commit").save(_module("store").LocalStore(path), source.contents, runs(), step=source.contents.step or 0)
+
+
+def garbage(path: Path, *, older_than_s: float, now: float) -> list[str]:
+    """Removes what saves that died left behind; see `checkpoint.directory.collect`."""
+    return _module("directory").collect(_module("store").LocalStore(path), older_than_s=older_than_s, now=now)
+
+
+def retire(path: Path, *, last: int | None, every: int | None) -> list[str]:
+    """Removes checkpoints that are neither among the `last` newest nor of a step that is a multiple of `every`; never the last good one."""
+    retention = _module("retention")
+    policies = ([retention.KeepLast(last)] if last else []) + ([retention.KeepEvery(every)] if every else [])
+    return retention.retire(_module("store").LocalStore(path), policies) if policies else []

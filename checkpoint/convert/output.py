@@ -1,0 +1,96 @@
+"""What every target does: writes beside its place and moves there when all is on disk; reads its source by runs within a budget."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from checkpoint.convert.nested import Leaf
+from checkpoint.convert.stored import itemsize
+from checkpoint.state import Source
+from elastic.errors import CheckpointError
+
+Progress = Callable[[str, int], None]
+"""Called with a tensor's name and the bytes of it that were just written."""
+
+RUN_LIMIT = 32 << 20
+"""Bytes: longer runs gain nothing."""
+RUN_LEAST = 64 << 10
+
+
+def silent(_name: str, _bytes: int) -> None:
+    """No progress."""
+
+
+def run_bytes(max_memory: int) -> int:
+    """Bytes of one run such that source, target and what lies between stay within `max_memory` (bytes)."""
+    return max(RUN_LEAST, min(RUN_LIMIT, max_memory // 8))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The runs of a source, with progress. `limit`: bytes of one run."""
+
+    source: Source
+    limit: int
+    progress: Progress = silent
+
+    def runs(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
+        """The elements `[start, stop)` of a leaf, by default all."""
+        stop = math.prod(leaf.spec.shape) if stop is None else stop
+        width = itemsize(leaf.spec.dtype)
+        count = max(1, self.limit // width)
+        for at in range(start, stop, count):
+            flat = self.source.read(leaf.name, leaf.state, at, min(stop, at + count))
+            yield flat
+            self.progress(leaf.name, flat.numel() * width)
+
+
+def sync(path: Path) -> None:
+    """Puts a file or directory onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def refuse_existing(path: Path) -> None:
+    """CheckpointError if something is at `path` that writing would replace."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise CheckpointError(f"{path} exists; nothing is replaced, so name another place or remove it")
+
+
+@contextmanager
+def put(path: Path, *, directory: bool) -> Iterator[Path]:
+    """A place beside `path` to write at; it becomes `path` when the body ends, and is removed when it raises."""
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        if directory:
+            beside.mkdir()
+        yield beside
+        for file in sorted(beside.iterdir()) if directory else [beside]:
+            sync(file)
+        if directory:
+            sync(beside)
+        refuse_existing(path)
+        os.replace(beside, path)
+        sync(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be written: {error.strerror}") from error
+    finally:
+        if directory:
+            shutil.rmtree(beside, ignore_errors=True)
+        else:
+            beside.unlink(missing_ok=True)

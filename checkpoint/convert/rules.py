@@ -1,0 +1,161 @@
+"""Rules that a user states: other names, splits and merges along a dimension, what to leave out. Nothing is inferred from shapes.
+
+A rules file is TOML:
+
+    drop = ["regex of names", ...]                            # tensors; and keys of extra values
+    [[rename]]  exact = "a.weight"  to = "b.weight"           # or regex = 'h\\.(\\d+)\\.(.*)'  to = 'layers.\\1.\\2'
+    [[split]]   name = "qkv.weight"  dim = 0  widths = [64, 16, 16]  to = ["q.weight", "k.weight", ""]      # "" leaves that part out
+    [[merge]]   names = ["q.weight", "k.weight"]  dim = 0  to = "qk.weight"
+    [optimizer] groups = ["regex of the first group's names", ...]        # where the file numbers parameters;
+    [optimizer] names = [["first of the first group", ...], ...]          # or all of them, in the optimizer's order
+
+Splits and merges are of names after renaming.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from checkpoint.convert.optimizer import Order
+from elastic.errors import CheckpointError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rename:
+    """A name, or a regular expression that matches all of one, and what it becomes."""
+
+    pattern: str
+    to: str
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.exact:
+            compiled(self.pattern)
+
+    def apply(self, name: str) -> str | None:
+        """The new name, None if the rule is not about it."""
+        if self.exact:
+            return self.to if name == self.pattern else None
+        match = re.fullmatch(self.pattern, name)
+        try:
+            return match.expand(self.to) if match else None
+        except (re.error, IndexError) as error:
+            raise CheckpointError(f"rule rename {self.pattern!r} to {self.to!r}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A tensor that becomes several along a dimension, of stated widths in elements; an empty name leaves a part out."""
+
+    name: str
+    dim: int
+    widths: tuple[int, ...]
+    to: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if (
+            len(self.widths) != len(self.to)
+            or not self.widths
+            or any(type(width) is not int or width < 1 for width in self.widths)
+            or self.dim < 0
+        ):
+            raise CheckpointError(f"rule split {self.name!r}: it takes one positive width per name, and a dimension that is not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """Several tensors that become one along a dimension."""
+
+    names: tuple[str, ...]
+    dim: int
+    to: str
+
+    def __post_init__(self) -> None:
+        if len(self.names) < 2 or self.dim < 0:
+            raise CheckpointError(f"rule merge to {self.to!r}: it takes at least two names, and a dimension that is not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """All rules of a conversion."""
+
+    drop: tuple[str, ...] = ()
+    renames: tuple[Rename, ...] = ()
+    splits: tuple[Split, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    order: Order = field(default_factory=Order)
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.drop, *self.order.groups):
+            compiled(pattern)
+
+    def drops(self, name: str) -> bool:
+        """Whether a name is to be left out."""
+        return any(re.fullmatch(pattern, name) for pattern in self.drop)
+
+    def renamed(self, name: str) -> str:
+        """The name after the first rule that is about it."""
+        for rule in self.renames:
+            if (new := rule.apply(name)) is not None:
+                return new
+        return name
+
+
+def compiled(pattern: str) -> re.Pattern[str]:
+    """CheckpointError if it is no regular expression."""
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise CheckpointError(f"a rule has the regular expression {pattern!r}: {error}") from error
+
+
+def _rename(entry: Mapping[str, Any]) -> Rename:
+    match entry:
+        case {"exact": str(name), "to": str(to)} if len(entry) == 2:
+            return Rename(pattern=name, to=to, exact=True)
+        case {"regex": str(pattern), "to": str(to)} if len(entry) == 2:
+            return Rename(pattern=pattern, to=to)
+    raise CheckpointError(f"a rename has either exact or regex, and to; it is {dict(entry)}")
+
+
+def _order(entry: Mapping[str, Any]) -> Order:
+    if set(entry) - {"groups", "names"}:
+        raise CheckpointError("rule optimizer has groups or names")
+    return Order(groups=tuple(entry.get("groups", ())), names=tuple(tuple(map(str, names)) for names in entry.get("names", ())))
+
+
+def parse_rules(data: Mapping[str, Any]) -> Rules:
+    """Rules of a parsed file. Raises CheckpointError naming what is unknown."""
+    unknown = set(data) - {"drop", "rename", "split", "merge", "optimizer"}
+    if unknown:
+        raise CheckpointError(f"unknown rule {min(unknown)!r}; there are drop, rename, split, merge and optimizer")
+    try:
+        return Rules(
+            drop=tuple(data.get("drop", ())),
+            renames=tuple(_rename(entry) for entry in data.get("rename", ())),
+            splits=tuple(Split(**{**entry, "widths": tuple(entry["widths"]), "to": tuple(entry["to"])}) for entry in data.get("split", ())),
+            merges=tuple(Merge(**{**entry, "names": tuple(entry["names"])}) for entry in data.get("merge", ())),
+            order=_order(data.get("optimizer", {})),
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"a rule lacks something, or has too much: {error}") from error
+
+
+def load_rules(path: Path) -> Rules:
+    """Reads a rules file. Raises CheckpointError."""
+    try:
+        return parse_rules(tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no TOML: {error}") from error

@@ -1,0 +1,153 @@
+"""A conversion: source, rules, target, and the proof that the target holds what the source does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from checkpoint.convert.compare import compare
+from checkpoint.convert.detect import Detected, detect
+from checkpoint.convert.formats import TARGETS, format_of, kept, open_source, write_target
+from checkpoint.convert.output import Progress, refuse_existing, run_bytes, silent
+from checkpoint.convert.ruled import Ruled
+from checkpoint.convert.rules import Rules
+from checkpoint.convert.stored import itemsize
+from checkpoint.state import PARAM, Contents, Source, Spec
+from elastic.errors import CheckpointError
+
+DEFAULT_MEMORY = 2 << 30
+LEAST_MEMORY = 1 << 20
+"""Bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to convert. `max_memory`: bytes of values that may be in memory at a time."""
+
+    source: Path
+    target: Path
+    to: str
+    max_memory: int = DEFAULT_MEMORY
+    rules: Rules = field(default_factory=Rules)
+    trust_pickle: bool = False
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.to not in TARGETS:
+            raise CheckpointError(f"there is no target format {self.to!r}; there are {', '.join(TARGETS)}")
+        if self.max_memory < LEAST_MEMORY:
+            raise CheckpointError(f"max_memory is {self.max_memory} bytes; at least {LEAST_MEMORY} are needed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One tensor that is to be written."""
+
+    name: str
+    state: str
+    spec: Spec
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.spec.shape) * itemsize(self.spec.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """What a conversion writes, and what the target has no place for, in words."""
+
+    detected: Detected
+    tensors: tuple[Planned, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of values."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def _left_out(contents: Contents, to: str) -> tuple[str, ...]:
+    if not format_of(to).weights_only:
+        return ()
+    states = sum(len(set(states) - {PARAM}) for states in contents.tensors.values())
+    keys = [key for key in contents.extra if key not in ("config", "generation_config", "spelling")]
+    facts = [(states, f"{states} tensors of optimizer state"), (len(contents.groups), f"{len(contents.groups)} optimizer groups")]
+    facts.append((len(keys), f"extra values {', '.join(keys)}"))
+    return tuple(text for count, text in facts if count)
+
+
+def outline(contents: Contents, detected: Detected, to: str) -> Outline:
+    """What would be written. Raises CheckpointError where nothing would."""
+    planned = tuple(
+        Planned(name=name, state=state, spec=spec)
+        for name, states in contents.tensors.items()
+        for state, spec in states.items()
+        if kept(to, state)
+    )
+    if not planned:
+        raise CheckpointError(f"there is no tensor in it that {to} has a place for")
+    return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to))
+
+
+def open_any(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
+    """Detects and opens, and applies rules. Raises CheckpointError."""
+    detected, rules = detect(path), rules or Rules()
+    source = open_source(path, detected.name, trust_pickle=trust_pickle, order=rules.order)
+    if rules == Rules(order=rules.order):
+        return detected, source
+    try:
+        return detected, Ruled(source, rules)
+    except CheckpointError:
+        source.close()
+        raise
+
+
+def plan(request: Request) -> Outline:
+    """What `convert` would write, without writing."""
+    detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
+    try:
+        return outline(source.contents, detected, request.to)
+    finally:
+        source.close()
+
+
+def convert(
+    request: Request, *, progress: Progress = silent, checking: Progress = silent, told: Callable[[Outline], None] | None = None
+) -> Outline:
+    """Converts, then reads both again and compares every bit. Raises CheckpointError.
+
+    progress, checking: called as bytes are written, as tensors are compared. told: called once before anything is written.
+    """
+    if request.to != "elastic":
+        refuse_existing(request.target)
+    detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
+    try:
+        planned = outline(source.contents, detected, request.to)
+        if told is not None:
+            told(planned)
+        write_target(source, request.target, request.to, max_memory=request.max_memory, progress=progress)
+        if request.verify:
+            _verify(source, request, checking)
+    finally:
+        source.close()
+    return planned
+
+
+def _verify(source: Source, request: Request, checking: Progress) -> None:
+    written = open_source(request.target, request.to)
+    try:
+        weights_only = format_of(request.to).weights_only
+        for found in compare(source, written, limit=run_bytes(request.max_memory), weights_only=weights_only):
+            if not found.equal and not _is_expected(found.what, found.how, source.contents):
+                raise CheckpointError(f"{request.target} does not hold what {request.source} does: {found.what}: {found.how}")
+            checking(found.what, 0)
+    finally:
+        written.close()
+
+
+def _is_expected(what: str, how: str, contents: Contents) -> bool:
+    """A tied name that the target leaves to the model's configuration, or a step that the source does not say."""
+    return (what in contents.ties and how == "only in the first") or (what == "step" and contents.step is None)

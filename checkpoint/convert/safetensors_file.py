@@ -1,0 +1,112 @@
+"""safetensors files: the header, by hand and with strict bounds; values by byte range; a writer by runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from checkpoint.convert.archive_writer import raw
+from checkpoint.convert.stored import Files, Strided, itemsize
+from checkpoint.state import Spec
+from elastic.errors import CheckpointError
+
+HEADER_LIMIT = 100_000_000
+"""Bytes: the limit that the safetensors library itself has."""
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    "C64": "complex64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+_CODES = {name: code for code, name in DTYPES.items()}
+
+
+def strict_json(data: bytes, where: str) -> Any:
+    """JSON without repeated keys. Raises CheckpointError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise CheckpointError(f"{where}: a key occurs twice")
+        return dict(pairs)
+
+    try:
+        return json.loads(data.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is no JSON: {error}") from error
+
+
+def read_header(path: Path, files: Files) -> tuple[dict[str, Strided], dict[str, str]]:
+    """Every tensor of a file by name, and its `__metadata__`. Raises CheckpointError unless the tensors fill the file exactly."""
+    size = files.size(path)
+    length = struct.unpack("<Q", files.read(path, 0, 8))[0] if size >= 8 else -1
+    if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+        raise CheckpointError(f"{path} is no safetensors file, or it is truncated: its header should have {length} bytes")
+    header = strict_json(files.read(path, 8, length), f"the header of {path}")
+    if not isinstance(header, dict):
+        raise CheckpointError(f"the header of {path} is no object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"the header of {path} has a __metadata__ that is not of strings")
+    spans = {name: _span(name, entry, path) for name, entry in header.items()}
+    position = 0
+    for name, (spec, begin, end) in sorted(spans.items(), key=lambda item: item[1][1:]):
+        if begin != position or end - begin != math.prod(spec.shape) * itemsize(spec.dtype):
+            raise CheckpointError(
+                f"{path}: tensor {name} of {spec.dtype} {list(spec.shape)} lies at {begin} to {end}; it should begin at {position}"
+            )
+        position = end
+    if 8 + length + position != size:
+        raise CheckpointError(f"{path} has {size} bytes, its header says {8 + length + position}: it is truncated or damaged")
+    return {name: _tensor(path, files, spec, 8 + length + begin) for name, (spec, begin, _) in spans.items()}, metadata
+
+
+def _span(name: str, entry: Any, path: Path) -> tuple[Spec, int, int]:
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end]} if code in DTYPES and all(
+            type(number) is int and 0 <= number < 1 << 60 for number in (*shape, begin, end)
+        ):
+            return Spec(shape=tuple(shape), dtype=DTYPES[code]), begin, end
+    raise CheckpointError(f"the header of {path} describes tensor {name!r} in an unknown way")
+
+
+def _tensor(path: Path, files: Files, spec: Spec, offset: int) -> Strided:
+    strides = tuple(math.prod(spec.shape[dim + 1 :]) for dim in range(len(spec.shape)))
+    return Strided(files=files, path=path, offset=offset, spec=spec, strides=strides)
+
+
+def write_file(stream: BinaryIO, tensors: Mapping[str, tuple[Spec, Iterable[torch.Tensor]]]) -> None:
+    """Writes tensors whose values come run by run, in the given order, with `{"format": "pt"}`."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (spec, _) in tensors.items():
+        if spec.dtype not in _CODES:
+            raise CheckpointError(f"{name} has dtype {spec.dtype}, which safetensors cannot hold")
+        end = position + math.prod(spec.shape) * itemsize(spec.dtype)
+        header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)) + text)
+    for _, runs in tensors.values():
+        for flat in runs:
+            stream.write(raw(flat))

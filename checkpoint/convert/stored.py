@@ -1,0 +1,195 @@
+"""Tensors as they lie in files: read by byte range, a run at a time, never a whole file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from checkpoint.convert.boxes import Box, boxes_of_run, intersection, runs_of_box
+from checkpoint.state import Spec
+from elastic.errors import CheckpointError
+
+STRIDED_LIMIT = 256 << 20
+"""Bytes: the largest span that is read at once for a tensor whose strides are no permutation of a dense one."""
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that torch calls `name`. Raises CheckpointError."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"unknown dtype {name!r}")
+    return dtype
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """What torch calls the dtype, without `torch.`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def itemsize(name: str) -> int:
+    """Bytes of one element."""
+    return dtype_of(name).itemsize
+
+
+def memory_of(flat: torch.Tensor) -> memoryview:
+    """The memory of a contiguous flat tensor."""
+    return flat.view(torch.uint8).numpy().data.cast("B") if flat.numel() else memoryview(bytearray())
+
+
+class Files:
+    """Open files of one checkpoint, by path; every read says where it is from."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, tuple[int, int]] = {}
+
+    def size(self, path: Path) -> int:
+        """Bytes. Raises CheckpointError if there is no such file."""
+        return self._file(path)[1]
+
+    def _file(self, path: Path) -> tuple[int, int]:
+        if path not in self._open:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+            self._open[path] = descriptor, os.fstat(descriptor).st_size
+        return self._open[path]
+
+    def read_into(self, path: Path, offset: int, memory: memoryview) -> None:
+        """Fills `memory` from the file at `offset` (bytes). Raises CheckpointError if the file is shorter."""
+        descriptor, size = self._file(path)
+        if offset < 0 or offset + len(memory) > size:
+            raise CheckpointError(
+                f"{path} has {size} bytes; bytes {offset} to {offset + len(memory)} were to be read: it is truncated or damaged"
+            )
+        while memory:
+            try:
+                count = os.preadv(descriptor, [memory], offset)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read at {offset}: {error.strerror}") from error
+            if not count:
+                raise CheckpointError(f"{path} ended at {offset} while it was read")
+            memory, offset = memory[count:], offset + count
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """Bytes of a range."""
+        if length < 0 or offset + length > self.size(path):
+            raise CheckpointError(f"{path} has {self.size(path)} bytes; it should have at least {offset + length}")
+        memory = bytearray(length)
+        self.read_into(path, offset, memoryview(memory))
+        return bytes(memory)
+
+    def elements(self, path: Path, offset: int, count: int, dtype: str) -> torch.Tensor:
+        """A flat tensor of `count` elements from a byte offset."""
+        flat = torch.empty(count, dtype=dtype_of(dtype))
+        if count:
+            self.read_into(path, offset, memory_of(flat))
+        return flat
+
+    def close(self) -> None:
+        """Closes all."""
+        for descriptor, _ in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+class Readable(Protocol):
+    """A tensor that can be read by runs."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def run(self, start: int, stop: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strided:
+    """A tensor in one place of a file: byte offset of its first element, strides in elements."""
+
+    files: Files
+    path: Path
+    offset: int
+    spec: Spec
+    strides: tuple[int, ...]
+
+    def _order(self) -> list[int] | None:
+        """The dimensions from outermost to innermost in the file; None if the memory is not dense."""
+        shape = self.spec.shape
+        order = sorted(range(len(shape)), key=lambda dim: (-self.strides[dim], dim) if shape[dim] > 1 else (-math.inf, dim))
+        expected = 1
+        for dim in reversed(order):
+            if shape[dim] > 1 and self.strides[dim] != expected:
+                return None
+            expected *= shape[dim]
+        return order
+
+    def box(self, box: Box) -> torch.Tensor:
+        """The values of a box, in its shape."""
+        order = self._order()
+        if order is None:
+            return self._whole()[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))]
+        offsets, sizes = [box[0][dim] for dim in order], [box[1][dim] for dim in order]
+        out, width, position = torch.empty(math.prod(sizes), dtype=dtype_of(self.spec.dtype)), itemsize(self.spec.dtype), 0
+        memory = memory_of(out)
+        for start, count in runs_of_box([self.spec.shape[dim] for dim in order], (tuple(offsets), tuple(sizes))):
+            self.files.read_into(self.path, self.offset + start * width, memory[position : position + count * width])
+            position += count * width
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return out.view(sizes).permute(inverse)
+
+    def _whole(self) -> torch.Tensor:
+        span = 1 + sum((extent - 1) * stride for extent, stride in zip(self.spec.shape, self.strides, strict=True))
+        if span * itemsize(self.spec.dtype) > STRIDED_LIMIT:
+            raise CheckpointError(
+                f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} is too large to be read"
+            )
+        memory = self.files.elements(self.path, self.offset, span, self.spec.dtype)
+        return memory.as_strided(self.spec.shape, self.strides)
+
+    def run(self, start: int, stop: int) -> torch.Tensor:
+        """The run, flat."""
+        order = self._order()
+        if order is not None and order == sorted(order):
+            width = itemsize(self.spec.dtype)
+            return self.files.elements(self.path, self.offset + start * width, stop - start, self.spec.dtype)
+        return gather(self.spec, [((0,) * len(self.spec.shape), self.spec.shape, lambda: self)], start, stop)
+
+
+Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Strided]]
+"""Offsets, sizes, and what opens it."""
+
+
+def gather(spec: Spec, chunks: Sequence[Chunk], start: int, stop: int) -> torch.Tensor:
+    """A run of a tensor that lies in chunks which tile it."""
+    out, position = torch.empty(stop - start, dtype=dtype_of(spec.dtype)), 0
+    for box in boxes_of_run(spec.shape, start, stop):
+        count = math.prod(box[1])
+        piece = out[position : position + count].view(box[1])
+        for offsets, sizes, open_chunk in chunks:
+            shared = intersection(box, (offsets, sizes))
+            if shared is not None:
+                within = tuple(low - first for low, first in zip(shared[0], offsets, strict=True))
+                place = tuple(slice(low - first, low - first + n) for low, n, first in zip(*shared, box[0], strict=True))
+                piece[place] = open_chunk().box((within, shared[1]))
+        position += count
+    return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunked:
+    """A tensor that lies in chunks; they tile it."""
+
+    spec: Spec
+    chunks: tuple[Chunk, ...]
+
+    def run(self, start: int, stop: int) -> torch.Tensor:
+        """The run, flat."""
+        if len(self.chunks) == 1:
+            return self.chunks[0][2]().run(start, stop)
+        return gather(self.spec, self.chunks, start, stop)

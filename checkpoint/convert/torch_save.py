@@ -1,0 +1,68 @@
+"""Files of `torch.save`: a state dict, or a dict of model, optimizer and more in the usual spellings, Lightning's `.ckpt` among them."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoint.convert.archive import Archive
+from checkpoint.convert.archive_writer import write_archive
+from checkpoint.convert.nested import Leaf, Nested, interpret, tree_of
+from checkpoint.convert.optimizer import Order
+from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
+from checkpoint.convert.stored import Files
+from checkpoint.state import Source
+from elastic.errors import CheckpointError
+
+
+def recognise(path: Path) -> str | None:
+    """Why a path is such a file, None if it is not."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        found = any(name.endswith("/data.pkl") for name in archive.namelist())
+    return "it is a zip file with a record data.pkl" if found else None
+
+
+def load_tree(path: Path, files: Files, *, trust_pickle: bool = False) -> tuple[Mapping[str, Any], Archive]:
+    """The dict that a file holds, with lazy tensors. Raises CheckpointError."""
+    archive = Archive(files, path, trust=trust_pickle)
+    tree = archive.load()
+    if not isinstance(tree, Mapping):
+        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a dict")
+    return tree, archive
+
+
+def open_torch(path: Path, *, trust_pickle: bool = False, order: Order | None = None) -> Nested:
+    """Opens a file. Raises CheckpointError."""
+    files = Files()
+    try:
+        tree, archive = load_tree(path, files, trust_pickle=trust_pickle)
+        contents, tensors = interpret(tree, order=order or Order())
+    except CheckpointError:
+        files.close()
+        raise
+
+    def check() -> str:
+        vouched, bare = archive.verify()
+        return f"CRC-32 of {vouched} bytes agree; {bare} bytes have no checksum"
+
+    return Nested(format="torch", contents=contents, tensors=tensors, files=files, check=check)
+
+
+def write_torch(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
+    """Writes a file that `torch.load(weights_only=True)` reads; `max_memory` in bytes.
+
+    The optimizer is as its own `state_dict()` has it, by numbers, with `param_names` in each group.
+    """
+    tree, _ = tree_of(source, model="model", optimizer="optimizer", numbered=True)
+    reading = Reading(source=source, limit=run_bytes(max_memory), progress=progress)
+
+    def runs(leaf: Leaf) -> Any:
+        return reading.runs(leaf, 0, math.prod(leaf.spec.shape))
+
+    with put(path, directory=False) as place, place.open("wb") as stream:
+        write_archive(stream, tree, runs)

@@ -1,0 +1,76 @@
+"""Directories of Hugging Face's Trainer (`checkpoint-*/`) and of Accelerate: weights, and the optimizer's `torch.save` file beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoint.convert.hf import load_weights, read_all, read_configs
+from checkpoint.convert.hf import recognise as recognise_weights
+from checkpoint.convert.nested import Nested, interpret
+from checkpoint.convert.optimizer import Order
+from checkpoint.convert.safetensors_file import strict_json
+from checkpoint.convert.stored import Files
+from checkpoint.convert.torch_save import load_tree
+from checkpoint.convert.tree import Found
+from elastic.errors import CheckpointError
+
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+SCHEDULERS = ("scheduler.pt", "scheduler.bin")
+STATE = "trainer_state.json"
+
+
+def recognise(path: Path) -> str | None:
+    """Why a path is such a directory, None if it is not."""
+    if not path.is_dir() or recognise_weights(path) is None:
+        return None
+    return next((f"it has weights and a file {name}" for name in OPTIMIZERS if (path / name).is_file()), None)
+
+
+def _order(tree: dict[str, Any], order: Order) -> Order:
+    """Of the rules; else of the model that transformers builds (without memory) from the configuration, in Trainer's own two groups."""
+    order = replace(order, by_definition=False)
+    groups = tree.get("optimizer", {}).get("param_groups", ())
+    if order.names or len(groups) != 2 or "trainer_state" not in tree or "config" not in tree:
+        return order
+    try:
+        import transformers  # pyright: ignore[reportMissingImports]
+
+        config = dict(tree["config"])
+        kind = getattr(transformers, str((config.get("architectures") or [""])[0]))
+        with torch.device("meta"):
+            model = kind(transformers.AutoConfig.for_model(config.pop("model_type"), **config))
+        decayed = set(transformers.Trainer.get_decay_parameter_names(None, model))
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError):
+        return order
+    names = [name for name, _ in model.named_parameters()]
+    return replace(order, names=(tuple(n for n in names if n in decayed), tuple(n for n in names if n not in decayed)))
+
+
+def open_trainer(path: Path, *, trust_pickle: bool = False, order: Order | None = None) -> Nested:
+    """Opens a directory. Raises CheckpointError; a rule must name numbered parameters that transformers cannot tell."""
+    files = Files()
+    try:
+        weights = load_weights(path, files)
+        tree: dict[str, Any] = {"model": weights, **read_configs(path, files)}
+        archives = []
+        for key, names in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS)):
+            for name in names:
+                if (path / name).is_file():
+                    tree[key], archive = load_tree(path / name, files, trust_pickle=trust_pickle)
+                    archives.append(archive)
+        if (path / STATE).is_file():
+            tree["trainer_state"] = strict_json(files.read(path / STATE, 0, files.size(path / STATE)), str(path / STATE))
+        contents, tensors = interpret(tree, order=_order(tree, order or Order()), found=Found(model=("model",), optimizer=("optimizer",)))
+    except CheckpointError:
+        files.close()
+        raise
+
+    def check() -> str:
+        sums = [archive.verify() for archive in archives]
+        return f"{read_all(weights)}; of the optimizer, CRC-32 of {sum(a for a, _ in sums)} bytes agree"
+
+    return Nested(format="trainer", contents=contents, tensors=tensors, files=files, check=check)

@@ -1,0 +1,98 @@
+"""The command line."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from checkpoint.cli import app, parse_bytes
+from elastic.errors import CheckpointError
+from tests.checkpoint import peers
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+@pytest.fixture
+def source(tmp_path):
+    module, optim = peers.trained()
+    peers.save_plain(tmp_path / "a", module, optim, flat=False, step=3)
+    return tmp_path / "a"
+
+
+def test_inspect_tells_format_step_and_groups(source):
+    text = run("inspect", source)
+    assert "format dcp (it has a file .metadata), step 3" in text
+    assert "weight_decay=0.01" in text
+    found = json.loads(run("inspect", source, "--json"))
+    assert found["format"] == "dcp"
+    assert [len(group["names"]) for group in found["groups"]] == [2, 4]
+    assert found["tensors"]["0.weight"]["exp_avg"] == {"shape": [7, 5], "dtype": "float32"}
+
+
+def test_convert_there_and_diff_finds_nothing(source, tmp_path):
+    assert "would write 18 tensors" in run("convert", source, tmp_path / "b.pt", "--to", "torch", "--dry-run")
+    assert not (tmp_path / "b.pt").exists()
+    assert "wrote 18 tensors" in run("convert", source, tmp_path / "b.pt", "--to", "torch", "--max-memory", "1MiB")
+    assert "0 different" in run("diff", source, tmp_path / "b.pt")
+    text = run("convert", source, tmp_path / "c", "--to", "hf")
+    assert "left out, since hf has no place for it: 12 tensors of optimizer state" in text
+
+
+def test_diff_says_what_and_where_and_fails(source, tmp_path):
+    run("convert", source, tmp_path / "b.pt", "--to", "torch")
+    tree = torch.load(tmp_path / "b.pt", weights_only=True)
+    tree["model"]["0.weight"][2, 3] += 0.5
+    tree["optim"]["param_groups"][1]["lr"] = 4.0
+    tree["model"]["more"] = torch.zeros(1)
+    del tree["model"]["3.bias"]
+    tree["optim"] = {"state": {}, "param_groups": [{**group, "params": [], "param_names": []} for group in tree["optim"]["param_groups"]]}
+    torch.save(tree, tmp_path / "c.pt")
+    text = run("diff", source, tmp_path / "c.pt", code=1)
+    assert "0.weight: 1 of 35 elements differ, the first at [2, 3], the largest absolute difference is 0.5" in text
+    assert "more: only in the second" in text
+    assert "3.bias: only in the first" in text
+    assert "lr is 0.01 and 4.0" in text
+
+
+def test_verify_says_what_it_proves(source, tmp_path):
+    assert "CRC-32 of" in run("verify", source)
+    run("convert", source, tmp_path / "c", "--to", "hf")
+    assert "the format has no checksums" in run("verify", tmp_path / "c")
+
+
+def test_rules_come_from_a_file(source, tmp_path):
+    (tmp_path / "rules.toml").write_text('[[rename]]\nregex = "0\\\\.(.*)"\nto = "first.\\\\1"\n')
+    run("convert", source, tmp_path / "b.pt", "--to", "torch", "--rules", tmp_path / "rules.toml")
+    assert "first.weight" in torch.load(tmp_path / "b.pt", weights_only=True)["model"]
+
+
+def test_a_pickle_that_must_be_trusted_is_refused_until_it_is(tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}, "odd": Counter("aab")}, tmp_path / "a.pt")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.pt")])
+    assert isinstance(result.exception, CheckpointError)
+    assert "collections.Counter" in str(result.exception)
+    assert "also holds: odd" in run("inspect", tmp_path / "a.pt", "--trust-pickle")
+
+
+@pytest.mark.parametrize(("text", "count"), [("2GiB", 2 << 30), ("500 MB", 500_000_000), ("1.5k", 1536), ("7", 7)])
+def test_amounts_of_memory(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.slow
+def test_the_module_runs_and_an_error_is_one_line(tmp_path):
+    result = subprocess.run([sys.executable, "-m", "checkpoint", "inspect", tmp_path / "x"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "does not exist" in result.stderr
+    assert result.stderr.count("\n") == 1
