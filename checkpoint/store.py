@@ -315,5 +315,13 @@ class LocalReadable:
                 memory, offset = memory[count:], offset + count
 
     def close(self) -> None:
-        with _named(self._target):
-            self._os.close(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            with _named(self._target):
+                self._os.close(descriptor)
+
+    def __del__(self) -> None:
+        """Whoever forgets a source does not keep its files."""
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                os.close(self._descriptor)
