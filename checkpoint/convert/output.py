@@ -20,8 +20,8 @@ from elastic.errors import CheckpointError
 Progress = Callable[[str, int], None]
 """Called with a tensor's name and the bytes of it that were just written."""
 
-RUN_LIMIT = 32 << 20
-"""Bytes: longer runs gain nothing."""
+RUN_LIMIT = 4 << 20
+"""Bytes: longer runs gain nothing, and cost memory several times over (glibc keeps blocks of up to 32 MiB in a heap that fragments)."""
 RUN_LEAST = 64 << 10
 
 

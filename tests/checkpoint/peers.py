@@ -80,6 +80,7 @@ def _sharded(rank: int, port: int, root: str) -> None:
     whole = get_state_dict(module, optim, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:
         torch.save(whole, f"{root}/whole.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
