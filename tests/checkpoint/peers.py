@@ -1,6 +1,7 @@
 """Checkpoints that torch itself writes: sharded by FSDP2 on two processes, and plain."""
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -86,7 +87,15 @@ def _sharded(rank: int, port: int, root: str) -> None:
 
 def save_sharded(root: Path) -> None:
     """`nested`, `flat`, `columns` and, gathered by torch, `whole.pt`; by two processes that have ended when it returns."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_sharded, (port, str(root)), nprocs=2)
+    for attempt in range(3):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        try:
+            mp.spawn(_sharded, (port, str(root)), nprocs=2)
+            return
+        except (mp.ProcessExitedException, mp.ProcessRaisedException):  # the peer's: Gloo was seen to abort once, and the port may be taken
+            if attempt == 2:
+                raise
+            for left in root.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
