@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from placement_networks import groupings, plain_cost, regions, uniform
 
@@ -16,13 +16,14 @@ some = settings(max_examples=15, deadline=None)
 
 @pytest.mark.slow
 @some
+@example(4704, (8, 4), 0.0)  # where the search alone ended 3.7 % above
 @given(st.integers(0, 10**6), st.sampled_from([(6, 3), (6, 2), (8, 4), (5, 5)]), st.sampled_from([0.0, 3e5, 5e6]))
-def test_few_devices_are_placed_at_nearly_the_least_cost(seed, shape, exchange):
+def test_no_placement_of_few_devices_costs_less(seed, shape, exchange):
     devices, groups = shape
     latency, bandwidth = uniform(seed, devices)
     found = place(latency, bandwidth, groups, exchange, 1e6, budget=1_000_000)
     best = min(plain_cost(latency, bandwidth, grouping, exchange, 1e6) for grouping in groupings(tuple(range(devices)), devices // groups))
-    assert best * (1 - 1e-9) <= found.cost_s <= 1.1 * best, "it is a search, not an exact method: 3.7 % above was seen"
+    assert found.cost_s == pytest.approx(best)
 
 
 @some

@@ -152,7 +152,9 @@ def test_a_mix_of_whole_and_split_backwards_runs():
 def test_sixteen_stages_of_eight_workers_are_judged_quickly():
     case = column([(1, 2)] * 16, 128, [8] * 16)
     timing = Timing.of(*case[:2]).linked([0.5] * 15, [0.5] * 15)
-    judge(*case, timing=timing)
-    begun = time.process_time()
-    judge(*case, timing=timing)
-    assert time.process_time() - begun < 2.0, "about 10 ms on a quiet machine"
+    seconds = []
+    for _ in range(6):  # the least, or it is the neighbours on the machine that are measured
+        begun = time.process_time()
+        judge(*case, timing=timing)
+        seconds.append(time.process_time() - begun)
+    assert min(seconds) < 0.1

@@ -15,11 +15,15 @@ import numpy as np
 
 from elastic.errors import PlanError
 from elastic.plan.placement.arrangement import best_path, boundary_bounds
+from elastic.plan.placement.exhaustive import every_partition, partitions
 from elastic.plan.placement.network import Network, measured
 from elastic.plan.placement.pairing import Matrix, bottleneck_pairing
 from elastic.plan.placement.search import Space, best_found
 
 BUDGET = 16_000_000
+
+FEW = 400
+"""Partitions that are all looked at instead of searched among: the placement is exact then."""
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -60,6 +64,8 @@ def place(
 ) -> Placement:
     """The placement of all devices in `groups` groups, whose sizes differ by at most one, of least cost that a search finds.
 
+    Few devices are placed at the least cost there is.
+
     `latency_s` and `bytes_per_s` are (devices, devices); `exchange_bytes` are the gradients of one stage, `boundary_bytes` the activations
     that a member hands on in a step. The cost is that of `cost`; it is never above that of the devices in the order given. `budget` is
     the effort, in pairs of devices looked at: the result depends on it and on `seed`, on nothing else.
@@ -67,7 +73,8 @@ def place(
     """
     links = measured(latency_s, bytes_per_s, groups, exchange_bytes, boundary_bytes)
     even = _even(links)
-    found = [even] if groups == 1 else [even, *_found(links, seed, budget)]
+    sizes = [len(group) for group in even]
+    found = list(every_partition(range(links.devices), sizes)) if partitions(sizes) <= FEW else [even, *_found(links, seed, budget)]
     scored = [_scored(links, candidate) for candidate in found]
     exchange_s, boundary_s, best = min(scored, key=lambda score: (score[0] + score[1], score[2]))
     _refuse_dead(links, best)

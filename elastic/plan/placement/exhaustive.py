@@ -1,0 +1,29 @@
+"""Every way to divide few devices into groups: where they are so few that looking at all costs less than searching well."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from math import factorial, prod
+
+
+def partitions(sizes: Sequence[int]) -> int:
+    """How many ways there are to divide `sum(sizes)` devices into groups of these sizes, whose order does not matter."""
+    alike = prod(map(factorial, Counter(sizes).values()))
+    return factorial(sum(sizes)) // prod(map(factorial, sizes)) // alike
+
+
+def every_partition(devices: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Each of them once. The first device's group is chosen first, of each size that is left once."""
+    if not sizes:
+        yield ()
+        return
+    first, rest = devices[0], devices[1:]
+    for size in sorted(set(sizes)):
+        left = list(sizes)
+        left.remove(size)
+        for others in combinations(rest, size - 1):
+            remaining = [device for device in rest if device not in others]
+            for groups in every_partition(remaining, left):
+                yield ((first, *others), *groups)
