@@ -1,10 +1,11 @@
-"""A Trainer's checkpoints: where it begins, and when it saves."""
+"""A Trainer's checkpoints: where it begins, when it saves, and what it goes back to where the state is in nobody's memory any more."""
 
 from __future__ import annotations
 
 import os
 import time
 import warnings
+from contextlib import closing
 from typing import Any
 
 from checkpoint.directory import collect, newest
@@ -18,7 +19,9 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointError, TrainerError
 from elastic.history import History
 from elastic.job import Job
+from elastic.recovery.fallback import Restored
 from elastic.recovery.plain import from_plain, to_plain
+from elastic.recovery.rung import Checkpoint
 from elastic.restore import Run, form, numbers, persistent_buffers, restored_state, runs
 from elastic.saving import Saver, Share, base_of, contents_of, hint, states_of
 from elastic.survivor import Survivor
@@ -69,19 +72,41 @@ class Checkpoints:
         source, self._source = self._source, None
         if source is None:
             return None
-        try:
-            contents = source.contents
-            if contents.step is None:
-                raise CheckpointError(f"{source.name}: it does not say at which step it was saved")
-            extra = contents.extra.get(_EXTRA, {})
-            self._warn(source.name, extra.get("settings", {}))
-            state = restored_state(self._job.worker, self._model, view, source, contents.step - 1)
-            groups = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
-            history.begin(state.step, groups, from_plain(extra["scheduler"]) if extra.get("scheduler") is not None else None)
-        finally:
-            source.close()
+        with closing(source):
+            self._warn(source.name, source.contents.extra.get(_EXTRA, {}).get("settings", {}))
+            restored = self._restored(view, source)
+        history.begin(restored.state.step, restored.groups, restored.scheduler)
         survivor.begin()
-        return state
+        return restored.state
+
+    def newest(self) -> Checkpoint | None:
+        """The newest good one, None if there is none: for members that have lost their state."""
+        try:
+            source = newest(self._store)
+        except CheckpointError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return None
+        if source is None:
+            return None
+        with closing(source):
+            return Checkpoint(order=source.manifest.order, name=source.name)
+
+    def restore(self, view: View, checkpoint: Checkpoint) -> Restored:
+        """This worker's part of it in `view`. Raises CheckpointError."""
+        with closing(ElasticSource(self._store, checkpoint.name)) as source:
+            if source.manifest.order != checkpoint.order:
+                raise CheckpointError(f"{checkpoint.name} is another one on worker {self._job.worker}: hosts must share the directory")
+            return self._restored(view, source)
+
+    def _restored(self, view: View, source: ElasticSource) -> Restored:
+        contents = source.contents
+        if contents.step is None:
+            raise CheckpointError(f"{source.name}: it does not say at which step it was saved")
+        extra = contents.extra.get(_EXTRA, {})
+        groups = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
+        scheduler = None if extra.get("scheduler") is None else from_plain(extra["scheduler"])
+        state = restored_state(self._job.worker, self._model, view, source, contents.step - 1)
+        return Restored(state=state, groups=groups, scheduler=scheduler)
 
     def _begun(self, *, founder: bool) -> None:
         if self._source is not None and not founder:

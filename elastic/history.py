@@ -89,10 +89,11 @@ class History:
         """What others need in order to go on from either of the last two steps."""
         found = {}
         for step, settings in ((self.step - 1, self._before), (self.step, self._settings())):
-            if step >= 0 and step in self._answers and settings is not None:
+            if step >= 0 and settings is not None:
+                answer = self._answers.get(step)
                 found[step] = Progress(
                     step=step,
-                    apply=asdict(self._answers[step]),
+                    apply=None if answer is None else asdict(answer),
                     scheduler=_plain_or_none(settings.scheduler),
                     groups=[to_plain(group) for group in settings.groups],
                 )
@@ -117,15 +118,17 @@ class History:
                 )
             scheduler = None if progress.scheduler is None else from_plain(progress.scheduler)
             self._restore(Settings(groups=[from_plain(group) for group in progress.groups], scheduler=scheduler))
-            self._answers[resume] = Apply(**progress.apply)
+            if progress.apply is not None:
+                self._answers[resume] = Apply(**progress.apply)
         self.step, self._before = resume, None
 
     def begin(self, step: int, groups: list[dict[str, Any]], scheduler: dict[str, Any] | None) -> None:
-        """Goes on behind `step`, which another job took: with its groups' settings, and its scheduler's state if there is a scheduler."""
+        """Goes on behind `step`, which is in a checkpoint: with its groups' settings, and its scheduler's state if there is a scheduler."""
         if self._scheduler is not None and scheduler is None:
             raise TrainerError(f"the checkpoint has no state of a scheduler, and the Trainer has a {type(self._scheduler).__name__}")
         self._restore(Settings(groups=groups, scheduler=scheduler))
         self.step, self._before = step, None
+        self._answers.clear()
 
     def settings(self) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """The groups' settings and the scheduler's state, as they are."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
+from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.engine import Apply, Engine
 from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
@@ -28,17 +29,19 @@ _RESULTS_KEPT = 8
 class Survivor:
     """`engine` is that of the current view. `unseen` are the decisions on applied steps that were not handed out yet, in order.
 
-    It is one, or two where the others applied a step without this worker, which then goes on behind it.
+    It is one, or two where the others applied a step without this worker, which then goes on behind it. Every step is of `batch`, and
+    `then` is what belongs to it besides parameters.
     """
 
-    def __init__(self, job: Job, member: Member, history: History) -> None:
-        self._job, self._member, self._history = job, member, history
+    def __init__(self, job: Job, member: Member, history: History, batch: Batch, then: Callable[[Apply], None]) -> None:
+        self._job, self._member, self._history, self._batch, self._then = job, member, history, batch, then
         self._engine: Engine | None = None
         self._retained: Sequence[Stored] = ()
         self._retained_until = 0
         self._finished = 0  # collectives, besides steps
         self._results: dict[int, Any] = {}
         self._yielded = self._yielded_by_others = -1
+        self._rewound = False  # steps that were handed out are being taken again, from a checkpoint on
         self.unseen: list[Apply] = []
 
     @property
@@ -65,8 +68,8 @@ class Survivor:
 
     def join(self) -> None:
         """Becomes a member of a job that is running."""
-        joined = self._enter_next_view()
-        self._yielded, self.unseen = joined.proposal.resume, []
+        proposal = self._enter_next_view().proposal
+        self._yielded, self.unseen = max(proposal.resume, proposal.yielded), []
         self._finished = max(self._results, default=-1) + 1
 
     def pause(self) -> None:
@@ -74,30 +77,44 @@ class Survivor:
         self._job.send({"type": "paused", "epoch": self.engine.view.epoch, "step": self._history.step})
         self._enter_next_view()
 
-    def compute(self, batch: Batch, saved: Any = None) -> Apply | None:
+    def catch_up(self) -> None:
+        """Takes the steps again that a checkpoint lacked, up to the newest that was handed out here."""
+        if self._history.step >= self._yielded:
+            return
+        with randomness.kept():  # a loop body may be under way
+            while self._history.step < self._yielded:
+                answer = self.compute()
+                if answer is not None:
+                    self.apply(answer)
+                    self.unseen = [answer for answer in self.unseen if answer.step > self._yielded]
+
+    def compute(self, saved: Any = None) -> Apply | None:
         """Computes the next step and takes part in its READY round; None if that failed, and the view is another now.
 
         `saved` is JSON for the coordinator.
         """
+        job, step = self._job, self.step
+        known = step <= max(self._yielded, self._yielded_by_others)  # somebody is behind it already: no place to stop at
         try:
             epoch = self.engine.view.epoch
             computed = self.engine.executor.computed_s, self.engine.executor.expected_s
-            self._job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, computed)
-            job = self._job
-            answer = self.engine.compute(self.step, batch, stop=job.stop_requested, pause=job.pause_requested, saved=saved)
+            job.progress(epoch, step, self._history.median_s, self._history.committed_at, computed)
+            stop, pause = job.stop_requested and not known, job.pause_requested and not known
+            answer = self.engine.compute(step, self._batch, stop=stop, pause=pause, saved=saved)
         except LOST as error:
             self._recover(error)
             return None
-        self._history.committed(self._job, epoch)
+        self._history.committed(job, epoch)
+        self._rewound = self._rewound and known
         if self.step >= self._retained_until:
             self._retained = ()  # a step of this view is committed: what was held of the view before is not needed any more
         return answer
 
-    def apply(self, answer: Apply, then: Callable[[Apply], None]) -> None:
-        """Applies a step here, and `then` what else belongs to it; sends what changed."""
+    def apply(self, answer: Apply) -> None:
+        """Applies a step here, and what else belongs to it; sends what changed."""
         self._history.save(answer)
         self.engine.update(answer)
-        then(answer)
+        self._then(answer)
         self._history.applied(answer)
         self.unseen.append(answer)
         try:
@@ -129,8 +146,9 @@ class Survivor:
 
         Where some had finished it and others not, those take the result over.
         """
+        self.catch_up()
         while not self._once(collective):
-            continue
+            self.catch_up()
         return self._results[self._finished - 1]
 
     def _once(self, collective: Callable[[], Any]) -> bool:
@@ -168,14 +186,25 @@ class Survivor:
                 engine.abandon()
                 held = [*engine.held(lost), *held]
             results = [[number, result] for number, result in self._results.items()]
-            return Stock(held=held, yielded=self._yielded, progress=self._history.progress(), results=results, salvage=salvage)
+            return Stock(
+                held=held,
+                yielded=self._yielded,
+                progress=self._history.progress(),
+                results=results,
+                salvage=salvage,
+                rewound=self._rewound,
+            )
 
         last, linked = (None, ()) if engine is None else (engine.view, engine.peers)
         joined = self._member.recover(stock, last, linked)
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
-        self._history.resume(proposal)
+        if joined.restored is None:
+            self._history.resume(proposal)
+        else:
+            self._history.begin(proposal.resume, joined.restored.groups, joined.restored.scheduler)
         self._yielded_by_others = proposal.yielded
+        self._rewound = proposal.resume < proposal.yielded
         self._results.update(dict(proposal.results))
         self.unseen = [answer for answer in self.unseen if answer.step <= proposal.resume]  # others are taken back, and taken again
         known = max([self._yielded, *(answer.step for answer in self.unseen)])

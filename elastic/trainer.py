@@ -145,13 +145,14 @@ class Trainer:
                     "optimizer": type(instance).__name__,
                     "groups": [{name: repr(value) for name, value in group.items() if name != "params"} for group in instance.param_groups],
                     "scheduler": type(self._scheduler).__name__,
+                    "checkpoint": self._checkpoints is not None,
                 },
             }
         )
         self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._job.enter)
-        self._member = Member(self._job, self._network, self._model, self._optimizer, self._build)
+        self._member = Member(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
         history = History(self._optimizer, self._scheduler)
-        self._survivor = Survivor(self._job, self._member, history)
+        self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
         self._history = history
         if view is None:
             if self._checkpoints is not None:
@@ -194,10 +195,11 @@ class Trainer:
         survivor = self._survivor
         ending = pausing = False
         while True:
+            survivor.catch_up()
             while survivor.overdue:
                 yield from self._hand_out()
             if not (ending or pausing or survivor.step >= steps):
-                answer = survivor.compute(self._batch, self._checkpoints and self._checkpoints.message(survivor.engine))
+                answer = survivor.compute(self._checkpoints and self._checkpoints.message(survivor.engine))
                 if answer is None:
                     continue
                 if self._checkpoints is not None:
@@ -216,7 +218,7 @@ class Trainer:
             elif answer is None:
                 return
             elif survivor.engine is engine:  # else members were lost inside the loop, and the step has to be computed again
-                survivor.apply(answer, self._step_scheduler)
+                survivor.apply(answer)
                 view_changed = survivor.engine is not engine
                 ending, pausing = answer.stop and not view_changed, answer.pause and not answer.stop and not view_changed
 
@@ -279,18 +281,19 @@ class Trainer:
         if count < 1:
             raise TrainerError("there is nothing to evaluate: the dataset is empty")
         collate = self._collate or torch.utils.data.default_collate
+        load = lambda i: collate([dataset[j] for j in range(i * size, min((i + 1) * size, len(dataset)))])  # noqa: E731
+        total, weight = self._survivor.together(lambda: self._evaluated(count, load))
+        return total / weight
+
+    def _evaluated(self, count: int, load: Callable[[int], Any]) -> tuple[float, float]:
         training = [(module, module.training) for module in self._model.root.modules()]
         self._model.root.eval()
         try:
-            total, weight = self._survivor.together(
-                lambda: self._engine.evaluate(
-                    count, lambda i: collate([dataset[j] for j in range(i * size, min((i + 1) * size, len(dataset)))])
-                )
-            )
-        finally:
+            with randomness.kept():  # what the loop draws behind it does not depend on the layers that are here
+                return self._engine.evaluate(count, load)
+        finally:  # before anything else is done, such as a step that has to be taken again
             for module, mode in training:
                 module.training = mode
-        return total / weight
 
     def digest(self) -> str | None:
         """Hex SHA-256 over the bytes of all parameters in name order, on the leader; None on the others. Every worker must call it."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,21 @@ def seed_all(*key: int | str) -> None:
     _seed_others(words)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(int.from_bytes(words[:2].tobytes(), "little"))
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """What is drawn behind the block follows from what was drawn before it."""
+    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 class Generators:

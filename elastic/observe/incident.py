@@ -29,6 +29,7 @@ class Incident:
     micro_batches_kept, which the survivors had finished and need not compute again.
     running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
     stall_ms: how much later than without the fault that step was committed.
+    restored: the checkpoint that all members began with, where some of the state was in nobody's memory any more.
     samples_lost: samples that no committed step has used. bytes_moved, bytes_minimum: what was counted, and what an oracle says is needed.
     """
 
@@ -47,6 +48,7 @@ class Incident:
     redo_ms: float | None = None
     stall_ms: float | None = None
     steps_redone: int | None = None
+    restored: str | None = None
     micro_batches_kept: int | None = None
     samples_lost: int | None = None
     bytes_moved: int | None = None
@@ -169,7 +171,9 @@ def _changes(incident: Incident) -> str:
     parts = []
     if incident.layout_after is not None:
         parts.append(f"{incident.layout_before or ''} -> {incident.layout_after}".strip())
-    if incident.bytes_moved is not None:
+    if incident.restored is not None:
+        parts.append(f"back to the checkpoint {incident.restored}")
+    elif incident.bytes_moved is not None:
         parts.append(f"{_size(incident.bytes_moved)} moved{_against_minimum(incident)}")
     links = [
         (incident.links_kept, "kept"),

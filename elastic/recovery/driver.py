@@ -52,7 +52,7 @@ from elastic.recovery.events import (
 )
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.proposal import Proposal, propose
+from elastic.recovery.proposal import Proposal, fall_back, propose
 from elastic.recovery.state import Phase, Policy
 from elastic.recovery.timeline import Pace, Timeline
 from elastic.rundir import RunDirectory
@@ -105,15 +105,17 @@ def worked_out(action: Propose, stages: int | None) -> Proposal:
     Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
     """
     survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
-    proposal = propose(
-        last=action.view,
-        attempt=action.era[1],
-        inventories=survivors,
-        joiners=action.joiners,
-        stages=stages,
-        brief=action.brief,
-        slowdowns=action.slowdowns,
-    )
+    common: dict[str, Any] = {
+        "last": action.view,
+        "attempt": action.era[1],
+        "joiners": action.joiners,
+        "stages": stages,
+        "slowdowns": action.slowdowns,
+    }
+    if action.restore:
+        proposal = fall_back(inventories=action.inventories, **common)
+    else:
+        proposal = propose(inventories=survivors, brief=action.brief, **common)
     check_proposal(proposal, action.view)
     return proposal
 
@@ -148,7 +150,12 @@ class Driver:
     """
 
     def __init__(self, world: World, settings: JobSettings, view: View, revision: int, founder: Ready) -> None:
-        policy = Policy(workers=settings.workers, min_workers=settings.min_workers, respawn=settings.respawn)
+        policy = Policy(
+            workers=settings.workers,
+            min_workers=settings.min_workers,
+            respawn=settings.respawn,
+            checkpoints=bool(founder.settings.get("checkpoint")),
+        )
         self.state = machine.running(view, policy)
         self.incidents: list[dict[str, Any]] = []
         self._world = world
@@ -334,7 +341,7 @@ class Driver:
         if self._timeline is not None:
             self._timeline.opened(self._world.clock())
         lost = [worker for worker in self.view.workers if worker not in action.workers]
-        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), "lost": lost})
+        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), "lost": lost, "restore": action.restore})
         self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era))
 
     def _propose(self, action: Propose) -> None:

@@ -181,15 +181,22 @@ class AskBoundary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiesce:
-    """Opens the attempt `era`: burns its number, and asks every one of these workers for its inventory."""
+    """Opens the attempt `era`: burns its number, and asks every one of these workers for its inventory.
+
+    With `restore` also for the newest checkpoint that it sees.
+    """
 
     era: Era
     workers: tuple[int, ...]
+    restore: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Propose:
-    """Work out the next view of these members; answered by Proposed or Unproposable. It is `brief` if more workers are to come."""
+    """Work out the next view of these members; answered by Proposed or Unproposable. It is `brief` if more workers are to come.
+
+    With `restore` all begin with the newest checkpoint.
+    """
 
     era: Era
     view: View
@@ -197,6 +204,7 @@ class Propose:
     joiners: dict[int, Member]
     brief: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
+    restore: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

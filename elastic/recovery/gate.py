@@ -10,6 +10,7 @@ order, members, coverage, single owner, ownership, alignment, replication
               the layout's invariants, and two copies wherever there are two members
 transfers     they lie in their layers, are sent once, from survivors and to others than the sender, and leave no joiner short
 resume        the step exists, progress is of this step, scalars are of known parameters
+restore       a checkpoint to begin with is of the resumed step, and what is in it does not come from elsewhere too
 salvage       grains that need not be computed again exist; (a worker, with its own inventory) it has finished those that it would compute
 inventory     (a worker, with its own) no yielded step is taken back; it has what it is to send, and will have what it needs
 
@@ -43,7 +44,7 @@ def check_proposal(proposal: Proposal, last: View | None, inventory: Inventory |
     """
     if last is not None:
         _check_era(proposal.view, last)
-        _check_survivors(proposal.view, last)
+        _check_survivors(proposal, last)
     elif proposal.view.attempt < 1:
         _refuse("era", f"attempt {proposal.view.attempt} is not one")
     _check_members(proposal)
@@ -92,10 +93,11 @@ def _check_era(view: View, last: View) -> None:
         _refuse("era", f"attempt {view.attempt} is not one")
 
 
-def _check_survivors(view: View, last: View) -> None:
+def _check_survivors(proposal: Proposal, last: View) -> None:
+    view = proposal.view
     known = {member.worker: member for member in last.members}
     survivors = [member for member in view.members if member.worker in known]
-    if not survivors:
+    if not survivors and proposal.restore is None:
         _refuse("membership", f"nobody of epoch {last.epoch} is a member of epoch {view.epoch}")
     for member in survivors:
         if replace(member, slowdown=known[member.worker].slowdown) != known[member.worker]:
@@ -163,6 +165,10 @@ def _check_layout(view: View) -> None:
 
 
 def _check_transfers(proposal: Proposal, last: View | None) -> None:
+    if proposal.restore is not None:
+        if proposal.transfers:
+            _refuse("transfers", f"{proposal.transfers[0]}: every member has a checkpoint to read its part from")
+        return
     layers = proposal.view.layout.model.layers
     arriving: dict[Place, list[Run]] = defaultdict(list)
     for move in proposal.transfers:
@@ -201,11 +207,21 @@ def _check_resume(proposal: Proposal) -> None:
         _refuse("resume", f"there is no step {proposal.resume}")
     if proposal.progress is not None and proposal.progress.step != proposal.resume:
         _refuse("resume", f"progress is of step {proposal.progress.step}, and the state of step {proposal.resume}")
+    if proposal.restore is not None:
+        _check_restore(proposal)
     if proposal.resume < 0 and proposal.states:
         _refuse("resume", "the initial state has no optimizer state, and the proposal has")
     known = {parameter.name for layer in proposal.view.layout.model.layers for parameter in layer.parameters}
     if strangers := set(proposal.scalars) - known:
         _refuse("resume", f"scalars are of parameters that the model does not have: {sorted(strangers)}")
+
+
+def _check_restore(proposal: Proposal) -> None:
+    assert proposal.restore is not None
+    if proposal.restore.step != proposal.resume:
+        _refuse("restore", f"{proposal.restore.name} is of step {proposal.restore.step}, and the view is to go on from {proposal.resume}")
+    if proposal.states or proposal.scalars or proposal.progress is not None or proposal.finished:
+        _refuse("restore", "what comes from a checkpoint is not in the proposal, and this one has some of it")
 
 
 def _check_salvage(proposal: Proposal, inventory: Inventory | None) -> None:
@@ -222,7 +238,9 @@ def _check_salvage(proposal: Proposal, inventory: Inventory | None) -> None:
 
 def _check_inventory(proposal: Proposal, inventory: Inventory) -> None:
     worker, resume = inventory.worker, proposal.resume
-    if resume < inventory.yielded:
+    if proposal.restore is not None:
+        return
+    if resume < inventory.floor:
         _refuse("inventory", f"step {inventory.yielded} was yielded on worker {worker}, and the proposal goes back to step {resume}")
     held = holdings_at([inventory], resume, list(proposal.states))
     had: dict[Place, list[Run]] = defaultdict(list)

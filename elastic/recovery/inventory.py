@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.layout.transfer import Role
+from elastic.recovery.rung import Checkpoint
 
 Scalars = dict[str, dict[str, Any]]
 """Parameter name -> optimizer state that has not the parameter's shape, such as a step count -> value."""
@@ -49,10 +50,13 @@ class Copy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What goes with a step besides tensors: its `apply` decision, and the states of scheduler and parameter groups after it."""
+    """What goes with a step besides tensors: its `apply` decision, and the states of scheduler and parameter groups after it.
+
+    The decision is None where the step was taken by another job, or before all who live: it came from a checkpoint.
+    """
 
     step: int
-    apply: dict[str, Any]
+    apply: dict[str, Any] | None
     scheduler: dict[str, Any] | None = None
     groups: list[dict[str, Any]] = field(default_factory=list)
 
@@ -96,7 +100,8 @@ class Inventory:
 
     `finished` is what it has of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same" where
     that is the layer's. `scalars` and `progress` are by step.
-    `results` are `[number, result]` of the last collectives, such as evaluations, that were finished here.
+    `results` are `[number, result]` of the last collectives, such as evaluations, that were finished here. `rewound`: yielded steps are
+    being taken again, from a checkpoint on. `checkpoint` is the newest one that the worker sees, where it was asked for that.
     """
 
     worker: int
@@ -107,6 +112,13 @@ class Inventory:
     progress: dict[int, Progress] = field(default_factory=dict)
     results: list[Any] = field(default_factory=list)
     finished: Finished | None = None
+    rewound: bool = False
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def floor(self) -> int:
+        """The oldest step that this worker can go on from: what it has handed out is not taken back, unless it is being taken again."""
+        return -1 if self.rewound else self.yielded
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal inventory."""
@@ -119,6 +131,8 @@ class Inventory:
             "progress": [progress.to_json() for progress in self.progress.values()],
             "results": self.results,
             "finished": None if self.finished is None else self.finished.to_json(),
+            "rewound": self.rewound,
+            "checkpoint": None if self.checkpoint is None else self.checkpoint.to_json(),
         }
 
     @classmethod
@@ -133,4 +147,6 @@ class Inventory:
             progress={progress.step: progress for progress in map(Progress.from_json, data["progress"])},
             results=data["results"],
             finished=None if data["finished"] is None else Finished.from_json(data["finished"]),
+            rewound=data["rewound"],
+            checkpoint=None if data["checkpoint"] is None else Checkpoint.from_json(data["checkpoint"]),
         )

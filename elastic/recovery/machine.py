@@ -59,6 +59,7 @@ SETTLING_S = 0.3  # how long a new view has for its first step before new worker
 PATIENCE_S = 10.0  # after which it is said who is waited for
 FAILED_JOINS = 3
 FAILED_ATTEMPTS = 3  # that nobody's death explains
+_LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict")
 
 Step = tuple[State, list[Action]]
 
@@ -153,7 +154,7 @@ def _replenished(state: State, *, recovering: bool = False) -> Step:
     if recovering and len(state.live) >= state.policy.min_workers:
         return state, []
     missing = state.policy.workers - len(state.live) - len(state.ready) - len(state.starting)
-    if not _respawns(state) or missing <= 0 or not state.live:
+    if not _respawns(state) or missing <= 0 or not (state.live or state.fallen):
         return state, []
     numbers = tuple(range(state.next_worker, state.next_worker + missing))
     started = replace(state, starting=state.starting | set(numbers), next_worker=state.next_worker + missing)
@@ -187,12 +188,28 @@ def _open(state: State, now: float, *, joining: bool = False) -> Step:
         nag_at=None,
     )
     if not state.live:
-        return _end(state, "JobFailed", _all_lost(state))
+        return _begin_again(state, now) if state.policy.checkpoints else _end(state, "JobFailed", _all_lost(state))
     workers = (*state.live, *(sorted(state.ready) if joining else ()))
     if len(workers) < state.policy.min_workers:
         return _pause(state, len(workers))
+    return _quiesce(state, workers, now)
+
+
+def _quiesce(state: State, workers: tuple[int, ...], now: float) -> Step:
     state = replace(state, phase=Phase.QUIESCING, attempt=state.attempt + 1, participants=frozenset(workers), nag_at=now + PATIENCE_S)
-    return state, [Quiesce(era=state.era, workers=workers)]
+    return state, [Quiesce(era=state.era, workers=workers, restore=state.fallen)]
+
+
+def _begin_again(state: State, now: float) -> Step:
+    """Nobody is left: new workers begin with the newest checkpoint, all that can be started at once."""
+    state, started = _replenished(replace(state, fallen=True))
+    if state.starting:
+        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{_all_lost(state)}: new workers begin with the newest checkpoint")]
+        return replace(state, phase=Phase.PAUSED), [*said, *started]
+    if len(state.ready) < max(1, state.policy.min_workers):
+        why = f"new workers would begin with the newest checkpoint, but none can be started ({_hindrance(state)})"
+        return _end(state, "JobFailed", f"{_all_lost(state)}; {why}")
+    return _quiesce(state, tuple(sorted(state.ready)), now)
 
 
 def _all_lost(state: State) -> str:
@@ -205,10 +222,13 @@ def _all_lost(state: State) -> str:
 def _pause(state: State, present: int) -> Step:
     few = f"{present} worker{'s' * (present != 1)} left, and the job may not shrink below min_workers={state.policy.min_workers}"
     if not state.starting:
-        why = "respawn is off" if not state.policy.respawn else "the job is stopping" if state.stopping else "new workers die"
-        return _end(state, "JobFailed", f"{few}; none can be started ({why}); the last loss: {state.cause}")
+        return _end(state, "JobFailed", f"{few}; none can be started ({_hindrance(state)}); the last loss: {state.cause}")
     said = [Tell(sentence=f"{few}: paused until new workers are ready")] if state.phase is not Phase.PAUSED else []
     return replace(state, phase=Phase.PAUSED), list(said)
+
+
+def _hindrance(state: State) -> str:
+    return "respawn is off" if not state.policy.respawn else "the job is stopping" if state.stopping else "new workers die"
 
 
 def _inventoried(state: State, event: Inventoried, now: float) -> Step:
@@ -221,7 +241,15 @@ def _inventoried(state: State, event: Inventoried, now: float) -> Step:
     state = replace(state, phase=Phase.PROPOSING, nag_at=None)
     few = _respawns(state) and len(state.participants) < state.policy.workers
     return state, [
-        Propose(era=state.era, view=state.view, inventories=dict(state.inventories), joiners=joiners, brief=few, slowdowns=state.slowdowns)
+        Propose(
+            era=state.era,
+            view=state.view,
+            inventories=dict(state.inventories),
+            joiners=joiners,
+            brief=few,
+            slowdowns=state.slowdowns,
+            restore=state.fallen,
+        )
     ]
 
 
@@ -235,6 +263,9 @@ def _proposed(state: State, event: Proposed, now: float) -> Step:
 def _unproposable(state: State, event: Unproposable, now: float) -> Step:
     if state.phase is not Phase.PROPOSING or event.era != state.era:
         return state, []
+    if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
+        told: list[Action] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
+        return _then(told, _open(replace(state, fallen=True), now))
     cause = f"\nThe last loss: {state.cause}" if state.cause else ""
     lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
     who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
@@ -301,6 +332,7 @@ def _committed(state: State, event: Committed, now: float) -> Step:
         suspects={},
         retry=None,
         newcomers=joined,
+        fallen=False,
         failed_attempts=0,
         next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),
         nag_at=None,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from elastic.comm.endpoint import Endpoint
@@ -23,13 +23,15 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import GateRefused, Interrupted, LinkError
+from elastic.errors import CheckpointError, GateRefused, Interrupted, LinkError
 from elastic.job import Job
+from elastic.recovery.fallback import Fallback, Restored
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
 from elastic.recovery.migration import Migration, links
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.proposal import Proposal
+from elastic.recovery.rung import Checkpoint
 from elastic.recovery.salvage import usable
 from elastic.view import View
 from snapshot.held import Later, Stored, dtypes
@@ -39,30 +41,50 @@ Build = Callable[[View, State], Engine]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stock:
-    """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in."""
+    """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in.
+
+    `rewound`: it is taking steps again that it has handed out.
+    """
 
     held: Sequence[Stored]
     yielded: int
     progress: dict[int, Progress]
     results: list[Any]
     salvage: Salvage | None = None
+    rewound: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """A committed view's engine, the proposal that led to it, and the workers and what is still held of the view before."""
+    """A committed view's engine, the proposal that led to it, and the workers and what is still held of the view before.
+
+    `restored`: what it began with, where that was a checkpoint.
+    """
 
     before: tuple[int, ...]
     engine: Engine
     proposal: Proposal
     retained: Sequence[Stored]
+    restored: Restored | None = None
 
 
 class Member:
-    """One worker that recovers. `build` makes an engine of a view and the state that this worker begins it with."""
+    """One worker that recovers. `build` makes an engine of a view and the state that this worker begins it with.
 
-    def __init__(self, job: Job, network: Endpoint, model: LayeredModel, optimizer: ShardedOptimizer, build: Build) -> None:
+    `fallback` are the job's checkpoints, if it has any.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        network: Endpoint,
+        model: LayeredModel,
+        optimizer: ShardedOptimizer,
+        build: Build,
+        fallback: Fallback | None = None,
+    ) -> None:
         self._job, self._network, self._model, self._optimizer, self._build = job, network, model, optimizer, build
+        self._fallback = fallback
         self._worker = job.worker
 
     def report_loss(self, error: Exception, epoch: int, step: int, phase: str) -> None:
@@ -98,6 +120,8 @@ class Member:
                         self._network.resume()
                         found = stock(order["lost"])
                 inventory = self._inventory(found, order["lost"])
+                if order["restore"] and self._fallback is not None:
+                    inventory = replace(inventory, checkpoint=self._fallback.newest())
                 era = order["epoch"], order["attempt"]
                 self._job.send({"type": "inventory", "epoch": era[0], "attempt": era[1], "inventory": inventory.to_json()})
                 self._job.enter("propose", -1)
@@ -115,9 +139,12 @@ class Member:
     ) -> tuple[Joined | None, dict[str, Any]]:
         """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
         view, step = proposal.view, proposal.resume
+        before = () if last is None else last.workers
         self._job.enter("migrate", step)
         try:
             check_proposal(proposal, last, inventory)
+            if proposal.restore is not None:
+                return self._restored(proposal, proposal.restore, before, linked)
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
             migration = Migration(self._worker, proposal, stock.held, scalars, self._model, self._optimizer, self._network)
             engine = self._build(view, migration.state)
@@ -127,15 +154,31 @@ class Member:
             moved = migration.run()
             self._check_scalars(proposal, migration.state)
             self._job.enter("gate", step)
-        except (LinkError, Interrupted, GateRefused) as error:
+        except (LinkError, Interrupted, GateRefused, CheckpointError) as error:
             peer = error.peer if isinstance(error, LinkError) else None
             return None, {"refusal": str(error), "failed_peer": peer, "received_bytes": 0, "links": {}, "times": {}}
         times = {"installed": moved.installed, "moved": moved.moved, "checked": moved.checked}
         figures = links(self._worker, linked, self._network.stats.links, view)
         vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}
         self._job.enter("commit", step)
-        before_it = () if last is None else last.workers
-        return Joined(before=before_it, engine=engine, proposal=proposal, retained=migration.retained), vote
+        return Joined(before=before, engine=engine, proposal=proposal, retained=migration.retained), vote
+
+    def _restored(
+        self, proposal: Proposal, checkpoint: Checkpoint, before: tuple[int, ...], linked: frozenset[int]
+    ) -> tuple[Joined, dict[str, Any]]:
+        """As `_prepared`, where all begin with a checkpoint: what is read is compared with its digests on the way."""
+        if self._fallback is None:
+            raise GateRefused(f"worker {self._worker} has no directory of checkpoints", check="restore")
+        view, installed = proposal.view, time.monotonic()
+        restored = self._fallback.restore(view, checkpoint)
+        moved = time.monotonic()
+        engine = self._build(view, restored.state)
+        self._network.install(view.epoch, view.attempt, view.members, engine.peers)
+        times = {"installed": installed, "moved": moved, "checked": time.monotonic()}
+        figures = links(self._worker, linked, self._network.stats.links, view)
+        vote = {"refusal": None, "failed_peer": None, "received_bytes": 0, "links": figures, "times": times}
+        self._job.enter("commit", proposal.resume)
+        return Joined(before=before, engine=engine, proposal=proposal, retained=(), restored=restored), vote
 
     def _check_scalars(self, proposal: Proposal, state: State) -> None:
         """What the optimizers go on with is what was proposed. Before the first step everybody has what his optimizer was made with."""
@@ -170,6 +213,7 @@ class Member:
             progress=stock.progress,
             results=stock.results,
             finished=None if stock.salvage is None else _finished(stock.salvage),
+            rewound=stock.rewound,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from elastic.plan.assignment import assign
 from elastic.plan.planner import plan, shrunk
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
+from elastic.recovery.rung import Checkpoint, newest
 from elastic.recovery.salvage import finished_everywhere
 from elastic.view import Member, View
 
@@ -30,8 +31,9 @@ class Proposal:
     """`view` is to go on from the state at step `resume`, once `transfers` are done and the `scalars` of that step installed.
 
     `yielded` is the newest step that a survivor has handed out, `finished` the grains of the next step that every stage has finished
-    already. `states` maps optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any
-    transfers must move, by an oracle; `why` is a sentence for people.
+    already. With `restore` nothing moves: every member reads its part of that checkpoint, which is of step `resume`. `states` maps
+    optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any transfers must move, by an
+    oracle; `why` is a sentence for people.
     """
 
     view: View
@@ -45,6 +47,7 @@ class Proposal:
     why: str
     finished: tuple[int, ...] = ()
     yielded: int = -1
+    restore: Checkpoint | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal proposal."""
@@ -60,6 +63,7 @@ class Proposal:
             "why": self.why,
             "finished": list(self.finished),
             "yielded": self.yielded,
+            "restore": None if self.restore is None else self.restore.to_json(),
         }
 
     @classmethod
@@ -77,6 +81,7 @@ class Proposal:
             why=data["why"],
             finished=tuple(data["finished"]),
             yielded=data["yielded"],
+            restore=None if data["restore"] is None else Checkpoint.from_json(data["restore"]),
         )
 
 
@@ -100,15 +105,11 @@ def propose(
         CopiesConflict: if survivors hold different digests, scalars, dtypes or decisions of what must be equal.
         MismatchError: if an inventory is of a worker that is not a member of `last`, or a joiner is one.
     """
-    if strangers := set(inventories).difference(last.workers) | set(joiners).intersection(last.workers):
-        raise MismatchError(
-            f"workers {sorted(strangers)}: an inventory must be a member's of epoch {last.epoch}, and a joiner not one of them"
-        )
+    _check_known(last, inventories, joiners)
     if not inventories:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
-    everybody = (*(member for member in last.members if member.worker in inventories), *(joiners[worker] for worker in sorted(joiners)))
-    members = tuple(replace(member, slowdown=(slowdowns or {}).get(member.worker, 1.0)) for member in everybody)
+    members = _members(last, inventories, joiners, slowdowns or {})
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     resume = resume_step(model, left)
     view = _view(last, attempt, members, stages, brief=brief and not joiners)
@@ -127,12 +128,65 @@ def propose(
         states=states,
         scalars=_scalars(left, resume),
         progress=_progress(left, resume),
-        results=[[number, result] for number, result in sorted({n: r for inventory in left for n, r in inventory.results}.items())],
+        results=_results(left),
         bytes_minimum=bytes_minimum,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
         finished=finished_everywhere(view, inventories, resume + 1),
         yielded=max(inventory.yielded for inventory in left),
     )
+
+
+def fall_back(
+    *,
+    last: View,
+    attempt: int,
+    inventories: Mapping[int, Inventory],
+    joiners: Mapping[int, Member],
+    stages: int | None,
+    slowdowns: Mapping[int, float] | None = None,
+) -> Proposal:
+    """As `propose`, but all begin with the newest checkpoint that any of them sees; `inventories` are of joiners too, of whom all may be.
+
+    Raises:
+        CoverageLost: if there is no checkpoint yet.
+        MismatchError: if an inventory is of a stranger, or a joiner is a member of `last`.
+    """
+    survivors = {worker: inventory for worker, inventory in inventories.items() if worker not in joiners}
+    _check_known(last, survivors, joiners)
+    checkpoint = newest(inventory.checkpoint for inventory in inventories.values())
+    if checkpoint is None:
+        raise CoverageLost("no good checkpoint has been saved yet, and some of the state is in nobody's memory any more")
+    view = _view(last, attempt, _members(last, survivors, joiners, slowdowns or {}), stages, brief=False)
+    left = list(inventories.values())
+    return Proposal(
+        view=view,
+        resume=checkpoint.step,
+        transfers=(),
+        states={},
+        scalars={},
+        progress=None,
+        results=_results(left),
+        bytes_minimum=0,
+        why=_why(last, view, checkpoint.step, 0) + f", since all begin with the checkpoint {checkpoint.name}",
+        yielded=max(inventory.yielded for inventory in left),
+        restore=checkpoint,
+    )
+
+
+def _check_known(last: View, survivors: Iterable[int], joiners: Iterable[int]) -> None:
+    if strangers := set(survivors).difference(last.workers) | set(joiners).intersection(last.workers):
+        raise MismatchError(
+            f"workers {sorted(strangers)}: an inventory must be a member's of epoch {last.epoch}, and a joiner not one of them"
+        )
+
+
+def _members(last: View, survivors: Collection[int], joiners: Mapping[int, Member], slowdowns: Mapping[int, float]) -> tuple[Member, ...]:
+    everybody = (*(member for member in last.members if member.worker in survivors), *(joiners[worker] for worker in sorted(joiners)))
+    return tuple(replace(member, slowdown=slowdowns.get(member.worker, 1.0)) for member in everybody)
+
+
+def _results(inventories: Iterable[Inventory]) -> list[Any]:
+    return [[number, result] for number, result in sorted({n: r for inventory in inventories for n, r in inventory.results}.items())]
 
 
 def holdings_at(inventories: Iterable[Inventory], step: int, states: Sequence[str]) -> list[Holding]:

@@ -18,7 +18,7 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
     if no step is complete, or only steps before the newest that was yielded: user code has seen that one, so it cannot be taken back.
     """
     check_digests(inventories)
-    yielded = max((inventory.yielded for inventory in inventories), default=-1)
+    yielded = max((inventory.floor for inventory in inventories), default=-1)
     by_step: dict[int, list[Copy]] = defaultdict(list, {yielded: []})
     for inventory in inventories:
         for copy in inventory.copies:

@@ -32,11 +32,12 @@ ATTEMPTING = (Phase.QUIESCING, Phase.PROPOSING, Phase.MIGRATING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How many workers the job wants, how few it goes on with, and whether replacements are started."""
+    """How many workers the job wants, how few it goes on with, whether replacements are started, and whether it saves checkpoints."""
 
     workers: int
     min_workers: int = 1
     respawn: bool = True
+    checkpoints: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,8 @@ class State:
     """Where the job stands. `attempt` is the last one burned on the way from `view`; `participants` are those of that attempt.
 
     `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view, of which no step is
-    committed yet. `slowdowns` are those that the next plan is made for. `fatal` has (epoch, step) of natural deaths.
+    committed yet. `fallen`: the next view begins with a checkpoint, since the state is in nobody's memory. `slowdowns` are those that the
+    next plan is made for. `fatal` has (epoch, step) of natural deaths.
     """
 
     policy: Policy
@@ -83,6 +85,7 @@ class State:
     failed_joins: int = 0
     failed_attempts: int = 0
     stopping: bool = False
+    fallen: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
     cause: str = ""  # the last death of a member, as a sentence
     start_at: float | None = None

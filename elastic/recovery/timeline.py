@@ -109,7 +109,7 @@ class Timeline:
         view, proposal = self._view, self._proposal
         votes = [vote for _, vote in self._votes]
         links = {name: sum(vote.links.get(name, 0) for vote in votes) if votes else None for name in ("kept", "dropped", "made")}
-        redone = None if proposal is None else max(0, (proposal.resume if self.pace.begun is None else self.pace.begun) - proposal.resume)
+        redone = None if proposal is None else steps_redone(proposal, self.pace.begun)
         redo = self._first[0] - max(self._resumed.values()) if self._first is not None and self._resumed else None
         return Incident(
             kind=self.kind,
@@ -127,6 +127,7 @@ class Timeline:
             redo_ms=None if redo is None else _ms(redo),
             stall_ms=self._stall(),
             steps_redone=redone,
+            restored=None if proposal is None or proposal.restore is None else proposal.restore.name,
             micro_batches_kept=None if proposal is None else kept(proposal),
             samples_lost=None if proposal is None else samples_lost(proposal.view) * self.samples_per_micro_batch,
             bytes_moved=sum(vote.received_bytes for vote in votes) if votes else None,
@@ -174,6 +175,11 @@ class Timeline:
             return None
         at, step = self._first
         return _ms(at - self.fault - self.pace.remaining(self.fault, step))
+
+
+def steps_redone(proposal: Proposal, begun: int | None) -> int:
+    """The steps behind the resumed one that somebody had begun, or even handed out where a checkpoint was all that is left."""
+    return max(proposal.resume if begun is None else begun, proposal.yielded, proposal.resume) - proposal.resume
 
 
 def kept(proposal: Proposal) -> int:

@@ -193,7 +193,7 @@ class Agent:
         self.attempt += 1
         self.inventories, self.votes = {}, {}
         lost = [worker for worker in self.view.workers if worker not in self.live]
-        self.tell({"type": "quiesce", "epoch": self.era[0], "attempt": self.era[1], "lost": lost})
+        self.tell({"type": "quiesce", "epoch": self.era[0], "attempt": self.era[1], "lost": lost, "restore": False})
 
     def _hear_inventory(self, worker: int, message: Message) -> None:
         if (message["epoch"], message["attempt"]) != self.era:

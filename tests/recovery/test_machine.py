@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -488,6 +488,75 @@ def test_below_the_minimum_with_nobody_to_come_the_job_ends() -> None:
     assert "the job is stopping" in job.feed(Stopping()).die(2).ended()
     job = running(2, min_workers=2, respawn=True).die(1).die(2).die(3).die(4)
     assert "new workers die" in job.ended()
+
+
+# The rung below replicas
+
+
+def lost_state(job: Machine) -> Machine:
+    """The attempt finds that some of the state is in nobody's memory."""
+    return job.inventories().feed(Unproposable(era=job.state.era, kind="CoverageLost", message="layer 2 is gone"))
+
+
+def saving(workers: int, **more: Any) -> Machine:
+    job = running(workers, **more)
+    job.state = replace(job.state, policy=replace(job.state.policy, checkpoints=True))
+    return job
+
+
+def test_what_nobody_has_is_read_from_the_newest_checkpoint() -> None:
+    job = lost_state(saving(4).die(1).die(2))
+    assert "layer 2 is gone: going back to the newest checkpoint" in job.told
+    assert job.done[-1] == Quiesce(era=(2, 3), workers=(0, 3), restore=True)
+    job.inventories()
+    (propose,) = job.done
+    assert isinstance(propose, Propose)
+    assert propose.restore
+    job.proposed().votes().committed()
+    assert not job.state.fallen
+    _ = job.done
+    assert job.die(3).done == [Quiesce(era=(3, 1), workers=(0,))], "the next loss is one like others"
+
+
+def test_without_a_checkpoint_the_job_ends_with_what_is_lost() -> None:
+    job = lost_state(saving(4).die(1).die(2))
+    assert "layer 2 is gone" in lost_state(job).ended()
+    assert "layer 2 is gone" in lost_state(running(4).die(1).die(2)).ended(), "it saves none"
+
+
+def test_a_death_on_the_way_back_leads_there_too() -> None:
+    job = lost_state(saving(4).die(1).die(2)).inventories().proposed()
+    _ = job.done
+    assert job.die(3).done == [Quiesce(era=(2, 4), workers=(0,), restore=True)]
+
+
+def test_when_all_have_died_new_workers_begin_with_the_checkpoint_together() -> None:
+    job = saving(2, respawn=True).die(0).die(1)
+    assert job.phase is Phase.PAUSED
+    assert job.told.count("all workers died at once: no copy of the state is left: new workers begin with the newest checkpoint") == 1
+    assert job.done[-1] == Respawn(workers=(2, 3))
+    assert job.ready(3).done == [], "the other one is on its way"
+    assert job.ready(2).done == [Quiesce(era=(2, 2), workers=(2, 3), restore=True)]
+    job.inventories()
+    (propose,) = job.done
+    assert isinstance(propose, Propose)
+    assert (set(propose.joiners), propose.restore) == ({2, 3}, True)
+    job.proposed().votes().committed()
+    assert (job.phase, job.state.view.workers, job.state.ready) == (Phase.RUNNING, (2, 3), {})
+
+
+def test_of_new_workers_that_die_others_take_the_place() -> None:
+    job = saving(2, respawn=True).die(0).die(1).die(2).ready(3)
+    assert job.done[-1] == Respawn(workers=(4,))
+    assert job.ready(4).done == [Quiesce(era=(2, 2), workers=(3, 4), restore=True)]
+
+
+def test_nobody_is_left_to_read_the_checkpoint() -> None:
+    assert "none can be started (respawn is off)" in saving(2).die(0).die(1).ended()
+    job = saving(1, respawn=True).die(0)
+    for worker in range(1, FAILED_JOINS + 1):
+        job.die(worker)
+    assert "none can be started (new workers die)" in job.ended()
 
 
 # The input

@@ -83,6 +83,8 @@ class World:
             self.post += [PausedAt(worker=worker, epoch=view.epoch, step=5) for worker in action.workers]
         elif isinstance(action, Propose):
             assert action.inventories.keys() <= self.known
+            assert action.restore or set(action.inventories) & set(view.workers), "nobody has the state"
+            assert self.state.policy.checkpoints or not action.restore
             proposed = FakeView(*action.era, tuple(action.inventories))
             self.post.append(Proposed(era=action.era, proposal=FakeProposal(proposed)))
         elif isinstance(action, Offer):
@@ -188,14 +190,22 @@ WEIGHTS = {
 
 
 @settings(max_examples=400, deadline=None)
-@given(seed=st.integers(0, 2**32), workers=st.integers(1, 6), min_workers=st.sampled_from([1, 1, 1, 2, 3, 6]), respawn=st.booleans())
-def test_nothing_is_committed_wrongly_and_all_comes_to_rest(seed: int, workers: int, min_workers: int, respawn: bool) -> None:
-    live_through(seed, workers, min_workers, respawn)
+@given(
+    seed=st.integers(0, 2**32),
+    workers=st.integers(1, 6),
+    min_workers=st.sampled_from([1, 1, 1, 2, 3, 6]),
+    respawn=st.booleans(),
+    checkpoints=st.booleans(),
+)
+def test_nothing_is_committed_wrongly_and_all_comes_to_rest(
+    seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool
+) -> None:
+    live_through(seed, workers, min_workers, respawn, checkpoints)
 
 
-def live_through(seed: int, workers: int, min_workers: int, respawn: bool) -> None:
+def live_through(seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool = False) -> None:
     """A life of a job with 150 disturbances; AssertionError where the machine does what it never may."""
-    policy = Policy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn)
+    policy = Policy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn, checkpoints=checkpoints)
     world = World(machine.running(FakeView(1, 0, tuple(range(workers))), policy), alive=set(range(workers)))
     chance = random.Random(seed)
     for kind in chance.choices([*WEIGHTS], [*WEIGHTS.values()], k=150):

@@ -240,7 +240,8 @@ def test_without_the_machines_check_an_answer_of_an_earlier_attempt_counts(
 
 def test_a_member_does_not_switch_to_an_adopted_view() -> None:
     """It has given its inventory for a later attempt, so it has nothing prepared."""
-    orders = iter([{"type": "quiesce", "epoch": 4, "attempt": 2, "lost": [2]}, {"type": "view", "view": view_of([0, 1]).to_json()}])
+    quiesce = {"type": "quiesce", "epoch": 4, "attempt": 2, "lost": [2], "restore": False}
+    orders = iter([quiesce, {"type": "view", "view": view_of([0, 1]).to_json()}])
 
     class FakeJob:
         worker = 0

@@ -44,7 +44,7 @@ def job(tmp_path: Path, waits: Waits) -> Job:
 
 
 def quiesce(attempt: int, epoch: int = 2) -> dict[str, Any]:
-    return {"type": "quiesce", "epoch": epoch, "attempt": attempt, "lost": []}
+    return {"type": "quiesce", "epoch": epoch, "attempt": attempt, "lost": [], "restore": False}
 
 
 PROPOSE: dict[str, Any] = {"type": "propose", "proposal": {}}

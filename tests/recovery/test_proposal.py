@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.errors import CopiesConflict, CoverageLost, MismatchError
-from elastic.layout.transfer import PARAM, minimum_elements
+from elastic.errors import CopiesConflict, CoverageLost, GateRefused, MismatchError
+from elastic.layout.transfer import PARAM, Transfer, minimum_elements
 from elastic.recovery.gate import check_proposal
-from elastic.recovery.inventory import Progress
-from elastic.recovery.proposal import Proposal, bytes_moved, holdings_at, propose
+from elastic.recovery.inventory import Inventory, Progress
+from elastic.recovery.proposal import Proposal, bytes_moved, fall_back, holdings_at, propose
+from elastic.recovery.rung import Checkpoint
 from elastic.view import View
 from tests.recovery.recovering import STATES, inventories_of, member, view_of
 
@@ -153,3 +154,65 @@ def test_eight_workers_and_twenty_four_layers_take_a_moment():
     found = propose(last=last, attempt=1, inventories=left, joiners={}, stages=4)
     assert time.process_time() - began < 0.25
     assert found.bytes_minimum > 0
+
+
+def seen(inventory, steps: int, epoch: int = 1):
+    return replace(inventory, checkpoint=Checkpoint(order=(steps, epoch, 1), name=f"step-{steps:08d}"))
+
+
+def fallen(**changes):
+    """All who are left begin with a checkpoint, and worker 9 with them."""
+    left = {worker: seen(inventory, 3 + worker) for worker, inventory in inventories_of(LAST, LAST.workers[:2]).items()}
+    left[9] = Inventory(worker=9, yielded=-1, copies=())
+    found = fall_back(last=LAST, attempt=2, inventories=left, joiners={9: member(9, "b")}, stages=2)
+    return replace(found, **changes)
+
+
+def test_the_newest_checkpoint_that_anybody_sees_is_begun_with():
+    found = fallen()
+    assert found.restore == Checkpoint(order=(4, 1, 1), name="step-00000004")
+    assert (found.resume, found.yielded, found.transfers, found.bytes_minimum) == (3, 4, (), 0)
+    assert found.view.workers == (*LAST.workers[:2], 9)
+    assert Proposal.from_json(json.loads(json.dumps(found.to_json()))) == found
+    check_proposal(found, LAST)
+    check_proposal(found, None)
+    check_proposal(found, LAST, inventories_of(LAST, [0])[0])
+
+
+def test_nobody_has_to_survive_for_that():
+    joiners = {8: member(8, "a"), 9: member(9, "b")}
+    left = {worker: seen(Inventory(worker=worker, yielded=-1, copies=()), 7) for worker in joiners}
+    found = fall_back(last=LAST, attempt=1, inventories=left, joiners=joiners, stages=1)
+    check_proposal(found, LAST)
+    assert (found.view.workers, found.resume, found.yielded) == ((8, 9), 6, -1)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_fall_back_to():
+    with pytest.raises(CoverageLost, match="no good checkpoint has been saved yet"):
+        fall_back(last=LAST, attempt=1, inventories=inventories_of(LAST, [0]), joiners={}, stages=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        pytest.param({"resume": 2}, "restore", id="of another step"),
+        pytest.param({"states": STATES}, "restore", id="states"),
+        pytest.param({"scalars": {"0.w": {"step": 1.0}}}, "restore", id="scalars"),
+        pytest.param({"progress": Progress(step=3, apply=None)}, "restore", id="progress"),
+        pytest.param({"transfers": (Transfer(source=0, destination=1, state=PARAM, layer=0, start=0, stop=64),)}, "transfers", id="moves"),
+        pytest.param({"restore": None}, "transfers", id="from nowhere"),
+    ],
+)
+def test_what_is_wrong_with_a_way_back_is_refused(changes, check):
+    with pytest.raises(GateRefused, match=rf"^{check}: "):
+        check_proposal(fallen(**changes), LAST)
+
+
+def test_steps_that_are_taken_again_may_be_given_up():
+    """They were handed out, but the worker is behind them: another loss does not lead to the checkpoint again."""
+    left = {worker: replace(found, yielded=9, rewound=True) for worker, found in inventories_of(LAST, LAST.workers).items()}
+    found = propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2)
+    assert (found.resume, found.yielded) == (5, 9)
+    check_proposal(found, LAST, left[0])
+    with pytest.raises(CoverageLost, match="step 9 was yielded"):
+        propose(last=LAST, attempt=1, inventories={**left, 0: replace(left[0], rewound=False)}, joiners={}, stages=2)

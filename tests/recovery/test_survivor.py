@@ -31,10 +31,10 @@ class FakeHistory:
 def recovered(applied: int, unseen: list[int], yielded: int, resume: int, others: int = -1) -> list[int]:
     """The steps that are handed out next by a survivor that had `applied` one when the others resume one."""
     proposal = SimpleNamespace(resume=resume, yielded=others, results=[], view=SimpleNamespace(workers=(0, 1)))
-    joined = SimpleNamespace(engine=object(), retained=(), proposal=proposal, before=(0, 1, 2))
+    joined = SimpleNamespace(engine=object(), retained=(), proposal=proposal, before=(0, 1, 2), restored=None)
     member: Any = SimpleNamespace(recover=lambda stock, last, linked: joined)
     history: Any = FakeHistory(applied)
-    survivor = Survivor(SimpleNamespace(), member, history)  # pyright: ignore[reportArgumentType]
+    survivor = Survivor(SimpleNamespace(), member, history, lambda step, micro_batch: None, lambda answer: None)  # pyright: ignore[reportArgumentType]
     survivor.unseen = [history.answers[step] for step in unseen]
     survivor._yielded = yielded
     survivor._enter_next_view()

@@ -17,7 +17,7 @@ import elastic
 from elastic.chaos import linger
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
-from elastic.errors import JobFailed, SettingsError
+from elastic.errors import CoverageLost, JobFailed, SettingsError
 from elastic.observe import activity
 from elastic.settings import best_isa, worker_environment
 from tests.recovery import trainings
@@ -42,9 +42,18 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 class Run:
     """One job, and what it left in its directory."""
 
-    def __init__(self, folder: Path, name: str, *, dies: dict[str, Any] | None = None, pause_s: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        dies: dict[str, Any] | None = None,
+        pause_s: float = 0.0,
+        saves: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         self.folder = folder / "run"
-        arguments = [str(folder), name, STEPS[name], dies, pause_s]
+        arguments = [str(folder), name, STEPS[name], dies, pause_s, saves]
         self._logs = folder
         # Which workers are slow is not up to these tests: one that is would be an incident of its own.
         self.result = elastic.run(trainings.train, args=arguments, directory=self.folder, rebalance=False, **options)
@@ -188,3 +197,51 @@ def test_ctrl_c_during_a_recovery_stops_behind_it(tmp_path: Path, calm: dict[str
     assert 6 <= steps < STEPS[GROUPS]
     run.check(calm[GROUPS], 3, steps=steps)
     assert run.lost == [(1,)]
+
+
+# The rung below replicas: what is in nobody's memory any more comes from the newest checkpoint
+
+
+def saves(folder: Path) -> dict[str, Any]:
+    return {"checkpoint": str(folder / "saved"), "every": 4}
+
+
+@pytest.mark.parametrize("where", ["loop", "evaluate"])
+def test_owner_and_holder_die_together(where: str, tmp_path: Path, calm: dict[str, Any]) -> None:
+    """The survivor takes the steps again that the checkpoint lacks; its loop is given each of them once."""
+    run = Run(
+        tmp_path, GROUPS, dies={"0": ["kills", where, 16, [1, 2]]}, saves=saves(tmp_path), pause_s=0.03, workers=3, stages=1, respawn=False
+    )
+    run.check(calm[GROUPS], 3)
+    (death,) = run.incidents
+    assert sorted((death["worker"], *death["also"])) == [1, 2]
+    assert death["restored"] in ("step-00000012", "step-00000016")
+    assert death["steps_redone"] >= 17 - int(death["restored"][-2:])
+    assert run.result.value["workers"] == [0]
+
+
+def test_another_dies_while_steps_are_taken_again(tmp_path: Path, calm: dict[str, Any]) -> None:
+    """That loss costs a step, and not another way back to the checkpoint; new workers join where the steps are taken again, or later."""
+    dies = {"0": ["kills", "loop", 17, [1, 2]], "3": ["reduce", 17, 2]}
+    run = Run(tmp_path, GROUPS, dies=dies, saves={**saves(tmp_path), "every": 8}, pause_s=0.03, workers=4, stages=1)
+    run.check(calm[GROUPS], 4)
+    first, *others = [found for found in run.incidents if found["kind"] == "death"]
+    assert first["restored"] in ("step-00000008", "step-00000016")
+    assert [(found["worker"], found["restored"]) for found in others] in ([(3, None)], [])
+    assert 3 not in run.result.value["workers"]
+
+
+def test_all_workers_die_and_new_ones_go_on(tmp_path: Path, calm: dict[str, Any]) -> None:
+    run = Run(tmp_path, GROUPS, dies={"0": ["kills", "loop", 17, [0, 1, 2]]}, saves=saves(tmp_path), pause_s=0.03, workers=3, stages=2)
+    (death,) = run.incidents
+    assert sorted(death["joined"]) == sorted(run.result.value["workers"]) == [3, 4, 5]
+    assert run.result.value["digest"] == calm[GROUPS]["digest"]
+    taken = int(death["restored"][-2:])
+    lines = [line for line in calm[GROUPS]["lines"] if line[1] >= taken]
+    for worker in (3, 4, 5):
+        assert _read(tmp_path / f"steps-{worker}.jsonl") == lines
+
+
+def test_before_the_first_checkpoint_the_job_ends(tmp_path: Path) -> None:
+    with pytest.raises(CoverageLost, match="no good checkpoint has been saved yet"):
+        Run(tmp_path, GROUPS, dies={"0": ["kills", "loop", 2, [1, 2]]}, saves=saves(tmp_path), workers=3, stages=1, respawn=False)

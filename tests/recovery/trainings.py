@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 from torch import nn
 
 import elastic
+from elastic.rundir import RunDirectory
 from tests.engine import models
 
 EVALUATED_EVERY = 3
@@ -42,15 +47,23 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Watched(models.Rows):
-    """What is evaluated; `deadly` kills whoever loads of it."""
+def kill(directory: str, workers: list[int]) -> None:
+    """SIGKILLs these members of the job, itself as the last one."""
+    members = json.loads(RunDirectory(Path(directory)).members.read_text())["members"]
+    for pid in sorted((member["pid"] for member in members if member["worker"] in workers), key=lambda pid: pid == os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
-    def __init__(self, deadly: bool) -> None:
-        self.deadly = deadly
+
+class Watched(models.Rows):
+    """What is evaluated; `act` is called by whoever loads of it first."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if self.deadly:
-            die()
+        act, self.act = self.act, lambda: None
+        act()
         return super().__getitem__(index)
 
 
@@ -65,10 +78,21 @@ class Log:
             file.write(json.dumps([kind, step, *values]) + "\n")
 
 
-def train(job: Any, folder: str, name: str, steps: int, dies: dict[str, Any] | None = None, pause_s: float = 0.0) -> dict[str, Any] | None:
-    """`dies` tells where a worker does: [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or ["digest"]."""
+def train(
+    job: Any,
+    folder: str,
+    name: str,
+    steps: int,
+    dies: dict[str, Any] | None = None,
+    pause_s: float = 0.0,
+    saves: dict[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """`dies` tells where a worker does: [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or ["digest"].
+
+    Or, at "loop" or "evaluate", who is killed by it: ["kills", where, step, workers]. `saves` are the Trainer's arguments for checkpoints.
+    """
     fate = (dies or {}).get(str(job.worker), [None])
-    options = {"data": models.Rows(), "loss": models.cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name]}
+    options = {"data": models.Rows(), "loss": models.cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name], **(saves or {})}
     build, loss, optimizer, data = (options.pop(part) for part in ("model", "loss", "optimizer", "data"))
     _arm(job, fate)
     torch.manual_seed(5)
@@ -78,8 +102,15 @@ def train(job: Any, folder: str, name: str, steps: int, dies: dict[str, Any] | N
         log.add("step", report.step, report.loss, report.grad_norm, report.lr, torch.rand(1).item())
         if fate == ["memory", report.step]:
             raise MemoryError("no room")
+        if fate[:3] == ["kills", "loop", report.step]:
+            kill(job.directory, fate[3])
         if report.step % EVALUATED_EVERY == 1:
-            log.add("evaluation", report.step, trainer.evaluate(Watched(fate == ["evaluate", report.step]), micro_batches=6))
+            act = lambda: None  # noqa: E731
+            if fate == ["evaluate", report.step]:
+                act = die
+            elif fate[:3] == ["kills", "evaluate", report.step]:
+                act = partial(kill, job.directory, fate[3])
+            log.add("evaluation", report.step, trainer.evaluate(Watched(act), micro_batches=6), torch.rand(1).item(), random.random())
         time.sleep(pause_s)
     if fate == ["digest"]:
         time.sleep(0.1)  # the others wait for it there

@@ -1,0 +1,31 @@
+"""What a member needs of the job's checkpoints when the state is nowhere in memory any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elastic.engine.engine import State
+from elastic.recovery.rung import Checkpoint
+from elastic.view import View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a worker begins a view with: its part of a checkpoint's state, and the settings that go with it."""
+
+    state: State
+    groups: list[dict[str, Any]]
+    scheduler: dict[str, Any] | None
+
+
+class Fallback(Protocol):
+    """A job's checkpoints, seen by one worker."""
+
+    def newest(self) -> Checkpoint | None:
+        """The newest good one that this worker sees, None if there is none."""
+        ...
+
+    def restore(self, view: View, checkpoint: Checkpoint) -> Restored:
+        """This worker's part of it in `view`. Raises CheckpointError if it is damaged, or not of this job's model."""
+        ...
