@@ -46,6 +46,7 @@ STEP, STEPS = 8, 14
 LONG_STEPS, LONG_PAUSE_S = 60, 0.06
 """Of jobs that go on until a new worker has joined: they take their time until then."""
 
+SAVED_EVERY = 2
 LINGER_S = 0.04
 END_S = 10.0
 """How long after the last fault a job that cannot go on may take to end."""
@@ -54,8 +55,8 @@ GONE_S = 3.0
 _SHORT = ("reduce", "ready", "apply", "gather", "replicate", *RECOVERY_PHASES)
 
 
-def train(job: elastic.Job, steps: int, pause_s: float) -> dict[str, Any] | None:
-    """Runs on every worker: a GPT with dropout, tied embeddings, clipping and a scheduler."""
+def train(job: elastic.Job, steps: int, pause_s: float, saved: str | None) -> dict[str, Any] | None:
+    """Runs on every worker: a GPT with dropout, tied embeddings, clipping and a scheduler. `saved`: where it saves, if it does."""
     torch.manual_seed(0)
     model = build_gpt(3, 64, 4, 64, dropout=0.1, tied=True)
     trainer = elastic.Trainer(
@@ -67,12 +68,16 @@ def train(job: elastic.Job, steps: int, pause_s: float) -> dict[str, Any] | None
         micro_batch_size=2,
         scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
         clip_norm=0.5,
+        checkpoint=saved,
+        every=SAVED_EVERY if saved else None,
     )
     with StepLog(Path(job.directory), job.worker) as log:
         for report in trainer.run(steps):
             log.add(report)
             if job.view is not None and max(job.view.workers) < job.workers:
                 time.sleep(pause_s)
+            if saved and report.step < STEP:
+                time.sleep(LONG_PAUSE_S)  # a disk needs some time
     digest = trainer.digest()
     if not trainer.leader:
         return None
@@ -242,7 +247,8 @@ class End:
 class Cell:
     """One job: what is done to it, where its workers linger, and how it must end (None: bit for bit as the undisturbed one).
 
-    `deaths` is how many incidents must come of them, where that is known; `joins` has it go on until a new worker has joined.
+    `deaths` is how many incidents must come of them, where that is known; `joins` has it go on until a new worker has joined. One that
+    `saves` checkpoints must go back to one.
     """
 
     name: str
@@ -252,6 +258,7 @@ class Cell:
     deaths: int | None = None
     joins: bool = False
     respawn: bool = False
+    saves: bool = False
 
 
 def in_step(phase: str, who: str) -> Cell:
@@ -331,8 +338,23 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def at_once(places: Callable[[Mapping[str, Any]], tuple[int, ...]], name: str, end: End | None = None) -> Cell:
-    return Cell(name=f"at once: {name}", plan=lambda scene: scene.shoot(Fault(places(scene.members()), STEP, "backward")), end=end)
+def at_once(places: Callable[[Mapping[str, Any]], tuple[int, ...]], name: str, end: End | None = None, *, saves: bool = False) -> Cell:
+    def plan(scene: Scene) -> None:
+        scene.shoot(Fault(places(scene.members()), STEP, "backward"))
+
+    return Cell(name=f"at once: {name}{', with checkpoints' * saves}", plan=plan, end=end, saves=saves, respawn=saves)
+
+
+def on_the_way_back(phase: str) -> Cell:
+    """Two die whose loss leads back to a checkpoint, and a third one on the way."""
+
+    def plan(scene: Scene) -> None:
+        record = scene.members()
+        pair = (2, holder(record, 2))
+        third = next(place for place in range(len(record["members"])) if place not in pair)
+        scene.shoot(Fault(pair, STEP, "backward"), Fault((third,), STEP, phase))
+
+    return Cell(name=f"back to a checkpoint: {phase}", plan=plan, lingers=(phase,), saves=True, respawn=True)
 
 
 def process(name: str, title: str, end: End) -> Cell:
@@ -361,6 +383,10 @@ def cells() -> list[Cell]:
             "all workers",
             End(error="JobFailed", says=("all workers died at once: no copy of the state is left",)),
         ),
+        at_once(lambda record: (0, holder(record, 0)), "place 0 and the holder of its copies", saves=True),
+        at_once(lambda record: (2, holder(record, 2)), "place 2 and the holder of its copies", saves=True),
+        at_once(lambda record: tuple(range(len(record["members"]))), "all workers", saves=True),
+        *(on_the_way_back(phase) for phase in RECOVERY_PHASES),
         process("agent", "the agent", End(error="JobFailed", says=("the agent, which supervises the workers, died",))),
         process("forkserver", "the fork server", End(error="JobFailed", says=("the fork server, parent of the workers, died",))),
     ]
@@ -403,6 +429,7 @@ def run_job(directory: Path, cell: Cell | None, *, joins: bool) -> tuple[Outcome
     if cell is not None and cell.lingers:
         linger.write(run, cell.lingers, LINGER_S, STEP)
     scene = None if cell is None else Scene(run, cell.plan)
+    saved = str(directory / "saved") if cell is not None and cell.saves else None
     result = error = None
     with _quiet(directory / "log", tmp):
         try:
@@ -410,7 +437,7 @@ def run_job(directory: Path, cell: Cell | None, *, joins: bool) -> tuple[Outcome
                 train,
                 workers=WORKERS,
                 stages=STAGES,
-                args=[LONG_STEPS, LONG_PAUSE_S if cell else 0.0] if joins else [STEPS, 0.0],
+                args=[*([LONG_STEPS, LONG_PAUSE_S if cell else 0.0] if joins else [STEPS, 0.0]), saved],
                 respawn=cell is not None and cell.respawn,
                 directory=run,
             )
@@ -508,6 +535,8 @@ def _judge_survival(cell: Cell, scene: Scene, outcome: Outcome, calm: Mapping[st
     if members - told:
         wrong.append(f"no incident names {sorted(members - told)}")
     deaths = [incident for incident in incidents if incident["kind"] == "death"]
+    if cell.saves and not any(death["restored"] for death in deaths):
+        wrong.append("it did not go back to a checkpoint")
     if cell.deaths not in (None, len(deaths)) and not any(hit.missed for hit in scene.hits):
         wrong.append(f"there are {len(deaths)} incidents with deaths instead of {cell.deaths}")
     if cell.joins and not any(incident["joined"] and incident["epoch"] is not None for incident in incidents):

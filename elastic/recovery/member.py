@@ -172,6 +172,7 @@ class Member:
         view, installed = proposal.view, time.monotonic()
         restored = self._fallback.restore(view, checkpoint)
         moved = time.monotonic()
+        self._job.enter("gate", proposal.resume)
         engine = self._build(view, restored.state)
         self._network.install(view.epoch, view.attempt, view.members, engine.peers)
         times = {"installed": installed, "moved": moved, "checked": time.monotonic()}
