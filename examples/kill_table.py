@@ -532,7 +532,7 @@ def _judge_survival(cell: Cell, scene: Scene, outcome: Outcome, calm: Mapping[st
             wrong.append(f"{incident['bytes_moved']} bytes moved, the minimum is {incident['bytes_minimum']}")
     members = {line["worker"] for line in read_lines(scene.directory / "faults.jsonl")} - {WORKERS}
     told = {worker for incident in incidents for worker in (incident["worker"], *incident["also"])}
-    if members - told:
+    if members - told and not any(hit.missed for hit in scene.hits):  # who has finished may die
         wrong.append(f"no incident names {sorted(members - told)}")
     deaths = [incident for incident in incidents if incident["kind"] == "death"]
     if cell.saves and not any(death["restored"] for death in deaths):
