@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test check bench bench-recovery crash-matrix clean
+.PHONY: venv demo test check bench bench-recovery crash-matrix layout-matrix clean
 
 venv: $(STAMP)
 
@@ -35,6 +35,10 @@ bench-recovery: venv
 # A save broken at every file-system call, in every way: what can be loaded afterwards.
 crash-matrix: venv
 	$(BIN)/python -m tests.checkpoint.crash_matrix
+
+# Jobs that save on one layout and go on from it on another, with the checkpoint cut into slices in between: every combination.
+layout-matrix: venv
+	$(BIN)/python -m tests.checkpoint.layouts
 
 clean:
 	rm -rf build $(VENV)

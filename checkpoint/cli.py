@@ -58,13 +58,14 @@ def parse_bytes(text: str) -> int:
 def inspect_command(
     path: Where, as_json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, trust_pickle: Trust = False
 ) -> None:
-    """Format, step, tensors, bytes and optimizer groups."""
+    """Format, step, tensors, bytes, tensor-parallel slices and optimizer groups."""
     detected, source = open_any(path, trust_pickle=trust_pickle)
+    slicings = getattr(source, "slicings", {})
     try:
         if as_json_:
-            typer.echo(json.dumps(as_json(detected, source.contents)))
+            typer.echo(json.dumps(as_json(detected, source.contents, slicings)))
         else:
-            show(Console(), detected, source.contents)
+            show(Console(), detected, source.contents, slicings)
     finally:
         source.close()
 
@@ -103,7 +104,10 @@ def convert_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     max_memory: Memory = f"{DEFAULT_MEMORY >> 30}GiB",
     rules: Annotated[
-        Path | None, typer.Option("--rules", help="TOML file of renames, splits, merges; see checkpoint/convert/rules.py.")
+        Path | None, typer.Option("--rules", help="TOML or JSON file of renames, splits, merges, slices; see checkpoint/convert/rules.py.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option("--tensor-parallel", min=1, help="Keep slices for this many ranks, by the rules; 1: whole tensors.")
     ] = None,
     trust_pickle: Trust = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read again what was written.")] = False,
@@ -117,6 +121,7 @@ def convert_command(
         rules=load_rules(rules) if rules else Rules(),
         trust_pickle=trust_pickle,
         verify=not no_verify,
+        tensor_parallel=tensor_parallel,
     )
     console = Console()
     if dry_run:

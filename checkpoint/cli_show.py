@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from checkpoint.convert.compare import Difference
 from checkpoint.convert.detect import Detected
 from checkpoint.convert.run import Outline
 from checkpoint.convert.stored import itemsize
-from checkpoint.state import Contents, Spec
+from checkpoint.manifest import slicing_json
+from checkpoint.slices import Slicing
+from checkpoint.state import PARAM, Contents, Spec
+
+Slicings = Mapping[tuple[str, str], Slicing]
 
 
 def _size(spec: Spec) -> int:
@@ -31,14 +35,14 @@ def readable(count: float) -> str:
     return f"{count:.4g} TiB"
 
 
-def as_json(detected: Detected, contents: Contents) -> dict[str, Any]:
+def as_json(detected: Detected, contents: Contents, slicings: Slicings) -> dict[str, Any]:
     """All that `inspect` knows."""
     return {
         "format": detected.name,
         "why": detected.why,
         "step": contents.step,
         "tensors": {
-            name: {state: {"shape": list(spec.shape), "dtype": spec.dtype} for state, spec in states.items()}
+            name: {state: _tensor(spec, slicings.get((name, state))) for state, spec in states.items()}
             for name, states in contents.tensors.items()
         },
         "bytes": sum(_size(spec) for states in contents.tensors.values() for spec in states.values()),
@@ -49,6 +53,22 @@ def as_json(detected: Detected, contents: Contents) -> dict[str, Any]:
         "buffers": sorted(contents.buffers),
         "extra": sorted(contents.extra),
     }
+
+
+def _tensor(spec: Spec, slicing: Slicing | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"shape": list(spec.shape), "dtype": spec.dtype}
+    return found if slicing is None else {**found, "slicing": slicing_json(slicing)}
+
+
+def _sliced(slicings: Slicings) -> Table:
+    """How many tensors of the model are sliced in each way."""
+    table = Table("tensor-parallel slices", "tensors", "such as")
+    names: dict[Slicing, list[str]] = {}
+    for (name, state), slicing in slicings.items():
+        names.setdefault(slicing, []).append(name if state == PARAM else f"{name} {state}")
+    for slicing, found in names.items():
+        table.add_row(escape(str(slicing)), str(len(found)), escape(found[0]))
+    return table
 
 
 def _kinds(contents: Contents) -> Table:
@@ -63,11 +83,13 @@ def _kinds(contents: Contents) -> Table:
     return table
 
 
-def show(console: Console, detected: Detected, contents: Contents) -> None:
+def show(console: Console, detected: Detected, contents: Contents, slicings: Slicings) -> None:
     """A page about a checkpoint."""
     step = "unknown" if contents.step is None else contents.step
     console.print(f"format {detected.name} ({escape(detected.why)}), step {step}", highlight=False)
     console.print(_kinds(contents))
+    if slicings:
+        console.print(_sliced(slicings))
     if contents.groups:
         table = Table("group", "parameters", "settings")
         for index, group in enumerate(contents.groups):
@@ -105,6 +127,8 @@ def show_outline(console: Console, outline: Outline, to: str, done: Path | None 
             spec = planned.spec
             table.add_row(escape(planned.name), escape(planned.state), str(list(spec.shape)), spec.dtype, readable(planned.size))
         console.print(table)
+    if outline.slicings:
+        console.print(_sliced(outline.slicings))
     what = f"{len(outline.tensors)} tensors, {readable(outline.size)}, from {outline.detected.name} ({outline.detected.why}) to {to}"
     console.print(escape(f"would write {what}" if done is None else f"wrote {what}: {done}"), highlight=False, soft_wrap=True)
     for text in outline.left_out:

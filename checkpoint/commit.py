@@ -19,16 +19,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from checkpoint.blocks import block_count, block_digests, contributions
 from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode, encode, manifest_of
-from checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, PlannedFile, plan_files
+from checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFile, plan_files
+from checkpoint.slices import Slicing
 from checkpoint.state import Contents
 from checkpoint.store import Store, read_all
 from checkpoint.writer import PartReceipt, PartSums, Run, joined, write_part
@@ -144,7 +146,7 @@ def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[Part
 def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[PartReceipt]) -> StoredFile:
     """The digests of a file of which everybody wrote a part."""
     where = store.where(f"{ticket.directory}/{file.name}")
-    parts = [receipt.files[file.name] for receipt in [_receipt_of_head(ticket, file), *receipts] if file.name in receipt.files]
+    parts = [receipt.files[file.name] for receipt in [_own_receipt(ticket, file), *receipts] if file.name in receipt.files]
     if any(receipt.token != ticket.token for receipt in receipts):
         raise CheckpointError(f"{where}: a receipt is of another save")
     written = joined([run for part in parts for run in part.ranges], where)
@@ -160,8 +162,11 @@ def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[
     return StoredFile(size=file.size, blocks=block_digests(sums))
 
 
-def _receipt_of_head(ticket: Ticket, file: PlannedFile) -> PartReceipt:
+def _own_receipt(ticket: Ticket, file: PlannedFile) -> PartReceipt:
+    """Of the coordinator's part: the head, and padding, which was zeros from the start and adds nothing to the sums."""
     sums = PartSums()
+    for start, stop in file.zeros:
+        sums.add(file.name, start, stop - start, 0, np.zeros((0, 2), dtype=np.uint64))
     if file.head:
         sums.add(file.name, 0, len(file.head), *contributions(np.frombuffer(file.head, dtype=np.uint8), 0))
     return sums.receipt(ticket.token)
@@ -238,9 +243,10 @@ def save(
     layout: Any = None,
     max_file_bytes: int = DEFAULT_FILE_BYTES,
     threads: int = 2,
+    slicings: Mapping[Key, Slicing] = MappingProxyType({}),
 ) -> str:
     """All of it from one process. Returns the checkpoint's name. Raises CheckpointError, with nothing left behind."""
-    plan = plan_files(contents, max_file_bytes)
+    plan = plan_files(contents, max_file_bytes, slicings)
     ticket = begin(store, plan, step=step, epoch=epoch, attempt=attempt)
     try:
         receipt = write_runs(plan, store, ticket, runs, threads=threads)

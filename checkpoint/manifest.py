@@ -13,14 +13,16 @@ from typing import Any
 
 from checkpoint.blocks import block_count, file_digest
 from checkpoint.files import CODES
-from checkpoint.plan import FilePlan, Key, Place
+from checkpoint.plan import FilePlan, Key, Place, Sliced, Stored
+from checkpoint.slices import Slicing
 from checkpoint.state import Contents, Group, Spec
 from checkpoint.strict_json import dumps, loads, with_special_floats, without_special_floats
 from elastic.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT = "elastic-checkpoint"
-VERSION = 1
+VERSION = 2
+"""The newest: 2 is written only where tensors are kept as slices, so whoever reads 1 reads everything else."""
 MAX_MANIFEST_BYTES = 1 << 30
 _FIRST_LINE = b'{"sha256": "%s",\n'
 _FIRST_LINE_BYTES = len(_FIRST_LINE) - 2 + 64
@@ -65,7 +67,7 @@ class Manifest:
     """`epoch` and `attempt` say which view and try wrote it; `layout` is any JSON that its writer wants remembered."""
 
     contents: Contents
-    places: Mapping[Key, Place]
+    places: Mapping[Key, Stored]
     files: Mapping[str, StoredFile]
     step: int
     epoch: int
@@ -89,11 +91,10 @@ def encode(manifest: Manifest, where: str) -> bytes:
     tensors: dict[str, dict[str, Any]] = {name: {} for name in contents.tensors}
     for name, states in contents.tensors.items():
         for state, spec in states.items():
-            place = manifest.places[name, state]
-            tensors[name][state] = {"shape": list(spec.shape), "dtype": spec.dtype, "file": place.file, "offset": place.offset}
+            tensors[name][state] = {"shape": list(spec.shape), "dtype": spec.dtype, **_where(manifest.places[name, state])}
     body = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": 2 if any(isinstance(place, Sliced) for place in manifest.places.values()) else 1,
         "step": manifest.step,
         "epoch": manifest.epoch,
         "attempt": manifest.attempt,
@@ -111,6 +112,21 @@ def encode(manifest: Manifest, where: str) -> bytes:
     return _FIRST_LINE % hashlib.sha256(text).hexdigest().encode() + text
 
 
+def slicing_json(slicing: Slicing) -> dict[str, Any]:
+    """As the manifest has it."""
+    return {
+        "dim": slicing.dim,
+        "widths": [list(part) for part in slicing.widths],
+        "padded": None if slicing.padded is None else list(slicing.padded),
+    }
+
+
+def _where(place: Stored) -> dict[str, Any]:
+    if isinstance(place, Place):
+        return {"file": place.file, "offset": place.offset}
+    return {"slicing": slicing_json(place.slicing), "slices": [{"file": part.file, "offset": part.offset} for part in place.slices]}
+
+
 def decode(data: bytes, where: str) -> Manifest:
     """Raises CheckpointError naming `where` and the reason, FutureVersion if a newer program wrote it."""
     text = data[_FIRST_LINE_BYTES:]
@@ -126,18 +142,19 @@ def decode(data: bytes, where: str) -> Manifest:
         raise CheckpointError(f"{where}: it lacks {', '.join(sorted(missing))}")
     try:
         return _manifest(body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
         raise CheckpointError(f"{where}: malformed ({type(error).__name__}: {error})") from error
 
 
 def _manifest(body: Mapping[str, Any]) -> Manifest:
-    places: dict[Key, Place] = {}
+    places: dict[Key, Stored] = {}
     tensors: dict[str, dict[str, Spec]] = {}
     files = {_file_name(name): _stored(name, fields) for name, fields in body["files"].items()}
     for name, states in body["tensors"].items():
         tensors[name] = {}
         for state, fields in states.items():
-            places[name, state] = _place(name, state, fields, files)
+            whole = body["version"] == 1 or "slicing" not in fields
+            places[name, state] = (_place if whole else _sliced)(f"{name!r}, {state!r}", fields, files)
             tensors[name][state] = places[name, state].spec
     contents = Contents(
         tensors=tensors,
@@ -189,11 +206,31 @@ def _stored(name: str, fields: Mapping[str, Any]) -> StoredFile:
     return file
 
 
-def _place(name: str, state: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> Place:
-    dtype, file, offset = fields["dtype"], fields["file"], _count(fields["offset"])
-    if dtype not in CODES:
-        raise ValueError(f"{name!r}, {state!r} has unknown dtype {dtype!r}")
-    place = Place(file=file, offset=offset, spec=Spec(shape=tuple(map(_count, fields["shape"])), dtype=dtype))
-    if file not in files or offset + place.elements * place.itemsize > files[file].size:
-        raise ValueError(f"{name!r}, {state!r} lies outside of its file")
+def _spec(what: str, fields: Mapping[str, Any]) -> Spec:
+    if fields["dtype"] not in CODES:
+        raise ValueError(f"{what} has unknown dtype {fields['dtype']!r}")
+    return Spec(shape=tuple(map(_count, fields["shape"])), dtype=fields["dtype"])
+
+
+def _place(what: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> Place:
+    place = Place(file=fields["file"], offset=_count(fields["offset"]), spec=_spec(what, fields))
+    if place.file not in files or place.offset + place.elements * place.itemsize > files[place.file].size:
+        raise ValueError(f"{what} lies outside of its file")
     return place
+
+
+def _sliced(what: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> Sliced:
+    spec, said = _spec(what, fields), fields["slicing"]
+    slicing = Slicing(
+        dim=_count(said["dim"]),
+        widths=tuple(tuple(map(_count, part)) for part in said["widths"]),
+        padded=None if said["padded"] is None else tuple(map(_count, said["padded"])),
+    )
+    slicing.check(spec.shape)
+    if len(fields["slices"]) != slicing.ranks:
+        raise ValueError(f"{what} has {len(fields['slices'])} slices for {slicing.ranks} ranks")
+    shapes = [slicing.shape(spec.shape, rank) for rank in range(slicing.ranks)]
+    slices = [
+        _place(what, {**part, "shape": shape, "dtype": spec.dtype}, files) for part, shape in zip(fields["slices"], shapes, strict=True)
+    ]
+    return Sliced(spec=spec, slicing=slicing, slices=tuple(slices))

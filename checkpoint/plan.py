@@ -1,6 +1,7 @@
 """Which file holds which tensor at which byte: a pure function of shapes, the same on every worker.
 
-A weight is one contiguous tensor of one safetensors file, whoever writes its runs, so that other programs can open the file.
+A weight is one contiguous tensor of one safetensors file, whoever writes its runs, so that other programs can open the file. Where it is
+kept as tensor-parallel slices, each slice is, in a file that has its rank in its name.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 
 from checkpoint.files import encode_header, itemsize, layout_entries
+from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents, Spec
 from checkpoint.strict_json import dumps
 from elastic.errors import CheckpointError
@@ -44,12 +47,35 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sliced:
+    """Where a tensor's slices lie, by rank. `spec` is that of the whole tensor."""
+
+    spec: Spec
+    slicing: Slicing
+    slices: tuple[Place, ...]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return itemsize(self.spec.dtype)
+
+    @property
+    def elements(self) -> int:
+        """Of the whole tensor, padding not counted."""
+        return math.prod(self.spec.shape)
+
+
+Stored = Place | Sliced
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """A file of `size` bytes, of which the first are known beforehand (all of them, for an index)."""
+    """A file of `size` bytes, of which the first are known beforehand (all of them, for an index), and `zeros`: byte ranges of padding."""
 
     name: str
     size: int
     head: bytes
+    zeros: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +84,14 @@ class FilePlan:
 
     contents: Contents
     files: tuple[PlannedFile, ...]
-    places: Mapping[Key, Place]
+    places: Mapping[Key, Stored]
 
     @property
     def fingerprint(self) -> str:
         """Equal on two workers if and only if they would put everything at the same places."""
         text = b"".join(b"%s %d %d\n%s\n" % (file.name.encode(), file.size, len(file.head), file.head) for file in self.files)
-        return hashlib.sha256(text).hexdigest()
+        cuts = [f"{key} {place.slicing}\n" for key, place in self.places.items() if isinstance(place, Sliced)]
+        return hashlib.sha256(text + "".join(cuts).encode()).hexdigest()
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
         """`(name, state, elements)` of every tensor, in the order of the files."""
@@ -77,26 +104,69 @@ def stored_name(name: str, state: str) -> str:
     return name if state == PARAM else f"{name}/{state}"
 
 
-def plan_files(contents: Contents, max_file_bytes: int = DEFAULT_FILE_BYTES) -> FilePlan:
-    """Files of at most this many bytes of tensors, unless one tensor alone has more.
+def stored_parts(place: Stored) -> tuple[Place, ...]:
+    """The contiguous tensors that lie in files: the whole one, or each rank's slice."""
+    return place.slices if isinstance(place, Sliced) else (place,)
 
-    Raises CheckpointError if a dtype or a name cannot be stored.
+
+def plan_files(
+    contents: Contents, max_file_bytes: int = DEFAULT_FILE_BYTES, slicings: Mapping[Key, Slicing] = MappingProxyType({})
+) -> FilePlan:
+    """Files of at most this many bytes of tensors, unless one tensor (or slice) alone has more. `slicings`: of what is kept as slices.
+
+    Raises CheckpointError if a dtype or a name cannot be stored, or if a slicing does not fit.
     """
     if max_file_bytes < 1:
         raise CheckpointError(f"max_file_bytes is {max_file_bytes}; it must be positive")
     _check_names(contents)
-    keys = [(name, state) for name, states in contents.tensors.items() for state in states]
-    places: dict[Key, Place] = {}
+    _check_slicings(contents, slicings)
+    specs = {(name, state): spec for name, states in contents.tensors.items() for state, spec in states.items()}
+    found: dict[Key, list[Place]] = {}
     files: list[PlannedFile] = []
-    for kind, chosen in (("model", [k for k in keys if k[1] == PARAM]), ("optimizer", [k for k in keys if k[1] != PARAM])):
-        shards = _shards(contents, chosen, max_file_bytes)
-        for number, shard in enumerate(shards, 1):
-            files.append(_plan_file(contents, f"{kind}-{number:05d}-of-{len(shards):05d}.safetensors", shard, places))
-    weights = {name: place.file for (name, state), place in places.items() if state == PARAM}
-    total = sum(place.elements * place.itemsize for (_, state), place in places.items() if state == PARAM)
-    index = dumps({"metadata": {"total_size": total}, "weight_map": weights}, INDEX)
-    files.append(PlannedFile(name=INDEX, size=len(index), head=index))
+    for kind, chosen in (("model", [k for k in specs if k[1] == PARAM]), ("optimizer", [k for k in specs if k[1] != PARAM])):
+        files += _plan_kind(kind, {key: specs[key] for key in chosen if key not in slicings}, max_file_bytes, found)
+        for rank in range(max((slicings[key].ranks for key in chosen if key in slicings), default=0)):
+            own = {key: slicings[key] for key in chosen if key in slicings and rank < slicings[key].ranks}
+            parts = {key: Spec(shape=slicing.shape(specs[key].shape, rank), dtype=specs[key].dtype) for key, slicing in own.items()}
+            padding = {key: tuple(slicing.padding(specs[key].shape, rank)) for key, slicing in own.items()}
+            files += _plan_kind(f"{kind}-tp{rank}", parts, max_file_bytes, found, padding)
+    places: dict[Key, Stored] = {
+        key: Sliced(spec=specs[key], slicing=slicings[key], slices=tuple(parts)) if key in slicings else parts[0]
+        for key, parts in found.items()
+    }
+    files += [_plan_index(name, weights) for name, weights in index_tables(places).items()]
     return FilePlan(contents=contents, files=tuple(files), places=places)
+
+
+def index_tables(places: Mapping[Key, Stored]) -> dict[str, dict[str, Place]]:
+    """Each index of weights by its file's name: one of all, as Hugging Face has it; where some are slices, one of what each rank has."""
+    weights = {name: place for (name, state), place in places.items() if state == PARAM}
+    ranks = max((place.slicing.ranks for place in weights.values() if isinstance(place, Sliced)), default=0)
+    tables: dict[str, dict[str, Place]] = {f"model-tp{rank}.safetensors.index.json": {} for rank in range(ranks)} or {INDEX: {}}
+    for rank, table in enumerate(tables.values()):
+        for name, place in weights.items():
+            if isinstance(place, Place):
+                table[name] = place
+            elif rank < place.slicing.ranks:
+                table[name] = place.slices[rank]
+    return tables
+
+
+def _plan_index(name: str, weights: Mapping[str, Place]) -> PlannedFile:
+    total = sum(place.elements * place.itemsize for place in weights.values())
+    index = dumps({"metadata": {"total_size": total}, "weight_map": {key: place.file for key, place in weights.items()}}, name)
+    return PlannedFile(name=name, size=len(index), head=index)
+
+
+def _check_slicings(contents: Contents, slicings: Mapping[Key, Slicing]) -> None:
+    for (name, state), slicing in slicings.items():
+        spec = contents.tensors.get(name, {}).get(state)
+        if spec is None:
+            raise CheckpointError(f"{name!r}, {state!r} is to be kept as slices, and there is no such tensor")
+        try:
+            slicing.check(spec.shape)
+        except CheckpointError as error:
+            raise CheckpointError(f"{name!r}, {state!r}: {error}") from error
 
 
 def _check_names(contents: Contents) -> None:
@@ -111,16 +181,36 @@ def _check_names(contents: Contents) -> None:
             raise CheckpointError(f"{tied!r} is tied to {base!r}: the base must be stored and the other must not")
 
 
-def _bytes(contents: Contents, key: Key) -> int:
-    spec = contents.tensors[key[0]][key[1]]
-    return math.prod(spec.shape) * itemsize(spec.dtype)
+def _plan_kind(
+    kind: str,
+    specs: Mapping[Key, Spec],
+    most: int,
+    found: dict[Key, list[Place]],
+    padding: Mapping[Key, Sequence[tuple[int, int]]] = MappingProxyType({}),
+) -> list[PlannedFile]:
+    """The files of one kind, or of one rank's slices. `padding`: in elements of a slice. Adds a place to each key's in `found`."""
+    shards = _shards(specs, most)
+    files: list[PlannedFile] = []
+    for number, shard in enumerate(shards, 1):
+        name = f"{kind}-{number:05d}-of-{len(shards):05d}.safetensors"
+        head, places = _plan_file(name, {key: specs[key] for key in shard})
+        zeros = [_byte_range(place, run) for key, place in places.items() for run in padding.get(key, ())]
+        for key, place in places.items():
+            found.setdefault(key, []).append(place)
+        size = len(head) + sum(place.elements * place.itemsize for place in places.values())
+        files.append(PlannedFile(name=name, size=size, head=head, zeros=tuple(zeros)))
+    return files
 
 
-def _shards(contents: Contents, keys: Sequence[Key], most: int) -> list[list[Key]]:
-    sizes = [_bytes(contents, key) for key in keys]
+def _byte_range(place: Place, run: tuple[int, int]) -> tuple[int, int]:
+    return place.offset + run[0] * place.itemsize, place.offset + run[1] * place.itemsize
+
+
+def _shards(specs: Mapping[Key, Spec], most: int) -> list[list[Key]]:
     shards: list[list[Key]] = []
     room = 0
-    for key, size in zip(keys, sizes, strict=True):
+    for key, spec in specs.items():
+        size = math.prod(spec.shape) * itemsize(spec.dtype)
         if not shards or size > room:
             shards.append([])
             room = most
@@ -129,15 +219,14 @@ def _shards(contents: Contents, keys: Sequence[Key], most: int) -> list[list[Key
     return shards
 
 
-def _plan_file(contents: Contents, name: str, keys: Sequence[Key], places: dict[Key, Place]) -> PlannedFile:
-    """Wide elements come first, so that every tensor is aligned to its elements, as safetensors' own writer does."""
-    ordered = sorted(keys, key=lambda key: -itemsize(contents.tensors[key[0]][key[1]].dtype))
-    specs = [contents.tensors[parameter][state] for parameter, state in ordered]
-    entries = layout_entries((stored_name(*key), spec.dtype, spec.shape) for key, spec in zip(ordered, specs, strict=True))
+def _plan_file(name: str, specs: Mapping[Key, Spec]) -> tuple[bytes, dict[Key, Place]]:
+    """Header and places. Wide elements come first, so that every tensor is aligned to its elements, as safetensors' own writer does."""
+    ordered = sorted(specs, key=lambda key: -itemsize(specs[key].dtype))
+    entries = layout_entries((stored_name(*key), specs[key].dtype, specs[key].shape) for key in ordered)
     if len({entry.name for entry in entries}) < len(entries):
         names = sorted(entry.name for entry in entries)
         raise CheckpointError(f"two tensors would be called {next(a for a, b in pairwise(names) if a == b)!r}")
     head = encode_header(entries, _METADATA, name)
-    for key, spec, entry in zip(ordered, specs, entries, strict=True):
-        places[key] = Place(file=name, offset=len(head) + entry.start, spec=spec)
-    return PlannedFile(name=name, size=len(head) + (entries[-1].stop if entries else 0), head=head)
+    return head, {
+        key: Place(file=name, offset=len(head) + entry.start, spec=specs[key]) for key, entry in zip(ordered, entries, strict=True)
+    }

@@ -12,7 +12,9 @@ import torch
 from checkpoint.blocks import BLOCK_BYTES, block_count, contributions, sums_of
 from checkpoint.files import read_header
 from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
-from checkpoint.plan import INDEX, Place, stored_name
+from checkpoint.plan import Key, Sliced, Stored, index_tables, stored_name, stored_parts
+from checkpoint.sliced import gather
+from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents
 from checkpoint.store import Readable, Store, read_all
 from checkpoint.strict_json import loads
@@ -58,16 +60,25 @@ class ElasticSource:
         if not 0 <= start <= stop <= place.elements:
             raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {stop}) of {place.elements} elements")
         values = torch.empty(stop - start, dtype=getattr(torch, place.spec.dtype))
-        if start < stop:
+        if start == stop:
+            return values
+        if isinstance(place, Sliced):
+            gather(place, start, values, self._fill)
+        else:
             self._fill(place.file, values.view(torch.uint8).numpy(), place.offset + start * place.itemsize)
         return values
 
-    def place(self, name: str, state: str = PARAM) -> Place:
+    def place(self, name: str, state: str = PARAM) -> Stored:
         """Where a tensor lies, or the one that it is tied to."""
         place = self.manifest.places.get((self.contents.ties.get(name, name), state))
         if place is None:
             raise CheckpointError(f"{self._store.where(self._directory)}: it has no {state!r} of {name!r}")
         return place
+
+    @property
+    def slicings(self) -> dict[Key, Slicing]:
+        """Of the tensors that are kept as slices."""
+        return {key: place.slicing for key, place in self.manifest.places.items() if isinstance(place, Sliced)}
 
     def close(self) -> None:
         """Lets go of files."""
@@ -99,8 +110,8 @@ class ElasticSource:
         buffer = np.empty(min(size, _CHUNK_BYTES), dtype=np.uint8)
         for offset in range(0, size, _CHUNK_BYTES):
             self._read_blocks(name, buffer[: size - offset], offset)
-        if name == INDEX:
-            self._verify_index()
+        if name.endswith(".safetensors.index.json"):
+            self._verify_index(name)
         elif name.endswith(".safetensors"):
             self._verify_header(name)
 
@@ -112,16 +123,16 @@ class ElasticSource:
     def _verify_header(self, name: str) -> None:
         header = read_header(lambda offset, size: self._bytes(name, offset, size), self.manifest.files[name].size, self._where(name))
         found = {(entry.name, header.data_start + entry.start, entry.shape, entry.dtype) for entry in header.entries}
-        places = self.manifest.places.items()
-        listed = {(stored_name(*key), place.offset, place.spec.shape, place.spec.dtype) for key, place in places if place.file == name}
+        parts = [(key, part) for key, place in self.manifest.places.items() for part in stored_parts(place)]
+        listed = {(stored_name(*key), part.offset, part.spec.shape, part.spec.dtype) for key, part in parts if part.file == name}
         if found != listed:
             raise CheckpointError(f"{self._where(name)}: its header and the manifest differ on {min(found ^ listed)[0]!r}")
 
-    def _verify_index(self) -> None:
-        index = loads(self._bytes(INDEX, 0, self.manifest.files[INDEX].size), self._where(INDEX))
-        weights = {name: place.file for (name, state), place in self.manifest.places.items() if state == PARAM}
+    def _verify_index(self, name: str) -> None:
+        index = loads(self._bytes(name, 0, self.manifest.files[name].size), self._where(name))
+        weights = {weight: place.file for weight, place in index_tables(self.manifest.places).get(name, {}).items()}
         if not isinstance(index, dict) or index.get("weight_map") != weights:
-            raise CheckpointError(f"{self._where(INDEX)}: it does not list the weights of the manifest")
+            raise CheckpointError(f"{self._where(name)}: it does not list the weights of the manifest")
 
     def _fill(self, file: str, memory: np.ndarray, offset: int) -> None:
         """Whole blocks are read to where they are wanted; of the first and the last, if they are wanted in part, a checked copy is kept."""

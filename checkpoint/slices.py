@@ -1,10 +1,14 @@
-"""Tensor-parallel slices as runs: a box of a tensor is a list of runs in its row-major order. Widths are always said, never guessed."""
+"""Tensor-parallel slices as runs: a box of a tensor is a list of runs in its row-major order. Widths are always said, never guessed.
+
+`Slice` is what one rank has of a tensor, `Slicing` how all ranks share one, `Patch` where a run of the whole lies in a rank's slice.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -53,7 +57,7 @@ class Slice:
         return sum(stop - start for start, stop in self.cuts)
 
 
-def fused_slice(dim: int, parts: Sequence[Sequence[int]], rank: int) -> Slice:
+def fused_slice(dim: int, parts: Sequence[Sequence[int]], rank: int, padded: int | None = None) -> Slice:
     """Of a fused tensor: `parts[i][r]` is the width that worker `r` has of part `i`; parts follow each other, workers inside of parts."""
     cuts: list[Cut] = []
     position = 0
@@ -61,7 +65,146 @@ def fused_slice(dim: int, parts: Sequence[Sequence[int]], rank: int) -> Slice:
         start = position + sum(widths[:rank])
         cuts.append((start, start + widths[rank]))
         position += sum(widths)
-    return Slice(dim=dim, cuts=tuple(cuts))
+    return Slice(dim=dim, cuts=tuple(cuts), padded=padded)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """What a run of a whole tensor has in common with the slice of `rank`: `rows` rows that are alike. All numbers are elements.
+
+    In the slice, row `i` is the run of `width` from `at + i * stride` on. It consists of `pieces`, each `(start, count)`, one behind the
+    other; piece `(start, count)` of row `i` lies in the whole tensor from `start + i * pitch` on.
+    """
+
+    rank: int
+    rows: int
+    at: int
+    stride: int
+    pieces: tuple[Cut, ...]
+    pitch: int
+
+    @property
+    def width(self) -> int:
+        """Of one row."""
+        return sum(count for _, count in self.pieces)
+
+    def divided(self, most: int) -> Iterator[Patch]:
+        """The same in patches of whole rows, each of a single row or of at most `most` elements of the slice."""
+        count = max(1, most // max(self.stride, 1))
+        for row in range(0, self.rows, count):
+            yield Patch(
+                rank=self.rank,
+                rows=min(count, self.rows - row),
+                at=self.at + row * self.stride,
+                stride=self.stride,
+                pieces=tuple((start + row * self.pitch, length) for start, length in self.pieces),
+                pitch=self.pitch,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slicing:
+    """How all ranks share a tensor: rank `r` has `widths[i][r]` of part `i` of dimension `dim`; parts follow each other.
+
+    A plain tensor is one part. `padded` (None: not): the extent of each rank's slice, filled up with zeros behind what it has.
+    """
+
+    dim: int
+    widths: tuple[tuple[int, ...], ...]
+    padded: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        ranks = {len(part) for part in self.widths}
+        if self.dim < 0 or len(ranks) != 1 or 0 in ranks or any(width < 0 for part in self.widths for width in part):
+            raise CheckpointError(
+                f"slices of dimension {self.dim} by widths {self.widths}: a dimension and widths are not negative, "
+                "and each part has one width for each rank"
+            )
+        if self.padded is not None and (len(self.padded) != self.ranks or any(map(int.__lt__, self.padded, self._own))):
+            raise CheckpointError(f"slices of {list(self._own)} cannot be padded to {list(self.padded)}")
+
+    def __str__(self) -> str:
+        widths = " | ".join("+".join(map(str, part)) for part in self.widths)
+        padded = "" if self.padded is None else f", padded to {'+'.join(map(str, self.padded))}"
+        return f"dimension {self.dim} by {self.ranks}: {widths}{padded}"
+
+    @property
+    def ranks(self) -> int:
+        """How many share the tensor."""
+        return len(self.widths[0])
+
+    @property
+    def _own(self) -> tuple[int, ...]:
+        return tuple(map(sum, zip(*self.widths, strict=True)))
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Of each rank's slice in `dim`, padding included."""
+        return self._own if self.padded is None else self.padded
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """What each rank has."""
+        return _slices(self)
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Raises CheckpointError unless it is a slicing of tensors of this shape."""
+        if self.dim >= len(shape) or sum(self._own) != shape[self.dim]:
+            raise CheckpointError(f"{self} is not a slicing of a tensor of shape {list(shape)}")
+
+    def shape(self, shape: Sequence[int], rank: int) -> tuple[int, ...]:
+        """Of that rank's slice of a tensor of `shape`."""
+        return (*shape[: self.dim], self.extents[rank], *shape[self.dim + 1 :])
+
+    def patches(self, shape: Sequence[int], start: int, stop: int) -> Iterator[Patch]:
+        """Where the run `[start, stop)` (elements) of the whole tensor lies in slices: each of its elements in one patch.
+
+        A run is a part of a first row, whole rows, and a part of a last row, a row being all of dimension `dim` and those behind it.
+        """
+        row = math.prod(shape[self.dim :])
+        if start >= stop:
+            return
+        (first, low), (last, high) = divmod(start, row), divmod(stop, row)
+        if first == last:
+            yield from self._rows(shape, first, 1, low, high)
+            return
+        if low:
+            yield from self._rows(shape, first, 1, low, row)
+            first += 1
+        if first < last:
+            yield from self._rows(shape, first, last - first, 0, row)
+        if high:
+            yield from self._rows(shape, last, 1, 0, high)
+
+    def _rows(self, shape: Sequence[int], first: int, rows: int, low: int, high: int) -> Iterator[Patch]:
+        """Of `rows` rows, elements `[low, high)` of each. What one rank has of an interval is an interval of its slice."""
+        inner = math.prod(shape[self.dim + 1 :])
+        row = shape[self.dim] * inner
+        for rank, own in enumerate(self.slices):
+            stride = self.extents[rank] * inner
+            at, position, pieces = 0, first * stride, []
+            for cut in own.cuts:
+                start, stop = max(low, cut[0] * inner), min(high, cut[1] * inner)
+                if start < stop:
+                    at = at if pieces else position + start - cut[0] * inner
+                    pieces.append((first * row + start, stop - start))
+                position += (cut[1] - cut[0]) * inner
+            if pieces:
+                yield Patch(rank=rank, rows=rows, at=at, stride=stride, pieces=tuple(pieces), pitch=row)
+
+    def padding(self, shape: Sequence[int], rank: int) -> Iterator[Cut]:
+        """Runs (elements) of that rank's slice that hold no element of the tensor, but zeros."""
+        inner = math.prod(shape[self.dim + 1 :])
+        extent, own = self.extents[rank] * inner, self._own[rank] * inner
+        if own < extent:
+            for row in range(math.prod(shape[: self.dim])):
+                yield row * extent + own, (row + 1) * extent
+
+
+@lru_cache(maxsize=4096)
+def _slices(slicing: Slicing) -> tuple[Slice, ...]:
+    padded = slicing.padded or (None,) * slicing.ranks
+    return tuple(fused_slice(slicing.dim, slicing.widths, rank, extent) for rank, extent in enumerate(padded))
 
 
 def read_slice(source: Source, name: str, state: str, wanted: Slice) -> torch.Tensor:

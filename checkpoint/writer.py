@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from checkpoint.blocks import BLOCK_BYTES, contributions
-from checkpoint.plan import FilePlan, Place
+from checkpoint.plan import FilePlan, Place, Stored
+from checkpoint.sliced import scatter
 from checkpoint.store import Store, Writable
 from elastic.errors import CheckpointError
 
@@ -107,20 +108,27 @@ def chunks(plan: FilePlan, runs: Iterable[Run]) -> Iterator[tuple[str, int, np.n
     """
     for name, state, start, tensor in runs:
         place = plan.places.get((name, state))
+        if place is None:
+            raise CheckpointError(f"{name!r}, {state!r} is not in the plan of files")
         _check_run(name, state, start, tensor, place)
-        if place is None or not tensor.numel():
+        if not tensor.numel():
             continue
-        memory = as_bytes(tensor)
-        offset = place.offset + start * place.itemsize
-        while memory.size:
-            size = min(memory.size, _CHUNK_BYTES - offset % _CHUNK_BYTES)
-            yield place.file, offset, memory[:size]
-            memory, offset = memory[size:], offset + size
+        for file, offset, memory in _placed(place, start, tensor):
+            while memory.size:
+                size = min(memory.size, _CHUNK_BYTES - offset % _CHUNK_BYTES)
+                yield file, offset, memory[:size]
+                memory, offset = memory[size:], offset + size
 
 
-def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: Place | None) -> None:
-    if place is None:
-        raise CheckpointError(f"{name!r}, {state!r} is not in the plan of files")
+def _placed(place: Stored, start: int, tensor: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
+    """`(file, offset, memory)` of a run: one, or those of the slices that have a part in it."""
+    if isinstance(place, Place):
+        yield place.file, place.offset + start * place.itemsize, as_bytes(tensor)
+    else:
+        yield from scatter(place, start, tensor)
+
+
+def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: Stored) -> None:
     if str(tensor.dtype) != f"torch.{place.spec.dtype}":
         raise CheckpointError(f"{name!r}, {state!r} is {tensor.dtype}, and was announced as {place.spec.dtype}")
     if start < 0 or start + tensor.numel() > place.elements:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from checkpoint.convert.optimizer import Order
 from checkpoint.convert.output import Progress
+from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
 
@@ -19,7 +20,8 @@ class Format:
     """One format. Values of `recognise`, `opens` and `writes` are `module:function`; None: there is no such thing.
 
     recognise(path) -> why it is one, or None. opens(path, trust_pickle=, order=) -> Source, with only those options that are in `options`.
-    writes(source, path, max_memory=, progress=). weights_only: optimizer states, groups and extra values have no place in it.
+    writes(source, path, max_memory=, progress=, and slicings= if `slices`). weights_only: optimizer states, groups and extra values
+    have no place in it.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Format:
     writes: str | None = None
     options: frozenset[str] = frozenset()
     weights_only: bool = False
+    slices: bool = False
     looks: str = ""
 
 
@@ -42,6 +45,7 @@ FORMATS = {
             recognise=f"{_HERE}.ours:recognise",
             opens=f"{_HERE}.ours:open_elastic",
             writes=f"{_HERE}.ours:write_elastic",
+            slices=True,
             looks="manifest.json, or step-*/manifest.json",
         ),
         Format(
@@ -122,12 +126,26 @@ def open_source(path: Path, name: str, *, trust_pickle: bool = False, order: Ord
     return function(entry.opens, f"read {name}")(path, **{key: value for key, value in options.items() if key in entry.options})
 
 
-def write_target(source: Source, path: Path, name: str, *, max_memory: int, progress: Progress) -> None:
-    """Writes a source in a format; `max_memory` in bytes. Raises CheckpointError, and leaves nothing at `path` then."""
+def write_target(
+    source: Source,
+    path: Path,
+    name: str,
+    *,
+    max_memory: int,
+    progress: Progress,
+    slicings: Mapping[tuple[str, str], Slicing] | None = None,
+) -> None:
+    """Writes a source in a format; `max_memory` in bytes. Raises CheckpointError, and leaves nothing at `path` then.
+
+    `slicings`, by name and state: what is kept as slices, in a format that has a place for such.
+    """
     entry = format_of(name)
     if entry.writes is None:
         raise CheckpointError(f"{name} is read, not written; targets are {', '.join(TARGETS)}")
-    function(entry.writes, f"write {name}")(source, path, max_memory=max_memory, progress=progress)
+    if slicings and not entry.slices:
+        raise CheckpointError(f"{name} has no place for slices")
+    options = {"slicings": slicings} if slicings else {}
+    function(entry.writes, f"write {name}")(source, path, max_memory=max_memory, progress=progress, **options)
 
 
 def kept(name: str, state: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from checkpoint.convert.nested import Leaf
 from checkpoint.convert.output import Progress, Reading, run_bytes, silent
+from checkpoint.slices import Slicing
 from checkpoint.state import Source
 from elastic.errors import CheckpointError
 
@@ -47,8 +48,15 @@ def open_elastic(path: Path) -> Source:
     return source
 
 
-def write_elastic(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
-    """Saves into a directory, under the step of the source (0 if it does not say); `max_memory` in bytes."""
+def write_elastic(
+    source: Source,
+    path: Path,
+    *,
+    max_memory: int = 1 << 30,
+    progress: Progress = silent,
+    slicings: Mapping[tuple[str, str], Slicing] | None = None,
+) -> None:
+    """Saves into a directory, under the step of the source (0 if it does not say); `max_memory` in bytes. `slicings`: by name and state."""
     reading = Reading(source=source, limit=run_bytes(max_memory // IN_FLIGHT), progress=progress)
 
     def runs() -> Iterator[tuple[str, str, int, torch.Tensor]]:
@@ -60,7 +68,8 @@ def write_elastic(source: Source, path: Path, *, max_memory: int = 1 << 30, prog
                     at += flat.numel()
 
     path.mkdir(parents=True, exist_ok=True)
-    _module("commit").save(_module("store").LocalStore(path), source.contents, runs(), step=source.contents.step or 0)
+    store, step = _module("store").LocalStore(path), source.contents.step or 0
+    _module("commit").save(store, source.contents, runs(), step=step, slicings=slicings or {})
 
 
 def garbage(path: Path, *, older_than_s: float, now: float) -> list[str]:

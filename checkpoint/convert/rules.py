@@ -1,11 +1,12 @@
 """Rules that a user states: other names, splits and merges along a dimension, what to leave out. Nothing is inferred from shapes.
 
-A rules file is TOML:
+A rules file is TOML, or the same as JSON:
 
     drop = ["regex of names", ...]                            # tensors; and keys of extra values
     [[rename]]  exact = "a.weight"  to = "b.weight"           # or regex = 'h\\.(\\d+)\\.(.*)'  to = 'layers.\\1.\\2'
     [[split]]   name = "qkv.weight"  dim = 0  widths = [64, 16, 16]  to = ["q.weight", "k.weight", ""]      # "" leaves that part out
     [[merge]]   names = ["q.weight", "k.weight"]  dim = 0  to = "qk.weight"
+    [[slice]]   regex = 'h\\.(\\d+)\\.up'  dim = 0             # kept as tensor-parallel slices; see slice_rules.py
     [optimizer] groups = ["regex of the first group's names", ...]        # where the file numbers parameters;
     [optimizer] names = [["first of the first group", ...], ...]          # or all of them, in the optimizer's order
 
@@ -14,6 +15,7 @@ Splits and merges are of names after renaming.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -22,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.convert.optimizer import Order
+from checkpoint.convert.patterns import compiled
+from checkpoint.convert.slice_rules import SliceRule, parse_slice_rule
 from elastic.errors import CheckpointError
 
 if sys.version_info >= (3, 11):
@@ -93,6 +97,7 @@ class Rules:
     renames: tuple[Rename, ...] = ()
     splits: tuple[Split, ...] = ()
     merges: tuple[Merge, ...] = ()
+    slices: tuple[SliceRule, ...] = ()
     order: Order = field(default_factory=Order)
 
     def __post_init__(self) -> None:
@@ -109,14 +114,6 @@ class Rules:
             if (new := rule.apply(name)) is not None:
                 return new
         return name
-
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """CheckpointError if it is no regular expression."""
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise CheckpointError(f"a rule has the regular expression {pattern!r}: {error}") from error
 
 
 def _rename(entry: Mapping[str, Any]) -> Rename:
@@ -136,26 +133,33 @@ def _order(entry: Mapping[str, Any]) -> Order:
 
 def parse_rules(data: Mapping[str, Any]) -> Rules:
     """Rules of a parsed file. Raises CheckpointError naming what is unknown."""
-    unknown = set(data) - {"drop", "rename", "split", "merge", "optimizer"}
+    unknown = set(data) - {"drop", "rename", "split", "merge", "slice", "optimizer"}
     if unknown:
-        raise CheckpointError(f"unknown rule {min(unknown)!r}; there are drop, rename, split, merge and optimizer")
+        raise CheckpointError(f"unknown rule {min(unknown)!r}; there are drop, rename, split, merge, slice and optimizer")
     try:
         return Rules(
             drop=tuple(data.get("drop", ())),
             renames=tuple(_rename(entry) for entry in data.get("rename", ())),
             splits=tuple(Split(**{**entry, "widths": tuple(entry["widths"]), "to": tuple(entry["to"])}) for entry in data.get("split", ())),
             merges=tuple(Merge(**{**entry, "names": tuple(entry["names"])}) for entry in data.get("merge", ())),
+            slices=tuple(parse_slice_rule(entry) for entry in data.get("slice", ())),
             order=_order(data.get("optimizer", {})),
         )
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(f"a rule lacks something, or has too much: {error}") from error
 
 
 def load_rules(path: Path) -> Rules:
     """Reads a rules file. Raises CheckpointError."""
     try:
-        return parse_rules(tomllib.loads(path.read_text()))
+        text = path.read_text()
+        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is no JSON: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is no TOML: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: rules are a table by kind of rule")
+    return parse_rules(data)

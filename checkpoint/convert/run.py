@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from checkpoint.convert.formats import TARGETS, format_of, kept, open_source, wr
 from checkpoint.convert.output import Progress, refuse_existing, run_bytes, silent
 from checkpoint.convert.ruled import Ruled
 from checkpoint.convert.rules import Rules
+from checkpoint.convert.slice_rules import slicings_of
 from checkpoint.convert.stored import itemsize
+from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents, Source, Spec
 from elastic.errors import CheckpointError
 
@@ -24,7 +26,10 @@ LEAST_MEMORY = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to convert. `max_memory`: bytes of values that may be in memory at a time."""
+    """What to convert. `max_memory`: bytes of values that may be in memory at a time.
+
+    `tensor_parallel`: the ranks whose slices the target keeps, by the rules for slices; 1: everything whole.
+    """
 
     source: Path
     target: Path
@@ -33,12 +38,25 @@ class Request:
     rules: Rules = field(default_factory=Rules)
     trust_pickle: bool = False
     verify: bool = True
+    tensor_parallel: int | None = None
 
     def __post_init__(self) -> None:
         if self.to not in TARGETS:
             raise CheckpointError(f"there is no target format {self.to!r}; there are {', '.join(TARGETS)}")
         if self.max_memory < LEAST_MEMORY:
             raise CheckpointError(f"max_memory is {self.max_memory} bytes; at least {LEAST_MEMORY} are needed")
+        self._check_slices()
+
+    def _check_slices(self) -> None:
+        ranks, slices = self.tensor_parallel, format_of(self.to).slices
+        if ranks is not None and ranks < 1:
+            raise CheckpointError(f"tensor_parallel is {ranks}; it is a number of ranks")
+        if ranks is not None and ranks > 1 and not slices:
+            raise CheckpointError(f"{self.to} has no place for slices; tensor_parallel is for our own format")
+        if ranks is not None and ranks > 1 and not self.rules.slices:
+            raise CheckpointError(f"tensor_parallel is {ranks}, and no rule says which tensors are sliced, and how: state [[slice]] rules")
+        if ranks is None and slices and self.rules.slices:
+            raise CheckpointError("there are rules for slices, and not for how many ranks: say tensor_parallel, 1 to keep everything whole")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +80,7 @@ class Outline:
     detected: Detected
     tensors: tuple[Planned, ...]
     left_out: tuple[str, ...]
+    slicings: Mapping[tuple[str, str], Slicing] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -79,8 +98,9 @@ def _left_out(contents: Contents, to: str) -> tuple[str, ...]:
     return tuple(text for count, text in facts if count)
 
 
-def outline(contents: Contents, detected: Detected, to: str) -> Outline:
-    """What would be written. Raises CheckpointError where nothing would."""
+def outline(contents: Contents, detected: Detected, request: Request) -> Outline:
+    """What would be written. Raises CheckpointError where nothing would, or where rules for slices do not fit."""
+    to = request.to
     planned = tuple(
         Planned(name=name, state=state, spec=spec)
         for name, states in contents.tensors.items()
@@ -89,7 +109,8 @@ def outline(contents: Contents, detected: Detected, to: str) -> Outline:
     )
     if not planned:
         raise CheckpointError(f"there is no tensor in it that {to} has a place for")
-    return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to))
+    slicings = slicings_of(contents, request.rules.slices, request.tensor_parallel or 1)
+    return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to), slicings=slicings)
 
 
 def open_any(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
@@ -109,7 +130,7 @@ def plan(request: Request) -> Outline:
     """What `convert` would write, without writing."""
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
     try:
-        return outline(source.contents, detected, request.to)
+        return outline(source.contents, detected, request)
     finally:
         source.close()
 
@@ -125,10 +146,10 @@ def convert(
         refuse_existing(request.target)
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
     try:
-        planned = outline(source.contents, detected, request.to)
+        planned = outline(source.contents, detected, request)
         if told is not None:
             told(planned)
-        write_target(source, request.target, request.to, max_memory=request.max_memory, progress=progress)
+        write_target(source, request.target, request.to, max_memory=request.max_memory, progress=progress, slicings=planned.slicings)
         if request.verify:
             _verify(source, request, checking)
     finally:

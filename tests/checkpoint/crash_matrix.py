@@ -4,7 +4,8 @@
 
 The save is of step 12, by two workers whose runs meet inside blocks, into a directory that holds steps 10 and 11; then step 10 is
 removed by the policy "last two". After each fault the newest checkpoint must be 11 or 12, bit for bit (12, once the save had returned); and
-a save of step 13 and a clean-up in the same directory must work. Exits with 0 only if every cell holds.
+a save of step 13 and a clean-up in the same directory must work. Once for whole tensors, and once for some that are kept as padded slices.
+Exits with 0 only if every cell holds.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from checkpoint.commit import abandon, begin, commit, save, write_runs
 from checkpoint.directory import collect, newest, temporary
-from checkpoint.plan import plan_files
+from checkpoint.plan import Key, plan_files
 from checkpoint.retention import KeepLast, retire
+from checkpoint.slices import Slicing
 from checkpoint.store import LocalStore
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
@@ -34,14 +36,17 @@ OLD, NEW = 11, 12
 _SHAPES = {"embed.weight": (70, 1000), "norm": (129,)}
 _VALUES = {step: values_at(step, _SHAPES) for step in (10, OLD, NEW, 13)}
 _CUT = 33_000
+Slicings = Mapping[Key, Slicing]
+WHOLE: Slicings = {}
+SLICED: Slicings = {("embed.weight", state): Slicing(dim=0, widths=((40, 30),), padded=(40, 40)) for state in ("param", "exp_avg")}
 _VARIANTS: tuple[Variant, ...] = ("least", "entries", "data", "some")
 Table = dict[tuple[str, str], Counter[str]]
 
 
-def the_save(store: LocalStore) -> None:
+def the_save(store: LocalStore, slicings: Slicings) -> None:
     """What is broken. Raises CheckpointError."""
     values = _VALUES[NEW]
-    plan = plan_files(contents_of(values), max_file_bytes=200_000)
+    plan = plan_files(contents_of(values), 200_000, slicings)
     ticket = begin(store, plan, step=NEW)
     parts = ([], [])
     for name, state, _, tensor in whole_runs(values):
@@ -93,11 +98,11 @@ def _loaded(store: LocalStore) -> int | None:
     return step if same else -step
 
 
-def calls_of_a_save(start: Path, scratch: Path) -> list[Call]:
+def calls_of_a_save(start: Path, scratch: Path, slicings: Slicings) -> list[Call]:
     """Of one that nothing breaks."""
     root = _copy(start, scratch)
     recorder = Recorder()
-    the_save(LocalStore(root, calls=recorder))
+    the_save(LocalStore(root, calls=recorder), slicings)
     return recorder.calls
 
 
@@ -107,19 +112,19 @@ def _copy(start: Path, scratch: Path) -> Path:
     return scratch
 
 
-def killed(start: Path, scratch: Path, number: int, fault: Callable[[Call], None]) -> str:
+def killed(start: Path, scratch: Path, slicings: Slicings, number: int, fault: Callable[[Call], None]) -> str:
     """SIGKILL at that call, in a process of its own."""
     root = _copy(start, scratch)
-    ended = in_child(lambda: the_save(LocalStore(root, calls=Recorder(at=number, fault=fault))))
+    ended = in_child(lambda: the_save(LocalStore(root, calls=Recorder(at=number, fault=fault)), slicings))
     return outcome(root) if ended == -signal.SIGKILL else f"BAD: the fault did not happen ({ended})"
 
 
-def failed(start: Path, scratch: Path, number: int, code: int) -> str:
+def failed(start: Path, scratch: Path, slicings: Slicings, number: int, code: int) -> str:
     """That call fails; the saver must say so, or go on unharmed."""
     root = _copy(start, scratch)
     recorder = Recorder(at=number, fault=failing(code))
     try:
-        the_save(LocalStore(root, calls=recorder))
+        the_save(LocalStore(root, calls=recorder), slicings)
         said = False
     except CheckpointError:
         said = True
@@ -139,17 +144,17 @@ def power_lost(start: Path, scratch: Path, calls: list[Call], number: int, varia
     return outcome(scratch, must_be_new=number == len(calls))
 
 
-def cells(work: Path) -> Iterator[tuple[str, str, str]]:
+def cells(work: Path, slicings: Slicings) -> Iterator[tuple[str, str, str]]:
     """`(kind of call, fault, outcome)` of every cell."""
     start, scratch = work / "start", work / "scratch"
     prepared(start)
-    calls = calls_of_a_save(start, work / "recorded")
+    calls = calls_of_a_save(start, work / "recorded", slicings)
     for number, call in enumerate(calls):
-        yield call.kind, "SIGKILL", killed(start, scratch, number, kill)
+        yield call.kind, "SIGKILL", killed(start, scratch, slicings, number, kill)
         if call.kind == "pwrite":
-            yield call.kind, "SIGKILL, torn", killed(start, scratch, number, kill_torn)
+            yield call.kind, "SIGKILL, torn", killed(start, scratch, slicings, number, kill_torn)
         for code in (errno.ENOSPC, errno.EIO, errno.EROFS):
-            yield call.kind, errno.errorcode[code], failed(start, scratch, number, code)
+            yield call.kind, errno.errorcode[code], failed(start, scratch, slicings, number, code)
         for variant in _VARIANTS:
             yield call.kind, f"power: {variant}", power_lost(start, scratch, calls, number, variant)
     for variant in _VARIANTS:
@@ -175,12 +180,15 @@ def _cell(counts: Counter[str]) -> str:
 
 def main() -> int:
     logging.disable(logging.WARNING)
-    table: Table = {}
-    with tempfile.TemporaryDirectory(prefix="crash-matrix-") as directory:
-        for kind, fault, result in cells(Path(directory)):
-            table.setdefault((kind, fault), Counter())[result] += 1
-    show(table)
-    bad = [f"{kind}, {fault}: {result}" for (kind, fault), counts in table.items() for result in counts if result.startswith("BAD")]
+    bad: list[str] = []
+    for title, slicings in (("whole tensors", WHOLE), ("slices", SLICED)):
+        table: Table = {}
+        with tempfile.TemporaryDirectory(prefix="crash-matrix-") as directory:
+            for kind, fault, result in cells(Path(directory), slicings):
+                table.setdefault((kind, fault), Counter())[result] += 1
+        print(title)
+        show(table)
+        bad += [f"{title}: {kind}, {fault}: {each}" for (kind, fault), found in table.items() for each in found if each.startswith("BAD")]
     print("\n".join(bad[:40]) or "every cell holds")
     return 1 if bad else 0
 

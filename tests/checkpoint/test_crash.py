@@ -26,7 +26,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def calls(work: Path) -> list[Call]:
-    return matrix.calls_of_a_save(work / "start", work / "recorded")
+    return matrix.calls_of_a_save(work / "start", work / "recorded", matrix.WHOLE)
 
 
 def test_a_whole_save_is_recorded(calls: list[Call]) -> None:
@@ -37,9 +37,22 @@ def test_a_whole_save_is_recorded(calls: list[Call]) -> None:
 @pytest.mark.parametrize("kind", ["mkdir", "posix_fallocate", "pwrite", "fsync", "rename", "replace", "rmdir"])
 def test_every_fault_at_one_call_of_each_kind(work: Path, calls: list[Call], kind: str) -> None:
     number = next(number for number, call in enumerate(calls) if call.kind == kind)
+    every_fault(work, calls, number, matrix.WHOLE)
+
+
+def test_every_fault_while_slices_are_written(work: Path) -> None:
+    """At the last write of a slice, and at the rename, when all is written, padding included."""
+    calls = matrix.calls_of_a_save(work / "start", work / "recorded", matrix.SLICED)
+    made = [str(call.arguments[0]) for call in calls if call.kind == "open"]
+    assert any("model-tp1-" in name for name in made)
+    for kind in ("pwrite", "rename"):
+        every_fault(work, calls, max(number for number, call in enumerate(calls) if call.kind == kind), matrix.SLICED)
+
+
+def every_fault(work: Path, calls: list[Call], number: int, slicings: matrix.Slicings) -> None:
     start, scratch = work / "start", work / "scratch"
-    assert matrix.killed(start, scratch, number, kill) in ("old", "new")
-    assert matrix.failed(start, scratch, number, errno.ENOSPC) in ("old", "new")
+    assert matrix.killed(start, scratch, slicings, number, kill) in ("old", "new")
+    assert matrix.failed(start, scratch, slicings, number, errno.ENOSPC) in ("old", "new")
     for variant in matrix._VARIANTS:
         assert matrix.power_lost(start, scratch, calls, number, variant) in ("old", "new")
 
@@ -58,7 +71,7 @@ def test_a_save_without_fsync_would_be_noticed(work: Path, calls: list[Call], le
 
 
 def test_the_kill_really_happens(work: Path) -> None:
-    assert in_child(lambda: matrix.the_save(LocalStore(work / "start", calls=Recorder(at=0, fault=kill)))) == -signal.SIGKILL
+    assert in_child(lambda: matrix.the_save(LocalStore(work / "start", calls=Recorder(at=0, fault=kill)), matrix.WHOLE)) == -signal.SIGKILL
 
 
 def test_a_full_disk_is_found_before_anything_is_written(tmp_path: Path) -> None:

@@ -136,8 +136,8 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def test_a_future_version_is_refused_and_not_passed_over(copy: Path) -> None:
-    rewrite(copy / "step-00000012" / MANIFEST, lambda body: body.update(version=2))
-    with pytest.raises(FutureVersion, match=r"12/manifest.json: format version 2, and this program reads up to 1"):
+    rewrite(copy / "step-00000012" / MANIFEST, lambda body: body.update(version=3))
+    with pytest.raises(FutureVersion, match=r"12/manifest.json: format version 3, and this program reads up to 2"):
         newest(LocalStore(copy))
 
 
