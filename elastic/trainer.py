@@ -314,6 +314,7 @@ class Trainer:
             "owned_parameter_bytes": sum(interval.elements * self._model.dtype(layer).itemsize for layer, interval in owned),
             "optimizer_bytes": self._optimizer.state_bytes,
             "spare_bytes": engine.spares.bytes,
+            "save_stalls_s": [] if self._checkpoints is None else self._checkpoints.stalls,
             "replica_bytes": engine.replicator.state_bytes,
             "replica_update_bytes": engine.replicator.update_bytes,
             "micro_batches": {str(engine.executor.pipe.stage): engine.executor.micro_batches_run},
