@@ -1,7 +1,8 @@
 """What saves cost a training that goes on: a job with AdamW, with saves and without, and a `torch.save` of as many bytes. One JSON object.
 
-    stall       seconds that a save stops a worker's training thread, waiting for the other workers included, as the Trainer measures them.
-                They contain a copy of what the worker owns that is made for each step anyway, for the case of a failure
+    stall       seconds that a save stops a worker's training thread, waiting for the other workers included, as the Trainer measures them
+    snapshot    those of them in which what the worker owns is copied aside: this is done before each step, for the case of a failure, and
+                the step behind the save need not do it
     steps       median seconds of a step: of a job without saves; of one with, while a save is under way, and the others of it
 
 Both jobs take turns, on one disk. On a machine whose cores are all computing, whatever the saving thread does (digest, copy into the
@@ -53,7 +54,7 @@ def train(job: elastic.Job, layers: int, steps: int, directory: str | None, ever
     return {
         "seconds": [after - before for before, after in itertools.pairwise(ends)],
         "saving": saving[1:],
-        "stalls": [stall for worker in workers for stall in worker["save_stalls_s"]],
+        "stalls": [stall for worker in workers for stall in worker["save_stalls"]],
         "spare_bytes": sum(worker["spare_bytes"] for worker in workers),
     }
 
@@ -77,7 +78,7 @@ def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     plain: list[float] = []
     quiet: list[float] = []
     busy: list[float] = []
-    stalls: list[float] = []
+    stalls: list[list[float]] = []
     torch_s: list[float] = []
     spares = {}
     for number in range(options.rounds):
@@ -89,14 +90,17 @@ def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
                 (plain if directory is None else busy if saving else quiet).append(seconds)
             stalls += found["stalls"]
         torch_s.append(torch_save_s(options.megabytes, root))
-    stall, torch_median = statistics.median(stalls), statistics.median(torch_s)
+    beyond = [whole - snapshot for whole, snapshot in stalls]
+    torch_median = statistics.median(torch_s)
     return {
         "bytes": layers * 12 * _WIDTH * _WIDTH,
         "workers": options.workers,
         "saves": len(stalls) // options.workers,
-        "stall_s": {"median": stall, "largest": max(stalls)},
+        "stall_s": {"median": statistics.median(whole for whole, _ in stalls), "largest": max(whole for whole, _ in stalls)},
+        "snapshot_s": statistics.median(snapshot for _, snapshot in stalls),
+        "beyond_snapshot_s": {"median": statistics.median(beyond), "largest": max(beyond)},
         "torch_save_s": torch_median,
-        "stall_to_torch_save": stall / torch_median,
+        "beyond_snapshot_to_torch_save": statistics.median(beyond) / torch_median,
         "step_s": {name: statistics.median(each) if each else None for name, each in (("plain", plain), ("busy", busy), ("quiet", quiet))},
         "step_s_mean": {"plain": statistics.mean(plain), "saving": statistics.mean([*quiet, *busy])},
         "steps": {"plain": len(plain), "busy": len(busy), "quiet": len(quiet)},

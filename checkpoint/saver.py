@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from checkpoint.commit import TEMPORARY, Ticket, abandon, begin, commit, read_latest, retry_name, write_runs
+from checkpoint.commit import TEMPORARY, TOKEN, Ticket, abandon, begin, commit, join, read_latest, retry_name, write_runs
 from checkpoint.plan import FilePlan, plan_files
 from checkpoint.state import Contents
 from checkpoint.store import Store
@@ -25,7 +25,7 @@ from checkpoint.writer import PartReceipt, Run
 from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
-_LOOK_S, _PATIENCE_S = 0.005, 20.0
+_PATIENCE_S = 20.0
 
 
 def newest_epoch(store: Store) -> int:
@@ -91,7 +91,9 @@ class Saver:
         step, epoch = save.key
         try:
             save.ticket = begin(self._store, save.plan, step=step, epoch=epoch) if self._coordinates(save) else self._find(save)
-            save.receipt = write_runs(save.plan, self._store, save.ticket, runs, threads=1)
+            receipt = write_runs(save.plan, self._store, save.ticket, runs, threads=1)
+            self._join(save, save.ticket)
+            save.receipt = receipt
         except CheckpointError as error:
             _log.warning("step %d is not saved: %s", step, error)
         finally:
@@ -114,7 +116,7 @@ class Saver:
                 token = name.removeprefix(prefix)
                 if token != name and self._complete(name, save.plan):
                     return Ticket(step=step, epoch=epoch, attempt=0, token=token, directory=name, fingerprint=save.plan.fingerprint)
-            time.sleep(_LOOK_S)
+            time.sleep(self._store.look_s)
         if save.dropped:
             raise CheckpointError("it was given up")
         raise CheckpointError(
@@ -123,8 +125,18 @@ class Saver:
         )
 
     def _complete(self, name: str, plan: FilePlan) -> bool:
-        """The coordinator makes the files one after the other."""
+        """The coordinator makes the token, and then the files one after the other, where they are not made of parts."""
+        if not self._store.shared_writes:
+            return self._store.size(f"{name}/{TOKEN}") is not None
         return all(self._store.size(f"{name}/{file.name}") == file.size for file in plan.files)
+
+    def _join(self, save: _Save, ticket: Ticket) -> None:
+        """The files that this member has to make of everybody's parts."""
+        place = save.members.index(self._worker)
+        while not join(save.plan, self._store, ticket, place, len(save.members)):
+            time.sleep(self._store.look_s)
+            if save.dropped or self._store.size(f"{ticket.directory}/{TOKEN}") is None:
+                raise CheckpointError("it was given up")
 
     def receipt(self) -> dict[str, Any] | None:
         """What the coordinator has to get when this worker's writing is over: its receipt, once; that is None if writing failed."""

@@ -9,11 +9,12 @@ import warnings
 from typing import Any
 
 from checkpoint.directory import collect, newest
+from checkpoint.objects import open_store
 from checkpoint.reader import ElasticSource
 from checkpoint.retention import KeepLast, retire
 from checkpoint.saver import Saver, newest_epoch
 from checkpoint.state import PARAM, Group, Spec
-from checkpoint.store import LocalStore, Store
+from checkpoint.store import Store
 from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
 from elastic.engine.zero import ShardedOptimizer
@@ -37,6 +38,9 @@ class Checkpoints:
 
     `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `settings` decide which
     samples a step has. Raises TrainerError, CheckpointError.
+
+    `stalls`: of each save but the last, the seconds that it stopped this worker, and those of them that went into the spare, which the
+    next step does not have to make then.
     """
 
     def __init__(
@@ -53,12 +57,12 @@ class Checkpoints:
             raise TrainerError(f"every={every}: save after each that many steps, at least 1")
         self._job, self._model, self._optimizer, self._settings = job, model, optimizer, settings
         self._policies = [] if keep is None else [KeepLast(keep)]
-        self._store, self._every = LocalStore(directory), every
+        self._store, self._every = open_store(directory), every
         self._source: ElasticSource | None = newest(self._store)
         self._saver: Saver | None = None
         self._base: int | None = None
         self._epoch = 0
-        self.stalls: list[float] = []  # seconds that each save stopped this worker, but for the last one, behind which it does nothing else
+        self.stalls: list[tuple[float, float]] = []
 
     @property
     def origin(self) -> str | None:
@@ -142,13 +146,14 @@ class Checkpoints:
                 _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
             return
         self._epoch = engine.view.epoch
-        self._start(step, engine, told, history, last=last)
+        copying = self._start(step, engine, told, history, last=last)
         if last:
             self._finish(survivor, engine)
         else:
-            self.stalls.append(time.perf_counter() - began)
+            self.stalls.append((time.perf_counter() - began, copying))
 
-    def _start(self, step: int, engine: Engine, told: list[Share], history: History, *, last: bool) -> None:
+    def _start(self, step: int, engine: Engine, told: list[Share], history: History, *, last: bool) -> float:
+        """Seconds that copying took."""
         assert self._saver is not None
         view, model = engine.view, self._model
         buffers = dict(persistent_buffers(model.root))
@@ -170,13 +175,16 @@ class Checkpoints:
             extra={_EXTRA: extra},
         )
         self._base = base_of(told)
+        began = time.perf_counter()
         shards, release = (engine.owned, _nothing) if last else engine.lend()  # behind the last step nothing changes any more
+        copying = time.perf_counter() - began
         own = [run for shard in shards for run in runs(*shard, model.spec)]
         if self._job.worker == view.coordinator:
             own += [Run(name, PARAM, 0, model.parameter(name).detach().reshape(-1)) for name in model.frozen]
             own += [Run(name, PARAM, 0, buffer.detach().clone().reshape(-1)) for name, buffer in buffers.items()]
         layout = {"summary": view.plan.summary}
         self._saver.start(contents, own, epoch=self._base + view.epoch, members=view.workers, layout=layout, release=release)
+        return copying
 
     def _finish(self, survivor: Survivor, engine: Engine) -> None:
         """What is under way is waited for; all members call it."""
