@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from checkpoint.background import AsyncSaver
 from checkpoint.commit import save
 from checkpoint.directory import newest
 from checkpoint.state import PARAM, Contents, Spec
@@ -106,25 +105,11 @@ class Sides:
         else:
             path.unlink(missing_ok=True)
 
-    def stall(self, saver: AsyncSaver) -> float:
-        """Seconds that an asynchronous save stops training."""
-        self.forget("ours")
-        began = time.perf_counter()
-        saver.save("step 1", self._runs, lambda runs: save(LocalStore(self._root / "ours"), self._contents, runs, step=1))
-        stalled = time.perf_counter() - began
-        saver.wait()
-        return stalled
-
 
 def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def _copy(into: Iterable[torch.Tensor], values: Iterable[torch.Tensor]) -> None:
-    for target, value in zip(into, values, strict=True):
-        target.copy_(value)
 
 
 def measured(megabytes: int, rounds: int, root: Path) -> dict[str, object]:
@@ -133,16 +118,11 @@ def measured(megabytes: int, rounds: int, root: Path) -> dict[str, object]:
     sides = Sides(root, state)
     times: dict[str, list[float]] = {}
     names = ["plain", "ours", "dcp", "torch"]
-    saver = AsyncSaver()
-    sides.stall(saver)  # makes the buffer
-    into = [torch.zeros_like(tensor) for tensor in state.values()]
     for number in range(rounds):
         for name in names[number % 4 :] + names[: number % 4]:
             sides.forget(name)
             times.setdefault(f"{name}_save", []).append(_seconds(getattr(sides, f"{name}_save")))
             times.setdefault(f"{name}_load", []).append(_seconds(getattr(sides, f"{name}_load")))
-        times.setdefault("copy", []).append(_seconds(lambda: _copy(into, state.values())))
-        times.setdefault("async_stall", []).append(sides.stall(saver))
     loaded = sides.ours_load()
     if not all(torch.equal(loaded[key].view(tensor.shape), tensor) for key, tensor in state.items()):
         raise SystemExit("what was loaded is not what was saved")
@@ -156,9 +136,7 @@ def measured(megabytes: int, rounds: int, root: Path) -> dict[str, object]:
             "load_to_plain": medians["ours_load"] / medians["plain_load"],
             "save_to_dcp": medians["ours_save"] / medians["dcp_save"],
             "load_to_dcp": medians["ours_load"] / medians["dcp_load"],
-            "stall_to_torch_save": medians["async_stall"] / medians["torch_save"],
         },
-        "stall_beyond_copy_s": medians["async_stall"] - medians["copy"],
         "all_s": times,
     }
 

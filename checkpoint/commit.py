@@ -8,7 +8,8 @@
                            written and synced; directory synced; renamed to its final name; parent synced; then the hint `latest`
 
 A crash before the rename leaves a directory that no reader looks at; the rename is one step; after it everything is on disk already. A
-store without rename (objects) gets the final name from the start, and the manifest, written last, is the commit.
+store without rename (objects) gets the final name from the start, and the manifest, written last, is the commit. Where workers cannot write
+into one file, `join` makes the files of what they wrote, before the receipts are given.
 
 An evicted writer that wakes: it writes to its own directory, which either was committed (then its receipt had been given, so it had written
 all and writes no more) or never will be; its final name, if taken, is not taken again; `latest` never moves back.
@@ -32,7 +33,7 @@ from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode
 from checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFile, plan_files
 from checkpoint.slices import Slicing
 from checkpoint.state import Contents
-from checkpoint.store import Store, read_all
+from checkpoint.store import PART, Store, read_all
 from checkpoint.writer import PartReceipt, PartSums, Run, joined, write_part
 from elastic.errors import CheckpointError
 
@@ -120,6 +121,11 @@ def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[Run]
     return write_part(plan, store, ticket.directory, ticket.token, runs, threads)
 
 
+def join(plan: FilePlan, store: Store, ticket: Ticket, place: int = 0, workers: int = 1) -> bool:
+    """Makes those files that are given to the worker at `place`, where the store has only parts of them; False while some are missing."""
+    return all(store.join(f"{ticket.directory}/{file.name}", file.size) for file in plan.files[place::workers])
+
+
 def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[PartReceipt], *, layout: Any = None) -> str:
     """Makes it a checkpoint, and returns its name. `layout` is any JSON.
 
@@ -197,7 +203,11 @@ def abandon(store: Store, plan: FilePlan, ticket: Ticket) -> None:
     """Removes the ticket's directory, as far as the store lets it; what was committed stays."""
     if not store.renames and store.size(f"{ticket.directory}/{MANIFEST}") is not None:
         return
-    for name in [TOKEN, MANIFEST, *(file.name for file in plan.files)]:
+    names = [TOKEN, MANIFEST, *(file.name for file in plan.files)]
+    if not store.shared_writes:
+        with suppress(CheckpointError):
+            names += [name for name in store.names(ticket.directory) if name.startswith(PART)]
+    for name in names:
         with suppress(CheckpointError):
             store.remove(f"{ticket.directory}/{name}")
     with suppress(CheckpointError):
@@ -250,6 +260,7 @@ def save(
     ticket = begin(store, plan, step=step, epoch=epoch, attempt=attempt)
     try:
         receipt = write_runs(plan, store, ticket, runs, threads=threads)
+        join(plan, store, ticket)
         return commit(store, plan, ticket, [receipt], layout=layout)
     except CheckpointError:
         abandon(store, plan, ticket)

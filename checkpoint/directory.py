@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from checkpoint.commit import TEMPORARY, TOKEN
 from checkpoint.manifest import MANIFEST, FutureVersion
 from checkpoint.reader import ElasticSource
-from checkpoint.store import Store
+from checkpoint.store import PART, Store
 from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def collect(store: Store, *, older_than_s: float, now: float) -> list[str]:
         if max(touched, default=0.0) > now - older_than_s:
             continue
         for file in files:
-            if file in (TOKEN, MANIFEST) or file.endswith((".safetensors", ".safetensors.index.json")):
+            if file in (TOKEN, MANIFEST) or file.endswith((".safetensors", ".safetensors.index.json")) or file.startswith(PART):
                 store.remove(f"{name}/{file}")
         store.remove_directory(name)
         removed.append(name)

@@ -56,17 +56,29 @@ class ElasticSource:
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
         """The run `[start, stop)` of one tensor, in elements. Raises CheckpointError if it is not there, or damaged."""
+        place = self._run(name, state, start, stop)
+        values = torch.empty(stop - start, dtype=getattr(torch, place.spec.dtype))
+        self._fill_values(place, start, values)
+        return values
+
+    def read_into(self, name: str, state: str, start: int, values: torch.Tensor) -> None:
+        """As `read`, to where the values are wanted: flat contiguous host memory of the tensor's dtype. Damaged bytes may be there then."""
+        place = self._run(name, state, start, start + values.numel())
+        if str(values.dtype) != f"torch.{place.spec.dtype}" or not values.is_contiguous():
+            raise CheckpointError(f"{name!r}, {state!r} is {place.spec.dtype}; it cannot be read into {values.dtype}, {values.stride()}")
+        self._fill_values(place, start, values)
+
+    def _run(self, name: str, state: str, start: int, stop: int) -> Stored:
         place = self.place(name, state)
         if not 0 <= start <= stop <= place.elements:
             raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {stop}) of {place.elements} elements")
-        values = torch.empty(stop - start, dtype=getattr(torch, place.spec.dtype))
-        if start == stop:
-            return values
+        return place
+
+    def _fill_values(self, place: Stored, start: int, values: torch.Tensor) -> None:
         if isinstance(place, Sliced):
             gather(place, start, values, self._fill)
-        else:
-            self._fill(place.file, values.view(torch.uint8).numpy(), place.offset + start * place.itemsize)
-        return values
+        elif values.numel():
+            self._fill(place.file, values.detach().view(torch.uint8).numpy(), place.offset + start * place.itemsize)
 
     def place(self, name: str, state: str = PARAM) -> Stored:
         """Where a tensor lies, or the one that it is tied to."""
@@ -188,9 +200,9 @@ class ElasticSource:
             self._read_share(file, memory, start)
 
     def _read_share(self, file: str, memory: np.ndarray, start: int) -> None:
-        """In pieces that are still in the processor's cache when they are digested."""
-        for place in range(0, memory.size, _SHARE_BYTES):
-            piece = memory[place : place + _SHARE_BYTES]
+        """In pieces that the store likes to be asked for."""
+        for place in range(0, memory.size, self._store.read_bytes):
+            piece = memory[place : place + self._store.read_bytes]
             self._opened[file].read_into(piece, start + place)
             self._check(file, piece, start + place)
 

@@ -66,3 +66,11 @@ class Source(Protocol):
     def close(self) -> None:
         """Lets go of files."""
         ...
+
+
+class DirectSource(Source, Protocol):
+    """One that reads to where values are wanted, without a copy in between."""
+
+    def read_into(self, name: str, state: str, start: int, values: torch.Tensor) -> None:
+        """Fills flat contiguous host memory of the tensor's dtype with the run from `start` on. Raises CheckpointError as `read`."""
+        ...

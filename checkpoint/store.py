@@ -19,6 +19,9 @@ import numpy as np
 
 from elastic.errors import CheckpointError
 
+PART = ".part-"
+"""Begins the name of what one worker wrote of a file, where several cannot write into it."""
+
 
 class Writable(Protocol):
     """A file that is open for writing; its size was given when it was created."""
@@ -51,10 +54,16 @@ class Readable(Protocol):
 
 
 class Store(Protocol):
-    """A tree of files. `renames`: a directory can be renamed at once. `shared_writes`: several workers may write one file."""
+    """A tree of files.
+
+    renames: a directory can be renamed at once. shared_writes: several workers may write one file at its places; else what is written
+    are parts, of which `join` makes the file. look_s: seconds between two looks for what others make. read_bytes: of one good read.
+    """
 
     renames: bool
     shared_writes: bool
+    look_s: float
+    read_bytes: int
 
     def where(self, path: str) -> str:
         """How to name the path to a person."""
@@ -70,6 +79,10 @@ class Store(Protocol):
 
     def open_write(self, path: str) -> Writable:
         """Opens a created file."""
+        ...
+
+    def join(self, path: str, size: int) -> bool:
+        """Makes the file of the parts that were written and synced, if it is not there; False while some byte of it is missing."""
         ...
 
     def open_read(self, path: str) -> Readable:
@@ -139,6 +152,9 @@ class LocalStore:
 
     renames = True
     shared_writes = True
+    look_s = 0.005
+    read_bytes = 512 << 10
+    """Still in the processor's cache when they are digested."""
 
     def __init__(self, root: str | os.PathLike[str], *, calls: ModuleType | Any = os) -> None:
         self._root = Path(root).absolute()
@@ -191,6 +207,10 @@ class LocalStore:
         target = self._root / path
         with _named(target):
             return LocalWritable(self._os, self._os.open(target, os.O_WRONLY | os.O_CLOEXEC), target)
+
+    def join(self, path: str, size: int) -> bool:
+        """All parts are in the file already."""
+        return True
 
     def open_read(self, path: str) -> LocalReadable:
         target = self._root / path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
@@ -9,10 +10,12 @@ from contextlib import closing
 from typing import Any
 
 from checkpoint.directory import collect, newest
+from checkpoint.objects import open_store
 from checkpoint.reader import ElasticSource
 from checkpoint.retention import KeepLast, retire
+from checkpoint.saver import Saver, newest_epoch
 from checkpoint.state import PARAM, Group, Spec
-from checkpoint.store import LocalStore, Store
+from checkpoint.store import Store
 from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
 from elastic.engine.zero import ShardedOptimizer
@@ -23,11 +26,13 @@ from elastic.recovery.fallback import Restored
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.rung import Checkpoint
 from elastic.restore import Run, form, numbers, persistent_buffers, restored_state, runs
-from elastic.saving import Saver, Share, base_of, contents_of, hint, states_of
+from elastic.saving import Share, base_of, contents_of, states_of
 from elastic.survivor import Survivor
 from elastic.view import View
 
+_log = logging.getLogger(__name__)
 _EXTRA = "elastic"
+_ROUND_S = 0.5
 _DEAD_S = 3600.0  # a save in which nothing has changed for so long has no saver any more
 
 
@@ -36,6 +41,9 @@ class Checkpoints:
 
     `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `settings` decide which
     samples a step has. Raises TrainerError, CheckpointError.
+
+    `stalls`: of each save but the last, the seconds that it stopped this worker, and those of them that went into the spare, which the
+    next step does not have to make then.
     """
 
     def __init__(
@@ -52,10 +60,12 @@ class Checkpoints:
             raise TrainerError(f"every={every}: save after each that many steps, at least 1")
         self._job, self._model, self._optimizer, self._settings = job, model, optimizer, settings
         self._policies = [] if keep is None else [KeepLast(keep)]
-        self._store, self._every = LocalStore(directory), every
+        self._store, self._every = open_store(directory), every
         self._source: ElasticSource | None = newest(self._store)
         self._saver: Saver | None = None
+        self._base: int | None = None
         self._epoch = 0
+        self.stalls: list[tuple[float, float]] = []
 
     @property
     def origin(self) -> str | None:
@@ -112,7 +122,8 @@ class Checkpoints:
         if self._source is not None and not founder:
             self._source.close()
             self._source = None
-        self._saver = Saver(self._store, self._job.worker, founder=founder, retain=self._retain if self._policies else None)
+        self._saver = Saver(self._store, self._job.worker, retain=self._retain if self._policies else None)
+        self._base = newest_epoch(self._store) if founder else None
         if founder and self._job.worker == 0:
             collect(self._store, older_than_s=_DEAD_S, now=time.time())
 
@@ -140,24 +151,37 @@ class Checkpoints:
         """Saves the state behind `step`, if that is due. Every worker calls it once for each step that it hands out."""
         if self._saver is None or not (last or (self._every is not None and (step + 1) % self._every == 0)):
             return
+        began = time.perf_counter()
         saver, engine = self._saver, survivor.engine
         if last:
             self._finish(survivor, engine)
-        own = [run for shard in engine.owned for run in runs(*shard, self._model.spec)]
         scalars = {name: values for _, scalars in engine.owned for name, values in numbers(scalars).items()}
-        share = Share(states=states_of(own), numbers=scalars, busy=saver.busy, base=saver.base, hint=hint(self._store))
+        share = Share(
+            view=engine.view.epoch,
+            states=states_of([run for shard in engine.owned for run in runs(*shard, self._model.spec)]),
+            numbers=scalars,
+            busy=saver.busy,
+            base=self._base,
+            hint=newest_epoch(self._store) if self._base is None else self._base,
+        )
         told = [Share.from_json(each) for each in survivor.together(lambda: survivor.engine.gather(share.to_json()))]
-        if survivor.engine is not engine or history.step != step or any(each.busy for each in told):
-            return  # members were lost meanwhile, or the disk is slower than saves are due: the next one will do
+        if survivor.engine is not engine or history.step != step or any(each.view != engine.view.epoch for each in told):
+            return  # members were lost meanwhile: the next one will do
+        if any(each.busy for each in told):
+            if self._job.leader:
+                _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
+            return
         self._epoch = engine.view.epoch
-        self._start(step, engine, own, told, history)
+        copying = self._start(step, engine, told, history, last=last)
         if last:
             self._finish(survivor, engine)
+        else:
+            self.stalls.append((time.perf_counter() - began, copying))
 
-    def _start(self, step: int, engine: Engine, own: list[Run], told: list[Share], history: History) -> None:
+    def _start(self, step: int, engine: Engine, told: list[Share], history: History, *, last: bool) -> float:
+        """Seconds that copying took."""
         assert self._saver is not None
         view, model = engine.view, self._model
-        coordinates = self._job.worker == view.coordinator
         buffers = dict(persistent_buffers(model.root))
         rest = {**{name: model.parameter(name) for name in model.frozen}, **buffers}
         groups, scheduler = history.settings()
@@ -176,23 +200,38 @@ class Checkpoints:
             step=step + 1,
             extra={_EXTRA: extra},
         )
-        if coordinates:
-            own = [*own, *(Run(name, PARAM, 0, tensor.detach().reshape(-1)) for name, tensor in rest.items())]
-        self._saver.base = base = base_of(told)
-        self._saver.start(
-            contents, own, epoch=view.epoch, base=base, members=view.workers, coordinates=coordinates, layout={"summary": view.plan.summary}
-        )
+        self._base = base_of(told)
+        began = time.perf_counter()
+        shards, release = (engine.owned, _nothing) if last else engine.lend()  # behind the last step nothing changes any more
+        copying = time.perf_counter() - began
+        own = [run for shard in shards for run in runs(*shard, model.spec)]
+        if self._job.worker == view.coordinator:
+            own += [Run(name, PARAM, 0, model.parameter(name).detach().reshape(-1)) for name in model.frozen]
+            own += [Run(name, PARAM, 0, buffer.detach().clone().reshape(-1)) for name, buffer in buffers.items()]
+        layout = {"summary": view.plan.summary}
+        self._saver.start(contents, own, epoch=self._base + view.epoch, members=view.workers, layout=layout, release=release)
+        return copying
 
     def _finish(self, survivor: Survivor, engine: Engine) -> None:
         """What is under way is waited for; all members call it."""
         saver = self._saver
         assert saver is not None
-        saver.wait()
-        told = survivor.together(lambda: survivor.engine.gather({"worker": self._job.worker, "saved": saver.receipt()}))
-        if survivor.engine is engine:
-            saver.take({each["worker"]: each["saved"] for each in told if each["saved"] is not None}, engine.view.workers)
-        saver.finish()
+        waiting = True
+        while waiting and survivor.engine is engine:
+            own = {"worker": self._job.worker, "over": saver.wait(_ROUND_S), "saved": saver.receipt(), "busy": saver.busy}
+            told = survivor.together(lambda own=own: survivor.engine.gather(own))
+            saved = {each["worker"]: each["saved"] for each in told if each["saved"] is not None}
+            if survivor.engine is engine:
+                saver.take(saved, engine.view.workers)
+            lost = any(each["receipt"] is None for each in saved.values())  # then the others need not wait for it
+            given_up = lost or not any(each["busy"] for each in told if each["worker"] == engine.view.coordinator)
+            waiting = not given_up and not all(each["over"] for each in told)
         saver.drop()
+        saver.finish()
+
+
+def _nothing() -> None:
+    """Memory that nobody waits for."""
 
 
 def _plain(scheduler: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from checkpoint.state import PARAM, Contents, Source
+from checkpoint.state import PARAM, Contents, DirectSource
 from elastic.engine.engine import State
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import RUN, Scalars, Shard
@@ -55,7 +55,7 @@ def numbers(scalars: Scalars) -> dict[str, dict[str, float | int | bool]]:
     return found
 
 
-def restored_state(worker: int, model: LayeredModel, view: View, source: Source, step: int) -> State:
+def restored_state(worker: int, model: LayeredModel, view: View, source: DirectSource, step: int) -> State:
     """What `worker` begins `view` with: the state at `step`, the newest one that is in the checkpoint, read into its layers' memory.
 
     Raises:
@@ -65,10 +65,10 @@ def restored_state(worker: int, model: LayeredModel, view: View, source: Source,
     model.hold(view.layout.layers_of(worker), keep=False)
     for index, flat in model.flats.items():
         for parameter in model.spec.layers[index].parameters:
-            flat[parameter.start : parameter.stop] = source.read(parameter.name, PARAM, 0, parameter.size)
+            source.read_into(parameter.name, PARAM, 0, flat[parameter.start : parameter.stop])
     for (home, start), memory in model.tied.items():
         parameter = next(each for each in model.spec.layers[home].parameters if each.start == start)
-        memory[: parameter.size] = source.read(parameter.name, PARAM, 0, parameter.size)
+        source.read_into(parameter.name, PARAM, 0, memory[: parameter.size])
     _restore_rest(model.root, source, model.frozen)
     owned, kept = [], []
     for layer in view.layout.layers:
@@ -97,7 +97,7 @@ def check_fits(contents: Contents, model: LayeredModel) -> None:
         raise CheckpointError(f"the checkpoint has {strangers[0]}, which the model has not ({len(strangers)} such names)")
 
 
-def _shard(spec: ModelSpec, layer: int, interval: Interval, source: Source, run: torch.Tensor | None) -> Shard:
+def _shard(spec: ModelSpec, layer: int, interval: Interval, source: DirectSource, run: torch.Tensor | None) -> Shard:
     """One interval with all its states; `run` is its parameters' memory if they are there already."""
     shard = Shard(layer=layer, interval=interval, memory={} if run is None else {PARAM: run})
     for parameter, start, stop in shard.parameters(spec):
@@ -106,9 +106,9 @@ def _shard(spec: ModelSpec, layer: int, interval: Interval, source: Source, run:
         for state, form in states.items():
             if state == PARAM and run is not None:
                 continue
-            dtype = getattr(torch, form.dtype)
-            memory = shard.memory.setdefault(state, torch.zeros(interval.elements, dtype=dtype))
-            memory[start:stop] = source.read(parameter.name, state, offset, offset + stop - start)
+            if state not in shard.memory:
+                shard.memory[state] = torch.zeros(interval.elements, dtype=getattr(torch, form.dtype))
+            source.read_into(parameter.name, state, offset, shard.memory[state][start:stop])
         shard.scalars[parameter.name] = _scalars(parameter, source.contents)
     shard.scalars = {name: values for name, values in shard.scalars.items() if values}
     return shard
@@ -122,7 +122,7 @@ def _scalars(parameter: ParameterSpec, contents: Contents) -> dict[str, Any]:
     return found
 
 
-def _restore_rest(root: nn.Module, source: Source, frozen: Sequence[str]) -> None:
+def _restore_rest(root: nn.Module, source: DirectSource, frozen: Sequence[str]) -> None:
     others: Mapping[str, torch.Tensor] = {**{name: root.get_parameter(name) for name in frozen}, **dict(persistent_buffers(root))}
     with torch.no_grad():
         for name, tensor in others.items():

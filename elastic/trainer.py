@@ -71,8 +71,8 @@ class Trainer:
         autocast: run layers and loss under `torch.autocast` in this dtype; parameters, gradients and optimizer state keep theirs.
         checkpoint_activations: keep only layers' inputs and run them again in backward: all (True), or those for which `f(index, layer)`.
         collate: joins samples of a dataset, as a DataLoader's `collate_fn`.
-        checkpoint: a directory that all hosts share. The training goes on from the newest good checkpoint in it, if there is one, and
-            saves the state behind its last step.
+        checkpoint: a directory that all hosts share, or a URL for fsspec, such as `s3://bucket/run`. The training goes on from the newest
+            good checkpoint in it, if there is one, and saves the state behind its last step.
         every: saves after each so many steps as well, while training goes on.
         keep: how many of the newest checkpoints stay; all by default.
 
@@ -317,6 +317,7 @@ class Trainer:
             "owned_parameter_bytes": sum(interval.elements * self._model.dtype(layer).itemsize for layer, interval in owned),
             "optimizer_bytes": self._optimizer.state_bytes,
             "spare_bytes": engine.spares.bytes,
+            "save_stalls": [] if self._checkpoints is None else self._checkpoints.stalls,
             "replica_bytes": engine.replicator.state_bytes,
             "replica_update_bytes": engine.replicator.update_bytes,
             "micro_batches": {str(engine.executor.pipe.stage): engine.executor.micro_batches_run},

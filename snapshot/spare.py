@@ -1,11 +1,18 @@
-"""The spare: what this worker owned one step ago, so that a step that was applied on some workers only can be taken back."""
+"""The spare: what this worker owned one step ago, so that a step that was applied on some workers only can be taken back.
+
+A save of a step reads the same copy: it borrows the memory, and the spares of the steps meanwhile go to a second one.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
 from elastic.engine.zero import ShardedOptimizer
 from snapshot.held import Held
+
+Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
 
 
 class Spares:
@@ -13,17 +20,25 @@ class Spares:
 
     def __init__(self, optimizer: ShardedOptimizer) -> None:
         self._updater = optimizer.owned
-        self._memory: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        self._memory: Buffer = {}
+        self._free: list[Buffer] = []
+        self._buffers: list[Buffer] = [self._memory]
+        self._lent = False
+        self._step: int | None = None
         self.held: list[Held] = []
 
     @property
     def bytes(self) -> int:
-        """Memory of all spares."""
-        return sum(memory.nbytes for spare in self._memory.values() for memory in spare.values())
+        """Memory of all spares, that of a save included."""
+        return sum(memory.nbytes for buffer in self._buffers for spare in buffer.values() for memory in spare.values())
 
     def take(self, step: int) -> None:
-        """Copies what is owned, which is at step `step`."""
-        self.held = []  # of two steps ago: about to be overwritten
+        """Copies what is owned, which is at step `step`, unless that was done already."""
+        if self._step == step:
+            return
+        if self._lent:
+            self._memory, self._lent = self._another(), False
+        self._step, self.held = None, []  # of two steps ago: about to be overwritten
         self.held = [
             Held(
                 layer=shard.layer,
@@ -36,6 +51,18 @@ class Spares:
             )
             for key, shard in self._updater.shards.items()
         ]
+        self._step = step
+
+    def lend(self) -> Callable[[], None]:
+        """Leaves the memory of `held` as it is until the returned function is called, by any thread. One is lent at a time."""
+        lent, self._lent = self._memory, True
+        return lambda: self._free.append(lent)
+
+    def _another(self) -> Buffer:
+        if self._free:  # may be the one that was lent, if it is back already
+            return self._free.pop()
+        self._buffers.append({})
+        return self._buffers[-1]
 
     def _copy(self, key: tuple[int, int], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         spare = self._memory.setdefault(key, {})

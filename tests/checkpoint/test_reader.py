@@ -47,6 +47,25 @@ def test_runs_equal_slices(source: ElasticSource, data: st.DataObject) -> None:
     assert torch.equal(found, flat[start:stop])
 
 
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_runs_are_read_to_where_they_are_wanted(source: ElasticSource, data: st.DataObject) -> None:
+    name, state = data.draw(st.sampled_from(sorted(VALUES)))
+    flat = VALUES[name, state].reshape(-1)
+    start = data.draw(st.integers(0, flat.numel()))
+    stop = data.draw(st.integers(start, flat.numel()))
+    around = torch.zeros(stop - start + 2, dtype=flat.dtype)
+    source.read_into(name, state, start, around[1:-1])
+    assert torch.equal(around[1:-1], flat[start:stop])
+    assert not around[[0, -1]].any()
+
+
+def test_memory_of_another_kind_is_refused(source: ElasticSource) -> None:
+    for values in (torch.zeros(4, dtype=torch.float64), torch.zeros(8)[::2]):
+        with pytest.raises(CheckpointError, match="'b', 'param' is float32; it cannot be read into"):
+            source.read_into("b", PARAM, 0, values)
+
+
 def test_a_tied_name_reads_its_base(source: ElasticSource) -> None:
     assert torch.equal(source.read("lm_head.weight", PARAM, 5, 9), VALUES["a", PARAM].reshape(-1)[5:9])
 

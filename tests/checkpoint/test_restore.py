@@ -38,6 +38,9 @@ class Memory:
         self.elements += stop - start
         return self.values[name, state][start:stop].clone()
 
+    def read_into(self, name: str, state: str, start: int, values: torch.Tensor) -> None:
+        values.copy_(self.read(name, state, start, start + values.numel()))
+
     def close(self) -> None:
         pass
 

@@ -1,4 +1,4 @@
-"""The spare is the step before, bit for bit, in memory that is used again."""
+"""The spare is the step before, bit for bit, in memory that is used again, and left alone while a save reads it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,37 @@ def test_its_memory_is_used_again_and_never_the_owners(worker: Worker) -> None:
     assert first == second
     owned = {memory.data_ptr() for shard in worker.shards for memory in shard.memory.values()}
     assert owned.isdisjoint(second.values())
+
+
+def test_what_is_lent_stays_as_it_is(worker: Worker) -> None:
+    worker.update(0)
+    worker.spares.take(0)  # earlier than its update would
+    lent = {(h.layer, h.start): h.memory for h in worker.spares.held}
+    before = {key: {name: values.clone() for name, values in memory.items()} for key, memory in lent.items()}
+    give_back = worker.spares.lend()
+    for step in (1, 2, 3):
+        worker.update(step)
+        assert all(equal(lent[key], before[key]) for key in lent)
+        assert {h.step for h in worker.spares.held} == {step - 1}
+    one = worker.spares.bytes // 2
+    give_back()
+    worker.spares.take(3)
+    give_back = worker.spares.lend()
+    worker.update(4)
+    worker.update(5)
+    pointers = {h.memory["param"].data_ptr() for h in worker.spares.held}
+    assert pointers == {memory["param"].data_ptr() for memory in lent.values()}, "the memory that is back is used"
+    give_back()
+    for step in (6, 7):
+        worker.update(step)
+    assert worker.spares.bytes == 2 * one
+
+
+def test_what_is_back_before_the_next_step_needs_no_second_buffer(worker: Worker) -> None:
+    worker.update(0)
+    worker.spares.take(0)
+    whole = worker.spares.bytes
+    worker.spares.lend()()
+    worker.update(1)
+    worker.update(2)
+    assert worker.spares.bytes == whole

@@ -1,0 +1,127 @@
+"""What saves cost a training that goes on: a job with AdamW, with saves and without, and a `torch.save` of as many bytes. One JSON object.
+
+    stall       seconds that a save stops a worker's training thread, waiting for the other workers included, as the Trainer measures them
+    snapshot    those of them in which what the worker owns is copied aside: this is done before each step, for the case of a failure, and
+                the step behind the save need not do it
+    steps       median seconds of a step: of a job without saves; of one with, while a save is under way, and the others of it
+
+Both jobs take turns, on one disk. On a machine whose cores are all computing, whatever the saving thread does (digest, copy into the
+system's cache) is taken from the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoints import state_of
+from torch import nn
+
+import elastic
+
+_WIDTH = 1024
+_SAMPLES = 16
+
+
+def train(job: elastic.Job, layers: int, steps: int, directory: str | None, every: int) -> dict[str, Any]:
+    """Seconds of each step, whether a save was under way in it, stalls of every worker."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(layers)))
+    where = {} if directory is None else {"checkpoint": directory, "every": every, "keep": 1}
+    trainer = elastic.Trainer(
+        model,
+        lambda output, batch: output.square().mean(),
+        torch.optim.AdamW(model.parameters(), fused=True),
+        lambda step, micro_batch: torch.ones(_SAMPLES, _WIDTH),
+        batch_size=8 * _SAMPLES,
+        micro_batch_size=_SAMPLES,
+        **where,
+    )
+    ends, saving = [], []
+    for report in trainer.run(steps):
+        ends.append(time.perf_counter())
+        begun = report.step > 0 and report.step % every == 0  # behind the step before this one
+        saving.append(directory is not None and (begun or any(Path(directory).glob(".tmp-step-*"))))
+    workers = trainer.statistics() or []
+    return {
+        "seconds": [after - before for before, after in itertools.pairwise(ends)],
+        "saving": saving[1:],
+        "stalls": [stall for worker in workers for stall in worker["save_stalls"]],
+        "spare_bytes": sum(worker["spare_bytes"] for worker in workers),
+    }
+
+
+def torch_save_s(megabytes: int, root: Path) -> float:
+    """Synchronous, synced."""
+    state = {f"{name}/{kind}": tensor for (name, kind), tensor in state_of(megabytes).items()}
+    began = time.perf_counter()
+    with open(root / "torch", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - began
+    (root / "torch").unlink()
+    return seconds
+
+
+def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """The figures, seconds and ratios."""
+    layers = max(1, options.megabytes // 12)
+    plain: list[float] = []
+    quiet: list[float] = []
+    busy: list[float] = []
+    stalls: list[list[float]] = []
+    torch_s: list[float] = []
+    spares = {}
+    for number in range(options.rounds):
+        for directory in (None, str(root / str(number))):
+            arguments = [layers, options.steps, directory, options.every]
+            found = elastic.run(train, workers=options.workers, stages=options.stages, args=arguments, rebalance=False).value
+            spares["plain" if directory is None else "saving"] = found["spare_bytes"]
+            for seconds, saving in zip(found["seconds"][2:], found["saving"][2:], strict=True):
+                (plain if directory is None else busy if saving else quiet).append(seconds)
+            stalls += found["stalls"]
+        torch_s.append(torch_save_s(options.megabytes, root))
+    beyond = [whole - snapshot for whole, snapshot in stalls]
+    torch_median = statistics.median(torch_s)
+    return {
+        "bytes": layers * 12 * _WIDTH * _WIDTH,
+        "workers": options.workers,
+        "saves": len(stalls) // options.workers,
+        "stall_s": {"median": statistics.median(whole for whole, _ in stalls), "largest": max(whole for whole, _ in stalls)},
+        "snapshot_s": statistics.median(snapshot for _, snapshot in stalls),
+        "beyond_snapshot_s": {"median": statistics.median(beyond), "largest": max(beyond)},
+        "torch_save_s": torch_median,
+        "beyond_snapshot_to_torch_save": statistics.median(beyond) / torch_median,
+        "step_s": {name: statistics.median(each) if each else None for name, each in (("plain", plain), ("busy", busy), ("quiet", quiet))},
+        "step_s_mean": {"plain": statistics.mean(plain), "saving": statistics.mean([*quiet, *busy])},
+        "steps": {"plain": len(plain), "busy": len(busy), "quiet": len(quiet)},
+        "spare_bytes": spares,
+    }
+
+
+def main() -> None:
+    """Prints the JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=400)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--every", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=None, help="on the disk that is to be measured; a temporary one otherwise")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="checkpoint-benchmark-", dir=options.directory) as root:
+        print(json.dumps(measured(options, Path(root)), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Saving while training goes on: every member writes what it owns in a thread; the coordinator makes it a checkpoint.
+
+    all          start: the same contents, each with its own runs; a thread finds or makes the save's directory, writes, syncs
+    all          receipt: once its writing is over; the caller brings it to the coordinator
+    coordinator  take: when all members' receipts are there, and the members are still the same: commit, in a thread; then `retain`
+
+A save that loses a member is given up; its directory is removed, or later collected. No step waits for a disk, and at most one save is
+under way: whoever is `busy` leaves the next one out.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoint.commit import TEMPORARY, TOKEN, Ticket, abandon, begin, commit, join, read_latest, retry_name, write_runs
+from checkpoint.plan import FilePlan, plan_files
+from checkpoint.state import Contents
+from checkpoint.store import Store
+from checkpoint.writer import PartReceipt, Run
+from elastic.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+_PATIENCE_S = 20.0
+
+
+def newest_epoch(store: Store) -> int:
+    """The epoch of the newest checkpoint, as far as the store says; 0 if there is none."""
+    found = read_latest(store)
+    return 0 if found is None else found[1][1]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Save:
+    """One save under way. `key` is the same on all members."""
+
+    key: tuple[int, int]
+    plan: FilePlan
+    members: tuple[int, ...]
+    layout: Any
+    release: Callable[[], None]
+    thread: threading.Thread | None = None
+    ticket: Ticket | None = None
+    receipt: PartReceipt | None = None
+    sent: bool = False
+    over: bool = False
+    dropped: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    receipts: dict[int, PartReceipt] = field(default_factory=dict)
+
+
+class Saver:
+    """One worker's part of all saves, in a store. `retain` is called with the store after each commit."""
+
+    def __init__(self, store: Store, worker: int, *, retain: Callable[[Store], None] | None = None) -> None:
+        self._store, self._worker, self._retain = store, worker, retain
+        self._save: _Save | None = None
+        self._committing: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last save is under way here: being written, waiting for receipts, or being committed."""
+        return self._save is not None or (self._committing is not None and self._committing.is_alive())
+
+    def start(
+        self,
+        contents: Contents,
+        runs: Sequence[Run],
+        *,
+        epoch: int,
+        members: tuple[int, ...],
+        layout: Any = None,
+        release: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Writes the runs from a thread; their memory must stay as it is until the thread calls `release`.
+
+        All members call it, for the same step of the same view; the first of `members` coordinates.
+        """
+        self.drop()
+        assert contents.step is not None
+        save = _Save(key=(contents.step, epoch), plan=plan_files(contents), members=members, layout=layout, release=release)
+        save.thread = threading.Thread(target=self._write, args=(save, runs), name="checkpoint-save", daemon=True)
+        self._save = save
+        save.thread.start()
+
+    def _write(self, save: _Save, runs: Sequence[Run]) -> None:
+        step, epoch = save.key
+        try:
+            save.ticket = begin(self._store, save.plan, step=step, epoch=epoch) if self._coordinates(save) else self._find(save)
+            receipt = write_runs(save.plan, self._store, save.ticket, runs, threads=1)
+            self._join(save, save.ticket)
+            save.receipt = receipt
+        except CheckpointError as error:
+            _log.warning("step %d is not saved: %s", step, error)
+        finally:
+            save.release()
+        with save.lock:
+            save.over = True
+        if save.dropped:
+            self._abandon(save)
+
+    def _coordinates(self, save: _Save) -> bool:
+        return self._worker == save.members[0]
+
+    def _find(self, save: _Save) -> Ticket:
+        """The directory that the coordinator makes."""
+        step, epoch = save.key
+        prefix = f"{TEMPORARY if self._store.renames else ''}{retry_name(step, epoch, 0)}-"
+        until = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < until and not save.dropped:
+            for name in self._store.names(""):
+                token = name.removeprefix(prefix)
+                if token != name and self._complete(name, save.plan):
+                    return Ticket(step=step, epoch=epoch, attempt=0, token=token, directory=name, fingerprint=save.plan.fingerprint)
+            time.sleep(self._store.look_s)
+        if save.dropped:
+            raise CheckpointError("it was given up")
+        raise CheckpointError(
+            f"{self._store.where(prefix)}...: the coordinator's directory did not appear in {_PATIENCE_S:g} s: "
+            "checkpoints need a directory that all hosts share"
+        )
+
+    def _complete(self, name: str, plan: FilePlan) -> bool:
+        """The coordinator makes the token, and then the files one after the other, where they are not made of parts."""
+        if not self._store.shared_writes:
+            return self._store.size(f"{name}/{TOKEN}") is not None
+        return all(self._store.size(f"{name}/{file.name}") == file.size for file in plan.files)
+
+    def _join(self, save: _Save, ticket: Ticket) -> None:
+        """The files that this member has to make of everybody's parts."""
+        place = save.members.index(self._worker)
+        while not join(save.plan, self._store, ticket, place, len(save.members)):
+            time.sleep(self._store.look_s)
+            if save.dropped or self._store.size(f"{ticket.directory}/{TOKEN}") is None:
+                raise CheckpointError("it was given up")
+
+    def receipt(self) -> dict[str, Any] | None:
+        """What the coordinator has to get when this worker's writing is over: its receipt, once; that is None if writing failed."""
+        save = self._save
+        if save is None or save.sent or not save.over:
+            return None
+        save.sent = True
+        if not self._coordinates(save):
+            self._save = None
+        return {"key": list(save.key), "receipt": None if save.receipt is None else save.receipt.to_json()}
+
+    def take(self, told: Mapping[int, Mapping[str, Any]], members: tuple[int, ...]) -> None:
+        """Receipts of members of the present view, of which the coordinator takes note: it commits when all are there."""
+        save = self._save
+        if save is None or save.members != members or not self._coordinates(save):
+            return
+        for worker, each in told.items():
+            if tuple(each["key"]) == save.key and each["receipt"] is None:
+                self.drop(f"worker {worker} could not write its part")
+                return
+            if tuple(each["key"]) == save.key:
+                save.receipts[worker] = PartReceipt.from_json(each["receipt"])
+        if set(save.receipts) == set(members) and save.ticket is not None:
+            self._save = None
+            self._committing = threading.Thread(target=self._commit, args=(save, save.ticket), name="checkpoint-commit", daemon=True)
+            self._committing.start()
+
+    def _commit(self, save: _Save, ticket: Ticket) -> None:
+        try:
+            name = commit(self._store, save.plan, ticket, [save.receipts[worker] for worker in save.members], layout=save.layout)
+            _log.info("step %d is saved: %s", save.key[0], self._store.where(name))
+        except CheckpointError as error:
+            _log.warning("step %d is not saved: %s", save.key[0], error)
+            abandon(self._store, save.plan, ticket)
+            return
+        try:
+            if self._retain is not None:
+                self._retain(self._store)
+        except CheckpointError as error:
+            _log.warning("step %d is saved, but older checkpoints were not removed: %s", save.key[0], error)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Returns when this worker's writing is over, or the time: whether it is over."""
+        thread = None if self._save is None else self._save.thread
+        if thread is None:
+            return True
+        thread.join(seconds)
+        return not thread.is_alive()
+
+    def finish(self) -> None:
+        """Returns when everything that was begun is over."""
+        self.wait()
+        if self._committing is not None:
+            self._committing.join()
+
+    def drop(self, why: str = "the members changed") -> None:
+        """Gives up a save that is not committed."""
+        save, self._save = self._save, None
+        if save is None:
+            return
+        if self._coordinates(save):
+            _log.warning("step %d is not saved: %s", save.key[0], why)
+        with save.lock:
+            save.dropped = True
+        if save.over:  # else the thread does this itself
+            self._abandon(save)
+
+    def _abandon(self, save: _Save) -> None:
+        if save.ticket is not None and self._coordinates(save):
+            abandon(self._store, save.plan, save.ticket)

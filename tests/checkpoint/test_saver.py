@@ -1,0 +1,135 @@
+"""Members save together, in threads: the coordinator commits when it has all receipts, and nothing of a save that is given up is left."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint.commit import save
+from checkpoint.directory import newest
+from checkpoint.saver import Saver, newest_epoch
+from checkpoint.store import LocalStore, Store
+from checkpoint.writer import Run
+from elastic.errors import CheckpointError
+from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
+
+SMALL = {"a": (300, 301), "b": (65,)}
+
+
+def halves(step: int) -> tuple[list[Run], list[Run]]:
+    """What two members own of the values at a step."""
+    parts: tuple[list[Run], list[Run]] = ([], [])
+    for number, (name, state, _, tensor) in enumerate(whole_runs(values_at(step, SMALL))):
+        flat = tensor.reshape(-1)
+        cut = flat.numel() * (number + 1) // 9
+        parts[0].append((name, state, 0, flat[:cut]))
+        parts[1].append((name, state, cut, flat[cut:]))
+    return parts
+
+
+def start(savers: list[Saver], step: int, release: Callable[[], None] = lambda: None) -> None:
+    for saver, own in zip(savers, halves(step), strict=False):
+        saver.start(contents_of(values_at(step, SMALL), step), own, epoch=1, members=(0, 1), release=release)
+
+
+def told(savers: list[Saver]) -> dict[int, Any]:
+    assert all(saver.wait() for saver in savers)
+    return {worker: receipt for worker, saver in enumerate(savers) if (receipt := saver.receipt()) is not None}
+
+
+def test_two_members_make_a_checkpoint(tmp_path: Path) -> None:
+    retained: list[Store] = []
+    store = LocalStore(tmp_path)
+    savers = [Saver(store, 0, retain=retained.append), Saver(store, 1)]
+    released: list[int] = []
+    start(savers, 3, lambda: released.append(1))
+    assert savers[0].busy
+    receipts = told(savers)
+    assert released == [1, 1]
+    assert not savers[1].busy
+    assert savers[0].receipt() is None
+    savers[0].take({1: receipts[1]}, (0, 1))
+    assert savers[0].busy
+    savers[0].take({0: receipts[0]}, (0, 1))
+    savers[0].finish()
+    assert not savers[0].busy
+    assert retained == [store]
+    source = newest(store, verify=True)
+    assert source is not None
+    assert equals(source, values_at(3, SMALL))
+    assert newest_epoch(store) == 1
+
+
+def test_a_save_whose_members_changed_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    savers = [Saver(LocalStore(tmp_path), worker) for worker in (0, 1)]
+    start(savers, 3)
+    receipts = told(savers)
+    savers[0].take(receipts, (0, 2))
+    assert savers[0].busy
+    with caplog.at_level(logging.WARNING):
+        savers[0].drop()
+    assert "step 3 is not saved: the members changed" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    savers = [Saver(LocalStore(tmp_path), worker) for worker in (0, 1)]
+    first, second = halves(3)
+    contents = contents_of(values_at(3, SMALL), 3)
+    savers[0].start(contents, first, epoch=1, members=(0, 1))
+    savers[1].start(contents, [*second, ("unknown", "param", 0, second[0][3])], epoch=1, members=(0, 1))
+    with caplog.at_level(logging.WARNING):
+        savers[0].take(told(savers), (0, 1))
+    assert "step 3 is not saved: 'unknown', 'param' is not in the plan of files" in caplog.text
+    assert "step 3 is not saved: worker 1 could not write its part" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_waits_for_the_coordinators_directory_can_be_told_to_stop(tmp_path: Path) -> None:
+    saver = Saver(LocalStore(tmp_path), 1)
+    released = threading.Event()
+    saver.start(contents_of(values_at(3, SMALL), 3), halves(3)[1], epoch=1, members=(0, 1), release=released.set)
+    assert not saver.wait(0.01)
+    saver.drop()
+    assert released.wait(5)
+    assert not saver.busy
+
+
+def test_a_save_that_is_given_up_while_it_writes_removes_its_directory(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    save(store, contents_of(values_at(1, SMALL)), whole_runs(values_at(1, SMALL)), step=1)
+    saver = Saver(store, 0)
+    began, go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        go.wait()
+
+    saver.start(contents_of(values_at(3, SMALL), 3), halves(3)[0], epoch=1, members=(0, 1), release=slow)
+    assert began.wait(5)
+    saver.drop()
+    thread = next(thread for thread in threading.enumerate() if thread.name == "checkpoint-save")
+    go.set()
+    thread.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000001"]
+
+
+def test_what_retention_cannot_remove_does_not_unmake_the_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(_store: Store) -> None:
+        raise CheckpointError("read-only")
+
+    saver = Saver(LocalStore(tmp_path), 0, retain=refuse)
+    values = values_at(3, SMALL)
+    saver.start(contents_of(values, 3), whole_runs(values), epoch=1, members=(0,))
+    with caplog.at_level(logging.WARNING):
+        saver.take(told([saver]), (0,))
+        saver.finish()
+    assert "step 3 is saved, but older checkpoints were not removed: read-only" in caplog.text
+    source = newest(LocalStore(tmp_path))
+    assert source is not None
+    assert source.contents.step == 3
