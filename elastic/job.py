@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,18 +143,18 @@ class Job:
         step: int,
         step_s: float | None = None,
         committed_at: float | None = None,
-        computed: tuple[float, float] | None = None,
+        told: Callable[[], Sequence[float]] | None = None,
     ) -> None:
         """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
 
         `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
-        `computed` the seconds that this worker has spent in its layers in this view, and how many the workload says.
+        `told` gives what this worker's layers took in this view (`elastic.engine.effort.Told`); it is asked when something is sent.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = now
-            times = {"step_s": step_s, "committed_at": committed_at, "computed": computed}
+            times = {"step_s": step_s, "committed_at": committed_at, "effort": None if told is None else told()}
             self.send({"type": "progress", "epoch": epoch, "step": step, **times})
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from elastic.engine.data import Batch
+from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine
 from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
 from elastic.history import History
@@ -39,6 +40,7 @@ class Survivor:
         self._finished = 0  # collectives, besides steps
         self._results: dict[int, Any] = {}
         self._yielded = self._yielded_by_others = -1
+        self._yardstick = Yardstick()
         self.unseen: list[Apply] = []
 
     @property
@@ -81,9 +83,8 @@ class Survivor:
         """
         try:
             epoch = self.engine.view.epoch
-            computed = self.engine.executor.computed_s, self.engine.executor.expected_s
-            self._job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, computed)
-            job = self._job
+            job, effort = self._job, self.engine.executor.effort
+            job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, lambda: effort.told(self._yardstick))
             answer = self.engine.compute(self.step, batch, stop=job.stop_requested, pause=job.pause_requested, saved=saved)
         except LOST as error:
             self._recover(error)

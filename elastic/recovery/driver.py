@@ -279,12 +279,12 @@ class Driver:
 
     def _hear_progress(self, worker: Worker, message: Message) -> None:
         worker.progress = message
-        if self._settings.rebalance and message.get("computed") is not None and self._timeline is None:
+        if self._settings.rebalance and message.get("effort") is not None and self._timeline is None:
             self._weigh(worker.number, message)
 
     def _weigh(self, worker: int, message: Message) -> None:
         """Asks for another plan if what the members have measured makes one worth it. Looks into it once a second at most."""
-        self._reports.note(message["epoch"], worker, *message["computed"])
+        self._reports.note(message["epoch"], worker, *message["effort"])
         now = self._world.clock()
         if now < self._weigh_at or self.state.phase is not Phase.RUNNING:
             return
@@ -293,6 +293,7 @@ class Driver:
             return
         self._weigh_at = now + _WEIGHED_EVERY_S
         if balance.wanted(self.view, measured, self._settings.stages):
+            self._reports.acted()
             self.feed(Unbalanced(slowdowns=measured))
 
     def _hear_lost(self, worker: Worker, message: Message) -> None:

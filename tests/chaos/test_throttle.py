@@ -63,6 +63,23 @@ def test_work_is_shifted_from_a_slow_worker(tmp_path: Path, leftovers: None) -> 
         assert shifted.value[key] == even.value[key]
 
 
+@pytest.mark.slow
+def test_layers_are_shifted_from_a_slow_worker_that_is_alone_in_its_stage(tmp_path: Path, leftovers: None) -> None:
+    even = elastic.run(train, workers=2, stages=2, directory=tmp_path / "even", rebalance=False)
+    with Throttle(tmp_path / "slow", {1: 4.0}) as throttle:
+        shifted = elastic.run(train, workers=2, stages=2, directory=tmp_path / "slow")
+    assert throttle.cycles > 50
+    changes = [found for found in shifted.incidents if found["kind"] == "rebalance"]
+    assert changes
+    assert "worker 1 takes" in changes[0]["why"]
+    assert changes[0]["layout_before"] != changes[0]["layout_after"]
+    assert 0 < changes[0]["bytes_moved"] == changes[0]["bytes_minimum"]
+    held = {each["worker"]: each["parameter_bytes"] for each in shifted.value["workers"]}
+    assert held[1] < held[0]
+    for key in ("digest", "losses"):
+        assert shifted.value[key] == even.value[key]
+
+
 def test_a_throttled_process_runs_again_when_it_is_closed(tmp_path: Path) -> None:
     pid = os.fork()
     if not pid:
