@@ -15,9 +15,10 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from elastic.errors import PlanError
-from elastic.plan.planner import plan, step_s
+from elastic.plan.planner import fastest, step_s
 from elastic.view import View
 
 REPORTS = 8
@@ -108,11 +109,12 @@ def wanted(view: View, measured: Mapping[int, float], stages: int | None) -> boo
     """Whether the best plan for these slowdowns is faster than the view's by GAIN."""
     if all(max(measured[worker], known) <= NOISE * min(measured[worker], known) for worker, known in view.slowdowns.items()):
         return False
+    fleet = replace(view.fleet, slowdowns=measured)
     try:
-        best = plan(view.workers, view.workload, None if stages is None else min(stages, len(view.workers)), measured)
+        best = fastest(fleet, view.workload, None if stages is None else min(stages, len(view.workers)))
     except PlanError:
         return False
-    return step_s(view.plan, view.workload, measured) > GAIN * best.step_s
+    return step_s(view.plan, view.workload, fleet) > GAIN * best.step_s
 
 
 def sentence(slowdowns: Mapping[int, float]) -> str:

@@ -58,7 +58,7 @@ from elastic.recovery.timeline import Pace, Timeline
 from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings
 from elastic.supervision import Worker, failed, how_ended
-from elastic.view import Member, View
+from elastic.view import View
 
 _WEIGHED_EVERY_S = 1.0
 _COMPUTING = ("forward", "backward")
@@ -275,7 +275,7 @@ class Driver:
             self._refuse(worker, str(error))
             return
         self._world.clerk.run(Errand(call=lambda: self._world.admit(worker.number, ready)))
-        self.feed(JoinerReady(worker=worker.number, member=Member(worker=worker.number, host=ready.host, address=ready.address)))
+        self.feed(JoinerReady(worker=worker.number, member=ready.member(worker.number)))
 
     def _hear_progress(self, worker: Worker, message: Message) -> None:
         worker.progress = message

@@ -10,16 +10,18 @@ from elastic.errors import CopiesConflict, CoverageLost, MismatchError
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
-from elastic.plan.assignment import assign
-from elastic.plan.planner import plan, shrunk
+from elastic.plan.fleet import Fleet
+from elastic.plan.memory import readable
+from elastic.plan.plan import Plan
+from elastic.plan.planner import HORIZON, plan
+from elastic.plan.site import Link, Pair, Site
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
 from elastic.recovery.salvage import finished_everywhere
 from elastic.view import Member, View
 
-BRIEF_SLOWDOWN = 2.0
-"""How much slower than the best plan one may be that keeps all layers in place, for a view of a few steps: a step that is computed
-again from its beginning takes at least that."""
+REPLACED_S = 1.5
+"""From a loss until a new worker trains, where that was not measured yet: building a small model and joining takes about so long."""
 
 SAME = "same"
 """The dtype of an optimizer state that is in its layer's dtype."""
@@ -31,7 +33,7 @@ class Proposal:
 
     `yielded` is the newest step that a survivor has handed out, `finished` the grains of the next step that every stage has finished
     already. `states` maps optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any
-    transfers must move, by an oracle; `why` is a sentence for people.
+    transfers must move, by an oracle; `why` is a sentence for people, and `planned` one about what the plan is predicted to cost.
     """
 
     view: View
@@ -43,6 +45,7 @@ class Proposal:
     results: list[Any]
     bytes_minimum: int
     why: str
+    planned: str = ""
     finished: tuple[int, ...] = ()
     yielded: int = -1
 
@@ -58,6 +61,7 @@ class Proposal:
             "results": self.results,
             "bytes_minimum": self.bytes_minimum,
             "why": self.why,
+            "planned": self.planned,
             "finished": list(self.finished),
             "yielded": self.yielded,
         }
@@ -75,6 +79,7 @@ class Proposal:
             results=data["results"],
             bytes_minimum=data["bytes_minimum"],
             why=data["why"],
+            planned=data["planned"],
             finished=tuple(data["finished"]),
             yielded=data["yielded"],
         )
@@ -89,11 +94,14 @@ def propose(
     stages: int | None,
     brief: bool = False,
     slowdowns: Mapping[int, float] | None = None,
+    links: Mapping[Pair, Link] | None = None,
+    replaced_s: float = REPLACED_S,
 ) -> Proposal:
     """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
 
     `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner. A view that will be `brief`,
-    since replacements are on their way, keeps its layers where they are if it can. `slowdowns` are the workers', 1 of those not named.
+    since replacements are on their way, has to pay within `replaced_s` seconds. `slowdowns` are the workers', 1 of those not named, and
+    `links` what was measured of links since the view of before.
 
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
@@ -111,7 +119,11 @@ def propose(
     members = tuple(replace(member, slowdown=(slowdowns or {}).get(member.worker, 1.0)) for member in everybody)
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     resume = resume_step(model, left)
-    view = _view(last, attempt, members, stages, brief=brief and not joiners)
+    site = last.site.knowing(links or {})
+    brief = brief and not joiners
+    horizon = steps_until(replaced_s, last) if brief else HORIZON
+    planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief)
+    view = _view(last, attempt, members, planned.plan, site)
     states = _states(left) if resume >= 0 else {}
     names = [PARAM, *states]
     holdings = holdings_at(left, resume, list(states))
@@ -130,6 +142,7 @@ def propose(
         results=[[number, result] for number, result in sorted({n: r for inventory in left for n, r in inventory.results}.items())],
         bytes_minimum=bytes_minimum,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
+        planned=planned.why,
         finished=finished_everywhere(view, inventories, resume + 1),
         yielded=max(inventory.yielded for inventory in left),
     )
@@ -156,19 +169,16 @@ def bytes_moved(model: ModelSpec, moves: Iterable[Transfer], states: Mapping[str
     return sum(move.elements * itemsize(model, move.layer, states.get(move.state, SAME)) for move in moves)
 
 
-def _view(last: View, attempt: int, members: tuple[Member, ...], stages: int | None, *, brief: bool) -> View:
-    workers, model = [member.worker for member in members], last.layout.model
-    weights = [sum(parameter.size * parameter.itemsize for parameter in layer.parameters) for layer in model.layers]
-    slowdowns = {member.worker: member.slowdown for member in members}
-    best = plan(workers, last.workload, None if stages is None else min(stages, len(workers)), slowdowns)
-    staying = shrunk(last.plan, workers, last.workload, slowdowns) if brief else None
-    if staying is not None and staying.step_s <= BRIEF_SLOWDOWN * best.step_s:
-        chosen = staying
-    else:  # only equals may change places
-        chosen = assign(best, last.plan, weights) if len(set(slowdowns.values())) == 1 else best
+def steps_until(seconds: float, view: View) -> float:
+    """How many steps of the view's plan are taken in so many seconds, at least one."""
+    return max(1.0, seconds / view.plan.step_s) if view.plan.step_s > 0 else HORIZON
+
+
+def _view(last: View, attempt: int, members: tuple[Member, ...], chosen: Plan, site: Site) -> View:
     hosts = {member.worker: member.host for member in members}
-    layout: Layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages], hosts, near=last.layout)
-    return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout)
+    stages = [(stage.layers, stage.members) for stage in chosen.stages]
+    layout: Layout = spread(last.layout.model, stages, hosts, near=last.layout)
+    return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout, site=site)
 
 
 def _states(inventories: Iterable[Inventory]) -> dict[str, str]:
@@ -222,12 +232,4 @@ def _why(last: View, view: View, resume: int, moved: int) -> str:
     come = [f"worker {worker}" for worker in view.workers if worker not in last.workers]
     parts = [f"{' and '.join(who)} {did}" for who, did in ((gone, "left"), (come, "joined")) if who]
     start = f"after step {resume}" if resume >= 0 else "from the initial state"
-    return f"{', '.join(parts) or 'nobody left or joined'}: going on {start} as {view.plan.summary}, for which {_size(moved)} move"
-
-
-def _size(amount: float) -> str:
-    units = ["bytes", "kB", "MB", "GB"]
-    while amount >= 1000 and len(units) > 1:
-        amount /= 1000
-        del units[0]
-    return f"{amount:.3g} {units[0]}"
+    return f"{', '.join(parts) or 'nobody left or joined'}: going on {start} as {view.plan.summary}, for which {readable(moved)} move"

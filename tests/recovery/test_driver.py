@@ -151,7 +151,7 @@ class Scene:
         if self.refuse is not None:
             raise self.refuse
         view = view_of(action.inventories, *action.era)
-        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, finished=(), to_json=lambda: {"view": view.to_json()})
+        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, planned="", finished=(), to_json=lambda: {"view": view.to_json()})
 
     def inventories(self) -> None:
         for worker in self.crew.messages("quiesce"):
