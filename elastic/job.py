@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -143,19 +143,20 @@ class Job:
         step: int,
         step_s: float | None = None,
         committed_at: float | None = None,
-        told: Callable[[], Sequence[float]] | None = None,
+        told: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
 
         `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
-        `told` gives what this worker's layers took in this view (`elastic.engine.effort.Told`); it is asked when something is sent.
+        `told` gives what there is to tell besides; it is asked when something is sent. `effort` are the fields of
+        `elastic.engine.effort.Told`, `links` has `[peer, latency_s, bytes_per_s]` of links of which there is news.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = now
-            times = {"step_s": step_s, "committed_at": committed_at, "effort": None if told is None else told()}
-            self.send({"type": "progress", "epoch": epoch, "step": step, **times})
+            times = {"step_s": step_s, "committed_at": committed_at}
+            self.send({"type": "progress", "epoch": epoch, "step": step, **times, **({} if told is None else told())})
 
     @property
     def leader(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
+from elastic.comm.gauge import Seen, news
 from elastic.engine.data import Batch
 from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine
@@ -41,6 +42,7 @@ class Survivor:
         self._results: dict[int, Any] = {}
         self._yielded = self._yielded_by_others = -1
         self._yardstick = Yardstick()
+        self._links_told: dict[int, Seen] = {}
         self.unseen: list[Apply] = []
 
     @property
@@ -83,8 +85,8 @@ class Survivor:
         """
         try:
             epoch = self.engine.view.epoch
-            job, effort = self._job, self.engine.executor.effort
-            job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, lambda: effort.told(self._yardstick))
+            job = self._job
+            job.progress(epoch, self.step, self._history.median_s, self._history.committed_at, self._tell)
             answer = self.engine.compute(self.step, batch, stop=job.stop_requested, pause=job.pause_requested, saved=saved)
         except LOST as error:
             self._recover(error)
@@ -93,6 +95,13 @@ class Survivor:
         if self.step >= self._retained_until:
             self._retained = ()  # a step of this view is committed: what was held of the view before is not needed any more
         return answer
+
+    def _tell(self) -> dict[str, Any]:
+        """What the agent hears of this worker's speed and links."""
+        links = news(self.engine.links(), self._links_told)
+        self._links_told |= links
+        effort = self.engine.executor.effort.told(self._yardstick)
+        return {"effort": effort, "links": [[peer, *seen] for peer, seen in links.items()]}
 
     def apply(self, answer: Apply, then: Callable[[Apply], None]) -> None:
         """Applies a step here, and `then` what else belongs to it; sends what changed."""

@@ -18,8 +18,8 @@ from elastic.plan.workload import Workload
 class Member:
     """One worker of the job: its id (never used again), its host's name, and the address at which it accepts links.
 
-    A layer takes it `slowdown` times as long as the workload says. `memory` is what it has for the state of its stage, in bytes; None if
-    that is not limited.
+    A layer takes it `slowdown` times as long as the workload says. Its process may take `memory` bytes, None for its share of the host's;
+    `base` of these it takes before it holds a layer.
     """
 
     worker: int
@@ -27,16 +27,17 @@ class Member:
     address: str
     slowdown: float = 1.0
     memory: int | None = None
+    base: int = 0
 
     def to_json(self) -> list[Any]:
         """One flat list, in the order of the fields."""
-        return [self.worker, self.host, self.address, self.slowdown, self.memory]
+        return [self.worker, self.host, self.address, self.slowdown, self.memory, self.base]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Member:
         """The inverse of `to_json`."""
-        worker, host, address, slowdown, memory = data
-        return cls(worker=worker, host=host, address=address, slowdown=slowdown, memory=memory)
+        worker, host, address, slowdown, memory, base = data
+        return cls(worker=worker, host=host, address=address, slowdown=slowdown, memory=memory, base=base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,9 @@ _EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest
 class Ready:
     """A worker that can be a member. `profile` has the fields of `elastic.plan.workload.LayerCost` of a micro-batch, per layer.
 
-    `state_bytes` are the optimizer's beside an element of a parameter; `memory` what the worker has for the state of its stage, in bytes.
-    `link` is `[latency_s, bytes_per_s]` of a message within its host, where it measured that. `checkpoint` names the one that it would go
-    on from; only founders do.
+    `state_bytes` are the optimizer's beside an element of a parameter. The process may take `memory` bytes, None for its share of the
+    host's, and takes `base` of them before it holds a layer. `link` is `[latency_s, bytes_per_s]` of a message within its host, where it
+    measured that. `checkpoint` names the one that it would go on from; only founders do.
     """
 
     host: str
@@ -39,11 +39,12 @@ class Ready:
     profile: list[list[float]] | None = None
     link: list[float] | None = None
     memory: int | None = None
+    base: int = 0
     checkpoint: str | None = None
 
     def member(self, worker: int) -> Member:
         """As a member of a view."""
-        return Member(worker=worker, host=self.host, address=self.address, memory=self.memory)
+        return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], host: str) -> Ready:
@@ -54,8 +55,8 @@ class Ready:
             raise MismatchError(f"a worker announced itself in another form than this version of elastic expects: {error}") from error
 
 
-def found(ready: Mapping[int, Ready], stages: int | None, places: Mapping[str, float] | None = None) -> View:
-    """Epoch 1, of all workers that are ready; hosts have room for so many at the same time, where `places` says so.
+def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = None) -> View:
+    """Epoch 1, of all workers that are ready; `site` is what agents know of hosts, to which workers add what they have measured.
 
     Raises MismatchError if they differ, PlanError if the model does not fit the stages, or the memory.
     """
@@ -67,12 +68,12 @@ def found(ready: Mapping[int, Ready], stages: int | None, places: Mapping[str, f
     state_bytes = max(each.state_bytes for each in ready.values())
     workload = Workload(layers=costs(profile), micro_batches=first.micro_batches, grains=first.grains, state_bytes=state_bytes)
     links = {pair(each.host, each.host): Link(latency_s=each.link[0], bytes_per_s=each.link[1]) for each in ready.values() if each.link}
-    site = Site(links=links, places=places or {})
+    known = (site or Site()).knowing(links)
     members = tuple(ready[worker].member(worker) for worker in sorted(ready))
-    chosen = plan(Fleet.of(members, site), workload, stages=stages).plan
+    chosen = plan(Fleet.of(members, known), workload, stages=stages).plan
     hosts = {worker: announced.host for worker, announced in ready.items()}
     layout = spread(ModelSpec.from_json(first.model), [(stage.layers, stage.members) for stage in chosen.stages], hosts)
-    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=site)
+    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)
 
 
 def check_equal(ready: Mapping[int, Ready]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, Self
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from elastic.errors import PlanError
 from elastic.plan.site import Link, Site
 
 HOST = "host"
+
+SHARE = 0.9
+"""Of a host's memory, for the workers of a job."""
 
 
 class MemberLike(Protocol):
@@ -23,6 +27,8 @@ class MemberLike(Protocol):
     def slowdown(self) -> float: ...
     @property
     def memory(self) -> int | None: ...
+    @property
+    def base(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +50,18 @@ class Fleet:
             raise PlanError(f"a plan needs at least one worker and each only once, not {list(self.workers)}")
 
     @classmethod
-    def of(cls, members: Sequence[MemberLike], site: Site) -> Self:
-        """The members of a view."""
+    def of(cls, members: Sequence[MemberLike], site: Site) -> Fleet:
+        """The members of a view. What they may use of memory is what they were given, or an even share of their host's, less their base."""
+        at = Counter(member.host for member in members)
+        shares = {
+            member.worker: member.memory if member.memory is not None else int(SHARE * site.memory[member.host] / at[member.host])
+            for member in members
+            if member.memory is not None or member.host in site.memory
+        }
         return cls(
             workers=tuple(member.worker for member in members),
             slowdowns={member.worker: member.slowdown for member in members if member.slowdown != 1.0},
-            memory={member.worker: member.memory for member in members if member.memory is not None},
+            memory={member.worker: max(0, shares[member.worker] - member.base) for member in members if member.worker in shares},
             hosts={member.worker: member.host for member in members},
             site=site,
         )
@@ -69,9 +81,9 @@ class Fleet:
         """The slowest between a worker of `some` and one of `others`."""
         return self.site.slowest({self.host(worker) for worker in some}, {self.host(worker) for worker in others})
 
-    def ordered(self, workers: Sequence[int]) -> Self:
+    def ordered(self, workers: Sequence[int]) -> Fleet:
         """The same workers in this order."""
-        return type(self)(workers=tuple(workers), slowdowns=self.slowdowns, memory=self.memory, hosts=self.hosts, site=self.site)
+        return replace(self, workers=tuple(workers))
 
     def least_memory(self, workers: Collection[int]) -> float:
         """Of these workers, in bytes; infinite if it is limited for none."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from elastic.errors import PlanError
 
@@ -50,10 +50,12 @@ BETWEEN = Link(latency_s=2e-4, bytes_per_s=1e9, measured=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Links by pair of hosts, and by host how many of its workers can compute at the same time; unlimited where that is not known."""
+    """Links by pair of hosts; by host how many of its workers can compute at the same time, and its bytes of memory: unlimited where that
+    is not known."""
 
     links: Mapping[Pair, Link] = field(default_factory=dict)
     places: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if bad := {host: places for host, places in self.places.items() if not places > 0}:
@@ -72,20 +74,20 @@ class Site:
                 found = link if found is None else found.slower(link)
         return found or WITHIN
 
-    def knowing(self, links: Mapping[Pair, Link]) -> Self:
+    def knowing(self, links: Mapping[Pair, Link]) -> Site:
         """With these measured in place of what was known of the same pairs."""
-        return type(self)(links={**self.links, **links}, places=self.places)
+        return replace(self, links={**self.links, **links})
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal site."""
         links = [[*hosts, link.latency_s, link.bytes_per_s] for hosts, link in sorted(self.links.items())]
-        return {"links": links, "places": dict(self.places)}
+        return {"links": links, "places": dict(self.places), "memory": dict(self.memory)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
+    def from_json(cls, data: Mapping[str, Any]) -> Site:
         """The inverse of `to_json`."""
         links = {pair(one, other): Link(latency_s=latency, bytes_per_s=rate) for one, other, latency, rate in data["links"]}
-        return cls(links=links, places=data["places"])
+        return cls(links=links, places=data["places"], memory=data["memory"])
 
 
 def pair(one: str, other: str) -> Pair:
