@@ -227,7 +227,8 @@ class Agent:
 
     def _found(self) -> None:
         assert self._session is not None  # workers are started after it
-        ready = {worker.number: Ready.from_json(worker.announced or {}, self._host) for worker in self._crew.workers.values()}
+        memory = self._start.settings.memory
+        ready = {worker.number: Ready.from_json(worker.announced or {}, self._host, memory) for worker in self._crew.workers.values()}
         view = found(ready, self._start.settings.stages, self._site())
         for number, announced in ready.items():
             self._session.admit(number, announced)

@@ -137,7 +137,6 @@ class Trainer:
                 "profile": profile.measure(self._model, loss, numerics, self._batch(0, 0)) if self._job.profile else None,
                 "link": gauge.within_host() if self._job.profile else None,
                 "state_bytes": state_bytes(instance, parameters[0].dtype),
-                "memory": self._job.settings.memory,
                 "base": max(0, host.anonymous_bytes() - _bytes(self._model.root.parameters())),
                 "micro_batches": micro_batches,
                 "grains": grains,

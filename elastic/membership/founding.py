@@ -47,10 +47,10 @@ class Ready:
         return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], host: str) -> Ready:
+    def from_json(cls, data: Mapping[str, Any], host: str, memory: int | None = None) -> Ready:
         """Raises MismatchError if a field is missing or unknown."""
         try:
-            return cls(host=host, **data)
+            return cls(host=host, memory=memory, **data)
         except TypeError as error:
             raise MismatchError(f"a worker announced itself in another form than this version of elastic expects: {error}") from error
 

@@ -287,7 +287,7 @@ class Driver:
         if worker.number not in self.state.starting:
             return
         try:
-            ready = Ready.from_json(message["ready"], self._founder.host)
+            ready = Ready.from_json(message["ready"], self._founder.host, self._settings.memory)
             check_equal({self._founding: self._founder, worker.number: replace(ready, checkpoint=self._founder.checkpoint)})
         except MismatchError as error:
             self._refuse(worker, str(error))
