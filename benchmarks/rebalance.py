@@ -1,9 +1,11 @@
 """One worker of two is really slowed down: how much faster is a step when work is shifted away from it?
 
-    python benchmarks/rebalance.py --factor 3 --json build/rebalance.json
+    python benchmarks/rebalance.py --factor 3 --stages 1 --stages 2 --json build/rebalance.json
+
+In one stage the slow worker gets fewer grains; in two it is alone in its stage, and gets fewer layers.
 
 The worker at place 1 is stopped and let go on in turns, so that it runs 1/factor of the time; each worker is pinned to a core of its own.
-The same job runs undisturbed, slowed with the even plan, and slowed with rebalancing: digests and losses must be equal. A figure is the
+Each job runs undisturbed, slowed with the even plan, and slowed with rebalancing: digests and losses must be equal. A figure is the
 median time of the steps behind the change of the plan, or, with the even plan, of as many.
 """
 
@@ -56,12 +58,12 @@ def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
     return gpt.train(job, options)
 
 
-def run(steps: int, factor: float, *, rebalance: bool) -> dict[str, Any]:
+def run(steps: int, factor: float, stages: int, *, rebalance: bool) -> dict[str, Any]:
     """One job: seconds of each step, losses, digest, and what changed."""
     with tempfile.TemporaryDirectory(prefix="elastic-bench-") as directory:
         with Throttle(directory, {1: factor}) if factor > 1 else nullcontext() as throttle:
             result = elastic.run(
-                train, workers=2, stages=1, args=[{**OPTIONS, "steps": steps}], directory=directory, rebalance=rebalance, respawn=False
+                train, workers=2, stages=stages, args=[{**OPTIONS, "steps": steps}], directory=directory, rebalance=rebalance, respawn=False
             )
         cycles = 0 if throttle is None else throttle.cycles
     value = result.value
@@ -72,19 +74,15 @@ def run(steps: int, factor: float, *, rebalance: bool) -> dict[str, Any]:
         "cycles": cycles,
         "changes": [found for found in result.incidents if found["kind"] == "rebalance"],
         "micro_batches": {str(each["worker"]): next(iter(each["micro_batches"].values())) for each in value["workers"]},
+        "layers": {str(each["worker"]): len(each["layers"]) for each in value["workers"]},
     }
 
 
-@app.command()
-def main(
-    factor: Annotated[float, typer.Option(help="How many times slower worker 1 is.")] = 3.0,
-    steps: Annotated[int, typer.Option(help="Steps of each job.")] = 24,
-    path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-) -> None:
-    """Prints a table and one JSON object."""
-    calm = run(steps, 1.0, rebalance=False)
-    even = run(steps, factor, rebalance=False)
-    shifted = run(steps, factor, rebalance=True)
+def measured(steps: int, factor: float, stages: int) -> dict[str, Any]:
+    """The three jobs in so many stages, and what comes of them."""
+    calm = run(steps, 1.0, stages, rebalance=False)
+    even = run(steps, factor, stages, rebalance=False)
+    shifted = run(steps, factor, stages, rebalance=True)
     for name, slowed in (("even", even), ("shifted", shifted)):
         if not slowed["cycles"]:
             raise SystemExit(f"{name}: the worker was not slowed down")
@@ -94,8 +92,9 @@ def main(
         raise SystemExit(f"no work was shifted in {steps} steps: take more")
     first = shifted["changes"][-1]["step"] + 2  # the first step of the new view includes the change
     medians = {name: statistics.median(each["seconds"][first:]) for name, each in (("calm", calm), ("even", even), ("shifted", shifted))}
-    found = {
+    return {
         "factor": factor,
+        "stages": stages,
         "calm_step_s": medians["calm"],
         "even_step_s": medians["even"],
         "shifted_step_s": medians["shifted"],
@@ -104,19 +103,36 @@ def main(
         "changed_after_steps": [change["step"] for change in shifted["changes"]],
         "why": [change["why"] for change in shifted["changes"]],
         "running_again_ms": [change["running_ms"] for change in shifted["changes"]],
+        "bytes_moved": [change["bytes_moved"] for change in shifted["changes"]],
         "micro_batches_of_last_view": shifted["micro_batches"],
+        "layers_of_last_view": shifted["layers"],
         "digests_equal": True,
         "digest": calm["digest"],
+        "runs": {"calm": calm, "even": even, "shifted": shifted},
     }
+
+
+@app.command()
+def main(
+    factor: Annotated[float, typer.Option(help="How many times slower worker 1 is.")] = 3.0,
+    steps: Annotated[int, typer.Option(help="Steps of each job.")] = 24,
+    stages: Annotated[list[int] | None, typer.Option(help="Stages, 1 or 2; may be given twice. Both by default.")] = None,
+    path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Prints a table, and one JSON object per number of stages."""
     table = Table(title=f"seconds a step, worker 1 slowed {factor:g} times")
-    for heading in ("undisturbed", "slowed, even plan", "slowed, work shifted", "ratio", "digest"):
+    for heading in ("stages", "undisturbed", "slowed, even plan", "slowed, work shifted", "ratio", "digest"):
         table.add_column(heading)
-    table.add_row(*(f"{medians[name]:.3f}" for name in ("calm", "even", "shifted")), f"{found['ratio']:.2f}", "equal")
+    found: list[dict[str, Any]] = []
+    for count in stages or (1, 2):
+        found.append(measured(steps, factor, count))
+        seconds = (f"{found[-1][f'{name}_step_s']:.3f}" for name in ("calm", "even", "shifted"))
+        table.add_row(str(count), *seconds, f"{found[-1]['ratio']:.2f}", "equal")
+        print(json.dumps({name: value for name, value in found[-1].items() if name != "runs"}), flush=True)
     Console(stderr=True).print(table)
-    print(json.dumps(found))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**found, "runs": {"calm": calm, "even": even, "shifted": shifted}}, indent=1) + "\n")
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

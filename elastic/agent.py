@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic import host
 from elastic.channel import Channel, Message
 from elastic.crew import Crew
 from elastic.errors import ElasticError, JobFailed
@@ -27,6 +28,7 @@ from elastic.job import WorkerSpec
 from elastic.loop import Loop
 from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
+from elastic.plan.site import Site
 from elastic.process import name_process
 from elastic.recovery.driver import Driver, World, say
 from elastic.rundir import RunDirectory
@@ -225,8 +227,9 @@ class Agent:
 
     def _found(self) -> None:
         assert self._session is not None  # workers are started after it
-        ready = {worker.number: Ready.from_json(worker.announced or {}, self._host) for worker in self._crew.workers.values()}
-        view = found(ready, self._start.settings.stages)
+        memory = self._start.settings.memory
+        ready = {worker.number: Ready.from_json(worker.announced or {}, self._host, memory) for worker in self._crew.workers.values()}
+        view = found(ready, self._start.settings.stages, self._site())
         for number, announced in ready.items():
             self._session.admit(number, announced)
         revision = self._session.publish(view)
@@ -245,6 +248,12 @@ class Agent:
         self._driver = Driver(world, self._start.settings, view, revision, ready[view.coordinator])
         if self._stopping:
             self._driver.stop()
+
+    def _site(self) -> Site:
+        """What this host has for its workers."""
+        memory = host.memory_bytes()
+        places = {self._host: host.processors() / self._start.settings.threads}
+        return Site(places=places, memory={} if memory is None else {self._host: memory})
 
     def _with_driver(self, call: Callable[..., None]) -> Callable[..., None]:
         def act(*arguments: Any) -> None:

@@ -143,19 +143,20 @@ class Job:
         step: int,
         step_s: float | None = None,
         committed_at: float | None = None,
-        computed: tuple[float, float] | None = None,
+        told: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
 
         `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
-        `computed` the seconds that this worker has spent in its layers in this view, and how many the workload says.
+        `told` gives what there is to tell besides; it is asked when something is sent. `effort` are the fields of
+        `elastic.engine.effort.Told`, `links` has `[peer, latency_s, bytes_per_s]` of links of which there is news.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
         if now - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = now
-            times = {"step_s": step_s, "committed_at": committed_at, "computed": computed}
-            self.send({"type": "progress", "epoch": epoch, "step": step, **times})
+            times = {"step_s": step_s, "committed_at": committed_at}
+            self.send({"type": "progress", "epoch": epoch, "step": step, **times, **({} if told is None else told())})
 
     @property
     def leader(self) -> bool:

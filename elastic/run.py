@@ -23,7 +23,7 @@ from elastic.errors import JobFailed, SettingsError
 from elastic.membership.endpoint import Endpoint
 from elastic.process import end_group, module_command
 from elastic.rundir import RunDirectory
-from elastic.settings import JobSettings, agent_environment, best_isa, own_environment
+from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, own_environment
 from elastic.target import name_of
 
 _AGENT_EXIT_S = 8.0
@@ -57,6 +57,7 @@ def run(
     seed: int = 0,
     respawn: bool = True,
     rebalance: bool = True,
+    memory: int | str | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in every one of `workers` processes, and waits.
@@ -75,6 +76,8 @@ def run(
         seed: of torch's, NumPy's and Python's generators when `train_fn` begins.
         respawn: start a new worker for each that dies; it joins at a step boundary when it is ready.
         rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
+        memory: what one worker's process may take, in bytes or such as `2GiB`; by default an even share of nine tenths of what its host,
+            or control group, has. The planner refuses stages that need more.
         directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
             directory, which is removed.
 
@@ -102,6 +105,7 @@ def run(
         seed=seed,
         respawn=respawn,
         rebalance=rebalance,
+        memory=None if memory is None else byte_count(memory),
         directory=None if directory is None else os.path.abspath(directory),
     )
     if etcd is not None:

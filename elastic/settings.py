@@ -38,6 +38,8 @@ _AGENT_VARIABLES = {
     "GRPC_VERBOSITY": "NONE",
 }
 _NOT_FOR_THE_AGENT = ("PYTHONWARNINGS",)  # etcd3 and protobuf warn of each other's age
+_UNITS = {"b": 1} | {f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024))}
+_BYTES = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -47,8 +49,8 @@ class JobSettings:
 
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
     `[user:password@]host:port`. Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies,
-    `rebalance` shifts work from workers that are steadily slower. `directory` is the
-    run's, kept when it ends; None is a temporary one. `grace_s` bounds how long a finished worker
+    `rebalance` shifts work from workers that are steadily slower. `memory` is what a worker may take, in bytes; None is its share of the
+    host's. `directory` is the run's, kept when it ends; None is a temporary one. `grace_s` bounds how long a finished worker
     waits for the others to finish, and how long all may take to exit. Raises SettingsError.
     """
 
@@ -65,6 +67,7 @@ class JobSettings:
     exact: bool = True
     respawn: bool = True
     rebalance: bool = True
+    memory: int | None = None
     directory: str | None = None
     grace_s: float = 10.0
 
@@ -79,6 +82,8 @@ class JobSettings:
             _check_count("stages", self.stages)
             if self.stages > self.workers:
                 raise SettingsError(f"stages={self.stages} needs at least {self.stages} workers, and workers={self.workers}")
+        if self.memory is not None:
+            _check_count("memory", self.memory)
         if self.isa not in _ISA_VARIABLES:
             raise SettingsError(f"isa={self.isa!r}: use one of {', '.join(_ISA_VARIABLES)}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 1 << 64:
@@ -96,6 +101,16 @@ class JobSettings:
 def _check_count(field: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise SettingsError(f"{field}={value!r}: use a whole number of at least 1")
+
+
+def byte_count(value: int | str) -> int:
+    """Bytes from a number, or from such as `2GiB`, `1.5 GB` or `512MiB`. Raises SettingsError."""
+    found = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is not None:
+        return round(float(found[1]) * _UNITS[(found[2] or "B").lower()])
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise SettingsError(f"memory={value!r}: use a number of bytes, or one with a unit such as '2GiB' or '500MB'")
 
 
 def _check_args(args: tuple[Any, ...]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
+from elastic.comm.gauge import Seen, news
 from elastic.engine import randomness
 from elastic.engine.data import Batch
+from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine
 from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
 from elastic.history import History
@@ -42,6 +44,8 @@ class Survivor:
         self._results: dict[int, Any] = {}
         self._yielded = self._yielded_by_others = -1
         self._rewound = False  # steps that were handed out are being taken again, from a checkpoint on
+        self._yardstick = Yardstick()
+        self._links_told: dict[int, Seen] = {}
         self.unseen: list[Apply] = []
 
     @property
@@ -97,8 +101,7 @@ class Survivor:
         known = step <= max(self._yielded, self._yielded_by_others)  # somebody is behind it already: no place to stop at
         try:
             epoch = self.engine.view.epoch
-            computed = self.engine.executor.computed_s, self.engine.executor.expected_s
-            job.progress(epoch, step, self._history.median_s, self._history.committed_at, computed)
+            job.progress(epoch, step, self._history.median_s, self._history.committed_at, self._tell)
             stop, pause = job.stop_requested and not known, job.pause_requested and not known
             answer = self.engine.compute(step, self._batch, stop=stop, pause=pause, saved=saved)
         except LOST as error:
@@ -109,6 +112,13 @@ class Survivor:
         if self.step >= self._retained_until:
             self._retained = ()  # a step of this view is committed: what was held of the view before is not needed any more
         return answer
+
+    def _tell(self) -> dict[str, Any]:
+        """What the agent hears of this worker's speed and links."""
+        links = news(self.engine.links(), self._links_told)
+        self._links_told |= links
+        effort = self.engine.executor.effort.told(self._yardstick)
+        return {"effort": effort, "links": [[peer, *seen] for peer, seen in links.items()]}
 
     def apply(self, answer: Apply) -> None:
         """Applies a step here, and what else belongs to it; sends what changed."""

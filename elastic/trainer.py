@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from elastic import host
 from elastic import job as jobs
 from elastic.checkpointing import Checkpoints
+from elastic.comm import gauge
 from elastic.comm.network import Network
 from elastic.engine import profile, randomness
 from elastic.engine.data import batches, refuse_unseekable
@@ -23,7 +25,7 @@ from elastic.engine.engine import Apply, Engine, State, Training, initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.stage import Loss
-from elastic.engine.zero import ShardedOptimizer, probe
+from elastic.engine.zero import ShardedOptimizer, probe, state_bytes
 from elastic.errors import TrainerError
 from elastic.history import History
 from elastic.plan.workload import default_grains
@@ -133,6 +135,9 @@ class Trainer:
                 "model": self._model.spec.to_json(),
                 "digest": self._model.digest(),
                 "profile": profile.measure(self._model, loss, numerics, self._batch(0, 0)) if self._job.profile else None,
+                "link": gauge.within_host() if self._job.profile else None,
+                "state_bytes": state_bytes(instance, parameters[0].dtype),
+                "base": max(0, host.anonymous_bytes() - _bytes(self._model.root.parameters())),
                 "micro_batches": micro_batches,
                 "grains": grains,
                 "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
@@ -347,6 +352,10 @@ def _cut_batch(batch_size: int, micro_batch_size: int, grains: int | None) -> tu
             f"such as {default_grains(micro_batches)}"
         )
     return micro_batches, grains
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _check_clip(clip_norm: float | None) -> None:

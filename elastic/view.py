@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.errors import SettingsError
 from elastic.layout.layout import Layout
+from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Plan
+from elastic.plan.site import Site
 from elastic.plan.workload import Workload
 
 
@@ -15,13 +18,26 @@ from elastic.plan.workload import Workload
 class Member:
     """One worker of the job: its id (never used again), its host's name, and the address at which it accepts links.
 
-    A layer takes it `slowdown` times as long as the workload says.
+    A layer takes it `slowdown` times as long as the workload says. Its process may take `memory` bytes, None for its share of the host's;
+    `base` of these it takes before it holds a layer.
     """
 
     worker: int
     host: str
     address: str
     slowdown: float = 1.0
+    memory: int | None = None
+    base: int = 0
+
+    def to_json(self) -> list[Any]:
+        """One flat list, in the order of the fields."""
+        return [self.worker, self.host, self.address, self.slowdown, self.memory, self.base]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Member:
+        """The inverse of `to_json`."""
+        worker, host, address, slowdown, memory, base = data
+        return cls(worker=worker, host=host, address=address, slowdown=slowdown, memory=memory, base=base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +53,7 @@ class View:
     plan: Plan
     layout: Layout
     workload: Workload
+    site: Site = field(default_factory=Site)
 
     def __post_init__(self) -> None:
         workers = self.workers
@@ -60,6 +77,11 @@ class View:
         """By worker."""
         return {member.worker: member.slowdown for member in self.members}
 
+    @property
+    def fleet(self) -> Fleet:
+        """The members as the planner sees them."""
+        return Fleet.of(self.members, self.site)
+
     def place(self, worker: int) -> int:
         """The worker's position among the members, from 0; SettingsError if it is not one."""
         for place, member in enumerate(self.members):
@@ -72,10 +94,11 @@ class View:
         return {
             "epoch": self.epoch,
             "attempt": self.attempt,
-            "members": [[member.worker, member.host, member.address, member.slowdown] for member in self.members],
+            "members": [member.to_json() for member in self.members],
             "plan": self.plan.to_json(),
             "layout": self.layout.to_json(),
             "workload": self.workload.to_json(),
+            "site": self.site.to_json(),
         }
 
     @classmethod
@@ -84,10 +107,9 @@ class View:
         return cls(
             epoch=data["epoch"],
             attempt=data["attempt"],
-            members=tuple(
-                Member(worker=worker, host=host, address=address, slowdown=slowdown) for worker, host, address, slowdown in data["members"]
-            ),
+            members=tuple(Member.from_json(member) for member in data["members"]),
             plan=Plan.from_json(data["plan"]),
             layout=Layout.from_json(data["layout"]),
             workload=Workload.from_json(data["workload"]),
+            site=Site.from_json(data["site"]),
         )

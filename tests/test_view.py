@@ -13,7 +13,8 @@ from elastic.errors import SettingsError
 from elastic.layout.invariants import check
 from elastic.layout.layout import spread
 from elastic.layout.regions import LayerSpec, ModelSpec
-from elastic.plan.planner import plan
+from elastic.plan.fleet import Fleet
+from elastic.plan.planner import fastest
 from elastic.plan.workload import LayerCost, Workload
 from elastic.view import Member, View
 
@@ -25,7 +26,7 @@ def view_of(workers: list[int], layers: int, stages: int | None = None, width: i
     )
     costs = tuple(LayerCost(forward_s=0.1 + i / 7, backward_s=0.3, parameters=9, activation_bytes=1000) for i in range(layers))
     workload = Workload(layers=costs, micro_batches=16, grains=16)
-    planned = plan(workers, workload, stages)
+    planned = fastest(Fleet(workers=tuple(workers)), workload, stages)
     layout = spread(model, [(stage.layers, stage.members) for stage in planned.stages])
     members = tuple(Member(worker=worker, host="host", address=f"unix:@elastic-{worker:016x}") for worker in workers)
     return View(epoch=3, attempt=1, members=members, plan=planned, layout=layout, workload=workload)

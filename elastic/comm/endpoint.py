@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from elastic.comm.gauge import Seen
 from elastic.comm.mailbox import Mailbox, copy_of, lost
 from elastic.comm.message import Era, Key, Kind, Memory, Tag, as_writable_bytes
 from elastic.comm.waiter import Waiter
@@ -226,6 +227,10 @@ class Endpoint(ABC):
     def resume(self) -> None:
         """Waits are possible again."""
         self._box.resume()
+
+    def seen(self) -> dict[int, Seen]:
+        """How fast the links to peers are, as far as that was observed."""
+        return {}
 
     # --- for implementations
 

@@ -17,6 +17,7 @@ import hmac
 import secrets
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 from elastic.errors import LinkError, PeerLost
@@ -90,13 +91,18 @@ class Handshake:
 
 
 class Greeting:
-    """A handshake on a non-blocking socket. Calls `done(socket, peer)` or `failed(error)` once, and leaves the socket to `done`."""
+    """A handshake on a non-blocking socket. Calls `done(socket, peer)` or `failed(error)` once, and leaves the socket to `done`.
+
+    `round_trip_s` is how long the other side took for its last answer.
+    """
 
     def __init__(
         self, sock: socket.socket, handshake: Handshake, *, done: Callable[[socket.socket, int], None], failed: Callable[[LinkError], None]
     ) -> None:
         self.sock = sock
         self.over = False
+        self.round_trip_s: float | None = None
+        self._sent_at: float | None = None
         self._handshake = handshake
         self._received = b""
         self._done = done
@@ -137,10 +143,13 @@ class Greeting:
         self._received += part
         if len(self._received) < self._handshake.expected:
             return
+        if self._sent_at is not None:
+            self.round_trip_s = time.perf_counter() - self._sent_at
         received, self._received = self._received, b""
         self._send(self._handshake.feed(received))
 
     def _send(self, data: bytes) -> None:
+        self._sent_at = time.perf_counter()
         # A fresh socket has room for these few bytes; if not, the other side is not one of ours.
         if self.sock.send(data) != len(data):
             raise LinkError("no room for a handshake")

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from elastic.comm.gauge import Seen
 from elastic.comm.mailbox import Mailbox, Slot
 from elastic.comm.message import Era
 from elastic.comm.reactor import READABLE, WRITABLE, Reactor
@@ -32,6 +33,7 @@ class Link:
         self,
         sock: socket.socket,
         peer: int,
+        latency_s: float | None,
         *,
         box: Mailbox,
         reactor: Reactor,
@@ -39,6 +41,7 @@ class Link:
         lost: Callable[[Link], None],
     ) -> None:
         self.peer = peer
+        self.latency_s = latency_s
         self.joined: Era | None = None
         self.broken: LinkError | None = None
         self.sender = Sender(sock, arm=self._arm, emptied=emptied)
@@ -61,6 +64,11 @@ class Link:
         """Bytes sent and received, messages sent and received whole, and the received bytes of state that moved, headers excluded."""
         sender, receiver = self.sender, self._receiver
         return sender.bytes, receiver.bytes, sender.messages, receiver.messages, receiver.transferred
+
+    @property
+    def seen(self) -> Seen:
+        """How fast it is, as far as it was used."""
+        return Seen(self.latency_s, self._receiver.gauge.bytes_per_s)
 
     def receive(self, waiter: Waiter) -> None:
         """Receives on the calling thread until it is woken or the link breaks; returns at once if the receiving half is not free."""

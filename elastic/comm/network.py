@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
+from elastic.comm.gauge import Seen
 from elastic.comm.link import Link
 from elastic.comm.mailbox import lost
 from elastic.comm.message import Header, Memory, Tag, as_bytes
@@ -58,6 +59,11 @@ class Network(Endpoint):
             stale_dropped=self._box.stale_dropped,
             links=frozenset(link.peer for link in links),
         )
+
+    def seen(self) -> dict[int, Seen]:
+        with self._box.lock:
+            links = cast("list[Link]", list(self._links.values()))
+        return {link.peer: link.seen for link in links}
 
     @property
     def rejected(self) -> int:
@@ -138,8 +144,8 @@ class Network(Endpoint):
 
     # --- on the I/O thread
 
-    def _adopt(self, sock: socket.socket, peer: int) -> None:
-        link = Link(sock, peer, box=self._box, reactor=self._reactor, emptied=self._on_emptied, lost=self._lose)
+    def _adopt(self, sock: socket.socket, peer: int, latency_s: float | None) -> None:
+        link = Link(sock, peer, latency_s, box=self._box, reactor=self._reactor, emptied=self._on_emptied, lost=self._lose)
         with self._box.lock:
             old = cast("Link | None", self._links.get(peer))
             self._links[peer] = link

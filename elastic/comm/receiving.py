@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from elastic.comm.gauge import Gauge
 from elastic.comm.mailbox import Mailbox, Slot, lost
 from elastic.comm.message import HEADER_BYTES, Header, Key, Kind
 from elastic.errors import LinkError
@@ -20,6 +21,7 @@ class Receiver:
         self.bytes = self.messages = self.transferred = 0
         self.broken: LinkError | None = None
         self.filling: Slot | None = None
+        self.gauge = Gauge()
         self._sock = sock
         self._peer = peer
         self._box = box
@@ -37,6 +39,8 @@ class Receiver:
             try:
                 count = self._sock.recv_into(_SCRAP[: self._excess] if self._excess else self._rest[:budget])
             except BlockingIOError:
+                if self._key is not None:
+                    self.gauge.waits()
                 return False
             except OSError as error:
                 self.broken = lost(self._peer, error.strerror or str(error), error)
@@ -45,6 +49,7 @@ class Receiver:
                 self.broken = lost(self._peer, "the other end closed it")
                 return False
             self.bytes += count
+            self.gauge.got(count)
             if self._key is not None and self._counts_as_transfer:
                 self.transferred += count
             budget -= count
@@ -87,6 +92,7 @@ class Receiver:
     def _finish(self) -> bool:
         if self._key is not None and self.filling is not None:
             self._box.finish(self._key, self.filling)
+        self.gauge.ends()
         self._key = self.filling = None
         self._rest = self._header
         return True

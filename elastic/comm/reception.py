@@ -24,7 +24,7 @@ _KEEPALIVE = {
 
 
 class Reception:
-    """Accepts and dials. `connected(socket, peer)` and `refused(peer, error)` are called on the I/O thread."""
+    """Accepts and dials. `connected(socket, peer, latency_s)` and `refused(peer, error)` are called on the I/O thread."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Reception:
         worker: int,
         secret: bytes,
         interface: str | None,
-        connected: Callable[[socket.socket, int], None],
+        connected: Callable[[socket.socket, int, float | None], None],
         refused: Callable[[int, LinkError], None],
     ) -> None:
         self.rejected = 0
@@ -108,7 +108,7 @@ class Reception:
         def done(sock: socket.socket, peer: int) -> None:
             self._greetings.discard(greeting)
             self._reactor.remove(sock.fileno())
-            self._connected(sock, peer)
+            self._connected(sock, peer, None if greeting.round_trip_s is None else greeting.round_trip_s / 2)
             if whom is not None:
                 self._dialling.discard(peer)
 

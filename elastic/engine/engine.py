@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from elastic.comm.endpoint import Endpoint
+from elastic.comm.gauge import Seen
 from elastic.comm.rounds import Payload, Rounds
 from elastic.engine.data import Batch
 from elastic.engine.executor import Enter, Executor
@@ -168,6 +169,10 @@ class Engine:
         self.replicator.replay(self.step - 1)
         self.replicator.expect(self.step)
         self.abandon()
+
+    def links(self) -> dict[int, Seen]:
+        """How fast the links to peers are, as far as that was observed."""
+        return self._network.seen()
 
     @property
     def owned(self) -> list[tuple[Shard, Scalars]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.engine.boundary import Crossing
 from elastic.engine.data import Batch, model_input, tokens_in
+from elastic.engine.effort import Effort
 from elastic.engine.gather import Gatherer
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.numerics import Numerics
@@ -58,7 +58,7 @@ class Executor:
         self._leaves: dict[int, LossLeaf] = {}
         self._live: dict[int, list[LayerRun]] = {}
         self._seconds = sum(each.forward_s + each.backward_s for each in (view.workload.layers[layer] for layer in self._layers))
-        self.computed_s = self.expected_s = 0.0  # in the layers, waiting not counted; and by the workload
+        self.effort = Effort()
         self.most_in_flight = 0
         self.drew = False
         self.micro_batches_run = 0
@@ -154,9 +154,8 @@ class Executor:
         for runner in self._runners:
             self._network.check()
             self.gatherer.wait(runner.index)
-            started = time.perf_counter()
-            run, crossing = runner.forward(step, micro_batch, crossing)
-            self.computed_s += time.perf_counter() - started
+            with self.effort:
+                run, crossing = runner.forward(step, micro_batch, crossing)
             runs.append(run)
         if not self.pipe.last:
             self.pipe.send_activations(step, micro_batch, crossing)
@@ -171,12 +170,11 @@ class Executor:
         if any(runner.recomputes for runner in self._runners):
             self._prepare(step, micro_batch)
         found: list[tuple[Vector, list[torch.Tensor | None]]] = []
-        self.expected_s += self._seconds
+        self.effort.expected_s += self._seconds
         for runner in reversed(self._runners):
             self._network.check()
-            started = time.perf_counter()
-            gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
-            self.computed_s += time.perf_counter() - started
+            with self.effort:
+                gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
             found += [(vector, self._take_gradients(vector)) for vector in self._vectors[runner.index]]
             if self.pipe.first:
                 self._fold(micro_batch, found)

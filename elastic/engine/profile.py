@@ -47,7 +47,7 @@ def _buffers_restored(model: LayeredModel) -> Iterator[None]:
 
 
 def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
-    """`[forward_s, backward_s, parameters, activation_bytes]` per layer for one micro-batch; the last layer's times include the loss.
+    """The fields of `elastic.plan.workload.LayerCost` per layer for one micro-batch; the last layer's times include the loss.
 
     Runs the whole model once to warm up and then once, or a few times where that is quick: times are the least ones. Parameters and buffers
     are as before, gradients are dropped.
@@ -75,7 +75,9 @@ def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> La
         started = time.thread_time()
         with torch.autograd.graph.saved_tensors_hooks(saved.note, _same):
             run, crossing = runner.forward(0, 0, crossing)
-        rows.append([time.thread_time() - started, 0.0, model.spec.layers[runner.index].size, saved.bytes])
+        seconds, spec = time.thread_time() - started, model.spec.layers[runner.index]
+        itemsize = spec.parameters[0].itemsize if spec.parameters else 0
+        rows.append([seconds, 0.0, spec.size, saved.bytes, sum(map(_bytes, crossing.tensors)), itemsize])
         runs.append(run)
     started = time.thread_time()
     loss_run, _ = loss_runner.forward(0, 0, crossing, batch, 0)
@@ -88,6 +90,10 @@ def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> La
     for parameter in model.root.parameters():
         parameter.grad = None
     return rows
+
+
+def _bytes(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

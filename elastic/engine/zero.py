@@ -102,6 +102,16 @@ def writes_gradients(optimizer: Optimizer, dtype: torch.dtype) -> bool:
     return not torch.equal(gradient, tensor)
 
 
+def state_bytes(optimizer: Optimizer, dtype: torch.dtype) -> float:
+    """Bytes of state that the optimizer keeps for one element of a parameter, measured on a small one."""
+    parameter = nn.Parameter(torch.linspace(-1, 1, BLOCK, dtype=torch.float32).to(dtype).view(64, -1))
+    trial = _trial(optimizer, [parameter])
+    parameter.grad = parameter.detach().clone()
+    trial.step()
+    values = [value for value in trial.state[parameter].values() if isinstance(value, torch.Tensor) and value.ndim]
+    return sum(value.numel() * value.element_size() for value in values) / BLOCK
+
+
 class ShardedOptimizer:
     """The user's optimizer over this worker's own shards, and a second instance of it over the shards it keeps for others.
 

@@ -9,7 +9,9 @@ from typing import Any
 from elastic.errors import MismatchError
 from elastic.layout.layout import spread
 from elastic.layout.regions import ModelSpec
+from elastic.plan.fleet import Fleet
 from elastic.plan.planner import plan
+from elastic.plan.site import Link, Site, pair
 from elastic.plan.workload import Workload, costs
 from elastic.view import Member, View
 
@@ -18,9 +20,11 @@ _EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A worker that can be a member. `profile` has, per layer, `[forward_s, backward_s, parameters, activation_bytes]` of a micro-batch.
+    """A worker that can be a member. `profile` has the fields of `elastic.plan.workload.LayerCost` of a micro-batch, per layer.
 
-    `checkpoint` names the one that it would go on from; only founders do.
+    `state_bytes` are the optimizer's beside an element of a parameter. The process may take `memory` bytes, None for its share of the
+    host's, and takes `base` of them before it holds a layer. `link` is `[latency_s, bytes_per_s]` of a message within its host, where it
+    measured that. `checkpoint` names the one that it would go on from; only founders do.
     """
 
     host: str
@@ -31,31 +35,45 @@ class Ready:
     micro_batches: int
     grains: int
     settings: dict[str, Any]
+    state_bytes: float = 0.0
     profile: list[list[float]] | None = None
+    link: list[float] | None = None
+    memory: int | None = None
+    base: int = 0
     checkpoint: str | None = None
 
+    def member(self, worker: int) -> Member:
+        """As a member of a view."""
+        return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base)
+
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], host: str) -> Ready:
+    def from_json(cls, data: Mapping[str, Any], host: str, memory: int | None = None) -> Ready:
         """Raises MismatchError if a field is missing or unknown."""
         try:
-            return cls(host=host, **data)
+            return cls(host=host, memory=memory, **data)
         except TypeError as error:
             raise MismatchError(f"a worker announced itself in another form than this version of elastic expects: {error}") from error
 
 
-def found(ready: Mapping[int, Ready], stages: int | None) -> View:
-    """Epoch 1, of all workers that are ready. Raises MismatchError if they differ, PlanError if the model does not fit the stages."""
+def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = None) -> View:
+    """Epoch 1, of all workers that are ready; `site` is what agents know of hosts, to which workers add what they have measured.
+
+    Raises MismatchError if they differ, PlanError if the model does not fit the stages, or the memory.
+    """
     check_equal(ready)
     first = ready[min(ready)]
     profile = next((worker.profile for _, worker in sorted(ready.items()) if worker.profile is not None), None)
     if profile is None:
         raise MismatchError(f"none of the workers {sorted(ready)} measured its layers, which the plan needs")
-    workload = Workload(layers=costs(profile), micro_batches=first.micro_batches, grains=first.grains)
-    chosen = plan(sorted(ready), workload, stages)
+    state_bytes = max(each.state_bytes for each in ready.values())
+    workload = Workload(layers=costs(profile), micro_batches=first.micro_batches, grains=first.grains, state_bytes=state_bytes)
+    links = {pair(each.host, each.host): Link(latency_s=each.link[0], bytes_per_s=each.link[1]) for each in ready.values() if each.link}
+    known = (site or Site()).knowing(links)
+    members = tuple(ready[worker].member(worker) for worker in sorted(ready))
+    chosen = plan(Fleet.of(members, known), workload, stages=stages).plan
     hosts = {worker: announced.host for worker, announced in ready.items()}
     layout = spread(ModelSpec.from_json(first.model), [(stage.layers, stage.members) for stage in chosen.stages], hosts)
-    members = tuple(Member(worker=worker, host=ready[worker].host, address=ready[worker].address) for worker in sorted(ready))
-    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload)
+    return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)
 
 
 def check_equal(ready: Mapping[int, Ready]) -> None:

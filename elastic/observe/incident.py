@@ -30,6 +30,7 @@ class Incident:
     running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
     stall_ms: how much later than without the fault that step was committed.
     restored: the checkpoint that all members began with, where some of the state was in nobody's memory any more.
+    planned: what the plan is predicted to cost, and what it would have been to leave the layers in place.
     samples_lost: samples that no committed step has used. bytes_moved, bytes_minimum: what was counted, and what an oracle says is needed.
     """
 
@@ -60,6 +61,7 @@ class Incident:
     layout_before: str | None = None
     layout_after: str | None = None
     why: str | None = None
+    planned: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -118,9 +120,11 @@ def timeline(incident: Incident) -> str:
     worker 1 (place 1) died in step 8, backward
       +0.9 ms detected | quiesce 3.1 | propose 4.0 | migrate 12.5 | gate 0.8 | commit 2.2
       [0-4]x2 [5-9]x2 -> [0-3]x1 [4-9]x2, 8.6 MB moved (the minimum), 3 links kept, 1 dropped, 1 made
+      planned: 2 stages, every stage keeps its layers: 0.41 s computing and 0.01 s exchanging gradients, predicted; ...
       running again after 61 ms; lost 0.2 s of step 8, no sample lost, stalled 243 ms
     """
-    lines = [_headline(incident), _phases(incident), _changes(incident), _outcome(incident)]
+    planned = f"planned: {incident.planned}" if incident.planned else ""
+    lines = [_headline(incident), _phases(incident), _changes(incident), planned, _outcome(incident)]
     return "\n  ".join(line for line in lines if line)
 
 

@@ -1,83 +1,196 @@
-"""The planner: from workers and a workload to the plan with the least predicted step time.
+"""The planner: from workers and a workload to the plan with the least predicted time, a change of plan included.
 
 The partition with the least bottleneck is what a stage's workers could do if they never waited. They do wait where neighbouring stages have
 different numbers of workers: micro-batches go in ascending order, so a narrow stage feeds the workers of a wide one after each other. So
 stages of equal time and width are tried as well, and the simulated schedule decides.
 
-Where workers differ in speed, each stage takes neighbours in the order of their speeds, the slowest or the fastest first.
+Where workers differ in speed, each stage takes neighbours in the order of their speeds, the slowest or the fastest first. Where a plan does
+not fit into memory, layers are divided anew within these limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from elastic.errors import PlanError
+from elastic.plan.assignment import assign
+from elastic.plan.fleet import Fleet
+from elastic.plan.memory import readable, refuse, shortfall
+from elastic.plan.moving import Moving, moving
 from elastic.plan.partition import check_feasible, partition
 from elastic.plan.plan import Plan, Stage
+from elastic.plan.prediction import Prediction, predict
 from elastic.plan.routing import near_routes, weighted_routes
-from elastic.plan.simulation import simulate
-from elastic.plan.timing import Timing
-from elastic.plan.uneven import divide
+from elastic.plan.uneven import divide, divide_within
 from elastic.plan.workload import Workload
 
-__all__ = ["Plan", "Stage", "plan", "shrunk", "step_s"]
+__all__ = ["HORIZON", "Plan", "Planned", "Stage", "fastest", "plan", "staying", "step_s"]
 
-SYNC_BYTES_PER_S = 2e9
-"""Assumed speed of gradient exchange, per worker and direction."""
+HORIZON = 1000
+"""Steps over which a migration has to pay, unless asked for otherwise."""
 
-PARAMETER_BYTES = 4
+INTERRUPTED = 0.5
+"""Of a step: what is thrown away on average where a loss interrupts it and layers do not stay in place."""
 
 Parts = tuple[tuple[range, int], ...]
 """The layers and the number of workers of each stage."""
 
 
-def plan(workers: Sequence[int], workload: Workload, stages: int | None = None, slowdowns: Mapping[int, float] | None = None) -> Plan:
-    """Divides the layers among `workers` (ids; stages are filled in this order) in `stages` stages, or in the number that is fastest.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan; the predicted seconds of a step and of the migration to it; the bytes that this moves; and why it is this plan."""
 
-    A layer takes a worker `slowdowns[worker]` times as long as the workload says; 1 for those not named.
-    Predicted is the simulated schedule plus, for the slowest stage, the time to exchange its gradients and parameters at
-    `SYNC_BYTES_PER_S`. Ties go to fewer stages. Raises PlanError, saying what to do, if the stages are more than the layers or the workers.
+    plan: Plan
+    step_s: float
+    migration_s: float
+    bytes: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Option:
+    plan: Plan
+    moving: Moving
+    lost_s: float
+
+    def over_s(self, horizon: float) -> float:
+        return self.plan.step_s * horizon + self.lost_s
+
+
+def plan(
+    fleet: Fleet,
+    workload: Workload,
+    previous: Plan | None = None,
+    horizon: float = HORIZON,
+    *,
+    stages: int | None = None,
+    brief: bool = False,
+) -> Planned:
+    """The plan that takes least over `horizon` steps, the migration from `previous` included.
+
+    Candidates are the best plans, whose workers are exchanged so that least moves, and the plan of before, each stage of which keeps its
+    layers. `stages` is what the job asks for, and fewer where there are fewer workers. With `brief` a step has been interrupted, of which
+    only those who stay keep what is done, and the layers go back when the lost are replaced. Raises PlanError if nothing is possible.
     """
-    if len(set(workers)) < len(workers) or not workers:
-        raise PlanError(f"a plan needs at least one worker and each only once, not {list(workers)}")
-    most = min(len(workload.layers), len(workers))
+    asked = None if stages is None else min(stages, len(fleet.workers))
+    stay = None if previous is None else staying(previous, fleet, workload)
+    if stay is not None and asked not in (None, len(stay.stages)):
+        stay = None
+    if stay is not None and shortfall(workload, stay.stages, stay.routes, fleet)[1]:
+        stay = None
+    try:
+        candidates = _feasible(fleet, workload, asked)
+    except PlanError:
+        if stay is None:
+            raise
+        candidates = []
+    if previous is None:
+        best = min(candidates, key=lambda each: each[0])[1]
+        return Planned(plan=best, step_s=best.step_s, migration_s=0.0, bytes=0.0, why=best.why)
+    weights = [layer.parameter_bytes + round(workload.state_bytes_of(number)) for number, layer in enumerate(workload.layers)]
+    chosen = stayed = None if stay is None else _option(previous, stay, workload, fleet, brief=False)
+    for _, candidate in sorted(candidates, key=lambda each: each[0]):
+        if chosen is not None and candidate.step_s * horizon >= chosen.over_s(horizon):
+            continue
+        candidate = _relabelled(candidate, previous, weights, workload, fleet)
+        option = _option(previous, candidate, workload, fleet, brief=brief)
+        if chosen is None or option.over_s(horizon) < chosen.over_s(horizon):
+            chosen = option
+    assert chosen is not None  # there is a candidate, or one may stay
+    why = f"{chosen.plan.why}; {_compared(chosen, stayed, horizon)}"
+    return Planned(
+        plan=replace(chosen.plan, why=why),
+        step_s=chosen.plan.step_s,
+        migration_s=chosen.moving.seconds,
+        bytes=chosen.moving.bytes,
+        why=why,
+    )
+
+
+def fastest(fleet: Fleet, workload: Workload, stages: int | None = None) -> Plan:
+    """The plan with the fastest step, in `stages` stages or in the number that is fastest; ties go to fewer.
+
+    Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits into memory.
+    """
+    return min(_feasible(fleet, workload, stages), key=lambda each: each[0])[1]
+
+
+def step_s(plan: Plan, workload: Workload, fleet: Fleet) -> float:
+    """The predicted seconds of a step of `plan` with these workers."""
+    return predict(plan.stages, plan.routes, workload, fleet).step_s
+
+
+def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:
+    """`previous` with these workers, where each stage keeps its layers. None if a stage would have nobody.
+
+    Workers that `previous` does not know go one after the other where most is computed by worker, first of all where nobody is left.
+    Grains stay where they are as far as shares that suit the workers' speeds allow.
+    """
+    members = [[worker for worker in stage.members if worker in fleet.workers] for stage in previous.stages]
+    seconds = [
+        sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in stage.layers) for stage in previous.stages
+    ]
+    for worker in fleet.workers:
+        if worker not in previous.workers:
+            power = [sum(1 / fleet.slowdown(other) for other in group) for group in members]
+            most = max(range(len(members)), key=lambda number: seconds[number] / power[number] if power[number] else float("inf"))
+            members[most].append(worker)
+    if not all(members):
+        return None
+    stages = [Stage(layers=stage.layers, members=tuple(group)) for stage, group in zip(previous.stages, members, strict=True)]
+    routes = [near_routes(route, stage.members, fleet.slowdowns) for stage, route in zip(stages, previous.routes, strict=True)]
+    return _judged(stages, routes, workload, "every stage keeps its layers", fleet)[1]
+
+
+def _feasible(fleet: Fleet, workload: Workload, stages: int | None) -> list[tuple[float, Plan]]:
+    """Candidates that fit into memory, with the seconds by which they are compared: fewer stages come first."""
+    workers = len(fleet.workers)
+    most = min(len(workload.layers), workers)
     if stages is None:
         counts, reason = range(1, most + 1), f"fastest of 1 to {most}"
     else:
-        check_feasible(len(workload.layers), len(workers), stages)
+        check_feasible(len(workload.layers), workers, stages)
         counts, reason = [stages], "as asked"
-    factors = {worker: (slowdowns or {}).get(worker, 1.0) for worker in workers}
-    if len(set(factors.values())) == 1:
-        plans = [
-            _planned(workers, workload, parts, reason, factors) for count in counts for parts in _partitions(workload, len(workers), count)
-        ]
-    else:
-        orders = [sorted(workers, key=lambda worker: sign * factors[worker]) for sign in (1, -1)]
-        plans = [
-            _planned(order, workload, divide(workload, [factors[worker] for worker in order], count), reason, factors)
-            for count in counts
-            for order in orders
-        ]
-    return min(plans, key=lambda candidate: candidate.step_s)
+    found: list[tuple[float, Plan]] = []
+    short: list[tuple[float, str]] = []
+    for count in counts:
+        lacking: list[tuple[float, str]] = []
+        for divisions in (_divisions, _within_memory):
+            if divisions is _divisions or lacking:
+                for order, parts in divisions(fleet, workload, count):
+                    filled, routes = _filled(order, parts, workload)
+                    lack = shortfall(workload, filled, routes, fleet)
+                    if lack[1]:
+                        lacking.append(lack)
+                    else:
+                        found.append(_judged(filled, routes, workload, reason, fleet))
+        short += lacking
+    if not found:
+        raise refuse(f"{stages} stages" if stages is not None else f"1 to {most} stages", min(short)[1])
+    return found
 
 
-def step_s(plan: Plan, workload: Workload, slowdowns: Mapping[int, float]) -> float:
-    """The predicted seconds of a step of `plan` where its workers have these slowdowns."""
-    return _judged(plan.stages, plan.routes, workload, "", slowdowns).step_s
+def _orders(fleet: Fleet) -> list[Fleet]:
+    """Workers in the orders in which they may fill the stages."""
+    if fleet.equal:
+        return [fleet]
+    return [fleet.ordered(sorted(fleet.workers, key=lambda worker: sign * fleet.slowdown(worker))) for sign in (1, -1)]
 
 
-def shrunk(previous: Plan, workers: Collection[int], workload: Workload, slowdowns: Mapping[int, float] | None = None) -> Plan | None:
-    """`previous` without those who are not among `workers`; each stage keeps its layers. None if a stage would have nobody.
+def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts]]:
+    """Workers in order, and the layers and the number of workers of each stage."""
+    for order in _orders(fleet):
+        parts = _partitions(workload, len(order.workers), count) if fleet.equal else [divide(workload, order, count)]
+        yield from ((order, each) for each in parts)
 
-    Grains stay where they are as far as even shares allow.
-    """
-    stages = [
-        Stage(layers=stage.layers, members=left) for stage in previous.stages if (left := tuple(w for w in stage.members if w in workers))
-    ]
-    if len(stages) < len(previous.stages):
-        return None
-    routes = [near_routes(route, stage.members, slowdowns) for stage, route in zip(stages, previous.routes, strict=True)]
-    return _judged(stages, routes, workload, "every stage keeps its layers", slowdowns or {})
+
+def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts]]:
+    """The same, within the memory that workers have."""
+    for order in _orders(fleet):
+        parts = divide_within(workload, order, count)
+        if parts is not None:
+            yield order, parts
 
 
 def _partitions(workload: Workload, workers: int, count: int) -> list[Parts]:
@@ -90,28 +203,66 @@ def _partitions(workload: Workload, workers: int, count: int) -> list[Parts]:
     return list(dict.fromkeys([partition(workload, workers, count), equal]))
 
 
-def _planned(workers: Sequence[int], workload: Workload, parts: Parts, reason: str, slowdowns: Mapping[int, float]) -> Plan:
-    rest = iter(workers)
-    stages = tuple(Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts)
-    routes = [weighted_routes(workload.grains, stage.members, slowdowns) for stage in stages]
-    return _judged(stages, routes, workload, reason, slowdowns)
+def _filled(fleet: Fleet, parts: Parts, workload: Workload) -> tuple[list[Stage], list[tuple[int, ...]]]:
+    """Stages with their workers, and routes."""
+    rest = iter(fleet.workers)
+    stages = [Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts]
+    return stages, [weighted_routes(workload.grains, stage.members, fleet.slowdowns) for stage in stages]
 
 
 def _judged(
-    stages: Sequence[Stage], routes: Sequence[tuple[int, ...]], workload: Workload, reason: str, slowdowns: Mapping[int, float]
-) -> Plan:
-    compute = simulate(workload, stages, routes, timing=Timing.of(workload, stages).slowed(slowdowns))[1]
-    exchange = max(_exchange_s(workload, stage) for stage in stages)
-    why = f"{len(stages)} stages, {reason}: {compute:.3g} s computing and {exchange:.3g} s exchanging gradients, predicted"
+    stages: Sequence[Stage], routes: Sequence[tuple[int, ...]], workload: Workload, reason: str, fleet: Fleet
+) -> tuple[float, Plan]:
+    """A plan, and the seconds by which it is compared with others: hosts with too many workers do not tell plans apart."""
+    predicted = predict(stages, routes, workload, fleet)
+    why = _why(stages, routes, workload, reason, fleet, predicted)
+    return predicted.apart_s, Plan(stages=tuple(stages), routes=tuple(routes), step_s=predicted.step_s, why=why)
+
+
+def _why(
+    stages: Sequence[Stage], routes: Sequence[tuple[int, ...]], workload: Workload, reason: str, fleet: Fleet, predicted: Prediction
+) -> str:
+    slowest = predicted.bottleneck
+    layers = stages[slowest].layers
+    why = (
+        f"{len(stages)} stages, {reason}: {max(predicted.compute_s, predicted.crowded_s):.3g} s computing and {predicted.exchange_s:.3g} s "
+        f"exchanging gradients, predicted; stage {slowest} (layers {layers.start} to {layers.stop - 1}) computes longest, "
+        f"{predicted.stage_s[slowest]:.3g} s"
+    )
+    if predicted.crowded_s > predicted.compute_s:
+        why += "; a host has more workers than it can compute for at the same time"
     if idle := [worker for stage, route in zip(stages, routes, strict=True) for worker in stage.members if worker not in route]:
         why += f"; workers {idle} get no grain, of which there are only {workload.grains}"
-    if slow := {worker: slowdowns[worker] for stage in stages for worker in stage.members if slowdowns.get(worker, 1.0) != 1.0}:
+    if slow := {worker: fleet.slowdown(worker) for worker in fleet.workers if fleet.slowdown(worker) != 1.0}:
         why += "; " + ", ".join(f"worker {worker} takes {factor:.2g} times as long" for worker, factor in sorted(slow.items()))
-    return Plan(stages=tuple(stages), routes=tuple(routes), step_s=compute + exchange, why=why)
+    link = fleet.link(fleet.workers, fleet.workers)
+    if len(fleet.workers) > 1 and not link.measured:
+        why += f"; links that nobody has measured are taken for {readable(link.bytes_per_s)}/s"
+    return why
 
 
-def _exchange_s(workload: Workload, stage: Stage) -> float:
-    """Reduce-scatter and all-gather: each moves (n - 1) / n of the stage's parameters through every worker."""
-    elements = sum(workload.layers[layer].parameters for layer in stage.layers)
-    others = len(stage.members) - 1
-    return 2 * elements * PARAMETER_BYTES * others / len(stage.members) / SYNC_BYTES_PER_S
+def _relabelled(new: Plan, old: Plan, weights: Sequence[int], workload: Workload, fleet: Fleet) -> Plan:
+    """With workers that have changed places so that least moves, where that makes no difference else."""
+    if not fleet.equal or len(set(fleet.memory.values())) > 1:
+        return new
+    near = assign(new, old, weights)
+    if len({fleet.host(worker) for worker in fleet.workers}) == 1:
+        return near
+    again = predict(near.stages, near.routes, workload, fleet)
+    return replace(near, step_s=again.step_s) if again.step_s <= new.step_s else new
+
+
+def _option(previous: Plan, new: Plan, workload: Workload, fleet: Fleet, *, brief: bool) -> _Option:
+    moved = moving(previous, new, workload, fleet)
+    lost_s = 2 * moved.seconds + INTERRUPTED * previous.step_s if brief else moved.seconds
+    return _Option(plan=new, moving=moved, lost_s=lost_s)
+
+
+def _compared(chosen: _Option, stayed: _Option | None, horizon: float) -> str:
+    """What the choice moves, and what it would take to leave the layers where they are."""
+    moved = f"about {readable(chosen.moving.bytes)} move in {chosen.moving.seconds:.2g} s"
+    if stayed is None:
+        return f"{moved}; the layers cannot stay where they were"
+    if stayed is chosen:
+        return f"{moved}; no other is faster over {horizon:.3g} steps"
+    return f"{moved}; with all layers where they were a step takes {stayed.plan.step_s:.3g} s, over {horizon:.3g} steps"

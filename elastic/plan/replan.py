@@ -15,10 +15,8 @@ from elastic.plan.hetero.plan import HeteroPlan
 from elastic.plan.hetero.predict import Prediction, predict
 from elastic.plan.hetero.search import Limits, partition
 from elastic.plan.hetero.shapes import Makeup, Pool, Shape, together
+from elastic.plan.planner import HORIZON
 from elastic.plan.profiles import Profiles
-
-HORIZON = 1000
-"""Steps over which a migration has to pay, unless asked for otherwise."""
 
 ANY = Limits()
 _SLOWER = 1.2

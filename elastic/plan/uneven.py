@@ -7,10 +7,13 @@ layers can be covered. To get furthest is not always best, since every stage tak
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
 
+from elastic.plan.fleet import Fleet
+from elastic.plan.memory import need
 from elastic.plan.partition import check_feasible
 from elastic.plan.workload import Workload
 
@@ -18,29 +21,63 @@ _BISECTIONS = 40
 _TINY = 1e-12
 
 
-def divide(workload: Workload, slowdowns: Sequence[float], stages: int) -> tuple[tuple[range, int], ...]:
-    """The layers and the number of workers of each stage; workers are given out in the order of their `slowdowns`.
+Parts = tuple[tuple[range, int], ...]
+
+
+def divide(workload: Workload, fleet: Fleet, stages: int) -> Parts:
+    """The layers and the number of workers of each stage; workers are given out in their order in `fleet`.
 
     Minimises the largest over stages of (seconds of the stage's layers for all micro-batches) / (sum of 1 / slowdown of its workers).
     Raises PlanError if there are more stages than layers or workers, or none.
     """
-    check_feasible(len(workload.layers), len(slowdowns), stages)
-    seconds = np.concatenate([[0.0], np.cumsum([layer.forward_s + layer.backward_s for layer in workload.layers])])
-    power = np.concatenate([[0.0], np.cumsum([1 / slowdown for slowdown in slowdowns])])
-    low, high = 0.0, float(seconds[-1]) * max(slowdowns) * (1 + 1e-9) + 1e-12
-    found = _cover(seconds, power, stages, high)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        trial = _cover(seconds, power, stages, middle)
-        if trial is None:
-            low = middle
-        else:
-            high, found = middle, trial
+    check_feasible(len(workload.layers), len(fleet.workers), stages)
+    found = _least(workload, fleet, stages, [])
     assert found is not None  # the highest limit lets any worker take all layers
     return found
 
 
-def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float) -> tuple[tuple[range, int], ...] | None:
+def divide_within(workload: Workload, fleet: Fleet, stages: int) -> Parts | None:
+    """As `divide`, where every worker has the memory for its stage's layers (with an even share of the grains); None if that cannot be."""
+    check_feasible(len(workload.layers), len(fleet.workers), stages)
+    return _least(workload, fleet, stages, [_fitting(workload, fleet, stages - number) for number in range(stages)])
+
+
+def _least(workload: Workload, fleet: Fleet, stages: int, fitting: Sequence[np.ndarray]) -> Parts | None:
+    slowdowns = [fleet.slowdown(worker) for worker in fleet.workers]
+    seconds = np.concatenate([[0.0], np.cumsum([layer.forward_s + layer.backward_s for layer in workload.layers])])
+    power = np.concatenate([[0.0], np.cumsum([1 / slowdown for slowdown in slowdowns])])
+    low, high = 0.0, float(seconds[-1]) * max(slowdowns) * (1 + 1e-9) + 1e-12
+    found = _cover(seconds, power, stages, high, fitting)
+    for _ in range(_BISECTIONS if found is not None else 0):
+        middle = (low + high) / 2
+        trial = _cover(seconds, power, stages, middle, fitting)
+        if trial is None:
+            low = middle
+        else:
+            high, found = middle, trial
+    return found
+
+
+def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
+    """[first worker, one past the last, first layer] -> one past the last layer that they can hold as a stage, `ahead` from the end."""
+    layers, workers = len(workload.layers), len(fleet.workers)
+    found = np.zeros((workers + 1, workers + 1, layers + 1), dtype=np.int64)
+    needs: dict[int, list[list[float]]] = {}
+    for first in range(workers):
+        for last in range(first + 1, workers + 1):
+            count = last - first
+            if count not in needs:
+                grains = -(-workload.grains // count)
+                needs[count] = [
+                    [need(workload, range(start, stop), count, workers, ahead, grains).total for stop in range(start + 1, layers + 1)]
+                    for start in range(layers)
+                ]
+            memory = fleet.least_memory(fleet.workers[first:last])
+            found[first, last, :layers] = [start + bisect_right(row, memory) for start, row in enumerate(needs[count])]
+    return found
+
+
+def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float, fitting: Sequence[np.ndarray]) -> Parts | None:
     """A division in which no stage is above `limit` (seconds of layers per unit of power), if there is one."""
     layers, workers = len(seconds) - 1, len(power) - 1
     room = limit * np.maximum(power[None, :] - power[:, None], 0.0) * (1 + _TINY)  # seconds of a stage of workers [first, last)
@@ -48,10 +85,11 @@ def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float) ->
     reached = np.zeros((workers + 1, layers + 1), dtype=bool)  # by the first workers: a set of layers, which may have gaps
     reached[0, 0] = True
     history = [reached]
-    for _ in range(stages):
-        reached = _extended(reached, reach)
+    reaches = [np.minimum(reach, fits) for fits in fitting] or [reach] * stages
+    for within in reaches:
+        reached = _extended(reached, within)
         history.append(reached)
-    return _parts(history, reach) if reached[workers, layers] else None
+    return _parts(history, reaches) if reached[workers, layers] else None
 
 
 def _extended(reached: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -69,11 +107,11 @@ def _extended(reached: np.ndarray, reach: np.ndarray) -> np.ndarray:
     return found
 
 
-def _parts(history: Sequence[np.ndarray], reach: np.ndarray) -> tuple[tuple[range, int], ...]:
+def _parts(history: Sequence[np.ndarray], reaches: Sequence[np.ndarray]) -> Parts:
     """Back to front, of all ways the one whose earlier stages have fewest workers and layers."""
     last, stop = (size - 1 for size in history[-1].shape)
     parts: list[tuple[range, int]] = []
-    for reached in reversed(history[:-1]):
+    for reached, reach in zip(reversed(history[:-1]), reversed(reaches), strict=True):
         firsts, starts = np.nonzero(reached[:last, :stop])
         first, start = next((f, s) for f, s in zip(firsts.tolist(), starts.tolist(), strict=True) if reach[f, last, s] >= stop)
         parts.append((range(start, stop), last - first))

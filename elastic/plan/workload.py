@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from elastic.errors import PlanError
@@ -14,27 +14,44 @@ MOST_GRAINS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """One layer and one micro-batch: seconds forward and backward, elements of trainable parameters, bytes of kept activations."""
+    """One layer and one micro-batch: seconds forward and backward, elements of trainable parameters, bytes of kept activations.
+
+    `output_bytes` is what goes to the next layer; an element of a parameter has `item_bytes`.
+    """
 
     forward_s: float
     backward_s: float
     parameters: int
     activation_bytes: int
+    output_bytes: int = 0
+    item_bytes: int = 4
 
     def __post_init__(self) -> None:
-        for field in ("forward_s", "backward_s", "parameters", "activation_bytes"):
+        for field in _FIELDS:
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
                 raise PlanError(f"{field} of a layer is {value}; it must be finite and not negative: measure the layers again")
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Of the whole layer."""
+        return self.parameters * self.item_bytes
+
+
+_FIELDS = tuple(field.name for field in fields(LayerCost))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The layers in order, the micro-batches of a step, and the grains: equal runs of consecutive micro-batches, the unit of routing."""
+    """The layers in order, the micro-batches of a step, and the grains: equal runs of consecutive micro-batches, the unit of routing.
+
+    Beside each element of a parameter the optimizer keeps `state_bytes`.
+    """
 
     layers: tuple[LayerCost, ...]
     micro_batches: int
     grains: int
+    state_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -54,23 +71,28 @@ class Workload:
         """The grain that holds a micro-batch."""
         return micro_batch * self.grains // self.micro_batches
 
+    def state_bytes_of(self, layer: int) -> float:
+        """Bytes of a layer's optimizer state, without its parameters."""
+        return self.layers[layer].parameters * self.state_bytes
+
     def to_json(self) -> dict[str, Any]:
         """One short list per layer."""
-        layers = [[layer.forward_s, layer.backward_s, layer.parameters, layer.activation_bytes] for layer in self.layers]
-        return {"layers": layers, "micro_batches": self.micro_batches, "grains": self.grains}
+        return {
+            "layers": [[getattr(layer, name) for name in _FIELDS] for layer in self.layers],
+            "micro_batches": self.micro_batches,
+            "grains": self.grains,
+            "state_bytes": self.state_bytes,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Workload:
         """The inverse of `to_json`."""
-        return cls(layers=costs(data["layers"]), micro_batches=data["micro_batches"], grains=data["grains"])
+        return cls(**{**data, "layers": costs(data["layers"])})
 
 
 def costs(profile: Sequence[Sequence[Any]]) -> tuple[LayerCost, ...]:
-    """Layer costs from a measured profile: `[forward_s, backward_s, parameters, activation_bytes]` per layer."""
-    return tuple(
-        LayerCost(forward_s=forward, backward_s=backward, parameters=parameters, activation_bytes=activations)
-        for forward, backward, parameters, activations in profile
-    )
+    """Layer costs from a measured profile: per layer the fields of LayerCost in their order; the last ones may be left out."""
+    return tuple(LayerCost(**dict(zip(_FIELDS, row, strict=False))) for row in profile)
 
 
 def default_grains(micro_batches: int) -> int:

@@ -2,24 +2,36 @@
 
 A worker's slowdown is how many times longer its layers take it than the workload says. The workload can be wrong about layers, so only the
 ratio to those with the same layers counts, the members of the same stage, and only if it was to one side of theirs in every one of the
-last reports: processors are noisy. Of a worker that is alone in its stage nothing can be said.
+last reports: processors are noisy.
+
+A worker that is alone in its stage is compared with all others, by what has nothing to do with layers: by the clock its layers take it
+`computed_s / cpu_s` times their processor time, and its processor takes so long for a computation that is the same for all. That is a
+coarser measure (who has more to do is also interrupted more), and layers move for it: so it takes a larger ratio and, after every change
+of the plan, twice as many reports as before, up to MOST_REPORTS. Whatever it mistakes for a slow worker, it soon lets be.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from elastic.errors import PlanError
-from elastic.plan.planner import plan, step_s
+from elastic.plan.planner import fastest, step_s
 from elastic.view import View
 
 REPORTS = 8
 """A worker's, that must agree."""
 
+MOST_REPORTS = 64
+"""Of a worker that is alone in its stage, when the plan has changed often."""
+
 NOISE = 1.15
 """A ratio that is not told from 1."""
+
+APART = 1.5
+"""A ratio that is not told from 1 between workers with different layers."""
 
 GAIN = 1.1
 """How much longer a step must take than with the best plan: what a change costs is soon paid back then."""
@@ -30,20 +42,32 @@ class Reports:
 
     def __init__(self) -> None:
         self._epoch = 0
+        self._changes = 0
         self._of: dict[int, deque[float]] = {}
-        self._last: dict[int, tuple[float, float]] = {}
+        self._alone: dict[int, deque[float]] = {}
+        self._last: dict[int, tuple[float, float, float]] = {}
 
-    def note(self, epoch: int, worker: int, computed_s: float, expected_s: float) -> None:
-        """One worker's report: what its layers took since the view began, and what the workload says. Earlier epochs are forgotten."""
+    def note(self, epoch: int, worker: int, computed_s: float, cpu_s: float, expected_s: float, yardstick_s: float) -> None:
+        """One worker's report, the fields of `elastic.engine.effort.Told`. Those of earlier epochs are forgotten."""
         if epoch > self._epoch:
-            self._epoch, self._of, self._last = epoch, {}, {}
+            self._epoch, self._of, self._alone, self._last = epoch, {}, {}, {}
         if epoch < self._epoch:
             return
-        before_s, before_expected_s = self._last.get(worker, (0.0, 0.0))
-        if expected_s > before_expected_s and computed_s > before_s:
-            self._last[worker] = computed_s, expected_s
-            slowdown = (computed_s - before_s) / (expected_s - before_expected_s)
-            self._of.setdefault(worker, deque(maxlen=REPORTS)).append(slowdown)
+        now = computed_s, cpu_s, expected_s
+        spent_s, used_s, due_s = (a - b for a, b in zip(now, self._last.get(worker, (0.0, 0.0, 0.0)), strict=True))
+        if min(spent_s, used_s, due_s, yardstick_s) > 0:
+            self._last[worker] = now
+            self._of.setdefault(worker, deque(maxlen=REPORTS)).append(spent_s / due_s)
+            self._alone.setdefault(worker, deque(maxlen=MOST_REPORTS)).append(spent_s / used_s * yardstick_s)
+
+    def acted(self) -> None:
+        """The plan is changed for what was told."""
+        self._changes += 1
+
+    @property
+    def patience(self) -> int:
+        """How many reports of a worker that is alone in its stage must agree."""
+        return min(MOST_REPORTS, REPORTS << self._changes)
 
     def relative(self, view: View) -> dict[int, float] | None:
         """Each member's slowdown: that of the view, unless its reports steadily say another one beside the fastest of its stage.
@@ -53,30 +77,44 @@ class Reports:
         told = {worker: [*self._of.get(worker, ())] for worker in view.workers}
         if view.epoch != self._epoch or any(len(reports) < REPORTS for reports in told.values()):
             return None
-        usual = {worker: statistics.median(reports) for worker, reports in told.items()}
-        known, found = view.slowdowns, dict(view.slowdowns)
+        found = dict(view.slowdowns)
         for stage in view.plan.stages:
-            least = min(known[worker] for worker in stage.members)
-            unit = statistics.median_low(usual[worker] for worker in stage.members if known[worker] == least) / least
-            for worker in stage.members:
-                if _differs(told[worker], known[worker] * unit):
-                    found[worker] = round(usual[worker] / unit, 2) if _differs(told[worker], least * unit) else least
+            found |= _compared(told, view.slowdowns, stage.members, stage.members, NOISE)
+        told = {worker: [*self._alone[worker]][-self.patience :] for worker in view.workers}
+        if all(len(reports) == self.patience for reports in told.values()):
+            alone = [stage.members[0] for stage in view.plan.stages if len(stage.members) == 1]
+            found |= _compared(told, view.slowdowns, view.workers, alone, APART)
         return found
 
 
-def _differs(reports: Sequence[float], expected: float) -> bool:
-    return min(reports) > NOISE * expected or max(reports) < expected / NOISE
+def _compared(
+    told: Mapping[int, Sequence[float]], known: Mapping[int, float], among: Iterable[int], judged: Iterable[int], noise: float
+) -> dict[int, float]:
+    """The slowdowns of those `judged` that are other than known, beside the fastest `among` those that are known as fast."""
+    usual = {worker: statistics.median(told[worker]) for worker in among}
+    least = min(known[worker] for worker in usual)
+    unit = statistics.median_low(usual[worker] for worker in usual if known[worker] == least) / least
+    found: dict[int, float] = {}
+    for worker in judged:
+        if _differs(told[worker], known[worker] * unit, noise):
+            found[worker] = round(usual[worker] / unit, 2) if _differs(told[worker], least * unit, noise) else least
+    return found
+
+
+def _differs(reports: Sequence[float], expected: float, noise: float) -> bool:
+    return min(reports) > noise * expected or max(reports) < expected / noise
 
 
 def wanted(view: View, measured: Mapping[int, float], stages: int | None) -> bool:
     """Whether the best plan for these slowdowns is faster than the view's by GAIN."""
     if all(max(measured[worker], known) <= NOISE * min(measured[worker], known) for worker, known in view.slowdowns.items()):
         return False
+    fleet = replace(view.fleet, slowdowns=measured)
     try:
-        best = plan(view.workers, view.workload, None if stages is None else min(stages, len(view.workers)), measured)
+        best = fastest(fleet, view.workload, None if stages is None else min(stages, len(view.workers)))
     except PlanError:
         return False
-    return step_s(view.plan, view.workload, measured) > GAIN * best.step_s
+    return step_s(view.plan, view.workload, fleet) > GAIN * best.step_s
 
 
 def sentence(slowdowns: Mapping[int, float]) -> str:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from elastic import errors
@@ -18,6 +18,7 @@ from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready, check_equal
 from elastic.observe import activity, incident
 from elastic.observe.activity import Doing
+from elastic.plan.site import Link, Pair
 from elastic.recovery import balance, machine
 from elastic.recovery.events import (
     Action,
@@ -52,13 +53,14 @@ from elastic.recovery.events import (
 )
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.proposal import Proposal, fall_back, propose
+from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.recovery.state import Phase, Policy
 from elastic.recovery.timeline import Pace, Timeline
+from elastic.recovery.wires import Wires
 from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings
 from elastic.supervision import Worker, failed, how_ended
-from elastic.view import Member, View
+from elastic.view import View
 
 _WEIGHED_EVERY_S = 1.0
 _COMPUTING = ("forward", "backward")
@@ -99,7 +101,17 @@ class AttemptsLike(Protocol):
     def sweep(self) -> None: ...
 
 
-def worked_out(action: Propose, stages: int | None) -> Proposal:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What proposals depend on besides what the machine decides: the stages that the job asks for, links as they were measured, and the
+    seconds from a loss until a new worker trains."""
+
+    stages: int | None
+    links: Mapping[Pair, Link] = field(default_factory=dict)
+    replaced_s: float = REPLACED_S
+
+
+def worked_out(action: Propose, terms: Terms) -> Proposal:
     """The proposal for an attempt, checked as every worker will check it.
 
     Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
@@ -109,13 +121,14 @@ def worked_out(action: Propose, stages: int | None) -> Proposal:
         "last": action.view,
         "attempt": action.era[1],
         "joiners": action.joiners,
-        "stages": stages,
+        "stages": terms.stages,
         "slowdowns": action.slowdowns,
+        "links": terms.links,
     }
     if action.restore:
         proposal = fall_back(inventories=action.inventories, **common)
     else:
-        proposal = propose(inventories=survivors, brief=action.brief, **common)
+        proposal = propose(inventories=survivors, brief=action.brief, replaced_s=terms.replaced_s, **common)
     check_proposal(proposal, action.view)
     return proposal
 
@@ -134,7 +147,7 @@ class World:
     admit: Callable[[int, Ready], None]
     dismiss: Callable[[int], None]
     say: Callable[[str], None]
-    propose: Callable[[Propose, int | None], Proposal] = worked_out
+    propose: Callable[[Propose, Terms], Proposal] = worked_out
     clock: Callable[[], float] = time.monotonic
 
 
@@ -164,6 +177,9 @@ class Driver:
         self._revision = revision
         self._timeline: Timeline | None = None
         self._reports, self._weigh_at = balance.Reports(), 0.0
+        self._wires = Wires()
+        self._lost_at: float | None = None
+        self._replaced_s = REPLACED_S
         self._events: deque[Event] = deque()
         self._feeding = False
         self._announce(Announce(view=view))
@@ -191,6 +207,7 @@ class Driver:
         injected = self._injected(worker)
         if worker.number in self.state.view.workers:
             self._note_loss(worker, doing, now if injected is None else injected, now)
+            self._lost_at = now
         self.feed(
             WorkerDied(
                 worker=worker.number,
@@ -276,22 +293,23 @@ class Driver:
         if worker.number not in self.state.starting:
             return
         try:
-            ready = Ready.from_json(message["ready"], self._founder.host)
+            ready = Ready.from_json(message["ready"], self._founder.host, self._settings.memory)
             check_equal({self._founding: self._founder, worker.number: replace(ready, checkpoint=self._founder.checkpoint)})
         except MismatchError as error:
             self._refuse(worker, str(error))
             return
         self._world.clerk.run(Errand(call=lambda: self._world.admit(worker.number, ready)))
-        self.feed(JoinerReady(worker=worker.number, member=Member(worker=worker.number, host=ready.host, address=ready.address)))
+        self.feed(JoinerReady(worker=worker.number, member=ready.member(worker.number)))
 
     def _hear_progress(self, worker: Worker, message: Message) -> None:
         worker.progress = message
-        if self._settings.rebalance and message.get("computed") is not None and self._timeline is None:
+        self._wires.note(worker.number, message.get("links", ()))
+        if self._settings.rebalance and message.get("effort") is not None and self._timeline is None:
             self._weigh(worker.number, message)
 
     def _weigh(self, worker: int, message: Message) -> None:
         """Asks for another plan if what the members have measured makes one worth it. Looks into it once a second at most."""
-        self._reports.note(message["epoch"], worker, *message["computed"])
+        self._reports.note(message["epoch"], worker, *message["effort"])
         now = self._world.clock()
         if now < self._weigh_at or self.state.phase is not Phase.RUNNING:
             return
@@ -300,6 +318,7 @@ class Driver:
             return
         self._weigh_at = now + _WEIGHED_EVERY_S
         if balance.wanted(self.view, measured, self._settings.stages):
+            self._reports.acted()
             self.feed(Unbalanced(slowdowns=measured))
 
     def _hear_lost(self, worker: Worker, message: Message) -> None:
@@ -348,7 +367,7 @@ class Driver:
         if self._timeline is not None:
             self._timeline.inventoried(self._world.clock())
         try:
-            proposal = self._world.propose(action, self._settings.stages)
+            proposal = self._world.propose(action, self._terms(action))
         except ElasticError as error:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             self.feed(Unproposable(era=action.era, kind=kind, message=str(error)))
@@ -382,6 +401,8 @@ class Driver:
         view = action.view
         if self._timeline is not None:
             self._timeline.committed(self._world.clock(), view)
+            if self._lost_at is not None and set(view.workers).difference(self._timeline.before.workers):
+                self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
         self._world.crew.tell(view.workers, {"type": "view", "view": view.to_json()})
         self._world.directory.write_members(self._members(view))
         if view.epoch > 1:
@@ -401,6 +422,11 @@ class Driver:
         self._world.say(action.sentence)
 
     # Details
+
+    def _terms(self, action: Propose) -> Terms:
+        members = [*action.view.members, *action.joiners.values()]
+        links = self._wires.links({member.worker: member.host for member in members}, action.view.site)
+        return Terms(stages=self._settings.stages, links=links, replaced_s=self._replaced_s)
 
     def _at_etcd(self, era: Era, call: Callable[[], Any]) -> None:
         """For an attempt, and only as long as it is the one."""

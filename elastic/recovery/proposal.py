@@ -10,17 +10,19 @@ from elastic.errors import CopiesConflict, CoverageLost, MismatchError
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
-from elastic.plan.assignment import assign
-from elastic.plan.planner import plan, shrunk
+from elastic.plan.fleet import Fleet
+from elastic.plan.memory import readable
+from elastic.plan.plan import Plan
+from elastic.plan.planner import HORIZON, plan
+from elastic.plan.site import Link, Pair, Site
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
 from elastic.recovery.rung import Checkpoint, newest
 from elastic.recovery.salvage import finished_everywhere
 from elastic.view import Member, View
 
-BRIEF_SLOWDOWN = 2.0
-"""How much slower than the best plan one may be that keeps all layers in place, for a view of a few steps: a step that is computed
-again from its beginning takes at least that."""
+REPLACED_S = 1.5
+"""From a loss until a new worker trains, where that was not measured yet: building a small model and joining takes about so long."""
 
 SAME = "same"
 """The dtype of an optimizer state that is in its layer's dtype."""
@@ -33,7 +35,7 @@ class Proposal:
     `yielded` is the newest step that a survivor has handed out, `finished` the grains of the next step that every stage has finished
     already. With `restore` nothing moves: every member reads its part of that checkpoint, which is of step `resume`. `states` maps
     optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any transfers must move, by an
-    oracle; `why` is a sentence for people.
+    oracle; `why` is a sentence for people, and `planned` one about what the plan is predicted to cost.
     """
 
     view: View
@@ -45,6 +47,7 @@ class Proposal:
     results: list[Any]
     bytes_minimum: int
     why: str
+    planned: str = ""
     finished: tuple[int, ...] = ()
     yielded: int = -1
     restore: Checkpoint | None = None
@@ -61,6 +64,7 @@ class Proposal:
             "results": self.results,
             "bytes_minimum": self.bytes_minimum,
             "why": self.why,
+            "planned": self.planned,
             "finished": list(self.finished),
             "yielded": self.yielded,
             "restore": None if self.restore is None else self.restore.to_json(),
@@ -79,6 +83,7 @@ class Proposal:
             results=data["results"],
             bytes_minimum=data["bytes_minimum"],
             why=data["why"],
+            planned=data["planned"],
             finished=tuple(data["finished"]),
             yielded=data["yielded"],
             restore=None if data["restore"] is None else Checkpoint.from_json(data["restore"]),
@@ -94,11 +99,14 @@ def propose(
     stages: int | None,
     brief: bool = False,
     slowdowns: Mapping[int, float] | None = None,
+    links: Mapping[Pair, Link] | None = None,
+    replaced_s: float = REPLACED_S,
 ) -> Proposal:
     """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
 
     `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner. A view that will be `brief`,
-    since replacements are on their way, keeps its layers where they are if it can. `slowdowns` are the workers', 1 of those not named.
+    since replacements are on their way, has to pay within `replaced_s` seconds. `slowdowns` are the workers', 1 of those not named, and
+    `links` what was measured of links since the view of before.
 
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
@@ -112,7 +120,11 @@ def propose(
     members = _members(last, inventories, joiners, slowdowns or {})
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     resume = resume_step(model, left)
-    view = _view(last, attempt, members, stages, brief=brief and not joiners)
+    site = last.site.knowing(links or {})
+    brief = brief and not joiners
+    horizon = steps_until(replaced_s, last) if brief else HORIZON
+    planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief)
+    view = _view(last, attempt, members, planned.plan, site)
     states = _states(left) if resume >= 0 else {}
     names = [PARAM, *states]
     holdings = holdings_at(left, resume, list(states))
@@ -131,6 +143,7 @@ def propose(
         results=_results(left),
         bytes_minimum=bytes_minimum,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
+        planned=planned.why,
         finished=finished_everywhere(view, inventories, resume + 1),
         yielded=max(inventory.yielded for inventory in left),
     )
@@ -144,6 +157,7 @@ def fall_back(
     joiners: Mapping[int, Member],
     stages: int | None,
     slowdowns: Mapping[int, float] | None = None,
+    links: Mapping[Pair, Link] | None = None,
 ) -> Proposal:
     """As `propose`, but all begin with the newest checkpoint that any of them sees; `inventories` are of joiners too, of whom all may be.
 
@@ -156,7 +170,9 @@ def fall_back(
     checkpoint = newest(inventory.checkpoint for inventory in inventories.values())
     if checkpoint is None:
         raise CoverageLost("no good checkpoint has been saved yet, and some of the state is in nobody's memory any more")
-    view = _view(last, attempt, _members(last, survivors, joiners, slowdowns or {}), stages, brief=False)
+    members, site = _members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
+    planned = plan(Fleet.of(members, site), last.workload, stages=stages)  # all read what they need, wherever it was before
+    view = _view(last, attempt, members, planned.plan, site)
     left = list(inventories.values())
     return Proposal(
         view=view,
@@ -168,6 +184,7 @@ def fall_back(
         results=_results(left),
         bytes_minimum=0,
         why=_why(last, view, checkpoint.step, 0) + f", since all begin with the checkpoint {checkpoint.name}",
+        planned=planned.why,
         yielded=max(inventory.yielded for inventory in left),
         restore=checkpoint,
     )
@@ -210,19 +227,16 @@ def bytes_moved(model: ModelSpec, moves: Iterable[Transfer], states: Mapping[str
     return sum(move.elements * itemsize(model, move.layer, states.get(move.state, SAME)) for move in moves)
 
 
-def _view(last: View, attempt: int, members: tuple[Member, ...], stages: int | None, *, brief: bool) -> View:
-    workers, model = [member.worker for member in members], last.layout.model
-    weights = [sum(parameter.size * parameter.itemsize for parameter in layer.parameters) for layer in model.layers]
-    slowdowns = {member.worker: member.slowdown for member in members}
-    best = plan(workers, last.workload, None if stages is None else min(stages, len(workers)), slowdowns)
-    staying = shrunk(last.plan, workers, last.workload, slowdowns) if brief else None
-    if staying is not None and staying.step_s <= BRIEF_SLOWDOWN * best.step_s:
-        chosen = staying
-    else:  # only equals may change places
-        chosen = assign(best, last.plan, weights) if len(set(slowdowns.values())) == 1 else best
+def steps_until(seconds: float, view: View) -> float:
+    """How many steps of the view's plan are taken in so many seconds, at least one."""
+    return max(1.0, seconds / view.plan.step_s) if view.plan.step_s > 0 else HORIZON
+
+
+def _view(last: View, attempt: int, members: tuple[Member, ...], chosen: Plan, site: Site) -> View:
     hosts = {member.worker: member.host for member in members}
-    layout: Layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages], hosts, near=last.layout)
-    return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout)
+    stages = [(stage.layers, stage.members) for stage in chosen.stages]
+    layout: Layout = spread(last.layout.model, stages, hosts, near=last.layout)
+    return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout, site=site)
 
 
 def _states(inventories: Iterable[Inventory]) -> dict[str, str]:
@@ -276,12 +290,4 @@ def _why(last: View, view: View, resume: int, moved: int) -> str:
     come = [f"worker {worker}" for worker in view.workers if worker not in last.workers]
     parts = [f"{' and '.join(who)} {did}" for who, did in ((gone, "left"), (come, "joined")) if who]
     start = f"after step {resume}" if resume >= 0 else "from the initial state"
-    return f"{', '.join(parts) or 'nobody left or joined'}: going on {start} as {view.plan.summary}, for which {_size(moved)} move"
-
-
-def _size(amount: float) -> str:
-    units = ["bytes", "kB", "MB", "GB"]
-    while amount >= 1000 and len(units) > 1:
-        amount /= 1000
-        del units[0]
-    return f"{amount:.3g} {units[0]}"
+    return f"{', '.join(parts) or 'nobody left or joined'}: going on {start} as {view.plan.summary}, for which {readable(moved)} move"

@@ -139,6 +139,7 @@ class Timeline:
             layout_before=self.before.plan.summary,
             layout_after=None if view is None else view.plan.summary,
             why=self.why,
+            planned=None if proposal is None else proposal.planned,
         )
 
     def _phases(self) -> Mapping[str, float]:

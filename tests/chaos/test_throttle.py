@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from elastic.chaos.throttle import Throttle
 from elastic.errors import SettingsError
 from tests.engine import models
 
-STEPS, WIDTH = 40, 1100
+MOST_STEPS, BEHIND, WIDTH = 250, 4, 1100
 
 
 class Wide(nn.Module):
@@ -30,8 +31,8 @@ class Wide(nn.Module):
         return torch.tanh(self.inner(values))
 
 
-def train(job: elastic.Job) -> dict[str, object] | None:
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[job.worker % os.cpu_count()]})  # pyright: ignore[reportOperatorIssue]
+def train(job: elastic.Job, steps: int | None) -> dict[str, object] | None:
+    """So many steps, or until the plan has changed, and a few more."""
     torch.manual_seed(3)
     layers = [nn.Linear(models.WIDTH, WIDTH), Wide(), Wide(), nn.Linear(WIDTH, 8)]
     trainer = elastic.Trainer(
@@ -42,25 +43,46 @@ def train(job: elastic.Job) -> dict[str, object] | None:
         batch_size=256,
         micro_batch_size=32,
     )
-    losses = [report.loss for report in trainer.run(STEPS)]
+    losses, behind = [], 0
+    for report in trainer.run(MOST_STEPS if steps is None else steps):
+        losses.append(report.loss)
+        behind += report.epoch > 1
+        if steps is None and behind == BEHIND:
+            break
     digest = trainer.digest()
     workers = trainer.statistics()
     return {"digest": digest, "losses": losses, "workers": workers} if workers is not None else None
 
 
-@pytest.mark.slow
-def test_work_is_shifted_from_a_slow_worker(tmp_path: Path, leftovers: None) -> None:
-    even = elastic.run(train, workers=2, stages=1, directory=tmp_path / "even")
-    with Throttle(tmp_path / "slow", {1: 4.0}) as throttle:
-        shifted = elastic.run(train, workers=2, stages=1, directory=tmp_path / "slow")
+def shifted(folder: Path, stages: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first change of a job with a slow worker, and what the leader returned; compared with the same steps undisturbed."""
+    with Throttle(folder / "slow", {1: 4.0}) as throttle:
+        slowed = elastic.run(train, workers=2, stages=stages, directory=folder / "slow", args=[None])
     assert throttle.cycles > 50
-    assert [found["kind"] for found in even.incidents] == []
-    changes = [found for found in shifted.incidents if found["kind"] == "rebalance"]
+    changes = [found for found in slowed.incidents if found["kind"] == "rebalance"]
     assert changes
     assert "worker 1 takes" in changes[0]["why"]
-    assert changes[0]["steps_redone"] == changes[0]["bytes_moved"] == 0
+    assert changes[0]["steps_redone"] == 0
+    steps = len(slowed.value["losses"])
+    calm = elastic.run(train, workers=2, stages=stages, directory=folder / "calm", args=[steps], rebalance=False)
     for key in ("digest", "losses"):
-        assert shifted.value[key] == even.value[key]
+        assert slowed.value[key] == calm.value[key]
+    return changes[0], slowed.value
+
+
+@pytest.mark.slow
+def test_work_is_shifted_from_a_slow_worker(tmp_path: Path, leftovers: None) -> None:
+    change, _ = shifted(tmp_path, 1)
+    assert change["bytes_moved"] == 0
+
+
+@pytest.mark.slow
+def test_layers_are_shifted_from_a_slow_worker_that_is_alone_in_its_stage(tmp_path: Path, leftovers: None) -> None:
+    change, value = shifted(tmp_path, 2)
+    assert change["layout_before"] != change["layout_after"]
+    assert change["bytes_moved"] == change["bytes_minimum"]
+    held = {each["worker"]: len(each["layers"]) for each in value["workers"]}
+    assert held[1] < held[0]
 
 
 def test_a_throttled_process_runs_again_when_it_is_closed(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from elastic.engine.shard import RUN, Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointError
 from elastic.layout.layout import spread
-from elastic.plan.planner import plan
+from elastic.plan.fleet import Fleet
+from elastic.plan.planner import fastest
 from elastic.plan.workload import LayerCost, Workload
 from elastic.restore import numbers, restored_state, runs
 from elastic.view import Member, View
@@ -62,7 +63,7 @@ class Worker:
 def view_of(model: LayeredModel, workers: int, stages: int) -> View:
     costs = tuple(LayerCost(forward_s=0.1, backward_s=0.2, parameters=9, activation_bytes=0) for _ in model.layers)
     workload = Workload(layers=costs, micro_batches=8, grains=8)
-    chosen = plan(range(workers), workload, stages)
+    chosen = fastest(Fleet(workers=tuple(range(workers))), workload, stages)
     layout = spread(model.spec, [(stage.layers, stage.members) for stage in chosen.stages], dict.fromkeys(range(workers), "host"))
     members = tuple(Member(worker=worker, host="host", address="") for worker in range(workers))
     return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload)

@@ -12,6 +12,7 @@ from torch import nn
 
 import elastic
 from elastic.engine import profile
+from elastic.plan.memory import need
 
 SLACK = 1.1
 
@@ -144,3 +145,39 @@ def test_copies_are_one_replica_one_spare_and_one_update(workers: int, stages: i
         assert found["replica_bytes"] == 3 * 4 * found["kept"]
         assert found["spare_bytes"] == 3 * 4 * found["own"]
         assert 4 * found["kept"] <= found["replica_update_bytes"] <= SLACK * 4 * found["kept"]
+
+
+def needed(job: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    trainer = elastic.Trainer(models.blocks(6), models.cross_entropy, models.adamw, models.Rows(), batch_size=64, micro_batch_size=4)
+    live = Live()
+    live.ignored = {flat.untyped_storage().data_ptr() for flat in trainer._model.flats.values()}
+    with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda held: held.tensor):
+        list(trainer.run(3))
+    view, found = trainer._engine.view, trainer._own_statistics()
+    stage = view.plan.stage_of(job.worker)
+    members = view.plan.stages[stage].members
+    predicted = need(
+        view.workload,
+        view.plan.stages[stage].layers,
+        len(members),
+        len(view.workers),
+        len(view.plan.stages) - stage,
+        view.plan.routes[stage].count(job.worker),
+    )
+    return {
+        "parameters": (predicted.parameters, found["parameter_bytes"]),
+        "states": (predicted.states, found["optimizer_bytes"]),
+        "spare": (predicted.spare, found["spare_bytes"]),
+        "replicas": (predicted.replicas, found["replica_bytes"] + found["replica_update_bytes"]),
+        "gradients": (predicted.gradients, found["gradient_buffer_bytes"] + found["received_gradient_bytes"]),
+        "activations": (predicted.activations, live.peak),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "stages"), [(2, 2), (3, 2), (4, 2)])
+def test_the_prediction_is_what_a_real_stage_holds_at_its_peak(workers: int, stages: int) -> None:
+    for found in harness.run(needed, workers=workers, stages=stages):
+        predicted, held = (sum(each[side] for each in found.values()) for side in (0, 1))
+        assert 0.95 * held <= predicted <= 1.2 * held, found

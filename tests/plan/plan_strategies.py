@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Stage
 from elastic.plan.routing import even_routes
 from elastic.plan.workload import LayerCost, Workload
@@ -20,6 +22,10 @@ coarse = st.sampled_from([0.0, 0.125, 0.25])
 positive_eighths = st.integers(1, 40).map(lambda eighth: eighth / 8)
 
 Planned = tuple[Workload, tuple[Stage, ...], tuple[tuple[int, ...], ...]]
+
+
+def fleet(workers: Iterable[int], slowdowns: Mapping[int, float] | None = None, **more: Any) -> Fleet:
+    return Fleet(workers=tuple(workers), slowdowns=slowdowns or {}, **more)
 
 
 def cost(forward_s: float, backward_s: float, parameters: int = 0) -> LayerCost:

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plan_strategies import few, workloads
+from plan_strategies import few, fleet, workloads
 
 from elastic.errors import PlanError
 from elastic.plan.plan import Plan
-from elastic.plan.planner import plan, shrunk, step_s
+from elastic.plan.planner import fastest, staying, step_s
 from elastic.plan.routing import even_routes, weighted_routes, weighted_shares
 from elastic.plan.uneven import divide
 from elastic.plan.workload import LayerCost, Workload
@@ -68,7 +68,7 @@ def divisions(layers: int, workers: int, stages: int):
 @given(workloads(), slowdown_lists, st.data())
 def test_a_division_has_the_least_bottleneck(workload, slowdowns, data):
     stages = data.draw(st.integers(1, min(len(workload.layers), len(slowdowns))))
-    found = divide(workload, slowdowns, stages)
+    found = divide(workload, fleet(range(len(slowdowns)), dict(enumerate(slowdowns))), stages)
     assert [layer for layers, _ in found for layer in layers] == list(range(len(workload.layers)))
     assert sum(count for _, count in found) == len(slowdowns)
     assert all(layers and count for layers, count in found)
@@ -77,16 +77,16 @@ def test_a_division_has_the_least_bottleneck(workload, slowdowns, data):
 
 
 def test_the_slow_one_of_two_gets_a_quarter():
-    found = plan([0, 1], equal_layers(), 1, {1: 3.0})
+    found = fastest(fleet([0, 1], {1: 3.0}), equal_layers(), 1)
     assert [found.routes[0].count(worker) for worker in (0, 1)] == [6, 2]
     assert "worker 1 takes 3 times as long" in found.why
-    even = plan([0, 1], equal_layers(), 1)
-    assert step_s(even, equal_layers(), {1: 3.0}) / found.step_s > 1.9
+    even = fastest(fleet([0, 1]), equal_layers(), 1)
+    assert step_s(even, equal_layers(), fleet([0, 1], {1: 3.0})) / found.step_s > 1.9
     assert Plan.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_a_stage_of_a_slow_worker_has_fewer_layers():
-    found = plan([0, 1, 2], equal_layers(10, 16), 3, {1: 4.0})
+    found = fastest(fleet([0, 1, 2], {1: 4.0}), equal_layers(10, 16), 3)
     lengths = {stage.members[0]: len(stage.layers) for stage in found.stages}
     assert lengths[1] < min(lengths[0], lengths[2])
 
@@ -96,20 +96,20 @@ def test_a_stage_of_a_slow_worker_has_fewer_layers():
 def test_what_is_known_of_speeds_never_makes_a_plan_slower(workload, slowdowns):
     factors = dict(enumerate(slowdowns))
     stages = min(2, len(workload.layers), len(slowdowns))
-    found = plan(list(factors), workload, stages, factors)
+    found = fastest(fleet(factors, factors), workload, stages)
     if stages == 1:
-        assert found.step_s <= step_s(plan(list(factors), workload, stages), workload, factors) * (1 + 1e-9)
+        assert found.step_s <= step_s(fastest(fleet(factors), workload, stages), workload, fleet(factors, factors)) * (1 + 1e-9)
     assert sorted(found.workers) == list(factors)
-    assert found.step_s == pytest.approx(step_s(found, workload, factors))
+    assert found.step_s == pytest.approx(step_s(found, workload, fleet(factors, factors)))
 
 
 def test_a_plan_that_shrinks_weighs_what_is_left():
-    before = plan([0, 1, 2], equal_layers(), 1)
-    found = shrunk(before, [0, 1], equal_layers(), {1: 3.0})
+    before = fastest(fleet([0, 1, 2]), equal_layers(), 1)
+    found = staying(before, fleet([0, 1], {1: 3.0}), equal_layers())
     assert found is not None
     assert [found.routes[0].count(worker) for worker in (0, 1)] == [6, 2]
 
 
 def test_costs_of_nothing_can_be_divided():
     workload = replace(equal_layers(), layers=(LayerCost(forward_s=0.0, backward_s=0.0, parameters=0, activation_bytes=0),) * 4)
-    assert [len(layers) for layers, _ in divide(workload, [1.0, 2.0], 2)] in ([1, 3], [2, 2], [3, 1])
+    assert [len(layers) for layers, _ in divide(workload, fleet([0, 1], {1: 2.0}), 2)] in ([1, 3], [2, 2], [3, 1])

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 
 from elastic.layout.layout import spread
 from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
-from elastic.plan.planner import plan
+from elastic.plan.fleet import Fleet
+from elastic.plan.planner import fastest
 from elastic.plan.workload import LayerCost, Workload
 from elastic.recovery.inventory import Copy, Inventory, Progress
 from elastic.view import Member, View
@@ -26,7 +27,7 @@ def view_of(workers: Sequence[int], layers: int = 4, blocks: int = 9, stages: in
     )
     costs = tuple(LayerCost(forward_s=0.1, backward_s=0.2, parameters=9, activation_bytes=1000) for _ in range(layers))
     workload = Workload(layers=costs, micro_batches=8, grains=4)
-    chosen = plan(workers, workload, stages)
+    chosen = fastest(Fleet(workers=tuple(workers)), workload, stages)
     members = tuple(member(worker, hosts[worker % len(hosts)]) for worker in workers)
     on = {one.worker: one.host for one in members}
     layout = spread(model, [(stage.layers, stage.members) for stage in chosen.stages], on)

@@ -151,9 +151,8 @@ class Scene:
         if self.refuse is not None:
             raise self.refuse
         view = view_of(action.inventories, *action.era)
-        return SimpleNamespace(
-            view=view, resume=11, bytes_minimum=900, finished=(), yielded=-1, restore=None, to_json=lambda: {"view": view.to_json()}
-        )
+        told = {"planned": "", "finished": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
+        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, **told)
 
     def inventories(self) -> None:
         for worker in self.crew.messages("quiesce"):

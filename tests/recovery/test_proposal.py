@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from elastic.errors import CopiesConflict, CoverageLost, GateRefused, MismatchError
 from elastic.layout.transfer import PARAM, Transfer, minimum_elements
+from elastic.plan.memory import readable
+from elastic.plan.moving import moving
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory, Progress
 from elastic.recovery.proposal import Proposal, bytes_moved, fall_back, holdings_at, propose
@@ -97,6 +99,20 @@ def test_every_proposal_is_minimal_and_passes_the_gate(data):
         assert found.bytes_minimum == least
         assert Proposal.from_json(json.loads(json.dumps(found.to_json()))) == found
         last = found.view
+
+
+@pytest.mark.parametrize(("workers", "stages", "layers"), [(2, 2, 4), (4, 1, 4), (4, 2, 4), (6, 3, 6), (8, 2, 8), (3, 3, 6)])
+def test_the_planner_expects_about_what_moves(workers, stages, layers):
+    last = view_of(list(range(workers)), layers=layers, blocks=40, stages=stages)
+    costs = tuple(
+        replace(each, parameters=spec.size, item_bytes=2) for each, spec in zip(last.workload.layers, last.layout.model.layers, strict=True)
+    )
+    last = replace(last, workload=replace(last.workload, layers=costs, state_bytes=6.0))
+    for lost in last.workers:
+        found = after_loss(lost, last=last, stages=stages)
+        expected = moving(last.plan, found.view.plan, last.workload, found.view.fleet).bytes
+        assert 0.7 * found.bytes_minimum <= expected <= 1.3 * found.bytes_minimum
+        assert f"about {readable(expected)} move" in found.planned
 
 
 def with_changed(worker: int, **changes):

@@ -23,7 +23,8 @@ def timeline(**change: Any) -> Timeline:
 
 
 def proposal(resume: int = 12) -> Any:
-    return SimpleNamespace(view=view_of((0, 2), 2, 1), resume=resume, bytes_minimum=5, finished=(1, 3), yielded=-1, restore=None)
+    told = {"planned": "", "finished": (1, 3), "yielded": -1, "restore": None}
+    return SimpleNamespace(view=view_of((0, 2), 2, 1), resume=resume, bytes_minimum=5, **told)
 
 
 def through(line: Timeline, start: float, view: View) -> None:

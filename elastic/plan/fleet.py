@@ -1,0 +1,90 @@
+"""The workers that a plan is made for, and what is known of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from elastic.errors import PlanError
+from elastic.plan.site import Link, Site
+
+HOST = "host"
+
+SHARE = 0.9
+"""Of a host's memory, for the workers of a job."""
+
+
+class MemberLike(Protocol):
+    """`elastic.view.Member` is one."""
+
+    @property
+    def worker(self) -> int: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def slowdown(self) -> float: ...
+    @property
+    def memory(self) -> int | None: ...
+    @property
+    def base(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """Workers by id, in the order in which stages are filled.
+
+    A layer takes a worker `slowdowns[worker]` times as long as the workload says, 1 for those not named. `memory` is in bytes, unlimited
+    for those not named; `hosts` are one and the same for those not named. Raises PlanError unless there are workers, each once.
+    """
+
+    workers: tuple[int, ...]
+    slowdowns: Mapping[int, float] = field(default_factory=dict)
+    memory: Mapping[int, int] = field(default_factory=dict)
+    hosts: Mapping[int, str] = field(default_factory=dict)
+    site: Site = field(default_factory=Site)
+
+    def __post_init__(self) -> None:
+        if len(set(self.workers)) < len(self.workers) or not self.workers:
+            raise PlanError(f"a plan needs at least one worker and each only once, not {list(self.workers)}")
+
+    @classmethod
+    def of(cls, members: Sequence[MemberLike], site: Site) -> Fleet:
+        """The members of a view. What they may use of memory is what they were given, or an even share of their host's, less their base."""
+        at = Counter(member.host for member in members)
+        shares = {
+            member.worker: member.memory if member.memory is not None else int(SHARE * site.memory[member.host] / at[member.host])
+            for member in members
+            if member.memory is not None or member.host in site.memory
+        }
+        return cls(
+            workers=tuple(member.worker for member in members),
+            slowdowns={member.worker: member.slowdown for member in members if member.slowdown != 1.0},
+            memory={member.worker: max(0, shares[member.worker] - member.base) for member in members if member.worker in shares},
+            hosts={member.worker: member.host for member in members},
+            site=site,
+        )
+
+    def slowdown(self, worker: int) -> float:
+        return self.slowdowns.get(worker, 1.0)
+
+    def host(self, worker: int) -> str:
+        return self.hosts.get(worker, HOST)
+
+    @property
+    def equal(self) -> bool:
+        """Whether all are equally fast."""
+        return len({self.slowdown(worker) for worker in self.workers}) == 1
+
+    def link(self, some: Iterable[int], others: Iterable[int]) -> Link:
+        """The slowest between a worker of `some` and one of `others`."""
+        return self.site.slowest({self.host(worker) for worker in some}, {self.host(worker) for worker in others})
+
+    def ordered(self, workers: Sequence[int]) -> Fleet:
+        """The same workers in this order."""
+        return replace(self, workers=tuple(workers))
+
+    def least_memory(self, workers: Collection[int]) -> float:
+        """Of these workers, in bytes; infinite if it is limited for none."""
+        return min((self.memory[worker] for worker in workers if worker in self.memory), default=float("inf"))

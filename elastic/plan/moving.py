@@ -1,0 +1,46 @@
+"""What a change of plan moves, estimated from the two plans alone: who must get how many bytes, and how long that takes.
+
+The exact transfers follow from layouts and inventories, when there are any. The estimate takes ownership, and the copies that workers keep
+of what others own, to be spread evenly: of n workers each keeps 1 / (n - 1) of what another one owns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic.plan.fleet import Fleet
+from elastic.plan.plan import Plan
+from elastic.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moving:
+    """Bytes that all workers together get, and the seconds until the one that gets most, over its slowest link, has them."""
+
+    bytes: float
+    seconds: float
+
+
+def moving(old: Plan, new: Plan, workload: Workload, fleet: Fleet) -> Moving:
+    """From `old`, some of whose workers may be gone, to `new`; `fleet` are those of `new`."""
+    received = dict.fromkeys(new.workers, 0.0)
+    before = {layer: stage.members for stage in old.stages for layer in stage.layers}
+    known = set(old.workers)
+    lacked = 1 - 1 / (len(known) - 1) if len(known) > 1 else 0.0
+    for stage in new.stages:
+        share = 1 / len(stage.members)
+        for layer in stage.layers:
+            parameters, states = workload.layers[layer].parameter_bytes, workload.state_bytes_of(layer)
+            for worker in stage.members:
+                if worker in before[layer]:
+                    size = max(0.0, share - 1 / len(before[layer])) * states
+                else:
+                    size = parameters + share * states
+                received[worker] += size * (lacked if worker in known else 1.0)
+    if len(received) > 1:  # else there is nobody to keep the copies that the lost had kept
+        lost = len(known.difference(new.workers)) / len(known)
+        whole = sum(layer.parameter_bytes + workload.state_bytes_of(number) for number, layer in enumerate(workload.layers))
+        for worker in received:
+            received[worker] += lost * whole / len(received)
+    seconds = max(fleet.link([worker], fleet.workers).seconds(size) for worker, size in received.items())
+    return Moving(bytes=sum(received.values()), seconds=seconds)

@@ -1,0 +1,95 @@
+"""Where a job runs: what its hosts can do at the same time, and how fast messages pass between two of them.
+
+Of a pair of hosts that nobody has measured yet a default is assumed, and plans say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from elastic.errors import PlanError
+
+Pair = tuple[str, str]
+"""Two hosts in alphabetical order, or one host twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A message of n bytes takes `latency_s + n / bytes_per_s`. `measured` is False where this is assumed."""
+
+    latency_s: float
+    bytes_per_s: float
+    measured: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.latency_s) and self.latency_s >= 0 and math.isfinite(self.bytes_per_s) and self.bytes_per_s > 0):
+            raise PlanError(f"a link of {self.bytes_per_s} bytes/s with a latency of {self.latency_s} s is impossible: measure it again")
+
+    def seconds(self, size: float) -> float:
+        """Of a message of `size` bytes; nothing takes none."""
+        return self.latency_s + size / self.bytes_per_s if size else 0.0
+
+    def slower(self, other: Link) -> Link:
+        """The worse of both in each respect."""
+        return Link(
+            latency_s=max(self.latency_s, other.latency_s),
+            bytes_per_s=min(self.bytes_per_s, other.bytes_per_s),
+            measured=self.measured and other.measured,
+        )
+
+
+WITHIN = Link(latency_s=1e-4, bytes_per_s=2e9, measured=False)
+"""Assumed between workers of one host: UNIX sockets."""
+
+BETWEEN = Link(latency_s=2e-4, bytes_per_s=1e9, measured=False)
+"""Assumed between hosts: a network of 10 Gbit/s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Links by pair of hosts; by host how many of its workers can compute at the same time, and its bytes of memory: unlimited where that
+    is not known."""
+
+    links: Mapping[Pair, Link] = field(default_factory=dict)
+    places: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if bad := {host: places for host, places in self.places.items() if not places > 0}:
+            raise PlanError(f"hosts must have room for a worker to compute, not {bad}")
+
+    def link(self, one: str, other: str) -> Link:
+        """Between a worker on the host `one` and another on `other`, which may be the same."""
+        return self.links.get(pair(one, other), WITHIN if one == other else BETWEEN)
+
+    def slowest(self, some: Collection[str], others: Collection[str]) -> Link:
+        """The worst between a host of `some` and one of `others`."""
+        found: Link | None = None
+        for one in sorted(set(some)):
+            for other in sorted(set(others)):
+                link = self.link(one, other)
+                found = link if found is None else found.slower(link)
+        return found or WITHIN
+
+    def knowing(self, links: Mapping[Pair, Link]) -> Site:
+        """With these measured in place of what was known of the same pairs."""
+        return replace(self, links={**self.links, **links})
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only; `from_json` gives back an equal site."""
+        links = [[*hosts, link.latency_s, link.bytes_per_s] for hosts, link in sorted(self.links.items())]
+        return {"links": links, "places": dict(self.places), "memory": dict(self.memory)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Site:
+        """The inverse of `to_json`."""
+        links = {pair(one, other): Link(latency_s=latency, bytes_per_s=rate) for one, other, latency, rate in data["links"]}
+        return cls(links=links, places=data["places"], memory=data["memory"])
+
+
+def pair(one: str, other: str) -> Pair:
+    """The name of what connects two hosts."""
+    return (one, other) if one <= other else (other, one)

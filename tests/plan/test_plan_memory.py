@@ -1,0 +1,107 @@
+"""What stages need of memory: refused where it is not there, divided so that it is, and as much as is really held."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plan_strategies import few, fleet
+
+from elastic.errors import PlanError
+from elastic.plan.memory import need, readable, shortfall, subtrees
+from elastic.plan.plan import Stage
+from elastic.plan.planner import fastest, staying
+from elastic.plan.uneven import divide_within
+from elastic.plan.workload import LayerCost, Workload
+
+BIG = LayerCost(forward_s=0.01, backward_s=0.02, parameters=1_000_000, activation_bytes=100_000, output_bytes=10_000)
+
+
+def workload(layers: int = 6) -> Workload:
+    return Workload(layers=(BIG,) * layers, micro_batches=8, grains=8, state_bytes=8.0)
+
+
+def test_what_is_needed_is_the_sum_of_what_is_kept():
+    found = need(workload(), range(2, 4), members=2, workers=4, ahead=2, grains=4)
+    assert found.parameters == 2 * 4e6
+    assert found.states == 2 * 8e6 / 2
+    assert found.spare == 2 * 12e6 / 2
+    assert found.replicas == 6 * (2 * 4e6 + 8e6) / 4
+    assert found.gradients == 2 * 4e6 * (subtrees(4) + 1 / 2)
+    assert found.activations == 2 * (200_000 + 10_000)
+    assert str(found).startswith("8 MB parameters, ")
+    assert need(workload(), range(6), members=1, workers=1, ahead=1, grains=8).replicas == 0
+
+
+def test_a_model_that_fits_nowhere_says_where_and_by_how_much():
+    memory = dict.fromkeys(range(2), 20_000_000)
+    with pytest.raises(PlanError, match=r"2 stages: at best stage \d \(layers \d to \d\) needs [\d.]+ MB on worker \d, which is \d+ bytes"):
+        fastest(fleet(range(2), memory=memory), workload(), 2)
+    with pytest.raises(PlanError, match="in 1 to 2 stages"):
+        fastest(fleet(range(2), memory=memory), workload())
+
+
+def test_one_with_little_memory_gets_fewer_layers():
+    whole = fastest(fleet(range(2)), workload(), 2)
+    assert [len(stage.layers) for stage in whole.stages] == [3, 3]
+    tight = need(workload(), range(2, 4), members=1, workers=2, ahead=1, grains=8).total
+    found = fastest(fleet(range(2), memory={1: int(tight) + 1}), workload(), 2)
+    assert [len(stage.layers) for stage in found.stages] == [4, 2]
+
+
+def test_stages_that_do_not_fit_are_replaced_by_more_of_them():
+    """A step in one stage is as fast, and there are fewer: but every worker would hold everything."""
+    small = need(workload(), range(3), members=1, workers=2, ahead=2, grains=8).total
+    assert len(fastest(fleet(range(2)), workload()).stages) == 1
+    assert len(fastest(fleet(range(2), memory=dict.fromkeys(range(2), int(small) + 1)), workload()).stages) == 2
+
+
+def fits(cut: tuple[int, ...], widths: tuple[int, ...], given_memory: dict[int, int], costs: Workload) -> bool:
+    workers, at = sum(widths), 0
+    edges = [0, *cut, len(costs.layers)]
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        grains = -(-costs.grains // widths[number])
+        needed = need(costs, range(start, stop), widths[number], workers, len(widths) - number, grains).total
+        if any(needed > given_memory.get(worker, float("inf")) for worker in range(at, at + widths[number])):
+            return False
+        at += widths[number]
+    return True
+
+
+@few
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.integers(2, 4), st.integers(1, 3), st.data())
+def test_a_division_within_memory_is_found_if_there_is_one(sizes, workers, stages, data):
+    stages = min(stages, workers, len(sizes))
+    costs = replace(workload(), layers=tuple(replace(BIG, parameters=size * 1000, activation_bytes=size * 500) for size in sizes))
+    limits = {worker: data.draw(st.integers(20_000, 900_000)) for worker in range(workers)}
+    cuts = itertools.combinations(range(1, len(sizes)), stages - 1)
+    widths = [each for each in itertools.product(range(1, workers + 1), repeat=stages) if sum(each) == workers]
+    possible = {(cut, width) for cut in cuts for width in widths if fits(cut, width, limits, costs)}
+    found = divide_within(costs, fleet(range(workers), memory=limits), stages)
+    if found is None:
+        assert not possible
+    else:
+        assert (tuple(layers.stop for layers, _ in found[:-1]), tuple(count for _, count in found)) in possible
+
+
+def test_a_stage_that_would_not_hold_its_share_does_not_stay():
+    before = fastest(fleet(range(3)), workload(), 1)
+    left = fleet([0, 1], memory={0: 10, 1: 10})
+    stayed = staying(before, left, workload())
+    assert stayed is not None
+    lacking, said = shortfall(workload(), stayed.stages, stayed.routes, left)
+    assert lacking > 0
+    assert "stage 0 (layers 0 to 5)" in said
+    assert shortfall(workload(), stayed.stages, stayed.routes, fleet([0, 1])) == (0.0, "")
+
+
+def test_sizes_are_readable():
+    assert [readable(size) for size in (0, 999, 1500, 2.5e9)] == ["0 bytes", "999 bytes", "1.5 kB", "2.5 GB"]
+
+
+def test_a_stage_of_nobody_needs_nothing():
+    lonely = [Stage(layers=range(6), members=(0,))]
+    assert shortfall(workload(), lonely, [(0,) * 8], fleet([0])) == (0.0, "")
