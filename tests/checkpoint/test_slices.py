@@ -11,17 +11,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from checkpoint import sliced as sliced_values
 from checkpoint.blocks import BLOCK_BYTES
 from checkpoint.commit import begin, commit, save, write_runs
 from checkpoint.directory import collect, newest, temporary
 from checkpoint.manifest import MANIFEST
-from checkpoint.plan import INDEX, plan_files
+from checkpoint.plan import INDEX, Sliced, plan_files
 from checkpoint.reader import ElasticSource
 from checkpoint.retention import KeepLast, retire
 from checkpoint.slices import Slice, Slicing, read_slice
@@ -73,6 +75,36 @@ def test_padding_is_what_no_element_lies_in(shape: tuple[int, ...], data: st.Dat
     for rank in range(slicing.ranks):
         free = {i for run in slicing.padding(shape, rank) for i in range(*run)}
         assert free == set((reference(ones, slicing, rank).reshape(-1) == 0).nonzero().reshape(-1).tolist())
+
+
+@given(st.data())
+@settings(max_examples=80)
+def test_any_run_goes_into_slices_and_comes_back(data: st.DataObject) -> None:
+    """In memory; also where copies are cut into pieces, and where padding is wide beside a block. What nobody writes is the padding."""
+    shape, dtype = data.draw(shapes), data.draw(st.sampled_from(DTYPES))
+    values = {("t", PARAM): any_bits(shape, dtype, 1)}
+    plan = plan_files(contents_of(values), 1 << 30, {("t", PARAM): data.draw(slicings(shape))})
+    place, flat = plan.places["t", PARAM], values["t", PARAM].reshape(-1)
+    assert isinstance(place, Sliced)
+    files = {file.name: np.frombuffer(file.head.ljust(file.size, b"\0"), dtype=np.uint8).copy() for file in plan.files}
+    touched = {file.name: {i for run in ((0, len(file.head)), *file.zeros) for i in range(*run)} for file in plan.files}
+    runs = sorted(data.draw(st.tuples(*[st.integers(0, flat.numel())] * 3)))
+
+    def fill(file: str, memory: np.ndarray, offset: int) -> None:
+        memory[:] = files[file][offset : offset + memory.size]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sliced_values, "_MOST_BYTES", data.draw(st.integers(1, 200)))
+        patch.setattr(sliced_values, "BLOCK_BYTES", data.draw(st.sampled_from([1, 16, 1 << 18])))
+        for start, stop in pairwise([0, *runs, flat.numel()]):
+            for file, offset, memory in sliced_values.scatter(place, start, flat[start:stop]):
+                assert not touched[file] & set(range(offset, offset + memory.size)), "written twice"
+                touched[file] |= set(range(offset, offset + memory.size))
+                files[file][offset : offset + memory.size] = memory
+        assert touched == {file.name: set(range(file.size)) for file in plan.files}
+        found = torch.empty(runs[2] - runs[0], dtype=dtype)
+        sliced_values.gather(place, runs[0], found, fill)
+    assert bits(found) == bits(flat[runs[0] : runs[2]])
 
 
 def loaded(directory: Path) -> dict[tuple[int, str], torch.Tensor]:
