@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +48,29 @@ SLICINGS = {key: KEPT[key[0]] for key in VALUES if key[0] in KEPT}
 
 @given(shapes, st.data())
 def test_patches_are_the_run_and_its_places_in_slices(shape: tuple[int, ...], data: st.DataObject) -> None:
-    slicing = data.draw(slicings(shape))
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, math.prod(shape))] * 2)))
+    check_patches(shape, data.draw(slicings(shape)), start, stop, data.draw(st.integers(1, 40)))
+
+
+def test_patches_of_every_run_of_a_fused_and_padded_tensor() -> None:
+    slicing = Slicing(dim=1, widths=((2, 1), (1, 1)), padded=(4, 3))
+    for start, stop in combinations(range(41), 2):
+        check_patches((4, 5, 2), slicing, start, stop, 7 + start % 14)
+
+
+def check_patches(shape: tuple[int, ...], slicing: Slicing, start: int, stop: int, most: int) -> None:
     whole = torch.arange(math.prod(shape)).reshape(shape)
-    parts = [reference(whole, slicing, rank).reshape(-1) for rank in range(slicing.ranks)]
-    assert [slicing.shape(shape, rank) for rank in range(slicing.ranks)] == [
-        tuple(reference(whole, slicing, rank).shape) for rank in range(slicing.ranks)
-    ]
-    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, whole.numel())] * 2)))
-    found = []
+    slices = [reference(whole, slicing, rank) for rank in range(slicing.ranks)]
+    assert [slicing.shape(shape, rank) for rank in range(slicing.ranks)] == [tuple(each.shape) for each in slices]
+    parts, found = [each.reshape(-1).tolist() for each in slices], []
     for patch in slicing.patches(shape, start, stop):
-        divided = list(patch.divided(data.draw(st.integers(1, 40))))
+        divided = list(patch.divided(most))
         assert sum(each.rows for each in divided) == patch.rows
         for each in divided:
             for row in range(each.rows):
                 there = [first + row * each.pitch + i for first, count in each.pieces for i in range(count)]
                 at = each.at + row * each.stride
-                assert parts[each.rank][at : at + each.width].tolist() == there
+                assert parts[each.rank][at : at + each.width] == there
                 found += there
     assert sorted(found) == list(range(start, stop))
 
