@@ -238,6 +238,29 @@ def test_every_byte_of_slices_is_written_once(tmp_path: Path) -> None:
     assert equals(found, VALUES)
 
 
+class Used(LocalStore):
+    """Files are made of what was there before."""
+
+    def create(self, path: str, size: int) -> None:
+        super().create(path, size)
+        file = self.open_write(path)
+        file.write(np.full(size, 0xA5, dtype=np.uint8), 0)
+        file.close()
+
+
+def test_padding_is_written_and_not_only_promised(tmp_path: Path) -> None:
+    """In a store that makes no zeros by itself; more of them than are written at a time."""
+    store, values = Used(tmp_path), values_at(1, {"a": (3, 5000), "b": (7, 3)})
+    kept = {("a", PARAM): Slicing(dim=0, widths=((3, 0),), padded=(3, 70)), ("b", PARAM): Slicing(dim=1, widths=((2, 1),), padded=(4, 2))}
+    save(store, sample_contents(values), whole_runs(values), step=1, slicings=kept)
+    source = ElasticSource(store, "step-00000001")
+    source.verify()
+    assert equals(source, values)
+    on_disk = loaded(tmp_path / "step-00000001")
+    for (name, state), slicing in kept.items():
+        assert bits(on_disk[1, name]) == bits(reference(values[name, state], slicing, 1))
+
+
 @pytest.mark.parametrize(
     ("shape", "slicing"),
     [
