@@ -83,14 +83,14 @@ def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: i
         store.put(f"{directory}/{TOKEN}", token.encode())
         for file in plan.files:
             store.create(f"{directory}/{file.name}", file.size)
-            _write_head(store, directory, file)
+            _write_own(store, directory, file)
     except CheckpointError:
         abandon(store, plan, ticket)
         raise
     return ticket
 
 
-def _write_head(store: Store, directory: str, file: PlannedFile) -> None:
+def _write_own(store: Store, directory: str, file: PlannedFile) -> None:
     opened = store.open_write(f"{directory}/{file.name}")
     try:
         opened.write(np.frombuffer(file.head, dtype=np.uint8), 0)
