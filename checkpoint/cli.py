@@ -107,7 +107,7 @@ def convert_command(
         Path | None, typer.Option("--rules", help="TOML or JSON file of renames, splits, merges, slices; see checkpoint/convert/rules.py.")
     ] = None,
     tensor_parallel: Annotated[
-        int | None, typer.Option("--tensor-parallel", min=1, help="Keep slices for this many ranks, by the rules; 1: whole tensors.")
+        int | None, typer.Option("--tensor-parallel", min=1, help="Keep slices for this many ranks, by the rules; 1 (or not given): whole.")
     ] = None,
     trust_pickle: Trust = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read again what was written.")] = False,

@@ -42,6 +42,7 @@ TEMPORARY = ".tmp-"
 TOKEN = ".token"
 LATEST = "latest"
 _MAX_SMALL_BYTES = 4096
+_ZEROS = np.zeros(1 << 20, dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +84,20 @@ def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: i
         store.put(f"{directory}/{TOKEN}", token.encode())
         for file in plan.files:
             store.create(f"{directory}/{file.name}", file.size)
-            _write_head(store, directory, file)
+            _write_own(store, directory, file)
     except CheckpointError:
         abandon(store, plan, ticket)
         raise
     return ticket
 
 
-def _write_head(store: Store, directory: str, file: PlannedFile) -> None:
+def _write_own(store: Store, directory: str, file: PlannedFile) -> None:
     opened = store.open_write(f"{directory}/{file.name}")
     try:
         opened.write(np.frombuffer(file.head, dtype=np.uint8), 0)
+        for start, stop in file.zeros:
+            for place in range(start, stop, _ZEROS.size):
+                opened.write(_ZEROS[: stop - place], place)
         opened.sync()
     finally:
         opened.close()
@@ -169,7 +173,7 @@ def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[
 
 
 def _own_receipt(ticket: Ticket, file: PlannedFile) -> PartReceipt:
-    """Of the coordinator's part: the head, and padding, which was zeros from the start and adds nothing to the sums."""
+    """Of the coordinator's part: the head, and padding, whose zeros add nothing to the sums."""
     sums = PartSums()
     for start, stop in file.zeros:
         sums.add(file.name, start, stop - start, 0, np.zeros((0, 2), dtype=np.uint64))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from checkpoint.slices import Slicing
 from checkpoint.state import Contents, Spec
 
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
 Tensors = Mapping[tuple[str, str], torch.Tensor]
 
 

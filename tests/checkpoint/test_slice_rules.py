@@ -229,6 +229,9 @@ def test_slices_are_inspected_verified_and_compared(source: Path, tmp_path: Path
     assert "slicing" not in json.dumps(json.loads(run("inspect", source, "--json")))
     assert "every block agrees" in run("verify", tmp_path / "b")
     assert "0 different" in run("diff", source, tmp_path / "b")
+    run("convert", tmp_path / "b", tmp_path / "c", "--to", "hf")
+    weights = load_file(tmp_path / "c" / "model.safetensors")
+    assert all(torch.equal(weights[name], VALUES[name, PARAM]) for name in SHAPES)
 
 
 def test_renamed_and_split_tensors_are_sliced_under_their_new_names(source: Path, tmp_path: Path) -> None:

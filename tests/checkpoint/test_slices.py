@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,10 +32,9 @@ from checkpoint.writer import Run
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of as sample_contents
 from tests.checkpoint.format_samples import equals, values_at, whole_runs
-from tests.checkpoint.sliced_samples import any_bits, bits, contents_of, reference, shapes, slicings
+from tests.checkpoint.sliced_samples import DTYPES, any_bits, bits, contents_of, reference, shapes, slicings
 from tests.checkpoint.test_damage import rewrite
 
-DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
 QKV = Slicing(dim=0, widths=((20, 8), (6, 3), (6, 3)))
 EMBED = Slicing(dim=0, widths=((40, 30),), padded=(40, 40))
 COLUMNS = Slicing(dim=1, widths=((15, 50),), padded=(20, 52))
@@ -42,37 +42,6 @@ SHAPES = {"qkv": (46, 33), "embed": (70, 1000), "down": (33, 65), "bias": (33,)}
 KEPT = {"qkv": QKV, "embed": EMBED, "down": COLUMNS}
 VALUES = values_at(7, SHAPES)
 SLICINGS = {key: KEPT[key[0]] for key in VALUES if key[0] in KEPT}
-
-
-@given(shapes, st.data())
-def test_patches_are_the_run_and_its_places_in_slices(shape: tuple[int, ...], data: st.DataObject) -> None:
-    slicing = data.draw(slicings(shape))
-    whole = torch.arange(math.prod(shape)).reshape(shape)
-    parts = [reference(whole, slicing, rank).reshape(-1) for rank in range(slicing.ranks)]
-    assert [slicing.shape(shape, rank) for rank in range(slicing.ranks)] == [
-        tuple(reference(whole, slicing, rank).shape) for rank in range(slicing.ranks)
-    ]
-    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, whole.numel())] * 2)))
-    found = []
-    for patch in slicing.patches(shape, start, stop):
-        divided = list(patch.divided(data.draw(st.integers(1, 40))))
-        assert sum(each.rows for each in divided) == patch.rows
-        for each in divided:
-            for row in range(each.rows):
-                there = [first + row * each.pitch + i for first, count in each.pieces for i in range(count)]
-                at = each.at + row * each.stride
-                assert parts[each.rank][at : at + each.width].tolist() == there
-                found += there
-    assert sorted(found) == list(range(start, stop))
-
-
-@given(shapes, st.data())
-def test_padding_is_what_no_element_lies_in(shape: tuple[int, ...], data: st.DataObject) -> None:
-    slicing = data.draw(slicings(shape))
-    ones = torch.ones(shape, dtype=torch.int64)
-    for rank in range(slicing.ranks):
-        free = {i for run in slicing.padding(shape, rank) for i in range(*run)}
-        assert free == set((reference(ones, slicing, rank).reshape(-1) == 0).nonzero().reshape(-1).tolist())
 
 
 def loaded(directory: Path) -> dict[tuple[int, str], torch.Tensor]:
@@ -199,6 +168,29 @@ def test_every_byte_of_slices_is_written_once(tmp_path: Path) -> None:
     assert equals(found, VALUES)
 
 
+class Used(LocalStore):
+    """Files are made of what was there before."""
+
+    def create(self, path: str, size: int) -> None:
+        super().create(path, size)
+        file = self.open_write(path)
+        file.write(np.full(size, 0xA5, dtype=np.uint8), 0)
+        file.close()
+
+
+def test_padding_is_written_and_not_only_promised(tmp_path: Path) -> None:
+    """In a store that makes no zeros by itself; more of them than are written at a time."""
+    store, values = Used(tmp_path), values_at(1, {"a": (3, 5000), "b": (7, 3)})
+    kept = {("a", PARAM): Slicing(dim=0, widths=((3, 0),), padded=(3, 70)), ("b", PARAM): Slicing(dim=1, widths=((2, 1),), padded=(4, 2))}
+    save(store, sample_contents(values), whole_runs(values), step=1, slicings=kept)
+    source = ElasticSource(store, "step-00000001")
+    source.verify()
+    assert equals(source, values)
+    on_disk = loaded(tmp_path / "step-00000001")
+    for (name, state), slicing in kept.items():
+        assert bits(on_disk[1, name]) == bits(reference(values[name, state], slicing, 1))
+
+
 @pytest.mark.parametrize(
     ("shape", "slicing"),
     [
@@ -225,6 +217,12 @@ def test_little_more_is_read_than_is_asked_for(tmp_path: Path, shape: tuple[int,
     for start in range(0, size, 1 << 18):
         in_runs.read("a", PARAM, start, min(size, start + (1 << 18)))
     assert in_runs.bytes_read <= 1.05 * 4 * size + 2 * BLOCK_BYTES * slicing.ranks * len(slicing.widths) * (8 if shape[0] == 8 else 1)
+    for rank, own in enumerate(slicing.slices):
+        of_rank = ElasticSource(store, "step-00000001")
+        found = read_slice(of_rank, "a", PARAM, own)
+        rows = shape[0] if shape[0] == 8 else 1
+        assert of_rank.bytes_read <= 1.05 * 4 * own.width * size / shape[slicing.dim] + 2 * BLOCK_BYTES * len(own.cuts) * rows
+        assert torch.equal(found, reference(values["a", PARAM], slicing, rank))
 
 
 def test_damage_in_a_slice_is_found_where_it_is(sliced: ElasticSource, tmp_path: Path) -> None:
