@@ -14,8 +14,8 @@ from rich.table import Table
 from checkpoint.convert.compare import Difference
 from checkpoint.convert.detect import Detected
 from checkpoint.convert.run import Outline
-from checkpoint.convert.stored import itemsize
 from checkpoint.state import Contents, Spec
+from checkpoint.stored import itemsize
 
 
 def _size(spec: Spec) -> int:

@@ -13,8 +13,8 @@ from checkpoint.convert.formats import TARGETS, format_of, kept, open_source, wr
 from checkpoint.convert.output import Progress, refuse_existing, run_bytes, silent
 from checkpoint.convert.ruled import Ruled
 from checkpoint.convert.rules import Rules
-from checkpoint.convert.stored import itemsize
 from checkpoint.state import PARAM, Contents, Source, Spec
+from checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 DEFAULT_MEMORY = 2 << 30
@@ -95,7 +95,7 @@ def outline(contents: Contents, detected: Detected, to: str) -> Outline:
 def open_any(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
     """Detects and opens, and applies rules. Raises CheckpointError."""
     detected, rules = detect(path), rules or Rules()
-    source = open_source(path, detected.name, trust_pickle=trust_pickle, order=rules.order)
+    source = open_source(path, detected.name, trust_pickle=trust_pickle, rules=rules)
     if rules == Rules(order=rules.order):
         return detected, source
     try:

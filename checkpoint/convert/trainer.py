@@ -12,10 +12,11 @@ from checkpoint.convert.hf import load_weights, read_all, read_configs
 from checkpoint.convert.hf import recognise as recognise_weights
 from checkpoint.convert.nested import Nested, interpret
 from checkpoint.convert.optimizer import Order
+from checkpoint.convert.rules import Rules
 from checkpoint.convert.safetensors_file import strict_json
-from checkpoint.convert.stored import Files
 from checkpoint.convert.torch_save import load_tree
 from checkpoint.convert.tree import Found
+from checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
@@ -50,7 +51,7 @@ def _order(tree: dict[str, Any], order: Order) -> Order:
     return replace(order, names=(tuple(n for n in names if n in decayed), tuple(n for n in names if n not in decayed)))
 
 
-def open_trainer(path: Path, *, trust_pickle: bool = False, order: Order | None = None) -> Nested:
+def open_trainer(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
     """Opens a directory. Raises CheckpointError; a rule must name numbered parameters that transformers cannot tell."""
     files = Files()
     try:
@@ -64,7 +65,9 @@ def open_trainer(path: Path, *, trust_pickle: bool = False, order: Order | None 
                     archives.append(archive)
         if (path / STATE).is_file():
             tree["trainer_state"] = strict_json(files.read(path / STATE, 0, files.size(path / STATE)), str(path / STATE))
-        contents, tensors = interpret(tree, order=_order(tree, order or Order()), found=Found(model=("model",), optimizer=("optimizer",)))
+        rules = rules or Rules()
+        rules = replace(rules, order=_order(tree, rules.order))
+        contents, tensors = interpret(tree, rules=rules, found=Found(model=("model",), optimizer=("optimizer",)))
     except CheckpointError:
         files.close()
         raise

@@ -1,5 +1,6 @@
 """Whole conversions: torch files, rules, verification, memory."""
 
+import argparse
 import json
 import math
 import struct
@@ -183,6 +184,22 @@ def test_rules_rename_split_merge_and_drop(tmp_path):
     source = open_dcp(tmp_path / "b")
     assert torch.equal(whole(source, "qy"), torch.cat([model["h.0.qkv"][:, :4], model["x"]]))
     assert torch.equal(whole(source, "k"), model["h.0.qkv"][:, 4:5])
+
+
+def test_a_dropped_value_is_not_opened(tmp_path):
+    model = {"a": torch.ones(4), "noise": torch.ones(3)}
+    states = {name: {"exp_avg": torch.ones_like(value)} for name, value in model.items()} | {"noise": {"exp_avg": object}}
+    optimizer = {"state": states, "param_groups": [{"lr": 0.1, "params": ["a", "noise"]}]}
+    tree = {"model": model, "optimizer": optimizer, "args": argparse.Namespace(x=1), "deep": {"args": argparse.Namespace(), "seed": 3}}
+    torch.save(tree, tmp_path / "a.pt")
+    for drop in ([], ["noise"], ["noise", "args"]):
+        with pytest.raises(CheckpointError, match=r"drop it by a rule|can be kept"):
+            open_any(tmp_path / "a.pt", rules=parse_rules({"drop": drop}))
+    _, source = open_any(tmp_path / "a.pt", rules=parse_rules({"drop": ["noise", r"(deep\.)?args"]}))
+    assert list(source.contents.tensors) == ["a"]
+    assert source.contents.groups[0].names == ("a",)
+    assert source.contents.extra["deep"] == {"seed": 3}
+    source.close()
 
 
 @pytest.mark.parametrize(
