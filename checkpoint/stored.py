@@ -188,7 +188,13 @@ class Strided:
         return gather(self.spec, [((0,) * len(self.spec.shape), self.spec.shape, lambda: self)], start, stop)
 
 
-Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Strided]]
+class Boxed(Protocol):
+    """A tensor that can be read by boxes."""
+
+    def box(self, box: Box) -> torch.Tensor: ...
+
+
+Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Boxed]]
 """Offsets, sizes, and what opens it."""
 
 
@@ -217,6 +223,6 @@ class Chunked:
 
     def run(self, start: int, stop: int) -> torch.Tensor:
         """The run, flat."""
-        if len(self.chunks) == 1:
-            return self.chunks[0][2]().run(start, stop)
+        if len(self.chunks) == 1 and isinstance(only := self.chunks[0][2](), Strided):
+            return only.run(start, stop)
         return gather(self.spec, self.chunks, start, stop)

@@ -33,7 +33,7 @@ def recognise(path: Path) -> str | None:
     return f"it has a file {METADATA}" if (path / METADATA).is_file() else None
 
 
-class _Pieces:
+class Pieces:
     """Where chunks and values lie."""
 
     def __init__(self, root: Path, files: Files, entries: Mapping[Any, Any], trust: bool) -> None:
@@ -79,7 +79,8 @@ class _Pieces:
         return f"{len(self.places)} archives read; CRC-32 of {vouched} bytes agree; {bare} bytes have no checksum, nor has {METADATA}"
 
 
-def _tensor(key: str, metadata: Any, pieces: _Pieces) -> Chunked:
+def tensor(key: str, metadata: Any, pieces: Pieces) -> Chunked:
+    """A tensor that the metadata describes. Raises CheckpointError unless its chunks tile it."""
     dtype = metadata.attribute("properties").state[0]
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{pieces.root / METADATA}: {key} has no dtype")
@@ -96,11 +97,21 @@ def _tensor(key: str, metadata: Any, pieces: _Pieces) -> Chunked:
     return Chunked(spec=spec, chunks=tuple(chunks))
 
 
-def _tree(metadata: Any, pieces: _Pieces, rules: Rules) -> dict[str, Any]:
+def items(metadata: Any) -> Mapping[str, Any]:
+    """What the metadata describes, by key."""
+    return metadata.attribute("state_dict_metadata")
+
+
+def is_described_tensor(item: Any) -> bool:
+    """Whether what the metadata describes is a tensor; otherwise it is a pickled value."""
+    return _kind(item) == "TensorStorageMetadata"
+
+
+def _tree(metadata: Any, pieces: Pieces, rules: Rules) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     planned = metadata.attribute("planner_data")
     paths = planned if isinstance(planned, Mapping) else {}
-    for key, item in metadata.attribute("state_dict_metadata").items():
+    for key, item in items(metadata).items():
         path = paths.get(key, (key,))
         if not isinstance(path, tuple) or not path or not all(isinstance(part, str | int) for part in path):
             raise CheckpointError(f"{pieces.root / METADATA}: {key} has the path {path!r}")
@@ -118,23 +129,28 @@ def _is_dropped(path: tuple[str | int, ...], rules: Rules) -> bool:
     return any(rules.drops(".".join(map(str, path[start:stop]))) for stop in ends for start in range(stop))
 
 
-def _value(key: str, item: Any, pieces: _Pieces) -> Any:
-    kind = _kind(item)
-    if kind == "TensorStorageMetadata":
-        return _tensor(key, item, pieces)
-    if kind == "BytesStorageMetadata":
+def _value(key: str, item: Any, pieces: Pieces) -> Any:
+    if is_described_tensor(item):
+        return tensor(key, item, pieces)
+    if _kind(item) == "BytesStorageMetadata":
         return pieces.value(key)
     raise CheckpointError(f"{pieces.root / METADATA}: {key} is of an unknown kind")
+
+
+def read_metadata(path: Path, files: Files, *, trust: bool) -> tuple[Any, Pieces]:
+    """The metadata of a directory, and where what it describes lies. Raises CheckpointError."""
+    where = path / METADATA
+    metadata = load_bare(where, files=files)
+    if _kind(metadata) != "Metadata" or not isinstance(metadata.attribute("storage_data"), Mapping):
+        raise CheckpointError(f"{where} is not the metadata of a checkpoint that torch's file system writer wrote")
+    return metadata, Pieces(path, files, metadata.attribute("storage_data"), trust)
 
 
 def open_dcp(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
     """Opens a checkpoint directory; values that are no tensors are read now. Raises CheckpointError."""
     files, where = Files(), path / METADATA
     try:
-        metadata = load_bare(where, files=files)
-        if _kind(metadata) != "Metadata" or not isinstance(metadata.attribute("storage_data"), Mapping):
-            raise CheckpointError(f"{where} is not the metadata of a checkpoint that torch's file system writer wrote")
-        pieces = _Pieces(path, files, metadata.attribute("storage_data"), trust_pickle)
+        metadata, pieces = read_metadata(path, files, trust=trust_pickle)
         rules = rules or Rules()
         contents, tensors = interpret(_tree(metadata, pieces, rules), rules=rules)
     except (AttributeError, TypeError, ValueError, LookupError) as error:

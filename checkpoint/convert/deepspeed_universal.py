@@ -58,7 +58,7 @@ def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[
         value = value.get("param") if isinstance(value, dict) else value
         if (told := number(value)) is not None and path.stem != "fp32":
             numbers[path.stem] = told
-        elif is_tensor(value):
+        elif value is not None and is_tensor(value):
             tensors[PARAM if path.stem == "fp32" else path.stem] = Pieces.whole(str(path), value, shape)
         else:
             raise CheckpointError(f"{path}: it holds neither a tensor under 'param' nor a number")

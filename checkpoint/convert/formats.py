@@ -45,6 +45,20 @@ FORMATS = {
             looks="manifest.json, or step-*/manifest.json",
         ),
         Format(
+            name="megatron",
+            recognise=f"{_HERE}.megatron:recognise",
+            opens=f"{_HERE}.megatron:open_megatron",
+            options=_PICKLED,
+            looks="mp_rank_*/model_optim_rng.pt",
+        ),
+        Format(
+            name="megatron-dist",
+            recognise=f"{_HERE}.megatron_dist:recognise",
+            opens=f"{_HERE}.megatron_dist:open_torch_dist",
+            options=_PICKLED,
+            looks=".metadata, common.pt and metadata.json of Megatron",
+        ),
+        Format(
             name="dcp",
             recognise=f"{_HERE}.dcp:recognise",
             opens=f"{_HERE}.dcp:open_dcp",
@@ -92,7 +106,7 @@ FORMATS = {
         ),
     )
 }
-"""In the order in which they are tried: a directory of ours is one of Hugging Face as well."""
+"""In the order in which they are tried: a directory of ours is one of Hugging Face as well, one of Megatron's one of DCP."""
 
 TARGETS = tuple(name for name, entry in FORMATS.items() if entry.writes)
 

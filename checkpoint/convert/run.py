@@ -96,7 +96,7 @@ def open_any(path: Path, *, trust_pickle: bool = False, rules: Rules | None = No
     """Detects and opens, and applies rules. Raises CheckpointError."""
     detected, rules = detect(path), rules or Rules()
     source = open_source(path, detected.name, trust_pickle=trust_pickle, rules=rules)
-    if rules == Rules(order=rules.order):
+    if not rules.changes:
         return detected, source
     try:
         return detected, Ruled(source, rules)

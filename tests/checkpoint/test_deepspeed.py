@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ import torch
 
 from checkpoint.convert.deepspeed import detect, open_source, write
 from elastic.errors import CheckpointError
+from tests.checkpoint.launch import run_ranks
 
 pytestmark = pytest.mark.slow
 _PEER = Path(__file__).parent / "deepspeed_peer.py"
@@ -26,18 +22,7 @@ _CASES = {
 
 
 def _run(case: dict, folder: Path, ranks: int = 2) -> dict:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "case.json").write_text(json.dumps({**case, "record": str(folder / "record.pt")}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank in range(ranks):
-        told = {**common, "WORLD_SIZE": str(ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"log{rank}").open("wb") as log:
-            started.append(subprocess.Popen([sys.executable, str(_PEER), str(folder / "case.json")], env=told, stdout=log, stderr=log))
-    assert [process.wait(200) for process in started] == [0] * ranks, (folder / "log0").read_text()[-2000:]
+    run_ranks(_PEER, {**case, "record": str(folder / "record.pt")}, folder, ranks)
     return torch.load(folder / "record.pt", weights_only=False)
 
 
