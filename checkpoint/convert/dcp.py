@@ -146,16 +146,21 @@ def read_metadata(path: Path, files: Files, *, trust: bool) -> tuple[Any, Pieces
     return metadata, Pieces(path, files, metadata.attribute("storage_data"), trust)
 
 
+def read_tree(path: Path, files: Files, *, trust: bool, rules: Rules) -> tuple[dict[str, Any], Pieces]:
+    """What was saved, with lazy tensors, without what cannot be read and the rules drop. Raises CheckpointError."""
+    try:
+        metadata, pieces = read_metadata(path, files, trust=trust)
+        return _tree(metadata, pieces, rules), pieces
+    except (AttributeError, TypeError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{path / METADATA} has another structure than torch's metadata: {error}") from error
+
+
 def open_dcp(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
     """Opens a checkpoint directory; values that are no tensors are read now. Raises CheckpointError."""
-    files, where = Files(), path / METADATA
+    files, rules = Files(), rules or Rules()
     try:
-        metadata, pieces = read_metadata(path, files, trust=trust_pickle)
-        rules = rules or Rules()
-        contents, tensors = interpret(_tree(metadata, pieces, rules), rules=rules)
-    except (AttributeError, TypeError, ValueError, LookupError) as error:
-        files.close()
-        raise CheckpointError(f"{where} has another structure than torch's metadata: {error}") from error
+        tree, pieces = read_tree(path, files, trust=trust_pickle, rules=rules)
+        contents, tensors = interpret(tree, rules=rules)
     except CheckpointError:
         files.close()
         raise

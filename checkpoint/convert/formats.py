@@ -82,6 +82,13 @@ FORMATS = {
             looks="*_optim_states.pt",
         ),
         Format(
+            name="accelerate",
+            recognise=f"{_HERE}.accelerate:recognise",
+            opens=f"{_HERE}.accelerate:open_accelerate",
+            options=_PICKLED,
+            looks="random_states_*.pkl beside weights, or pytorch_model_fsdp_0",
+        ),
+        Format(
             name="trainer",
             recognise=f"{_HERE}.trainer:recognise",
             opens=f"{_HERE}.trainer:open_trainer",
