@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.convert.deepspeed_pieces import Pieces, cut
+from checkpoint.convert.safetensors_file import strict_json
 from checkpoint.pickles import load, plain
 from checkpoint.stored import Files, is_tensor
 from elastic.errors import CheckpointError
@@ -26,7 +27,7 @@ _NOT_EXTRA = frozenset(
 )
 
 OURS = "elastic"
-"""The key under which a Universal checkpoint that we write keeps extra values of other formats."""
+"""The key under which a Universal checkpoint that we write keeps extra values of other formats, as JSON."""
 
 Shapes = Sequence[Mapping[str, tuple[int, ...]]]
 
@@ -89,11 +90,14 @@ def read_models(opening: Opening) -> Models:
 
 def _extra(read: dict[str, Any], dropped: list[str]) -> dict[str, Any]:
     """By key, as `Contents` has it; what another format had said is as it said it."""
-    ours = read.pop(OURS, None)
+    text = read.pop(OURS, None)
     own = {"deepspeed": {**read, "not_read": dropped} if dropped else read}
-    if not isinstance(ours, Mapping) or not isinstance(ours.get("extra"), Mapping):
+    if not isinstance(text, str):
         return own
-    return {**ours["extra"], **(own if ours.get("deepspeed") else {})}
+    ours = strict_json(text.encode(), f"what is under the key {OURS}")
+    if not isinstance(ours, dict) or not isinstance(ours.get("extra"), dict) or "deepspeed" not in ours:
+        raise CheckpointError(f"what is under the key {OURS} is not what we write there; drop the key, or convert again")
+    return {**ours["extra"], **(own if ours["deepspeed"] else {})}
 
 
 def _files(folder: Path) -> dict[tuple[int, int], Path]:

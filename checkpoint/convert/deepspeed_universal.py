@@ -55,8 +55,9 @@ def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[
     numbers: dict[str, float | int | bool] = {}
     for path in sorted(folder.glob("*.pt")):
         value = opening.load(path)
-        value = value.get("param") if isinstance(value, dict) else value
-        if (told := number(value)) is not None and path.stem != "fp32":
+        wrapped = isinstance(value, dict)  # a tensor is; a number lies bare
+        value = value.get("param") if wrapped else value
+        if not wrapped and (told := number(value)) is not None and path.stem != "fp32":
             numbers[path.stem] = told
         elif value is not None and is_tensor(value):
             tensors[PARAM if path.stem == "fp32" else path.stem] = Pieces.whole(str(path), value, shape)

@@ -8,6 +8,7 @@ DeepSpeed itself restores neither frozen parameters nor buffers from Universal; 
 
 from __future__ import annotations
 
+import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -125,5 +126,5 @@ def _model(reading: Reading) -> dict[str, Any]:
     defaults = {"optimizer": None, "lr_scheduler": None, "skipped_steps": 0, "ds_config": {}}
     parallel = {"checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1}}
     rest = {key: value for key, value in contents.extra.items() if key != "deepspeed"}
-    ours = {OURS: {"extra": rest, "deepspeed": "deepspeed" in contents.extra}} if rest else {}
+    ours = {OURS: json.dumps({"extra": rest, "deepspeed": "deepspeed" in contents.extra})} if rest else {}
     return {**defaults, **kept, **own, **ours, **parallel, "universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}

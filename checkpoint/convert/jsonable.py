@@ -41,7 +41,7 @@ def encode(value: Any, where: str) -> Any:
         case None | bool() | int() | str() if type(value) in (type(None), bool, int, str):
             return value
         case float() if type(value) is float:
-            return value if math.isfinite(value) else {"$float": repr(value)}
+            return value
         case bytes():
             return {"$bytes": base64.b64encode(value).decode()}
         case complex():
@@ -86,8 +86,6 @@ def decode(value: Any) -> Any:
 
 def _special(key: str, inner: Any) -> Any:
     match key:
-        case "$float":
-            return float(inner)
         case "$bytes":
             return base64.b64decode(inner)
         case "$complex":
