@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test check bench bench-recovery crash-matrix layout-matrix clean
+.PHONY: venv demo test test-peers check bench bench-recovery bench-convert crash-matrix layout-matrix clean
 
 venv: $(STAMP)
 
@@ -19,6 +19,21 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest
 
+# The real DeepSpeed, Megatron-Core, Accelerate, Lightning and transformers, and the tests that need one of them (others skip them). DeepSpeed
+# is installed without its operators, which would be compiled; hence by itself, with what it imports.
+PEERS := $(VENV)/.peers-installed
+
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,peers]' \
+	    hjson msgpack ninja py-cpuinfo psutil pydantic tqdm wheel
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --no-deps --no-build-isolation deepspeed
+	touch $@
+
+test-peers: $(PEERS)
+	$(BIN)/python -m pytest tests/checkpoint/test_megatron.py tests/checkpoint/test_deepspeed.py tests/checkpoint/test_accelerate.py \
+	    tests/checkpoint/test_hf.py tests/checkpoint/test_convert.py
+
 check: venv
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -31,6 +46,10 @@ bench-recovery: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,bench]'
 	$(BIN)/python benchmarks/recovery.py --replication --json build/recovery.json
 	$(BIN)/python benchmarks/stress.py --json build/stress.json
+
+# Against DeepSpeed's own converter.
+bench-convert: $(PEERS)
+	$(BIN)/python -m benchmarks.convert --json build/convert.json
 
 # A save broken at every file-system call, in every way: what can be loaded afterwards.
 crash-matrix: venv

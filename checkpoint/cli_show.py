@@ -14,10 +14,10 @@ from rich.table import Table
 from checkpoint.convert.compare import Difference
 from checkpoint.convert.detect import Detected
 from checkpoint.convert.run import Outline
-from checkpoint.convert.stored import itemsize
 from checkpoint.manifest import slicing_json
 from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents, Spec
+from checkpoint.stored import itemsize
 
 Slicings = Mapping[tuple[str, str], Slicing]
 

@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.archive import Archive
-from checkpoint.convert.boxes import tiling_fault
+from checkpoint.boxes import tiling_fault
 from checkpoint.convert.nested import Nested, interpret
-from checkpoint.convert.optimizer import Order
-from checkpoint.convert.stored import Chunk, Chunked, Files, Strided, name_of
+from checkpoint.convert.rules import Rules
 from checkpoint.convert.tree import place
-from checkpoint.convert.unpickle import Record, unpickle
+from checkpoint.pickles import Archive, Opaque, load_archive, load_bare
 from checkpoint.state import Spec
+from checkpoint.stored import Chunk, Chunked, Files, Strided, name_of
 from elastic.errors import CheckpointError
 
 METADATA = ".metadata"
-METADATA_LIMIT = 1 << 30
-"""Bytes."""
+_CLASSES = "torch.distributed.checkpoint.metadata"
+
+
+def _kind(value: Any) -> str:
+    """Which class of torch's metadata a value is of; nothing for another."""
+    return value.cls.name if isinstance(value, Opaque) and value.cls.module == _CLASSES else ""
 
 
 def recognise(path: Path) -> str | None:
@@ -30,15 +33,15 @@ def recognise(path: Path) -> str | None:
     return f"it has a file {METADATA}" if (path / METADATA).is_file() else None
 
 
-class _Pieces:
+class Pieces:
     """Where chunks and values lie."""
 
     def __init__(self, root: Path, files: Files, entries: Mapping[Any, Any], trust: bool) -> None:
         self.root, self.files, self.trust = root, files, trust
         self.places: dict[tuple[str, tuple[int, ...] | None], Any] = {}
         for index, info in entries.items():
-            name, offset = getattr(index, "fqn", None), getattr(index, "offset", None)
-            if not isinstance(name, str) or not isinstance(info, Record):
+            name, offset = index.attribute("fqn"), index.attribute("offset")
+            if not isinstance(name, str) or not isinstance(info, Opaque):
                 raise CheckpointError(f"{root / METADATA}: storage_data is not that of torch's file system writer")
             self.places[name, None if offset is None else tuple(offset)] = info
 
@@ -48,18 +51,21 @@ class _Pieces:
             info = self.places.get((key, None))
         if info is None:
             raise CheckpointError(f"{self.root / METADATA} says nothing about where {key} at {offsets} lies")
-        if getattr(info, "transform_descriptors", None):
-            raise CheckpointError(f"{key} was written with the stream extensions {list(info.transform_descriptors)}, which are not read")
-        relative, begin, length = info.relative_path, info.offset, info.length
+        if extensions := info.attribute("transform_descriptors"):
+            raise CheckpointError(f"{key} was written with the stream extensions {list(extensions)}, which are not read")
+        relative, begin, length = (info.attribute(word) for word in ("relative_path", "offset", "length"))
         if not isinstance(relative, str) or PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
             raise CheckpointError(f"{self.root / METADATA} places {key} outside of the checkpoint, at {relative!r}")
         if not all(type(number) is int and number >= 0 for number in (begin, length)):
             raise CheckpointError(f"{self.root / METADATA} places {key} at an impossible range")
-        return Archive(self.files, self.root / relative, begin, length, trust=self.trust)
+        return Archive(self.root / relative, files=self.files, offset=begin, length=length)
+
+    def value(self, key: str) -> Any:
+        return load_archive(self.archive(key, None), trusted=self.trust)
 
     def chunk(self, key: str, spec: Spec, offsets: tuple[int, ...]) -> Strided:
         archive = self.archive(key, offsets)
-        value = archive.load()
+        value = load_archive(archive, trusted=self.trust)
         if not isinstance(value, Strided) or value.spec != spec:
             found = value.spec if isinstance(value, Strided) else type(value).__name__
             raise CheckpointError(f"{archive.where}: {key} should be {spec.dtype} of {list(spec.shape)}, and is {found}")
@@ -73,12 +79,13 @@ class _Pieces:
         return f"{len(self.places)} archives read; CRC-32 of {vouched} bytes agree; {bare} bytes have no checksum, nor has {METADATA}"
 
 
-def _tensor(key: str, metadata: Any, pieces: _Pieces) -> Chunked:
-    dtype = metadata.properties.state[0]
+def tensor(key: str, metadata: Any, pieces: Pieces) -> Chunked:
+    """A tensor that the metadata describes. Raises CheckpointError unless its chunks tile it."""
+    dtype = metadata.attribute("properties").state[0]
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{pieces.root / METADATA}: {key} has no dtype")
-    spec = Spec(shape=tuple(metadata.size), dtype=name_of(dtype))
-    boxes = [(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in metadata.chunks]
+    spec = Spec(shape=tuple(metadata.attribute("size")), dtype=name_of(dtype))
+    boxes = [(tuple(chunk.attribute("offsets")), tuple(chunk.attribute("sizes"))) for chunk in metadata.attribute("chunks")]
     fault = tiling_fault(spec.shape, boxes)
     if fault:
         raise CheckpointError(f"{pieces.root / METADATA}: {key} is not whole: {fault}")
@@ -90,35 +97,70 @@ def _tensor(key: str, metadata: Any, pieces: _Pieces) -> Chunked:
     return Chunked(spec=spec, chunks=tuple(chunks))
 
 
-def _tree(metadata: Any, pieces: _Pieces) -> dict[str, Any]:
+def items(metadata: Any) -> Mapping[str, Any]:
+    """What the metadata describes, by key."""
+    return metadata.attribute("state_dict_metadata")
+
+
+def is_described_tensor(item: Any) -> bool:
+    """Whether what the metadata describes is a tensor; otherwise it is a pickled value."""
+    return _kind(item) == "TensorStorageMetadata"
+
+
+def _tree(metadata: Any, pieces: Pieces, rules: Rules) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    paths = metadata.planner_data if isinstance(metadata.planner_data, Mapping) else {}
-    for key, item in metadata.state_dict_metadata.items():
+    planned = metadata.attribute("planner_data")
+    paths = planned if isinstance(planned, Mapping) else {}
+    for key, item in items(metadata).items():
         path = paths.get(key, (key,))
         if not isinstance(path, tuple) or not path or not all(isinstance(part, str | int) for part in path):
             raise CheckpointError(f"{pieces.root / METADATA}: {key} has the path {path!r}")
-        kind = getattr(item, "kind", "")
-        if kind == "TensorStorageMetadata":
-            place(tree, path, _tensor(key, item, pieces))
-        elif kind == "BytesStorageMetadata":
-            place(tree, path, pieces.archive(key, None).load())
-        else:
-            raise CheckpointError(f"{pieces.root / METADATA}: {key} is of an unknown kind")
+        try:
+            place(tree, path, _value(key, item, pieces))
+        except CheckpointError:
+            if not _is_dropped(path, rules):
+                raise
     return tree
 
 
-def open_dcp(path: Path, *, trust_pickle: bool = False, order: Order | None = None) -> Nested:
-    """Opens a checkpoint directory; values that are no tensors are read now. Raises CheckpointError."""
-    files, where = Files(), path / METADATA
+def _is_dropped(path: tuple[str | int, ...], rules: Rules) -> bool:
+    """Whether a rule leaves out what is at a path; where in it the parameter's name is, if it has one, is not known yet."""
+    ends = range(1, len(path) + 1)
+    return any(rules.drops(".".join(map(str, path[start:stop]))) for stop in ends for start in range(stop))
+
+
+def _value(key: str, item: Any, pieces: Pieces) -> Any:
+    if is_described_tensor(item):
+        return tensor(key, item, pieces)
+    if _kind(item) == "BytesStorageMetadata":
+        return pieces.value(key)
+    raise CheckpointError(f"{pieces.root / METADATA}: {key} is of an unknown kind")
+
+
+def read_metadata(path: Path, files: Files, *, trust: bool) -> tuple[Any, Pieces]:
+    """The metadata of a directory, and where what it describes lies. Raises CheckpointError."""
+    where = path / METADATA
+    metadata = load_bare(where, files=files)
+    if _kind(metadata) != "Metadata" or not isinstance(metadata.attribute("storage_data"), Mapping):
+        raise CheckpointError(f"{where} is not the metadata of a checkpoint that torch's file system writer wrote")
+    return metadata, Pieces(path, files, metadata.attribute("storage_data"), trust)
+
+
+def read_tree(path: Path, files: Files, *, trust: bool, rules: Rules) -> tuple[dict[str, Any], Pieces]:
+    """What was saved, with lazy tensors, without what cannot be read and the rules drop. Raises CheckpointError."""
     try:
-        metadata = unpickle(files.read(where, 0, files.size(where)), where=str(where), trust=trust_pickle)
-        if getattr(metadata, "kind", "") != "Metadata" or not isinstance(metadata.storage_data, Mapping):
-            raise CheckpointError(f"{where} is not the metadata of a checkpoint that torch's file system writer wrote")
-        pieces = _Pieces(path, files, metadata.storage_data, trust_pickle)
-        contents, tensors = interpret(_tree(metadata, pieces), order=order or Order())
+        metadata, pieces = read_metadata(path, files, trust=trust)
+        return _tree(metadata, pieces, rules), pieces
     except (AttributeError, TypeError, ValueError, LookupError) as error:
-        files.close()
-        raise CheckpointError(f"{where} has another structure than torch's metadata: {error}") from error
+        raise CheckpointError(f"{path / METADATA} has another structure than torch's metadata: {error}") from error
+
+
+def open_dcp(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
+    """Opens a checkpoint directory; values that are no tensors are read now. Raises CheckpointError."""
+    files, rules = Files(), rules or Rules()
+    try:
+        tree, pieces = read_tree(path, files, trust=trust_pickle, rules=rules)
+        contents, tensors = interpret(tree, rules=rules)
     except CheckpointError:
         files.close()
         raise

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-from checkpoint.convert.archive_writer import write_archive
 from checkpoint.convert.dcp_metadata import bytes_entry, metadata_bytes, tensor_entry
 from checkpoint.convert.nested import Leaf, tree_of
-from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
-from checkpoint.convert.stored import itemsize, name_of
+from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
 from checkpoint.convert.tree import element
+from checkpoint.pickles.write import write_archive
 from checkpoint.state import Source, Spec
+from checkpoint.stored import itemsize, name_of
 from elastic.errors import CheckpointError
 
 CHUNK = 64 << 20
@@ -92,7 +92,7 @@ class _Writer:
 
     def _archive(self, index: Any, value: Any, leaf: Leaf | None = None, start: int = 0) -> None:
         begin = self.stream.tell()
-        write_archive(self.stream, value, lambda part: self.reading.runs(leaf or part, start, start + math.prod(part.spec.shape)))
+        write_archive(self.stream, streamed(value, self.reading, leaf, start))
         self.places.append((index, DATA, begin, self.stream.tell() - begin))
 
     def metadata(self) -> bytes:

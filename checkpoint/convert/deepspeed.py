@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+from checkpoint.convert.deepspeed_models import Opening
 from checkpoint.convert.deepspeed_pieces import PieceSource
 from checkpoint.convert.deepspeed_universal import read_universal
 from checkpoint.convert.deepspeed_write import write
@@ -22,14 +24,17 @@ def detect(path: str | os.PathLike[str]) -> str | None:
     return "deepspeed" if any(folder.glob("*zero_pp_rank_*_optim_states.pt")) else None
 
 
-def open_source(path: str | os.PathLike[str], *, trusted: bool = False) -> PieceSource:
-    """A DeepSpeed checkpoint, or the one that `latest` in its parent names. Raises CheckpointError naming file and reason."""
+def open_source(path: str | os.PathLike[str], *, trusted: bool = False, drops: Callable[[str], bool] = lambda _: False) -> PieceSource:
+    """A DeepSpeed checkpoint, or the one that `latest` in its parent names, without the parameters that `drops` says.
+
+    Raises CheckpointError naming file and reason.
+    """
     folder = _folder(Path(path))
     match detect(folder):
         case "deepspeed-universal":
-            return read_universal(folder, trusted=trusted)
+            return read_universal(Opening(folder=folder, trusted=trusted, drops=drops))
         case "deepspeed":
-            return read_zero(folder, trusted=trusted)
+            return read_zero(Opening(folder=folder, trusted=trusted, drops=drops))
     raise CheckpointError(f"{folder}: no ZeRO shards (zero_pp_rank_*_optim_states.pt) and no zero/ of a Universal checkpoint")
 
 

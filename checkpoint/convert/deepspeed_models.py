@@ -9,13 +9,15 @@ A pipeline writes `module: None` and one `layer_NN-model_states.pt` per layer (`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from checkpoint.convert.deepspeed_pieces import Pieces, cut
+from checkpoint.convert.safetensors_file import strict_json
 from checkpoint.pickles import load, plain
+from checkpoint.stored import Files, is_tensor
 from elastic.errors import CheckpointError
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
@@ -24,12 +26,29 @@ _NOT_EXTRA = frozenset(
     ("module", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params", "buffer_names")
 )
 
+OURS = "elastic"
+"""The key under which a Universal checkpoint that we write keeps extra values of other formats, as JSON."""
+
 Shapes = Sequence[Mapping[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A directory that is opened, whether its pickles are trusted, and which names are to be left out."""
+
+    folder: Path
+    trusted: bool
+    drops: Callable[[str], bool]
+    files: Files = field(default_factory=Files)
+
+    def load(self, path: Path) -> Any:
+        """A file of the directory."""
+        return load(path, trusted=self.trusted, files=self.files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """shapes: per model-parallel rank, per group of the flat vectors. fixed: frozen parameters and buffers. extra: the rest, as JSON."""
+    """shapes: per model-parallel rank, per group of the flat vectors. fixed: frozen parameters and buffers. extra: as in `Contents`."""
 
     shapes: Mapping[int, Shapes]
     fixed: Mapping[str, Pieces]
@@ -40,10 +59,11 @@ class Models:
     extra: Mapping[str, Any]
 
 
-def read_models(folder: Path, *, trusted: bool = False) -> Models:
-    """Everything from the model files of a checkpoint. Raises CheckpointError naming file and reason."""
+def read_models(opening: Opening) -> Models:
+    """Everything from the model files of a checkpoint; `shapes` has dropped names too. Raises CheckpointError naming file and reason."""
+    folder = opening.folder
     files = _files(folder)
-    states = {key: load(path, trusted=trusted) for key, path in files.items()}
+    states = {key: opening.load(path) for key, path in files.items()}
     for key, state in states.items():
         if not isinstance(state, dict) or not isinstance(state.get("param_shapes"), list):
             raise CheckpointError(f"{files[key]}: it has no param_shapes: no ZeRO optimizer was saved with it")
@@ -51,7 +71,7 @@ def read_models(folder: Path, *, trusted: bool = False) -> Models:
     _refuse_tensor_parallel(folder, first, {mp for _, mp in states})
     shapes = {mp: [dict(group) for group in state["param_shapes"]] for (rank, mp), state in sorted(states.items()) if rank == 0}
     trained = {name for groups in shapes.values() for group in groups for name in group}
-    fixed, frozen = _fixed(folder, states, trained, trusted)
+    fixed, frozen = _fixed(opening, states, trained)
     ties = {alias: name for state in states.values() for alias, name in (state.get("shared_params") or {}).items()}
     ties = {(name if alias in trained else alias): (alias if alias in trained else name) for alias, name in ties.items()}
     known = trained | set(fixed)
@@ -64,8 +84,20 @@ def read_models(folder: Path, *, trusted: bool = False) -> Models:
         buffers=frozenset(set(fixed) - frozen - set(ties)),
         ties={alias: name for alias, name in ties.items() if name in known},
         step=first["global_steps"] if isinstance(first.get("global_steps"), int) else None,
-        extra={**extra, "not_read": dropped} if dropped else extra,
+        extra=_extra(extra, dropped),
     )
+
+
+def _extra(read: dict[str, Any], dropped: list[str]) -> dict[str, Any]:
+    """By key, as `Contents` has it; what another format had said is as it said it."""
+    text = read.pop(OURS, None)
+    own = {"deepspeed": {**read, "not_read": dropped} if dropped else read}
+    if not isinstance(text, str):
+        return own
+    ours = strict_json(text.encode(), f"what is under the key {OURS}")
+    if not isinstance(ours, dict) or not isinstance(ours.get("extra"), dict) or "deepspeed" not in ours:
+        raise CheckpointError(f"what is under the key {OURS} is not what we write there; drop the key, or convert again")
+    return {**ours["extra"], **(own if ours["deepspeed"] else {})}
 
 
 def _files(folder: Path) -> dict[tuple[int, int], Path]:
@@ -88,8 +120,9 @@ def _refuse_tensor_parallel(folder: Path, state: Mapping[str, Any], ranks: set[i
         raise CheckpointError(f"{folder}: model states of a model-parallel rank are missing; found {sorted(ranks)}")
 
 
-def _fixed(folder: Path, states: Mapping[tuple[int, int], Any], trained: set[str], trusted: bool) -> tuple[dict[str, Pieces], set[str]]:
+def _fixed(opening: Opening, states: Mapping[tuple[int, int], Any], trained: set[str]) -> tuple[dict[str, Pieces], set[str]]:
     """Frozen parameters and buffers, and which of them are frozen parameters."""
+    folder = opening.folder
     found: dict[str, Pieces] = {}
     frozen: set[str] = set()
     for (rank, mp), state in sorted(states.items()):
@@ -97,30 +130,33 @@ def _fixed(folder: Path, states: Mapping[tuple[int, int], Any], trained: set[str
         fragments = state.get("frozen_param_fragments") or {}
         if rank == 0:
             for name, shape in (state.get("frozen_param_shapes") or {}).items():
+                if opening.drops(name):
+                    continue
                 held = [states[key]["frozen_param_fragments"][name] for key in sorted(states) if key[1] == mp]
-                partitioned = tuple(held[0].shape) != tuple(shape)
+                partitioned = tuple(held[0].spec.shape) != tuple(shape)
                 found[name] = cut(f"{folder}: {name}", shape, held) if partitioned else Pieces.whole(f"{folder}: {name}", held[0])
                 frozen.add(name)
         for name, held in (state.get("module") or {}).items():
-            empty_shard = 0 in held.shape and name not in buffers
-            if name in trained or name in found or name in fragments or empty_shard or not hasattr(held, "read"):
+            if name in trained or name in found or name in fragments or not is_tensor(held) or opening.drops(name):
                 continue
+            if 0 in held.spec.shape and name not in buffers:
+                continue  # what ZeRO-3 leaves of a parameter
             found[name] = Pieces.whole(f"{folder}: {name}", held)
             frozen |= {name} - buffers
-    return found | _of_layers(folder, trained, set(found), trusted), frozen
+    return found | _of_layers(opening, trained, set(found)), frozen
 
 
-def _of_layers(folder: Path, trained: set[str], found: set[str], trusted: bool) -> dict[str, Pieces]:
+def _of_layers(opening: Opening, trained: set[str], found: set[str]) -> dict[str, Pieces]:
     """What the files of a pipeline's layers hold besides trained parameters; a layer's names begin with its number."""
     layers: dict[str, Pieces] = {}
-    for path in sorted(folder.glob("layer_*model_states.pt")):
+    for path in sorted(opening.folder.glob("layer_*model_states.pt")):
         match = _LAYER.fullmatch(path.name)
         if match is None:
             raise CheckpointError(f"{path}: not a layer of a pipeline as DeepSpeed names it (experts are not read)")
         prefix = f"{int(match[1] or match[3])}."
         if not any(name.startswith(prefix) for name in trained):
             continue  # a layer of tied modules: its parameters are trained under `tied_modules.`
-        for name, held in load(path, trusted=trusted).items():
-            if prefix + name not in trained | found:
+        for name, held in opening.load(path).items():
+            if prefix + name not in trained | found and is_tensor(held) and not opening.drops(prefix + name):
                 layers[prefix + name] = Pieces.whole(f"{path}: {name}", held)
     return layers

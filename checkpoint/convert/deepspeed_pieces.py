@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from checkpoint.pickles import TensorRef
 from checkpoint.state import Contents, Spec
+from checkpoint.stored import Files, Readable, dtype_of
 from elastic.errors import CheckpointError
 
 
@@ -19,7 +19,7 @@ class Piece:
 
     start: int
     stop: int
-    held: TensorRef
+    held: Readable
     at: int
 
 
@@ -28,8 +28,7 @@ class Pieces:
     """One tensor: its shape, its dtype, and pieces that cover it in ascending order. Raises CheckpointError unless they do."""
 
     what: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    spec: Spec
     pieces: tuple[Piece, ...]
 
     def __post_init__(self) -> None:
@@ -37,36 +36,37 @@ class Pieces:
         for piece in self.pieces:
             if (
                 piece.start != position
-                or piece.held.dtype != self.dtype
-                or piece.at + piece.stop - piece.start > math.prod(piece.held.shape)
+                or piece.held.spec.dtype != self.spec.dtype
+                or piece.at + piece.stop - piece.start > math.prod(piece.held.spec.shape)
             ):
                 raise CheckpointError(f"{self.what}: its shards do not fit together at element {position}")
             position = piece.stop
-        if position != math.prod(self.shape):
-            raise CheckpointError(f"{self.what}: its shards hold {position} elements, its shape {self.shape} has {math.prod(self.shape)}")
+        if position != self.size:
+            raise CheckpointError(f"{self.what}: its shards hold {position} elements, its shape {self.spec.shape} has {self.size}")
 
     @classmethod
-    def whole(cls, what: str, held: TensorRef) -> Pieces:
-        """A tensor that lies in one place."""
-        piece = Piece(start=0, stop=math.prod(held.shape), held=held, at=0)
-        return cls(what=what, shape=tuple(held.shape), dtype=held.dtype, pieces=(piece,))
+    def whole(cls, what: str, held: Readable, shape: Sequence[int] | None = None) -> Pieces:
+        """A tensor that lies in one place, by default in its own shape."""
+        size = math.prod(held.spec.shape)
+        spec = Spec(shape=tuple(held.spec.shape if shape is None else shape), dtype=held.spec.dtype)
+        return cls(what=what, spec=spec, pieces=(Piece(start=0, stop=size, held=held, at=0),) if size else ())
 
     @property
-    def spec(self) -> Spec:
-        """Shape and dtype as `Contents` has them."""
-        return Spec(shape=self.shape, dtype=str(self.dtype).removeprefix("torch."))
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.spec.shape)
 
-    def read(self, start: int, stop: int) -> torch.Tensor:
+    def run(self, start: int, stop: int) -> torch.Tensor:
         """The run, flat."""
-        if not 0 <= start <= stop <= math.prod(self.shape):
+        if not 0 <= start <= stop <= self.size:
             raise CheckpointError(f"{self.what} has no elements {start} to {stop}")
         parts: list[torch.Tensor] = []
         for piece in self.pieces:
             low, high = max(start, piece.start), min(stop, piece.stop)
             if low < high:
-                parts.append(piece.held.read(piece.at + low - piece.start, piece.at + high - piece.start))
+                parts.append(piece.held.run(piece.at + low - piece.start, piece.at + high - piece.start))
         if not parts:
-            return torch.empty(0, dtype=self.dtype)
+            return torch.empty(0, dtype=dtype_of(self.spec.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -74,21 +74,23 @@ Found = Mapping[str, Mapping[str, Pieces]]
 
 
 class PieceSource:
-    """A `Source` (see `checkpoint.state`) over pieces; it keeps no file open."""
+    """A `Source` (see `checkpoint.state`) over pieces."""
 
-    def __init__(self, kind: str, contents: Contents, found: Found) -> None:
+    def __init__(self, kind: str, contents: Contents, found: Found, files: Files) -> None:
         self.format = kind
         self.contents = contents
         self._found = found
+        self._files = files
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
         """The run of one tensor, flat, in its dtype."""
         if state not in self._found.get(name, {}):
             raise CheckpointError(f"this {self.format} checkpoint has no {state!r} of {name!r}")
-        return self._found[name][state].read(start, stop)
+        return self._found[name][state].run(start, stop)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Lets go of files."""
+        self._files.close()
 
 
 def specs(found: Found) -> dict[str, dict[str, Spec]]:
@@ -96,9 +98,9 @@ def specs(found: Found) -> dict[str, dict[str, Spec]]:
     return {name: {state: pieces.spec for state, pieces in states.items()} for name, states in found.items()}
 
 
-def cut(what: str, shape: Sequence[int], held: Sequence[TensorRef]) -> Pieces:
+def cut(what: str, shape: Sequence[int], held: Sequence[Readable]) -> Pieces:
     """A tensor that ZeRO-3 has cut by itself: rank r of n holds `ceil(size / n)` elements from r times that on, the last ones padded."""
     size, each = math.prod(shape), -(-math.prod(shape) // len(held))
     bounds = [(min(size, rank * each), min(size, (rank + 1) * each)) for rank in range(len(held))]
     pieces = tuple(Piece(start=low, stop=high, held=one, at=0) for (low, high), one in zip(bounds, held, strict=True) if low < high)
-    return Pieces(what=what, shape=tuple(shape), dtype=held[0].dtype, pieces=pieces)
+    return Pieces(what=what, spec=Spec(shape=tuple(shape), dtype=held[0].spec.dtype), pieces=pieces)

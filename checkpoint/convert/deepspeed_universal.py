@@ -7,31 +7,33 @@ Read from DeepSpeed 0.19.8, `checkpoint/ds_to_universal.py` (the files) and `che
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from checkpoint.convert.deepspeed_models import Models, read_models
-from checkpoint.convert.deepspeed_pieces import Piece, Pieces, PieceSource, specs
-from checkpoint.pickles import load, number, plain
+from checkpoint.convert.deepspeed_models import Models, Opening, read_models
+from checkpoint.convert.deepspeed_pieces import Pieces, PieceSource, specs
+from checkpoint.convert.optimizer import settings_of
+from checkpoint.pickles import number
 from checkpoint.state import PARAM, Contents, Group
+from checkpoint.stored import is_tensor
 from elastic.errors import CheckpointError
 
 Scalars = dict[str, dict[str, float | int | bool]]
 
 
-def read_universal(folder: Path, *, trusted: bool = False) -> PieceSource:
+def read_universal(opening: Opening) -> PieceSource:
     """The source of a Universal checkpoint's directory. Raises CheckpointError naming file and reason."""
-    models = read_models(folder, trusted=trusted)
-    optimizer = load(folder / "zero" / "optimizer_state.pt", trusted=trusted)
-    groups = _groups(models, optimizer)
+    models = read_models(opening)
+    optimizer = opening.load(opening.folder / "zero" / "optimizer_state.pt")
+    groups = _groups(models, optimizer, opening.drops)
     found: dict[str, dict[str, Pieces]] = {name: {PARAM: pieces} for name, pieces in models.fixed.items()}
     scalars: Scalars = {}
     for shapes in models.shapes.values():
         for flat, names in enumerate(shapes):
             for name, shape in names.items():
-                found[name], scalars[name] = _parameter(folder / "zero" / name, shape, trusted)
+                if opening.drops(name):
+                    continue
+                found[name], scalars[name] = _parameter(opening, name, shape)
                 scalars[name] = {**_shared(optimizer, flat), **scalars[name]}
     contents = Contents(
         tensors=specs(found),
@@ -41,24 +43,24 @@ def read_universal(folder: Path, *, trusted: bool = False) -> PieceSource:
         frozen=models.frozen,
         buffers=models.buffers,
         step=models.step,
-        extra={"deepspeed": models.extra},
+        extra=models.extra,
     )
-    return PieceSource("deepspeed-universal", contents, found)
+    return PieceSource("deepspeed-universal", contents, found, opening.files)
 
 
-def _parameter(folder: Path, shape: Sequence[int], trusted: bool) -> tuple[dict[str, Pieces], dict[str, float | int | bool]]:
+def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[str, Pieces], dict[str, float | int | bool]]:
     """One parameter's tensors and numbers."""
+    folder = opening.folder / "zero" / name
     tensors: dict[str, Pieces] = {}
     numbers: dict[str, float | int | bool] = {}
     for path in sorted(folder.glob("*.pt")):
-        value = load(path, trusted=trusted)
-        value = value.get("param") if isinstance(value, dict) else value
-        if (told := number(value)) is not None and path.stem != "fp32":
+        value = opening.load(path)
+        wrapped = isinstance(value, dict)  # a tensor is; a number lies bare
+        value = value.get("param") if wrapped else value
+        if not wrapped and (told := number(value)) is not None and path.stem != "fp32":
             numbers[path.stem] = told
-        elif value is not None and hasattr(value, "read"):
-            piece = Piece(start=0, stop=math.prod(value.shape), held=value, at=0)
-            state = PARAM if path.stem == "fp32" else path.stem
-            tensors[state] = Pieces(what=str(path), shape=tuple(shape), dtype=value.dtype, pieces=(piece,) if piece.stop else ())
+        elif value is not None and is_tensor(value):
+            tensors[PARAM if path.stem == "fp32" else path.stem] = Pieces.whole(str(path), value, shape)
         else:
             raise CheckpointError(f"{path}: it holds neither a tensor under 'param' nor a number")
     if PARAM not in tensors:
@@ -73,11 +75,10 @@ def _shared(optimizer: Mapping[str, Any], flat: int) -> dict[str, float | int | 
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _groups(models: Models, optimizer: Mapping[str, Any]) -> tuple[Group, ...]:
+def _groups(models: Models, optimizer: Mapping[str, Any], drops: Callable[[str], bool]) -> tuple[Group, ...]:
     listed = optimizer.get("param_groups") or []
     groups: list[Group] = []
     for settings in listed:
-        names = [name for shapes in models.shapes.values() for flat in settings["params"] for name in shapes[flat]]
-        told = {key: plain(value) for key, value in settings.items() if key != "params"}
-        groups.append(Group(names=tuple(dict.fromkeys(names)), settings=told))
+        names = [name for shapes in models.shapes.values() for flat in settings["params"] for name in shapes[flat] if not drops(name)]
+        groups.append(Group(names=tuple(dict.fromkeys(names)), settings=settings_of(settings, f"group {len(groups)}")))
     return tuple(groups)

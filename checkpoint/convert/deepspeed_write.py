@@ -8,46 +8,41 @@ DeepSpeed itself restores neither frozen parameters nor buffers from Universal; 
 
 from __future__ import annotations
 
-import math
+import json
 import os
-import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from checkpoint.pickles.write import STORABLE, Streamed, save
+from checkpoint.convert.deepspeed_models import OURS
+from checkpoint.convert.nested import Leaf
+from checkpoint.convert.optimizer import scalar_tensor, setting
+from checkpoint.convert.output import Progress, Reading, put, replace_text, run_bytes, silent
+from checkpoint.pickles.write import Streamed, save
 from checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
 
 _VERSION = "0.19.8"
+LATEST = "latest_universal"
 
 
-def write(source: Source, path: str | os.PathLike[str], *, max_memory: int) -> None:
-    """A Universal checkpoint in the new directory `path`, named by `latest_universal` beside it.
-
-    Holds at most `max_memory` bytes of tensors.
+def write(source: Source, path: str | os.PathLike[str], *, max_memory: int, progress: Progress = silent) -> None:
+    """A Universal checkpoint in the new directory `path`, named by `latest_universal` beside it; `max_memory` in bytes.
 
     Raises CheckpointError naming what cannot be written; then `path` does not exist.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    if path.exists() or partial.exists():
-        raise CheckpointError(f"{path}: it exists, and is not written over")
     _check(source, path)
-    try:
-        _write_parameters(source, partial / "zero", max_memory)
-        save(_optimizer(source), partial / "zero" / "optimizer_state.pt")
+    # A run is held as read, and again as gathered from pieces.
+    reading = Reading(source=source, limit=run_bytes(max_memory // 2), progress=progress)
+    with put(path, directory=True) as place:
+        _write_parameters(reading, place / "zero")
+        save(_optimizer(source), place / "zero" / "optimizer_state.pt")
         for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
-            save(_model(source, max_memory), partial / name)
-        partial.rename(path)
-        (path.parent / "latest_universal").write_text(path.name)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not written ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            save(_model(reading), place / name)
+    replace_text(path.parent / LATEST, path.name)
 
 
 def _check(source: Source, path: Path) -> None:
@@ -61,8 +56,8 @@ def _check(source: Source, path: Path) -> None:
         if "/" in name or name in ("", ".", ".."):
             raise CheckpointError(f"{path}: {name!r} cannot be the name of a directory")
         for state, spec in states.items():
-            if getattr(torch, spec.dtype, None) not in STORABLE or "/" in state:
-                raise CheckpointError(f"{path}: {state} of {name} with dtype {spec.dtype} cannot be written")
+            if "/" in state:
+                raise CheckpointError(f"{path}: the state {state} of {name} cannot be the name of a file")
             if name in grouped and spec.shape != states[PARAM].shape:
                 raise CheckpointError(f"{path}: {state} of {name} has shape {spec.shape}, not its parameter's {states[PARAM].shape}")
 
@@ -75,45 +70,34 @@ def _trained(source: Source) -> list[list[str]]:
     return [[name for name in contents.tensors if name not in contents.frozen | contents.buffers]]
 
 
-def _streamed(source: Source, name: str, state: str, max_memory: int, dtype: torch.dtype | None = None) -> Streamed:
-    spec = source.contents.tensors[name][state]
-    kind: torch.dtype = dtype or getattr(torch, spec.dtype)
-    # A chunk is held as read, and again as converted or gathered from pieces.
-    step = max(1, max_memory // (4 * 8))
-
-    def chunks() -> Iterator[torch.Tensor]:
-        size = math.prod(spec.shape)
-        for start in range(0, size, step):
-            yield source.read(name, state, start, min(size, start + step)).to(kind)
-
-    return Streamed(shape=spec.shape, dtype=kind, chunks=chunks)
+def _streamed(reading: Reading, name: str, state: str) -> Streamed:
+    leaf = Leaf(name, state, reading.source.contents.tensors[name][state])
+    return Streamed(spec=leaf.spec, chunks=lambda: reading.runs(leaf))
 
 
 def _number(value: float | int | bool) -> Any:
     """Torch's own optimizers keep a step as a float tensor, DeepSpeed's as a number."""
     if not isinstance(value, float):
         return value
-    return Streamed(shape=(), dtype=torch.float32, chunks=lambda: iter([torch.tensor([value])]))
+    return scalar_tensor(value)
 
 
-def _write_parameters(source: Source, folder: Path, max_memory: int) -> None:
+def _write_parameters(reading: Reading, folder: Path) -> None:
+    source = reading.source
     for name in (name for names in _trained(source) for name in names):
         (folder / name).mkdir(parents=True)
         for state in source.contents.tensors[name]:
-            master = torch.float32 if state == PARAM else None
-            value = {"param": _streamed(source, name, state, max_memory, master)}
-            save(value, folder / name / f"{'fp32' if state == PARAM else state}.pt")
+            save({"param": _streamed(reading, name, state)}, folder / name / f"{'fp32' if state == PARAM else state}.pt")
         for key, told in source.contents.scalars.get(name, {}).items():
             save(_number(told), folder / name / f"{key}.pt")
 
 
-def _settings(settings: Any) -> dict[str, Any]:
-    return {key: tuple(value) if key == "betas" else value for key, value in settings.items()}
-
-
 def _optimizer(source: Source) -> dict[str, Any]:
     """What both loaders take from `optimizer_state.pt`."""
-    groups = [{**_settings(group.settings), "params": [index]} for index, group in enumerate(source.contents.groups)]
+    groups = [
+        {**{key: setting(key, value) for key, value in group.settings.items()}, "params": [index]}
+        for index, group in enumerate(source.contents.groups)
+    ]
     firsts = [names[0] if names else "" for names in _trained(source)]
     states = {
         index: {key: _number(told) for key, told in source.contents.scalars.get(name, {}).items()} for index, name in enumerate(firsts)
@@ -124,13 +108,13 @@ def _optimizer(source: Source) -> dict[str, Any]:
     return found | {key: kept[key] for key in ("clip_grad",) if key in kept}
 
 
-def _model(source: Source, max_memory: int) -> dict[str, Any]:
-    contents = source.contents
+def _model(reading: Reading) -> dict[str, Any]:
+    contents, source = reading.source.contents, reading.source
     kept = {key: value for key, value in contents.extra.get("deepspeed", {}).items() if key not in ("zero_stage", "not_read")}
     fixed = [name for name in contents.tensors if name in contents.frozen | contents.buffers]
     shapes = [OrderedDict((name, torch.Size(contents.tensors[name][PARAM].shape)) for name in names) for names in _trained(source)]
     own = {
-        "module": OrderedDict((name, _streamed(source, name, PARAM, max_memory)) for name in fixed),
+        "module": OrderedDict((name, _streamed(reading, name, PARAM)) for name in fixed),
         "buffer_names": sorted(contents.buffers),
         "param_shapes": shapes,
         "shared_params": dict(contents.ties),
@@ -141,4 +125,6 @@ def _model(source: Source, max_memory: int) -> dict[str, Any]:
     }
     defaults = {"optimizer": None, "lr_scheduler": None, "skipped_steps": 0, "ds_config": {}}
     parallel = {"checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1}}
-    return {**defaults, **kept, **own, **parallel, "universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}
+    rest = {key: value for key, value in contents.extra.items() if key != "deepspeed"}
+    ours = {OURS: json.dumps({"extra": rest, "deepspeed": "deepspeed" in contents.extra})} if rest else {}
+    return {**defaults, **kept, **own, **ours, **parallel, "universal_checkpoint_info": {"universal_checkpoint_version": 0.4}}

@@ -14,37 +14,39 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.deepspeed_models import Models, Shapes, read_models
+from checkpoint.convert.deepspeed_models import Models, Opening, Shapes, read_models
 from checkpoint.convert.deepspeed_pieces import Piece, Pieces, PieceSource, specs
-from checkpoint.pickles import TensorRef, load, number, plain
-from checkpoint.state import PARAM, Contents, Group
+from checkpoint.convert.optimizer import settings_of
+from checkpoint.pickles import number
+from checkpoint.state import PARAM, Contents, Group, Spec
+from checkpoint.stored import Readable, is_tensor
 from elastic.errors import CheckpointError
 
 _SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 
 
-def read_zero(folder: Path, *, trusted: bool = False) -> PieceSource:
+def read_zero(opening: Opening) -> PieceSource:
     """The source of a ZeRO checkpoint's directory. Raises CheckpointError naming file and reason."""
-    models = read_models(folder, trusted=trusted)
-    collected = _Collected(folder)
+    models = read_models(opening)
+    collected = _Collected(opening)
     stage = 0
     for mp, shapes in models.shapes.items():
-        shards = _shards(folder, mp, trusted)
+        shards = _shards(opening, mp)
         stage = max(stage, int(number(shards[0].get("zero_stage", 1)) or 1))
         collected.add(shapes, shards, stage == 3)
     return collected.source(models, stage)
 
 
-def _shards(folder: Path, mp: int, trusted: bool) -> list[Mapping[str, Any]]:
+def _shards(opening: Opening, mp: int) -> list[Mapping[str, Any]]:
     """The optimizer's state of every data-parallel rank."""
+    folder = opening.folder
     matches = [(match, path) for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))]
     files = {int(match[1]): path for match, path in matches if int(match[2]) == mp}
     if sorted(files) != list(range(len(files))) or not files:
         raise CheckpointError(f"{folder}: shards of the optimizer are missing for model-parallel rank {mp}; found ranks {sorted(files)}")
-    shards = [load(files[rank], trusted=trusted).get("optimizer_state_dict") for rank in range(len(files))]
+    shards = [opening.load(files[rank]).get("optimizer_state_dict") for rank in range(len(files))]
     counts = shards[0].get("partition_count", len(files))
     for count in counts if isinstance(counts, list) else [counts]:
         if count != len(files):
@@ -55,8 +57,8 @@ def _shards(folder: Path, mp: int, trusted: bool) -> list[Mapping[str, Any]]:
 class _Collected:
     """What the shards hold, by name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, opening: Opening) -> None:
+        self.folder, self.drops, self.files = opening.folder, opening.drops, opening.files
         self.found: dict[str, dict[str, Pieces]] = {}
         self.scalars: dict[str, dict[str, float | int | bool]] = {}
         self.groups: dict[int, tuple[list[str], dict[str, Any]]] = {}
@@ -76,32 +78,33 @@ class _Collected:
         self._add_groups(shapes, bases[0])
 
     def _pieces(
-        self, names: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[TensorRef]], third: bool, paddings: Sequence[int] | None
+        self, names: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[Readable]], third: bool, paddings: Sequence[int] | None
     ) -> Iterator[tuple[str, dict[str, Pieces]]]:
         position = 0
-        lengths = [math.prod(one.shape) for one in held[PARAM]]
+        lengths = [math.prod(one.spec.shape) for one in held[PARAM]]
         for number_, (name, shape) in enumerate(names.items()):
             size = math.prod(shape)
             parts = _third(size, position, len(lengths)) if third else _flat(position, size, lengths)
-            yield name, {state: self._joined(f"{name} {state}", shape, parts, shards) for state, shards in held.items()}
+            if not self.drops(name):
+                yield name, {state: self._joined(f"{name} {state}", shape, parts, shards) for state, shards in held.items()}
             position += -(-size // len(lengths)) if third else size + (paddings[number_] if paddings else 0)
         if third and any(length != position for length in lengths):
             raise CheckpointError(f"{self.folder}: a sub-group's shards have {lengths} elements, its parameters need {position} each")
 
-    def _joined(self, what: str, shape: Sequence[int], parts: Sequence[tuple[int, int, int, int]], held: Sequence[TensorRef]) -> Pieces:
+    def _joined(self, what: str, shape: Sequence[int], parts: Sequence[tuple[int, int, int, int]], held: Sequence[Readable]) -> Pieces:
         pieces = tuple(Piece(start=start, stop=stop, held=held[rank], at=at) for start, stop, rank, at in parts)
-        return Pieces(what=f"{self.folder}: {what}", shape=tuple(shape), dtype=held[0].dtype, pieces=pieces)
+        return Pieces(what=f"{self.folder}: {what}", spec=Spec(shape=tuple(shape), dtype=held[0].spec.dtype), pieces=pieces)
 
     def _state(self, base: Any, index: int) -> Mapping[str, Any]:
         states = base if isinstance(base, list) else base["state"]
         return states[index] if isinstance(states, list) else states.get(index, {})
 
-    def _tensors(self, bases: Sequence[Any], index: int) -> dict[str, list[TensorRef]]:
+    def _tensors(self, bases: Sequence[Any], index: int) -> dict[str, list[Readable]]:
         states = [self._state(base, index) for base in bases]
-        found: dict[str, list[TensorRef]] = {}
+        found: dict[str, list[Readable]] = {}
         for key, value in states[0].items():
             if number(value) is None and value is not None:
-                if not all(hasattr(state.get(key), "read") and len(state[key].shape) == 1 for state in states):
+                if not all(is_tensor(state.get(key)) and len(state[key].spec.shape) == 1 for state in states):
                     raise CheckpointError(f"{self.folder}: the optimizer's state {key!r} is neither a number nor a flat vector")
                 found[key] = [state[key] for state in states]
         return found
@@ -118,8 +121,8 @@ class _Collected:
     def _add_groups(self, shapes: Shapes, base: Any) -> None:
         listed = base["param_groups"] if isinstance(base, dict) else []
         for index, settings in enumerate(listed):
-            names, _ = self.groups.setdefault(index, ([], {key: plain(value) for key, value in settings.items() if key != "params"}))
-            names.extend(name for flat in settings["params"] for name in shapes[flat] if name not in names)
+            names, _ = self.groups.setdefault(index, ([], settings_of(settings, f"group {index}")))
+            names.extend(name for flat in settings["params"] for name in shapes[flat] if name not in names and not self.drops(name))
 
     def source(self, models: Models, stage: int) -> PieceSource:
         found = {**self.found, **{name: {PARAM: pieces} for name, pieces in models.fixed.items()}}
@@ -136,9 +139,9 @@ class _Collected:
             frozen=models.frozen,
             buffers=models.buffers,
             step=models.step,
-            extra={"deepspeed": {**models.extra, "zero_stage": stage}},
+            extra={**models.extra, "deepspeed": {**models.extra.get("deepspeed", {}), "zero_stage": stage}},
         )
-        return PieceSource("deepspeed", contents, found)
+        return PieceSource("deepspeed", contents, found, self.files)
 
 
 def _third(size: int, at: int, ranks: int) -> list[tuple[int, int, int, int]]:

@@ -41,8 +41,8 @@ def _hint(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     if any(name.endswith(".distcp") for name in names):
         return ": it has .distcp files but no .metadata, so its save did not finish"
-    if any(name.startswith(("mp_rank_", "iter_")) or name == "latest_checkpointed_iteration.txt" for name in names):
-        return ": it looks like Megatron-LM's, which is not read"
+    if any(name.startswith("mp_rank_") for name in names):
+        return ": it looks like Megatron-LM's, but the files model_optim_rng.pt of its ranks are missing"
     below = [name for name in names if (path / name).is_dir() and not name.startswith(".")][:5]
     return (
         f" (it has directories {', '.join(below)}: name one of these)"

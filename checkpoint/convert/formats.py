@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.optimizer import Order
 from checkpoint.convert.output import Progress
+from checkpoint.convert.rules import Rules
 from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
@@ -19,7 +19,7 @@ from elastic.errors import CheckpointError
 class Format:
     """One format. Values of `recognise`, `opens` and `writes` are `module:function`; None: there is no such thing.
 
-    recognise(path) -> why it is one, or None. opens(path, trust_pickle=, order=) -> Source, with only those options that are in `options`.
+    recognise(path) -> why it is one, or None. opens(path, trust_pickle=, rules=) -> Source, with only those options that are in `options`.
     writes(source, path, max_memory=, progress=, and slicings= if `slices`). weights_only: optimizer states, groups and extra values
     have no place in it.
     """
@@ -34,7 +34,7 @@ class Format:
     looks: str = ""
 
 
-_PICKLED = frozenset({"trust_pickle", "order"})
+_PICKLED = frozenset({"trust_pickle", "rules"})
 _HERE = "checkpoint.convert"
 
 FORMATS = {
@@ -49,6 +49,20 @@ FORMATS = {
             looks="manifest.json, or step-*/manifest.json",
         ),
         Format(
+            name="megatron",
+            recognise=f"{_HERE}.megatron:recognise",
+            opens=f"{_HERE}.megatron:open_megatron",
+            options=_PICKLED,
+            looks="mp_rank_*/model_optim_rng.pt",
+        ),
+        Format(
+            name="megatron-dist",
+            recognise=f"{_HERE}.megatron_dist:recognise",
+            opens=f"{_HERE}.megatron_dist:open_torch_dist",
+            options=_PICKLED,
+            looks=".metadata, common.pt and metadata.json of Megatron",
+        ),
+        Format(
             name="dcp",
             recognise=f"{_HERE}.dcp:recognise",
             opens=f"{_HERE}.dcp:open_dcp",
@@ -61,15 +75,22 @@ FORMATS = {
             recognise=f"{_HERE}.theirs:recognise_universal",
             opens=f"{_HERE}.theirs:open_deepspeed",
             writes=f"{_HERE}.theirs:write_universal",
-            options=frozenset({"trust_pickle"}),
+            options=_PICKLED,
             looks="zero/*/fp32.pt",
         ),
         Format(
             name="deepspeed",
             recognise=f"{_HERE}.theirs:recognise_zero",
             opens=f"{_HERE}.theirs:open_deepspeed",
-            options=frozenset({"trust_pickle"}),
+            options=_PICKLED,
             looks="*_optim_states.pt",
+        ),
+        Format(
+            name="accelerate",
+            recognise=f"{_HERE}.accelerate:recognise",
+            opens=f"{_HERE}.accelerate:open_accelerate",
+            options=_PICKLED,
+            looks="random_states_*.pkl beside weights, or pytorch_model_fsdp_0",
         ),
         Format(
             name="trainer",
@@ -96,7 +117,7 @@ FORMATS = {
         ),
     )
 }
-"""In the order in which they are tried: a directory of ours is one of Hugging Face as well."""
+"""In the order in which they are tried: a directory of ours is one of Hugging Face as well, one of Megatron's one of DCP."""
 
 TARGETS = tuple(name for name, entry in FORMATS.items() if entry.writes)
 
@@ -117,12 +138,12 @@ def format_of(name: str) -> Format:
     return FORMATS[name]
 
 
-def open_source(path: Path, name: str, *, trust_pickle: bool = False, order: Order | None = None) -> Source:
+def open_source(path: Path, name: str, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
     """Opens what is at `path` in a format. Raises CheckpointError."""
     entry = format_of(name)
     if entry.opens is None:
         raise CheckpointError(f"{name} cannot be read")
-    options = {"trust_pickle": trust_pickle, "order": order or Order()}
+    options = {"trust_pickle": trust_pickle, "rules": rules or Rules()}
     return function(entry.opens, f"read {name}")(path, **{key: value for key, value in options.items() if key in entry.options})
 
 

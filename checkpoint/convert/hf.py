@@ -11,8 +11,8 @@ from typing import Any
 from checkpoint.convert.nested import Leaf, Nested
 from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
 from checkpoint.convert.safetensors_file import read_header, strict_json, write_file
-from checkpoint.convert.stored import Files, Strided, dtype_of, itemsize
 from checkpoint.state import PARAM, Contents, Source
+from checkpoint.stored import Files, Strided, dtype_of, itemsize
 from elastic.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

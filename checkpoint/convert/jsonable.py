@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from checkpoint.convert.stored import Readable, dtype_of, name_of
+from checkpoint.pickles import Global, Opaque
 from checkpoint.state import Spec
+from checkpoint.stored import Readable, dtype_of, is_tensor, name_of
 from elastic.errors import CheckpointError
 
 TENSOR_LIMIT = 1 << 20
@@ -40,7 +41,7 @@ def encode(value: Any, where: str) -> Any:
         case None | bool() | int() | str() if type(value) in (type(None), bool, int, str):
             return value
         case float() if type(value) is float:
-            return value if math.isfinite(value) else {"$float": repr(value)}
+            return value
         case bytes():
             return {"$bytes": base64.b64encode(value).decode()}
         case complex():
@@ -57,8 +58,14 @@ def encode(value: Any, where: str) -> Any:
             if all(type(key) is str and not key.startswith("$") for key in value):
                 return {key: encode(item, f"{where}.{key}") for key, item in value.items()}
             return {"$dict": [[encode(key, where), encode(item, f"{where}.{key}")] for key, item in value.items()]}
-    if hasattr(value, "spec") and hasattr(value, "run"):
+    if is_tensor(value):
         return _tensor(value, where)
+    if isinstance(value, Opaque | Global):
+        name = value.cls if isinstance(value, Opaque) else value
+        raise CheckpointError(
+            f"{where} is a {name}, which is not on the list of harmless names: drop it by a rule or, if you trust whoever wrote it, pass "
+            "--trust-pickle"
+        )
     raise CheckpointError(
         f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which has no form outside of pickle; drop it by a rule"
     )
@@ -79,8 +86,6 @@ def decode(value: Any) -> Any:
 
 def _special(key: str, inner: Any) -> Any:
     match key:
-        case "$float":
-            return float(inner)
         case "$bytes":
             return base64.b64decode(inner)
         case "$complex":

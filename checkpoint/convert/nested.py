@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from checkpoint.convert.jsonable import decode, encode
-from checkpoint.convert.optimizer import SCALARS, Optimizer, Order, read_optimizer, scalar_tensor, setting
-from checkpoint.convert.stored import Files, Readable, Strided
-from checkpoint.convert.tree import SPELLING, Found, element, find, is_tensor, place, rest, step_of
+from checkpoint.convert.optimizer import SCALARS, Optimizer, read_optimizer, scalar_tensor, setting
+from checkpoint.convert.rules import Rules
+from checkpoint.convert.tree import SPELLING, Found, element, find, place, rest, step_of, without
 from checkpoint.state import PARAM, Contents, Source, Spec
+from checkpoint.stored import Files, Readable, Strided, dtype_of, is_tensor
 from elastic.errors import CheckpointError
 
 
@@ -62,31 +63,33 @@ def _ties(model: Mapping[str, Readable]) -> dict[str, str]:
     return ties
 
 
-def interpret(tree: Mapping[str, Any], *, order: Order, found: Found | None = None) -> tuple[Contents, dict[tuple[str, str], Readable]]:
-    """What a tree holds, and its tensors. Raises CheckpointError naming what has no place."""
+def interpret(tree: Mapping[str, Any], *, rules: Rules, found: Found | None = None) -> tuple[Contents, dict[tuple[str, str], Readable]]:
+    """What a tree holds, and its tensors, without what the rules drop. Raises CheckpointError naming what has no place."""
     found = find(tree) if found is None else found
     inside = {} if found.model is None else element(tree, found.model)
     if found.model == () and found.optimizer == ():
         inside = {key: value for key, value in inside.items() if not str(key).startswith(("state.", "param_groups"))}
-    model = {str(name): value for name, value in inside.items() if is_tensor(value)}
+    everything = {str(name): value for name, value in inside.items() if is_tensor(value)}
+    model = {name: value for name, value in everything.items() if not rules.drops(name)}
     ties = _ties(model)
     params = {name: value for name, value in model.items() if name not in ties}
-    trainable = {
-        name: value.spec
-        for name, value in params.items()
-        if torch.is_floating_point(torch.empty(0, dtype=getattr(torch, value.spec.dtype)))
-    }
     optimizer = Optimizer()
     if found.optimizer is not None:
-        optimizer = read_optimizer(element(tree, found.optimizer), flattened=found.flattened, model=trainable, order=order)
+        known = _trainable({name: value for name, value in everything.items() if name not in _ties(everything)})
+        state = element(tree, found.optimizer)
+        optimizer = read_optimizer(state, flattened=found.flattened, model=known, order=rules.order, drops=rules.drops)
         _untie(optimizer, ties, params)
-    extra = {key: encode(value, key) for key, value in rest(tree, found).items()}
+    extra = {key: encode(value, key) for key, value in without(rest(tree, found), rules.drops).items()}
     if found.model:
         for key, value in inside.items():
-            if not is_tensor(value):
+            if not is_tensor(value) and not rules.drops(str(key)):
                 place(extra, (*found.model, str(key)), encode(value, str(key)))
     extra[SPELLING] = {"model": _listed(found.model), "optimizer": _listed(found.optimizer)}
-    return _contents(params, trainable, optimizer, ties, extra), _tensors(params, optimizer)
+    return _contents(params, _trainable(params), optimizer, ties, extra), _tensors(params, optimizer)
+
+
+def _trainable(params: Mapping[str, Readable]) -> dict[str, Spec]:
+    return {name: value.spec for name, value in params.items() if dtype_of(value.spec.dtype).is_floating_point}
 
 
 def _listed(path: tuple[str | int, ...] | None) -> list[str | int] | None:

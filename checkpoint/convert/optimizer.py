@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from checkpoint.convert.jsonable import decode, encode
-from checkpoint.convert.stored import Readable
-from checkpoint.convert.tree import is_tensor
 from checkpoint.state import Group, Spec
+from checkpoint.stored import Readable, is_tensor
 from elastic.errors import CheckpointError
 
 SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
@@ -49,7 +48,8 @@ def number(value: Readable) -> float | int | bool:
     return value.run(0, 1)[0].item()
 
 
-def _settings(group: Mapping[str, Any], where: str) -> dict[str, Any]:
+def settings_of(group: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A group's hyperparameters as JSON."""
     settings = {}
     for key, value in group.items():
         if key in ("params", "param_names"):
@@ -83,7 +83,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             (state if kind == "state" else settings).setdefault(name, {})[last] = value
     groups: dict[str, dict[str, Any]] = {}
     for name, values in settings.items():
-        plain = _settings(values, name)
+        plain = settings_of(values, name)
         groups.setdefault(repr(sorted(plain.items())), {"params": [], **values})["params"].append(name)
     return {"state": state, "param_groups": list(groups.values())}
 
@@ -132,8 +132,10 @@ def _names(groups: Sequence[Mapping[str, Any]], model: Sequence[str], order: Ord
     return {key: name for group, mine in zip(groups, named, strict=True) for key, name in zip(group["params"], mine, strict=True)}
 
 
-def read_optimizer(value: Mapping[str, Any], *, flattened: bool, model: Mapping[str, Spec], order: Order) -> Optimizer:
-    """What an optimizer's state dict holds; `model` are the parameters in order, without ties.
+def read_optimizer(
+    value: Mapping[str, Any], *, flattened: bool, model: Mapping[str, Spec], order: Order, drops: Callable[[str], bool]
+) -> Optimizer:
+    """What an optimizer's state dict holds; `model` are the parameters in order, without ties. What `drops` says is left out.
 
     Raises CheckpointError naming what has no form.
     """
@@ -145,12 +147,14 @@ def read_optimizer(value: Mapping[str, Any], *, flattened: bool, model: Mapping[
     numbered = any(not isinstance(key, str) for key in names)
     result = Optimizer()
     for position, group in enumerate(groups):
-        settings = _settings(group, f"group {position}")
-        result.groups.append(Group(names=tuple(names[key] for key in group["params"]), settings=settings))
+        settings = settings_of(group, f"group {position}")
+        kept = tuple(names[key] for key in group["params"] if not drops(names[key]))
+        result.groups.append(Group(names=kept, settings=settings))
     for key, states in nested.get("state", {}).items():
         if key not in names:
             raise CheckpointError(f"the optimizer has states of parameter {key!r}, which is in none of its groups")
-        _read_states(names[key], states, result, model.get(names[key]) if numbered else None)
+        if not drops(names[key]):
+            _read_states(names[key], states, result, model.get(names[key]) if numbered else None)
     return result
 
 

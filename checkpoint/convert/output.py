@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from checkpoint.convert.nested import Leaf
-from checkpoint.convert.stored import itemsize
+from checkpoint.pickles.write import Streamed
 from checkpoint.state import Source
+from checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 Progress = Callable[[str, int], None]
@@ -53,6 +55,24 @@ class Reading:
             self.progress(leaf.name, flat.numel() * width)
 
 
+def streamed(value: Any, reading: Reading, whole: Leaf | None = None, start: int = 0) -> Any:
+    """A tree to write as `checkpoint.pickles.write` wants it: plain dicts, and every leaf as what its runs give; equal leaves are one.
+
+    whole, start: the only leaf is the part of `whole` that begins at this element.
+    """
+    made: dict[Leaf, Streamed] = {}
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, Leaf):
+            stop = start + math.prod(value.spec.shape)
+            return made.setdefault(value, Streamed(spec=value.spec, chunks=lambda: reading.runs(whole or value, start, stop)))
+        if isinstance(value, Mapping):
+            return {key: convert(item) for key, item in value.items()}
+        return [convert(item) for item in value] if isinstance(value, list) else value
+
+    return convert(value)
+
+
 def sync(path: Path) -> None:
     """Puts a file or directory onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -60,6 +80,27 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Puts a file, or a directory with all that is below it, onto the disk."""
+    for below in sorted(path.iterdir()) if path.is_dir() else ():
+        sync_tree(below)
+    sync(path)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file such that a reader sees the old one or the new one. Raises CheckpointError."""
+    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        beside.write_text(text)
+        sync(beside)
+        os.replace(beside, path)
+        sync(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path) -> None:
@@ -80,10 +121,7 @@ def put(path: Path, *, directory: bool) -> Iterator[Path]:
         if directory:
             beside.mkdir()
         yield beside
-        for file in sorted(beside.iterdir()) if directory else [beside]:
-            sync(file)
-        if directory:
-            sync(beside)
+        sync_tree(beside)
         refuse_existing(path)
         os.replace(beside, path)
         sync(path.parent)

@@ -3,12 +3,14 @@
 A rules file is TOML, or the same as JSON:
 
     drop = ["regex of names", ...]                            # tensors; and keys of extra values
+    preset = "megatron-gpt"                                   # shards that follow those that are stated; the default; or "none"
     [[rename]]  exact = "a.weight"  to = "b.weight"           # or regex = 'h\\.(\\d+)\\.(.*)'  to = 'layers.\\1.\\2'
     [[split]]   name = "qkv.weight"  dim = 0  widths = [64, 16, 16]  to = ["q.weight", "k.weight", ""]      # "" leaves that part out
     [[merge]]   names = ["q.weight", "k.weight"]  dim = 0  to = "qk.weight"
     [[slice]]   regex = 'h\\.(\\d+)\\.up'  dim = 0             # kept as tensor-parallel slices; see slice_rules.py
     [optimizer] groups = ["regex of the first group's names", ...]        # where the file numbers parameters;
     [optimizer] names = [["first of the first group", ...], ...]          # or all of them, in the optimizer's order
+    [[shard]]   regex = '.*\\.fc1\\.weight'  dim = 0  parts = [96, 96]      # Megatron: how ranks divide it; no dim: each has it whole
 
 Splits and merges are of names after renaming.
 """
@@ -32,6 +34,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+
+PRESETS = ("megatron-gpt", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +95,26 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """How tensors are divided over tensor-parallel ranks: along `dim`, each of the `parts` (widths in the whole, elements) by itself.
+
+    dim None: every rank has the whole.
+    """
+
+    pattern: str
+    dim: int | None = None
+    parts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        compiled(self.pattern)
+        positive = all(type(width) is int and width > 0 for width in self.parts)
+        if not positive or bool(self.parts) != (self.dim is not None) or (self.dim is not None and self.dim < 0):
+            raise CheckpointError(f"rule shard {self.pattern!r}: it takes a dimension and the positive widths of its parts, or neither")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """All rules of a conversion."""
+    """All rules of a conversion. preset: shards that follow those that are stated."""
 
     drop: tuple[str, ...] = ()
     renames: tuple[Rename, ...] = ()
@@ -99,10 +122,19 @@ class Rules:
     merges: tuple[Merge, ...] = ()
     slices: tuple[SliceRule, ...] = ()
     order: Order = field(default_factory=Order)
+    shards: tuple[Shard, ...] = ()
+    preset: str = PRESETS[0]
 
     def __post_init__(self) -> None:
         for pattern in (*self.drop, *self.order.groups):
             compiled(pattern)
+        if self.preset not in PRESETS:
+            raise CheckpointError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+
+    @property
+    def changes(self) -> bool:
+        """Whether names or tensors become others, or are left out, after a source is opened."""
+        return bool(self.drop or self.renames or self.splits or self.merges)
 
     def drops(self, name: str) -> bool:
         """Whether a name is to be left out."""
@@ -131,11 +163,17 @@ def _order(entry: Mapping[str, Any]) -> Order:
     return Order(groups=tuple(entry.get("groups", ())), names=tuple(tuple(map(str, names)) for names in entry.get("names", ())))
 
 
+def _shard(entry: Mapping[str, Any]) -> Shard:
+    if unknown := set(entry) - {"regex", "dim", "parts"}:
+        raise CheckpointError(f"rule shard has regex, dim and parts, not {min(unknown)!r}")
+    return Shard(pattern=entry["regex"], dim=entry.get("dim"), parts=tuple(entry.get("parts", ())))
+
+
 def parse_rules(data: Mapping[str, Any]) -> Rules:
     """Rules of a parsed file. Raises CheckpointError naming what is unknown."""
-    unknown = set(data) - {"drop", "rename", "split", "merge", "slice", "optimizer"}
-    if unknown:
-        raise CheckpointError(f"unknown rule {min(unknown)!r}; there are drop, rename, split, merge, slice and optimizer")
+    known = ("drop", "rename", "split", "merge", "slice", "shard", "optimizer", "preset")
+    if unknown := set(data) - set(known):
+        raise CheckpointError(f"unknown rule {min(unknown)!r}; there are {', '.join(known)}")
     try:
         return Rules(
             drop=tuple(data.get("drop", ())),
@@ -144,6 +182,8 @@ def parse_rules(data: Mapping[str, Any]) -> Rules:
             merges=tuple(Merge(**{**entry, "names": tuple(entry["names"])}) for entry in data.get("merge", ())),
             slices=tuple(parse_slice_rule(entry) for entry in data.get("slice", ())),
             order=_order(data.get("optimizer", {})),
+            shards=tuple(_shard(entry) for entry in data.get("shard", ())),
+            preset=data.get("preset", PRESETS[0]),
         )
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(f"a rule lacks something, or has too much: {error}") from error

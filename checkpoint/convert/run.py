@@ -14,9 +14,9 @@ from checkpoint.convert.output import Progress, refuse_existing, run_bytes, sile
 from checkpoint.convert.ruled import Ruled
 from checkpoint.convert.rules import Rules
 from checkpoint.convert.slice_rules import slicings_of
-from checkpoint.convert.stored import itemsize
 from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents, Source, Spec
+from checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 DEFAULT_MEMORY = 2 << 30
@@ -116,8 +116,8 @@ def outline(contents: Contents, detected: Detected, request: Request) -> Outline
 def open_any(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
     """Detects and opens, and applies rules. Raises CheckpointError."""
     detected, rules = detect(path), rules or Rules()
-    source = open_source(path, detected.name, trust_pickle=trust_pickle, order=rules.order)
-    if rules == Rules(order=rules.order):
+    source = open_source(path, detected.name, trust_pickle=trust_pickle, rules=rules)
+    if not rules.changes:
         return detected, source
     try:
         return detected, Ruled(source, rules)

@@ -11,9 +11,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from checkpoint.convert.archive_writer import raw
-from checkpoint.convert.stored import Files, Strided, itemsize
 from checkpoint.state import Spec
+from checkpoint.stored import Files, Strided, itemsize, raw
 from elastic.errors import CheckpointError
 
 HEADER_LIMIT = 100_000_000

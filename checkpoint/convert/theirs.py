@@ -6,7 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.output import Progress, refuse_existing, silent
+from checkpoint.convert.output import Progress, silent
+from checkpoint.convert.rules import Rules
 from checkpoint.state import Source
 from elastic.errors import CheckpointError
 
@@ -36,12 +37,11 @@ def recognise_universal(path: Path) -> str | None:
     return _recognise(path, "deepspeed-universal")
 
 
-def open_deepspeed(path: Path, *, trust_pickle: bool = False) -> Source:
+def open_deepspeed(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
     """Opens either. Raises CheckpointError."""
-    return _module("deepspeed").open_source(path, trusted=trust_pickle)
+    return _module("deepspeed").open_source(path, trusted=trust_pickle, drops=(rules or Rules()).drops)
 
 
 def write_universal(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
-    """Writes a Universal checkpoint; `max_memory` in bytes. It tells nothing of its progress."""
-    refuse_existing(path)
-    _module("deepspeed_write").write(source, path, max_memory=max_memory)
+    """Writes a Universal checkpoint; `max_memory` in bytes."""
+    _module("deepspeed_write").write(source, path, max_memory=max_memory, progress=progress)

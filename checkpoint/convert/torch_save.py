@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.archive import Archive
-from checkpoint.convert.archive_writer import write_archive
-from checkpoint.convert.nested import Leaf, Nested, interpret, tree_of
-from checkpoint.convert.optimizer import Order
-from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
-from checkpoint.convert.stored import Files
+from checkpoint.convert.nested import Nested, interpret, tree_of
+from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
+from checkpoint.convert.rules import Rules
+from checkpoint.pickles import Archive, load_archive
+from checkpoint.pickles.write import write_archive
 from checkpoint.state import Source
+from checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 
@@ -29,19 +28,19 @@ def recognise(path: Path) -> str | None:
 
 def load_tree(path: Path, files: Files, *, trust_pickle: bool = False) -> tuple[Mapping[str, Any], Archive]:
     """The dict that a file holds, with lazy tensors. Raises CheckpointError."""
-    archive = Archive(files, path, trust=trust_pickle)
-    tree = archive.load()
+    archive = Archive(path, files=files)
+    tree = load_archive(archive, trusted=trust_pickle)
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a dict")
     return tree, archive
 
 
-def open_torch(path: Path, *, trust_pickle: bool = False, order: Order | None = None) -> Nested:
+def open_torch(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
     """Opens a file. Raises CheckpointError."""
     files = Files()
     try:
         tree, archive = load_tree(path, files, trust_pickle=trust_pickle)
-        contents, tensors = interpret(tree, order=order or Order())
+        contents, tensors = interpret(tree, rules=rules or Rules())
     except CheckpointError:
         files.close()
         raise
@@ -60,9 +59,5 @@ def write_torch(source: Source, path: Path, *, max_memory: int = 1 << 30, progre
     """
     tree, _ = tree_of(source, model="model", optimizer="optimizer", numbered=True)
     reading = Reading(source=source, limit=run_bytes(max_memory), progress=progress)
-
-    def runs(leaf: Leaf) -> Any:
-        return reading.runs(leaf, 0, math.prod(leaf.spec.shape))
-
     with put(path, directory=False) as place, place.open("wb") as stream:
-        write_archive(stream, tree, runs)
+        write_archive(stream, streamed(tree, reading))

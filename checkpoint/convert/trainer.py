@@ -1,7 +1,8 @@
-"""Directories of Hugging Face's Trainer (`checkpoint-*/`) and of Accelerate: weights, and the optimizer's `torch.save` file beside them."""
+"""Directories of Hugging Face's Trainer (`checkpoint-*/`): weights, and the optimizer's file of `torch.save` beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from checkpoint.convert.hf import load_weights, read_all, read_configs
 from checkpoint.convert.hf import recognise as recognise_weights
 from checkpoint.convert.nested import Nested, interpret
 from checkpoint.convert.optimizer import Order
+from checkpoint.convert.rules import Rules
 from checkpoint.convert.safetensors_file import strict_json
-from checkpoint.convert.stored import Files
 from checkpoint.convert.torch_save import load_tree
 from checkpoint.convert.tree import Found
+from checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 SCHEDULERS = ("scheduler.pt", "scheduler.bin")
+SCALERS = ("scaler.pt",)
 STATE = "trainer_state.json"
 
 
@@ -50,27 +53,34 @@ def _order(tree: dict[str, Any], order: Order) -> Order:
     return replace(order, names=(tuple(n for n in names if n in decayed), tuple(n for n in names if n not in decayed)))
 
 
-def open_trainer(path: Path, *, trust_pickle: bool = False, order: Order | None = None) -> Nested:
+def read_optimizers(path: Path, files: Files, *, trust: bool) -> tuple[dict[str, Any], Callable[[], str]]:
+    """`optimizer` and `scheduler` where they have files, and what reads those files again, in words. Raises CheckpointError."""
+    tree: dict[str, Any] = {}
+    archives = []
+    for key, names in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS), ("scaler", SCALERS)):
+        for name in names:
+            if (path / name).is_file():
+                tree[key], archive = load_tree(path / name, files, trust_pickle=trust)
+                archives.append(archive)
+    return tree, lambda: f"of the optimizer, CRC-32 of {sum(archive.verify()[0] for archive in archives)} bytes agree"
+
+
+def read_state(path: Path, files: Files) -> dict[str, Any]:
+    """What Trainer says about its progress, if it does."""
+    where = path / STATE
+    return {"trainer_state": strict_json(files.read(where, 0, files.size(where)), str(where))} if where.is_file() else {}
+
+
+def open_trainer(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
     """Opens a directory. Raises CheckpointError; a rule must name numbered parameters that transformers cannot tell."""
-    files = Files()
+    files, rules = Files(), rules or Rules()
     try:
         weights = load_weights(path, files)
-        tree: dict[str, Any] = {"model": weights, **read_configs(path, files)}
-        archives = []
-        for key, names in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS)):
-            for name in names:
-                if (path / name).is_file():
-                    tree[key], archive = load_tree(path / name, files, trust_pickle=trust_pickle)
-                    archives.append(archive)
-        if (path / STATE).is_file():
-            tree["trainer_state"] = strict_json(files.read(path / STATE, 0, files.size(path / STATE)), str(path / STATE))
-        contents, tensors = interpret(tree, order=_order(tree, order or Order()), found=Found(model=("model",), optimizer=("optimizer",)))
+        beside, check = read_optimizers(path, files, trust=trust_pickle)
+        tree: dict[str, Any] = {"model": weights, **read_configs(path, files), **beside, **read_state(path, files)}
+        rules = replace(rules, order=_order(tree, rules.order))
+        contents, tensors = interpret(tree, rules=rules, found=Found(model=("model",), optimizer=("optimizer",)))
     except CheckpointError:
         files.close()
         raise
-
-    def check() -> str:
-        sums = [archive.verify() for archive in archives]
-        return f"{read_all(weights)}; of the optimizer, CRC-32 of {sum(a for a, _ in sums)} bytes agree"
-
-    return Nested(format="trainer", contents=contents, tensors=tensors, files=files, check=check)
+    return Nested(format="trainer", contents=contents, tensors=tensors, files=files, check=lambda: f"{read_all(weights)}; {check()}")

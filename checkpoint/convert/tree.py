@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from checkpoint.stored import is_tensor
 from elastic.errors import CheckpointError
 
 Path = tuple[str | int, ...]
@@ -16,11 +17,6 @@ OPTIMIZERS = ("optimizer", "optim", "optimizer_state_dict", "optimizer_state", "
 STEPS = ("step", "global_step", "steps", "iteration", "iter")
 SPELLING = "spelling"
 """The key among the extra values that says which keys model and optimizer had."""
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether the value is a tensor in a file."""
-    return hasattr(value, "spec") and hasattr(value, "run")
 
 
 def element(tree: Any, path: Sequence[str | int]) -> Any:
@@ -139,6 +135,15 @@ def rest(tree: Mapping[str, Any], found: Found) -> dict[str, Any]:
             if not str(key).startswith(("state.", "param_groups.")) and key not in ("state", "param_groups")
         }
     return kept
+
+
+def without(value: Any, drops: Callable[[str], bool], where: str = "") -> Any:
+    """A value of nested dicts without the entries whose path, with dots, is to be left out."""
+    if isinstance(value, list):
+        return [without(item, drops, f"{where}{index}.") for index, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    return {key: without(item, drops, f"{where}{key}.") for key, item in value.items() if not drops(f"{where}{key}")}
 
 
 def step_of(extra: Mapping[str, Any]) -> int | None:

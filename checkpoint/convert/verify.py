@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from checkpoint.convert.stored import itemsize
 from checkpoint.state import Source
+from checkpoint.stored import itemsize
 
 
 def verify(source: Source, *, limit: int) -> str:

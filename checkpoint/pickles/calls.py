@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from checkpoint.pickles.archive import Archive
-from checkpoint.pickles.stored import Stored
+from checkpoint.pickles.origin import Origin
+from checkpoint.pickles.tensors import tensor
 from checkpoint.pickles.values import Global, Opaque, Storage
+from checkpoint.stored import is_tensor
 
-_STORAGES = {
+STORAGES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
     "HalfStorage": "float16",
@@ -41,65 +42,67 @@ def resolve(name: Global) -> Any:
     return _DTYPES.get(name.name, name) if name.module == "torch" else name
 
 
-def storage(archive: Archive, persistent: Any) -> Storage:
+def storage(origin: Origin, persistent: Any) -> Storage:
     """The storage that a persistent id names."""
     match persistent:
-        case ("storage", Global(module=("torch" | "torch.storage"), name=kind), str(key), str(), int(count)) if kind in _STORAGES:
-            return Storage(key=key, dtype=_STORAGES[kind], count=count)
-    raise archive.refuse("it refers to something outside of the pickle that is not a storage of a known type")
+        case ("storage", Global(module=("torch" | "torch.storage"), name=kind), str(key), str(), int(count)) if kind in STORAGES:
+            return Storage(key=key, dtype=STORAGES[kind], count=count)
+    raise origin.refuse("it refers to something outside of the pickle that is not a storage of a known type")
 
 
-def call(archive: Archive, target: Any, args: Any) -> Any:
+def call(origin: Origin, target: Any, args: Any) -> Any:
     """The value of `target(*args)` for a known name; an `Opaque` for what is unknown. Raises CheckpointError if it is neither."""
     if isinstance(target, Opaque) and isinstance(args, tuple):
         return Opaque(target.cls, (target, *args))
     if not isinstance(target, Global) or not isinstance(args, tuple):
-        raise archive.refuse(f"its pickle calls something that is not a name: {type(target).__name__}")
+        raise origin.refuse(f"its pickle calls something that is not a name: {type(target).__name__}")
     known = _CALLS.get((target.module, target.name))
-    made = known(archive, *args) if known else _UNKNOWN
+    made = known(origin, *args) if known else _UNKNOWN
     return Opaque(target, args) if made is _UNKNOWN else made
 
 
-def _tensor(archive: Archive, held: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Stored:
-    dtype = next((value for value in rest if isinstance(value, torch.dtype)), None)
-    if not isinstance(held, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
-        raise archive.refuse("it makes a tensor from something that is not a storage, a size and a stride")
-    dtype = dtype or _DTYPES[held.dtype or "uint8"]
-    if type(held.count) is not int or held.count < 0:
-        raise archive.refuse(f"storage {held.key!r} has no length")
-    count = held.count if held.dtype else held.count // dtype.itemsize
-    return Stored(archive=archive, key=held.key, dtype=dtype, count=count, offset=offset, shape=shape, stride=stride)
-
-
-def _parameter(archive: Archive, data: Any, *rest: Any) -> Stored:
-    if not isinstance(data, Stored):
-        raise archive.refuse("it makes a parameter from something that is not a tensor")
+def _parameter(origin: Origin, data: Any, *rest: Any) -> Any:
+    if not is_tensor(data):
+        raise origin.refuse("it makes a parameter from something that is not a tensor")
     return data
 
 
-def _from_type(archive: Archive, function: Any, kind: Any, args: Any, state: Any) -> Any:
+def _from_type(origin: Origin, function: Any, kind: Any, args: Any, state: Any) -> Any:
     if kind in (Global("torch", "Tensor"), Global("torch.nn.parameter", "Parameter")):
-        return call(archive, function, args)
+        return call(origin, function, args)
     return _UNKNOWN
 
 
-def _size(archive: Archive, shape: Any = ()) -> Any:
+def _size(origin: Origin, shape: Any = ()) -> Any:
     return tuple(shape) if isinstance(shape, (tuple, list)) else _UNKNOWN
 
 
-def _ordered(archive: Archive, pairs: Any = ()) -> Any:
+def _ordered(origin: Origin, pairs: Any = ()) -> Any:
     return OrderedDict() if not pairs else _UNKNOWN
 
 
-def _encode(archive: Archive, text: Any, encoding: Any = "latin1") -> Any:
+def _encode(origin: Origin, text: Any, encoding: Any = "latin1") -> Any:
     return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else _UNKNOWN
 
 
-def _members(archive: Archive, found: Any = ()) -> Any:
+def _members(origin: Origin, found: Any = ()) -> Any:
     return set(found) if isinstance(found, (list, tuple)) and all(isinstance(one, (str, int, float)) for one in found) else _UNKNOWN
 
 
-def _numpy_scalar(archive: Archive, kind: Any, data: Any = None) -> Any:
+def _frozen_members(origin: Origin, found: Any = ()) -> Any:
+    made = _members(origin, found)
+    return made if made is _UNKNOWN else frozenset(made)
+
+
+def _complex(origin: Origin, *parts: Any) -> Any:
+    return complex(*parts) if len(parts) == 2 and all(isinstance(part, float) for part in parts) else _UNKNOWN
+
+
+def _layout(origin: Origin, name: Any) -> Any:
+    return name if isinstance(name, str) else _UNKNOWN
+
+
+def _numpy_scalar(origin: Origin, kind: Any, data: Any = None) -> Any:
     if isinstance(kind, Opaque) and str(kind.cls) == "numpy.dtype" and isinstance(data, bytes) and kind.args:
         code = _NUMPY_NUMBERS.get(kind.args[0]) if isinstance(kind.args[0], str) else None
         order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "|"
@@ -108,19 +111,26 @@ def _numpy_scalar(archive: Archive, kind: Any, data: Any = None) -> Any:
     return _UNKNOWN
 
 
-_CALLS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor,
+TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+}
+"""Names whose calls make tensors."""
+
+_CALLS: dict[tuple[str, str], Callable[..., Any]] = {
+    **TENSORS,
     ("torch", "Size"): _size,
-    ("torch", "device"): lambda archive, *parts: ":".join(map(str, parts)) if all(isinstance(p, (str, int)) for p in parts) else _UNKNOWN,
+    ("torch", "device"): lambda origin, *parts: ":".join(map(str, parts)) if all(isinstance(p, (str, int)) for p in parts) else _UNKNOWN,
     ("collections", "OrderedDict"): _ordered,
-    ("collections", "defaultdict"): lambda archive, *default: {},
+    ("collections", "defaultdict"): lambda origin, *default: {},
     ("_codecs", "encode"): _encode,
-    ("builtins", "set"): _members,
-    ("__builtin__", "set"): _members,
+    ("torch.serialization", "_get_layout"): _layout,
+    **{(module, "set"): _members for module in ("builtins", "__builtin__")},
+    **{(module, "frozenset"): _frozen_members for module in ("builtins", "__builtin__")},
+    **{(module, "complex"): _complex for module in ("builtins", "__builtin__")},
     ("numpy.core.multiarray", "scalar"): _numpy_scalar,
     ("numpy._core.multiarray", "scalar"): _numpy_scalar,
 }

@@ -1,72 +1,101 @@
-"""One file of `torch.save`: read by the restricted interpreter, or, where the user trusts it, by torch."""
+"""One file of `torch.save`: read by the restricted interpreter, or, where the user trusts it, by Python's own unpickler."""
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from checkpoint.pickles.archive import Archive, Limits
+from checkpoint.pickles.archive import Archive
+from checkpoint.pickles.calls import STORAGES, TENSORS, call, storage
 from checkpoint.pickles.machine import run
+from checkpoint.pickles.origin import Limits, Origin
+from checkpoint.pickles.values import Global
+from checkpoint.state import Spec
+from checkpoint.stored import Files, name_of
 from elastic.errors import CheckpointError
 
-
-class TensorRef(Protocol):
-    """A tensor that is read by runs of its elements in row-major order."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def read(self, start: int, stop: int) -> torch.Tensor: ...
+_FAULTS = (OSError, RuntimeError, ValueError, TypeError, EOFError, ImportError, AttributeError, LookupError, pickle.UnpicklingError)
+"""What a trusted pickle that is damaged, or that another program wrote, was seen to raise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A tensor that torch has loaded (mapped, where the file is a zip file)."""
+    """A tensor that torch has loaded."""
 
     tensor: torch.Tensor
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes."""
-        return tuple(self.tensor.shape)
+    def spec(self) -> Spec:
+        """Shape and dtype."""
+        return Spec(shape=tuple(self.tensor.shape), dtype=name_of(self.tensor.dtype))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """As torch has it."""
-        return self.tensor.dtype
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
+    def run(self, start: int, stop: int) -> torch.Tensor:
         """The run, flat, as a copy."""
         return self.tensor.detach().reshape(-1)[start:stop].clone()
 
 
-def load(path: str | os.PathLike[str], *, trusted: bool = False, limits: Limits | None = None) -> Any:
-    """The object in a file of `torch.save`, its tensors as `TensorRef`.
+class _Trusting(pickle.Unpickler):
+    """Imports and calls what the pickle says; tensors still stay in their file."""
 
-    Untrusted (the default): nothing of the file's choice is imported or called; unknown classes become `Opaque`. Trusted: `torch.load` runs
-    the pickle, whatever it does. Raises CheckpointError naming the file and the reason.
+    def __init__(self, origin: Origin, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self.origin = origin
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = Global(module, name)
+        if (module, name) in TENSORS:
+            return lambda *args: call(self.origin, known, args)
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return known
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        return storage(self.origin, pid)
+
+
+def load_archive(archive: Archive, *, trusted: bool = False) -> Any:
+    """The object in an archive, its tensors as `checkpoint.stored.Readable`. Raises CheckpointError naming the file and the reason."""
+    data = archive.whole("data.pkl", archive.limits.pickle_bytes)
+    if not trusted:
+        return run(archive, data)
+    try:
+        return _Trusting(archive, data).load()
+    except _FAULTS as error:
+        raise archive.refuse(f"its pickle cannot be run: {type(error).__name__}: {error}") from error
+
+
+def load_bare(path: Path, *, files: Files, limits: Limits | None = None) -> Any:
+    """The object of a file that is a pickle and nothing else; it refers to no tensor. Never run."""
+    origin = Origin(path, limits or Limits(), files=files)
+    size = files.size(path)
+    if size > origin.limits.pickle_bytes:
+        raise origin.refuse(f"it has {size} bytes, more than the limit of {origin.limits.pickle_bytes}")
+    return run(origin, files.read(path, 0, size))
+
+
+def load(path: str | os.PathLike[str], *, trusted: bool = False, limits: Limits | None = None, files: Files | None = None) -> Any:
+    """The object in a file of `torch.save`, its tensors as `checkpoint.stored.Readable`, which read through `files`.
+
+    Untrusted (the default): nothing of the file's choice is imported or called; unknown classes become `Opaque`. Trusted: the pickle is
+    run, whatever it does, and files of torch before 1.6 are read too. Raises CheckpointError naming the file and the reason.
     """
     path = Path(path)
-    if trusted:
+    files = Files() if files is None else files
+    if trusted and (files.size(path) < 2 or files.read(path, 0, 2) != b"PK"):
         return _references(_torch_load(path), {})
-    archive = Archive(path, limits or Limits())
-    return run(archive, archive.whole("data.pkl", archive.limits.pickle_bytes))
+    return load_archive(Archive(path, limits, files=files), trusted=trusted)
 
 
 def _torch_load(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"
-        return torch.load(path, map_location="cpu", mmap=zipped, weights_only=False)
-    except (OSError, RuntimeError, ValueError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except _FAULTS as error:
         raise CheckpointError(f"{path}: torch cannot load it ({error})") from error
 
 

@@ -11,8 +11,8 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from checkpoint.pickles.archive import Archive
 from checkpoint.pickles.calls import call, resolve, storage
+from checkpoint.pickles.origin import Origin
 from checkpoint.pickles.values import Global, Opaque
 
 _MARK = object()
@@ -32,38 +32,38 @@ _FRESH: dict[str, Callable[[], Any]] = {
 }
 
 
-def run(archive: Archive, data: bytes) -> Any:
+def run(origin: Origin, data: bytes) -> Any:
     """The value of a pickle. Raises CheckpointError naming the file and what is wrong with it."""
-    machine = _Machine(archive)
+    machine = _Machine(origin)
     try:
         for operation, (opcode, argument, position) in enumerate(pickletools.genops(io.BytesIO(data))):
-            if operation > archive.limits.operations:
-                raise archive.refuse(f"its pickle has more than {archive.limits.operations} operations")
+            if operation > origin.limits.operations:
+                raise origin.refuse(f"its pickle has more than {origin.limits.operations} operations")
             machine.step(opcode.name, argument, position)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
-        raise archive.refuse(f"its pickle is damaged ({type(error).__name__}: {str(error)[:200]})") from error
+        raise origin.refuse(f"its pickle is damaged ({type(error).__name__}: {str(error)[:200]})") from error
     if len(machine.stack) != 1 or machine.stack[0] is _MARK:
-        raise archive.refuse("its pickle ends with something else than one value")
+        raise origin.refuse("its pickle ends with something else than one value")
     return machine.stack[0]
 
 
 class _Machine:
-    def __init__(self, archive: Archive) -> None:
-        self.archive = archive
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
     def step(self, opcode: str, argument: Any, position: int | None) -> None:
         if opcode in _LITERALS:
             if type(argument) is int and argument.bit_length() > _LONG_BITS:
-                raise self.archive.refuse("its pickle holds a number of more than 512 bits")
+                raise self.origin.refuse("its pickle holds a number of more than 512 bits")
             self.stack.append(argument)
         elif opcode in _FRESH:
             self.stack.append(_FRESH[opcode]())
         elif opcode in _ACTIONS:
             _ACTIONS[opcode](self, argument)
         elif opcode not in ("PROTO", "FRAME", "STOP"):
-            raise self.archive.refuse(f"its pickle uses {opcode} at byte {position}, which torch.save never writes")
+            raise self.origin.refuse(f"its pickle uses {opcode} at byte {position}, which torch.save never writes")
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -120,7 +120,7 @@ class _Machine:
         if isinstance(target, Opaque):
             target.state = state
         elif not (isinstance(target, dict) and isinstance(state, dict)):
-            raise self.archive.refuse(f"its pickle sets the state of a {type(target).__name__}")
+            raise self.origin.refuse(f"its pickle sets the state of a {type(target).__name__}")
 
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
@@ -129,13 +129,13 @@ class _Machine:
 
     def reduce(self) -> None:
         args, target = self.pop(), self.pop()
-        self.stack.append(call(self.archive, target, args))
+        self.stack.append(call(self.origin, target, args))
 
     def reduce_with_keywords(self) -> None:
         keywords, args, target = self.pop(), self.pop(), self.pop()
-        made = call(self.archive, target, args)
+        made = call(self.origin, target, args)
         if keywords and not isinstance(made, Opaque):
-            raise self.archive.refuse(f"its pickle gives keywords to {target}")
+            raise self.origin.refuse(f"its pickle gives keywords to {target}")
         self.stack.append(made)
 
     def put(self, index: int) -> None:
@@ -145,7 +145,7 @@ class _Machine:
 def _key(value: Any) -> Any:
     """Only keys whose hash is no deep recursion: nested tuples can overflow the C stack."""
     flat = value if isinstance(value, tuple) else (value,)
-    if all(one is None or isinstance(one, (str, int, float, bytes, Global)) for one in flat):
+    if all(one is None or isinstance(one, (str, int, float, bytes, Global, Opaque)) for one in flat):
         return value
     raise ValueError(f"a key of type {type(value).__name__}")
 
@@ -192,5 +192,5 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "NEWOBJ": lambda m, _: m.reduce(),
     "NEWOBJ_EX": lambda m, _: m.reduce_with_keywords(),
     "BUILD": lambda m, _: m.build(),
-    "BINPERSID": lambda m, _: m.stack.append(storage(m.archive, m.pop())),
+    "BINPERSID": lambda m, _: m.stack.append(storage(m.origin, m.pop())),
 }

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from checkpoint.pickles.values import Opaque
+from checkpoint.stored import is_tensor
 
 _DEPTH = 40
 _NODES = 1_000_000
@@ -25,8 +26,8 @@ def number(value: Any) -> float | int | None:
     """The number that a value, a member of an enum, or a tensor without dimensions is; None if it is none."""
     if isinstance(value, Opaque):
         value = value.args[0] if len(value.args) == 1 else None
-    elif hasattr(value, "read") and getattr(value, "shape", None) == ():
-        value = value.read(0, 1).item()
+    elif is_tensor(value) and value.spec.shape == ():
+        value = value.run(0, 1).item()
     return value if isinstance(value, (int, float)) else None
 
 

@@ -34,8 +34,9 @@ class Opaque:
         return f"<{self.cls}, not loaded>"
 
     def attribute(self, name: str) -> Any:
-        """The attribute that its `__dict__` would hold; None without one."""
-        return self.state.get(name) if isinstance(self.state, dict) else None
+        """The attribute that its `__dict__` or its slots would hold; None without one."""
+        parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else (self.state,)
+        return next((part[name] for part in parts if isinstance(part, dict) and name in part), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Files that `torch.load` opens, written without holding a whole tensor.
 
 The members are those of `torch.save` (torch 2.13, `torch/serialization.py`): `data.pkl`, `byteorder`, `data/<key>`, `version`; storages
-start at multiples of 64 bytes, so that torch can map them.
+start at multiples of 64 bytes, so that torch can map them. The zip file is made here, with sizes of 64 bits, because it may begin anywhere
+in a stream (a chunk of a distributed checkpoint does), which `zipfile` does not write.
 """
 
 from __future__ import annotations
@@ -10,96 +11,128 @@ import io
 import math
 import pickle
 import struct
-import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from torch._utils import _rebuild_tensor_v2
+from torch import _utils
 
-_ALIGNMENT = 64
-_STORAGES = {
-    torch.float32: torch.FloatStorage,
-    torch.float64: torch.DoubleStorage,
-    torch.float16: torch.HalfStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.int64: torch.LongStorage,
-    torch.int32: torch.IntStorage,
-    torch.int16: torch.ShortStorage,
-    torch.int8: torch.CharStorage,
-    torch.uint8: torch.ByteStorage,
-    torch.bool: torch.BoolStorage,
-}
-STORABLE = frozenset(_STORAGES)
-"""Dtypes that `save` can write."""
+from checkpoint.pickles.calls import STORAGES
+from checkpoint.state import Spec
+from checkpoint.stored import dtype_of, itemsize, name_of, raw
+from elastic.errors import CheckpointError
+
+ALIGNMENT = 64
+"""Bytes."""
+
+_CLASSIC = {dtype: kind for kind, dtype in STORAGES.items() if dtype}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Streamed:
     """A tensor to write: `chunks` gives its elements in row-major order, flat, in parts of any length, when its turn comes."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    chunks: Callable[[], Iterator[torch.Tensor]]
+    spec: Spec
+    chunks: Callable[[], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
     key: str
-    dtype: torch.dtype
-    count: int
+    spec: Spec
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=2)
+    """A `Streamed` becomes a tensor of torch, and so does a real tensor, which is small; one that occurs twice is one."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, protocol=2)
         self.streams: list[Streamed] = []
 
-    def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, Streamed):
-            return NotImplemented
-        storage = _Storage(str(len(self.streams)), obj.dtype, math.prod(obj.shape))
-        self.streams.append(obj)
-        strides = [math.prod(obj.shape[position + 1 :]) for position in range(len(obj.shape))]
-        return _rebuild_tensor_v2, (storage, 0, obj.shape, tuple(strides), False, OrderedDict())
-
     def persistent_id(self, obj: Any) -> Any:
-        if isinstance(obj, _Storage):
-            return ("storage", _STORAGES[obj.dtype], obj.key, "cpu", obj.count)
-        return None
+        if not isinstance(obj, _Storage):
+            return None
+        kind, count = _CLASSIC.get(obj.spec.dtype), math.prod(obj.spec.shape)
+        if kind is None:
+            return "storage", torch.storage.UntypedStorage, obj.key, "cpu", count * itemsize(obj.spec.dtype)
+        return "storage", getattr(torch, kind), obj.key, "cpu", count
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor):
+            spec = Spec(shape=tuple(obj.shape), dtype=name_of(obj.dtype))
+            return self._tensor(Streamed(spec=spec, chunks=lambda: [obj.detach().reshape(-1)]))
+        return self._tensor(obj) if isinstance(obj, Streamed) else NotImplemented
+
+    def _tensor(self, stream: Streamed) -> tuple[Any, tuple[Any, ...]]:
+        spec, storage = stream.spec, _Storage(str(len(self.streams)), stream.spec)
+        self.streams.append(stream)
+        strides = tuple(math.prod(max(1, extent) for extent in spec.shape[dim + 1 :]) for dim in range(len(spec.shape)))
+        if spec.dtype in _CLASSIC:
+            return _utils._rebuild_tensor_v2, (storage, 0, spec.shape, strides, False, OrderedDict())
+        return _utils._rebuild_tensor_v3, (storage, 0, spec.shape, strides, False, OrderedDict(), dtype_of(spec.dtype))
 
 
-def save(value: Any, path: Path) -> None:
-    """Writes `value`, whose tensors are `Streamed`, to a new file.
+class _Zip:
+    """A zip file of uncompressed members with sizes of 64 bits, starting where the stream is; the data of each member is aligned."""
 
-    Raises OSError, and ValueError if a stream has another length than its shape.
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.start, self.entries = stream, stream.tell(), []
+
+    def member(self, name: str, length: int, parts: Iterable[memoryview | bytes]) -> None:
+        at, stored = self.stream.tell() - self.start, f"archive/{name}".encode()
+        fixed = 30 + len(stored) + 20 + 4
+        padding = -(at + fixed) % ALIGNMENT
+        # An extra field of no meaning ("FB", as torch has it) pads.
+        extra = struct.pack("<HHQQ", 1, 16, length, length) + b"FB" + struct.pack("<H", padding) + b"Z" * padding
+        header = struct.pack("<4s5H3L2H", b"PK\x03\x04", 45, 0, 0, 0, 33, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(stored), len(extra))
+        self.stream.write(header + stored + extra)
+        crc = written = 0
+        for part in parts:
+            self.stream.write(part)
+            crc, written = zlib.crc32(part, crc), written + len(part)
+        if written != length:
+            raise CheckpointError(f"member {name} should have {length} bytes, {written} came")
+        end = self.stream.tell()
+        self.stream.seek(self.start + at + 14)
+        self.stream.write(struct.pack("<L", crc))
+        self.stream.seek(end)
+        self.entries.append((stored, at, length, crc))
+
+    def finish(self) -> None:
+        begin = self.stream.tell() - self.start
+        for name, at, length, crc in self.entries:
+            extra = struct.pack("<HHQQQ", 1, 24, length, length, at)
+            fields = (45, 45, 0, 0, 0, 33, crc, 0xFFFFFFFF, 0xFFFFFFFF, len(name), len(extra), 0, 0, 0, 0, 0xFFFFFFFF)
+            self.stream.write(struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *fields) + name + extra)
+        end, count = self.stream.tell() - self.start, len(self.entries)
+        self.stream.write(struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, end - begin, begin))
+        self.stream.write(struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1))
+        self.stream.write(struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), 0xFFFFFFFF, 0xFFFFFFFF, 0))
+
+
+def write_archive(stream: BinaryIO, value: Any) -> None:
+    """Writes `value` at the stream's position as `torch.save` would; its tensors are `Streamed`, or small and real.
+
+    Raises CheckpointError if a stream has another length than its shape.
     """
     pickled = io.BytesIO()
     pickler = _Pickler(pickled)
     pickler.dump(value)
-    with path.open("xb") as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as file:
-        file.writestr("archive/data.pkl", pickled.getvalue())
-        file.writestr("archive/byteorder", b"little")
-        for key, stream in enumerate(pickler.streams):
-            _write(file, f"archive/data/{key}", stream, raw.tell())
-        file.writestr("archive/version", b"3\n")
+    archive = _Zip(stream)
+    archive.member("data.pkl", pickled.tell(), [pickled.getvalue()])
+    archive.member("byteorder", 6, [b"little"])
+    for key, tensor in enumerate(pickler.streams):
+        length = math.prod(tensor.spec.shape) * itemsize(tensor.spec.dtype)
+        archive.member(f"data/{key}", length, (raw(flat) for flat in tensor.chunks()))
+    archive.member("version", 2, [b"3\n"])
+    archive.finish()
 
 
-def _write(file: zipfile.ZipFile, name: str, stream: Streamed, position: int) -> None:
-    size = math.prod(stream.shape) * stream.dtype.itemsize
-    info = zipfile.ZipInfo(name)
-    info.file_size = size
-    zip64 = size >= zipfile.ZIP64_LIMIT // 2
-    # An extra field of no meaning ("FB", as torch has it) pads; zipfile puts its own of 20 bytes before it where sizes need 64 bits.
-    header = position + 30 + len(name) + 4 + (20 if zip64 else 0)
-    gap = -header % _ALIGNMENT
-    info.extra = b"FB" + struct.pack("<H", gap) + b"\0" * gap
-    written = 0
-    with file.open(info, "w", force_zip64=zip64) as member:
-        for chunk in stream.chunks():
-            written += member.write(chunk.contiguous().reshape(-1).view(torch.uint8).numpy().data) if chunk.numel() else 0
-    if written != size:
-        raise ValueError(f"{name} has {written} bytes instead of {size}")
+def save(value: Any, path: Path) -> None:
+    """Writes `value` to a new file. Raises OSError and CheckpointError."""
+    with path.open("xb") as stream:
+        write_archive(stream, value)

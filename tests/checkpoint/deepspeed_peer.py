@@ -5,13 +5,16 @@ Run as `python deepspeed_peer.py CASE.json` with torch's usual RANK, WORLD_SIZE,
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import deepspeed
 import torch
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 
@@ -41,6 +44,39 @@ class Tied(torch.nn.Module):
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.roll(1, 1).flatten())
 
 
+class Block(torch.nn.Linear):
+    """A layer of a pipeline, with a buffer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.register_buffer("scale", torch.full((2,), 0.5))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(super().forward(hidden)) * self.scale[0] + hidden
+
+
+def pipeline(case: dict) -> PipelineModule:
+    """Two stages whose ends share the embedding."""
+    width, vocab = case.get("width", 6), case.get("vocab", 11)
+
+    def head(module: torch.nn.Embedding, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden, module.weight)
+
+    def loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+    ends = [TiedLayerSpec("embed", torch.nn.Embedding, vocab, width, forward_fn=forward) for forward in (None, head)]
+    blocks = [LayerSpec(Block, width) for _ in range(3)]
+    return PipelineModule([ends[0], *blocks, LayerSpec(torch.nn.LayerNorm, width), ends[1]], num_stages=2, loss_fn=loss)
+
+
+def batches(case: dict, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens, and the next ones, of every step."""
+    for step in itertools.count(first):
+        tokens = torch.randint(case.get("vocab", 11), (2, 5), generator=torch.Generator().manual_seed(step))
+        yield tokens, tokens.roll(1, 1)
+
+
 def groups(model: torch.nn.Module, case: dict) -> list[dict]:
     """A group that decays and one that does not, with learning rates of their own."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -63,6 +99,8 @@ def settings(case: dict, ranks: int) -> dict:
     """DeepSpeed's configuration."""
     config = {"train_batch_size": 2 * ranks, "train_micro_batch_size_per_gpu": 2, "zero_allow_untested_optimizer": True}
     config["zero_force_ds_cpu_optimizer"] = False
+    if case.get("pipe"):
+        config |= {"train_batch_size": 4, "gradient_accumulation_steps": 2, "data_types": {"grad_accum_dtype": "fp32"}}
     config["zero_optimization"] = {"stage": case["stage"], **case.get("zero", {})}
     if case.get("bf16", True):
         config["bf16"] = {"enabled": True}
@@ -113,31 +151,38 @@ def record(engine: object, model: torch.nn.Module, case: dict) -> dict:
     return state_of(engine, model, keys)
 
 
+def plain_step(engine: object, case: dict, seed: int) -> float:
+    """One step of one rank; the loss."""
+    loss = engine(torch.randint(case.get("vocab", 11), (2, 5), generator=torch.Generator().manual_seed(seed)))
+    engine.backward(loss)
+    engine.step()
+    return loss.item()
+
+
 def main() -> None:
     """Builds, perhaps loads, trains, records, saves."""
     case = json.loads(Path(sys.argv[1]).read_text())
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.manual_seed(5)
-    model = Tied(case)
+    if case.get("pipe"):
+        deepspeed.init_distributed("gloo")
+    model = pipeline(case) if case.get("pipe") else Tied(case)
     made = optimizer(groups(model, case), case)
     schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1 / (1 + step)) if case.get("schedule") else None
     engine, *_ = deepspeed.initialize(model=model, optimizer=made, config=settings(case, ranks), lr_scheduler=schedule)
     if "load" in case:
         engine.load_checkpoint(case["load"], tag=case.get("load_tag"))
     losses, told = [], {}
+    stream = batches(case, 2 * case.get("first", 0))
     for step in range(case.get("first", 0), case.get("first", 0) + case.get("steps", 3)):
-        generator = torch.Generator().manual_seed(100 * step + rank)
-        loss = engine(torch.randint(case.get("vocab", 11), (2, 5), generator=generator))
-        engine.backward(loss)
-        engine.step()
-        losses.append(loss.item())
+        losses.append(engine.train_batch(stream).item() if case.get("pipe") else plain_step(engine, case, 100 * step + rank))
         if step + 1 == case.get("save_at"):
             told = record(engine, model, case)
             engine.save_checkpoint(case["save"], tag="t", client_state={"note": "kept", "seed": 7})
     told = told or record(engine, model, case)
-    if rank == 0:
+    if rank == 0 or case.get("pipe"):
         groups_now = [{k: v for k, v in g.items() if k not in ("params", "preconditioner")} for g in made.param_groups]
-        torch.save({"states": told, "losses": losses, "groups": groups_now, "steps": engine.global_steps}, case["record"])
+        torch.save({"states": told, "losses": losses, "groups": groups_now, "steps": engine.global_steps}, f"{case['record']}{rank or ''}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Whole conversions: torch files, rules, verification, memory."""
 
+import argparse
 import json
 import math
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from checkpoint.convert.dcp import open_dcp
 from checkpoint.convert.detect import detect
+from checkpoint.convert.formats import TARGETS
 from checkpoint.convert.jsonable import decode, encode
 from checkpoint.convert.rules import parse_rules
 from checkpoint.convert.run import Request, convert, open_any, plan
@@ -185,6 +188,22 @@ def test_rules_rename_split_merge_and_drop(tmp_path):
     assert torch.equal(whole(source, "k"), model["h.0.qkv"][:, 4:5])
 
 
+def test_a_dropped_value_is_not_opened(tmp_path):
+    model = {"a": torch.ones(4), "noise": torch.ones(3)}
+    states = {name: {"exp_avg": torch.ones_like(value)} for name, value in model.items()} | {"noise": {"exp_avg": object}}
+    optimizer = {"state": states, "param_groups": [{"lr": 0.1, "params": ["a", "noise"]}]}
+    tree = {"model": model, "optimizer": optimizer, "args": argparse.Namespace(x=1), "deep": {"args": argparse.Namespace(), "seed": 3}}
+    torch.save(tree, tmp_path / "a.pt")
+    for drop in ([], ["noise"], ["noise", "args"]):
+        with pytest.raises(CheckpointError, match=r"drop it by a rule|can be kept"):
+            open_any(tmp_path / "a.pt", rules=parse_rules({"drop": drop}))
+    _, source = open_any(tmp_path / "a.pt", rules=parse_rules({"drop": ["noise", r"(deep\.)?args"]}))
+    assert list(source.contents.tensors) == ["a"]
+    assert source.contents.groups[0].names == ("a",)
+    assert source.contents.extra["deep"] == {"seed": 3}
+    source.close()
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -236,15 +255,13 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path):
 
 
 MEASURE = """
-import sys, time
+import sys
 from pathlib import Path
 from checkpoint.convert.run import Request, convert
-def peak():
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-began = time.monotonic()
-convert(Request(source=Path(sys.argv[1]), target=Path(sys.argv[2]), to=sys.argv[3], max_memory=100 << 20))
-print(peak(), time.monotonic() - began)
+convert(Request(source=Path(sys.argv[1]), target=Path(sys.argv[2]), to=sys.argv[3], max_memory=int(sys.argv[4])))
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
+"""Prints the peak in KiB. Not ru_maxrss: that begins with what the process that made this one had."""
 
 
 def sparse(path, count, elements):
@@ -260,11 +277,11 @@ def sparse(path, count, elements):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["dcp", "torch", "hf"])
+@pytest.mark.parametrize("to", TARGETS)
 def test_ten_times_the_memory_is_converted_within_it(tmp_path, to):
-    sparse(tmp_path / "a.safetensors", 2, 128 << 20)
-    arguments = [sys.executable, "-c", MEASURE, tmp_path / "a.safetensors", tmp_path / "b", to]
+    limit = 24 << 20
+    sparse(tmp_path / "a.safetensors", 2, 5 * limit // 4)
+    arguments = [sys.executable, "-c", MEASURE, tmp_path / "a.safetensors", tmp_path / "b", to, str(limit)]
     result = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    peak, seconds = int(result.stdout.split()[0]) >> 10, float(result.stdout.split()[1])
-    print(f"{to}: peak RSS {peak} MiB, {seconds:.1f} s")
-    assert peak < 100 + 300
+    assert int(result.stdout) << 10 < limit + (300 << 20)
+    shutil.rmtree(tmp_path / "b") if (tmp_path / "b").is_dir() else (tmp_path / "b").unlink()

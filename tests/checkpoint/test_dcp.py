@@ -7,6 +7,8 @@ import torch
 
 from checkpoint.convert.dcp import open_dcp
 from checkpoint.convert.dcp_write import write_dcp
+from checkpoint.convert.rules import Rules
+from checkpoint.convert.run import Request, convert
 from checkpoint.convert.torch_save import open_torch, write_torch
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
@@ -150,7 +152,8 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(plain, where, capsys):
         import torch.distributed.checkpoint as dcp
 
         dcp.save({"model": peers.model().state_dict(), "bad": Hostile()}, checkpoint_id=str(plain), no_dist=True)
-    with pytest.raises(CheckpointError, match=r"builtin(s|__)\.print.*--trust-pickle"):
+    refusal = r"not the metadata" if where == "metadata" else r"builtin(s|__)\.print.*--trust-pickle"
+    with pytest.raises(CheckpointError, match=refusal):
         open_dcp(plain)
     assert "it ran" not in capsys.readouterr().out
 
@@ -170,3 +173,19 @@ def test_missing_chunks_are_refused(plain):
     (plain / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"model\.0\.weight is not whole: its chunks hold 0 of 35"):
         open_dcp(plain)
+
+
+def test_what_cannot_be_read_is_left_out_by_a_rule(plain, tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    weights = peers.model().state_dict()
+    dcp.save({"model": weights, "bad": Hostile(), "extra": {"worse": Hostile(), "seed": 5}}, checkpoint_id=str(plain), no_dist=True)
+    metadata = pickle.loads((plain / ".metadata").read_bytes())
+    metadata.state_dict_metadata["model.0.weight"].chunks.clear()
+    (plain / ".metadata").write_bytes(pickle.dumps(metadata))
+    rules = Rules(drop=("bad", r"extra\.worse", r"0\.weight"))
+    convert(Request(source=plain, target=tmp_path / "b", to="torch", rules=rules))
+    tree = torch.load(tmp_path / "b", weights_only=True)
+    assert set(tree["model"]) == set(weights) - {"0.weight"}
+    assert tree["extra"] == {"seed": 5}
+    assert "bad" not in tree

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +10,7 @@ import torch
 
 from checkpoint.convert.deepspeed import detect, open_source, write
 from elastic.errors import CheckpointError
+from tests.checkpoint.launch import run_ranks
 
 pytestmark = pytest.mark.slow
 _PEER = Path(__file__).parent / "deepspeed_peer.py"
@@ -22,22 +18,12 @@ _CASES = {
     "one": {"stage": 1, "bf16": False, "steps": 5},
     "two": {"stage": 2, "zero": {"round_robin_gradients": True}, "schedule": True},
     "three": {"stage": 3, "zero": {"sub_group_size": 50}},
+    "bf16": {"stage": 1, "config": {"data_types": {"grad_accum_dtype": "fp32"}}},
 }
 
 
 def _run(case: dict, folder: Path, ranks: int = 2) -> dict:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "case.json").write_text(json.dumps({**case, "record": str(folder / "record.pt")}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank in range(ranks):
-        told = {**common, "WORLD_SIZE": str(ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with (folder / f"log{rank}").open("wb") as log:
-            started.append(subprocess.Popen([sys.executable, str(_PEER), str(folder / "case.json")], env=told, stdout=log, stderr=log))
-    assert [process.wait(200) for process in started] == [0] * ranks, (folder / "log0").read_text()[-2000:]
+    run_ranks(_PEER, {**case, "record": str(folder / "record.pt")}, folder, ranks)
     return torch.load(folder / "record.pt", weights_only=False)
 
 
@@ -109,6 +95,22 @@ def test_deepspeed_goes_on_from_our_universal_with_the_same_numbers(made, tmp_pa
     assert resumed["losses"] == record["losses"][3:]
     assert resumed["steps"] == 5
     assert [group["lr"] for group in resumed["groups"]] == [0.01, 0.02]
+
+
+def test_a_pipeline_of_two_stages_is_one_model(made, tmp_path):
+    case = {"stage": 1, "pipe": True, "save": str(tmp_path / "save"), "save_at": 3}
+    record = _run(case, tmp_path / "run")
+    assert any((tmp_path / "save" / "t").glob("bf16_zero_pp_rank_0_mp_rank_01_optim_states.pt"))
+    source = open_source(tmp_path / "save")
+    other = torch.load(tmp_path / "run" / "record.pt1", weights_only=False)
+    shared = set(record["states"]) & set(other["states"])
+    assert shared == {"tied_modules.embed.weight"}
+    for told in (record, other):
+        _equals(source, told)
+    assert set(source.contents.tensors) == {*record["states"], *other["states"], "1.scale", "2.scale", "3.scale"}
+    assert source.contents.buffers == {"1.scale", "2.scale", "3.scale"}
+    assert {name for group in source.contents.groups for name in group.names} == {*record["states"], *other["states"]}
+    source.close()
 
 
 def test_a_missing_shard_is_named(made, tmp_path):

@@ -13,8 +13,8 @@ from checkpoint.convert.dcp import open_dcp
 from checkpoint.convert.dcp_write import write_dcp
 from checkpoint.convert.hf import INDEX, SINGLE, open_hf, write_hf
 from checkpoint.convert.safetensors_file import DTYPES, read_header
-from checkpoint.convert.stored import Files, dtype_of
 from checkpoint.convert.torch_save import open_torch, write_torch
+from checkpoint.stored import Files, dtype_of
 from elastic.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,6 +114,7 @@ def test_a_directory_of_the_trainer_is_read_with_its_optimizer(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
     from checkpoint.convert.optimizer import Order
+    from checkpoint.convert.rules import Rules
     from checkpoint.convert.trainer import open_trainer
 
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=1)
@@ -128,7 +129,7 @@ def test_a_directory_of_the_trainer_is_read_with_its_optimizer(tmp_path):
     with pytest.raises(CheckpointError, match="by a rule"):
         open_trainer(where)
     order = Order(names=tuple(group.names for group in source.contents.groups))
-    assert open_trainer(where, order=order).contents.groups == source.contents.groups
+    assert open_trainer(where, rules=Rules(order=order)).contents.groups == source.contents.groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert [[names[id(p)] for p in group["params"]] for group in trainer.optimizer.optimizer.param_groups] == [
         list(group.names) for group in source.contents.groups

@@ -7,16 +7,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from checkpoint.convert.boxes import Box, boxes_of_run, intersection, runs_of_box
+from checkpoint.boxes import Box, boxes_of_run, intersection, runs_of_box
 from checkpoint.state import Spec
 from elastic.errors import CheckpointError
 
 STRIDED_LIMIT = 256 << 20
 """Bytes: the largest span that is read at once for a tensor whose strides are no permutation of a dense one."""
+
+
+OPEN_LIMIT = 64
+"""Files of one checkpoint that are open at a time: some formats have one for every state of every parameter."""
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -42,24 +46,41 @@ def memory_of(flat: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data.cast("B") if flat.numel() else memoryview(bytearray())
 
 
+def raw(flat: torch.Tensor) -> memoryview:
+    """The memory of a flat tensor, contiguous or a copy that is."""
+    return memory_of(flat.contiguous())
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether the value is a tensor in a file."""
+    return hasattr(value, "spec") and hasattr(value, "run")
+
+
 class Files:
-    """Open files of one checkpoint, by path; every read says where it is from."""
+    """Files of one checkpoint, by path; every read says where it is from. Those that were used last are open."""
 
     def __init__(self) -> None:
         self._open: dict[Path, tuple[int, int]] = {}
+
+    def __del__(self) -> None:
+        self.close()
 
     def size(self, path: Path) -> int:
         """Bytes. Raises CheckpointError if there is no such file."""
         return self._file(path)[1]
 
     def _file(self, path: Path) -> tuple[int, int]:
-        if path not in self._open:
+        found = self._open.pop(path, None)
+        if found is None:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
-            self._open[path] = descriptor, os.fstat(descriptor).st_size
-        return self._open[path]
+            found = descriptor, os.fstat(descriptor).st_size
+        self._open[path] = found
+        if len(self._open) > OPEN_LIMIT:
+            os.close(self._open.pop(next(iter(self._open)))[0])
+        return found
 
     def read_into(self, path: Path, offset: int, memory: memoryview) -> None:
         """Fills `memory` from the file at `offset` (bytes). Raises CheckpointError if the file is shorter."""
@@ -133,7 +154,8 @@ class Strided:
         """The values of a box, in its shape."""
         order = self._order()
         if order is None:
-            return self._whole()[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))]
+            rows = self._rows(box[0][0], box[1][0])
+            return rows[(slice(None), *(slice(o, o + n) for o, n in zip(box[0][1:], box[1][1:], strict=True)))]
         offsets, sizes = [box[0][dim] for dim in order], [box[1][dim] for dim in order]
         out, width, position = torch.empty(math.prod(sizes), dtype=dtype_of(self.spec.dtype)), itemsize(self.spec.dtype), 0
         memory = memory_of(out)
@@ -143,14 +165,17 @@ class Strided:
         inverse = sorted(range(len(order)), key=order.__getitem__)
         return out.view(sizes).permute(inverse)
 
-    def _whole(self) -> torch.Tensor:
-        span = 1 + sum((extent - 1) * stride for extent, stride in zip(self.spec.shape, self.strides, strict=True))
-        if span * itemsize(self.spec.dtype) > STRIDED_LIMIT:
+    def _rows(self, first: int, count: int) -> torch.Tensor:
+        """Indices `[first, first + count)` of the first dimension, with what lies between them in memory."""
+        shape = (count, *self.spec.shape[1:])
+        span = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, self.strides, strict=True))
+        width = itemsize(self.spec.dtype)
+        if span * width > STRIDED_LIMIT:
             raise CheckpointError(
                 f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} is too large to be read"
             )
-        memory = self.files.elements(self.path, self.offset, span, self.spec.dtype)
-        return memory.as_strided(self.spec.shape, self.strides)
+        memory = self.files.elements(self.path, self.offset + first * self.strides[0] * width, span, self.spec.dtype)
+        return memory.as_strided(shape, self.strides)
 
     def run(self, start: int, stop: int) -> torch.Tensor:
         """The run, flat."""
@@ -158,10 +183,18 @@ class Strided:
         if order is not None and order == sorted(order):
             width = itemsize(self.spec.dtype)
             return self.files.elements(self.path, self.offset + start * width, stop - start, self.spec.dtype)
+        if start == stop:
+            return torch.empty(0, dtype=dtype_of(self.spec.dtype))
         return gather(self.spec, [((0,) * len(self.spec.shape), self.spec.shape, lambda: self)], start, stop)
 
 
-Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Strided]]
+class Boxed(Protocol):
+    """A tensor that can be read by boxes."""
+
+    def box(self, box: Box) -> torch.Tensor: ...
+
+
+Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Boxed]]
 """Offsets, sizes, and what opens it."""
 
 
@@ -190,6 +223,6 @@ class Chunked:
 
     def run(self, start: int, stop: int) -> torch.Tensor:
         """The run, flat."""
-        if len(self.chunks) == 1:
-            return self.chunks[0][2]().run(start, stop)
+        if len(self.chunks) == 1 and isinstance(only := self.chunks[0][2](), Strided):
+            return only.run(start, stop)
         return gather(self.spec, self.chunks, start, stop)

@@ -1,0 +1,89 @@
+"""Directories of Accelerate's `save_state`, and of Hugging Face's Trainer where FSDP shards the state.
+
+After accelerate 1.15 (`checkpointing.py`, `utils/fsdp_utils.py`). On one process, or several that hold the same: `model.safetensors` or
+`pytorch_model.bin`, `optimizer.bin`, `scheduler.bin`, `random_states_*.pkl`. With FSDP and sharded state dicts: a distributed checkpoint of
+torch in `pytorch_model_fsdp_0`, and one in `optimizer_0`. The states of random generators, samplers and custom objects are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from checkpoint.convert.dcp import METADATA, read_tree
+from checkpoint.convert.hf import load_weights, read_all, read_configs
+from checkpoint.convert.hf import recognise as recognise_weights
+from checkpoint.convert.nested import Nested, interpret
+from checkpoint.convert.rules import Rules
+from checkpoint.convert.torch_save import load_tree
+from checkpoint.convert.trainer import STATE, read_optimizers, read_state
+from checkpoint.convert.tree import Found
+from checkpoint.stored import Files
+from elastic.errors import CheckpointError
+
+SHARDED, SHARDED_OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"
+WEIGHTS = "pytorch_model.bin"
+_OTHERS = ("random_states_*.pkl", "sampler*.bin", "dl_state_dict*.bin", "custom_checkpoint_*.pkl")
+
+Checks = list[Callable[[], str]]
+
+
+def recognise(path: Path) -> str | None:
+    """Why a path is such a directory, None if it is not."""
+    if not path.is_dir():
+        return None
+    if (path / SHARDED / METADATA).is_file():
+        return f"it has a directory {SHARDED}"
+    marks = [*path.glob("random_states_*.pkl"), *path.glob("optimizer.bin")]
+    if marks and not (path / STATE).is_file() and (recognise_weights(path) or (path / WEIGHTS).is_file()):
+        return f"it has weights and a file {marks[0].name}"
+    return None
+
+
+def _refuse_several(path: Path) -> None:
+    patterns = ("model_[1-9]*.safetensors", "pytorch_model_[1-9]*.bin", "optimizer_[1-9]*", "pytorch_model_fsdp_[1-9]*")
+    more = sorted(file.name for pattern in patterns for file in path.glob(pattern))
+    if more:
+        raise CheckpointError(f"{path} holds several models or optimizers ({', '.join(more)}): only directories of one are read")
+
+
+def _sharded(path: Path, files: Files, trust: bool, rules: Rules) -> tuple[dict[str, Any], Checks]:
+    tree, pieces = read_tree(path / SHARDED, files, trust=trust, rules=rules)
+    checks: Checks = [pieces.verify]
+    if (path / SHARDED_OPTIMIZER / METADATA).is_file():
+        states, more = read_tree(path / SHARDED_OPTIMIZER, files, trust=trust, rules=rules)
+        tree, checks = {**states, **tree}, [*checks, more.verify]
+    return tree, checks
+
+
+def _whole(path: Path, files: Files, trust: bool) -> tuple[dict[str, Any], Checks]:
+    if not (path / WEIGHTS).is_file():
+        weights = load_weights(path, files)
+        return {"model": weights}, [lambda: read_all(weights)]
+    tree, archive = load_tree(path / WEIGHTS, files, trust_pickle=trust)
+    return {"model": tree}, [lambda: f"of the weights, CRC-32 of {archive.verify()[0]} bytes agree"]
+
+
+def open_accelerate(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
+    """Opens a directory. Raises CheckpointError; a rule must name the parameters of an optimizer beside safetensors."""
+    files, rules = Files(), rules or Rules()
+    try:
+        _refuse_several(path)
+        sharded = (path / SHARDED / METADATA).is_file()
+        tree, checks = _sharded(path, files, trust_pickle, rules) if sharded else _whole(path, files, trust_pickle)
+        beside, check = read_optimizers(path, files, trust=trust_pickle)
+        tree |= {**beside, **read_configs(path, files), **read_state(path, files)}
+        if not sharded:
+            rules = replace(rules, order=replace(rules.order, by_definition=(path / WEIGHTS).is_file()))
+        optimizer = ("optimizer",) if "optimizer" in tree else None
+        contents, tensors = interpret(tree, rules=rules, found=Found(model=("model",), optimizer=optimizer))
+    except CheckpointError:
+        files.close()
+        raise
+    skipped = sorted(file.name for pattern in _OTHERS for file in path.glob(pattern))
+    if skipped:
+        contents = replace(contents, extra={**contents.extra, "not_read": skipped})
+    parts = [*checks, check]
+    return Nested(format="accelerate", contents=contents, tensors=tensors, files=files, check=lambda: "; ".join(one() for one in parts))

@@ -1,0 +1,136 @@
+"""Megatron's `torch_dist`: a distributed checkpoint of torch whose keys are Megatron's, with what is no tensor in `common.pt`.
+
+After megatron-core 0.16 (`core/dist_checkpointing`). Layers that are alike are one tensor with the layers as its first dimension, under a
+key without their number (`decoder.layers.mlp.linear_fc1.weight`); states of the optimizer are `optimizer.state.STATE.KEY`, main values
+`fp32_param` among them. `common.pt` holds the groups without their parameters, and one step for all. Tensors are whole: no rule is
+needed about ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoint.convert.dcp import METADATA, is_described_tensor, items, read_metadata, tensor
+from checkpoint.convert.megatron import folder_of, namespace
+from checkpoint.convert.megatron_optimizer import RankOptimizer, Scalars, contents_of, grouped
+from checkpoint.convert.nested import Nested
+from checkpoint.convert.optimizer import settings_of
+from checkpoint.convert.rules import Rules
+from checkpoint.convert.safetensors_file import strict_json
+from checkpoint.pickles import load, number, plain
+from checkpoint.state import PARAM, Group, Spec
+from checkpoint.stored import Files, Readable
+from elastic.errors import CheckpointError
+
+COMMON, CONFIG = "common.pt", "metadata.json"
+_STATES = "optimizer.state."
+_MAIN = "fp32_param"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One layer of a tensor whose first dimension is the layers."""
+
+    held: Readable
+    index: int
+
+    @property
+    def spec(self) -> Spec:
+        """Shape and dtype of the layer's."""
+        return Spec(shape=self.held.spec.shape[1:], dtype=self.held.spec.dtype)
+
+    def run(self, start: int, stop: int) -> torch.Tensor:
+        """The run, flat."""
+        first = self.index * math.prod(self.spec.shape)
+        return self.held.run(first + start, first + stop)
+
+
+def recognise(path: Path) -> str | None:
+    """Why a path is such a checkpoint, None if it is not."""
+    folder = folder_of(path) if path.is_dir() else path
+    if not all((folder / name).is_file() for name in (METADATA, CONFIG, COMMON)):
+        return None
+    return (
+        f"it has {METADATA}, {COMMON}, and {CONFIG} of Megatron" if "torch_dist" in (folder / CONFIG).read_text(errors="replace") else None
+    )
+
+
+def _of_layers(name: str, held: Readable, layers: int) -> dict[str, Readable]:
+    """The tensors that a key holds, by the names that a model has. Raises CheckpointError if the layers are not as many as `args` says."""
+    before, stacked, after = name.partition(".layers.")
+    if not stacked or after.partition(".")[0].isdigit():
+        return {name: held}
+    if not held.spec.shape or held.spec.shape[0] != layers:
+        raise CheckpointError(f"{name} has shape {list(held.spec.shape)}; its first dimension should be the {layers} layers of args")
+    return {f"{before}.layers.{index}.{after}": Row(held=held, index=index) for index in range(layers)}
+
+
+def _tensors(described: Mapping[str, Any], pieces: Any, layers: int, rules: Rules) -> dict[tuple[str, str], Readable]:
+    found: dict[tuple[str, str], Readable] = {}
+    for key, item in described.items():
+        if not is_described_tensor(item) or (key.startswith("optimizer") and rules.drops("optimizer")):
+            continue
+        state, name = PARAM, key
+        if key.startswith(_STATES):
+            state, _, name = key.removeprefix(_STATES).partition(".")
+        elif key.startswith(("optimizer.", "chained_")):
+            raise CheckpointError(
+                f"{key} is a state of the optimizer that is not kept by parameter: save with a format that is (fully_reshardable), or "
+                'leave all out by the rule drop = ["optimizer"]'
+            )
+        if rules.drops(name) or rules.drops(key):
+            continue
+        for one, value in _of_layers(name, tensor(key, item, pieces), layers).items():
+            if not rules.drops(one):
+                found[one, state] = value
+    mains = {(name, PARAM): value for (name, state), value in found.items() if state == _MAIN}
+    return {key: value for key, value in (found | mains).items() if key[1] != _MAIN}
+
+
+def _optimizer(common: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], rules: Rules, where: str) -> tuple[list[Group], Scalars]:
+    """Groups, and the numbers of every parameter."""
+    value = common.get("optimizer")
+    if not isinstance(value, Mapping) or rules.drops("optimizer"):
+        return [], {}
+    inner = value.get("optimizer", value)
+    listed = inner["param_groups"]
+    step = number((inner.get("state") or {}).get("common_step"))
+    found = RankOptimizer()
+    for settings, names in zip(listed, grouped(listed, shapes, rules, where), strict=True):
+        told = settings_of(settings, f"{where}: a group of the optimizer")
+        own = told.pop("step", None)
+        for name in names:
+            if (taken := own if step is None else step) is not None:
+                found.scalars[name] = {"step": taken}
+        found.groups.append(Group(names=tuple(names), settings=told))
+    return found.groups, found.scalars
+
+
+def open_torch_dist(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
+    """Opens a checkpoint, or the one that `latest_checkpointed_iteration.txt` names. Raises CheckpointError."""
+    files, rules, folder = Files(), rules or Rules(), folder_of(path)
+    try:
+        strict_json(files.read(folder / CONFIG, 0, files.size(folder / CONFIG)), str(folder / CONFIG))
+        common = load(folder / COMMON, trusted=trust_pickle, files=files)
+        args = namespace(common.get("args"))
+        metadata, pieces = read_metadata(folder, files, trust=trust_pickle)
+        tensors = _tensors(items(metadata), pieces, int(args.get("num_layers") or 0), rules)
+        shapes = {name: value.spec.shape for (name, state), value in tensors.items() if state == PARAM}
+        groups, scalars = _optimizer(common, shapes, rules, str(folder / COMMON))
+    except CheckpointError:
+        files.close()
+        raise
+    except (AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
+        files.close()
+        raise CheckpointError(f"{folder}: it has another structure than Megatron's torch_dist: {error}") from error
+    dropped: list[str] = []
+    kept = {key: plain(value, dropped) for key, value in common.items() if key not in ("optimizer", "args", "rng_state")}
+    extra = {"step": common.get("iteration"), "megatron": {**kept, "args": plain(args, dropped), "not_read": dropped}}
+    contents = contents_of(tensors, groups, scalars, ties={}, extra=extra, rules=rules)
+    return Nested(format="megatron-dist", contents=contents, tensors=tensors, files=files, check=pieces.verify)

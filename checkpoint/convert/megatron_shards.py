@@ -1,0 +1,117 @@
+"""How Megatron-LM divides tensors over tensor-parallel ranks: stated by rules, or by a preset that a checkpoint's own arguments fill in.
+
+A tensor of which every rank has a part is cut along one dimension. A fused one is made of parts that are cut each by itself: of gate and
+up projection, rank r has the r-th of the gates and, behind them, the r-th of the ups. Widths are compared with what the files hold, and
+never taken from it.
+
+The preset `megatron-gpt` is Megatron-Core's GPTModel, as its `sharded_state_dict` states it (megatron-core 0.16, `core/tensor_parallel/
+layers.py`, `core/transformer/mlp.py`, `core/transformer/attention.py`). Query, key and value are fused by query group (the queries of the
+group, its key, its value), and ranks have whole groups: one part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from checkpoint.boxes import Box
+from checkpoint.convert.rules import Shard
+from checkpoint.slices import fused_slice
+from checkpoint.state import Spec
+from checkpoint.stored import Chunk, Chunked, Readable, Strided
+from elastic.errors import CheckpointError
+
+GPT = "megatron-gpt"
+
+
+def _argument(args: Mapping[str, Any], key: str) -> int:
+    value = args.get(key)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(
+            f"the checkpoint's args say {key} = {value!r}, which the preset {GPT} needs: state the layout by [[shard]] rules, and preset = "
+            '"none"'
+        )
+    return value
+
+
+def gpt(args: Mapping[str, Any]) -> tuple[Shard, ...]:
+    """The rules of the preset. Raises CheckpointError naming an argument that is missing."""
+    heads, wide = _argument(args, "num_attention_heads"), _argument(args, "ffn_hidden_size")
+    channels = args.get("kv_channels") or _argument(args, "hidden_size") // heads
+    groups = _argument(args, "num_query_groups") if args.get("group_query_attention") else heads
+    vocabulary = _argument(args, "padded_vocab_size")
+    attention, mlp = r".*\.self_attention\.", r".*\.mlp\."
+    return (
+        Shard(pattern=r"(embedding\.word_embeddings|output_layer)\.weight", dim=0, parts=(vocabulary,)),
+        Shard(pattern=rf"{attention}linear_qkv\.(weight|bias)", dim=0, parts=((heads + 2 * groups) * channels,)),
+        Shard(pattern=rf"{attention}linear_proj\.weight", dim=1, parts=(heads * channels,)),
+        Shard(pattern=rf"{mlp}linear_fc1\.(weight|bias)", dim=0, parts=(wide, wide) if args.get("swiglu") else (wide,)),
+        Shard(pattern=rf"{mlp}linear_fc2\.weight", dim=1, parts=(wide,)),
+        Shard(pattern=r"embedding\.position_embeddings\.weight"),
+        Shard(pattern=rf"({attention}linear_proj|{mlp}linear_fc2)\.bias"),
+        Shard(pattern=r"(.*[._])?(layernorm|layer_norm|norm)[._](weight|bias)"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A part of one rank's tensor, as a chunk of the whole: the rank's own indices begin at `shift` in dimension `dim`."""
+
+    held: Strided
+    dim: int
+    shift: int
+
+    def box(self, box: Box) -> torch.Tensor:
+        """The values of a box of the part, in its shape."""
+        offsets = tuple(offset + (self.shift if dim == self.dim else 0) for dim, offset in enumerate(box[0]))
+        return self.held.box((offsets, box[1]))
+
+
+def rule_for(name: str, rules: Sequence[Shard]) -> Shard:
+    """The first rule about a name. Raises CheckpointError if there is none."""
+    found = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
+    if found is None:
+        raise CheckpointError(
+            f"no rule says how {name} is divided over tensor-parallel ranks: add [[shard]] regex = {name!r}, with dim and parts, or "
+            "without them if every rank has it whole; or drop it"
+        )
+    return found
+
+
+def joined(name: str, held: Sequence[Readable], rule: Shard) -> Readable:
+    """The whole tensor of the parts that the ranks hold, in order. Raises CheckpointError where they are not as the rule says."""
+    if len({part.spec for part in held}) > 1:
+        raise CheckpointError(f"{name}: the tensor-parallel ranks hold {[list(part.spec.shape) for part in held]}")
+    spec, ranks = held[0].spec, len(held)
+    if rule.dim is None:
+        return held[0]
+    if rule.dim >= len(spec.shape) or any(width % ranks for width in rule.parts) or sum(rule.parts) != spec.shape[rule.dim] * ranks:
+        raise CheckpointError(
+            f"{name}: {ranks} ranks hold {list(spec.shape)} each, which are not parts of widths {list(rule.parts)} in dimension {rule.dim}"
+        )
+    if ranks == 1:
+        return held[0]
+    whole = Spec(shape=(*spec.shape[: rule.dim], sum(rule.parts), *spec.shape[rule.dim + 1 :]), dtype=spec.dtype)
+    widths = [[width // ranks] * ranks for width in rule.parts]
+    chunks = [chunk for rank, part in enumerate(held) for chunk in _chunks(whole, part, rule.dim, widths, rank)]
+    return Chunked(spec=whole, chunks=tuple(chunks))
+
+
+def _chunks(whole: Spec, held: Readable, dim: int, widths: Sequence[Sequence[int]], rank: int) -> list[Chunk]:
+    """What one rank holds, as boxes of the whole."""
+    if not isinstance(held, Strided):
+        raise CheckpointError("a tensor that was loaded whole cannot be joined; files of torch before 1.6 are not read here")
+    cuts = fused_slice(dim, widths, rank).cuts
+    shifts = accumulate((stop - start for start, stop in cuts), initial=0)
+    chunks: list[Chunk] = []
+    for (start, stop), shift in zip(cuts, shifts, strict=False):
+        offsets = tuple(start if at == dim else 0 for at in range(len(whole.shape)))
+        sizes = tuple(stop - start if at == dim else extent for at, extent in enumerate(whole.shape))
+        part = Held(held=held, dim=dim, shift=shift)
+        chunks.append((offsets, sizes, lambda part=part: part))
+    return chunks
