@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from elastic.errors import PlanError
 from elastic.plan.fleet import Fleet
 from elastic.plan.memory import refuse, shortfall
 from elastic.plan.partition import check_feasible, partition
@@ -153,18 +154,21 @@ class Prepared:
         self._going: Generator[None, None, tuple[Candidate, ...]] | None = None
 
     def advance(self) -> bool:
-        """Takes the search one candidate further; False once everything is found."""
+        """Takes the search one candidate further; False once everything is found, or known to be impossible."""
         if not self._due:
             return False
         fleet, stages = self._due[0]
+        self._going = self._going or searching(fleet, self._workload, stages)
         try:
-            self._going = self._going or searching(fleet, self._workload, stages)
             next(self._going)
+            return True
         except StopIteration as end:
             self._found.append((fleet, stages, end.value))
-            self._due.pop(0)
-            self._going = None
-        return True
+        except PlanError:  # if that loss comes, it will be said
+            pass
+        self._due.pop(0)
+        self._going = None
+        return bool(self._due)
 
     def candidates(self, fleet: Fleet, workload: Workload, stages: int | None) -> tuple[Candidate, ...] | None:
         """What `search` would give for a nameless fleet, if that is known by now."""
