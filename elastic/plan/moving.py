@@ -6,10 +6,11 @@ of what others own, to be spread evenly: of n workers each keeps 1 / (n - 1) of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elastic.plan.fleet import Fleet
-from elastic.plan.plan import Plan
+from elastic.plan.plan import Plan, Stage
 from elastic.plan.workload import Workload
 
 
@@ -21,24 +22,22 @@ class Moving:
     seconds: float
 
 
-def moving(old: Plan, new: Plan, workload: Workload, fleet: Fleet) -> Moving:
-    """From `old`, some of whose workers may be gone, to `new`; `fleet` are those of `new`."""
-    received = dict.fromkeys(new.workers, 0.0)
+def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) -> Moving:
+    """From `old`, some of whose workers may be gone, to the stages `new`, whose workers are `fleet`."""
+    received = {worker: 0.0 for stage in new for worker in stage.members}
     before = {layer: stage.members for stage in old.stages for layer in stage.layers}
     known = set(old.workers)
     lacked = 1 - 1 / (len(known) - 1) if len(known) > 1 else 0.0
-    for stage in new.stages:
+    for stage in new:
         share = 1 / len(stage.members)
         for layer in stage.layers:
             parameters, states = workload.layers[layer].parameter_bytes, workload.state_bytes_of(layer)
             for worker in stage.members:
-                if worker in before[layer]:
-                    size = max(0.0, share - 1 / len(before[layer])) * states
-                else:
-                    size = parameters + share * states
+                more = share - 1 / len(before[layer]) if worker in before[layer] else share
+                size = max(0.0, more) * states + (0 if worker in before[layer] else parameters)
                 received[worker] += size * (lacked if worker in known else 1.0)
     if len(received) > 1:  # else there is nobody to keep the copies that the lost had kept
-        lost = len(known.difference(new.workers)) / len(known)
+        lost = len(known.difference(received)) / len(known)
         whole = sum(layer.parameter_bytes + workload.state_bytes_of(number) for number, layer in enumerate(workload.layers))
         for worker in received:
             received[worker] += lost * whole / len(received)

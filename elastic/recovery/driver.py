@@ -18,6 +18,7 @@ from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready, check_equal
 from elastic.observe import activity, incident
 from elastic.observe.activity import Doing
+from elastic.plan.search import Prepared
 from elastic.plan.site import Link, Pair
 from elastic.recovery import balance, machine
 from elastic.recovery.events import (
@@ -53,6 +54,7 @@ from elastic.recovery.events import (
 )
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
+from elastic.recovery.preparing import Preparing
 from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.recovery.state import Phase, Policy
 from elastic.recovery.timeline import Pace, Timeline
@@ -103,12 +105,13 @@ class AttemptsLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What proposals depend on besides what the machine decides: the stages that the job asks for, links as they were measured, and the
-    seconds from a loss until a new worker trains."""
+    """What proposals depend on besides what the machine decides: the stages that the job asks for, links as they were measured, the seconds
+    from a loss until a new worker trains; and what was prepared of them."""
 
     stages: int | None
     links: Mapping[Pair, Link] = field(default_factory=dict)
     replaced_s: float = REPLACED_S
+    prepared: Prepared | None = None
 
 
 def worked_out(action: Propose, terms: Terms) -> Proposal:
@@ -128,7 +131,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
     if action.restore:
         proposal = fall_back(inventories=action.inventories, **common)
     else:
-        proposal = propose(inventories=survivors, brief=action.brief, replaced_s=terms.replaced_s, **common)
+        proposal = propose(inventories=survivors, brief=action.brief, replaced_s=terms.replaced_s, prepared=terms.prepared, **common)
     check_proposal(proposal, action.view)
     return proposal
 
@@ -178,6 +181,7 @@ class Driver:
         self._timeline: Timeline | None = None
         self._reports, self._weigh_at = balance.Reports(), 0.0
         self._wires = Wires()
+        self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
         self._lost_at: float | None = None
         self._replaced_s = REPLACED_S
         self._events: deque[Event] = deque()
@@ -256,6 +260,7 @@ class Driver:
     def close(self) -> None:
         """The job is over; an incident that did not get to its first committed step is kept as far as it got."""
         self._world.timers.clear_timer("machine")
+        self._preparing.close()
         if self._timeline is not None:
             self._conclude(self._timeline)
 
@@ -367,7 +372,13 @@ class Driver:
         if self._timeline is not None:
             self._timeline.inventoried(self._world.clock())
         try:
-            proposal = self._world.propose(action, self._terms(action))
+            terms = Terms(
+                stages=self._settings.stages,
+                links=self._preparing.links,
+                replaced_s=self._replaced_s,
+                prepared=self._preparing.prepared,
+            )
+            proposal = self._world.propose(action, terms)
         except ElasticError as error:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             self.feed(Unproposable(era=action.era, kind=kind, message=str(error)))
@@ -405,6 +416,7 @@ class Driver:
                 self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
         self._world.crew.tell(view.workers, {"type": "view", "view": view.to_json()})
         self._world.directory.write_members(self._members(view))
+        self._preparing.begin(view)
         if view.epoch > 1:
             self._world.clerk.run(Errand(call=self._world.attempts.sweep))
 
@@ -423,10 +435,11 @@ class Driver:
 
     # Details
 
-    def _terms(self, action: Propose) -> Terms:
-        members = [*action.view.members, *action.joiners.values()]
-        links = self._wires.links({member.worker: member.host for member in members}, action.view.site)
-        return Terms(stages=self._settings.stages, links=links, replaced_s=self._replaced_s)
+    def _measured(self) -> Mapping[Pair, Link]:
+        return self._wires.links({member.worker: member.host for member in self.view.members}, self.view.site)
+
+    def _idle(self) -> bool:
+        return self._timeline is None and self.state.phase is Phase.RUNNING
 
     def _at_etcd(self, era: Era, call: Callable[[], Any]) -> None:
         """For an attempt, and only as long as it is the one."""

@@ -14,6 +14,7 @@ from elastic.plan.fleet import Fleet
 from elastic.plan.memory import readable
 from elastic.plan.plan import Plan
 from elastic.plan.planner import HORIZON, plan
+from elastic.plan.search import Prepared
 from elastic.plan.site import Link, Pair, Site
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
@@ -101,12 +102,13 @@ def propose(
     slowdowns: Mapping[int, float] | None = None,
     links: Mapping[Pair, Link] | None = None,
     replaced_s: float = REPLACED_S,
+    prepared: Prepared | None = None,
 ) -> Proposal:
     """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
 
     `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner. A view that will be `brief`,
     since replacements are on their way, has to pay within `replaced_s` seconds. `slowdowns` are the workers', 1 of those not named, and
-    `links` what was measured of links since the view of before.
+    `links` what was measured of links since the view of before. What was `prepared` is not searched for again.
 
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
@@ -123,7 +125,7 @@ def propose(
     site = last.site.knowing(links or {})
     brief = brief and not joiners
     horizon = steps_until(replaced_s, last) if brief else HORIZON
-    planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief)
+    planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
     view = _view(last, attempt, members, planned.plan, site)
     states = _states(left) if resume >= 0 else {}
     names = [PARAM, *states]

@@ -115,14 +115,23 @@ class FakeClerk:
 
 @dataclass
 class FakeTimers:
-    due: float | None = None
-    act: Callable[[], None] | None = None
+    """`due` and `act` are of the machine's timer."""
+
+    timers: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
+
+    @property
+    def due(self) -> float | None:
+        return self.timers.get("machine", (None,))[0]
+
+    @property
+    def act(self) -> Callable[[], None] | None:
+        return self.timers.get("machine", (None, None))[1]
 
     def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None:
-        self.due, self.act = seconds, act
+        self.timers[name] = seconds, act
 
     def clear_timer(self, name: str = "") -> None:
-        self.due = self.act = None
+        self.timers.pop(name, None)
 
 
 @dataclass

@@ -110,7 +110,7 @@ def test_the_planner_expects_about_what_moves(workers, stages, layers):
     last = replace(last, workload=replace(last.workload, layers=costs, state_bytes=6.0))
     for lost in last.workers:
         found = after_loss(lost, last=last, stages=stages)
-        expected = moving(last.plan, found.view.plan, last.workload, found.view.fleet).bytes
+        expected = moving(last.plan, found.view.plan.stages, last.workload, found.view.fleet).bytes
         assert 0.7 * found.bytes_minimum <= expected <= 1.3 * found.bytes_minimum
         assert f"about {readable(expected)} move" in found.planned
 

@@ -1,0 +1,103 @@
+"""A worker is lost: how long does the agent plan, afresh, and with the search done ahead? Both plans must be equal.
+
+    python benchmarks/prepared.py --workers 8 --workers 64 --json build/prepared.json
+
+No process is started: it is the pure part of a proposal that is measured, for a transformer of equal blocks between an embedding and a
+head. Every loss of a single worker is planned for; figures are processor time, medians of rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from elastic.plan.fleet import Fleet
+from elastic.plan.planner import Planned, fastest, plan
+from elastic.plan.search import Prepared
+from elastic.plan.workload import LayerCost, Workload
+
+app = typer.Typer(add_completion=False)
+
+
+def transformer(blocks: int) -> Workload:
+    """The example's proportions: the embedding is quick, a block takes 10 ms, the head with its loss as long as one."""
+    block = LayerCost(forward_s=0.0033, backward_s=0.0067, parameters=790_000, activation_bytes=7_000_000, output_bytes=524_288)
+    embedding = LayerCost(forward_s=0.0002, backward_s=0.0003, parameters=100_000, activation_bytes=8_192, output_bytes=524_288)
+    return Workload(layers=(embedding, *[block] * blocks, block), micro_batches=16, grains=16, state_bytes=8.0)
+
+
+def measured(workers: int, stages: int | None, blocks: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds for one job."""
+    workload, whole = transformer(blocks), tuple(range(workers))
+    before = fastest(Fleet(workers=whole), workload, stages)
+    losses = [Fleet(workers=tuple(worker for worker in whole if worker != lost)) for lost in whole]
+    began = time.process_time()
+    prepared = Prepared(losses, workload, stages)
+    while prepared.advance():
+        continue
+    search_ms = (time.process_time() - began) * 1000
+
+    def seconds(ahead: Prepared | None, left: Fleet) -> tuple[float, Planned]:
+        began = time.process_time()
+        found = plan(left, workload, before, 6, stages=stages, brief=True, prepared=ahead)
+        return time.process_time() - began, found
+
+    fresh: list[float] = []
+    quick: list[float] = []
+    for _ in range(rounds):
+        for left in losses:
+            (took, found), (took_prepared, found_prepared) = seconds(None, left), seconds(prepared, left)
+            if found != found_prepared:
+                raise SystemExit(f"the prepared plan for {left.workers} is another one")
+            fresh.append(took * 1000)
+            quick.append(took_prepared * 1000)
+    return {
+        "workers": workers,
+        "stages": stages,
+        "classes": prepared.classes,
+        "prepare_ms": search_ms,
+        "fresh_ms": statistics.median(fresh),
+        "prepared_ms": statistics.median(quick),
+        "ratio": statistics.median(fresh) / statistics.median(quick),
+        "saved_ms": statistics.median(fresh) - statistics.median(quick),
+        "plans_equal": True,
+    }
+
+
+@app.command()
+def main(
+    workers: Annotated[list[int] | None, typer.Option(help="Workers of a job; may be given again. 8 and 64 by default.")] = None,
+    blocks: Annotated[int, typer.Option(help="Blocks of the model.")] = 24,
+    rounds: Annotated[int, typer.Option(help="How often every loss is planned for.")] = 3,
+    path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Prints a table, and one JSON object per job."""
+    table = Table(title="planning for one lost worker, milliseconds of processor time")
+    for heading in ("workers", "stages", "classes", "searched ahead", "afresh", "prepared", "ratio"):
+        table.add_column(heading)
+    found: list[dict[str, Any]] = []
+    for count in workers or (8, 64):
+        for stages in (4, None):
+            each = measured(count, stages, blocks, rounds)
+            found.append(each)
+            figures = (f"{each[name]:.1f}" for name in ("prepare_ms", "fresh_ms", "prepared_ms", "ratio"))
+            table.add_row(str(count), "any" if stages is None else str(stages), str(each["classes"]), *figures)
+            print(json.dumps(each), flush=True)
+    Console(stderr=True).print(table)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,182 @@
+"""The plans that come into question for a fleet, whatever was before: the search that takes the planner's time.
+
+Workers have no names here, only their places in the fleet: so what was found for one fleet holds for every one that looks the same, such as
+what is left when another one of several equal workers is lost.
+
+The partition with the least bottleneck is what a stage's workers could do if they never waited. They do wait where neighbouring stages have
+different numbers of workers: micro-batches go in ascending order, so a narrow stage feeds the workers of a wide one after each other. So
+stages of equal time and width are tried as well, and the simulated schedule decides.
+
+Where workers differ in speed, each stage takes neighbours in the order of their speeds, the slowest or the fastest first. Where a plan does
+not fit into memory, layers are divided anew within these limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from elastic.errors import PlanError
+from elastic.plan.fleet import Fleet
+from elastic.plan.memory import refuse, shortfall
+from elastic.plan.partition import check_feasible, partition
+from elastic.plan.plan import Stage
+from elastic.plan.prediction import Prediction, predict
+from elastic.plan.routing import weighted_routes
+from elastic.plan.uneven import Parts, divide, divide_within
+from elastic.plan.workload import Workload
+
+Routes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Stages and routes, what is predicted of them, and among what they were chosen."""
+
+    stages: tuple[Stage, ...]
+    routes: Routes
+    predicted: Prediction
+    reason: str
+
+    def renamed(self, names: Mapping[int, int]) -> Candidate:
+        """With other workers in the same places."""
+        stages = tuple(replace(stage, members=tuple(names[worker] for worker in stage.members)) for stage in self.stages)
+        return replace(self, stages=stages, routes=tuple(tuple(names[worker] for worker in route) for route in self.routes))
+
+
+def nameless(fleet: Fleet) -> Fleet:
+    """The same workers, called by their places."""
+    places = {worker: place for place, worker in enumerate(fleet.workers)}
+    return Fleet(
+        workers=tuple(range(len(places))),
+        slowdowns={place: fleet.slowdown(worker) for worker, place in places.items()},
+        memory={place: fleet.memory[worker] for worker, place in places.items() if worker in fleet.memory},
+        hosts={place: fleet.host(worker) for worker, place in places.items()},
+        site=fleet.site,
+    )
+
+
+def search(fleet: Fleet, workload: Workload, stages: int | None) -> tuple[Candidate, ...]:
+    """All that fit into memory, for a nameless fleet; fewer stages come first.
+
+    Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits.
+    """
+    going = searching(fleet, workload, stages)
+    while True:
+        try:
+            next(going)
+        except StopIteration as end:
+            return end.value
+
+
+def searching(fleet: Fleet, workload: Workload, stages: int | None) -> Generator[None, None, tuple[Candidate, ...]]:
+    """`search`, which can be left off after each candidate."""
+    workers = len(fleet.workers)
+    most = min(len(workload.layers), workers)
+    if stages is None:
+        counts, reason = range(1, most + 1), f"fastest of 1 to {most}"
+    else:
+        check_feasible(len(workload.layers), workers, stages)
+        counts, reason = [stages], "as asked"
+    found: list[Candidate] = []
+    short: list[tuple[float, str]] = []
+    for count in counts:
+        lacking: list[tuple[float, str]] = []
+        for divisions in (_divisions, _within_memory):
+            if divisions is _within_memory and not lacking:
+                break
+            for order, parts in divisions(fleet, workload, count):
+                filled, routes = _filled(order, parts, workload)
+                lack = shortfall(workload, filled, routes, fleet)
+                if lack[1]:
+                    lacking.append(lack)
+                else:
+                    predicted = predict(filled, routes, workload, fleet)
+                    found.append(Candidate(stages=filled, routes=routes, predicted=predicted, reason=reason))
+                yield
+        short += lacking
+    if not found:
+        raise refuse(f"{stages} stages" if stages is not None else f"1 to {most} stages", min(short)[1])
+    return tuple(found)
+
+
+def _orders(fleet: Fleet) -> list[Fleet]:
+    """Workers in the orders in which they may fill the stages."""
+    if fleet.equal:
+        return [fleet]
+    return [fleet.ordered(sorted(fleet.workers, key=lambda worker: sign * fleet.slowdown(worker))) for sign in (1, -1)]
+
+
+def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts]]:
+    """Workers in order, and the layers and the number of workers of each stage."""
+    for order in _orders(fleet):
+        parts = _partitions(workload, len(order.workers), count) if fleet.equal else [divide(workload, order, count)]
+        yield from ((order, each) for each in parts)
+
+
+def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts]]:
+    """The same, within the memory that workers have."""
+    for order in _orders(fleet):
+        parts = divide_within(workload, order, count)
+        if parts is not None:
+            yield order, parts
+
+
+def _partitions(workload: Workload, workers: int, count: int) -> list[Parts]:
+    """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers."""
+    balanced = [layers for layers, _ in partition(workload, count, count)]
+    seconds = [sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in layers) for layers in balanced]
+    longest_first = sorted(range(count), key=lambda stage: -seconds[stage])
+    widths = {stage: workers // count + (place < workers % count) for place, stage in enumerate(longest_first)}
+    equal = tuple((layers, widths[stage]) for stage, layers in enumerate(balanced))
+    return list(dict.fromkeys([partition(workload, workers, count), equal]))
+
+
+def _filled(fleet: Fleet, parts: Parts, workload: Workload) -> tuple[tuple[Stage, ...], Routes]:
+    """Stages with their workers, and routes."""
+    rest = iter(fleet.workers)
+    stages = tuple(Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts)
+    return stages, tuple(weighted_routes(workload.grains, stage.members, fleet.slowdowns) for stage in stages)
+
+
+class Prepared:
+    """Searches done before they are needed, for fleets of which one may come; those that look the same are searched for once."""
+
+    def __init__(self, fleets: Sequence[Fleet], workload: Workload, stages: int | None) -> None:
+        self._workload = workload
+        self._found: list[tuple[Fleet, int | None, tuple[Candidate, ...]]] = []
+        self._due: list[tuple[Fleet, int | None]] = []
+        for fleet in fleets:
+            question = nameless(fleet), asked(fleet, stages)
+            if question not in self._due:
+                self._due.append(question)
+        self.classes = len(self._due)
+        self._going: Generator[None, None, tuple[Candidate, ...]] | None = None
+
+    def advance(self) -> bool:
+        """Takes the search one candidate further; False once everything is found, or known to be impossible."""
+        if not self._due:
+            return False
+        fleet, stages = self._due[0]
+        self._going = self._going or searching(fleet, self._workload, stages)
+        try:
+            next(self._going)
+            return True
+        except StopIteration as end:
+            self._found.append((fleet, stages, end.value))
+        except PlanError:  # if that loss comes, it will be said
+            pass
+        self._due.pop(0)
+        self._going = None
+        return bool(self._due)
+
+    def candidates(self, fleet: Fleet, workload: Workload, stages: int | None) -> tuple[Candidate, ...] | None:
+        """What `search` would give for a nameless fleet, if that is known by now."""
+        if workload is not self._workload and workload != self._workload:
+            return None
+        return next((found for known, count, found in self._found if (known, count) == (fleet, stages)), None)
+
+
+def asked(fleet: Fleet, stages: int | None) -> int | None:
+    """The stages that a job asks for, or as many as there are workers if these are fewer."""
+    return None if stages is None else min(stages, len(fleet.workers))

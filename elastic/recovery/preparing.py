@@ -1,0 +1,103 @@
+"""Plans for the loss of any one worker, searched for while nothing happens: in slices on the agent's own thread, between which it hears
+everything, and left off as soon as there is something to do.
+
+A search needs no names of workers, so losses that leave equal workers in the same order are one class. Links are measured all the time:
+they are taken as they are when a preparation begins, and proposals take them so until the next one begins. So what is proposed is the
+same, whether it was prepared or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from elastic.plan.fleet import Fleet
+from elastic.plan.search import Prepared
+from elastic.plan.site import Link, Pair
+
+if TYPE_CHECKING:
+    from elastic.view import View
+
+SLICE_S = 0.01
+"""How long it may keep the agent from hearing, give or take a candidate."""
+
+PAUSE_S = 0.05
+"""Between slices: so it takes a sixth of a processor at most."""
+
+BUDGET_S = 2.0
+"""Of one preparation, all slices together."""
+
+SETTLED_S = 2.0
+"""From the beginning of a view until it is prepared for, when its links have been used."""
+
+RENEWED_S = 30.0
+"""Until links are looked at again."""
+
+_CHANGE = 1.25
+
+
+class Timers(Protocol):
+    """What it needs of the loop."""
+
+    def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None: ...
+    def clear_timer(self, name: str = "") -> None: ...
+
+
+class Preparing:
+    """`links` and `prepared` are for proposals. `measured` gives the links as they are now, `idle` whether there is nothing to do."""
+
+    def __init__(
+        self,
+        timers: Timers,
+        clock: Callable[[], float],
+        stages: int | None,
+        measured: Callable[[], Mapping[Pair, Link]],
+        idle: Callable[[], bool],
+    ) -> None:
+        self.links: Mapping[Pair, Link] = {}
+        self.prepared: Prepared | None = None
+        self._timers, self._clock, self._stages, self._measured, self._idle = timers, clock, stages, measured, idle
+        self._view: View | None = None
+        self._spent_s = 0.0
+
+    def begin(self, view: View) -> None:
+        """Another view is committed: what was prepared is of no use any more."""
+        self._view, self.prepared, self._spent_s = view, None, 0.0
+        self._timers.set_timer(SETTLED_S, self._look, "prepare")
+
+    def close(self) -> None:
+        self._timers.clear_timer("prepare")
+
+    def _look(self) -> None:
+        """Begins a preparation, unless there is one for links that are as fast as these."""
+        view, links = self._view, self._measured()
+        if view is None or not self._idle() or (self.prepared is not None and not _differ(links, self.links)):
+            self._timers.set_timer(RENEWED_S, self._look, "prepare")
+            return
+        self.links, self._spent_s = links, 0.0
+        site = view.site.knowing(links)
+        losses = [Fleet.of([member for member in view.members if member.worker != lost], site) for lost in view.workers[: _lossy(view)]]
+        self.prepared = Prepared(losses, view.workload, self._stages)
+        self._slice()
+
+    def _slice(self) -> None:
+        more = True
+        if self._idle() and self.prepared is not None:
+            began = now = self._clock()
+            while more and now - began < SLICE_S:
+                more, now = self.prepared.advance(), self._clock()
+            self._spent_s += now - began
+        again = more and self._spent_s < BUDGET_S
+        self._timers.set_timer(PAUSE_S if again else RENEWED_S, self._slice if again else self._look, "prepare")
+
+
+def _lossy(view: View) -> int:
+    """How many of the members can be lost: not the only one."""
+    return len(view.members) if len(view.members) > 1 else 0
+
+
+def _differ(now: Mapping[Pair, Link], before: Mapping[Pair, Link]) -> bool:
+    if now.keys() != before.keys():
+        return True
+    pairs = [(now[hosts], before[hosts]) for hosts in now]
+    return any(max(a.bytes_per_s, b.bytes_per_s) > _CHANGE * min(a.bytes_per_s, b.bytes_per_s) for a, b in pairs)

@@ -1,0 +1,125 @@
+"""Searching ahead: in slices, while nothing happens, again when links are others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from elastic.plan.fleet import Fleet
+from elastic.plan.search import nameless
+from elastic.plan.site import Link, Pair
+from elastic.recovery.preparing import PAUSE_S, RENEWED_S, SETTLED_S, SLICE_S, Preparing
+from elastic.recovery.proposal import propose
+from elastic.view import View
+from tests.recovery.recovering import inventories_of, view_of
+
+SLOW, FAST = Link(latency_s=1e-4, bytes_per_s=1e9), Link(latency_s=1e-4, bytes_per_s=2e9)
+
+
+@dataclass
+class Scene:
+    """A slice passes with every look at the clock, so each is for one candidate."""
+
+    view: View
+    links: dict[Pair, Link] = field(default_factory=dict)
+    idle: bool = True
+    now: float = 0.0
+    timer: tuple[float, Callable[[], None]] | None = None
+
+    def __post_init__(self) -> None:
+        self.preparing = Preparing(self, self.clock, None, lambda: dict(self.links), lambda: self.idle)
+        self.preparing.begin(self.view)
+
+    def clock(self) -> float:
+        self.now += SLICE_S
+        return self.now
+
+    def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None:
+        assert name == "prepare"
+        self.timer = seconds, act
+
+    def clear_timer(self, name: str = "") -> None:
+        self.timer = None
+
+    def wait(self) -> float:
+        """Until the timer; how long that was."""
+        assert self.timer is not None
+        seconds, act = self.timer
+        act()
+        return seconds
+
+    def finish(self) -> int:
+        """How many slices it took."""
+        slices = 0
+        while self.timer is not None and self.timer[0] == PAUSE_S:
+            self.wait()
+            slices += 1
+        return slices
+
+    def ready(self, lost: int) -> bool:
+        assert self.preparing.prepared is not None
+        site = self.view.site.knowing(self.preparing.links)
+        left = Fleet.of([member for member in self.view.members if member.worker != lost], site)
+        return self.preparing.prepared.candidates(nameless(left), self.view.workload, None) is not None
+
+
+def test_a_view_is_prepared_for_in_slices_and_proposals_are_the_same():
+    scene = Scene(view_of([0, 1, 2, 3], stages=2), {("host", "host"): SLOW})
+    assert scene.wait() == SETTLED_S
+    assert not scene.ready(0)
+    assert scene.finish() > 0
+    assert all(scene.ready(lost) for lost in scene.view.workers)
+    assert scene.timer is not None
+    assert scene.timer[0] == RENEWED_S
+    for lost in scene.view.workers:
+        left = inventories_of(scene.view, [worker for worker in scene.view.workers if worker != lost])
+        fresh, found = (
+            propose(last=scene.view, attempt=1, inventories=left, joiners={}, stages=None, links=scene.preparing.links, prepared=each)
+            for each in (None, scene.preparing.prepared)
+        )
+        assert found == fresh
+
+
+def test_it_waits_while_there_is_something_to_do():
+    scene = Scene(view_of([0, 1, 2], stages=2), idle=False)
+    assert scene.wait() == SETTLED_S
+    assert scene.preparing.prepared is None
+    scene.idle = True
+    assert scene.wait() == RENEWED_S
+    scene.idle = False
+    for _ in range(5):
+        assert scene.wait() == PAUSE_S
+    assert not scene.ready(0)
+    scene.idle = True
+    scene.finish()
+    assert scene.ready(0)
+
+
+def test_it_is_done_again_only_where_links_have_changed_much():
+    scene = Scene(view_of([0, 1, 2], stages=2), {("host", "host"): SLOW})
+    scene.wait()
+    scene.finish()
+    first = scene.preparing.prepared
+    scene.links["host", "host"] = Link(latency_s=1e-4, bytes_per_s=1.1e9)
+    assert scene.wait() == RENEWED_S
+    assert scene.preparing.prepared is first
+    scene.links["host", "host"] = FAST
+    scene.wait()
+    assert scene.preparing.prepared is not first
+    assert scene.preparing.links["host", "host"] == FAST
+
+
+def test_another_view_forgets_it_and_the_end_stops_it():
+    scene = Scene(view_of([0, 1, 2], stages=2))
+    scene.wait()
+    scene.preparing.begin(view_of([0, 1], stages=2))
+    assert scene.preparing.prepared is None
+    scene.preparing.close()
+    assert scene.timer is None
+
+
+def test_alone_there_is_nobody_to_lose():
+    scene = Scene(view_of([0], stages=1))
+    scene.wait()
+    assert scene.timer is not None
+    assert scene.timer[0] == RENEWED_S

@@ -1,0 +1,32 @@
+"""Links between workers as links between hosts."""
+
+from __future__ import annotations
+
+from elastic.plan.site import BETWEEN, Link, Site
+from elastic.recovery.wires import Wires
+
+HOSTS = {0: "a", 1: "a", 2: "b"}
+
+
+def test_the_best_that_a_pair_of_hosts_did_is_what_it_can_do():
+    wires = Wires()
+    wires.note(0, [[2, 2e-4, 1e9], [1, 1e-5, 8e9]])
+    wires.note(2, [[1, 1e-4, 3e9], [0, 5e-4, 2e9]])
+    assert wires.links(HOSTS, Site()) == {
+        ("a", "a"): Link(latency_s=1e-5, bytes_per_s=8e9),
+        ("a", "b"): Link(latency_s=1e-4, bytes_per_s=3e9),
+    }
+
+
+def test_what_is_newer_counts_and_strangers_do_not():
+    wires = Wires()
+    wires.note(0, [[2, 2e-4, 1e9], [9, 1e-9, 9e9]])
+    wires.note(0, [[2, 2e-4, 5e8]])
+    assert wires.links(HOSTS, Site()) == {("a", "b"): Link(latency_s=2e-4, bytes_per_s=5e8)}
+    assert wires.links({0: "a"}, Site()) == {}
+
+
+def test_without_a_rate_there_is_no_link_and_without_a_latency_the_known_one():
+    wires = Wires()
+    wires.note(0, [[1, 1e-5, None], [2, None, 1e9]])
+    assert wires.links(HOSTS, Site()) == {("a", "b"): Link(latency_s=BETWEEN.latency_s, bytes_per_s=1e9)}
