@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from checkpoint.convert.optimizer import Order
 from checkpoint.convert.output import Progress
+from checkpoint.objects import Place
 from checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
 
@@ -113,7 +113,7 @@ def format_of(name: str) -> Format:
     return FORMATS[name]
 
 
-def open_source(path: Path, name: str, *, trust_pickle: bool = False, order: Order | None = None) -> Source:
+def open_source(path: Place, name: str, *, trust_pickle: bool = False, order: Order | None = None) -> Source:
     """Opens what is at `path` in a format. Raises CheckpointError."""
     entry = format_of(name)
     if entry.opens is None:
@@ -122,7 +122,7 @@ def open_source(path: Path, name: str, *, trust_pickle: bool = False, order: Ord
     return function(entry.opens, f"read {name}")(path, **{key: value for key, value in options.items() if key in entry.options})
 
 
-def write_target(source: Source, path: Path, name: str, *, max_memory: int, progress: Progress) -> None:
+def write_target(source: Source, path: Place, name: str, *, max_memory: int, progress: Progress) -> None:
     """Writes a source in a format; `max_memory` in bytes. Raises CheckpointError, and leaves nothing at `path` then."""
     entry = format_of(name)
     if entry.writes is None:

@@ -11,6 +11,7 @@ import torch
 
 from checkpoint.convert.nested import Leaf
 from checkpoint.convert.output import Progress, Reading, run_bytes, silent
+from checkpoint.objects import Place, place
 from checkpoint.state import Source
 from elastic.errors import CheckpointError
 
@@ -35,19 +36,22 @@ def recognise(path: Path) -> str | None:
     return None
 
 
-def open_elastic(path: Path) -> Source:
+def _store(path: Place) -> Any:
+    return _module("objects").open_store(path if isinstance(path, str) else path.absolute())
+
+
+def open_elastic(path: Place) -> Source:
     """Opens one checkpoint, or the newest good one of a directory. Raises CheckpointError."""
-    path = path.absolute()
-    store = _module("store").LocalStore
-    if (path / "manifest.json").is_file():
-        return _module("reader").ElasticSource(store(path.parent), path.name)
-    source = _module("directory").newest(store(path))
+    if _store(path).size("manifest.json") is not None:
+        above, _, name = str(path if isinstance(path, str) else path.absolute()).rstrip("/").rpartition("/")
+        return _module("reader").ElasticSource(_store(place(above)), name)
+    source = _module("directory").newest(_store(path))
     if source is None:
         raise CheckpointError(f"{path} has no checkpoint")
     return source
 
 
-def write_elastic(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
+def write_elastic(source: Source, path: Place, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
     """Saves into a directory, under the step of the source (0 if it does not say); `max_memory` in bytes."""
     reading = Reading(source=source, limit=run_bytes(max_memory // IN_FLIGHT), progress=progress)
 
@@ -59,17 +63,18 @@ def write_elastic(source: Source, path: Path, *, max_memory: int = 1 << 30, prog
                     yield name, state, at, flat
                     at += flat.numel()
 
-    path.mkdir(parents=True, exist_ok=True)
-    _module("commit").save(_module("store").LocalStore(path), source.contents, runs(), step=source.contents.step or 0)
+    if isinstance(path, Path):
+        path.mkdir(parents=True, exist_ok=True)
+    _module("commit").save(_store(path), source.contents, runs(), step=source.contents.step or 0)
 
 
-def garbage(path: Path, *, older_than_s: float, now: float) -> list[str]:
+def garbage(path: Place, *, older_than_s: float, now: float) -> list[str]:
     """Removes what saves that died left behind; see `checkpoint.directory.collect`."""
-    return _module("directory").collect(_module("store").LocalStore(path), older_than_s=older_than_s, now=now)
+    return _module("directory").collect(_store(path), older_than_s=older_than_s, now=now)
 
 
-def retire(path: Path, *, last: int | None, every: int | None) -> list[str]:
+def retire(path: Place, *, last: int | None, every: int | None) -> list[str]:
     """Removes checkpoints that are neither among the `last` newest nor of a step that is a multiple of `every`; never the last good one."""
     retention = _module("retention")
     policies = ([retention.KeepLast(last)] if last else []) + ([retention.KeepEvery(every)] if every else [])
-    return retention.retire(_module("store").LocalStore(path), policies) if policies else []
+    return retention.retire(_store(path), policies) if policies else []

@@ -14,6 +14,7 @@ from checkpoint.convert.output import Progress, refuse_existing, run_bytes, sile
 from checkpoint.convert.ruled import Ruled
 from checkpoint.convert.rules import Rules
 from checkpoint.convert.stored import itemsize
+from checkpoint.objects import Place
 from checkpoint.state import PARAM, Contents, Source, Spec
 from elastic.errors import CheckpointError
 
@@ -26,8 +27,8 @@ LEAST_MEMORY = 1 << 20
 class Request:
     """What to convert. `max_memory`: bytes of values that may be in memory at a time."""
 
-    source: Path
-    target: Path
+    source: Place
+    target: Place
     to: str
     max_memory: int = DEFAULT_MEMORY
     rules: Rules = field(default_factory=Rules)
@@ -39,6 +40,10 @@ class Request:
             raise CheckpointError(f"there is no target format {self.to!r}; there are {', '.join(TARGETS)}")
         if self.max_memory < LEAST_MEMORY:
             raise CheckpointError(f"max_memory is {self.max_memory} bytes; at least {LEAST_MEMORY} are needed")
+        if isinstance(self.target, str) and self.to != "elastic":
+            raise CheckpointError(
+                f"{self.target}: only our own format, elastic, is written to URLs; write {self.to} to a directory and copy it"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,7 @@ def outline(contents: Contents, detected: Detected, to: str) -> Outline:
     return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to))
 
 
-def open_any(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
+def open_any(path: Place, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
     """Detects and opens, and applies rules. Raises CheckpointError."""
     detected, rules = detect(path), rules or Rules()
     source = open_source(path, detected.name, trust_pickle=trust_pickle, order=rules.order)
@@ -121,7 +126,7 @@ def convert(
 
     progress, checking: called as bytes are written, as tensors are compared. told: called once before anything is written.
     """
-    if request.to != "elastic":
+    if isinstance(request.target, Path) and request.to != "elastic":
         refuse_existing(request.target)
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
     try:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 import elastic
+from checkpoint.directory import found
+from checkpoint.objects import open_store
 from tests.engine import models
 
 
@@ -33,3 +35,9 @@ def train(job: Any, directory: str, every: int | None, steps: int, plain: bool, 
         time.sleep(pause_s)
     digest = trainer.digest()
     return {"losses": [[step, *values] for step, values in losses.items()], "digest": digest} if trainer.leader else None
+
+
+def into_memory(job: Any, steps: int, every: int | None) -> list[int | None]:
+    """The steps that are saved in this process's memory behind a training, newest first."""
+    train(job, "memory://run", every, steps, False, None, 0.1)
+    return [entry.source.contents.step for entry in found(open_store("memory://run")) if entry.source is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from checkpoint.commit import save
-from checkpoint.directory import newest
+from checkpoint.directory import collect, newest
+from checkpoint.objects import ObjectStore
 from checkpoint.saver import Saver, newest_epoch
 from checkpoint.store import LocalStore, Store
 from checkpoint.writer import Run
@@ -42,9 +44,10 @@ def told(savers: list[Saver]) -> dict[int, Any]:
     return {worker: receipt for worker, saver in enumerate(savers) if (receipt := saver.receipt()) is not None}
 
 
-def test_two_members_make_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objects", [False, True])
+def test_two_members_make_a_checkpoint(tmp_path: Path, objects: bool) -> None:
     retained: list[Store] = []
-    store = LocalStore(tmp_path)
+    store = ObjectStore(f"local://{tmp_path}") if objects else LocalStore(tmp_path)
     savers = [Saver(store, 0, retain=retained.append), Saver(store, 1)]
     released: list[int] = []
     start(savers, 3, lambda: released.append(1))
@@ -87,6 +90,25 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
         savers[0].take(told(savers), (0, 1))
     assert "step 3 is not saved: 'unknown', 'param' is not in the plan of files" in caplog.text
     assert "step 3 is not saved: worker 1 could not write its part" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = ObjectStore(f"local://{tmp_path}")
+    savers = [Saver(store, worker) for worker in (0, 1)]
+    first, second = halves(3)
+    contents = contents_of(values_at(3, SMALL), 3)
+    with caplog.at_level(logging.WARNING):
+        savers[0].start(contents, [*first, ("unknown", "param", 0, first[0][3])], epoch=1, members=(0, 1))
+        savers[1].start(contents, second, epoch=1, members=(0, 1))
+        assert savers[0].wait(5)
+        assert not savers[1].wait(0.01), "it waits for the parts of the other one"
+        receipt = savers[0].receipt()
+        assert receipt is not None
+        savers[0].take({0: receipt}, (0, 1))
+        assert savers[1].wait(5)
+    assert "step 3 is not saved: worker 0 could not write its part" in caplog.text
+    assert collect(store, older_than_s=0, now=time.time() + 60) or list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 

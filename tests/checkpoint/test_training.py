@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import elastic
 from checkpoint.directory import found, newest
+from checkpoint.objects import open_store
 from checkpoint.store import LocalStore
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
@@ -21,7 +22,14 @@ STEPS = 9
 
 
 def run(
-    folder: Path, steps: int, every: int | None = None, *, plain: bool = False, keep: int | None = None, pause_s: float = 0.0, **layout: Any
+    folder: Path | str,
+    steps: int,
+    every: int | None = None,
+    *,
+    plain: bool = False,
+    keep: int | None = None,
+    pause_s: float = 0.0,
+    **layout: Any,
 ) -> Any:
     return elastic.run(saved_trainings.train, args=[str(folder), every, steps, plain, keep, pause_s], rebalance=False, **layout).value
 
@@ -49,6 +57,32 @@ def test_a_job_goes_on_where_another_one_stopped(first: Any, second: Any, tmp_pa
     assert newest(LocalStore(tmp_path), verify=True).contents.step == STEPS  # pyright: ignore[reportOptionalMemberAccess]
     (weights,) = (tmp_path / f"step-{STEPS:08d}").glob("model-*.safetensors")
     assert len(load_file(weights)) > 5
+
+
+@pytest.mark.parametrize("scheme", ["file", "local"])
+def test_a_url_is_a_place_for_checkpoints(scheme: str, tmp_path: Path, whole: dict[str, Any]) -> None:
+    """`local` goes through fsspec: several workers, into objects that none of them can write together."""
+    url = f"{scheme}://{tmp_path}/run"
+    before = run(url, 5, 2, keep=2, workers=3, stages=2)
+    after = run(url, STEPS, workers=2, stages=1)
+    assert before["losses"] + after["losses"] == whole["losses"]
+    assert after["digest"] == whole["digest"]
+    source = newest(open_store(url), verify=True)
+    assert source is not None
+    assert source.contents.step == STEPS
+    assert isinstance(open_store(url), LocalStore) == (scheme == "file")
+    (weights,) = (tmp_path / "run" / source.name).glob("model-*.safetensors")
+    assert len(load_file(weights)) > 5
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_one_process_can_save_into_its_memory() -> None:
+    assert elastic.run(saved_trainings.into_memory, args=[3, 2], workers=1).value == [3, 2]
+
+
+def test_memory_that_workers_do_not_share_is_refused() -> None:
+    with pytest.raises(ElasticError, match=r"memory://run: every process has a memory of its own"):
+        elastic.run(saved_trainings.into_memory, args=[2, None], workers=2)
 
 
 def test_deaths_while_saves_are_under_way(tmp_path: Path) -> None:
