@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from elastic import job as jobs
+from elastic.beside import files_beside
 from elastic.checkpointing import Checkpoints
 from elastic.comm.network import Network
 from elastic.engine import profile, randomness
@@ -75,6 +76,8 @@ class Trainer:
             good checkpoint in it, if there is one, and saves the state behind its last step.
         every: saves after each so many steps as well, while training goes on.
         keep: how many of the newest checkpoints stay; all by default.
+        checkpoint_files: files that lie beside the weights, by name, such as a tokenizer's: content (bytes or text), or a `pathlib.Path`.
+            A model of Hugging Face has its `config.json` written anyway.
 
     Raises:
         TrainerError: if any of these cannot be trained; the message says what to do.
@@ -101,6 +104,7 @@ class Trainer:
         checkpoint: str | os.PathLike[str] | None = None,
         every: int | None = None,
         keep: int | None = None,
+        checkpoint_files: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
     ) -> None:
         self._job = jobs.current()
         micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
@@ -120,7 +124,8 @@ class Trainer:
         self._checkpoints: Checkpoints | None = None
         if checkpoint is not None:
             order = {"batch_size": batch_size, "seed": seed}
-            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order, keep)
+            files = files_beside(model, checkpoint_files or {})
+            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order, keep, files)
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoint.convert.hf import files_to_write
 from checkpoint.convert.nested import Leaf
 from checkpoint.convert.output import Progress, Reading, run_bytes, silent
 from checkpoint.objects import Place, place
@@ -65,7 +67,8 @@ def write_elastic(source: Source, path: Place, *, max_memory: int = 1 << 30, pro
 
     if isinstance(path, Path):
         path.mkdir(parents=True, exist_ok=True)
-    _module("commit").save(_store(path), source.contents, runs(), step=source.contents.step or 0)
+    contents = replace(source.contents, files=files_to_write(source.contents))
+    _module("commit").save(_store(path), contents, runs(), step=contents.step or 0)
 
 
 def garbage(path: Place, *, older_than_s: float, now: float) -> list[str]:
