@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from checkpoint.commit import save
-from checkpoint.directory import collect, newest
+from checkpoint.directory import collect, found, newest
 from checkpoint.objects import ObjectStore
 from checkpoint.saver import Saver, newest_epoch
 from checkpoint.store import LocalStore, Store
@@ -155,3 +156,33 @@ def test_what_retention_cannot_remove_does_not_unmake_the_save(tmp_path: Path, c
     source = newest(LocalStore(tmp_path))
     assert source is not None
     assert source.contents.step == 3
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_two_jobs_in_one_place_leave_whole_checkpoints_of_one_or_the_other(tmp_path: Path, objects: bool) -> None:
+    """Step by step at the same time; a step that both save is the first one's, or there twice, where nothing can be renamed."""
+    where = f"local://{tmp_path}"
+    steps = range(1, 7)
+
+    def job(number: int, at_once: threading.Barrier) -> None:
+        store = ObjectStore(where) if objects else LocalStore(tmp_path)
+        saver = Saver(store, 0)
+        for step in steps:
+            values = values_at(100 * number + step, SMALL)
+            at_once.wait()
+            saver.start(contents_of(values, step), whole_runs(values), epoch=1, members=(0,))
+            saver.take(told([saver]), (0,))
+            saver.finish()
+
+    barrier = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(job, number, barrier) for number in (1, 2)]:
+            future.result()
+    entries = list(found(ObjectStore(where) if objects else LocalStore(tmp_path)))
+    assert {entry.step for entry in entries} == set(steps)
+    assert len(entries) == len(steps) * (1 + objects)
+    for entry in entries:
+        assert entry.source is not None
+        entry.source.verify()
+        assert equals(entry.source, values_at(100 + entry.step, SMALL)) != equals(entry.source, values_at(200 + entry.step, SMALL))
+    assert not list(tmp_path.glob(".tmp-*"))

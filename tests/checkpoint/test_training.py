@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,20 @@ def test_deaths_while_saves_are_under_way(tmp_path: Path) -> None:
         assert source is not None
         source.verify()
     assert run(tmp_path / "saved", steps + 2, workers=1)["losses"][0][0] == steps
+
+
+@pytest.mark.parametrize(("how", "reason"), [("no space", "File too large"), ("no directory", "Not a directory")])
+def test_training_goes_on_where_nothing_can_be_saved(
+    how: str, reason: str, tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = elastic.run(saved_trainings.beside_a_broken_disk, args=[str(tmp_path / "run"), how], workers=2, rebalance=False).value
+    assert (result["losses"], result["digest"]) == (whole["losses"], whole["digest"])
+    said = capfd.readouterr().err
+    assert re.search(rf"step [2-6] is not saved: {tmp_path}/run.*: {reason}", said), said
+    store = LocalStore(tmp_path / "run")
+    assert newest(store, verify=True).contents.step == STEPS  # pyright: ignore[reportOptionalMemberAccess]
+    assert not {3, 4} & {entry.step for entry in found(store)}
+    assert how != "no space" or not list((tmp_path / "run").glob(".tmp-*"))
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
