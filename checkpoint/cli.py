@@ -21,13 +21,14 @@ from checkpoint.convert.output import run_bytes
 from checkpoint.convert.rules import Rules, load_rules
 from checkpoint.convert.run import DEFAULT_MEMORY, Outline, Request, convert, open_any, plan
 from checkpoint.convert.verify import verify
+from checkpoint.objects import place
 from elastic.errors import ElasticError
 
 app = typer.Typer(
     help="Look into checkpoints of any format, compare, convert and clean up.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
-Where = Annotated[Path, typer.Argument(help="Directory or file; its format is detected.")]
+Where = Annotated[str, typer.Argument(help="Directory or file, whose format is detected; or a URL of our own format.")]
 Trust = Annotated[bool, typer.Option("--trust-pickle", help="Run pickles that are not on the list of harmless ones. They can do anything.")]
 Memory = Annotated[str, typer.Option("--max-memory", help="Memory for values, such as 500MiB or 2GiB.")]
 
@@ -59,7 +60,7 @@ def inspect_command(
     path: Where, as_json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, trust_pickle: Trust = False
 ) -> None:
     """Format, step, tensors, bytes, tensor-parallel slices and optimizer groups."""
-    detected, source = open_any(path, trust_pickle=trust_pickle)
+    detected, source = open_any(place(path), trust_pickle=trust_pickle)
     slicings = getattr(source, "slicings", {})
     try:
         if as_json_:
@@ -73,7 +74,7 @@ def inspect_command(
 @app.command("verify")
 def verify_command(path: Where, trust_pickle: Trust = False, max_memory: Memory = "256MiB") -> None:
     """Reads everything and checks what checksums there are."""
-    detected, source = open_any(path, trust_pickle=trust_pickle)
+    detected, source = open_any(place(path), trust_pickle=trust_pickle)
     try:
         typer.echo(f"{path}: {detected.name}: {verify(source, limit=run_bytes(parse_bytes(max_memory)))}")
     finally:
@@ -83,9 +84,9 @@ def verify_command(path: Where, trust_pickle: Trust = False, max_memory: Memory 
 @app.command("diff")
 def diff_command(first: Where, second: Where, trust_pickle: Trust = False, max_memory: Memory = "256MiB") -> None:
     """What differs between two checkpoints of any formats; exit status 1 if something does."""
-    _, left = open_any(first, trust_pickle=trust_pickle)
+    _, left = open_any(place(first), trust_pickle=trust_pickle)
     try:
-        _, right = open_any(second, trust_pickle=trust_pickle)
+        _, right = open_any(place(second), trust_pickle=trust_pickle)
         try:
             differs = show_differences(Console(soft_wrap=True), compare(left, right, limit=run_bytes(parse_bytes(max_memory))))
         finally:
@@ -99,7 +100,7 @@ def diff_command(first: Where, second: Where, trust_pickle: Trust = False, max_m
 @app.command("convert")
 def convert_command(
     source: Where,
-    target: Annotated[Path, typer.Argument(help="What to write; nothing may be there, except for our own format.")],
+    target: Annotated[str, typer.Argument(help="What to write; nothing may be there, except for our own format.")],
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(TARGETS)}.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     max_memory: Memory = f"{DEFAULT_MEMORY >> 30}GiB",
@@ -114,8 +115,8 @@ def convert_command(
 ) -> None:
     """Converts a checkpoint with its optimizer state, tensor by tensor."""
     request = Request(
-        source=source,
-        target=target,
+        source=place(source),
+        target=place(target),
         to=to,
         max_memory=parse_bytes(max_memory),
         rules=load_rules(rules) if rules else Rules(),
@@ -140,12 +141,12 @@ def convert_command(
             checking=lambda what, _: bar.update(checking, description=f"checking {what}"),
             told=told,
         )
-    show_outline(console, planned, to, done=target)
+    show_outline(console, planned, to, done=request.target)
 
 
 @app.command("gc")
 def gc_command(
-    path: Annotated[Path, typer.Argument(help="A directory of our own checkpoints.")],
+    path: Annotated[str, typer.Argument(help="A directory, or URL, of our own checkpoints.")],
     older_than: Annotated[float, typer.Option("--older-than", help="Seconds since an unfinished save last wrote.")] = 3600.0,
     keep_last: Annotated[int | None, typer.Option("--keep-last", min=1, help="Keep this many newest checkpoints.")] = None,
     keep_every: Annotated[
@@ -153,7 +154,7 @@ def gc_command(
     ] = None,
 ) -> None:
     """Removes what unfinished saves left behind and, if asked to, old checkpoints; never the last good one."""
-    removed = garbage(path, older_than_s=older_than, now=time.time()) + retire(path, last=keep_last, every=keep_every)
+    removed = garbage(place(path), older_than_s=older_than, now=time.time()) + retire(place(path), last=keep_last, every=keep_every)
     typer.echo("\n".join(f"removed {name}" for name in removed) if removed else "nothing to remove")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +14,7 @@ from checkpoint.convert.compare import Difference
 from checkpoint.convert.detect import Detected
 from checkpoint.convert.run import Outline
 from checkpoint.manifest import slicing_json
+from checkpoint.objects import Place
 from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents, Spec
 from checkpoint.stored import itemsize
@@ -119,7 +119,7 @@ def show_differences(console: Console, differences: Iterable[Difference]) -> boo
     return unequal > 0
 
 
-def show_outline(console: Console, outline: Outline, to: str, done: Path | None = None) -> None:
+def show_outline(console: Console, outline: Outline, to: str, done: Place | None = None) -> None:
     """What is written, or was."""
     if done is None:
         table = Table("tensor", "state", "shape", "dtype", "bytes")

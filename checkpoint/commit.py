@@ -1,11 +1,11 @@
 """How a save becomes a checkpoint, all of it or nothing.
 
-    coordinator   begin    a directory that only this try uses, named by step, epoch, attempt and a random token; a token file in it; every
-                           file at its full size (a full disk is found here); headers and index
+    coordinator   begin    a directory that only this try uses, named by step, epoch, attempt and a random token; a token file in it, which
+                           lists the files; every file at its full size (a full disk is found here); headers and index
     every worker  write_runs   looks for the token (no token: this host does not see that directory), writes its runs, syncs, answers with
                            a receipt: byte ranges and sums
-    coordinator   commit   every byte of every file is in exactly one receipt; sizes as planned; token removed; directory synced; manifest
-                           written and synced; directory synced; renamed to its final name; parent synced; then the hint `latest`
+    coordinator   commit   every byte of every file is in exactly one receipt; sizes as planned; manifest written and synced; token removed;
+                           directory synced; renamed to its final name; parent synced; then the hint `latest`
 
 A crash before the rename leaves a directory that no reader looks at; the rename is one step; after it everything is on disk already. A
 store without rename (objects) gets the final name from the start, and the manifest, written last, is the commit. Where workers cannot write
@@ -21,7 +21,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +43,7 @@ TOKEN = ".token"
 LATEST = "latest"
 _MAX_SMALL_BYTES = 4096
 _ZEROS = np.zeros(1 << 20, dtype=np.uint8)
+_MAX_TOKEN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: i
     ticket = Ticket(step=step, epoch=epoch, attempt=attempt, token=token, directory=directory, fingerprint=plan.fingerprint)
     store.make_directory(directory)
     try:
-        store.put(f"{directory}/{TOKEN}", token.encode())
+        put_token(store, directory, token, [file.name for file in plan.files])
         for file in plan.files:
             store.create(f"{directory}/{file.name}", file.size)
             _write_own(store, directory, file)
@@ -89,6 +90,22 @@ def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: i
         abandon(store, plan, ticket)
         raise
     return ticket
+
+
+def put_token(store: Store, directory: str, token: str, files: Sequence[str]) -> None:
+    """Says whose directory this is, and which files belong there, for whoever has to clean up."""
+    store.put(f"{directory}/{TOKEN}", "\n".join([token, *files]).encode())
+
+
+def listed(store: Store, directory: str) -> list[str]:
+    """The files that belong in a directory, as far as it says; a token comes first."""
+    for name, limit in ((TOKEN, _MAX_TOKEN_BYTES), (MANIFEST, MAX_MANIFEST_BYTES)):
+        path = f"{directory}/{name}"
+        if store.size(path) is not None:
+            with suppress(CheckpointError, UnicodeDecodeError):
+                data = read_all(store, path, limit)
+                return data.decode().split("\n")[1:] if name == TOKEN else list(decode(data, store.where(path)).files)
+    return []
 
 
 def _write_own(store: Store, directory: str, file: PlannedFile) -> None:
@@ -114,7 +131,7 @@ def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[Run]
         )
     path = f"{ticket.directory}/{TOKEN}"
     try:
-        found = read_all(store, path, _MAX_SMALL_BYTES)
+        found = read_all(store, path, _MAX_TOKEN_BYTES).partition(b"\n")[0]
     except CheckpointError as error:
         raise CheckpointError(
             f"{store.where(ticket.directory)}: this host does not see what the coordinator made there ({error}): "
@@ -143,9 +160,9 @@ def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[Part
     data = encode(manifest, store.where(f"{ticket.directory}/{MANIFEST}"))
     if len(data) > MAX_MANIFEST_BYTES:
         raise CheckpointError(f"{store.where(ticket.directory)}: its manifest would have {len(data)} bytes, above {MAX_MANIFEST_BYTES}")
-    store.remove(f"{ticket.directory}/{TOKEN}")
-    store.sync_directory(ticket.directory)
     store.put(f"{ticket.directory}/{MANIFEST}", data)
+    with nullcontext() if store.renames else suppress(CheckpointError):  # there it is a checkpoint already
+        store.remove(f"{ticket.directory}/{TOKEN}")
     store.sync_directory(ticket.directory)
     name = _rename(store, ticket) if store.renames else ticket.directory
     store.sync_directory("")

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from checkpoint.commit import TEMPORARY, TOKEN
+from checkpoint.commit import TEMPORARY, TOKEN, listed
 from checkpoint.manifest import MANIFEST, FutureVersion
+from checkpoint.plan import INDEX
 from checkpoint.reader import ElasticSource
 from checkpoint.store import PART, Store
 from elastic.errors import CheckpointError
@@ -114,9 +115,10 @@ def collect(store: Store, *, older_than_s: float, now: float) -> list[str]:
         touched = [store.changed(f"{name}/{file}") for file in files] + ([store.changed(name)] if store.renames else [])
         if max(touched, default=0.0) > now - older_than_s:
             continue
-        for file in files:
-            if file in (TOKEN, MANIFEST) or file.endswith((".safetensors", ".safetensors.index.json")) or file.startswith(PART):
-                store.remove(f"{name}/{file}")
+        said = {INDEX, *listed(store, name)}
+        ours = [file for file in files if file in said or file.endswith(".safetensors") or file.startswith(PART)]
+        for file in [*ours, MANIFEST, TOKEN]:  # what says which files are ours goes last
+            store.remove(f"{name}/{file}")
         store.remove_directory(name)
         removed.append(name)
     return removed

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,21 +34,21 @@ _COPIED_AT_ONCE = 8 << 20
 _MOST_RUNS_BYTES = 64 << 20
 
 
-def is_url(place: object) -> bool:
-    """Whether it names something for fsspec, and no path of this machine."""
-    return isinstance(place, str) and "://" in place
+Place = Path | str
+"""A path of this machine, or a URL: a string."""
 
 
-def open_store(place: str | os.PathLike[str]) -> Store:
-    """The store at a path, or at a URL. `file://` is a path: directories can be renamed and synced there.
+def place(text: str) -> Place:
+    """What a person named. `file://` is a path: directories can be renamed and synced there."""
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return text if "://" in text else Path(text)
 
-    Raises CheckpointError if nothing here can open such URLs.
-    """
-    if not isinstance(place, str) or "://" not in place:
-        return LocalStore(place)
-    if place.startswith("file://"):
-        return LocalStore(place.removeprefix("file://"))
-    return ObjectStore(place)
+
+def open_store(where: str | os.PathLike[str]) -> Store:
+    """The store at a path, or at a URL. Raises CheckpointError if nothing here can open such URLs."""
+    named = place(os.fspath(where))
+    return ObjectStore(named) if isinstance(named, str) else LocalStore(named)
 
 
 @contextmanager
@@ -99,6 +100,7 @@ class ObjectStore:
     def __init__(self, url: str, *, filesystem: Any = None) -> None:
         self._url = url.rstrip("/")
         self._fs, self._root = _connected(self._url) if filesystem is None else (filesystem, filesystem._strip_protocol(self._url))
+        self.private = self._url.startswith("memory://")
 
     def where(self, path: str) -> str:
         return f"{self._url}/{path}" if path else self._url

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,9 @@ from elastic.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 DEFAULT_FILE_BYTES = 4 << 30
 _METADATA = {"format": "pt"}
+
+_BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}\.(json|txt|model|jinja|tiktoken)")
+_OURS = ("manifest.json", INDEX)
 
 Key = tuple[str, str]
 """Name of a parameter or buffer, and name of the state."""
@@ -135,6 +139,7 @@ def plan_files(
         for key, parts in found.items()
     }
     files += [_plan_index(name, weights) for name, weights in index_tables(places).items()]
+    files += [PlannedFile(name=name, size=len(data), head=data) for name, data in contents.files.items()]
     return FilePlan(contents=contents, files=tuple(files), places=places)
 
 
@@ -169,7 +174,15 @@ def _check_slicings(contents: Contents, slicings: Mapping[Key, Slicing]) -> None
             raise CheckpointError(f"{name!r}, {state!r}: {error}") from error
 
 
+def lies_beside(name: str) -> bool:
+    """Whether a file of this name may lie beside the weights: one of those that models and tokenizers bring, and none of ours."""
+    return _BESIDE.fullmatch(name) is not None and name not in _OURS
+
+
 def _check_names(contents: Contents) -> None:
+    for name in contents.files:
+        if not lies_beside(name):
+            raise CheckpointError(f"a file beside the weights cannot be called {name!r}: use letters, digits and .json, .txt or .model")
     for name, states in contents.tensors.items():
         if not name or name == "__metadata__":
             raise CheckpointError(f"a tensor cannot be called {name!r}")

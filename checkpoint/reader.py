@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch
 from checkpoint.blocks import BLOCK_BYTES, block_count, contributions, sums_of
 from checkpoint.files import read_header
 from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
-from checkpoint.plan import Key, Sliced, Stored, index_tables, stored_name, stored_parts
+from checkpoint.plan import Key, Sliced, Stored, index_tables, lies_beside, stored_name, stored_parts
 from checkpoint.sliced import gather
 from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents
@@ -41,7 +42,7 @@ class ElasticSource:
         self._store, self._directory = store, directory
         path = f"{directory}/{MANIFEST}"
         self.manifest: Manifest = decode(read_all(store, path, MAX_MANIFEST_BYTES), store.where(path))
-        self.contents: Contents = self.manifest.contents
+        self._contents: Contents | None = None
         self.name = directory
         self.bytes_read = 0
         self._threads = threads
@@ -53,6 +54,14 @@ class ElasticSource:
             size = store.size(f"{directory}/{name}")
             if size != file.size:
                 raise CheckpointError(f"{self._where(name)}: {'missing' if size is None else f'{size} bytes'}; it should have {file.size}")
+
+    @property
+    def contents(self) -> Contents:
+        """With the files beside the weights, which are read when this is first asked for. Raises CheckpointError if one is damaged."""
+        if self._contents is None:
+            files = {name: self._bytes(name, 0, file.size) for name, file in self.manifest.files.items() if lies_beside(name)}
+            self._contents = replace(self.manifest.contents, files=files)
+        return self._contents
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
         """The run `[start, stop)` of one tensor, in elements. Raises CheckpointError if it is not there, or damaged."""
@@ -82,7 +91,7 @@ class ElasticSource:
 
     def place(self, name: str, state: str = PARAM) -> Stored:
         """Where a tensor lies, or the one that it is tied to."""
-        place = self.manifest.places.get((self.contents.ties.get(name, name), state))
+        place = self.manifest.places.get((self.manifest.contents.ties.get(name, name), state))
         if place is None:
             raise CheckpointError(f"{self._store.where(self._directory)}: it has no {state!r} of {name!r}")
         return place

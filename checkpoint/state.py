@@ -41,6 +41,7 @@ class Contents:
     ties: name -> the name whose tensor it is. frozen, buffers: names that no optimizer updates.
     step: of the training that it was saved at (the number of steps taken), None if it does not say.
     extra: what the format carries besides and can be JSON (scheduler, seed, data cursor, model configuration), by key.
+    files: small files that lie beside the weights for the programs that open them (`config.json`, a tokenizer's), by name.
     """
 
     tensors: Mapping[str, Mapping[str, Spec]]
@@ -51,13 +52,18 @@ class Contents:
     buffers: frozenset[str] = frozenset()
     step: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Source(Protocol):
     """A checkpoint that can be read, tensor by tensor, run by run."""
 
     format: str
-    contents: Contents
+
+    @property
+    def contents(self) -> Contents:
+        """What is in it."""
+        ...
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
         """The run of one tensor, flat, in its dtype. Raises CheckpointError naming file and reason if it is damaged."""

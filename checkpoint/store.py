@@ -57,11 +57,13 @@ class Store(Protocol):
     """A tree of files.
 
     renames: a directory can be renamed at once. shared_writes: several workers may write one file at its places; else what is written
-    are parts, of which `join` makes the file. look_s: seconds between two looks for what others make. read_bytes: of one good read.
+    are parts, of which `join` makes the file. private: no other process sees it. look_s: seconds between two looks for what others make.
+    read_bytes: of one good read.
     """
 
     renames: bool
     shared_writes: bool
+    private: bool
     look_s: float
     read_bytes: int
 
@@ -152,8 +154,9 @@ class LocalStore:
 
     renames = True
     shared_writes = True
+    private = False
     look_s = 0.005
-    read_bytes = 512 << 10
+    read_bytes = 256 << 10
     """Still in the processor's cache when they are digested."""
 
     def __init__(self, root: str | os.PathLike[str], *, calls: ModuleType | Any = os) -> None:

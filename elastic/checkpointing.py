@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -40,7 +41,7 @@ class Checkpoints:
     """Of one worker: the newest good checkpoint in `directory`, from which founders begin, and saves after each `every` steps.
 
     `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `settings` decide which
-    samples a step has. Raises TrainerError, CheckpointError.
+    samples a step has. `files` lie beside the weights. Raises TrainerError, CheckpointError.
 
     `stalls`: of each save but the last, the seconds that it stopped this worker, and those of them that went into the spare, which the
     next step does not have to make then.
@@ -55,10 +56,12 @@ class Checkpoints:
         optimizer: ShardedOptimizer,
         settings: dict[str, Any],
         keep: int | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise TrainerError(f"every={every}: save after each that many steps, at least 1")
         self._job, self._model, self._optimizer, self._settings = job, model, optimizer, settings
+        self._files = files or {}
         self._policies = [] if keep is None else [KeepLast(keep)]
         self._store, self._every = open_store(directory), every
         self._source: ElasticSource | None = newest(self._store)
@@ -78,6 +81,10 @@ class Checkpoints:
 
     def begin(self, view: View, history: History, survivor: Survivor) -> State | None:
         """What this founder begins with; None if there is no checkpoint yet."""
+        if self._store.private and len(view.workers) > 1:
+            raise CheckpointError(
+                f"{self._store.where('')}: every process has a memory of its own, and this job has {len(view.workers)} workers"
+            )
         self._begun(founder=True)
         source, self._source = self._source, None
         if source is None:
@@ -199,6 +206,7 @@ class Checkpoints:
             buffers=frozenset(buffers),
             step=step + 1,
             extra={_EXTRA: extra},
+            files=self._files,
         )
         self._base = base_of(told)
         began = time.perf_counter()

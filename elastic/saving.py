@@ -60,6 +60,7 @@ def contents_of(
     buffers: frozenset[str],
     step: int,
     extra: Mapping[str, Any],
+    files: Mapping[str, bytes],
 ) -> Contents:
     """What the checkpoint holds, from what all members told: the same on each of them. `rest` are frozen parameters and buffers."""
     states: dict[str, dict[str, str]] = {}
@@ -81,4 +82,5 @@ def contents_of(
         buffers=buffers,
         step=step,
         extra=extra,
+        files=files,
     )

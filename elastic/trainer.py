@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from elastic import host
 from elastic import job as jobs
+from elastic.beside import files_beside
 from elastic.checkpointing import Checkpoints
 from elastic.comm import gauge
 from elastic.comm.network import Network
@@ -77,6 +78,8 @@ class Trainer:
             good checkpoint in it, if there is one, and saves the state behind its last step.
         every: saves after each so many steps as well, while training goes on.
         keep: how many of the newest checkpoints stay; all by default.
+        checkpoint_files: files that lie beside the weights, by name, such as a tokenizer's: content (bytes or text), or a `pathlib.Path`.
+            A model of Hugging Face has its `config.json` written anyway.
 
     Raises:
         TrainerError: if any of these cannot be trained; the message says what to do.
@@ -103,6 +106,7 @@ class Trainer:
         checkpoint: str | os.PathLike[str] | None = None,
         every: int | None = None,
         keep: int | None = None,
+        checkpoint_files: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
     ) -> None:
         self._job = jobs.current()
         micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
@@ -122,7 +126,8 @@ class Trainer:
         self._checkpoints: Checkpoints | None = None
         if checkpoint is not None:
             order = {"batch_size": batch_size, "seed": seed}
-            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order, keep)
+            files = files_beside(model, checkpoint_files or {})
+            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order, keep, files)
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))

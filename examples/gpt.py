@@ -2,6 +2,8 @@
 
     python examples/gpt.py --workers 4 --stages 2 --steps 40
     python examples/gpt.py --workers 4 --stages 2 --steps 40 --kill 1@8 --kill 0@22:reduce
+    python examples/gpt.py --workers 4 --stages 2 --steps 20 --checkpoint runs/a --checkpoint-every 5
+    python examples/gpt.py --workers 3 --stages 3 --steps 40 --checkpoint runs/a
 
 The parameters, and every loss, come out bit for bit the same for any number of workers and stages, whoever is killed.
 """
@@ -135,6 +137,9 @@ def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
         seed=options["seed"],
         autocast=torch.bfloat16 if options["bf16"] else None,
         checkpoint_activations=options["recompute"],
+        checkpoint=options["checkpoint"],
+        every=options["checkpoint_every"],
+        keep=options["keep"],
     )
     progress = ProgressLine(options["steps"])
     with StepLog(Path(job.directory), job.worker) as log:
@@ -144,8 +149,9 @@ def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
     digest, workers = trainer.digest(), trainer.statistics()
     if not trainer.leader:
         return None
-    steps = read_steps(Path(job.directory))
+    steps = read_steps(Path(job.directory), resumed=options["checkpoint"] is not None)
     return {
+        "first_step": steps[0]["step"] if steps else trainer.step,
         "steps": len(steps),
         "losses": [step["loss"] for step in steps],
         "grad_norms": [step["grad_norm"] for step in steps],
@@ -173,8 +179,11 @@ class StepLog:
         self._file.write(json.dumps(dataclasses.asdict(report)) + "\n")
 
 
-def read_steps(directory: Path) -> list[dict[str, Any]]:
-    """Every step once, as its leader saw it; all workers must have seen the same, and each of them no step twice."""
+def read_steps(directory: Path, *, resumed: bool = False) -> list[dict[str, Any]]:
+    """Every step once, as its leader saw it; all workers must have seen the same, and each of them no step twice.
+
+    The first is step 0, unless the job may have `resumed` another one.
+    """
     steps: dict[int, dict[str, Any]] = {}
     for path in sorted(directory.glob("steps-*.jsonl")):
         whole = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -186,8 +195,9 @@ def read_steps(directory: Path) -> list[dict[str, Any]]:
                 raise RuntimeError(f"workers disagree on step {step['step']}: {known} and {step}")
             if step["leader"]:
                 steps[step["step"]] = step
-    if sorted(steps) != list(range(len(steps))):
-        raise RuntimeError(f"steps {sorted(steps)} are not all steps from 0 on")
+    first = min(steps, default=0) if resumed else 0
+    if sorted(steps) != list(range(first, first + len(steps))):
+        raise RuntimeError(f"steps {sorted(steps)} are not all steps from {first} on")
     return [steps[step] for step in sorted(steps)]
 
 
@@ -209,6 +219,9 @@ def main(
     tie: Annotated[bool, typer.Option("--tie", help="Tie the head's weight to the embedding's.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bf16 autocast with float32 parameters.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="Directory or URL to save into, and to go on from.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Save after each so many steps too; the last is saved anyway.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="How many of the newest checkpoints stay; all by default.")] = None,
     kill: Annotated[list[str] | None, typer.Option(help=_KILL)] = None,
     respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
     min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
@@ -220,6 +233,8 @@ def main(
         raise typer.BadParameter(f"--dim {dim} is not a multiple of --heads {heads}")
     if data is not None and not Path(data).is_file():
         raise typer.BadParameter(f"--data {data}: no such file")
+    if checkpoint is None and (checkpoint_every, keep) != (None, None):
+        raise typer.BadParameter("--checkpoint-every and --keep say when and how many, and --checkpoint where: give that too")
     given = dict(locals())
     of_the_job = ("workers", "stages", "kill", "respawn", "min_workers", "etcd", "report")
     options = {name: value for name, value in given.items() if name not in of_the_job}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint.convert.formats import FORMATS, function
+from checkpoint.objects import Place
 from elastic.errors import CheckpointError
 
 
@@ -17,8 +18,10 @@ class Detected:
     why: str
 
 
-def detect(path: Path) -> Detected:
-    """Raises CheckpointError saying what was looked for."""
+def detect(path: Place) -> Detected:
+    """Raises CheckpointError saying what was looked for. Behind a URL there is only our own format."""
+    if isinstance(path, str):
+        return Detected(name="elastic", why="it is a URL")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     for entry in FORMATS.values():

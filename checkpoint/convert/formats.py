@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from checkpoint.convert.output import Progress
 from checkpoint.convert.rules import Rules
+from checkpoint.objects import Place
 from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
@@ -138,7 +138,7 @@ def format_of(name: str) -> Format:
     return FORMATS[name]
 
 
-def open_source(path: Path, name: str, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
+def open_source(path: Place, name: str, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
     """Opens what is at `path` in a format. Raises CheckpointError."""
     entry = format_of(name)
     if entry.opens is None:
@@ -149,7 +149,7 @@ def open_source(path: Path, name: str, *, trust_pickle: bool = False, rules: Rul
 
 def write_target(
     source: Source,
-    path: Path,
+    path: Place,
     name: str,
     *,
     max_memory: int,

@@ -11,6 +11,7 @@ from typing import Any
 from checkpoint.convert.nested import Leaf, Nested
 from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
 from checkpoint.convert.safetensors_file import read_header, strict_json, write_file
+from checkpoint.plan import lies_beside
 from checkpoint.state import PARAM, Contents, Source
 from checkpoint.stored import Files, Strided, dtype_of, itemsize
 from elastic.errors import CheckpointError
@@ -18,6 +19,8 @@ from elastic.errors import CheckpointError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIGS = ("config", "generation_config")
 """Keys of extra values that are files of their own here, with the ending `.json`."""
+BESIDE_LIMIT = 64 << 20
+"""Bytes of one file beside the weights; larger ones are something else."""
 SHARD = 5 << 30
 """Bytes of weights in one file."""
 
@@ -58,12 +61,28 @@ def read_configs(path: Path, files: Files) -> dict[str, Any]:
     return {key: strict_json(files.read(file, 0, files.size(file)), str(file)) for key, file in present.items()}
 
 
+def read_beside(path: Path, files: Files) -> dict[str, bytes]:
+    """The files that a model or tokenizer has beside the weights, as they are; none for a single file of weights."""
+    if not path.is_dir():
+        return {}
+    names = sorted(file.name for file in path.iterdir() if lies_beside(file.name) and not file.name.endswith(".index.json"))
+    found = {name: path / name for name in names if (path / name).is_file()}
+    return {name: files.read(file, 0, files.size(file)) for name, file in found.items() if files.size(file) <= BESIDE_LIMIT}
+
+
+def files_to_write(contents: Contents) -> dict[str, bytes]:
+    """The files beside the weights: those of the source, and its configurations."""
+    values = {f"{key}.json": contents.extra[key] for key in CONFIGS if isinstance(contents.extra.get(key), Mapping)}
+    return {**{name: (json.dumps(value, indent=2) + "\n").encode() for name, value in values.items()}, **contents.files}
+
+
 def open_hf(path: Path) -> Nested:
     """Opens a directory or a file. Raises CheckpointError."""
     files = Files()
     try:
         weights = load_weights(path, files)
         extra = read_configs(path, files)
+        beside = read_beside(path, files)
     except CheckpointError:
         files.close()
         raise
@@ -71,6 +90,7 @@ def open_hf(path: Path) -> Nested:
         tensors={name: {PARAM: value.spec} for name, value in weights.items()},
         buffers=frozenset(name for name, value in weights.items() if not dtype_of(value.spec.dtype).is_floating_point),
         extra=extra,
+        files=beside,
     )
     tensors = {(name, PARAM): value for name, value in weights.items()}
     return Nested(format="hf", contents=contents, tensors=tensors, files=files, check=lambda: read_all(weights))
@@ -103,13 +123,17 @@ def weights_to_write(contents: Contents) -> dict[str, Leaf]:
     """Names to write; a tied name too, unless the model's configuration says that it ties."""
     leaves = {name: Leaf(name, PARAM, states[PARAM]) for name, states in contents.tensors.items() if PARAM in states}
     config = contents.extra.get("config")
+    if config is None and "config.json" in contents.files:
+        config = strict_json(contents.files["config.json"], "config.json")
     if not (isinstance(config, Mapping) and config.get("tie_word_embeddings", False)):
         leaves |= {name: leaves[target] for name, target in contents.ties.items()}
     return leaves
 
 
 def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent, shard: int = SHARD) -> None:
-    """Writes a directory that `from_pretrained` opens if the extra values hold a `config`. Optimizer states have no place in it.
+    """Writes a directory that `from_pretrained` opens if the source has a `config.json`, or a `config` among the extra values.
+
+    Optimizer states have no place in it.
 
     max_memory: bytes. shard: bytes of weights in one file, at least one tensor.
     """
@@ -125,16 +149,11 @@ def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress:
         if len(shards) > 1:
             total = sum(math.prod(leaf.spec.shape) * itemsize(leaf.spec.dtype) for leaves in shards for leaf in leaves.values())
             mapping = {key: name for name, leaves in zip(names, shards, strict=True) for key in leaves}
-            _json(place / INDEX, {"metadata": {"total_size": total}, "weight_map": mapping})
-        for key in CONFIGS:
-            if isinstance(source.contents.extra.get(key), Mapping):
-                _json(place / f"{key}.json", source.contents.extra[key])
+            (place / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": mapping}, indent=2) + "\n")
+        for name, data in files_to_write(source.contents).items():
+            (place / name).write_bytes(data)
 
 
 def _by_alignment(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """Wide dtypes first, so that every tensor is aligned to its element, as the library writes."""
     return dict(sorted(leaves.items(), key=lambda item: -itemsize(item[1].spec.dtype)))
-
-
-def _json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

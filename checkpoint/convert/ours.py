@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoint.convert.hf import files_to_write
 from checkpoint.convert.nested import Leaf
 from checkpoint.convert.output import Progress, Reading, run_bytes, silent
+from checkpoint.objects import Place, place
 from checkpoint.slices import Slicing
 from checkpoint.state import Source
 from elastic.errors import CheckpointError
@@ -36,13 +39,16 @@ def recognise(path: Path) -> str | None:
     return None
 
 
-def open_elastic(path: Path) -> Source:
+def _store(path: Place) -> Any:
+    return _module("objects").open_store(path if isinstance(path, str) else path.absolute())
+
+
+def open_elastic(path: Place) -> Source:
     """Opens one checkpoint, or the newest good one of a directory. Raises CheckpointError."""
-    path = path.absolute()
-    store = _module("store").LocalStore
-    if (path / "manifest.json").is_file():
-        return _module("reader").ElasticSource(store(path.parent), path.name)
-    source = _module("directory").newest(store(path))
+    if _store(path).size("manifest.json") is not None:
+        above, _, name = str(path if isinstance(path, str) else path.absolute()).rstrip("/").rpartition("/")
+        return _module("reader").ElasticSource(_store(place(above)), name)
+    source = _module("directory").newest(_store(path))
     if source is None:
         raise CheckpointError(f"{path} has no checkpoint")
     return source
@@ -50,7 +56,7 @@ def open_elastic(path: Path) -> Source:
 
 def write_elastic(
     source: Source,
-    path: Path,
+    path: Place,
     *,
     max_memory: int = 1 << 30,
     progress: Progress = silent,
@@ -67,18 +73,19 @@ def write_elastic(
                     yield name, state, at, flat
                     at += flat.numel()
 
-    path.mkdir(parents=True, exist_ok=True)
-    store, step = _module("store").LocalStore(path), source.contents.step or 0
-    _module("commit").save(store, source.contents, runs(), step=step, slicings=slicings or {})
+    if isinstance(path, Path):
+        path.mkdir(parents=True, exist_ok=True)
+    contents = replace(source.contents, files=files_to_write(source.contents))
+    _module("commit").save(_store(path), contents, runs(), step=contents.step or 0, slicings=slicings or {})
 
 
-def garbage(path: Path, *, older_than_s: float, now: float) -> list[str]:
+def garbage(path: Place, *, older_than_s: float, now: float) -> list[str]:
     """Removes what saves that died left behind; see `checkpoint.directory.collect`."""
-    return _module("directory").collect(_module("store").LocalStore(path), older_than_s=older_than_s, now=now)
+    return _module("directory").collect(_store(path), older_than_s=older_than_s, now=now)
 
 
-def retire(path: Path, *, last: int | None, every: int | None) -> list[str]:
+def retire(path: Place, *, last: int | None, every: int | None) -> list[str]:
     """Removes checkpoints that are neither among the `last` newest nor of a step that is a multiple of `every`; never the last good one."""
     retention = _module("retention")
     policies = ([retention.KeepLast(last)] if last else []) + ([retention.KeepEvery(every)] if every else [])
-    return retention.retire(_module("store").LocalStore(path), policies) if policies else []
+    return retention.retire(_store(path), policies) if policies else []

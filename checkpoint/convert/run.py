@@ -14,6 +14,7 @@ from checkpoint.convert.output import Progress, refuse_existing, run_bytes, sile
 from checkpoint.convert.ruled import Ruled
 from checkpoint.convert.rules import Rules
 from checkpoint.convert.slice_rules import slicings_of
+from checkpoint.objects import Place
 from checkpoint.slices import Slicing
 from checkpoint.state import PARAM, Contents, Source, Spec
 from checkpoint.stored import itemsize
@@ -31,8 +32,8 @@ class Request:
     `tensor_parallel`: the ranks whose slices the target keeps, by the rules for slices; 1: everything whole.
     """
 
-    source: Path
-    target: Path
+    source: Place
+    target: Place
     to: str
     max_memory: int = DEFAULT_MEMORY
     rules: Rules = field(default_factory=Rules)
@@ -45,6 +46,10 @@ class Request:
             raise CheckpointError(f"there is no target format {self.to!r}; there are {', '.join(TARGETS)}")
         if self.max_memory < LEAST_MEMORY:
             raise CheckpointError(f"max_memory is {self.max_memory} bytes; at least {LEAST_MEMORY} are needed")
+        if isinstance(self.target, str) and self.to != "elastic":
+            raise CheckpointError(
+                f"{self.target}: only our own format, elastic, is written to URLs; write {self.to} to a directory and copy it"
+            )
         self._check_slices()
 
     def _check_slices(self) -> None:
@@ -113,7 +118,7 @@ def outline(contents: Contents, detected: Detected, request: Request) -> Outline
     return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to), slicings=slicings)
 
 
-def open_any(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
+def open_any(path: Place, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
     """Detects and opens, and applies rules. Raises CheckpointError."""
     detected, rules = detect(path), rules or Rules()
     source = open_source(path, detected.name, trust_pickle=trust_pickle, rules=rules)
@@ -142,7 +147,7 @@ def convert(
 
     progress, checking: called as bytes are written, as tensors are compared. told: called once before anything is written.
     """
-    if request.to != "elastic":
+    if isinstance(request.target, Path) and request.to != "elastic":
         refuse_existing(request.target)
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
     try:

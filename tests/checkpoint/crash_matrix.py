@@ -4,8 +4,8 @@
 
 The save is of step 12, by two workers whose runs meet inside blocks, into a directory that holds steps 10 and 11; then step 10 is
 removed by the policy "last two". After each fault the newest checkpoint must be 11 or 12, bit for bit (12, once the save had returned); and
-a save of step 13 and a clean-up in the same directory must work. Once for whole tensors, and once for some that are kept as padded slices.
-Exits with 0 only if every cell holds.
+a save of step 13 and a clean-up in the same directory must work. Once for whole tensors, once for some that are kept as padded slices, and
+once into an object store, at every call of fsspec. Exits with 0 only if every cell holds.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from checkpoint.commit import abandon, begin, commit, save, write_runs
+from checkpoint.commit import abandon, begin, commit, join, save, write_runs
 from checkpoint.directory import collect, newest, temporary
 from checkpoint.plan import Key, plan_files
 from checkpoint.retention import KeepLast, retire
 from checkpoint.slices import Slicing
-from checkpoint.store import LocalStore
+from checkpoint.store import LocalStore, Store
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 from tests.checkpoint.power_loss import Disk, Variant, successful
@@ -43,7 +43,7 @@ _VARIANTS: tuple[Variant, ...] = ("least", "entries", "data", "some")
 Table = dict[tuple[str, str], Counter[str]]
 
 
-def the_save(store: LocalStore, slicings: Slicings) -> None:
+def the_save(store: Store, slicings: Slicings) -> None:
     """What is broken. Raises CheckpointError."""
     values = _VALUES[NEW]
     plan = plan_files(contents_of(values), 200_000, slicings)
@@ -56,6 +56,8 @@ def the_save(store: LocalStore, slicings: Slicings) -> None:
         parts[1].append((name, state, cut, flat[cut:]))
     try:
         receipts = [write_runs(plan, store, ticket, part, threads=1) for part in parts]
+        for place in range(len(parts)):
+            join(plan, store, ticket, place, len(parts))
         commit(store, plan, ticket, receipts)
     except CheckpointError:
         abandon(store, plan, ticket)
@@ -63,24 +65,23 @@ def the_save(store: LocalStore, slicings: Slicings) -> None:
     retire(store, [KeepLast(2)])
 
 
-def prepared(root: Path) -> None:
+def prepared(store: Store) -> None:
     """Steps 10 and 11."""
     for step in (10, OLD):
-        save(LocalStore(root), contents_of(_VALUES[step]), whole_runs(_VALUES[step]), step=step, threads=1)
+        save(store, contents_of(_VALUES[step]), whole_runs(_VALUES[step]), step=step, threads=1)
 
 
-def outcome(root: Path, *, must_be_new: bool = False) -> str:
-    """`old` or `new`, if all is well; what is wrong otherwise."""
-    store = LocalStore(root)
+def outcome(store: Store, remove: Callable[[str], object], *, must_be_new: bool = False) -> str:
+    """`old` or `new`, if all is well; what is wrong otherwise. `remove` takes a checkpoint away by its name."""
     try:
         first = _loaded(store)
         if first not in (OLD, NEW) or (must_be_new and first != NEW):
             return f"BAD: loads {first}"
-        save(store, contents_of(_VALUES[13]), whole_runs(_VALUES[13]), step=13, threads=1)
+        name = save(store, contents_of(_VALUES[13]), whole_runs(_VALUES[13]), step=13, threads=1)
         collect(store, older_than_s=0, now=time.time() + 60)
         if _loaded(store) != 13 or temporary(store):
             return "BAD: not usable afterwards"
-        shutil.rmtree(root / "step-00000013")
+        remove(name)
         if _loaded(store) != first:
             return "BAD: the clean-up lost it"
     except CheckpointError as error:
@@ -88,7 +89,12 @@ def outcome(root: Path, *, must_be_new: bool = False) -> str:
     return "old" if first == OLD else "new"
 
 
-def _loaded(store: LocalStore) -> int | None:
+def outcome_in(root: Path, *, must_be_new: bool = False) -> str:
+    """Of a directory."""
+    return outcome(LocalStore(root), lambda name: shutil.rmtree(root / name), must_be_new=must_be_new)
+
+
+def _loaded(store: Store) -> int | None:
     source = newest(store, verify=True)
     if source is None:
         return None
@@ -116,7 +122,7 @@ def killed(start: Path, scratch: Path, slicings: Slicings, number: int, fault: C
     """SIGKILL at that call, in a process of its own."""
     root = _copy(start, scratch)
     ended = in_child(lambda: the_save(LocalStore(root, calls=Recorder(at=number, fault=fault)), slicings))
-    return outcome(root) if ended == -signal.SIGKILL else f"BAD: the fault did not happen ({ended})"
+    return outcome_in(root) if ended == -signal.SIGKILL else f"BAD: the fault did not happen ({ended})"
 
 
 def failed(start: Path, scratch: Path, slicings: Slicings, number: int, code: int) -> str:
@@ -130,7 +136,7 @@ def failed(start: Path, scratch: Path, slicings: Slicings, number: int, code: in
         said = True
     if not recorder.fired:
         return "BAD: the fault did not happen"
-    return outcome(root, must_be_new=not said)
+    return outcome_in(root, must_be_new=not said)
 
 
 def power_lost(start: Path, scratch: Path, calls: list[Call], number: int, variant: Variant) -> str:
@@ -141,13 +147,13 @@ def power_lost(start: Path, scratch: Path, calls: list[Call], number: int, varia
         disk.follow(call)
     shutil.rmtree(scratch, ignore_errors=True)
     disk.crash(scratch, variant, seed=number)
-    return outcome(scratch, must_be_new=number == len(calls))
+    return outcome_in(scratch, must_be_new=number == len(calls))
 
 
 def cells(work: Path, slicings: Slicings) -> Iterator[tuple[str, str, str]]:
     """`(kind of call, fault, outcome)` of every cell."""
     start, scratch = work / "start", work / "scratch"
-    prepared(start)
+    prepared(LocalStore(start))
     calls = calls_of_a_save(start, work / "recorded", slicings)
     for number, call in enumerate(calls):
         yield call.kind, "SIGKILL", killed(start, scratch, slicings, number, kill)
@@ -165,10 +171,10 @@ def show(table: Table) -> None:
     """Rows are calls, columns faults; a cell says how often the old and the new checkpoint were loaded."""
     kinds = list(dict.fromkeys(kind for kind, _ in table))
     faults = list(dict.fromkeys(fault for _, fault in table))
-    print(f"{'call':<16}" + "".join(f"{fault:>16}" for fault in faults))
+    print(f"{'call':<20}" + "".join(f"{fault:>16}" for fault in faults))
     for kind in kinds:
         row = [table.get((kind, fault), Counter()) for fault in faults]
-        print(f"{kind:<16}" + "".join(f"{_cell(counts):>16}" for counts in row))
+        print(f"{kind:<20}" + "".join(f"{_cell(counts):>16}" for counts in row))
     total = sum(sum(counts.values()) for counts in table.values())
     print(f"{total} faults; a cell: loads of the old checkpoint / of the new one")
 
@@ -180,15 +186,20 @@ def _cell(counts: Counter[str]) -> str:
 
 def main() -> int:
     logging.disable(logging.WARNING)
+    from tests.checkpoint import broken_objects  # which needs this module
+
     bad: list[str] = []
-    for title, slicings in (("whole tensors", WHOLE), ("slices", SLICED)):
-        table: Table = {}
-        with tempfile.TemporaryDirectory(prefix="crash-matrix-") as directory:
-            for kind, fault, result in cells(Path(directory), slicings):
+    with tempfile.TemporaryDirectory(prefix="crash-matrix-") as directory:
+        whole, sliced = (cells(Path(directory), slicings) for slicings in (WHOLE, SLICED))
+        for title, found in (("whole tensors", whole), ("slices", sliced), ("objects", broken_objects.cells())):
+            table: Table = {}
+            for kind, fault, result in found:
                 table.setdefault((kind, fault), Counter())[result] += 1
-        print(title)
-        show(table)
-        bad += [f"{title}: {kind}, {fault}: {each}" for (kind, fault), found in table.items() for each in found if each.startswith("BAD")]
+            print(title)
+            show(table)
+            bad += [
+                f"{title}: {kind}, {fault}: {each}" for (kind, fault), counts in table.items() for each in counts if each.startswith("BAD")
+            ]
     print("\n".join(bad[:40]) or "every cell holds")
     return 1 if bad else 0
 

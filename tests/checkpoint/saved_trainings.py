@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import resource
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import elastic
+from checkpoint.directory import found
+from checkpoint.objects import open_store
 from tests.engine import models
 
 
-def train(job: Any, directory: str, every: int | None, steps: int, plain: bool, keep: int | None, pause_s: float) -> dict[str, Any] | None:
-    """Losses of the steps that this job took, by step, and the digest behind the last one."""
+def train(
+    job: Any,
+    directory: str,
+    every: int | None,
+    steps: int,
+    plain: bool,
+    keep: int | None,
+    pause_s: float,
+    disturb: Callable[[int, bool], None] = lambda step, leader: None,
+) -> dict[str, Any] | None:
+    """Losses of the steps that this job took, by step, and the digest behind the last one. `disturb` is called behind each step."""
     torch.manual_seed(5)
     where = {} if plain else {"checkpoint": directory, "every": every, "keep": keep}
     trainer = elastic.Trainer(
@@ -30,6 +44,31 @@ def train(job: Any, directory: str, every: int | None, steps: int, plain: bool, 
     losses = {}
     for report in trainer.run(steps):
         losses[report.step] = [report.loss, report.grad_norm, report.lr]
+        disturb(report.step, report.leader)
         time.sleep(pause_s)
     digest = trainer.digest()
     return {"losses": [[step, *values] for step, values in losses.items()], "digest": digest} if trainer.leader else None
+
+
+def into_memory(job: Any, steps: int, every: int | None) -> list[int | None]:
+    """The steps that are saved in this process's memory behind a training, newest first."""
+    train(job, "memory://run", every, steps, False, None, 0.1)
+    return [entry.source.contents.step for entry in found(open_store("memory://run")) if entry.source is not None]
+
+
+def beside_a_broken_disk(job: Any, directory: str, how: str) -> dict[str, Any] | None:
+    """Saves after each of 9 steps, to a file system that refuses from behind step 1 until behind step 5."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    root, aside = Path(directory), Path(directory + ".aside")
+
+    def disturb(step: int, leader: bool) -> None:
+        if how == "no space" and step in (1, 5):  # of any file beyond 4 KiB, for this process
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]) if step == 1 else limits)
+        if how == "no directory" and leader and step == 1:
+            root.rename(aside)
+            root.write_text("in the way")
+        if how == "no directory" and leader and step == 5:
+            root.unlink()
+            aside.rename(root)
+
+    return train(job, directory, 1, 9, False, None, 0.1, disturb)

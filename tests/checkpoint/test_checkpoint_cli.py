@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import uuid
 from collections import Counter
 
+import fsspec
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from checkpoint.cli import app, parse_bytes
+from checkpoint.convert.run import Request
+from checkpoint.objects import open_store
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
 
@@ -96,3 +100,26 @@ def test_the_module_runs_and_an_error_is_one_line(tmp_path):
     assert result.stderr.startswith("error: ")
     assert "does not exist" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_commands_take_urls(source, tmp_path):
+    url = f"memory://{uuid.uuid4().hex}/run"
+    try:
+        assert "wrote 18 tensors" in run("convert", source, url, "--to", "elastic")
+        assert "format elastic (it is a URL), step 3" in run("inspect", url)
+        assert "0 different" in run("diff", source, url)
+        assert url in run("verify", url)
+        (name,) = open_store(url).names("")[1:]
+        assert "0 different" in run("diff", f"{url}/{name}", f"file://{source}")
+        assert "wrote 6 tensors" in run("convert", url, tmp_path / "hf", "--to", "hf").replace("18 tensors", "6 tensors")
+        run("convert", url, f"file://{tmp_path}/back", "--to", "elastic")
+        assert "0 different" in run("diff", url, tmp_path / "back")
+        assert "nothing to remove" in run("gc", url, "--keep-last", 1)
+        open_store(url).put("step-00000009-e0-a0-0123456789abcdef/.token", b"died")
+        assert "removed step-00000009-e0-a0-0123456789abcdef" in run("gc", url, "--older-than", -60)
+        with pytest.raises(CheckpointError, match="only our own format, elastic, is written to URLs"):
+            Request(source=source, target=url, to="hf")
+        result = CliRunner().invoke(app, ["inspect", f"{url}/nothing"])
+        assert "has no checkpoint" in str(result.exception)
+    finally:
+        fsspec.filesystem("memory").rm(url.removesuffix("/run"), recursive=True)

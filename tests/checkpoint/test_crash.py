@@ -20,7 +20,7 @@ from tests.checkpoint.recorded_calls import Call, Recorder, in_child, kill
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("crash")
-    matrix.prepared(work / "start")
+    matrix.prepared(LocalStore(work / "start"))
     return work
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from checkpoint.commit import save
-from checkpoint.directory import newest
+from checkpoint.directory import collect, found, newest
+from checkpoint.objects import ObjectStore
 from checkpoint.saver import Saver, newest_epoch
 from checkpoint.store import LocalStore, Store
 from checkpoint.writer import Run
@@ -42,9 +45,10 @@ def told(savers: list[Saver]) -> dict[int, Any]:
     return {worker: receipt for worker, saver in enumerate(savers) if (receipt := saver.receipt()) is not None}
 
 
-def test_two_members_make_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objects", [False, True])
+def test_two_members_make_a_checkpoint(tmp_path: Path, objects: bool) -> None:
     retained: list[Store] = []
-    store = LocalStore(tmp_path)
+    store = ObjectStore(f"local://{tmp_path}") if objects else LocalStore(tmp_path)
     savers = [Saver(store, 0, retain=retained.append), Saver(store, 1)]
     released: list[int] = []
     start(savers, 3, lambda: released.append(1))
@@ -87,6 +91,25 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
         savers[0].take(told(savers), (0, 1))
     assert "step 3 is not saved: 'unknown', 'param' is not in the plan of files" in caplog.text
     assert "step 3 is not saved: worker 1 could not write its part" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = ObjectStore(f"local://{tmp_path}")
+    savers = [Saver(store, worker) for worker in (0, 1)]
+    first, second = halves(3)
+    contents = contents_of(values_at(3, SMALL), 3)
+    with caplog.at_level(logging.WARNING):
+        savers[0].start(contents, [*first, ("unknown", "param", 0, first[0][3])], epoch=1, members=(0, 1))
+        savers[1].start(contents, second, epoch=1, members=(0, 1))
+        assert savers[0].wait(5)
+        assert not savers[1].wait(0.01), "it waits for the parts of the other one"
+        receipt = savers[0].receipt()
+        assert receipt is not None
+        savers[0].take({0: receipt}, (0, 1))
+        assert savers[1].wait(5)
+    assert "step 3 is not saved: worker 0 could not write its part" in caplog.text
+    assert collect(store, older_than_s=0, now=time.time() + 60) or list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,3 +156,33 @@ def test_what_retention_cannot_remove_does_not_unmake_the_save(tmp_path: Path, c
     source = newest(LocalStore(tmp_path))
     assert source is not None
     assert source.contents.step == 3
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_two_jobs_in_one_place_leave_whole_checkpoints_of_one_or_the_other(tmp_path: Path, objects: bool) -> None:
+    """Step by step at the same time; a step that both save is the first one's, or there twice, where nothing can be renamed."""
+    where = f"local://{tmp_path}"
+    steps = range(1, 7)
+
+    def job(number: int, at_once: threading.Barrier) -> None:
+        store = ObjectStore(where) if objects else LocalStore(tmp_path)
+        saver = Saver(store, 0)
+        for step in steps:
+            values = values_at(100 * number + step, SMALL)
+            at_once.wait()
+            saver.start(contents_of(values, step), whole_runs(values), epoch=1, members=(0,))
+            saver.take(told([saver]), (0,))
+            saver.finish()
+
+    barrier = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(job, number, barrier) for number in (1, 2)]:
+            future.result()
+    entries = list(found(ObjectStore(where) if objects else LocalStore(tmp_path)))
+    assert {entry.step for entry in entries} == set(steps)
+    assert len(entries) == len(steps) * (1 + objects)
+    for entry in entries:
+        assert entry.source is not None
+        entry.source.verify()
+        assert equals(entry.source, values_at(100 + entry.step, SMALL)) != equals(entry.source, values_at(200 + entry.step, SMALL))
+    assert not list(tmp_path.glob(".tmp-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 import elastic
 from checkpoint.directory import found, newest
+from checkpoint.objects import open_store
 from checkpoint.store import LocalStore
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
@@ -21,7 +23,14 @@ STEPS = 9
 
 
 def run(
-    folder: Path, steps: int, every: int | None = None, *, plain: bool = False, keep: int | None = None, pause_s: float = 0.0, **layout: Any
+    folder: Path | str,
+    steps: int,
+    every: int | None = None,
+    *,
+    plain: bool = False,
+    keep: int | None = None,
+    pause_s: float = 0.0,
+    **layout: Any,
 ) -> Any:
     return elastic.run(saved_trainings.train, args=[str(folder), every, steps, plain, keep, pause_s], rebalance=False, **layout).value
 
@@ -51,6 +60,32 @@ def test_a_job_goes_on_where_another_one_stopped(first: Any, second: Any, tmp_pa
     assert len(load_file(weights)) > 5
 
 
+@pytest.mark.parametrize("scheme", ["file", "local"])
+def test_a_url_is_a_place_for_checkpoints(scheme: str, tmp_path: Path, whole: dict[str, Any]) -> None:
+    """`local` goes through fsspec: several workers, into objects that none of them can write together."""
+    url = f"{scheme}://{tmp_path}/run"
+    before = run(url, 5, 2, keep=2, workers=3, stages=2)
+    after = run(url, STEPS, workers=2, stages=1)
+    assert before["losses"] + after["losses"] == whole["losses"]
+    assert after["digest"] == whole["digest"]
+    source = newest(open_store(url), verify=True)
+    assert source is not None
+    assert source.contents.step == STEPS
+    assert isinstance(open_store(url), LocalStore) == (scheme == "file")
+    (weights,) = (tmp_path / "run" / source.name).glob("model-*.safetensors")
+    assert len(load_file(weights)) > 5
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+def test_one_process_can_save_into_its_memory() -> None:
+    assert elastic.run(saved_trainings.into_memory, args=[3, 2], workers=1).value == [3, 2]
+
+
+def test_memory_that_workers_do_not_share_is_refused() -> None:
+    with pytest.raises(ElasticError, match=r"memory://run: every process has a memory of its own"):
+        elastic.run(saved_trainings.into_memory, args=[2, None], workers=2)
+
+
 def test_deaths_while_saves_are_under_way(tmp_path: Path) -> None:
     """A member's and the coordinator's, in a job that saves after every step: saves are given up, steps are not, replacements save too."""
     steps = 60
@@ -71,6 +106,20 @@ def test_deaths_while_saves_are_under_way(tmp_path: Path) -> None:
         assert source is not None
         source.verify()
     assert run(tmp_path / "saved", steps + 2, workers=1)["losses"][0][0] == steps
+
+
+@pytest.mark.parametrize(("how", "reason"), [("no space", "File too large"), ("no directory", "Not a directory")])
+def test_training_goes_on_where_nothing_can_be_saved(
+    how: str, reason: str, tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = elastic.run(saved_trainings.beside_a_broken_disk, args=[str(tmp_path / "run"), how], workers=2, rebalance=False).value
+    assert (result["losses"], result["digest"]) == (whole["losses"], whole["digest"])
+    said = capfd.readouterr().err
+    assert re.search(rf"step [2-6] is not saved: {tmp_path}/run.*: {reason}", said), said
+    store = LocalStore(tmp_path / "run")
+    assert newest(store, verify=True).contents.step == STEPS  # pyright: ignore[reportOptionalMemberAccess]
+    assert not {3, 4} & {entry.step for entry in found(store)}
+    assert how != "no space" or not list((tmp_path / "run").glob(".tmp-*"))
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

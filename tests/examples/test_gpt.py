@@ -45,6 +45,23 @@ def test_reports_of_two_layouts_agree_and_say_who_did_what(tmp_path: Path) -> No
         assert min(worker[name] for name in ("parameter_bytes", "optimizer_bytes", "gradient_buffer_bytes", "peak_rss_bytes")) > 0
 
 
+def test_another_layout_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    runs = [
+        ("whole", ["--workers", "1", "--stages", "1", "--steps", "6"]),
+        ("first", ["--workers", "2", "--stages", "1", "--steps", "4", "--checkpoint", f"{tmp_path}/run", "--checkpoint-every", "2"]),
+        ("then", ["--workers", "2", "--stages", "2", "--steps", "6", "--checkpoint", f"file://{tmp_path}/run", "--keep", "1"]),
+    ]
+    reports = {}
+    for name, options in runs:
+        done = gpt(*options, "--report", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        reports[name] = json.loads((tmp_path / name).read_text())
+    assert reports["first"]["losses"] + reports["then"]["losses"] == reports["whole"]["losses"]
+    assert (reports["then"]["first_step"], reports["then"]["steps"]) == (4, 2)
+    assert reports["then"]["digest"] == reports["whole"]["digest"]
+    assert [path.name for path in sorted((tmp_path / "run").glob("step-*"))] == ["step-00000006"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,0 +1,42 @@
+"""Files beside the weights in a checkpoint, so that other programs open its directory as it is: a model's `config.json`, a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elastic.errors import TrainerError
+
+_CONFIGS = ("config", "generation_config")
+
+
+def files_beside(model: Any, given: Mapping[str, bytes | str | os.PathLike[str]]) -> dict[str, bytes]:
+    """The given files, by name, and those that a model of Hugging Face says of itself: whatever has a `config` that writes itself as JSON.
+
+    Bytes and text are the files' contents, a path (no string) names a file. Raises TrainerError for anything else.
+    """
+    found: dict[str, bytes] = {}
+    for key in _CONFIGS:
+        write = getattr(getattr(model, key, None), "to_json_string", None)
+        if callable(write):
+            values = json.loads(str(write()))
+            if key == "config" and not values.get("architectures"):
+                values["architectures"] = [type(model).__name__]
+            found[f"{key}.json"] = (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+    return {**found, **{name: _content(name, value) for name, value in given.items()}}
+
+
+def _content(name: str, value: object) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, os.PathLike):
+        try:
+            return Path(value).read_bytes()
+        except OSError as error:
+            raise TrainerError(f"checkpoint_files: {name} is to be {value}, which cannot be read: {error.strerror}") from error
+    raise TrainerError(f"checkpoint_files: {name} is a {type(value).__name__}; give its content (bytes or text), or a pathlib.Path")

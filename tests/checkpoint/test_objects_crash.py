@@ -1,0 +1,40 @@
+"""A save into an object store that ends at calls it makes, as a failure or as death: the old checkpoint is loaded, or the new one.
+
+These are some of the calls; `make crash-matrix` takes all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.checkpoint.broken_objects import Died, broken, prepared
+
+
+@pytest.fixture(scope="module")
+def root() -> Iterator[str]:
+    with prepared() as root:
+        yield root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "torn"), [(OSError, False), (Died, False), (Died, True)], ids=["fails", "dies", "dies half-way"])
+def test_a_checkpoint_is_left(root: str, fault: Any, torn: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    result, whole = broken(root, -1, fault)
+    assert result == "new"
+    assert {"makedirs", "open", "pipe_file", "cat_file", "ls", "info", "rm_file", "write", "close"} <= set(whole.kinds)
+    kinds = whole.kinds
+    last = {kind: number for number, kind in enumerate(kinds)}
+    chosen = {kinds.index(kind) for kind in last} | set(last.values())
+    results = set()
+    for at in sorted(chosen):
+        if not torn or kinds[at] in ("write", "pipe_file"):
+            result, breaking = broken(root, at, fault, torn=torn)
+            assert breaking.count > at
+            assert result in ("old", "new"), (at, kinds[at], result)
+            results.add(result)
+    assert results == {"old", "new"}
