@@ -79,7 +79,7 @@ def broken(root: str, at: int, fault: Callable[[str], BaseException], *, torn: b
     breaking.at, breaking.fault, breaking.torn = at, fault, torn
     said = True
     try:
-        matrix.the_save(ObjectStore(f"memory:/{root}/run", filesystem=breaking))
+        matrix.the_save(ObjectStore(f"memory:/{root}/run", filesystem=breaking), matrix.WHOLE)
         said = False
     except (CheckpointError, Died):
         pass

@@ -190,7 +190,7 @@ def main() -> int:
 
     bad: list[str] = []
     with tempfile.TemporaryDirectory(prefix="crash-matrix-") as directory:
-        whole, sliced = (cells(Path(directory), slicings) for slicings in (WHOLE, SLICED))
+        whole, sliced = (cells(Path(directory, f"{len(slicings)} sliced"), slicings) for slicings in (WHOLE, SLICED))
         for title, found in (("whole tensors", whole), ("slices", sliced), ("objects", broken_objects.cells())):
             table: Table = {}
             for kind, fault, result in found:
