@@ -6,8 +6,9 @@ S - s of them at stage s of S. Narayanan et al., "Memory-Efficient Pipeline-Para
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elastic.errors import PlanError
 from elastic.plan.fleet import Fleet
@@ -37,7 +38,10 @@ class Need:
 
 
 def need(workload: Workload, layers: range, members: int, workers: int, ahead: int, grains: int) -> Need:
-    """Of one member of a stage with `members` of all `workers`, and `ahead` = S - s stages from it to the end; it computes `grains`."""
+    """Of one member of a stage with `members` of all `workers`, and `ahead` = S - s stages from it to the end; it computes `grains`.
+
+    It keeps its part of the replicas of all: the least that can be said without the other stages.
+    """
     costs = [workload.layers[layer] for layer in layers]
     parameters = sum(cost.parameter_bytes for cost in costs)
     states = sum(workload.state_bytes_of(layer) for layer in layers)
@@ -48,19 +52,28 @@ def need(workload: Workload, layers: range, members: int, workers: int, ahead: i
         parameters=parameters,
         states=states * share,
         spare=(parameters + states) * share,
-        replicas=replica_bytes(workload, workers),
+        replicas=copied_bytes(workload, range(len(workload.layers))) / workers if workers > 1 else 0.0,
         gradients=parameters * subtrees(grains) + parameters * share * max(1, members - 1),
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),
     )
 
 
-def replica_bytes(workload: Workload, workers: int) -> float:
-    """What each of `workers` keeps for others: a share of all parameters and states, and of the gradients that bring these up to date."""
-    if workers < 2:
-        return 0.0
-    parameters = sum(cost.parameter_bytes for cost in workload.layers)
-    states = sum(map(workload.state_bytes_of, range(len(workload.layers))))
-    return (2 * parameters + states) / workers
+def needs(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> dict[int, Need]:
+    """Of every worker of a plan. Who keeps the copy of a worker that owns much, such as one that is alone in its stage, keeps as much."""
+    workers = sum(len(stage.members) for stage in stages)
+    owned = [(copied_bytes(workload, stage.layers) / len(stage.members), number) for number, stage in enumerate(stages)]
+    found: dict[int, Need] = {}
+    for number, (stage, route) in enumerate(zip(stages, routes, strict=True)):
+        largest = max((size for size, other in owned if other != number or len(stage.members) > 1), default=0.0)
+        for worker in stage.members:
+            mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, route.count(worker))
+            found[worker] = replace(mean, replicas=max(mean.replicas, largest))
+    return found
+
+
+def copied_bytes(workload: Workload, layers: range) -> float:
+    """A replica of whole layers: parameters and states, and the gradients that bring these up to date."""
+    return sum(2 * workload.layers[layer].parameter_bytes + workload.state_bytes_of(layer) for layer in layers)
 
 
 def subtrees(grains: int) -> int:
@@ -71,18 +84,15 @@ def subtrees(grains: int) -> int:
 def shortfall(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet) -> tuple[float, str]:
     """How many bytes the worker lacks that lacks most, and a sentence about it; nothing and an empty one where all fit."""
     worst, said = 0.0, ""
-    for number, (stage, route) in enumerate(zip(stages, routes, strict=True)):
-        for worker in stage.members:
-            if worker not in fleet.memory:
-                continue
-            needed = need(workload, stage.layers, len(stage.members), len(fleet.workers), len(stages) - number, route.count(worker))
-            lacking = needed.total - fleet.memory[worker]
-            if lacking > worst:
-                worst = lacking
-                said = (
-                    f"stage {number} (layers {stage.layers.start} to {stage.layers.stop - 1}) needs {readable(needed.total)} on worker "
-                    f"{worker}, which is {round(lacking)} bytes more than the {readable(fleet.memory[worker])} it has for it ({needed})"
-                )
+    for worker, needed in needs(workload, stages, routes).items() if fleet.memory else ():
+        lacking = needed.total - fleet.memory.get(worker, math.inf)
+        if lacking > worst:
+            number = next(number for number, stage in enumerate(stages) if worker in stage.members)
+            layers, worst = stages[number].layers, lacking
+            said = (
+                f"stage {number} (layers {layers.start} to {layers.stop - 1}) needs {readable(needed.total)} on worker {worker}, which is "
+                f"{round(lacking)} bytes more than the {readable(fleet.memory[worker])} it has beside what its process takes ({needed})"
+            )
     return worst, said
 
 

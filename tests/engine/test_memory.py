@@ -12,7 +12,7 @@ from torch import nn
 
 import elastic
 from elastic.engine import profile
-from elastic.plan.memory import need
+from elastic.plan.memory import needs
 
 SLACK = 1.1
 
@@ -155,16 +155,7 @@ def needed(job: Any) -> dict[str, Any]:
     with torch.autograd.graph.saved_tensors_hooks(live.pack, lambda held: held.tensor):
         list(trainer.run(3))
     view, found = trainer._engine.view, trainer._own_statistics()
-    stage = view.plan.stage_of(job.worker)
-    members = view.plan.stages[stage].members
-    predicted = need(
-        view.workload,
-        view.plan.stages[stage].layers,
-        len(members),
-        len(view.workers),
-        len(view.plan.stages) - stage,
-        view.plan.routes[stage].count(job.worker),
-    )
+    predicted = needs(view.workload, view.plan.stages, view.plan.routes)[job.worker]
     return {
         "parameters": (predicted.parameters, found["parameter_bytes"]),
         "states": (predicted.states, found["optimizer_bytes"]),
@@ -178,6 +169,9 @@ def needed(job: Any) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "stages"), [(2, 2), (3, 2), (4, 2)])
 def test_the_prediction_is_what_a_real_stage_holds_at_its_peak(workers: int, stages: int) -> None:
+    """Replicas are predicted for the worker that keeps most of them: others hold less. Blocks are large beside the shares of this model."""
     for found in harness.run(needed, workers=workers, stages=stages):
+        predicted, held = found.pop("replicas")
+        assert 0.9 * held <= predicted
         predicted, held = (sum(each[side] for each in found.values()) for side in (0, 1))
         assert 0.95 * held <= predicted <= 1.2 * held, found

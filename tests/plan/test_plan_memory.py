@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plan_strategies import few, fleet
 
 from elastic.errors import PlanError
-from elastic.plan.memory import need, readable, shortfall, subtrees
+from elastic.plan.memory import need, needs, readable, shortfall, subtrees
 from elastic.plan.plan import Stage
 from elastic.plan.planner import fastest, staying
 from elastic.plan.uneven import divide_within
@@ -47,7 +47,9 @@ def test_a_model_that_fits_nowhere_says_where_and_by_how_much():
 def test_one_with_little_memory_gets_fewer_layers():
     whole = fastest(fleet(range(2)), workload(), 2)
     assert [len(stage.layers) for stage in whole.stages] == [3, 3]
-    tight = need(workload(), range(2, 4), members=1, workers=2, ahead=1, grains=8).total
+    uneven = [Stage(layers=range(4), members=(0,)), Stage(layers=range(4, 6), members=(1,))]
+    tight = needs(workload(), uneven, [(0,) * 8, (1,) * 8])[1].total
+    assert tight < needs(workload(), whole.stages, whole.routes)[1].total
     found = fastest(fleet(range(2), memory={1: int(tight) + 1}), workload(), 2)
     assert [len(stage.layers) for stage in found.stages] == [4, 2]
 
