@@ -25,7 +25,7 @@ DEFAULT_FILE_BYTES = 4 << 30
 _METADATA = {"format": "pt"}
 
 _BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}\.(json|txt|model|jinja|tiktoken)")
-_OURS = ("manifest.json", INDEX)
+_OURS = re.compile(r"manifest\.json|model(-tp\d+)?\.safetensors\.index\.json")
 
 Key = tuple[str, str]
 """Name of a parameter or buffer, and name of the state."""
@@ -175,8 +175,8 @@ def _check_slicings(contents: Contents, slicings: Mapping[Key, Slicing]) -> None
 
 
 def lies_beside(name: str) -> bool:
-    """Whether a file of this name may lie beside the weights: one of those that models and tokenizers bring, and none of ours."""
-    return _BESIDE.fullmatch(name) is not None and name not in _OURS
+    """Whether a file of this name may lie beside the weights: one of those that models and tokenizers bring, and none of the format."""
+    return _BESIDE.fullmatch(name) is not None and _OURS.fullmatch(name) is None
 
 
 def _check_names(contents: Contents) -> None:
