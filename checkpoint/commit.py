@@ -94,7 +94,12 @@ def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: i
 
 def put_token(store: Store, directory: str, token: str, files: Sequence[str]) -> None:
     """Says whose directory this is, and which files belong there, for whoever has to clean up."""
-    store.put(f"{directory}/{TOKEN}", "\n".join([token, *files]).encode())
+    store.put(f"{directory}/{TOKEN}", token_bytes(token, files))
+
+
+def token_bytes(token: str, files: Iterable[str]) -> bytes:
+    """What `put_token` writes."""
+    return "\n".join([token, *files]).encode()
 
 
 def listed(store: Store, directory: str) -> list[str]:

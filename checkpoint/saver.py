@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from checkpoint.commit import TEMPORARY, TOKEN, Ticket, abandon, begin, commit, join, read_latest, retry_name, write_runs
+from checkpoint.commit import TEMPORARY, TOKEN, Ticket, abandon, begin, commit, join, read_latest, retry_name, token_bytes, write_runs
 from checkpoint.plan import FilePlan, plan_files
 from checkpoint.state import Contents
 from checkpoint.store import Store
@@ -114,7 +114,7 @@ class Saver:
         while time.monotonic() < until and not save.dropped:
             for name in self._store.names(""):
                 token = name.removeprefix(prefix)
-                if token != name and self._complete(name, save.plan):
+                if token != name and self._complete(name, token, save.plan):
                     return Ticket(step=step, epoch=epoch, attempt=0, token=token, directory=name, fingerprint=save.plan.fingerprint)
             time.sleep(self._store.look_s)
         if save.dropped:
@@ -124,10 +124,10 @@ class Saver:
             "checkpoints need a directory that all hosts share"
         )
 
-    def _complete(self, name: str, plan: FilePlan) -> bool:
+    def _complete(self, name: str, token: str, plan: FilePlan) -> bool:
         """The coordinator makes the token, and then the files one after the other, where they are not made of parts."""
-        if not self._store.shared_writes:
-            return self._store.size(f"{name}/{TOKEN}") is not None
+        if not self._store.shared_writes:  # and a put may be seen half done
+            return self._store.size(f"{name}/{TOKEN}") == len(token_bytes(token, (file.name for file in plan.files)))
         return all(self._store.size(f"{name}/{file.name}") == file.size for file in plan.files)
 
     def _join(self, save: _Save, ticket: Ticket) -> None:

@@ -15,7 +15,7 @@ from elastic.comm import Endpoint, Kind, LoopbackHub, LoopbackNetwork, Tag
 from elastic.comm.mailbox import Mailbox
 from elastic.errors import CoverageLost, GateRefused
 from elastic.job import Job
-from elastic.recovery import machine
+from elastic.recovery import machine, proposal
 from elastic.recovery.events import Offer, Proposed, Voted
 from elastic.recovery.member import Member, Stock
 from elastic.recovery.state import Phase
@@ -133,6 +133,24 @@ def freed_with_the_view(job: Job) -> None:
     Member.recover = lambda member, *rest: dataclasses.replace(recover(member, *rest), retained=())
 
 
+@pytest.fixture
+def exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans in which the last two workers have each other's place, so that more moves than must."""
+    found = proposal.plan
+
+    def with_moves(fleet: Any, *rest: Any, **options: Any) -> Any:
+        planned = found(fleet, *rest, **options)
+        workers = planned.plan.workers
+        other = dict(zip(workers, [*workers[:-2], *workers[:-3:-1]], strict=True))
+        stages = tuple(
+            dataclasses.replace(stage, members=tuple(other[member] for member in stage.members)) for stage in planned.plan.stages
+        )
+        routes = tuple(tuple(other[member] for member in route) for route in planned.plan.routes)
+        return dataclasses.replace(planned, plan=dataclasses.replace(planned.plan, stages=stages, routes=routes))
+
+    monkeypatch.setattr(proposal, "plan", with_moves)
+
+
 def kill_one(agent: Agent) -> None:
     agent.kill(3)
 
@@ -142,6 +160,7 @@ def kill_two(agent: Agent) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exchanged")
 @pytest.mark.parametrize(("kills", "left"), [({"at_commit": kill_one}, (0, 2)), ({"committed": kill_two}, (3,))])
 def test_deaths_before_the_first_step_of_the_new_view_are_survived(kills: dict[str, Any], left: tuple[int, ...]) -> None:
     agent = forks.run(4, 4, prepare=first_death, **kills)
@@ -150,6 +169,7 @@ def test_deaths_before_the_first_step_of_the_new_view_are_survived(kills: dict[s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exchanged")
 @pytest.mark.parametrize(
     ("mutation", "kills"), [(freed_with_the_vote, {"at_commit": kill_one}), (freed_with_the_view, {"committed": kill_two})]
 )
@@ -159,6 +179,7 @@ def test_without_the_old_copies_they_are_not(mutation: Callable[[Job], None], ki
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exchanged")
 @pytest.mark.parametrize("mutation", [freed_with_the_vote, freed_with_the_view])
 def test_where_nobody_else_dies_freeing_early_is_not_seen(mutation: Callable[[Job], None]) -> None:
     goes_on(forks.run(4, 4, prepare=mutation), 0, 2, 3)
