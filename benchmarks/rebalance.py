@@ -46,6 +46,9 @@ OPTIONS = {
     "tie": False,
     "bf16": False,
     "recompute": False,
+    "checkpoint": None,
+    "checkpoint_every": None,
+    "keep": None,
 }
 TOKENS = OPTIONS["batch"] * OPTIONS["seq"]
 app = typer.Typer(add_completion=False)
