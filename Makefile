@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-peers check bench bench-recovery bench-convert crash-matrix layout-matrix clean
+.PHONY: venv demo test test-peers check bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix clean
 
 venv: $(STAMP)
 
@@ -46,6 +46,11 @@ bench-recovery: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev,bench]'
 	$(BIN)/python benchmarks/recovery.py --replication --json build/recovery.json
 	$(BIN)/python benchmarks/stress.py --json build/stress.json
+
+# Against torch.save, torch's distributed checkpoint, and plain writes and reads.
+bench-checkpoints: venv
+	$(BIN)/python benchmarks/checkpoints.py --json build/checkpoints.json
+	$(BIN)/python benchmarks/checkpoint_stalls.py --json build/checkpoint-stalls.json
 
 # Against DeepSpeed's own converter.
 bench-convert: $(PEERS)

@@ -117,10 +117,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--every", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=None, help="write the object to this file too")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk that is to be measured; a temporary one otherwise")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="checkpoint-benchmark-", dir=options.directory) as root:
-        print(json.dumps(measured(options, Path(root)), indent=2))
+        told = json.dumps(measured(options, Path(root)), indent=2)
+    print(told)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(told + "\n")
 
 
 if __name__ == "__main__":

@@ -148,11 +148,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=None, help="write the object to this file too")
     parser.add_argument("--directory", type=Path, default=None, help="on the disk that is to be measured; a temporary one otherwise")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     with tempfile.TemporaryDirectory(prefix="checkpoint-benchmark-", dir=arguments.directory) as root:
-        print(json.dumps(measured(arguments.megabytes, arguments.rounds, Path(root)), indent=2))
+        told = json.dumps(measured(arguments.megabytes, arguments.rounds, Path(root)), indent=2)
+    print(told)
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(told + "\n")
 
 
 if __name__ == "__main__":
