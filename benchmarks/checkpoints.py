@@ -1,7 +1,8 @@
 """Saving and loading, against the same bytes written and read in sequence and against torch's distributed checkpoint. One JSON object.
 
 All sides take turns in one process, on one directory of one disk; every save ends with its bytes synced (torch's writer with its default
-`sync_files=True`), every load goes into fresh tensors from files that the system has in memory. Medians of the rounds.
+`sync_files=True`), every load goes into fresh tensors: from files that the system has in memory, and `cold`, from the disk. Medians of the
+rounds.
 """
 
 from __future__ import annotations
@@ -99,6 +100,14 @@ class Sides:
     def torch_load(self) -> None:
         torch.load(self._root / "torch", weights_only=True)
 
+    def drop(self, side: str) -> None:
+        """The system lets go of what it has of the side's files, which are on disk."""
+        path = self._root / side
+        for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+            descriptor = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
     def forget(self, side: str) -> None:
         """Every save makes new files."""
         path = self._root / side
@@ -125,6 +134,8 @@ def measured(megabytes: int, rounds: int, root: Path) -> dict[str, object]:
             sides.forget(name)
             times.setdefault(f"{name}_save", []).append(_seconds(getattr(sides, f"{name}_save")))
             times.setdefault(f"{name}_load", []).append(_seconds(getattr(sides, f"{name}_load")))
+            sides.drop(name)
+            times.setdefault(f"{name}_cold_load", []).append(_seconds(getattr(sides, f"{name}_load")))
     loaded = sides.ours_load()
     if not all(torch.equal(loaded[key], tensor) for key, tensor in state.items()):
         raise SystemExit("what was loaded is not what was saved")
@@ -136,8 +147,10 @@ def measured(megabytes: int, rounds: int, root: Path) -> dict[str, object]:
         "ratio_of_medians": {
             "save_to_plain": medians["ours_save"] / medians["plain_save"],
             "load_to_plain": medians["ours_load"] / medians["plain_load"],
+            "cold_load_to_plain": medians["ours_cold_load"] / medians["plain_cold_load"],
             "save_to_dcp": medians["ours_save"] / medians["dcp_save"],
             "load_to_dcp": medians["ours_load"] / medians["dcp_load"],
+            "cold_load_to_dcp": medians["ours_cold_load"] / medians["dcp_cold_load"],
         },
         "all_s": times,
     }

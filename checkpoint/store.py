@@ -156,7 +156,7 @@ class LocalStore:
     shared_writes = True
     private = False
     look_s = 0.005
-    read_bytes = 256 << 10
+    read_bytes = 512 << 10
     """Still in the processor's cache when they are digested."""
 
     def __init__(self, root: str | os.PathLike[str], *, calls: ModuleType | Any = os) -> None:
