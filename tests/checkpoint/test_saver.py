@@ -94,6 +94,13 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+def finds_the_directory(saver: Saver) -> None:
+    until = time.monotonic() + 5
+    while saver._save is None or saver._save.ticket is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = ObjectStore(f"local://{tmp_path}")
     savers = [Saver(store, worker) for worker in (0, 1)]
@@ -103,6 +110,7 @@ def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path,
         savers[0].start(contents, [*first, ("unknown", "param", 0, first[0][3])], epoch=1, members=(0, 1))
         savers[1].start(contents, second, epoch=1, members=(0, 1))
         assert savers[0].wait(5)
+        finds_the_directory(savers[1])
         assert not savers[1].wait(0.01), "it waits for the parts of the other one"
         receipt = savers[0].receipt()
         assert receipt is not None
