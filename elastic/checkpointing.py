@@ -177,6 +177,8 @@ class Checkpoints:
         if any(each.busy for each in told):
             if self._job.leader:
                 _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
+            if not told[engine.view.workers.index(engine.view.coordinator)].busy:
+                saver.drop()  # the others need not wait for a directory that the coordinator gave up
             return
         self._epoch = engine.view.epoch
         copying = self._start(step, engine, told, history, last=last)
