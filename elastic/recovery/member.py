@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from elastic.comm.endpoint import Endpoint
 from elastic.engine.engine import Engine, State
@@ -24,7 +24,6 @@ from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointError, GateRefused, Interrupted, LinkError
-from elastic.job import Job
 from elastic.recovery.fallback import Fallback, Restored
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
@@ -37,6 +36,25 @@ from elastic.view import View
 from snapshot.held import Later, Stored, dtypes
 
 Build = Callable[[View, State], Engine]
+
+
+class Line(Protocol):
+    """A worker's line to its agent, as a recovery needs it: `elastic.job.Job`."""
+
+    worker: int
+
+    def send(self, message: dict[str, Any], /) -> None:
+        """Tells the agent something."""
+
+    def take_order(self) -> dict[str, Any]:
+        """The next of the agent's orders that is not overtaken; waits for it."""
+        ...
+
+    def switch(self, view: View) -> None:
+        """This worker is a member of a committed view from here on."""
+
+    def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
+        """Says what this worker is doing, to whoever looks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +94,7 @@ class Member:
 
     def __init__(
         self,
-        job: Job,
+        job: Line,
         network: Endpoint,
         model: LayeredModel,
         optimizer: ShardedOptimizer,
