@@ -4,8 +4,8 @@
                            lists the files; every file at its full size (a full disk is found here); headers and index
     every worker  write_runs   looks for the token (no token: this host does not see that directory), writes its runs, syncs, answers with
                            a receipt: byte ranges and sums
-    coordinator   commit   every byte of every file is in exactly one receipt; sizes as planned; manifest written and synced; token removed;
-                           directory synced; renamed to its final name; parent synced; then the hint `latest`
+    coordinator   commit   every byte of every file is in exactly one receipt; sizes as planned; manifest written and synced; directory
+                           synced; token removed; directory synced; renamed to its final name; parent synced; then the hint `latest`
 
 A crash before the rename leaves a directory that no reader looks at; the rename is one step; after it everything is on disk already. A
 store without rename (objects) gets the final name from the start, and the manifest, written last, is the commit. Where workers cannot write
@@ -83,6 +83,7 @@ def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: i
     store.make_directory(directory)
     try:
         put_token(store, directory, token, [file.name for file in plan.files])
+        store.sync_directory(directory)  # no file is there without the list in which it is
         for file in plan.files:
             store.create(f"{directory}/{file.name}", file.size)
             _write_own(store, directory, file)
@@ -166,6 +167,7 @@ def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[Part
     if len(data) > MAX_MANIFEST_BYTES:
         raise CheckpointError(f"{store.where(ticket.directory)}: its manifest would have {len(data)} bytes, above {MAX_MANIFEST_BYTES}")
     store.put(f"{ticket.directory}/{MANIFEST}", data)
+    store.sync_directory(ticket.directory)
     with nullcontext() if store.renames else suppress(CheckpointError):  # there it is a checkpoint already
         store.remove(f"{ticket.directory}/{TOKEN}")
     store.sync_directory(ticket.directory)
@@ -229,15 +231,32 @@ def abandon(store: Store, plan: FilePlan, ticket: Ticket) -> None:
     """Removes the ticket's directory, as far as the store lets it; what was committed stays."""
     if not store.renames and store.size(f"{ticket.directory}/{MANIFEST}") is not None:
         return
-    names = [TOKEN, MANIFEST, *(file.name for file in plan.files)]
+    names = [file.name for file in plan.files]
     if not store.shared_writes:
+        with suppress(CheckpointError):  # without it others stop waiting for parts
+            store.remove(f"{ticket.directory}/{TOKEN}")
         with suppress(CheckpointError):
             names += [name for name in store.names(ticket.directory) if name.startswith(PART)]
+    remove_all(store, ticket.directory, names, tolerant=True)
+
+
+def remove_all(store: Store, directory: str, names: Iterable[str], *, tolerant: bool = False) -> None:
+    """Removes files, then what lists them, then the directory, whenever the power goes; a directory that holds anything else stays.
+
+    Raises CheckpointError unless it is `tolerant`: then it goes on.
+    """
+    ignored = suppress(CheckpointError) if tolerant else nullcontext()
     for name in names:
-        with suppress(CheckpointError):
-            store.remove(f"{ticket.directory}/{name}")
-    with suppress(CheckpointError):
-        store.remove_directory(ticket.directory)
+        with ignored:
+            store.remove(f"{directory}/{name}")
+    with ignored:
+        if store.names(directory):  # it has not been removed by somebody else
+            store.sync_directory(directory)
+    for name in (MANIFEST, TOKEN):
+        with ignored:
+            store.remove(f"{directory}/{name}")
+    with ignored:
+        store.remove_directory(directory)
 
 
 def read_latest(store: Store) -> tuple[str, tuple[int, int, int]] | None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from checkpoint.commit import TEMPORARY, TOKEN, listed
+from checkpoint.commit import TEMPORARY, listed, remove_all
 from checkpoint.manifest import MANIFEST, FutureVersion
 from checkpoint.plan import INDEX
 from checkpoint.reader import ElasticSource
@@ -117,8 +117,6 @@ def collect(store: Store, *, older_than_s: float, now: float) -> list[str]:
             continue
         said = {INDEX, *listed(store, name)}
         ours = [file for file in files if file in said or file.endswith(".safetensors") or file.startswith(PART)]
-        for file in [*ours, MANIFEST, TOKEN]:  # what says which files are ours goes last
-            store.remove(f"{name}/{file}")
-        store.remove_directory(name)
+        remove_all(store, name, ours)
         removed.append(name)
     return removed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from checkpoint.commit import TEMPORARY, TOKEN, put_token, retry_name
+from checkpoint.commit import TEMPORARY, TOKEN, put_token, remove_all, retry_name
 from checkpoint.directory import found
 from checkpoint.manifest import MANIFEST, Manifest
 from checkpoint.reader import ElasticSource
@@ -90,7 +90,7 @@ def _is_good(source: ElasticSource) -> bool:
 
 def _remove(store: Store, name: str, manifest: Manifest) -> None:
     """It stops being a checkpoint at once; then its files go, by the list in its manifest, or a copy of the list: whatever is last."""
-    directory, names = name, [*manifest.files, MANIFEST]
+    directory = name
     if store.renames:
         directory = f"{TEMPORARY}{retry_name(*manifest.order)}-{os.urandom(8).hex()}"
         if not store.rename(name, directory):
@@ -99,7 +99,5 @@ def _remove(store: Store, name: str, manifest: Manifest) -> None:
     else:
         if store.size(f"{directory}/{TOKEN}") is None:
             put_token(store, directory, "retired", list(manifest.files))
-        names = [MANIFEST, *manifest.files, TOKEN]
-    for file in names:
-        store.remove(f"{directory}/{file}")
-    store.remove_directory(directory)
+        store.remove(f"{directory}/{MANIFEST}")
+    remove_all(store, directory, manifest.files)

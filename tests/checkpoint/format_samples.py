@@ -44,6 +44,7 @@ def contents_of(values: Values, step: int | None = None) -> Contents:
         buffers=frozenset({"h.0.count"}),
         step=step,
         extra={"seed": 2**60 + 1, "scheduler": {"last_lr": [1e-3], "best": float("-inf")}, "größe": "ß"},
+        files={"config.json": b'{"model_type": "sample"}'},
     )
 
 

@@ -80,7 +80,7 @@ def test_conversions_carry_them(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_configuration_among_the_extra_values_becomes_a_file(tmp_path: Path) -> None:
-    contents = replace(contents_of(VALUES), extra={"config": {"model_type": "x"}, "generation_config": 3})
+    contents = replace(contents_of(VALUES), extra={"config": {"model_type": "x"}, "generation_config": 3}, files={})
     name = save(LocalStore(tmp_path / "a"), contents, whole_runs(VALUES), step=3)
     convert(Request(source=tmp_path / "a" / name, target=tmp_path / "b", to="elastic"))
     source = newest(LocalStore(tmp_path / "b"))
