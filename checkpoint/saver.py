@@ -39,7 +39,7 @@ class _Save:
     """One save under way. `key` is the same on all members."""
 
     key: tuple[int, int]
-    plan: FilePlan
+    contents: Contents
     members: tuple[int, ...]
     layout: Any
     release: Callable[[], None]
@@ -51,6 +51,14 @@ class _Save:
     dropped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     receipts: dict[int, PartReceipt] = field(default_factory=dict)
+    _plan: FilePlan | None = None
+
+    @property
+    def plan(self) -> FilePlan:
+        """Made by the thread that writes, which is the first to ask: training need not wait for it."""
+        if self._plan is None:
+            self._plan = plan_files(self.contents)
+        return self._plan
 
 
 class Saver:
@@ -82,7 +90,7 @@ class Saver:
         """
         self.drop()
         assert contents.step is not None
-        save = _Save(key=(contents.step, epoch), plan=plan_files(contents), members=members, layout=layout, release=release)
+        save = _Save(key=(contents.step, epoch), contents=contents, members=members, layout=layout, release=release)
         save.thread = threading.Thread(target=self._write, args=(save, runs), name="checkpoint-save", daemon=True)
         self._save = save
         save.thread.start()
