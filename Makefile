@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-peers check bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix clean
+.PHONY: venv demo test test-all test-peers check bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix clean
 
 venv: $(STAMP)
 
@@ -17,6 +17,9 @@ demo: venv
 	$(BIN)/python examples/demo.py
 
 test: venv
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: venv
 	$(BIN)/python -m pytest
 
 # The real DeepSpeed, Megatron-Core, Accelerate, Lightning and transformers, and the tests that need one of them (others skip them). DeepSpeed

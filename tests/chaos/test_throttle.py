@@ -71,6 +71,7 @@ def shifted(folder: Path, stages: int) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_work_is_shifted_from_a_slow_worker(tmp_path: Path, leftovers: None) -> None:
     change, _ = shifted(tmp_path, 1)
     assert change["bytes_moved"] == 0

@@ -45,8 +45,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ("first", "second"),
     [
         pytest.param({"workers": 4, "stages": 2}, {"workers": 3, "stages": 2}, id="4 in 2 to 3 in 2"),
-        pytest.param({"workers": 1}, {"workers": 4, "stages": 2}, id="1 to 4 in 2"),
-        pytest.param({"workers": 3, "stages": 3}, {"workers": 1}, id="3 in 3 to 1"),
+        pytest.param({"workers": 1}, {"workers": 4, "stages": 2}, id="1 to 4 in 2", marks=pytest.mark.long),
+        pytest.param({"workers": 3, "stages": 3}, {"workers": 1}, id="3 in 3 to 1", marks=pytest.mark.long),
     ],
 )
 def test_a_job_goes_on_where_another_one_stopped(first: Any, second: Any, tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_a_job_goes_on_where_another_one_stopped(first: Any, second: Any, tmp_pa
     assert len(load_file(weights)) > 5
 
 
-@pytest.mark.parametrize("scheme", ["file", "local"])
+@pytest.mark.parametrize("scheme", ["file", pytest.param("local", marks=pytest.mark.long)])
 def test_a_url_is_a_place_for_checkpoints(scheme: str, tmp_path: Path, whole: dict[str, Any]) -> None:
     """`local` goes through fsspec: several workers, into objects that none of them can write together."""
     url = f"{scheme}://{tmp_path}/run"
@@ -143,6 +143,7 @@ def test_saves_while_training_goes_on(tmp_path: Path, whole: dict[str, Any]) -> 
     assert not list(tmp_path.glob(".tmp-*")), "what was given up is removed"
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_and_another_model_refused(tmp_path: Path, whole: dict[str, Any]) -> None:
     run(tmp_path, 3, workers=2, stages=2)
     run(tmp_path, 5, workers=2, stages=1)

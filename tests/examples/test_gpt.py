@@ -45,6 +45,7 @@ def test_reports_of_two_layouts_agree_and_say_who_did_what(tmp_path: Path) -> No
         assert min(worker[name] for name in ("parameter_bytes", "optimizer_bytes", "gradient_buffer_bytes", "peak_rss_bytes")) > 0
 
 
+@pytest.mark.long
 def test_another_layout_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     runs = [
         ("whole", ["--workers", "1", "--stages", "1", "--steps", "6"]),

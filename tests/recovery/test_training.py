@@ -206,7 +206,7 @@ def saves(folder: Path) -> dict[str, Any]:
     return {"checkpoint": str(folder / "saved"), "every": 4}
 
 
-@pytest.mark.parametrize("where", ["loop", "evaluate"])
+@pytest.mark.parametrize("where", ["loop", pytest.param("evaluate", marks=pytest.mark.long)])
 def test_owner_and_holder_die_together(where: str, tmp_path: Path, calm: dict[str, Any]) -> None:
     """The survivor takes the steps again that the checkpoint lacks; its loop is given each of them once."""
     run = Run(
@@ -220,6 +220,7 @@ def test_owner_and_holder_die_together(where: str, tmp_path: Path, calm: dict[st
     assert run.result.value["workers"] == [0]
 
 
+@pytest.mark.long
 def test_another_dies_while_steps_are_taken_again(tmp_path: Path, calm: dict[str, Any]) -> None:
     """That loss costs a step, and not another way back to the checkpoint; new workers join where the steps are taken again, or later."""
     dies = {"0": ["kills", "loop", 17, [1, 2]], "3": ["reduce", 17, 2]}
