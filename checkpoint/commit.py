@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.blocks import block_count, block_digests, contributions
+from checkpoint.blocks import block_count, block_digests, contributions, together
 from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode, encode, manifest_of
 from checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFile, plan_files
 from checkpoint.slices import Slicing
@@ -190,19 +190,19 @@ def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[
     size = store.size(f"{ticket.directory}/{file.name}")
     if size != file.size:
         raise CheckpointError(f"{where}: it should have {file.size} bytes and has {size}")
-    sums = np.zeros((block_count(file.size), 2), dtype=np.uint64)
+    sums = np.zeros(block_count(file.size), dtype=np.uint32)
     for part in parts:
-        sums[list(part.blocks)] += np.frombuffer(part.sums, dtype="<u8").reshape(-1, 2)
-    return StoredFile(size=file.size, blocks=block_digests(sums))
+        sums[list(part.blocks)] ^= np.frombuffer(part.sums, dtype="<u4")
+    return StoredFile(size=file.size, blocks=block_digests(together(sums, file.size)))
 
 
 def _own_receipt(ticket: Ticket, file: PlannedFile) -> PartReceipt:
     """Of the coordinator's part: the head, and padding, whose zeros add nothing to the sums."""
     sums = PartSums()
     for start, stop in file.zeros:
-        sums.add(file.name, start, stop - start, 0, np.zeros((0, 2), dtype=np.uint64))
+        sums.add(file.name, start, stop - start, 0, np.zeros(0, dtype=np.uint32))
     if file.head:
-        sums.add(file.name, 0, len(file.head), *contributions(np.frombuffer(file.head, dtype=np.uint8), 0))
+        sums.add(file.name, 0, len(file.head), *contributions(np.frombuffer(file.head, dtype=np.uint8), 0, file.size))
     return sums.receipt(ticket.token)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from checkpoint.commit import TEMPORARY, listed, remove_all
-from checkpoint.manifest import MANIFEST, FutureVersion
+from checkpoint.manifest import MANIFEST, OtherVersion
 from checkpoint.plan import INDEX
 from checkpoint.reader import ElasticSource
 from checkpoint.store import PART, Store
@@ -72,20 +72,20 @@ def newest(store: Store, *, verify: bool = False) -> ElasticSource | None:
     anyway.
 
     Raises:
-        FutureVersion: the newest was written by a newer program; passing over it would silently lose steps.
+        OtherVersion: the newest was written in another version of the format; passing over it would silently lose steps.
         CheckpointError: there are some, and none is good.
     """
     reasons: list[str] = []
     for entry in found(store):
         try:
-            if isinstance(entry.error, FutureVersion):
+            if isinstance(entry.error, OtherVersion):
                 raise entry.error
             if entry.source is not None:
                 if verify:
                     entry.source.verify()
                 return entry.source
             reasons.append(str(entry.error))
-        except FutureVersion:
+        except OtherVersion:
             raise
         except CheckpointError as error:
             reasons.append(str(error))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint.blocks import block_count, file_digest
+from checkpoint.blocks import DIGITS, block_count, file_digest
 from checkpoint.files import CODES
 from checkpoint.plan import FilePlan, Key, Place, Sliced, Stored
 from checkpoint.slices import Slicing
@@ -21,8 +21,8 @@ from elastic.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT = "elastic-checkpoint"
-VERSION = 2
-"""The newest: 2 is written only where tensors are kept as slices, so whoever reads 1 reads everything else."""
+VERSION = 3
+"""1 and 2 had other digests, and were never released."""
 MAX_MANIFEST_BYTES = 1 << 30
 _FIRST_LINE = b'{"sha256": "%s",\n'
 _FIRST_LINE_BYTES = len(_FIRST_LINE) - 2 + 64
@@ -45,8 +45,8 @@ _KEYS = {
 }
 
 
-class FutureVersion(CheckpointError):
-    """A newer version of this package wrote it: not damaged, but not to be read, nor passed over, by this one."""
+class OtherVersion(CheckpointError):
+    """Another version of this package wrote it: not damaged, but not to be read, nor passed over, by this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def encode(manifest: Manifest, where: str) -> bytes:
             tensors[name][state] = {"shape": list(spec.shape), "dtype": spec.dtype, **_where(manifest.places[name, state])}
     body = {
         "format": FORMAT,
-        "version": 2 if any(isinstance(place, Sliced) for place in manifest.places.values()) else 1,
+        "version": VERSION,
         "step": manifest.step,
         "epoch": manifest.epoch,
         "attempt": manifest.attempt,
@@ -128,7 +128,7 @@ def _where(place: Stored) -> dict[str, Any]:
 
 
 def decode(data: bytes, where: str) -> Manifest:
-    """Raises CheckpointError naming `where` and the reason, FutureVersion if a newer program wrote it."""
+    """Raises CheckpointError naming `where` and the reason, OtherVersion if a newer program wrote it, or a very old one."""
     text = data[_FIRST_LINE_BYTES:]
     if data[:_FIRST_LINE_BYTES] != _FIRST_LINE % hashlib.sha256(text).hexdigest().encode():
         raise CheckpointError(f"{where}: damaged: its first line is not the digest of the rest")
@@ -136,8 +136,9 @@ def decode(data: bytes, where: str) -> Manifest:
     del body["sha256"]
     if body.get("format") != FORMAT or type(body.get("version")) is not int:
         raise CheckpointError(f"{where}: not a manifest of {FORMAT!r}")
-    if body["version"] > VERSION:
-        raise FutureVersion(f"{where}: format version {body['version']}, and this program reads up to {VERSION}: update it")
+    if body["version"] != VERSION:
+        advice = "update it" if body["version"] > VERSION else "read it with the program that wrote it"
+        raise OtherVersion(f"{where}: format version {body['version']}, and this program reads {VERSION}: {advice}")
     if missing := _KEYS - body.keys():
         raise CheckpointError(f"{where}: it lacks {', '.join(sorted(missing))}")
     try:
@@ -153,8 +154,7 @@ def _manifest(body: Mapping[str, Any]) -> Manifest:
     for name, states in body["tensors"].items():
         tensors[name] = {}
         for state, fields in states.items():
-            whole = body["version"] == 1 or "slicing" not in fields
-            places[name, state] = (_place if whole else _sliced)(f"{name!r}, {state!r}", fields, files)
+            places[name, state] = (_sliced if "slicing" in fields else _place)(f"{name!r}, {state!r}", fields, files)
             tensors[name][state] = places[name, state].spec
     contents = Contents(
         tensors=tensors,
@@ -201,7 +201,7 @@ def _file_name(name: str) -> str:
 
 def _stored(name: str, fields: Mapping[str, Any]) -> StoredFile:
     file = StoredFile(size=_count(fields["size"]), blocks=str(fields["blocks"]))
-    if len(file.blocks) != 32 * block_count(file.size) or not re.fullmatch("[0-9a-f]*", file.blocks) or file.digest != fields["digest"]:
+    if len(file.blocks) != DIGITS * block_count(file.size) or not re.fullmatch("[0-9a-f]*", file.blocks) or file.digest != fields["digest"]:
         raise ValueError(f"the digests of {name} do not fit together")
     return file
 

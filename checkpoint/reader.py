@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from checkpoint.blocks import BLOCK_BYTES, block_count, contributions, sums_of
+from checkpoint.blocks import BLOCK_BYTES, block_count, checksums, checksums_of
 from checkpoint.files import read_header
 from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
 from checkpoint.plan import Key, Sliced, Stored, index_tables, lies_beside, stored_name, stored_parts
@@ -189,7 +189,7 @@ class ElasticSource:
             return
         if file not in self._opened:
             self._opened[file] = self._store.open_read(f"{self._directory}/{file}")
-            self._sums[file] = sums_of(self.manifest.files[file].blocks)
+            self._sums[file] = checksums_of(self.manifest.files[file].blocks)
         self.bytes_read += memory.size
         share = max(_SHARE_BYTES, -(-block_count(memory.size) // self._threads) * BLOCK_BYTES)
         if self._threads > 1 and memory.size > share:
@@ -216,8 +216,8 @@ class ElasticSource:
             self._check(file, piece, start + place)
 
     def _check(self, file: str, memory: np.ndarray, start: int) -> None:
-        first, found = contributions(memory, start)
-        wrong = np.flatnonzero((found != self._sums[file][first : first + len(found)]).any(axis=1))
+        first, found = start // BLOCK_BYTES, checksums(memory)
+        wrong = np.flatnonzero(found != self._sums[file][first : first + len(found)])
         if wrong.size:
             at = (first + int(wrong[0])) * BLOCK_BYTES
             raise CheckpointError(

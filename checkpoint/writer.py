@@ -34,7 +34,7 @@ class FilePart:
     sums: bytes
 
     def __post_init__(self) -> None:
-        if len(self.sums) != 16 * len(self.blocks):
+        if len(self.sums) != 4 * len(self.blocks):
             raise CheckpointError(f"a receipt has {len(self.sums)} bytes of sums for {len(self.blocks)} blocks")
 
 
@@ -65,21 +65,21 @@ class PartSums:
 
     def __init__(self) -> None:
         self._ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
-        self._sums: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+        self._sums: dict[str, dict[int, np.uint32]] = defaultdict(dict)
 
     def add(self, file: str, offset: int, size: int, first: int, sums: np.ndarray) -> None:
         """Bytes `[offset, offset + size)` and their contributions."""
         self._ranges[file].append((offset, offset + size))
         found = self._sums[file]
-        for number, both in enumerate(sums, first):
-            found[number] = found[number] + both if number in found else both
+        for number, each in enumerate(sums, first):
+            found[number] = found[number] ^ each if number in found else each
 
     def receipt(self, token: str) -> PartReceipt:
         """Raises CheckpointError if some byte was written twice."""
         files: dict[str, FilePart] = {}
         for name, ranges in self._ranges.items():
             blocks = tuple(sorted(self._sums[name]))
-            sums = np.stack([self._sums[name][number] for number in blocks]).astype("<u8").tobytes()
+            sums = np.array([self._sums[name][number] for number in blocks], dtype="<u4").tobytes()
             files[name] = FilePart(ranges=joined(ranges, name), blocks=blocks, sums=sums)
         return PartReceipt(token=token, files=files)
 
@@ -138,8 +138,9 @@ def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: S
 class _PartWriter:
     """Digesting and writing both release the interpreter's lock, so two threads overlap them."""
 
-    def __init__(self, store: Store, directory: str) -> None:
+    def __init__(self, plan: FilePlan, store: Store, directory: str) -> None:
         self._store, self._directory = store, directory
+        self._sizes = {file.name: file.size for file in plan.files}
         self._opened: dict[str, Writable] = {}
         self.sums = PartSums()
 
@@ -167,7 +168,7 @@ class _PartWriter:
         return self._opened[name]
 
     def _put(self, opened: Writable, file: str, offset: int, memory: np.ndarray) -> _Written:
-        found = contributions(memory, offset)
+        found = contributions(memory, offset, self._sizes[file])
         opened.write(memory, offset)
         return file, offset, memory.size, *found
 
@@ -183,7 +184,7 @@ class _PartWriter:
 
 def write_part(plan: FilePlan, store: Store, directory: str, token: str, runs: Iterable[Run], threads: int) -> PartReceipt:
     """Writes and syncs `runs`; `commit.write_runs` is what checks the ticket first."""
-    part = _PartWriter(store, directory)
+    part = _PartWriter(plan, store, directory)
     try:
         pieces = chunks(plan, runs)
         if threads > 1:

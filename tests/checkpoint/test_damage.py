@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from checkpoint.commit import save
 from checkpoint.directory import found, newest
 from checkpoint.files import read_header
-from checkpoint.manifest import MANIFEST, FutureVersion
+from checkpoint.manifest import MANIFEST, OtherVersion
 from checkpoint.plan import INDEX
 from checkpoint.reader import ElasticSource
 from checkpoint.store import LocalStore
@@ -135,9 +135,10 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(b'{"sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'",\n' + text)
 
 
-def test_a_future_version_is_refused_and_not_passed_over(copy: Path) -> None:
-    rewrite(copy / "step-00000012" / MANIFEST, lambda body: body.update(version=3))
-    with pytest.raises(FutureVersion, match=r"12/manifest.json: format version 3, and this program reads up to 2"):
+@pytest.mark.parametrize(("version", "advice"), [(4, "update it"), (2, "read it with the program that wrote it"), (-1, "read it with")])
+def test_another_version_is_refused_and_not_passed_over(copy: Path, version: int, advice: str) -> None:
+    rewrite(copy / "step-00000012" / MANIFEST, lambda body: body.update(version=version))
+    with pytest.raises(OtherVersion, match=rf"12/manifest.json: format version {version}, and this program reads 3: {advice}"):
         newest(LocalStore(copy))
 
 

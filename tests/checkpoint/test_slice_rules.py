@@ -194,8 +194,7 @@ def test_to_slices_to_other_slices_and_back_is_bitwise_the_same(source: Path, tm
     assert "wrote 16" in run("convert", tmp_path / "b", tmp_path / "e", "--to", "elastic")
     for whole in ("d", "e"):
         assert files(tmp_path / whole) == files(source)
-    for each, version in (("a", 1), ("b", 2), ("c", 2), ("d", 1)):
-        assert json.loads((tmp_path / each / "step-00000005" / "manifest.json").read_bytes())["version"] == version
+    for each in "abcd":
         found = newest(LocalStore(tmp_path / each), verify=True)
         assert found is not None
         assert equals(found, VALUES)

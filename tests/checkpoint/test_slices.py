@@ -131,12 +131,6 @@ def test_files_say_whose_they_are(sliced: ElasticSource) -> None:
         assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
 
 
-def test_version_2_is_written_only_where_there_are_slices(sliced: ElasticSource, tmp_path: Path) -> None:
-    assert json.loads(Path(sliced._store.where(f"{sliced.name}/{MANIFEST}")).read_bytes())["version"] == 2
-    save(LocalStore(tmp_path), sample_contents(VALUES), whole_runs(VALUES), step=7, slicings={})
-    assert json.loads((tmp_path / "step-00000007" / MANIFEST).read_bytes())["version"] == 1
-
-
 def test_writers_of_other_slices_of_the_same_shapes_are_refused(tmp_path: Path) -> None:
     """Two parts of which each rank has 3 and 1 rows, and of which each has 2 and 2: the headers of their files are equal."""
     contents = sample_contents(values_at(1, {"a": (8, 4)}))
@@ -252,7 +246,7 @@ def _slicing(**changed: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda body: body.update(version=1), "malformed .KeyError: 'file'"),
+        (lambda body: body["tensors"]["embed"][PARAM].pop("slicing"), "malformed .KeyError: 'file'"),
         (_entry(slices=[]), "has 0 slices for 2 ranks"),
         (_entry(slices=[{"file": "manifest.json", "offset": 0}] * 2), "lies outside of its file"),
         (_entry(slicing=None), "malformed"),
