@@ -161,7 +161,9 @@ def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[Part
     """
     _check_epoch(store, ticket)
     files = {file.name: _stored(store, ticket, file, receipts) for file in plan.files}
-    saved = replace(plan, contents=replace(plan.contents, step=ticket.step))
+    told = {name: values for part in [plan.contents, *receipts] for name, values in part.scalars.items()}
+    scalars = {name: told[name] for name in [*plan.contents.tensors, *told] if name in told}
+    saved = replace(plan, contents=replace(plan.contents, step=ticket.step, scalars=scalars))
     manifest = manifest_of(saved, files, step=ticket.step, epoch=ticket.epoch, attempt=ticket.attempt, layout=layout)
     data = encode(manifest, store.where(f"{ticket.directory}/{MANIFEST}"))
     if len(data) > MAX_MANIFEST_BYTES:

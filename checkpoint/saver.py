@@ -1,11 +1,11 @@
 """Saving while training goes on: every member writes what it owns in a thread; the coordinator makes it a checkpoint.
 
-    all          start: the same contents, each with its own runs; a thread finds or makes the save's directory, writes, syncs
+    all          start: the same contents, each with its own runs and numbers; a thread finds or makes the save's directory, writes, syncs
     all          receipt: once its writing is over; the caller brings it to the coordinator
     coordinator  take: when all members' receipts are there, and the members are still the same: commit, in a thread; then `retain`
 
-A save that loses a member is given up; its directory is removed, or later collected. No step waits for a disk, and at most one save is
-under way: whoever is `busy` leaves the next one out.
+A save that loses a member is given up; its directory is removed, or later collected. No step waits for a disk, nor for the plan of a save's
+files, and at most one save is under way: whoever is `busy` leaves the next one out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from checkpoint.commit import TEMPORARY, TOKEN, Ticket, abandon, begin, commit, join, read_latest, retry_name, token_bytes, write_runs
@@ -26,6 +26,9 @@ from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 _PATIENCE_S = 20.0
+
+Prepare = Callable[[], tuple[Contents, Sequence[Run]]]
+"""What the checkpoint holds, and what of it this member writes; of `scalars`, those that this member knows."""
 
 
 def newest_epoch(store: Store) -> int:
@@ -39,11 +42,11 @@ class _Save:
     """One save under way. `key` is the same on all members."""
 
     key: tuple[int, int]
-    contents: Contents
     members: tuple[int, ...]
     layout: Any
     release: Callable[[], None]
     thread: threading.Thread | None = None
+    plan: FilePlan | None = None
     ticket: Ticket | None = None
     receipt: PartReceipt | None = None
     sent: bool = False
@@ -51,14 +54,6 @@ class _Save:
     dropped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     receipts: dict[int, PartReceipt] = field(default_factory=dict)
-    _plan: FilePlan | None = None
-
-    @property
-    def plan(self) -> FilePlan:
-        """Made by the thread that writes, which is the first to ask: training need not wait for it."""
-        if self._plan is None:
-            self._plan = plan_files(self.contents)
-        return self._plan
 
 
 class Saver:
@@ -76,32 +71,36 @@ class Saver:
 
     def start(
         self,
-        contents: Contents,
-        runs: Sequence[Run],
+        prepare: Prepare,
         *,
+        step: int,
         epoch: int,
         members: tuple[int, ...],
         layout: Any = None,
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Writes the runs from a thread; their memory must stay as it is until the thread calls `release`.
+        """Prepares and writes in a thread; the runs' memory must stay as it is until the thread calls `release`.
 
         All members call it, for the same step of the same view; the first of `members` coordinates.
         """
         self.drop()
-        assert contents.step is not None
-        save = _Save(key=(contents.step, epoch), contents=contents, members=members, layout=layout, release=release)
-        save.thread = threading.Thread(target=self._write, args=(save, runs), name="checkpoint-save", daemon=True)
+        save = _Save(key=(step, epoch), members=members, layout=layout, release=release)
+        go = threading.Event()
+        save.thread = threading.Thread(target=self._write, args=(save, prepare, go), name="checkpoint-save", daemon=True)
         self._save = save
         save.thread.start()
+        go.set()
 
-    def _write(self, save: _Save, runs: Sequence[Run]) -> None:
+    def _write(self, save: _Save, prepare: Prepare, go: threading.Event) -> None:
+        go.wait()  # a new thread would keep the interpreter for its first 5 ms, and `start` would wait for it
         step, epoch = save.key
         try:
-            save.ticket = begin(self._store, save.plan, step=step, epoch=epoch) if self._coordinates(save) else self._find(save)
-            receipt = write_runs(save.plan, self._store, save.ticket, runs, threads=1)
-            self._join(save, save.ticket)
-            save.receipt = receipt
+            contents, runs = prepare()
+            plan = save.plan = plan_files(contents)
+            save.ticket = begin(self._store, plan, step=step, epoch=epoch) if self._coordinates(save) else self._find(save, plan)
+            receipt = write_runs(plan, self._store, save.ticket, runs, threads=1)
+            self._join(save, plan, save.ticket)
+            save.receipt = replace(receipt, scalars=contents.scalars)
         except CheckpointError as error:
             _log.warning("step %d is not saved: %s", step, error)
         finally:
@@ -114,7 +113,7 @@ class Saver:
     def _coordinates(self, save: _Save) -> bool:
         return self._worker == save.members[0]
 
-    def _find(self, save: _Save) -> Ticket:
+    def _find(self, save: _Save, plan: FilePlan) -> Ticket:
         """The directory that the coordinator makes."""
         step, epoch = save.key
         prefix = f"{TEMPORARY if self._store.renames else ''}{retry_name(step, epoch, 0)}-"
@@ -122,8 +121,8 @@ class Saver:
         while time.monotonic() < until and not save.dropped:
             for name in self._store.names(""):
                 token = name.removeprefix(prefix)
-                if token != name and self._complete(name, token, save.plan):
-                    return Ticket(step=step, epoch=epoch, attempt=0, token=token, directory=name, fingerprint=save.plan.fingerprint)
+                if token != name and self._complete(name, token, plan):
+                    return Ticket(step=step, epoch=epoch, attempt=0, token=token, directory=name, fingerprint=plan.fingerprint)
             time.sleep(self._store.look_s)
         if save.dropped:
             raise CheckpointError("it was given up")
@@ -138,10 +137,10 @@ class Saver:
             return self._store.size(f"{name}/{TOKEN}") == len(token_bytes(token, (file.name for file in plan.files)))
         return all(self._store.size(f"{name}/{file.name}") == file.size for file in plan.files)
 
-    def _join(self, save: _Save, ticket: Ticket) -> None:
+    def _join(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         """The files that this member has to make of everybody's parts."""
         place = save.members.index(self._worker)
-        while not join(save.plan, self._store, ticket, place, len(save.members)):
+        while not join(plan, self._store, ticket, place, len(save.members)):
             time.sleep(self._store.look_s)
             if save.dropped or self._store.size(f"{ticket.directory}/{TOKEN}") is None:
                 raise CheckpointError("it was given up")
@@ -167,18 +166,19 @@ class Saver:
                 return
             if tuple(each["key"]) == save.key:
                 save.receipts[worker] = PartReceipt.from_json(each["receipt"])
-        if set(save.receipts) == set(members) and save.ticket is not None:
+        if set(save.receipts) == set(members) and save.plan is not None and save.ticket is not None:
             self._save = None
-            self._committing = threading.Thread(target=self._commit, args=(save, save.ticket), name="checkpoint-commit", daemon=True)
+            arguments = (save, save.plan, save.ticket)
+            self._committing = threading.Thread(target=self._commit, args=arguments, name="checkpoint-commit", daemon=True)
             self._committing.start()
 
-    def _commit(self, save: _Save, ticket: Ticket) -> None:
+    def _commit(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         try:
-            name = commit(self._store, save.plan, ticket, [save.receipts[worker] for worker in save.members], layout=save.layout)
+            name = commit(self._store, plan, ticket, [save.receipts[worker] for worker in save.members], layout=save.layout)
             _log.info("step %d is saved: %s", save.key[0], self._store.where(name))
         except CheckpointError as error:
             _log.warning("step %d is not saved: %s", save.key[0], error)
-            abandon(self._store, save.plan, ticket)
+            abandon(self._store, plan, ticket)
             return
         try:
             if self._retain is not None:
@@ -213,5 +213,5 @@ class Saver:
             self._abandon(save)
 
     def _abandon(self, save: _Save) -> None:
-        if save.ticket is not None and self._coordinates(save):
+        if save.plan is not None and save.ticket is not None and self._coordinates(save):
             abandon(self._store, save.plan, save.ticket)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,15 +40,16 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartReceipt:
-    """By file name. It is made only after what it lists was synced."""
+    """Of what one worker did, by file name; made only after what it lists was synced. `scalars`: of the checkpoint's, those it knows."""
 
     token: str
     files: Mapping[str, FilePart]
+    scalars: Mapping[str, Mapping[str, float | int | bool]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For the way to the coordinator."""
         files = {name: [list(map(list, part.ranges)), list(part.blocks), part.sums.hex()] for name, part in self.files.items()}
-        return {"token": self.token, "files": files}
+        return {"token": self.token, "files": files, "scalars": {name: dict(values) for name, values in self.scalars.items()}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PartReceipt:
@@ -57,7 +58,7 @@ class PartReceipt:
             name: FilePart(ranges=tuple((start, stop) for start, stop in ranges), blocks=tuple(blocks), sums=bytes.fromhex(sums))
             for name, (ranges, blocks, sums) in data["files"].items()
         }
-        return cls(token=data["token"], files=files)
+        return cls(token=data["token"], files=files, scalars=data["scalars"])
 
 
 class PartSums:

@@ -14,11 +14,12 @@ from checkpoint.directory import collect, newest
 from checkpoint.objects import open_store
 from checkpoint.reader import ElasticSource
 from checkpoint.retention import KeepLast, retire
-from checkpoint.saver import Saver, newest_epoch
-from checkpoint.state import PARAM, Group, Spec
+from checkpoint.saver import Prepare, Saver, newest_epoch
+from checkpoint.state import PARAM, Contents, Group, Spec
 from checkpoint.store import Store
 from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
+from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointError, TrainerError
 from elastic.history import History
@@ -27,7 +28,7 @@ from elastic.recovery.fallback import Restored
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.rung import Checkpoint
 from elastic.restore import Run, form, numbers, persistent_buffers, restored_state, runs
-from elastic.saving import Share, base_of, contents_of, states_of
+from elastic.saving import Share, States, base_of, contents_of, digest_of, merged, states_of
 from elastic.survivor import Survivor
 from elastic.view import View
 
@@ -68,6 +69,9 @@ class Checkpoints:
         self._saver: Saver | None = None
         self._base: int | None = None
         self._epoch = 0
+        self._known: str | None = None
+        self._states: States = {}
+        self._buffers = [name for name, _ in persistent_buffers(model.root)]
         self.stalls: list[tuple[float, float]] = []
 
     @property
@@ -162,17 +166,10 @@ class Checkpoints:
         saver, engine = self._saver, survivor.engine
         if last:
             self._finish(survivor, engine)
-        scalars = {name: values for _, scalars in engine.owned for name, values in numbers(scalars).items()}
-        share = Share(
-            view=engine.view.epoch,
-            states=states_of([run for shard in engine.owned for run in runs(*shard, self._model.spec)]),
-            numbers=scalars,
-            busy=saver.busy,
-            base=self._base,
-            hint=newest_epoch(self._store) if self._base is None else self._base,
-        )
-        told = [Share.from_json(each) for each in survivor.together(lambda: survivor.engine.gather(share.to_json()))]
-        if survivor.engine is not engine or history.step != step or any(each.view != engine.view.epoch for each in told):
+        shards = engine.owned if last else engine.copied()  # behind the last step nothing changes any more
+        copying = time.perf_counter() - began
+        told = self._together(step, survivor, history, states_of(shards, self._model.spec))
+        if told is None:
             return  # members were lost meanwhile: the next one will do
         if any(each.busy for each in told):
             if self._job.leader:
@@ -180,47 +177,81 @@ class Checkpoints:
             if not told[engine.view.workers.index(engine.view.coordinator)].busy:
                 saver.drop()  # the others need not wait for a directory that the coordinator gave up
             return
-        self._epoch = engine.view.epoch
-        copying = self._start(step, engine, told, history, last=last)
+        self._epoch, self._base = engine.view.epoch, base_of(told)
+        saver.start(
+            self._prepare(step, engine, shards, history),
+            step=step + 1,
+            epoch=self._base + engine.view.epoch,
+            members=engine.view.workers,
+            layout={"summary": engine.view.plan.summary},
+            release=_nothing if last else engine.spares.lend(),
+        )
         if last:
             self._finish(survivor, engine)
         else:
             self.stalls.append((time.perf_counter() - began, copying))
 
-    def _start(self, step: int, engine: Engine, told: list[Share], history: History, *, last: bool) -> float:
-        """Seconds that copying took."""
+    def _together(self, step: int, survivor: Survivor, history: History, states: States) -> list[Share] | None:
+        """What every member told, None if some were lost meanwhile; who has which states is known then.
+
+        The states themselves are told only where they are not the last ones that all told each other.
+        """
         assert self._saver is not None
-        view, model = engine.view, self._model
-        buffers = dict(persistent_buffers(model.root))
-        rest = {**{name: model.parameter(name) for name in model.frozen}, **buffers}
+        engine = survivor.engine
+        share = Share(
+            view=engine.view.epoch,
+            states=digest_of(states),
+            known=self._known,
+            busy=self._saver.busy,
+            base=self._base,
+            hint=newest_epoch(self._store) if self._base is None else self._base,
+        )
+        told = [Share.from_json(each) for each in survivor.together(lambda: survivor.engine.gather(share.to_json()))]
+        views = {each.view for each in told}
+        known = digest_of([each.states for each in told])
+        if any(each.known != known for each in told):  # whoever was lost: all that are left take part in the same collectives
+            all_states = survivor.together(lambda: survivor.engine.gather({"view": share.view, "states": states}))
+            views |= {each["view"] for each in all_states}
+            self._known, self._states = known, merged(each["states"] for each in all_states)
+        if survivor.engine is not engine or history.step != step or views != {engine.view.epoch}:
+            self._known = None
+            return None
+        return told
+
+    def _prepare(self, step: int, engine: Engine, shards: list[tuple[Shard, Scalars]], history: History) -> Prepare:
+        """What the saving thread makes of the shards, and of everything else as it is now: training does not wait for that."""
+        view, model, states, names, files = engine.view, self._model, self._states, self._optimizer.names, self._files
+        copies = view.coordinator == self._job.worker  # the others need only know what these are
+        buffers = {name: model.root.get_buffer(name).detach() for name in self._buffers}
+        if copies:
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        rest = {**{name: model.parameter(name).detach() for name in model.frozen}, **buffers}
+        forms = {name: form(tensor) for name, tensor in rest.items()}
         groups, scheduler = history.settings()
         extra = {
             "groups": [to_plain(group) for group in groups],
             "scheduler": None if scheduler is None else _plain(scheduler),
             "settings": self._settings,
         }
-        contents = contents_of(
-            {p.name: p.shape for layer in model.spec.layers for p in layer.parameters},
-            told,
-            rest={name: Spec(shape=shape, dtype=dtype) for name, (shape, dtype) in ((n, form(t)) for n, t in rest.items())},
-            groups=[Group(names=names, settings=_readable(group)) for names, group in zip(self._optimizer.names(), groups, strict=True)],
-            ties={},
-            buffers=frozenset(buffers),
-            step=step + 1,
-            extra={_EXTRA: extra},
-            files=self._files,
-        )
-        self._base = base_of(told)
-        began = time.perf_counter()
-        shards, release = (engine.owned, _nothing) if last else engine.lend()  # behind the last step nothing changes any more
-        copying = time.perf_counter() - began
-        own = [run for shard in shards for run in runs(*shard, model.spec)]
-        if self._job.worker == view.coordinator:
-            own += [Run(name, PARAM, 0, model.parameter(name).detach().reshape(-1)) for name in model.frozen]
-            own += [Run(name, PARAM, 0, buffer.detach().clone().reshape(-1)) for name, buffer in buffers.items()]
-        layout = {"summary": view.plan.summary}
-        self._saver.start(contents, own, epoch=self._base + view.epoch, members=view.workers, layout=layout, release=release)
-        return copying
+
+        def prepare() -> tuple[Contents, list[Run]]:
+            contents = contents_of(
+                {p.name: p.shape for layer in model.spec.layers for p in layer.parameters},
+                states,
+                scalars={name: values for _, scalars in shards for name, values in numbers(scalars).items()},
+                rest={name: Spec(shape=shape, dtype=dtype) for name, (shape, dtype) in forms.items()},
+                groups=[Group(names=each, settings=_readable(group)) for each, group in zip(names(), groups, strict=True)],
+                buffers=frozenset(buffers),
+                step=step + 1,
+                extra={_EXTRA: extra},
+                files=files,
+            )
+            own = [run for shard in shards for run in runs(*shard, model.spec)]
+            if copies:
+                own += [Run(name, PARAM, 0, tensor.reshape(-1)) for name, tensor in rest.items()]
+            return contents, own
+
+        return prepare
 
     def _finish(self, survivor: Survivor, engine: Engine) -> None:
         """What is under way is waited for; all members call it."""

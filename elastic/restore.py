@@ -39,19 +39,12 @@ def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[Run]:
 
 
 def numbers(scalars: Scalars) -> dict[str, dict[str, float | int | bool]]:
-    """Step counts and the like, by parameter. Raises CheckpointError for state that is neither a number nor of the parameter's shape."""
+    """Step counts and the like, by parameter."""
     found: dict[str, dict[str, float | int | bool]] = {}
     for name, states in scalars.items():
         for state, value in states.items():
-            if isinstance(value, str) and value == RUN:
-                continue
-            number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
-            if not isinstance(number, bool | int | float):
-                raise CheckpointError(
-                    f"the optimizer's state {state!r} of {name} is neither a number nor of the parameter's shape: "
-                    "checkpoints cannot hold that yet"
-                )
-            found.setdefault(name, {})[state] = number
+            if not isinstance(value, str):  # RUN
+                found.setdefault(name, {})[state] = value.item() if isinstance(value, torch.Tensor) else value
     return found
 
 

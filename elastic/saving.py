@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from checkpoint.state import PARAM, Contents, Group, Spec
-from elastic.restore import Run
+from elastic.engine.shard import RUN, Scalars, Shard
+from elastic.errors import CheckpointError
+from elastic.layout.regions import ModelSpec
+
+States = dict[str, dict[str, str]]
+"""Parameter -> state -> dtype, as torch names it without `torch.`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one member tells the others before a save: dtypes of the states that it owns, numbers by parameter, and whether it is busy.
+    """What one member tells the others before a save: which states it owns, as a digest, and whether it is busy.
 
     All must tell it in the same `view`; where some had finished the round when others were lost, the rest hear what was told in the view
-    before.
+    before. `known` is the digest of all members' states when they last told each other these: they rarely change.
 
     `base` is the epoch of the newest checkpoint when its job began, None on a worker that does not know; then `hint` is that of the newest
     one now.
     """
 
     view: int
-    states: Mapping[str, Mapping[str, str]]
-    numbers: Mapping[str, Mapping[str, float | int | bool]]
+    states: str
+    known: str | None
     busy: bool
     base: int | None
     hint: int
@@ -42,42 +51,59 @@ def base_of(shares: Sequence[Share]) -> int:
     return min((share.base for share in shares if share.base is not None), default=max(share.hint for share in shares))
 
 
-def states_of(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """Parameter -> state -> dtype."""
-    found: dict[str, dict[str, str]] = {}
-    for run in runs:
-        found.setdefault(run.name, {})[run.state] = str(run.values.dtype).removeprefix("torch.")
+def states_of(shards: Iterable[tuple[Shard, Scalars]], spec: ModelSpec) -> States:
+    """Of the parameters in the shards. Raises CheckpointError for state that is neither a number nor of the parameter's shape."""
+    found: States = {}
+    for shard, scalars in shards:
+        dtypes = {state: str(memory.dtype).removeprefix("torch.") for state, memory in shard.memory.items()}
+        for parameter, _, _ in shard.parameters(spec):
+            own = found.setdefault(parameter.name, {PARAM: dtypes[PARAM]})
+            for state, value in scalars.get(parameter.name, {}).items():
+                if isinstance(value, str) and value == RUN:
+                    own[state] = dtypes[state]
+                elif not isinstance(value, bool | int | float) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
+                    raise CheckpointError(
+                        f"the optimizer's state {state!r} of {parameter.name} is neither a number nor of the parameter's shape: "
+                        "checkpoints cannot hold that yet"
+                    )
+    return found
+
+
+def digest_of(value: Any) -> str:
+    """Equal for equal JSON values."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def merged(all_states: Iterable[States]) -> States:
+    """Everything that is owned by somebody."""
+    found: States = {}
+    for states in all_states:
+        for name, dtypes in states.items():
+            found.setdefault(name, {}).update(dtypes)
     return found
 
 
 def contents_of(
     shapes: Mapping[str, tuple[int, ...]],
-    shares: Sequence[Share],
+    states: States,
     *,
+    scalars: Mapping[str, Mapping[str, float | int | bool]],
     rest: Mapping[str, Spec],
     groups: Sequence[Group],
-    ties: Mapping[str, str],
     buffers: frozenset[str],
     step: int,
     extra: Mapping[str, Any],
     files: Mapping[str, bytes],
 ) -> Contents:
-    """What the checkpoint holds, from what all members told: the same on each of them. `rest` are frozen parameters and buffers."""
-    states: dict[str, dict[str, str]] = {}
-    numbers: dict[str, Mapping[str, float | int | bool]] = {}
-    for share in shares:
-        for name, dtypes in share.states.items():
-            states.setdefault(name, {}).update(dtypes)
-        numbers.update(share.numbers)
+    """What the checkpoint holds: the same on all members, but for `scalars`. `rest` are frozen parameters and buffers."""
     tensors: dict[str, dict[str, Spec]] = {}
     for name, shape in shapes.items():
-        ordered = [PARAM, *sorted(state for state in states.get(name, {}) if state != PARAM)]
+        ordered = [PARAM, *sorted(state for state in states[name] if state != PARAM)]
         tensors[name] = {state: Spec(shape=shape, dtype=states[name][state]) for state in ordered}
     return Contents(
         tensors={**tensors, **{name: {PARAM: spec} for name, spec in rest.items()}},
-        scalars={name: numbers[name] for name in shapes if name in numbers},
+        scalars=scalars,
         groups=tuple(groups),
-        ties=ties,
         frozen=frozenset(rest) - buffers,
         buffers=buffers,
         step=step,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -180,8 +180,8 @@ class Engine:
         updater = self._optimizer.owned
         return [(shard, updater.scalars(shard)) for shard in updater.shards.values()]
 
-    def lend(self) -> tuple[list[tuple[Shard, Scalars]], Callable[[], None]]:
-        """What `owned` is, in memory that stays as it is until the second value is called, by any thread.
+    def copied(self) -> list[tuple[Shard, Scalars]]:
+        """What `owned` is, in memory that stays as it is until the next step begins, or as long as it is lent (`spares.lend`).
 
         It is the spare of the next step, copied somewhat earlier: nothing is copied twice.
         """
@@ -191,7 +191,7 @@ class Engine:
         for spare in self.spares.held:
             shard = replace(owned[spare.layer, spare.start], memory=dict(spare.memory), scalars={}, pieces=[])
             found.append((shard, {name: dict(values) for name, values in spare.scalars.items()}))
-        return found, self.spares.lend()
+        return found
 
     def abandon(self) -> None:
         """Drops the computed gradients."""

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import elastic
 from checkpoint.directory import found
 from checkpoint.objects import open_store
+from elastic.engine.engine import Engine
 from tests.engine import models
 
 
@@ -48,6 +50,47 @@ def train(
         time.sleep(pause_s)
     digest = trainer.digest()
     return {"losses": [[step, *values] for step, values in losses.items()], "digest": digest} if trainer.leader else None
+
+
+class Bent(nn.Module):
+    """Its parameter gets no gradient before the data ask for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bend = nn.Parameter(torch.zeros(models.WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.bend if float(x[0, 0]) > 0 else x
+
+
+def with_late_state(job: Any, directory: str, steps: int, bent_from: int) -> list[int] | None:
+    """Saves after every step, each save over before the next; how often the members told each other something in each step."""
+    torch.manual_seed(5)
+    exchanges = 0
+    gather = Engine.gather
+
+    def counted(self: Engine, value: dict[str, Any]) -> list[dict[str, Any]]:
+        nonlocal exchanges
+        exchanges += 1
+        return gather(self, value)
+
+    Engine.gather = counted
+    trainer = elastic.Trainer(
+        nn.Sequential(Bent(), nn.Linear(models.WIDTH, models.WIDTH)),
+        lambda output, batch: output.square().mean(),
+        models.adamw,
+        lambda step, micro_batch: torch.full((4, models.WIDTH), 1.0 if step >= bent_from else -1.0),
+        batch_size=16,
+        micro_batch_size=4,
+        checkpoint=directory,
+        every=1,
+    )
+    found = []
+    for report in trainer.run(steps):
+        found.append(exchanges)
+        exchanges = 0
+        time.sleep(0.3 if report.leader else 0)
+    return found if trainer.leader else None
 
 
 def into_memory(job: Any, steps: int, every: int | None) -> list[int | None]:

@@ -16,11 +16,13 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.shard import RUN, Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointError
-from elastic.layout.layout import spread
+from elastic.layout.layout import Interval, spread
+from elastic.layout.regions import LayerSpec, ModelSpec, ParameterSpec
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import fastest
 from elastic.plan.workload import LayerCost, Workload
 from elastic.restore import numbers, restored_state, runs
+from elastic.saving import states_of
 from elastic.view import Member, View
 from tests.engine import models
 
@@ -170,6 +172,16 @@ def test_what_is_not_of_this_model_is_refused() -> None:
 
 
 def test_state_that_is_no_number_is_refused() -> None:
+    parameter = ParameterSpec(name="w", shape=(4,), dtype="float32", start=0)
+    spec = ModelSpec(layers=(LayerSpec(index=0, parameters=(parameter,)),))
+    memory = {PARAM: torch.zeros(64), "exp_avg": torch.zeros(64, dtype=torch.bfloat16)}
+    shard = Shard(layer=0, interval=Interval(start=0, stop=64, owner=0), memory=memory)
     with pytest.raises(CheckpointError, match="'row' of w is neither a number nor of the parameter's shape"):
-        numbers({"w": {"row": torch.zeros(3), "exp_avg": RUN}})
+        states_of([(shard, {"w": {"row": torch.zeros(3), "exp_avg": RUN}})], spec)
+    assert states_of([(shard, {"w": {"step": torch.tensor(3.0), "exp_avg": RUN}})], spec) == {
+        "w": {PARAM: "float32", "exp_avg": "bfloat16"}
+    }
+
+
+def test_numbers_are_read_from_small_tensors() -> None:
     assert numbers({"w": {"step": torch.tensor(3.0), "exp_avg": RUN, "k": 2}, "v": {"exp_avg": RUN}}) == {"w": {"step": 3.0, "k": 2}}

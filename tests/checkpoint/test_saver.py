@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from checkpoint.commit import save
 from checkpoint.directory import collect, found, newest
 from checkpoint.objects import ObjectStore
 from checkpoint.saver import Saver, newest_epoch
+from checkpoint.state import Contents
 from checkpoint.store import LocalStore, Store
 from checkpoint.writer import Run
 from elastic.errors import CheckpointError
@@ -35,9 +37,24 @@ def halves(step: int) -> tuple[list[Run], list[Run]]:
     return parts
 
 
+def begin(
+    saver: Saver,
+    step: int,
+    contents: Contents,
+    runs: list[Run],
+    *,
+    members: tuple[int, ...] = (0, 1),
+    release: Callable[[], None] = lambda: None,
+) -> None:
+    saver.start(lambda: (contents, runs), step=step, epoch=1, members=members, release=release)
+
+
 def start(savers: list[Saver], step: int, release: Callable[[], None] = lambda: None) -> None:
-    for saver, own in zip(savers, halves(step), strict=False):
-        saver.start(contents_of(values_at(step, SMALL), step), own, epoch=1, members=(0, 1), release=release)
+    for number, (saver, own) in enumerate(zip(savers, halves(step), strict=False)):
+        contents = contents_of(values_at(step, SMALL), step)
+        known = {name: values for place, (name, values) in enumerate(contents.scalars.items()) if place % 2 == number}
+        assert known
+        begin(saver, step, replace(contents, scalars=known), own, release=release)
 
 
 def told(savers: list[Saver]) -> dict[int, Any]:
@@ -85,8 +102,8 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
     savers = [Saver(LocalStore(tmp_path), worker) for worker in (0, 1)]
     first, second = halves(3)
     contents = contents_of(values_at(3, SMALL), 3)
-    savers[0].start(contents, first, epoch=1, members=(0, 1))
-    savers[1].start(contents, [*second, ("unknown", "param", 0, second[0][3])], epoch=1, members=(0, 1))
+    begin(savers[0], 3, contents, first)
+    begin(savers[1], 3, contents, [*second, ("unknown", "param", 0, second[0][3])])
     with caplog.at_level(logging.WARNING):
         savers[0].take(told(savers), (0, 1))
     assert "step 3 is not saved: 'unknown', 'param' is not in the plan of files" in caplog.text
@@ -107,8 +124,8 @@ def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path,
     first, second = halves(3)
     contents = contents_of(values_at(3, SMALL), 3)
     with caplog.at_level(logging.WARNING):
-        savers[0].start(contents, [*first, ("unknown", "param", 0, first[0][3])], epoch=1, members=(0, 1))
-        savers[1].start(contents, second, epoch=1, members=(0, 1))
+        begin(savers[0], 3, contents, [*first, ("unknown", "param", 0, first[0][3])])
+        begin(savers[1], 3, contents, second)
         assert savers[0].wait(5)
         finds_the_directory(savers[1])
         assert not savers[1].wait(0.01), "it waits for the parts of the other one"
@@ -124,7 +141,7 @@ def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path,
 def test_whoever_waits_for_the_coordinators_directory_can_be_told_to_stop(tmp_path: Path) -> None:
     saver = Saver(LocalStore(tmp_path), 1)
     released = threading.Event()
-    saver.start(contents_of(values_at(3, SMALL), 3), halves(3)[1], epoch=1, members=(0, 1), release=released.set)
+    begin(saver, 3, contents_of(values_at(3, SMALL), 3), halves(3)[1], release=released.set)
     assert not saver.wait(0.01)
     saver.drop()
     assert released.wait(5)
@@ -141,7 +158,7 @@ def test_a_save_that_is_given_up_while_it_writes_removes_its_directory(tmp_path:
         began.set()
         go.wait()
 
-    saver.start(contents_of(values_at(3, SMALL), 3), halves(3)[0], epoch=1, members=(0, 1), release=slow)
+    begin(saver, 3, contents_of(values_at(3, SMALL), 3), halves(3)[0], release=slow)
     assert began.wait(5)
     saver.drop()
     thread = next(thread for thread in threading.enumerate() if thread.name == "checkpoint-save")
@@ -156,7 +173,7 @@ def test_what_retention_cannot_remove_does_not_unmake_the_save(tmp_path: Path, c
 
     saver = Saver(LocalStore(tmp_path), 0, retain=refuse)
     values = values_at(3, SMALL)
-    saver.start(contents_of(values, 3), whole_runs(values), epoch=1, members=(0,))
+    begin(saver, 3, contents_of(values, 3), whole_runs(values), members=(0,))
     with caplog.at_level(logging.WARNING):
         saver.take(told([saver]), (0,))
         saver.finish()
@@ -178,7 +195,7 @@ def test_two_jobs_in_one_place_leave_whole_checkpoints_of_one_or_the_other(tmp_p
         for step in steps:
             values = values_at(100 * number + step, SMALL)
             at_once.wait()
-            saver.start(contents_of(values, step), whole_runs(values), epoch=1, members=(0,))
+            begin(saver, step, contents_of(values, step), whole_runs(values), members=(0,))
             saver.take(told([saver]), (0,))
             saver.finish()
 

@@ -143,6 +143,18 @@ def test_saves_while_training_goes_on(tmp_path: Path, whole: dict[str, Any]) -> 
     assert not list(tmp_path.glob(".tmp-*")), "what was given up is removed"
 
 
+def test_states_that_an_optimizer_makes_later_are_saved_from_then_on(tmp_path: Path) -> None:
+    """What states there are is told only where it changed: else members tell each other one thing about a save."""
+    exchanges = elastic.run(saved_trainings.with_late_state, args=[str(tmp_path), 7, 3], workers=2, stages=1, rebalance=False).value
+    saved = {entry.step: entry.source.contents for entry in found(LocalStore(tmp_path)) if entry.source is not None}
+    for step, contents in saved.items():
+        with_state = {name for name, states in contents.tensors.items() if len(states) > 1}
+        assert with_state == ({"1.weight", "1.bias"} if step <= 3 else set(contents.tensors))
+        assert contents.scalars == {name: {"step": float(step - 3 if name == "0.bend" else step)} for name in with_state}
+    assert {1, 7} <= set(saved)
+    assert exchanges == [0, 2, 1, 1, 2, 1, 1]  # a save is begun when the loop asks for the next step
+
+
 @pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_and_another_model_refused(tmp_path: Path, whole: dict[str, Any]) -> None:
     run(tmp_path, 3, workers=2, stages=2)
