@@ -235,8 +235,10 @@ def abandon(store: Store, plan: FilePlan, ticket: Ticket) -> None:
         return
     names = [file.name for file in plan.files]
     if not store.shared_writes:
-        with suppress(CheckpointError):  # without it others stop waiting for parts
-            store.remove(f"{ticket.directory}/{TOKEN}")
+        path = f"{ticket.directory}/{TOKEN}"
+        with suppress(CheckpointError):  # nobody's any more, so others stop waiting for parts; it lists the files as long as there are any
+            if store.size(path) is not None:
+                store.replace(path, token_bytes("", names))
         with suppress(CheckpointError):
             names += [name for name in store.names(ticket.directory) if name.startswith(PART)]
     remove_all(store, ticket.directory, names, tolerant=True)

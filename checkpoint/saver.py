@@ -142,7 +142,7 @@ class Saver:
         place = save.members.index(self._worker)
         while not join(plan, self._store, ticket, place, len(save.members)):
             time.sleep(self._store.look_s)
-            if save.dropped or self._store.size(f"{ticket.directory}/{TOKEN}") is None:
+            if save.dropped or not self._complete(ticket.directory, ticket.token, plan):
                 raise CheckpointError("it was given up")
 
     def receipt(self) -> dict[str, Any] | None:

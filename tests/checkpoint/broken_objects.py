@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,16 @@ class Died(BaseException):
     """Nothing of the saver runs any more, but what Python does on the way out."""
 
 
+Fault = Callable[[str], BaseException]
+
+
 class Breaking:
-    """fsspec's file system, or one of its files, with every call counted; `fault` happens at call `at`, before it is made, or half-way."""
+    """fsspec's file system, or one of its files, with every call counted; some end in a fault before they are made, or half-way."""
 
     def __init__(self, real: Any, shared: Breaking | None = None) -> None:
         self._real, self._shared = real, shared or self
-        self.count, self.at, self.fault, self.torn = 0, -1, None, False
+        self.count, self.torn, self.dead = 0, False, False
+        self.faults: Mapping[int, Fault] = {}
         self.kinds: list[str] = []
 
     def __enter__(self) -> Breaking:
@@ -43,18 +47,17 @@ class Breaking:
             shared = self._shared
             number, shared.count = shared.count, shared.count + 1
             shared.kinds.append(name)
-            if shared.dead or number == shared.at:
+            fault = Died if shared.dead else shared.faults.get(number)
+            if fault is not None:
                 if shared.torn and not shared.dead and name in ("write", "pipe_file"):
                     data = bytes(arguments[-1])
                     plain(*arguments[:-1], data[: len(data) // 2])
-                shared.dead = shared.fault is Died
-                raise shared.fault("injected")
+                shared.dead = fault is Died
+                raise fault("injected")
             result = plain(*arguments, **named)
             return Breaking(result, shared) if name == "open" else result
 
         return counted
-
-    dead = False
 
 
 @contextmanager
@@ -68,15 +71,15 @@ def prepared() -> Iterator[str]:
         fsspec.filesystem("memory").rm(root, recursive=True)
 
 
-def broken(root: str, at: int, fault: Callable[[str], BaseException], *, torn: bool = False) -> tuple[str, Breaking]:
-    """What is loaded when that happens at that call of the save."""
+def broken(root: str, faults: Mapping[int, Fault], *, torn: bool = False) -> tuple[str, Breaking]:
+    """What is loaded when these happen at calls of the save."""
     real = fsspec.filesystem("memory")
     if real.exists(f"{root}/run"):
         real.rm(f"{root}/run", recursive=True)
     for path in real.find(f"{root}/start"):
         real.pipe_file(path.replace(f"{root}/start", f"{root}/run"), real.cat_file(path))
     breaking = Breaking(real)
-    breaking.at, breaking.fault, breaking.torn = at, fault, torn
+    breaking.faults, breaking.torn = faults, torn
     said = True
     try:
         matrix.the_save(ObjectStore(f"memory:/{root}/run", filesystem=breaking), matrix.WHOLE)
@@ -90,9 +93,19 @@ def broken(root: str, at: int, fault: Callable[[str], BaseException], *, torn: b
 def cells() -> Iterator[tuple[str, str, str]]:
     """`(kind of call, fault, outcome)` at every call."""
     with prepared() as root:
-        kinds = broken(root, -1, OSError)[1].kinds
+        kinds = broken(root, {})[1].kinds
         for at, kind in enumerate(kinds):
-            yield f"objects: {kind}", "EIO", broken(root, at, OSError)[0]
-            yield f"objects: {kind}", "SIGKILL", broken(root, at, Died)[0]
+            yield f"objects: {kind}", "EIO", broken(root, {at: OSError})[0]
+            yield f"objects: {kind}", "SIGKILL", broken(root, {at: Died})[0]
             if kind in ("write", "pipe_file"):
-                yield f"objects: {kind}", "SIGKILL, torn", broken(root, at, Died, torn=True)[0]
+                yield f"objects: {kind}", "SIGKILL, torn", broken(root, {at: Died}, torn=True)[0]
+        for kind, result in dead_in_clean_up(root):
+            yield f"objects: {kind}", "EIO, SIGKILL", result
+
+
+def dead_in_clean_up(root: str) -> Iterator[tuple[str, str]]:
+    """Token, manifest or `latest` cannot be written, and what the save made is being removed when the saver dies: at each call of that."""
+    for at in [number for number, kind in enumerate(broken(root, {})[1].kinds) if kind == "pipe_file"]:
+        kinds = broken(root, {at: OSError})[1].kinds
+        for then in range(at + 1, len(kinds)):
+            yield kinds[then], broken(root, {at: OSError, then: Died})[0]
