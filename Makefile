@@ -22,8 +22,8 @@ test: venv
 test-all: venv
 	$(BIN)/python -m pytest
 
-# The real DeepSpeed, Megatron-Core, Accelerate, Lightning and transformers, and the tests that need one of them (others skip them). DeepSpeed
-# is installed without its operators, which would be compiled; hence by itself, with what it imports.
+# The real DeepSpeed, Megatron-Core, Accelerate, Lightning and transformers, s3fs with a server for it, and the tests that need one of them
+# (others skip them). DeepSpeed is installed without its operators, which would be compiled; hence by itself, with what it imports.
 PEERS := $(VENV)/.peers-installed
 
 $(PEERS): $(STAMP)
@@ -35,7 +35,7 @@ $(PEERS): $(STAMP)
 
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest tests/checkpoint/test_megatron.py tests/checkpoint/test_deepspeed.py tests/checkpoint/test_accelerate.py \
-	    tests/checkpoint/test_hf.py tests/checkpoint/test_convert.py
+	    tests/checkpoint/test_hf.py tests/checkpoint/test_convert.py tests/checkpoint/test_s3.py
 
 check: venv
 	$(BIN)/ruff check .

@@ -108,8 +108,16 @@ class ObjectStore:
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
 
+    def _check_bucket(self) -> None:
+        """Some clients would make a missing bucket, whose name may be a slip of the pen."""
+        above, slash, rest = self._root.partition("/")
+        top = above or slash + rest.partition("/")[0]
+        if not self.private and not self._fs.exists(top):
+            raise CheckpointError(f"{self._url}: there is no {top!r}: make it first, if this is what you mean")
+
     def make_directory(self, path: str) -> None:
         with _named(self.where(path)):
+            self._check_bucket()
             self._fs.makedirs(self._at(path), exist_ok=False)
 
     def create(self, path: str, size: int) -> None:
@@ -195,6 +203,7 @@ class ObjectStore:
             try:
                 found = self._fs.ls(self._at(path), detail=False)
             except FileNotFoundError:
+                self._check_bucket()
                 return []
             return sorted({entry.rstrip("/").rpartition("/")[2] for entry in found if entry.rstrip("/") != self._at(path).rstrip("/")})
 
