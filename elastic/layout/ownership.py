@@ -183,7 +183,7 @@ class _Stage:
                 end = self._end(layer, start, stop, wanted[owner] + self.carry)
             self._give(layer, start, end, owner)
             self.short[owner] -= end - start
-            if self.short[owner] < BLOCK:
+            if self.short[owner] < BLOCK / 2:  # more than rounding leaves: it can still get something
                 self.carry = max(-BLOCK, min(self.carry + self.short[owner], BLOCK))
             owned[owner] += end - start
             start = end

@@ -83,6 +83,14 @@ def test_any_sequence_of_losses_and_joins_keeps_every_invariant(data):
             assert all(hosts[i.owner] != hosts[i.replica] for layer in layout.layers for i in layer.intervals)
 
 
+def test_whoever_lacks_almost_a_block_still_gets_one():
+    """And the next one does not get it too, as if it were what rounding left over."""
+    sizes = [4288, 4096, 8448, 8256]
+    model = ModelSpec(layers=tuple(LayerSpec.build(i, [("weight", (size,), "float32")]) for i, size in enumerate(sizes)))
+    layout = one_stage(spread(model, [(range(len(sizes)), [0])]), [0, 1000, 1001])
+    assert totals(layout) == {0: 8256, 1000: 8640, 1001: 8192}
+
+
 @pytest.mark.slow
 @few
 @given(st.data())
