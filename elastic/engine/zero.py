@@ -70,6 +70,13 @@ def _steps(optimizer: Optimizer, dtype: torch.dtype, together: bool, cuts: Seque
     return tensors
 
 
+def _difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> str:
+    """For a report: how many elements, and by how much at most."""
+    apart = torch.stack([(a.double() - b.double()).abs() for a, b in zip(one, other, strict=True)])
+    count = int((apart != 0).sum())
+    return f"{count} of {apart.numel()} elements of two tensors, updated together and alone, differ by up to {apart.max():.3g}"
+
+
 def probe(optimizer: Optimizer, dtype: torch.dtype) -> Cut:
     """How finely the optimizer's tensors may be cut without changing a bit: at blocks, or between whole tensors only.
 
@@ -84,7 +91,8 @@ def probe(optimizer: Optimizer, dtype: torch.dtype) -> Cut:
         raise TrainerError(f"{name}.step() cannot be called without arguments ({error}); closures are not supported") from error
     if not all(map(torch.equal, together, apart)):
         raise TrainerError(
-            f"{name} is not elementwise: one parameter's update depends on another's, so it cannot be spread over workers. "
+            f"{name} is not elementwise: one parameter's update depends on another's, so it cannot be spread over workers "
+            f"({_difference(together, apart)}). "
             "Use an optimizer that updates each element, or at least each tensor, on its own (AdamW, SGD, Adafactor, Muon, ...)"
         )
     try:

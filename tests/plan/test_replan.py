@@ -222,6 +222,8 @@ def test_the_command_prints_draws_and_loses(tmp_path: Path):
     assert after["moved_bytes"] == sum(size for _, _, size in after["transfers"])
     assert after["step_s"] > found["step_s"]
     ElementTree.parse(drawn)
+    assert found["drawn_step_s"] == pytest.approx(after["step_s"], rel=0.25), "of the plan that is drawn, by another rule"
+    assert f"{found['drawn_step_s']:.4g} s" in run(*FILES, "--svg", str(drawn), "--lose", "date").stdout
     told = run(*FILES, "--lose", "date")
     assert told.exit_code == 0
     assert "(bottleneck)" in told.stdout
