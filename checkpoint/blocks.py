@@ -20,7 +20,7 @@ BLOCK_BYTES = 256 << 10
 DIGITS = 8
 """Hex digits of a block's digest."""
 _ONES = 0xFFFFFFFF
-_ZEROS = bytes(BLOCK_BYTES)
+_ZEROS = memoryview(bytes(BLOCK_BYTES))
 
 
 def block_count(size: int) -> int:
@@ -38,7 +38,7 @@ def _of_zeros(size: int) -> int:
     return crc32c(_ZEROS[:size])
 
 
-def _register(data: memoryview | bytes, before: int) -> int:
+def _register(data: memoryview, before: int) -> int:
     """CRC's shift register behind the data: a linear function of both."""
     return crc32c(data, before ^ _ONES) ^ _ONES
 
