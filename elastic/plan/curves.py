@@ -88,7 +88,8 @@ class Polynomial:
         bandwidth = np.zeros_like(x)
         for coefficient in self.coefficients:
             bandwidth = bandwidth * x + coefficient
-        moved = np.divide(size / 1e9, bandwidth, out=np.full_like(x, math.inf), where=bandwidth > 0)
+        with np.errstate(over="ignore"):  # hardly positive is infinitely long too
+            moved = np.divide(size / 1e9, bandwidth, out=np.full_like(x, math.inf), where=bandwidth > 0)
         return np.where(size > 0, self.latency_s + moved, 0.0)
 
     def to_json(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def test_curves_by_size():
     assert np.allclose(Table(sizes=(10, 30), bytes_per_s=(1.0, 3.0)).seconds([5, 20, 60]), [5, 10, 20])
     assert float(Polynomial(coefficients=(1.0, 2.0)).seconds(4e6)) == pytest.approx(4e-3 / 4)
     assert math.isinf(Polynomial(coefficients=(1.0, 0.0)).seconds(5e5))
+    assert math.isinf(Polynomial(coefficients=(5e-324,)).seconds(1.0))
 
 
 def test_a_cluster_survives_json():
