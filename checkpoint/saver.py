@@ -63,6 +63,8 @@ class Saver:
         self._store, self._worker, self._retain = store, worker, retain
         self._save: _Save | None = None
         self._committing: threading.Thread | None = None
+        self.saved: int | None = None
+        """The newest step whose save this worker committed."""
 
     @property
     def busy(self) -> bool:
@@ -175,6 +177,7 @@ class Saver:
     def _commit(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         try:
             name = commit(self._store, plan, ticket, [save.receipts[worker] for worker in save.members], layout=save.layout)
+            self.saved = save.key[0]
             _log.info("step %d is saved: %s", save.key[0], self._store.where(name))
         except CheckpointError as error:
             _log.warning("step %d is not saved: %s", save.key[0], error)

@@ -35,6 +35,7 @@ from elastic.view import View
 _log = logging.getLogger(__name__)
 _EXTRA = "elastic"
 _ROUND_S = 0.5
+_LAST_TRIES = 10
 _DEAD_S = 3600.0  # a save in which nothing has changed for so long has no saver any more
 
 
@@ -160,36 +161,60 @@ class Checkpoints:
 
     def handed_out(self, step: int, survivor: Survivor, history: History, *, last: bool = False) -> None:
         """Saves the state behind `step`, if that is due. Every worker calls it once for each step that it hands out."""
-        if self._saver is None or not (last or (self._every is not None and (step + 1) % self._every == 0)):
+        if self._saver is None:
             return
-        began = time.perf_counter()
-        saver, engine = self._saver, survivor.engine
         if last:
-            self._finish(survivor, engine)
-        shards = engine.owned if last else engine.copied()  # behind the last step nothing changes any more
-        copying = time.perf_counter() - began
-        told = self._together(step, survivor, history, states_of(shards, self._model.spec))
+            self._save_last(step, survivor, history)
+        elif self._every is not None and (step + 1) % self._every == 0:
+            began = time.perf_counter()
+            shards = survivor.engine.copied()
+            copying = time.perf_counter() - began
+            if self._start(step, survivor, history, shards):
+                self.stalls.append((time.perf_counter() - began, copying))
+
+    def _save_last(self, step: int, survivor: Survivor, history: History) -> None:
+        """Returns when the state is saved, or could not be. Where members are lost meanwhile, the others save it again.
+
+        They may hear of the loss at different places; so whatever decides how often they exchange something was told to all.
+        """
+        assert self._saver is not None
+        for _ in range(_LAST_TRIES):
+            self._finish(survivor)
+            engine = survivor.engine
+            started = self._start(step, survivor, history, None)
+            self._finish(survivor)
+            own = {"saved": self._saver.saved == step + 1, "steady": started and survivor.engine is engine}
+            told = survivor.together(lambda own=own: survivor.engine.gather(own))
+            if any(each["saved"] for each in told) or all(each["steady"] for each in told):
+                return
+        _log.warning("step %d is not saved: the members changed again and again", step + 1)
+
+    def _start(self, step: int, survivor: Survivor, history: History, shards: list[tuple[Shard, Scalars]] | None) -> bool:
+        """Begins a save; `shards` is the copy of what this worker owns, None if that does not change any more. False if it is left out."""
+        saver, engine = self._saver, survivor.engine
+        assert saver is not None
+        given = engine.owned if shards is None else shards
+        told = self._together(step, survivor, history, states_of(given, self._model.spec))
         if told is None:
-            return  # members were lost meanwhile: the next one will do
+            if self._job.leader:
+                _log.warning("step %d is not saved%s: the members changed", step + 1, " yet" if shards is None else "")
+            return False
         if any(each.busy for each in told):
             if self._job.leader:
                 _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
             if not told[engine.view.workers.index(engine.view.coordinator)].busy:
                 saver.drop()  # the others need not wait for a directory that the coordinator gave up
-            return
+            return False
         self._epoch, self._base = engine.view.epoch, base_of(told)
         saver.start(
-            self._prepare(step, engine, shards, history),
+            self._prepare(step, engine, given, history),
             step=step + 1,
             epoch=self._base + engine.view.epoch,
             members=engine.view.workers,
             layout={"summary": engine.view.plan.summary},
-            release=_nothing if last else engine.spares.lend(),
+            release=_nothing if shards is None else engine.spares.lend(),
         )
-        if last:
-            self._finish(survivor, engine)
-        else:
-            self.stalls.append((time.perf_counter() - began, copying))
+        return True
 
     def _together(self, step: int, survivor: Survivor, history: History, states: States) -> list[Share] | None:
         """What every member told, None if some were lost meanwhile; who has which states is known then.
@@ -253,20 +278,27 @@ class Checkpoints:
 
         return prepare
 
-    def _finish(self, survivor: Survivor, engine: Engine) -> None:
-        """What is under way is waited for; all members call it."""
+    def _finish(self, survivor: Survivor) -> None:
+        """What is under way is waited for, or given up if the members changed; all members call it."""
         saver = self._saver
         assert saver is not None
         waiting = True
-        while waiting and survivor.engine is engine:
-            own = {"worker": self._job.worker, "over": saver.wait(_ROUND_S), "saved": saver.receipt(), "busy": saver.busy}
+        while waiting:
+            own = {
+                "view": survivor.engine.view.epoch,
+                "coordinates": self._job.worker == survivor.engine.view.coordinator,
+                "over": saver.wait(_ROUND_S),
+                "saved": saver.receipt(),
+                "busy": saver.busy,
+                "worker": self._job.worker,
+            }
             told = survivor.together(lambda own=own: survivor.engine.gather(own))
             saved = {each["worker"]: each["saved"] for each in told if each["saved"] is not None}
-            if survivor.engine is engine:
-                saver.take(saved, engine.view.workers)
+            saver.take(saved, survivor.engine.view.workers)
             lost = any(each["receipt"] is None for each in saved.values())  # then the others need not wait for it
-            given_up = lost or not any(each["busy"] for each in told if each["worker"] == engine.view.coordinator)
-            waiting = not given_up and not all(each["over"] for each in told)
+            given_up = lost or not any(each["busy"] for each in told if each["coordinates"])
+            changed = len({each["view"] for each in told}) > 1
+            waiting = not given_up and not changed and not all(each["over"] for each in told)
         saver.drop()
         saver.finish()
 

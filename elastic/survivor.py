@@ -92,17 +92,18 @@ class Survivor:
                     self.apply(answer)
                     self.unseen = [answer for answer in self.unseen if answer.step > self._yielded]
 
-    def compute(self, saved: Any = None) -> Apply | None:
+    def compute(self, saved: Any = None, *, final: bool = False) -> Apply | None:
         """Computes the next step and takes part in its READY round; None if that failed, and the view is another now.
 
-        `saved` is JSON for the coordinator.
+        `saved` is JSON for the coordinator. Behind the `final` step members do not change: whoever joined would not take part in what the
+        others still do together.
         """
         job, step = self._job, self.step
         known = step <= max(self._yielded, self._yielded_by_others)  # somebody is behind it already: no place to stop at
         try:
             epoch = self.engine.view.epoch
             job.progress(epoch, step, self._history.median_s, self._history.committed_at, self._tell)
-            stop, pause = job.stop_requested and not known, job.pause_requested and not known
+            stop, pause = job.stop_requested and not known, job.pause_requested and not known and not final
             answer = self.engine.compute(step, self._batch, stop=stop, pause=pause, saved=saved)
         except LOST as error:
             self._recover(error)

@@ -209,7 +209,8 @@ class Trainer:
             while survivor.overdue:
                 yield from self._hand_out()
             if not (ending or pausing or survivor.step >= steps):
-                answer = survivor.compute(self._checkpoints and self._checkpoints.message(survivor.engine))
+                message = self._checkpoints and self._checkpoints.message(survivor.engine)
+                answer = survivor.compute(message, final=survivor.step + 1 >= steps)
                 if answer is None:
                     continue
                 if self._checkpoints is not None:

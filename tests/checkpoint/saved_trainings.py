@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import resource
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +94,35 @@ def with_late_state(job: Any, directory: str, steps: int, bent_from: int) -> lis
         exchanges = 0
         time.sleep(0.3 if report.leader else 0)
     return found if trainer.leader else None
+
+
+def with_a_death_while_members_agree(job: Any, directory: str, number: int, when: str) -> dict[str, Any] | None:
+    """Worker 1 dies in its exchange of that number, before it says anything or when it has heard the others."""
+    gather, exchanges = Engine.gather, itertools.count(1)
+
+    def deadly(self: Engine, value: dict[str, Any]) -> list[dict[str, Any]]:
+        own = next(exchanges)
+        if own == number and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = gather(self, value)
+        if own == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    if job.worker == 1:
+        Engine.gather = deadly
+    return train(job, directory, 2, 9, False, None, 0.05)
+
+
+def with_a_late_joiner(job: Any, directory: str, late_s: float) -> dict[str, Any] | None:
+    """Worker 1 dies behind step 3, and whoever takes its place comes late; steps take a tenth of a second."""
+
+    def disturb(step: int, leader: bool) -> None:
+        if (job.worker, step) == (1, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    time.sleep(late_s if job.worker == 3 else 0)
+    return train(job, directory, 2, 9, False, None, 0.1, disturb)
 
 
 def into_memory(job: Any, steps: int, every: int | None) -> list[int | None]:

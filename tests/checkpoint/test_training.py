@@ -143,6 +143,41 @@ def test_saves_while_training_goes_on(tmp_path: Path, whole: dict[str, Any]) -> 
     assert not list(tmp_path.glob(".tmp-*")), "what was given up is removed"
 
 
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        pytest.param(number, when, marks=() if (number, when) in ((2, "before"), (7, "behind"), (8, "before")) else pytest.mark.long)
+        for number in (1, 2, 3, 6, 7, 8, 9)
+        for when in ("before", "behind")
+    ],
+)
+def test_a_death_while_members_agree_on_a_save(number: int, when: str, tmp_path: Path, whole: dict[str, Any]) -> None:
+    """The first exchange says which states there are, the second what they are, the third is that of the next save.
+
+    The sixth waits for the save of step 8, then come that of the last step, one or more that wait for it, and whether it is saved.
+    """
+    arguments = [str(tmp_path), number, when]
+    result = elastic.run(saved_trainings.with_a_death_while_members_agree, args=arguments, workers=3, stages=1, rebalance=False)
+    assert [incident["worker"] for incident in result.incidents if incident["kind"] == "death"] == [1]
+    assert (result.value["losses"], result.value["digest"]) == (whole["losses"], whole["digest"])
+    source = newest(LocalStore(tmp_path), verify=True)
+    assert source is not None
+    assert source.contents.step == STEPS
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("late_s", [pytest.param(0.1, marks=pytest.mark.long), 0.3])
+def test_the_last_step_is_saved_whoever_joins_before_it(late_s: float, tmp_path: Path, whole: dict[str, Any]) -> None:
+    """A pause behind the last step, for somebody to join, once meant that nobody saved it."""
+    result = elastic.run(saved_trainings.with_a_late_joiner, args=[str(tmp_path), late_s], workers=3, stages=1, rebalance=False)
+    assert [incident["worker"] for incident in result.incidents if incident["kind"] == "death"] == [1]
+    assert (result.value["losses"], result.value["digest"]) == (whole["losses"], whole["digest"])
+    source = newest(LocalStore(tmp_path), verify=True)
+    assert source is not None
+    assert source.contents.step == STEPS
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
 def test_states_that_an_optimizer_makes_later_are_saved_from_then_on(tmp_path: Path) -> None:
     """What states there are is told only where it changed: else members tell each other one thing about a save."""
     exchanges = elastic.run(saved_trainings.with_late_state, args=[str(tmp_path), 7, 3], workers=2, stages=1, rebalance=False).value
