@@ -157,7 +157,9 @@ def test_a_death_while_members_agree_on_a_save(number: int, when: str, tmp_path:
     The sixth waits for the save of step 8, then come that of the last step, one or more that wait for it, and whether it is saved.
     """
     arguments = [str(tmp_path), number, when]
-    result = elastic.run(saved_trainings.with_a_death_while_members_agree, args=arguments, workers=3, stages=1, rebalance=False)
+    result = elastic.run(
+        saved_trainings.with_a_death_while_members_agree, args=arguments, workers=3, stages=1, respawn=False, rebalance=False
+    )
     assert [incident["worker"] for incident in result.incidents if incident["kind"] == "death"] == [1]
     assert (result.value["losses"], result.value["digest"]) == (whole["losses"], whole["digest"])
     source = newest(LocalStore(tmp_path), verify=True)
