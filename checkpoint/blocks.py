@@ -54,8 +54,8 @@ def contributions(memory: np.ndarray, offset: int, size: int) -> tuple[int, np.n
     return first, np.array(found, dtype=np.uint32)
 
 
-def together(sums: np.ndarray, size: int) -> np.ndarray:
-    """The checksums of a file's blocks, from the sum (exclusive or) of all contributions to each."""
+def combined(sums: np.ndarray, size: int) -> np.ndarray:
+    """`[blocks]`, uint32: the checksums of a file of `size` bytes, from the sum (exclusive or) of all contributions to each block."""
     found = sums ^ np.uint32(_of_zeros(BLOCK_BYTES))
     if size % BLOCK_BYTES:
         found[-1] = sums[-1] ^ np.uint32(_of_zeros(size % BLOCK_BYTES))

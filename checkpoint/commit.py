@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.blocks import block_count, block_digests, contributions, together
+from checkpoint.blocks import block_count, block_digests, combined, contributions
 from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode, encode, manifest_of
 from checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFile, plan_files
 from checkpoint.slices import Slicing
@@ -195,7 +195,7 @@ def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[
     sums = np.zeros(block_count(file.size), dtype=np.uint32)
     for part in parts:
         sums[list(part.blocks)] ^= np.frombuffer(part.sums, dtype="<u4")
-    return StoredFile(size=file.size, blocks=block_digests(together(sums, file.size)))
+    return StoredFile(size=file.size, blocks=block_digests(combined(sums, file.size)))
 
 
 def _own_receipt(ticket: Ticket, file: PlannedFile) -> PartReceipt:

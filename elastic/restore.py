@@ -14,7 +14,7 @@ from torch import nn
 from checkpoint.state import PARAM, Contents, DirectSource
 from elastic.engine.engine import State
 from elastic.engine.model import LayeredModel
-from elastic.engine.shard import RUN, Scalars, Shard
+from elastic.engine.shard import RUN, Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
 from elastic.layout.regions import ModelSpec, ParameterSpec
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[Run]:
     """Everything in a shard's memory, by parameter; padding is left out."""
     for parameter, start, stop in shard.parameters(spec):
-        held = [PARAM, *(state for state, value in scalars.get(parameter.name, {}).items() if isinstance(value, str) and value == RUN)]
+        held = [PARAM, *(state for state, value in scalars.get(parameter.name, {}).items() if in_memory(value))]
         for state in held:
             yield Run(parameter.name, state, shard.interval.start + start - parameter.start, shard.memory[state][start:stop])
 
@@ -43,7 +43,7 @@ def numbers(scalars: Scalars) -> dict[str, dict[str, float | int | bool]]:
     found: dict[str, dict[str, float | int | bool]] = {}
     for name, states in scalars.items():
         for state, value in states.items():
-            if not isinstance(value, str):  # RUN
+            if not in_memory(value):
                 found.setdefault(name, {})[state] = value.item() if isinstance(value, torch.Tensor) else value
     return found
 

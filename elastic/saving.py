@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from checkpoint.state import PARAM, Contents, Group, Spec
-from elastic.engine.shard import RUN, Scalars, Shard
+from elastic.engine.shard import Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.regions import ModelSpec
 
@@ -59,7 +59,7 @@ def states_of(shards: Iterable[tuple[Shard, Scalars]], spec: ModelSpec) -> State
         for parameter, _, _ in shard.parameters(spec):
             own = found.setdefault(parameter.name, {PARAM: dtypes[PARAM]})
             for state, value in scalars.get(parameter.name, {}).items():
-                if isinstance(value, str) and value == RUN:
+                if in_memory(value):
                     own[state] = dtypes[state]
                 elif not isinstance(value, bool | int | float) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
                     raise CheckpointError(

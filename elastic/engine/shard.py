@@ -18,6 +18,12 @@ from elastic.layout.transfer import PARAM
 RUN = "run"
 """Stands among scalars for a state that has the shape of its parameter: its values are in the shard's memory."""
 
+
+def in_memory(value: Any) -> bool:
+    """Whether what stands among scalars is `RUN`. Tensors are not compared with it."""
+    return isinstance(value, str) and value == RUN
+
+
 Scalars = dict[str, dict[str, Any]]
 """Parameter name -> state name -> value, or `RUN`. Tensors among the values are small, such as step counts."""
 
@@ -70,8 +76,7 @@ class Updater:
         scalars = shard.scalars.get(parameter.name)
         if scalars:
             self.optimizer.state[piece] = {
-                name: shard.memory[name][start:stop].view(shape) if isinstance(value, str) and value == RUN else copied(value)
-                for name, value in scalars.items()
+                name: shard.memory[name][start:stop].view(shape) if in_memory(value) else copied(value) for name, value in scalars.items()
             }
         return piece
 

@@ -67,7 +67,7 @@ class Bent(nn.Module):
 
 
 def with_late_state(job: Any, directory: str, steps: int, bent_from: int) -> list[int] | None:
-    """Saves after every step, each save over before the next; how often the members told each other something in each step."""
+    """Saves after every step, unless the save before it is not over; how often the members told each other something in each step."""
     torch.manual_seed(5)
     exchanges = 0
     gather = Engine.gather
@@ -114,15 +114,23 @@ def with_a_death_while_members_agree(job: Any, directory: str, number: int, when
     return train(job, directory, 2, 9, False, None, 0.05)
 
 
-def with_a_late_joiner(job: Any, directory: str, late_s: float) -> dict[str, Any] | None:
-    """Worker 1 dies behind step 3, and whoever takes its place comes late; steps take a tenth of a second."""
+def with_a_joiner_at_the_last_step(job: Any, directory: str) -> dict[str, Any] | None:
+    """Worker 1 dies behind step 3; who takes its place is ready when only step 8, the last, is left, and the others know of it."""
+    go = Path(directory, "go")
+    waiting = time.monotonic() + 30
 
     def disturb(step: int, leader: bool) -> None:
         if (job.worker, step) == (1, 3):
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == 6:  # members have agreed on step 7 by then, and not on step 8
+            go.touch()
+            while not job.pause_requested:
+                assert time.monotonic() < waiting, "nobody came"
+                time.sleep(0.01)
 
-    time.sleep(late_s if job.worker == 3 else 0)
-    return train(job, directory, 2, 9, False, None, 0.1, disturb)
+    while job.worker == 3 and not go.exists():
+        time.sleep(0.01)
+    return train(job, directory, 2, 9, False, None, 0.05, disturb)
 
 
 def into_memory(job: Any, steps: int, every: int | None) -> list[int | None]:

@@ -16,9 +16,9 @@ from checkpoint.blocks import (
     block_digests,
     checksums,
     checksums_of,
+    combined,
     contributions,
     file_digest,
-    together,
 )
 
 few = settings(max_examples=25, deadline=None)
@@ -86,7 +86,7 @@ def test_pieces_add_up_to_the_whole(size: int, data: st.DataObject) -> None:
         if not first <= start < last:
             begin, sums = contributions(values[start:stop], start, size)
             total[begin : begin + len(sums)] ^= sums
-    assert block_digests(together(total, size)) == whole(values)
+    assert block_digests(combined(total, size)) == whole(values)
 
 
 @given(st.sampled_from(SIZES), st.data())
