@@ -20,18 +20,18 @@ _BACKWARD, _FORWARD, _WEIGHTS = range(3)
 """Of what can start at the same time, that which others wait for more comes first."""
 
 _Next = tuple[float, int, int]
-"""When a worker can start what it runs next, what that is, and the worker."""
+"""When a worker can start what it runs next, what that is, and the worker's place: a schedule does not depend on workers' names."""
 
 
 class _Worker:
     """What a worker has to do, how far it is, and what it has run; backwards are in the order of its forwards."""
 
-    __slots__ = ("actions", "arrivals", "backwards", "free", "held", "id", "in_flight", "next", "queue", "seconds", "stage", "weights")
+    __slots__ = ("actions", "arrivals", "backwards", "free", "held", "id", "in_flight", "next", "place", "queue", "seconds", "stage", "weights")
 
     def __init__(
-        self, worker: int, stage: int, seconds: tuple[float, float, float], bounds: tuple[int, int], arrivals: InOrder | AsTheyArrive
+        self, worker: int, place: int, stage: int, seconds: tuple[float, float, float], bounds: tuple[int, int], arrivals: InOrder | AsTheyArrive
     ) -> None:
-        self.id, self.stage, self.seconds, self.arrivals = worker, stage, seconds, arrivals
+        self.id, self.place, self.stage, self.seconds, self.arrivals = worker, place, stage, seconds, arrivals
         self.in_flight, self.held = bounds
         self.actions: list[Action] = []
         self.queue: list[int] = []
@@ -70,7 +70,7 @@ class Scheduler:
                 ranks[homes[stage][micro_batch]].append(rank)
             for worker in group:
                 arrivals = AsTheyArrive() if policy.order == "arriving" else InOrder(ranks[worker])
-                found[worker] = _Worker(worker, stage, self._seconds(worker), bound, arrivals)
+                found[worker] = _Worker(worker, len(found), stage, self._seconds(worker), bound, arrivals)
                 for rank in ranks[worker] if stage == 0 else ():
                     arrivals.put(rank, 0.0)
         return found
@@ -83,9 +83,10 @@ class Scheduler:
         """Runs everything; the seconds until the last action ends."""
         for worker in self.workers.values():
             self._consider(worker)
+        places = list(self.workers.values())
         while self.agenda:
             entry = heappop(self.agenda)
-            worker = self.workers[entry[2]]
+            worker = places[entry[2]]
             if worker.next is entry:
                 worker.next = None
                 self._start(worker, entry[0], entry[1])
@@ -150,5 +151,5 @@ class Scheduler:
         if start == math.inf:
             worker.next = None
         elif worker.next is None or worker.next[:2] != (start, what):
-            worker.next = start, what, worker.id
+            worker.next = start, what, worker.place
             heappush(self.agenda, worker.next)

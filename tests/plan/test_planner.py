@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from plan_strategies import cost, few, fleet, step_seconds, workloads
 
@@ -49,6 +49,7 @@ def test_it_is_the_fastest_number_of_stages_and_the_fewest_of_equals(workload, w
 
 @few
 @given(workloads(), worker_lists)
+@example(Workload(layers=(cost(0, 0.125), cost(0, 0, 10**8)), micro_batches=6, grains=6), [0, 2, 3, 1])
 def test_the_prediction_is_the_simulated_step_plus_the_exchange(workload, workers):
     found = fastest(fleet(workers), workload)
     lists = schedule.build(workload, found.stages, found.routes)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from plan_strategies import cost, few, planned, positive_eighths, step_seconds
+from plan_strategies import coarse, cost, few, planned, positive_eighths, step_seconds
 
 from elastic.errors import PlanError
 from elastic.plan import schedule
@@ -45,6 +47,24 @@ def test_built_schedules_are_valid_and_take_the_simulated_time(case):
     assert schedule.build(workload, stages, routes) == lists
     assert seconds == step_seconds(lists, workload, stages)
     assert set(lists) == {worker for stage in stages for worker in stage.members}
+
+
+@few
+@given(planned(seconds=coarse), st.permutations(range(16)))
+@example(
+    (
+        Workload(layers=(cost(0, 0.125), cost(0, 0)), micro_batches=6, grains=6),
+        (Stage(layers=range(1), members=(0, 1, 2)), Stage(layers=range(1, 2), members=(3,))),
+        ((0, 0, 1, 1, 2, 2), (3,) * 6),
+    ),
+    [0, 2, 3, 1],
+)
+def test_a_schedule_does_not_depend_on_how_workers_are_called(case, names):
+    workload, stages, routes = case
+    lists, seconds = simulate(workload, stages, routes)
+    called = [replace(stage, members=tuple(names[worker] for worker in stage.members)) for stage in stages]
+    again = simulate(workload, called, [[names[worker] for worker in route] for route in routes])
+    assert again == ({names[worker]: actions for worker, actions in lists.items()}, seconds)
 
 
 @few
