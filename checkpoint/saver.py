@@ -105,6 +105,8 @@ class Saver:
             save.receipt = replace(receipt, scalars=contents.scalars)
         except CheckpointError as error:
             _log.warning("step %d is not saved: %s", step, error)
+        except Exception:  # the thread's boundary, such as no memory: training goes on, and so may the next save
+            _log.exception("step %d is not saved", step)
         finally:
             save.release()
         with save.lock:

@@ -26,10 +26,30 @@ _Next = tuple[float, int, int]
 class _Worker:
     """What a worker has to do, how far it is, and what it has run; backwards are in the order of its forwards."""
 
-    __slots__ = ("actions", "arrivals", "backwards", "free", "held", "id", "in_flight", "next", "place", "queue", "seconds", "stage", "weights")
+    __slots__ = (
+        "actions",
+        "arrivals",
+        "backwards",
+        "free",
+        "held",
+        "id",
+        "in_flight",
+        "next",
+        "place",
+        "queue",
+        "seconds",
+        "stage",
+        "weights",
+    )
 
     def __init__(
-        self, worker: int, place: int, stage: int, seconds: tuple[float, float, float], bounds: tuple[int, int], arrivals: InOrder | AsTheyArrive
+        self,
+        worker: int,
+        place: int,
+        stage: int,
+        seconds: tuple[float, float, float],
+        bounds: tuple[int, int],
+        arrivals: InOrder | AsTheyArrive,
     ) -> None:
         self.id, self.place, self.stage, self.seconds, self.arrivals = worker, place, stage, seconds, arrivals
         self.in_flight, self.held = bounds

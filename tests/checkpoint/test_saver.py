@@ -118,6 +118,25 @@ def finds_the_directory(saver: Saver) -> None:
         time.sleep(0.01)
 
 
+def test_a_member_without_memory_ends_the_save_and_not_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def exhausted() -> tuple[Contents, list[Run]]:
+        raise MemoryError("no room")
+
+    saver, released = Saver(LocalStore(tmp_path), 0), []
+    saver.start(exhausted, step=3, epoch=1, members=(0,), release=lambda: released.append(1))
+    receipts = told([saver])
+    assert receipts[0]["receipt"] is None
+    assert released == [1]
+    assert "step 3 is not saved" in caplog.text
+    assert "MemoryError: no room" in caplog.text
+    saver.take(receipts, (0,))
+    assert not saver.busy
+    begin(saver, 4, contents_of(values_at(4, SMALL), 4), whole_runs(values_at(4, SMALL)), members=(0,))
+    saver.take(told([saver]), (0,))
+    saver.finish()
+    assert saver.saved == 4
+
+
 def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = ObjectStore(f"local://{tmp_path}")
     savers = [Saver(store, worker) for worker in (0, 1)]
