@@ -87,11 +87,7 @@ class Job:
         self._waits: Waits | None = None
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
-        self._linger: Callable[[str, int], None] | None = None
-        if Path(spec.directory, "linger.json").exists():  # somebody aims at short phases of this job
-            from elastic.chaos import linger
-
-            self._linger = linger.read(spec.directory)
+        self.linger: Callable[[str, int], None] | None = None  # called behind each beginning of a phase
 
     def announce(self, ready: dict[str, Any]) -> View | None:
         """Says that this worker is ready to be a member, and waits for the first view; None if the job runs already: this worker joins it.
@@ -134,8 +130,8 @@ class Job:
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
         """Says what this worker is doing, to whoever looks."""
         self._activity.enter(phase, step, self.epoch, micro_batch)
-        if self._linger is not None:
-            self._linger(phase, step)
+        if self.linger is not None:
+            self.linger(phase, step)
 
     def progress(
         self,

@@ -28,6 +28,7 @@ import torch
 from elastic import job as jobs
 from elastic import target
 from elastic.channel import Channel, Message
+from elastic.chaos import linger
 from elastic.errors import ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.job import Job, WorkerSpec
 
@@ -64,6 +65,7 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
     jobs.enter(job)
     line.listen(job)
     try:
+        job.linger = linger.read(parsed.directory)
         value = _train(job)
     except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
         line.send(_failure(job, error))

@@ -44,10 +44,13 @@ def write(directory: Path | str, phases: Iterable[str], seconds: float, step: in
     Path(directory, NAME).write_text(json.dumps(asdict(linger)))
 
 
-def read(directory: Path | str) -> Linger:
-    """What `write` has written. Raises SettingsError if it is something else."""
+def read(directory: Path | str) -> Linger | None:
+    """What `write` has written, None if nothing. Raises SettingsError if it is something else."""
+    path = Path(directory, NAME)
+    if not path.exists():
+        return None
     try:
-        data = json.loads(Path(directory, NAME).read_text())
+        data = json.loads(path.read_text())
         return Linger(phases=tuple(data["phases"]), seconds=float(data["seconds"]), step=data["step"])
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(f"{directory}/{NAME} is not what `elastic.chaos.linger.write` writes: {error}") from error

@@ -12,13 +12,17 @@ from elastic.errors import SettingsError
 def test_it_lingers_in_its_phases_and_where_they_are_of_a_step_in_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
+    assert linger.read(tmp_path) is None
     linger.write(tmp_path, ["apply", "gate"], 0.03, step=8)
     found = linger.read(tmp_path)
+    assert found is not None
     for phase, step in [("apply", 7), ("gather", 8), ("apply", 8), ("gate", 6)]:
         found(phase, step)
     assert slept == [0.03, 0.03]
     linger.write(tmp_path, ["apply"], 0.01)
-    linger.read(tmp_path)("apply", 3)
+    found = linger.read(tmp_path)
+    assert found is not None
+    found("apply", 3)
     assert slept == [0.03, 0.03, 0.01]
 
 

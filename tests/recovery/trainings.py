@@ -136,7 +136,7 @@ def _arm(job: Any, fate: list[Any]) -> None:
     if len(fate) != 3:
         return
     enter, left = job.enter, [fate[2]]
-    job._linger = None
+    job.linger = None
 
     def entered(phase: str, step: int, micro_batch: int = -1) -> None:
         enter(phase, step, micro_batch)
