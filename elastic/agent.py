@@ -30,7 +30,8 @@ from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
 from elastic.plan.site import Site
 from elastic.process import name_process
-from elastic.recovery.driver import Driver, World, say
+from elastic.recovery.driver import Driver
+from elastic.recovery.world import World, say
 from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings, default_environment, worker_environment
 from elastic.supervision import Worker, ended, failed, is_consequence, is_machine_failure, last_line, returned_early, worker_error

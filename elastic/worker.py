@@ -26,9 +26,8 @@ import numpy as np
 import torch
 
 from elastic import job as jobs
-from elastic import target
+from elastic import linger, target
 from elastic.channel import Channel, Message
-from elastic.chaos import linger
 from elastic.errors import ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.job import Job, WorkerSpec
 

@@ -32,7 +32,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import elastic
-from elastic.chaos import linger
+from elastic import linger
 from elastic.chaos.faults import Fault
 from elastic.chaos.killer import Killer
 from elastic.layout.replicas import replica_holders

@@ -1,26 +1,21 @@
-"""Carries out what the state machine decides: tells workers, has etcd written to, keeps the run directory, and times the recovery."""
+"""Carries out what the state machine decides: tells workers, has etcd written to, and keeps the run directory."""
 
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from elastic import errors
 from elastic.channel import Message
-from elastic.errors import Conflict, ElasticError, EtcdUnavailable, MismatchError, SettingsError
+from elastic.errors import Conflict, ElasticError, EtcdUnavailable, MismatchError
 from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready, check_equal
-from elastic.observe import activity, incident
-from elastic.observe.activity import Doing
-from elastic.plan.search import Prepared
 from elastic.plan.site import Link, Pair
 from elastic.recovery import balance, machine
+from elastic.recovery.chronicle import Chronicle
 from elastic.recovery.events import (
     Action,
     Announce,
@@ -52,111 +47,18 @@ from elastic.recovery.events import (
     Voted,
     WorkerDied,
 )
-from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.preparing import Preparing
-from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
+from elastic.recovery.proposal import REPLACED_S
 from elastic.recovery.state import Phase, Policy
-from elastic.recovery.timeline import Pace, Timeline
 from elastic.recovery.wires import Wires
-from elastic.rundir import RunDirectory
+from elastic.recovery.world import Terms, World
 from elastic.settings import JobSettings
 from elastic.supervision import Worker, failed, how_ended
 from elastic.view import View
 
 _WEIGHED_EVERY_S = 1.0
 _COMPUTING = ("forward", "backward")
-
-
-class CrewLike(Protocol):
-    """What a driver needs of the crew."""
-
-    @property
-    def workers(self) -> Mapping[int, Worker]: ...
-    @property
-    def forkserver(self) -> int: ...
-    def fork(self, number: int) -> None: ...
-    def tell(self, numbers: Iterable[int], message: Message) -> None: ...
-    def kill(self, number: int, why: str) -> None: ...
-
-
-class Timers(Protocol):
-    """What a driver needs of the loop."""
-
-    def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None: ...
-    def clear_timer(self, name: str = "") -> None: ...
-
-
-class ClerkLike(Protocol):
-    """What a driver needs of the clerk."""
-
-    def run(self, errand: Errand) -> None: ...
-
-
-class AttemptsLike(Protocol):
-    """What a driver needs of `membership.attempts.Attempts`."""
-
-    def begin(self, era: Era) -> None: ...
-    def publish(self, era: Era, proposal: Mapping[str, Any]) -> None: ...
-    def vote(self, era: Era, votes: Mapping[int, str | None]) -> None: ...
-    def commit(self, era: Era, view: View, expected_mod_revision: int) -> int: ...
-    def sweep(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What proposals depend on besides what the machine decides: the stages that the job asks for, links as they were measured, the seconds
-    from a loss until a new worker trains; and what was prepared of them."""
-
-    stages: int | None
-    links: Mapping[Pair, Link] = field(default_factory=dict)
-    replaced_s: float = REPLACED_S
-    prepared: Prepared | None = None
-
-
-def worked_out(action: Propose, terms: Terms) -> Proposal:
-    """The proposal for an attempt, checked as every worker will check it.
-
-    Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
-    """
-    survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
-    common: dict[str, Any] = {
-        "last": action.view,
-        "attempt": action.era[1],
-        "joiners": action.joiners,
-        "stages": terms.stages,
-        "slowdowns": action.slowdowns,
-        "links": terms.links,
-    }
-    if action.restore:
-        proposal = fall_back(inventories=action.inventories, **common)
-    else:
-        proposal = propose(inventories=survivors, brief=action.brief, replaced_s=terms.replaced_s, prepared=terms.prepared, **common)
-    check_proposal(proposal, action.view)
-    return proposal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """All that a driver acts on. `end` takes the job's outcome, `admit` and `dismiss` keep the list of
-    workers, `say` is a sentence for the user."""
-
-    crew: CrewLike
-    timers: Timers
-    clerk: ClerkLike
-    attempts: AttemptsLike
-    directory: RunDirectory
-    end: Callable[[Message], None]
-    admit: Callable[[int, Ready], None]
-    dismiss: Callable[[int], None]
-    say: Callable[[str], None]
-    propose: Callable[[Propose, Terms], Proposal] = worked_out
-    clock: Callable[[], float] = time.monotonic
-
-
-def say(sentence: str) -> None:
-    """To the terminal of the launcher."""
-    print(f"elastic: {sentence}", file=sys.stderr, flush=True)
 
 
 class Driver:
@@ -173,12 +75,11 @@ class Driver:
             checkpoints=bool(founder.settings.get("checkpoint")),
         )
         self.state = machine.running(view, policy)
-        self.incidents: list[dict[str, Any]] = []
         self._world = world
+        self._chronicle = Chronicle(world, founder.settings.get("micro_batch_size", 1))
         self._settings = settings
         self._founding, self._founder = view.coordinator, founder
         self._revision = revision
-        self._timeline: Timeline | None = None
         self._reports, self._weigh_at = balance.Reports(), 0.0
         self._wires = Wires()
         self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
@@ -193,6 +94,11 @@ class Driver:
         """The last committed one."""
         return self.state.view
 
+    @property
+    def incidents(self) -> list[dict[str, Any]]:
+        """What became of members, as `elastic.observe.incident.Incident` has it, in JSON."""
+        return self._chronicle.incidents
+
     # What happens
 
     def heard(self, worker: Worker, message: Message) -> None:
@@ -204,13 +110,13 @@ class Driver:
     def died(self, worker: Worker) -> None:
         """The worker's process has ended, and it had not finished."""
         now = self._world.clock()
-        doing = self._doing(worker)
+        doing = self._chronicle.doing(worker)
         if doing is not None:
             worker.epoch, worker.step = doing.epoch, doing.step
         computing = doing is not None and doing.phase in _COMPUTING  # what it told is too old to blame a step for
-        injected = self._injected(worker)
+        injected = self._chronicle.injected(worker)
         if worker.number in self.state.view.workers:
-            self._note_loss(worker, doing, now if injected is None else injected, now)
+            self._chronicle.lost(self.view, worker, now if injected is None else injected, now)
             self._lost_at = now
         self.feed(
             WorkerDied(
@@ -258,11 +164,10 @@ class Driver:
         self._world.say("etcd is back: the recovery goes on")
 
     def close(self) -> None:
-        """The job is over; an incident that did not get to its first committed step is kept as far as it got."""
+        """The job is over."""
         self._world.timers.clear_timer("machine")
         self._preparing.close()
-        if self._timeline is not None:
-            self._conclude(self._timeline)
+        self._chronicle.close()
 
     @property
     def complete(self) -> bool:
@@ -309,7 +214,7 @@ class Driver:
     def _hear_progress(self, worker: Worker, message: Message) -> None:
         worker.progress = message
         self._wires.note(worker.number, message.get("links", ()))
-        if self._settings.rebalance and message.get("effort") is not None and self._timeline is None:
+        if self._settings.rebalance and message.get("effort") is not None and self._chronicle.current is None:
             self._weigh(worker.number, message)
 
     def _weigh(self, worker: int, message: Message) -> None:
@@ -330,10 +235,9 @@ class Driver:
         self.feed(LostLink(reporter=worker.number, peer=message["peer"], epoch=message["epoch"], reason=message["reason"]))
 
     def _hear_paused(self, worker: Worker, message: Message) -> None:
-        if self._timeline is None and self.state.phase is Phase.BOUNDARY:
-            now = self._world.clock()
+        if self._chronicle.current is None and self.state.phase is Phase.BOUNDARY:
             kind, why = ("join", None) if self.state.ready else ("rebalance", balance.sentence(self.state.slowdowns))
-            self._timeline = self._new_timeline(kind, now, now, step=message["step"], why=why)
+            self._chronicle.changes(self.view, kind, message["step"], why)
         self.feed(PausedAt(worker=worker.number, epoch=message["epoch"], step=message["step"]))
 
     def _hear_inventory(self, worker: Worker, message: Message) -> None:
@@ -341,19 +245,17 @@ class Driver:
 
     def _hear_vote(self, worker: Worker, message: Message) -> None:
         vote = Vote.from_json(worker.number, message)
-        if self._timeline is not None and _era(message) == self.state.era:
-            self._timeline.voted(self._world.clock(), vote)
+        if _era(message) == self.state.era:
+            self._chronicle.note(lambda timeline, now: timeline.voted(now, vote))
         self.feed(Voted(era=_era(message), vote=vote))
 
     def _hear_resumed(self, worker: Worker, message: Message) -> None:
-        if self._timeline is not None and message["epoch"] == self.view.epoch:
-            self._timeline.resumed(worker.number, message["at"])
-            self._check_over()
+        if message["epoch"] == self.view.epoch:
+            self._chronicle.note(lambda timeline, _: timeline.resumed(worker.number, message["at"]))
 
     def _hear_committed(self, worker: Worker, message: Message) -> None:
-        if self._timeline is not None and message["epoch"] == self.view.epoch:
-            self._timeline.first_commit(message["at"], message["step"])
-            self._check_over()
+        if message["epoch"] == self.view.epoch:
+            self._chronicle.note(lambda timeline, _: timeline.first_commit(message["at"], message["step"]))
         self.feed(FirstCommit(worker=worker.number, epoch=message["epoch"], step=message["step"]))
 
     # Actions
@@ -362,15 +264,13 @@ class Driver:
         self._world.crew.tell(action.workers, {"type": "boundary"})
 
     def _quiesce(self, action: Quiesce) -> None:
-        if self._timeline is not None:
-            self._timeline.opened(self._world.clock())
+        self._chronicle.note(lambda timeline, now: timeline.opened(now))
         lost = [worker for worker in self.view.workers if worker not in action.workers]
         self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), "lost": lost, "restore": action.restore})
         self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era))
 
     def _propose(self, action: Propose) -> None:
-        if self._timeline is not None:
-            self._timeline.inventoried(self._world.clock())
+        self._chronicle.note(lambda timeline, now: timeline.inventoried(now))
         try:
             terms = Terms(
                 stages=self._settings.stages,
@@ -386,8 +286,7 @@ class Driver:
             self.feed(Proposed(era=action.era, proposal=proposal))
 
     def _offer(self, action: Offer) -> None:
-        if self._timeline is not None:
-            self._timeline.proposed(self._world.clock(), action.proposal)
+        self._chronicle.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
         self._world.crew.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal})
         self._at_etcd(action.era, lambda: self._world.attempts.publish(action.era, proposal))
@@ -409,11 +308,10 @@ class Driver:
         )
 
     def _announce(self, action: Announce) -> None:
-        view = action.view
-        if self._timeline is not None:
-            self._timeline.committed(self._world.clock(), view)
-            if self._lost_at is not None and set(view.workers).difference(self._timeline.before.workers):
-                self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
+        view, current = action.view, self._chronicle.current
+        self._chronicle.note(lambda timeline, now: timeline.committed(now, view))
+        if current is not None and self._lost_at is not None and set(view.workers).difference(current.before.workers):
+            self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
         self._world.crew.tell(view.workers, {"type": "view", "view": view.to_json()})
         self._world.directory.write_members(self._members(view))
         self._preparing.begin(view)
@@ -439,7 +337,7 @@ class Driver:
         return self._wires.links({member.worker: member.host for member in self.view.members}, self.view.site)
 
     def _idle(self) -> bool:
-        return self._timeline is None and self.state.phase is Phase.RUNNING
+        return self._chronicle.current is None and self.state.phase is Phase.RUNNING
 
     def _at_etcd(self, era: Era, call: Callable[[], Any]) -> None:
         """For an attempt, and only as long as it is the one."""
@@ -452,61 +350,6 @@ class Driver:
     def _refuse(self, worker: Worker, why: str) -> None:
         if not worker.condemned:
             self._world.crew.kill(worker.number, why)
-
-    def _doing(self, worker: Worker) -> Doing | None:
-        doing = activity.read(self._world.directory.path, worker.number)
-        return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None
-
-    def _injected(self, worker: Worker) -> float | None:
-        """When somebody who injects faults has ended it, if that was so."""
-        with suppress(SettingsError):
-            times = [fault["at"] for fault in incident.read_lines(self._world.directory.faults) if fault.get("pid") == worker.pid]
-            return times[-1] if times else None
-        return None
-
-    def _note_loss(self, worker: Worker, doing: Doing | None, fault: float, now: float) -> None:
-        if self._timeline is not None and self._timeline.kind != "join":
-            self._timeline.lost(worker.number)
-            return
-        if self._timeline is not None and self._timeline.before.epoch < self.view.epoch:  # they have joined; this is another matter
-            self._conclude(self._timeline)
-        kind = "eviction" if worker.condemned else "death"
-        step, phase = (worker.step, None) if doing is None else (doing.step, doing.phase)
-        self._timeline = self._new_timeline(kind, fault, now, worker=worker.number, step=step, phase=phase, why=worker.condemned or None)
-
-    def _new_timeline(self, kind: str, fault: float, now: float, **more: Any) -> Timeline:
-        samples = self._founder.settings.get("micro_batch_size", 1)
-        return Timeline(kind=kind, before=self.view, fault=fault, detected=now, pace=self._pace(), samples_per_micro_batch=samples, **more)
-
-    def _pace(self) -> Pace:
-        """From the member that told last. `committed` of a progress message is the step committed at `committed_at`."""
-        members = [self._world.crew.workers[number] for number in self.view.workers]
-        told = [
-            worker.progress for worker in members if worker.progress.get("epoch") == self.view.epoch and "committed_at" in worker.progress
-        ]
-        last = max(told, key=lambda progress: progress["committed_at"] or 0.0, default={})
-        doings = [self._doing(worker) for worker in members]
-        begun = [
-            doing.step for doing in doings if doing is not None and doing.phase in activity.STEP_PHASES and doing.epoch == self.view.epoch
-        ]
-        return Pace(
-            committed=last.get("committed", last["step"] - 2 if last else None),
-            at=last.get("committed_at"),
-            step_s=last.get("step_s"),
-            begun=max(begun, default=None),
-        )
-
-    def _check_over(self) -> None:
-        if self._timeline is not None and self._timeline.over:
-            self._conclude(self._timeline)
-
-    def _conclude(self, timeline: Timeline) -> None:
-        self._timeline = None
-        found = timeline.incident()
-        self.incidents.append(found.to_json())
-        with suppress(OSError):  # no room, or the directory is gone: no reason to end a job that runs
-            incident.append(self._world.directory.incidents, found)
-        self._world.say(incident.timeline(found))
 
     def _members(self, view: View) -> dict[str, Any]:
         workers = self._world.crew.workers

@@ -17,10 +17,11 @@ from elastic.membership.clerk import Errand
 from elastic.membership.founding import found
 from elastic.observe import incident
 from elastic.observe.activity import Activity
-from elastic.recovery.driver import Driver, World
+from elastic.recovery.driver import Driver
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.machine import SUSPICION_S
 from elastic.recovery.state import Phase
+from elastic.recovery.world import World
 from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings
 from elastic.supervision import Worker

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import elastic
-from elastic.chaos import linger
+from elastic import linger
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
 from elastic.errors import CoverageLost, JobFailed, SettingsError

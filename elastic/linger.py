@@ -53,4 +53,4 @@ def read(directory: Path | str) -> Linger | None:
         data = json.loads(path.read_text())
         return Linger(phases=tuple(data["phases"]), seconds=float(data["seconds"]), step=data["step"])
     except (ValueError, TypeError, KeyError) as error:
-        raise SettingsError(f"{directory}/{NAME} is not what `elastic.chaos.linger.write` writes: {error}") from error
+        raise SettingsError(f"{directory}/{NAME} is not what `elastic.linger.write` writes: {error}") from error

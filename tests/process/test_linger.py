@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic.chaos import linger
+from elastic import linger
 from elastic.errors import SettingsError
 
 
