@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from plan_strategies import cost, few, fleet, workloads
+from plan_strategies import cost, fleet, workloads
 
 from elastic.errors import PlanError
 from elastic.plan.fleet import Fleet
@@ -38,7 +38,7 @@ fleets = st.lists(st.integers(0, 99), min_size=2, max_size=5, unique=True).flatm
 )
 
 
-@few
+@settings(max_examples=30, deadline=None)
 @given(workloads(most_layers=4), fleets, st.sampled_from([None, 1, 2]), st.floats(0.1, 100), st.booleans())
 def test_a_prepared_plan_is_the_one_that_would_be_found(workload, whole, stages, horizon, brief):
     assume(stages is None or stages <= len(workload.layers))
