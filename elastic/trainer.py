@@ -133,33 +133,8 @@ class Trainer:
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host)
         self._job.listen_on(self._network)
-        view = self._job.announce(
-            {
-                "address": self._network.address,
-                "fingerprint": fingerprint(),
-                "model": self._model.spec.to_json(),
-                "digest": self._model.digest(),
-                "profile": profile.measure(self._model, loss, numerics, self._batch(0, 0)) if self._job.profile else None,
-                "link": gauge.within_host() if self._job.profile else None,
-                "state_bytes": state_bytes(instance, parameters[0].dtype),
-                "base": max(0, host.anonymous_bytes() - _bytes(self._model.root.parameters())),
-                "micro_batches": micro_batches,
-                "grains": grains,
-                "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
-                "settings": {
-                    "batch_size": batch_size,
-                    "micro_batch_size": micro_batch_size,
-                    "seed": seed,
-                    "clip_norm": clip_norm,
-                    "autocast": str(autocast),
-                    "optimizer": type(instance).__name__,
-                    "groups": [{name: repr(value) for name, value in group.items() if name != "params"} for group in instance.param_groups],
-                    "scheduler": type(self._scheduler).__name__,
-                    "checkpoint": self._checkpoints is not None,
-                },
-            }
-        )
         self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._job.enter)
+        view = self._job.announce({**self._announcement(), "micro_batches": micro_batches, "grains": grains})
         self._member = Member(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
         history = History(self._optimizer, self._scheduler)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
@@ -172,6 +147,34 @@ class Trainer:
             state = None if self._checkpoints is None else self._checkpoints.begin(view, history, self._survivor)
             engine = self._build(view, state or initial_state(self._job.worker, self._model, self._optimizer, view))
             self._survivor.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
+
+    def _announcement(self) -> dict[str, Any]:
+        """What the others, and the planner, need to know of this worker; its settings must be those of all."""
+        training, instance = self._training, self._optimizer.optimizer
+        measures, parameters = self._job.profile, list(self._model.root.parameters())
+        dtype = next(parameter.dtype for parameter in parameters if parameter.requires_grad)
+        return {
+            "address": self._network.address,
+            "fingerprint": fingerprint(),
+            "model": self._model.spec.to_json(),
+            "digest": self._model.digest(),
+            "profile": profile.measure(self._model, training.loss, training.numerics, self._batch(0, 0)) if measures else None,
+            "link": gauge.within_host() if measures else None,
+            "state_bytes": state_bytes(instance, dtype),
+            "base": max(0, host.anonymous_bytes() - _bytes(parameters)),
+            "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
+            "settings": {
+                "batch_size": self.batch_size,
+                "micro_batch_size": self.micro_batch_size,
+                "seed": self.seed,
+                "clip_norm": training.clip_norm,
+                "autocast": str(training.numerics.autocast),
+                "optimizer": type(instance).__name__,
+                "groups": [{name: repr(value) for name, value in group.items() if name != "params"} for group in instance.param_groups],
+                "scheduler": type(self._scheduler).__name__,
+                "checkpoint": self._checkpoints is not None,
+            },
+        }
 
     def _build(self, view: View, state: State) -> Engine:
         return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state)
