@@ -72,6 +72,11 @@ def retry_name(step: int, epoch: int, attempt: int) -> str:
     return f"{final_name(step)}-e{epoch}-a{attempt}"
 
 
+def nameless(step: int, epoch: int, attempt: int) -> str:
+    """A new name of a directory that is to be removed: nobody looks for it, and it is collected like those of dead savers."""
+    return f"{TEMPORARY}{retry_name(step, epoch, attempt)}-{os.urandom(8).hex()}"
+
+
 def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0) -> Ticket:
     """Makes the directory and all files in it. Raises CheckpointError, leaving nothing, if that fails."""
     if min(step, epoch, attempt) < 0:
@@ -242,6 +247,19 @@ def abandon(store: Store, plan: FilePlan, ticket: Ticket) -> None:
         with suppress(CheckpointError):
             names += [name for name in store.names(ticket.directory) if name.startswith(PART)]
     remove_all(store, ticket.directory, names, tolerant=True)
+
+
+def take_over(store: Store, plan: FilePlan, ticket: Ticket) -> None:
+    """Removes the directory of a coordinator that is gone, as far as the store lets it; what was committed stays.
+
+    It gets another name first: a coordinator that still runs somewhere cannot commit what lacks files then. Where nothing can be renamed
+    it is left to be collected.
+    """
+    if store.renames:
+        directory = nameless(ticket.step, ticket.epoch, ticket.attempt)
+        with suppress(CheckpointError):  # it has been committed, or removed
+            store.rename(ticket.directory, directory)
+            remove_all(store, directory, [file.name for file in plan.files], tolerant=True)
 
 
 def remove_all(store: Store, directory: str, names: Iterable[str], *, tolerant: bool = False) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from checkpoint.commit import TEMPORARY, TOKEN, put_token, remove_all, retry_name
+from checkpoint.commit import TOKEN, nameless, put_token, remove_all
 from checkpoint.directory import found
 from checkpoint.manifest import MANIFEST, Manifest
 from checkpoint.reader import ElasticSource
@@ -92,7 +91,7 @@ def _remove(store: Store, name: str, manifest: Manifest) -> None:
     """It stops being a checkpoint at once; then its files go, by the list in its manifest, or a copy of the list: whatever is last."""
     directory = name
     if store.renames:
-        directory = f"{TEMPORARY}{retry_name(*manifest.order)}-{os.urandom(8).hex()}"
+        directory = nameless(*manifest.order)
         if not store.rename(name, directory):
             raise CheckpointError(f"{store.where(directory)}: exists already")
         store.sync_directory("")

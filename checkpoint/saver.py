@@ -4,8 +4,9 @@
     all          receipt: once its writing is over; the caller brings it to the coordinator
     coordinator  take: when all members' receipts are there, and the members are still the same: commit, in a thread; then `retain`
 
-A save that loses a member is given up; its directory is removed, or later collected. No step waits for a disk, nor for the plan of a save's
-files, and at most one save is under way: whoever is `busy` leaves the next one out.
+A save that loses a member is given up; its directory is removed by the coordinator, or by the first member that is left, or is later
+collected. No step waits for a disk, nor for the plan of a save's files, and at most one save is under way: whoever is `busy` leaves out the
+next one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from checkpoint.commit import TEMPORARY, TOKEN, Ticket, abandon, begin, commit, join, read_latest, retry_name, token_bytes, write_runs
+from checkpoint.commit import (
+    TEMPORARY,
+    TOKEN,
+    Ticket,
+    abandon,
+    begin,
+    commit,
+    join,
+    read_latest,
+    retry_name,
+    take_over,
+    token_bytes,
+    write_runs,
+)
 from checkpoint.plan import FilePlan, plan_files
 from checkpoint.state import Contents
 from checkpoint.store import Store
@@ -52,6 +66,7 @@ class _Save:
     sent: bool = False
     over: bool = False
     dropped: bool = False
+    left: tuple[int, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
     receipts: dict[int, PartReceipt] = field(default_factory=dict)
 
@@ -62,14 +77,15 @@ class Saver:
     def __init__(self, store: Store, worker: int, *, retain: Callable[[Store], None] | None = None) -> None:
         self._store, self._worker, self._retain = store, worker, retain
         self._save: _Save | None = None
-        self._committing: threading.Thread | None = None
+        self._told: _Save | None = None  # whose receipt is with the coordinator
+        self._ending: threading.Thread | None = None  # commits the last save, or removes what is left of it
         self.saved: int | None = None
         """The newest step whose save this worker committed."""
 
     @property
     def busy(self) -> bool:
-        """Whether the last save is under way here: being written, waiting for receipts, or being committed."""
-        return self._save is not None or (self._committing is not None and self._committing.is_alive())
+        """Whether the last save is under way here: being written, waiting for receipts, being committed or removed."""
+        return self._save is not None or (self._ending is not None and self._ending.is_alive())
 
     def start(
         self,
@@ -110,9 +126,9 @@ class Saver:
         finally:
             save.release()
         with save.lock:
-            save.over = True
-        if save.dropped:
-            self._abandon(save)
+            save.over, dropped = True, save.dropped
+        if dropped and self._removes(save):
+            self._remove(save)
 
     def _coordinates(self, save: _Save) -> bool:
         return self._worker == save.members[0]
@@ -156,7 +172,7 @@ class Saver:
             return None
         save.sent = True
         if not self._coordinates(save):
-            self._save = None
+            self._save, self._told = None, save
         return {"key": list(save.key), "receipt": None if save.receipt is None else save.receipt.to_json()}
 
     def take(self, told: Mapping[int, Mapping[str, Any]], members: tuple[int, ...]) -> None:
@@ -172,9 +188,11 @@ class Saver:
                 save.receipts[worker] = PartReceipt.from_json(each["receipt"])
         if set(save.receipts) == set(members) and save.plan is not None and save.ticket is not None:
             self._save = None
-            arguments = (save, save.plan, save.ticket)
-            self._committing = threading.Thread(target=self._commit, args=arguments, name="checkpoint-commit", daemon=True)
-            self._committing.start()
+            self._end("checkpoint-commit", self._commit, save, save.plan, save.ticket)
+
+    def _end(self, name: str, end: Callable[..., None], *arguments: Any) -> None:
+        self._ending = threading.Thread(target=end, args=arguments, name=name, daemon=True)
+        self._ending.start()
 
     def _commit(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         try:
@@ -202,21 +220,26 @@ class Saver:
     def finish(self) -> None:
         """Returns when everything that was begun is over."""
         self.wait()
-        if self._committing is not None:
-            self._committing.join()
+        if self._ending is not None:
+            self._ending.join()
 
-    def drop(self, why: str = "the members changed") -> None:
-        """Gives up a save that is not committed."""
-        save, self._save = self._save, None
+    def drop(self, why: str = "the members changed", left: tuple[int, ...] | None = None) -> None:
+        """Gives up a save that is not committed. `left` are the members that there are now, by default all."""
+        save, self._save, self._told = self._save or self._told, None, None
         if save is None:
             return
         if self._coordinates(save):
             _log.warning("step %d is not saved: %s", save.key[0], why)
+        save.left = save.members if left is None else tuple(worker for worker in save.members if worker in left)
         with save.lock:
-            save.dropped = True
-        if save.over:  # else the thread does this itself
-            self._abandon(save)
+            save.dropped, over = True, save.over
+        if over and self._removes(save):  # else the thread does this itself
+            self._end("checkpoint-remove", self._remove, save)
 
-    def _abandon(self, save: _Save) -> None:
-        if save.plan is not None and save.ticket is not None and self._coordinates(save):
-            abandon(self._store, save.plan, save.ticket)
+    def _removes(self, save: _Save) -> bool:
+        """Whoever of the members comes first does it for all."""
+        return save.left[:1] == (self._worker,)
+
+    def _remove(self, save: _Save) -> None:
+        if save.plan is not None and save.ticket is not None:
+            (abandon if self._coordinates(save) else take_over)(self._store, save.plan, save.ticket)

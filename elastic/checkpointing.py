@@ -134,13 +134,15 @@ class Checkpoints:
         if self._source is not None and not founder:
             self._source.close()
             self._source = None
-        self._saver = Saver(self._store, self._job.worker, retain=self._retain if self._policies else None)
+        self._saver = Saver(self._store, self._job.worker, retain=self._retain)
         self._base = newest_epoch(self._store) if founder else None
         if founder and self._job.worker == 0:
             collect(self._store, older_than_s=_DEAD_S, now=time.time())
 
     def _retain(self, store: Store) -> None:
-        retire(store, self._policies)
+        if self._policies:
+            retire(store, self._policies)
+        collect(store, older_than_s=_DEAD_S, now=time.time())
 
     def _warn(self, name: str, before: dict[str, Any]) -> None:
         for key, value in before.items():
@@ -151,7 +153,7 @@ class Checkpoints:
         """What goes to the coordinator with the next READY round."""
         assert self._saver is not None
         if engine.view.epoch != self._epoch:
-            self._saver.drop()
+            self._saver.drop(left=engine.view.workers)
         return self._saver.receipt()
 
     def heard(self, engine: Engine) -> None:
@@ -299,7 +301,7 @@ class Checkpoints:
             given_up = lost or not any(each["busy"] for each in told if each["coordinates"])
             changed = len({each["view"] for each in told}) > 1
             waiting = not given_up and not changed and not all(each["over"] for each in told)
-        saver.drop()
+        saver.drop(left=survivor.engine.view.workers)
         saver.finish()
 
 

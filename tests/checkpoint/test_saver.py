@@ -94,8 +94,57 @@ def test_a_save_whose_members_changed_is_given_up(tmp_path: Path, caplog: pytest
     assert savers[0].busy
     with caplog.at_level(logging.WARNING):
         savers[0].drop()
+    savers[0].finish()
     assert "step 3 is not saved: the members changed" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrote", [False, True])
+def test_the_first_that_is_left_removes_what_a_dead_coordinator_began(tmp_path: Path, wrote: bool) -> None:
+    """While it writes itself, or when its receipt is on the way. What another job saves stays."""
+    store, values = LocalStore(tmp_path), values_at(3, SMALL)
+    stranger = Saver(store, 4)
+    stranger.start(lambda: (contents_of(values, 3), whole_runs(values)), step=3, epoch=2, members=(4,))
+    assert stranger.wait(5)
+    theirs = {path.name for path in tmp_path.iterdir()}
+    began, go = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        began.set()
+        go.wait(5)
+
+    savers = [Saver(store, worker) for worker in (0, 1, 2)]
+    for saver, runs, release in zip(savers, (*halves(3), []), (go.is_set, go.is_set if wrote else slow, go.is_set), strict=True):
+        begin(saver, 3, contents_of(values, 3), runs, members=(0, 1, 2), release=release)
+    if wrote:
+        assert len(told(savers)) == 3
+        assert not savers[1].busy
+    else:
+        assert began.wait(5)
+        assert savers[0].wait(5)
+    assert len({path.name for path in tmp_path.iterdir()} - theirs) == 1
+    threads = [thread for thread in threading.enumerate() if thread.name == "checkpoint-save"]
+    for saver in savers[1:]:
+        saver.drop(left=(1, 2, 5))
+    go.set()
+    for thread in threads:
+        thread.join()
+    for saver in savers[1:]:
+        saver.finish()
+    assert {path.name for path in tmp_path.iterdir()} == theirs
+
+
+def test_what_a_coordinator_has_committed_is_not_removed_when_it_dies(tmp_path: Path) -> None:
+    savers = [Saver(LocalStore(tmp_path), worker) for worker in (0, 1)]
+    start(savers, 3)
+    savers[0].take(told(savers), (0, 1))
+    savers[0].finish()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert before == ["latest", "step-00000003"]
+    savers[1].drop(left=(1,))
+    savers[1].finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert newest(LocalStore(tmp_path), verify=True) is not None
 
 
 def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -106,6 +155,7 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
     begin(savers[1], 3, contents, [*second, ("unknown", "param", 0, second[0][3])])
     with caplog.at_level(logging.WARNING):
         savers[0].take(told(savers), (0, 1))
+        savers[0].finish()
     assert "step 3 is not saved: 'unknown', 'param' is not in the plan of files" in caplog.text
     assert "step 3 is not saved: worker 1 could not write its part" in caplog.text
     assert list(tmp_path.iterdir()) == []
