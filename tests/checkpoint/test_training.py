@@ -124,11 +124,12 @@ def test_training_goes_on_where_nothing_can_be_saved(
     assert how != "no space" or not list((tmp_path / "run").glob(".tmp-*"))
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    run(tmp_path, 12, 2, keep=2, pause_s=0.03, workers=2, stages=1)
+def test_only_the_newest_are_kept_and_what_dead_savers_left_is_collected(tmp_path: Path) -> None:
+    elastic.run(saved_trainings.beside_other_savers, args=[str(tmp_path)], workers=2, stages=1, rebalance=False)
     names = [entry.name for entry in found(LocalStore(tmp_path))]
     assert names[0] == "step-00000012"
     assert len(names) <= 2
+    assert [path.name for path in tmp_path.glob(".tmp-*")] == [saved_trainings.ALIVE]
 
 
 def test_saves_while_training_goes_on(tmp_path: Path, whole: dict[str, Any]) -> None:
