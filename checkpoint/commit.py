@@ -74,20 +74,30 @@ def retry_name(step: int, epoch: int, attempt: int) -> str:
 
 def nameless(step: int, epoch: int, attempt: int) -> str:
     """A new name of a directory that is to be removed: nobody looks for it, and it is collected like those of dead savers."""
-    return f"{TEMPORARY}{retry_name(step, epoch, attempt)}-{os.urandom(8).hex()}"
+    return f"{TEMPORARY}{retry_name(step, epoch, attempt)}-{new_token()}"
 
 
-def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0) -> Ticket:
-    """Makes the directory and all files in it. Raises CheckpointError, leaving nothing, if that fails."""
+def new_token() -> str:
+    """Names one try at one save, and no other."""
+    return os.urandom(8).hex()
+
+
+def ticket_of(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0, token: str) -> Ticket:
+    """For those who know the coordinator's token. Raises CheckpointError if a number is negative."""
     if min(step, epoch, attempt) < 0:
         raise CheckpointError(f"step {step}, epoch {epoch} and attempt {attempt} must not be negative")
-    token = os.urandom(8).hex()
     name = f"{retry_name(step, epoch, attempt)}-{token}"
     directory = TEMPORARY + name if store.renames else name
-    ticket = Ticket(step=step, epoch=epoch, attempt=attempt, token=token, directory=directory, fingerprint=plan.fingerprint)
+    return Ticket(step=step, epoch=epoch, attempt=attempt, token=token, directory=directory, fingerprint=plan.fingerprint)
+
+
+def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0, token: str | None = None) -> Ticket:
+    """Makes the directory and all files in it. Raises CheckpointError, leaving nothing, if that fails."""
+    ticket = ticket_of(store, plan, step=step, epoch=epoch, attempt=attempt, token=token or new_token())
+    directory = ticket.directory
     store.make_directory(directory)
     try:
-        put_token(store, directory, token, [file.name for file in plan.files])
+        put_token(store, directory, ticket.token, [file.name for file in plan.files])
         store.sync_directory(directory)  # no file is there without the list in which it is
         for file in plan.files:
             store.create(f"{directory}/{file.name}", file.size)

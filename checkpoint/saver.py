@@ -1,6 +1,6 @@
 """Saving while training goes on: every member writes what it owns in a thread; the coordinator makes it a checkpoint.
 
-    all          start: the same contents, each with its own runs and numbers; a thread finds or makes the save's directory, writes, syncs
+    all          start: the same contents, each with its own runs and numbers; a thread makes the directory or waits for it, writes, syncs
     all          receipt: once its writing is over; the caller brings it to the coordinator
     coordinator  take: when all members' receipts are there, and the members are still the same: commit, in a thread; then `retain`
 
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from checkpoint.commit import (
-    TEMPORARY,
     TOKEN,
     Ticket,
     abandon,
@@ -27,8 +26,8 @@ from checkpoint.commit import (
     commit,
     join,
     read_latest,
-    retry_name,
     take_over,
+    ticket_of,
     token_bytes,
     write_runs,
 )
@@ -53,9 +52,10 @@ def newest_epoch(store: Store) -> int:
 
 @dataclass(slots=True, kw_only=True)
 class _Save:
-    """One save under way. `key` is the same on all members."""
+    """One save under way. `key`, which is step and epoch, and `token` are the same on all members."""
 
     key: tuple[int, int]
+    token: str
     members: tuple[int, ...]
     layout: Any
     release: Callable[[], None]
@@ -93,16 +93,17 @@ class Saver:
         *,
         step: int,
         epoch: int,
+        token: str,
         members: tuple[int, ...],
         layout: Any = None,
         release: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepares and writes in a thread; the runs' memory must stay as it is until the thread calls `release`.
 
-        All members call it, for the same step of the same view; the first of `members` coordinates.
+        All members call it, for the same step of the same view, with the same new `token`; the first of `members` coordinates.
         """
         self.drop()
-        save = _Save(key=(step, epoch), members=members, layout=layout, release=release)
+        save = _Save(key=(step, epoch), token=token, members=members, layout=layout, release=release)
         go = threading.Event()
         save.thread = threading.Thread(target=self._write, args=(save, prepare, go), name="checkpoint-save", daemon=True)
         self._save = save
@@ -115,7 +116,11 @@ class Saver:
         try:
             contents, runs = prepare()
             plan = save.plan = plan_files(contents)
-            save.ticket = begin(self._store, plan, step=step, epoch=epoch) if self._coordinates(save) else self._find(save, plan)
+            if self._coordinates(save):
+                save.ticket = begin(self._store, plan, step=step, epoch=epoch, token=save.token)
+            else:
+                save.ticket = ticket_of(self._store, plan, step=step, epoch=epoch, token=save.token)
+                self._await(save, plan, save.ticket)
             receipt = write_runs(plan, self._store, save.ticket, runs, threads=1)
             self._join(save, plan, save.ticket)
             save.receipt = replace(receipt, scalars=contents.scalars)
@@ -133,36 +138,32 @@ class Saver:
     def _coordinates(self, save: _Save) -> bool:
         return self._worker == save.members[0]
 
-    def _find(self, save: _Save, plan: FilePlan) -> Ticket:
+    def _await(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         """The directory that the coordinator makes."""
-        step, epoch = save.key
-        prefix = f"{TEMPORARY if self._store.renames else ''}{retry_name(step, epoch, 0)}-"
         until = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < until and not save.dropped:
-            for name in self._store.names(""):
-                token = name.removeprefix(prefix)
-                if token != name and self._complete(name, token, plan):
-                    return Ticket(step=step, epoch=epoch, attempt=0, token=token, directory=name, fingerprint=plan.fingerprint)
+        while not self._complete(plan, ticket):
+            if save.dropped:
+                raise CheckpointError("it was given up")
+            if time.monotonic() > until:
+                raise CheckpointError(
+                    f"{self._store.where(ticket.directory)}: the coordinator's directory did not appear in {_PATIENCE_S:g} s: "
+                    "checkpoints need a directory that all hosts share"
+                )
             time.sleep(self._store.look_s)
-        if save.dropped:
-            raise CheckpointError("it was given up")
-        raise CheckpointError(
-            f"{self._store.where(prefix)}...: the coordinator's directory did not appear in {_PATIENCE_S:g} s: "
-            "checkpoints need a directory that all hosts share"
-        )
 
-    def _complete(self, name: str, token: str, plan: FilePlan) -> bool:
+    def _complete(self, plan: FilePlan, ticket: Ticket) -> bool:
         """The coordinator makes the token, and then the files one after the other, where they are not made of parts."""
         if not self._store.shared_writes:  # and a put may be seen half done
-            return self._store.size(f"{name}/{TOKEN}") == len(token_bytes(token, (file.name for file in plan.files)))
-        return all(self._store.size(f"{name}/{file.name}") == file.size for file in plan.files)
+            said = token_bytes(ticket.token, (file.name for file in plan.files))
+            return self._store.size(f"{ticket.directory}/{TOKEN}") == len(said)
+        return all(self._store.size(f"{ticket.directory}/{file.name}") == file.size for file in plan.files)
 
     def _join(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         """The files that this member has to make of everybody's parts."""
         place = save.members.index(self._worker)
         while not join(plan, self._store, ticket, place, len(save.members)):
             time.sleep(self._store.look_s)
-            if save.dropped or not self._complete(ticket.directory, ticket.token, plan):
+            if save.dropped or not self._complete(plan, ticket):
                 raise CheckpointError("it was given up")
 
     def receipt(self) -> dict[str, Any] | None:

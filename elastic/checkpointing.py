@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
+from checkpoint.commit import new_token
 from checkpoint.directory import collect, newest
 from checkpoint.objects import open_store
 from checkpoint.reader import ElasticSource
@@ -201,10 +202,11 @@ class Checkpoints:
             if self._job.leader:
                 _log.warning("step %d is not saved%s: the members changed", step + 1, " yet" if shards is None else "")
             return False
+        coordinator = told[engine.view.workers.index(engine.view.coordinator)]
         if any(each.busy for each in told):
             if self._job.leader:
                 _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
-            if not told[engine.view.workers.index(engine.view.coordinator)].busy:
+            if not coordinator.busy:
                 saver.drop()  # the others need not wait for a directory that the coordinator gave up
             return False
         self._epoch, self._base = engine.view.epoch, base_of(told)
@@ -212,6 +214,7 @@ class Checkpoints:
             self._prepare(step, engine, given, history),
             step=step + 1,
             epoch=self._base + engine.view.epoch,
+            token=coordinator.token,
             members=engine.view.workers,
             layout={"summary": engine.view.plan.summary},
             release=_nothing if shards is None else engine.spares.lend(),
@@ -230,6 +233,7 @@ class Checkpoints:
             states=digest_of(states),
             known=self._known,
             busy=self._saver.busy,
+            token=new_token(),
             base=self._base,
             hint=newest_epoch(self._store) if self._base is None else self._base,
         )

@@ -27,6 +27,8 @@ class Share:
     All must tell it in the same `view`; where some had finished the round when others were lost, the rest hear what was told in the view
     before. `known` is the digest of all members' states when they last told each other these: they rarely change.
 
+    `token` is a new one; that of the coordinator is the save's.
+
     `base` is the epoch of the newest checkpoint when its job began, None on a worker that does not know; then `hint` is that of the newest
     one now.
     """
@@ -35,6 +37,7 @@ class Share:
     states: str
     known: str | None
     busy: bool
+    token: str
     base: int | None
     hint: int
 

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from checkpoint.commit import save
+from checkpoint import commit
+from checkpoint import saver as saving
+from checkpoint.commit import join, save
 from checkpoint.directory import collect, found, newest
 from checkpoint.objects import ObjectStore
+from checkpoint.plan import plan_files
 from checkpoint.saver import Saver, newest_epoch
 from checkpoint.state import Contents
 from checkpoint.store import LocalStore, Store
@@ -23,6 +26,7 @@ from checkpoint.writer import Run
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 
+TOKEN = "0123456789abcdef"
 SMALL = {"a": (300, 301), "b": (65,)}
 
 
@@ -43,10 +47,11 @@ def begin(
     contents: Contents,
     runs: list[Run],
     *,
+    token: str = TOKEN,
     members: tuple[int, ...] = (0, 1),
     release: Callable[[], None] = lambda: None,
 ) -> None:
-    saver.start(lambda: (contents, runs), step=step, epoch=1, members=members, release=release)
+    saver.start(lambda: (contents, runs), step=step, epoch=1, token=token, members=members, release=release)
 
 
 def start(savers: list[Saver], step: int, release: Callable[[], None] = lambda: None) -> None:
@@ -99,12 +104,12 @@ def test_a_save_whose_members_changed_is_given_up(tmp_path: Path, caplog: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrote", [False, True])
-def test_the_first_that_is_left_removes_what_a_dead_coordinator_began(tmp_path: Path, wrote: bool) -> None:
-    """While it writes itself, or when its receipt is on the way. What another job saves stays."""
+@pytest.mark.parametrize("when", ["waiting", "writing", "told"])
+def test_the_first_that_is_left_removes_what_a_dead_coordinator_began(tmp_path: Path, when: str) -> None:
+    """Before all files are there, while it writes itself, or when its receipt is on the way. What another job saves stays."""
     store, values = LocalStore(tmp_path), values_at(3, SMALL)
     stranger = Saver(store, 4)
-    stranger.start(lambda: (contents_of(values, 3), whole_runs(values)), step=3, epoch=2, members=(4,))
+    begin(stranger, 3, contents_of(values, 3), whole_runs(values), token="another", members=(4,))
     assert stranger.wait(5)
     theirs = {path.name for path in tmp_path.iterdir()}
     began, go = threading.Event(), threading.Event()
@@ -114,14 +119,21 @@ def test_the_first_that_is_left_removes_what_a_dead_coordinator_began(tmp_path: 
         go.wait(5)
 
     savers = [Saver(store, worker) for worker in (0, 1, 2)]
-    for saver, runs, release in zip(savers, (*halves(3), []), (go.is_set, go.is_set if wrote else slow, go.is_set), strict=True):
-        begin(saver, 3, contents_of(values, 3), runs, members=(0, 1, 2), release=release)
-    if wrote:
+    if when == "waiting":
+        ticket = commit.begin(store, plan_files(contents_of(values, 3)), step=3, epoch=1, token=TOKEN)
+        next((tmp_path / ticket.directory).glob("model-*.safetensors")).unlink()
+    for saver, runs in zip(savers, (*halves(3), []), strict=True):
+        if when != "waiting" or saver is not savers[0]:
+            release = slow if when == "writing" and saver is savers[1] else go.is_set
+            begin(saver, 3, contents_of(values, 3), runs, members=(0, 1, 2), release=release)
+    if when == "told":
         assert len(told(savers)) == 3
         assert not savers[1].busy
-    else:
+    elif when == "writing":
         assert began.wait(5)
         assert savers[0].wait(5)
+    else:
+        assert not savers[1].wait(0.1)
     assert len({path.name for path in tmp_path.iterdir()} - theirs) == 1
     threads = [thread for thread in threading.enumerate() if thread.name == "checkpoint-save"]
     for saver in savers[1:]:
@@ -161,19 +173,12 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def finds_the_directory(saver: Saver) -> None:
-    until = time.monotonic() + 5
-    while saver._save is None or saver._save.ticket is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
 def test_a_member_without_memory_ends_the_save_and_not_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def exhausted() -> tuple[Contents, list[Run]]:
         raise MemoryError("no room")
 
     saver, released = Saver(LocalStore(tmp_path), 0), []
-    saver.start(exhausted, step=3, epoch=1, members=(0,), release=lambda: released.append(1))
+    saver.start(exhausted, step=3, epoch=1, token="3", members=(0,), release=lambda: released.append(1))
     receipts = told([saver])
     assert receipts[0]["receipt"] is None
     assert released == [1]
@@ -187,7 +192,16 @@ def test_a_member_without_memory_ends_the_save_and_not_the_next(tmp_path: Path, 
     assert saver.saved == 4
 
 
-def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining = threading.Event()
+
+    def joins(*arguments: Any) -> bool:
+        joining.set()
+        return join(*arguments)
+
+    monkeypatch.setattr(saving, "join", joins)
     store = ObjectStore(f"local://{tmp_path}")
     savers = [Saver(store, worker) for worker in (0, 1)]
     first, second = halves(3)
@@ -196,7 +210,7 @@ def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(tmp_path: Path,
         begin(savers[0], 3, contents, [*first, ("unknown", "param", 0, first[0][3])])
         begin(savers[1], 3, contents, second)
         assert savers[0].wait(5)
-        finds_the_directory(savers[1])
+        assert joining.wait(5)
         assert not savers[1].wait(0.01), "it waits for the parts of the other one"
         receipt = savers[0].receipt()
         assert receipt is not None
@@ -264,7 +278,7 @@ def test_two_jobs_in_one_place_leave_whole_checkpoints_of_one_or_the_other(tmp_p
         for step in steps:
             values = values_at(100 * number + step, SMALL)
             at_once.wait()
-            begin(saver, step, contents_of(values, step), whole_runs(values), members=(0,))
+            begin(saver, step, contents_of(values, step), whole_runs(values), token=f"{number:016x}", members=(0,))
             saver.take(told([saver]), (0,))
             saver.finish()
 
