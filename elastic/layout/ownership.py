@@ -182,8 +182,9 @@ class _Stage:
                 owner = left if wanted.get(left, 0) >= least else max(self.members, key=wanted.__getitem__)
                 end = self._end(layer, start, stop, wanted[owner] + self.carry)
             self._give(layer, start, end, owner)
+            satisfied = end < stop and wanted[owner] == self.short[owner]
             self.short[owner] -= end - start
-            if self.short[owner] < BLOCK / 2:  # more than rounding leaves: it can still get something
+            if satisfied or self.short[owner] < BLOCK / 2:  # else it can still get something
                 self.carry = max(-BLOCK, min(self.carry + self.short[owner], BLOCK))
             owned[owner] += end - start
             start = end

@@ -91,6 +91,14 @@ def test_whoever_lacks_almost_a_block_still_gets_one():
     assert totals(layout) == {0: 8256, 1000: 8640, 1001: 8192}
 
 
+def test_whoever_gets_less_for_a_while_is_not_thought_to_be_done():
+    """1000 gets no more of the first layer, and much of the others: what it lacks in between is not given to the next one too."""
+    sizes = [9280, 10496, 25576, 49152]
+    model = ModelSpec(layers=tuple(LayerSpec.build(i, [("weight", (size,), "float32")]) for i, size in enumerate(sizes)))
+    layout = one_stage(spread(model, [(range(len(sizes)), [0])]), [0, 1000, 1001])
+    assert totals(layout) == {0: 32768, 1000: 30784, 1001: 30976}
+
+
 @pytest.mark.slow
 @few
 @given(st.data())
@@ -112,7 +120,17 @@ def single_stages(draw) -> tuple[Layout, list[int]]:
 @given(single_stages(), st.data())
 def test_a_loss_moves_what_was_lost(found, data):
     layout, workers = found
-    lost = data.draw(st.sampled_from(workers))
+    assert_little_moves(layout, workers, data.draw(st.sampled_from(workers)))
+
+
+@pytest.mark.parametrize(("layers", "tail", "workers", "lost"), [(1, 64, 5, 0), (2, 1000, 4, 3)])
+def test_whoever_gets_less_since_another_got_more_is_not_owed_anything(layers: int, tail: int, workers: int, lost: int) -> None:
+    """Else a piece is left over in the end, of which nobody has a neighbour, and the layer is cut afresh."""
+    layout = spread(model_of(layers, 50, tail), [(range(layers), range(workers))])
+    assert_little_moves(layout, list(range(workers)), lost)
+
+
+def assert_little_moves(layout: Layout, workers: list[int], lost: int) -> None:
     alive = [worker for worker in workers if worker != lost]
     after = one_stage(layout, alive)
     moved = minimum_elements(holdings_of(layout, OPTIMIZER, alive), after, OPTIMIZER)
