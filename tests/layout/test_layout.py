@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import given
@@ -123,12 +122,7 @@ def test_impossible_stages_are_refused(stages, message):
         spread(model_of(10, 10), stages)
 
 
-def test_a_hundred_layers_over_sixty_four_workers_take_little_time_and_space():
+def test_a_hundred_layers_over_sixty_four_workers_take_little_space():
     model = model_of(*[20_000_000] * 100)
-    took = []
-    for _ in range(3):
-        begin = time.process_time()
-        layout = spread(model, [(range(50), range(32)), (range(50, 100), range(32, 64))])
-        took.append(time.process_time() - begin)
-    assert min(took) < 0.05
+    layout = spread(model, [(range(50), range(32)), (range(50, 100), range(32, 64))])
     assert len(json.dumps(layout.to_json())) < 100_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 
 import pytest
@@ -163,13 +162,11 @@ def test_losing_an_owner_and_its_replica_is_refused():
         after_loss(interval.owner, interval.replica)
 
 
-def test_eight_workers_and_twenty_four_layers_take_a_moment():
+def test_eight_workers_and_twenty_four_layers_move_the_least():
     last = view_of(list(range(8)), layers=24, blocks=200, stages=4)
     left = inventories_of(last, range(1, 8))
-    began = time.process_time()
     found = propose(last=last, attempt=1, inventories=left, joiners={}, stages=4)
-    assert time.process_time() - began < 0.25
-    assert found.bytes_minimum > 0
+    assert bytes_moved(last.layout.model, found.transfers, found.states) == found.bytes_minimum > 0
 
 
 def seen(inventory, steps: int, epoch: int = 1):
