@@ -128,7 +128,7 @@ def train(
 def _lasting(*arguments: Any) -> profile.LayerProfile:
     """Layers that take so long, it is said, that a replacement is there within a step. Of four layers, two and two are the best stages."""
     rows = measure(*arguments)
-    return [[20.0 if row in (rows[0], rows[-1]) else 10.0, 0.0, *row[2:]] for row in rows]
+    return [[20.0 if place in (0, len(rows) - 1) else 10.0, 0.0, *row[2:]] for place, row in enumerate(rows)]
 
 
 def _arm(job: Any, fate: list[Any]) -> None:
