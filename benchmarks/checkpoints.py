@@ -23,11 +23,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from checkpoint.commit import save
-from checkpoint.directory import newest
-from checkpoint.state import PARAM, Contents, Spec
-from checkpoint.store import LocalStore
-from checkpoint.writer import Run, as_bytes
+from elastic.checkpoint.commit import save
+from elastic.checkpoint.directory import newest
+from elastic.checkpoint.state import PARAM, Contents, Spec
+from elastic.checkpoint.store import LocalStore
+from elastic.checkpoint.writer import Run, as_bytes
 
 _ROWS = 1024
 

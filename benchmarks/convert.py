@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.compare import compare
-from checkpoint.convert.run import open_any
-from checkpoint.state import PARAM
+from elastic.checkpoint.convert.compare import compare
+from elastic.checkpoint.convert.run import open_any
+from elastic.checkpoint.state import PARAM
 from tests.checkpoint.launch import run_ranks
 
 _PEER = Path(__file__).resolve().parents[1] / "tests" / "checkpoint" / "deepspeed_peer.py"
@@ -37,7 +37,7 @@ _THEIRS = (
     "num_merge_workers=int(sys.argv[3]), keep_temp_folder=False, strict=True, inject_missing_state=True))"
 )
 _IMPORTS = {
-    "elastic": "import checkpoint.convert.run, checkpoint.convert.deepspeed",
+    "elastic": "import elastic.checkpoint.convert.run, elastic.checkpoint.convert.deepspeed",
     "deepspeed": "import deepspeed.checkpoint.ds_to_universal",
 }
 

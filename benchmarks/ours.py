@@ -29,8 +29,8 @@ def train(_job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[s
 
 def train_without_replication(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
     """The same, with nothing kept of a worker's state elsewhere, nor of the step before: it cannot survive a death."""
-    from snapshot.replication import Replicator
-    from snapshot.spare import Spares
+    from elastic.snapshot.replication import Replicator
+    from elastic.snapshot.spare import Spares
 
     def nothing(*_: object) -> None:
         pass

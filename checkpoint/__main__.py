@@ -1,6 +1,6 @@
-"""`python -m checkpoint`."""
+"""`python -m elastic.checkpoint`."""
 
-from checkpoint.cli import main
+from elastic.checkpoint.cli import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""`elastic checkpoint`, also `python -m checkpoint`: look into checkpoints of any format, compare, convert and clean up."""
+"""`elastic checkpoint`, also `python -m elastic.checkpoint`: look into checkpoints of any format, compare, convert and clean up."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from checkpoint.cli_show import as_json, show, show_differences, show_outline
-from checkpoint.convert.compare import compare
-from checkpoint.convert.formats import TARGETS
-from checkpoint.convert.ours import garbage, retire
-from checkpoint.convert.output import run_bytes
-from checkpoint.convert.rules import Rules, load_rules
-from checkpoint.convert.run import DEFAULT_MEMORY, Outline, Request, convert, open_any, plan
-from checkpoint.convert.verify import verify
-from checkpoint.objects import place
+from elastic.checkpoint.cli_show import as_json, show, show_differences, show_outline
+from elastic.checkpoint.convert.compare import compare
+from elastic.checkpoint.convert.formats import TARGETS
+from elastic.checkpoint.convert.ours import garbage, retire
+from elastic.checkpoint.convert.output import run_bytes
+from elastic.checkpoint.convert.rules import Rules, load_rules
+from elastic.checkpoint.convert.run import DEFAULT_MEMORY, Outline, Request, convert, open_any, plan
+from elastic.checkpoint.convert.verify import verify
+from elastic.checkpoint.objects import place
 from elastic.errors import ElasticError
 
 app = typer.Typer(

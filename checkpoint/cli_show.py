@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from checkpoint.convert.compare import Difference
-from checkpoint.convert.detect import Detected
-from checkpoint.convert.run import Outline
-from checkpoint.manifest import slicing_json
-from checkpoint.objects import Place
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM, Contents, Spec
-from checkpoint.stored import itemsize
+from elastic.checkpoint.convert.compare import Difference
+from elastic.checkpoint.convert.detect import Detected
+from elastic.checkpoint.convert.run import Outline
+from elastic.checkpoint.manifest import slicing_json
+from elastic.checkpoint.objects import Place
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM, Contents, Spec
+from elastic.checkpoint.stored import itemsize
 
 Slicings = Mapping[tuple[str, str], Slicing]
 

@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.blocks import block_count, block_digests, combined, contributions
-from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode, encode, manifest_of
-from checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFile, plan_files
-from checkpoint.slices import Slicing
-from checkpoint.state import Contents
-from checkpoint.store import PART, Store, read_all
-from checkpoint.writer import PartReceipt, PartSums, Run, joined, write_part
+from elastic.checkpoint.blocks import block_count, block_digests, combined, contributions
+from elastic.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode, encode, manifest_of
+from elastic.checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFile, plan_files
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import Contents
+from elastic.checkpoint.store import PART, Store, read_all
+from elastic.checkpoint.writer import PartReceipt, PartSums, Run, joined, write_part
 from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)

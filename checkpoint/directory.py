@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from checkpoint.commit import TEMPORARY, listed, remove_all
-from checkpoint.manifest import MANIFEST, OtherVersion
-from checkpoint.plan import INDEX
-from checkpoint.reader import ElasticSource
-from checkpoint.store import PART, Store
+from elastic.checkpoint.commit import TEMPORARY, listed, remove_all
+from elastic.checkpoint.manifest import MANIFEST, OtherVersion
+from elastic.checkpoint.plan import INDEX
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.store import PART, Store
 from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)

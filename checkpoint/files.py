@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from checkpoint.strict_json import dumps, loads
+from elastic.checkpoint.strict_json import dumps, loads
 from elastic.errors import CheckpointError
 
 CODES = {

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint.blocks import DIGITS, block_count, file_digest
-from checkpoint.files import CODES
-from checkpoint.plan import FilePlan, Key, Place, Sliced, Stored
-from checkpoint.slices import Slicing
-from checkpoint.state import Contents, Group, Spec
-from checkpoint.strict_json import dumps, loads, with_special_floats, without_special_floats
+from elastic.checkpoint.blocks import DIGITS, block_count, file_digest
+from elastic.checkpoint.files import CODES
+from elastic.checkpoint.plan import FilePlan, Key, Place, Sliced, Stored
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import Contents, Group, Spec
+from elastic.checkpoint.strict_json import dumps, loads, with_special_floats, without_special_floats
 from elastic.errors import CheckpointError
 
 MANIFEST = "manifest.json"

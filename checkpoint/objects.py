@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.store import PART, LocalStore, Store
+from elastic.checkpoint.store import PART, LocalStore, Store
 from elastic.errors import CheckpointError
 
 _PART_NAME = re.compile(re.escape(PART) + r"(?P<file>.+)-[0-9a-f]{16}")

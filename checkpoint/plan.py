@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 
-from checkpoint.files import encode_header, itemsize, layout_entries
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM, Contents, Spec
-from checkpoint.strict_json import dumps
+from elastic.checkpoint.files import encode_header, itemsize, layout_entries
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM, Contents, Spec
+from elastic.checkpoint.strict_json import dumps
 from elastic.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"

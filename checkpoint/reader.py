@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from checkpoint.blocks import BLOCK_BYTES, block_count, checksums, checksums_of
-from checkpoint.files import read_header
-from checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
-from checkpoint.plan import Key, Sliced, Stored, index_tables, lies_beside, stored_name, stored_parts
-from checkpoint.sliced import gather
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM, Contents
-from checkpoint.store import Readable, Store, read_all
-from checkpoint.strict_json import loads
+from elastic.checkpoint.blocks import BLOCK_BYTES, block_count, checksums, checksums_of
+from elastic.checkpoint.files import read_header
+from elastic.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
+from elastic.checkpoint.plan import Key, Sliced, Stored, index_tables, lies_beside, stored_name, stored_parts
+from elastic.checkpoint.sliced import gather
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM, Contents
+from elastic.checkpoint.store import Readable, Store, read_all
+from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
 _CHUNK_BYTES = 64 * BLOCK_BYTES
@@ -27,7 +27,7 @@ _CACHED_BLOCKS = 32
 
 
 class ElasticSource:
-    """One checkpoint directory, as a `checkpoint.state.Source`. `bytes_read` counts what came from files, the manifest excepted.
+    """One checkpoint directory, as a `elastic.checkpoint.state.Source`. `bytes_read` counts what came from files, the manifest excepted.
 
     Blocks at the ends of runs are kept for a while (8 MiB in all), so runs read in the order of the files read each block once.
     """

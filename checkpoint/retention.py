@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from checkpoint.commit import TOKEN, nameless, put_token, remove_all
-from checkpoint.directory import found
-from checkpoint.manifest import MANIFEST, Manifest
-from checkpoint.reader import ElasticSource
-from checkpoint.store import Store
+from elastic.checkpoint.commit import TOKEN, nameless, put_token, remove_all
+from elastic.checkpoint.directory import found
+from elastic.checkpoint.manifest import MANIFEST, Manifest
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.store import Store
 from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from checkpoint.commit import (
+from elastic.checkpoint.commit import (
     TOKEN,
     Ticket,
     abandon,
@@ -31,10 +31,10 @@ from checkpoint.commit import (
     token_bytes,
     write_runs,
 )
-from checkpoint.plan import FilePlan, plan_files
-from checkpoint.state import Contents
-from checkpoint.store import Store
-from checkpoint.writer import PartReceipt, Run
+from elastic.checkpoint.plan import FilePlan, plan_files
+from elastic.checkpoint.state import Contents
+from elastic.checkpoint.store import Store
+from elastic.checkpoint.writer import PartReceipt, Run
 from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
 
-from checkpoint.blocks import BLOCK_BYTES
-from checkpoint.plan import Place, Sliced
-from checkpoint.slices import Patch
+from elastic.checkpoint.blocks import BLOCK_BYTES
+from elastic.checkpoint.plan import Place, Sliced
+from elastic.checkpoint.slices import Patch
 
 _MOST_BYTES = 64 * BLOCK_BYTES
 """Of the copy in which rows are put together."""

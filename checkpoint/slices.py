@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from checkpoint.state import Source
+from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
 
 Cut = tuple[int, int]

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from checkpoint.boxes import Box, boxes_of_run, intersection, runs_of_box
-from checkpoint.state import Spec
+from elastic.checkpoint.boxes import Box, boxes_of_run, intersection, runs_of_box
+from elastic.checkpoint.state import Spec
 from elastic.errors import CheckpointError
 
 STRIDED_LIMIT = 256 << 20

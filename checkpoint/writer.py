@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoint.blocks import BLOCK_BYTES, contributions
-from checkpoint.plan import FilePlan, Place, Stored
-from checkpoint.sliced import scatter
-from checkpoint.store import Store, Writable
+from elastic.checkpoint.blocks import BLOCK_BYTES, contributions
+from elastic.checkpoint.plan import FilePlan, Place, Stored
+from elastic.checkpoint.sliced import scatter
+from elastic.checkpoint.store import Store, Writable
 from elastic.errors import CheckpointError
 
 Run = tuple[str, str, int, torch.Tensor]

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from checkpoint.commit import new_token
-from checkpoint.directory import collect, newest
-from checkpoint.objects import open_store
-from checkpoint.reader import ElasticSource
-from checkpoint.retention import KeepLast, retire
-from checkpoint.saver import Prepare, Saver, newest_epoch
-from checkpoint.state import PARAM, Contents, Group, Spec
-from checkpoint.store import Store
+from elastic.checkpoint.commit import new_token
+from elastic.checkpoint.directory import collect, newest
+from elastic.checkpoint.objects import open_store
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.retention import KeepLast, retire
+from elastic.checkpoint.saver import Prepare, Saver, newest_epoch
+from elastic.checkpoint.state import PARAM, Contents, Group, Spec
+from elastic.checkpoint.store import Store
 from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from checkpoint.state import PARAM, Contents, DirectSource
+from elastic.checkpoint.state import PARAM, Contents, DirectSource
 from elastic.engine.engine import State
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import RUN, Scalars, Shard, in_memory

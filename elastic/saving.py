@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from checkpoint.state import PARAM, Contents, Group, Spec
+from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.engine.shard import Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.regions import ModelSpec

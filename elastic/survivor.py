@@ -18,7 +18,7 @@ from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
 from elastic.history import History
 from elastic.job import Job
 from elastic.recovery.member import Joined, Member, Stock
-from snapshot.held import Stored
+from elastic.snapshot.held import Stored
 
 T = TypeVar("T")
 

@@ -27,8 +27,8 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import ReplicaRefused
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
-from snapshot.digest import digest
-from snapshot.held import Later, Stored, held
+from elastic.snapshot.digest import digest
+from elastic.snapshot.held import Later, Stored, held
 
 COMPARED_EVERY = 50
 """Steps. A comparison reads all state once on both sides."""

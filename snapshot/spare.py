@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from elastic.engine.zero import ShardedOptimizer
-from snapshot.held import Held
+from elastic.snapshot.held import Held
 
 Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
 

@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.dcp import METADATA, read_tree
-from checkpoint.convert.hf import load_weights, read_all, read_configs
-from checkpoint.convert.hf import recognise as recognise_weights
-from checkpoint.convert.nested import Nested, interpret
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.torch_save import load_tree
-from checkpoint.convert.trainer import STATE, read_optimizers, read_state
-from checkpoint.convert.tree import Found
-from checkpoint.stored import Files
+from elastic.checkpoint.convert.dcp import METADATA, read_tree
+from elastic.checkpoint.convert.hf import load_weights, read_all, read_configs
+from elastic.checkpoint.convert.hf import recognise as recognise_weights
+from elastic.checkpoint.convert.nested import Nested, interpret
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.torch_save import load_tree
+from elastic.checkpoint.convert.trainer import STATE, read_optimizers, read_state
+from elastic.checkpoint.convert.tree import Found
+from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 SHARDED, SHARDED_OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"

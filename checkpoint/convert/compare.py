@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from checkpoint.state import PARAM, Source, Spec
-from checkpoint.stored import itemsize
+from elastic.checkpoint.state import PARAM, Source, Spec
+from elastic.checkpoint.stored import itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from checkpoint.boxes import tiling_fault
-from checkpoint.convert.nested import Nested, interpret
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.tree import place
-from checkpoint.pickles import Archive, Opaque, load_archive, load_bare
-from checkpoint.state import Spec
-from checkpoint.stored import Chunk, Chunked, Files, Strided, name_of
+from elastic.checkpoint.boxes import tiling_fault
+from elastic.checkpoint.convert.nested import Nested, interpret
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.tree import place
+from elastic.checkpoint.pickles import Archive, Opaque, load_archive, load_bare
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import Chunk, Chunked, Files, Strided, name_of
 from elastic.errors import CheckpointError
 
 METADATA = ".metadata"

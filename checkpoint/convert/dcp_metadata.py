@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from checkpoint.state import Spec
-from checkpoint.stored import dtype_of
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import dtype_of
 
 VERSION = "1.0.0"
 """What torch 2.13 calls the version of its metadata."""

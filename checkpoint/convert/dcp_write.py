@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-from checkpoint.convert.dcp_metadata import bytes_entry, metadata_bytes, tensor_entry
-from checkpoint.convert.nested import Leaf, tree_of
-from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
-from checkpoint.convert.tree import element
-from checkpoint.pickles.write import write_archive
-from checkpoint.state import Source, Spec
-from checkpoint.stored import itemsize, name_of
+from elastic.checkpoint.convert.dcp_metadata import bytes_entry, metadata_bytes, tensor_entry
+from elastic.checkpoint.convert.nested import Leaf, tree_of
+from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
+from elastic.checkpoint.convert.tree import element
+from elastic.checkpoint.pickles.write import write_archive
+from elastic.checkpoint.state import Source, Spec
+from elastic.checkpoint.stored import itemsize, name_of
 from elastic.errors import CheckpointError
 
 CHUNK = 64 << 20

@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from checkpoint.convert.deepspeed_models import Opening
-from checkpoint.convert.deepspeed_pieces import PieceSource
-from checkpoint.convert.deepspeed_universal import read_universal
-from checkpoint.convert.deepspeed_write import write
-from checkpoint.convert.deepspeed_zero import read_zero
+from elastic.checkpoint.convert.deepspeed_models import Opening
+from elastic.checkpoint.convert.deepspeed_pieces import PieceSource
+from elastic.checkpoint.convert.deepspeed_universal import read_universal
+from elastic.checkpoint.convert.deepspeed_write import write
+from elastic.checkpoint.convert.deepspeed_zero import read_zero
 from elastic.errors import CheckpointError
 
 __all__ = ["detect", "open_source", "write"]

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.deepspeed_pieces import Pieces, cut
-from checkpoint.convert.safetensors_file import strict_json
-from checkpoint.pickles import load, plain
-from checkpoint.stored import Files, is_tensor
+from elastic.checkpoint.convert.deepspeed_pieces import Pieces, cut
+from elastic.checkpoint.convert.safetensors_file import strict_json
+from elastic.checkpoint.pickles import load, plain
+from elastic.checkpoint.stored import Files, is_tensor
 from elastic.errors import CheckpointError
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")

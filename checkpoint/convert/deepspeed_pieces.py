@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from checkpoint.state import Contents, Spec
-from checkpoint.stored import Files, Readable, dtype_of
+from elastic.checkpoint.state import Contents, Spec
+from elastic.checkpoint.stored import Files, Readable, dtype_of
 from elastic.errors import CheckpointError
 
 
@@ -74,7 +74,7 @@ Found = Mapping[str, Mapping[str, Pieces]]
 
 
 class PieceSource:
-    """A `Source` (see `checkpoint.state`) over pieces."""
+    """A `Source` (see `elastic.checkpoint.state`) over pieces."""
 
     def __init__(self, kind: str, contents: Contents, found: Found, files: Files) -> None:
         self.format = kind

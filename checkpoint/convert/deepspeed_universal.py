@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from checkpoint.convert.deepspeed_models import Models, Opening, read_models
-from checkpoint.convert.deepspeed_pieces import Pieces, PieceSource, specs
-from checkpoint.convert.optimizer import settings_of
-from checkpoint.pickles import number
-from checkpoint.state import PARAM, Contents, Group
-from checkpoint.stored import is_tensor
+from elastic.checkpoint.convert.deepspeed_models import Models, Opening, read_models
+from elastic.checkpoint.convert.deepspeed_pieces import Pieces, PieceSource, specs
+from elastic.checkpoint.convert.optimizer import settings_of
+from elastic.checkpoint.pickles import number
+from elastic.checkpoint.state import PARAM, Contents, Group
+from elastic.checkpoint.stored import is_tensor
 from elastic.errors import CheckpointError
 
 Scalars = dict[str, dict[str, float | int | bool]]

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.deepspeed_models import OURS
-from checkpoint.convert.nested import Leaf
-from checkpoint.convert.optimizer import scalar_tensor, setting
-from checkpoint.convert.output import Progress, Reading, put, replace_text, run_bytes, silent
-from checkpoint.pickles.write import Streamed, save
-from checkpoint.state import PARAM, Source
+from elastic.checkpoint.convert.deepspeed_models import OURS
+from elastic.checkpoint.convert.nested import Leaf
+from elastic.checkpoint.convert.optimizer import scalar_tensor, setting
+from elastic.checkpoint.convert.output import Progress, Reading, put, replace_text, run_bytes, silent
+from elastic.checkpoint.pickles.write import Streamed, save
+from elastic.checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
 
 _VERSION = "0.19.8"

@@ -16,12 +16,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from checkpoint.convert.deepspeed_models import Models, Opening, Shapes, read_models
-from checkpoint.convert.deepspeed_pieces import Piece, Pieces, PieceSource, specs
-from checkpoint.convert.optimizer import settings_of
-from checkpoint.pickles import number
-from checkpoint.state import PARAM, Contents, Group, Spec
-from checkpoint.stored import Readable, is_tensor
+from elastic.checkpoint.convert.deepspeed_models import Models, Opening, Shapes, read_models
+from elastic.checkpoint.convert.deepspeed_pieces import Piece, Pieces, PieceSource, specs
+from elastic.checkpoint.convert.optimizer import settings_of
+from elastic.checkpoint.pickles import number
+from elastic.checkpoint.state import PARAM, Contents, Group, Spec
+from elastic.checkpoint.stored import Readable, is_tensor
 from elastic.errors import CheckpointError
 
 _SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint.convert.formats import FORMATS, function
-from checkpoint.objects import Place
+from elastic.checkpoint.convert.formats import FORMATS, function
+from elastic.checkpoint.objects import Place
 from elastic.errors import CheckpointError
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint.convert.output import Progress
-from checkpoint.convert.rules import Rules
-from checkpoint.objects import Place
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM, Source
+from elastic.checkpoint.convert.output import Progress
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.objects import Place
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
 
 
@@ -35,7 +35,7 @@ class Format:
 
 
 _PICKLED = frozenset({"trust_pickle", "rules"})
-_HERE = "checkpoint.convert"
+_HERE = "elastic.checkpoint.convert"
 
 FORMATS = {
     entry.name: entry

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from checkpoint.convert.nested import Leaf, Nested
-from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
-from checkpoint.convert.safetensors_file import read_header, strict_json, write_file
-from checkpoint.plan import lies_beside
-from checkpoint.state import PARAM, Contents, Source
-from checkpoint.stored import Files, Strided, dtype_of, itemsize
+from elastic.checkpoint.convert.nested import Leaf, Nested
+from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
+from elastic.checkpoint.convert.safetensors_file import read_header, strict_json, write_file
+from elastic.checkpoint.plan import lies_beside
+from elastic.checkpoint.state import PARAM, Contents, Source
+from elastic.checkpoint.stored import Files, Strided, dtype_of, itemsize
 from elastic.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from checkpoint.pickles import Global, Opaque
-from checkpoint.state import Spec
-from checkpoint.stored import Readable, dtype_of, is_tensor, name_of
+from elastic.checkpoint.pickles import Global, Opaque
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import Readable, dtype_of, is_tensor, name_of
 from elastic.errors import CheckpointError
 
 TENSOR_LIMIT = 1 << 20

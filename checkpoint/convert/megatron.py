@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.megatron_optimizer import RankOptimizer, contents_of, merge_groups, read_rank
-from checkpoint.convert.megatron_shards import gpt, joined, rule_for
-from checkpoint.convert.nested import Nested
-from checkpoint.convert.rules import PRESETS, Rules, Shard
-from checkpoint.pickles import Archive, Opaque, load_archive, plain
-from checkpoint.state import PARAM
-from checkpoint.stored import Files, Readable, is_tensor
+from elastic.checkpoint.convert.megatron_optimizer import RankOptimizer, contents_of, merge_groups, read_rank
+from elastic.checkpoint.convert.megatron_shards import gpt, joined, rule_for
+from elastic.checkpoint.convert.nested import Nested
+from elastic.checkpoint.convert.rules import PRESETS, Rules, Shard
+from elastic.checkpoint.pickles import Archive, Opaque, load_archive, plain
+from elastic.checkpoint.state import PARAM
+from elastic.checkpoint.stored import Files, Readable, is_tensor
 from elastic.errors import CheckpointError
 
 LATEST = "latest_checkpointed_iteration.txt"

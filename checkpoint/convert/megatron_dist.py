@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.dcp import METADATA, is_described_tensor, items, read_metadata, tensor
-from checkpoint.convert.megatron import folder_of, namespace
-from checkpoint.convert.megatron_optimizer import RankOptimizer, Scalars, contents_of, grouped
-from checkpoint.convert.nested import Nested
-from checkpoint.convert.optimizer import settings_of
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.safetensors_file import strict_json
-from checkpoint.pickles import load, number, plain
-from checkpoint.state import PARAM, Group, Spec
-from checkpoint.stored import Files, Readable
+from elastic.checkpoint.convert.dcp import METADATA, is_described_tensor, items, read_metadata, tensor
+from elastic.checkpoint.convert.megatron import folder_of, namespace
+from elastic.checkpoint.convert.megatron_optimizer import RankOptimizer, Scalars, contents_of, grouped
+from elastic.checkpoint.convert.nested import Nested
+from elastic.checkpoint.convert.optimizer import settings_of
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.safetensors_file import strict_json
+from elastic.checkpoint.pickles import load, number, plain
+from elastic.checkpoint.state import PARAM, Group, Spec
+from elastic.checkpoint.stored import Files, Readable
 from elastic.errors import CheckpointError
 
 COMMON, CONFIG = "common.pt", "metadata.json"

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from checkpoint.convert.optimizer import settings_of
-from checkpoint.convert.rules import Rules
-from checkpoint.pickles import number
-from checkpoint.state import PARAM, Contents, Group, Spec
-from checkpoint.stored import Readable, dtype_of, is_tensor
+from elastic.checkpoint.convert.optimizer import settings_of
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.pickles import number
+from elastic.checkpoint.state import PARAM, Contents, Group, Spec
+from elastic.checkpoint.stored import Readable, dtype_of, is_tensor
 from elastic.errors import CheckpointError
 
 Tensors = Mapping[tuple[str, str], Readable]

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from checkpoint.boxes import Box
-from checkpoint.convert.rules import Shard
-from checkpoint.slices import fused_slice
-from checkpoint.state import Spec
-from checkpoint.stored import Chunk, Chunked, Readable, Strided
+from elastic.checkpoint.boxes import Box
+from elastic.checkpoint.convert.rules import Shard
+from elastic.checkpoint.slices import fused_slice
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import Chunk, Chunked, Readable, Strided
 from elastic.errors import CheckpointError
 
 GPT = "megatron-gpt"

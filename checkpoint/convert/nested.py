@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.jsonable import decode, encode
-from checkpoint.convert.optimizer import SCALARS, Optimizer, read_optimizer, scalar_tensor, setting
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.tree import SPELLING, Found, element, find, place, rest, step_of, without
-from checkpoint.state import PARAM, Contents, Source, Spec
-from checkpoint.stored import Files, Readable, Strided, dtype_of, is_tensor
+from elastic.checkpoint.convert.jsonable import decode, encode
+from elastic.checkpoint.convert.optimizer import SCALARS, Optimizer, read_optimizer, scalar_tensor, setting
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.tree import SPELLING, Found, element, find, place, rest, step_of, without
+from elastic.checkpoint.state import PARAM, Contents, Source, Spec
+from elastic.checkpoint.stored import Files, Readable, Strided, dtype_of, is_tensor
 from elastic.errors import CheckpointError
 
 

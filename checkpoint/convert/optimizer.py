@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.jsonable import decode, encode
-from checkpoint.state import Group, Spec
-from checkpoint.stored import Readable, is_tensor
+from elastic.checkpoint.convert.jsonable import decode, encode
+from elastic.checkpoint.state import Group, Spec
+from elastic.checkpoint.stored import Readable, is_tensor
 from elastic.errors import CheckpointError
 
 SCALARS = frozenset({"step", "mu_product", "eta", "mu"})

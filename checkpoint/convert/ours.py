@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.hf import files_to_write
-from checkpoint.convert.nested import Leaf
-from checkpoint.convert.output import Progress, Reading, run_bytes, silent
-from checkpoint.objects import Place, place
-from checkpoint.slices import Slicing
-from checkpoint.state import Source
+from elastic.checkpoint.convert.hf import files_to_write
+from elastic.checkpoint.convert.nested import Leaf
+from elastic.checkpoint.convert.output import Progress, Reading, run_bytes, silent
+from elastic.checkpoint.objects import Place, place
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
 
 IN_FLIGHT = 4
@@ -25,7 +25,7 @@ IN_FLIGHT = 4
 def _module(name: str) -> Any:
     """A module of our format; CheckpointError where this installation lacks it."""
     try:
-        return importlib.import_module(f"checkpoint.{name}")
+        return importlib.import_module(f"elastic.checkpoint.{name}")
     except ModuleNotFoundError as error:
         raise CheckpointError(f"this installation cannot handle our own format: {error}") from error
 
@@ -80,7 +80,7 @@ def write_elastic(
 
 
 def garbage(path: Place, *, older_than_s: float, now: float) -> list[str]:
-    """Removes what saves that died left behind; see `checkpoint.directory.collect`."""
+    """Removes what saves that died left behind; see `elastic.checkpoint.directory.collect`."""
     return _module("directory").collect(_store(path), older_than_s=older_than_s, now=now)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.nested import Leaf
-from checkpoint.pickles.write import Streamed
-from checkpoint.state import Source
-from checkpoint.stored import itemsize
+from elastic.checkpoint.convert.nested import Leaf
+from elastic.checkpoint.pickles.write import Streamed
+from elastic.checkpoint.state import Source
+from elastic.checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 Progress = Callable[[str, int], None]
@@ -56,7 +56,7 @@ class Reading:
 
 
 def streamed(value: Any, reading: Reading, whole: Leaf | None = None, start: int = 0) -> Any:
-    """A tree to write as `checkpoint.pickles.write` wants it: plain dicts, and every leaf as what its runs give; equal leaves are one.
+    """A tree to write as `pickles.write` wants it: plain dicts, and every leaf as what its runs give; equal leaves are one.
 
     whole, start: the only leaf is the part of `whole` that begins at this element.
     """

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from checkpoint.convert.rules import Merge, Rules, Split
-from checkpoint.state import Contents, Group, Source, Spec
+from elastic.checkpoint.convert.rules import Merge, Rules, Split
+from elastic.checkpoint.state import Contents, Group, Source, Spec
 from elastic.errors import CheckpointError
 
 

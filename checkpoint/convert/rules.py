@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.optimizer import Order
-from checkpoint.convert.patterns import compiled
-from checkpoint.convert.slice_rules import SliceRule, parse_slice_rule
+from elastic.checkpoint.convert.optimizer import Order
+from elastic.checkpoint.convert.patterns import compiled
+from elastic.checkpoint.convert.slice_rules import SliceRule, parse_slice_rule
 from elastic.errors import CheckpointError
 
 if sys.version_info >= (3, 11):

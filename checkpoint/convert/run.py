@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from checkpoint.convert.compare import compare
-from checkpoint.convert.detect import Detected, detect
-from checkpoint.convert.formats import TARGETS, format_of, kept, open_source, write_target
-from checkpoint.convert.output import Progress, refuse_existing, run_bytes, silent
-from checkpoint.convert.ruled import Ruled
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.slice_rules import slicings_of
-from checkpoint.objects import Place
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM, Contents, Source, Spec
-from checkpoint.stored import itemsize
+from elastic.checkpoint.convert.compare import compare
+from elastic.checkpoint.convert.detect import Detected, detect
+from elastic.checkpoint.convert.formats import TARGETS, format_of, kept, open_source, write_target
+from elastic.checkpoint.convert.output import Progress, refuse_existing, run_bytes, silent
+from elastic.checkpoint.convert.ruled import Ruled
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.slice_rules import slicings_of
+from elastic.checkpoint.objects import Place
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM, Contents, Source, Spec
+from elastic.checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 DEFAULT_MEMORY = 2 << 30

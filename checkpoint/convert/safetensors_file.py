@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from checkpoint.state import Spec
-from checkpoint.stored import Files, Strided, itemsize, raw
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import Files, Strided, itemsize, raw
 from elastic.errors import CheckpointError
 
 HEADER_LIMIT = 100_000_000

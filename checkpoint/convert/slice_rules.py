@@ -23,9 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from checkpoint.convert.patterns import compiled
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM, Contents
+from elastic.checkpoint.convert.patterns import compiled
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM, Contents
 from elastic.errors import CheckpointError
 
 

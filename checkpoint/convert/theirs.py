@@ -6,15 +6,15 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.output import Progress, silent
-from checkpoint.convert.rules import Rules
-from checkpoint.state import Source
+from elastic.checkpoint.convert.output import Progress, silent
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
 
 
 def _module(name: str) -> Any:
     try:
-        return importlib.import_module(f"checkpoint.convert.{name}")
+        return importlib.import_module(f"elastic.checkpoint.convert.{name}")
     except ModuleNotFoundError as error:
         raise CheckpointError(f"this installation cannot handle DeepSpeed's checkpoints: {error}") from error
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoint.convert.nested import Nested, interpret, tree_of
-from checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
-from checkpoint.convert.rules import Rules
-from checkpoint.pickles import Archive, load_archive
-from checkpoint.pickles.write import write_archive
-from checkpoint.state import Source
-from checkpoint.stored import Files
+from elastic.checkpoint.convert.nested import Nested, interpret, tree_of
+from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.pickles import Archive, load_archive
+from elastic.checkpoint.pickles.write import write_archive
+from elastic.checkpoint.state import Source
+from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 

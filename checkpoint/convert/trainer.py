@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from checkpoint.convert.hf import load_weights, read_all, read_configs
-from checkpoint.convert.hf import recognise as recognise_weights
-from checkpoint.convert.nested import Nested, interpret
-from checkpoint.convert.optimizer import Order
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.safetensors_file import strict_json
-from checkpoint.convert.torch_save import load_tree
-from checkpoint.convert.tree import Found
-from checkpoint.stored import Files
+from elastic.checkpoint.convert.hf import load_weights, read_all, read_configs
+from elastic.checkpoint.convert.hf import recognise as recognise_weights
+from elastic.checkpoint.convert.nested import Nested, interpret
+from elastic.checkpoint.convert.optimizer import Order
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.safetensors_file import strict_json
+from elastic.checkpoint.convert.torch_save import load_tree
+from elastic.checkpoint.convert.tree import Found
+from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin")

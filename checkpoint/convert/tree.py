@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from checkpoint.stored import is_tensor
+from elastic.checkpoint.stored import is_tensor
 from elastic.errors import CheckpointError
 
 Path = tuple[str | int, ...]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from checkpoint.state import Source
-from checkpoint.stored import itemsize
+from elastic.checkpoint.state import Source
+from elastic.checkpoint.stored import itemsize
 
 
 def verify(source: Source, *, limit: int) -> str:

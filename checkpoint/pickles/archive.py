@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint.pickles.origin import Limits, Origin
-from checkpoint.stored import Files
+from elastic.checkpoint.pickles.origin import Limits, Origin
+from elastic.checkpoint.stored import Files
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, then (after 22 bytes that the central directory repeats) the lengths of name and extra field."""

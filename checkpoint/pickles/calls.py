@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from checkpoint.pickles.origin import Origin
-from checkpoint.pickles.tensors import tensor
-from checkpoint.pickles.values import Global, Opaque, Storage
-from checkpoint.stored import is_tensor
+from elastic.checkpoint.pickles.origin import Origin
+from elastic.checkpoint.pickles.tensors import tensor
+from elastic.checkpoint.pickles.values import Global, Opaque, Storage
+from elastic.checkpoint.stored import is_tensor
 
 STORAGES = {
     "FloatStorage": "float32",

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from checkpoint.pickles.archive import Archive
-from checkpoint.pickles.calls import STORAGES, TENSORS, call, storage
-from checkpoint.pickles.machine import run
-from checkpoint.pickles.origin import Limits, Origin
-from checkpoint.pickles.values import Global
-from checkpoint.state import Spec
-from checkpoint.stored import Files, name_of
+from elastic.checkpoint.pickles.archive import Archive
+from elastic.checkpoint.pickles.calls import STORAGES, TENSORS, call, storage
+from elastic.checkpoint.pickles.machine import run
+from elastic.checkpoint.pickles.origin import Limits, Origin
+from elastic.checkpoint.pickles.values import Global
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import Files, name_of
 from elastic.errors import CheckpointError
 
 _FAULTS = (OSError, RuntimeError, ValueError, TypeError, EOFError, ImportError, AttributeError, LookupError, pickle.UnpicklingError)
@@ -60,7 +60,7 @@ class _Trusting(pickle.Unpickler):
 
 
 def load_archive(archive: Archive, *, trusted: bool = False) -> Any:
-    """The object in an archive, its tensors as `checkpoint.stored.Readable`. Raises CheckpointError naming the file and the reason."""
+    """The object in an archive, its tensors as `Readable`. Raises CheckpointError naming the file and the reason."""
     data = archive.whole("data.pkl", archive.limits.pickle_bytes)
     if not trusted:
         return run(archive, data)
@@ -80,7 +80,7 @@ def load_bare(path: Path, *, files: Files, limits: Limits | None = None) -> Any:
 
 
 def load(path: str | os.PathLike[str], *, trusted: bool = False, limits: Limits | None = None, files: Files | None = None) -> Any:
-    """The object in a file of `torch.save`, its tensors as `checkpoint.stored.Readable`, which read through `files`.
+    """The object in a file of `torch.save`, its tensors as `elastic.checkpoint.stored.Readable`, which read through `files`.
 
     Untrusted (the default): nothing of the file's choice is imported or called; unknown classes become `Opaque`. Trusted: the pickle is
     run, whatever it does, and files of torch before 1.6 are read too. Raises CheckpointError naming the file and the reason.

@@ -11,9 +11,9 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from checkpoint.pickles.calls import call, resolve, storage
-from checkpoint.pickles.origin import Origin
-from checkpoint.pickles.values import Global, Opaque
+from elastic.checkpoint.pickles.calls import call, resolve, storage
+from elastic.checkpoint.pickles.origin import Origin
+from elastic.checkpoint.pickles.values import Global, Opaque
 
 _MARK = object()
 _LONG_BITS = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint.stored import Files
+from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 

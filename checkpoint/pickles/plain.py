@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoint.pickles.values import Opaque
-from checkpoint.stored import is_tensor
+from elastic.checkpoint.pickles.values import Opaque
+from elastic.checkpoint.stored import is_tensor
 
 _DEPTH = 40
 _NODES = 1_000_000

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from checkpoint.pickles.origin import Origin
-from checkpoint.pickles.values import Storage
-from checkpoint.state import Spec
-from checkpoint.stored import Strided, dtype_of, name_of
+from elastic.checkpoint.pickles.origin import Origin
+from elastic.checkpoint.pickles.values import Storage
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import Strided, dtype_of, name_of
 
 _DIMENSIONS = 64
 EXPANDED_LIMIT = 1 << 20

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import _utils
 
-from checkpoint.pickles.calls import STORAGES
-from checkpoint.state import Spec
-from checkpoint.stored import dtype_of, itemsize, name_of, raw
+from elastic.checkpoint.pickles.calls import STORAGES
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import dtype_of, itemsize, name_of, raw
 from elastic.errors import CheckpointError
 
 ALIGNMENT = 64

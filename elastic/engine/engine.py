@@ -25,10 +25,10 @@ from elastic.engine.stage import Loss, LossLeaf
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import NonFinite, TrainerError
 from elastic.layout.transfer import PARAM
+from elastic.snapshot.held import Held, Stored, held
+from elastic.snapshot.replication import Replicator
+from elastic.snapshot.spare import Spares
 from elastic.view import View
-from snapshot.held import Held, Stored, held
-from snapshot.replication import Replicator
-from snapshot.spare import Spares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

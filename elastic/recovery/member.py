@@ -32,8 +32,8 @@ from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.proposal import Proposal
 from elastic.recovery.rung import Checkpoint
 from elastic.recovery.salvage import usable
+from elastic.snapshot.held import Later, Stored, dtypes
 from elastic.view import View
-from snapshot.held import Later, Stored, dtypes
 
 Build = Callable[[View, State], Engine]
 

@@ -24,9 +24,9 @@ from elastic.layout.layout import Interval
 from elastic.layout.transfer import PARAM, Role, Transfer
 from elastic.recovery.gate import check_received
 from elastic.recovery.proposal import Proposal
+from elastic.snapshot.digest import digest
+from elastic.snapshot.held import Later, Stored, runs
 from elastic.view import View
-from snapshot.digest import digest
-from snapshot.held import Later, Stored, runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from checkpoint.objects import ObjectStore
+from elastic.checkpoint.objects import ObjectStore
 from elastic.errors import CheckpointError
 from tests.checkpoint import crash_matrix as matrix
 

@@ -21,12 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from checkpoint.commit import abandon, begin, commit, join, save, write_runs
-from checkpoint.directory import collect, newest, temporary
-from checkpoint.plan import Key, plan_files
-from checkpoint.retention import KeepLast, retire
-from checkpoint.slices import Slicing
-from checkpoint.store import LocalStore, Store
+from elastic.checkpoint.commit import abandon, begin, commit, join, save, write_runs
+from elastic.checkpoint.directory import collect, newest, temporary
+from elastic.checkpoint.plan import Key, plan_files
+from elastic.checkpoint.retention import KeepLast, retire
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.store import LocalStore, Store
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 from tests.checkpoint.power_loss import Disk, Variant, successful

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from checkpoint.reader import ElasticSource
-from checkpoint.state import PARAM, Contents, Group, Spec
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 
 Values = Mapping[tuple[str, str], torch.Tensor]
 

@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn import functional
 
 import elastic
-from checkpoint.convert.rules import Rules, parse_rules
-from checkpoint.convert.run import Request, convert
+from elastic.checkpoint.convert.rules import Rules, parse_rules
+from elastic.checkpoint.convert.run import Request, convert
 from elastic.settings import best_isa, worker_environment
 from tests.engine import harness, models
 

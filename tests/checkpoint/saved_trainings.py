@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import elastic
-from checkpoint.directory import found
-from checkpoint.objects import open_store
+from elastic.checkpoint.directory import found
+from elastic.checkpoint.objects import open_store
 from elastic.engine.engine import Engine
 from tests.engine import models
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from hypothesis import strategies as st
 
-from checkpoint.slices import Slicing
-from checkpoint.state import Contents, Spec
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import Contents, Spec
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
 Tensors = Mapping[tuple[str, str], torch.Tensor]

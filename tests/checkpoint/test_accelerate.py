@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint.convert.optimizer import Order
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.convert.optimizer import Order
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.run import Request, convert, open_any
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
 from tests.checkpoint.launch import run_ranks

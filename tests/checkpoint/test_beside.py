@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import elastic
-from checkpoint.commit import begin, save
-from checkpoint.convert.hf import open_hf
-from checkpoint.convert.run import Request, convert, open_any
-from checkpoint.directory import collect, newest
-from checkpoint.plan import plan_files
-from checkpoint.store import LocalStore
 from elastic.beside import files_beside
+from elastic.checkpoint.commit import begin, save
+from elastic.checkpoint.convert.hf import open_hf
+from elastic.checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.directory import collect, newest
+from elastic.checkpoint.plan import plan_files
+from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError, TrainerError
 from tests.checkpoint import pretrained
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.blocks import (
+from elastic.checkpoint.blocks import (
     BLOCK_BYTES,
     DIGITS,
     block_count,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from checkpoint.cli import app, parse_bytes
-from checkpoint.convert.run import Request
-from checkpoint.objects import open_store
+from elastic.checkpoint.cli import app, parse_bytes
+from elastic.checkpoint.convert.run import Request
+from elastic.checkpoint.objects import open_store
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
 
@@ -95,7 +95,7 @@ def test_amounts_of_memory(text, count):
 
 @pytest.mark.slow
 def test_the_module_runs_and_an_error_is_one_line(tmp_path):
-    result = subprocess.run([sys.executable, "-m", "checkpoint", "inspect", tmp_path / "x"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "elastic.checkpoint", "inspect", tmp_path / "x"], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert "does not exist" in result.stderr

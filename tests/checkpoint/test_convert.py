@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.convert.dcp import open_dcp
-from checkpoint.convert.detect import detect
-from checkpoint.convert.formats import TARGETS
-from checkpoint.convert.jsonable import decode, encode
-from checkpoint.convert.rules import parse_rules
-from checkpoint.convert.run import Request, convert, open_any, plan
-from checkpoint.convert.torch_save import open_torch, write_torch
+from elastic.checkpoint.convert.dcp import open_dcp
+from elastic.checkpoint.convert.detect import detect
+from elastic.checkpoint.convert.formats import TARGETS
+from elastic.checkpoint.convert.jsonable import decode, encode
+from elastic.checkpoint.convert.rules import parse_rules
+from elastic.checkpoint.convert.run import Request, convert, open_any, plan
+from elastic.checkpoint.convert.torch_save import open_torch, write_torch
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
 
@@ -257,7 +257,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path):
 MEASURE = """
 import sys
 from pathlib import Path
-from checkpoint.convert.run import Request, convert
+from elastic.checkpoint.convert.run import Request, convert
 convert(Request(source=Path(sys.argv[1]), target=Path(sys.argv[2]), to=sys.argv[3], max_memory=int(sys.argv[4])))
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.boxes import boxes_of_run, intersection, runs_of_box, tiling_fault
-from checkpoint.convert.ruled import Joined, Part
-from checkpoint.state import Spec
-from checkpoint.stored import Chunked, Files, Strided
+from elastic.checkpoint.boxes import boxes_of_run, intersection, runs_of_box, tiling_fault
+from elastic.checkpoint.convert.ruled import Joined, Part
+from elastic.checkpoint.state import Spec
+from elastic.checkpoint.stored import Chunked, Files, Strided
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
 

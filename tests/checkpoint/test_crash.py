@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.commit import save
-from checkpoint.store import LocalStore
+from elastic.checkpoint.commit import save
+from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError
 from tests.checkpoint import crash_matrix as matrix
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs

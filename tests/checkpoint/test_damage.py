@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.commit import save
-from checkpoint.directory import found, newest
-from checkpoint.files import read_header
-from checkpoint.manifest import MANIFEST, OtherVersion
-from checkpoint.plan import INDEX
-from checkpoint.reader import ElasticSource
-from checkpoint.store import LocalStore
-from checkpoint.strict_json import loads
+from elastic.checkpoint.commit import save
+from elastic.checkpoint.directory import found, newest
+from elastic.checkpoint.files import read_header
+from elastic.checkpoint.manifest import MANIFEST, OtherVersion
+from elastic.checkpoint.plan import INDEX
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.store import LocalStore
+from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 

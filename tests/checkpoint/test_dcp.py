@@ -5,11 +5,11 @@ import pickle
 import pytest
 import torch
 
-from checkpoint.convert.dcp import open_dcp
-from checkpoint.convert.dcp_write import write_dcp
-from checkpoint.convert.rules import Rules
-from checkpoint.convert.run import Request, convert
-from checkpoint.convert.torch_save import open_torch, write_torch
+from elastic.checkpoint.convert.dcp import open_dcp
+from elastic.checkpoint.convert.dcp_write import write_dcp
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.run import Request, convert
+from elastic.checkpoint.convert.torch_save import open_torch, write_torch
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
 

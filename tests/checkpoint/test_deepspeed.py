@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint.convert.deepspeed import detect, open_source, write
+from elastic.checkpoint.convert.deepspeed import detect, open_source, write
 from elastic.errors import CheckpointError
 from tests.checkpoint.launch import run_ranks
 

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.convert.dcp import open_dcp
-from checkpoint.convert.dcp_write import write_dcp
-from checkpoint.convert.hf import INDEX, SINGLE, open_hf, write_hf
-from checkpoint.convert.safetensors_file import DTYPES, read_header
-from checkpoint.convert.torch_save import open_torch, write_torch
-from checkpoint.stored import Files, dtype_of
+from elastic.checkpoint.convert.dcp import open_dcp
+from elastic.checkpoint.convert.dcp_write import write_dcp
+from elastic.checkpoint.convert.hf import INDEX, SINGLE, open_hf, write_hf
+from elastic.checkpoint.convert.safetensors_file import DTYPES, read_header
+from elastic.checkpoint.convert.torch_save import open_torch, write_torch
+from elastic.checkpoint.stored import Files, dtype_of
 from elastic.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -113,9 +113,9 @@ def test_from_pretrained_opens_the_directory_with_equal_logits(tmp_path, kind):
 def test_a_directory_of_the_trainer_is_read_with_its_optimizer(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
-    from checkpoint.convert.optimizer import Order
-    from checkpoint.convert.rules import Rules
-    from checkpoint.convert.trainer import open_trainer
+    from elastic.checkpoint.convert.optimizer import Order
+    from elastic.checkpoint.convert.rules import Rules
+    from elastic.checkpoint.convert.trainer import open_trainer
 
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8, bos_token_id=0, eos_token_id=1)
     model = transformers.GPT2LMHeadModel(config)

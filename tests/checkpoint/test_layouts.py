@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import elastic
-from checkpoint.commit import save
-from checkpoint.convert.run import Request, plan
-from checkpoint.directory import newest
-from checkpoint.reader import ElasticSource
-from checkpoint.store import LocalStore
-from checkpoint.writer import Run
+from elastic.checkpoint.commit import save
+from elastic.checkpoint.convert.run import Request, plan
+from elastic.checkpoint.directory import newest
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.store import LocalStore
+from elastic.checkpoint.writer import Run
 from tests.checkpoint import layouts
 from tests.checkpoint.layouts import LAYOUTS, RULES, SLICES
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint.convert.rules import parse_rules
-from checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.convert.rules import parse_rules
+from elastic.checkpoint.convert.run import Request, convert, open_any
 from elastic.errors import CheckpointError
 from tests.checkpoint.launch import run_ranks
 

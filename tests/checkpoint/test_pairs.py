@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint.convert.compare import compare
-from checkpoint.convert.formats import FORMATS, TARGETS, format_of
-from checkpoint.convert.run import Request, convert, open_any, plan
-from checkpoint.state import PARAM
+from elastic.checkpoint.convert.compare import compare
+from elastic.checkpoint.convert.formats import FORMATS, TARGETS, format_of
+from elastic.checkpoint.convert.run import Request, convert, open_any, plan
+from elastic.checkpoint.state import PARAM
 from elastic.errors import CheckpointError
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.blocks import BLOCK_BYTES
-from checkpoint.commit import save
-from checkpoint.directory import newest
-from checkpoint.reader import ElasticSource
-from checkpoint.slices import Slice, fused_slice, read_slice, slice_runs
-from checkpoint.state import PARAM
-from checkpoint.store import LocalStore
+from elastic.checkpoint.blocks import BLOCK_BYTES
+from elastic.checkpoint.commit import save
+from elastic.checkpoint.directory import newest
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.slices import Slice, fused_slice, read_slice, slice_runs
+from elastic.checkpoint.state import PARAM
+from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs
 

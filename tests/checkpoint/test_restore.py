@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint.state import PARAM, Contents, Spec
+from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.engine.engine import initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import RUN, Scalars, Shard

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoint.commit import begin, save
-from checkpoint.directory import collect, found, named_step, newest
-from checkpoint.plan import plan_files
-from checkpoint.retention import KeepEvery, KeepLast, Policy, doomed, retire
-from checkpoint.store import LocalStore
+from elastic.checkpoint.commit import begin, save
+from elastic.checkpoint.directory import collect, found, named_step, newest
+from elastic.checkpoint.plan import plan_files
+from elastic.checkpoint.retention import KeepEvery, KeepLast, Policy, doomed, retire
+from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs
 

@@ -13,13 +13,13 @@ import torch
 from typer.testing import CliRunner
 
 import elastic
-from checkpoint.cli import app
-from checkpoint.commit import begin, save, write_runs
-from checkpoint.directory import collect, found, newest, temporary
-from checkpoint.objects import ObjectStore, open_store
-from checkpoint.plan import plan_files
-from checkpoint.retention import KeepLast, retire
-from checkpoint.state import PARAM, Contents, Spec
+from elastic.checkpoint.cli import app
+from elastic.checkpoint.commit import begin, save, write_runs
+from elastic.checkpoint.directory import collect, found, newest, temporary
+from elastic.checkpoint.objects import ObjectStore, open_store
+from elastic.checkpoint.plan import plan_files
+from elastic.checkpoint.retention import KeepLast, retire
+from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.errors import ElasticError
 from tests.checkpoint import saved_trainings
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from checkpoint import commit
-from checkpoint import saver as saving
-from checkpoint.commit import join, save
-from checkpoint.directory import collect, found, newest
-from checkpoint.objects import ObjectStore
-from checkpoint.plan import plan_files
-from checkpoint.saver import Saver, newest_epoch
-from checkpoint.state import Contents
-from checkpoint.store import LocalStore, Store
-from checkpoint.writer import Run
+from elastic.checkpoint import commit
+from elastic.checkpoint import saver as saving
+from elastic.checkpoint.commit import join, save
+from elastic.checkpoint.directory import collect, found, newest
+from elastic.checkpoint.objects import ObjectStore
+from elastic.checkpoint.plan import plan_files
+from elastic.checkpoint.saver import Saver, newest_epoch
+from elastic.checkpoint.state import Contents
+from elastic.checkpoint.store import LocalStore, Store
+from elastic.checkpoint.writer import Run
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from checkpoint.cli import app
-from checkpoint.commit import save
-from checkpoint.convert.rules import load_rules, parse_rules
-from checkpoint.convert.run import Request, convert, plan
-from checkpoint.convert.slice_rules import parse_slice_rule, slicings_of
-from checkpoint.directory import newest
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM, Contents, Spec
-from checkpoint.store import LocalStore
+from elastic.checkpoint.cli import app
+from elastic.checkpoint.commit import save
+from elastic.checkpoint.convert.rules import load_rules, parse_rules
+from elastic.checkpoint.convert.run import Request, convert, plan
+from elastic.checkpoint.convert.slice_rules import parse_slice_rule, slicings_of
+from elastic.checkpoint.directory import newest
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM, Contents, Spec
+from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 

@@ -18,17 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from checkpoint.blocks import BLOCK_BYTES
-from checkpoint.commit import begin, commit, save, write_runs
-from checkpoint.directory import collect, newest, temporary
-from checkpoint.manifest import MANIFEST
-from checkpoint.plan import INDEX, plan_files
-from checkpoint.reader import ElasticSource
-from checkpoint.retention import KeepLast, retire
-from checkpoint.slices import Slice, Slicing, read_slice
-from checkpoint.state import PARAM
-from checkpoint.store import LocalStore
-from checkpoint.writer import Run
+from elastic.checkpoint.blocks import BLOCK_BYTES
+from elastic.checkpoint.commit import begin, commit, save, write_runs
+from elastic.checkpoint.directory import collect, newest, temporary
+from elastic.checkpoint.manifest import MANIFEST
+from elastic.checkpoint.plan import INDEX, plan_files
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.retention import KeepLast, retire
+from elastic.checkpoint.slices import Slice, Slicing, read_slice
+from elastic.checkpoint.state import PARAM
+from elastic.checkpoint.store import LocalStore
+from elastic.checkpoint.writer import Run
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of as sample_contents
 from tests.checkpoint.format_samples import equals, values_at, whole_runs

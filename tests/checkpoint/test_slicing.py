@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint import sliced
-from checkpoint.plan import Sliced, plan_files
-from checkpoint.slices import Slicing
-from checkpoint.state import PARAM
+from elastic.checkpoint import sliced
+from elastic.checkpoint.plan import Sliced, plan_files
+from elastic.checkpoint.slices import Slicing
+from elastic.checkpoint.state import PARAM
 from tests.checkpoint.sliced_samples import DTYPES, any_bits, bits, contents_of, reference, shapes, slicings
 
 

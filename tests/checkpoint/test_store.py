@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.commit import save
-from checkpoint.directory import collect, found, newest
-from checkpoint.objects import ObjectStore, open_store, part_of
-from checkpoint.retention import KeepLast, retire
-from checkpoint.store import PART, LocalStore, Store, read_all
+from elastic.checkpoint.commit import save
+from elastic.checkpoint.directory import collect, found, newest
+from elastic.checkpoint.objects import ObjectStore, open_store, part_of
+from elastic.checkpoint.retention import KeepLast, retire
+from elastic.checkpoint.store import PART, LocalStore, Store, read_all
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 

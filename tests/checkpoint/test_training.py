@@ -10,11 +10,11 @@ import pytest
 from safetensors.torch import load_file
 
 import elastic
-from checkpoint.directory import found, newest
-from checkpoint.objects import open_store
-from checkpoint.store import LocalStore
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
+from elastic.checkpoint.directory import found, newest
+from elastic.checkpoint.objects import open_store
+from elastic.checkpoint.store import LocalStore
 from elastic.errors import ElasticError, SettingsError
 from tests.checkpoint import saved_trainings
 

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from checkpoint.commit import abandon, begin, commit, save, write_runs
-from checkpoint.directory import newest
-from checkpoint.plan import INDEX, plan_files
-from checkpoint.state import PARAM, Contents, Spec
-from checkpoint.store import LocalStore
-from checkpoint.writer import PartReceipt, Run
+from elastic.checkpoint.commit import abandon, begin, commit, save, write_runs
+from elastic.checkpoint.directory import newest
+from elastic.checkpoint.plan import INDEX, plan_files
+from elastic.checkpoint.state import PARAM, Contents, Spec
+from elastic.checkpoint.store import LocalStore
+from elastic.checkpoint.writer import PartReceipt, Run
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 

@@ -19,8 +19,8 @@ from elastic.layout.transfer import PARAM
 from elastic.recovery.inventory import Copy, Inventory
 from elastic.recovery.migration import Migration, Moved
 from elastic.recovery.proposal import Proposal, propose
+from elastic.snapshot.held import Held
 from elastic.view import View
-from snapshot.held import Held
 from tests import dynamo  # noqa: F401
 from tests.recovery.recovering import member, view_of
 

@@ -19,7 +19,7 @@ from elastic.recovery import machine, proposal
 from elastic.recovery.events import Offer, Proposed, Voted
 from elastic.recovery.member import Member, Stock
 from elastic.recovery.state import Phase
-from snapshot.replication import Replicator
+from elastic.snapshot.replication import Replicator
 from tests.recovery import forks
 from tests.recovery.forks import Agent, die, when
 from tests.recovery.recovering import inventories_of, view_of

@@ -17,9 +17,9 @@ from elastic.engine.reducer import OwnedGradient
 from elastic.engine.shard import Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.layout import spread
+from elastic.snapshot.replication import Replicator
+from elastic.snapshot.spare import Spares
 from elastic.view import Member
-from snapshot.replication import Replicator
-from snapshot.spare import Spares
 from tests import dynamo  # noqa: F401
 
 WIDTH = 96

@@ -10,9 +10,9 @@ import torch
 from elastic.comm import Kind, Tag
 from elastic.errors import LinkError, ReplicaRefused
 from elastic.layout.transfer import PARAM
-from snapshot import replication
-from snapshot.held import Held, Later, Stored
-from snapshot.replication import state_digest
+from elastic.snapshot import replication
+from elastic.snapshot.held import Held, Later, Stored
+from elastic.snapshot.replication import state_digest
 from tests.snapshot.replicating import OPTIMIZERS, Pair, copied, equal
 
 
