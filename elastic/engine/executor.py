@@ -18,7 +18,7 @@ from elastic.engine.numerics import Numerics
 from elastic.engine.pipe import Pipe
 from elastic.engine.randomness import Generators
 from elastic.engine.reducer import Reducer
-from elastic.engine.salvage import Resumption, Salvage
+from elastic.engine.salvage import Resumption, Salvage, kept
 from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossLeaf, LossRunner, enter
 from elastic.plan.schedule import Action, build
 from elastic.view import View
@@ -48,7 +48,7 @@ class Executor:
         ]
         self._loss = LossRunner(len(model.layers), loss, numerics, self.generators)
         self._vectors = {runner.index: [v for v in model.vectors if v.layer == runner.index] for runner in self._runners}
-        self._layers = view.plan.stages[self.pipe.stage].layers
+        self._layers, self._route = view.plan.stages[self.pipe.stage].layers, view.plan.routes[self.pipe.stage]
         self._loads: list[int] = []
         self._loaded: dict[int, Any] = {}
         self._last_backward = -1
@@ -112,6 +112,9 @@ class Executor:
         return actions
 
     def _restore(self, salvage: Salvage) -> None:
+        own = self._network.worker
+        routed = {grain: self._workload.micro_batches_of(grain) for grain, worker in enumerate(self._route) if worker == own}
+        salvage = kept(salvage, routed, last=self.pipe.last)
         self.reducer.restore(salvage.sums)
         self._finished = {m for grain in salvage.grains for m in self._workload.micro_batches_of(grain)}
         self._leaves = {leaf.micro_batch: leaf for leaf in salvage.leaves}

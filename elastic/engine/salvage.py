@@ -7,8 +7,8 @@ view, no one has to. Bits do not change: a sum is what computing it again would 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 from elastic.engine.reduction import Parts
 from elastic.engine.stage import LossLeaf
@@ -28,6 +28,17 @@ class Salvage:
     summed: frozenset[int]
     sums: Mapping[int, Mapping[Node, Parts]]
     leaves: tuple[LossLeaf, ...]
+
+
+def kept(salvage: Salvage, routed: Mapping[int, Collection[int]], *, last: bool) -> Salvage:
+    """What is of use to a worker that computes the `routed` grains (with their micro-batches), at the `last` stage or another.
+
+    A worker that has left the last stage has losses that the new last stage computes again, and where no layer of a stage has a gradient
+    nothing else says that a grain is another worker's now: each loss is to be told once.
+    """
+    grains = salvage.grains.intersection(routed)
+    wanted = {micro_batch for grain in grains for micro_batch in routed[grain]} if last else set()
+    return replace(salvage, grains=grains, leaves=tuple(leaf for leaf in salvage.leaves if leaf.micro_batch in wanted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

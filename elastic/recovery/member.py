@@ -231,10 +231,11 @@ class Member:
             scalars=steps,
             progress=stock.progress,
             results=stock.results,
-            finished=None if stock.salvage is None else _finished(stock.salvage),
+            finished=None if stock.salvage is None else finished(stock.salvage),
             rewound=stock.rewound,
         )
 
 
-def _finished(salvage: Salvage) -> Finished:
+def finished(salvage: Salvage) -> Finished:
+    """What an inventory says of it."""
     return Finished(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(salvage.grains)), summed=tuple(sorted(salvage.summed)))

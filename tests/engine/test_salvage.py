@@ -1,0 +1,190 @@
+"""Whatever the plans before and after, and whoever had finished what: every loss and every gradient is counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from elastic.comm.message import Kind, Tag
+from elastic.engine.boundary import LEAF, Crossing, encode
+from elastic.engine.executor import Executor
+from elastic.engine.model import LayeredModel
+from elastic.engine.numerics import Numerics
+from elastic.engine.salvage import Resumption, Salvage
+from elastic.errors import Interrupted
+from elastic.layout.layout import spread
+from elastic.plan.plan import Plan, Stage
+from elastic.plan.workload import LayerCost, Workload
+from elastic.recovery.inventory import Inventory
+from elastic.recovery.member import finished
+from elastic.recovery.salvage import finished_everywhere, usable
+from elastic.view import Member, View
+from tests import dynamo  # noqa: F401
+
+LAYERS, STEP = 5, 7
+
+
+class Adds(nn.Module):
+    """Adds its parameters, times the micro-batch's code: so the gradient of each is a sum of codes that tells whose they are."""
+
+    def __init__(self, *parameters: nn.Parameter) -> None:
+        super().__init__()
+        self.own = nn.ParameterList(parameters)
+
+    def forward(self, value: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        total, code = value
+        for parameter in self.own:
+            total = total + parameter.sum() * code
+        return total * 1.0, code
+
+
+def parameter(*, frozen: bool = False) -> nn.Parameter:
+    return nn.Parameter(torch.ones(3, dtype=torch.float64), requires_grad=not frozen)
+
+
+def model_of(kinds: Sequence[str]) -> LayeredModel:
+    """Layers with parameters, without any, with frozen ones only, and such that use the first layer's."""
+    first = parameter()
+    made = {"own": lambda: [parameter(), parameter()], "none": list, "frozen": lambda: [parameter(frozen=True)], "tied": lambda: [first]}
+    model = LayeredModel([Adds(first), *(Adds(*made[kind]()) for kind in kinds)])
+    model.hold(range(LAYERS))
+    return model
+
+
+class Alone:
+    """A network on which everybody else has done what is waited for, until the link breaks at the `last` look at it."""
+
+    def __init__(self, worker: int, last: int | None) -> None:
+        self.worker, self.left = worker, last
+
+    def check(self) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise Interrupted
+
+    def post(self, *_: Any) -> None: ...
+    def send(self, *_: Any) -> None: ...
+
+    def receive(self, _: int, tag: Tag) -> np.ndarray:
+        self.check()
+        value = torch.ones(1, dtype=torch.float64)
+        if tag.kind == Kind.GRADIENT:
+            crossing = Crossing(structure=None, tensors=(value, None), differentiable=())
+        else:
+            crossing = Crossing(structure=(LEAF, LEAF), tensors=(value, code(tag.b)), differentiable=(True, False))
+        return np.concatenate([np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part for part in encode(crossing)])
+
+
+def code(micro_batch: int) -> torch.Tensor:
+    return torch.tensor([2.0**micro_batch], dtype=torch.float64)
+
+
+def batch(_: int, micro_batch: int) -> list[Any]:
+    return [(torch.zeros(1, dtype=torch.float64), code(micro_batch))]
+
+
+@st.composite
+def plans(draw: st.DrawFn, workers: Sequence[int], grains: int) -> Plan:
+    """Any stages, any members of them, and any worker of its stage for each grain."""
+    members = draw(st.permutations(workers))
+    depth = draw(st.integers(1, min(LAYERS, len(members))))
+    cut = lambda length: [0, *sorted(draw(st.sets(st.integers(1, length - 1), min_size=depth - 1, max_size=depth - 1))), length]  # noqa: E731
+    layers, places = cut(LAYERS) if depth > 1 else [0, LAYERS], cut(len(members)) if depth > 1 else [0, len(members)]
+    stages = tuple(Stage(layers=range(layers[i], layers[i + 1]), members=tuple(members[places[i] : places[i + 1]])) for i in range(depth))
+    routes = tuple(tuple(draw(st.sampled_from(stage.members)) for _ in range(grains)) for stage in stages)
+    return Plan(stages=stages, routes=routes, step_s=1.0, why="")
+
+
+def view_of(plan: Plan, model: LayeredModel, workload: Workload) -> View:
+    return View(
+        epoch=1,
+        attempt=1,
+        members=tuple(Member(worker=worker, host="host", address="") for worker in sorted(plan.workers)),
+        plan=plan,
+        layout=spread(model.spec, [(stage.layers, stage.members) for stage in plan.stages]),
+        workload=workload,
+    )
+
+
+def executor_of(worker: int, model: LayeredModel, view: View, last: int | None) -> Executor:
+    numerics = Numerics(seed=0, autocast=None, checkpoint=None)
+    network: Any = Alone(worker, last)
+    return Executor(worker, model, view, network, numerics, lambda output, _: output[0].sum(), lambda *_: None)
+
+
+def inventory(worker: int, salvage: Salvage | None) -> Inventory:
+    return Inventory(worker=worker, yielded=STEP - 1, copies=(), finished=None if salvage is None else finished(salvage))
+
+
+def workload_of(micro_batches: int, grains: int) -> Workload:
+    costs = tuple(LayerCost(forward_s=1.0, backward_s=1.0, parameters=0, activation_bytes=0) for _ in range(LAYERS))
+    return Workload(layers=costs, micro_batches=micro_batches, grains=grains)
+
+
+def plan_of(*stages: tuple[range, tuple[int, ...], tuple[int, ...]]) -> Plan:
+    """Of layers, members and route of each stage."""
+    made = tuple(Stage(layers=layers, members=members) for layers, members, _ in stages)
+    return Plan(stages=made, routes=tuple(route for _, _, route in stages), step_s=1.0, why="")
+
+
+A_ROUTE_CHANGES_WHERE_NOTHING_HAS_A_GRADIENT = (
+    ["own", "own", "own", "none"],
+    workload_of(2, 2),
+    [(plan_of((range(4), (0,), (0, 0)), (range(4, 5), (2,), (2, 2))), {0: 0, 2: 6})],
+    plan_of((range(4), (0,), (0, 0)), (range(4, 5), (1, 2), (1, 2))),
+)
+
+
+@st.composite
+def courses(draw: st.DrawFn) -> tuple[list[str], Workload, list[tuple[Plan, dict[int, int]]], Plan]:
+    """The kinds of layers, some views in which the step is interrupted, with where in it each worker is then, and the last one."""
+    kinds = draw(st.lists(st.sampled_from(["own", "none", "frozen", "tied"]), min_size=LAYERS - 1, max_size=LAYERS - 1))
+    grains = draw(st.integers(1, 4))
+    workload = workload_of(grains * draw(st.integers(1, 2)), grains)
+    interrupted = []
+    for _ in range(draw(st.integers(1, 2))):
+        workers = draw(st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True))
+        interrupted.append((draw(plans(workers, grains)), {worker: draw(st.integers(0, 90)) for worker in workers}))
+    return kinds, workload, interrupted, draw(plans(draw(st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True)), grains))
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(courses())
+@example(A_ROUTE_CHANGES_WHERE_NOTHING_HAS_A_GRADIENT)
+def test_every_leaf_and_every_grain_sum_is_there_once(course) -> None:
+    kinds, workload, interrupted, last = course
+    model = model_of(kinds)
+    salvages: dict[int, Salvage | None] = {}
+    for plan, breaks in [*interrupted, (last, {})]:
+        view = view_of(plan, model, workload)
+        inventories = {worker: inventory(worker, salvage) for worker, salvage in salvages.items()}
+        grains = frozenset(finished_everywhere(view, inventories, STEP))
+        executors = {worker: executor_of(worker, model, view, breaks.get(worker)) for worker in plan.workers}
+        leaves = []
+        for worker, executor in executors.items():
+            salvage = salvages.get(worker) if worker in inventories and usable(view, inventories[worker], STEP) else None
+            executor.resume(Resumption(step=STEP, grains=grains, salvage=salvage))
+            try:
+                leaves += executor.step(STEP, batch)
+            except Interrupted:
+                assert breaks
+        salvages = {worker: executor.salvage() for worker, executor in executors.items()}
+    assert sorted(leaf.micro_batch for leaf in leaves) == list(range(workload.micro_batches))
+    sums = {worker: executor.reducer.sums() for worker, executor in executors.items()}
+    for vector in model.vectors:
+        stage = next(stage for stage in last.stages if vector.layer in stage.layers)
+        nodes = [(node, parts) for worker in stage.members for node, parts in sums[worker].get(vector.id, {}).items()]
+        covered = sorted(grain for node, _ in nodes for grain in node.grains(workload.grains))
+        assert covered == list(range(workload.grains)), f"layer {vector.layer}"
+        for index, _ in enumerate(vector.parameters):
+            total = sum(float(parts[index][0]) for _, parts in nodes)
+            assert total == 2.0**workload.micro_batches - 1, f"layer {vector.layer}"
