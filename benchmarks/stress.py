@@ -174,7 +174,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="elastic-stress-") as folder:
         etcd = PrivateEtcd(Path(folder))
         try:
-            endpoint, directory = etcd.endpoint(), Path(folder, "run")
+            endpoint, directory = str(etcd.endpoint()), Path(folder, "run")
             directory.mkdir()
             stress = Stress(directory, endpoint, "stress", kills, seed)
             stress.start()

@@ -16,7 +16,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 
 _TIED = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "import ctypes, os, resource, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE); "
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (soft if soft < 0 or hard < 0 else max(soft, min(hard, 4096)), hard)); "
     "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.argv[2], sys.argv[2:])"
 )
 
@@ -58,7 +60,10 @@ def _group(leader: int) -> list[int]:
 
 
 def tied_command(command: Sequence[str]) -> list[str]:
-    """`command`, made to die with this process. A program that is not ours cannot ask for that itself, and the request outlives exec."""
+    """`command`, made to die with this process, and allowed to open as many files as its limits can be raised to (but no more than 4,096).
+
+    A program that is not ours cannot ask for the first itself, and the request outlives exec.
+    """
     return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
 
 

@@ -38,6 +38,7 @@ _AGENT_VARIABLES = {
     "GRPC_VERBOSITY": "NONE",
 }
 _NOT_FOR_THE_AGENT = ("PYTHONWARNINGS",)  # etcd3 and protobuf warn of each other's age
+_NEEDED_BY_ETCD = ("ETCD_UNSUPPORTED_ARCH",)
 _UNITS = {"b": 1} | {f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024))}
 _BYTES = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -165,6 +166,12 @@ def agent_environment() -> dict[str, str]:
     """This process's environment, made fit for an agent. Workers get the unchanged one: their packages may want another protobuf."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_AGENT}
     return {**kept, **_AGENT_VARIABLES}
+
+
+def etcd_environment() -> dict[str, str]:
+    """This process's environment without what would set up a private etcd otherwise than its flags do, or make it print traces."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_") or name in _NEEDED_BY_ETCD}
+    return {**kept, "GOTRACEBACK": "none"}
 
 
 def fingerprint() -> dict[str, str]:

@@ -13,9 +13,9 @@ from elastic.membership.endpoint import Endpoint
 __all__ = ["Compare", "Endpoint", "Entry", "EtcdClient", "enable_auth"]
 
 
-def enable_auth(address: str) -> None:
-    """Makes the etcd at `address` want a login: root with password `right`."""
-    client = EtcdClient(Endpoint.parse(address))
+def enable_auth(endpoint: Endpoint) -> None:
+    """Makes an etcd want a login: root with password `right`."""
+    client = EtcdClient(endpoint)
     auth = etcdrpc.AuthStub(client._client.channel)
     auth.RoleAdd(etcdrpc.AuthRoleAddRequest(name="root"))
     auth.UserAdd(etcdrpc.AuthUserAddRequest(name="root", password="right"))

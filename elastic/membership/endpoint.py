@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from elastic.errors import SettingsError
+
+_LOGIN = r"(?:(?!unix:/)(?P<user>[^:]+):(?P<password>.+?)@)?"
+_TEXT = re.compile(rf"{_LOGIN}(?:unix:(?P<path>/.+)|(?P<host>[^@]+):(?P<port>[0-9]+))", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where etcd is: `[user:password@]host:port`."""
+    """Where etcd is: `[user:password@]host:port`, or `[user:password@]unix:/path` of a socket on this host."""
 
-    host: str
-    port: int
+    host: str = ""
+    port: int = 0
+    path: str | None = None
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
+    private: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         """Raises SettingsError."""
-        login, _, address = text.rpartition("@")
-        host, _, port = address.rpartition(":")
-        user, _, password = login.partition(":")
-        if not host or not port.isdigit() or (login and not (user and password)):
-            raise SettingsError("etcd=...: use 'host:port' or 'user:password@host:port'")
-        return cls(host=host, port=int(port), user=user or None, password=password or None)
+        found = _TEXT.fullmatch(text)
+        if found is None:
+            raise SettingsError(
+                "etcd=...: use 'host:port' or 'user:password@host:port'; for a socket on this host, 'unix:/path' instead of 'host:port'"
+            )
+        return cls(
+            host=found["host"] or "", port=int(found["port"] or 0), path=found["path"], user=found["user"], password=found["password"]
+        )
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"{self.host}:{self.port}" if self.path is None else f"unix:{self.path}"
+
+    @property
+    def title(self) -> str:
+        """As messages call it."""
+        return "the private etcd" if self.private else f"etcd at {self}"

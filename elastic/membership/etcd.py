@@ -56,10 +56,12 @@ class EtcdClient:
 
     def __init__(self, endpoint: Endpoint, *, timeout_s: float = 5.0) -> None:
         self.endpoint = endpoint
+        # etcd3 joins the two by a colon: that makes gRPC's name of a UNIX socket as well.
+        place: tuple[Any, Any] = ("unix", endpoint.path) if endpoint.path else (endpoint.host, endpoint.port)
         with self._translated():
             self._client = etcd3.client(
-                host=endpoint.host,
-                port=endpoint.port,
+                host=place[0],
+                port=place[1],
                 user=endpoint.user,
                 password=endpoint.password,
                 timeout=timeout_s,
@@ -168,7 +170,7 @@ class EtcdClient:
         except ValueError as error:
             if "closed channel" not in str(error):
                 raise
-            raise EtcdUnavailable(f"the connection to etcd at {self.endpoint} is closed") from error
+            raise EtcdUnavailable(f"the connection to {self.endpoint.title} is closed") from error
 
 
 def _comparisons(of: Any, demand: Compare) -> Iterator[Any]:
@@ -182,12 +184,13 @@ def _unavailable(endpoint: Endpoint, error: Exception) -> EtcdUnavailable:
     code = error.code() if isinstance(error, grpc.Call) else None
     details = error.details() if isinstance(error, grpc.Call) else str(error)
     if code in _REFUSED or (code is grpc.StatusCode.FAILED_PRECONDITION and "authentication" in str(details)):
-        refusal = EtcdUnavailable(f"etcd at {endpoint} refused ({details}): check user and password in etcd='user:password@host:port'")
+        refusal = EtcdUnavailable(f"{endpoint.title} refused ({details}): check user and password in etcd='user:password@host:port'")
         refusal.surely_not_done = True
         return refusal
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         details = "no answer in time"
-    return EtcdUnavailable(f"etcd at {endpoint} cannot be reached ({details}): check that it runs, and that this is its client port")
+    advice = "" if endpoint.private else ": check that it runs, and that this is its client port"
+    return EtcdUnavailable(f"{endpoint.title} cannot be reached ({details}){advice}")
 
 
 def _entry(pair: Any, *, deleted: bool = False) -> Entry:

@@ -1,34 +1,54 @@
-"""A private etcd on loopback, for a job on one host that was given none."""
+"""A private etcd for a job on one host that was given none.
+
+It is reached by a UNIX socket in a directory that only this user may enter, and listens on no port: another user of the host can neither
+read nor write what it holds.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from elastic.errors import EtcdUnavailable
+from elastic.membership.endpoint import Endpoint
+from elastic.membership.limits import Limits
 from elastic.process import tied_command
+from elastic.settings import etcd_environment
 
-_ANY_PORT = "http://127.0.0.1:0"
+# etcd wants `host:port` also of a UNIX socket: that is the name of the file, in its working directory.
+_CLIENT, _PEER = "client:0", "peer:0"
+_DATA = "data"
 _FLAGS = {
-    "listen-client-urls": _ANY_PORT,
-    "advertise-client-urls": _ANY_PORT,
-    "listen-peer-urls": _ANY_PORT,
-    "initial-advertise-peer-urls": _ANY_PORT,
-    "initial-cluster": f"default={_ANY_PORT}",
+    "data-dir": _DATA,
+    "listen-client-urls": f"unix://{_CLIENT}",
+    "advertise-client-urls": f"unix://{_CLIENT}",
+    "listen-peer-urls": f"unix://{_PEER}",
+    "initial-advertise-peer-urls": f"unix://{_PEER}",
+    "initial-cluster": f"default=unix://{_PEER}",
     "heartbeat-interval": "20",  # ms; leases of a dead agent expire after the election timeout at the earliest
     "election-timeout": "200",
     "unsafe-no-fsync": "true",  # its data dies with the job
-    "enable-grpc-gateway": "false",  # would dial the advertised port 0 for ever
+    "enable-grpc-gateway": "false",  # would dial the advertised address for ever
+    "quota-backend-bytes": str(64 << 20),  # of the default, 2 GB, it maps 11 GB at once
+    "auto-compaction-mode": "revision",
+    "auto-compaction-retention": "1000",
     "logger": "zap",
 }
 _SERVING = "serving client traffic"
-_KEPT_LINES = 20
+_KEPT_LINES = 40
+_SOCKET_PATH_BYTES = 100  # the kernel takes 107
+_START_S = 30.0
+_PRIVATE = 0o700
 
 
 def find_etcd() -> str:
@@ -44,56 +64,164 @@ def find_etcd() -> str:
 
 
 class PrivateEtcd:
-    """An etcd process whose data is under `directory` and which dies with the thread that started it.
+    """An etcd process that keeps its data and sockets in `directory`/etcd, and dies with the thread that started it.
 
-    The kernel chooses its ports; the address is read from its log. Raises EtcdUnavailable.
+    `start` starts it again after it has ended, at the same address. Raises EtcdUnavailable.
     """
 
     def __init__(self, directory: Path) -> None:
-        flags = [f"--{name}={value}" for name, value in _FLAGS.items()]
-        command = [find_etcd(), f"--data-dir={directory / 'etcd'}", *flags]
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._address: str | None = None
-        self._decided = threading.Event()  # it serves, or it has ended
-        self._process = subprocess.Popen(
-            tied_command(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-        assert self._process.stderr is not None  # it is a pipe
-        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), name="elastic-etcd-log", daemon=True)
-        self._reader.start()
+        self._binary = find_etcd()
+        self._directory = directory / "etcd"
+        self._opened: int | None = None
+        self._process: _Process | None = None
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        assert self._process is not None  # started when it was made
+        return self._process.popen.pid
 
-    def endpoint(self, timeout_s: float = 5.0) -> str:
-        """`127.0.0.1:port`, as soon as it answers. Raises EtcdUnavailable if it does not in time, or ended."""
-        self._decided.wait(timeout_s)
-        if self._address is None:
-            said = "\n".join(self._lines) or "it said nothing"
-            raise EtcdUnavailable(f"the private etcd did not start within {timeout_s:g} s; its last words:\n{said}")
-        return self._address
+    @property
+    def address(self) -> Endpoint:
+        """Where it is, or will be. By a short way in this process, where the path is too long for a socket."""
+        path = self._directory / _CLIENT
+        if len(os.fsencode(path)) > _SOCKET_PATH_BYTES and self._opened is not None:
+            path = Path(f"/proc/self/fd/{self._opened}/{_CLIENT}")
+        return Endpoint(path=str(path), private=True)
+
+    def start(self, *, anew: bool = False) -> None:
+        """Starts it with the data that is there, or without; the one before must have ended."""
+        if self._process is not None:
+            self._process.end()
+        if anew:
+            shutil.rmtree(self._directory / _DATA, ignore_errors=True)
+        self._open()
+        if anew or self._process is None:
+            too_small = Limits.of_this_process(self._directory).too_small()
+            if too_small is not None:
+                raise EtcdUnavailable(too_small)
+        self._process = _Process([self._binary, *(f"--{name}={value}" for name, value in _FLAGS.items())], self._directory)
+
+    def endpoint(self, timeout_s: float = _START_S) -> Endpoint:
+        """Its address, as soon as it answers. Raises EtcdUnavailable if it does not in time, or ended."""
+        assert self._process is not None  # as above
+        self._process.decided.wait(timeout_s)
+        if not self._process.serving:
+            happened = "ended as soon as it was started" if self._process.decided.is_set() else f"did not start within {timeout_s:g} s"
+            raise EtcdUnavailable(f"the private etcd {happened}; it said: {self.said}")
+        return self.address
+
+    @property
+    def serving(self) -> bool:
+        """Whether it answers, or has done so before it ended."""
+        return self._process is not None and self._process.serving
+
+    @property
+    def said(self) -> str:
+        """Why it ended, in its words."""
+        return "nothing" if self._process is None else last_words(self._process.lines)
+
+    def kill(self) -> None:
+        """Ends it, to be started again."""
+        if self._process is not None:
+            self._process.popen.kill()
+
+    def reap(self) -> int:
+        """Its exit status, as subprocess has it, when it has ended."""
+        assert self._process is not None  # as above
+        return self._process.end()
 
     def stop(self) -> None:
         """Ends it at once: nobody needs its data."""
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.end()
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
+
+    def _open(self) -> None:
+        """Makes the directory, or makes sure that it is ours; whoever deletes it while the job runs takes the sockets with it."""
+        try:
+            self._directory.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self._directory.mkdir(_PRIVATE)
+            opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise EtcdUnavailable(f"the private etcd has no place for its data: {self._directory}: {error.strerror}") from error
+        owner = os.fstat(opened)
+        if owner.st_uid != os.geteuid() or owner.st_mode & 0o077:
+            os.close(opened)
+            raise EtcdUnavailable(f"the private etcd does not use {self._directory}: other users of this host may enter it; remove it")
+        if self._opened is None:
+            self._opened = opened
+        else:
+            os.dup2(opened, self._opened, inheritable=False)
+            os.close(opened)
+
+
+class _Process:
+    """One run of it. `decided` is set when it serves, or has ended."""
+
+    def __init__(self, command: list[str], directory: Path) -> None:
+        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self.decided = threading.Event()
+        self.serving = False
+        self.popen = subprocess.Popen(
+            tied_command(command),
+            cwd=directory,
+            env=etcd_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        assert self.popen.stderr is not None  # it is a pipe
+        self._reader = threading.Thread(target=self._read, args=(self.popen.stderr,), name="elastic-etcd-log", daemon=True)
+        self._reader.start()
+
+    def end(self) -> int:
+        self.popen.kill()
+        status = self.popen.wait()
         self._reader.join()
+        return status
 
     def _read(self, stream: IO[str]) -> None:
         with stream:
             for line in stream:
-                self._lines.append(line.rstrip())
-                if self._address is None and _SERVING in line:
-                    self._address = serving_address(line)
-                    self._decided.set()
-        self._decided.set()
+                self.lines.append(line.rstrip())
+                if not self.serving and _SERVING in line:
+                    self.serving = True
+                    self.decided.set()
+        self.decided.set()
 
 
-def serving_address(line: str) -> str | None:
-    """The address that etcd's log line (JSON) says it serves clients on."""
+def last_words(lines: Iterable[str]) -> str:
+    """What etcd's log, lines of JSON, or the runtime that it is built on, says of its end; in one line, without the trace."""
+    kept = [line for line in lines if line]
+    for line in kept:
+        level, said = _entry(line)
+        if level in ("fatal", "panic") or line.startswith(("fatal error:", "panic:", "runtime: failed")):
+            return said
+    return _entry(kept[-1])[1] if kept else "nothing"
+
+
+def _entry(line: str) -> tuple[str, str]:
+    """The level of a line of the log, "" where it is none, and what it says."""
     try:
         entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry.get("address") if isinstance(entry, dict) else None
+        said = [entry["msg"], *(entry[name] for name in ("error", "limit") if name in entry)]
+        return entry["level"], ": ".join(map(str, said))
+    except (ValueError, TypeError, KeyError):
+        return "", line
+
+
+def how_it_ended(status: int) -> str:
+    """An exit status, as subprocess has it, in words."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    return f"was killed by {signal.Signals(-status).name if -status in set(signal.Signals) else f'signal {-status}'}"

@@ -36,8 +36,8 @@ class Session:
         self._lease: Lease | None = None
         self._claimed = False
         try:
-            endpoint = settings.etcd if self._server is None else self._server.endpoint()
-            self._client = EtcdClient(Endpoint.parse(endpoint or ""))
+            endpoint = Endpoint.parse(settings.etcd or "") if self._server is None else self._server.endpoint()
+            self._client = EtcdClient(endpoint)
             self._lease = lease = Lease(self._client)
             self._claim(settings, self._client, lease)
             lease.start()

@@ -14,7 +14,7 @@ from tests.etcd_access import Endpoint, EtcdClient
 @pytest.fixture(scope="session")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     server = PrivateEtcd(Path(tmp_path_factory.mktemp("etcd")))
-    yield Endpoint.parse(server.endpoint())
+    yield server.endpoint()
     server.stop()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import queue
 import socket
 import threading
@@ -18,6 +19,14 @@ from tests.etcd_access import Endpoint, Entry, EtcdClient, enable_auth
 def test_an_endpoint_has_a_host_a_port_and_maybe_a_login() -> None:
     assert Endpoint.parse("etcd.local:2379") == Endpoint(host="etcd.local", port=2379)
     assert Endpoint.parse("me:p@ss:word@10.0.0.1:2") == Endpoint(host="10.0.0.1", port=2, user="me", password="p@ss:word")
+    assert Endpoint.parse("[::1]:2379") == Endpoint(host="[::1]", port=2379)
+
+
+def test_an_endpoint_may_be_a_socket_on_this_host() -> None:
+    for text in ("unix:/run/etcd", "unix:/run/a:b@c:1"):
+        assert Endpoint.parse(text) == Endpoint(path=text.removeprefix("unix:"))
+        assert str(Endpoint.parse(text)) == text
+        assert Endpoint.parse(f"me:p@ss@{text}") == Endpoint(path=text.removeprefix("unix:"), user="me", password="p@ss")
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":2379", "host:port", "user@host:1", "user:@host:1", ":secret@host:1"])
@@ -95,7 +104,7 @@ class _Forwarder:
     def __init__(self, target: Endpoint) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        self._target = (target.host, target.port)
+        self._target = target.path or ""
         self._connections: list[socket.socket] = []
         self.broken = False
         threading.Thread(target=self._accept, daemon=True).start()
@@ -113,7 +122,8 @@ class _Forwarder:
                 if self.broken:
                     near.close()
                     continue
-                far = socket.create_connection(self._target)
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(self._target)
                 self._connections += [near, far]
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
@@ -186,9 +196,8 @@ def test_a_closed_client_says_so(endpoint: Endpoint) -> None:
 def guarded(tmp_path: Path) -> Iterator[str]:
     """An etcd that wants a login: root with password `right`."""
     server = PrivateEtcd(tmp_path)
-    address = server.endpoint()
-    enable_auth(address)
-    yield address
+    enable_auth(server.endpoint())
+    yield str(server.endpoint())
     server.stop()
 
 
@@ -211,4 +220,4 @@ def test_a_login_is_used_for_everything_and_a_wrong_one_is_refused(guarded: str)
 
 def test_a_login_where_none_is_wanted_is_refused(endpoint: Endpoint) -> None:
     with pytest.raises(EtcdUnavailable, match="authentication is not enabled"):
-        EtcdClient(Endpoint(host=endpoint.host, port=endpoint.port, user="a", password="b"))
+        EtcdClient(dataclasses.replace(endpoint, user="a", password="b"))

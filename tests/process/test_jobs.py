@@ -52,7 +52,7 @@ def test_workers_run_in_a_sound_environment_and_leave_nothing(leftovers: Leftove
 def guarded(tmp_path: Path) -> Iterator[str]:
     server = PrivateEtcd(tmp_path)
     enable_auth(server.endpoint())
-    yield server.endpoint()
+    yield str(server.endpoint())
     server.stop()
 
 
