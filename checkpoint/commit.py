@@ -77,9 +77,9 @@ def nameless(step: int, epoch: int, attempt: int) -> str:
     return f"{TEMPORARY}{retry_name(step, epoch, attempt)}-{new_token()}"
 
 
-def new_token() -> str:
-    """Names one try at one save, and no other."""
-    return os.urandom(8).hex()
+def new_token(tag: str = "") -> str:
+    """Names one try at one save, and no other: 16 hex digits, of which `tag` are the first."""
+    return tag + os.urandom(8).hex()[len(tag) :]
 
 
 def ticket_of(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0, token: str) -> Ticket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from elastic.checkpoint.commit import TEMPORARY, listed, remove_all
@@ -65,8 +65,10 @@ def _open(store: Store, name: str, step: int) -> Found:
     return Found(name=name, step=step, source=source)
 
 
-def newest(store: Store, *, verify: bool = False) -> ElasticSource | None:
-    """The newest good checkpoint; None if there is no directory with a checkpoint's name. Those passed over are logged with the reason.
+def newest(store: Store, *, verify: bool = False, only: Callable[[ElasticSource], bool] = lambda source: True) -> ElasticSource | None:
+    """The newest good checkpoint of those for which `only` is true; None if there is no directory with a checkpoint's name.
+
+    Those that are damaged are logged with the reason.
 
     Good: the manifest's digest is right and files have their sizes; with `verify`, every block is read. What is read later is checked
     anyway.
@@ -81,6 +83,9 @@ def newest(store: Store, *, verify: bool = False) -> ElasticSource | None:
             if isinstance(entry.error, OtherVersion):
                 raise entry.error
             if entry.source is not None:
+                if not only(entry.source):
+                    entry.source.close()
+                    continue
                 if verify:
                     entry.source.verify()
                 return entry.source
@@ -104,13 +109,16 @@ def temporary(store: Store) -> list[str]:
     return [name for name in store.names("") if named_step(name) is not None and not _has_manifest(store, name)]
 
 
-def collect(store: Store, *, older_than_s: float, now: float) -> list[str]:
+def collect(store: Store, *, older_than_s: float, now: float, tag: str = "") -> list[str]:
     """Removes temporary directories in which nothing has changed since `now - older_than_s` (seconds since 1970): their savers are dead.
 
-    Returns their names. Only files that a save makes are removed; a directory that holds anything else stays.
+    With `tag`, only those of saves whose token begins with it. Returns their names. Only files that a save makes are removed; a directory
+    that holds anything else stays.
     """
     removed: list[str] = []
     for name in temporary(store):
+        if not name.rpartition("-")[2].startswith(tag):
+            continue
         files = store.names(name)
         touched = [store.changed(f"{name}/{file}") for file in files] + ([store.changed(name)] if store.renames else [])
         if max(touched, default=0.0) > now - older_than_s:

@@ -66,16 +66,29 @@ class _Save:
     sent: bool = False
     over: bool = False
     dropped: bool = False
+    told: bool = False
     left: tuple[int, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
     receipts: dict[int, PartReceipt] = field(default_factory=dict)
 
 
 class Saver:
-    """One worker's part of all saves, in a store. `retain` is called with the store after each commit."""
+    """One worker's part of all saves, in a store. `retain` is called with the store after each commit.
 
-    def __init__(self, store: Store, worker: int, *, retain: Callable[[Store], None] | None = None) -> None:
-        self._store, self._worker, self._retain = store, worker, retain
+    `allowed` is asked by the coordinator before a save begins and before it is committed; it raises CheckpointError if this job may not
+    save there. `tell(step, None)` says that this coordinator has saved a step, `tell(step, reason)` that it could not.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        worker: int,
+        *,
+        retain: Callable[[Store], None] | None = None,
+        allowed: Callable[[Store], None] = lambda store: None,
+        tell: Callable[[int, str | None], None] = lambda step, reason: None,
+    ) -> None:
+        self._store, self._worker, self._retain, self._allowed, self._tell = store, worker, retain, allowed, tell
         self._save: _Save | None = None
         self._told: _Save | None = None  # whose receipt is with the coordinator
         self._ending: threading.Thread | None = None  # commits the last save, or removes what is left of it
@@ -117,6 +130,7 @@ class Saver:
             contents, runs = prepare()
             plan = save.plan = plan_files(contents)
             if self._coordinates(save):
+                self._allowed(self._store)
                 save.ticket = begin(self._store, plan, step=step, epoch=epoch, token=save.token)
             else:
                 save.ticket = ticket_of(self._store, plan, step=step, epoch=epoch, token=save.token)
@@ -125,15 +139,25 @@ class Saver:
             self._join(save, plan, save.ticket)
             save.receipt = replace(receipt, scalars=contents.scalars)
         except CheckpointError as error:
-            _log.warning("step %d is not saved: %s", step, error)
-        except Exception:  # the thread's boundary, such as no memory: training goes on, and so may the next save
+            self._failed(save, str(error))
+        except Exception as error:  # the thread's boundary, such as no memory: training goes on, and so may the next save
             _log.exception("step %d is not saved", step)
+            self._tell_failed(save, f"{type(error).__name__}: {error}")
         finally:
             save.release()
         with save.lock:
             save.over, dropped = True, save.dropped
         if dropped and self._removes(save):
             self._remove(save)
+
+    def _failed(self, save: _Save, reason: str) -> None:
+        _log.warning("step %d is not saved: %s", save.key[0], reason)
+        self._tell_failed(save, reason)
+
+    def _tell_failed(self, save: _Save, reason: str) -> None:
+        if self._coordinates(save) and not save.told:
+            save.told = True
+            self._tell(save.key[0], reason)
 
     def _coordinates(self, save: _Save) -> bool:
         return self._worker == save.members[0]
@@ -197,11 +221,13 @@ class Saver:
 
     def _commit(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         try:
+            self._allowed(self._store)
             name = commit(self._store, plan, ticket, [save.receipts[worker] for worker in save.members], layout=save.layout)
             self.saved = save.key[0]
             _log.info("step %d is saved: %s", save.key[0], self._store.where(name))
+            self._tell(save.key[0], None)
         except CheckpointError as error:
-            _log.warning("step %d is not saved: %s", save.key[0], error)
+            self._failed(save, str(error))
             abandon(self._store, plan, ticket)
             return
         try:
@@ -230,7 +256,7 @@ class Saver:
         if save is None:
             return
         if self._coordinates(save):
-            _log.warning("step %d is not saved: %s", save.key[0], why)
+            self._failed(save, why)
         save.left = save.members if left is None else tuple(worker for worker in save.members if worker in left)
         with save.lock:
             save.dropped, over = True, save.over

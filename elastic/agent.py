@@ -4,7 +4,7 @@ It imports no torch. Its loop waits for the launcher, the fork server, each work
 etcd client saw. The first thing that decides how the job ends is its outcome; then all that it started is ended, in whatever state.
 
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
-    agent -> launcher   done {value, epoch, stopped, incidents} | failed {kind, message} | killed {}
+    agent -> launcher   done {value, epoch, stopped, incidents, saves} | failed {kind, message} | killed {}
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from elastic.process import name_process
 from elastic.recovery.driver import Driver
 from elastic.recovery.world import World, say
 from elastic.rundir import RunDirectory
+from elastic.save_summary import SaveSummary
 from elastic.settings import JobSettings, default_environment, worker_environment
 from elastic.supervision import Worker, ended, failed, is_consequence, is_machine_failure, last_line, returned_early, worker_error
 
@@ -78,6 +79,7 @@ class Agent:
         self._session: Session | None = None
         self._clerk: Clerk | None = None
         self._driver: Driver | None = None
+        self._saves = SaveSummary()
         self._loop = Loop()
         self._crew = Crew(
             self._loop,
@@ -104,6 +106,9 @@ class Agent:
             self._driver.close()
         if self.outcome is not None and self.outcome["type"] == "done":
             self.outcome["incidents"] = [] if self._driver is None else self._driver.incidents
+            self.outcome["saves"] = self._saves.to_json()
+            if self._saves.warning is not None:
+                say(f"warning: {self._saves.warning}")
         self._crew.close()
         if self._clerk is not None:
             self._clerk.stop()
@@ -169,6 +174,8 @@ class Agent:
             self._check_announced()
         elif message["type"] == "progress":
             worker.epoch, worker.step = message["epoch"], message["step"]
+        elif message["type"] == "save":
+            self._saves = self._saves.heard(message["step"], message["reason"])
         elif message["type"] == "result":
             self._finished(worker, message)
         elif message["type"] == "error":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import os
 import time
 import warnings
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from elastic.checkpoint.commit import new_token
 from elastic.checkpoint.directory import collect, newest
 from elastic.checkpoint.objects import open_store
+from elastic.checkpoint.owner import Owner, check_owner, claim, read_owner
 from elastic.checkpoint.reader import ElasticSource
 from elastic.checkpoint.retention import KeepLast, retire
 from elastic.checkpoint.saver import Prepare, Saver, newest_epoch
@@ -29,6 +33,7 @@ from elastic.recovery.fallback import Restored
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.rung import Checkpoint
 from elastic.restore import Run, form, numbers, persistent_buffers, restored_state, runs
+from elastic.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
 from elastic.saving import Share, States, base_of, contents_of, digest_of, merged, states_of
 from elastic.survivor import Survivor
 from elastic.view import View
@@ -43,8 +48,8 @@ _DEAD_S = 3600.0  # a save in which nothing has changed for so long has no saver
 class Checkpoints:
     """Of one worker: the newest good checkpoint in `directory`, from which founders begin, and saves after each `every` steps.
 
-    `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `settings` decide which
-    samples a step has. `files` lie beside the weights. Raises TrainerError, CheckpointError.
+    `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `record` says which training
+    this is. `files` lie beside the weights. Raises TrainerError, CheckpointError.
 
     `stalls`: of each save but the last, the seconds that it stopped this worker, and those of them that went into the spare, which the
     next step does not have to make then.
@@ -57,16 +62,18 @@ class Checkpoints:
         every: int | None,
         model: LayeredModel,
         optimizer: ShardedOptimizer,
-        settings: dict[str, Any],
+        record: TrainingRecord,
         keep: int | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise TrainerError(f"every={every}: save after each that many steps, at least 1")
-        self._job, self._model, self._optimizer, self._settings = job, model, optimizer, settings
+        self._job, self._model, self._optimizer, self._record = job, model, optimizer, record
         self._files = files or {}
         self._policies = [] if keep is None else [KeepLast(keep)]
         self._store, self._every = open_store(directory), every
+        self._owner = Owner(job=hashlib.sha256(b"owner " + job.secret).hexdigest()[:16], began_from=None)
+        self._predecessor = read_owner(self._store)
         self._source: ElasticSource | None = newest(self._store)
         self._saver: Saver | None = None
         self._base: int | None = None
@@ -81,6 +88,10 @@ class Checkpoints:
         """Names what founders begin from."""
         return None if self._source is None else f"{self._source.name} {self._source.manifest.order}"
 
+    def began_with(self, digest: str) -> None:
+        """Says what the parameters were that this worker's script made; called before `begin`."""
+        self._record = replace(self._record, initial=digest)
+
     def join(self) -> None:
         """This worker joins a job that runs: the others have the state."""
         self._begun(founder=False)
@@ -91,21 +102,22 @@ class Checkpoints:
             raise CheckpointError(
                 f"{self._store.where('')}: every process has a memory of its own, and this job has {len(view.workers)} workers"
             )
-        self._begun(founder=True)
         source, self._source = self._source, None
         if source is None:
+            self._begun(founder=True)
             return None
         with closing(source):
-            self._warn(source.name, source.contents.extra.get(_EXTRA, {}).get("settings", {}))
+            self._check_training(source, warn=self._job.worker == view.coordinator)
             restored = self._restored(view, source)
+            self._begun(founder=True)
         history.begin(restored.state.step, restored.groups, restored.scheduler)
         survivor.begin()
         return restored.state
 
     def newest(self) -> Checkpoint | None:
-        """The newest good one, None if there is none: for members that have lost their state."""
+        """The newest good one of this training, None if there is none: for members that have lost their state."""
         try:
-            source = newest(self._store)
+            source = newest(self._store, only=self._is_own)
         except CheckpointError as error:
             warnings.warn(str(error), stacklevel=2)
             return None
@@ -126,29 +138,71 @@ class Checkpoints:
         if contents.step is None:
             raise CheckpointError(f"{source.name}: it does not say at which step it was saved")
         extra = contents.extra.get(_EXTRA, {})
-        groups = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
+        saved = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
+        sources = self._groups_of(source)
+        groups: list[dict[str, Any]] = [{} if index is None else saved[index] for index in sources]
         scheduler = None if extra.get("scheduler") is None else from_plain(extra["scheduler"])
+        order = [index for index in sources if index is not None]
+        if scheduler is not None and self._record.scheduler and order != sorted(order):
+            raise CheckpointError(
+                f"{source.name} has its parameter groups in another order, and a scheduler knows them by it: give them as they were"
+            )
         state = restored_state(self._job.worker, self._model, view, source, contents.step - 1)
         return Restored(state=state, groups=groups, scheduler=scheduler)
+
+    def _groups_of(self, source: ElasticSource) -> list[int | None]:
+        """For each parameter group of the optimizer, the checkpoint's group that it goes on from."""
+        groups = source.manifest.contents.groups
+        names = self._optimizer.names()
+        return matched_groups(source.name, [group.names for group in groups], names, self._model.frozen) if groups else [None] * len(names)
+
+    def _check_training(self, source: ElasticSource, *, warn: bool) -> None:
+        """Refuses another training's checkpoint. What may differ is told, to be said by one worker."""
+        saved = _record_of(source)
+        same_trained = source.manifest.contents.frozen == frozenset(self._model.frozen)  # else the digests differ anyway
+        own = self._record if same_trained else replace(self._record, initial=saved.initial)
+        told = check_same_training(source.name, saved, own) + changed_values(source.name, saved, own, self._groups_of(source))
+        for sentence in told if warn else ():
+            warnings.warn(sentence, stacklevel=4)
+        self._record = replace(self._record, initial=saved.initial or self._record.initial)
+        self._owner = replace(self._owner, began_from=source.name)
 
     def _begun(self, *, founder: bool) -> None:
         if self._source is not None and not founder:
             self._source.close()
             self._source = None
-        self._saver = Saver(self._store, self._job.worker, retain=self._retain)
+        self._saver = Saver(self._store, self._job.worker, retain=self._retain, allowed=self._may_save, tell=self._tell)
         self._base = newest_epoch(self._store) if founder else None
-        if founder and self._job.worker == 0:
-            collect(self._store, older_than_s=_DEAD_S, now=time.time())
+        if founder and self._job.leader:
+            try:
+                claim(self._store, self._owner)
+                if self._predecessor is not None and self._store.renames:
+                    collect(self._store, older_than_s=0.0, now=math.inf, tag=self._predecessor.tag)  # it may not commit any more
+                collect(self._store, older_than_s=_DEAD_S, now=time.time())
+            except CheckpointError as error:
+                _log.warning("%s", error)  # saves will tell whether anything can be written there
+
+    def _may_save(self, store: Store) -> None:
+        owner = read_owner(store)
+        if owner is None or owner == self._predecessor:  # whoever had to claim it died, or could not write
+            claim(store, self._owner)
+        check_owner(store, self._owner.job)
+
+    def _tell(self, step: int, reason: str | None) -> None:
+        self._job.send({"type": "save", "step": step, "reason": reason})
+
+    def _is_own(self, source: ElasticSource) -> bool:
+        """Whether this training saved it, or began from it: other trainings may have saved into the directory meanwhile."""
+        began_from = self._owner.began_from
+        owner = read_owner(self._store)
+        if began_from is None and owner is not None and owner.job == self._owner.job:  # a joiner, who was not there
+            began_from = owner.began_from
+        return source.name == began_from or source.manifest.contents.extra.get(_EXTRA, {}).get("job") == self._owner.job
 
     def _retain(self, store: Store) -> None:
         if self._policies:
             retire(store, self._policies)
         collect(store, older_than_s=_DEAD_S, now=time.time())
-
-    def _warn(self, name: str, before: dict[str, Any]) -> None:
-        for key, value in before.items():
-            if self._job.worker == 0 and self._settings.get(key) != value:
-                warnings.warn(f"{name} was trained with {key}={value}, and this job has {self._settings.get(key)}", stacklevel=4)
 
     def message(self, engine: Engine) -> Any:
         """What goes to the coordinator with the next READY round."""
@@ -206,6 +260,7 @@ class Checkpoints:
         if any(each.busy for each in told):
             if self._job.leader:
                 _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
+                self._tell(step + 1, "the save before it was not over yet")
             if not coordinator.busy:
                 saver.drop()  # the others need not wait for a directory that the coordinator gave up
             return False
@@ -233,7 +288,7 @@ class Checkpoints:
             states=digest_of(states),
             known=self._known,
             busy=self._saver.busy,
-            token=new_token(),
+            token=new_token(self._owner.tag),
             base=self._base,
             hint=newest_epoch(self._store) if self._base is None else self._base,
         )
@@ -262,7 +317,9 @@ class Checkpoints:
         extra = {
             "groups": [to_plain(group) for group in groups],
             "scheduler": None if scheduler is None else _plain(scheduler),
-            "settings": self._settings,
+            "settings": dict(self._record.settings),
+            "record": self._record.to_json(),
+            "job": self._owner.job,
         }
 
         def prepare() -> tuple[Contents, list[Run]]:
@@ -307,6 +364,11 @@ class Checkpoints:
             waiting = not given_up and not changed and not all(each["over"] for each in told)
         saver.drop(left=survivor.engine.view.workers)
         saver.finish()
+
+
+def _record_of(source: ElasticSource) -> TrainingRecord:
+    extra = source.contents.extra.get(_EXTRA, {})
+    return TrainingRecord.from_json({"settings": extra.get("settings", {}), **extra.get("record", {})})
 
 
 def _nothing() -> None:

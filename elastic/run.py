@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ from elastic.errors import JobFailed, SettingsError
 from elastic.membership.endpoint import Endpoint
 from elastic.process import end_group, module_command
 from elastic.rundir import RunDirectory
+from elastic.save_summary import SaveSummary
 from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, own_environment
 from elastic.target import name_of
 
@@ -34,13 +35,15 @@ _STOPPING = "elastic: stopping at the next step boundary; press Ctrl-C again to 
 class JobResult:
     """How a job ended: what the leader's `train_fn` returned, the last epoch, and whether it was asked to stop early.
 
-    `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`.
+    `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`. `saves` says how many
+    checkpoints were saved, how many saves failed, and why the last one did.
     """
 
     value: Any
     epoch: int
     stopped: bool
     incidents: tuple[dict[str, Any], ...] = ()
+    saves: SaveSummary = field(default_factory=SaveSummary)
 
 
 def run(
@@ -86,6 +89,7 @@ def run(
     Raises:
         SettingsError: an argument is wrong, or what the workers do with it (`TrainFunctionError`, `PlanError`, `TrainerError`).
         EtcdUnavailable: etcd cannot be started, reached or logged in to.
+        CheckpointError: none of the checkpoints is good, or the newest does not fit this training.
         MismatchError: the workers did not build the same thing.
         JobFailed: a worker raised, with its traceback; or so many died that the training cannot go on.
         CoverageLost: more workers died together than there are copies of the state.
@@ -208,4 +212,5 @@ def _outcome(word: Message | None) -> JobResult:
     if word["type"] == "failed":
         kind = getattr(errors, word["kind"])
         raise kind(word["message"])
-    return JobResult(value=word["value"], epoch=word["epoch"], stopped=word["stopped"], incidents=tuple(word["incidents"]))
+    incidents, saves = tuple(word["incidents"]), SaveSummary(**word["saves"])
+    return JobResult(value=word["value"], epoch=word["epoch"], stopped=word["stopped"], incidents=incidents, saves=saves)

@@ -9,7 +9,7 @@ from typing import Any
 
 from elastic import errors
 from elastic.channel import Channel, Message
-from elastic.errors import JobFailed, SettingsError
+from elastic.errors import CheckpointError, JobFailed, SettingsError
 
 _CONSEQUENCES = frozenset({"PeerLost", "LinkError", "Interrupted"})
 _MACHINE = frozenset({"MemoryError", "OutOfMemoryError", "AcceleratorError"})
@@ -58,9 +58,9 @@ def failed(kind: type[errors.ElasticError], message: str) -> Message:
 
 
 def worker_error(worker: Worker, report: Message) -> Message:
-    """The outcome for an exception that a worker reported. Wrong arguments keep their class, all else is JobFailed."""
+    """The outcome for an exception that a worker reported. Wrong arguments and checkpoints keep their class, all else is JobFailed."""
     known = getattr(errors, report["kind"], None) if report["ours"] else None
-    kind = known if known is not None and issubclass(known, SettingsError) else JobFailed
+    kind = known if known is not None and issubclass(known, SettingsError | CheckpointError) else JobFailed
     if not report["traceback"]:
         return failed(kind, report["message"])
     place = _place(report["epoch"], report["step"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from elastic.errors import TrainerError
 from elastic.history import History
 from elastic.plan.workload import default_grains
 from elastic.recovery.member import Member
+from elastic.resume_checks import TrainingRecord
 from elastic.settings import fingerprint
 from elastic.survivor import Survivor
 from elastic.view import View
@@ -125,16 +126,29 @@ class Trainer:
         self._optimizer = ShardedOptimizer(instance, self._model)
         self._checkpoints: Checkpoints | None = None
         if checkpoint is not None:
-            order = {"batch_size": batch_size, "seed": seed}
+            record = TrainingRecord(
+                optimizer=type(instance).__name__,
+                scheduler="" if self._scheduler is None else type(self._scheduler).__name__,
+                settings={
+                    "batch_size": batch_size,
+                    "micro_batch_size": micro_batch_size,
+                    "seed": seed,
+                    "samples": len(data) if isinstance(data, Sized) else None,
+                },
+                group_values=_group_values(instance),
+            )
             files = files_beside(model, checkpoint_files or {})
-            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, order, keep, files)
+            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files)
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host)
         self._job.listen_on(self._network)
         self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._job.enter)
-        view = self._job.announce({**self._announcement(), "micro_batches": micro_batches, "grains": grains})
+        announcement = self._announcement()
+        if self._checkpoints is not None:
+            self._checkpoints.began_with(announcement["digest"])
+        view = self._job.announce({**announcement, "micro_batches": micro_batches, "grains": grains})
         self._member = Member(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
         history = History(self._optimizer, self._scheduler)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
@@ -170,7 +184,7 @@ class Trainer:
                 "clip_norm": training.clip_norm,
                 "autocast": str(training.numerics.autocast),
                 "optimizer": type(instance).__name__,
-                "groups": [{name: repr(value) for name, value in group.items() if name != "params"} for group in instance.param_groups],
+                "groups": _group_values(instance),
                 "scheduler": type(self._scheduler).__name__,
                 "checkpoint": self._checkpoints is not None,
             },
@@ -361,6 +375,11 @@ def _cut_batch(batch_size: int, micro_batch_size: int, grains: int | None) -> tu
             f"such as {default_grains(micro_batches)}"
         )
     return micro_batches, grains
+
+
+def _group_values(optimizer: Optimizer) -> list[dict[str, str]]:
+    """Each parameter group's settings, as text."""
+    return [{name: repr(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

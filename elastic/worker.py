@@ -28,7 +28,7 @@ import torch
 from elastic import job as jobs
 from elastic import linger, target
 from elastic.channel import Channel, Message
-from elastic.errors import ElasticError, NonFinite, SettingsError, TrainFunctionError
+from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.job import Job, WorkerSpec
 
 EXIT_AGENT_GONE = 70
@@ -111,7 +111,7 @@ def _failure(job: Job, error: BaseException) -> Message:
     if isinstance(error, SystemExit):
         message = f"train_fn called sys.exit({error.code!r}); return from it instead"
     tb = _user_part(error.__traceback__)
-    if tb is not None and isinstance(error, SettingsError | NonFinite):
+    if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError):
         message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
     text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
     return {

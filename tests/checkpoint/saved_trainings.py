@@ -6,6 +6,7 @@ import itertools
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 import elastic
 from elastic.checkpoint.directory import found
 from elastic.checkpoint.objects import open_store
+from elastic.checkpoint.owner import Owner, claim
 from elastic.engine.engine import Engine
 from tests.engine import models
 
@@ -172,5 +174,33 @@ def beside_a_broken_disk(job: Any, directory: str, how: str) -> dict[str, Any] |
         if how == "no directory" and leader and step == 5:
             root.unlink()
             aside.rename(root)
+
+    return train(job, directory, 1, 9, False, None, 0.1, disturb)
+
+
+def beside_another_training(job: Any, directory: str, theirs: str) -> dict[str, Any] | None:
+    """Once step 4 is saved, a newer checkpoint of another training appears, and all workers die."""
+    alien = Path(theirs, "step-00000008")
+
+    def die_with_it() -> None:
+        while alien.exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def disturb(step: int, leader: bool) -> None:
+        if leader and alien.exists() and any(entry.step == 4 for entry in found(open_store(directory))):
+            alien.rename(Path(directory, alien.name))
+
+    if alien.exists():
+        threading.Thread(target=die_with_it, daemon=True).start()
+    return train(job, directory, 4, 20, False, None, 0.1, disturb)
+
+
+def in_a_directory_that_another_job_takes(job: Any, directory: str) -> dict[str, Any] | None:
+    """Saves after each of 9 steps; behind step 2 another job begins in the directory."""
+
+    def disturb(step: int, leader: bool) -> None:
+        if leader and step == 2:
+            claim(open_store(directory), Owner(job="fedcba9876543210", began_from=None))
 
     return train(job, directory, 1, 9, False, None, 0.1, disturb)

@@ -1,0 +1,68 @@
+"""Who may save into a directory: the last job that began there, and no job that was thought dead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from elastic.checkpoint.commit import begin, new_token
+from elastic.checkpoint.directory import collect, newest, temporary
+from elastic.checkpoint.objects import open_store
+from elastic.checkpoint.owner import OWNER, Owner, check_owner, claim, read_owner
+from elastic.checkpoint.plan import plan_files
+from elastic.checkpoint.store import LocalStore, Store
+from elastic.errors import CheckpointError
+from elastic.save_summary import SaveSummary
+from tests.checkpoint.format_samples import contents_of, values_at
+
+FIRST, SECOND = Owner(job="0123456789abcdef", began_from=None), Owner(job="fedcba9876543210", began_from="step-00000003")
+
+
+@pytest.fixture(params=["directory", "objects"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return LocalStore(tmp_path) if request.param == "directory" else open_store(f"local://{tmp_path}/run")
+
+
+def test_the_last_one_that_claimed_it_may_save(store: Store) -> None:
+    assert read_owner(store) is None
+    check_owner(store, FIRST.job)  # nobody's
+    for owner in (FIRST, SECOND):
+        claim(store, owner)
+        assert read_owner(store) == owner
+        check_owner(store, owner.job)
+    with pytest.raises(CheckpointError, match=r"another job has begun to save here.*directory of its own"):
+        check_owner(store, FIRST.job)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"job": 3}', "[" * 5000])
+def test_a_file_that_makes_no_sense_claims_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / OWNER).write_text(text)
+    assert read_owner(LocalStore(tmp_path)) is None
+
+
+def test_what_a_job_left_half_saved_is_removed_by_its_successor_at_once(tmp_path: Path) -> None:
+    store, plan = LocalStore(tmp_path), plan_files(contents_of(values_at(1, {"a": (3,)})))
+    tokens = [new_token(FIRST.tag), new_token(SECOND.tag), new_token()]
+    assert [len(token) for token in tokens] == [16, 16, 16]
+    directories = [begin(store, plan, step=1, token=token).directory for token in tokens]
+    assert sorted(temporary(store)) == sorted(directories)
+    assert collect(store, older_than_s=0.0, now=math.inf, tag=FIRST.tag) == directories[:1]
+    assert sorted(temporary(store)) == sorted(directories[1:])
+    assert newest(store) is None
+
+
+def test_saves_are_counted() -> None:
+    assert SaveSummary().warning is None
+    some = SaveSummary().heard(3, None).heard(5, None)
+    assert (some.saved, some.newest, some.warning) == (2, 5, None)
+    worse = some.heard(7, "disk full").heard(8, "no directory")
+    assert worse.warning == "the newest checkpoint is of step 5: 2 saves failed behind it, the last for this reason: step 8: no directory"
+    assert SaveSummary().heard(3, "disk full").warning == (
+        "nothing was saved: 1 save failed behind it, the last for this reason: step 3: disk full"
+    )
+    better = worse.heard(9, None)
+    assert (better.saved, better.failed, better.newest, better.warning) == (3, 2, 9, None)
+    assert SaveSummary(**better.to_json()) == better == replace(better)
