@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from elastic.errors import Interrupted, NotInJob
 from elastic.observe.activity import Activity
+from elastic.rundir import LINKS
 from elastic.settings import JobSettings
 from elastic.view import View
 
@@ -71,6 +73,7 @@ class Job:
         self.workers = spec.settings.workers
         self.host = spec.host
         self.directory = spec.directory
+        self.links = os.path.join(spec.directory, LINKS)
         self.secret = bytes.fromhex(spec.secret)
         self.exact = spec.settings.exact
         self.profile = spec.worker == 0

@@ -13,7 +13,10 @@ from typing import Any
 from elastic.errors import SettingsError
 
 _KEPT = ("members.json", "incidents.jsonl", "faults.jsonl")
-_SCRATCH = ("etcd", "torchinductor", "activity")
+LINKS = "links"
+"""The folder of the sockets at which workers of this host accept links."""
+
+_SCRATCH = ("etcd", "torchinductor", "activity", LINKS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ class Trainer:
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
-        self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host)
+        self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links)
         self._job.listen_on(self._network)
         self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._job.enter)
         announcement = self._announcement()

@@ -28,6 +28,10 @@ _PROOF_BYTES = hashlib.sha256().digest_size
 _IDS = struct.Struct("<II")
 
 
+class HungUp(PeerLost):
+    """The other side ended the connection before anything was proven, without refusing it."""
+
+
 class Handshake:
     """One side of the challenge. `peer` is the worker to dial, or None to accept whoever proves to be one.
 
@@ -133,12 +137,13 @@ class Greeting:
         except LinkError as error:
             self._refuse(error)
         except OSError as error:
-            self._fail(PeerLost(error.strerror or str(error), peer=self._handshake.peer))
+            kind = HungUp if isinstance(error, ConnectionResetError | BrokenPipeError) else PeerLost
+            self._fail(kind(error.strerror or str(error), peer=self._handshake.peer))
 
     def _advance(self) -> None:
         part = self.sock.recv(self._handshake.expected - len(self._received))
         if not part:
-            self._fail(PeerLost("the other side hung up", peer=self._handshake.peer))
+            self._fail(HungUp("the other side hung up", peer=self._handshake.peer))
             return
         self._received += part
         if len(self._received) < self._handshake.expected:

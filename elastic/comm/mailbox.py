@@ -71,21 +71,22 @@ class Mailbox:
             queue.append(Slot(memory))
 
     def begin(self, key: Key, size: int) -> Slot | None:
-        """A header arrived: the slot whose target is to be filled with `size` bytes; None if the message is stale."""
+        """A header arrived: the slot whose target is to be filled with `size` bytes; None if the message is stale.
+
+        Raises MemoryError, and leaves everything as it was, if there is no memory for it.
+        """
         with self.lock:
             if key[0] < self.era:
                 self.stale_dropped += 1
                 return None
             queue = self._slots.setdefault(key, deque())
             slot = next((slot for slot in queue if not slot.begun), None)
+            posted = None if slot is None else slot.posted
+            target = posted if posted is not None and posted.nbytes == size else aligned_empty(size)
             if slot is None:
                 slot = Slot()
                 queue.append(slot)
-            slot.begun = True
-            if slot.posted is not None and slot.posted.nbytes == size:
-                slot.target = slot.posted
-                return slot
-        slot.target = aligned_empty(size)
+            slot.begun, slot.target = True, target
         return slot
 
     def finish(self, key: Key, slot: Slot) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
@@ -22,9 +23,21 @@ _NETWORKS: weakref.WeakSet[Network] = weakref.WeakSet()
 
 
 class Network(Endpoint):
-    """The links of one worker process. `secret` is the job's; with `tcp` it is reachable from other hosts at `interface`, an IP address."""
+    """The links of one worker process. `secret` is the job's, `directory` the place for its sockets: it is made, for this user alone.
 
-    def __init__(self, worker: int, *, secret: bytes, host: str, tcp: bool = False, interface: str = "127.0.0.1") -> None:
+    With `tcp` it is reachable from other hosts at `interface`, an IP address.
+    """
+
+    def __init__(
+        self,
+        worker: int,
+        *,
+        secret: bytes,
+        host: str,
+        directory: str | os.PathLike[str] | None = None,
+        tcp: bool = False,
+        interface: str = "127.0.0.1",
+    ) -> None:
         super().__init__(worker)
         self._host = host
         self._closed = False
@@ -35,6 +48,7 @@ class Network(Endpoint):
             self._reactor,
             worker=worker,
             secret=secret,
+            directory=None if directory is None else Path(directory),
             interface=interface if tcp else None,
             connected=self._adopt,
             refused=self._refuse,
@@ -119,6 +133,7 @@ class Network(Endpoint):
             self._reception.dial(peer, member.address, local=local)
 
     def _settle(self) -> None:
+        self._reception.renew()
         for link in list(self._links.values()):
             cast(Link, link).settle(self._box.era)
 

@@ -34,9 +34,16 @@ class Reactor:
         self._thread.start()
 
     def add(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
-        """From now on `handler` is called with the events of this descriptor. Any thread."""
+        """From now on `handler` is called with the events of this descriptor. Any thread.
+
+        Raises OSError if the kernel has no room for it.
+        """
         self._handlers[descriptor] = handler
-        self._epoll.register(descriptor, events)
+        try:
+            self._epoll.register(descriptor, events)
+        except OSError:
+            del self._handlers[descriptor]
+            raise
 
     def modify(self, descriptor: int, events: int) -> None:
         """Other events from now on. Any thread, as are the next two."""

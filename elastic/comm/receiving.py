@@ -7,6 +7,7 @@ import socket
 from elastic.comm.gauge import Gauge
 from elastic.comm.mailbox import Mailbox, Slot, lost
 from elastic.comm.message import HEADER_BYTES, Header, Key, Kind
+from elastic.comm.sockets import SCARCE
 from elastic.errors import LinkError
 
 _BUDGET_BYTES = 4 << 20
@@ -43,6 +44,8 @@ class Receiver:
                     self.gauge.waits()
                 return False
             except OSError as error:
+                if error.errno in SCARCE:  # the kernel has no memory for now: it is still there
+                    return False
                 self.broken = lost(self._peer, error.strerror or str(error), error)
                 return False
             if count == 0:
@@ -82,7 +85,13 @@ class Receiver:
             return False
         self._key = (header.era, self._peer, header.tag)
         self._counts_as_transfer = header.tag.kind == Kind.TRANSFER
-        self.filling = self._box.begin(self._key, header.bytes)
+        try:
+            self.filling = self._box.begin(self._key, header.bytes)
+        except MemoryError as error:
+            self._key = None
+            self.broken = LinkError(f"no memory for {header.bytes} bytes that worker {self._peer} sends", peer=self._peer)
+            self.broken.__cause__ = error
+            return False
         if self.filling is None:
             self._excess = header.bytes
         else:

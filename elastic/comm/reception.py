@@ -1,26 +1,42 @@
-"""Where links come from: listening sockets, dialling, and the handshakes under way."""
+"""Where links come from: listening sockets, dialling, and the handshakes under way.
+
+Nothing that a stranger does, and no lack of descriptors or memory, gets out of here onto the I/O thread: a connection that cannot be
+served is closed, a listener that cannot accept rests for a moment, and a dialer tries again for as long as it does not know that its peer
+is gone.
+"""
 
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
-from elastic.comm.handshake import Greeting, Handshake
+from elastic.comm import sockets
+from elastic.comm.admission import GREETING_S, Admission, room
+from elastic.comm.handshake import Greeting, Handshake, HungUp
 from elastic.comm.reactor import READABLE, Reactor
 from elastic.errors import LinkError, PeerLost
 
-_BACKLOG = 4096
-_GREETING_S = 10.0
-_BUFFER_BYTES = 4 << 20
-_KEEPALIVE = {
-    socket.TCP_NODELAY: 1,
-    socket.TCP_KEEPIDLE: 2,
-    socket.TCP_KEEPINTVL: 1,
-    socket.TCP_KEEPCNT: 3,
-    # A host that vanished with data under way; a stopped worker keeps acknowledging for longer than its agent lets it live.
-    socket.TCP_USER_TIMEOUT: 20_000,
-}
+_REST_S = 0.05
+_AGAIN_S = 0.02
+_TRANSIENT = sockets.SCARCE | {errno.EAGAIN, errno.EADDRNOTAVAIL, errno.ENOENT, errno.EINTR}
+"""What a connection may fail with though its peer lives: it is busy, has no descriptors, or has still to make its socket file anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dial:
+    """A link to make, and until when to try. `address` is for people."""
+
+    peer: int
+    address: str
+    family: socket.AddressFamily
+    target: sockets.Target | Path
+    deadline: float
 
 
 class Reception:
@@ -32,28 +48,29 @@ class Reception:
         *,
         worker: int,
         secret: bytes,
+        directory: Path | None,
         interface: str | None,
         connected: Callable[[socket.socket, int, float | None], None],
         refused: Callable[[int, LinkError], None],
     ) -> None:
         self.rejected = 0
+        self.admission = Admission(reactor, room())
         self._reactor = reactor
         self._worker = worker
         self._secret = secret
         self._connected = connected
         self._refused = refused
-        self._greetings: set[Greeting] = set()
         self._dialling: set[int] = set()
-        name = f"@elastic-{secrets.token_hex(12)}"
-        self._listeners = [_listening(socket.AF_UNIX, _unix(name))]
-        parts = [f"unix:{name}"]
+        self._closed = False
+        self._listeners: list[socket.socket] = []
+        self._local, part, self._file = sockets.listen_unix(directory, f"{worker}-{secrets.token_hex(4)}")
+        parts = [part]
+        self._listen(self._local)
         if interface is not None:
-            listener = _listening(_family(interface), (interface, 0))
-            self._listeners.append(listener)
-            parts.append(f"tcp:{interface}:{listener.getsockname()[1]}")
+            listener, part = sockets.listen_tcp(interface)
+            parts.append(part)
+            self._listen(listener)
         self.address = ",".join(parts)
-        for listener in self._listeners:
-            reactor.add(listener.fileno(), READABLE, lambda _events, listener=listener: self._accept(listener))
 
     def dialling(self, peer: int) -> bool:
         """Whether a handshake with this peer, begun at this end, is under way; false only after `connected` or `refused`."""
@@ -61,106 +78,164 @@ class Reception:
 
     def dial(self, peer: int, address: str, *, local: bool) -> None:
         """Begins to make a link to a peer, over UNIX if `local`. Raises PeerLost if nobody listens there any more."""
-        family, target = _target(peer, address, local=local)
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(target)
-        except BlockingIOError:
-            # Under way (TCP): the handshake begins with the peer's challenge, or with the error.
-            pass
-        except OSError as error:
-            sock.close()
-            raise PeerLost(f"worker {peer} cannot be reached at {address}: {error.strerror}", peer=peer) from error
+        family, target = sockets.target_of(peer, address, local=local)
         self._dialling.add(peer)
-        self._greet(sock, Handshake(secret=self._secret, worker=self._worker, peer=peer), f"worker {peer} at {address}")
+        try:
+            self._connect(Dial(peer=peer, address=address, family=family, target=target, deadline=time.monotonic() + GREETING_S))
+        except LinkError:
+            self._dialling.discard(peer)
+            raise
 
     def probe(self, peer: int, address: str, *, local: bool) -> None:
         """Raises PeerLost if it is certain that nobody listens at that address of this host any more."""
-        family, target = _target(peer, address, local=local)
+        family, target = sockets.target_of(peer, address, local=local)
         if family is not socket.AF_UNIX:
             return
-        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
-            try:
-                sock.connect(target)
-            except ConnectionRefusedError as error:
-                raise PeerLost(f"worker {peer} is gone: nobody listens at {address}", peer=peer) from error
-            except BlockingIOError:
-                return
+        try:
+            with sockets.stream(family) as sock:
+                sockets.connect(sock, target)
+        except ConnectionRefusedError as error:
+            raise PeerLost(f"worker {peer} is gone: nobody listens at {address}", peer=peer) from error
+        except OSError:
+            return  # it is busy, perhaps, or has still to make its socket file anew
+
+    def renew(self) -> None:
+        """Listens at a new file where somebody has removed this worker's, on the I/O thread: for dialers that find none."""
+        if self._file is not None:
+            self._reactor.call_after(0.0, self._renew)
 
     def close(self) -> None:
         """Closes the listening sockets and abandons the handshakes under way; the reactor must have stopped."""
+        self._closed = True
         for listener in self._listeners:
             listener.close()
-        for greeting in self._greetings:
+        for greeting in self.admission:
             greeting.sock.close()
+
+    # --- accepting
+
+    def _listen(self, listener: socket.socket) -> None:
+        self._listeners.append(listener)
+        self._reactor.add(listener.fileno(), READABLE, lambda _events: self._accept(listener))
 
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
+        except OSError as error:
+            # No descriptors or memory; or an error of that connection, which accept(2) passes on.
+            if error.errno in sockets.SCARCE:
+                self.admission.relieve()
+            self._rest(listener)
+            return
         sock.setblocking(False)
+        if not sockets.of_this_user(sock):
+            self.rejected += 1
+            sock.close()
+            return
         self._greet(sock, Handshake(secret=self._secret, worker=self._worker, peer=None), None)
 
-    def _greet(self, sock: socket.socket, handshake: Handshake, whom: str | None) -> None:
-        _tune(sock)
+    def _rest(self, listener: socket.socket) -> None:
+        """Leaves the connections that wait where they are, for a moment: there is nothing to be had by trying at once."""
+
+        def wake() -> None:
+            if listener in self._listeners:
+                self._reactor.modify(listener.fileno(), READABLE)
+
+        self._reactor.modify(listener.fileno(), 0)
+        self._reactor.call_after(_REST_S, wake)
+
+    def _renew(self) -> None:
+        if self._closed or self._file is None or self._file.exists():
+            return
+        with suppress(OSError):  # no room, perhaps: the next install tries again
+            fresh = sockets.listen_at(self._file)
+            old, self._local = self._local, fresh
+            self._listeners.remove(old)
+            self._reactor.remove(old.fileno())
+            old.close()
+            self._listen(fresh)
+
+    # --- dialling
+
+    def _connect(self, dial: Dial) -> None:
+        try:
+            sock = sockets.stream(dial.family)
+        except OSError as error:
+            self._put_off(dial, error)
+            return
+        try:
+            sockets.connect(sock, dial.target)
+        except OSError as error:
+            if error.errno != errno.EINPROGRESS:
+                sock.close()
+                self._put_off(dial, error)
+                return
+            # Under way (TCP): the handshake begins with the peer's challenge, or with the error.
+        self._greet(sock, Handshake(secret=self._secret, worker=self._worker, peer=dial.peer), dial)
+
+    def _put_off(self, dial: Dial, error: OSError) -> None:
+        """Dials again in a moment. Raises PeerLost, or LinkError when it is too late, if that is of no use."""
+        reason = f"worker {dial.peer} cannot be reached at {dial.address}: {error.strerror or error}"
+        if error.errno not in _TRANSIENT:
+            raise PeerLost(reason, peer=dial.peer) from error
+        if time.monotonic() > dial.deadline:
+            raise LinkError(f"{reason} (tried for {GREETING_S:g} s)", peer=dial.peer) from error
+        self._reactor.call_after(_AGAIN_S, lambda: self._again(dial))
+
+    def _again(self, dial: Dial) -> None:
+        try:
+            self._connect(dial)
+        except LinkError as error:
+            self._give_up(dial, error)
+
+    def _give_up(self, dial: Dial, error: LinkError) -> None:
+        self._refused(dial.peer, error)
+        self._dialling.discard(dial.peer)
+
+    # --- handshakes
+
+    def _greet(self, sock: socket.socket, handshake: Handshake, dial: Dial | None) -> None:
+        """Of a dialled peer, or of whoever has dialled."""
 
         def done(sock: socket.socket, peer: int) -> None:
-            self._greetings.discard(greeting)
+            self.admission.discard(greeting)
             self._reactor.remove(sock.fileno())
-            self._connected(sock, peer, None if greeting.round_trip_s is None else greeting.round_trip_s / 2)
-            if whom is not None:
-                self._dialling.discard(peer)
+            try:
+                self._connected(sock, peer, None if greeting.round_trip_s is None else greeting.round_trip_s / 2)
+            except OSError as error:  # the kernel has no room for another watched descriptor
+                sock.close()
+                self._failed(dial, LinkError(error.strerror or str(error), peer=peer))
+            else:
+                if dial is not None:
+                    self._dialling.discard(peer)
 
         def failed(error: LinkError) -> None:
-            self._greetings.discard(greeting)
+            self.admission.discard(greeting)
             self._reactor.remove(sock.fileno())
             sock.close()
-            if whom is None:
-                # A peer that only looks whether this worker is there hangs up too.
-                self.rejected += not isinstance(error, PeerLost)
-            elif error.peer is not None:
-                self._refused(error.peer, type(error)(f"no handshake with {whom}: {error}", peer=error.peer))
-                self._dialling.discard(error.peer)
+            self._failed(dial, error)
 
         greeting = Greeting(sock, handshake, done=done, failed=failed)
-        self._greetings.add(greeting)
-        self._reactor.add(sock.fileno(), READABLE, greeting.on_event)
-        self._reactor.call_after(_GREETING_S, greeting.expire)
+        self.admission.add(greeting, stranger=dial is None)
+        try:
+            sockets.tune(sock)
+            self._reactor.add(sock.fileno(), READABLE, greeting.on_event)
+        except OSError as error:
+            self.admission.discard(greeting)
+            sock.close()
+            self._failed(dial, LinkError(error.strerror or str(error), peer=handshake.peer))
+            return
         greeting.open()
 
-
-def _listening(family: socket.AddressFamily, target: str | bytes | tuple[str, int]) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    sock.bind(target)
-    sock.listen(_BACKLOG)
-    return sock
-
-
-def _target(peer: int, address: str, *, local: bool) -> tuple[socket.AddressFamily, bytes | tuple[str, int]]:
-    """What to connect to for an address such as `unix:@NAME,tcp:IP:PORT`."""
-    parts = dict(part.split(":", 1) for part in address.split(",") if ":" in part)
-    if local and "unix" in parts:
-        return socket.AF_UNIX, _unix(parts["unix"])
-    ip, _, port = parts.get("tcp", "").rpartition(":")
-    if not port.isdigit():
-        raise LinkError(f"worker {peer} is on another host and has no address for it: {address}", peer=peer)
-    return _family(ip), (ip, int(port))
-
-
-def _family(ip: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in ip else socket.AF_INET
-
-
-def _unix(name: str) -> bytes:
-    # The abstract namespace: nothing on disk to leave behind.
-    return b"\0" + name[1:].encode()
-
-
-def _tune(sock: socket.socket) -> None:
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-    if sock.family is not socket.AF_UNIX:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE.items():
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    def _failed(self, dial: Dial | None, error: LinkError) -> None:
+        if dial is None:
+            # A peer that only looks whether this worker is there hangs up too.
+            self.rejected += not isinstance(error, PeerLost)
+        elif isinstance(error, HungUp) and time.monotonic() < dial.deadline:
+            # The peer let go of it in favour of others; or it is dead, and then nobody answers the next time.
+            self._reactor.call_after(_AGAIN_S, lambda: self._again(dial))
+        else:
+            kind = PeerLost if isinstance(error, PeerLost) else LinkError
+            self._give_up(dial, kind(f"no handshake with worker {dial.peer} at {dial.address}: {error}", peer=dial.peer))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from elastic.comm.message import Era, Header
+from elastic.comm.sockets import SCARCE
 
 _MAX_VECTOR = 512
 
@@ -84,7 +85,9 @@ class Sender:
                     count = self._sock.sendmsg(message.views[:_MAX_VECTOR])
                 except BlockingIOError:
                     return False
-                except OSError:
+                except OSError as error:
+                    if error.errno in SCARCE:  # the kernel has no memory for now
+                        return False
                     self._hang_up()
                     return True
                 self.bytes += count

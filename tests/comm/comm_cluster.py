@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,11 +36,15 @@ def pattern(size: int, seed: int = 0) -> np.ndarray:
 
 
 class Cluster:
-    """Networks by worker id. `install` makes every given worker link to all the others, concurrently."""
+    """Networks by worker id. `install` makes every given worker link to all the others, concurrently.
+
+    `directory` is where those of kind "unix" listen, as a job's workers do.
+    """
 
     def __init__(self, kind: str, workers: Iterable[int]) -> None:
         self.kind = kind
         self.hub = LoopbackHub()
+        self.directory = Path(tempfile.mkdtemp(prefix="elastic-test-"))
         self.threads = ThreadPoolExecutor(32)
         self.networks: dict[int, Endpoint] = {}
         self.era = (0, 0)
@@ -48,7 +55,8 @@ class Cluster:
         if self.kind == "loopback":
             self.networks[worker] = LoopbackNetwork(worker, self.hub)
         else:
-            self.networks[worker] = Network(worker, secret=secret, host=self.host(worker), tcp=self.kind == "tcp")
+            directory = self.directory / "links" if self.kind == "unix" else None
+            self.networks[worker] = Network(worker, secret=secret, host=self.host(worker), directory=directory, tcp=self.kind == "tcp")
         return self.networks[worker]
 
     def host(self, worker: int) -> str:
@@ -82,6 +90,7 @@ class Cluster:
         for network in self.networks.values():
             network.close()
         self.threads.shutdown()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def together(*actions: Callable[[], Any]) -> list[Any]:

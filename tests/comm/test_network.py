@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from typing import cast
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def connect(network: Network) -> socket.socket:
         return socket.create_connection((ip, int(port)), PATIENCE_S)
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(PATIENCE_S)
-    sock.connect("\0" + parts["unix"][1:])
+    sock.connect(unquote(parts["unix"]))
     return sock
 
 

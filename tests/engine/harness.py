@@ -29,6 +29,8 @@ with tempfile.TemporaryDirectory() as _cache, pytest.MonkeyPatch.context() as _p
 class FakeJob:
     """The part of `elastic.Job` that a Trainer uses; `announce` asks the parent process."""
 
+    links: str | None = None
+
     def __init__(self, worker: int, workers: int, pipe: Connection) -> None:
         self.worker, self.workers, self.host = worker, workers, "here"
         self.secret = b"secret of a test"
