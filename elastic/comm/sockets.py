@@ -63,11 +63,20 @@ def listen_unix(directory: Path | None, name: str) -> tuple[socket.socket, str, 
 def listen_at(path: Path) -> socket.socket:
     """A socket that listens at a new file, in a directory that it makes for this user alone.
 
-    Raises OSError if it cannot, if there is such a file, or if somebody else has made the directory.
+    Raises OSError if it cannot, or if somebody else has made the directory.
     """
     _make_private(path.parent)
-    with _short(path) as short:
-        return _listening(socket.AF_UNIX, short)
+    unheard = path.with_name(f"{path.name}.new")  # between `bind` and `listen` a dialer would be told that nobody is there any more
+    with suppress(FileNotFoundError):
+        unheard.unlink()
+    with _short(unheard) as short:
+        sock = _listening(socket.AF_UNIX, short)
+    try:
+        os.rename(unheard, path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def connect(sock: socket.socket, target: Target | Path) -> None:
