@@ -9,6 +9,8 @@
     ├── LayoutError              a layout breaks an invariant
     │   └── CoverageLost         no live worker holds a needed run of state
     ├── CopiesConflict           survivors hold different copies of what must be equal
+    │   └── StateUnproven        an owner's state and its replica differ, and nothing tells which of them is right
+    ├── MemoryDamaged            memory changed while nothing wrote to it: its worker gives that copy up
     ├── GateRefused              a migration must not commit (`check`: the name of the check that failed)
     ├── ReplicaRefused           what a worker was to keep for another one is not what that one has
     ├── LinkError                a link could not be made, or broke its protocol
@@ -63,6 +65,14 @@ class CoverageLost(LayoutError):
 
 class CopiesConflict(ElasticError):
     """Survivors hold different copies of what must be equal."""
+
+
+class StateUnproven(CopiesConflict):
+    """An owner's state and its replica differ, and nothing tells which of them is right."""
+
+
+class MemoryDamaged(ElasticError):
+    """Memory changed while nothing wrote to it: its worker gives that copy up."""
 
 
 class GateRefused(ElasticError):

@@ -14,18 +14,20 @@ from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine
-from elastic.errors import Interrupted, LinkError, ReplicaRefused, TrainerError
+from elastic.errors import Interrupted, LinkError, MemoryDamaged, ReplicaRefused, TrainerError
 from elastic.history import History
 from elastic.job import Job
 from elastic.recovery.member import Joined, Member, Stock
 from elastic.snapshot.held import Stored
+from elastic.snapshot.rest import intact
 
 T = TypeVar("T")
 
-LOST = (LinkError, Interrupted, ReplicaRefused)
+LOST = (LinkError, Interrupted, ReplicaRefused, MemoryDamaged)
 """What a worker recovers from together with the others."""
 
 _RESULTS_KEPT = 8
+_DAMAGES, _WITHIN = 3, 10  # so many times within so many steps, memory is not damaged by chance
 
 
 class Survivor:
@@ -46,6 +48,7 @@ class Survivor:
         self._rewound = False  # steps that were handed out are being taken again, from a checkpoint on
         self._yardstick = Yardstick()
         self._links_told: dict[int, Seen] = {}
+        self._damaged_at: list[int] = []  # steps that this worker could not be ready for
         self.unseen: list[Apply] = []
 
     @property
@@ -184,6 +187,11 @@ class Survivor:
         """Goes on in the next view after a loss."""
         if not self._job.recovers:
             raise error
+        if isinstance(error, MemoryDamaged):
+            self._damaged_at = [step for step in self._damaged_at if step > self.step - _WITHIN] + [self.step]
+            if len(self._damaged_at) >= _DAMAGES:
+                raise TrainerError(f"memory at rest has changed {_DAMAGES} times within {_WITHIN} steps; the last: {error}") from error
+            self.engine.rest.told.update(self.engine.rest.damaged)
         self._member.report_loss(error, self.engine.view.epoch, self.step, type(error).__name__)
         return self._enter_next_view()
 
@@ -193,9 +201,12 @@ class Survivor:
         def stock(lost: Collection[int]) -> Stock:
             held, salvage = list(self._retained), None
             if engine is not None:
+                held = [*engine.held(lost), *filter(intact, held)]
                 salvage = engine.salvage()
                 engine.abandon()
-                held = [*engine.held(lost), *held]
+                if engine.rest.damaged.keys() > engine.rest.told:  # found only now, since others are lost
+                    engine.rest.told.update(engine.rest.damaged)
+                    self._member.report_loss(engine.damage, engine.view.epoch, self.step, "held")
             results = [[number, result] for number, result in self._results.items()]
             return Stock(
                 held=held,

@@ -17,7 +17,7 @@ from elastic.layout.transfer import PARAM, Role
 class Held:
     """`memory[state]` is the run `[start, stop)` of a layer at step `step`; of a gathered run there is only the parameter.
 
-    `scalars` is the optimizer state of its parameters that has not their shape.
+    `scalars` is the optimizer state of its parameters that has not their shape. `digest` is that of all its memory, where it is known.
     """
 
     layer: int
@@ -27,6 +27,7 @@ class Held:
     role: Role
     memory: Mapping[str, torch.Tensor]
     scalars: Mapping[str, Mapping[str, Any]]
+    digest: str | None = None
 
 
 class Later:

@@ -24,11 +24,12 @@ from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
 from elastic.engine.shard import Shard
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import ReplicaRefused
+from elastic.errors import ReplicaRefused, StateUnproven
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
 from elastic.snapshot.digest import digest
 from elastic.snapshot.held import Later, Stored, held
+from elastic.snapshot.rest import Key, Rest
 
 COMPARED_EVERY = 50
 """Steps. A comparison reads all state once on both sides."""
@@ -65,8 +66,16 @@ class Replicator:
     """One worker's part in one view: sends what it owns, keeps what others own."""
 
     def __init__(
-        self, worker: int, spec: ModelSpec, network: Endpoint, optimizer: ShardedOptimizer, kept: Sequence[Shard], step: int
+        self,
+        worker: int,
+        spec: ModelSpec,
+        network: Endpoint,
+        optimizer: ShardedOptimizer,
+        kept: Sequence[Shard],
+        step: int,
+        rest: Rest | None = None,
     ) -> None:
+        self._rest = rest
         self._worker, self._spec, self._network, self._optimizer = worker, spec, network, optimizer
         optimizer.kept.bind(kept)
         self.replicas = [Replica(shard=shard, step=step, memory=self._room(shard)) for shard in kept]
@@ -117,20 +126,24 @@ class Replicator:
         """Step `step` is committed: brings every replica that has its update up to it.
 
         Raises:
-            ReplicaRefused: where the owner's digest differs from what the replay gave.
+            StateUnproven: where the owner's digest differs from what the replay gave. Which of them is right, nobody knows.
         """
         ready = [(r, r.received) for r in self.replicas if r.received is not None and r.received.step == step]
         if not ready:
             return
         gradients = {(replica.shard.layer, replica.shard.interval.start): update.parts for replica, update in ready}
+        if self._rest is not None:
+            self._rest.forget("replica")
         self._optimizer.replay(gradients, self._settings[step])
         for replica, _ in ready:
             replica.step, replica.received = step, None
+            if self._rest is not None:
+                self._rest.note("replica", replica.shard.layer, replica.shard.interval.start, step, replica.shard.memory)
         astray = [r for r, update in ready if update.state_digest[0] != "-" and update.state_digest != state_digest(r.shard)]
         for replica in astray:
             replica.step = None  # of no use to anybody
         if astray:
-            raise self._refused(astray[0], step, "its replay has other contents than the owner's shard")
+            raise self._unproven(astray[0], step)
 
     def held(self, lost: Collection[int]) -> list[Stored]:
         """What this worker can give of what it keeps: every replica as it is, and the step behind it where it has the update.
@@ -187,6 +200,22 @@ class Replicator:
         runs = enumerate(shard.parameters(self._spec))
         parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]
         replica.received = Update(step=tag.step, parts=parts, state_digest=digests[_DIGEST_BYTES:])
+
+    def give_up(self, damaged: Collection[Key]) -> None:
+        """Of these nothing is given any more."""
+        for replica in self.replicas:
+            if ("replica", replica.shard.layer, replica.shard.interval.start) in damaged:
+                replica.step = None
+
+    def _unproven(self, replica: Replica, step: int) -> StateUnproven:
+        interval, equal = replica.shard.interval, max(0, step - COMPARED_EVERY)
+        return StateUnproven(
+            f"the state of layer {replica.shard.layer}, run [{interval.start}, {interval.stop}), behind step {step} differs between worker "
+            f"{interval.owner}, which owns it, and worker {self._worker}, which keeps its replica, and neither saw its memory change: "
+            f"nobody knows which of them is right, so nothing is trained or saved from either. Both were equal at step {equal}: go on from "
+            "a checkpoint of that step or an earlier one, and test the memory of both hosts; if it happens again, the optimizer does not "
+            "give the same bits twice"
+        )
 
     def _refused(self, replica: Replica, step: int, why: str) -> ReplicaRefused:
         interval = replica.shard.interval

@@ -23,10 +23,12 @@ from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.stage import Loss, LossLeaf
 from elastic.engine.zero import ShardedOptimizer, scaling
-from elastic.errors import NonFinite, TrainerError
+from elastic.errors import MemoryDamaged, NonFinite, TrainerError
 from elastic.layout.transfer import PARAM
+from elastic.snapshot import replication
 from elastic.snapshot.held import Held, Stored, held
 from elastic.snapshot.replication import Replicator
+from elastic.snapshot.rest import Rest, period
 from elastic.snapshot.spare import Spares
 from elastic.view import View
 
@@ -107,7 +109,9 @@ class Engine:
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, view, network, training.numerics, training.loss, training.enter)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
-        self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step)
+        self.rest = Rest(period(view), lambda step: step % replication.COMPARED_EVERY == 0)
+        self._gatherer.arrived = self._gathered
+        self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest)
         self.spares = Spares(optimizer)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
@@ -136,6 +140,7 @@ class Engine:
         self._network.flush()  # the sums of the step before may be on their way to their replicas still
         self._owned = self.reducer.collect()
         squares = square_sums(self._model.spec, self._owned)
+        self._check_rest()
         self._enter("ready", step, -1)
         self.replicator.confirm()
         ready = (
@@ -157,18 +162,48 @@ class Engine:
         self._gatherer.begin(answer.step)
         self.replicator.begin(answer.step)
         self.spares.take(self.step)
+        self.rest.spared(self.spares.held)
+        self.rest.forget("live", "gathered")
         self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
         self.step = answer.step
 
     def publish(self) -> None:
         """Sends what the last update changed: parameters to the members of the stage, updates to the holders of replicas."""
         self._enter("gather", self.step, -1)
+        for shard in self._optimizer.owned.shards.values():
+            self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory)
         self._gatherer.send(self.step)
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
         self.replicator.replay(self.step - 1)
         self.replicator.expect(self.step)
         self.abandon()
+
+    def _gathered(self, layer: int) -> None:
+        for start, memory in self._gatherer.gathered(layer):
+            self.rest.note("gathered", layer, start, self.step, {PARAM: memory})
+
+    def _check_rest(self) -> None:
+        """Raises MemoryDamaged, before anybody hears that this worker is ready, where its copies are not what they were."""
+        if self.rest.check():
+            raise self.damage
+
+    @property
+    def damage(self) -> MemoryDamaged:
+        """What this worker says of the copies that it gives up."""
+        found = [*self.rest.damaged.values()]
+        host = next(member.host for member in self.view.members if member.worker == self.worker)
+        more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
+        why = "the memory of this host may be faulty"
+        if any(changed.state == PARAM and changed.role in ("live", "gathered") for changed in found):
+            why += (
+                ", or the loop's body changes parameters in place where torch does not see it (through `.data` or NumPy): "
+                "do that in trainer.after_step"
+            )
+        return MemoryDamaged(
+            f"worker {self.worker} (host {host}): memory at rest has changed: {found[0]}{more}. It gives up that copy, and takes it from "
+            f"another one; {why}"
+        )
 
     def links(self) -> dict[int, Seen]:
         """How fast the links to peers are, as far as that was observed."""
@@ -199,8 +234,8 @@ class Engine:
         self.executor.end()
 
     def salvage(self) -> Salvage | None:
-        """What the next view can use of the step that was begun."""
-        return self.executor.salvage()
+        """What the next view can use of the step that was begun. Nothing where it may have been computed with damaged parameters."""
+        return None if self.rest.damaged else self.executor.salvage()
 
     def resume(self, resumption: Resumption) -> None:
         """The first step of this view was begun in the one before."""
@@ -209,6 +244,7 @@ class Engine:
     def flush(self, step: int) -> None:
         """An empty round: when it returns, all members hold step `step` and its replicas are complete."""
         self._gatherer.wait_all()
+        self._check_rest()
         self._enter("ready", step, -1)
         self.replicator.confirm()
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
@@ -216,12 +252,14 @@ class Engine:
 
     def held(self, lost: Collection[int]) -> list[Stored]:
         """The complete copies that this worker can give where workers `lost` are gone. Nothing is computed in this view any more."""
+        self.rest.check(("live", "gathered", "replica", "spare"))
+        self.replicator.give_up(self.rest.damaged)
         behind = self._gatherer.settle()
         self.replicator.settle()
         owned = self._optimizer.owned
         gathered = [(layer, 0, flat) for layer, flat in self._model.flats.items()]
         gathered += [(home, start, memory) for (home, start), memory in self._model.tied.items()]
-        return [
+        found = [
             *(held(shard, self.step, "live", owned.scalars(shard)) for shard in owned.shards.values()),
             *self.spares.held,
             *(
@@ -231,6 +269,7 @@ class Engine:
             ),
             *self.replicator.held(lost),
         ]
+        return self.rest.given(found)
 
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> Apply:
         workload = self.view.workload

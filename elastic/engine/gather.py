@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
@@ -31,6 +33,8 @@ class Gatherer:
 
     def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint) -> None:
         self._network = network
+        self._model = model
+        self.arrived: Callable[[int], None] | None = None  # told of every layer whose parameters have come
         self._outgoing: list[Piece] = []
         self._incoming: list[Piece] = []
         self._awaited: dict[int, list[tuple[int, Tag]]] = {}
@@ -56,6 +60,12 @@ class Gatherer:
                                 self._incoming.append(Piece(peer=interval.owner, layer=layer.layer, start=start, memory=memory))
         self._homes = {layer.index: [layer.index, *(tie.home for tie in layer.ties)] for layer in model.spec.layers}
 
+    def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:
+        """Where the runs of a layer start that come from other owners, and their memory here."""
+        itemsize = self._model.dtype(layer).itemsize
+        pieces = dict.fromkeys((p.start, p.start + p.memory.nbytes // itemsize) for p in self._incoming if p.layer == layer)
+        return [(start, self._model.run(layer, start, stop)) for start, stop in pieces]
+
     @property
     def peers(self) -> set[int]:
         """The workers that this one exchanges parameters with."""
@@ -79,7 +89,8 @@ class Gatherer:
             while awaited:  # one that could not be received stays awaited
                 self._network.receive(*awaited[0])
                 del awaited[0]
-            self._awaited.pop(home, None)
+            if self._awaited.pop(home, None) is not None and self.arrived is not None:
+                self.arrived(home)
 
     def settle(self) -> set[int]:
         """Takes the parameters that have come, waiting for none: the layers that are not up to date. May be called again if interrupted."""

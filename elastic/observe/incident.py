@@ -13,8 +13,15 @@ from typing import Any
 from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES
 
-KINDS = ("death", "eviction", "drain", "join", "rebalance")
-_HAPPENED = {"death": "died", "eviction": "was evicted", "drain": "left", "join": "joined", "rebalance": "work was shifted"}
+KINDS = ("death", "eviction", "damage", "drain", "join", "rebalance")
+_HAPPENED = {
+    "death": "died",
+    "eviction": "was evicted",
+    "damage": "gave up damaged state",
+    "drain": "left",
+    "join": "joined",
+    "rebalance": "work was shifted",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +142,7 @@ def _headline(incident: Incident) -> str:
         happened = "were evicted"
     text = happened if incident.kind == "rebalance" else f"{_people(subjects)}{_place(incident)} {happened}"
     if incident.step is not None:
-        text += f" {'in' if incident.kind in ('death', 'eviction') else 'at'} step {incident.step}"
+        text += f" {'in' if incident.kind in ('death', 'eviction', 'damage') else 'at'} step {incident.step}"
         text += f", {incident.phase}" if incident.phase else ""
     if incident.kind != "join" and incident.joined:
         text += f"; {_people(incident.joined)} joined"

@@ -56,6 +56,16 @@ class Chronicle:
         now = self._world.clock()
         self._begin(view, kind, now, now, step=step, why=why)
 
+    def damaged(self, view: View, worker: int, step: int, why: str, fault: float) -> None:
+        """A member of `view` gives up copies of its state: an incident, or a part of the one that is under way."""
+        current = self._timeline
+        if current is not None and current.kind in ("join", "rebalance") and current.before.epoch < view.epoch:
+            self._conclude(current)
+        if self._timeline is None:
+            self._begin(view, "damage", fault, self._world.clock(), worker=worker, step=step, why=why)
+        else:
+            self._timeline.also_damaged(worker, why)
+
     def note(self, act: Callable[[Timeline, float], None]) -> None:
         """Has the incident that is not over, if there is one, take note of what happens now; it may be over then."""
         if self._timeline is not None:

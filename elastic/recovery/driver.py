@@ -232,7 +232,11 @@ class Driver:
             self.feed(Unbalanced(slowdowns=measured))
 
     def _hear_lost(self, worker: Worker, message: Message) -> None:
-        self.feed(LostLink(reporter=worker.number, peer=message["peer"], epoch=message["epoch"], reason=message["reason"]))
+        damaged = message.get("damaged", False) and message["epoch"] == self.view.epoch
+        if damaged:
+            self._chronicle.damaged(self.view, worker.number, message["step"], message["reason"], message["at"])
+        reporter = {"reporter": worker.number, "peer": message["peer"], "epoch": message["epoch"], "reason": message["reason"]}
+        self.feed(LostLink(**reporter, damaged=damaged))
 
     def _hear_paused(self, worker: Worker, message: Message) -> None:
         if self._chronicle.current is None and self.state.phase is Phase.BOUNDARY:
@@ -266,7 +270,8 @@ class Driver:
     def _quiesce(self, action: Quiesce) -> None:
         self._chronicle.note(lambda timeline, now: timeline.opened(now))
         lost = [worker for worker in self.view.workers if worker not in action.workers]
-        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), "lost": lost, "restore": action.restore})
+        what = {"lost": lost, "restore": action.restore, "damaged": list(action.damaged)}
+        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), **what})
         self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era))
 
     def _propose(self, action: Propose) -> None:
@@ -371,7 +376,7 @@ class Driver:
         }
 
 
-_PASSED_ON = (errors.CoverageLost, errors.CopiesConflict, errors.PlanError)
+_PASSED_ON = (errors.CoverageLost, errors.CopiesConflict, errors.StateUnproven, errors.PlanError)
 
 _MESSAGES: dict[str, Callable[[Driver, Worker, Message], None]] = {
     "announce": Driver._hear_announce,

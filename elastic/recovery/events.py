@@ -59,12 +59,16 @@ class WorkerDied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostLink:
-    """`reporter` cannot go on: it lost `peer`, or refuses what it received from it, or (None) cannot tell whose fault it is."""
+    """`reporter` cannot go on: it lost `peer`, or refuses what it received from it, or (None) cannot tell whose fault it is.
+
+    `damaged`: it gives up copies of its own, whose memory has changed.
+    """
 
     reporter: int
     peer: int | None
     epoch: int
     reason: str = ""
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +187,13 @@ class AskBoundary:
 class Quiesce:
     """Opens the attempt `era`: burns its number, and asks every one of these workers for its inventory.
 
-    With `restore` also for the newest checkpoint that it sees.
+    With `restore` also for the newest checkpoint that it sees. `damaged` are those of them that have given up copies.
     """
 
     era: Era
     workers: tuple[int, ...]
     restore: bool = False
+    damaged: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,7 +197,8 @@ def _open(state: State, now: float, *, joining: bool = False) -> Step:
 
 def _quiesce(state: State, workers: tuple[int, ...], now: float) -> Step:
     state = replace(state, phase=Phase.QUIESCING, attempt=state.attempt + 1, participants=frozenset(workers), nag_at=now + PATIENCE_S)
-    return state, [Quiesce(era=state.era, workers=workers, restore=state.fallen)]
+    damaged = tuple(worker for worker in workers if worker in state.damaged)
+    return state, [Quiesce(era=state.era, workers=workers, restore=state.fallen, damaged=damaged)]
 
 
 def _begin_again(state: State, now: float) -> Step:
@@ -333,6 +334,7 @@ def _committed(state: State, event: Committed, now: float) -> Step:
         retry=None,
         newcomers=joined,
         fallen=False,
+        damaged=frozenset(),
         failed_attempts=0,
         next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),
         nag_at=None,
@@ -350,6 +352,8 @@ def _committed(state: State, event: Committed, now: float) -> Step:
 
 def _lost(state: State, event: LostLink, now: float) -> Step:
     """While an attempt is under way, links are dropped on purpose; the votes tell of those that are needed."""
+    if event.damaged:
+        return _damaged(state, event, now)
     if state.phase not in (Phase.RUNNING, Phase.BOUNDARY) or event.epoch != state.view.epoch or event.reporter not in state.live:
         return state, []
     if event.peer is None:
@@ -361,6 +365,17 @@ def _lost(state: State, event: LostLink, now: float) -> Step:
         cause = state.cause or f"worker {event.reporter} lost worker {event.peer}, which had finished"
         return _close(replace(state, cause=cause), now)
     return _suspected(state, event.reporter, event.peer, now), []
+
+
+def _damaged(state: State, event: LostLink, now: float) -> Step:
+    """All go on without the copies that the reporter has given up. What it says in an attempt comes before its inventory."""
+    if event.epoch != state.view.epoch or event.reporter not in state.live:
+        return state, []
+    if state.finished:
+        return _close(replace(state, cause=event.reason), now)
+    state = replace(state, damaged=state.damaged | {event.reporter}, cause=event.reason)
+    told: list[Action] = [Tell(sentence=event.reason)]
+    return _then(told, _open(state, now)) if state.phase in (Phase.RUNNING, Phase.BOUNDARY, *ATTEMPTING) else (state, told)
 
 
 def _suspected(state: State, reporter: int, peer: int, now: float) -> State:

@@ -23,7 +23,7 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import CheckpointError, GateRefused, Interrupted, LinkError
+from elastic.errors import CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged
 from elastic.recovery.fallback import Fallback, Restored
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
@@ -32,7 +32,7 @@ from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.proposal import Proposal
 from elastic.recovery.rung import Checkpoint
 from elastic.recovery.salvage import usable
-from elastic.snapshot.held import Later, Stored, dtypes
+from elastic.snapshot.held import Held, Later, Stored, dtypes
 from elastic.view import View
 
 Build = Callable[[View, State], Engine]
@@ -109,7 +109,7 @@ class Member:
         """Tells the agent why this worker stopped."""
         peer = error.peer if isinstance(error, LinkError) else None
         if not isinstance(error, Interrupted):
-            where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic()}
+            where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic(), "damaged": isinstance(error, MemoryDamaged)}
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
     def recover(self, stock: Callable[[Collection[int]], Stock], last: View | None, linked: Collection[int]) -> Joined:
@@ -133,11 +133,15 @@ class Member:
             if order["type"] == "quiesce":
                 prepared = None
                 self._job.enter("quiesce", -1)
+                damaged = order.get("damaged", [])
+                without = [*order["lost"], *damaged]  # whose own copies are not there, or not all of them
                 while found is None:
                     with suppress(Interrupted):  # by the order to quiesce for a later attempt, which is answered next
                         self._network.resume()
-                        found = stock(order["lost"])
-                inventory = self._inventory(found, order["lost"])
+                        found = stock(without)
+                if damaged:  # what has been computed with such copies may be in anybody's sums
+                    found = replace(found, salvage=None)
+                inventory = self._inventory(found, without)
                 if order["restore"] and self._fallback is not None:
                     inventory = replace(inventory, checkpoint=self._fallback.newest())
                 era = order["epoch"], order["attempt"]
@@ -220,7 +224,15 @@ class Member:
                 steps.setdefault(copy.step, {})[name] = to_plain(dict(values))
         parameter_dtypes = {layer.index: self._model.dtype(layer.index) for layer in self._model.spec.layers if layer.size}
         copies = (
-            Copy(layer=h.layer, start=h.start, stop=h.stop, step=h.step, role=h.role, scalars=not isinstance(h, Later) or h.owner in lost)
+            Copy(
+                layer=h.layer,
+                start=h.start,
+                stop=h.stop,
+                step=h.step,
+                role=h.role,
+                digest=h.digest if isinstance(h, Held) else None,
+                scalars=not isinstance(h, Later) or h.owner in lost,
+            )
             for h in stock.held
         )
         return Inventory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from elastic.errors import CopiesConflict, CoverageLost
+from elastic.errors import CoverageLost, StateUnproven
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import Run, missing
 from elastic.recovery.inventory import Copy, Inventory
@@ -14,7 +14,7 @@ from elastic.recovery.inventory import Copy, Inventory
 def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
     """The newest step of which every coordinate of every layer has a full copy (live, spare or replica), its scalars included.
 
-    Raises CopiesConflict if two copies of one run and step have different digests, and CoverageLost, naming the runs that nobody has,
+    Raises StateUnproven if two copies of one run and step have different digests, and CoverageLost, naming the runs that nobody has,
     if no step is complete, or only steps before the newest that was yielded: user code has seen that one, so it cannot be taken back.
     """
     check_digests(inventories)
@@ -39,7 +39,7 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
 
 
 def check_digests(inventories: Iterable[Inventory]) -> None:
-    """Raises CopiesConflict if two copies of one run and step have different digests (where both are given)."""
+    """Raises StateUnproven if two copies of one run and step have different digests (where both are given)."""
     known: dict[tuple[int, int, int, int, bool], tuple[str, int, str]] = {}
     for inventory in inventories:
         for copy in inventory.copies:
@@ -48,9 +48,10 @@ def check_digests(inventories: Iterable[Inventory]) -> None:
             key = (copy.layer, copy.start, copy.stop, copy.step, copy.full)
             digest, worker, role = known.setdefault(key, (copy.digest, inventory.worker, copy.role))
             if digest != copy.digest:
-                raise CopiesConflict(
+                raise StateUnproven(
                     f"layer {copy.layer}, run [{copy.start}, {copy.stop}) of step {copy.step} has digest {digest} on worker {worker} "
-                    f"({role}) and {copy.digest} on worker {inventory.worker} ({copy.role}): one of the copies is corrupt"
+                    f"({role}) and {copy.digest} on worker {inventory.worker} ({copy.role}): one of the copies is corrupt, "
+                    "and nothing tells which. Start again from a checkpoint that was saved before, and test the memory of both hosts"
                 )
 
 

@@ -60,7 +60,7 @@ class State:
 
     `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view, of which no step is
     committed yet. `fallen`: the next view begins with a checkpoint, since the state is in nobody's memory. `slowdowns` are those that the
-    next plan is made for. `fatal` has (epoch, step) of natural deaths.
+    next plan is made for. `fatal` has (epoch, step) of natural deaths. `damaged` members of the view have given up copies of their state.
     """
 
     policy: Policy
@@ -82,6 +82,7 @@ class State:
     retry: Retry | None = None
     newcomers: frozenset[int] = frozenset()
     fatal: frozenset[tuple[int, int]] = frozenset()
+    damaged: frozenset[int] = frozenset()
     failed_joins: int = 0
     failed_attempts: int = 0
     stopping: bool = False

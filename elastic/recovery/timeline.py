@@ -73,6 +73,12 @@ class Timeline:
         self._view, self._first = None, None
         self._resumed.clear()
 
+    def also_damaged(self, worker: int, why: str) -> None:
+        """A member gives up copies of its state before the recovery is over."""
+        if self.kind == "damage" and worker != self.worker and worker not in self.also:
+            self.also.append(worker)
+        self.why = "; ".join(filter(None, (self.why, why)))
+
     def opened(self, now: float) -> None:
         """An attempt began; the figures are those of the last one."""
         if self._inventoried is not None or self._votes:

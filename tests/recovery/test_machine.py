@@ -287,6 +287,35 @@ def test_a_lost_peer_that_dies_in_time_is_an_ordinary_death() -> None:
     assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
 
 
+def damaged(worker: int, epoch: int = 1) -> LostLink:
+    return LostLink(reporter=worker, peer=None, epoch=epoch, reason=f"worker {worker}: its memory has changed", damaged=True)
+
+
+def test_a_member_with_damaged_copies_goes_on_with_the_others_at_once_and_all_hear_of_it() -> None:
+    job = running().feed(damaged(1))
+    assert job.told == "worker 1: its memory has changed"
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 1, 2), damaged=(1,))]
+    job.feed(damaged(2))  # found while it made its inventory, which comes behind that
+    assert job.done == [Quiesce(era=(2, 2), workers=(0, 1, 2), damaged=(1, 2))]
+    job.recover().done  # noqa: B018
+    job.die(0)
+    assert job.done == [Quiesce(era=(3, 1), workers=(1, 2))], "what they hold in the next view is good"
+
+
+def test_damage_of_another_view_or_of_the_dead_is_nobodys() -> None:
+    assert running().feed(damaged(1, epoch=0)).done == []
+    job = running().die(1)
+    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+    assert job.feed(damaged(1)).done == []
+
+
+def test_damage_that_nobody_has_another_copy_of_is_named_at_the_end() -> None:
+    job = running(1).feed(damaged(0)).inventories()
+    job.feed(Unproposable(era=job.state.era, kind="CoverageLost", message="no copy of layer 3"))
+    assert "cannot go on: no copy of layer 3" in job.ended()
+    assert "its memory has changed" in job.ended()
+
+
 def test_a_lost_peer_that_lives_on_is_evicted() -> None:
     job = running().feed(LostLink(reporter=0, peer=1, epoch=1)).wait(SUSPICION_S)
     assert job.done == [Evict(worker=1, why="lost by 0, though its process still runs after 1 s")]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.errors import CopiesConflict, CoverageLost
+from elastic.errors import CoverageLost, StateUnproven
 from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
 from elastic.recovery.inventory import Copy, Inventory, Progress
 from elastic.recovery.resume import resume_step
@@ -95,7 +95,7 @@ def test_different_digests_of_one_run_are_a_conflict():
         return Copy(layer=0, start=0, stop=SIZE, step=step, role=role, digest=digest)
 
     rest = whole(3, layers=(2,))
-    with pytest.raises(CopiesConflict, match=r"layer 0, run \[0, 16384\) of step 3 has digest aa on worker 0 \(live\) and bb on worker 1"):
+    with pytest.raises(StateUnproven, match=r"layer 0, run \[0, 16384\) of step 3 has digest aa on worker 0 \(live\) and bb on worker 1"):
         resume_step(MODEL, [inventory(copy("aa"), *rest), inventory(copy("bb", "replica"), worker=1)])
     agreeing = [copy("aa", "replica"), copy(None, "replica"), copy("cc", "gathered"), copy("dd", step=2)]
     for other in agreeing:
