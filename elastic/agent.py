@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic import host
+from elastic import host, signals
 from elastic.channel import Channel, Message
 from elastic.crew import Crew
 from elastic.errors import ElasticError, JobFailed
@@ -29,7 +29,7 @@ from elastic.loop import Loop
 from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
 from elastic.plan.site import Site
-from elastic.process import name_process
+from elastic.process import continue_without_parent, name_process
 from elastic.recovery.driver import Driver
 from elastic.recovery.world import World, say
 from elastic.rundir import RunDirectory
@@ -81,6 +81,7 @@ class Agent:
         self._driver: Driver | None = None
         self._saves = SaveSummary()
         self._loop = Loop()
+        signals.obey(lambda: self._loop.post(self.stop))
         self._crew = Crew(
             self._loop,
             _worker_environment(start),
@@ -136,13 +137,19 @@ class Agent:
 
     # The launcher
 
+    def stop(self) -> None:
+        """Has the job stop at the next step boundary."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._crew.tell_all({"type": "stop"})
+        if self._driver is not None:
+            self._driver.stop()
+
     def _hear_launcher(self) -> None:
         for message in self._launcher.receive():
             if message["type"] == "stop":
-                self._stopping = True
-                self._crew.tell_all({"type": "stop"})
-                if self._driver is not None:
-                    self._driver.stop()
+                self.stop()
             elif message["type"] == "kill":
                 self._end({"type": "killed"})
         if self._launcher.closed:
@@ -298,6 +305,7 @@ def _worker_environment(start: Start) -> dict[str, str]:
 def main() -> None:
     """Entry of the process: argv is the descriptor of the launcher's socket."""
     name_process("elastic-agent")
+    continue_without_parent()
     launcher = Channel.adopt(int(sys.argv[1]))
     messages: list[Message] = []
     while not messages and not launcher.closed:

@@ -23,10 +23,14 @@
     ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
     └── JobFailed                the job ended with an error of one of its workers
 
+Beside it stands Terminated, a SystemExit: SIGTERM or SIGHUP arrived, and the job has stopped.
+
 `surely_not_done` tells, for an operation on another process, whether it surely did not happen (True), or may have (False).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class ElasticError(Exception):
@@ -131,3 +135,14 @@ class JobFailed(ElasticError, RuntimeError):
     """The job ended with an error of one of its workers."""
 
     surely_not_done = False
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP ends this program, and the job has stopped. `code` is what a shell shows for the signal: 143 or 129.
+
+    `result` is the `JobResult` of a job that stopped at a step boundary; None where a second signal stopped it at once.
+    """
+
+    def __init__(self, code: int, result: Any = None) -> None:
+        super().__init__(code)
+        self.result = result

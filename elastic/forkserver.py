@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import traceback
@@ -23,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic import signals
 from elastic.channel import Channel, Message
 from elastic.process import die_with_parent, module_command, name_process
 
@@ -33,7 +33,8 @@ _PRELOAD = ("torch", "torch._dynamo", "elastic.trainer", "elastic.worker")
 def start(environment: Mapping[str, str], socket_fd: int) -> subprocess.Popen[bytes]:
     """Executes a fork server that talks over `socket_fd` and dies with this process."""
     command = module_command("elastic.forkserver", str(socket_fd), str(os.getpid()))
-    return subprocess.Popen(command, env=dict(environment), pass_fds=[socket_fd], stdin=subprocess.DEVNULL)
+    with signals.shielded():
+        return subprocess.Popen(command, env=dict(environment), pass_fds=[socket_fd], stdin=subprocess.DEVNULL)
 
 
 @dataclass(slots=True)
@@ -132,7 +133,7 @@ def main() -> None:
     """Entry of the process: argv is the socket's descriptor and the agent's pid."""
     die_with_parent(int(sys.argv[2]))
     name_process("elastic-forks")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.outlive()
     leave = _Leave()
     atexit.register(leave)
     channel = Channel.adopt(int(sys.argv[1]))

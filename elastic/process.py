@@ -30,6 +30,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def continue_without_parent() -> None:
+    """Asks the kernel for a SIGCONT when the thread that started this process ends: even if stopped, it then notices, and cleans up."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
 def name_process(name: str) -> None:
     """Shows `name` (15 bytes at most) in ps and top."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])

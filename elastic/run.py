@@ -10,25 +10,23 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from elastic import errors
 from elastic.channel import Channel, Message
-from elastic.errors import JobFailed, SettingsError
+from elastic.errors import JobFailed, SettingsError, Terminated
 from elastic.membership.endpoint import Endpoint
 from elastic.process import end_group, module_command
 from elastic.rundir import RunDirectory
 from elastic.save_summary import SaveSummary
 from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, own_environment
+from elastic.signals import StopRequests, exit_code, shielded
 from elastic.target import name_of
 
 _AGENT_EXIT_S = 8.0
-_STOPPING = "elastic: stopping at the next step boundary; press Ctrl-C again to stop at once"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +82,9 @@ def run(
         directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
             directory, which is removed.
 
-    Ctrl-C once stops at the next step boundary; twice at once, with KeyboardInterrupt.
+    Ctrl-C once stops at the next step boundary, where a Trainer saves, and the result says so; twice at once, with KeyboardInterrupt.
+    SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A signal that was ignored
+    before, such as SIGINT behind `&`, stays ignored. In another thread than the main one signals do what they did before.
 
     Raises:
         SettingsError: an argument is wrong, or what the workers do with it (`TrainFunctionError`, `PlanError`, `TrainerError`).
@@ -94,6 +94,7 @@ def run(
         JobFailed: a worker raised, with its traceback; or so many died that the training cannot go on.
         CoverageLost: more workers died together than there are copies of the state.
         CopiesConflict: copies of the state differ that must be equal.
+        Terminated: SIGTERM or SIGHUP arrived, and the job has stopped. It is a SystemExit.
     """
     _refuse_inside_worker()
     settings = JobSettings(
@@ -114,12 +115,17 @@ def run(
     )
     if etcd is not None:
         Endpoint.parse(etcd)
-    own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
-    own.prepare()
-    try:
-        return _outcome(_supervise(settings, str(own.path)))
-    finally:
-        own.remove() if settings.directory is None else own.clear()
+    requests = StopRequests()
+    with requests.caught():
+        own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
+        own.prepare()
+        try:
+            result = _outcome(_supervise(settings, str(own.path), requests))
+        finally:
+            own.remove() if settings.directory is None else own.clear()
+    if requests.first is not None and requests.first is not signal.SIGINT:
+        raise Terminated(exit_code(requests.first), result)
+    return result
 
 
 def _refuse_inside_worker() -> None:
@@ -132,11 +138,11 @@ def _refuse_inside_worker() -> None:
         )
 
 
-def _supervise(settings: JobSettings, directory: str) -> Message | None:
+def _supervise(settings: JobSettings, directory: str, requests: StopRequests) -> Message | None:
     """The agent's last word, or None if it died without one."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
-    with theirs:
+    with theirs, shielded():
         agent = subprocess.Popen(
             module_command("elastic.agent", str(theirs.fileno())),
             env=agent_environment(),
@@ -152,12 +158,12 @@ def _supervise(settings: JobSettings, directory: str) -> Message | None:
         "import_path": [entry or os.getcwd() for entry in sys.path],
         "argv": sys.argv,
     }
-    with _interruptible(channel):
-        try:
-            channel.send(start)
+    try:
+        channel.send(start)
+        with requests.forwarded(channel):
             return _last_word(channel)
-        finally:
-            _end(agent, channel)
+    finally:
+        _end(agent, channel)
 
 
 def _last_word(channel: Channel) -> Message | None:
@@ -177,33 +183,6 @@ def _end(agent: subprocess.Popen[bytes], channel: Channel) -> None:
     watchdog.cancel()
     end_group(agent.pid)
     agent.wait()
-
-
-@contextmanager
-def _interruptible(channel: Channel) -> Iterator[None]:
-    """The first Ctrl-C asks the agent to stop at a step boundary, the second to stop at once. None interrupts the cleaning up."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield
-        return
-    presses = 0
-
-    def interrupted(_number: int, _frame: FrameType | None) -> None:
-        nonlocal presses
-        if channel.closed:
-            return
-        presses += 1
-        if presses == 1:
-            channel.send({"type": "stop"})
-            print(_STOPPING, file=sys.stderr, flush=True)
-        else:
-            channel.send({"type": "kill"})
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _outcome(word: Message | None) -> JobResult:

@@ -15,7 +15,6 @@ import io
 import json
 import os
 import random
-import signal
 import sys
 import threading
 import traceback
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 
 from elastic import job as jobs
-from elastic import linger, target
+from elastic import linger, signals, target
 from elastic.channel import Channel, Message
 from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.job import Job, WorkerSpec
@@ -60,6 +59,7 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
     parsed = WorkerSpec.from_json(spec)
     line = _AgentLine(socket_fd)
     job = Job(parsed, line.send)
+    signals.outlive_a_stop(lambda: job.stop_requested)
     _prepare(parsed)
     jobs.enter(job)
     line.listen(job)
@@ -76,7 +76,6 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
 
 
 def _prepare(spec: WorkerSpec) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the launcher's business
     if sys.stderr is not None:
         faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):

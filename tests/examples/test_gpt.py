@@ -7,9 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Leftovers
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--layers", "3", "--dim", "32", "--heads", "2", "--seq", "32", "--batch", "16", "--micro-batch", "2"]
@@ -94,3 +97,28 @@ def test_ctrl_c_stops_at_the_step_boundary_with_a_report(tmp_path: Path) -> None
     report = json.loads(file.read_text())
     assert 1 <= report["steps"] == len(report["losses"]) < 100000
     assert report["digest"] in out
+
+
+@pytest.mark.long
+def test_after_sigterm_the_next_start_goes_on_with_the_same_bits(tmp_path: Path, leftovers: Leftovers) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "gpt.py"), *TINY, "--workers", "3", "--stages", "2", "--steps", "60", "--checkpoint"]
+    ends = {}
+    for name in ("launcher", "everywhere", "whole"):
+        directory = tmp_path / name
+        if name != "whole":
+            stopped = subprocess.Popen([*command, str(directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert stopped.stdout is not None
+            assert stopped.stdout.readline().startswith("step 1/60 ")
+            for pid in [stopped.pid] if name == "launcher" else list(leftovers.processes()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            _, said = stopped.communicate(timeout=60)
+            assert stopped.returncode == 143, said
+            assert said == "elastic: SIGTERM: stopping at the next step boundary; send it again to stop at once\n"
+            assert (leftovers.processes(), leftovers.files()) == ({}, [])
+            (saved,) = (path.name for path in directory.glob("step-*"))
+            assert 1 <= int(saved.removeprefix("step-")) < 60
+        done = subprocess.run([*command, str(directory)], capture_output=True, text=True, timeout=120, check=True)
+        ends[name] = done.stdout.splitlines()[-1]
+    assert ends["whole"].startswith("digest ")
+    assert set(ends.values()) == {ends["whole"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,9 @@ LIMIT_S = 60
 class Launcher:
     """`launch.py` in a process: `lines` reads what its workers printed."""
 
-    def __init__(self, *arguments: str, script: str = "launch.py", python: str = sys.executable, **environment: str) -> None:
+    def __init__(
+        self, *arguments: str, script: str = "launch.py", python: str = sys.executable, ignored: tuple[int, ...] = (), **environment: str
+    ) -> None:
         self.process = subprocess.Popen(
             [python, str(ROOT / "tests" / "process" / script), *arguments],
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
@@ -29,6 +32,7 @@ class Launcher:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
         )
 
     def lines(self, count: int) -> list[dict[str, Any]]:

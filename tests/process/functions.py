@@ -113,6 +113,29 @@ def steps_until_stopped(job: Job) -> int:
     return step
 
 
+def trains_until_stopped(job: Job) -> int:
+    """Really: with a Trainer that saves behind its last step only. Says each step; returns the last."""
+    import torch
+
+    import elastic
+
+    def batch(step: int, micro_batch: int) -> torch.Tensor:
+        PAUSE.wait(0.01)
+        return torch.full((4, 8), float(step + micro_batch))
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    optimizer = torch.optim.AdamW(model.parameters())
+    places: dict[str, Any] = {"checkpoint": os.environ["CHECKPOINTS"], "every": 1 << 30}
+    trainer = elastic.Trainer(model, lambda output, _: output.pow(2).mean(), optimizer, batch, batch_size=16, micro_batch_size=4, **places)
+    step = -1
+    for report in trainer.run(1 << 30):
+        step = report.step
+        if report.leader:
+            print(json.dumps({"step": step, "worker": os.getpid()}), flush=True)
+    return step
+
+
 def never_stops(job: Job) -> None:
     """Worker 1 says that it runs and stops itself with SIGSTOP; the others say so once it has, and go on for ever."""
     grandparent = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]

@@ -89,6 +89,15 @@ def test_the_launchers_death_ends_the_job_even_stopped_workers(launch: type[Laun
     assert leftovers.files() == []
 
 
+def test_the_launchers_death_ends_the_job_of_a_stopped_agent_too(launch: type[Launcher], leftovers: Leftovers) -> None:
+    launcher = launch("never_stops", "2")
+    os.kill(launcher.lines(2)[0]["agent"], signal.SIGSTOP)
+    launcher.process.kill()
+    leftovers.wait(GONE_S)
+    assert leftovers.processes() == {}
+    assert leftovers.files() == []
+
+
 def test_the_agents_death_ends_the_job(launch: type[Launcher], leftovers: Leftovers) -> None:
     launcher = launch("never_stops", "2")
     agent = launcher.lines(2)[0]["agent"]
