@@ -131,13 +131,23 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strided:
-    """A tensor in one place of a file: byte offset of its first element, strides in elements."""
+    """A tensor in one place of a file: byte offset of its first element, strides in elements.
+
+    conjugate, negative: torch's lazy bits, with which a view is saved as its base; values are read with both applied.
+    """
 
     files: Files
     path: Path
     offset: int
     spec: Spec
     strides: tuple[int, ...]
+    conjugate: bool = False
+    negative: bool = False
+
+    def _resolved(self, values: torch.Tensor) -> torch.Tensor:
+        """Values as they lie in the file, with the lazy bits applied."""
+        values = torch.conj_physical(values) if self.conjugate else values
+        return torch.neg(values) if self.negative else values
 
     def _order(self) -> list[int] | None:
         """The dimensions from outermost to innermost in the file; None if the memory is not dense."""
@@ -152,6 +162,9 @@ class Strided:
 
     def box(self, box: Box) -> torch.Tensor:
         """The values of a box, in its shape."""
+        return self._resolved(self._box(box))
+
+    def _box(self, box: Box) -> torch.Tensor:
         order = self._order()
         if order is None:
             rows = self._rows(box[0][0], box[1][0])
@@ -182,7 +195,7 @@ class Strided:
         order = self._order()
         if order is not None and order == sorted(order):
             width = itemsize(self.spec.dtype)
-            return self.files.elements(self.path, self.offset + start * width, stop - start, self.spec.dtype)
+            return self._resolved(self.files.elements(self.path, self.offset + start * width, stop - start, self.spec.dtype))
         if start == stop:
             return torch.empty(0, dtype=dtype_of(self.spec.dtype))
         return gather(self.spec, [((0,) * len(self.spec.shape), self.spec.shape, lambda: self)], start, stop)

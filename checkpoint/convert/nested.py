@@ -57,7 +57,8 @@ def _ties(model: Mapping[str, Readable]) -> dict[str, str]:
     ties = {}
     for name, value in model.items():
         if isinstance(value, Strided) and math.prod(value.spec.shape):
-            first = seen.setdefault((value.path, value.offset, value.spec, value.strides), name)
+            place = (value.path, value.offset, value.spec, value.strides, value.conjugate, value.negative)
+            first = seen.setdefault(place, name)
             if first != name:
                 ties[name] = first
     return ties

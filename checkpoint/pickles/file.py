@@ -37,7 +37,7 @@ class Loaded:
 
     def run(self, start: int, stop: int) -> torch.Tensor:
         """The run, flat, as a copy."""
-        return self.tensor.detach().reshape(-1)[start:stop].clone()
+        return self.tensor.detach().resolve_conj().resolve_neg().reshape(-1)[start:stop].clone()
 
 
 class _Trusting(pickle.Unpickler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ EXPANDED_LIMIT = 1 << 20
 def tensor(origin: Origin, held: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Strided:
     """What `torch._utils._rebuild_tensor_v2` and `_v3` are asked for.
 
-    Raises CheckpointError if the view leaves its storage, or has many more elements than it.
+    Raises CheckpointError if the view leaves its storage, has many more elements than it, or has a property that is not known.
     """
     if not isinstance(held, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise origin.refuse("it makes a tensor from something that is not a storage, a size and a stride")
@@ -44,5 +45,25 @@ def tensor(origin: Origin, held: Any, offset: Any, shape: Any, stride: Any, *res
         raise refuse(f"reaches element {reach} of a storage of {count}")
     if size > max(count, EXPANDED_LIMIT):
         raise refuse(f"has {size} elements in a storage of {count}")
-    spec = Spec(shape=shape, dtype=name_of(dtype))
-    return Strided(files=origin.files, path=origin.path, offset=begin + offset * dtype.itemsize, spec=spec, strides=stride)
+    return Strided(
+        files=origin.files,
+        path=origin.path,
+        offset=begin + offset * dtype.itemsize,
+        spec=Spec(shape=shape, dtype=name_of(dtype)),
+        strides=stride,
+        **_lazy_bits(rest, dtype, refuse),
+    )
+
+
+def _lazy_bits(rest: tuple[Any, ...], dtype: torch.dtype, refuse: Callable[[str], Exception]) -> dict[str, bool]:
+    """What the last argument says, torch's `_get_tensor_metadata`: the bits of a view that is conjugated or negated when it is read."""
+    at = 3 if len(rest) > 2 and isinstance(rest[2], torch.dtype) else 2  # behind requires_grad, hooks and, in v3, the dtype
+    metadata = rest[at] if len(rest) > at else None
+    if metadata is None or metadata == {}:
+        return {}
+    if not isinstance(metadata, dict) or set(metadata) - {"conj", "neg"} or not all(type(bit) is bool for bit in metadata.values()):
+        shown = ", ".join(map(str, metadata)) if isinstance(metadata, dict) else type(metadata).__name__
+        raise refuse(f"has the properties {shown}, which are not known")
+    if metadata.get("conj") and not dtype.is_complex:
+        raise refuse(f"is conjugated, and {name_of(dtype)}")
+    return {"conjugate": metadata.get("conj", False), "negative": metadata.get("neg", False)}

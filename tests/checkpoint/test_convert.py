@@ -128,6 +128,54 @@ def test_tensors_of_any_strides_are_read(tmp_path, make):
         assert torch.equal(source.read("x", "param", start, len(flat)), flat[start:])
 
 
+LAZY = {
+    "conjugate": lambda c: c.conj(),
+    "conjugate, transposed": lambda c: c.conj().t(),
+    "conjugate, part": lambda c: c[1:, ::2].conj(),
+    "negative": lambda c: torch._neg_view(c.real.contiguous()),
+    "negative by imag": lambda c: c.clone().conj().imag,
+    "both": lambda c: torch._neg_view(c.conj()),
+    "neither": lambda c: c,
+}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_lazy_bits_are_applied(tmp_path, to):
+    base = torch.complex(torch.randn(4, 6), torch.randn(4, 6))
+    views = {name: make(base) for name, make in LAZY.items()}
+    torch.save(views, tmp_path / "a.pt")
+    expected = torch.load(tmp_path / "a.pt", weights_only=True)
+    for trust in (False, True):
+        _, source = open_any(tmp_path / "a.pt", trust_pickle=trust)
+        assert not source.contents.ties
+        for name, value in expected.items():
+            assert torch.equal(whole(source, name), value.resolve_conj().resolve_neg())
+            flat = value.resolve_conj().resolve_neg().reshape(-1)
+            assert all(torch.equal(source.read(name, "param", at, at + 3), flat[at : at + 3]) for at in range(0, len(flat) - 3, 5))
+        source.close()
+    convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to=to))
+    _, written = open_any(tmp_path / "b")
+    for name, value in expected.items():
+        assert torch.equal(whole(written, name), value.resolve_conj().resolve_neg())
+    written.close()
+
+
+def test_lazy_bits_of_distributed_checkpoints_and_optimizer_states_are_applied(tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    base = torch.complex(torch.randn(4, 6), torch.randn(4, 6))
+    dcp.save({"model": {"a": base.conj(), "b": base}}, checkpoint_id=str(tmp_path / "a"), no_dist=True)
+    source = open_dcp(tmp_path / "a")
+    assert torch.equal(whole(source, "a"), base.conj().resolve_conj())
+    source.close()
+    optimizer = {"state": {"w": {"exp_avg": base.conj()}}, "param_groups": [{"lr": 0.1, "params": ["w"]}]}
+    torch.save({"model": {"w": base}, "optimizer": optimizer, "freqs": base.conj()}, tmp_path / "c.pt")
+    _, source = open_any(tmp_path / "c.pt")
+    assert torch.equal(whole(source, "w", "exp_avg"), base.conj().resolve_conj())
+    assert torch.equal(decode(source.contents.extra["freqs"]), base.conj().resolve_conj())
+    source.close()
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.binary(max_size=5),
     lambda inner: (

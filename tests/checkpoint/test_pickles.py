@@ -48,7 +48,7 @@ def _archive(path: Path, pickled: bytes, storages: dict[str, bytes] | None = Non
     return path
 
 
-def _tensor(offset: int, shape: tuple, stride: tuple, count: int = 4, kind=torch.FloatStorage) -> bytes:
+def _tensor(offset: int, shape: tuple, stride: tuple, count: int = 4, kind=torch.FloatStorage, properties: tuple = ()) -> bytes:
     """A pickle of one tensor in storage 0, whatever its numbers."""
 
     class Storage:
@@ -56,7 +56,7 @@ def _tensor(offset: int, shape: tuple, stride: tuple, count: int = 4, kind=torch
 
     class Tensor:
         def __reduce__(self):
-            return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, stride, False, OrderedDict())
+            return torch._utils._rebuild_tensor_v2, (Storage(), offset, shape, stride, False, OrderedDict(), *properties)
 
     file = io.BytesIO()
     pickler = pickle.Pickler(file, protocol=2)
@@ -113,6 +113,22 @@ def test_objects_of_training_scripts(tmp_path):
     dropped: list[str] = []
     assert plain({"a": float("inf"), "b": found["parameter"]}, dropped) == {"a": None, "b": None}
     assert dropped == ["/a", "/b"]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "properties", "reason"),
+    [
+        (torch.FloatStorage, {"quantized": True}, "has the properties quantized, which are not known"),
+        (torch.FloatStorage, {"conj": 1}, "has the properties conj"),
+        (torch.FloatStorage, [1], "has the properties list"),
+        (torch.FloatStorage, {"conj": True}, "is conjugated, and float32"),
+    ],
+)
+def test_properties_that_are_not_known_are_refused(tmp_path, trusted, dtype, properties, reason):
+    path = _archive(tmp_path / "a.pt", _tensor(0, (4,), (1,), kind=dtype, properties=(properties,)), {"0": bytes(16)})
+    with pytest.raises(CheckpointError, match=reason):
+        load(path, trusted=trusted)
 
 
 def test_trusted_runs_the_pickle(tmp_path):
