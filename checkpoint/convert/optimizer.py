@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from elastic.checkpoint.convert.jsonable import decode, encode
+from elastic.checkpoint.convert.numbered import LIKE_PARAM, Order, names_of
 from elastic.checkpoint.state import Group, Spec
 from elastic.checkpoint.stored import Readable, is_tensor
 from elastic.errors import CheckpointError
 
 SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
 """States that torch's optimizers keep as tensors without dimensions: numbers here."""
-LIKE_PARAM = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"})
-"""States that have their parameter's shape."""
 TUPLES = frozenset({"betas", "etas", "step_sizes"})
 """Hyperparameters that are tuples in torch: lists here."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """How numbered parameters get names where the file has none: each group's in order, or by regular expressions (the first that fits).
-
-    by_definition: the model's tensors come in the order of its definition, so regular expressions, or one group of all, say enough.
-    """
-
-    groups: tuple[str, ...] = ()
-    names: tuple[tuple[str, ...], ...] = ()
-    by_definition: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,50 +74,6 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": state, "param_groups": list(groups.values())}
 
 
-def _by_definition(groups: Sequence[Mapping[str, Any]], names: Sequence[str], order: Order) -> list[list[str]]:
-    """Names per group of numbered parameters. Raises CheckpointError where that takes a rule."""
-    counts = [len(group["params"]) for group in groups]
-    if order.names:
-        if [len(mine) for mine in order.names] != counts:
-            raise CheckpointError(f"rule optimizer.names has groups of {list(map(len, order.names))} names, but the optimizer has {counts}")
-        return [list(mine) for mine in order.names]
-    if not order.by_definition:
-        raise CheckpointError(
-            f"the optimizer numbers its parameters, in groups of {counts}; safetensors files do not keep their order: list them by a rule: "
-            '[optimizer] names = [["first of the first group", ...], ...], as the groups of the optimizer had them'
-        )
-    if order.groups:
-        taken: list[list[str]] = [[] for _ in order.groups]
-        for name in names:
-            for mine, pattern in zip(taken, order.groups, strict=True):
-                if re.search(pattern, name):
-                    mine.append(name)
-                    break
-        if [len(mine) for mine in taken] != counts:
-            raise CheckpointError(
-                f"rule optimizer.groups gives groups of {[len(mine) for mine in taken]} parameters, but the optimizer has {counts}"
-            )
-        return taken
-    if counts == [len(names)]:
-        return [list(names)]
-    raise CheckpointError(
-        f"the optimizer numbers its parameters, in groups of {counts}, and has no param_names; the model has {len(names)} parameters: say "
-        'which are in which group by a rule: [optimizer] groups = ["regex of the first group", ...]'
-    )
-
-
-def _names(groups: Sequence[Mapping[str, Any]], model: Sequence[str], order: Order) -> dict[Any, str]:
-    keys = [key for group in groups for key in group["params"]]
-    if len(set(keys)) < len(keys):
-        raise CheckpointError("a parameter is in two groups of the optimizer")
-    if all(isinstance(key, str) for key in keys):
-        return {key: key for key in keys}
-    if not order.groups and not order.names and all(len(group.get("param_names") or ()) == len(group["params"]) for group in groups):
-        return {key: name for group in groups for key, name in zip(group["params"], group["param_names"], strict=True)}
-    named = _by_definition(groups, model, order)
-    return {key: name for group, mine in zip(groups, named, strict=True) for key, name in zip(group["params"], mine, strict=True)}
-
-
 def read_optimizer(
     value: Mapping[str, Any], *, flattened: bool, model: Mapping[str, Spec], order: Order, drops: Callable[[str], bool]
 ) -> Optimizer:
@@ -143,7 +85,7 @@ def read_optimizer(
     groups = nested["param_groups"]
     if not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
         raise CheckpointError("a group of the optimizer has no list of its params")
-    names = _names(groups, list(model), order)
+    names = names_of(groups, nested.get("state", {}), model, order)
     numbered = any(not isinstance(key, str) for key in names)
     result = Optimizer()
     for position, group in enumerate(groups):

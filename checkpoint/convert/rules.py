@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic.checkpoint.convert.optimizer import Order
+from elastic.checkpoint.convert.numbered import Order
 from elastic.checkpoint.convert.patterns import compiled
 from elastic.checkpoint.convert.slice_rules import SliceRule, parse_slice_rule
 from elastic.errors import CheckpointError

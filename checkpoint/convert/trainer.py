@@ -12,7 +12,7 @@ import torch
 from elastic.checkpoint.convert.hf import load_weights, read_all, read_configs
 from elastic.checkpoint.convert.hf import recognise as recognise_weights
 from elastic.checkpoint.convert.nested import Nested, interpret
-from elastic.checkpoint.convert.optimizer import Order
+from elastic.checkpoint.convert.numbered import Order
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import strict_json
 from elastic.checkpoint.convert.torch_save import load_tree

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from elastic.checkpoint.convert.optimizer import Order
+from elastic.checkpoint.convert.numbered import Order
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.run import Request, convert, open_any
 from elastic.errors import CheckpointError

@@ -61,7 +61,8 @@ def test_spellings_survive_a_detour(tmp_path, model, optimizer):
     states = [optim.state_dict()] if optimizer == "optimizer_states" else optim.state_dict()
     extra = {"global_step": 5, "callbacks": {"x": (1, None)}, "rng": torch.arange(4, dtype=torch.uint8)}
     torch.save({model: module.state_dict(), optimizer: states, **extra}, tmp_path / "a.pt")
-    convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp"))
+    rules = parse_rules({"optimizer": {"groups": [".*"]}})
+    convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp", rules=rules))
     convert(Request(source=tmp_path / "b", target=tmp_path / "c.pt", to="torch"))
     tree = torch.load(tmp_path / "c.pt", weights_only=True)
     assert tree["global_step"] == 5

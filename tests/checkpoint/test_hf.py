@@ -113,7 +113,7 @@ def test_from_pretrained_opens_the_directory_with_equal_logits(tmp_path, kind):
 def test_a_directory_of_the_trainer_is_read_with_its_optimizer(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
-    from elastic.checkpoint.convert.optimizer import Order
+    from elastic.checkpoint.convert.numbered import Order
     from elastic.checkpoint.convert.rules import Rules
     from elastic.checkpoint.convert.trainer import open_trainer
 
