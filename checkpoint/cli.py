@@ -6,23 +6,27 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from elastic.checkpoint.cli_show import as_json, show, show_differences, show_outline
+from elastic.checkpoint.cli_show import as_json, differences_as_json, show, show_differences, show_outline, show_unread
 from elastic.checkpoint.convert.compare import compare
+from elastic.checkpoint.convert.detect import Detected
 from elastic.checkpoint.convert.formats import TARGETS
 from elastic.checkpoint.convert.ours import garbage, retire
 from elastic.checkpoint.convert.output import run_bytes
 from elastic.checkpoint.convert.rules import Rules, load_rules
-from elastic.checkpoint.convert.run import DEFAULT_MEMORY, Outline, Request, convert, open_any, plan
-from elastic.checkpoint.convert.verify import verify
+from elastic.checkpoint.convert.run import DEFAULT_MEMORY, Outline, Request, convert, open_any, plan, unread_of
+from elastic.checkpoint.convert.verify import size_of, verify
 from elastic.checkpoint.objects import place
-from elastic.errors import ElasticError
+from elastic.checkpoint.state import Source
+from elastic.errors import CheckpointError, ElasticError
 
 app = typer.Typer(
     help="Look into checkpoints of any format, compare, convert and clean up.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -30,6 +34,8 @@ app = typer.Typer(
 
 Where = Annotated[str, typer.Argument(help="Directory or file, whose format is detected; or a URL of our own format.")]
 Trust = Annotated[bool, typer.Option("--trust-pickle", help="Run pickles that are not on the list of harmless ones. They can do anything.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+RulesFile = Annotated[Path | None, typer.Option("--rules", help="TOML or JSON file of rules; see docs/converters.md.")]
 Memory = Annotated[str, typer.Option("--max-memory", help="Memory for values, such as 500MiB or 2GiB.")]
 
 _UNITS = {
@@ -51,50 +57,89 @@ def parse_bytes(text: str) -> int:
     """Bytes of `2GiB`, `500 MB`, `1048576`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
-        raise typer.BadParameter(f"{text!r} is no amount of memory; write it such as 500MiB or 2GiB")
+        raise CheckpointError(f"{text!r} is no amount of memory; write it such as 500MiB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @app.command("inspect")
-def inspect_command(
-    path: Where, as_json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False, trust_pickle: Trust = False
-) -> None:
-    """Format, step, tensors, bytes, tensor-parallel slices and optimizer groups."""
-    detected, source = open_any(place(path), trust_pickle=trust_pickle)
-    slicings = getattr(source, "slicings", {})
-    try:
+def inspect_command(path: Where, as_json_: Json = False, rules: RulesFile = None, trust_pickle: Trust = False) -> None:
+    """Format, step, tensors, bytes, tensor-parallel slices and optimizer groups; and what is there that cannot be read."""
+    with _looked_into(path, rules, trust_pickle) as (detected, source):
+        slicings = getattr(source, "slicings", {})
         if as_json_:
             typer.echo(json.dumps(as_json(detected, source.contents, slicings)))
         else:
             show(Console(), detected, source.contents, slicings)
-    finally:
-        source.close()
 
 
 @app.command("verify")
-def verify_command(path: Where, trust_pickle: Trust = False, max_memory: Memory = "256MiB") -> None:
+def verify_command(
+    path: Where, as_json_: Json = False, rules: RulesFile = None, trust_pickle: Trust = False, max_memory: Memory = "256MiB"
+) -> None:
     """Reads everything and checks what checksums there are."""
-    detected, source = open_any(place(path), trust_pickle=trust_pickle)
+    limit = run_bytes(parse_bytes(max_memory))
+    with _looked_into(path, rules, trust_pickle) as (detected, source):
+        with _progress() as bar:
+            reading = bar.add_task("reading", total=size_of(source))
+            proved = verify(source, limit=limit, told=lambda count: bar.update(reading, advance=count))
+        unread = unread_of(source.contents)
+        if as_json_:
+            typer.echo(json.dumps({"path": path, "format": detected.name, "checked": proved, "unread": list(unread)}))
+        else:
+            typer.echo(f"{path}: {detected.name}: {proved}")
+            show_unread(Console(), unread)
+
+
+@app.command("diff")
+def diff_command(
+    first: Where,
+    second: Where,
+    as_json_: Json = False,
+    rules: Annotated[
+        list[Path] | None,
+        typer.Option("--rules", help="File of rules for both (docs/converters.md); given twice, for the first and the second."),
+    ] = None,
+    trust_pickle: Trust = False,
+    max_memory: Memory = "256MiB",
+) -> None:
+    """What differs between two checkpoints of any formats; exit status 1 if something does."""
+    limit, files = run_bytes(parse_bytes(max_memory)), [*(rules or [None])]
+    if len(files) > 2:
+        raise CheckpointError("--rules is given once for both checkpoints, or twice: for the first and for the second")
+    with (
+        _looked_into(first, files[0], trust_pickle) as (_, left),
+        _looked_into(second, files[-1], trust_pickle) as (_, right),
+        _progress() as bar,
+    ):
+        comparing = bar.add_task("comparing", total=size_of(left))
+        found = compare(left, right, limit=limit, told=lambda count: bar.update(comparing, advance=count))
+        unread = [unread_of(source.contents) for source in (left, right)]
+        if as_json_:
+            told = differences_as_json(found, unread)
+            differs = bool(told["different"])
+            typer.echo(json.dumps(told))
+        else:
+            differs = show_differences(Console(soft_wrap=True), found)
+            for which, texts in zip(("first", "second"), unread, strict=True):
+                show_unread(Console(), texts, f" of the {which}, so not compared")
+    if differs:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _looked_into(path: str, rules: Path | None, trust_pickle: bool) -> Iterator[tuple[Detected, Source]]:
+    """A checkpoint that is only read: what cannot be read is listed."""
+    found = load_rules(rules) if rules else Rules()
+    detected, source = open_any(place(path), trust_pickle=trust_pickle, rules=found, lenient=True)
     try:
-        typer.echo(f"{path}: {detected.name}: {verify(source, limit=run_bytes(parse_bytes(max_memory)))}")
+        yield detected, source
     finally:
         source.close()
 
 
-@app.command("diff")
-def diff_command(first: Where, second: Where, trust_pickle: Trust = False, max_memory: Memory = "256MiB") -> None:
-    """What differs between two checkpoints of any formats; exit status 1 if something does."""
-    _, left = open_any(place(first), trust_pickle=trust_pickle)
-    try:
-        _, right = open_any(place(second), trust_pickle=trust_pickle)
-        try:
-            differs = show_differences(Console(soft_wrap=True), compare(left, right, limit=run_bytes(parse_bytes(max_memory))))
-        finally:
-            right.close()
-    finally:
-        left.close()
-    if differs:
-        raise typer.Exit(1)
+def _progress() -> Bar:
+    """On a terminal only, and gone when it is over."""
+    return Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 @app.command("convert")
@@ -104,9 +149,7 @@ def convert_command(
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(TARGETS)}.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     max_memory: Memory = f"{DEFAULT_MEMORY >> 30}GiB",
-    rules: Annotated[
-        Path | None, typer.Option("--rules", help="TOML or JSON file of renames, splits, merges, slices; see checkpoint/convert/rules.py.")
-    ] = None,
+    rules: RulesFile = None,
     tensor_parallel: Annotated[
         int | None, typer.Option("--tensor-parallel", min=1, help="Keep slices for this many ranks, by the rules; 1 (or not given): whole.")
     ] = None,
@@ -128,7 +171,7 @@ def convert_command(
     if dry_run:
         show_outline(console, plan(request), to)
         return
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    with _progress() as bar:
         writing = bar.add_task("writing", total=None)
 
         def told(planned: Outline) -> None:
@@ -154,14 +197,23 @@ def gc_command(
     ] = None,
 ) -> None:
     """Removes what unfinished saves left behind and, if asked to, old checkpoints; never the last good one."""
-    removed = garbage(place(path), older_than_s=older_than, now=time.time()) + retire(place(path), last=keep_last, every=keep_every)
+    where = place(path)
+    if isinstance(where, Path) and not where.is_dir():
+        raise CheckpointError(f"{where} is no directory, so there are no checkpoints in it")
+    removed = garbage(where, older_than_s=older_than, now=time.time()) + retire(where, last=keep_last, every=keep_every)
     typer.echo("\n".join(f"removed {name}" for name in removed) if removed else "nothing to remove")
 
 
-def main() -> None:
-    """Runs the command; an error that is ours is one line and exit status 2."""
+def main(arguments: list[str] | None = None, prog_name: str = "checkpoint") -> None:
+    """Runs the command; what it refuses is one line and exit status 2."""
     try:
-        app(prog_name="checkpoint")
+        app(arguments, prog_name=prog_name)
     except ElasticError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _refuse(text: str) -> NoReturn:
+    typer.echo(f"error: {'; '.join(text.splitlines())}", err=True)
+    sys.exit(2)

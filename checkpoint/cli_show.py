@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from elastic.checkpoint.convert.compare import Difference
 from elastic.checkpoint.convert.detect import Detected
-from elastic.checkpoint.convert.run import Outline
+from elastic.checkpoint.convert.run import Outline, unread_of
 from elastic.checkpoint.manifest import slicing_json
 from elastic.checkpoint.objects import Place
 from elastic.checkpoint.slices import Slicing
@@ -52,6 +52,7 @@ def as_json(detected: Detected, contents: Contents, slicings: Slicings) -> dict[
         "frozen": sorted(contents.frozen),
         "buffers": sorted(contents.buffers),
         "extra": sorted(contents.extra),
+        "unread": list(unread_of(contents)),
     }
 
 
@@ -104,6 +105,13 @@ def show(console: Console, detected: Detected, contents: Contents, slicings: Sli
     ):
         if names:
             console.print(f"{word}: {escape(', '.join(sorted(names)))}", highlight=False)
+    show_unread(console, unread_of(contents))
+
+
+def show_unread(console: Console, unread: Iterable[str], where: str = "") -> None:
+    """What is there and was not read."""
+    for text in unread:
+        console.print(f"not read{where}: {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def show_differences(console: Console, differences: Iterable[Difference]) -> bool:
@@ -117,6 +125,16 @@ def show_differences(console: Console, differences: Iterable[Difference]) -> boo
         console.print(f"{escape(found.what)}: {escape(found.how)}", highlight=False)
     console.print(f"{equal} equal, {unequal} different", highlight=False)
     return unequal > 0
+
+
+def differences_as_json(differences: Iterable[Difference], unread: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """All that `diff` finds. unread: of the first and the second, what was not read and so not compared."""
+    found = list(differences)
+    return {
+        "equal": sum(one.equal for one in found),
+        "different": [{"what": one.what, "how": one.how} for one in found if not one.equal],
+        "unread": {"first": list(unread[0]), "second": list(unread[1])},
+    }
 
 
 def show_outline(console: Console, outline: Outline, to: str, done: Place | None = None) -> None:
@@ -133,3 +151,4 @@ def show_outline(console: Console, outline: Outline, to: str, done: Place | None
     console.print(escape(f"would write {what}" if done is None else f"wrote {what}: {done}"), highlight=False, soft_wrap=True)
     for text in outline.left_out:
         console.print(f"left out, since {to} has no place for it: {escape(text)}", highlight=False, soft_wrap=True)
+    show_unread(console, outline.unread)

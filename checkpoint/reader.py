@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
@@ -45,6 +45,7 @@ class ElasticSource:
         self._contents: Contents | None = None
         self.name = directory
         self.bytes_read = 0
+        self._told: Callable[[int], None] = lambda _bytes: None
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._opened: dict[str, Readable] = {}
@@ -100,6 +101,10 @@ class ElasticSource:
     def slicings(self) -> dict[Key, Slicing]:
         """Of the tensors that are kept as slices."""
         return {key: place.slicing for key, place in self.manifest.places.items() if isinstance(place, Sliced)}
+
+    def watch(self, told: Callable[[int], None]) -> None:
+        """Calls `told` with the bytes of each read from now on."""
+        self._told = told
 
     def close(self) -> None:
         """Lets go of files."""
@@ -191,6 +196,7 @@ class ElasticSource:
             self._opened[file] = self._store.open_read(f"{self._directory}/{file}")
             self._sums[file] = checksums_of(self.manifest.files[file].blocks)
         self.bytes_read += memory.size
+        self._told(memory.size)
         share = max(_SHARE_BYTES, -(-block_count(memory.size) // self._threads) * BLOCK_BYTES)
         if self._threads > 1 and memory.size > share:
             if self._pool is None:

@@ -42,6 +42,7 @@ class Contents:
     step: of the training that it was saved at (the number of steps taken), None if it does not say.
     extra: what the format carries besides and can be JSON (scheduler, seed, data cursor, model configuration), by key.
     files: small files that lie beside the weights for the programs that open them (`config.json`, a tokenizer's), by name.
+    unread: what is there besides and was not read, in words.
     """
 
     tensors: Mapping[str, Mapping[str, Spec]]
@@ -53,6 +54,7 @@ class Contents:
     step: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 class Source(Protocol):

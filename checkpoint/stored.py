@@ -57,10 +57,14 @@ def is_tensor(value: Any) -> bool:
 
 
 class Files:
-    """Files of one checkpoint, by path; every read says where it is from. Those that were used last are open."""
+    """Files of one checkpoint, by path; every read says where it is from. Those that were used last are open.
+
+    told: called with the bytes of each read.
+    """
 
     def __init__(self) -> None:
         self._open: dict[Path, tuple[int, int]] = {}
+        self.told: Callable[[int], None] = lambda _bytes: None
 
     def __del__(self) -> None:
         self.close()
@@ -89,6 +93,7 @@ class Files:
             raise CheckpointError(
                 f"{path} has {size} bytes; bytes {offset} to {offset + len(memory)} were to be read: it is truncated or damaged"
             )
+        self.told(len(memory))
         while memory:
             try:
                 count = os.preadv(descriptor, [memory], offset)

@@ -26,9 +26,9 @@ app.command()(plan)
 @app.command("checkpoint", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def _checkpoint(context: typer.Context) -> None:
     """Looks into checkpoints of any format, compares, converts and cleans up."""
-    from elastic.checkpoint.cli import app as checkpoints  # it imports torch, which running a job here need not wait for
+    from elastic.checkpoint.cli import main as checkpoints  # it imports torch, which running a job here need not wait for
 
-    checkpoints(context.args, prog_name="elastic checkpoint")
+    checkpoints(context.args, "elastic checkpoint")
 
 
 @app.command()

@@ -81,9 +81,7 @@ def check_same_training(name: str, saved: TrainingRecord, own: TrainingRecord) -
     if began_otherwise:
         told.append(f"{name} belongs to a training that began with other initial parameters: a new training needs a directory of its own")
     if saved.scheduler and not own.scheduler:
-        told.append(
-            f"{name} was trained with the scheduler {saved.scheduler}, and this job has none: learning rates stay as saved"
-        )
+        told.append(f"{name} was trained with the scheduler {saved.scheduler}, and this job has none: learning rates stay as saved")
     for key, effect in _BITS.items():
         if key in saved.settings and saved.settings[key] != own.settings.get(key):
             told.append(f"{name} was trained with {key}={saved.settings[key]}, and this job has {own.settings.get(key)}: {effect}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from elastic.checkpoint.convert.output import silent_bytes
 from elastic.checkpoint.state import PARAM, Source, Spec
 from elastic.checkpoint.stored import itemsize
 
@@ -31,12 +32,15 @@ def _bits(flat: torch.Tensor) -> torch.Tensor:
     )
 
 
-def compare_tensor(left: Source, right: Source, name: str, state: str, spec: Spec, limit: int) -> str | None:
-    """How the values differ, None if all bits are equal. `limit`: bytes of one run."""
+def compare_tensor(
+    left: Source, right: Source, name: str, state: str, spec: Spec, limit: int, told: Callable[[int], None] = silent_bytes
+) -> str | None:
+    """How the values differ, None if all bits are equal. `limit`: bytes of one run. told: called with the bytes that were compared."""
     count, step = math.prod(spec.shape), max(1, limit // itemsize(spec.dtype))
     first, largest, differing = None, 0.0, 0
     for at in range(0, count, step):
         a, b = left.read(name, state, at, min(count, at + step)), right.read(name, state, at, min(count, at + step))
+        told(a.nbytes)
         if torch.equal(_bits(a), _bits(b)):
             continue
         unequal = (_bits(a) != _bits(b)).reshape(len(a), -1).any(dim=1)
@@ -70,8 +74,19 @@ class Untied:
         self.source.close()
 
 
-def compare(left: Source, right: Source, *, limit: int, weights_only: bool = False, extra: bool = False) -> Iterator[Difference]:
-    """Everything that both or one of them hold. `limit`: bytes of one run. extra: the extra values too."""
+def compare(
+    left: Source,
+    right: Source,
+    *,
+    limit: int,
+    weights_only: bool = False,
+    extra: bool = False,
+    told: Callable[[int], None] = silent_bytes,
+) -> Iterator[Difference]:
+    """Everything that both or one of them hold. `limit`: bytes of one run. extra: the extra values too.
+
+    told: called with the bytes that were compared.
+    """
     a, b = _keys(left), _keys(right)
     left, right = Untied(left), Untied(right)
     for key in list(dict.fromkeys([*a, *b])):
@@ -84,7 +99,7 @@ def compare(left: Source, right: Source, *, limit: int, weights_only: bool = Fal
         elif a[key] != b[key]:
             yield Difference(what=what, how=f"{a[key].dtype} {list(a[key].shape)} and {b[key].dtype} {list(b[key].shape)}")
         else:
-            how = compare_tensor(left, right, name, state, a[key], limit)
+            how = compare_tensor(left, right, name, state, a[key], limit, told)
             yield Difference(what=what, how=how or "equal", equal=how is None)
     if not weights_only:
         yield from _compare_rest(left, right, extra)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from elastic.checkpoint.boxes import tiling_fault
+from elastic.checkpoint.convert.jsonable import Unread
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.tree import place
@@ -117,8 +118,10 @@ def _tree(metadata: Any, pieces: Pieces, rules: Rules) -> dict[str, Any]:
             raise CheckpointError(f"{pieces.root / METADATA}: {key} has the path {path!r}")
         try:
             place(tree, path, _value(key, item, pieces))
-        except CheckpointError:
-            if not _is_dropped(path, rules):
+        except CheckpointError as error:
+            if rules.lenient:
+                place(tree, path, Unread(str(error)))
+            elif not _is_dropped(path, rules):
                 raise
     return tree
 

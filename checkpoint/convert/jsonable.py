@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Any, Protocol
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from elastic.checkpoint.pickles import Global, Opaque
-from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Readable, dtype_of, is_tensor, name_of
 from elastic.errors import CheckpointError
 
@@ -17,8 +19,11 @@ TENSOR_LIMIT = 1 << 20
 """Elements of a tensor that may be kept among the extra values."""
 
 
-class _HasRun(Protocol):
-    spec: Spec
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Stands for a value that could not be read, and says why."""
+
+    reason: str
 
 
 def _bytes_of(flat: torch.Tensor) -> bytes:
@@ -28,8 +33,11 @@ def _bytes_of(flat: torch.Tensor) -> bytes:
 def _tensor(value: Readable, where: str) -> Any:
     count = math.prod(value.spec.shape)
     if count > TENSOR_LIMIT:
+        top, _, below = where.partition(".")
+        new = r"regex = '{}\.(.*)' to = 'NAME.\1'" if below else "exact = '{}' to = 'NAME'"
         raise CheckpointError(
-            f"{where} is a tensor of {count} elements outside of model and optimizer; drop it by a rule, or rename it into the model"
+            f"{where} is a {value.spec.dtype} tensor of shape {list(value.spec.shape)} outside of model and optimizer. Drop it by a rule, "
+            f"drop = ['{re.escape(top)}'], or take it into the model by another name: [[rename]] {new.format(re.escape(top))}"
         )
     data = base64.b64encode(_bytes_of(value.run(0, count))).decode()
     return {"$tensor": {"dtype": value.spec.dtype, "shape": list(value.spec.shape), "data": data}}
@@ -49,9 +57,9 @@ def encode(value: Any, where: str) -> Any:
         case torch.dtype():
             return {"$dtype": name_of(value)}
         case list():
-            return [encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
+            return [encode(item, f"{where}.{index}") for index, item in enumerate(value)]
         case tuple():
-            return {"$tuple": [encode(item, f"{where}[{index}]") for index, item in enumerate(value)]}
+            return {"$tuple": [encode(item, f"{where}.{index}") for index, item in enumerate(value)]}
         case set() | frozenset():
             return {"$set": [encode(item, where) for item in sorted(value, key=repr)]}
         case dict():
@@ -60,15 +68,33 @@ def encode(value: Any, where: str) -> Any:
             return {"$dict": [[encode(key, where), encode(item, f"{where}.{key}")] for key, item in value.items()]}
     if is_tensor(value):
         return _tensor(value, where)
+    if isinstance(value, Unread):
+        raise CheckpointError(value.reason)
+    rule = f"drop it by a rule, drop = ['{re.escape(where)}']"
     if isinstance(value, Opaque | Global):
         name = value.cls if isinstance(value, Opaque) else value
         raise CheckpointError(
-            f"{where} is a {name}, which is not on the list of harmless names: drop it by a rule or, if you trust whoever wrote it, pass "
-            "--trust-pickle"
+            f"{where} is a {name}, which is not on the list of harmless names: {rule}; or, if you trust whoever wrote it and it is made of "
+            "plain values, pass --trust-pickle"
         )
-    raise CheckpointError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which has no form outside of pickle; drop it by a rule"
-    )
+    raise CheckpointError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which has no form outside of pickle; {rule}")
+
+
+def encoded(values: Mapping[str, Any], where: str, unread: list[str] | None) -> dict[str, Any]:
+    """JSON of a dict. What has no form raises CheckpointError or, with `unread`, is listed there and left out, by itself."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        at = f"{where}{key}"
+        try:
+            found[key] = encode(value, at)
+        except CheckpointError as error:
+            if unread is None:
+                raise
+            if type(value) is dict and all(type(inner) is str and not inner.startswith("$") for inner in value):
+                found[key] = encoded(value, f"{at}.", unread)
+            else:
+                unread.append(str(error))
+    return found
 
 
 def decode(value: Any) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from elastic.checkpoint.convert.jsonable import decode, encode
+from elastic.checkpoint.convert.jsonable import decode, encoded
 from elastic.checkpoint.convert.optimizer import SCALARS, Optimizer, read_optimizer, scalar_tensor, setting
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.tree import SPELLING, Found, element, find, place, rest, step_of, without
+from elastic.checkpoint.convert.tree import SPELLING, Found, dotted, element, find, place, rest, spelled, step_of, take_out, tensors_in
 from elastic.checkpoint.state import PARAM, Contents, Source, Spec
 from elastic.checkpoint.stored import Files, Readable, Strided, dtype_of, is_tensor
 from elastic.errors import CheckpointError
@@ -35,6 +36,10 @@ class Nested:
     def verify(self) -> str:
         """Reads everything; what was checked, in words."""
         return self.check()
+
+    def watch(self, told: Callable[[int], None]) -> None:
+        """Calls `told` with the bytes of each read from now on."""
+        self.files.told = told
 
     def close(self) -> None:
         """Lets go of files."""
@@ -65,36 +70,77 @@ def _ties(model: Mapping[str, Readable]) -> dict[str, str]:
 
 
 def interpret(tree: Mapping[str, Any], *, rules: Rules, found: Found | None = None) -> tuple[Contents, dict[tuple[str, str], Readable]]:
-    """What a tree holds, and its tensors, without what the rules drop. Raises CheckpointError naming what has no place."""
-    found = find(tree) if found is None else found
+    """What a tree holds, and its tensors, without what the rules drop. Raises CheckpointError naming what has no place.
+
+    With `rules.lenient` that is listed in `Contents.unread` instead.
+    """
+    unread: list[str] | None = [] if rules.lenient else None
+    try:
+        found = find(tree, rules.drops, unread) if found is None else found
+        return _interpret(tree, rules, found, unread)
+    except RecursionError as error:
+        raise CheckpointError("a value of it contains itself, or is nested too deeply") from error
+
+
+def _interpret(
+    tree: Mapping[str, Any], rules: Rules, found: Found, unread: list[str] | None
+) -> tuple[Contents, dict[tuple[str, str], Readable]]:
     inside = {} if found.model is None else element(tree, found.model)
-    if found.model == () and found.optimizer == ():
+    if found.model == () and (found.optimizer == () or () in found.left):
         inside = {key: value for key, value in inside.items() if not str(key).startswith(("state.", "param_groups"))}
+    prefix = "".join(f"{part}." for part in found.model or ())
+    drops = lambda name: rules.drops(name) or rules.drops(prefix + name)  # noqa: E731
     everything = {str(name): value for name, value in inside.items() if is_tensor(value)}
-    model = {name: value for name, value in everything.items() if not rules.drops(name)}
+    model = {name: value for name, value in everything.items() if not drops(name)}
+    others = rest(tree, found, rules.drops)
+    model |= _moved(tree, found, others, rules, model)
     ties = _ties(model)
     params = {name: value for name, value in model.items() if name not in ties}
     optimizer = Optimizer()
-    if found.optimizer is not None:
+    if found.optimizer is not None and not any(rules.drops(what) for what in ("optimizer", dotted(found.optimizer))):
         known = _trainable({name: value for name, value in everything.items() if name not in _ties(everything)})
         state = element(tree, found.optimizer)
-        optimizer = read_optimizer(state, flattened=found.flattened, model=known, order=rules.order, drops=rules.drops)
-        _untie(optimizer, ties, params)
-    extra = {key: encode(value, key) for key, value in without(rest(tree, found), rules.drops).items()}
+        try:
+            optimizer = read_optimizer(state, flattened=found.flattened, model=known, order=rules.order, drops=drops)
+            _untie(optimizer, ties, params)
+        except CheckpointError as error:
+            if unread is None:
+                raise
+            optimizer = Optimizer()
+            unread.append(f"{dotted(found.optimizer) or 'optimizer'}: {error}")
+    extra = encoded(others, "", unread)
     if found.model:
-        for key, value in inside.items():
-            if not is_tensor(value) and not rules.drops(str(key)):
-                place(extra, (*found.model, str(key)), encode(value, str(key)))
-    extra[SPELLING] = {"model": _listed(found.model), "optimizer": _listed(found.optimizer)}
-    return _contents(params, _trainable(params), optimizer, ties, extra), _tensors(params, optimizer)
+        beside = {str(key): value for key, value in inside.items() if not is_tensor(value) and not drops(str(key))}
+        for key, value in encoded(beside, "", unread).items():
+            place(extra, (*found.model, key), value)
+    extra[SPELLING] = {"model": spelled(found.model, rules.drops), "optimizer": spelled(found.optimizer, rules.drops)}
+    contents = _contents(params, _trainable(params), optimizer, ties, extra)
+    return replace(contents, unread=tuple(unread or ())), _tensors(params, optimizer)
+
+
+def _moved(
+    tree: Mapping[str, Any], found: Found, others: dict[str, Any], rules: Rules, model: Mapping[str, Readable]
+) -> dict[str, Readable]:
+    """Tensors outside of the model that become some of it, by path: those that a rename names, and those of several models.
+
+    They are taken out of `others`. A rename names a tensor if its pattern begins with the key that the tensor lies under; one that
+    fits any name is not about a generator's state.
+    """
+    loose = {dotted(path): value for at in found.loose for path, value in tensors_in(element(tree, at), at)}
+    renamed: dict[str, Readable] = {}
+    for path, value in tensors_in(others):
+        name, key = dotted(path), str(path[0])
+        rule = next((rule for rule in rules.renames if rule.apply(name) is not None), None)
+        if rule is not None and rule.pattern.startswith((key, re.escape(key))):
+            renamed[name] = value
+            take_out(others, path)
+    if twice := sorted(set(renamed) & set(model)):
+        raise CheckpointError(f"a rule takes {twice[0]} into the model, which has such a tensor already")
+    return {name: value for name, value in loose.items() if not rules.drops(name)} | renamed
 
 
 def _trainable(params: Mapping[str, Readable]) -> dict[str, Spec]:
     return {name: value.spec for name, value in params.items() if dtype_of(value.spec.dtype).is_floating_point}
-
-
-def _listed(path: tuple[str | int, ...] | None) -> list[str | int] | None:
-    return None if path is None else list(path)
 
 
 def _untie(optimizer: Optimizer, ties: Mapping[str, str], params: Mapping[str, Readable]) -> None:

@@ -31,6 +31,10 @@ def silent(_name: str, _bytes: int) -> None:
     """No progress."""
 
 
+def silent_bytes(_bytes: int) -> None:
+    """No progress."""
+
+
 def run_bytes(max_memory: int) -> int:
     """Bytes of one run such that source, target and what lies between stay within `max_memory` (bytes)."""
     return max(RUN_LEAST, min(RUN_LIMIT, max_memory // 8))

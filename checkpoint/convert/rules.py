@@ -114,7 +114,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """All rules of a conversion. preset: shards that follow those that are stated."""
+    """All rules of a conversion. preset: shards that follow those that are stated.
+
+    lenient: what cannot be read is listed and left out, for commands that only look; not a rule of a file.
+    """
 
     drop: tuple[str, ...] = ()
     renames: tuple[Rename, ...] = ()
@@ -124,6 +127,7 @@ class Rules:
     order: Order = field(default_factory=Order)
     shards: tuple[Shard, ...] = ()
     preset: str = PRESETS[0]
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         for pattern in (*self.drop, *self.order.groups):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from elastic.checkpoint.convert.compare import compare
@@ -80,11 +80,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What a conversion writes, and what the target has no place for, in words."""
+    """What a conversion writes, what the target has no place for, and what of the source was not read, both in words."""
 
     detected: Detected
     tensors: tuple[Planned, ...]
     left_out: tuple[str, ...]
+    unread: tuple[str, ...] = ()
     slicings: Mapping[tuple[str, str], Slicing] = field(default_factory=dict)
 
     @property
@@ -115,12 +116,19 @@ def outline(contents: Contents, detected: Detected, request: Request) -> Outline
     if not planned:
         raise CheckpointError(f"there is no tensor in it that {to} has a place for")
     slicings = slicings_of(contents, request.rules.slices, request.tensor_parallel or 1)
-    return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to), slicings=slicings)
+    return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to), unread=unread_of(contents), slicings=slicings)
 
 
-def open_any(path: Place, *, trust_pickle: bool = False, rules: Rules | None = None) -> tuple[Detected, Source]:
-    """Detects and opens, and applies rules. Raises CheckpointError."""
-    detected, rules = detect(path), rules or Rules()
+def unread_of(contents: Contents) -> tuple[str, ...]:
+    """What of a checkpoint was not read, in words."""
+    nested = [(key, value.get("not_read")) for key, value in contents.extra.items() if isinstance(value, Mapping)]
+    told = [("", contents.extra.get("not_read")), *nested]
+    return (*contents.unread, *(f"{where}{name}" for where, names in told if isinstance(names, list) for name in names))
+
+
+def open_any(path: Place, *, trust_pickle: bool = False, rules: Rules | None = None, lenient: bool = False) -> tuple[Detected, Source]:
+    """Detects and opens, and applies rules. Raises CheckpointError; lenient: lists what cannot be read in `Contents.unread`."""
+    detected, rules = detect(path), replace(rules or Rules(), lenient=lenient)
     source = open_source(path, detected.name, trust_pickle=trust_pickle, rules=rules)
     if not rules.changes:
         return detected, source

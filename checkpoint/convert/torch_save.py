@@ -10,10 +10,10 @@ from typing import Any
 from elastic.checkpoint.convert.nested import Nested, interpret, tree_of
 from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.pickles import Archive, load_archive
+from elastic.checkpoint.pickles import Archive, Opaque, load_archive
 from elastic.checkpoint.pickles.write import write_archive
 from elastic.checkpoint.state import Source
-from elastic.checkpoint.stored import Files
+from elastic.checkpoint.stored import Files, is_tensor
 from elastic.errors import CheckpointError
 
 
@@ -31,7 +31,9 @@ def load_tree(path: Path, files: Files, *, trust_pickle: bool = False) -> tuple[
     archive = Archive(path, files=files)
     tree = load_archive(archive, trusted=trust_pickle)
     if not isinstance(tree, Mapping):
-        raise CheckpointError(f"{path} holds a {type(tree).__name__}, not a dict")
+        what = f"an object of {tree.cls}" if isinstance(tree, Opaque) else "a tensor" if is_tensor(tree) else f"a {type(tree).__name__}"
+        advice = ": a pickled module is a program; save its state_dict()" if isinstance(tree, Opaque) else ""
+        raise CheckpointError(f"{path} holds {what}, not a dict{advice}")
     return tree, archive
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ Path = tuple[str | int, ...]
 
 MODELS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 OPTIMIZERS = ("optimizer", "optim", "optimizer_state_dict", "optimizer_state", "optim_state_dict", "optimizer_states", "optimizer_0")
-STEPS = ("step", "global_step", "steps", "iteration", "iter")
+STEPS = ("step", "global_step", "global_steps", "steps", "iteration", "iter")
 SPELLING = "spelling"
 """The key among the extra values that says which keys model and optimizer had."""
 
@@ -55,13 +56,32 @@ def _extend(items: list[Any], index: Any) -> int:
     return index
 
 
+Drops = Callable[[str], bool]
+"""Whether a rule leaves out what is at a path, with dots."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Where model and optimizer are; None if there is none. `flattened`: the optimizer's keys are `state.NAME.STATE`."""
+    """Where model and optimizer are; None if there is none. `flattened`: the optimizer's keys are `state.NAME.STATE`.
+
+    left: optimizers that are left out whole. loose: models of which there are several, where that is no error; their tensors are by path.
+    """
 
     model: Path | None
     optimizer: Path | None
     flattened: bool = False
+    left: tuple[Path, ...] = ()
+    loose: tuple[Path, ...] = ()
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """A path as rules name it."""
+    return ".".join(map(str, path))
+
+
+def _keep_all(_path: str) -> bool:
+    """The rule without rules."""
+    return False
 
 
 def _looks_like_model(value: Any) -> bool:
@@ -88,47 +108,61 @@ def _candidates(tree: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple
             yield from (((key, inner), item) for inner, item in value.items() if inner in names)
 
 
-def _only(found: Sequence[Path], what: str) -> Path | None:
-    if len(found) > 1:
-        raise CheckpointError(
-            f"there are several {what}: {', '.join('.'.join(map(str, path)) for path in found)}; drop all but one by a rule"
-        )
-    return found[0] if found else None
+def _several(found: Sequence[Path], what: str) -> str:
+    names = [dotted(path) for path in found]
+    advice = f"drop = ['{re.escape(names[-1])}']"
+    return f"there are several {what}: {', '.join(names)}; drop all but one by a rule, such as {advice}"
 
 
-def find(tree: Mapping[str, Any]) -> Found:
-    """Model and optimizer in a tree. Raises CheckpointError where there are several of one kind."""
+def find(tree: Mapping[str, Any], drops: Drops = _keep_all, unread: list[str] | None = None) -> Found:
+    """Model and optimizer in a tree, among what rules leave; the word `optimizer` drops every optimizer.
+
+    Raises CheckpointError where there are several of one kind; or, with `unread`, says there what is not told apart.
+    """
+    kept = lambda path: not any(drops(dotted(path[: end + 1])) for end in range(len(path)))  # noqa: E731
     optimizers: list[tuple[Path, bool]] = []
     for path, value in [((), tree), *_candidates(tree, OPTIMIZERS)]:
         items = [((*path, index), item) for index, item in enumerate(value)] if isinstance(value, list) else [(path, value)]
-        optimizers += [(at, form) for at, item in items if (form := _optimizer_form(item)) is not None]
-    optimizer = _only([path for path, _ in optimizers], "optimizers")
-    models = [path for path, value in _candidates(tree, MODELS) if _looks_like_model(value)]
-    if not models and any(is_tensor(value) for key, value in tree.items() if not (optimizer == () and str(key).startswith("state."))):
+        optimizers += [(at, form) for at, item in items if (form := _optimizer_form(item)) is not None and kept(at)]
+    left: tuple[Path, ...] = ()
+    if drops("optimizer") or len(optimizers) > 1:
+        left = tuple(path for path, _ in optimizers)
+        if not drops("optimizer"):
+            _say(_several(left, "optimizers"), unread)
+        optimizers = []
+    models = [path for path, value in _candidates(tree, MODELS) if _looks_like_model(value) and kept(path)]
+    rooted = () in left or any(path == () for path, _ in optimizers)
+    if not models and any(is_tensor(value) for key, value in tree.items() if not (rooted and str(key).startswith("state."))):
         models = [()]
-    return Found(model=_only(models, "models"), optimizer=optimizer, flattened=bool(optimizers and optimizers[0][1]))
+    loose: tuple[Path, ...] = ()
+    if len(models) > 1:
+        _say(_several(models, "models"), unread)
+        loose, models = tuple(models), []
+    optimizer, flattened = optimizers[0] if optimizers else (None, False)
+    return Found(model=models[0] if models else None, optimizer=optimizer, flattened=flattened, left=left, loose=loose)
 
 
-def _without(tree: Any, paths: Sequence[Path]) -> Any:
-    heads = {path[0] for path in paths if len(path) == 1}
-    if isinstance(tree, list):
-        rest = [item for index, item in enumerate(tree) if index not in heads]
-        return rest or None
-    kept = {}
-    for key, value in tree.items():
-        inner = [path[1:] for path in paths if len(path) > 1 and path[0] == key]
-        value = _without(value, inner) if inner else value
-        if key not in heads and not (inner and not value):
-            kept[key] = value
-    return kept
+def _say(text: str, unread: list[str] | None) -> None:
+    if unread is None:
+        raise CheckpointError(text)
+    unread.append(text)
 
 
-def rest(tree: Mapping[str, Any], found: Found) -> dict[str, Any]:
-    """What is neither model nor optimizer."""
-    kept = _without(tree, [path for path in (found.model, found.optimizer) if path])
+def spelled(path: Path | None, drops: Drops) -> list[str | int] | None:
+    """A path as it is when what rules drop is gone: items of lists have moved up."""
+    if path is None:
+        return None
+    before = [index for index in range(path[-1]) if drops(dotted((*path[:-1], index)))] if path and isinstance(path[-1], int) else []
+    return [*path[:-1], path[-1] - len(before)] if before else list(path)
+
+
+def rest(tree: Mapping[str, Any], found: Found, drops: Drops = _keep_all) -> dict[str, Any]:
+    """What is neither model nor optimizer, without what rules drop."""
+    taken = {path for path in (found.model, found.optimizer, *found.left, *found.loose) if path}
+    kept = _rest({key: tree[key] for key in tree}, (), taken, drops)
     if found.model == ():
         kept = {key: value for key, value in kept.items() if not is_tensor(value)}
-    if found.optimizer == ():
+    if found.optimizer == () or () in found.left:
         kept = {
             key: value
             for key, value in kept.items()
@@ -137,13 +171,41 @@ def rest(tree: Mapping[str, Any], found: Found) -> dict[str, Any]:
     return kept
 
 
-def without(value: Any, drops: Callable[[str], bool], where: str = "") -> Any:
-    """A value of nested dicts without the entries whose path, with dots, is to be left out."""
-    if isinstance(value, list):
-        return [without(item, drops, f"{where}{index}.") for index, item in enumerate(value)]
-    if not isinstance(value, dict):
+def _rest(value: Any, path: Path, taken: set[Path], drops: Drops) -> Any:
+    """A container without what is taken or dropped, and without containers that held nothing but what is taken."""
+    if not isinstance(value, dict | list):
         return value
-    return {key: without(item, drops, f"{where}{key}.") for key, item in value.items() if not drops(f"{where}{key}")}
+    kept = []
+    for key, item in enumerate(value) if isinstance(value, list) else value.items():
+        at = (*path, key)
+        if at in taken or drops(dotted(at)):
+            continue
+        inner = _rest(item, at, taken, drops)
+        if not any(one[: len(at)] == at for one in taken) or inner:
+            kept.append((key, inner))
+    return [item for _, item in kept] if isinstance(value, list) else dict(kept)
+
+
+def take_out(tree: Any, path: Path) -> None:
+    """Removes what is at a path, and containers that are empty then; items of lists become None, so that others keep their places."""
+    inner = tree[path[0]]
+    if len(path) > 1:
+        take_out(inner, path[1:])
+    if len(path) == 1 or (isinstance(inner, dict) and not inner):
+        if isinstance(tree, list):
+            tree[path[0]] = None
+        else:
+            del tree[path[0]]
+
+
+def tensors_in(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
+    """Every tensor of nested dicts and lists, by path."""
+    if is_tensor(value):
+        return [(path, value)]
+    if not isinstance(value, dict | list):
+        return []
+    entries = enumerate(value) if isinstance(value, list) else value.items()
+    return [found for key, item in entries for found in tensors_in(item, (*path, key))]
 
 
 def step_of(extra: Mapping[str, Any]) -> int | None:

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+from elastic.checkpoint.convert.output import silent_bytes
+from elastic.checkpoint.convert.ruled import Ruled
 from elastic.checkpoint.state import Source
 from elastic.checkpoint.stored import itemsize
 
 
-def verify(source: Source, *, limit: int) -> str:
-    """What was checked, in words; `limit`: bytes of one run. Raises CheckpointError naming what is damaged."""
+def size_of(source: Source) -> int:
+    """Bytes of all tensors."""
+    return sum(math.prod(spec.shape) * itemsize(spec.dtype) for states in source.contents.tensors.values() for spec in states.values())
+
+
+def verify(source: Source, *, limit: int, told: Callable[[int], None] = silent_bytes) -> str:
+    """What was checked, in words. Raises CheckpointError naming what is damaged. Rules make no difference: files are checked as they are.
+
+    limit: bytes of one run. told: called with bytes as they are read.
+    """
+    if isinstance(source, Ruled):
+        return verify(source.source, limit=limit, told=told)
     check = getattr(source, "verify", None)
     if check is not None:
-        return check() or "every block agrees with its checksum"
+        watch = getattr(source, "watch", silent_bytes)
+        watch(told)
+        try:
+            return check() or "every block agrees with its checksum"
+        finally:
+            watch(silent_bytes)
     total = 0
     for name, states in source.contents.tensors.items():
         for state, spec in states.items():
             count, step = math.prod(spec.shape), max(1, limit // itemsize(spec.dtype))
             for at in range(0, count, step):
-                total += source.read(name, state, at, min(count, at + step)).nbytes
+                read = source.read(name, state, at, min(count, at + step)).nbytes
+                total += read
+                told(read)
     return f"{total} bytes read; the format has no checksums"

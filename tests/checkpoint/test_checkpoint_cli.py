@@ -1,10 +1,12 @@
 """The command line."""
 
 import json
+import os
 import subprocess
 import sys
 import uuid
 from collections import Counter
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -82,9 +84,10 @@ def test_rules_come_from_a_file(source, tmp_path):
 
 def test_a_pickle_that_must_be_trusted_is_refused_until_it_is(tmp_path):
     torch.save({"model": {"a": torch.ones(2)}, "odd": Counter("aab")}, tmp_path / "a.pt")
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.pt")])
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "a.pt"), str(tmp_path / "b"), "--to", "hf"])
     assert isinstance(result.exception, CheckpointError)
     assert "collections.Counter" in str(result.exception)
+    assert "not read: odd is a collections.Counter" in run("inspect", tmp_path / "a.pt")
     assert "also holds: odd" in run("inspect", tmp_path / "a.pt", "--trust-pickle")
 
 
@@ -93,13 +96,70 @@ def test_amounts_of_memory(text, count):
     assert parse_bytes(text) == count
 
 
+ELASTIC = [str(Path(sys.executable).parent / "elastic"), "checkpoint"]
+MODULE = [sys.executable, "-m", "elastic.checkpoint"]
+
+
 @pytest.mark.slow
-def test_the_module_runs_and_an_error_is_one_line(tmp_path):
-    result = subprocess.run([sys.executable, "-m", "elastic.checkpoint", "inspect", tmp_path / "x"], capture_output=True, text=True)
-    assert result.returncode == 2
+@pytest.mark.parametrize(
+    ("command", "arguments", "reason"),
+    [
+        (MODULE, ["inspect", "x"], "x does not exist"),
+        (ELASTIC, ["inspect", "x"], "x does not exist"),
+        (ELASTIC, ["convert", __file__, "out", "--to", "hf"], "is no checkpoint that is known"),
+    ],
+)
+def test_a_refusal_is_one_line_of_either_command(tmp_path, command, arguments, reason):
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
-    assert "does not exist" in result.stderr
+    assert reason in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def refused(capsys, *arguments):
+    """The one line that a command refuses with, whatever else it printed."""
+    with pytest.raises(SystemExit) as ended:
+        elastic_main(["checkpoint", *map(str, arguments)])
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def elastic_main(arguments):
+    from elastic.cli import app as whole
+
+    whole(arguments, prog_name="elastic")
+
+
+def test_every_command_refuses_in_one_line(source, tmp_path, capsys):
+    (tmp_path / "rules.toml").write_text("[[split]]\nname = 'z'\ndim = 0\nwidths = [1]\nto = ['x']\n")
+    (tmp_path / "bad.toml").write_text("=")
+    (tmp_path / "locked").mkdir(mode=0)
+    damaged = tmp_path / "damaged"
+    run("convert", source, damaged, "--to", "elastic")
+    for file in damaged.glob("step-*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    missing = tmp_path / "x"
+    for arguments in (
+        ["verify", missing],
+        ["diff", source, missing],
+        ["gc", missing],
+        ["convert", missing, tmp_path / "out", "--to", "nosuch"],
+        ["convert", source, tmp_path / "out", "--to", "hf", "--max-memory", "much"],
+        ["convert", source, source, "--to", "hf"],
+        ["convert", source, tmp_path / "rules.toml" / "below", "--to", "hf"],
+        ["inspect", source, "--rules", tmp_path / "rules.toml"],
+        ["inspect", source, "--rules", tmp_path / "bad.toml"],
+        ["inspect", source, "--rules", missing],
+        ["diff", source, source, *(["--rules", tmp_path / "rules.toml"] * 3)],
+        ["inspect", "nosuch://x/y"],
+        ["verify", damaged],
+        *([["inspect", tmp_path / "locked" / "x"]] if os.geteuid() else []),
+    ):
+        refused(capsys, *arguments)
 
 
 def test_commands_take_urls(source, tmp_path):

@@ -141,9 +141,7 @@ def test_a_job_falls_back_to_its_own_checkpoints_only(tmp_path: Path, whole: dic
 def test_a_job_whose_directory_another_one_took_says_that_it_saves_no_more(
     tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = elastic.run(
-        saved_trainings.in_a_directory_that_another_job_takes, args=[str(tmp_path)], workers=2, stages=1, rebalance=False
-    )
+    result = elastic.run(saved_trainings.in_a_directory_that_another_job_takes, args=[str(tmp_path)], workers=2, stages=1, rebalance=False)
     assert result.value["digest"] == whole["digest"]
     assert max(entry.step for entry in found(LocalStore(tmp_path))) <= 3
     assert result.saves.failed_since >= 2
