@@ -21,10 +21,10 @@ TAG_DIGITS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """`job` is 16 hex digits; `began_from` names the checkpoint that the job went on from, None if it began a new training."""
+    """`job` is 16 hex digits; `began_from` is the order (step, epoch, attempt) of the checkpoint that the job went on from, if it did."""
 
     job: str
-    began_from: str | None
+    began_from: tuple[int, int, int] | None
 
     @property
     def tag(self) -> str:
@@ -36,8 +36,10 @@ def read_owner(store: Store) -> Owner | None:
     """Whose directory it is; None if nobody has claimed it, or the file makes no sense."""
     try:
         data = json.loads(read_all(store, OWNER, _MAX_BYTES))
-        began_from = data["began_from"]
-        return Owner(job=str(data["job"]), began_from=None if began_from is None else str(began_from))
+        if data["began_from"] is None:
+            return Owner(job=str(data["job"]), began_from=None)
+        step, epoch, attempt = map(int, data["began_from"])
+        return Owner(job=str(data["job"]), began_from=(step, epoch, attempt))
     except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

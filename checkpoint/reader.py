@@ -19,7 +19,7 @@ from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents
 from elastic.checkpoint.store import Readable, Store, read_all
 from elastic.checkpoint.strict_json import loads
-from elastic.errors import CheckpointError
+from elastic.errors import CheckpointDamaged, CheckpointError
 
 _CHUNK_BYTES = 64 * BLOCK_BYTES
 _SHARE_BYTES = 2 * BLOCK_BYTES
@@ -161,6 +161,12 @@ class ElasticSource:
             raise CheckpointError(f"{self._where(name)}: it does not list the weights of the manifest")
 
     def _fill(self, file: str, memory: np.ndarray, offset: int) -> None:
+        try:
+            self._fill_checked(file, memory, offset)
+        except CheckpointError as error:
+            raise CheckpointDamaged(str(error)) from error
+
+    def _fill_checked(self, file: str, memory: np.ndarray, offset: int) -> None:
         """Whole blocks are read to where they are wanted; of the first and the last, if they are wanted in part, a checked copy is kept."""
         stop = offset + memory.size
         position = offset

@@ -26,7 +26,7 @@ from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import CheckpointError, TrainerError
+from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
 from elastic.history import History
 from elastic.job import Job
 from elastic.recovery.fallback import Restored
@@ -81,6 +81,7 @@ class Checkpoints:
         self._known: str | None = None
         self._states: States = {}
         self._buffers = [name for name, _ in persistent_buffers(model.root)]
+        self.unreadable: set[str] = set()
         self.stalls: list[tuple[float, float]] = []
 
     @property
@@ -97,7 +98,12 @@ class Checkpoints:
         self._begun(founder=False)
 
     def begin(self, view: View, history: History, survivor: Survivor) -> State | None:
-        """What this founder begins with; None if there is no checkpoint yet."""
+        """What this founder begins with; None if there is no checkpoint yet.
+
+        Raises:
+            CheckpointDamaged: what this worker needs of the newest one cannot be read: all members have to begin with an older one.
+            CheckpointError: the newest one does not fit this training.
+        """
         if self._store.private and len(view.workers) > 1:
             raise CheckpointError(
                 f"{self._store.where('')}: every process has a memory of its own, and this job has {len(view.workers)} workers"
@@ -108,14 +114,17 @@ class Checkpoints:
             return None
         with closing(source):
             self._check_training(source, warn=self._job.worker == view.coordinator)
-            restored = self._restored(view, source)
             self._begun(founder=True)
+            restored = self._read(view, source)
         history.begin(restored.state.step, restored.groups, restored.scheduler)
         survivor.begin()
         return restored.state
 
     def newest(self) -> Checkpoint | None:
-        """The newest good one of this training, None if there is none: for members that have lost their state."""
+        """The newest good one of this training, None if there is none: for members that have lost their state.
+
+        What this worker could not read is passed over.
+        """
         try:
             source = newest(self._store, only=self._is_own)
         except CheckpointError as error:
@@ -127,11 +136,18 @@ class Checkpoints:
             return Checkpoint(order=source.manifest.order, name=source.name)
 
     def restore(self, view: View, checkpoint: Checkpoint) -> Restored:
-        """This worker's part of it in `view`. Raises CheckpointError."""
+        """This worker's part of it in `view`. Raises CheckpointDamaged, which is remembered, or CheckpointError if it does not fit."""
         with closing(ElasticSource(self._store, checkpoint.name)) as source:
             if source.manifest.order != checkpoint.order:
                 raise CheckpointError(f"{checkpoint.name} is another one on worker {self._job.worker}: hosts must share the directory")
+            return self._read(view, source)
+
+    def _read(self, view: View, source: ElasticSource) -> Restored:
+        try:
             return self._restored(view, source)
+        except CheckpointDamaged:
+            self.unreadable.add(source.name)
+            raise
 
     def _restored(self, view: View, source: ElasticSource) -> Restored:
         contents = source.contents
@@ -165,7 +181,7 @@ class Checkpoints:
         for sentence in told if warn else ():
             warnings.warn(sentence, stacklevel=4)
         self._record = replace(self._record, initial=saved.initial or self._record.initial)
-        self._owner = replace(self._owner, began_from=source.name)
+        self._owner = replace(self._owner, began_from=source.manifest.order)
 
     def _begun(self, *, founder: bool) -> None:
         if self._source is not None and not founder:
@@ -192,12 +208,16 @@ class Checkpoints:
         self._job.send({"type": "save", "step": step, "reason": reason})
 
     def _is_own(self, source: ElasticSource) -> bool:
-        """Whether this training saved it, or began from it: other trainings may have saved into the directory meanwhile."""
+        """Whether this job saved it, or it was there when the job began: other jobs may have saved into the directory meanwhile."""
         began_from = self._owner.began_from
         owner = read_owner(self._store)
         if began_from is None and owner is not None and owner.job == self._owner.job:  # a joiner, who was not there
             began_from = owner.began_from
-        return source.name == began_from or source.manifest.contents.extra.get(_EXTRA, {}).get("job") == self._owner.job
+        if source.name in self.unreadable:
+            return False
+        if began_from is not None and source.manifest.order <= began_from:
+            return True
+        return source.manifest.contents.extra.get(_EXTRA, {}).get("job") == self._owner.job
 
     def _retain(self, store: Store) -> None:
         if self._policies:
@@ -367,7 +387,7 @@ class Checkpoints:
 
 
 def _record_of(source: ElasticSource) -> TrainingRecord:
-    extra = source.contents.extra.get(_EXTRA, {})
+    extra = source.manifest.contents.extra.get(_EXTRA, {})
     return TrainingRecord.from_json({"settings": extra.get("settings", {}), **extra.get("record", {})})
 
 

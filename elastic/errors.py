@@ -20,6 +20,7 @@
     ├── Conflict                 a compare-and-swap lost: somebody else wrote first
     ├── MismatchError            workers disagree on what must be equal
     ├── CheckpointError          a checkpoint cannot be read, written or mapped: names file and reason
+    │   └── CheckpointDamaged    what is in it cannot be read, or is not what was written: an older one may be good
     ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
     └── JobFailed                the job ended with an error of one of its workers
 
@@ -125,6 +126,10 @@ class MismatchError(ElasticError):
 
 class CheckpointError(ElasticError):
     """A checkpoint cannot be read, written or mapped; nothing was loaded, and nothing that was good is harmed."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """What is in a checkpoint cannot be read, or is not what was written."""
 
 
 class NonFinite(ElasticError, ArithmeticError):

@@ -14,12 +14,13 @@ from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine
-from elastic.errors import Interrupted, LinkError, MemoryDamaged, ReplicaRefused, TrainerError
+from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, ReplicaRefused, TrainerError
 from elastic.history import History
 from elastic.job import Job
 from elastic.recovery.member import Joined, Member, Stock
 from elastic.snapshot.held import Stored
 from elastic.snapshot.rest import intact
+from elastic.view import View
 
 T = TypeVar("T")
 
@@ -68,6 +69,14 @@ class Survivor:
             install()
         except LOST as error:
             self._recover(error)
+
+    def found_without_state(self, view: View, error: CheckpointDamaged) -> None:
+        """Begins the first view with nothing: the checkpoint that the founders begin with cannot be read here.
+
+        The others give their copies of what this worker lacks, or all begin with an older checkpoint.
+        """
+        self._member.report_loss(error, view.epoch, self.step, type(error).__name__)
+        self._enter_next_view(view)
 
     def begin(self) -> None:
         """Goes on behind a step that another job took and handed out."""
@@ -195,7 +204,8 @@ class Survivor:
         self._member.report_loss(error, self.engine.view.epoch, self.step, type(error).__name__)
         return self._enter_next_view()
 
-    def _enter_next_view(self) -> Joined:
+    def _enter_next_view(self, founded: View | None = None) -> Joined:
+        """`founded` is the first view, of which this worker is a member without an engine."""
         engine = self._engine
 
         def stock(lost: Collection[int]) -> Stock:
@@ -217,7 +227,7 @@ class Survivor:
                 rewound=self._rewound,
             )
 
-        last, linked = (None, ()) if engine is None else (engine.view, engine.peers)
+        last, linked = (founded, ()) if engine is None else (engine.view, engine.peers)
         joined = self._member.recover(stock, last, linked)
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2

@@ -27,7 +27,7 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.stage import Loss
 from elastic.engine.zero import ShardedOptimizer, probe, state_bytes
-from elastic.errors import TrainerError
+from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.history import History
 from elastic.plan.workload import default_grains
 from elastic.recovery.member import Member
@@ -158,7 +158,11 @@ class Trainer:
                 self._checkpoints.join()
             self._survivor.join()
         else:
-            state = None if self._checkpoints is None else self._checkpoints.begin(view, history, self._survivor)
+            try:
+                state = None if self._checkpoints is None else self._checkpoints.begin(view, history, self._survivor)
+            except CheckpointDamaged as error:
+                self._survivor.found_without_state(view, error)
+                return
             engine = self._build(view, state or initial_state(self._job.worker, self._model, self._optimizer, view))
             self._survivor.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
 

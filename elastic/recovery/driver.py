@@ -10,7 +10,7 @@ from typing import Any
 
 from elastic import errors
 from elastic.channel import Message
-from elastic.errors import Conflict, ElasticError, EtcdUnavailable, MismatchError
+from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavailable, MismatchError
 from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready, check_equal
 from elastic.plan.site import Link, Pair
@@ -236,7 +236,8 @@ class Driver:
         if damaged:
             self._chronicle.damaged(self.view, worker.number, message["step"], message["reason"], message["at"])
         reporter = {"reporter": worker.number, "peer": message["peer"], "epoch": message["epoch"], "reason": message["reason"]}
-        self.feed(LostLink(**reporter, damaged=damaged))
+        unreadable = message["phase"] == CheckpointDamaged.__name__
+        self.feed(LostLink(**reporter, damaged=damaged, unreadable=unreadable))
 
     def _hear_paused(self, worker: Worker, message: Message) -> None:
         if self._chronicle.current is None and self.state.phase is Phase.BOUNDARY:

@@ -19,12 +19,15 @@ Era = tuple[int, int]
 class Vote:
     """A worker's word on a proposal. `refusal` is None where its gate passed; `failed_peer` is the one it could not reach.
 
+    `unreadable`: it could not read the checkpoint that all were to begin with.
+
     `times` are monotonic seconds: state `installed`, all `moved`, contents `checked`. `links` counts those kept, dropped and made.
     """
 
     worker: int
     refusal: str | None = None
     failed_peer: int | None = None
+    unreadable: bool = False
     received_bytes: int = 0
     links: dict[str, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
@@ -36,7 +39,7 @@ class Vote:
     @classmethod
     def from_json(cls, worker: int, message: dict[str, Any]) -> Vote:
         """From the worker's message; its type, epoch and attempt are left out."""
-        names = ("refusal", "failed_peer", "received_bytes", "links", "times")
+        names = ("refusal", "failed_peer", "unreadable", "received_bytes", "links", "times")
         return cls(worker=worker, **{name: message[name] for name in names if message.get(name) is not None})
 
 
@@ -62,6 +65,7 @@ class LostLink:
     """`reporter` cannot go on: it lost `peer`, or refuses what it received from it, or (None) cannot tell whose fault it is.
 
     `damaged`: it gives up copies of its own, whose memory has changed.
+    `unreadable`: it is a founder that could not read the checkpoint, and there is no fault but the checkpoint's.
     """
 
     reporter: int
@@ -69,6 +73,7 @@ class LostLink:
     epoch: int
     reason: str = ""
     damaged: bool = False
+    unreadable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,14 @@ class Restored:
 
 
 class Fallback(Protocol):
-    """A job's checkpoints, seen by one worker."""
+    """A job's checkpoints, seen by one worker. `unreadable` names those that it could not read."""
+
+    unreadable: set[str]
 
     def newest(self) -> Checkpoint | None:
-        """The newest good one that this worker sees, None if there is none."""
+        """The newest good one that this worker sees and did not find damaged, None if there is none."""
         ...
 
     def restore(self, view: View, checkpoint: Checkpoint) -> Restored:
-        """This worker's part of it in `view`. Raises CheckpointError if it is damaged, or not of this job's model."""
+        """This worker's part of it in `view`. Raises CheckpointDamaged, or CheckpointError if it is not of this job's model."""
         ...

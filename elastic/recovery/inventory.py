@@ -101,7 +101,8 @@ class Inventory:
     `finished` is what it has of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same" where
     that is the layer's. `scalars` and `progress` are by step.
     `results` are `[number, result]` of the last collectives, such as evaluations, that were finished here. `rewound`: yielded steps are
-    being taken again, from a checkpoint on. `checkpoint` is the newest one that the worker sees, where it was asked for that.
+    being taken again, from a checkpoint on. `checkpoint` is the newest one that the worker sees, where it was asked
+    for that, and `unreadable` names those that it could not read.
     """
 
     worker: int
@@ -114,6 +115,7 @@ class Inventory:
     finished: Finished | None = None
     rewound: bool = False
     checkpoint: Checkpoint | None = None
+    unreadable: tuple[str, ...] = ()
 
     @property
     def floor(self) -> int:
@@ -133,6 +135,7 @@ class Inventory:
             "finished": None if self.finished is None else self.finished.to_json(),
             "rewound": self.rewound,
             "checkpoint": None if self.checkpoint is None else self.checkpoint.to_json(),
+            "unreadable": list(self.unreadable),
         }
 
     @classmethod
@@ -149,4 +152,5 @@ class Inventory:
             finished=None if data["finished"] is None else Finished.from_json(data["finished"]),
             rewound=data["rewound"],
             checkpoint=None if data["checkpoint"] is None else Checkpoint.from_json(data["checkpoint"]),
+            unreadable=tuple(data["unreadable"]),
         )

@@ -291,9 +291,15 @@ def _refused(state: State, vote: Vote, now: float) -> Step:
     if peer is not None and peer != vote.worker and peer in state.participants:
         return _suspected(state, vote.worker, peer, now), []
     reason = vote.refusal or f"cannot reach worker {peer}"
+    if vote.unreadable:  # that checkpoint's fault, not the worker's; there are not endlessly many
+        return _then([Tell(sentence=_unreadable(vote.worker, reason))], _open(state, now))
     if vote.worker in state.ready:
         return _evict(state, vote.worker, reason)
     return _failed(state, f"worker {vote.worker} refuses: {reason}", now)
+
+
+def _unreadable(worker: int, reason: str) -> str:
+    return f"worker {worker} cannot begin with the newest checkpoint, and an older one is tried: {reason}"
 
 
 def _commit_failed(state: State, event: CommitFailed, now: float) -> Step:
@@ -356,6 +362,8 @@ def _lost(state: State, event: LostLink, now: float) -> Step:
         return _damaged(state, event, now)
     if state.phase not in (Phase.RUNNING, Phase.BOUNDARY) or event.epoch != state.view.epoch or event.reporter not in state.live:
         return state, []
+    if event.unreadable:
+        return _then([Tell(sentence=_unreadable(event.reporter, event.reason))], _open(state, now))
     if event.peer is None:
         why = f"worker {event.reporter} cannot go on: {event.reason}"
         return replace(state, retry=state.retry or Retry(due=now + SUSPICION_S, why=why)), []

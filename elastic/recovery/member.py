@@ -23,7 +23,7 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged
+from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged
 from elastic.recovery.fallback import Fallback, Restored
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
@@ -143,7 +143,7 @@ class Member:
                     found = replace(found, salvage=None)
                 inventory = self._inventory(found, without)
                 if order["restore"] and self._fallback is not None:
-                    inventory = replace(inventory, checkpoint=self._fallback.newest())
+                    inventory = replace(inventory, checkpoint=self._fallback.newest(), unreadable=tuple(sorted(self._fallback.unreadable)))
                 era = order["epoch"], order["attempt"]
                 self._job.send({"type": "inventory", "epoch": era[0], "attempt": era[1], "inventory": inventory.to_json()})
                 self._job.enter("propose", -1)
@@ -178,7 +178,9 @@ class Member:
             self._job.enter("gate", step)
         except (LinkError, Interrupted, GateRefused, CheckpointError) as error:
             peer = error.peer if isinstance(error, LinkError) else None
-            return None, {"refusal": str(error), "failed_peer": peer, "received_bytes": 0, "links": {}, "times": {}}
+            unreadable = isinstance(error, CheckpointDamaged)
+            why = {"refusal": str(error), "failed_peer": peer, "unreadable": unreadable}
+            return None, {**why, "received_bytes": 0, "links": {}, "times": {}}
         times = {"installed": moved.installed, "moved": moved.moved, "checked": moved.checked}
         figures = links(self._worker, linked, self._network.stats.links, view)
         vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}

@@ -161,7 +161,9 @@ def fall_back(
     slowdowns: Mapping[int, float] | None = None,
     links: Mapping[Pair, Link] | None = None,
 ) -> Proposal:
-    """As `propose`, but all begin with the newest checkpoint that any of them sees; `inventories` are of joiners too, of whom all may be.
+    """As `propose`, but all begin with the newest checkpoint that any of them sees and none found damaged.
+
+    `inventories` are of joiners too; all may be joiners.
 
     Raises:
         CoverageLost: if there is no checkpoint yet.
@@ -169,9 +171,12 @@ def fall_back(
     """
     survivors = {worker: inventory for worker, inventory in inventories.items() if worker not in joiners}
     _check_known(last, survivors, joiners)
-    checkpoint = newest(inventory.checkpoint for inventory in inventories.values())
+    unreadable = {name for inventory in inventories.values() for name in inventory.unreadable}
+    checkpoint = newest((inventory.checkpoint for inventory in inventories.values()), unreadable)
     if checkpoint is None:
-        raise CoverageLost("no good checkpoint has been saved yet, and some of the state is in nobody's memory any more")
+        unread = f"no good checkpoint is left ({', '.join(sorted(unreadable))}: damaged)"
+        lacking = unread if unreadable else "no good checkpoint has been saved yet"
+        raise CoverageLost(f"{lacking}, and some of the state is in nobody's memory any more")
     members, site = _members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
     planned = plan(Fleet.of(members, site), last.workload, stages=stages)  # all read what they need, wherever it was before
     view = _view(last, attempt, members, planned.plan, site)

@@ -34,7 +34,7 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
     seen = f"; step {yielded} was yielded, so no earlier one will do" if yielded >= 0 else ""
     raise CoverageLost(
         f"no worker that is left has a full copy of {runs} of step {nearest}; the last step known is {max(by_step)}{seen}: "
-        "more workers died together than there are copies"
+        "more was lost at once than there are copies of"
     )
 
 

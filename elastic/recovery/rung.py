@@ -5,7 +5,7 @@ Steps that were handed out before are taken again, and not handed out again: use
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,6 @@ class Checkpoint:
         return cls(order=(steps, epoch, attempt), name=name)
 
 
-def newest(seen: Iterable[Checkpoint | None]) -> Checkpoint | None:
-    """Of those that workers see: what one of them sees is committed, so the others find it too."""
-    return max((checkpoint for checkpoint in seen if checkpoint is not None), default=None)
+def newest(seen: Iterable[Checkpoint | None], unreadable: Collection[str] = ()) -> Checkpoint | None:
+    """Of those that workers see: what one of them sees is committed, so the others find it too. Without those that are `unreadable`."""
+    return max((checkpoint for checkpoint in seen if checkpoint is not None and checkpoint.name not in unreadable), default=None)

@@ -18,7 +18,7 @@ from elastic.errors import CheckpointError
 from elastic.save_summary import SaveSummary
 from tests.checkpoint.format_samples import contents_of, values_at
 
-FIRST, SECOND = Owner(job="0123456789abcdef", began_from=None), Owner(job="fedcba9876543210", began_from="step-00000003")
+FIRST, SECOND = Owner(job="0123456789abcdef", began_from=None), Owner(job="fedcba9876543210", began_from=(3, 1, 0))
 
 
 @pytest.fixture(params=["directory", "objects"])
@@ -37,7 +37,7 @@ def test_the_last_one_that_claimed_it_may_save(store: Store) -> None:
         check_owner(store, FIRST.job)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"job": 3}', "[" * 5000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"job": 3}', '{"job": "a", "began_from": [1]}', "[" * 5000])
 def test_a_file_that_makes_no_sense_claims_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text(text)
     assert read_owner(LocalStore(tmp_path)) is None

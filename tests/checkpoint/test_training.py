@@ -232,6 +232,42 @@ def test_a_damaged_checkpoint_is_passed_over_and_another_model_refused(tmp_path:
         run(tmp_path, STEPS, workers=2)
 
 
+def damage(folder: Path, pattern: str, place: float) -> None:
+    """Flips a bit in the file's data, so far behind its beginning: its size and the manifest stay right."""
+    (path,) = folder.glob(pattern)
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("second", "pattern"),
+    [
+        pytest.param({"workers": 1}, "model-*.safetensors", id="one worker"),
+        pytest.param({"workers": 3, "stages": 2}, "optimizer-*.safetensors", id="three workers"),
+    ],
+)
+def test_a_job_begins_with_an_older_checkpoint_where_the_newest_is_damaged(
+    second: Any, pattern: str, tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Manifest and sizes are right, so that the damage shows only when a worker reads its part: the job ended then."""
+    run(tmp_path, 3, workers=2, stages=2)
+    run(tmp_path, 5, workers=2, stages=1)
+    damage(tmp_path, f"step-00000005/{pattern}", 0.99)
+    after = run(tmp_path, STEPS, **second)
+    assert after["losses"] == whole["losses"][3:]
+    assert after["digest"] == whole["digest"]
+    said = capfd.readouterr().err
+    assert re.search(r"worker \d cannot begin with the newest checkpoint, .* older one is tried: .*step-00000005.*: damaged", said), said
+
+
+def test_a_job_whose_checkpoints_are_all_damaged_ends_and_names_them(tmp_path: Path) -> None:
+    run(tmp_path, 3, workers=1)
+    damage(tmp_path, "step-00000003/model-*.safetensors", 0.99)
+    with pytest.raises(ElasticError, match=r"no good checkpoint is left \(step-00000003: damaged\)"):
+        run(tmp_path, STEPS, workers=2, stages=2)
+
+
 def test_every_without_a_directory_is_refused() -> None:
     with pytest.raises(SettingsError, match="every=2 says when to save"):
         elastic.run(_without_directory, workers=1)

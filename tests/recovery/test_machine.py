@@ -37,7 +37,7 @@ from elastic.recovery.events import (
     Voted,
     WorkerDied,
 )
-from elastic.recovery.machine import CLOSING_S, FAILED_JOINS, GATHERING_S, PATIENCE_S, SETTLING_S, SUSPICION_S
+from elastic.recovery.machine import CLOSING_S, FAILED_ATTEMPTS, FAILED_JOINS, GATHERING_S, PATIENCE_S, SETTLING_S, SUSPICION_S
 from elastic.recovery.state import Phase, Policy, State
 
 
@@ -578,6 +578,26 @@ def test_of_new_workers_that_die_others_take_the_place() -> None:
     job = saving(2, respawn=True).die(0).die(1).die(2).ready(3)
     assert job.done[-1] == Respawn(workers=(4,))
     assert job.ready(4).done == [Quiesce(era=(2, 2), workers=(3, 4), restore=True)]
+
+
+def test_a_damaged_checkpoint_is_nobodys_fault() -> None:
+    """Workers that begin together were evicted for it, and the third such attempt ended the job."""
+    job = saving(2, respawn=True).die(0).die(1).ready(2).ready(3)
+    for attempt in range(2, 2 + FAILED_ATTEMPTS + 1):
+        assert job.done[-1] == Quiesce(era=(2, attempt), workers=(2, 3), restore=True)
+        job.inventories().proposed()
+        refusal = Vote(worker=3, refusal="step-9/model: damaged", unreadable=True)
+        job.feed(Voted(era=job.state.era, vote=refusal))
+        assert "worker 3 cannot begin with the newest checkpoint, and an older one is tried: step-9/model: damaged" in job.told
+    job.inventories().proposed().votes().committed()
+    assert (job.phase, job.state.view.workers) == (Phase.RUNNING, (2, 3))
+
+
+def test_founders_that_cannot_read_the_checkpoint_look_for_another_way_at_once() -> None:
+    job = saving(3)
+    job.feed(LostLink(reporter=1, peer=None, epoch=1, reason="step-9/model: damaged", unreadable=True))
+    assert "worker 1 cannot begin with the newest checkpoint, and an older one is tried: step-9/model: damaged" in job.told
+    assert job.done[-1] == Quiesce(era=(2, 1), workers=(0, 1, 2)), "the others may have copies of what it lacks"
 
 
 def test_nobody_is_left_to_read_the_checkpoint() -> None:

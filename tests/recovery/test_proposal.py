@@ -192,6 +192,17 @@ def test_the_newest_checkpoint_that_anybody_sees_is_begun_with():
     check_proposal(found, LAST, inventories_of(LAST, [0])[0])
 
 
+def test_what_somebody_found_damaged_is_not_begun_with():
+    left = {worker: seen(inventory, 3 + worker) for worker, inventory in inventories_of(LAST, LAST.workers[:2]).items()}
+    left[0] = replace(left[0], unreadable=("step-00000004", "step-00000009"))
+    assert Inventory.from_json(json.loads(json.dumps(left[0].to_json()))) == left[0]
+    found = fall_back(last=LAST, attempt=2, inventories=left, joiners={}, stages=2)
+    assert found.restore == Checkpoint(order=(3, 1, 1), name="step-00000003")
+    left[1] = replace(left[1], unreadable=("step-00000003",))
+    with pytest.raises(CoverageLost, match=r"is left \(step-00000003, step-00000004, step-00000009: damaged\)"):
+        fall_back(last=LAST, attempt=2, inventories=left, joiners={}, stages=2)
+
+
 def test_nobody_has_to_survive_for_that():
     joiners = {8: member(8, "a"), 9: member(9, "b")}
     left = {worker: seen(Inventory(worker=worker, yielded=-1, copies=()), 7) for worker in joiners}
