@@ -19,6 +19,7 @@ from measure import BenchmarkError, Task
 import elastic
 from elastic.chaos.faults import Fault
 from elastic.chaos.killer import Killer, Shot
+from elastic.chaos.since import since_fault
 from elastic.observe.activity import RECOVERY_PHASES
 
 _HERE = Path(__file__).resolve().parent
@@ -177,12 +178,13 @@ def _kills(
     shots: Sequence[Shot], incidents: Sequence[dict[str, Any]], commits: Sequence[Commit], first: dict[int, float]
 ) -> list[dict[str, Any]]:
     """`first` is when the first step was committed in an epoch."""
-    steps = first_of_each_step(commits)
+    steps, struck = first_of_each_step(commits), {shot.worker: shot.at for shot in shots}
     found = []
     for shot in shots:
         incident = next((i for i in incidents if i["kind"] == "death" and shot.worker in (i["worker"], *i["also"])), None)
         if incident is None:
             raise BenchmarkError(f"worker {shot.worker} was killed for {shot.fault}, and there is no incident of that")
+        incident = since_fault(incident, struck.get(incident["worker"], shot.at))
         join = next((i for i in incidents if i["joined"] and (i["epoch"] or 0) > (incident["epoch"] or 0)), None)
         again = None if join is None else first.get(join["epoch"])
         redo = None if join is None else join["redo_ms"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from elastic.errors import SettingsError
 
-_KEPT = ("members.json", "incidents.jsonl", "faults.jsonl")
+_KEPT = ("members.json", "incidents.jsonl", "faults.jsonl")  # the last one is of whoever injects faults, and nobody else reads it
 LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 
@@ -21,7 +21,7 @@ _SCRATCH = ("etcd", "torchinductor", "activity", LINKS)
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """`members` names the processes of the last committed view, `incidents` has a line per recovery, `faults` one per injected fault."""
+    """`members` names the processes of the last committed view, `incidents` has a line per recovery."""
 
     path: Path
 
@@ -32,10 +32,6 @@ class RunDirectory:
     @property
     def incidents(self) -> Path:
         return self.path / "incidents.jsonl"
-
-    @property
-    def faults(self) -> Path:
-        return self.path / "faults.jsonl"
 
     def prepare(self) -> None:
         """Makes it, and removes what an earlier run in it has left. Raises SettingsError if it cannot be used."""

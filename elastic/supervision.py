@@ -11,8 +11,12 @@ from elastic import errors
 from elastic.channel import Channel, Message
 from elastic.errors import CheckpointError, JobFailed, SettingsError
 
+AGENT_GONE = 70
+"""The exit code of a worker that has lost its agent."""
+
 _CONSEQUENCES = frozenset({"PeerLost", "LinkError", "Interrupted"})
 _MACHINE = frozenset({"MemoryError", "OutOfMemoryError", "AcceleratorError"})
+_FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS})
 _NO_MEMORY = "can't allocate memory"  # torch's CPU allocator raises RuntimeError
 
 
@@ -81,6 +85,13 @@ def last_line(report: Message) -> str:
     """A worker's exception in one line."""
     lines = (report["traceback"] or report["message"]).strip().splitlines() or [report["kind"]]
     return lines[-1]
+
+
+def own_doing(worker: Worker) -> bool:
+    """Whether its process ended by what it did itself: a fault of its own, or an exit. SIGKILL and the like come from outside, or may."""
+    if worker.condemned or worker.status is None or worker.status == AGENT_GONE:
+        return False
+    return worker.status >= 0 or -worker.status in _FAULTS
 
 
 def how_ended(worker: Worker) -> str:

@@ -29,8 +29,7 @@ from elastic import linger, signals, target
 from elastic.channel import Channel, Message
 from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.job import Job, WorkerSpec
-
-EXIT_AGENT_GONE = 70
+from elastic.supervision import AGENT_GONE
 
 
 class _AgentLine:
@@ -51,7 +50,7 @@ class _AgentLine:
         while not self._channel.closed:
             for message in self._channel.receive():
                 job.deliver(message)
-        os._exit(EXIT_AGENT_GONE)
+        os._exit(AGENT_GONE)
 
 
 def main(spec: dict[str, Any], socket_fd: int) -> int:

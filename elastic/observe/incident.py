@@ -31,7 +31,8 @@ class Incident:
     kind: what began it; to worker `worker` at place `place`, in phase `phase` of step `step`; `why` in words, where there is more to say.
     also: further workers that were lost in the same recovery. joined: workers that are in the new view and were not in the old.
     epoch, attempts: of the view that it led to, and how many tries that took.
-    detected_ms: from the fault until the agent knew. phases_ms: how long each of RECOVERY_PHASES took, in the last attempt.
+    at: the monotonic time of the fault, which is when the first one missed the worker. detected_ms: from then until the agent knew.
+    phases_ms: how long each of RECOVERY_PHASES took, in the last attempt.
     lost_ms: from the beginning of the oldest step that had to be redone until the fault: the work thrown away, but for
     micro_batches_kept, which the survivors had finished and need not compute again.
     running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
@@ -42,6 +43,7 @@ class Incident:
     """
 
     kind: str
+    at: float | None = None
     worker: int | None = None
     place: int | None = None
     step: int | None = None

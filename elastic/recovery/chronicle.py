@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from elastic.errors import SettingsError
 from elastic.observe import activity, incident
 from elastic.observe.activity import Doing
 from elastic.recovery.timeline import Pace, Timeline
@@ -22,6 +21,7 @@ class Chronicle:
         self.incidents: list[dict[str, Any]] = []
         self._world, self._samples = world, samples_per_micro_batch
         self._timeline: Timeline | None = None
+        self._missed_at: dict[tuple[int, int], float] = {}
 
     @property
     def current(self) -> Timeline | None:
@@ -33,15 +33,13 @@ class Chronicle:
         doing = activity.read(self._world.directory.path, worker.number)
         return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None
 
-    def injected(self, worker: Worker) -> float | None:
-        """When somebody who injects faults has ended it, if that was so."""
-        with suppress(SettingsError):
-            times = [fault["at"] for fault in incident.read_lines(self._world.directory.faults) if fault.get("pid") == worker.pid]
-            return times[-1] if times else None
-        return None
+    def missed(self, epoch: int, worker: int, at: float) -> None:
+        """Somebody has lost this worker at that time, which is when it died if it is dead."""
+        self._missed_at.setdefault((epoch, worker), at)
 
-    def lost(self, view: View, worker: Worker, fault: float, now: float) -> None:
-        """A member of `view` has ended, at `fault`: an incident begins, or becomes one of several workers."""
+    def lost(self, view: View, worker: Worker, now: float) -> None:
+        """A member of `view` has ended: an incident begins, or becomes one of several workers. It ended when it was first missed."""
+        fault = min(now, self._missed_at.get((view.epoch, worker.number), now))
         if self._timeline is not None and self._timeline.kind != "join":
             self._timeline.lost(worker.number)
             return

@@ -13,8 +13,10 @@ from elastic.channel import Message
 from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavailable, MismatchError
 from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready, check_equal
+from elastic.observe.activity import STEP_PHASES, Doing
 from elastic.plan.site import Link, Pair
 from elastic.recovery import balance, machine
+from elastic.recovery.blame import Loss
 from elastic.recovery.chronicle import Chronicle
 from elastic.recovery.events import (
     Action,
@@ -54,7 +56,7 @@ from elastic.recovery.state import Phase, Policy
 from elastic.recovery.wires import Wires
 from elastic.recovery.world import Terms, World
 from elastic.settings import JobSettings
-from elastic.supervision import Worker, failed, how_ended
+from elastic.supervision import Worker, failed, how_ended, own_doing
 from elastic.view import View
 
 _WEIGHED_EVERY_S = 1.0
@@ -113,21 +115,12 @@ class Driver:
         doing = self._chronicle.doing(worker)
         if doing is not None:
             worker.epoch, worker.step = doing.epoch, doing.step
-        computing = doing is not None and doing.phase in _COMPUTING  # what it told is too old to blame a step for
-        injected = self._chronicle.injected(worker)
-        if worker.number in self.state.view.workers:
-            self._chronicle.lost(self.view, worker, now if injected is None else injected, now)
-            self._lost_at = now
-        self.feed(
-            WorkerDied(
-                worker=worker.number,
-                how=how_ended(worker) + (f": {worker.condemned}" if worker.condemned else ""),
-                epoch=worker.epoch,
-                step=worker.step if computing else None,
-                micro_batch=doing.micro_batch if doing is not None and doing.micro_batch >= 0 else None,
-                natural=injected is None and not worker.condemned,
-            )
-        )
+        how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
+        loss = None
+        if worker.number in self.view.workers:
+            self._chronicle.lost(self.view, worker, now)
+            self._lost_at, loss = now, _loss(self.view, worker, doing)
+        self.feed(WorkerDied(worker=worker.number, how=how, loss=loss))
         self._world.clerk.run(Errand(call=lambda: self._world.dismiss(worker.number)))
 
     def finished(self, worker: Worker) -> None:
@@ -232,6 +225,8 @@ class Driver:
             self.feed(Unbalanced(slowdowns=measured))
 
     def _hear_lost(self, worker: Worker, message: Message) -> None:
+        if message["peer"] is not None:
+            self._chronicle.missed(message["epoch"], message["peer"], message["at"])
         damaged = message.get("damaged", False) and message["epoch"] == self.view.epoch
         if damaged:
             self._chronicle.damaged(self.view, worker.number, message["step"], message["reason"], message["at"])
@@ -402,6 +397,23 @@ _ACTIONS: dict[type[Action], Callable[[Driver, Any], None]] = {
     EndJob: Driver._end,
     Tell: Driver._tell,
 }
+
+
+def _loss(view: View, worker: Worker, doing: Doing | None) -> Loss:
+    """What a member did when it died, as far as it has left word of it."""
+    hosts = {member.worker: member.host for member in view.members}
+    did = doing if doing is not None and doing.phase in STEP_PHASES else None
+    computing = did is not None and did.phase in _COMPUTING and did.micro_batch >= 0
+    return Loss(
+        worker=worker.number,
+        epoch=view.epoch,
+        step=None if did is None else did.step,
+        micro_batch=did.micro_batch if did is not None and computing else None,
+        layers=tuple(view.plan.stages[view.plan.stage_of(worker.number)].layers),
+        own=own_doing(worker),
+        host=hosts[worker.number],
+        elsewhere=len(set(hosts.values())) > 1,
+    )
 
 
 def _era(message: Message) -> Era:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastic.recovery.blame import Loss
     from elastic.recovery.inventory import Inventory
     from elastic.recovery.proposal import Proposal
     from elastic.view import Member, View
@@ -48,16 +49,11 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDied:
-    """A process ended without having finished. `how` is a sentence; `step` (and `micro_batch`) what it was computing then in `epoch`,
-    None if it was not, or nobody knows. `natural` is False where we, or somebody who injects faults, ended it.
-    """
+    """A process ended without having finished. `how` is a sentence; `loss` tells what it did, if it was a member."""
 
     worker: int
     how: str
-    epoch: int = 0
-    step: int | None = None
-    micro_batch: int | None = None
-    natural: bool = True
+    loss: Loss | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from elastic.recovery.blame import blamed
 from elastic.recovery.events import (
     Action,
     Announce,
@@ -109,29 +110,20 @@ def _died(state: State, event: WorkerDied, now: float) -> Step:
 
 
 def _member_died(state: State, event: WorkerDied, now: float) -> Step:
-    worker, computing = event.worker, event.step if event.natural and event.epoch == state.view.epoch else None
+    worker = event.worker
     if worker in state.finished:
         return state, []
     state = replace(state, cause=event.how, failed_joins=state.failed_joins + (worker in state.newcomers))
     if state.finished:
         return _close(state, now)
-    if computing is not None:
-        before = [epoch for epoch, step in state.fatal if step == computing and epoch != event.epoch]
-        if before:
-            return _end(state, "JobFailed", _poisoned(computing, before[0], event))
-        state = replace(state, fatal=state.fatal | {(event.epoch, computing)})
+    if event.loss is not None:
+        state = replace(state, losses=(*state.losses, event.loss))
+        if (why := blamed(state.losses)) is not None:
+            return _end(state, "JobFailed", f"{why}; the last of them: {event.how}")
     state, actions = _replenished(state, recovering=True)
     told: list[Action] = [Tell(sentence=event.how), *actions]
     # What is being committed may be the view already.
     return (state, told) if state.phase is Phase.COMMITTING else _then(told, _open(state, now))
-
-
-def _poisoned(step: int, before: int, event: WorkerDied) -> str:
-    place = f"step {step}" + (f" (micro-batch {event.micro_batch})" if event.micro_batch is not None else "")
-    return (
-        f"{place} killed a worker in epoch {before} and another in epoch {event.epoch}: it is probably the input, not a machine; "
-        f"the last of them: {event.how}"
-    )
 
 
 def _joiner_died(state: State, event: WorkerDied, now: float) -> Step:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from elastic.recovery.blame import Loss
 from elastic.recovery.events import Era, Vote
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class State:
 
     `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view, of which no step is
     committed yet. `fallen`: the next view begins with a checkpoint, since the state is in nobody's memory. `slowdowns` are those that the
-    next plan is made for. `fatal` has (epoch, step) of natural deaths. `damaged` members of the view have given up copies of their state.
+    next plan is made for. `losses` are those of all members so far, in order. `damaged` members of the view have given up copies of their
+    state.
     """
 
     policy: Policy
@@ -81,7 +83,7 @@ class State:
     suspects: Mapping[int, Suspicion] = field(default_factory=dict)
     retry: Retry | None = None
     newcomers: frozenset[int] = frozenset()
-    fatal: frozenset[tuple[int, int]] = frozenset()
+    losses: tuple[Loss, ...] = ()
     damaged: frozenset[int] = frozenset()
     failed_joins: int = 0
     failed_attempts: int = 0

@@ -119,6 +119,7 @@ class Timeline:
         redo = self._first[0] - max(self._resumed.values()) if self._first is not None and self._resumed else None
         return Incident(
             kind=self.kind,
+            at=self.fault,
             worker=self.worker,
             place=self.before.place(self.worker) if self.worker in self.before.workers else None,
             step=self.step,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from elastic.recovery.state import Phase
 from elastic.recovery.world import World
 from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings
-from elastic.supervision import Worker
+from elastic.supervision import AGENT_GONE, Worker, own_doing
 from elastic.view import View
 from tests.announcement import announcement
 from tests.membership.test_founding import ready
@@ -242,7 +243,7 @@ def test_a_death_goes_through_etcd_to_the_next_view(scene: Callable[..., Scene])
 def test_the_incident_has_the_figures(scene: Callable[..., Scene]) -> None:
     job = scene()
     job.say(0, "progress", epoch=1, step=12, step_s=0.2, committed_at=49.9, committed=10)
-    job.directory.faults.write_text(json.dumps({"at": 49.99, "worker": 1, "pid": 1001, "kind": "kill"}) + "\n")
+    job.say(2, "lost", peer=1, reason="reset", epoch=1, step=12, phase="gather", at=49.99)
     job.die(1)
     job.now = 50.004
     job.inventories()
@@ -400,24 +401,40 @@ def test_a_peer_that_is_lost_but_runs_is_ended_and_called_an_eviction(scene: Cal
     assert "lost by 0" in job.driver.incidents[0]["why"]
 
 
-@pytest.mark.parametrize(("phase", "blamed"), [("backward", True), ("gather", False)])
-def test_a_step_is_blamed_only_for_those_that_computed_it(
-    scene: Callable[..., Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, blamed: bool
+@pytest.mark.parametrize(
+    ("phase", "status", "blamed"),
+    [
+        ("backward", -signal.SIGSEGV, True),
+        ("forward", 1, True),
+        ("gather", -signal.SIGSEGV, False),
+        ("backward", -signal.SIGKILL, False),
+        ("backward", -signal.SIGTERM, False),
+        ("backward", AGENT_GONE, False),
+    ],
+)
+def test_an_input_is_blamed_only_for_what_those_that_computed_it_did_to_themselves(
+    scene: Callable[..., Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, status: int, blamed: bool
 ) -> None:
-    job = scene(4)
-    for worker, epoch in ((1, 1), (2, 2)):
-        job.say(worker, "progress", epoch=epoch, step=12, step_s=0.2, committed_at=49.9)
+    """Nobody has declared anything."""
+    job = scene(5)
+    for worker, epoch in ((1, 1), (2, 2), (3, 3)):
+        assert job.outcomes == []
         monkeypatch.setattr("os.getpid", lambda worker=worker: FIRST_PID + worker)
         activity = Activity(tmp_path, worker)
         activity.enter(phase, 12, epoch, 3)
         activity.close()
-        job.die(worker)
-        if job.outcomes:
-            break
+        job.die(worker, status)
         job.inventories()
         job.votes()
     assert bool(job.outcomes) == blamed
-    assert not blamed or "step 12 (micro-batch 3) killed a worker in epoch 1" in job.outcomes[0]["message"]
+    assert not blamed or "micro-batch 3 of step 12 has ended every worker that computed it (1, 2, 3)" in job.outcomes[0]["message"]
+
+
+def test_whom_we_end_ourselves_is_not_ended_by_an_input(scene: Callable[..., Scene]) -> None:
+    worker = scene().crew.workers[1]
+    worker.kill("it does not answer")
+    worker.gone, worker.status = True, -signal.SIGSEGV
+    assert not own_doing(worker)
 
 
 def test_when_it_is_complete(scene: Callable[..., Scene]) -> None:

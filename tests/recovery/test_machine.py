@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from elastic.recovery import machine
+from elastic.recovery.blame import Loss
 from elastic.recovery.events import (
     Action,
     Announce,
@@ -271,7 +272,7 @@ def test_a_joiner_that_refuses_is_evicted_and_the_others_go_on() -> None:
     _ = job.done
     job.vote(3, refusal="out of memory")
     assert job.done == [Evict(worker=3, why="out of memory")]
-    job.die(3, natural=False)
+    job.die(3)
     assert job.done == [Quiesce(era=(3, 2), workers=(0, 2))]
     job.recover()
     assert job.done[-1] == Respawn(workers=(4,))
@@ -611,19 +612,16 @@ def test_nobody_is_left_to_read_the_checkpoint() -> None:
 # The input
 
 
-def test_a_step_that_kills_in_two_epochs_is_to_blame() -> None:
-    job = running(4).die(1, epoch=1, step=12).recover().die(2, epoch=2, step=12, micro_batch=3)
-    assert "step 12 (micro-batch 3) killed a worker in epoch 1 and another in epoch 2" in job.ended()
-
-
-@pytest.mark.parametrize("second", [{"step": 13}, {"step": 12, "natural": False}, {"step": None}, {"step": 12, "epoch": 1}])
-def test_another_step_or_our_own_doing_is_not_the_inputs_fault(second: dict[str, Any]) -> None:
-    job = running(4).die(1, epoch=1, step=12).recover().die(2, **{"epoch": 2, **second})
-    assert job.phase is Phase.QUIESCING
-
-
-def test_two_that_die_in_one_epoch_at_one_step_are_one_accident() -> None:
-    assert running(4).die(1, epoch=1, step=12).die(2, epoch=1, step=12).phase is Phase.QUIESCING
+def test_an_input_that_has_ended_three_workers_ends_the_job() -> None:
+    job = running(5)
+    for epoch, worker in enumerate((1, 2, 3), 1):
+        assert job.phase is Phase.RUNNING
+        loss = Loss(worker=worker, epoch=epoch, step=12, micro_batch=3, layers=(0, 1), own=True)
+        job.die(worker, loss=loss)
+        if epoch < 3:
+            job.recover()
+    assert "micro-batch 3 of step 12 has ended every worker that computed it (1, 2, 3)" in job.ended()
+    assert "worker 3 fell" in job.ended()
 
 
 # The end

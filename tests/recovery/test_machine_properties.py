@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.recovery import machine
+from elastic.recovery.blame import Loss
 from elastic.recovery.events import (
     Action,
     AskBoundary,
     Commit,
     CommitFailed,
     Committed,
+    EndJob,
     Event,
     Evict,
     Finished,
@@ -100,8 +102,10 @@ class World:
             assert not set(action.workers) & (self.alive | self.state.dead), "a number used twice"
             self.alive |= set(action.workers)
             self.post += [JoinerReady(worker=worker, member=Any) for worker in action.workers]
+        elif isinstance(action, EndJob):
+            assert "input" not in action.message, "an input is blamed for what was done from outside"
         elif isinstance(action, Evict):
-            self.post.append(WorkerDied(worker=action.worker, how="evicted", natural=False))
+            self.post.append(WorkerDied(worker=action.worker, how="evicted"))
 
     @property
     def known(self) -> set[int]:
@@ -151,7 +155,8 @@ class World:
 
     def befall(self, kind: str, worker: int, other: int) -> None:
         if kind == "die":
-            self.feed(WorkerDied(worker=worker, how="died", epoch=self.state.view.epoch, step=self.state.view.epoch * 7 + worker))
+            loss = Loss(worker=worker, epoch=self.state.view.epoch, step=other % 2, micro_batch=0, layers=(0,))  # killed from outside
+            self.feed(WorkerDied(worker=worker, how="died", loss=loss if worker in self.state.view.workers else None))
         elif kind == "lost":
             self.feed(LostLink(reporter=worker, peer=other if other != worker else None, epoch=self.state.view.epoch))
         elif kind == "refuse" and self.state.phase is Phase.MIGRATING:

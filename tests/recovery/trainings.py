@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -148,11 +149,11 @@ def _arm(job: Any, fate: list[Any]) -> None:
 
 
 class Deadly(nn.Module):
-    """Kills whoever gets a sample that begins with 100."""
+    """Ends whoever gets a sample that begins with 100, as a fault in a kernel would."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x[0, 0] == 100.0:
-            die()
+            ctypes.string_at(0)
         return x
 
 

@@ -1,0 +1,17 @@
+"""Figures of an incident from the moment of an injected fault: the job itself knows only when the first worker was missed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def since_fault(incident: Mapping[str, Any], at: float) -> dict[str, Any]:
+    """An incident as JSON, with its times from the monotonic time `at`, at which the fault was injected.
+
+    `stall_ms` stays: it counts from when the step would have been committed.
+    """
+    earlier = 1000 * (incident["at"] - at)
+    changes = {"detected_ms": earlier, "running_ms": earlier, "lost_ms": -earlier}
+    moved = {name: round(max(0.0, incident[name] + change), 3) for name, change in changes.items() if incident[name] is not None}
+    return {**incident, **moved, "at": at}

@@ -1,0 +1,92 @@
+"""When an input is to blame, and that nobody who kills from outside ever makes it so."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import elastic
+from elastic.recovery.blame import DEATHS, Loss, blamed
+
+FATAL = Loss(worker=1, epoch=1, step=12, micro_batch=3, layers=(0, 1), own=True, host="a")
+THREE = [FATAL, replace(FATAL, worker=4, epoch=2, layers=(0,)), replace(FATAL, worker=2, epoch=3, layers=(0, 1, 2))]
+
+
+def test_the_same_micro_batch_has_ended_three() -> None:
+    assert blamed(THREE[:1]) is None
+    assert blamed(THREE[:2]) is None
+    said = blamed(THREE)
+    assert said is not None
+    assert "micro-batch 3 of step 12 has ended every worker that computed it (1, 4, 2)" in said
+
+
+def test_losses_at_other_steps_do_not_matter() -> None:
+    others = [replace(FATAL, step=11, own=False), replace(FATAL, epoch=0, step=None, own=False)]
+    assert blamed([*others, *THREE]) is not None
+    assert blamed([*THREE, others[0]]) is None, "the last one is no victim"
+
+
+def test_who_loads_it_at_the_other_end_of_the_pipeline_is_a_victim_too() -> None:
+    ends = [replace(FATAL, worker=10 + loss.worker, epoch=loss.epoch, layers=(3,)) for loss in THREE[:2]]
+    assert blamed([*ends, *THREE]) is not None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"own": False}, id="killed from outside"),
+        pytest.param({"micro_batch": 4}, id="another micro-batch"),
+        pytest.param({"micro_batch": None, "own": False}, id="it did not compute"),
+        pytest.param({"step": None, "micro_batch": None, "own": False}, id="nobody knows what it did"),
+    ],
+)
+@pytest.mark.parametrize("place", range(DEATHS))
+def test_one_more_loss_of_another_kind_acquits_the_input(other: dict[str, object], place: int) -> None:
+    stranger = replace(FATAL, worker=9, epoch=THREE[place].epoch, **other)  # pyright: ignore[reportArgumentType]
+    losses = [*THREE[:place], stranger, *THREE[place:]]
+    assert blamed(losses) is None
+
+
+def test_victims_must_have_computed_the_same_layer() -> None:
+    assert blamed([replace(loss, layers=(number,)) for number, loss in enumerate(THREE)]) is None
+
+
+def test_a_host_that_kills_is_no_input() -> None:
+    """Of a job on several hosts. Where there is only one, nobody can tell."""
+    several = [replace(loss, elsewhere=True) for loss in THREE]
+    assert blamed(several) is None
+    assert blamed([*several[:2], replace(several[2], host="b")]) is not None
+
+
+@given(seed=st.integers(0, 2**32))
+def test_whatever_is_killed_from_outside_no_input_is_blamed(seed: int) -> None:
+    """Also where it strikes the same micro-batch again and again, and workers crash by themselves at other ones in between."""
+    chance = random.Random(seed)
+    losses: list[Loss] = []
+    for number in range(chance.randrange(1, 30)):
+        own = chance.random() < 0.3
+        losses.append(
+            Loss(
+                worker=number,
+                epoch=number // 2 + 1,
+                step=chance.choice([7, 7, 7, 8, None]),
+                micro_batch=100 + number if own else chance.choice([0, 0, None]),
+                layers=(0, 1),
+                own=own,
+            )
+        )
+        assert blamed(losses) is None
+
+
+def test_only_whoever_injects_faults_reads_which_ones() -> None:
+    """A fault that was declared is treated as any other."""
+    root = Path(elastic.__file__).parent
+    allowed = {root / "rundir.py": 1}  # which removes those of an earlier run
+    for path in sorted(root.rglob("*.py")):
+        if path.parent != root / "chaos":
+            assert path.read_text().count("faults.jsonl") == allowed.get(path, 0), path
