@@ -221,6 +221,7 @@ class Engine:
         It is the spare of the next step, copied somewhat earlier: nothing is copied twice.
         """
         self.spares.take(self.step)
+        self.rest.spared(self.spares.held)
         owned = self._optimizer.owned.shards
         found: list[tuple[Shard, Scalars]] = []
         for spare in self.spares.held:
