@@ -29,7 +29,7 @@ from elastic.loop import Loop
 from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
 from elastic.plan.site import Site
-from elastic.process import continue_without_parent, name_process
+from elastic.process import continue_without_parent, default_children, name_process
 from elastic.recovery.driver import Driver
 from elastic.recovery.world import World, say
 from elastic.rundir import RunDirectory
@@ -46,13 +46,14 @@ _CAUSE_S = 1.0  # how long a worker's lost link waits for the news of why
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What the launcher asks for. `environment`, `import_path` and `argv` are the launcher's own."""
+    """What the launcher asks for. `environment`, `import_path`, `argv` and `modules` are the launcher's own."""
 
     settings: JobSettings
     directory: str
     environment: dict[str, str]
     import_path: tuple[str, ...]
     argv: tuple[str, ...]
+    modules: dict[str, str]
 
     @classmethod
     def from_json(cls, data: Message) -> Start:
@@ -62,6 +63,7 @@ class Start:
             environment=data["environment"],
             import_path=tuple(data["import_path"]),
             argv=tuple(data["argv"]),
+            modules=data["modules"],
         )
 
 
@@ -171,6 +173,7 @@ class Agent:
             settings=replace(self._start.settings, etcd=None),  # it may hold a password
             import_path=self._start.import_path,
             argv=self._start.argv,
+            modules=self._start.modules,
         ).to_json()
 
     def _heard(self, worker: Worker, message: Message) -> None:
@@ -260,6 +263,7 @@ class Agent:
             dismiss=self._session.dismiss,
             say=say,
         )
+        self._crew.freeze(ready[view.coordinator].code)
         self._driver = Driver(world, self._start.settings, view, revision, ready[view.coordinator])
         if self._stopping:
             self._driver.stop()
@@ -306,6 +310,7 @@ def main() -> None:
     """Entry of the process: argv is the descriptor of the launcher's socket."""
     name_process("elastic-agent")
     continue_without_parent()
+    default_children()
     launcher = Channel.adopt(int(sys.argv[1]))
     messages: list[Message] = []
     while not messages and not launcher.closed:

@@ -76,9 +76,13 @@ class Channel:
         if not data:
             self.closed = True
             return []
+        known = len(self._incoming)
         self._incoming += data
-        *lines, rest = bytes(self._incoming).split(b"\n")
-        self._incoming = bytearray(rest)
+        end = self._incoming.rfind(b"\n", known)  # a long message is searched, and copied, once
+        if end < 0:
+            return []
+        lines = bytes(memoryview(self._incoming)[:end]).split(b"\n")
+        del self._incoming[: end + 1]
         return [self._decoded(line) for line in lines]
 
     def drain(self) -> list[Message]:

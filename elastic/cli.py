@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,7 +55,8 @@ def run(
     directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; by default nowhere.")] = None,
 ) -> None:
     """Runs a train function on several workers; prints what its leader returned as JSON."""
-    sys.path.insert(0, str(Path.cwd()))
+    with suppress(FileNotFoundError):  # `elastic.run` says what is wrong
+        sys.path.insert(0, str(Path.cwd()))
     try:
         result = elastic.run(
             target,

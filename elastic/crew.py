@@ -65,6 +65,10 @@ class Crew:
         for message in self._standing:
             self.tell([number], message)
 
+    def freeze(self, modules: dict[str, Any]) -> None:
+        """Has later workers run these modules (as `elastic.sources.to_json` has them) as they are now, whatever becomes of their files."""
+        self._forks.send({"type": "freeze", "modules": modules})
+
     def tell(self, numbers: Iterable[int], message: Message) -> None:
         """Sends a message to each of these workers that still listens."""
         for number in numbers:

@@ -3,7 +3,7 @@
 It stays single threaded, since a fork copies only the thread that calls it and would leave the locks of the others held for ever. The
 numeric environment is fixed where it is executed: the libraries read it when they load, later is too late.
 
-    agent -> fork server   fork {worker, spec}, with the worker's end of its agent socket
+    agent -> fork server   fork {worker, spec}, with the worker's end of its agent socket | freeze {modules}
     fork server -> agent   ready {} | broken {message} | forked {worker, pid}, with a pidfd | exited {worker, status}
 """
 
@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from elastic import signals
+from elastic import signals, sources
 from elastic.channel import Channel, Message
-from elastic.process import die_with_parent, module_command, name_process
+from elastic.process import default_children, die_with_parent, module_command, name_process
 
 # torch imports _dynamo when the first optimizer is made: a second of work, better done once than in every worker.
 _PRELOAD = ("torch", "torch._dynamo", "elastic.trainer", "elastic.worker")
@@ -59,7 +59,9 @@ class _Server:
                     self._reap(key.data)
                     continue
                 for request in self.channel.receive():
-                    if (job := self._fork(request)) is not None:
+                    if request["type"] == "freeze":
+                        sources.freeze(request["modules"])
+                    elif (job := self._fork(request)) is not None:
                         return job
         return None
 
@@ -134,6 +136,7 @@ def main() -> None:
     die_with_parent(int(sys.argv[2]))
     name_process("elastic-forks")
     signals.outlive()
+    default_children()
     leave = _Leave()
     atexit.register(leave)
     channel = Channel.adopt(int(sys.argv[1]))

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,10 @@ _current: Job | None = None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What the agent tells a new worker. `import_path` and `argv` are the launcher's, so that imports work as they do there."""
+    """What the agent tells a new worker. `import_path` and `argv` are the launcher's, so that imports work as they do there.
+
+    `modules` are the files of the user's top-level modules that the launcher has imported.
+    """
 
     worker: int
     host: str
@@ -34,6 +37,7 @@ class WorkerSpec:
     settings: JobSettings
     import_path: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
+    modules: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,6 +48,7 @@ class WorkerSpec:
             "settings": self.settings.to_json(),
             "import_path": self.import_path,
             "argv": self.argv,
+            "modules": self.modules,
         }
 
     @classmethod
@@ -62,8 +67,9 @@ class Waits(Protocol):
 class Job:
     """The running job, seen from one of its workers.
 
-    `worker` is this process's id, `workers` how many were asked for, `host` names the machine, `secret` authenticates links, `directory`
-    is private to the job and removed at its end. `profile` tells that this worker is the one that measures what layers cost.
+    `worker` is this process's id, `workers` how many were asked for, `threads` how many torch uses, `host` names the machine, `secret`
+    authenticates links, `directory` is private to the job and removed at its end. `profile` tells that this worker is the one that measures
+    what layers cost.
     """
 
     def __init__(self, spec: WorkerSpec, send: Send) -> None:
@@ -71,6 +77,7 @@ class Job:
         self.name = spec.settings.name
         self.worker = spec.worker
         self.workers = spec.settings.workers
+        self.threads = spec.settings.threads
         self.host = spec.host
         self.directory = spec.directory
         self.links = os.path.join(spec.directory, LINKS)

@@ -72,7 +72,37 @@ def tied_command(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
 
 
+def import_path() -> list[str]:
+    """Where this process imports from. What Python passes over is left out: entries that are no text, a working directory that is gone."""
+    found = []
+    for entry in sys.path:
+        if isinstance(entry, str):
+            with suppress(FileNotFoundError):  # by getcwd
+                found.append(entry or os.getcwd())
+    return found
+
+
 def module_command(module: str, *arguments: str) -> list[str]:
-    """Runs `module.main()` in a new interpreter that imports from where this one does, whatever the working directory holds."""
-    code = f"import sys; sys.path[:] = {[entry or os.getcwd() for entry in sys.path]!r}; from {module} import main; main()"
+    """Runs `module.main()` in a new interpreter that imports from where this one does, whatever the working directory holds.
+
+    The directory of the script comes last: a `six.py` beside it is the script's business, and nobody else's.
+    """
+    own = _script_directories()
+    path = import_path()
+    path.sort(key=lambda entry: os.path.realpath(entry) in own)
+    code = f"import sys; sys.path[:] = {path!r}; from {module} import main; main()"
     return [sys.executable, "-c", code, *arguments]
+
+
+def _script_directories() -> set[str]:
+    """The script's, and the working directory; but not the one that this package was imported from."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    found = set() if script is None else {os.path.dirname(os.path.realpath(script))}
+    with suppress(FileNotFoundError):  # it was removed
+        found.add(os.path.realpath(os.getcwd()))
+    return found.difference({os.path.realpath(Path(__file__).parents[1])})
+
+
+def default_children() -> None:
+    """Lets this process wait for its children, which Linux forbids where whoever started it ignores SIGCHLD."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)

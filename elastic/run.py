@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from elastic import errors
 from elastic.channel import Channel, Message
 from elastic.errors import JobFailed, SettingsError, Terminated
 from elastic.membership.endpoint import Endpoint
-from elastic.process import end_group, module_command
+from elastic.process import end_group, import_path, module_command
 from elastic.rundir import RunDirectory
 from elastic.save_summary import SaveSummary
 from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, own_environment
 from elastic.signals import StopRequests, exit_code, shielded
-from elastic.target import name_of
+from elastic.target import name_of, own_modules
 
 _AGENT_EXIT_S = 8.0
 
@@ -97,6 +98,7 @@ def run(
         Terminated: SIGTERM or SIGHUP arrived, and the job has stopped. It is a SystemExit.
     """
     _refuse_inside_worker()
+    _refuse_nowhere()
     settings = JobSettings(
         name=f"job-{secrets.token_hex(4)}" if name is None else name,
         workers=workers,
@@ -138,6 +140,15 @@ def _refuse_inside_worker() -> None:
         )
 
 
+def _refuse_nowhere() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise SettingsError(
+            "the working directory of this program was removed, and torch cannot be loaded without one: start it in a directory that exists"
+        ) from error
+
+
 def _supervise(settings: JobSettings, directory: str, requests: StopRequests) -> Message | None:
     """The agent's last word, or None if it died without one."""
     ours, theirs = socket.socketpair()
@@ -155,8 +166,9 @@ def _supervise(settings: JobSettings, directory: str, requests: StopRequests) ->
         "settings": settings.to_json(),
         "directory": directory,
         "environment": own_environment(),
-        "import_path": [entry or os.getcwd() for entry in sys.path],
+        "import_path": import_path(),
         "argv": sys.argv,
+        "modules": own_modules(),
     }
     try:
         channel.send(start)
@@ -179,7 +191,8 @@ def _end(agent: subprocess.Popen[bytes], channel: Channel) -> None:
     exited = os.WEXITED | os.WNOWAIT  # not reaped: until then nobody else gets its process group id
     watchdog = threading.Timer(_AGENT_EXIT_S, agent.kill)
     watchdog.start()
-    os.waitid(os.P_PID, agent.pid, exited)
+    with suppress(ChildProcessError):  # where the program ignores SIGCHLD, or reaps all its children itself
+        os.waitid(os.P_PID, agent.pid, exited)
     watchdog.cancel()
     end_group(agent.pid)
     agent.wait()

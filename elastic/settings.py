@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import re
@@ -93,6 +94,11 @@ class JobSettings:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def record(self) -> dict[str, Any]:
+        """What etcd is told: no `etcd`, which may hold a password, and of `args`, which may be large, only the SHA-256 of its JSON."""
+        kept = {name: value for name, value in self.to_json().items() if name not in ("etcd", "args")}
+        return {**kept, "args_sha256": hashlib.sha256(json.dumps(self.args).encode()).hexdigest()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSettings:

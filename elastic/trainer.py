@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from elastic import host
+from elastic import host, sources
 from elastic import job as jobs
 from elastic.beside import files_beside
 from elastic.checkpointing import Checkpoints
@@ -24,6 +24,7 @@ from elastic.engine import profile, randomness
 from elastic.engine.data import batches, refuse_unseekable
 from elastic.engine.engine import Apply, Engine, State, Training, initial_state
 from elastic.engine.model import LayeredModel
+from elastic.engine.modes import Modes
 from elastic.engine.numerics import Numerics
 from elastic.engine.stage import Loss
 from elastic.engine.zero import ShardedOptimizer, probe, state_bytes
@@ -110,6 +111,7 @@ class Trainer:
         checkpoint_files: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
     ) -> None:
         self._job = jobs.current()
+        self._modes = Modes(self._job.threads)
         micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
         _check_clip(clip_norm)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
@@ -144,7 +146,7 @@ class Trainer:
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links)
         self._job.listen_on(self._network)
-        self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._job.enter)
+        self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._modes.watched(self._job.enter))
         announcement = self._announcement()
         if self._checkpoints is not None:
             self._checkpoints.began_with(announcement["digest"])
@@ -174,6 +176,7 @@ class Trainer:
         return {
             "address": self._network.address,
             "fingerprint": fingerprint(),
+            "code": sources.to_json(sources.note_imported()),
             "model": self._model.spec.to_json(),
             "digest": self._model.digest(),
             "profile": profile.measure(self._model, training.loss, training.numerics, self._batch(0, 0)) if measures else None,
@@ -191,6 +194,7 @@ class Trainer:
                 "groups": _group_values(instance),
                 "scheduler": type(self._scheduler).__name__,
                 "checkpoint": self._checkpoints is not None,
+                "torch": self._modes.first,
             },
         }
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from elastic import job as jobs
-from elastic import linger, signals, target
+from elastic import linger, signals, sources, target
 from elastic.channel import Channel, Message
 from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.job import Job, WorkerSpec
@@ -64,6 +64,7 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
     line.listen(job)
     try:
         job.linger = linger.read(parsed.directory)
+        target.check_hidden(parsed.modules)
         value = _train(job)
     except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
         line.send(_failure(job, error))
@@ -91,6 +92,7 @@ def _prepare(spec: WorkerSpec) -> None:
 
 def _train(job: Job) -> Any:
     train_fn = target.load(job.settings.train_fn)
+    sources.note_imported()
     value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
     if not job.leader:
         return None

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.gauge import Seen
 from elastic.comm.rounds import Payload, Rounds
@@ -121,6 +123,7 @@ class Engine:
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
         self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
 
+    @torch.inference_mode(False)
     def compute(self, step: int, batch: Batch, *, stop: bool, pause: bool = False, saved: Any = None) -> Apply:
         """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before.
 
@@ -135,7 +138,8 @@ class Engine:
         return answer
 
     def _attempt(self, step: int, batch: Batch, stop: bool, pause: bool) -> Apply:
-        leaves = self.executor.step(step, batch)
+        with torch.enable_grad():  # a loop body may be under way, in an evaluation without gradients
+            leaves = self.executor.step(step, batch)
         self._enter("reduce", step, -1)
         self._network.flush()  # the sums of the step before may be on their way to their replicas still
         self._owned = self.reducer.collect()
@@ -150,6 +154,7 @@ class Engine:
         decided, _ = self._rounds.commit(2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), None))
         return Apply(**decided)
 
+    @torch.inference_mode(False)
     def update(self, answer: Apply) -> None:
         """Updates the owned shards; other members must not see the parameters of the step before any more. Nothing is sent yet.
 
@@ -167,6 +172,7 @@ class Engine:
         self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
         self.step = answer.step
 
+    @torch.inference_mode(False)
     def publish(self) -> None:
         """Sends what the last update changed: parameters to the members of the stage, updates to the holders of replicas."""
         self._enter("gather", self.step, -1)

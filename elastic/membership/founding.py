@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.errors import MismatchError
@@ -13,6 +13,7 @@ from elastic.plan.fleet import Fleet
 from elastic.plan.planner import plan
 from elastic.plan.site import Link, Site, pair
 from elastic.plan.workload import Workload, costs
+from elastic.sources import changed
 from elastic.view import Member, View
 
 _EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest", "checkpoint")
@@ -25,6 +26,7 @@ class Ready:
     `state_bytes` are the optimizer's beside an element of a parameter. The process may take `memory` bytes, None for its share of the
     host's, and takes `base` of them before it holds a layer. `link` is `[latency_s, bytes_per_s]` of a message within its host, where it
     measured that. `checkpoint` names the one that it would go on from; only founders do.
+    `code` are the user's modules, as `elastic.sources.to_json` has them.
     """
 
     host: str
@@ -41,6 +43,7 @@ class Ready:
     memory: int | None = None
     base: int = 0
     checkpoint: str | None = None
+    code: dict[str, list[Any]] = field(default_factory=dict)
 
     def member(self, worker: int) -> Member:
         """As a member of a view."""
@@ -79,15 +82,25 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
 def check_equal(ready: Mapping[int, Ready]) -> None:
     """Raises MismatchError naming the workers that differ from the lowest one, and where they do first."""
     reference = min(ready)
-    for field in _EQUAL:
-        expected = getattr(ready[reference], field)
-        others = [worker for worker in sorted(ready) if getattr(ready[worker], field) != expected]
+    _check_code(ready, reference)
+    for name in _EQUAL:
+        expected = getattr(ready[reference], name)
+        others = [worker for worker in sorted(ready) if getattr(ready[worker], name) != expected]
         if others:
-            found = getattr(ready[others[0]], field)
-            place, here, there = first_difference(field, expected, found)
+            found = getattr(ready[others[0]], name)
+            place, here, there = first_difference(name, expected, found)
             raise MismatchError(
                 f"worker{'s' * (len(others) > 1)} {', '.join(map(str, others))} cannot train together with worker {reference}: "
-                f"{place} is {_short(there)} there and {_short(here)} on worker {reference}; {_ADVICE[field]}"
+                f"{place} is {_short(there)} there and {_short(here)} on worker {reference}; {_ADVICE[name]}"
+            )
+
+
+def _check_code(ready: Mapping[int, Ready], reference: int) -> None:
+    for worker in sorted(ready):
+        if (path := changed(ready[reference].code, ready[worker].code)) is not None:
+            raise MismatchError(
+                f"worker {worker} cannot train together with worker {reference}: {path} was edited when worker {reference} had imported "
+                "it, and is other code there; put the old text back while the job runs, or start the job again"
             )
 
 

@@ -79,9 +79,8 @@ class Session:
             self._server.stop()
 
     def _claim(self, settings: JobSettings, client: EtcdClient, lease: Lease) -> None:
-        record = {name: value for name, value in settings.to_json().items() if name != "etcd"}  # it may hold a password
         try:
-            lease.claim(f"{self._prefix}record", json.dumps(record))
+            lease.claim(f"{self._prefix}record", json.dumps(settings.record()))
         except Conflict as error:
             raise SettingsError(f"name={settings.name!r}: a job of this name runs on etcd at {client.endpoint}; choose another") from error
         self._claimed = True

@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
+
 from elastic.comm.endpoint import Endpoint
 from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
@@ -112,6 +114,7 @@ class Member:
             where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic(), "damaged": isinstance(error, MemoryDamaged)}
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
+    @torch.inference_mode(False)  # a loop body may be under way, in an evaluation: memory made now is trained on
     def recover(self, stock: Callable[[Collection[int]], Stock], last: View | None, linked: Collection[int]) -> Joined:
         """Answers orders until a view with this worker is committed. `linked` are the workers that it had links to in the `last` one.
 

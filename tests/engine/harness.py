@@ -30,6 +30,7 @@ class FakeJob:
     """The part of `elastic.Job` that a Trainer uses; `announce` asks the parent process."""
 
     links: str | None = None
+    threads = 1
 
     def __init__(self, worker: int, workers: int, pipe: Connection) -> None:
         self.worker, self.workers, self.host = worker, workers, "here"
