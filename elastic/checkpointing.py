@@ -328,7 +328,8 @@ class Checkpoints:
         """What the saving thread makes of the shards, and of everything else as it is now: training does not wait for that."""
         view, model, states, names, files = engine.view, self._model, self._states, self._optimizer.names, self._files
         copies = view.coordinator == self._job.worker  # the others need only know what these are
-        buffers = {name: model.root.get_buffer(name).detach() for name in self._buffers}
+        running = model.running.at(step) if model.running.names else {}
+        buffers = {name: running[name] if name in running else model.root.get_buffer(name).detach() for name in self._buffers}
         if copies:
             buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         rest = {**{name: model.parameter(name).detach() for name in model.frozen}, **buffers}

@@ -63,6 +63,8 @@ def restored_state(worker: int, model: LayeredModel, view: View, source: DirectS
         parameter = next(each for each in model.spec.layers[home].parameters if each.start == start)
         source.read_into(parameter.name, PARAM, 0, memory[: parameter.size])
     _restore_rest(model.root, source, model.frozen)
+    model.watch.renew()
+    model.running.record(step)
     owned, kept = [], []
     for layer in view.layout.layers:
         for interval in layer.intervals:

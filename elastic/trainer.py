@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +70,7 @@ class Trainer:
         scheduler: a scheduler of that optimizer, or a function that makes one of it; stepped once per step.
         clip_norm: the largest L2 norm of the whole gradient.
         seed: keys the order of data, dropout and every other use of torch's, NumPy's and Python's generators inside layers.
-        exact: refuse what would make bits depend on the layout (such as running statistics).
+        exact: refuse what would make bits depend on the layout (such as buffers that a forward changes, but for BatchNorm, which is exact).
         grains: parts of the batch that are summed on their own; by default the largest divisor of the micro-batches up to 16.
         autocast: run layers and loss under `torch.autocast` in this dtype; parameters, gradients and optimizer state keep theirs.
         checkpoint_activations: keep only layers' inputs and run them again in backward: all (True), or those for which `f(index, layer)`.
@@ -117,14 +116,14 @@ class Trainer:
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self._batch = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
         self._collate = collate
-        _check_statistics(model, exact)
         self._model = LayeredModel(model)
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
         if not parameters:
             raise TrainerError("the model has no trainable parameter")
         instance = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters)
         self._scheduler = _bind_scheduler(scheduler, instance)
-        self._model = LayeredModel(model, cut=probe(instance, parameters[0].dtype))
+        self._model = LayeredModel(model, cut=probe(instance, parameters[0].dtype), exact=exact)
+        self._model.running.statistics.watch()
         self._optimizer = ShardedOptimizer(instance, self._model)
         self._checkpoints: Checkpoints | None = None
         if checkpoint is not None:
@@ -397,19 +396,6 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 def _check_clip(clip_norm: float | None) -> None:
     if clip_norm is not None and not clip_norm > 0:
         raise TrainerError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
-
-
-def _check_statistics(model: nn.Module | Sequence[nn.Module], exact: bool) -> None:
-    for layer in [model] if isinstance(model, nn.Module) else model:
-        for name, module in layer.named_modules() if isinstance(layer, nn.Module) else ():
-            if getattr(module, "track_running_stats", False):
-                message = (
-                    f"{type(module).__name__} ({name or 'the layer itself'}) keeps running statistics, which depend on the order and place "
-                    "of micro-batches: use GroupNorm or LayerNorm, or track_running_stats=False"
-                )
-                if exact:
-                    raise TrainerError(message + ", or pass exact=False")
-                warnings.warn(message, stacklevel=3)
 
 
 def _bind_scheduler(scheduler: Any, optimizer: Optimizer) -> Any:

@@ -9,7 +9,6 @@ that is enough for all layers, and at every comparison of replicas, it takes all
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from elastic.layout.transfer import PARAM, Role
-from elastic.snapshot.digest import digest
+from elastic.snapshot.digest import checksum, digest
 from elastic.snapshot.held import Held, Stored
 from elastic.view import View
 
@@ -29,15 +28,9 @@ LEAST_S = 2e-4
 
 _BYTES_PER_S = 6e9
 _CALL_S = 2e-6
-_SMALL_BYTES = 1 << 16
 
 Key = tuple[Role, int, int]
 """Which copy: its role, its layer and where its run starts."""
-
-
-def checksum(memory: np.ndarray) -> str:
-    """Of contiguous bytes (uint8): a CRC of few, where a digest would cost more in calls than in bytes."""
-    return f"{zlib.crc32(memory.data):08x}" if memory.nbytes <= _SMALL_BYTES else digest(memory)
 
 
 def combined(checksums: Mapping[str, str]) -> str:

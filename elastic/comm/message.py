@@ -37,6 +37,7 @@ class Kind(IntEnum):
     REPLICA = 10
     TRANSFER = 11
     TRANSFER_DIGEST = 12
+    BUFFERS = 13
 
 
 class Tag(NamedTuple):

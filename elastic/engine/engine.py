@@ -13,6 +13,7 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.gauge import Seen
 from elastic.comm.rounds import Payload, Rounds
+from elastic.engine.boundary import as_bytes, contiguous
 from elastic.engine.data import Batch
 from elastic.engine.executor import Enter, Executor
 from elastic.engine.model import LayeredModel
@@ -24,6 +25,7 @@ from elastic.engine.reduction import tree_sum
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.stage import Loss, LossLeaf
+from elastic.engine.statistics import Arrays
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import MemoryDamaged, NonFinite, TrainerError
 from elastic.layout.transfer import PARAM
@@ -117,6 +119,7 @@ class Engine:
         self.spares = Spares(optimizer)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
+        self._told_running: Arrays = {}
         self._saved: Any = None
         self.told: dict[int, Any] = {}
         self._beside = 0
@@ -138,8 +141,10 @@ class Engine:
         return answer
 
     def _attempt(self, step: int, batch: Batch, stop: bool, pause: bool) -> Apply:
+        self._model.watch.begin(step)
         with torch.enable_grad():  # a loop body may be under way, in an evaluation without gradients
             leaves = self.executor.step(step, batch)
+        self._model.watch.end(step)
         self._enter("reduce", step, -1)
         self._network.flush()  # the sums of the step before may be on their way to their replicas still
         self._owned = self.reducer.collect()
@@ -149,10 +154,32 @@ class Engine:
         self.replicator.confirm()
         ready = (
             {"leaves": _rows(leaves), "stop": stop, "pause": pause, "drew": self.executor.drew, "saved": self._saved},
-            {"squares": squares},
+            {"squares": squares, **self._tell_running()},
         )
-        decided, _ = self._rounds.commit(2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), None))
+        decided, arrays = self._rounds.commit(
+            2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), self._hear_running(all_ready))
+        )
+        self._told_running = arrays or {}
         return Apply(**decided)
+
+    def _tell_running(self) -> Arrays:
+        """What this worker tells of the buffers that training changes: statistics, and the values of those that it speaks for."""
+        running = self._model.running
+        if not running.names:
+            return {}
+        plan, workload = self.view.plan, self.view.workload
+        mine = [s for s in plan.stages if max(s.members, key=lambda w: len(plan.micro_batches_of(w, workload))) == self.worker]
+        return {**running.statistics.encode(self.executor.records()), **running.told(layer for s in mine for layer in s.layers)}
+
+    def _hear_running(self, ready: Mapping[int, Payload]) -> Arrays | None:
+        """What all are told of them."""
+        running = self._model.running
+        if not running.names:
+            return None
+        told = [arrays or {} for _, arrays in ready.values()]
+        records = running.statistics.merged(map(running.statistics.decode, told), self.view.workload.micro_batches)
+        values = {name: array for arrays in told for name, array in arrays.items() if name.startswith("buffer ")}
+        return {**running.statistics.encode(records), **values}
 
     @torch.inference_mode(False)
     def update(self, answer: Apply) -> None:
@@ -170,6 +197,10 @@ class Engine:
         self.rest.spared(self.spares.held)
         self.rest.forget("live", "gathered")
         self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
+        running, told = self._model.running, self._told_running
+        if running.names:
+            self._model.watch.untouched(answer.step)
+            running.apply(answer.step, running.statistics.decode(told), told)
         self.step = answer.step
 
     @torch.inference_mode(False)
@@ -330,7 +361,10 @@ class Engine:
         return collected["values"]
 
     def digest(self) -> str:
-        """Hex SHA-256 over the bytes of all parameters in name order; told to every member, all of which must call it."""
+        """Hex SHA-256 over the bytes of all parameters in name order, and of the buffers that training changes.
+
+        It is told to every member, and all must call it.
+        """
         self._gatherer.wait_all()
         total = hashlib.sha256()
         for name in self._model.names:
@@ -340,6 +374,8 @@ class Engine:
             found = self._rounds.gather(self._next_sequence(), ({}, values))
             if found is not None:
                 total.update((found[holder][1] or {})["bytes"].data)
+        for _, buffer in self._model.running.now().items():  # every member has them
+            total.update(as_bytes(contiguous(buffer)).data)
         said, _ = self._rounds.commit(self._next_sequence(), ({}, None), lambda _: ({"digest": total.hexdigest()}, None))
         return said["digest"]
 

@@ -20,6 +20,7 @@ from elastic.engine.randomness import Generators
 from elastic.engine.reducer import Reducer
 from elastic.engine.salvage import Resumption, Salvage, kept
 from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossLeaf, LossRunner, enter
+from elastic.engine.statistics import Records
 from elastic.plan.schedule import Action, build
 from elastic.view import View
 
@@ -42,9 +43,11 @@ class Executor:
         self.gatherer = Gatherer(worker, model, view, network)
         self.generators = Generators()
         self._model, self._workload = model, view.workload
+        self.statistics = model.running.statistics
         self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes).get(worker, ())
         self._runners = [
-            LayerRunner(index, model.layers[index], numerics, self.generators) for index in view.plan.stages[self.pipe.stage].layers
+            LayerRunner(index, model.layers[index], numerics, self.generators, model.running.statistics)
+            for index in view.plan.stages[self.pipe.stage].layers
         ]
         self._loss = LossRunner(len(model.layers), loss, numerics, self.generators)
         self._vectors = {runner.index: [v for v in model.vectors if v.layer == runner.index] for runner in self._runners}
@@ -62,6 +65,10 @@ class Executor:
         self.most_in_flight = 0
         self.drew = False
         self.micro_batches_run = 0
+
+    def records(self) -> Records:
+        """The running statistics of this worker's part of the step."""
+        return self.statistics.of(range(self._workload.micro_batches), self._layers)
 
     @property
     def peers(self) -> set[int]:
@@ -98,6 +105,7 @@ class Executor:
         self._step, self.drew = step, False
         self.generators.watch()
         self.reducer.begin(step)
+        self.statistics.begin()
         resumed, self._resumption = self._resumption, None
         actions = self.actions
         if resumed is not None and resumed.step == step:
@@ -118,6 +126,8 @@ class Executor:
         self.reducer.restore(salvage.sums)
         self._finished = {m for grain in salvage.grains for m in self._workload.micro_batches_of(grain)}
         self._leaves = {leaf.micro_batch: leaf for leaf in salvage.leaves}
+        known = {(m, layer): found for (m, layer), found in salvage.records.items() if m in self._finished and layer in self._layers}
+        self.statistics.begin(known)
 
     def salvage(self) -> Salvage | None:
         """What can be used of the step that was begun, if this is its end."""
@@ -134,6 +144,7 @@ class Executor:
             summed=frozenset(grain for nodes in sums.values() for node in nodes for grain in node.grains(workload.grains)),
             sums=sums,
             leaves=tuple(leaf for m, leaf in self._leaves.items() if workload.grain_of(m) in grains),
+            records=self.statistics.of((m for grain in grains for m in workload.micro_batches_of(grain)), self._layers),
         )
 
     def end(self) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from elastic.engine.boundary import as_bytes, contiguous
+from elastic.engine.running import Running
+from elastic.engine.watch import Watch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import Cut, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 
@@ -76,8 +78,13 @@ class LayeredModel:
     Every worker builds the whole model once; `hold` then lays the held layers out as flat vectors and frees the others.
     """
 
-    def __init__(self, model: nn.Module | Sequence[nn.Module], *, cut: Cut = "block") -> None:
+    def __init__(self, model: nn.Module | Sequence[nn.Module], *, cut: Cut = "block", exact: bool = True) -> None:
         self.root, self.layers = split(model)
+        self.running = Running(self.root, self.layers)
+        if not exact:
+            self.running.loosen(saved_buffers(self.root))
+        self.running.record(-1)
+        self.watch = Watch(self.root, self.running, exact=exact)
         self._names = {id(parameter): name for name, parameter in self.root.named_parameters()}
         self._parameters = dict(self.root.named_parameters())
         self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)

@@ -38,12 +38,17 @@ class SavedBytes:
 
 @contextmanager
 def _buffers_restored(model: LayeredModel) -> Iterator[None]:
-    kept = [(buffer, buffer.clone()) for buffer in model.root.buffers()]
+    modules = list(model.root.modules())
+    kept = [dict(module._buffers) for module in modules]
+    values = {id(buffer): buffer.clone() for each in kept for buffer in each.values() if buffer is not None}
     try:
         yield
     finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
+        for module, own in zip(modules, kept, strict=True):
+            for name, buffer in own.items():
+                module._buffers[name] = buffer
+                if buffer is not None and not torch.equal(buffer, values[id(buffer)]):
+                    buffer.copy_(values[id(buffer)])
 
 
 def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
@@ -65,7 +70,7 @@ def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> 
 
 def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
     generators = Generators()
-    runners = [LayerRunner(index, layer, numerics, generators) for index, layer in enumerate(model.layers)]
+    runners = [LayerRunner(index, layer, numerics, generators, model.running.statistics) for index, layer in enumerate(model.layers)]
     loss_runner = LossRunner(len(runners), loss, numerics, generators)
     crossing = enter(model_input(batch), "the first micro-batch")
     rows: LayerProfile = []

@@ -8,10 +8,11 @@ view, no one has to. Bits do not change: a sum is what computing it again would 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from elastic.engine.reduction import Parts
 from elastic.engine.stage import LossLeaf
+from elastic.engine.statistics import Records
 from elastic.plan.routing import Node
 
 
@@ -28,6 +29,7 @@ class Salvage:
     summed: frozenset[int]
     sums: Mapping[int, Mapping[Node, Parts]]
     leaves: tuple[LossLeaf, ...]
+    records: Records = field(default_factory=dict)
 
 
 def kept(salvage: Salvage, routed: Mapping[int, Collection[int]], *, last: bool) -> Salvage:

@@ -17,6 +17,7 @@ from torch import nn
 from elastic.engine.boundary import Crossing, contiguous, flatten, unflatten
 from elastic.engine.numerics import Numerics, alias
 from elastic.engine.randomness import Generators, Key
+from elastic.engine.statistics import Statistics
 from elastic.errors import TrainerError
 
 Gradients = Sequence[torch.Tensor | None]
@@ -62,7 +63,8 @@ def gradients_of(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
 class LayerRunner:
     """Runs one layer of the model."""
 
-    def __init__(self, index: int, module: nn.Module, numerics: Numerics, generators: Generators) -> None:
+    def __init__(self, index: int, module: nn.Module, numerics: Numerics, generators: Generators, statistics: Statistics) -> None:
+        self._statistics = statistics
         self.index = index
         self.module = module
         self.numerics = numerics
@@ -79,12 +81,14 @@ class LayerRunner:
         leaves = leaves_of(crossing)
         run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=None)
         if self.recomputes:
-            with torch.no_grad():  # on copies: the layer may begin with an in-place operation, and the leaves are needed again
+            # On copies: the layer may begin with an in-place operation, and the leaves are needed again.
+            with self._statistics.during(self.index, micro_batch), torch.no_grad():
                 structure, outputs = self._call(step, micro_batch, [leaf.detach().clone() for leaf in leaves], crossing.structure)
             reachable = bool(self.parameters) or any(crossing.differentiable)
             differentiable = tuple(reachable and output.is_floating_point() for output in outputs)
         else:
-            structure, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in leaves], crossing.structure)
+            with self._statistics.during(self.index, micro_batch):
+                structure, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in leaves], crossing.structure)
             run.outputs = outputs
             differentiable = tuple(output.requires_grad for output in outputs)
         return run, Crossing(structure=structure, tensors=tuple(contiguous(o.detach()) for o in outputs), differentiable=differentiable)
@@ -93,7 +97,8 @@ class LayerRunner:
         """Adds to the parameters' `.grad`; returns the gradient of every input tensor, None where it has none."""
         outputs = run.outputs
         if outputs is None:
-            _, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in run.leaves], run.structure)
+            with self._statistics.during(self.index, None):
+                _, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in run.leaves], run.structure)
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
         if pairs:
             torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])

@@ -103,6 +103,7 @@ class Inventory:
     `results` are `[number, result]` of the last collectives, such as evaluations, that were finished here. `rewound`: yielded steps are
     being taken again, from a checkpoint on. `checkpoint` is the newest one that the worker sees, where it was asked
     for that, and `unreadable` names those that it could not read.
+    `buffers` has the steps behind which the worker knows the buffers that training changes, with digests; it is empty where there are none.
     """
 
     worker: int
@@ -116,6 +117,7 @@ class Inventory:
     rewound: bool = False
     checkpoint: Checkpoint | None = None
     unreadable: tuple[str, ...] = ()
+    buffers: dict[int, str] = field(default_factory=dict)
 
     @property
     def floor(self) -> int:
@@ -136,6 +138,7 @@ class Inventory:
             "rewound": self.rewound,
             "checkpoint": None if self.checkpoint is None else self.checkpoint.to_json(),
             "unreadable": list(self.unreadable),
+            "buffers": {str(step): digest for step, digest in self.buffers.items()},
         }
 
     @classmethod
@@ -153,4 +156,5 @@ class Inventory:
             rewound=data["rewound"],
             checkpoint=None if data["checkpoint"] is None else Checkpoint.from_json(data["checkpoint"]),
             unreadable=tuple(data["unreadable"]),
+            buffers={int(step): digest for step, digest in data["buffers"].items()},
         )

@@ -177,6 +177,8 @@ class Member:
             engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
             moved = migration.run()
+            if proposal.buffers is not None:
+                self._model.running.restore(step)
             self._check_scalars(proposal, migration.state)
             self._job.enter("gate", step)
         except (LinkError, Interrupted, GateRefused, CheckpointError) as error:
@@ -250,6 +252,7 @@ class Member:
             results=stock.results,
             finished=None if stock.salvage is None else finished(stock.salvage),
             rewound=stock.rewound,
+            buffers=self._model.running.steps,
         )
 
 

@@ -148,7 +148,14 @@ class Migration:
     @property
     def peers(self) -> set[int]:
         """The workers that state moves to or from."""
-        return {move.destination for _, move in self._outgoing} | {move.source for _, move in self._incoming}
+        return {move.destination for _, move in self._outgoing} | {move.source for _, move in self._incoming} | self._buffer_peers
+
+    @property
+    def _buffer_peers(self) -> set[int]:
+        buffers = self._proposal.buffers
+        if buffers is None:
+            return set()
+        return set(buffers.to) if buffers.source == self._worker else {buffers.source} if self._worker in buffers.to else set()
 
     def run(self) -> Moved:
         """Sends what others need, receives and verifies, fills all memory. Links must stand.
@@ -166,6 +173,7 @@ class Migration:
             self._network.receive(move.source, self._tag(index))
             said = self._network.receive(move.source, self._tag(index, Kind.TRANSFER_DIGEST))
             announced[move] = said.tobytes().decode("ascii", "replace")
+        self._move_buffers()
         moved = time.monotonic()
         check_received([move for _, move in self._incoming], {move: digest(memory) for move, memory in received.items()}, announced)
         for target in self._targets():
@@ -174,6 +182,23 @@ class Migration:
         del sent
         bytes_received = self._network.stats.transferred - self._before
         return Moved(installed=installed, moved=moved, checked=time.monotonic(), received_bytes=bytes_received)
+
+    def _move_buffers(self) -> None:
+        """Sends or receives the buffers that training changes. They are kept beside what is known of other steps, and not installed yet."""
+        buffers, running, step = self._proposal.buffers, self._model.running, self._proposal.resume
+        if buffers is None or not self._buffer_peers:
+            return
+        tag = Tag(Kind.BUFFERS, step + 1)
+        if buffers.source == self._worker:
+            for worker in buffers.to:
+                self._network.send(worker, tag, running.packed(step))
+            return
+        memory = np.empty(running.bytes, dtype=np.uint8)
+        self._network.post(buffers.source, tag, memory)
+        self._network.receive(buffers.source, tag)
+        if digest(memory) != buffers.digest:
+            raise GateRefused(f"worker {self._worker} received other buffers than worker {buffers.source} has", check="contents")
+        running.unpack(step, memory)
 
     def _tag(self, index: int, kind: Kind = Kind.TRANSFER) -> Tag:
         return Tag(kind, self._proposal.resume + 1, index)

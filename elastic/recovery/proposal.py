@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from elastic.errors import CopiesConflict, CoverageLost, MismatchError
+from elastic.errors import CopiesConflict, CoverageLost, MismatchError, StateUnproven
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
@@ -27,6 +27,25 @@ REPLACED_S = 1.5
 
 SAME = "same"
 """The dtype of an optimizer state that is in its layer's dtype."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffers:
+    """The buffers that training changes, behind the resumed step: `source` sends them `to` those who do not know them."""
+
+    source: int
+    to: tuple[int, ...]
+    digest: str
+
+    def to_json(self) -> list[Any]:
+        """One short list."""
+        return [self.source, list(self.to), self.digest]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Buffers:
+        """The inverse of `to_json`."""
+        source, to, digest = data
+        return cls(source=source, to=tuple(to), digest=digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +71,7 @@ class Proposal:
     finished: tuple[int, ...] = ()
     yielded: int = -1
     restore: Checkpoint | None = None
+    buffers: Buffers | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal proposal."""
@@ -69,6 +89,7 @@ class Proposal:
             "finished": list(self.finished),
             "yielded": self.yielded,
             "restore": None if self.restore is None else self.restore.to_json(),
+            "buffers": None if self.buffers is None else self.buffers.to_json(),
         }
 
     @classmethod
@@ -88,6 +109,7 @@ class Proposal:
             finished=tuple(data["finished"]),
             yielded=data["yielded"],
             restore=None if data["restore"] is None else Checkpoint.from_json(data["restore"]),
+            buffers=None if data["buffers"] is None else Buffers.from_json(data["buffers"]),
         )
 
 
@@ -148,6 +170,7 @@ def propose(
         planned=planned.why,
         finished=finished_everywhere(view, inventories, resume + 1),
         yielded=max(inventory.yielded for inventory in left),
+        buffers=_buffers(left, view, resume),
     )
 
 
@@ -275,6 +298,22 @@ def _scalars(inventories: Iterable[Inventory], step: int) -> Scalars:
                         f"{inventory.worker}: optimizers have taken different steps"
                     )
     return merged
+
+
+def _buffers(inventories: Sequence[Inventory], view: View, step: int) -> Buffers | None:
+    known = {inventory.worker: inventory.buffers[step] for inventory in inventories if step in inventory.buffers}
+    if not any(inventory.buffers for inventory in inventories):
+        return None
+    if not known:
+        raise CoverageLost(f"no worker that is left has the buffers that training changes as they were behind step {step}")
+    source = min(known)
+    for worker, digest in known.items():
+        if digest != known[source]:
+            raise StateUnproven(
+                f"the buffers that training changes differ behind step {step} between workers {source} and {worker}, "
+                "and nothing tells which are right"
+            )
+    return Buffers(source=source, to=tuple(worker for worker in view.workers if worker not in known), digest=known[source])
 
 
 def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:

@@ -55,7 +55,6 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"data": []}, "the dataset is empty"),
     "no data": ({"data": 7}, "not int"),
     "clip": ({"clip_norm": 0.0}, "clip_norm is 0.0; it must be above 0"),
-    "batch norm": ({"model": [nn.Linear(48, 48), nn.BatchNorm1d(48)]}, "BatchNorm1d .* keeps running statistics, .* use GroupNorm"),
     "not a model": ({"model": "gpt"}, "model must be an nn.Module or a list of them"),
     "frozen": ({"model": nn.Linear(2, 2).requires_grad_(False)}, "no trainable parameter"),
     "mixed dtypes": ({"model": [nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 7).double())]}, "layer 0 mixes trainable dtypes"),
@@ -74,11 +73,6 @@ def test_what_cannot_be_trained_is_refused_with_advice(lone_job, name: str) -> N
     options, message = REFUSALS[name]
     with pytest.raises(TrainerError, match=message):
         make(**options)
-
-
-def test_running_statistics_are_a_warning_when_not_exact(lone_job) -> None:
-    with pytest.warns(UserWarning, match="keeps running statistics"):
-        make(model=[nn.Linear(48, 48), nn.BatchNorm1d(48), models.Head()], exact=False)
 
 
 def test_outside_of_a_job_a_trainer_says_so() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from elastic.layout.transfer import PARAM
+from elastic.snapshot.digest import checksum
 from elastic.snapshot.held import Held
-from elastic.snapshot.rest import SHARE, Rest, checksum, combined, intact, period
+from elastic.snapshot.rest import SHARE, Rest, combined, intact, period
 from tests.recovery.recovering import view_of
 
 STATES = (PARAM, "exp_avg", "exp_avg_sq")

@@ -1,0 +1,220 @@
+"""Running statistics of BatchNorm that do not depend on who runs which micro-batch.
+
+A forward leaves the running buffers alone: hooks lend it others, and record the mean and the variance of the micro-batch. These travel with
+READY and APPLY, and at the end of the step every worker applies those of all layers, in the order of micro-batches and, within one, of
+calls: what plain torch does that runs them one after another. Recomputation in backward and evaluation record nothing.
+
+The bits are those of torch, whose CPU kernels (2.x) have several ways, by how the input lies. Where it is contiguous (or channels last),
+momentum and the products are in the dtype of the buffers; input of that dtype has its variance added in float64. Elsewhere all is in
+float64, and the variance has more bits than the buffer: the hook finds these by a second look at the input. (A third one would find the
+last five.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from elastic.errors import TrainerError
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+_STRIDED, _WIDE, _NARROW = range(3)
+
+Arrays = Mapping[str, np.ndarray]
+
+Place = tuple[int, int]
+"""A micro-batch and a layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What one call of one module saw: `mean` and `variance` (unbiased) of each channel, as float64. `way`: how torch would apply them."""
+
+    module: int
+    way: int
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+Records = Mapping[Place, Sequence[Record]]
+"""The calls, in order, of every forward of a layer that has such modules."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Call:
+    """A forward that is under way: the module's own buffers and momentum, and what it works on instead."""
+
+    own: dict[str, torch.Tensor | None]
+    momentum: float | None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Recording:
+    kept: bool  # else it is computed once more
+    records: list[Record] = field(default_factory=list)
+
+
+def tracks(module: nn.Module) -> bool:
+    """Whether a module keeps running statistics that are applied in order here."""
+    return isinstance(module, _BatchNorm) and bool(module.track_running_stats) and module.running_mean is not None
+
+
+class Statistics:
+    """Of all such modules of a model, in the order of their names; `root` names them, and `layers` have them."""
+
+    def __init__(self, root: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self.layers = frozenset(index for index, layer in enumerate(layers) if any(map(tracks, layer.modules())))
+        found = {name: module for name, module in root.named_modules() if tracks(module)}
+        self.names = tuple(sorted(found))
+        self.modules: tuple[Any, ...] = tuple(found[name] for name in self.names)
+        self._numbers = {id(module): number for number, module in enumerate(self.modules)}
+        self._recording: _Recording | None = None
+        self._calls: list[_Call] = []
+        self._found: dict[Place, Sequence[Record]] = {}
+
+    @property
+    def buffers(self) -> list[str]:
+        """The names of the buffers that these modules change."""
+        pairs = zip(self.names, self.modules, strict=True)
+        present = [(name, buffer) for name, module in pairs for buffer in BUFFERS if module._buffers.get(buffer) is not None]
+        return [f"{name}.{buffer}" if name else buffer for name, buffer in present]
+
+    def watch(self) -> None:
+        """Puts hooks on the modules; they do nothing outside of `during`."""
+        enter, leave = self._enter, self._leave  # functions: a deep copy of a module must not copy everything that belongs to this one
+        for module in self.modules:
+            module.register_forward_pre_hook(lambda module, args: enter(module))
+            module.register_forward_hook(lambda module, args, output: leave(module, args), always_call=True)
+
+    @contextmanager
+    def during(self, layer: int, micro_batch: int | None) -> Iterator[None]:
+        """A forward of a layer; without a micro-batch nothing of it is kept."""
+        if layer not in self.layers:
+            yield
+            return
+        self._recording = _Recording(kept=micro_batch is not None)
+        try:
+            yield
+            if micro_batch is not None:
+                self._found[micro_batch, layer] = tuple(self._recording.records)
+        finally:
+            self._recording = None
+
+    def begin(self, known: Records | None = None) -> None:
+        """Forgets what was found, but for what is known of the step already."""
+        self._found = dict(known or {})
+
+    def of(self, micro_batches: Iterable[int], layers: Iterable[int]) -> Records:
+        """What was found of these."""
+        wanted, held = set(micro_batches), set(layers)
+        return {place: found for place, found in self._found.items() if place[0] in wanted and place[1] in held}
+
+    def _enter(self, module: Any) -> None:
+        if self._recording is None or id(module) not in self._numbers or not (module.training and module.track_running_stats):
+            return
+        own = {name: module._buffers.get(name) for name in BUFFERS}
+        self._calls.append(_Call(own=own, momentum=module.momentum))
+        for name, buffer in own.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros_like(buffer)
+        module.momentum = 1.0  # so that the buffers become what the micro-batch alone has
+
+    def _leave(self, module: Any, args: Sequence[Any]) -> None:
+        if self._recording is None or id(module) not in self._numbers or not (module.training and module.track_running_stats):
+            return
+        call = self._calls.pop()
+        mean, variance = module._buffers["running_mean"], module._buffers["running_var"]
+        module._buffers.update(call.own)
+        module.momentum = call.momentum
+        if not self._recording.kept or not args:
+            return
+        x = args[0].detach()
+        way = _way(x, variance.dtype)
+        exact = variance.double()
+        if way == _STRIDED:
+            exact = exact + 2.0 * _beyond(x, mean, variance).double()
+        number = self._numbers[id(module)]
+        self._recording.records.append(Record(module=number, way=way, mean=mean.double().numpy(), variance=exact.numpy()))
+
+    def encode(self, found: Records) -> dict[str, np.ndarray]:
+        """As arrays that can travel."""
+        places = sorted(found)
+        index = [[*place, record.module, record.way] for place in places for record in found[place]]
+        values = [each for place in places for record in found[place] for each in (record.mean, record.variance)]
+        return {
+            "statistics_at": np.array(places, dtype=np.int64).reshape(-1, 2),
+            "statistics_of": np.array(index, dtype=np.int64).reshape(-1, 4),
+            "statistics": np.concatenate(values) if values else np.zeros(0),
+        }
+
+    def decode(self, arrays: Arrays) -> dict[Place, list[Record]]:
+        """The inverse."""
+        found: dict[Place, list[Record]] = {(micro_batch, layer): [] for micro_batch, layer in arrays["statistics_at"].tolist()}
+        position = 0
+        for micro_batch, layer, module, way in arrays["statistics_of"].tolist():
+            channels = self.modules[module].running_mean.numel()
+            mean, variance = arrays["statistics"][position : position + 2 * channels].reshape(2, channels)
+            position += 2 * channels
+            found[micro_batch, layer].append(Record(module=module, way=way, mean=mean, variance=variance))
+        return found
+
+    def merged(self, all_found: Iterable[Records], micro_batches: int) -> Records:
+        """What all members found. Raises TrainerError where a micro-batch is missing."""
+        found = {place: records for each in all_found for place, records in each.items()}
+        wanted = {(micro_batch, layer) for micro_batch in range(micro_batches) for layer in self.layers}
+        if found.keys() != wanted:
+            strange = sorted(wanted ^ found.keys())
+            raise TrainerError(f"BatchNorm's statistics of (micro-batch, layer) {strange} are missing, or not of this step")
+        return found
+
+    def apply(self, found: Records) -> None:
+        """Brings the running buffers up to a step, of which this is everything."""
+        with torch.no_grad():
+            for place in sorted(found):
+                for record in found[place]:
+                    _update(self.modules[record.module], record)
+
+
+def _way(x: torch.Tensor, buffers: torch.dtype) -> int:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if not (x.is_contiguous() or (x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()]))):
+        return _STRIDED
+    return _WIDE if x.dtype == buffers else _NARROW
+
+
+def _beyond(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """Half of what the variance is more than `variance`, which was rounded to it."""
+    rest, unused = -variance, -mean
+    with torch.no_grad():
+        torch.batch_norm_update_stats(x, unused, rest, 0.5)
+    return rest
+
+
+def _update(module: Any, record: Record) -> None:
+    tracked, momentum = module.num_batches_tracked, module.momentum
+    if tracked is not None:
+        tracked.add_(1)
+        momentum = 1.0 / float(tracked) if momentum is None else momentum
+    elif momentum is None:
+        momentum = 0.0
+    mean, variance = torch.from_numpy(record.mean.copy()), torch.from_numpy(record.variance.copy())
+    before, spread = module.running_mean, module.running_var
+    if record.way != _STRIDED:
+        factor = torch.tensor(momentum, dtype=before.dtype)
+        rest = 1 - factor
+        before.copy_(factor * mean.to(before.dtype) + rest * before)
+        if record.way == _WIDE:
+            spread.copy_(factor.double() * variance + (rest * spread).double())
+        else:
+            spread.copy_(factor * variance.to(spread.dtype) + rest * spread)
+    else:
+        before.copy_(momentum * mean + (1 - momentum) * before.double())
+        spread.copy_(momentum * variance + (1 - momentum) * spread.double())
