@@ -24,6 +24,7 @@ from elastic import host, signals
 from elastic.channel import Channel, Message
 from elastic.crew import Crew
 from elastic.errors import ElasticError, JobFailed
+from elastic.founders import Founders, hindrance
 from elastic.job import WorkerSpec
 from elastic.loop import Loop
 from elastic.membership.clerk import Clerk
@@ -35,7 +36,7 @@ from elastic.recovery.world import World, say
 from elastic.rundir import RunDirectory
 from elastic.save_summary import SaveSummary
 from elastic.settings import JobSettings, default_environment, worker_environment
-from elastic.supervision import Worker, ended, failed, is_consequence, is_machine_failure, last_line, returned_early, worker_error
+from elastic.supervision import Worker, ended, failed, how_ended, is_consequence, is_machine_failure, last_line, returned_early, worker_error
 
 if TYPE_CHECKING:
     from elastic.membership.session import Session
@@ -82,6 +83,7 @@ class Agent:
         self._clerk: Clerk | None = None
         self._driver: Driver | None = None
         self._saves = SaveSummary()
+        self._founders = Founders.of(start.settings.workers)
         self._loop = Loop()
         signals.obey(lambda: self._loop.post(self.stop))
         self._crew = Crew(
@@ -161,12 +163,13 @@ class Agent:
     # The workers
 
     def _fork_founders(self) -> None:
-        for number in range(self._start.settings.workers):
+        for number in self._founders.numbers:
             self._crew.fork(number)
 
     def _spec(self, number: int) -> dict[str, Any]:
         return WorkerSpec(
             worker=number,
+            first=number == self._founders.first,
             host=self._host,
             directory=self._start.directory,
             secret=self._secret,
@@ -216,11 +219,23 @@ class Agent:
             return
         if worker.result is None and worker.error is None:
             if self._driver is None:
-                worker.error = ended(worker)
-                self._fail(worker.error, consequence=False)
+                self._founder_died(worker)
             else:
                 self._driver.died(worker)
         self._check_finished()
+
+    def _founder_died(self, worker: Worker) -> None:
+        """Starts another one in its place, up to as many as may fail to join."""
+        others = [self._crew.workers[number] for number in self._founders.numbers]
+        why = hindrance(self._founders, worker, others, respawn=self._start.settings.respawn)
+        if why is not None:
+            worker.error = ended(worker, why)
+            self._fail(worker.error, consequence=False)
+            return
+        self._founders = self._founders.without(worker.number)
+        new = self._founders.numbers[-1]
+        say(f"{how_ended(worker)} before the training had begun: worker {new} is started in its place")
+        self._crew.fork(new)
 
     def _fail(self, error: Message, *, consequence: bool) -> None:
         """Ends the job with the error; one that only follows from another worker's waits for that one's."""
@@ -233,7 +248,7 @@ class Agent:
 
     def _check_announced(self) -> None:
         """Founds the job when the last worker is ready."""
-        workers = self._crew.workers.values()
+        workers = [self._crew.workers[number] for number in self._founders.numbers]
         waiting = [worker.number for worker in workers if worker.announced is not None]
         returned = [worker.number for worker in workers if worker.finished and worker.announced is None]
         if self._driver is not None or not waiting:
@@ -246,10 +261,11 @@ class Agent:
     def _found(self) -> None:
         assert self._session is not None  # workers are started after it
         memory = self._start.settings.memory
-        ready = {worker.number: Ready.from_json(worker.announced or {}, self._host, memory) for worker in self._crew.workers.values()}
+        announced = {number: self._crew.workers[number].announced or {} for number in self._founders.numbers}
+        ready = {number: Ready.from_json(each, self._host, memory) for number, each in announced.items()}
         view = found(ready, self._start.settings.stages, self._site())
-        for number, announced in ready.items():
-            self._session.admit(number, announced)
+        for number, each in ready.items():
+            self._session.admit(number, each)
         revision = self._session.publish(view)
         self._clerk = Clerk(self._loop.post, self._with_driver(Driver.away), self._with_driver(Driver.back))
         world = World(
@@ -287,11 +303,12 @@ class Agent:
 
     def _check_finished(self) -> None:
         workers = self._crew.workers
-        members = list(workers) if self._driver is None else self._driver.view.workers
-        complete = bool(members) and all(workers[number].finished for number in members) if self._driver is None else self._driver.complete
+        members = self._founders.numbers if self._driver is None else self._driver.view.workers
+        known = all(number in workers for number in members)  # else the fork server is not ready yet
+        complete = known and all(workers[number].finished for number in members) if self._driver is None else self._driver.complete
         if not complete:
             return
-        result = workers[members[0]].result or {}
+        result = workers[self._founders.first if self._driver is None else members[0]].result or {}
         epoch = 0 if self._driver is None else self._driver.view.epoch
         done = {"type": "done", "value": result["value"], "epoch": epoch, "stopped": result["stopped"]}
         if all(workers[number].gone for number in members):

@@ -25,9 +25,10 @@ _current: Job | None = None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What the agent tells a new worker. `import_path` and `argv` are the launcher's, so that imports work as they do there.
+    """What the agent tells a new worker. `first`: it measures what layers cost, and leads as long as there is no view.
 
-    `modules` are the files of the user's top-level modules that the launcher has imported.
+    `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
+    modules that the launcher has imported.
     """
 
     worker: int
@@ -35,6 +36,7 @@ class WorkerSpec:
     directory: str
     secret: str  # hexadecimal
     settings: JobSettings
+    first: bool = False
     import_path: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     modules: dict[str, str] = field(default_factory=dict)
@@ -46,6 +48,7 @@ class WorkerSpec:
             "directory": self.directory,
             "secret": self.secret,
             "settings": self.settings.to_json(),
+            "first": self.first,
             "import_path": self.import_path,
             "argv": self.argv,
             "modules": self.modules,
@@ -83,7 +86,7 @@ class Job:
         self.links = os.path.join(spec.directory, LINKS)
         self.secret = bytes.fromhex(spec.secret)
         self.exact = spec.settings.exact
-        self.profile = spec.worker == 0
+        self.profile = self._first = spec.first
         self.stop_requested = False  # the user pressed Ctrl-C once: stop at the next step boundary
         self.pause_requested = False  # the members will change: pause at the next step boundary
         self.dismissed = threading.Event()  # every worker has finished: this one may exit
@@ -166,8 +169,8 @@ class Job:
 
     @property
     def leader(self) -> bool:
-        """Whether this worker's return value is the job's: the member at place 0, or worker 0 if no view was ever needed."""
-        return self.worker == (0 if self.view is None else self.view.coordinator)
+        """Whether this worker's return value is the job's: the member at place 0, or the first worker if no view was ever needed."""
+        return self._first if self.view is None else self.worker == self.view.coordinator
 
     def deliver(self, message: dict[str, Any]) -> None:
         """Takes a message of the agent; called by the thread that listens to it."""

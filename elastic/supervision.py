@@ -106,10 +106,9 @@ def how_ended(worker: Worker) -> str:
     return f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}"
 
 
-def ended(worker: Worker) -> Message:
-    """The outcome when a worker's process ended without a word."""
-    killed = worker.status == -signal.SIGKILL and not worker.condemned
-    return failed(JobFailed, how_ended(worker) + ("; the system may be out of memory" if killed else ""))
+def ended(worker: Worker, why: str = "") -> Message:
+    """The outcome when a worker's process ended without a word; `why` tells, behind how it ended, why that ends the job."""
+    return failed(JobFailed, " ".join(part for part in (how_ended(worker), why) if part))
 
 
 def returned_early(returned: list[int], waiting: list[int]) -> Message:

@@ -48,7 +48,7 @@ def test_before_the_first_step_no_step_is_named(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("status", "said"),
     [
-        (-9, "was killed by SIGKILL in epoch 1, step 4; the system may be out of memory"),
+        (-9, "was killed by SIGKILL in epoch 1, step 4"),
         (-11, "was killed by SIGSEGV in epoch 1, step 4"),
         (0, "exited with code 0 inside train_fn in epoch 1, step 4"),
         (3, "exited with code 3 inside train_fn in epoch 1, step 4"),

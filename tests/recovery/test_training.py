@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,18 @@ def test_what_survivors_have_finished_of_a_step_is_kept_twice(tmp_path: Path, ca
     assert death["layout_before"].count("x2") == 2
     assert death["layout_after"] == death["layout_before"].replace("x2", "x1")
     assert death["micro_batches_kept"] in (2, 3)
+
+
+def test_who_dies_before_the_job_is_founded_is_replaced(tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path, MOMENTUM, dies={"0": ["start"], "1": ["start"]}, workers=3, stages=2)
+    run.check(calm[MOMENTUM], 5)
+    assert (run.result.value["workers"], run.incidents) == ([2, 3, 4], ())
+    err = capfd.readouterr().err
+    for worker in (0, 1):
+        assert re.search(rf"worker {worker} \(process \d+\) was killed by SIGKILL before the training had begun: worker [34] is started", err)
+    assert "memory" not in err
+    with pytest.raises(JobFailed, match=r"was killed by SIGKILL before the training had begun, as 2 others did: no more are started$"):
+        Run(tmp_path, MOMENTUM, dies={str(number): ["start"] for number in range(9)}, workers=1)
 
 
 def test_the_coordinator_dies_and_then_the_next(tmp_path: Path, calm: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def train(
     saves: dict[str, Any] | None = None,
     still: bool = False,
 ) -> dict[str, Any] | None:
-    """`dies` tells where a worker does: [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or ["digest"].
+    """`dies` tells where a worker does: ["start"], [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or ["digest"].
 
     Or, at "loop" or "evaluate", who is killed by it: ["kills", where, step, workers]. `saves` are the Trainer's arguments for checkpoints.
     With `still` plans do not depend on what is measured here, and none moves a layer until somebody lost is replaced.
@@ -99,6 +99,8 @@ def train(
     if still:
         profile.measure = _lasting
     fate = (dies or {}).get(str(job.worker), [None])
+    if fate == ["start"]:
+        die()
     options = {"data": models.Rows(), "loss": models.cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name], **(saves or {})}
     build, loss, optimizer, data = (options.pop(part) for part in ("model", "loss", "optimizer", "data"))
     _arm(job, fate)
