@@ -29,14 +29,25 @@ from elastic.job import WorkerSpec
 from elastic.loop import Loop
 from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
+from elastic.observe.console import drain, say
 from elastic.plan.site import Site
 from elastic.process import continue_without_parent, default_children, name_process
 from elastic.recovery.driver import Driver
-from elastic.recovery.world import World, say
+from elastic.recovery.world import World
 from elastic.rundir import RunDirectory
 from elastic.save_summary import SaveSummary
 from elastic.settings import JobSettings, default_environment, worker_environment
-from elastic.supervision import Worker, ended, failed, how_ended, is_consequence, is_machine_failure, last_line, returned_early, worker_error
+from elastic.supervision import (
+    Worker,
+    ended,
+    failed,
+    how_ended,
+    is_consequence,
+    is_machine_failure,
+    last_line,
+    returned_early,
+    worker_error,
+)
 
 if TYPE_CHECKING:
     from elastic.membership.session import Session
@@ -115,6 +126,7 @@ class Agent:
             if self._saves.warning is not None:
                 say(f"warning: {self._saves.warning}")
         self._crew.close()
+        drain()
         if self._clerk is not None:
             self._clerk.stop()
         if self._session is not None:
@@ -266,6 +278,7 @@ class Agent:
         view = found(ready, self._start.settings.stages, self._site())
         for number, each in ready.items():
             self._session.admit(number, each)
+            self._crew.workers[number].announced = {}  # it may be large, and has done its work
         revision = self._session.publish(view)
         self._clerk = Clerk(self._loop.post, self._with_driver(Driver.away), self._with_driver(Driver.back))
         world = World(

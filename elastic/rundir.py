@@ -53,8 +53,8 @@ class RunDirectory:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def write_members(self, record: dict[str, Any]) -> None:
-        """Replaces the file at once: readers see the old one or the new one."""
+        """Replaces the file at once: readers see the old one or the new one. Where it cannot be written, it stays as it is."""
         new = self.members.with_suffix(".new")
-        with suppress(FileNotFoundError):  # the launcher may be gone, and the directory with it
+        with suppress(OSError):  # no room, or the directory is gone: no reason to end a job that runs
             new.write_text(json.dumps(record))
             os.replace(new, self.members)

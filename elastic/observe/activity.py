@@ -47,20 +47,21 @@ class Doing:
 
 
 class Activity:
-    """The record of this process, `worker`; for one thread. At first it is `idle` in step -1. It outlives `close`, and the process."""
+    """The record of this process, `worker`; for one thread. At first it is `idle` in step -1. It outlives `close`, and the process.
+
+    Where its file cannot be made (no room, or the directory is gone), nobody can read it, and all else is as usual.
+    """
 
     def __init__(self, directory: Path | str, worker: int) -> None:
         path = _path(directory, worker)
-        path.parent.mkdir(exist_ok=True)
         new = path.with_name(f"{worker}.new")
-        new.write_bytes(bytes(_SIZE))
-        with new.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), _SIZE)
+        self._memory = _shared(new)
         _PID.pack_into(self._memory, _PID_AT, os.getpid())
         self._number = 0
         for _ in range(2):  # both records
             self.enter("idle", -1, 0)
-        new.rename(path)  # whoever can open it finds a record
+        with suppress(OSError):
+            new.rename(path)  # whoever can open it finds a record
 
     def enter(self, phase: str, step: int, epoch: int, micro_batch: int = -1) -> None:
         """Says that `phase`, one of PHASES (else KeyError), begins now."""
@@ -112,13 +113,24 @@ class Watch:
 
 def read(directory: Path | str, worker: int) -> Doing | None:
     """What `worker` of the job with this directory is doing, or did last; None where it never said."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError, ValueError, IndexError):  # it cannot be read, is cut short, or is something else
         watch = Watch(directory, worker)
         try:
             return watch.read()
         finally:
             watch.close()
     return None
+
+
+def _shared(new: Path) -> mmap.mmap:
+    """Memory of a new file, or of none if that cannot be made."""
+    try:
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.write_bytes(bytes(_SIZE))
+        with new.open("r+b") as file:
+            return mmap.mmap(file.fileno(), _SIZE)
+    except OSError:
+        return mmap.mmap(-1, _SIZE)
 
 
 def _path(directory: Path | str, worker: int) -> Path:

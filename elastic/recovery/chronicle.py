@@ -35,6 +35,7 @@ class Chronicle:
 
     def missed(self, epoch: int, worker: int, at: float) -> None:
         """Somebody has lost this worker at that time, which is when it died if it is dead."""
+        self._missed_at = {key: known for key, known in self._missed_at.items() if key[0] >= epoch}
         self._missed_at.setdefault((epoch, worker), at)
 
     def lost(self, view: View, worker: Worker, now: float) -> None:

@@ -14,6 +14,7 @@ from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavai
 from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready, check_equal
 from elastic.observe.activity import STEP_PHASES, Doing
+from elastic.observe.silence import LOOK_S, Seen, Silence, is_stopped
 from elastic.plan.site import Link, Pair
 from elastic.recovery import balance, machine
 from elastic.recovery.blame import Loss
@@ -89,7 +90,9 @@ class Driver:
         self._replaced_s = REPLACED_S
         self._events: deque[Event] = deque()
         self._feeding = False
+        self._silence = Silence()
         self._announce(Announce(view=view))
+        self._listen()
 
     @property
     def view(self) -> View:
@@ -115,6 +118,7 @@ class Driver:
         doing = self._chronicle.doing(worker)
         if doing is not None:
             worker.epoch, worker.step = doing.epoch, doing.step
+        worker.announced, worker.progress = None, {}
         how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
         loss = None
         if worker.number in self.view.workers:
@@ -159,6 +163,7 @@ class Driver:
     def close(self) -> None:
         """The job is over."""
         self._world.timers.clear_timer("machine")
+        self._world.timers.clear_timer("silence")
         self._preparing.close()
         self._chronicle.close()
 
@@ -190,6 +195,15 @@ class Driver:
             wait = max(0.0, self.state.wake_at - self._world.clock())
             self._world.timers.set_timer(wait, lambda: self.feed(Timeout()), "machine")
 
+    def _listen(self) -> None:
+        """Says who does not move, while the others wait for it."""
+        now = self._world.clock()
+        members = [self._world.crew.workers[worker] for worker in self.state.live if worker not in self.state.finished]
+        seen = [Seen(worker=each.number, pid=each.pid, stopped=is_stopped(each.pid), doing=self._chronicle.doing(each)) for each in members]
+        for sentence in self._silence.sentences(seen, now):
+            self._world.say(sentence)
+        self._world.timers.set_timer(LOOK_S, self._listen, "silence")
+
     # Messages
 
     def _hear_announce(self, worker: Worker, message: Message) -> None:
@@ -202,6 +216,7 @@ class Driver:
             self._refuse(worker, str(error))
             return
         self._world.clerk.run(Errand(call=lambda: self._world.admit(worker.number, ready)))
+        worker.announced = {}  # it may be large, and has done its work
         self.feed(JoinerReady(worker=worker.number, member=ready.member(worker.number)))
 
     def _hear_progress(self, worker: Worker, message: Message) -> None:
@@ -267,8 +282,13 @@ class Driver:
         self._chronicle.note(lambda timeline, now: timeline.opened(now))
         lost = [worker for worker in self.view.workers if worker not in action.workers]
         what = {"lost": lost, "restore": action.restore, "damaged": list(action.damaged)}
-        self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), **what})
-        self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era))
+
+        def burned(_: Any) -> None:
+            """Only now may anybody hear of the attempt: whoever coordinates next must not use its number again."""
+            if self.state.era == action.era:
+                self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), **what})
+
+        self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era), burned)
 
     def _propose(self, action: Propose) -> None:
         self._chronicle.note(lambda timeline, now: timeline.inventoried(now))
@@ -314,6 +334,7 @@ class Driver:
         if current is not None and self._lost_at is not None and set(view.workers).difference(current.before.workers):
             self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
         self._world.crew.tell(view.workers, {"type": "view", "view": view.to_json()})
+        self._wires.keep(view.workers)
         self._world.directory.write_members(self._members(view))
         self._preparing.begin(view)
         if view.epoch > 1:
@@ -340,13 +361,13 @@ class Driver:
     def _idle(self) -> bool:
         return self._chronicle.current is None and self.state.phase is Phase.RUNNING
 
-    def _at_etcd(self, era: Era, call: Callable[[], Any]) -> None:
+    def _at_etcd(self, era: Era, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
         """For an attempt, and only as long as it is the one."""
 
         def refused(error: Conflict) -> None:
             self.feed(CommitFailed(era=era, reason=str(error)))
 
-        self._world.clerk.run(Errand(call=call, refused=refused, wanted=lambda: self.state.era == era))
+        self._world.clerk.run(Errand(call=call, done=done, refused=refused, wanted=lambda: self.state.era == era))
 
     def _refuse(self, worker: Worker, why: str) -> None:
         if not worker.condemned:

@@ -58,6 +58,7 @@ GATHERING_S = 0.05  # how long a joiner waits for those that were started with i
 CLOSING_S = 1.0  # how long the others may take to finish when one died at the end of the training
 SETTLING_S = 0.3  # how long a new view has for its first step before new workers are started
 PATIENCE_S = 10.0  # after which it is said who is waited for
+LOSSES_KEPT = 100
 FAILED_JOINS = 3
 FAILED_ATTEMPTS = 3  # that nobody's death explains
 _LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict")
@@ -117,7 +118,7 @@ def _member_died(state: State, event: WorkerDied, now: float) -> Step:
     if state.finished:
         return _close(state, now)
     if event.loss is not None:
-        state = replace(state, losses=(*state.losses, event.loss))
+        state = replace(state, losses=(*state.losses[-LOSSES_KEPT:], event.loss))
         if (why := blamed(state.losses)) is not None:
             return _end(state, "JobFailed", f"{why}; the last of them: {event.how}")
     state, actions = _replenished(state, recovering=True)

@@ -19,6 +19,11 @@ class Wires:
             if peer is not None:
                 self._told[worker, int(peer)] = latency_s, bytes_per_s
 
+    def keep(self, workers: Iterable[int]) -> None:
+        """Forgets the links of whoever is not one of these any more."""
+        kept = set(workers)
+        self._told = {link: told for link, told in self._told.items() if kept.issuperset(link)}
+
     def links(self, hosts: Mapping[int, str], site: Site) -> dict[Pair, Link]:
         """Of each pair of hosts between which large messages have passed; `hosts` are the members'.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -99,8 +98,3 @@ class World:
     say: Callable[[str], None]
     propose: Callable[[Propose, Terms], Proposal] = worked_out
     clock: Callable[[], float] = time.monotonic
-
-
-def say(sentence: str) -> None:
-    """To the terminal of the launcher."""
-    print(f"elastic: {sentence}", file=sys.stderr, flush=True)

@@ -355,17 +355,49 @@ def test_what_cannot_be_proposed_ends_the_job(scene: Callable[..., Scene], error
 
 def test_an_outage_holds_the_commit_back_and_loses_nothing(scene: Callable[..., Scene]) -> None:
     job = scene()
-    job.clerk.away = True
-    job.driver.away(EtcdUnavailable("etcd cannot be reached"))
     job.die(1)
     job.inventories()
+    job.clerk.away = True
+    job.driver.away(EtcdUnavailable("etcd cannot be reached"))
     job.votes()
     assert job.driver.state.phase is Phase.COMMITTING
     job.die(2)
     job.clerk.work()
     assert job.driver.state.view.workers == (0, 2)
     assert job.era == (3, 1), "the death in the meantime is the next recovery"
-    assert job.said[0] == "etcd cannot be reached; the recovery waits for it"
+    assert "etcd cannot be reached; the recovery waits for it" in job.said
+
+
+def test_nobody_hears_of_an_attempt_before_its_number_is_burned(scene: Callable[..., Scene]) -> None:
+    job = scene(4)
+    job.clerk.away = True
+    job.die(1)
+    assert job.crew.messages("quiesce") == []
+    job.die(2)
+    job.clerk.away = False
+    job.clerk.work()
+    assert job.attempts.calls == [("begin", (2, 2))]
+    assert [message["attempt"] for _, message in job.crew.told] == [2, 2]
+    assert job.crew.messages("quiesce") == [0, 3]
+
+
+def test_what_a_worker_announced_is_not_kept(scene: Callable[..., Scene]) -> None:
+    job = replaced(scene)
+    new = job.crew.workers[3]
+    new.announced = announcement()
+    job.say(3, "announce", ready=new.announced)
+    assert new.announced == {}, "it has announced itself, which is all that counts"
+    job.die(3)
+    assert (new.announced, new.progress) == (None, {})
+
+
+def test_a_stopped_worker_is_named(scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elastic.recovery.driver.is_stopped", lambda pid: pid == FIRST_PID + 1)
+    job = scene()
+    for _ in range(5):
+        job.now += 1.0
+        job.timers.timers["silence"][1]()
+    assert job.said == ["worker 1 (process 1001) does not answer: its process is stopped, and the others wait for it"]
 
 
 def test_what_an_abandoned_attempt_wanted_of_etcd_is_not_done(scene: Callable[..., Scene]) -> None:

@@ -122,7 +122,8 @@ def test_who_dies_before_the_job_is_founded_is_replaced(tmp_path: Path, calm: di
     assert (run.result.value["workers"], run.incidents) == ([2, 3, 4], ())
     err = capfd.readouterr().err
     for worker in (0, 1):
-        assert re.search(rf"worker {worker} \(process \d+\) was killed by SIGKILL before the training had begun: worker [34] is started", err)
+        said = rf"worker {worker} \(process \d+\) was killed by SIGKILL before the training had begun: worker [34] is started"
+        assert re.search(said, err)
     assert "memory" not in err
     with pytest.raises(JobFailed, match=r"was killed by SIGKILL before the training had begun, as 2 others did: no more are started$"):
         Run(tmp_path, MOMENTUM, dies={str(number): ["start"] for number in range(9)}, workers=1)
@@ -189,6 +190,18 @@ def test_whoever_is_killed_at_the_same_micro_batch_again_and_again_is_no_victim_
     run = Run(tmp_path, GROUPS, dies=dies, workers=4, stages=1, respawn=False)
     run.check(calm[GROUPS], 4)
     assert sorted(worker for lost in run.lost for worker in lost) == [1, 2, 3]
+
+
+def test_neither_stderr_nor_the_run_directory_is_needed(tmp_path: Path, calm: dict[str, Any]) -> None:
+    """The reader of stderr is gone, and the run directory is deleted, before a worker dies and is replaced."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tests.recovery.blind", str(tmp_path), str(STEPS[GROUPS])]
+    done = subprocess.run(command, cwd=ROOT, stderr=writer, stdout=subprocess.DEVNULL, check=False, timeout=120)
+    os.close(writer)
+    assert done.returncode == 0
+    value, kinds = json.loads((tmp_path / "result.json").read_text())
+    assert (kinds, value["digest"], value["workers"]) == (["death", "join"], calm[GROUPS]["digest"], [0, 2, 3])
 
 
 def test_the_only_worker_dies(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -91,7 +92,8 @@ def train(
     saves: dict[str, Any] | None = None,
     still: bool = False,
 ) -> dict[str, Any] | None:
-    """`dies` tells where a worker does: ["start"], [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or ["digest"].
+    """`dies` tells where a worker does: ["start"], [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or
+    ["digest"]; at ["deletes", step] it deletes the run directory.
 
     Or, at "loop" or "evaluate", who is killed by it: ["kills", where, step, workers]. `saves` are the Trainer's arguments for checkpoints.
     With `still` plans do not depend on what is measured here, and none moves a layer until somebody lost is replaced.
@@ -109,6 +111,8 @@ def train(
     log = Log(folder, job.worker)
     for report in trainer.run(steps):
         log.add("step", report.step, report.loss, report.grad_norm, report.lr, torch.rand(1).item())
+        if fate == ["deletes", report.step]:
+            shutil.rmtree(job.directory)
         if fate == ["memory", report.step]:
             raise MemoryError("no room")
         if fate[:3] == ["kills", "loop", report.step]:

@@ -1,0 +1,55 @@
+"""What a job says to people, on stderr: in a thread of its own, so that neither a closed nor a full stderr ends or stops anything."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from contextlib import suppress
+from typing import TextIO
+
+_WAITING = 1000
+_DRAIN_S = 1.0
+
+
+class Console:
+    """Writes sentences in order to `stream`, by default stderr. Where they cannot be written, or too many wait, they are lost."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._sentences: queue.Queue[str | threading.Event] = queue.Queue(_WAITING)
+        self._thread: threading.Thread | None = None
+
+    def say(self, sentence: str) -> None:
+        """Returns at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="elastic-console", daemon=True)
+            self._thread.start()
+        with suppress(queue.Full):
+            self._sentences.put_nowait(sentence)
+
+    def drain(self, patience_s: float = _DRAIN_S) -> None:
+        """Returns when all is written, or nobody has taken it for so long."""
+        written = threading.Event()
+        if self._thread is not None:
+            with suppress(queue.Full):
+                self._sentences.put_nowait(written)
+                written.wait(patience_s)
+
+    def _run(self) -> None:
+        while True:
+            sentence = self._sentences.get()
+            if isinstance(sentence, threading.Event):
+                sentence.set()
+            else:
+                self._write(sentence)
+
+    def _write(self, sentence: str) -> None:
+        stream = self._stream or sys.stderr
+        if stream is not None:  # it is closed since before this process began
+            with suppress(OSError, ValueError):  # its reader is gone, the disk is full, or it was closed
+                print(f"elastic: {sentence}", file=stream, flush=True)
+
+
+_console = Console()
+say, drain = _console.say, _console.drain

@@ -1,0 +1,64 @@
+"""Whom the others wait for, in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+from elastic.observe.activity import Doing
+from elastic.observe.silence import COMPUTING_S, STOPPED_S, Seen, Silence, is_stopped
+
+
+def seen(worker: int, at: float, *, stopped: bool = False, phase: str = "backward") -> Seen:
+    doing = Doing(worker=worker, pid=70 + worker, phase=phase, step=7, epoch=1, at=at, micro_batch=3)
+    return Seen(worker=worker, pid=70 + worker, stopped=stopped, doing=doing)
+
+
+def test_a_stopped_worker_is_named_once_within_seconds() -> None:
+    silence = Silence()
+    workers = [seen(0, 99.9, phase="ready"), seen(1, 99.0, stopped=True)]
+    assert silence.sentences(workers, 100.0) == []
+    (said,) = silence.sentences(workers, 100.0 + STOPPED_S)
+    assert said == (
+        "worker 1 (process 71) does not answer: it is in backward of step 7, micro-batch 3 since 3.0 s; "
+        "its process is stopped, and the others wait for it"
+    )
+    assert silence.sentences(workers, 110.0) == []
+
+
+def test_one_that_is_stopped_now_and_then_moves() -> None:
+    silence = Silence()
+    for second in range(10):
+        assert silence.sentences([seen(1, 99.0 + second, stopped=True)], 100.0 + second) == []
+
+
+def test_of_those_that_do_not_move_the_first_is_named() -> None:
+    """The others wait for it, in what they entered later."""
+    silence = Silence()
+    workers = [seen(0, 100.2), seen(1, 100.1), seen(2, 100.3), seen(3, 90.0, phase="replicate")]
+    assert silence.sentences(workers, 100.0 + COMPUTING_S) == []
+    (said,) = silence.sentences(workers, 101.0 + COMPUTING_S)
+    assert said.startswith("worker 1 (process 71) does not answer: it is in backward of step 7")
+
+
+def test_who_left_no_word() -> None:
+    silence, mute = Silence(), Seen(worker=4, pid=74, stopped=True, doing=None)
+    assert silence.sentences([mute], 5.0) == []
+    assert silence.sentences([mute], 5.0 + STOPPED_S) == [
+        "worker 4 (process 74) does not answer: its process is stopped, and the others wait for it"
+    ]
+
+
+def test_whether_a_process_is_stopped() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        assert not is_stopped(process.pid)
+        os.kill(process.pid, signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        assert is_stopped(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    assert not is_stopped(process.pid)
+    assert not is_stopped(None)
