@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from elastic import host, signals
 from elastic.channel import Channel, Message
 from elastic.crew import Crew
-from elastic.errors import ElasticError, JobFailed
+from elastic.errors import ElasticError, EtcdUnavailable, JobFailed
 from elastic.founders import Founders, hindrance
 from elastic.job import WorkerSpec
 from elastic.loop import Loop
@@ -134,12 +134,15 @@ class Agent:
 
     def _join(self) -> None:
         # Here, since the import takes long and the slow fork server is under way now.
-        from elastic.membership.session import Session
+        from elastic.membership.session import Notices, Session
 
-        def committed(view: View, revision: int) -> None:
-            self._loop.post(lambda: self._seen(view, revision))
-
-        self._session = Session(self._start.settings, Path(self._start.directory), committed)
+        notices = Notices(
+            view=lambda view: self._loop.post(lambda: self._seen(view)),
+            lost=lambda error: self._loop.post(lambda: self._etcd_failed(error)),
+            say=lambda sentence: self._loop.post(lambda: say(sentence)),
+        )
+        self._session = Session(self._start.settings, Path(self._start.directory), notices)
+        self._session.tend(self._loop)
         self._loop.watch(self._launcher, self._hear_launcher)
         self._crew.listen()
 
@@ -276,11 +279,11 @@ class Agent:
         announced = {number: self._crew.workers[number].announced or {} for number in self._founders.numbers}
         ready = {number: Ready.from_json(each, self._host, memory) for number, each in announced.items()}
         view = found(ready, self._start.settings.stages, self._site())
+        self._session.publish(view)
         for number, each in ready.items():
             self._session.admit(number, each)
             self._crew.workers[number].announced = {}  # it may be large, and has done its work
-        revision = self._session.publish(view)
-        self._clerk = Clerk(self._loop.post, self._with_driver(Driver.away), self._with_driver(Driver.back))
+        self._clerk = Clerk(self._loop.post, self._etcd_away, self._with_driver(Driver.back), self._etcd_failed)
         world = World(
             crew=self._crew,
             timers=self._loop,
@@ -293,7 +296,7 @@ class Agent:
             say=say,
         )
         self._crew.freeze(ready[view.coordinator].code)
-        self._driver = Driver(world, self._start.settings, view, revision, ready[view.coordinator])
+        self._driver = Driver(world, self._start.settings, view, ready[view.coordinator])
         if self._stopping:
             self._driver.stop()
 
@@ -310,9 +313,18 @@ class Agent:
 
         return act
 
-    def _seen(self, view: View, revision: int) -> None:
+    def _seen(self, view: View) -> None:
         if self._driver is not None and not self._over:
-            self._driver.seen(view, revision)
+            self._driver.seen(view)
+
+    def _etcd_away(self, error: EtcdUnavailable, seconds: float) -> None:
+        if self._driver is not None and self._session is not None and not self._over:
+            self._driver.away(error, seconds)
+            self._session.unanswered(error, seconds)
+
+    def _etcd_failed(self, error: ElasticError) -> None:
+        if not self._over:
+            self._end(failed(type(error), str(error)))
 
     def _check_finished(self) -> None:
         workers = self._crew.workers

@@ -17,12 +17,15 @@
     │   └── PeerLost             the process at the other end is gone
     ├── Interrupted              a wait was called off
     ├── EtcdUnavailable          etcd cannot be started, reached or logged in to
+    │   ├── EtcdFull             etcd answers, but has no space left to write
+    │   └── EtcdRefused          etcd answers, and refuses for good: to try again does not help
     ├── Conflict                 a compare-and-swap lost: somebody else wrote first
     ├── MismatchError            workers disagree on what must be equal
     ├── CheckpointError          a checkpoint cannot be read, written or mapped: names file and reason
     │   └── CheckpointDamaged    what is in it cannot be read, or is not what was written: an older one may be good
     ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
     └── JobFailed                the job ended with an error of one of its workers
+        └── NameLost             another job has taken this job's name at etcd
 
 Beside it stands Terminated, a SystemExit: SIGTERM or SIGHUP arrived, and the job has stopped.
 
@@ -116,6 +119,18 @@ class EtcdUnavailable(ElasticError, ConnectionError):
     surely_not_done = False
 
 
+class EtcdFull(EtcdUnavailable):
+    """etcd answers, but has no space left to write."""
+
+    surely_not_done = True
+
+
+class EtcdRefused(EtcdUnavailable):
+    """etcd answers, and refuses for good: to try again does not help."""
+
+    surely_not_done = True
+
+
 class Conflict(ElasticError):
     """A compare-and-swap lost: somebody else wrote first; nothing was written."""
 
@@ -140,6 +155,10 @@ class JobFailed(ElasticError, RuntimeError):
     """The job ended with an error of one of its workers."""
 
     surely_not_done = False
+
+
+class NameLost(JobFailed):
+    """Another job has taken this job's name at etcd."""
 
 
 class Terminated(SystemExit):

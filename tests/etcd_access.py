@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    from elastic.membership.claim import Claim
     from elastic.membership.etcd import Compare, Entry, EtcdClient, etcdrpc
+    from elastic.membership.session import Notices, Session
 
+from elastic.membership import server
 from elastic.membership.endpoint import Endpoint
+from elastic.membership.server import PrivateEtcd
 
-__all__ = ["Compare", "Endpoint", "Entry", "EtcdClient", "enable_auth"]
+__all__ = ["Claim", "Compare", "Endpoint", "Entry", "EtcdClient", "Notices", "Session", "change_password", "enable_auth", "etcd_with"]
+
+
+@contextmanager
+def etcd_with(directory: Path, **flags: str) -> Iterator[PrivateEtcd]:
+    """A real etcd that was started with other flags, where `_` stands for `-`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in flags.items():
+            patch.setitem(server._FLAGS, name.replace("_", "-"), value)
+        etcd = PrivateEtcd(directory)
+    try:
+        etcd.endpoint()
+        yield etcd
+    finally:
+        etcd.stop()
+
+
+def change_password(endpoint: Endpoint, password: str) -> None:
+    """Of root, which has the one in `endpoint`."""
+    client = EtcdClient(endpoint)
+    request = etcdrpc.AuthUserChangePasswordRequest(name="root", password=password)
+    etcdrpc.AuthStub(client._client.channel).UserChangePassword(request, metadata=client._metadata)
+    client.close()
 
 
 def enable_auth(endpoint: Endpoint) -> None:

@@ -1,16 +1,20 @@
-"""A thread that does a loop's errands at etcd, one after the other, and repeats them for as long as etcd is away."""
+"""A thread that does a loop's errands at etcd, one after the other, and repeats them while etcd is away; not for ever."""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from elastic.errors import Conflict, EtcdUnavailable
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
 
 RETRY_S = 0.2
+TOLD_S = (0.0, 10.0, 30.0)  # into an outage, when it is told; then every minute
+DEADLINE_S = 600.0  # how long an errand waits for etcd
 _STOP_S = 1.0  # a call that etcd does not answer takes longer, and its result is wanted by nobody
 
 
@@ -20,23 +24,38 @@ def _ignore(_: Any) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
-    """`call` is repeated until it returns or raises Conflict, which `done` or `refused` gets; unless `wanted` says no before a try."""
+    """`call` is repeated until it returns or raises Conflict, which `done` or `refused` gets; unless `wanted` says no before a try.
+
+    One that is not `needed` is tried once.
+    """
 
     call: Callable[[], Any]
     done: Callable[[Any], None] = _ignore
     refused: Callable[[Conflict], None] = _ignore
     wanted: Callable[[], bool] = lambda: True
+    needed: bool = True
 
 
 class Clerk:
-    """`post` hands what `done`, `refused`, `away` (once per outage) and `back` have to do to the loop's thread."""
+    """`post` hands what `done`, `refused`, `away` (now and then in an outage, with its seconds), `back` and `failed` have to do to the
+    loop's thread.
+
+    `failed` gets what no other try will change: etcd refuses for good, was away until the deadline, the name is lost, or a bug.
+    """
 
     def __init__(
-        self, post: Callable[[Callable[[], None]], None], away: Callable[[EtcdUnavailable], None], back: Callable[[], None]
+        self,
+        post: Callable[[Callable[[], None]], None],
+        away: Callable[[EtcdUnavailable, float], None],
+        back: Callable[[], None],
+        failed: Callable[[ElasticError], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._post = post
         self._away = away
         self._back = back
+        self._failed = failed
+        self._clock = clock
         self._errands: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="elastic-clerk", daemon=True)
@@ -54,17 +73,33 @@ class Clerk:
 
     def _run(self) -> None:
         while (errand := self._errands.get()) is not None and not self._stopped.is_set():
-            self._do(errand)
+            try:
+                self._do(errand)
+            except (EtcdRefused, NameLost) as error:
+                self._post(lambda error=error: self._failed(error))
+            except Exception:  # the thread's boundary: a recovery would wait for it for ever
+                bug = JobFailed(f"the thread that speaks with etcd failed:\n{traceback.format_exc()}")
+                self._post(lambda bug=bug: self._failed(bug))
 
     def _do(self, errand: Errand) -> None:
-        outage = False
+        began: float | None = None
+        told = 0
         while errand.wanted() and not self._stopped.is_set():
             try:
                 result = errand.call()
+            except EtcdRefused:
+                raise
             except EtcdUnavailable as error:
-                if not outage:
-                    self._post(lambda error=error: self._away(error))
-                outage = True
+                if not errand.needed:
+                    break
+                now = self._clock()
+                began = now if began is None else began
+                if now - began > DEADLINE_S:
+                    self._post(lambda error=error: self._failed(_given_up(error)))
+                    return
+                if now - began >= _due(told):
+                    self._post(lambda error=error, seconds=now - began: self._away(error, seconds))
+                    told += 1
                 self._stopped.wait(RETRY_S)
                 continue
             except Conflict as error:
@@ -72,5 +107,14 @@ class Clerk:
             else:
                 self._post(lambda result=result: errand.done(result))
             break
-        if outage and not self._stopped.is_set():
+        if began is not None and not self._stopped.is_set():
             self._post(self._back)
+
+
+def _due(told: int) -> float:
+    """How far into an outage it is told for the next time."""
+    return TOLD_S[told] if told < len(TOLD_S) else 60.0 * (told - len(TOLD_S) + 1)
+
+
+def _given_up(error: EtcdUnavailable) -> EtcdUnavailable:
+    return EtcdUnavailable(f"{error}; the job's recovery waited {DEADLINE_S / 60:.0f} minutes for it, and ends")

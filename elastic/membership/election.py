@@ -1,8 +1,13 @@
-"""Which agent speaks for the job: the one whose key is there. The key goes with its lease."""
+"""Which agent speaks for the job: the one whose key is there. The key goes with its lease.
+
+coordinator    {agent}
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from elastic.errors import Conflict
@@ -13,7 +18,7 @@ class ElectionStore(Protocol):
     """What an election needs of an etcd client."""
 
     def get(self, key: str) -> Entry | None: ...
-    def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
+    def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
 
 
 class Election:
@@ -26,15 +31,25 @@ class Election:
         self._lease = lease
 
     def hold(self) -> Compare:
-        """Wins the election if nobody holds it; what a transaction demands so that it counts only while this agent still does.
+        """Wins the election if nobody holds it, or what is there is no agent; what a transaction demands so that it counts only while this
+        agent still does.
 
         Raises Conflict if another agent holds it, EtcdUnavailable.
         """
         entry = self._store.get(self._key)
-        if entry is None:
-            revision = self._store.put_if_absent(self._key, self._name, lease=self._lease())
-        elif entry.value == self._name:
-            revision = entry.mod_revision
-        else:
-            raise Conflict(f"agent {entry.value} coordinates the job")
+        elected = None if entry is None else _elected(entry.value)
+        if elected is not None and elected != self._name:
+            raise Conflict(f"agent {elected} coordinates the job")
+        if entry is not None and elected is not None:
+            return Compare(key=self._key, mod_revision=entry.mod_revision)
+        before = 0 if entry is None else entry.mod_revision
+        revision = self._store.compare_and_put(self._key, json.dumps({"agent": self._name}), before, lease=self._lease())
         return Compare(key=self._key, mod_revision=revision)
+
+
+def _elected(value: str | None) -> str | None:
+    """The agent that the key names; None for what is no agent."""
+    with suppress(ValueError, TypeError, KeyError):
+        found = json.loads(value or "")["agent"]
+        return found if isinstance(found, str) else None
+    return None

@@ -1,12 +1,18 @@
-"""The agent's lease: its keys say that it lives, and vanish soon after it stops saying so."""
+"""A lease: its keys say that somebody lives, and vanish soon after it stops saying so."""
 
 from __future__ import annotations
 
 import threading
+import time
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from elastic.errors import EtcdUnavailable
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
+
+_KEPT_EVERY_S = 5.0  # at least
+AWAY_S = 10.0  # an etcd that is away for so long is spoken of, though nobody needs it now
 
 
 class LeaseStore(Protocol):
@@ -16,23 +22,38 @@ class LeaseStore(Protocol):
     def refresh(self, lease: int) -> bool: ...
     def revoke(self, lease: int) -> None: ...
     def put(self, key: str, value: str, *, lease: int | None = None) -> None: ...
-    def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
     def delete(self, key: str) -> None: ...
+
+
+def _nothing(_: object) -> None:
+    pass
 
 
 class Lease:
     """Keys under one lease. `keep` renews it, and after an outage in which it expired makes a new one with the same keys.
 
-    `start` runs `keep` three times per time to live in a thread, where no training code can hold it up.
+    `start` runs `keep` three times per time to live in a thread, where no training code can hold it up. A new lease is told to `renewed`
+    before its keys are written. `lost` gets, once, what ends the thread: NameLost, a refusal of etcd, or a bug. `say` gets a sentence when
+    etcd has been away for long, and when it is back.
     """
 
-    def __init__(self, store: LeaseStore, ttl_s: int = 2) -> None:
+    def __init__(
+        self,
+        store: LeaseStore,
+        ttl_s: int = 2,
+        *,
+        renewed: Callable[[int], None] = _nothing,
+        lost: Callable[[ElasticError], None] = _nothing,
+        say: Callable[[str], None] = _nothing,
+    ) -> None:
         self._store = store
         self._ttl_s = ttl_s
-        self._lock = threading.Lock()
+        self._renewed, self._lost, self._say = renewed, lost, say
+        self._lock = threading.RLock()
         self._entries: dict[str, str] = {}
         self._unwritten: set[str] = set()
         self._unwanted: set[str] = set()
+        self._untold = False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._id = store.grant(ttl_s)
@@ -40,8 +61,7 @@ class Lease:
     @property
     def id(self) -> int:
         """Of the lease as it is now; after an outage it may be another."""
-        with self._lock:
-            return self._id
+        return self._id
 
     def put(self, key: str, value: str) -> None:
         """Writes a key that lives as long as the lease; if etcd is away, as soon as it is back."""
@@ -60,35 +80,39 @@ class Lease:
             with suppress(EtcdUnavailable):
                 self._write()
 
-    def claim(self, key: str, value: str) -> None:
-        """As `put`, but raises Conflict if somebody else has the key, and EtcdUnavailable."""
-        with self._lock:
-            self._store.put_if_absent(key, value, lease=self._id)
-            self._entries[key] = value
-
     def keep(self) -> bool:
-        """Renews once; whether etcd confirmed it."""
-        with self._lock:
-            try:
-                if not self._store.refresh(self._id):
-                    self._id = self._store.grant(self._ttl_s)
-                    self._unwritten.update(self._entries)
-                self._write()
-            except EtcdUnavailable:
-                return False
+        """Renews once; whether etcd confirmed it. Raises NameLost and EtcdRefused."""
+        try:
+            self._keep()
+        except EtcdRefused:
+            raise
+        except (EtcdUnavailable, Conflict):
+            return False
         return True
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="elastic-lease", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, *, revoke: bool = True) -> None:
         """Stops renewing and gives the lease up, with its keys. An unreachable etcd does so by itself."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
-        with suppress(EtcdUnavailable):
-            self._store.revoke(self._id)
+        if revoke:
+            with suppress(EtcdUnavailable):
+                self._store.revoke(self._id)
+
+    def _keep(self) -> None:
+        with self._lock:
+            if not self._store.refresh(self._id):
+                self._id = self._store.grant(self._ttl_s)
+                self._unwritten.update(self._entries)
+                self._untold = True
+            if self._untold:
+                self._renewed(self._id)
+                self._untold = False
+            self._write()
 
     def _write(self) -> None:
         for key in sorted(self._unwanted):
@@ -99,5 +123,22 @@ class Lease:
             self._unwritten.discard(key)
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._ttl_s / 3):
-            self.keep()
+        try:
+            self._keep_on()
+        except (NameLost, EtcdRefused) as error:
+            self._lost(error)
+        except Exception:  # the thread's boundary: without it the lease would run out in silence
+            self._lost(JobFailed(f"the thread that keeps the job's lease at etcd failed:\n{traceback.format_exc()}"))
+
+    def _keep_on(self) -> None:
+        since, told = time.monotonic(), False
+        while not self._stopped.wait(min(self._ttl_s / 3, _KEPT_EVERY_S)):
+            if self.keep():
+                if told:
+                    self._say("etcd is back")
+                since, told = time.monotonic(), False
+            elif not told and time.monotonic() - since > AWAY_S and not self._stopped.is_set():
+                told = True
+                self._say(
+                    f"etcd has been away for {AWAY_S:.0f} s: the training goes on, but the recovery of a lost worker would wait for it"
+                )

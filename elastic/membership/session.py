@@ -1,88 +1,150 @@
-"""One agent's place in the membership: its etcd, its lease, the job's record and the view."""
+"""One agent's place in the membership: its etcd, its leases, the claim on the job's name and the view."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from elastic.errors import Conflict, EtcdUnavailable, SettingsError
+from elastic.errors import ElasticError, EtcdRefused, EtcdUnavailable
 from elastic.membership.attempts import Attempts
+from elastic.membership.claim import Claim
 from elastic.membership.election import Election
 from elastic.membership.endpoint import Endpoint
 from elastic.membership.etcd import EtcdClient
 from elastic.membership.founding import Ready
+from elastic.membership.keeper import Keeper, LoopLike
 from elastic.membership.leases import Lease
 from elastic.membership.server import PrivateEtcd
-from elastic.membership.views import ViewStore, job_prefix
+from elastic.membership.views import ViewStore, digest
 from elastic.settings import JobSettings
 from elastic.view import View
 
+_JOB_TTL_S = 3600  # what a killed agent leaves in etcd goes after that
+_FOUNDING_S = 30.0  # how long the first view waits for etcd
+_CLOSING_S = 1.0  # what an etcd that does not answer may cost when the job is over
+_RETRY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notices:
+    """Whom a session tells, from any thread: of a committed view, of what ends the job, and what the user should know."""
+
+    view: Callable[[View], None]
+    lost: Callable[[ElasticError], None]
+    say: Callable[[str], None]
+
 
 class Session:
-    """Connects, claims the job's name, and calls `on_view` from a thread with every committed view.
+    """Connects and claims the job's name.
 
     `attempts` is this agent's part in finding the next view. Without `settings.etcd` it runs a private etcd under `directory`.
     Raises EtcdUnavailable, or SettingsError if the name is taken.
     """
 
-    def __init__(self, settings: JobSettings, directory: Path, on_view: Callable[[View, int], None]) -> None:
-        self._prefix = job_prefix(settings.name)
+    def __init__(self, settings: JobSettings, directory: Path, notices: Notices) -> None:
+        self._notices = notices
         self._server = PrivateEtcd(directory) if settings.etcd is None else None
+        self._keeper: Keeper | None = None
         self._client: EtcdClient | None = None
-        self._lease: Lease | None = None
-        self._claimed = False
+        self._leases: list[Lease] = []
         try:
             endpoint = Endpoint.parse(settings.etcd or "") if self._server is None else self._server.endpoint()
-            self._client = EtcdClient(endpoint)
-            self._lease = lease = Lease(self._client)
-            self._claim(settings, self._client, lease)
-            lease.start()
-            self._views = ViewStore(self._client, settings.name)
-            self._views.watch(on_view)
-            host = socket.gethostname()
-            election = Election(self._client, f"{self._prefix}coordinator", f"{host}/{secrets.token_hex(4)}", lambda: lease.id)
-            self.attempts = Attempts(self._client, settings.name, host, election, self._views)
+            self._client = client = EtcdClient(endpoint)
+            self._lease = Lease(client, renewed=self._renewed, lost=self._lost, say=notices.say)
+            self._job_lease = Lease(client, _JOB_TTL_S, lost=self._lost)
+            self._leases = [self._lease, self._job_lease]
+            claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()))
+            claim.take(self._lease.id)
+            agent = secrets.token_hex(8)
+            self._views = ViewStore(client, claim.prefix, lambda: self._job_lease.id)
+            election = Election(client, f"{claim.prefix}coordinator", agent, lambda: self._lease.id)
+            self.attempts = Attempts(
+                client,
+                claim,
+                agent,
+                election,
+                self._views,
+                lease=lambda: self._job_lease.id,
+                reclaim=lambda: claim.retake(self._lease.id),
+            )
+            for lease in self._leases:
+                lease.start()
+            self._views.watch(notices.view, notices.say, lambda error: notices.say(str(error)))
         except BaseException:
             self.close()
             raise
 
+    def tend(self, loop: LoopLike) -> None:
+        """Has the loop, which must be this thread's, keep a private etcd running."""
+        if self._server is not None:
+            self._keeper = Keeper(self._server, loop, self._notices.say)
+
+    def unanswered(self, error: EtcdUnavailable, seconds: float) -> None:
+        """A recovery has been waiting for etcd for so long; called in the loop."""
+        if self._keeper is not None:
+            self._keeper.unanswered(error, seconds)
+
     def admit(self, worker: int, ready: Ready) -> None:
         """Lists a worker that is ready, for as long as this agent lives."""
-        assert self._lease is not None  # set in a session that was made
-        entry = {"host": ready.host, "address": ready.address, "fingerprint": ready.fingerprint}
-        self._lease.put(f"{self._prefix}workers/{worker}", json.dumps(entry))
+        entry = {"host": ready.host, "address": ready.address, "fingerprint": digest(ready.fingerprint)}
+        self._lease.put(f"{self._claim.prefix}workers/{worker}", json.dumps(entry))
 
     def dismiss(self, worker: int) -> None:
         """Takes a dead worker off the list."""
-        assert self._lease is not None  # as above
-        self._lease.drop(f"{self._prefix}workers/{worker}")
+        self._lease.drop(f"{self._claim.prefix}workers/{worker}")
 
-    def publish(self, view: View) -> int:
-        """Commits the first view, as the coordinator; its mod_revision. Raises Conflict, EtcdUnavailable."""
-        self.attempts.begin((view.epoch, view.attempt))
-        return self._views.publish(view)
+    def publish(self, view: View) -> None:
+        """Commits the first view, as the coordinator. Raises Conflict, EtcdUnavailable if etcd stays away."""
+        deadline = time.monotonic() + _FOUNDING_S
+        while True:
+            try:
+                self.attempts.begin((view.epoch, view.attempt))
+                self._views.publish(view)
+                return
+            except EtcdRefused:
+                raise
+            except EtcdUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                if self._keeper is not None:
+                    self._keeper.tend()  # the loop waits here
+                time.sleep(_RETRY_S)
 
     def close(self) -> None:
         """Leaves nothing of the job in etcd."""
-        if self._client is not None:
-            if self._lease is not None:
-                self._lease.stop()
-            if self._claimed and self._server is None:
-                with suppress(EtcdUnavailable):
-                    self._client.delete_prefix(self._prefix)
-            self._client.close()
+        if self._keeper is not None:
+            self._keeper.close()
         if self._server is not None:
             self._server.stop()
+        if self._client is not None:
+            self._client.timeout_s = _CLOSING_S
+            self._leave(self._client)
+            self._client.close()
 
-    def _claim(self, settings: JobSettings, client: EtcdClient, lease: Lease) -> None:
-        try:
-            lease.claim(f"{self._prefix}record", json.dumps(settings.record()))
-        except Conflict as error:
-            raise SettingsError(f"name={settings.name!r}: a job of this name runs on etcd at {client.endpoint}; choose another") from error
-        self._claimed = True
-        for rest in ("view", "workers/", "attempt", "proposals/", "votes/"):  # of an earlier job of this name, whose agent was killed
-            client.delete_prefix(f"{self._prefix}{rest}")
+    def _leave(self, client: EtcdClient) -> None:
+        for lease in self._leases:
+            lease.stop(revoke=False)
+        if self._server is not None or not self._leases:
+            return
+        with suppress(EtcdUnavailable):  # what is left then goes with its lease
+            self._claim.give_up()
+            client.delete_prefix(self._claim.prefix)
+            for lease in self._leases:
+                client.revoke(lease.id)
+
+    def _renewed(self, lease: int) -> None:
+        """The agent's lease had run out, and others may have taken the name meanwhile; or etcd has come back without its data."""
+        self._job_lease.keep()
+        self._claim.retake(lease)
+        self.attempts.restore()
+
+    def _lost(self, error: ElasticError) -> None:
+        if isinstance(error, EtcdRefused):
+            self._notices.say(f"{error}; the training goes on, but this job can take no more loss of a worker")
+        else:
+            self._notices.lost(error)

@@ -11,7 +11,7 @@ from typing import Any
 from elastic import errors
 from elastic.channel import Message
 from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavailable, MismatchError
-from elastic.membership.clerk import Errand
+from elastic.membership.clerk import DEADLINE_S, Errand
 from elastic.membership.founding import Ready, check_equal
 from elastic.observe.activity import STEP_PHASES, Doing
 from elastic.observe.silence import LOOK_S, Seen, Silence, is_stopped
@@ -70,7 +70,7 @@ class Driver:
     `founder` is what the coordinator of the first view announced: joiners must equal it.
     """
 
-    def __init__(self, world: World, settings: JobSettings, view: View, revision: int, founder: Ready) -> None:
+    def __init__(self, world: World, settings: JobSettings, view: View, founder: Ready) -> None:
         policy = Policy(
             workers=settings.workers,
             min_workers=settings.min_workers,
@@ -82,7 +82,6 @@ class Driver:
         self._chronicle = Chronicle(world, founder.settings.get("micro_batch_size", 1))
         self._settings = settings
         self._founding, self._founder = view.coordinator, founder
-        self._revision = revision
         self._reports, self._weigh_at = balance.Reports(), 0.0
         self._wires = Wires()
         self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
@@ -142,19 +141,18 @@ class Driver:
         """Whether it is no member (yet)."""
         return worker.number not in self.state.view.workers
 
-    def seen(self, view: View, revision: int) -> None:
-        """etcd has this view: news if another agent committed it."""
-        if view.epoch > self.view.epoch:
-            self._revision = revision
+    def seen(self, view: View) -> None:
+        """etcd has this view."""
         self.feed(Committed(view=view))
 
     def stop(self) -> None:
         """The user wants the job to stop at the next step boundary."""
         self.feed(Stopping())
 
-    def away(self, error: EtcdUnavailable) -> None:
-        """etcd cannot be had while a recovery needs it."""
-        self._world.say(f"{error}; the recovery waits for it")
+    def away(self, error: EtcdUnavailable, seconds: float = 0.0) -> None:
+        """etcd cannot be had while a recovery needs it, for so long."""
+        since = f", {seconds:.0f} s by now; the job ends after {DEADLINE_S:.0f} s" if seconds >= 1.0 else ""
+        self._world.say(f"{error}; the recovery waits for it{since}")
 
     def back(self) -> None:
         """etcd answers again."""
@@ -313,17 +311,17 @@ class Driver:
         self._at_etcd(action.era, lambda: self._world.attempts.publish(action.era, proposal))
 
     def _commit(self, action: Commit) -> None:
-        view, revision, attempts = action.proposal.view, self._revision, self._world.attempts
+        view, before, attempts = action.proposal.view, self.view, self._world.attempts
         votes = {worker: vote.refusal for worker, vote in action.votes.items()}
 
-        def commit() -> int:
+        def commit() -> None:
             attempts.vote(action.era, votes)
-            return attempts.commit(action.era, view, revision)
+            attempts.commit(action.era, view, before)
 
         self._world.clerk.run(
             Errand(
                 call=commit,
-                done=lambda revision: self.seen(view, revision),
+                done=lambda _: self.seen(view),
                 refused=lambda error: self.feed(CommitFailed(era=action.era, reason=str(error))),
             )
         )
@@ -338,7 +336,7 @@ class Driver:
         self._world.directory.write_members(self._members(view))
         self._preparing.begin(view)
         if view.epoch > 1:
-            self._world.clerk.run(Errand(call=self._world.attempts.sweep))
+            self._world.clerk.run(Errand(call=self._world.attempts.sweep, needed=False))
 
     def _evict(self, action: Evict) -> None:
         self._world.crew.kill(action.worker, action.why)

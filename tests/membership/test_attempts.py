@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from elastic.errors import Conflict, EtcdUnavailable
+from elastic.errors import Conflict, EtcdUnavailable, NameLost
 from elastic.membership.attempts import Attempts
+from elastic.membership.claim import Claim
 from elastic.membership.election import Election
 from elastic.membership.founding import found
-from elastic.membership.views import ViewStore
+from elastic.membership.views import ViewStore, mark
 from elastic.view import View
 from tests.etcd_access import Compare, Entry, EtcdClient
 from tests.membership.test_founding import ready
@@ -28,11 +30,23 @@ def first() -> View:
 class Agent:
     attempts: Attempts
     views: ViewStore
+    claim: Claim
 
 
-def agent(client: Any, name: str = "here") -> Agent:
-    views = ViewStore(client, "job")
-    return Agent(Attempts(client, "job", name, Election(client, "/elastic/job/coordinator", name, lambda: client.grant(30)), views), views)
+PREFIX = "/elastic/job/first/"
+
+
+def agent(client: Any, name: str = "here", incarnation: str = "first") -> Agent:
+    claim = Claim(client, "job", incarnation)
+    claim.retake(client.grant(30))
+    views = ViewStore(client, claim.prefix)
+    election = Election(client, f"{claim.prefix}coordinator", name, lambda: client.grant(30))
+    return Agent(Attempts(client, claim, name, election, views, reclaim=lambda: claim.retake(client.grant(30))), views, claim)
+
+
+def committed(client: Any) -> str | None:
+    entry = client.get(f"{PREFIX}view")
+    return None if entry is None else entry.value
 
 
 def following(view: View, attempt: int = 1) -> View:
@@ -41,43 +55,40 @@ def following(view: View, attempt: int = 1) -> View:
 
 def test_an_attempt_that_all_voted_for_is_committed(client: EtcdClient, first: View) -> None:
     here = agent(client)
-    revision = here.views.publish(first)
+    here.views.publish(first)
     here.attempts.begin((2, 1))
     here.attempts.publish((2, 1), {"resume": 7})
     here.attempts.vote((2, 1), {0: None, 1: None})
-    committed = here.attempts.commit((2, 1), following(first), revision)
-    assert here.views.read() == (following(first), committed)
-    assert here.attempts.commit((2, 1), following(first), revision) == committed, "to repeat it changes nothing"
+    for _ in range(2):  # to repeat it changes nothing
+        here.attempts.commit((2, 1), following(first), first)
+        assert committed(client) == mark(following(first))
     here.attempts.sweep()
-    assert sorted(entry.key for entry in client.get_prefix("/elastic/job/")) == [
-        "/elastic/job/attempt",
-        "/elastic/job/coordinator",
-        "/elastic/job/view",
-    ]
+    keys = ["first/attempt", "first/coordinator", "first/view", "incarnation"]
+    assert sorted(entry.key for entry in client.get_prefix("/elastic/job/")) == [f"/elastic/job/{key}" for key in keys]
 
 
 def test_everything_may_be_repeated(client: EtcdClient, first: View) -> None:
     here = agent(client)
-    revision = here.views.publish(first)
+    here.views.publish(first)
     for _ in range(2):
         here.attempts.begin((2, 1))
         here.attempts.publish((2, 1), {"resume": 7})
         here.attempts.vote((2, 1), {0: None, 1: None})
-    here.attempts.commit((2, 1), following(first), revision)
+    here.attempts.commit((2, 1), following(first), first)
 
 
 @pytest.mark.parametrize("votes", [{}, {0: None}, {0: None, 1: "digest of layer 2 differs"}])
 def test_without_every_vote_nothing_is_committed(client: EtcdClient, first: View, votes: dict[int, str | None]) -> None:
     here = agent(client)
-    revision = here.views.publish(first)
+    here.views.publish(first)
     here.attempts.begin((2, 1))
     here.attempts.vote((2, 1), votes)
     with pytest.raises(Conflict, match=r"have not voted for attempt 2\.1"):
-        here.attempts.commit((2, 1), following(first), revision)
-    assert here.views.read() == (first, revision)
+        here.attempts.commit((2, 1), following(first), first)
+    assert committed(client) == mark(first)
 
 
-@pytest.mark.parametrize("broken", ["view", "attempt", "coordinator", "votes/2.1/here"])
+@pytest.mark.parametrize("broken", ["first/view", "first/attempt", "first/coordinator", "first/votes/2.1/here", "incarnation"])
 def test_whatever_changed_since_it_was_read_stops_the_commit(client: EtcdClient, first: View, broken: str) -> None:
     key = f"/elastic/job/{broken}"
 
@@ -87,30 +98,28 @@ def test_whatever_changed_since_it_was_read_stops_the_commit(client: EtcdClient,
         def __getattr__(self, name: str) -> Any:
             return getattr(client, name)
 
-        def transaction(self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None) -> int:
+        def transaction(self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, **rest: Any) -> int:
             if any(text.endswith("view") for text in puts):
                 client.put(key, "{}")
             return client.transaction(demands, puts, lease=lease)
 
     here = agent(Interfering())
-    revision = here.views.publish(first)
+    here.views.publish(first)
     here.attempts.begin((2, 1))
     here.attempts.vote((2, 1), {0: None, 1: None})
     with pytest.raises(Conflict, match="somebody else wrote"):
-        here.attempts.commit((2, 1), following(first), revision)
-    entry = client.get(here.views.key)
-    assert entry is not None
-    assert (entry.mod_revision == revision) == (broken != "view")
+        here.attempts.commit((2, 1), following(first), first)
+    assert committed(client) == ("{}" if broken == "first/view" else mark(first))
 
 
 def test_an_attempt_that_is_not_begun_cannot_be_committed(client: EtcdClient, first: View) -> None:
     here = agent(client)
-    revision = here.views.publish(first)
+    here.views.publish(first)
     here.attempts.begin((2, 1))
     here.attempts.begin((2, 2))
     here.attempts.vote((2, 1), {0: None, 1: None})
     with pytest.raises(Conflict, match=r"2\.1 is not the one"):
-        here.attempts.commit((2, 1), following(first), revision)
+        here.attempts.commit((2, 1), following(first), first)
 
 
 def test_numbers_are_burned_for_all(client: EtcdClient) -> None:
@@ -125,7 +134,7 @@ def test_only_the_coordinator_begins(client: EtcdClient) -> None:
     here.attempts.begin((2, 1))
     with pytest.raises(Conflict, match="agent here coordinates the job"):
         there.attempts.begin((2, 2))
-    client.delete_prefix("/elastic/job/coordinator")
+    client.delete(f"{PREFIX}coordinator")
     there.attempts.begin((2, 2))
     with pytest.raises(Conflict, match="agent there"):
         here.attempts.begin((2, 3))
@@ -145,7 +154,7 @@ def test_an_answer_that_was_lost_is_found_by_trying_again(client: EtcdClient, fi
         def __getattr__(self, name: str) -> Any:
             return getattr(client, name)
 
-        def transaction(self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None) -> int:
+        def transaction(self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, **rest: Any) -> int:
             revision = client.transaction(demands, puts, lease=lease)
             self.lost += 1
             if self.lost % 2:
@@ -159,12 +168,12 @@ def test_an_answer_that_was_lost_is_found_by_trying_again(client: EtcdClient, fi
             return call()
 
     here = agent(LosingAnswers())
-    revision = here.views.publish(first)
+    here.views.publish(first)
     insist(lambda: here.attempts.begin((2, 1)))
     here.attempts.begin((2, 2))
     here.attempts.vote((2, 2), {0: None, 1: None})
-    committed = insist(lambda: here.attempts.commit((2, 2), following(first, 2), revision))
-    assert here.views.read() == (following(first, 2), committed)
+    insist(lambda: here.attempts.commit((2, 2), following(first, 2), first))
+    assert committed(client) == mark(following(first, 2))
 
 
 def test_a_transaction_writes_all_or_nothing(client: EtcdClient) -> None:
@@ -175,3 +184,72 @@ def test_a_transaction_writes_all_or_nothing(client: EtcdClient) -> None:
             client.transaction([demand], {"/b": "3", "/c": "4"})
     client.transaction([Compare(key="/a", mod_revision=revision, value="1"), Compare(key="/c", mod_revision=0)], {"/b": "3"})
     assert client.get("/c") is None
+
+
+LARGE = 2_000_000  # more than etcd takes: 1.5 MiB
+
+
+def test_a_large_proposal_and_large_refusals_leave_small_values_in_etcd(client: EtcdClient, first: View) -> None:
+    here = agent(client)
+    here.views.publish(first)
+    here.attempts.begin((2, 1))
+    proposal = {"transfers": "x" * LARGE}
+    here.attempts.publish((2, 1), proposal)
+    here.attempts.publish((2, 1), proposal)
+    with pytest.raises(Conflict):
+        here.attempts.publish((2, 1), {"transfers": "x" * (LARGE - 1) + "y"})
+    here.attempts.vote((2, 1), dict.fromkeys(range(100), "x" * LARGE))
+    here.attempts.vote((2, 1), {0: None, 1: None})
+    large = dataclasses.replace(following(first), members=tuple(dataclasses.replace(m, address="x" * LARGE) for m in first.members))
+    here.attempts.commit((2, 1), large, first)
+    assert committed(client) == mark(large)
+    assert max(len(entry.value or "") for entry in client.get_prefix("/elastic/job/")) < 300
+
+
+LOST = ["incarnation", "first/view", "first/attempt", "first/coordinator", "first/votes/2.1/here", "first/proposals/2.1"]
+
+
+@pytest.mark.parametrize("what", ["gone", "garbage", "older"])
+@pytest.mark.parametrize("keys", [[key] for key in LOST] + [LOST])
+def test_what_etcd_has_lost_or_somebody_overwrote_is_written_again(client: EtcdClient, first: View, keys: list[str], what: str) -> None:
+    here = agent(client)
+    here.views.publish(first)
+    here.attempts.begin((2, 1))
+    here.attempts.publish((2, 1), {"resume": 7})
+    here.attempts.vote((2, 1), {0: None, 1: None})
+    older = {"first/view": mark(dataclasses.replace(first, epoch=0)), "first/attempt": "1.9"}
+    for key in keys:
+        if what == "gone":
+            client.delete(f"/elastic/job/{key}")
+        else:
+            client.put(f"/elastic/job/{key}", older.get(key, "[]") if what == "older" else "\x00garbage")
+    with suppress(Conflict):  # this attempt may be lost, the next one is not
+        here.attempts.commit((2, 1), following(first), first)
+        return
+    here.attempts.begin((2, 2))
+    here.attempts.publish((2, 2), {"resume": 7})
+    here.attempts.vote((2, 2), {0: None, 1: None})
+    here.attempts.commit((2, 2), following(first, 2), first)
+    assert committed(client) == mark(following(first, 2))
+    assert client.get("/elastic/job/incarnation") == dataclasses.replace(
+        client.get("/elastic/job/incarnation"),
+        value=here.claim.held.value,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def test_an_agent_whose_name_another_incarnation_has_writes_nothing_more(client: EtcdClient, first: View) -> None:
+    here = agent(client)
+    here.views.publish(first)
+    here.attempts.begin((2, 1))
+    here.attempts.vote((2, 1), {0: None, 1: None})
+    client.delete(here.claim.key)  # its lease has run out
+    there = agent(client, "there", "second")
+    before = client.get_prefix("/elastic/job/")
+    with pytest.raises(Conflict):
+        here.attempts.commit((2, 1), following(first), first)
+    with pytest.raises(NameLost, match=r"another job has taken its name 'job' meanwhile \(on host .* incarnation second\)"):
+        here.attempts.begin((2, 2))
+    here.claim.give_up()
+    assert client.get_prefix("/elastic/job/") == before, "nothing of either is changed"
+    there.views.publish(first)
+    there.attempts.begin((2, 1))

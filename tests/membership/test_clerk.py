@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elastic.errors import Conflict, EtcdUnavailable
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
 from elastic.membership import clerk as module
 from elastic.membership.clerk import Clerk, Errand
 
@@ -25,7 +25,7 @@ def said() -> list[Any]:
 @pytest.fixture
 def clerk(posted: queue.SimpleQueue[Callable[[], None]], said: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Clerk]:
     monkeypatch.setattr(module, "RETRY_S", 0.0)
-    made = Clerk(posted.put, lambda error: said.append(str(error)), lambda: said.append("back"))
+    made = Clerk(posted.put, lambda error, _: said.append(str(error)), lambda: said.append("back"), said.append)
     yield made
     made.stop()
 
@@ -78,8 +78,55 @@ def test_it_stops_in_an_outage(posted: Any) -> None:
         began.set()
         raise EtcdUnavailable("away")
 
-    clerk = Clerk(posted.put, lambda error: None, lambda: None)
+    clerk = Clerk(posted.put, lambda error, seconds: None, lambda: None, lambda error: None)
     clerk.run(Errand(call=call))
     assert began.wait(5)
     clerk.stop()
     assert not clerk._thread.is_alive()
+
+
+def test_an_outage_is_told_now_and_then_and_not_waited_for_longer_than_its_deadline(posted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    clock = iter(range(0, 10_000, 3))
+    told: list[float] = []
+    failures: list[ElasticError] = []
+    clerk = Clerk(posted.put, lambda _, seconds: told.append(seconds), lambda: None, failures.append, lambda: float(next(clock)))
+    clerk.run(Errand(call=failing(1000, EtcdUnavailable("etcd is away"))))
+    while not failures:
+        posted.get(timeout=5)()
+    clerk.stop()
+    assert told == [0.0, 12.0, 30.0, *(float(second) for second in range(60, 601, 60))]
+    assert str(failures[0]) == "etcd is away; the job's recovery waited 10 minutes for it, and ends"
+
+
+@pytest.mark.parametrize("error", [EtcdRefused("too large"), NameLost("another has the name")])
+def test_a_refusal_is_not_repeated(clerk: Clerk, posted: Any, said: list[Any], error: ElasticError) -> None:
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        raise error
+
+    clerk.run(Errand(call=call))
+    posted.get(timeout=5)()
+    clerk.run(Errand(call=lambda: "next", done=said.append))
+    posted.get(timeout=5)()
+    assert said == [error, "next"]
+    assert len(calls) == 1
+
+
+def test_a_bug_in_an_errand_is_told_and_ends_no_thread(clerk: Clerk, posted: Any, said: list[Any]) -> None:
+    clerk.run(Errand(call=failing(1, KeyError("epoch"))))
+    clerk.run(Errand(call=lambda: "next", done=said.append))
+    for _ in range(2):
+        posted.get(timeout=5)()
+    assert isinstance(said[0], JobFailed)
+    assert "KeyError: 'epoch'" in str(said[0])
+    assert said[1] == "next"
+
+
+def test_what_is_not_needed_is_tried_once(clerk: Clerk, posted: Any, said: list[Any]) -> None:
+    clerk.run(Errand(call=failing(9, EtcdUnavailable("away")), done=said.append, needed=False))
+    clerk.run(Errand(call=lambda: "next", done=said.append))
+    posted.get(timeout=5)()
+    assert said == ["next"]

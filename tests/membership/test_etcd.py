@@ -5,15 +5,16 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from elastic.errors import Conflict, EtcdUnavailable, SettingsError
+from elastic.errors import Conflict, EtcdFull, EtcdRefused, EtcdUnavailable, SettingsError
 from elastic.membership.server import PrivateEtcd
-from tests.etcd_access import Endpoint, Entry, EtcdClient, enable_auth
+from tests.etcd_access import Endpoint, Entry, EtcdClient, change_password, enable_auth, etcd_with
 
 
 def test_an_endpoint_has_a_host_a_port_and_maybe_a_login() -> None:
@@ -221,3 +222,98 @@ def test_a_login_is_used_for_everything_and_a_wrong_one_is_refused(guarded: str)
 def test_a_login_where_none_is_wanted_is_refused(endpoint: Endpoint) -> None:
     with pytest.raises(EtcdUnavailable, match="authentication is not enabled"):
         EtcdClient(dataclasses.replace(endpoint, user="a", password="b"))
+
+
+def test_what_is_too_large_is_refused_and_not_called_an_outage(tmp_path: Path, client: EtcdClient) -> None:
+    with pytest.raises(EtcdRefused, match="the value of /large has 65537 bytes"):
+        client.put("/large", "x" * 65537)
+    with etcd_with(tmp_path, max_request_bytes="1000") as etcd:
+        small = EtcdClient(etcd.endpoint())
+        small.put("/small", "x" * 500)
+        for call in (lambda: small.put("/large", "x" * 2000), lambda: small.put_if_absent("/large", "x" * 2000)):
+            with pytest.raises(EtcdRefused, match=r"refused a request as too large .*max-request-bytes") as refused:
+                call()
+            assert refused.value.surely_not_done
+        small.close()
+
+
+def test_an_etcd_without_space_is_no_outage_either(tmp_path: Path) -> None:
+    with etcd_with(tmp_path, quota_backend_bytes="200000") as etcd:
+        client = EtcdClient(dataclasses.replace(etcd.endpoint(), private=False))
+        lease = client.grant(30)
+
+        def fill() -> None:
+            for number in range(100):
+                client.put(f"/{number}", "x" * 60000)
+
+        with pytest.raises(EtcdFull, match=r"has no space left .*: compact and defragment it, .*etcdctl alarm disarm"):
+            fill()
+        assert client.refresh(lease), "leases go on"
+        client.close()
+
+
+@pytest.mark.slow
+def test_a_login_that_ran_out_is_renewed_and_one_that_is_wrong_by_now_is_not(tmp_path: Path) -> None:
+    with etcd_with(tmp_path) as etcd:
+        enable_auth(etcd.endpoint())
+        endpoint = dataclasses.replace(etcd.endpoint(), user="root", password="right")
+        client = EtcdClient(endpoint)
+        seen: queue.Queue[str | None] = queue.Queue()
+        failed: queue.Queue[Exception] = queue.Queue()
+        client.watch_prefix("/w/", lambda entry: seen.put(entry.value), failed.put)
+        lease = client.grant(30)
+
+        def once_it_is_back(call: Callable[[], Any]) -> Any:
+            for _ in range(200):
+                try:
+                    return call()
+                except EtcdRefused:
+                    raise
+                except EtcdUnavailable:
+                    time.sleep(0.02)
+            return call()
+
+        etcd.kill()
+        etcd.start()  # it has forgotten all tokens
+        assert once_it_is_back(lambda: client.refresh(lease))
+        client.put("/w/1", "x")
+        assert seen.get(timeout=10) == "x"
+        change_password(endpoint, "other")
+        etcd.kill()
+        etcd.start()
+        with pytest.raises(EtcdRefused, match="check user and password"):
+            once_it_is_back(lambda: client.get("/w/1"))
+        assert isinstance(failed.get(timeout=10), EtcdRefused)
+        client.close()
+
+
+@pytest.mark.slow
+def test_a_watch_sees_that_etcd_came_back_without_its_data(tmp_path: Path) -> None:
+    with etcd_with(tmp_path) as etcd:
+        client = EtcdClient(etcd.endpoint())
+        seen: queue.Queue[tuple[str, str | None]] = queue.Queue()
+        for number in range(5):
+            client.put("/w/1", str(number))
+        client.watch_prefix("/w/", lambda entry: seen.put((entry.key, entry.value)))
+        assert seen.get(timeout=5) == ("/w/1", "4")
+        etcd.kill()
+        etcd.start(anew=True)
+        etcd.endpoint()
+        assert seen.get(timeout=10) == ("/w/1", None)
+        client.put("/w/2", "x")
+        assert seen.get(timeout=10) == ("/w/2", "x"), "though its revisions are lower than those seen before"
+        client.close()
+
+
+def test_what_is_no_text_is_told_as_it_can_be(client: EtcdClient) -> None:
+    client._client.put(b"/bytes", b"\xff\xfe")
+    entry = client.get("/bytes")
+    assert entry is not None
+    assert entry.value == "\N{REPLACEMENT CHARACTER}" * 2
+
+
+def test_a_bug_in_what_a_watch_calls_is_told(client: EtcdClient) -> None:
+    failed: queue.Queue[Exception] = queue.Queue()
+    client.put("/w/1", "x")
+    client.watch_prefix("/w/", lambda entry: {}[entry.key], failed.put)
+    assert "KeyError: '/w/1'" in str(failed.get(timeout=5))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import queue
 import threading
 
 import pytest
 
-from elastic.errors import Conflict, EtcdUnavailable
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
+from elastic.membership import leases
 from elastic.membership.leases import Lease
 
 
@@ -15,6 +17,7 @@ class FakeStore:
         self.keys: dict[str, tuple[str, int | None]] = {}
         self.leases: set[int] = set()
         self.away = False
+        self.error: Exception | None = None
         self.refreshed = threading.Event()
         self._granted = 0
 
@@ -43,15 +46,15 @@ class FakeStore:
         assert lease in self.leases
         self.keys[key] = (value, lease)
 
-    def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int:
-        if key in self.keys:
-            raise Conflict(key)
-        self.put(key, value, lease=lease)
-        return 1
+    def delete(self, key: str) -> None:
+        self._check()
+        self.keys.pop(key, None)
 
     def _check(self) -> None:
         if self.away:
             raise EtcdUnavailable("away")
+        if self.error is not None:
+            raise self.error
 
 
 def test_keys_go_with_the_lease() -> None:
@@ -72,14 +75,68 @@ def test_keeping_a_live_lease_writes_nothing() -> None:
     assert store.keys == {"a": ("changed by somebody else", 1)}
 
 
-def test_an_expired_lease_is_replaced_with_its_keys() -> None:
+def test_an_expired_lease_is_replaced_with_its_keys_once_that_is_told() -> None:
     store = FakeStore()
-    lease = Lease(store)
-    lease.claim("record", "r")
+    told: list[int] = []
+    failing = [EtcdUnavailable("away"), Conflict("not yet")]
+
+    def renewed(lease: int) -> None:
+        told.append(lease)
+        if failing:
+            raise failing.pop()
+
+    lease = Lease(store, renewed=renewed)
     lease.put("a", "1")
     store.expire()
+    assert [lease.keep(), lease.keep()] == [False, False]
+    assert store.keys == {}, "not before the name is ours again"
     assert lease.keep()
-    assert store.keys == {"record": ("r", 2), "a": ("1", 2)}
+    assert lease.keep()
+    assert told == [2, 2, 2]
+    assert store.keys == {"a": ("1", 2)}
+
+
+def test_a_name_that_is_lost_ends_it_and_writes_nothing() -> None:
+    store = FakeStore()
+    lost: queue.SimpleQueue[ElasticError] = queue.SimpleQueue()
+
+    def renewed(_: int) -> None:
+        raise NameLost("another has it")
+
+    lease = Lease(store, ttl_s=0, renewed=renewed, lost=lost.put)
+    lease.put("a", "1")
+    store.expire()
+    lease.start()
+    assert isinstance(lost.get(timeout=5), NameLost)
+    lease.stop()
+    assert store.keys == {}
+
+
+@pytest.mark.parametrize(("error", "kind"), [(EtcdRefused("no"), EtcdRefused), (ZeroDivisionError("a bug"), JobFailed)])
+def test_its_thread_does_not_end_in_silence(error: Exception, kind: type[ElasticError]) -> None:
+    store = FakeStore()
+    lost: queue.SimpleQueue[ElasticError] = queue.SimpleQueue()
+    lease = Lease(store, ttl_s=0, lost=lost.put)
+    store.error = error
+    lease.start()
+    told = lost.get(timeout=5)
+    assert type(told) is kind
+    assert str(error) in str(told)
+    store.error = None
+    lease.stop()
+
+
+def test_an_etcd_that_is_away_for_long_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "AWAY_S", -1.0)
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    store = FakeStore()
+    lease = Lease(store, ttl_s=0, say=said.put)
+    store.error = EtcdUnavailable("away")
+    lease.start()
+    assert "etcd has been away" in said.get(timeout=5)
+    store.error = None
+    assert said.get(timeout=5) == "etcd is back"
+    lease.stop()
 
 
 def test_what_is_put_in_an_outage_is_written_after_it() -> None:
@@ -92,17 +149,6 @@ def test_what_is_put_in_an_outage_is_written_after_it() -> None:
     store.away = False
     assert lease.keep()
     assert store.keys == {"a": ("1", 1)}
-
-
-def test_a_claimed_key_is_not_taken_from_its_owner() -> None:
-    store = FakeStore()
-    Lease(store).claim("record", "theirs")
-    mine = Lease(store)
-    with pytest.raises(Conflict):
-        mine.claim("record", "mine")
-    store.expire()
-    mine.keep()
-    assert store.keys == {}
 
 
 def test_the_thread_keeps_it_and_stop_works_without_etcd() -> None:

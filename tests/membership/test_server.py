@@ -108,6 +108,7 @@ def test_a_long_path_and_the_variables_of_an_etcd_do_not_matter(tmp_path: Path, 
     etcd.stop()
 
 
+@pytest.mark.slow
 def test_it_starts_again_at_the_same_address_with_its_data_or_without(tmp_path: Path) -> None:
     etcd = PrivateEtcd(tmp_path)
     client = EtcdClient(etcd.endpoint())
@@ -179,6 +180,7 @@ except EtcdUnavailable as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "answer"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from elastic.errors import Conflict, EtcdUnavailable
 from elastic.membership.founding import found
-from elastic.membership.views import ViewStore
+from elastic.membership.views import ViewStore, mark, number
 from elastic.view import View
 from tests.etcd_access import Entry, EtcdClient
 from tests.membership.test_founding import ready
@@ -18,37 +18,86 @@ def view() -> View:
     return found({0: ready(profile=True), 1: ready()}, None)
 
 
-def test_the_first_view_is_published_once(client: EtcdClient, view: View) -> None:
-    store = ViewStore(client, "job")
-    assert store.read() is None
-    revision = store.publish(view)
-    assert store.read() == (view, revision)
-    with pytest.raises(Conflict):
-        store.publish(view)
+def store_of(client: EtcdClient, prefix: str = "/elastic/job/first/") -> ViewStore:
+    return ViewStore(client, prefix)
 
 
-def test_a_later_view_replaces_only_the_one_it_was_made_from(client: EtcdClient, view: View) -> None:
-    store = ViewStore(client, "job")
-    first = store.publish(view)
-    second = store.publish(dataclasses.replace(view, epoch=2), first)
+def committed(client: EtcdClient, store: ViewStore) -> str | None:
+    entry = client.get(store.key)
+    return None if entry is None else entry.value
+
+
+def test_the_first_view_is_published_once_and_its_mark_is_small(client: EtcdClient, view: View) -> None:
+    store = store_of(client)
+    assert committed(client, store) is None
+    store.publish(view)
+    assert committed(client, store) == mark(view)
+    assert number(mark(view)) == (1, 0)
+    assert len(mark(view)) < 150
+    assert mark(view) != mark(dataclasses.replace(view, workload=dataclasses.replace(view.workload, state_bytes=1.0)))
     with pytest.raises(Conflict):
-        store.publish(dataclasses.replace(view, epoch=3), first)
-    assert store.read() == (dataclasses.replace(view, epoch=2), second)
+        store_of(client).publish(view)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "garbage",
+        "{}",
+        "[1]",
+        "7",
+        "null",
+        '{"epoch": 1, "attempt": "0", "digest": ""}',
+        '{"epoch": true, "attempt": 0, "digest": ""}',
+    ],
+)
+def test_what_is_no_mark_has_no_number(text: str | None) -> None:
+    assert number(text) is None
 
 
 def test_jobs_do_not_see_each_others_views(client: EtcdClient, view: View) -> None:
-    ViewStore(client, "job").publish(view)
-    assert ViewStore(client, "job-2").read() is None
+    store_of(client).publish(view)
+    assert committed(client, store_of(client, "/elastic/job/second/")) is None
 
 
-def test_watchers_get_every_committed_view(client: EtcdClient, view: View) -> None:
-    store = ViewStore(client, "job")
-    seen: queue.Queue[tuple[View, int]] = queue.Queue()
-    store.watch(lambda committed, revision: seen.put((committed, revision)))
-    first = store.publish(view)
-    second = store.publish(dataclasses.replace(view, epoch=2), first)
-    assert seen.get(timeout=5) == (view, first)
-    assert seen.get(timeout=5) == (dataclasses.replace(view, epoch=2), second)
+def test_watchers_get_every_view_that_their_agent_has_proposed(client: EtcdClient, view: View) -> None:
+    store = store_of(client)
+    seen: queue.Queue[View] = queue.Queue()
+    strange: queue.Queue[str] = queue.Queue()
+    store.watch(seen.put, strange.put)
+    store.publish(view)
+    assert seen.get(timeout=5) is view
+    second, third = (dataclasses.replace(view, epoch=epoch) for epoch in (2, 3))
+    client.put(store.key, "not a view at all")
+    client.transaction([], {store.key: store.propose(second)})
+    client.put(store.key, mark(third))
+    client.put(store.key, store.propose(second))
+    assert [seen.get(timeout=5).epoch for _ in range(2)] == [2, 2]
+    assert ["not a view at all" in strange.get(timeout=5), '"epoch": 3' in strange.get(timeout=5)] == [True, True]
+
+
+def test_only_a_few_views_are_kept_for_a_watch(client: EtcdClient, view: View) -> None:
+    store = store_of(client)
+    for epoch in range(100):
+        store.propose(dataclasses.replace(view, epoch=epoch))
+    assert len(store._views) < 10
+
+
+def test_what_etcd_has_lost_of_the_committed_view_is_known(client: EtcdClient, view: View) -> None:
+    store, newer = store_of(client), dataclasses.replace(view, epoch=2)
+    assert store.missing() == {}, "before the first nothing is lost"
+    store.publish(view)
+    assert store.missing() == {}
+    for there in (None, "garbage", mark(dataclasses.replace(view, epoch=0))):
+        client.delete(store.key) if there is None else client.put(store.key, there)
+        assert store.missing() == {store.key: mark(view)}
+    client.put(store.key, mark(newer))
+    with pytest.raises(Conflict, match="names epoch 2, attempt 0, which this agent has not proposed"):
+        store.missing()
+    store.propose(newer)
+    assert store.missing() == {}, "a commit whose answer was lost"
 
 
 class LosingAnswers:
@@ -61,16 +110,16 @@ class LosingAnswers:
     def get(self, key: str) -> Entry | None:
         return self.entry
 
-    def compare_and_put(self, key: str, value: str, expected_mod_revision: int) -> int:
+    def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int:
         if self.written:
             self.entry = Entry(key=key, value=value, mod_revision=expected_mod_revision + 7)
         raise EtcdUnavailable("broke off")
 
-    def watch_prefix(self, prefix: str, callback: object) -> None:
+    def watch_prefix(self, prefix: str, callback: object, failed: object) -> None:
         raise NotImplementedError
 
 
 def test_an_unknown_result_is_resolved_by_reading(view: View) -> None:
-    assert ViewStore(LosingAnswers(written=True), "job").publish(view) == 7
+    ViewStore(LosingAnswers(written=True), "/").publish(view)
     with pytest.raises(EtcdUnavailable, match="broke off"):
-        ViewStore(LosingAnswers(written=False), "job").publish(view)
+        ViewStore(LosingAnswers(written=False), "/").publish(view)

@@ -201,7 +201,7 @@ def leader_joins_and_returns(job: Job, folder: str) -> str:
     return "done"
 
 
-def obeys(job: Job, folder: str) -> dict[str, Any]:
+def obeys(job: Job, folder: str, _: str = "") -> dict[str, Any]:
     """Answers the agent's orders as a Trainer would that holds all state of step 5 and moves none; returns when it finds `finish`."""
     copies = tuple(Copy(layer=layer.index, start=0, stop=layer.size, step=5, role="live") for layer in MODEL.layers)
     founder = job.announce(announcement(profile=job.profile)) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import elastic
 from elastic.errors import JobFailed
 from tests.conftest import Leftovers
+from tests.etcd_access import etcd_with
 from tests.process import functions
 from tests.process.conftest import Launcher
 from tests.process.functions import PAUSE
@@ -92,6 +94,47 @@ def test_an_etcd_that_stands_still_pauses_the_recovery_and_nothing_else(tmp_path
     chaos.result()
     assert result.value == {"epoch": 2, "members": [0, 2]}
     assert result.incidents[0]["stall_ms"] > 2000
+
+
+def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def plan(chaos: Chaos) -> None:
+        record = chaos.members(1)
+        for number, lost in enumerate((1, 2)):
+            (etcd,) = [int(pid) for pid in children(record["agent"]) if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd"]
+            if number:
+                shutil.rmtree(tmp_path / "run" / "etcd")  # by somebody who tidies up
+            os.kill(etcd, signal.SIGKILL)
+            kill(record, lost)
+            record = chaos.members(2 + number)
+        (tmp_path / "finish").touch()
+
+    chaos = Chaos(tmp_path / "run", plan)
+    result = elastic.run(functions.obeys, workers=3, args=[str(tmp_path)], directory=tmp_path / "run", respawn=False)
+    chaos.result()
+    assert result.value == {"epoch": 3, "members": [0]}
+    assert "the private etcd was killed by SIGKILL: it is started" in capfd.readouterr().err
+
+
+def test_an_etcd_that_takes_little_and_comes_back_empty_serves_recoveries_of_a_job_with_much_to_say(tmp_path: Path) -> None:
+    """Its limit of a request is 1,500 bytes, and the job's arguments are 2 MB."""
+
+    def plan(chaos: Chaos) -> None:
+        kill(chaos.members(1), 1)
+        record = chaos.members(2)
+        etcd.kill()
+        etcd.start(anew=True)
+        kill(record, 2)
+        chaos.members(3)
+        (tmp_path / "finish").touch()
+
+    with etcd_with(tmp_path / "external", max_request_bytes="1500") as etcd:
+        chaos = Chaos(tmp_path / "run", plan)
+        arguments = [str(tmp_path), "x" * 2_000_000]
+        result = elastic.run(
+            functions.obeys, workers=3, args=arguments, directory=tmp_path / "run", respawn=False, etcd=str(etcd.endpoint())
+        )
+    chaos.result()
+    assert result.value == {"epoch": 3, "members": [0]}
 
 
 def children(pid: int) -> list[str]:

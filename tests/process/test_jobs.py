@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from elastic.membership.server import PrivateEtcd
 from elastic.settings import best_isa, worker_environment
 from elastic.view import View
 from tests.conftest import Leftovers
-from tests.etcd_access import Endpoint, EtcdClient, enable_auth
+from tests.etcd_access import Claim, Endpoint, EtcdClient, enable_auth
 from tests.process import functions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
@@ -61,9 +62,10 @@ def test_a_given_etcd_carries_the_first_view_and_is_left_clean(guarded: str) -> 
     with pytest.raises(EtcdUnavailable, match="check user and password"):
         elastic.run(functions.announces, workers=2, etcd=f"root:wrong@{guarded}")
     client = EtcdClient(Endpoint.parse(endpoint))
-    client.put("/elastic/taken/record", "{}")
-    client.put("/elastic/mine/view", "of a job whose agent was killed")
-    with pytest.raises(SettingsError, match="a job of this name runs"):
+    Claim(client, "taken", "first").take(client.grant(60))
+    left = client.get_prefix("/elastic/")
+    client.put("/elastic/mine/earlier/view", "of a job whose agent was killed")
+    with pytest.raises(SettingsError, match=rf"a job of this name runs \(on host .*, process {os.getpid()}, incarnation first\)"):
         elastic.run(functions.announces, workers=2, etcd=endpoint, name="taken")
     watched: list[str] = []
     client.watch_prefix("/elastic/mine/", lambda entry: watched.append(f"{entry.key} {entry.value}"))
@@ -74,10 +76,11 @@ def test_a_given_etcd_carries_the_first_view_and_is_left_clean(guarded: str) -> 
     assert len(view.plan.stages) == 2
     assert (result.value["epoch"], result.value["leader"], result.value["kept"]) == (1, True, True)
     assert result.value["etcd"] is None, "workers need no password"
-    assert [entry.key for entry in client.get_prefix("/elastic/")] == ["/elastic/taken/record"]
+    client.delete("/elastic/mine/earlier/view")
+    assert client.get_prefix("/elastic/") == left, "of the other incarnations nothing is touched"
     client.close()
-    assert any(line.startswith("/elastic/mine/view {") for line in watched)
-    assert any(line.startswith("/elastic/mine/workers/2 {") for line in watched)
+    assert any(re.match("/elastic/mine/[0-9a-f]{16}/view {", line) for line in watched)
+    assert any(re.match("/elastic/mine/[0-9a-f]{16}/workers/2 {", line) for line in watched)
     assert not any("right" in line for line in watched), "the password is in no key"
 
 

@@ -82,9 +82,8 @@ class FakeAttempts:
     def vote(self, era: Any, votes: Any) -> None:
         self._note("vote", era, votes)
 
-    def commit(self, era: Any, view: View, expected_mod_revision: int) -> int:
-        self._note("commit", era, view.workers, expected_mod_revision)
-        return expected_mod_revision + 10
+    def commit(self, era: Any, view: View, before: View) -> None:
+        self._note("commit", era, view.workers, before.epoch)
 
     def sweep(self) -> None:
         self._note("sweep")
@@ -208,7 +207,7 @@ def scene(tmp_path: Path) -> Callable[..., Scene]:
             clock=lambda: made[0].now if made else 50.0,
         )
         settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="avx2", **{"respawn": False, **options})
-        driver = Driver(world, settings, view_of(range(workers)), 100, ready())
+        driver = Driver(world, settings, view_of(range(workers)), ready())
         made.append(Scene(driver, crew, attempts, clerk, timers, directory, outcomes, said))
         assert crew.messages("view") == list(range(workers))
         return made[0]
@@ -225,19 +224,19 @@ def test_a_death_goes_through_etcd_to_the_next_view(scene: Callable[..., Scene])
         ("begin", (2, 1)),
         ("publish", (2, 1)),
         ("vote", (2, 1), {0: None, 2: None}),
-        ("commit", (2, 1), (0, 2), 100),
+        ("commit", (2, 1), (0, 2), 1),
         ("sweep",),
     ]
     assert job.crew.messages("view") == [0, 2]
     record = json.loads(job.directory.members.read_text())
     assert (record["epoch"], record["attempt"], record["coordinator"], record["forkserver"]) == (2, 1, 0, 77)
     assert [(member["worker"], member["pid"]) for member in record["members"]] == [(0, 1000), (2, 1002)]
-    job.driver.seen(job.driver.view, 110)
+    job.driver.seen(job.driver.view)
     assert job.crew.messages("view") == [], "it is not announced twice"
     job.die(2)
     job.inventories()
     job.votes()
-    assert job.attempts.calls[-2] == ("commit", (3, 1), (0,), 110), "from the revision of the last one"
+    assert job.attempts.calls[-2] == ("commit", (3, 1), (0,), 2), "from the last one"
 
 
 def test_the_incident_has_the_figures(scene: Callable[..., Scene]) -> None:
@@ -366,6 +365,8 @@ def test_an_outage_holds_the_commit_back_and_loses_nothing(scene: Callable[..., 
     assert job.driver.state.view.workers == (0, 2)
     assert job.era == (3, 1), "the death in the meantime is the next recovery"
     assert "etcd cannot be reached; the recovery waits for it" in job.said
+    job.driver.away(EtcdUnavailable("etcd cannot be reached"), 60.0)
+    assert job.said[-1] == "etcd cannot be reached; the recovery waits for it, 60 s by now; the job ends after 600 s"
 
 
 def test_nobody_hears_of_an_attempt_before_its_number_is_burned(scene: Callable[..., Scene]) -> None:

@@ -1,0 +1,92 @@
+"""A job's name at etcd, and which incarnation of the job has it.
+
+    /elastic/<name>/incarnation     {incarnation, host, process, settings}, with the agent's lease
+    /elastic/<name>/<incarnation>/  everything else of that job
+
+The name is taken in one transaction that demands that nobody has it. An agent whose lease ran out (it, its host or the network stood
+still) takes the name again if nobody else has; if another incarnation has it, this job ends. Nobody deletes or overwrites what is another
+incarnation's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from elastic.errors import Conflict, EtcdUnavailable, NameLost, SettingsError
+from elastic.membership.etcd import ROOT, Compare, Entry
+
+
+class ClaimStore(Protocol):
+    """What a claim needs of an etcd client."""
+
+    def get(self, key: str) -> Entry | None: ...
+    def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
+    def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
+    def transaction(
+        self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()
+    ) -> int: ...
+
+
+class Claim:
+    """The claim of one incarnation (a random text) on a name. `settings` is a digest of the job's, for people."""
+
+    def __init__(self, store: ClaimStore, name: str, incarnation: str, settings: str = "") -> None:
+        self._store = store
+        self._name = name
+        self.key = f"{ROOT}{name}/incarnation"
+        self.prefix = f"{ROOT}{name}/{incarnation}/"
+        self._incarnation = incarnation
+        self._value = json.dumps({"incarnation": incarnation, "host": socket.gethostname(), "process": os.getpid(), "settings": settings})
+
+    @property
+    def held(self) -> Compare:
+        """What a transaction demands so that it counts only while this incarnation has the name."""
+        return Compare(key=self.key, value=self._value)
+
+    def take(self, lease: int) -> None:
+        """Raises SettingsError if a job has the name, EtcdUnavailable."""
+        try:
+            self._store.put_if_absent(self.key, self._value, lease=lease)
+        except Conflict as error:
+            entry = self._store.get(self.key)
+            where = "" if entry is None else f" ({_described(entry.value)})"
+            raise SettingsError(f"name={self._name!r}: a job of this name runs{where}; choose another") from error
+
+    def retake(self, lease: int) -> None:
+        """Makes sure that this incarnation has the name, under this lease. Raises NameLost if another one has it, EtcdUnavailable."""
+        entry = self._store.get(self.key)
+        if entry is not None and entry.value != self._value and _incarnation(entry.value) is not None:
+            raise NameLost(
+                f"this job's lease at etcd ran out, and another job has taken its name {self._name!r} meanwhile "
+                f"({_described(entry.value)}): this one ends, so that there are not two; nothing of the other's was touched"
+            )
+        try:
+            self._store.compare_and_put(self.key, self._value, 0 if entry is None else entry.mod_revision, lease=lease)
+        except Conflict as error:
+            raise EtcdUnavailable(f"{self.key} changed while it was read") from error
+
+    def give_up(self) -> None:
+        """Deletes the claim if it is this incarnation's. Raises EtcdUnavailable."""
+        with suppress(Conflict):
+            self._store.transaction([self.held], {}, deletes=[self.key])
+
+
+def _incarnation(value: str | None) -> str | None:
+    """Which incarnation a claim is of; None for what is no claim."""
+    with suppress(ValueError, TypeError, KeyError):
+        found = json.loads(value or "")["incarnation"]
+        return found if isinstance(found, str) else None
+    return None
+
+
+def _described(value: str | None) -> str:
+    incarnation = _incarnation(value)
+    if value is None or incarnation is None:
+        return f"its key holds {(value or '')[:40]!r}, which no job wrote: delete it if none runs"
+    found = json.loads(value)
+    return f"on host {found.get('host')}, process {found.get('process')}, incarnation {incarnation}"

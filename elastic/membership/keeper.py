@@ -1,0 +1,128 @@
+"""Keeps the private etcd running: whenever it ends, it is started again on its data, and without them where that does not help.
+
+Nothing is lost by the second: the agent writes again what it knows (`Attempts.restore`), and there is no other agent. All of it happens in
+the agent's loop, whose thread the etcd is tied to; meanwhile the training goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from elastic.errors import EtcdFull, EtcdUnavailable
+from elastic.membership.server import PrivateEtcd, how_it_ended
+
+STABLE_S = 5.0  # one that has run for so long was started well
+SILENT_S = 15.0  # one that has not answered for so long, though its process is there, is ended
+_LONGEST_S = 10.0
+_TIMER = "etcd"
+
+
+class LoopLike(Protocol):
+    """What a keeper needs of the agent's loop."""
+
+    def watch(self, source: Any, act: Callable[[], None]) -> None: ...
+    def forget(self, source: Any) -> None: ...
+    def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None: ...
+    def clear_timer(self, name: str = "") -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextStart:
+    """How to start it again, and after how many seconds."""
+
+    anew: bool
+    after_s: float
+
+
+def next_start(failures: int) -> NextStart:
+    """`failures`: how often in a row it did not start, or ended soon after."""
+    if failures == 0:
+        return NextStart(anew=False, after_s=0.0)
+    return NextStart(anew=True, after_s=0.0 if failures == 1 else min(2.0 ** (failures - 2), _LONGEST_S))
+
+
+class Keeper:
+    """Watches one private etcd."""
+
+    def __init__(
+        self, server: PrivateEtcd, loop: LoopLike, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._server = server
+        self._loop = loop
+        self._say = say
+        self._clock = clock
+        self._failures = -1  # the first end is none, however early it comes
+        self._anew = False
+        self._said = ""
+        self._started_at = clock()
+        self._pidfd: int | None = None
+        self._watch()
+
+    def unanswered(self, error: EtcdUnavailable, seconds: float) -> None:
+        """A recovery has been waiting for it. Ends one that stands still or has no space, so that it is started again."""
+        if isinstance(error, EtcdFull):
+            self._anew = True
+        elif seconds < SILENT_S or self._clock() - self._started_at < SILENT_S:
+            return
+        self._tell(f"{error}: it is ended and started again")
+        self._server.kill()
+
+    def tend(self) -> None:
+        """Starts it again if it has ended: for a loop that does not turn."""
+        if self._pidfd is not None and os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+            self._ended()
+
+    def close(self) -> None:
+        """Lets it end."""
+        self._loop.clear_timer(_TIMER)
+        self._forget()
+
+    def _watch(self) -> None:
+        self._pidfd = os.pidfd_open(self._server.pid)
+        self._loop.watch(self._pidfd, self._ended)
+
+    def _forget(self) -> None:
+        if self._pidfd is not None:
+            self._loop.forget(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    def _ended(self) -> None:
+        self._forget()
+        status = self._server.reap()
+        well = self._server.serving and self._clock() - self._started_at > STABLE_S
+        said = "" if status < 0 else f" ({self._server.said})"
+        self._again(f"the private etcd {how_it_ended(status)}{said}", well=well)
+
+    def _again(self, happened: str, *, well: bool) -> None:
+        self._failures = 0 if well else self._failures + 1
+        following = next_start(self._failures)
+        anew = following.anew or self._anew
+        how = "anew, from what this agent knows" if anew else "again on its data"
+        self._tell(f"{happened}: it is started {how}; the training goes on")
+        if following.after_s:
+            self._loop.set_timer(following.after_s, lambda: self._start(anew=anew), _TIMER)
+        else:
+            self._start(anew=anew)
+
+    def _start(self, *, anew: bool) -> None:
+        self._anew = False
+        self._started_at = self._clock()
+        try:
+            self._server.start(anew=anew)
+        except EtcdUnavailable as error:
+            self._again(str(error), well=False)
+        else:
+            with suppress(ProcessLookupError):  # it is a child that only this thread reaps
+                self._watch()
+
+    def _tell(self, sentence: str) -> None:
+        """Once, however often it happens."""
+        if sentence != self._said:
+            self._say(sentence)
+        self._said = sentence

@@ -1,0 +1,54 @@
+"""What an error of etcd means: an outage, which passes; no space; a login that ran out; or a refusal, which no other try changes."""
+
+from __future__ import annotations
+
+import grpc
+
+from elastic.errors import EtcdFull, EtcdRefused, EtcdUnavailable
+from elastic.membership.endpoint import Endpoint
+
+_LOGIN_RAN_OUT = ("invalid auth token", "auth token is not provided", "revision of auth store is old", "revision in header is old")
+_WRONG_LOGIN = ("authentication failed", "user name is empty", "authentication is not enabled", "user name not found")
+_TOO_LARGE = ("request is too large", "larger than max", "too many operations")
+_REFUSING = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.ALREADY_EXISTS,
+)
+
+
+def login_ran_out(error: Exception) -> bool:
+    """Whether another login may help: the token is too old, or etcd has been started anew, or its users have changed."""
+    return any(said in _said(error) for said in _LOGIN_RAN_OUT)
+
+
+def meaning(endpoint: Endpoint, error: Exception) -> EtcdUnavailable:
+    """The error to raise for one of gRPC, or for the reason why etcd ended a watch, as text in a ValueError."""
+    code = error.code() if isinstance(error, grpc.Call) else None
+    said = _said(error)
+    if "database space exceeded" in said:
+        advice = "compact and defragment it, or raise its quota, and then disarm its alarm (etcdctl alarm disarm)"
+        return EtcdFull(f"{endpoint.title} has no space left ({said})" + ("" if endpoint.private else f": {advice}"))
+    if any(known in said for known in _TOO_LARGE):
+        return EtcdRefused(f"{endpoint.title} refused a request as too large ({said}): raise its --max-request-bytes and --max-txn-ops")
+    if code is grpc.StatusCode.PERMISSION_DENIED or "permission denied" in said:
+        return EtcdRefused(f"{endpoint.title} refused ({said}): its user needs the right to read and write under /elastic/")
+    if code is grpc.StatusCode.UNAUTHENTICATED or any(known in said for known in _WRONG_LOGIN):
+        return EtcdRefused(f"{endpoint.title} refused ({said}): check user and password in etcd='user:password@host:port'")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return EtcdRefused(f"what answers as {endpoint.title} is no etcd of version 3 ({said}): check that this is its client port")
+    if code in _REFUSING:
+        return EtcdRefused(f"{endpoint.title} refused ({said})")
+    if code is grpc.StatusCode.NOT_FOUND:
+        return EtcdUnavailable(f"{endpoint.title} has forgotten this agent's lease ({said})")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        said = "no answer in time"
+    advice = "" if endpoint.private else ": check that it runs, and that this is its client port"
+    return EtcdUnavailable(f"{endpoint.title} cannot be reached ({said}){advice}")
+
+
+def _said(error: Exception) -> str:
+    return str(error.details()) if isinstance(error, grpc.Call) else str(error)

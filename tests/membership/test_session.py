@@ -1,0 +1,240 @@
+"""Sessions on a real etcd: names, leases that ran out, an etcd that comes back empty; and a private etcd that ends in every way."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic.errors import ElasticError, EtcdFull, EtcdUnavailable, NameLost, SettingsError
+from elastic.loop import Loop
+from elastic.membership import keeper
+from elastic.membership.founding import found
+from elastic.membership.keeper import NextStart, next_start
+from elastic.settings import JobSettings
+from elastic.view import View
+from tests.etcd_access import Endpoint, EtcdClient, Notices, Session, etcd_with
+from tests.membership.test_founding import ready
+
+LIMIT_S = 20.0  # for what takes a second
+
+
+@pytest.fixture(scope="module")
+def view() -> View:
+    return found({0: ready(profile=True), 1: ready()}, None)
+
+
+class Agent:
+    """A session with a loop, which turns where the test says; what it is told is noted."""
+
+    def __init__(self, directory: Path, endpoint: Endpoint | None = None) -> None:
+        self.lost: queue.SimpleQueue[ElasticError] = queue.SimpleQueue()
+        self.said: list[str] = []
+        settings = JobSettings(
+            name="job", workers=2, train_fn="m:f", isa="avx2", etcd=None if endpoint is None else str(endpoint), args=("x" * 2_000_000,)
+        )
+        self.session = Session(settings, directory, Notices(view=lambda _: None, lost=self.lost.put, say=self.said.append))
+        self.loop = Loop()
+        self.session.tend(self.loop)
+
+    @property
+    def pid(self) -> int:
+        assert self.session._server is not None
+        return self.session._server.pid
+
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """All that etcd has of the job, by what follows its prefix."""
+        client = self.session._client
+        assert client is not None
+        found = client.get_prefix("/elastic/job/")
+        return {entry.key.removeprefix(self.session._claim.prefix): entry.value for entry in found}
+
+    def until(self, met: Callable[[], Any]) -> None:
+        """Turns the loop until this is so; an etcd that is away is not."""
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                if met():
+                    return
+            except EtcdUnavailable:
+                pass
+            assert time.monotonic() < deadline, self.said
+            self.loop.set_timer(0.02, lambda: None, "test")
+            self.loop.turn()
+
+    def founds(self, view: View) -> None:
+        for worker in view.workers:
+            self.session.admit(worker, ready())
+        self.session.publish(view)
+
+    def goes_on(self, view: View) -> bool:
+        """Commits another view, as a recovery does."""
+        attempts, after = self.session.attempts, dataclasses.replace(view, epoch=view.epoch + 1, attempt=1)
+        attempts.begin((after.epoch, 1))
+        attempts.publish((after.epoch, 1), {"transfers": "x" * 2_000_000})
+        attempts.vote((after.epoch, 1), dict.fromkeys(after.workers))
+        attempts.commit((after.epoch, 1), after, view)
+        return True
+
+
+@pytest.fixture
+def etcd(tmp_path: Path) -> Iterator[Any]:
+    with etcd_with(tmp_path / "external") as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_of_two_jobs_of_one_name_the_later_goes_on_and_the_earlier_ends(etcd: Any, tmp_path: Path, view: View) -> None:
+    endpoint = etcd.endpoint()
+    first = Agent(tmp_path, endpoint)
+    first.founds(view)
+    with pytest.raises(SettingsError, match="a job of this name runs"):
+        Agent(tmp_path, endpoint)
+    client = EtcdClient(endpoint)
+    with first.session._lease._lock:  # it stands still, and its lease runs out
+        client.revoke(first.session._lease.id)
+        second = Agent(tmp_path, endpoint)
+        second.founds(view)
+    lost = first.lost.get(timeout=LIMIT_S)
+    assert isinstance(lost, NameLost)
+    assert f"incarnation {second.session._claim._incarnation}" in str(lost)
+    with pytest.raises(NameLost):
+        first.goes_on(view)
+    before = {entry.key: entry for entry in client.get_prefix(second.session._claim.prefix)}
+    first.session.close()
+    second.goes_on(view)
+    assert {entry.key for entry in client.get_prefix(second.session._claim.prefix)} >= before.keys()
+    second.session.close()
+    assert client.get_prefix("/elastic/") == []
+    client.close()
+
+
+@pytest.mark.slow
+def test_a_job_whose_lease_ran_out_takes_its_name_again_where_nobody_has_it(etcd: Any, tmp_path: Path, view: View) -> None:
+    agent = Agent(tmp_path, etcd.endpoint())
+    agent.founds(view)
+    before = agent.keys
+    client = EtcdClient(etcd.endpoint())
+    for lease in (agent.session._lease, agent.session._job_lease):
+        client.revoke(lease.id)
+    agent.until(lambda: agent.keys.keys() >= before.keys() - {"coordinator", "attempt"})
+    agent.until(lambda: agent.goes_on(view))
+    assert agent.keys.keys() >= before.keys()
+    agent.session.close()
+    client.close()
+
+
+@pytest.mark.slow
+def test_an_external_etcd_that_came_back_empty_gets_what_the_agent_knows(etcd: Any, tmp_path: Path, view: View) -> None:
+    agent = Agent(tmp_path, etcd.endpoint())
+    agent.founds(view)
+    before = agent.keys
+    etcd.kill()
+    etcd.start(anew=True)
+    etcd.endpoint()
+    agent.until(lambda: agent.goes_on(view))
+    agent.until(lambda: agent.keys.keys() >= before.keys())
+    assert agent.lost.empty()
+    agent.session.close()
+
+
+@pytest.mark.slow
+def test_an_etcd_that_answers_nothing_does_not_hold_up_the_end(etcd: Any, tmp_path: Path, view: View) -> None:
+    agent = Agent(tmp_path, etcd.endpoint())
+    os.kill(etcd.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    agent.session.close()
+    assert time.monotonic() - began < 8.0
+    os.kill(etcd.pid, signal.SIGCONT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["kept", "broken", "removed"])
+def test_a_private_etcd_that_ends_is_started_again(tmp_path: Path, view: View, data: str) -> None:
+    agent = Agent(tmp_path)
+    agent.founds(view)
+    before, pid = agent.keys, agent.pid
+    assert max(len(value or "") for value in before.values()) < 300, "the arguments of the job are not in it"
+    if data == "broken":
+        shutil.rmtree(tmp_path / "etcd" / "data" / "member")
+        (tmp_path / "etcd" / "data" / "member").write_text("")
+    elif data == "removed":
+        shutil.rmtree(tmp_path / "etcd")
+    os.kill(pid, signal.SIGKILL)
+    agent.until(lambda: agent.pid != pid and agent.keys.keys() >= before.keys() - {"coordinator", "attempt"})
+    agent.until(lambda: agent.goes_on(view))
+    assert agent.said[0] == "the private etcd was killed by SIGKILL: it is started again on its data; the training goes on"
+    assert len(agent.said) == (2 if data == "broken" else 1)
+    if data == "broken":
+        assert agent.said[1].endswith("it is started anew, from what this agent knows; the training goes on")
+    assert agent.lost.empty()
+    agent.session.close()
+
+
+@pytest.mark.slow
+def test_a_private_etcd_that_dies_while_the_job_is_founded(tmp_path: Path, view: View) -> None:
+    agent = Agent(tmp_path)
+    os.kill(agent.pid, signal.SIGKILL)
+    agent.founds(view)
+    assert agent.goes_on(view)
+    agent.session.close()
+
+
+@pytest.mark.slow
+def test_a_private_etcd_that_stands_still_or_is_full_is_replaced(tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "SILENT_S", 0.1)
+    agent = Agent(tmp_path)
+    agent.founds(view)
+    pid = agent.pid
+    agent.session.unanswered(EtcdUnavailable("away"), 0.05)
+    os.kill(pid, signal.SIGSTOP)
+    agent.until(lambda: agent.session._keeper is not None and agent.session._keeper._clock() - agent.session._keeper._started_at > 0.1)
+    agent.session.unanswered(EtcdUnavailable("away"), 0.2)
+    agent.until(lambda: agent.pid != pid and agent.keys)
+    assert agent.said[0] == "away: it is ended and started again"
+    pid = agent.pid
+    agent.session.unanswered(EtcdFull("full"), 0.0)
+    agent.until(lambda: agent.pid != pid and "view" in agent.keys)
+    assert "anew" in agent.said[-1]
+    agent.session.close()
+
+
+def test_starts_that_fail_are_tried_without_the_data_and_then_less_often() -> None:
+    assert next_start(0) == NextStart(anew=False, after_s=0.0)
+    assert next_start(1) == NextStart(anew=True, after_s=0.0)
+    assert [next_start(failures).after_s for failures in range(2, 8)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+    assert all(next_start(failures).anew for failures in range(1, 8))
+
+
+@pytest.mark.slow
+def test_one_that_cannot_be_started_is_told_once_and_tried_again(tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(tmp_path)
+    agent.founds(view)
+    server, failing = agent.session._server, threading.Event()
+    assert server is not None
+    start = server.start
+
+    def cannot(*, anew: bool = False) -> None:
+        if not failing.is_set():
+            raise EtcdUnavailable("the private etcd needs 66 MB of disk")
+        start(anew=anew)
+
+    monkeypatch.setattr(server, "start", cannot)
+    monkeypatch.setattr(keeper, "next_start", lambda failures: NextStart(anew=True, after_s=0.01))
+    os.kill(agent.pid, signal.SIGKILL)
+    agent.until(lambda: agent.session._keeper is not None and agent.session._keeper._failures > 5)
+    assert len(agent.said) == 2
+    assert agent.said[1].startswith("the private etcd needs 66 MB of disk: it is started anew")
+    failing.set()
+    agent.until(lambda: agent.goes_on(view))
+    agent.session.close()
