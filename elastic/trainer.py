@@ -25,8 +25,9 @@ from elastic.engine.engine import Apply, Engine, State, Training, initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.modes import Modes
 from elastic.engine.numerics import Numerics
+from elastic.engine.probe import probe
 from elastic.engine.stage import Loss
-from elastic.engine.zero import ShardedOptimizer, probe, state_bytes
+from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.history import History
 from elastic.plan.workload import default_grains
@@ -122,9 +123,10 @@ class Trainer:
             raise TrainerError("the model has no trainable parameter")
         instance = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters)
         self._scheduler = _bind_scheduler(scheduler, instance)
-        self._model = LayeredModel(model, cut=probe(instance, parameters[0].dtype), exact=exact)
+        self._probed = probe(instance)
+        self._model = LayeredModel(model, cut=self._probed.cut, exact=exact)
         self._model.running.statistics.watch()
-        self._optimizer = ShardedOptimizer(instance, self._model)
+        self._optimizer = ShardedOptimizer(instance, self._model, self._probed)
         self._checkpoints: Checkpoints | None = None
         if checkpoint is not None:
             record = TrainingRecord(
@@ -171,7 +173,6 @@ class Trainer:
         """What the others, and the planner, need to know of this worker; its settings must be those of all."""
         training, instance = self._training, self._optimizer.optimizer
         measures, parameters = self._job.profile, list(self._model.root.parameters())
-        dtype = next(parameter.dtype for parameter in parameters if parameter.requires_grad)
         return {
             "address": self._network.address,
             "fingerprint": fingerprint(),
@@ -180,7 +181,7 @@ class Trainer:
             "digest": self._model.digest(),
             "profile": profile.measure(self._model, training.loss, training.numerics, self._batch(0, 0)) if measures else None,
             "link": gauge.within_host() if measures else None,
-            "state_bytes": state_bytes(instance, dtype),
+            "state_bytes": self._probed.state_bytes,
             "base": max(0, host.anonymous_bytes() - _bytes(parameters)),
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
             "settings": {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from elastic.engine.effort import Effort, Yardstick
-from elastic.engine.zero import state_bytes
+from elastic.engine.probe import probe
 
 
 def busy(seconds: float) -> None:
@@ -50,4 +50,4 @@ def test_the_yardstick_leaves_random_numbers_alone():
 )
 def test_the_bytes_of_an_optimizers_state(make, dtype, expected):
     parameter = nn.Parameter(torch.ones(8, 8, dtype=dtype))
-    assert state_bytes(make([parameter]), dtype) == expected
+    assert probe(make([parameter])).state_bytes == expected

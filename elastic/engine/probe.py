@@ -1,0 +1,352 @@
+"""What an optimizer does, found by trying it on tensors like the model's, with every group's own settings.
+
+It takes a few steps over all tensors together, over some or none of them as owners would, and over pieces of them. Gradients keep their
+direction, as in training, so that estimates over several steps grow. Compared are the bits of tensors, state and groups' settings.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import math
+import random
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from elastic.engine import randomness
+from elastic.engine.same import plain, same
+from elastic.errors import TrainerError
+from elastic.layout.regions import ALIGNMENT, Cut, align
+
+_STEPS = 6
+_MOST_ELEMENTS, _FEWEST_ELEMENTS = 17_000, 5 * ALIGNMENT  # 130 x 130: some optimizers treat matrices from 128 on in another way
+
+T = TypeVar("T")
+State = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """How finely tensors may be `cut`, whether `step` changes the gradients that it is given, and bytes of state for each element."""
+
+    cut: Cut
+    writes_gradients: bool
+    state_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """A tensor like some of the model's: `state` is what the optimizer has of them already, `share` how many elements it stands for."""
+
+    group: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    state: State
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What the steps made of each tensor that took part, by its number, of its pieces' states, and of all groups' settings."""
+
+    tensors: Mapping[int, torch.Tensor]
+    states: Mapping[int, Sequence[State]]
+    groups: Sequence[State]
+    wrote: bool
+    changed: str | None
+
+
+def probe(optimizer: Optimizer) -> Probed:
+    """Tries the optimizer; it stays as it is.
+
+    Raises:
+        TrainerError: if it cannot be spread over workers, or what it remembers cannot move with its parameters; the message says why.
+    """
+    name = type(optimizer).__name__
+    _check_kind(optimizer, name)
+    samples = _samples(optimizer)
+    trial = _Trials(optimizer, samples)
+    everything = range(len(samples))
+    with randomness.kept():
+        before = _drawn()
+        together = _tried(name, "", lambda: trial.run(everything))
+        if not same(before, _drawn()):
+            raise TrainerError(
+                f"{name}.step() draws random numbers, so no other worker could repeat an update: use an optimizer whose update follows "
+                "from gradients and state"
+            )
+        _check_outcome(name, together, trial)
+        for owned in (everything[::2], everything[1::2], everything[:1], everything[:0]):
+            part = _tried(name, f" where a worker owns {len(owned) or 'none'} of the parameters", lambda owned=owned: trial.run(owned))
+            if (difference := _difference(together, part)) is not None:
+                if (twice := _difference(together, trial.run(everything))) is not None:
+                    raise TrainerError(
+                        f"{name}.step() does not give the same bits twice for the same gradients ({twice}), so no other worker could "
+                        "repeat an update: use another optimizer or implementation (such as fused=False)"
+                    )
+                raise TrainerError(
+                    f"{name} is not elementwise: one parameter's update depends on another's, so it cannot be spread over workers "
+                    f"({difference}). Use an optimizer that updates each element, or at least each tensor, on its own "
+                    "(AdamW, SGD, Adafactor, Muon, ...), with a learning rate that a scheduler sets"
+                )
+        return Probed(cut=trial.cut(together), writes_gradients=together.wrote, state_bytes=_state_bytes(samples, together))
+
+
+def second(optimizer: Optimizer) -> Optimizer:
+    """Another instance of the same kind, with groups and state of its own."""
+    other = copy.copy(optimizer)  # which has nothing but groups, state and defaults
+    for attribute, value in vars(optimizer).items():
+        if (
+            attribute != "step" and getattr(value, "__self__", None) is not optimizer
+        ):  # a scheduler puts a wrapper of the user's `step` there
+            setattr(other, attribute, value)
+    other.state = defaultdict(dict)
+    other.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
+    return other
+
+
+def _check_kind(optimizer: Optimizer, name: str) -> None:
+    for attribute, value in vars(optimizer).items():
+        if isinstance(value, Optimizer):
+            raise TrainerError(
+                f"{name} wraps another optimizer ({attribute}: {type(value).__name__}), whose state cannot be spread over workers: give "
+                "the Trainer one optimizer that does all of it"
+            )
+    if strangers := [key for key in optimizer.state if not isinstance(key, torch.Tensor)]:
+        raise _no_parameters_state(name, strangers[0])
+    takes = [
+        p for p in inspect.signature(type(optimizer).step).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if wanted := [p.name for p in takes[1:] if p.default is p.empty]:
+        raise TrainerError(f"{name}.step() cannot be called without arguments (it wants {wanted[0]}); closures are not supported")
+
+
+def _no_parameters_state(name: str, key: object) -> TrainerError:
+    return TrainerError(
+        f"{name} keeps state {key!r} that belongs to no parameter, so it could not move to another worker: keep it in the state of each "
+        "parameter, or in its group"
+    )
+
+
+def _tried(name: str, where: str, act: Callable[[], T]) -> T:
+    try:
+        return act()
+    except Exception as error:  # whatever the user's optimizer may raise
+        raise TrainerError(
+            f"{name}.step() fails{where}, on tensors of the same number of dimensions as the model's ({type(error).__name__}: {error}). "
+            "It has to take whatever parameters are in its groups, also none, and to know nothing of them but what is in groups and state"
+        ) from error
+
+
+def _check_outcome(name: str, outcome: _Outcome, trial: _Trials) -> None:
+    if outcome.changed is not None:
+        raise TrainerError(
+            f"{name} keeps {outcome.changed!r}, which changes from step to step, as an attribute of its own, so it could not move to "
+            "another worker or into a checkpoint: keep it in the state of each parameter, or in its group"
+        )
+    if trial.stranger is not None:
+        raise _no_parameters_state(name, trial.stranger)
+    still = all(same(tensor, trial.tensors[index]) for index, tensor in outcome.tensors.items())
+    if still and not any(states[0] for states in outcome.states.values()) and outcome.tensors:
+        raise TrainerError(
+            f"{name}.step() changed nothing when it was tried on tensors put into its groups: it has to update whatever is in them"
+        )
+
+
+def _signature(value: Any) -> Any:
+    """Equal for settings that make an optimizer do the same by another amount: numbers count by their sign, and names without digits."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), str(value.dtype), _signature(value.item()) if value.numel() == 1 else None
+    if isinstance(value, float):
+        return "number", value > 0, value < 0
+    if isinstance(value, str):
+        return "".join(letter for letter in value if not letter.isdigit())
+    if isinstance(value, tuple | list):
+        return tuple(_signature(item) for item in value)
+    return repr(value)
+
+
+def _samples(optimizer: Optimizer) -> list[_Sample]:
+    """Two tensors for each kind of parameters: those with the most elements and with the largest least extent."""
+    kinds: dict[Any, list[tuple[int, torch.Tensor]]] = {}
+    for number, group in enumerate(optimizer.param_groups):
+        signature = tuple((key, _signature(value)) for key, value in group.items() if key not in ("params", "param_names"))
+        for parameter in group["params"]:
+            if parameter.requires_grad and parameter.numel():
+                kinds.setdefault((signature, parameter.ndim, parameter.dtype), []).append((number, parameter))
+    found = []
+    for members in kinds.values():
+        share = sum(parameter.numel() for _, parameter in members) / 2
+        largest = max(members, key=lambda member: member[1].numel())
+        widest = max(members, key=lambda member: (min(member[1].shape, default=1), member[1].numel()))
+        for number, parameter in (largest, widest):
+            shape = _shape(tuple(parameter.shape))
+            state = _carried(optimizer.state.get(parameter, {}), parameter, shape)
+            found.append(_Sample(group=number, shape=shape, dtype=parameter.dtype, state=state, share=share))
+    return found
+
+
+def _shape(real: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the same number of dimensions, with as many elements as are quickly computed, and enough to be cut."""
+    if not real:
+        return ()
+    most = bisect_right(range(2, _MOST_ELEMENTS), _MOST_ELEMENTS, key=lambda most: math.prod(min(extent, most) for extent in real)) + 1
+    *others, last = (min(extent, most) for extent in real)
+    return (*others, max(last, -(-_FEWEST_ELEMENTS // math.prod(others))))
+
+
+def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int, ...]) -> State:
+    """State that the optimizer has already (Adagrad has when it is made), for a tensor of another shape; none where that cannot be told."""
+    found: State = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name != "step":
+            found[name] = torch.full(shape, value.flatten()[0].item(), dtype=value.dtype)
+        elif isinstance(value, torch.Tensor) and value.ndim and value.numel() > 1:
+            return {}
+        else:
+            found[name] = copy.deepcopy(value)
+    return found
+
+
+class _Trials:
+    """Takes the same steps of the same samples with fresh optimizers of the user's kind."""
+
+    def __init__(self, optimizer: Optimizer, samples: Sequence[_Sample]) -> None:
+        self._optimizer, self._samples = optimizer, samples
+        generator = torch.Generator().manual_seed(20)
+        self.tensors: list[torch.Tensor] = []
+        self._gradients: list[list[torch.Tensor]] = [[] for _ in range(_STEPS)]
+        for sample in samples:
+            value, direction, noise = (torch.randn(sample.shape, generator=generator) for _ in range(3))
+            self.tensors.append(value.to(sample.dtype))
+            for step, gradients in enumerate(self._gradients):
+                other = noise.reshape(-1).roll(97 * step).view(sample.shape)
+                gradients.append((0.8 * direction + 0.1 * value + 0.3 * other).to(sample.dtype))
+        self._used = sorted({sample.group for sample in samples})
+        self.stranger: object = None
+
+    def run(self, chosen: Iterable[int], *, pieces: bool = False) -> _Outcome:
+        """All groups are there, with the chosen samples in them: whole, or in pieces as owners of blocks have them."""
+        chosen = list(chosen)
+        trial = second(self._optimizer)
+        for attribute, value in vars(trial).items():
+            if attribute not in ("state", "param_groups") and plain(value):
+                setattr(trial, attribute, copy.deepcopy(value))
+        trial.param_groups = [_active(self._optimizer, self._optimizer.param_groups[number]) for number in self._used]
+        tensors = {index: self.tensors[index].clone() for index in chosen}
+        cuts = dict.fromkeys(chosen, _pieces if pieces else _whole)
+        parameters = {index: [nn.Parameter(piece) for piece in cuts[index](tensors[index])] for index in chosen}
+        for index, own in parameters.items():
+            sample = self._samples[index]
+            trial.param_groups[self._used.index(sample.group)]["params"] += own
+            states = [_state_of(sample.state, index_of, sample.shape, cuts[index]) for index_of in range(len(own))]
+            trial.state.update({piece: state for piece, state in zip(own, states, strict=True) if state})
+        wrote, noted = False, {}
+        for gradients in self._gradients:
+            given = [(p, g, g.clone()) for i in chosen for p, g in zip(parameters[i], cuts[i](gradients[i]), strict=True)]
+            for parameter, _, gradient in given:
+                parameter.grad = gradient
+            trial.step()
+            noted = noted or self._attributes(trial)
+            wrote = wrote or not all(same(gradient, kept) for _, kept, gradient in given)
+        known = {id(piece) for own in parameters.values() for piece in own}
+        self.stranger = next((key for key in trial.state if id(key) not in known), self.stranger)
+        now = self._attributes(trial)
+        return _Outcome(
+            tensors=tensors,
+            states={index: [dict(trial.state.get(piece, {})) for piece in own] for index, own in parameters.items()},
+            groups=[{key: value for key, value in group.items() if key != "params"} for group in trial.param_groups],
+            wrote=wrote,
+            changed=next((key for key in {**noted, **now} if not same(noted.get(key), now.get(key))), None),
+        )
+
+    @staticmethod
+    def _attributes(trial: Optimizer) -> State:
+        """Data that the optimizer has besides groups and state."""
+        mine = {attribute: value for attribute, value in vars(trial).items() if attribute not in ("state", "param_groups", "defaults")}
+        return {attribute: copy.deepcopy(value) for attribute, value in mine.items() if plain(value)}
+
+    def cut(self, together: _Outcome) -> Cut:
+        """At blocks, if pieces come out as the whole does; where the optimizer cannot even take pieces, between tensors."""
+        try:
+            sliced = self.run(range(len(self._samples)), pieces=True)
+        except Exception:  # whatever the user's optimizer may raise: it wants matrices
+            return "tensor"
+        return "block" if _difference(together, sliced) is None else "tensor"
+
+
+def _active(optimizer: Optimizer, group: Mapping[str, Any]) -> State:
+    """A group's settings, copied; a rate of 0, with which a warm-up begins, would hide what the optimizer does."""
+    settings: State = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+    rate = settings.get("lr")
+    if rate is not None and float(rate) == 0.0:
+        other = next((float(r) for r in (group.get("initial_lr"), optimizer.defaults.get("lr")) if r is not None and float(r) > 0), 1e-3)
+        settings["lr"] = torch.full_like(rate, other) if isinstance(rate, torch.Tensor) else other
+    return {**settings, "params": []}
+
+
+def _whole(tensor: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor]
+
+
+def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
+    size = tensor.numel()
+    inner = {ALIGNMENT, align(size // 3), align(2 * size // 3) + ALIGNMENT}
+    edges = [0, *sorted(edge for edge in inner if 0 < edge < size), size]
+    return [tensor.view(-1)[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def _state_of(state: State, number: int, shape: tuple[int, ...], cut: Callable[[torch.Tensor], list[torch.Tensor]]) -> State:
+    own = {name for name, value in state.items() if isinstance(value, torch.Tensor) and value.shape == shape and (shape or name != "step")}
+    return {name: cut(value)[number].clone() if name in own else copy.deepcopy(value) for name, value in state.items()}
+
+
+def _difference(together: _Outcome, other: _Outcome) -> str | None:
+    """What is not the same where only some tensors took part, or pieces of them; None if everything is."""
+    values = [(together.tensors[index], tensor) for index, tensor in other.tensors.items()]
+    if apart := [(one, two) for one, two in values if not same(one, two)]:
+        count = sum(int((one != two).sum()) for one, two in apart)
+        most = max(float((one.double() - two.double()).abs().max()) for one, two in apart)
+        return f"{count} of {sum(one.numel() for one, _ in values)} elements, updated together and apart, differ by up to {most:.3g}"
+    for index, pieces in other.states.items():
+        (whole,) = together.states[index]
+        for name in {**whole, **pieces[0]}:
+            found = [piece[name] for piece in pieces if name in piece]
+            if name not in whole or len(found) < len(pieces) or not _joined(whole[name], found, together.tensors[index].shape):
+                return f"the state {name!r} is another one if tensors are updated again, or apart"
+    for number, (one, two) in enumerate(zip(together.groups, other.groups, strict=True)):
+        for key in {**one, **two}:
+            if not same(one.get(key), two.get(key)):
+                return f"{key!r} of group {number} becomes {one.get(key)} from all tensors and {two.get(key)} from some of them"
+    return None
+
+
+def _joined(whole: Any, pieces: Sequence[Any], shape: torch.Size) -> bool:
+    """Whether a state of a tensor is what its pieces have: joined where it has the tensor's shape, else each of them the same."""
+    if isinstance(whole, torch.Tensor) and whole.shape == shape:
+        return all(isinstance(piece, torch.Tensor) for piece in pieces) and same(
+            whole.reshape(-1), torch.cat([piece.reshape(-1) for piece in pieces])
+        )
+    return all(same(whole, piece) for piece in pieces)
+
+
+def _state_bytes(samples: Sequence[_Sample], outcome: _Outcome) -> float:
+    """For one element of the model, on average."""
+    total = 0.0
+    for index, sample in enumerate(samples):
+        values = [value for value in outcome.states[index][0].values() if isinstance(value, torch.Tensor) and value.ndim]
+        total += sample.share * sum(value.numel() * value.element_size() for value in values) / outcome.tensors[index].numel()
+    return total / max(1.0, sum(sample.share for sample in samples))
+
+
+def _drawn() -> Any:
+    return torch.default_generator.get_state(), np.random.get_state(), random.getstate()

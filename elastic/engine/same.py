@@ -1,0 +1,37 @@
+"""Whether two values of an optimizer or a scheduler are equal to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in type, shape and bits, so that NaN equals itself; containers by what is in them, anything else by `==`."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return alike and torch.equal(_bits(one), _bits(other))
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    return one is other or repr(one) == repr(other) if isinstance(one, float) else bool(one == other)
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def plain(value: Any) -> bool:
+    """Whether it is data: numbers, strings, tensors, arrays, and containers of these."""
+    if isinstance(value, dict):
+        return all(plain(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str | torch.Tensor | np.ndarray | np.generic)
