@@ -34,6 +34,7 @@ from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.rung import Checkpoint
 from elastic.restore import Run, form, numbers, persistent_buffers, restored_state, runs
 from elastic.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
+from elastic.savable import check_savable, empty_states
 from elastic.saving import Share, States, base_of, contents_of, digest_of, merged, states_of
 from elastic.survivor import Survivor
 from elastic.view import View
@@ -83,6 +84,7 @@ class Checkpoints:
         self._buffers = [name for name, _ in persistent_buffers(model.root)]
         self.unreadable: set[str] = set()
         self.stalls: list[tuple[float, float]] = []
+        check_savable(model, optimizer.probed.scalars, job.worker)
 
     @property
     def origin(self) -> str | None:
@@ -163,7 +165,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"{source.name} has its parameter groups in another order, and a scheduler knows them by it: give them as they were"
             )
-        state = restored_state(self._job.worker, self._model, view, source, contents.step - 1)
+        state = restored_state(self._job.worker, self._model, view, source, contents.step - 1, self._optimizer.probed.scalars)
         return Restored(state=state, groups=groups, scheduler=scheduler)
 
     def _groups_of(self, source: ElasticSource) -> list[int | None]:
@@ -326,7 +328,8 @@ class Checkpoints:
 
     def _prepare(self, step: int, engine: Engine, shards: list[tuple[Shard, Scalars]], history: History) -> Prepare:
         """What the saving thread makes of the shards, and of everything else as it is now: training does not wait for that."""
-        view, model, states, names, files = engine.view, self._model, self._states, self._optimizer.names, self._files
+        view, model, names, files = engine.view, self._model, self._optimizer.names, self._files
+        states = {**empty_states(model.spec), **self._states}
         copies = view.coordinator == self._job.worker  # the others need only know what these are
         running = model.running.at(step) if model.running.names else {}
         buffers = {name: running[name] if name in running else model.root.get_buffer(name).detach() for name in self._buffers}
@@ -347,7 +350,7 @@ class Checkpoints:
             contents = contents_of(
                 {p.name: p.shape for layer in model.spec.layers for p in layer.parameters},
                 states,
-                scalars={name: values for _, scalars in shards for name, values in numbers(scalars).items()},
+                scalars={name: values for _, scalars in shards for name, values in numbers(scalars, model.spec.cut).items()},
                 rest={name: Spec(shape=shape, dtype=dtype) for name, (shape, dtype) in forms.items()},
                 groups=[Group(names=each, settings=_readable(group)) for each, group in zip(names(), groups, strict=True)],
                 buffers=frozenset(buffers),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import math
 import statistics
 import time
@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from elastic.engine.engine import Apply
+from elastic.engine.same import same
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import TrainerError
 from elastic.job import Job
 from elastic.recovery.inventory import Progress
-from elastic.recovery.plain import from_plain, to_plain
+from elastic.recovery.plain import capture, from_plain, revive, to_plain
 from elastic.recovery.proposal import Proposal
 
 _RECENT_STEPS = 5
@@ -136,14 +137,43 @@ class History:
         return now.groups, now.scheduler
 
     def _settings(self) -> Settings:
-        scheduler = None if self._scheduler is None else copy.deepcopy(self._scheduler.state_dict())
-        return Settings(groups=self._optimizer.settings(), scheduler=scheduler)
+        scheduler = None if self._scheduler is None else capture(self._scheduler.state_dict())
+        return Settings(groups=[capture(group) for group in self._optimizer.settings()], scheduler=scheduler)
+
+    def check(self, *, saved: bool) -> None:
+        """That settings can travel to others, and the scheduler's state too where it is `saved`. Done before the first step.
+
+        Raises:
+            TrainerError: naming what cannot.
+        """
+        now = self._settings()
+        for number, group in enumerate(now.groups):
+            try:
+                to_plain(group)
+            except TypeError as error:
+                raise TrainerError(
+                    f"the settings of parameter group {number} cannot be sent to other workers: {error}. Use numbers, strings, tensors and "
+                    "containers of them"
+                ) from error
+        if not saved or self._scheduler is None:
+            return
+        name = type(self._scheduler).__name__
+        try:
+            again = from_plain(json.loads(json.dumps(to_plain(now.scheduler))))
+            self._scheduler.load_state_dict(revive(again, self._scheduler.state_dict()))
+        except Exception as error:  # whatever a scheduler of the user's may raise
+            raise TrainerError(
+                f"the state of {name} cannot be in a checkpoint ({type(error).__name__}: {error}): let its state_dict() give numbers, "
+                "strings, tensors and containers of them, and load_state_dict() take them"
+            ) from error
+        if not same(to_plain(now.scheduler), to_plain(capture(self._scheduler.state_dict()))):
+            raise TrainerError(f"{name} cannot be in a checkpoint: its load_state_dict() does not bring back what its state_dict() gave")
 
     def _restore(self, settings: Settings) -> None:
         for group, values in zip(self._optimizer.optimizer.param_groups, settings.groups, strict=True):
-            group.update(values)
+            group.update(revive(values, group))
         if self._scheduler is not None:
-            self._scheduler.load_state_dict(copy.deepcopy(settings.scheduler))
+            self._scheduler.load_state_dict(revive(settings.scheduler, self._scheduler.state_dict()))
 
 
 def _plain_or_none(state: dict[str, Any] | None) -> Any:

@@ -5,7 +5,9 @@ Only the runs that the worker's place in the layout needs are read, whatever lay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +19,7 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.shard import RUN, Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
-from elastic.layout.regions import ModelSpec, ParameterSpec
+from elastic.layout.regions import Cut, ModelSpec, ParameterSpec
 from elastic.view import View
 
 
@@ -36,20 +38,32 @@ def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[Run]:
         held = [PARAM, *(state for state, value in scalars.get(parameter.name, {}).items() if in_memory(value))]
         for state in held:
             yield Run(parameter.name, state, shard.interval.start + start - parameter.start, shard.memory[state][start:stop])
+        for state, value in scalars.get(parameter.name, {}).items():
+            if is_whole(value, spec.cut):
+                yield Run(parameter.name, state, 0, value.reshape(-1))
 
 
-def numbers(scalars: Scalars) -> dict[str, dict[str, float | int | bool]]:
+def is_whole(value: Any, cut: Cut) -> bool:
+    """Whether a state is a tensor of a shape of its own, such as the sums of a matrix's rows: whoever owns the parameter has all of it."""
+    return cut == "tensor" and isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def numbers(scalars: Scalars, cut: Cut = "block") -> dict[str, dict[str, float | int | bool]]:
     """Step counts and the like, by parameter."""
     found: dict[str, dict[str, float | int | bool]] = {}
     for name, states in scalars.items():
         for state, value in states.items():
-            if not in_memory(value):
+            if not in_memory(value) and not is_whole(value, cut):
                 found.setdefault(name, {})[state] = value.item() if isinstance(value, torch.Tensor) else value
     return found
 
 
-def restored_state(worker: int, model: LayeredModel, view: View, source: DirectSource, step: int) -> State:
+def restored_state(
+    worker: int, model: LayeredModel, view: View, source: DirectSource, step: int, examples: Mapping[str, Any] = MappingProxyType({})
+) -> State:
     """What `worker` begins `view` with: the state at `step`, the newest one that is in the checkpoint, read into its layers' memory.
+
+    `examples`: by name, what a number among the optimizer's states is in memory: a tensor, or a number of that type.
 
     Raises:
         CheckpointError: where the checkpoint is not of this model, lacks something, or is damaged. The model is of no use then.
@@ -70,9 +84,9 @@ def restored_state(worker: int, model: LayeredModel, view: View, source: DirectS
         for interval in layer.intervals:
             if interval.owner == worker:
                 run = model.run(layer.layer, interval.start, interval.stop)
-                owned.append(_shard(model.spec, layer.layer, interval, source, run))
+                owned.append(_shard(model.spec, layer.layer, interval, source, run, examples))
             elif interval.replica == worker:
-                kept.append(_shard(model.spec, layer.layer, interval, source, None))
+                kept.append(_shard(model.spec, layer.layer, interval, source, None, examples))
     return State(step=step, owned=owned, kept=kept)
 
 
@@ -92,7 +106,9 @@ def check_fits(contents: Contents, model: LayeredModel) -> None:
         raise CheckpointError(f"the checkpoint has {strangers[0]}, which the model has not ({len(strangers)} such names)")
 
 
-def _shard(spec: ModelSpec, layer: int, interval: Interval, source: DirectSource, run: torch.Tensor | None) -> Shard:
+def _shard(
+    spec: ModelSpec, layer: int, interval: Interval, source: DirectSource, run: torch.Tensor | None, examples: Mapping[str, Any]
+) -> Shard:
     """One interval with all its states; `run` is its parameters' memory if they are there already."""
     shard = Shard(layer=layer, interval=interval, memory={} if run is None else {PARAM: run})
     for parameter, start, stop in shard.parameters(spec):
@@ -101,19 +117,34 @@ def _shard(spec: ModelSpec, layer: int, interval: Interval, source: DirectSource
         for state, form in states.items():
             if state == PARAM and run is not None:
                 continue
+            if form.shape != parameter.shape:
+                if spec.cut != "tensor":
+                    raise CheckpointError(
+                        f"the optimizer's state {state!r} of {parameter.name} is {form.shape} in the checkpoint: not this one's"
+                    )
+                values = source.read(parameter.name, state, 0, math.prod(form.shape)).view(form.shape)
+                shard.scalars.setdefault(parameter.name, {})[state] = values
+                continue
             if state not in shard.memory:
                 shard.memory[state] = torch.zeros(interval.elements, dtype=getattr(torch, form.dtype))
             source.read_into(parameter.name, state, offset, shard.memory[state][start:stop])
-        shard.scalars[parameter.name] = _scalars(parameter, source.contents)
+        shard.scalars.setdefault(parameter.name, {}).update(_scalars(parameter, source.contents, examples))
     shard.scalars = {name: values for name, values in shard.scalars.items() if values}
     return shard
 
 
-def _scalars(parameter: ParameterSpec, contents: Contents) -> dict[str, Any]:
-    """As torch's optimizers keep them: `step` is a tensor of its own, other numbers are plain."""
-    found: dict[str, Any] = {state: RUN for state in contents.tensors[parameter.name] if state != PARAM}
+def _scalars(parameter: ParameterSpec, contents: Contents, examples: Mapping[str, Any]) -> dict[str, Any]:
+    """As this optimizer keeps them; as torch's do where that is not known: `step` is a tensor of its own, other numbers are plain."""
+    states = contents.tensors[parameter.name].items()
+    found: dict[str, Any] = {state: RUN for state, form in states if state != PARAM and form.shape == parameter.shape}
     for state, value in contents.scalars.get(parameter.name, {}).items():
-        found[state] = torch.tensor(float(value)) if state == "step" else value
+        example = examples.get(state, torch.tensor(0.0) if state == "step" else None)
+        if isinstance(example, torch.Tensor) and example.numel() == 1:
+            found[state] = torch.full(example.shape, value, dtype=example.dtype)
+        elif isinstance(example, bool | int | float):
+            found[state] = type(example)(value)
+        else:
+            found[state] = value
     return found
 
 

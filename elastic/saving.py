@@ -15,9 +15,10 @@ from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.engine.shard import Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.regions import ModelSpec
+from elastic.restore import is_whole
 
 States = dict[str, dict[str, str]]
-"""Parameter -> state -> dtype, as torch names it without `torch.`."""
+"""Parameter -> state -> dtype, as torch names it without `torch.`; where its shape is not the parameter's, with that: `float32[8, 1]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +65,19 @@ def states_of(shards: Iterable[tuple[Shard, Scalars]], spec: ModelSpec) -> State
             for state, value in scalars.get(parameter.name, {}).items():
                 if in_memory(value):
                     own[state] = dtypes[state]
+                elif is_whole(value, spec.cut):
+                    own[state] = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
                 elif not isinstance(value, bool | int | float) and not (isinstance(value, torch.Tensor) and value.numel() == 1):
                     raise CheckpointError(
                         f"the optimizer's state {state!r} of {parameter.name} is neither a number nor of the parameter's shape: "
                         "checkpoints cannot hold that yet"
                     )
     return found
+
+
+def _spec(form: str, shape: tuple[int, ...]) -> Spec:
+    dtype, bracket, own = form.partition("[")
+    return Spec(shape=tuple(json.loads(bracket + own)) if bracket else shape, dtype=dtype)
 
 
 def digest_of(value: Any) -> str:
@@ -102,7 +110,7 @@ def contents_of(
     tensors: dict[str, dict[str, Spec]] = {}
     for name, shape in shapes.items():
         ordered = [PARAM, *sorted(state for state in states[name] if state != PARAM)]
-        tensors[name] = {state: Spec(shape=shape, dtype=states[name][state]) for state in ordered}
+        tensors[name] = {state: _spec(states[name][state], shape) for state in ordered}
     return Contents(
         tensors={**tensors, **{name: {PARAM: spec} for name, spec in rest.items()}},
         scalars=scalars,

@@ -154,6 +154,7 @@ class Trainer:
         view = self._job.announce({**announcement, "micro_batches": micro_batches, "grains": grains})
         self._member = Member(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
         history = History(self._optimizer, self._scheduler)
+        history.check(saved=checkpoint is not None)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
         self._history = history
         if view is None:

@@ -171,7 +171,7 @@ class LayeredModel:
                 target = self._parameters[parameter.name]
                 target.grad = None
                 if memory is None:
-                    target.data = torch.empty(0, dtype=target.dtype)
+                    target.data = torch.empty(parameter.shape if parameter.size == 0 else 0, dtype=target.dtype)
                 else:
                     target.data = memory[parameter.start - offset : parameter.stop - offset].view(parameter.shape)
 

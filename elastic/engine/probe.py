@@ -36,11 +36,15 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """How finely tensors may be `cut`, whether `step` changes the gradients that it is given, and bytes of state for each element."""
+    """How finely tensors may be `cut`, whether `step` changes the gradients that it is given, and bytes of state for each element.
+
+    `scalars`: by name, an example of each state that is not of its parameter's shape.
+    """
 
     cut: Cut
     writes_gradients: bool
     state_bytes: float
+    scalars: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,12 @@ def probe(optimizer: Optimizer) -> Probed:
                     f"({difference}). Use an optimizer that updates each element, or at least each tensor, on its own "
                     "(AdamW, SGD, Adafactor, Muon, ...), with a learning rate that a scheduler sets"
                 )
-        return Probed(cut=trial.cut(together), writes_gradients=together.wrote, state_bytes=_state_bytes(samples, together))
+        return Probed(
+            cut=trial.cut(together),
+            writes_gradients=together.wrote,
+            state_bytes=_state_bytes(samples, together),
+            scalars=_scalars(together),
+        )
 
 
 def second(optimizer: Optimizer) -> Optimizer:
@@ -346,6 +355,15 @@ def _state_bytes(samples: Sequence[_Sample], outcome: _Outcome) -> float:
         values = [value for value in outcome.states[index][0].values() if isinstance(value, torch.Tensor) and value.ndim]
         total += sample.share * sum(value.numel() * value.element_size() for value in values) / outcome.tensors[index].numel()
     return total / max(1.0, sum(sample.share for sample in samples))
+
+
+def _scalars(outcome: _Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for index, tensor in outcome.tensors.items():
+        for name, value in outcome.states[index][0].items():
+            if not (isinstance(value, torch.Tensor) and value.ndim and value.shape == tensor.shape):
+                found.setdefault(name, value)
+    return found
 
 
 def _drawn() -> Any:

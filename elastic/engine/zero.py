@@ -39,11 +39,11 @@ class ShardedOptimizer:
                     raise TrainerError(f"parameter group {number} of the optimizer holds a tensor that is not a parameter of the model")
                 self._group_of[name] = number
         self._initial = {name: state for parameter, state in optimizer.state.items() if (name := model.name_of(parameter)) is not None}
-        self._writes_gradients = (probed or probe(optimizer)).writes_gradients
+        self.probed = probed or probe(optimizer)
         self.owned, self.kept = self._updater(optimizer), self._updater(second(optimizer))
 
     def _updater(self, optimizer: Optimizer) -> Updater:
-        return Updater(optimizer, self._model.spec, self._group_of, writes_gradients=self._writes_gradients)
+        return Updater(optimizer, self._model.spec, self._group_of, writes_gradients=self.probed.writes_gradients)
 
     def initial(self, layer: int, interval: Interval, run: torch.Tensor) -> Shard:
         """The shard of an interval before the first step: its parameters are in `run`."""

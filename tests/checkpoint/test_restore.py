@@ -8,21 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import nn, optim
 
 from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.engine.engine import initial_state
 from elastic.engine.model import LayeredModel
+from elastic.engine.probe import probe
+from elastic.engine.same import same
 from elastic.engine.shard import RUN, Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import CheckpointError
+from elastic.errors import CheckpointError, TrainerError
 from elastic.layout.layout import Interval, spread
 from elastic.layout.regions import LayerSpec, ModelSpec, ParameterSpec
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import fastest
 from elastic.plan.workload import LayerCost, Workload
 from elastic.restore import numbers, restored_state, runs
-from elastic.saving import states_of
+from elastic.savable import check_savable, empty_states
+from elastic.saving import contents_of, states_of
 from elastic.view import Member, View
 from tests.engine import models
 
@@ -149,6 +152,94 @@ def test_any_layout_begins_with_the_same_bits(case: str, workers: int, stages: i
     found = given(spec, owned, {p.name: p.size for layer in spec.layers for p in layer.parameters})
     for key, values in found.items():
         assert torch.equal(values, source.values[key])
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "NAdam": optim.NAdam,
+    "ASGD": optim.ASGD,
+    "RAdam": optim.RAdam,
+    "AdamW amsgrad": lambda p: optim.AdamW(p, amsgrad=True),
+    "RMSprop": lambda p: optim.RMSprop(p, momentum=0.9, centered=True),
+    "Rprop": optim.Rprop,
+    "Adafactor": optim.Adafactor,
+    "Muon": lambda p: optim.Muon([each for each in p if each.ndim == 2]),
+}
+
+
+def layers_of_all_shapes() -> list[nn.Module]:
+    odd = nn.Linear(8, 8)
+    for name, shape in (("scalar", ()), ("one", (1,)), ("column", (8, 1)), ("nothing", (0, 4))):
+        odd.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    return [nn.Linear(8, 8), odd]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_state_comes_back_with_its_type_shape_and_bits(name: str) -> None:
+    """And the next update has the same bits: NAdam's and ASGD's tensors came back as floats, and Adafactor's could not be saved."""
+
+    def fresh() -> tuple[LayeredModel, ShardedOptimizer]:
+        torch.manual_seed(3)
+        layers = layers_of_all_shapes()
+        trained = [p for layer in layers for p in layer.parameters() if name != "Muon" or (p.ndim == 2 and p.numel())]
+        optimizer = OPTIMIZERS[name](trained)
+        probed = probe(optimizer)
+        model = LayeredModel(layers, cut=probed.cut)
+        return model, ShardedOptimizer(optimizer, model, probed)
+
+    def step(optimizer: ShardedOptimizer, model: LayeredModel, seed: int) -> None:
+        gradients = {
+            key: [torch.randn(b - a, generator=torch.Generator().manual_seed(seed)) for _, a, b in shard.parameters(model.spec)]
+            for key, shard in optimizer.owned.shards.items()
+        }
+        optimizer.owned.step(gradients)
+
+    model, optimizer = fresh()
+    optimizer.owned.bind(initial_state(0, model, optimizer, view_of(model, 1, 1)).owned)
+    for seed in range(3):
+        step(optimizer, model, seed)
+    before = [(shard, optimizer.owned.scalars(shard)) for shard in optimizer.owned.shards.values()]
+    values = {(run.name, run.state): run.values.clone() for shard in before for run in runs(*shard, model.spec)}
+    contents = contents_of(
+        {p.name: p.shape for layer in model.spec.layers for p in layer.parameters},
+        {**empty_states(model.spec), **states_of(before, model.spec)},
+        scalars={each: found for _, scalars in before for each, found in numbers(scalars, model.spec.cut).items()},
+        rest={},
+        groups=[],
+        buffers=frozenset(),
+        step=3,
+        extra={},
+        files={},
+    )
+    for each, states in contents.tensors.items():
+        values.update({(each, state): torch.empty(0) for state, spec in states.items() if 0 in spec.shape})
+    again, restored = fresh()
+    source = Memory(contents, values)
+    restored.owned.bind(restored_state(0, again, view_of(again, 1, 1), source, 2, restored.probed.scalars).owned)
+    for _ in range(2):
+        for (key, shard), other in zip(optimizer.owned.shards.items(), restored.owned.shards.values(), strict=True):
+            assert same(optimizer.owned.scalars(shard), restored.owned.scalars(other)), key
+            assert same(shard.memory, other.memory)
+        step(optimizer, model, 7)
+        step(restored, again, 7)
+
+
+def test_what_no_checkpoint_can_hold_is_refused_when_the_trainer_is_made() -> None:
+    model = LayeredModel([nn.Linear(4, 4)])
+    check_savable(model, {"step": torch.tensor(1.0), "k": 3, "flag": True}, 0)
+    for value, kind in (([torch.ones(2)], "list"), (torch.ones(3), "Tensor")):
+        with pytest.raises(TrainerError, match=f"keeps a {kind} as its state 'q', which cannot be in a checkpoint"):
+            check_savable(model, {"q": value}, 0)
+    check_savable(LayeredModel([nn.Linear(4, 4)], cut="tensor"), {"row": torch.ones(3)}, 0)
+    for tensor, kind in (
+        (torch.ones(3, dtype=torch.complex128), "complex128"),
+        (torch.ones(3).to(torch.float8_e4m3fnuz), "float8_e4m3fnuz"),
+    ):
+        layer = nn.Linear(4, 4)
+        layer.register_buffer("table", tensor)
+        with pytest.raises(TrainerError, match=f"0.table is {kind}, which cannot be in a checkpoint"):
+            check_savable(LayeredModel([layer]), {}, 0)
+        layer.register_buffer("table", tensor, persistent=False)
+        check_savable(LayeredModel([layer]), {}, 0)
 
 
 def test_what_is_not_of_this_model_is_refused() -> None:

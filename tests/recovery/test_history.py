@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,13 +134,13 @@ def test_a_step_that_it_does_not_remember_any_more_comes_from_others() -> None:
 
 
 class Secretive:
-    """A scheduler that remembers something that is no number."""
+    """A scheduler that remembers something that cannot be told."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rule": print}
+        return {"rule": {1, 2}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert state == {"rule": print}
+        assert state == {"rule": {1, 2}}
 
     def step(self) -> None:
         pass
@@ -171,3 +172,66 @@ def test_the_first_commit_of_an_epoch_is_told_once(monkeypatch: pytest.MonkeyPat
     assert len(sent) == 1
     assert history.median_s == 0.625, "the time between two epochs is no step's"
     assert history.committed_at == 20.25
+
+
+class Warmup(torch.optim.lr_scheduler.LRScheduler):
+    """A scheduler around another one, as people write it: the default state_dict has the inner object and a function."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.inner = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+        self.rule = lambda epoch: 1.0
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(self, epoch: int | None = None) -> None:
+        if hasattr(self, "last_epoch") and self.last_epoch >= 1:
+            self.inner.step()
+        super().step(epoch)
+
+
+def test_a_scheduler_inside_another_one_keeps_its_optimizer() -> None:
+    """Its state was copied with everything it refers to, so that it went on with a copy of the optimizer."""
+    worker, other = (trained(0) for _ in range(2))
+    for each in (worker, other):
+        each.scheduler = Warmup(each.optimizer)
+        each.history._scheduler = each.scheduler
+    for step in range(4):
+        worker.step(step)
+    for step in range(3):
+        other.step(step)
+    worker.resume(2, None)
+    assert worker.scheduler.inner.optimizer is worker.optimizer
+    for step in range(3, 6):
+        worker.step(step)
+        other.step(step)
+    assert worker.lr == other.lr < 1.0
+    joiner = trained(0)
+    joiner.scheduler = joiner.history._scheduler = Warmup(joiner.optimizer)
+    joiner.resume(5, worker.history.progress()[5])
+    for each in (worker, joiner):
+        each.step(6)
+    assert joiner.lr == worker.lr
+    assert joiner.scheduler.inner.optimizer is joiner.optimizer
+
+
+class Forgetful(Secretive):
+    def state_dict(self) -> dict[str, Any]:
+        return {"now": time.perf_counter()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def test_what_cannot_be_saved_is_refused_at_the_start() -> None:
+    with pytest.raises(TrainerError, match=r"the state of Secretive cannot be in a checkpoint \(TypeError: a set cannot travel\)"):
+        trained(0, Secretive()).history.check(saved=True)
+    with pytest.raises(TrainerError, match=r"Forgetful cannot be in a checkpoint: its load_state_dict\(\) does not bring back"):
+        trained(0, Forgetful()).history.check(saved=True)
+    trained(0, Secretive()).history.check(saved=False)
+    trained(2).history.check(saved=True)
+    worker = trained(2)
+    worker.optimizer.param_groups[0]["odd"] = {1, 2}
+    with pytest.raises(TrainerError, match="settings of parameter group 0 cannot be sent to other workers: a set cannot travel"):
+        worker.history.check(saved=False)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim import lr_scheduler, swa_utils
 
-from elastic.recovery.plain import from_plain, to_plain
+from elastic.recovery.plain import Left, capture, from_plain, revive, to_plain
 from tests import dynamo  # noqa: F401
 
 
@@ -64,6 +67,44 @@ def test_what_is_not_finite_comes_back_too() -> None:
     assert torch.isnan(there_and_back(torch.tensor(math.nan)))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32(0.1),
+        np.float64(0.1),
+        np.int64(3),
+        np.bool_(True),
+        Counter({3: 2}),
+        OrderedDict(b=1, a=2),
+        defaultdict(list, {"a": [1]}),
+        defaultdict(None, {}),
+        deque([1, 2.5], maxlen=3),
+        torch.float32,
+        torch.device("cpu"),
+    ],
+)
+def test_other_types_come_back_as_they_were(value: Any) -> None:
+    found = there_and_back([value])[0]
+    assert type(found) is type(value)
+    assert found == value
+    assert getattr(found, "default_factory", None) is getattr(value, "default_factory", None)
+    assert getattr(found, "maxlen", None) == getattr(value, "maxlen", None)
+
+
+def test_arrays_come_back_as_they_were() -> None:
+    value = np.arange(6, dtype=np.int16).reshape(2, 3)
+    found = there_and_back(value)
+    assert found.dtype == value.dtype
+    assert np.array_equal(found, value)
+
+
+def test_functions_stay_with_whoever_has_them() -> None:
+    live = {"rule": abs, "list": [print, 1], "kept": 3}
+    captured = capture({"rule": len, "list": [max, 2], "kept": 4, "gone": min})
+    assert captured["rule"] == Left("builtin_function_or_method")
+    assert revive(there_and_back(captured), live) == {"rule": abs, "list": [print, 2], "kept": 4}
+
+
 @pytest.mark.parametrize("value", [abs, object(), {1, 2}, b"raw", [1, {"a": print}], 1j])
 def test_what_cannot_travel_is_named(value: Any) -> None:
     with pytest.raises(TypeError, match="cannot travel"):
@@ -75,31 +116,54 @@ def test_a_dict_by_other_keys_cannot_travel() -> None:
         to_plain({(1, 2): 3})
 
 
-@pytest.mark.parametrize(
-    "scheduler",
-    [
-        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=9),
-        lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
-        lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 3]),
-        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20),
-    ],
-)
-def test_a_scheduler_goes_on_from_what_came_back(scheduler: Any) -> None:
+class Rule:
+    """A callable object, whose attributes are a state."""
+
+    def __init__(self) -> None:
+        self.factor = 0.5
+
+    def __call__(self, epoch: int) -> float:
+        return self.factor**epoch
+
+
+SCHEDULERS: dict[str, Any] = {
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=9),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+    "milestones": lambda o: lr_scheduler.MultiStepLR(o, [2, 4, 4]),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=20),
+    "one cycle, tensors": lambda o: lr_scheduler.OneCycleLR(o, max_lr=[0.1], total_steps=20, cycle_momentum=False),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
+    "cyclic, a function": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3, scale_fn=lambda x: 0.9**x),
+    "a function": lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "an object": lambda o: lr_scheduler.LambdaLR(o, Rule()),
+    "multiplied": lambda o: lr_scheduler.MultiplicativeLR(o, lambda epoch: 0.9),
+    "averaged": lambda o: swa_utils.SWALR(o, swa_lr=0.01, anneal_epochs=4),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "one after the other": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=2), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[4]
+    ),
+    "together": lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.LinearLR(o, 0.1, total_iters=2), lr_scheduler.ExponentialLR(o, 0.9)]),
+    "polynomial": lambda o: lr_scheduler.PolynomialLR(o, 7),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_goes_on_from_what_came_back(name: str) -> None:
     def fresh() -> tuple[torch.optim.Optimizer, Any]:
-        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.3)
-        return optimizer, scheduler(optimizer)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.3, momentum=0.9)
+        return optimizer, SCHEDULERS[name](optimizer)
 
     def rates(optimizer: torch.optim.Optimizer, schedule: Any, steps: int) -> list[float]:
         found = []
         for step in range(steps):
             optimizer.step()
-            schedule.step(*([float(step % 2)] if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+            schedule.step(*([float(step % 2)] if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else []))
             found.append(optimizer.param_groups[0]["lr"])
         return found
 
     one, other = fresh(), fresh()
     rates(*one, 3)
-    other[1].load_state_dict(there_and_back(one[1].state_dict()))
+    other[1].load_state_dict(revive(there_and_back(capture(one[1].state_dict())), other[1].state_dict()))
     for before, after in zip(one[0].param_groups, other[0].param_groups, strict=True):
         after.update(there_and_back({name: value for name, value in before.items() if name != "params"}))
     assert rates(*one, 6) == rates(*other, 6)
