@@ -29,6 +29,7 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
 from elastic.history import History
 from elastic.job import Job
+from elastic.loopsettings import Settings
 from elastic.recovery.fallback import Restored
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.rung import Checkpoint
@@ -118,7 +119,8 @@ class Checkpoints:
             self._check_training(source, warn=self._job.worker == view.coordinator)
             self._begun(founder=True)
             restored = self._read(view, source)
-        history.begin(restored.state.step, restored.groups, restored.scheduler)
+        settings = Settings(groups=restored.groups, scheduler=restored.scheduler, attributes=restored.attributes)
+        history.begin(restored.state.step, settings)
         survivor.begin()
         return restored.state
 
@@ -166,7 +168,8 @@ class Checkpoints:
                 f"{source.name} has its parameter groups in another order, and a scheduler knows them by it: give them as they were"
             )
         state = restored_state(self._job.worker, self._model, view, source, contents.step - 1, self._optimizer.probed.scalars)
-        return Restored(state=state, groups=groups, scheduler=scheduler)
+        attributes = {name: from_plain(value) for name, value in extra.get("attributes", {}).items()}
+        return Restored(state=state, groups=groups, scheduler=scheduler, attributes=attributes)
 
     def _groups_of(self, source: ElasticSource) -> list[int | None]:
         """For each parameter group of the optimizer, the checkpoint's group that it goes on from."""
@@ -238,20 +241,21 @@ class Checkpoints:
         if self._saver is not None and engine.told:
             self._saver.take(engine.told, engine.view.workers)
 
-    def handed_out(self, step: int, survivor: Survivor, history: History, *, last: bool = False) -> None:
-        """Saves the state behind `step`, if that is due. Every worker calls it once for each step that it hands out."""
+    def due(self, step: int) -> bool:
+        """Whether the state behind `step` is to be saved while training goes on."""
+        return self._saver is not None and self._every is not None and step >= 0 and (step + 1) % self._every == 0
+
+    def save(self, step: int, survivor: Survivor, history: History) -> None:
+        """Saves the state behind `step` while training goes on: it is exact everywhere, and nobody has applied the next one."""
         if self._saver is None:
             return
-        if last:
-            self._save_last(step, survivor, history)
-        elif self._every is not None and (step + 1) % self._every == 0:
-            began = time.perf_counter()
-            shards = survivor.engine.copied()
-            copying = time.perf_counter() - began
-            if self._start(step, survivor, history, shards):
-                self.stalls.append((time.perf_counter() - began, copying))
+        began = time.perf_counter()
+        shards = survivor.engine.copied()
+        copying = time.perf_counter() - began
+        if self._start(step, survivor, history, shards):
+            self.stalls.append((time.perf_counter() - began, copying))
 
-    def _save_last(self, step: int, survivor: Survivor, history: History) -> None:
+    def save_last(self, step: int, survivor: Survivor, history: History) -> None:
         """Returns when the state is saved, or could not be. Where members are lost meanwhile, the others save it again.
 
         They may hear of the loss at different places; so whatever decides how often they exchange something was told to all.
@@ -337,10 +341,12 @@ class Checkpoints:
             buffers = {name: buffer.clone() for name, buffer in buffers.items()}
         rest = {**{name: model.parameter(name).detach() for name in model.frozen}, **buffers}
         forms = {name: form(tensor) for name, tensor in rest.items()}
-        groups, scheduler = history.settings()
+        kept = history.settings()
+        groups = kept.groups
         extra = {
             "groups": [to_plain(group) for group in groups],
-            "scheduler": None if scheduler is None else _plain(scheduler),
+            "scheduler": None if kept.scheduler is None else _plain(kept.scheduler),
+            "attributes": {name: to_plain(value) for name, value in kept.attributes.items()},
             "settings": dict(self._record.settings),
             "record": self._record.to_json(),
             "job": self._owner.job,

@@ -13,10 +13,11 @@ from elastic.comm.gauge import Seen, news
 from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.effort import Yardstick
-from elastic.engine.engine import Apply, Engine
+from elastic.engine.engine import Apply, Engine, Wishes
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, ReplicaRefused, TrainerError
 from elastic.history import History
 from elastic.job import Job
+from elastic.loopsettings import Settings
 from elastic.recovery.member import Joined, Member, Stock
 from elastic.snapshot.held import Stored
 from elastic.snapshot.rest import intact
@@ -27,15 +28,17 @@ T = TypeVar("T")
 LOST = (LinkError, Interrupted, ReplicaRefused, MemoryDamaged)
 """What a worker recovers from together with the others."""
 
-_RESULTS_KEPT = 8
 _DAMAGES, _WITHIN = 3, 10  # so many times within so many steps, memory is not damaged by chance
 
 
 class Survivor:
-    """`engine` is that of the current view. `unseen` are the decisions on applied steps that were not handed out yet, in order.
+    """`engine` is that of the current view. `unseen` is the decision on the newest step, where that was applied and not handed out yet.
 
-    It is one, or two where the others applied a step without this worker, which then goes on behind it. Every step is of `batch`, and
-    `then` is what belongs to it besides parameters.
+    Every step is of `batch`, and `then` is what belongs to it besides parameters.
+
+    What members do together besides steps, such as an evaluation, is named by its place: the step that it comes behind, whether that is
+    in the loop body, behind the loop or in between, and how many there were before it at that place. So whoever does not take part in
+    one, since it learnt the result otherwise or joined later, still knows which one comes next.
     """
 
     def __init__(self, job: Job, member: Member, history: History, batch: Batch, then: Callable[[Apply], None]) -> None:
@@ -43,14 +46,18 @@ class Survivor:
         self._engine: Engine | None = None
         self._retained: Sequence[Stored] = ()
         self._retained_until = 0
-        self._finished = 0  # collectives, besides steps
-        self._results: dict[int, Any] = {}
+        self._place, self._finished = "-1/begin", 0
+        self._results: dict[str, Any] = {}
         self._yielded = self._yielded_by_others = -1
+        self._amid = False  # the loop body of the newest step is under way
         self._rewound = False  # steps that were handed out are being taken again, from a checkpoint on
+        self._flushed = -1
+        self._save_asked = -1  # the newest step that was to be saved while training goes on
         self._yardstick = Yardstick()
         self._links_told: dict[int, Seen] = {}
         self._damaged_at: list[int] = []  # steps that this worker could not be ready for
-        self.unseen: list[Apply] = []
+        self.unseen: Apply | None = None
+        self.pausing = False
 
     @property
     def engine(self) -> Engine:
@@ -61,6 +68,11 @@ class Survivor:
     def step(self) -> int:
         """The next step to take."""
         return self._history.step + 1
+
+    @property
+    def decision(self) -> Apply | None:
+        """On the newest step; None where that was taken by another job, or before all who live."""
+        return self._history.answer(self._history.step)
 
     def found(self, engine: Engine, install: Callable[[], None]) -> None:
         """Begins with the first view's engine; `install` makes its links."""
@@ -83,10 +95,8 @@ class Survivor:
         self._yielded = self._history.step
 
     def join(self) -> None:
-        """Becomes a member of a job that is running."""
-        proposal = self._enter_next_view().proposal
-        self._yielded, self.unseen = max(proposal.resume, proposal.yielded), []
-        self._finished = max(self._results, default=-1) + 1
+        """Becomes a member of a job that is running, behind the newest step whose loop body is over on all others."""
+        self._enter_next_view()
 
     def pause(self) -> None:
         """Stops behind the newest step, which is complete everywhere, and goes on in the view that the members change to."""
@@ -94,29 +104,39 @@ class Survivor:
         self._enter_next_view()
 
     def catch_up(self) -> None:
-        """Takes the steps again that a checkpoint lacked, up to the newest that was handed out here."""
+        """Takes the steps again that were handed out here and given up since, with the settings that they had."""
         if self._history.step >= self._yielded:
             return
         with randomness.kept():  # a loop body may be under way
-            while self._history.step < self._yielded:
-                answer = self.compute()
-                if answer is not None:
+            while self._history.step < self._yielded or not self.settled():
+                if self._history.step < self._yielded and (answer := self.compute()) is not None:
                     self.apply(answer)
-                    self.unseen = [answer for answer in self.unseen if answer.step > self._yielded]
 
-    def compute(self, saved: Any = None, *, final: bool = False) -> Apply | None:
+    def settled(self) -> bool:
+        """Waits for the parameters of the newest step, as other owners have updated them. False if members were lost meanwhile."""
+        try:
+            self.engine.settle()
+        except LOST as error:
+            self._recover(error)
+            return False
+        return True
+
+    def compute(self, saved: Any = None, *, save: bool = False, final: bool = False) -> Apply | None:
         """Computes the next step and takes part in its READY round; None if that failed, and the view is another now.
 
-        `saved` is JSON for the coordinator. Behind the `final` step members do not change: whoever joined would not take part in what the
-        others still do together.
+        `saved` is JSON for the coordinator; `save` asks that the step before is saved before this one is applied. Behind the `final` step
+        members do not change: whoever joined would not take part in what the others still do together.
         """
         job, step = self._job, self.step
         known = step <= max(self._yielded, self._yielded_by_others)  # somebody is behind it already: no place to stop at
+        before = self._history.answer(step)  # what was decided of it holds
         try:
             epoch = self.engine.view.epoch
             job.progress(epoch, step, self._history.median_s, self._history.committed_at, self._tell)
-            stop, pause = job.stop_requested and not known, job.pause_requested and not known and not final
-            answer = self.engine.compute(step, self._batch, stop=stop, pause=pause, saved=saved)
+            stop = before.stop if before is not None else job.stop_requested and not known
+            pause = job.pause_requested and not known and not final
+            wishes = Wishes(stop=stop, pause=pause, save=save, no_save=known or self._save_asked >= step - 1, saved=saved)
+            answer = self.engine.compute(step, self._batch, wishes)
         except LOST as error:
             self._recover(error)
             return None
@@ -134,62 +154,77 @@ class Survivor:
         return {"effort": effort, "links": [[peer, *seen] for peer, seen in links.items()]}
 
     def apply(self, answer: Apply) -> None:
-        """Applies a step here, and what else belongs to it; sends what changed."""
-        self._history.save(answer)
+        """Applies a step here, and what else belongs to it; sends what changed. It is decided for ever: taken again, it is the same."""
+        again = answer.step <= self._yielded
+        self._history.save()
         self.engine.update(answer)
         self._then(answer)
-        self._history.applied(answer)
-        self.unseen.append(answer)
+        self._history.applied(answer, again=again)
+        self.unseen = None if again else answer
+        self.pausing = answer.pause
         try:
             self.engine.publish()
         except LOST as error:
             self._recover(error)
 
-    @property
-    def overdue(self) -> bool:
-        """Whether others have handed out a step that this worker has not: they may wait for it in an evaluation, before the next step."""
-        return bool(self.unseen) and self.unseen[0].step <= self._yielded_by_others
-
     def handing_out(self) -> Apply:
-        """The decision on the oldest of the unseen steps, which count and are handed out now."""
-        answer = self.unseen.pop(0)
-        self._yielded = answer.step
+        """The decision on the unseen step, which is handed out now: until `handed_out` its loop body is under way."""
+        answer, self.unseen = self.unseen, None
+        assert answer is not None
+        self._yielded, self._amid = answer.step, True
+        self.at("body", answer.step)
+        self._history.entering()
         return answer
+
+    def handed_out(self) -> None:
+        """The loop body is over, if one was under way. One that the loop was left in is not over before the next loop."""
+        if self._amid:
+            self._amid = False
+            self._history.left()
+
+    def at(self, place: str, step: int) -> None:
+        """What is done together from here on is behind `step`: in its loop `body`, at its `save`, at the `close` or `end` of a loop."""
+        self._place, self._finished = f"{step}/{place}", 0
+        for name in [name for name in self._results if _forgettable(name, step)]:
+            del self._results[name]
+
+    def saving(self) -> None:
+        """A save of the newest step is begun. Once it was, it is not begun anew behind a loss."""
+        self._save_asked = self._history.step
+        self.at("save", self._history.step)
 
     def flush(self) -> bool:
         """Returns when the newest step is complete everywhere; False if it was taken back, and has to be taken again."""
         step = self._history.step
-        while self._history.step == step:
+        if self._flushed != step:
+            self.at("close", step)
+        while self._history.step == step and self._flushed != step:
             if self._once(lambda: self.engine.flush(step)):
-                return True
-        return False
+                self._flushed = step
+        return self._history.step == step
 
     def together(self, collective: Callable[[], T]) -> T:
         """The result of a collective, a JSON value that is the same on all members; taken again with those who are left if some are lost.
 
         Where some had finished it and others not, those take the result over.
         """
+        self._history.left()
         self.catch_up()
         while not self._once(collective):
             self.catch_up()
-        return self._results[self._finished - 1]
+        if self._amid:
+            self._history.entering()
+        return self._results[f"{self._place}/{self._finished - 1}"]
 
     def _once(self, collective: Callable[[], Any]) -> bool:
-        number = self._finished
-        if number not in self._results:
+        name = f"{self._place}/{self._finished}"
+        if name not in self._results:
             try:
-                result = collective()
+                self._results[name] = collective()
             except LOST as error:
-                joined = self._recover(error)
-                strangers = set(joined.proposal.view.workers).difference(joined.before)
-                if number not in self._results and strangers:
-                    raise TrainerError(
-                        f"workers {sorted(strangers)} joined while others were in the middle of a collective such as an evaluation"
-                    ) from error
+                self._recover(error)
                 return False
-            self._results[number] = result
-        self._finished = number + 1
-        self._results.pop(number - _RESULTS_KEPT, None)
+        self._finished += 1
         return True
 
     def _recover(self, error: Exception) -> Joined:
@@ -207,6 +242,8 @@ class Survivor:
     def _enter_next_view(self, founded: View | None = None) -> Joined:
         """`founded` is the first view, of which this worker is a member without an engine."""
         engine = self._engine
+        if engine is not None:
+            self._history.note()
 
         def stock(lost: Collection[int]) -> Stock:
             held, salvage = list(self._retained), None
@@ -217,7 +254,7 @@ class Survivor:
                 if engine.rest.damaged.keys() > engine.rest.told:  # found only now, since others are lost
                     engine.rest.told.update(engine.rest.damaged)
                     self._member.report_loss(engine.damage, engine.view.epoch, self.step, "held")
-            results = [[number, result] for number, result in self._results.items()]
+            results = [[name, result] for name, result in self._results.items()]
             return Stock(
                 held=held,
                 yielded=self._yielded,
@@ -225,22 +262,35 @@ class Survivor:
                 results=results,
                 salvage=salvage,
                 rewound=self._rewound,
+                amid=self._amid,
+                changes=self._history.changes(),
             )
 
         last, linked = (founded, ()) if engine is None else (engine.view, engine.peers)
         joined = self._member.recover(stock, last, linked)
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
+        if engine is None:
+            self._yielded = proposal.seen
+            self._history.learn(proposal.changes)
         if joined.restored is None:
-            self._history.resume(proposal)
+            self._history.resume(proposal, self._yielded)
         else:
-            self._history.begin(proposal.resume, joined.restored.groups, joined.restored.scheduler)
+            restored = joined.restored
+            settings = Settings(groups=restored.groups, scheduler=restored.scheduler, attributes=restored.attributes)
+            self._history.begin(proposal.resume, settings)
+        if self._history.answer(proposal.resume) is None:  # it was taken by another job: nobody hands it out
+            self._yielded = max(self._yielded, proposal.resume)
         self._yielded_by_others = proposal.yielded
-        self._rewound = proposal.resume < proposal.yielded
+        self._rewound = proposal.resume < proposal.yielded - 1
         self._results.update(dict(proposal.results))
-        self.unseen = [answer for answer in self.unseen if answer.step <= proposal.resume]  # others are taken back, and taken again
-        known = max([self._yielded, *(answer.step for answer in self.unseen)])
-        answer = self._history.answer(proposal.resume)
-        if proposal.resume > known and answer is not None:
-            self.unseen.append(answer)
+        self.pausing = False
+        # A step that was not handed out is taken back, or counts though this worker has not heard of it.
+        self.unseen = self._history.answer(proposal.resume) if proposal.resume > self._yielded else None
         return joined
+
+
+def _forgettable(name: str, step: int) -> bool:
+    """Whether nobody can be at this place any more; those outside of the loop are passed by every worker that joins."""
+    behind, place, _ = name.split("/")
+    return place in ("body", "save", "close") and int(behind) < step - 1

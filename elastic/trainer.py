@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from elastic import host, sources
 from elastic import job as jobs
+from elastic.attributes import Attributes
 from elastic.beside import files_beside
 from elastic.checkpointing import Checkpoints
 from elastic.comm import gauge
@@ -153,10 +154,10 @@ class Trainer:
             self._checkpoints.began_with(announcement["digest"])
         view = self._job.announce({**announcement, "micro_batches": micro_batches, "grains": grains})
         self._member = Member(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
-        history = History(self._optimizer, self._scheduler)
+        history = History(self._optimizer, self._scheduler, Attributes(self._model.root))
         history.check(saved=checkpoint is not None)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
-        self._history = history
+        self._history, self._saved = history, -1
         if view is None:
             if self._checkpoints is not None:
                 self._checkpoints.join()
@@ -223,62 +224,64 @@ class Trainer:
         return " ".join(map(str, self._engine.executor.actions))
 
     def run(self, steps: int) -> Iterator[Report]:
-        """Takes steps until `steps` have been taken in all, and yields each committed one once, on every worker.
+        """Takes steps until `steps` have been taken in all, and yields each one once, on every worker.
 
-        Step k is yielded when every worker is ready to apply step k + 1 and none has: inside the loop, parameters are exactly those
-        of the yielded step. Leaving the loop early leaves them so.
+        As in a plain loop, the parameters are those of the yielded step, and step k + 1 is computed only when the loop asks for it: what
+        the loop body sets acts on it. What is decided of a step holds for ever: where it has to be taken again after a loss it has the
+        settings that it had, comes to the same bits and is not yielded again. Leaving the loop early leaves the parameters as they are.
         """
         survivor = self._survivor
-        ending = pausing = False
+        survivor.handed_out()
         while True:
             survivor.catch_up()
-            while survivor.overdue:
-                yield from self._hand_out()
-            if not (ending or pausing or survivor.step >= steps):
-                message = self._checkpoints and self._checkpoints.message(survivor.engine)
-                answer = survivor.compute(message, final=survivor.step + 1 >= steps)
-                if answer is None:
-                    continue
-                if self._checkpoints is not None:
-                    self._checkpoints.heard(survivor.engine)
-            elif survivor.unseen and not survivor.flush():
-                ending = pausing = False
-                continue
+            decided = survivor.decision
+            if survivor.unseen is not None:
+                if survivor.settled():
+                    yield from self._hand_out(survivor.handing_out())
+            elif survivor.step >= steps or (decided is not None and decided.stop):
+                if survivor.flush():
+                    self._close(steps)
+                    return
+            elif survivor.pausing:
+                if survivor.flush():
+                    survivor.pause()
             else:
-                answer = None
-            engine = survivor.engine
-            for _ in range(len(survivor.unseen)):
-                yield from self._hand_out(last=answer is None and not pausing)
-            if pausing:
-                survivor.pause()
-                pausing = False
-            elif answer is None:
-                return
-            elif survivor.engine is engine:  # else members were lost inside the loop, and the step has to be computed again
-                survivor.apply(answer)
-                view_changed = survivor.engine is not engine
-                ending, pausing = answer.stop and not view_changed, answer.pause and not answer.stop and not view_changed
+                self._take_step(final=survivor.step + 1 >= steps)
+
+    def _take_step(self, *, final: bool) -> None:
+        """Computes the next step and applies it; where members are lost meanwhile there may be another step to take first."""
+        survivor, checkpoints = self._survivor, self._checkpoints
+        message, due = None, False
+        if checkpoints is not None:
+            message, due = checkpoints.message(survivor.engine), checkpoints.due(self._history.step)
+        answer = survivor.compute(message, save=due, final=final)
+        if answer is None:
+            return
+        engine = survivor.engine
+        if checkpoints is not None:
+            checkpoints.heard(engine)
+            if answer.save:
+                survivor.saving()
+                checkpoints.save(self._history.step, survivor, self._history)
+        if survivor.engine is engine:  # else members were lost while a save began, and the step has to be computed again
+            survivor.apply(answer)
+
+    def _close(self, steps: int) -> None:
+        """Behind the last step: its state is saved, if this job has taken it."""
+        step = self._history.step
+        if self._checkpoints is not None and step < steps and self._survivor.decision is not None and self._saved != step:
+            self._checkpoints.save_last(step, self._survivor, self._history)
+            self._saved = step
+        self._survivor.at("end", min(step, steps - 1))
 
     @property
     def _engine(self) -> Engine:
         return self._survivor.engine
 
-    def _hand_out(self, *, last: bool = False) -> Iterator[Report]:
-        """The oldest unseen step; `last` if the training ends behind the newest."""
-        answer = self._survivor.handing_out()
-        yield from self._handed_out(self._report(answer))
-        if self._checkpoints is not None:
-            self._checkpoints.handed_out(answer.step, self._survivor, self._history, last=last and answer.step == self._history.step)
-
-    def _handed_out(self, report: Report) -> Iterator[Report]:
-        randomness.seed_all(self.seed, "loop", report.step)  # so that the loop's own draws do not depend on the layout
-        left_early = True
-        try:
-            yield report
-            left_early = False
-        finally:
-            if left_early:
-                self._engine.abandon()
+    def _hand_out(self, answer: Apply) -> Iterator[Report]:
+        randomness.seed_all(self.seed, "loop", answer.step)  # so that the loop's own draws do not depend on the layout
+        yield self._report(answer)
+        self._survivor.handed_out()
 
     def _step_scheduler(self, answer: Apply) -> None:
         if isinstance(self._scheduler, ReduceLROnPlateau):
@@ -292,7 +295,7 @@ class Trainer:
         return Report(
             step=answer.step,
             loss=answer.loss,
-            lr=self._history.lr_of(answer.step),
+            lr=answer.lr,
             grad_norm=answer.norm,
             samples_per_second=self.batch_size / seconds,
             tokens_per_second=answer.tokens / seconds,

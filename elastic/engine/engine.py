@@ -41,8 +41,10 @@ from elastic.view import View
 class Apply:
     """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed.
 
-    `stop` ends the job behind it, `pause` is for a change of members. A `refusal` says why no member may apply it; `again` that all must
-    compute it anew, with every generator keyed.
+    `lr` is the first group's learning rate.
+
+    `stop` ends the job behind it, `pause` is for a change of members; `save` begins a save of the step before. A `refusal` says why no
+    member may apply it; `again` that all must compute it anew, with every generator keyed.
     """
 
     step: int
@@ -54,7 +56,23 @@ class Apply:
     stop: bool
     pause: bool
     again: bool
+    lr: float = 0.0
+    save: bool = False
     refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What one member asks for with its READY: to stop or pause behind the step, or to `save` the one before it, which `no_save` forbids.
+
+    `saved` is any JSON that goes to the coordinator, and is in its `told` then, by worker.
+    """
+
+    stop: bool = False
+    pause: bool = False
+    save: bool = False
+    no_save: bool = False
+    saved: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +112,7 @@ def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer,
 class Engine:
     """Takes steps with the other members of a view. The protocol of a step:
 
-    forward/backward -> reduce-scatter -> READY round -> APPLY -> all-gather, replicate (overlap the next step)
+    forward/backward -> reduce-scatter -> READY round -> APPLY -> all-gather -> the step is handed out; replicate (overlaps the next step)
     """
 
     def __init__(
@@ -120,27 +138,22 @@ class Engine:
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
         self._told_running: Arrays = {}
-        self._saved: Any = None
         self.told: dict[int, Any] = {}
         self._beside = 0
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
         self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
 
     @torch.inference_mode(False)
-    def compute(self, step: int, batch: Batch, *, stop: bool, pause: bool = False, saved: Any = None) -> Apply:
-        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before.
-
-        `saved` is any JSON that goes to the coordinator with it, and is in its `told` then, by worker.
-        """
-        self._saved = saved
-        answer = self._attempt(step, batch, stop, pause)
+    def compute(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
+        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before."""
+        answer = self._attempt(step, batch, wishes)
         if answer.again:  # on every member alike
             self.abandon()
             self.executor.generators.all_keyed = True
-            answer = self._attempt(step, batch, stop, pause)
+            answer = self._attempt(step, batch, wishes)
         return answer
 
-    def _attempt(self, step: int, batch: Batch, stop: bool, pause: bool) -> Apply:
+    def _attempt(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
         self._model.watch.begin(step)
         with torch.enable_grad():  # a loop body may be under way, in an evaluation without gradients
             leaves = self.executor.step(step, batch)
@@ -152,12 +165,11 @@ class Engine:
         self._check_rest()
         self._enter("ready", step, -1)
         self.replicator.confirm()
-        ready = (
-            {"leaves": _rows(leaves), "stop": stop, "pause": pause, "drew": self.executor.drew, "saved": self._saved},
-            {"squares": squares, **self._tell_running()},
-        )
+        said = {"leaves": _rows(leaves), "drew": self.executor.drew, **asdict(wishes)}
         decided, arrays = self._rounds.commit(
-            2 * step, ready, lambda all_ready: (asdict(self._decide(step, all_ready)), self._hear_running(all_ready))
+            2 * step,
+            (said, {"squares": squares, **self._tell_running()}),
+            lambda all_ready: (asdict(self._decide(step, all_ready)), self._hear_running(all_ready)),
         )
         self._told_running = arrays or {}
         return Apply(**decided)
@@ -207,9 +219,9 @@ class Engine:
     def publish(self) -> None:
         """Sends what the last update changed: parameters to the members of the stage, updates to the holders of replicas."""
         self._enter("gather", self.step, -1)
+        self._gatherer.send(self.step)  # first: the loops of others wait for it
         for shard in self._optimizer.owned.shards.values():
             self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory)
-        self._gatherer.send(self.step)
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
         self.replicator.replay(self.step - 1)
@@ -241,6 +253,9 @@ class Engine:
             f"worker {self.worker} (host {host}): memory at rest has changed: {found[0]}{more}. It gives up that copy, and takes it from "
             f"another one; {why}"
         )
+    def settle(self) -> None:
+        """Returns when all parameters held here are those of the newest step."""
+        self._gatherer.wait_all()
 
     def links(self) -> dict[int, Seen]:
         """How fast the links to peers are, as far as that was observed."""
@@ -332,7 +347,9 @@ class Engine:
             tokens=sum(leaf.tokens for leaf in leaves),
             stop=any(said["stop"] for said, _ in ready.values()),
             pause=any(said["pause"] for said, _ in ready.values()),
+            lr=float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0)),
             again=any(said["drew"] for said, _ in ready.values()),
+            save=any(said["save"] for said, _ in ready.values()) and not any(said["no_save"] for said, _ in ready.values()),
             refusal=refusal,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from elastic.engine.engine import State
@@ -17,6 +17,7 @@ class Restored:
     state: State
     groups: list[dict[str, Any]]
     scheduler: dict[str, Any] | None
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 class Fallback(Protocol):

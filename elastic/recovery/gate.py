@@ -12,7 +12,8 @@ transfers     they lie in their layers, are sent once, from survivors and to oth
 resume        the step exists, progress is of this step, scalars are of known parameters
 restore       a checkpoint to begin with is of the resumed step, and what is in it does not come from elsewhere too
 salvage       grains that need not be computed again exist; (a worker, with its own inventory) it has finished those that it would compute
-inventory     (a worker, with its own) no yielded step is taken back; it has what it is to send, and will have what it needs
+inventory     (a worker, with its own) of the yielded steps only the newest is taken back; it has what it is to send, and will have
+              what it needs
 
 Of what was received: completeness, contents, scalars.
 """
@@ -241,7 +242,7 @@ def _check_inventory(proposal: Proposal, inventory: Inventory) -> None:
     if proposal.restore is not None:
         return
     if resume < inventory.floor:
-        _refuse("inventory", f"step {inventory.yielded} was yielded on worker {worker}, and the proposal goes back to step {resume}")
+        _refuse("inventory", f"step {inventory.yielded} was yielded on worker {worker}, and the proposal goes back behind step {resume}")
     held = holdings_at([inventory], resume, list(proposal.states))
     had: dict[Place, list[Run]] = defaultdict(list)
     for holding in held:

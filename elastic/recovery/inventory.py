@@ -50,7 +50,8 @@ class Copy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What goes with a step besides tensors: its `apply` decision, and the states of scheduler and parameter groups after it.
+    """What goes with a step besides tensors: its `apply` decision, and the settings after it: scheduler, parameter groups, and attributes
+    of layers that loop bodies have set. `body`: what the step's own loop body changed is in these already.
 
     The decision is None where the step was taken by another job, or before all who live: it came from a checkpoint.
     """
@@ -59,16 +60,18 @@ class Progress:
     apply: dict[str, Any] | None
     scheduler: dict[str, Any] | None = None
     groups: list[dict[str, Any]] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    body: bool = True
 
     def to_json(self) -> list[Any]:
         """One flat list."""
-        return [self.step, self.apply, self.scheduler, self.groups]
+        return [self.step, self.apply, self.scheduler, self.groups, self.attributes, self.body]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Progress:
         """The inverse of `to_json`."""
-        step, apply, scheduler, groups = data
-        return cls(step=step, apply=apply, scheduler=scheduler, groups=groups)
+        step, apply, scheduler, groups, attributes, body = data
+        return cls(step=step, apply=apply, scheduler=scheduler, groups=groups, attributes=attributes, body=body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +101,12 @@ class Finished:
 class Inventory:
     """Everything of one worker: the newest step it has yielded (-1: none), its complete verified copies, and what goes with each step.
 
+    `amid`: it is in the loop body of that step still, in something that others take part in. `changes` is what loop bodies have changed,
+    as `History.changes` tells it.
+
     `finished` is what it has of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same" where
     that is the layer's. `scalars` and `progress` are by step.
-    `results` are `[number, result]` of the last collectives, such as evaluations, that were finished here. `rewound`: yielded steps are
+    `results` are `[name, result]` of the last collectives, such as evaluations, that were finished here. `rewound`: yielded steps are
     being taken again, from a checkpoint on. `checkpoint` is the newest one that the worker sees, where it was asked
     for that, and `unreadable` names those that it could not read.
     `buffers` has the steps behind which the worker knows the buffers that training changes, with digests; it is empty where there are none.
@@ -118,11 +124,18 @@ class Inventory:
     checkpoint: Checkpoint | None = None
     unreadable: tuple[str, ...] = ()
     buffers: dict[int, str] = field(default_factory=dict)
+    amid: bool = False
+    changes: list[Any] = field(default_factory=list)
 
     @property
     def floor(self) -> int:
-        """The oldest step that this worker can go on from: what it has handed out is not taken back, unless it is being taken again."""
-        return -1 if self.rewound else self.yielded
+        """The oldest step that this worker can go on from: only the newest of what it has handed out is taken again, or everything."""
+        return -1 if self.rewound else max(-1, self.yielded - 1)
+
+    @property
+    def seen(self) -> int:
+        """The newest step whose loop body is over here."""
+        return self.yielded - self.amid
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal inventory."""
@@ -136,6 +149,8 @@ class Inventory:
             "results": self.results,
             "finished": None if self.finished is None else self.finished.to_json(),
             "rewound": self.rewound,
+            "amid": self.amid,
+            "changes": self.changes,
             "checkpoint": None if self.checkpoint is None else self.checkpoint.to_json(),
             "unreadable": list(self.unreadable),
             "buffers": {str(step): digest for step, digest in self.buffers.items()},
@@ -154,6 +169,8 @@ class Inventory:
             results=data["results"],
             finished=None if data["finished"] is None else Finished.from_json(data["finished"]),
             rewound=data["rewound"],
+            amid=data["amid"],
+            changes=data["changes"],
             checkpoint=None if data["checkpoint"] is None else Checkpoint.from_json(data["checkpoint"]),
             unreadable=tuple(data["unreadable"]),
             buffers={int(step): digest for step, digest in data["buffers"].items()},

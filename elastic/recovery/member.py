@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -63,7 +63,8 @@ class Line(Protocol):
 class Stock:
     """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in.
 
-    `rewound`: it is taking steps again that it has handed out.
+    `rewound`: it is taking steps again that it has handed out. `amid`: it is in the loop body of the newest of these. `changes`: what loop
+    bodies have changed.
     """
 
     held: Sequence[Stored]
@@ -72,6 +73,8 @@ class Stock:
     results: list[Any]
     salvage: Salvage | None = None
     rewound: bool = False
+    amid: bool = False
+    changes: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +256,8 @@ class Member:
             finished=None if stock.salvage is None else finished(stock.salvage),
             rewound=stock.rewound,
             buffers=self._model.running.steps,
+            amid=stock.amid,
+            changes=stock.changes,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from elastic.errors import CopiesConflict, CoverageLost, MismatchError, StateUnproven
@@ -52,10 +52,12 @@ class Buffers:
 class Proposal:
     """`view` is to go on from the state at step `resume`, once `transfers` are done and the `scalars` of that step installed.
 
-    `yielded` is the newest step that a survivor has handed out, `finished` the grains of the next step that every stage has finished
-    already. With `restore` nothing moves: every member reads its part of that checkpoint, which is of step `resume`. `states` maps
-    optimizer states to dtype names or "same"; it is empty before the first step. `bytes_minimum` is what any transfers must move, by an
-    oracle; `why` is a sentence for people, and `planned` one about what the plan is predicted to cost.
+    `yielded` is the newest step that a survivor has handed out, and `seen` the newest whose loop body is over on all of them: whoever joins
+    goes on behind it, and so takes part in all that they still do together. `changes` is what joiners have to know of loop bodies.
+    `finished` are the grains of the next step that every stage has finished already. With `restore` nothing moves: every member reads its
+    part of that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the
+    first step. `bytes_minimum` is what any transfers must move, by an oracle; `why` is a sentence for people, and `planned` one about what
+    the plan is predicted to cost.
     """
 
     view: View
@@ -72,6 +74,8 @@ class Proposal:
     yielded: int = -1
     restore: Checkpoint | None = None
     buffers: Buffers | None = None
+    seen: int = -1
+    changes: list[Any] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal proposal."""
@@ -90,6 +94,8 @@ class Proposal:
             "yielded": self.yielded,
             "restore": None if self.restore is None else self.restore.to_json(),
             "buffers": None if self.buffers is None else self.buffers.to_json(),
+            "seen": self.seen,
+            "changes": self.changes,
         }
 
     @classmethod
@@ -110,6 +116,8 @@ class Proposal:
             yielded=data["yielded"],
             restore=None if data["restore"] is None else Checkpoint.from_json(data["restore"]),
             buffers=None if data["buffers"] is None else Buffers.from_json(data["buffers"]),
+            seen=data["seen"],
+            changes=data["changes"],
         )
 
 
@@ -171,6 +179,8 @@ def propose(
         finished=finished_everywhere(view, inventories, resume + 1),
         yielded=max(inventory.yielded for inventory in left),
         buffers=_buffers(left, view, resume),
+        seen=min(inventory.seen for inventory in left),
+        changes=_changes(left, joiners),
     )
 
 
@@ -217,6 +227,8 @@ def fall_back(
         planned=planned.why,
         yielded=max(inventory.yielded for inventory in left),
         restore=checkpoint,
+        seen=min((inventory.seen for inventory in survivors.values()), default=checkpoint.step),
+        changes=_changes(list(survivors.values()), joiners),
     )
 
 
@@ -316,7 +328,13 @@ def _buffers(inventories: Sequence[Inventory], view: View, step: int) -> Buffers
     return Buffers(source=source, to=tuple(worker for worker in view.workers if worker not in known), digest=known[source])
 
 
+def _changes(survivors: Sequence[Inventory], joiners: Collection[int]) -> list[Any]:
+    """What joiners have to know of loop bodies that did not run there: survivors remember their own."""
+    return [inventory.changes for inventory in survivors if inventory.changes] if joiners else []
+
+
 def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
+    """Of the step; from before its loop body where anybody knows that, since the body may be still to come."""
     found: tuple[Progress, int] | None = None
     for inventory in inventories:
         progress = inventory.progress.get(step) if step >= 0 else None
@@ -328,6 +346,8 @@ def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
             raise CopiesConflict(
                 f"apply of step {step} was {found[0].apply} for worker {found[1]} and {progress.apply} for worker {inventory.worker}"
             )
+        elif found[0].body and not progress.body:
+            found = progress, inventory.worker
     return None if found is None else found[0]
 
 

@@ -15,23 +15,24 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
     """The newest step of which every coordinate of every layer has a full copy (live, spare or replica), its scalars included.
 
     Raises StateUnproven if two copies of one run and step have different digests, and CoverageLost, naming the runs that nobody has,
-    if no step is complete, or only steps before the newest that was yielded: user code has seen that one, so it cannot be taken back.
+    if no step is complete, or only steps before the one behind which the newest was yielded: that step was complete then, and nothing older
+    is kept.
     """
     check_digests(inventories)
-    yielded = max((inventory.floor for inventory in inventories), default=-1)
-    by_step: dict[int, list[Copy]] = defaultdict(list, {yielded: []})
+    floor = max((inventory.floor for inventory in inventories), default=-1)
+    by_step: dict[int, list[Copy]] = defaultdict(list, {floor: []})
     for inventory in inventories:
         for copy in inventory.copies:
             if copy.full and copy.scalars:
                 by_step[copy.step].append(copy)
     lost: dict[int, list[tuple[int, Run]]] = {}
-    for step in sorted((step for step in by_step if step >= yielded), reverse=True):
+    for step in sorted((step for step in by_step if step >= floor), reverse=True):
         lost[step] = _lost_runs(model, by_step[step])
         if not lost[step]:
             return step
     nearest = min(lost, key=lambda step: sum(stop - start for _, (start, stop) in lost[step]))
     runs = ", ".join(f"layer {layer} [{start}, {stop})" for layer, (start, stop) in lost[nearest])
-    seen = f"; step {yielded} was yielded, so no earlier one will do" if yielded >= 0 else ""
+    seen = f"; step {floor} was complete everywhere, so no earlier one is kept" if floor >= 0 else ""
     raise CoverageLost(
         f"no worker that is left has a full copy of {runs} of step {nearest}; the last step known is {max(by_step)}{seen}: "
         "more was lost at once than there are copies of"

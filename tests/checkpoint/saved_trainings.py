@@ -143,7 +143,7 @@ def with_a_joiner_at_the_last_step(job: Any, directory: str) -> dict[str, Any] |
     def disturb(step: int, leader: bool) -> None:
         if (job.worker, step) == (1, 3):
             os.kill(os.getpid(), signal.SIGKILL)
-        if step == 6:  # members have agreed on step 7 by then, and not on step 8
+        if step == 7:
             go.touch()
             while not job.pause_requested:
                 assert time.monotonic() < waiting, "nobody came"

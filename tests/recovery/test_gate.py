@@ -186,8 +186,9 @@ def test_a_survivor_that_holds_another_step_refuses():
     assert refused(replace(GOOD, resume=4, progress=None), inventory=INVENTORIES[0]) == "inventory"
 
 
-def test_a_yielded_step_is_not_taken_back():
-    assert refused(GOOD, inventory=replace(INVENTORIES[0], yielded=6)) == "inventory"
+def test_of_the_yielded_steps_only_the_newest_is_taken_back():
+    assert refused(GOOD, inventory=replace(INVENTORIES[0], yielded=7)) == "inventory"
+    check_proposal(GOOD, LAST, replace(INVENTORIES[0], yielded=6))
 
 
 MOVES = [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 from torch import nn
 
 from elastic import history as histories
+from elastic.attributes import Attributes
 from elastic.engine.engine import Apply
 from elastic.errors import TrainerError
 from elastic.history import History
+from elastic.loopsettings import same
 from elastic.recovery.inventory import Progress
 from tests import dynamo  # noqa: F401
 
@@ -31,21 +35,31 @@ class Trained:
         self.optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0, momentum=0.5)
         self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, gamma=0.5) if scheduler is None else scheduler
         settings = lambda: [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]  # noqa: E731
-        self.history = History(SimpleNamespace(optimizer=self.optimizer, settings=settings), self.scheduler)  # pyright: ignore[reportArgumentType]
+        self.layer = nn.Dropout(0.5)
+        optimizer: Any = SimpleNamespace(optimizer=self.optimizer, settings=settings)
+        self.history = History(optimizer, self.scheduler, Attributes(self.layer))
 
-    def step(self, step: int) -> None:
-        self.history.save(answer(step))
+    def step(self, step: int, *, again: bool = False) -> None:
+        self.history.save()
         self.optimizer.step()
         self.scheduler.step()
-        self.history.applied(answer(step))
+        self.history.applied(answer(step), again=again)
+
+    @contextmanager
+    def body(self) -> Iterator[dict[str, Any]]:
+        """A loop body, given the first group."""
+        self.history.entering()
+        yield self.optimizer.param_groups[0]
+        self.history.left()
 
     @property
     def lr(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def resume(self, step: int, progress: Progress | None = None) -> None:
+    def resume(self, step: int, progress: Progress | None = None, seen: int = -1) -> None:
+        self.history.note()
         travelled = None if progress is None else Progress.from_json(json.loads(json.dumps(progress.to_json())))
-        self.history.resume(SimpleNamespace(resume=step, progress=travelled))  # pyright: ignore[reportArgumentType]
+        self.history.resume(SimpleNamespace(resume=step, progress=travelled), seen)  # pyright: ignore[reportArgumentType]
 
 
 def trained(steps: int, scheduler: Any = None) -> Trained:
@@ -60,8 +74,6 @@ def test_the_last_two_steps_are_remembered() -> None:
     history = worker.history
     assert history.step == 3
     assert [history.answer(step) for step in (1, 2, 3)] == [None, answer(2), answer(3)]
-    assert [history.lr_of(step) for step in (2, 3)] == [0.25, 0.125], "that a step was taken with, not the one behind it"
-    assert math.isnan(history.lr_of(1))
 
 
 def test_progress_is_of_both_steps() -> None:
@@ -81,11 +93,95 @@ def test_before_the_first_step_there_is_none_and_after_it_one() -> None:
 
 def test_settings_changed_in_the_loop_body_belong_to_the_step_before() -> None:
     worker = trained(2)
-    worker.optimizer.param_groups[0]["momentum"] = 0.9
+    with worker.body() as group:
+        group["momentum"] = 0.9
     worker.step(2)
-    worker.optimizer.param_groups[0]["momentum"] = 0.8
+    with worker.body() as group:
+        group["momentum"] = 0.8
     progress = worker.history.progress()
-    assert [dict(progress[step].groups[0]["dict"])["momentum"] for step in (1, 2)] == [0.9, 0.8]
+    assert [dict(progress[step].groups[0]["dict"])["momentum"] for step in (1, 2)] == [0.9, 0.9], "of the newest from before its body"
+    assert [progress[step].body for step in (1, 2)] == [True, False]
+
+
+def test_a_step_taken_again_has_its_settings_and_what_its_body_set_is_put_back() -> None:
+    worker = trained(2)
+    with worker.body() as group:
+        group["momentum"], worker.layer.p, group["note"] = 0.9, 0.25, (1, "x")
+    worker.step(2)
+    with worker.body() as group:
+        group["lr"], worker.layer.p, worker.layer.extra = 7.0, 0.125, 3
+        worker.scheduler.step()
+    ahead = worker.history.settings()
+    assert worker.lr != 7.0, "the scheduler has set it"
+    worker.resume(1)
+    assert (worker.lr, worker.layer.p, vars(worker.layer).get("extra")) == (0.25, 0.25, None)
+    assert worker.optimizer.param_groups[0]["momentum"] == 0.9
+    worker.step(2, again=True)
+    assert same(asdict(worker.history.settings()), asdict(ahead))
+    assert (worker.layer.p, worker.layer.extra) == (0.125, 3)
+
+
+def test_a_loss_in_a_loop_body_puts_back_what_it_had_set_so_far() -> None:
+    worker = trained(2)
+    with worker.body() as group:
+        group["momentum"], worker.layer.p = 0.9, 0.25
+        worker.resume(0)
+        assert (group["momentum"], worker.layer.p) == (0.5, 0.5)
+        worker.step(1, again=True)
+        assert (group["momentum"], worker.layer.p) == (0.9, 0.25)
+        group["momentum"] = 0.8
+    worker.step(2)
+    assert worker.history.progress()[1].groups != worker.history.progress()[2].groups
+    worker.resume(1)
+    assert (group["momentum"], worker.layer.p) == (0.8, 0.25)
+
+
+def test_steps_behind_a_checkpoint_are_taken_again_with_what_each_body_set() -> None:
+    worker, joiner = trained(0), trained(0)
+    seen = []
+    for step in range(5):
+        worker.step(step)
+        with worker.body() as group:
+            group["momentum"] = worker.layer.p = step / 10
+        if step == 1:
+            saved = worker.history.settings()
+        seen.append(worker.history.settings())
+    worker.history.note()
+    told = json.loads(json.dumps(worker.history.changes()))
+    joiner.history.learn([told, told])
+    for one in (worker, joiner):
+        one.history.note()
+        one.history.begin(1, saved)
+        for step in range(2, 5):
+            one.step(step, again=True)
+            assert same(asdict(one.history.settings()), asdict(seen[step]))
+
+
+def test_what_is_not_known_any_more_is_not_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "_CHANGES_KEPT", 2)
+    worker = trained(0)
+    for step in range(5):
+        worker.step(step)
+        with worker.body() as group:
+            group["momentum"] = step / 10
+    worker.step(5)
+    settings = worker.history.settings()
+    with pytest.raises(TrainerError, match="behind step 1 must be taken again, and what the loop body changed after step 2 is not"):
+        worker.history.begin(1, settings)
+    worker.history.begin(2, settings)
+
+
+def test_a_joiner_begins_before_or_behind_the_loop_body_of_the_resumed_step() -> None:
+    other = trained(3)
+    with other.body() as group:
+        group["momentum"] = other.layer.p = 0.75
+    other.history.note()
+    told, progress = other.history.changes(), other.history.progress()[2]
+    for seen, momentum, p in ((2, 0.75, 0.75), (1, 0.5, 0.5)):
+        joiner = trained(0)
+        joiner.history.learn([told])
+        joiner.resume(2, progress, seen)
+        assert (joiner.optimizer.param_groups[0]["momentum"], joiner.layer.p) == (momentum, p)
 
 
 def test_going_on_from_where_it_is_changes_nothing() -> None:

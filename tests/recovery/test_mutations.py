@@ -101,7 +101,7 @@ def test_a_step_is_applied_only_when_the_replicas_of_the_one_before_are_complete
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", [ready_without_replicas, apply_without_ready])
 def test_without_ready_a_death_costs_the_state(mutation: Callable[[Job], None]) -> None:
-    with pytest.raises(CoverageLost, match=f"step {STEP} was yielded, so no earlier one will do"):
+    with pytest.raises(CoverageLost, match=f"step {STEP - 1} was complete everywhere, so no earlier one is kept"):
         forks.run(3, prepare=stalled_and_killed(mutation, 20.0))
 
 

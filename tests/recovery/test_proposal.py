@@ -149,6 +149,30 @@ def test_progress_comes_from_whoever_has_it():
     assert propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2).progress == kept
 
 
+def test_progress_is_from_before_the_loop_body_where_somebody_knows_that():
+    left = inventories_of(LAST, LAST.workers)
+    before = Progress(step=5, apply={"clip": 1.0, "loss": 0.5}, groups=[{"lr": 0.2}], body=False)
+    left[3] = replace(left[3], progress={5: before})
+    assert propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2).progress == before
+
+
+def test_whoever_joins_goes_on_behind_the_newest_step_whose_loop_body_is_over_on_all():
+    left = {worker: replace(found, yielded=5, changes=[-1, []]) for worker, found in inventories_of(LAST, LAST.workers).items()}
+    joiners = {9: member(9, "b")}
+
+    def seen_with(**changes):
+        changed = {**left, 2: replace(left[2], **changes)}
+        found = propose(last=LAST, attempt=1, inventories=changed, joiners=joiners, stages=2)
+        assert Proposal.from_json(json.loads(json.dumps(found.to_json()))) == found
+        assert found.changes == [[-1, []]] * len(left)
+        return found.seen
+
+    assert seen_with() == 5
+    assert seen_with(yielded=4) == 4
+    assert seen_with(amid=True) == 4
+    assert propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2).changes == [], "survivors remember their own"
+
+
 def test_nobody_and_strangers_are_refused():
     with pytest.raises(CoverageLost, match="no worker of epoch 3 is left"):
         propose(last=LAST, attempt=1, inventories={}, joiners={}, stages=2)
@@ -184,7 +208,7 @@ def fallen(**changes):
 def test_the_newest_checkpoint_that_anybody_sees_is_begun_with():
     found = fallen()
     assert found.restore == Checkpoint(order=(4, 1, 1), name="step-00000004")
-    assert (found.resume, found.yielded, found.transfers, found.bytes_minimum) == (3, 4, (), 0)
+    assert (found.resume, found.yielded, found.seen, found.transfers, found.bytes_minimum) == (3, 4, 4, (), 0)
     assert found.view.workers == (*LAST.workers[:2], 9)
     assert Proposal.from_json(json.loads(json.dumps(found.to_json()))) == found
     check_proposal(found, LAST)
@@ -208,7 +232,7 @@ def test_nobody_has_to_survive_for_that():
     left = {worker: seen(Inventory(worker=worker, yielded=-1, copies=()), 7) for worker in joiners}
     found = fall_back(last=LAST, attempt=1, inventories=left, joiners=joiners, stages=1)
     check_proposal(found, LAST)
-    assert (found.view.workers, found.resume, found.yielded) == ((8, 9), 6, -1)
+    assert (found.view.workers, found.resume, found.yielded, found.seen) == ((8, 9), 6, -1, 6)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_fall_back_to():
@@ -238,5 +262,5 @@ def test_steps_that_are_taken_again_may_be_given_up():
     found = propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2)
     assert (found.resume, found.yielded) == (5, 9)
     check_proposal(found, LAST, left[0])
-    with pytest.raises(CoverageLost, match="step 9 was yielded"):
+    with pytest.raises(CoverageLost, match="step 8 was complete everywhere"):
         propose(last=LAST, attempt=1, inventories={**left, 0: replace(left[0], rewound=False)}, joiners={}, stages=2)

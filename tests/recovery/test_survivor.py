@@ -23,43 +23,102 @@ class FakeHistory:
     def progress(self) -> dict[int, Any]:
         return {}
 
-    def resume(self, proposal: Any) -> None:
+    def note(self) -> None:
+        pass
+
+    def entering(self) -> None:
+        pass
+
+    def left(self) -> None:
+        pass
+
+    def learn(self, told: Any) -> None:
+        pass
+
+    def changes(self) -> list[Any]:
+        return []
+
+    def resume(self, proposal: Any, seen: int) -> None:
         self.answers.setdefault(proposal.resume, SimpleNamespace(step=proposal.resume))
         self.step = proposal.resume
 
 
-def recovered(applied: int, unseen: list[int], yielded: int, resume: int, others: int = -1) -> list[int]:
-    """The steps that are handed out next by a survivor that had `applied` one when the others resume one."""
-    proposal = SimpleNamespace(resume=resume, yielded=others, results=[], view=SimpleNamespace(workers=(0, 1)))
-    joined = SimpleNamespace(engine=object(), retained=(), proposal=proposal, before=(0, 1, 2), restored=None)
-    member: Any = SimpleNamespace(recover=lambda stock, last, linked: joined)
-    history: Any = FakeHistory(applied)
-    survivor = Survivor(SimpleNamespace(), member, history, lambda step, micro_batch: None, lambda answer: None)  # pyright: ignore[reportArgumentType]
-    survivor.unseen = [history.answers[step] for step in unseen]
-    survivor._yielded = yielded
-    survivor._enter_next_view()
-    found = [answer.step for answer in survivor.unseen]
-    assert survivor.overdue == bool(found and found[0] <= others)
-    assert [survivor.handing_out().step for _ in found] == found
-    return found
+class Recovering:
+    """A survivor that had `applied` one step, not handed out (`unseen`) or handed out (up to `yielded`)."""
+
+    def __init__(self, applied: int, unseen: bool, yielded: int) -> None:
+        self.stocks: list[Any] = []
+        self.proposal: Any = None
+        history: Any = FakeHistory(applied)
+        job: Any = SimpleNamespace(recovers=True)
+        member: Any = SimpleNamespace(recover=self._recover, report_loss=lambda *_: None)
+        self.survivor = Survivor(job, member, history, lambda step, micro_batch: None, lambda answer: None)
+        self.survivor._engine = self.engine()
+        self.survivor.unseen = history.answers[applied] if unseen else None
+        self.survivor._yielded = yielded
+
+    def engine(self) -> Any:
+        rest = SimpleNamespace(damaged={}, told=set())
+        nothing: Any = {"salvage": lambda: None, "abandon": lambda: None, "held": lambda lost: []}
+        return SimpleNamespace(view=SimpleNamespace(epoch=1), peers=(), rest=rest, **nothing)
+
+    def _recover(self, stock: Any, last: Any, linked: Any) -> Any:
+        self.stocks.append(stock(()))
+        return SimpleNamespace(engine=self.engine(), retained=(), proposal=self.proposal, before=(0, 1, 2), restored=None)
+
+    def recover(self, resume: int, *, others: int = -1, seen: int = -1, results: Any = ()) -> None:
+        view = SimpleNamespace(workers=(0, 1))
+        self.proposal = SimpleNamespace(resume=resume, yielded=others, seen=seen, changes=[], results=results, view=view)
+        self.survivor._enter_next_view()
 
 
 @pytest.mark.parametrize(
-    ("applied", "unseen", "yielded", "resume", "handed_out"),
+    ("applied", "unseen", "yielded", "resume", "handed_out", "again"),
     [
-        pytest.param(7, [7], 6, 7, [7], id="goes on behind what it applied"),
-        pytest.param(7, [7], 6, 6, [], id="what it applied is taken back"),
-        pytest.param(6, [], 6, 6, [], id="abandons a step that nobody applied"),
-        pytest.param(6, [6], 5, 7, [6, 7], id="the others applied a step that it did not hear of"),
-        pytest.param(6, [], 6, 7, [7], id="it did not hear of it inside of its loop"),
+        pytest.param(7, True, 6, 7, 7, False, id="goes on behind what it applied"),
+        pytest.param(7, True, 6, 6, None, False, id="what it applied is taken back"),
+        pytest.param(7, False, 7, 7, None, False, id="abandons a step that nobody applied"),
+        pytest.param(7, False, 7, 6, None, True, id="what it handed out is taken again"),
+        pytest.param(6, False, 6, 7, 7, False, id="the others applied a step that it did not hear of"),
     ],
 )
-def test_what_is_handed_out_behind_a_recovery(applied: int, unseen: list[int], yielded: int, resume: int, handed_out: list[int]) -> None:
-    assert recovered(applied, unseen, yielded, resume) == handed_out
+def test_what_is_handed_out_behind_a_recovery(
+    applied: int, unseen: bool, yielded: int, resume: int, handed_out: int | None, again: bool
+) -> None:
+    worker = Recovering(applied, unseen, yielded)
+    worker.recover(resume, others=7)
+    found = worker.survivor.unseen
+    assert (None if found is None else found.step) == handed_out
+    assert (worker.survivor.step <= worker.survivor._yielded) == again
 
 
-def test_what_others_have_handed_out_is_overdue() -> None:
-    """They may be in an evaluation behind it, and wait there."""
-    assert recovered(7, [7], 6, 7, others=7) == [7]
-    assert recovered(7, [7], 6, 7, others=6) == [7]
-    assert recovered(6, [6], 5, 7, others=6) == [6, 7]
+def test_what_members_do_together_is_named_by_its_place() -> None:
+    """Whoever did not take part, or joined later, finds the result under the same name, and its next one has the others' next name."""
+    worker = Recovering(7, True, 6)
+    survivor = worker.survivor
+    assert survivor.together(lambda: "before the loop") == "before the loop"
+    survivor.handing_out()
+    assert [survivor.together(lambda i=i: i) for i in range(2)] == [0, 1]
+    worker.recover(7)
+    assert (worker.stocks[0].amid, worker.stocks[0].yielded) == (True, 7)
+    assert dict(worker.stocks[0].results) == {"-1/begin/0": "before the loop", "7/body/0": 0, "7/body/1": 1}
+    survivor.handed_out()
+    worker.recover(7)
+    assert not worker.stocks[1].amid
+
+    late = Recovering(7, True, 6)
+    late.recover(7, results=worker.stocks[0].results)
+    late.survivor.handing_out()
+    assert [late.survivor.together(pytest.fail), late.survivor.together(pytest.fail)] == [0, 1]
+    late.survivor.at("body", 9)
+    assert dict(late.survivor._results) == {"-1/begin/0": "before the loop"}, "nobody is at step 7 any more"
+
+
+def test_whoever_joins_takes_part_in_what_the_others_still_hand_out() -> None:
+    for seen, unseen in ((7, None), (6, 7)):
+        joiner = Recovering(-1, False, -1)
+        joiner.survivor._engine = None
+        joiner.recover(7, others=7, seen=seen)
+        found = joiner.survivor.unseen
+        assert (None if found is None else found.step) == unseen
+        assert joiner.survivor._yielded == seen

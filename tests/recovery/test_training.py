@@ -145,7 +145,7 @@ def test_deaths_in_the_first_step_by_lack_of_memory_and_behind_the_last_step(tmp
     run = Run(tmp_path, INITIAL, dies=dies, workers=4, stages=2, respawn=False)
     run.check(calm[INITIAL], 4)
     assert run.lost == [(1,), (3,), (2,)]
-    assert [found["step"] for found in run.incidents] == [0, 5, last]
+    assert [found["step"] for found in run.incidents] == [0, 4, last]
     assert run.incidents[0]["bytes_moved"] == run.incidents[0]["bytes_minimum"]
     assert run.result.value["workers"] == [0]
 
