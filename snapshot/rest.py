@@ -23,11 +23,11 @@ from elastic.view import View
 SHARE = 0.01
 """Of a step's time that the digests may take."""
 
-LEAST_S = 2e-4
+LEAST_S = 3e-4
 """Seconds of each step that they may take in any case."""
 
-_BYTES_PER_S = 6e9
-_CALL_S = 2e-6
+_BYTES_PER_S = 5e9
+_CALL_S = 3e-6
 
 Key = tuple[Role, int, int]
 """Which copy: its role, its layer and where its run starts."""
@@ -96,6 +96,7 @@ class Rest:
     def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False) -> None:
         self._every, self._all_of = every, all_of
         self._resting: dict[Key, _Resting] = {}
+        self._views: dict[Key, tuple[Mapping[str, torch.Tensor], Mapping[str, np.ndarray]]] = {}
         self.damaged: dict[Key, Changed] = {}
         self.told: set[Key] = set()  # the damaged copies that others know of
 
@@ -107,10 +108,18 @@ class Rest:
         """The copy is complete; nothing writes to it until it is forgotten. Does nothing where it is not its layer's turn."""
         if not self.takes(step, layer):
             return
-        raw = {state: _bytes(each) for state, each in memory.items()}
+        raw = self._raw(role, layer, start, memory)
         checksums = {state: checksum(each) for state, each in raw.items()}
         stop = start + next((each.numel() for each in memory.values()), 0)
         self._resting[role, layer, start] = _Resting(step=step, stop=stop, memory=raw, checksums=checksums)
+
+    def _raw(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor]) -> Mapping[str, np.ndarray]:
+        """As bytes. A copy lies in the same tensors as long as the view lasts, so that they are looked at once."""
+        tensors, raw = self._views.get((role, layer, start), ({}, {}))
+        if tensors.keys() != memory.keys() or any(tensors[state] is not each for state, each in memory.items()):
+            raw = {state: _bytes(each) for state, each in memory.items()}
+            self._views[role, layer, start] = dict(memory), raw
+        return raw
 
     def forget(self, *roles: Role) -> None:
         """Copies of these roles are about to be written to."""
@@ -122,7 +131,8 @@ class Rest:
         for spare in spares:
             owned = self._resting.get(("live", spare.layer, spare.start))
             if owned is not None and owned.step == spare.step:
-                memory = {state: _bytes(spare.memory[state]) for state in owned.memory}
+                raw = self._raw("spare", spare.layer, spare.start, spare.memory)
+                memory = {state: raw[state] for state in owned.memory}
                 self._resting["spare", spare.layer, spare.start] = replace(owned, memory=memory)
 
     def check(self, roles: Collection[Role] = ("live", "gathered", "replica")) -> list[Changed]:

@@ -34,6 +34,7 @@ class Gatherer:
     def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint) -> None:
         self._network = network
         self._model = model
+        self._gathered: dict[int, list[tuple[int, torch.Tensor]]] = {}
         self.arrived: Callable[[int], None] | None = None  # told of every layer whose parameters have come
         self._outgoing: list[Piece] = []
         self._incoming: list[Piece] = []
@@ -62,9 +63,11 @@ class Gatherer:
 
     def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:
         """Where the runs of a layer start that come from other owners, and their memory here."""
-        itemsize = self._model.dtype(layer).itemsize
-        pieces = dict.fromkeys((p.start, p.start + p.memory.nbytes // itemsize) for p in self._incoming if p.layer == layer)
-        return [(start, self._model.run(layer, start, stop)) for start, stop in pieces]
+        if layer not in self._gathered:
+            itemsize = self._model.dtype(layer).itemsize
+            pieces = dict.fromkeys((p.start, p.start + p.memory.nbytes // itemsize) for p in self._incoming if p.layer == layer)
+            self._gathered[layer] = [(start, self._model.run(layer, start, stop)) for start, stop in pieces]
+        return self._gathered[layer]
 
     @property
     def peers(self) -> set[int]:
