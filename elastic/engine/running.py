@@ -48,8 +48,8 @@ class Running:
             self.loose[layer] = (*self.loose.get(layer, ()), name)
 
     def layer_of(self, name: str) -> int:
-        """The first layer that has the module of a buffer or parameter."""
-        return self._layer_of[id(self.owner(name))]
+        """The first layer that has the module of a buffer or parameter; 0 for what the list of layers itself has."""
+        return self._layer_of.get(id(self.owner(name)), 0)
 
     def owner(self, name: str) -> nn.Module:
         """The module that a buffer or parameter belongs to."""

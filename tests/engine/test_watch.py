@@ -143,6 +143,14 @@ def test_a_teacher_that_stays_as_it_is_and_is_restored_is_fine(lone_job: Any) ->
     assert len(list(make(Teacher()).run(3))) == 3
 
 
+def test_buffers_of_the_list_of_layers_itself_are_fine(lone_job: Any) -> None:
+    model = nn.Sequential(nn.Linear(48, 48), models.Head())
+    model.register_buffer("made_of", torch.ones(3))
+    for exact in (True, False):
+        trainer = elastic.Trainer(model, models.cross_entropy, models.adamw, models.Rows(), batch_size=24, micro_batch_size=4, exact=exact)
+        assert len(list(trainer.run(2))) == 2
+
+
 def test_all_parts_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "PART_BYTES", 100)
     model = LayeredModel([nn.Linear(4, 4), *(nn.Linear(4, 4).requires_grad_(False) for _ in range(5))])
