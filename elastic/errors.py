@@ -8,6 +8,7 @@
     ├── NotInJob                 used outside of a worker of a running job
     ├── LayoutError              a layout breaks an invariant
     │   └── CoverageLost         no live worker holds a needed run of state
+    │       └── NothingSaved     nor is there a checkpoint yet
     ├── CopiesConflict           survivors hold different copies of what must be equal
     │   └── StateUnproven        an owner's state and its replica differ, and nothing tells which of them is right
     ├── MemoryDamaged            memory changed while nothing wrote to it: its worker gives that copy up
@@ -69,6 +70,10 @@ class LayoutError(ElasticError):
 
 class CoverageLost(LayoutError):
     """No live worker holds a needed run of state."""
+
+
+class NothingSaved(CoverageLost):
+    """No live worker holds a needed run of state, and no checkpoint has been saved yet."""
 
 
 class CopiesConflict(ElasticError):

@@ -92,6 +92,7 @@ class LayeredModel:
         self.spec = ModelSpec(layers=tuple(self._describe(index, layer, homes) for index, layer in enumerate(self.layers)), cut=cut)
         self.vectors = vectors(self.spec)
         self.flats: dict[int, torch.Tensor] = {}
+        self.whole = True  # every parameter is here, as it was built: until the first `hold`
         self.tied: dict[tuple[int, int], torch.Tensor] = {}
 
     def _describe(self, index: int, layer: nn.Module, homes: dict[int, int]) -> LayerSpec:
@@ -164,7 +165,7 @@ class LayeredModel:
             for home, start, stop in self.spec.tied_runs(index)
             if home not in flats
         }
-        self.flats, self.tied = flats, tied
+        self.flats, self.tied, self.whole = flats, tied, False
         for layer in self.spec.layers:
             for parameter in layer.parameters:
                 memory, offset = self._memory(layer.index, parameter)

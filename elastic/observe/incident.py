@@ -14,6 +14,9 @@ from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES
 
 KINDS = ("death", "eviction", "damage", "drain", "join", "rebalance")
+INITIAL_STATE = "initial state"
+"""What was restored where the training began again at step 0."""
+
 _HAPPENED = {
     "death": "died",
     "eviction": "was evicted",
@@ -37,7 +40,7 @@ class Incident:
     micro_batches_kept, which the survivors had finished and need not compute again.
     running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
     stall_ms: how much later than without the fault that step was committed.
-    restored: the checkpoint that all members began with, where some of the state was in nobody's memory any more.
+    restored: the checkpoint that all members began with, where some of the state was in nobody's memory any more; or INITIAL_STATE.
     planned: what the plan is predicted to cost, and what it would have been to leave the layers in place.
     samples_lost: samples that no committed step has used. bytes_moved, bytes_minimum: what was counted, and what an oracle says is needed.
     """
@@ -184,7 +187,9 @@ def _changes(incident: Incident) -> str:
     parts = []
     if incident.layout_after is not None:
         parts.append(f"{incident.layout_before or ''} -> {incident.layout_after}".strip())
-    if incident.restored is not None:
+    if incident.restored == INITIAL_STATE:
+        parts.append("begun again at step 0, from the seed")
+    elif incident.restored is not None:
         parts.append(f"back to the checkpoint {incident.restored}")
     elif incident.bytes_moved is not None:
         parts.append(f"{_size(incident.bytes_moved)} moved{_against_minimum(incident)}")
@@ -229,7 +234,7 @@ def _redone(incident: Incident) -> str:
     """The steps whose work was thrown away: the one in flight, and those before it."""
     count = incident.steps_redone
     if count is not None and count > 1:
-        return f"steps {incident.step - count + 1} to {incident.step}" if incident.step is not None else f"{count} steps"
+        return f"steps {max(0, incident.step - count + 1)} to {incident.step}" if incident.step is not None else f"{count} steps"
     return "a step" if incident.step is None else f"step {incident.step}"
 
 

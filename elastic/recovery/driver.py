@@ -86,6 +86,7 @@ class Driver:
         self._wires = Wires()
         self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
         self._lost_at: float | None = None
+        self._saved = False
         self._replaced_s = REPLACED_S
         self._events: deque[Event] = deque()
         self._feeding = False
@@ -217,6 +218,9 @@ class Driver:
         worker.announced = {}  # it may be large, and has done its work
         self.feed(JoinerReady(worker=worker.number, member=ready.member(worker.number)))
 
+    def _hear_save(self, worker: Worker, message: Message) -> None:
+        self._saved = self._saved or message["reason"] is None
+
     def _hear_progress(self, worker: Worker, message: Message) -> None:
         worker.progress = message
         self._wires.note(worker.number, message.get("links", ()))
@@ -300,6 +304,8 @@ class Driver:
             proposal = self._world.propose(action, terms)
         except ElasticError as error:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
+            if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
+                kind = "CoverageLost"  # a checkpoint that there was is gone: to begin again would lose what it had
             self.feed(Unproposable(era=action.era, kind=kind, message=str(error)))
         else:
             self.feed(Proposed(era=action.era, proposal=proposal))
@@ -391,10 +397,11 @@ class Driver:
         }
 
 
-_PASSED_ON = (errors.CoverageLost, errors.CopiesConflict, errors.StateUnproven, errors.PlanError)
+_PASSED_ON = (errors.CoverageLost, errors.NothingSaved, errors.CopiesConflict, errors.StateUnproven, errors.PlanError)
 
 _MESSAGES: dict[str, Callable[[Driver, Worker, Message], None]] = {
     "announce": Driver._hear_announce,
+    "save": Driver._hear_save,
     "progress": Driver._hear_progress,
     "lost": Driver._hear_lost,
     "paused": Driver._hear_paused,

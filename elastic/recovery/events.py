@@ -201,7 +201,7 @@ class Quiesce:
 class Propose:
     """Work out the next view of these members; answered by Proposed or Unproposable. It is `brief` if more workers are to come.
 
-    With `restore` all begin with the newest checkpoint.
+    With `restore` all begin with the newest checkpoint, or `afresh`, where nothing was saved yet.
     """
 
     era: Era
@@ -211,6 +211,7 @@ class Propose:
     brief: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
     restore: bool = False
+    afresh: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,6 +180,8 @@ def _open(state: State, now: float, *, joining: bool = False) -> Step:
         start_at=None,
         nag_at=None,
     )
+    if state.live and state.afresh:
+        return replace(state, phase=Phase.PAUSED), []  # until the last of them is ended
     if not state.live:
         return _begin_again(state, now) if state.policy.checkpoints else _end(state, "JobFailed", _all_lost(state))
     workers = (*state.live, *(sorted(state.ready) if joining else ()))
@@ -204,6 +206,21 @@ def _begin_again(state: State, now: float) -> Step:
         why = f"new workers would begin with the newest checkpoint, but none can be started ({_hindrance(state)})"
         return _end(state, "JobFailed", f"{_all_lost(state)}; {why}")
     return _quiesce(state, tuple(sorted(state.ready)), now)
+
+
+def _begin_afresh(state: State, why: str, now: float) -> Step:
+    """New workers begin again at step 0. Those that live have trained: they have not the initial state any more, and are ended."""
+    lost = f"{why}. " + f"The last loss: {state.cause}. " * bool(state.cause)
+    again = "The training begins again at step 0, from the seed: it comes to the same steps, bit for bit"
+    told: list[Action] = [Tell(sentence=lost + again)]
+    state = replace(state, afresh=True)
+    if not state.live:
+        return _then(told, _open(state, now))
+    state, ended = replace(state, phase=Phase.PAUSED, participants=frozenset(), inventories={}), []
+    for worker in state.live:
+        state, more = _evict(state, worker, "the training begins again at step 0, with new workers")
+        ended += more
+    return state, [*told, *ended]
 
 
 def _all_lost(state: State) -> str:
@@ -243,6 +260,7 @@ def _inventoried(state: State, event: Inventoried, now: float) -> Step:
             brief=few,
             slowdowns=state.slowdowns,
             restore=state.fallen,
+            afresh=state.afresh,
         )
     ]
 
@@ -260,6 +278,8 @@ def _unproposable(state: State, event: Unproposable, now: float) -> Step:
     if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
         told: list[Action] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
         return _then(told, _open(replace(state, fallen=True), now))
+    if state.fallen and event.kind == "NothingSaved" and _respawns(state) and not state.afresh:
+        return _begin_afresh(state, event.message, now)
     cause = f"\nThe last loss: {state.cause}" if state.cause else ""
     lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
     who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
@@ -333,6 +353,7 @@ def _committed(state: State, event: Committed, now: float) -> Step:
         retry=None,
         newcomers=joined,
         fallen=False,
+        afresh=False,
         damaged=frozenset(),
         failed_attempts=0,
         next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.engine.engine import Engine, State
+from elastic.engine.engine import Engine, State, initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
@@ -32,7 +32,7 @@ from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
 from elastic.recovery.migration import Migration, links
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.proposal import Proposal
-from elastic.recovery.rung import Checkpoint
+from elastic.recovery.rung import INITIAL, Checkpoint
 from elastic.recovery.salvage import usable
 from elastic.snapshot.held import Held, Later, Stored, dtypes
 from elastic.view import View
@@ -199,19 +199,29 @@ class Member:
         self, proposal: Proposal, checkpoint: Checkpoint, before: tuple[int, ...], linked: frozenset[int]
     ) -> tuple[Joined, dict[str, Any]]:
         """As `_prepared`, where all begin with a checkpoint: what is read is compared with its digests on the way."""
-        if self._fallback is None:
-            raise GateRefused(f"worker {self._worker} has no directory of checkpoints", check="restore")
         view, installed = proposal.view, time.monotonic()
-        restored = self._fallback.restore(view, checkpoint)
+        restored = None if checkpoint == INITIAL else self._read(view, checkpoint)
+        state = self._initial(view) if restored is None else restored.state
         moved = time.monotonic()
         self._job.enter("gate", proposal.resume)
-        engine = self._build(view, restored.state)
+        engine = self._build(view, state)
         self._network.install(view.epoch, view.attempt, view.members, engine.peers)
         times = {"installed": installed, "moved": moved, "checked": time.monotonic()}
         figures = links(self._worker, linked, self._network.stats.links, view)
         vote = {"refusal": None, "failed_peer": None, "received_bytes": 0, "links": figures, "times": times}
         self._job.enter("commit", proposal.resume)
         return Joined(before=before, engine=engine, proposal=proposal, retained=(), restored=restored), vote
+
+    def _read(self, view: View, checkpoint: Checkpoint) -> Restored:
+        if self._fallback is None:
+            raise GateRefused(f"worker {self._worker} has no directory of checkpoints", check="restore")
+        return self._fallback.restore(view, checkpoint)
+
+    def _initial(self, view: View) -> State:
+        """As founders begin."""
+        if not self._model.whole:
+            raise GateRefused(f"worker {self._worker} has not the initial parameters any more", check="restore")
+        return initial_state(self._worker, self._model, self._optimizer, view)
 
     def _check_scalars(self, proposal: Proposal, state: State) -> None:
         """What the optimizers go on with is what was proposed. Before the first step everybody has what his optimizer was made with."""

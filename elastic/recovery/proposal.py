@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elastic.errors import CopiesConflict, CoverageLost, MismatchError, StateUnproven
+from elastic.errors import CopiesConflict, CoverageLost, MismatchError, NothingSaved, StateUnproven
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
@@ -18,7 +18,7 @@ from elastic.plan.search import Prepared
 from elastic.plan.site import Link, Pair, Site
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
-from elastic.recovery.rung import Checkpoint, newest
+from elastic.recovery.rung import INITIAL, Checkpoint, newest
 from elastic.recovery.salvage import finished_everywhere
 from elastic.view import Member, View
 
@@ -193,23 +193,28 @@ def fall_back(
     stages: int | None,
     slowdowns: Mapping[int, float] | None = None,
     links: Mapping[Pair, Link] | None = None,
+    afresh: bool = False,
 ) -> Proposal:
     """As `propose`, but all begin with the newest checkpoint that any of them sees and none found damaged.
 
-    `inventories` are of joiners too; all may be joiners.
+    `inventories` are of joiners too; all may be joiners. These may begin `afresh`, with the initial state, if nothing was saved yet.
 
     Raises:
-        CoverageLost: if there is no checkpoint yet.
+        NothingSaved: if there is no checkpoint yet.
+        CoverageLost: if all are damaged.
         MismatchError: if an inventory is of a stranger, or a joiner is a member of `last`.
     """
     survivors = {worker: inventory for worker, inventory in inventories.items() if worker not in joiners}
     _check_known(last, survivors, joiners)
     unreadable = {name for inventory in inventories.values() for name in inventory.unreadable}
     checkpoint = newest((inventory.checkpoint for inventory in inventories.values()), unreadable)
+    if checkpoint is None and unreadable:
+        damaged = ", ".join(sorted(unreadable))
+        raise CoverageLost(f"no good checkpoint is left ({damaged}: damaged), and some of the state is in nobody's memory any more")
+    if checkpoint is None and afresh and not survivors:
+        checkpoint = INITIAL
     if checkpoint is None:
-        unread = f"no good checkpoint is left ({', '.join(sorted(unreadable))}: damaged)"
-        lacking = unread if unreadable else "no good checkpoint has been saved yet"
-        raise CoverageLost(f"{lacking}, and some of the state is in nobody's memory any more")
+        raise NothingSaved("no good checkpoint has been saved yet, and some of the state is in nobody's memory any more")
     members, site = _members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
     planned = plan(Fleet.of(members, site), last.workload, stages=stages)  # all read what they need, wherever it was before
     view = _view(last, attempt, members, planned.plan, site)
@@ -223,7 +228,7 @@ def fall_back(
         progress=None,
         results=_results(left),
         bytes_minimum=0,
-        why=_why(last, view, checkpoint.step, 0) + f", since all begin with the checkpoint {checkpoint.name}",
+        why=_why(last, view, checkpoint.step, 0) + f", since all begin with {checkpoint}",
         planned=planned.why,
         yielded=max(inventory.yielded for inventory in left),
         restore=checkpoint,

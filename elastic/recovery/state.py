@@ -60,9 +60,9 @@ class State:
     """Where the job stands. `attempt` is the last one burned on the way from `view`; `participants` are those of that attempt.
 
     `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view, of which no step is
-    committed yet. `fallen`: the next view begins with a checkpoint, since the state is in nobody's memory. `slowdowns` are those that the
-    next plan is made for. `losses` are those of all members so far, in order. `damaged` members of the view have given up copies of their
-    state.
+    committed yet. `fallen`: the next view begins with a checkpoint, since the state is in nobody's memory; `afresh`: or at step 0, with new
+    workers only, since nothing was saved yet. `slowdowns` are those that the next plan is made for. `losses` are those of all members so
+    far, in order. `damaged` members of the view have given up copies of their state.
     """
 
     policy: Policy
@@ -89,6 +89,7 @@ class State:
     failed_attempts: int = 0
     stopping: bool = False
     fallen: bool = False
+    afresh: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
     cause: str = ""  # the last death of a member, as a sentence
     start_at: float | None = None

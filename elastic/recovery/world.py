@@ -75,7 +75,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
         "links": terms.links,
     }
     if action.restore:
-        proposal = fall_back(inventories=action.inventories, **common)
+        proposal = fall_back(inventories=action.inventories, afresh=action.afresh, **common)
     else:
         proposal = propose(inventories=survivors, brief=action.brief, replaced_s=terms.replaced_s, prepared=terms.prepared, **common)
     check_proposal(proposal, action.view)

@@ -609,6 +609,46 @@ def test_nobody_is_left_to_read_the_checkpoint() -> None:
     assert "none can be started (new workers die)" in job.ended()
 
 
+def nothing_saved(job: Machine) -> Machine:
+    job.inventories()
+    return job.feed(Unproposable(era=job.state.era, kind="NothingSaved", message="no good checkpoint has been saved yet"))
+
+
+def test_before_the_first_checkpoint_new_workers_begin_again_at_step_0() -> None:
+    job = saving(3, respawn=True).die(1).die(2).inventories()
+    job.feed(Unproposable(era=job.state.era, kind="CoverageLost", message="no full copy"))
+    nothing_saved(job)
+    assert "The training begins again at step 0, from the seed" in job.told
+    assert job.done[-1] == Evict(worker=0, why="the training begins again at step 0, with new workers")
+    job.die(0)
+    assert job.done == [Respawn(workers=(3, 4, 5))]
+    job.ready(3).ready(4).ready(5)
+    assert job.done == [Quiesce(era=(2, 4), workers=(3, 4, 5), restore=True)]
+    job.inventories()
+    (asked,) = job.done
+    assert isinstance(asked, Propose)
+    assert (asked.restore, asked.afresh, [*asked.joiners]) == (True, True, [3, 4, 5])
+    job.proposed().votes().committed()
+    assert (job.phase, job.state.fallen, job.state.afresh) == (Phase.RUNNING, False, False)
+
+
+def test_if_all_died_before_the_first_checkpoint_those_that_are_ready_begin_at_step_0() -> None:
+    job = saving(2, respawn=True).die(0).die(1).ready(2).ready(3)
+    _ = job.done
+    nothing_saved(job)
+    assert job.done[-1] == Quiesce(era=(2, 3), workers=(2, 3), restore=True)
+    job.inventories()
+    (asked,) = job.done
+    assert isinstance(asked, Propose)
+    assert asked.afresh
+
+
+def test_nobody_can_begin_again_if_none_are_started() -> None:
+    job = saving(3).die(1).die(2).inventories()
+    job.feed(Unproposable(era=job.state.era, kind="CoverageLost", message="no full copy"))
+    assert "no good checkpoint has been saved yet" in nothing_saved(job).ended()
+
+
 # The input
 
 

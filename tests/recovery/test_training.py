@@ -279,6 +279,20 @@ def test_all_workers_die_and_new_ones_go_on(tmp_path: Path, calm: dict[str, Any]
         assert _read(tmp_path / f"steps-{worker}.jsonl") == lines
 
 
-def test_before_the_first_checkpoint_the_job_ends(tmp_path: Path) -> None:
+def test_before_the_first_checkpoint_the_training_begins_again_at_step_0(
+    tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, GROUPS, dies={"0": ["kills", "loop", 2, [1, 2]]}, saves={**saves(tmp_path), "every": 40}, workers=3, stages=1)
+    (death,) = run.incidents
+    assert (death["restored"], death["epoch"], death["joined"]) == ("initial state", 2, [3, 4, 5])
+    assert run.result.value == {"digest": calm[GROUPS]["digest"], "workers": [3, 4, 5]}
+    for worker in (3, 4, 5):
+        assert _read(tmp_path / f"steps-{worker}.jsonl") == calm[GROUPS]["lines"]
+    err = capfd.readouterr().err
+    assert "no good checkpoint has been saved yet" in err
+    assert "The training begins again at step 0, from the seed" in err
+
+
+def test_before_the_first_checkpoint_the_job_ends_if_no_worker_is_started(tmp_path: Path) -> None:
     with pytest.raises(CoverageLost, match="no good checkpoint has been saved yet"):
         Run(tmp_path, GROUPS, dies={"0": ["kills", "loop", 2, [1, 2]]}, saves=saves(tmp_path), workers=3, stages=1, respawn=False)
