@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import sys
 import traceback
@@ -31,12 +30,12 @@ from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import drain, say
 from elastic.plan.site import Site
-from elastic.process import continue_without_parent, default_children, name_process
+from elastic.process import continue_without_parent, default_children, end_session, name_process
 from elastic.recovery.driver import Driver
 from elastic.recovery.world import World
 from elastic.rundir import RunDirectory
 from elastic.save_summary import SaveSummary
-from elastic.settings import JobSettings, default_environment, worker_environment
+from elastic.settings import JobSettings, default_environment, job_mark, worker_environment
 from elastic.supervision import (
     Worker,
     ended,
@@ -345,7 +344,7 @@ class Agent:
 
 def _worker_environment(start: Start) -> dict[str, str]:
     fixed = worker_environment(start.settings.threads, start.settings.isa)
-    return {**default_environment(start.directory), **start.environment, **fixed}
+    return {**default_environment(start.directory), **start.environment, **fixed, **dict([job_mark(start.directory)])}
 
 
 def main() -> None:
@@ -364,9 +363,9 @@ def main() -> None:
     if outcome is not None:
         launcher.send(outcome)
     if launcher_gone:
+        end_session(os.getpid(), "=".join(job_mark(start.directory)))  # what train_fn itself started; otherwise the launcher does this
         directory = RunDirectory(Path(start.directory))
         directory.remove() if start.settings.directory is None else directory.clear()
-        os.killpg(0, signal.SIGKILL)  # what train_fn itself started belongs to this process group too; otherwise the launcher does this
 
 
 def _run(launcher: Channel, start: Start) -> tuple[Message | None, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 from elastic import forkserver
 from elastic.channel import Channel, Message
 from elastic.loop import Loop
+from elastic.observe.console import say
+from elastic.process import is_stopped
 from elastic.supervision import Worker
 
 _CLOSE_S = 5.0
+_ANSWER_S = 5.0  # how long the fork server may take to start a worker, or to say how one ended
+_GIVEN_UP_AFTER = 2  # so many times that; then its word on a worker's end is not waited for any more
 
 
 class Crew:
@@ -38,7 +43,7 @@ class Crew:
         self._spec = spec
         self._ready, self._heard, self._ended, self._broken = ready, heard, ended, broken
         self._standing: list[Message] = []
-        self._closing = False
+        self._closing = self._began = False
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = forkserver.start(environment, theirs.fileno())
@@ -60,10 +65,12 @@ class Crew:
         worker = Worker(number=number, channel=Channel(ours))
         self.workers[number] = worker
         self._set_interest(worker)
+        self._process.send_signal(signal.SIGCONT)  # should it be stopped: a long message would not fit
         with theirs:
             self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number)}, [theirs.fileno()])
         for message in self._standing:
             self.tell([number], message)
+        self._await_forkserver(0)
 
     def freeze(self, modules: dict[str, Any]) -> None:
         """Has later workers run these modules (as `elastic.sources.to_json` has them) as they are now, whatever becomes of their files."""
@@ -90,9 +97,11 @@ class Crew:
         self._closing = True
         for worker in self.workers.values():
             worker.kill()
+        self._process.send_signal(signal.SIGCONT)  # should it be stopped
         self._loop.set_timer(_CLOSE_S, lambda: None, "close")
         # The fork server must live until it has reaped them all.
-        while any(worker.status is None for worker in self.workers.values()) and not self._forks.closed and self._loop.timing("close"):
+        waiting = lambda: any(worker.status is None and not worker.unreaped for worker in self.workers.values())  # noqa: E731
+        while waiting() and not self._forks.closed and self._loop.timing("close"):
             self._loop.turn()
         self._process.kill()
         self._process.wait()
@@ -100,6 +109,7 @@ class Crew:
     def _hear_forkserver(self) -> None:
         for message in self._forks.receive():
             if message["type"] == "ready":
+                self._began = True
                 if not self._closing:
                     self._ready()
             elif message["type"] == "forked":
@@ -107,7 +117,8 @@ class Crew:
             elif message["type"] == "exited":
                 worker = self.workers[message["worker"]]
                 worker.status = message["status"]
-                self._check_ended(worker)
+                if not worker.unreaped:
+                    self._check_ended(worker)
             else:
                 self._broken(f"the workers could not be started:\n{message['message']}")
         if self._forks.closed:
@@ -143,6 +154,27 @@ class Crew:
             self._hear(worker, message)
         worker.gone = True
         self._check_ended(worker)
+        self._await_forkserver(0)
+
+    def _await_forkserver(self, waited: int) -> None:
+        """Sees to it that the fork server answers: one that was stopped is told to go on. `waited`: for so many times its time."""
+        if not self._closing and not self._forks.closed and not (waited == 0 and self._loop.timing("forks")):
+            self._loop.set_timer(_ANSWER_S, lambda: self._ask_forkserver(waited + 1), "forks")
+
+    def _ask_forkserver(self, waited: int) -> None:
+        unreaped = [worker for worker in self.workers.values() if worker.gone and not worker.ended]
+        unborn = [worker.number for worker in self.workers.values() if worker.pid is None]
+        if not self._began or not (unreaped or unborn):
+            return
+        stopped = is_stopped(self._process.pid)
+        if waited == (1 if stopped else _GIVEN_UP_AFTER):
+            what = "was stopped, and is told to go on" if stopped else f"has not answered for {waited * _ANSWER_S:g} s"
+            say(f"the fork server (process {self._process.pid}), which starts workers and tells how they end, {what}")
+        self._process.send_signal(signal.SIGCONT)
+        for worker in unreaped if waited >= _GIVEN_UP_AFTER else ():
+            worker.unreaped = True
+            self._check_ended(worker)
+        self._await_forkserver(waited)
 
     def _check_ended(self, worker: Worker) -> None:
         if worker.ended:

@@ -19,6 +19,8 @@ from elastic.view import View
 Send = Callable[[dict[str, Any]], None]
 
 _ORDERS = ("view", "quiesce", "propose")
+UNHEARD_S = 20.0
+"""How long `train_fn` may deal with an exception of the training before that is taken for swallowed."""
 _PROGRESS_EVERY_S = 0.25
 _current: Job | None = None
 
@@ -95,6 +97,8 @@ class Job:
         self.epoch = 0
         self.step: int | None = None
         self.send = send
+        self.give_up: Callable[[BaseException], None] = lambda error: None
+        self._unheard: BaseException | None = None
         self._orders: list[dict[str, Any]] = []
         self._ordered = threading.Condition()
         self._waits: Waits | None = None
@@ -166,6 +170,23 @@ class Job:
             self._told_at = now
             times = {"step_s": step_s, "committed_at": committed_at}
             self.send({"type": "progress", "epoch": epoch, "step": step, **times, **({} if told is None else told())})
+
+    def raised(self, error: BaseException) -> None:
+        """This worker's training ended with `error`, which `train_fn` sees now. If that goes on regardless, the agent hears of it later.
+
+        Else the other workers would wait for this one for ever.
+        """
+        self._unheard = error
+        threading.Thread(target=self._await_hearing, args=(error,), name="elastic-unheard", daemon=True).start()
+
+    def heard(self) -> None:
+        """The last error was seen to, or the training went on."""
+        self._unheard = None
+
+    def _await_hearing(self, error: BaseException) -> None:
+        time.sleep(UNHEARD_S)
+        if self._unheard is error:
+            self.give_up(error)
 
     @property
     def leader(self) -> bool:

@@ -40,28 +40,39 @@ def name_process(name: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
 
 
-def end_group(leader: int, timeout_s: float = 5.0) -> None:
-    """SIGKILLs the process group of `leader`, a child that is not reaped yet, and waits until the others in it have ended."""
-    with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+def is_stopped(pid: int) -> bool:
+    """Whether a process has got SIGSTOP, or a debugger holds it."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
+
+
+def end_session(leader: int, mark: str, timeout_s: float = 5.0) -> None:
+    """SIGKILLs what is left of the session of `leader` but not itself, and what has `mark` in the environment that it was started with.
+
+    That is how helper processes are found that `train_fn` started, in sessions of their own too. Waits until they have ended.
+    """
     deadline = time.monotonic() + timeout_s
-    for pid in _group(leader):
-        with suppress(ProcessLookupError):
-            pidfd = os.pidfd_open(pid)
-            select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
-            os.close(pidfd)
+    while (found := _left(leader, mark)) and time.monotonic() < deadline:  # again: one may just have started another
+        for pid in found:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))
+                finally:
+                    os.close(pidfd)
 
 
-def _group(leader: int) -> list[int]:
-    """The members of a process group, but for its leader."""
-    members = []
+def _left(leader: int, mark: str) -> list[int]:
+    found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != leader:
-            with suppress(OSError):
-                _state, _parent, group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-                if int(group) == leader:
-                    members.append(int(entry.name))
-    return members
+        if entry.name.isdigit() and int(entry.name) not in (leader, os.getpid()):
+            with suppress(OSError):  # gone, or another user's
+                state, _parent, _group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if state != "Z" and (int(session) == leader or mark.encode() in (entry / "environ").read_bytes().split(b"\0")):
+                    found.append(int(entry.name))
+    return found
 
 
 def tied_command(command: Sequence[str]) -> list[str]:

@@ -20,10 +20,10 @@ from elastic import errors
 from elastic.channel import Channel, Message
 from elastic.errors import JobFailed, SettingsError, Terminated
 from elastic.membership.endpoint import Endpoint
-from elastic.process import end_group, import_path, module_command
+from elastic.process import end_session, import_path, module_command
 from elastic.rundir import RunDirectory
 from elastic.save_summary import SaveSummary
-from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, own_environment
+from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, job_mark, own_environment
 from elastic.signals import StopRequests, exit_code, shielded
 from elastic.target import name_of, own_modules
 
@@ -175,7 +175,7 @@ def _supervise(settings: JobSettings, directory: str, requests: StopRequests) ->
         with requests.forwarded(channel):
             return _last_word(channel)
     finally:
-        _end(agent, channel)
+        _end(agent, channel, directory)
 
 
 def _last_word(channel: Channel) -> Message | None:
@@ -185,16 +185,16 @@ def _last_word(channel: Channel) -> Message | None:
     return None
 
 
-def _end(agent: subprocess.Popen[bytes], channel: Channel) -> None:
-    """Waits for the agent to leave, then ends whatever else is in its process group, such as processes that `train_fn` started."""
+def _end(agent: subprocess.Popen[bytes], channel: Channel, directory: str) -> None:
+    """Waits for the agent to leave, then ends whatever else is left of the job, such as processes that `train_fn` started."""
     channel.close()
-    exited = os.WEXITED | os.WNOWAIT  # not reaped: until then nobody else gets its process group id
+    exited = os.WEXITED | os.WNOWAIT  # not reaped: until then nobody else gets its session id
     watchdog = threading.Timer(_AGENT_EXIT_S, agent.kill)
     watchdog.start()
     with suppress(ChildProcessError):  # where the program ignores SIGCHLD, or reaps all its children itself
         os.waitid(os.P_PID, agent.pid, exited)
     watchdog.cancel()
-    end_group(agent.pid)
+    end_session(agent.pid, "=".join(job_mark(directory)))
     agent.wait()
 
 

@@ -163,6 +163,11 @@ def default_environment(directory: str) -> dict[str, str]:
     return {"TORCHINDUCTOR_CACHE_DIR": f"{directory}/torchinductor", **HUGE_PAGES}
 
 
+def job_mark(directory: str) -> tuple[str, str]:
+    """A variable, and its value, by which a process that `train_fn` starts is known, and ended with the job, unless it is taken out."""
+    return "ELASTIC_JOB", directory
+
+
 def own_environment() -> dict[str, str]:
     """A copy of this process's environment."""
     return dict(os.environ)

@@ -35,6 +35,7 @@ class Worker:
     error: Message | None = None
     gone: bool = False
     status: int | None = None
+    unreaped: bool = False  # gone, and its parent does not say how
     progress: Message = field(default_factory=dict)
     condemned: str = ""  # why we end it
     failure: str = ""  # what it ran out of, in one line
@@ -43,7 +44,7 @@ class Worker:
         """SIGKILL, which works on a stopped process too."""
         if self.status is None:
             self.condemned = self.condemned or why
-        if self.pidfd >= 0 and self.status is None:
+        if self.pidfd >= 0 and not self.gone and self.status is None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
@@ -53,7 +54,7 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        return self.gone and self.status is not None
+        return self.gone and (self.status is not None or self.unreaped)
 
 
 def failed(kind: type[errors.ElasticError], message: str) -> Message:
@@ -101,6 +102,8 @@ def how_ended(worker: Worker) -> str:
         how = f"failed with {worker.failure}"
     elif worker.condemned:
         how = "was ended"
+    elif worker.unreaped:
+        how = "ended; how is not known, since the fork server does not answer"
     else:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with code {status} inside train_fn"
     return f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -58,6 +59,27 @@ class Report:
     layout: str
     leader: bool
     stopped: bool = False
+
+
+def told_to_the_job(run: Callable[[Trainer, int], Iterator[Report]]) -> Callable[[Trainer, int], Iterator[Report]]:
+    """The job hears of an exception that ends the steps, also where a loop swallows it."""
+
+    @functools.wraps(run)
+    def told(self: Trainer, steps: int) -> Iterator[Report]:
+        reports = run(self, steps)
+        try:
+            for report in reports:
+                self._job.heard()
+                yield report
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._job.raised(error)
+            raise
+        finally:
+            reports.close()  # type: ignore[attr-defined]
+
+    return told
 
 
 class Trainer:
@@ -223,6 +245,7 @@ class Trainer:
         """This worker's action list, such as `0F0 0F1 0B0 0B1`: stage, forward or backward, micro-batch."""
         return " ".join(map(str, self._engine.executor.actions))
 
+    @told_to_the_job
     def run(self, steps: int) -> Iterator[Report]:
         """Takes steps until `steps` have been taken in all, and yields each one once, on every worker.
 

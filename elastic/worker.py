@@ -60,13 +60,16 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
     job = Job(parsed, line.send)
     signals.outlive_a_stop(lambda: job.stop_requested)
     _prepare(parsed)
+    job.give_up = lambda error: _give_up(line, job, error)
     jobs.enter(job)
     line.listen(job)
     try:
         job.linger = linger.read(parsed.directory)
         target.check_hidden(parsed.modules)
         value = _train(job)
+        job.heard()
     except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
+        job.heard()
         line.send(_failure(job, error))
         return 1
     line.send({"type": "result", "value": value, "stopped": job.stop_requested})
@@ -104,6 +107,14 @@ def _train(job: Job) -> Any:
             "return numbers, strings, lists and dicts, or nothing"
         ) from error
     return value
+
+
+def _give_up(line: _AgentLine, job: Job, error: BaseException) -> None:
+    """`train_fn` has swallowed what ended its training, and the others would wait for ever."""
+    report = _failure(job, error)
+    report["traceback"] = "".join(traceback.format_exception(error)) + "\ntrain_fn caught this exception and neither raised it nor returned"
+    line.send(report)
+    os._exit(1)
 
 
 def _failure(job: Job, error: BaseException) -> Message:

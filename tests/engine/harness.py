@@ -48,6 +48,12 @@ class FakeJob:
     def listen_on(self, waits: Any) -> None:
         pass
 
+    def heard(self) -> None:
+        self.error = None
+
+    def raised(self, error: BaseException) -> None:
+        self.error = error
+
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
         pass
 

@@ -77,12 +77,13 @@ class Greedy(nn.Module):
         return values
 
 
-@pytest.mark.usefixtures("lone_job")
-def test_what_a_layer_changes_is_named_before_its_step_counts() -> None:
+def test_what_a_layer_changes_is_named_before_its_step_counts(lone_job: Any) -> None:
     steps = []
+    assert not hasattr(lone_job, "error")
     with pytest.raises(TrainerError, match=r"while step \d+ was computed, torch's setting of threads was changed from 1 to 3"):
         steps += [report.step for report in trainer(Greedy()).run(50)]
     assert len(steps) < 12
+    assert isinstance(lone_job.error, TrainerError), "the job hears of it, should the loop swallow it"
 
 
 @pytest.mark.usefixtures("lone_job")

@@ -32,6 +32,8 @@ def facts(job: Job, text: str, number: int) -> dict[str, Any]:
     import torch  # not above: launchers import this module too, and need none
 
     subprocess.Popen(["sleep", "600"])  # a helper process that the train function forgets
+    subprocess.Popen(["sleep", "600"], start_new_session=True)  # and one that leaves its session, as a daemon does
+    subprocess.Popen(["sh", "-c", "(sleep 600 & exec sleep 600) & exit"]).wait()  # and some whose parent is gone
     own = {
         "worker": job.worker,
         "args": [text, number],
@@ -87,6 +89,16 @@ def consequences(job: Job) -> None:
         PAUSE.wait(0.01)
     job.progress(3, 17)
     raise ZeroDivisionError("the root of it")
+
+
+def swallows(job: Job) -> None:
+    """Worker 1's training ends, and it does not care."""
+    jobs.UNHEARD_S = 0.3
+    if job.worker == 1:
+        job.raised(ZeroDivisionError("forgiven"))
+        job.heard()
+        job.raised(ZeroDivisionError("the end of the training"))
+    PAUSE.wait()
 
 
 def returns_a_socket() -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -135,6 +136,32 @@ def test_an_etcd_that_takes_little_and_comes_back_empty_serves_recoveries_of_a_j
         )
     chaos.result()
     assert result.value == {"epoch": 3, "members": [0]}
+
+
+ptrace = ctypes.CDLL(None).ptrace
+ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+ptrace.restype = ctypes.c_long
+
+
+def test_a_death_is_recovered_from_though_the_fork_server_is_stopped_for_good(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def plan(chaos: Chaos) -> None:
+        record = chaos.members(1)
+        victim = next(member["pid"] for member in record["members"] if member["worker"] == 1)
+        forks = int(Path(f"/proc/{victim}/stat").read_text().rpartition(")")[2].split()[1])
+        for request in (0x4206, 0x4207):  # PTRACE_SEIZE, PTRACE_INTERRUPT: SIGCONT cannot help as long as this thread lives
+            assert ptrace(request, forks, None, None) == 0
+        kill(record, 1)
+        chaos.members(2)
+        (tmp_path / "finish").touch()
+        PAUSE.wait(1.0)
+
+    chaos = Chaos(tmp_path / "run", plan)
+    result = elastic.run(functions.obeys, workers=3, args=[str(tmp_path)], directory=tmp_path / "run", respawn=False)
+    chaos.result()
+    assert result.value == {"epoch": 2, "members": [0, 2]}
+    said = capfd.readouterr().err
+    assert "which starts workers and tells how they end, was stopped, and is told to go on" in said
+    assert "ended; how is not known, since the fork server does not answer" in said
 
 
 def children(pid: int) -> list[str]:

@@ -103,6 +103,11 @@ def test_the_cause_is_reported_and_not_its_consequences() -> None:
     assert "PeerLost" not in text
 
 
+def test_an_exception_that_train_fn_swallows_ends_the_job_all_the_same() -> None:
+    with pytest.raises(JobFailed, match=r"(?s)Error: the end of the training.*train_fn caught this exception and neither raised"):
+        elastic.run(functions.swallows, workers=2)
+
+
 def test_a_value_that_cannot_travel_is_refused() -> None:
     with pytest.raises(TrainFunctionError, match="returned a socket that cannot be sent to the launcher"):
         elastic.run(functions.returns_a_socket, workers=1)
