@@ -70,7 +70,7 @@ def run(
         workers: training processes on this host.
         stages: pipeline stages; by default as many as are fastest.
         min_workers: how many workers the job may shrink to, by default 1; with fewer it pauses until new ones are ready.
-        etcd: `[user:password@]host:port` of a running etcd; by default the job runs a private one.
+        etcd: `[user:password@]host:port` of a running etcd, or `unix:/path` of its socket on this host; by default a private one.
         args: JSON values.
         name: of the job, unique in its etcd.
         threads: of one worker's operators. Bits depend on it.
@@ -92,6 +92,7 @@ def run(
         EtcdUnavailable: etcd cannot be started, reached or logged in to.
         CheckpointError: none of the checkpoints is good, or the newest does not fit this training.
         MismatchError: the workers did not build the same thing.
+        NameLost: the job could not reach its etcd for a while, and another job has taken its name; a JobFailed.
         JobFailed: a worker raised, with its traceback; or so many died that the training cannot go on.
         CoverageLost: more workers died together than there are copies of the state.
         CopiesConflict: copies of the state differ that must be equal.

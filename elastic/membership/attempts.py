@@ -81,6 +81,10 @@ class Attempts:
                 raise
             self._burn(era)
 
+    def ask(self) -> None:
+        """Returns if etcd answers."""
+        self._store.get(self._key)
+
     def publish(self, era: Era, proposal: Mapping[str, Any]) -> None:
         """Puts the digest of the proposal, once. Raises Conflict if there is another."""
         key, text = f"{self._prefix}proposals/{_name(era)}", digest(proposal)

@@ -26,7 +26,7 @@ def _ignore(_: Any) -> None:
 class Errand:
     """`call` is repeated until it returns or raises Conflict, which `done` or `refused` gets; unless `wanted` says no before a try.
 
-    One that is not `needed` is tried once.
+    One that is not `needed` is tried once, and may be refused. After `deadline_s` of an outage the job is given up.
     """
 
     call: Callable[[], Any]
@@ -34,6 +34,7 @@ class Errand:
     refused: Callable[[Conflict], None] = _ignore
     wanted: Callable[[], bool] = lambda: True
     needed: bool = True
+    deadline_s: float = DEADLINE_S
 
 
 class Clerk:
@@ -88,13 +89,15 @@ class Clerk:
             try:
                 result = errand.call()
             except EtcdRefused:
-                raise
+                if errand.needed:
+                    raise
+                break
             except EtcdUnavailable as error:
                 if not errand.needed:
                     break
                 now = self._clock()
                 began = now if began is None else began
-                if now - began > DEADLINE_S:
+                if now - began > errand.deadline_s:
                     self._post(lambda error=error: self._failed(_given_up(error)))
                     return
                 if now - began >= _due(told):

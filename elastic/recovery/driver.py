@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -153,11 +154,13 @@ class Driver:
     def away(self, error: EtcdUnavailable, seconds: float = 0.0) -> None:
         """etcd cannot be had while a recovery needs it, for so long."""
         since = f", {seconds:.0f} s by now; the job ends after {DEADLINE_S:.0f} s" if seconds >= 1.0 else ""
-        self._world.say(f"{error}; the recovery waits for it{since}")
+        what = "the training goes on, and a planned change" if self.state.phase is Phase.BOUNDARY else "the recovery"
+        since = since if self.state.phase is not Phase.BOUNDARY else ""
+        self._world.say(f"{error}; {what} waits for it{since}")
 
     def back(self) -> None:
         """etcd answers again."""
-        self._world.say("etcd is back: the recovery goes on")
+        self._world.say("etcd is back: what waited for it goes on")
 
     def close(self) -> None:
         """The job is over."""
@@ -278,7 +281,17 @@ class Driver:
     # Actions
 
     def _ask_boundary(self, action: AskBoundary) -> None:
-        self._world.crew.tell(action.workers, {"type": "boundary"})
+        """Once etcd answers: whoever stands at a boundary waits for it, and losing etcd does not stop the training."""
+
+        def asked(_: Any = None) -> bool:
+            return self.state.phase is Phase.BOUNDARY and self.view.epoch == epoch
+
+        def tell(_: Any) -> None:
+            if asked():
+                self._world.crew.tell(action.workers, {"type": "boundary"})
+
+        epoch = self.view.epoch
+        self._world.clerk.run(Errand(call=self._world.attempts.ask, done=tell, wanted=asked, deadline_s=math.inf))
 
     def _quiesce(self, action: Quiesce) -> None:
         self._chronicle.note(lambda timeline, now: timeline.opened(now))

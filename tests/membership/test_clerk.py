@@ -125,8 +125,9 @@ def test_a_bug_in_an_errand_is_told_and_ends_no_thread(clerk: Clerk, posted: Any
     assert said[1] == "next"
 
 
-def test_what_is_not_needed_is_tried_once(clerk: Clerk, posted: Any, said: list[Any]) -> None:
-    clerk.run(Errand(call=failing(9, EtcdUnavailable("away")), done=said.append, needed=False))
+@pytest.mark.parametrize("error", [EtcdUnavailable("away"), EtcdRefused("no")])
+def test_what_is_not_needed_is_tried_once(clerk: Clerk, posted: Any, said: list[Any], error: Exception) -> None:
+    clerk.run(Errand(call=failing(9, error), done=said.append, needed=False))
     clerk.run(Errand(call=lambda: "next", done=said.append))
     posted.get(timeout=5)()
     assert said == ["next"]

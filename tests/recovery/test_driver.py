@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from elastic.errors import Conflict, CoverageLost, EtcdUnavailable, GateRefused
-from elastic.membership.clerk import Errand
+from elastic.membership.clerk import DEADLINE_S, Errand
 from elastic.membership.founding import found
 from elastic.observe import incident
 from elastic.observe.activity import Activity
@@ -72,6 +73,9 @@ class FakeAttempts:
         if self.error is not None:
             raise self.error
         self.calls.append(call)
+
+    def ask(self) -> None:
+        pass
 
     def begin(self, era: Any) -> None:
         self._note("begin", era)
@@ -399,6 +403,21 @@ def test_a_stopped_worker_is_named(scene: Callable[..., Scene], monkeypatch: pyt
         job.now += 1.0
         job.timers.timers["silence"][1]()
     assert job.said == ["worker 1 (process 1001) does not answer: its process is stopped, and the others wait for it"]
+
+
+def test_a_planned_change_waits_for_etcd_while_the_training_goes_on(scene: Callable[..., Scene]) -> None:
+    job = replaced(scene)
+    job.clerk.away = True
+    job.say(3, "announce", ready=announcement())
+    assert job.timers.act is not None
+    job.timers.act()
+    job.driver.away(EtcdUnavailable("etcd cannot be reached"), 60.0)
+    assert job.said[-1] == "etcd cannot be reached; the training goes on, and a planned change waits for it"
+    assert job.crew.messages("boundary") == []
+    assert {errand.deadline_s for errand in job.clerk.waiting if errand.wanted()} == {math.inf, DEADLINE_S}, "the other lists the joiner"
+    job.clerk.away = False
+    job.clerk.work()
+    assert job.crew.messages("boundary") == [0, 2]
 
 
 def test_what_an_abandoned_attempt_wanted_of_etcd_is_not_done(scene: Callable[..., Scene]) -> None:
