@@ -91,7 +91,9 @@ class Trainer:
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
         data: a map-style dataset, or a function `batch(step, micro_batch)`. Of a tuple or list, the model gets the first element.
         batch_size, micro_batch_size: samples per step and per micro-batch; the second must divide the first.
-        scheduler: a scheduler of that optimizer, or a function that makes one of it; stepped once per step.
+        scheduler: a scheduler of that optimizer, or a function that makes one of it; stepped once per step. `ReduceLROnPlateau` is not:
+            the loop's body calls `scheduler.step(metric)`, when it has one, on every worker, with the same metric (`evaluate` gives all
+            the same). Its state is saved, and goes to workers that join.
         clip_norm: the largest L2 norm of the whole gradient.
         seed: keys the order of data, dropout and every other use of torch's, NumPy's and Python's generators inside layers.
         exact: refuse what would make bits depend on the layout (such as buffers that a forward changes, but for BatchNorm, which is exact).
@@ -307,9 +309,7 @@ class Trainer:
         self._survivor.handed_out()
 
     def _step_scheduler(self, answer: Apply) -> None:
-        if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(answer.loss)
-        elif self._scheduler is not None:
+        if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step()
 
     def _report(self, answer: Apply) -> Report:
@@ -333,7 +333,8 @@ class Trainer:
         """The mean loss over a map-style dataset in order (or its first `micro_batches`), without training. Every worker must call it.
 
         The layers run in evaluation mode and without gradients. The last micro-batch may be smaller; it weighs as much as its samples,
-        or as its weight where the loss gives `(sum, weight)`.
+        or as its weight where the loss gives `(sum, weight)`. What layers and samples draw follows from the seed and their place in the
+        dataset: the same each time, on every layout.
 
         Raises:
             TrainerError: for data that cannot be sought in, or that is empty.
@@ -344,16 +345,26 @@ class Trainer:
         if count < 1:
             raise TrainerError("there is nothing to evaluate: the dataset is empty")
         collate = self._collate or torch.utils.data.default_collate
-        load = lambda i: collate([dataset[j] for j in range(i * size, min((i + 1) * size, len(dataset)))])  # noqa: E731
-        total, weight = self._survivor.together(lambda: self._evaluated(count, load))
+        samples = lambda i: range(i * size, min((i + 1) * size, len(dataset)))  # noqa: E731
+
+        def load(micro_batch: int) -> Any:
+            drawn = []
+            for sample in samples(micro_batch):
+                randomness.seed_all(self.seed, "evaluate", "sample", sample)
+                drawn.append(dataset[sample])
+            return collate(drawn)
+
+        total, weight = self._survivor.together(lambda: self._evaluated(count, load, lambda i: len(samples(i)) / size))
+        if not weight:
+            raise TrainerError(f"there is nothing to evaluate: the weights of the loss of all {count} micro-batches are 0")
         return total / weight
 
-    def _evaluated(self, count: int, load: Callable[[int], Any]) -> tuple[float, float]:
+    def _evaluated(self, count: int, load: Callable[[int], Any], share: Callable[[int], float]) -> tuple[float, float]:
         training = [(module, module.training) for module in self._model.root.modules()]
         self._model.root.eval()
         try:
             with randomness.kept():  # what the loop draws behind it does not depend on the layers that are here
-                return self._engine.evaluate(count, load)
+                return self._engine.evaluate(count, load, share)
         finally:  # before anything else is done, such as a step that has to be taken again
             for module, mode in training:
                 module.training = mode

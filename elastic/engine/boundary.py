@@ -91,7 +91,7 @@ class Crossing:
 
 def contiguous(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's values in contiguous memory that starts aligned; itself where it already is so."""
-    tensor = tensor.contiguous()
+    tensor = tensor.resolve_conj().resolve_neg().contiguous()
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 

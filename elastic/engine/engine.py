@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -353,8 +353,10 @@ class Engine:
             refusal=refusal,
         )
 
-    def evaluate(self, micro_batches: int, batch: Any) -> tuple[float, float]:
+    def evaluate(self, micro_batches: int, batch: Any, share: Callable[[int], float] = lambda _: 1.0) -> tuple[float, float]:
         """Sum and weight of the loss of the micro-batches `batch(i)`, added in order: the same on every layout, told to every member.
+
+        A micro-batch weighs `share(i)` where its loss gives no weight.
 
         Micro-batches are run in chunks with a round behind each, which bounds what can be on its way.
         """
@@ -362,7 +364,7 @@ class Engine:
         chunk = 4 * len(self.view.workers)
         for start in range(0, micro_batches, chunk):
             sequence = self._next_sequence()
-            leaves = self.executor.evaluate(sequence, range(start, min(start + chunk, micro_batches)), batch)
+            leaves = self.executor.evaluate(sequence, range(start, min(start + chunk, micro_batches)), batch, share)
             so_far = (total, weight)
             said, _ = self._rounds.commit(sequence, ({"leaves": _rows(leaves)}, None), lambda ready, sums=so_far: _added(sums, ready))
             total, weight = said["total"], said["weight"]

@@ -234,8 +234,13 @@ class Executor:
             return enter(model_input(data), f"micro-batch {micro_batch} of step {step}")
         return self.pipe.receive_activations(step, micro_batch)
 
-    def evaluate(self, step: int, micro_batches: range, batch: Callable[[int], Any]) -> list[LossLeaf]:
-        """Forward only, of the micro-batches `batch(i)` that are dealt to this worker; `step`, marked EVALUATION, names the messages."""
+    def evaluate(
+        self, step: int, micro_batches: range, batch: Callable[[int], Any], share: Callable[[int], float] = lambda _: 1.0
+    ) -> list[LossLeaf]:
+        """Forward only, of the micro-batches `batch(i)` that are dealt to this worker; `step`, marked EVALUATION, names the messages.
+
+        A micro-batch weighs `share(i)` where its loss gives no weight.
+        """
         leaves: list[LossLeaf] = []
         self.gatherer.wait_all()
         for micro_batch in micro_batches:
@@ -246,7 +251,7 @@ class Executor:
             for runner in self._runners:
                 crossing = runner.evaluate(step, micro_batch, crossing)
             if self.pipe.last:
-                leaves.append(self._loss.evaluate(step, micro_batch, crossing, data, tokens_in(data)))
+                leaves.append(self._loss.evaluate(step, micro_batch, crossing, data, tokens_in(data), share(micro_batch)))
             else:
                 self.pipe.send_activations(step, micro_batch, crossing)
         return leaves

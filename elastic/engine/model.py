@@ -72,6 +72,36 @@ def split(model: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, tuple[nn.M
     return root, layers
 
 
+def refuse_aliases(root: nn.Module) -> None:
+    """Each trainable parameter gets memory of its own, which a view of the old one would not follow.
+
+    Raises:
+        TrainerError: naming two that share memory without being one object.
+    """
+    named = [*root.named_parameters(), *root.named_buffers()]
+    places = sorted(
+        (*_place(tensor), name, tensor.requires_grad) for name, tensor in named if tensor.layout == torch.strided and tensor.numel()
+    )
+    last: tuple[int, int, str, bool] | None = None  # that ends last, of trainable ones and of all
+    trained: tuple[int, int, str, bool] | None = None
+    for place in places:
+        other = (last if place[3] else trained) or (0, 0, "", False)
+        if place[0] < other[1]:
+            raise TrainerError(
+                f"{other[2]} and {place[2]} share memory and are not one object, so they would not be tied any more: use the same "
+                "nn.Parameter in both places (or compute one from the other in forward, as in `functional.linear(x, self.weight.t())`)"
+            )
+        last = place if last is None or place[1] > last[1] else last
+        if place[3]:
+            trained = place if trained is None or place[1] > trained[1] else trained
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """The bytes that its elements lie among."""
+    reach = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
+
+
 class LayeredModel:
     """Owns the memory of the parameters of the layers that this worker holds.
 
@@ -88,6 +118,7 @@ class LayeredModel:
         self._names = {id(parameter): name for name, parameter in self.root.named_parameters()}
         self._parameters = dict(self.root.named_parameters())
         self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)
+        refuse_aliases(self.root)
         homes: dict[int, int] = {}
         self.spec = ModelSpec(layers=tuple(self._describe(index, layer, homes) for index, layer in enumerate(self.layers)), cut=cut)
         self.vectors = vectors(self.spec)

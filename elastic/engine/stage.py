@@ -7,10 +7,12 @@ between workers or not; that is why layouts do not change bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -85,7 +87,7 @@ class LayerRunner:
             with self._statistics.during(self.index, micro_batch), torch.no_grad():
                 structure, outputs = self._call(step, micro_batch, [leaf.detach().clone() for leaf in leaves], crossing.structure)
             reachable = bool(self.parameters) or any(crossing.differentiable)
-            differentiable = tuple(reachable and output.is_floating_point() for output in outputs)
+            differentiable = tuple(reachable and (o.is_floating_point() or o.is_complex()) for o in outputs)
         else:
             with self._statistics.during(self.index, micro_batch):
                 structure, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in leaves], crossing.structure)
@@ -108,14 +110,22 @@ class LayerRunner:
         """Forward only, without a graph."""
         with torch.no_grad():
             inputs = [tensor for tensor in crossing.tensors if tensor is not None]
-            structure, outputs = self._call(step, micro_batch, inputs, crossing.structure)
+            structure, outputs = self._call(step, micro_batch, inputs, crossing.structure, evaluation_key(self.key(step, micro_batch)))
         return Crossing(structure=structure, tensors=tuple(contiguous(o) for o in outputs), differentiable=(False,) * len(outputs))
 
-    def _call(self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any) -> tuple[Any, list[torch.Tensor]]:
-        self._generators.enter(*self.key(step, micro_batch))
+    def _call(
+        self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any, key: Key | None = None
+    ) -> tuple[Any, list[torch.Tensor]]:
+        self._generators.enter(*(key or self.key(step, micro_batch)))
         with self.numerics.precision():
             result = self.module(unflatten(structure, inputs))
         return flatten(result, f"layer {self.index} ({type(self.module).__name__})")
+
+
+def evaluation_key(key: Key) -> Key:
+    """What follows from `key` in an evaluation: its step only names messages, and how many there were depends on the layout."""
+    seed, _, micro_batch, layer = key
+    return seed, "evaluate", micro_batch, layer
 
 
 class LossRunner:
@@ -135,10 +145,20 @@ class LossRunner:
         """The loss of one micro-batch, with its graph.
 
         Raises:
-            TrainerError: if the loss is not a scalar tensor or `(scalar tensor, weight)`.
+            TrainerError: if the loss is not a scalar tensor or `(scalar tensor, weight)`, or depends on no parameter.
         """
         leaves = leaves_of(crossing)
-        value, weight = self._call(step, micro_batch, unflatten(crossing.structure, [alias(leaf) for leaf in leaves]), batch)
+        where = f"the loss of step {step}, micro-batch {micro_batch}"
+        output = unflatten(crossing.structure, [alias(leaf) for leaf in leaves])
+        value, weight = read_loss(self._call(self.key(step, micro_batch), output, batch), where)
+        weight = 1.0 if weight is None else weight
+        if weight and not value.requires_grad:
+            raise TrainerError(
+                f"{where} does not depend on the model's parameters, so nothing would be learned: it was cut off from what computed it, "
+                "as by detach(), no_grad(), item() or numpy()"
+            )
+        if not weight and not math.isfinite(float(value.detach())):
+            value = torch.zeros(())  # such as a mean over no token: it weighs nothing
         run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=[value])
         return run, LossLeaf(micro_batch=micro_batch, value=float(value.detach()), weight=weight, tokens=tokens)
 
@@ -148,19 +168,50 @@ class LossRunner:
             run.outputs[0].backward()
         return gradients_of(run.leaves)
 
-    def evaluate(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int) -> LossLeaf:
-        """The loss without a graph."""
+    def evaluate(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int, share: float = 1.0) -> LossLeaf:
+        """The loss without a graph; where it has no weight of its own the micro-batch weighs `share`."""
         with torch.no_grad():
             inputs = [tensor for tensor in crossing.tensors if tensor is not None]
-            value, weight = self._call(step, micro_batch, unflatten(crossing.structure, inputs), batch)
-        return LossLeaf(micro_batch=micro_batch, value=float(value), weight=weight, tokens=tokens)
+            result = self._call(evaluation_key(self.key(step, micro_batch)), unflatten(crossing.structure, inputs), batch)
+        value, weight = read_loss(result, f"the loss of micro-batch {micro_batch} of an evaluation")
+        if weight is None:
+            return LossLeaf(micro_batch=micro_batch, value=float(value) * share, weight=share, tokens=tokens)
+        return LossLeaf(micro_batch=micro_batch, value=float(value) if weight else 0.0, weight=weight, tokens=tokens)
 
-    def _call(self, step: int, micro_batch: int, output: Any, batch: Any) -> tuple[torch.Tensor, float]:
-        self._generators.enter(*self.key(step, micro_batch))
+    def _call(self, key: Key, output: Any, batch: Any) -> Any:
+        self._generators.enter(*key)
         with self.numerics.precision():
-            result = self.loss(output, batch)
-        value, weight = result if isinstance(result, tuple) and len(result) == 2 else (result, 1.0)
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise TrainerError(f"the loss of step {step}, micro-batch {micro_batch} is {shape}: return a scalar tensor, or (sum, weight)")
-        return value, float(weight)
+            return self.loss(output, batch)
+
+
+def read_loss(result: Any, where: str) -> tuple[torch.Tensor, float | None]:
+    """What a loss function gave: a scalar tensor, and its weight, None if it gave none.
+
+    Raises:
+        TrainerError: naming `where` and what it is instead.
+    """
+    value, given = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else _named(value)
+        raise TrainerError(f"{where} is {shape}: return a scalar tensor, or (sum, weight)")
+    if value.is_complex():
+        raise TrainerError(f"{where} is complex: return a real scalar tensor, or (sum, weight)")
+    if given is None:
+        return value, None
+    if isinstance(given, torch.Tensor) and (given.ndim or given.requires_grad):
+        raise TrainerError(
+            f"{where} came with a {'prediction' if given.ndim else 'tensor that has a gradient'} (shape {tuple(given.shape)}) where "
+            "its weight is expected: return the loss alone, or (sum, weight) with a number as weight"
+        )
+    if not isinstance(given, bool | int | float | np.number | torch.Tensor):
+        raise TrainerError(f"{where} came with {_named(given)} where its weight is expected: return the loss alone, or (sum, weight)")
+    weight = float(given)
+    if not (math.isfinite(weight) and weight >= 0):
+        raise TrainerError(f"{where} has the weight {weight}: a weight, such as a number of tokens, is finite and not below 0")
+    return value, weight
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(type(each).__name__ for each in value)})"
+    return f"a {type(value).__name__}"

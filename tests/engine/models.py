@@ -167,10 +167,6 @@ def cosine(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)
 
 
-def plateau(optimizer: torch.optim.Optimizer) -> Any:
-    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=0.5)
-
-
 def dict_batch(step: int, micro_batch: int) -> dict[str, torch.Tensor]:
     base = (step * 6 + micro_batch) * 4
     return {"x": torch.stack([torch.cos(torch.arange(WIDTH) * 0.2 + base + i) for i in range(4)]), "y": torch.arange(base, base + 4) % 7}
@@ -195,7 +191,6 @@ CASES: dict[str, dict[str, Any]] = {
     "tied": {"model": tied},
     "tied thrice": {"model": tied_thrice, "clip_norm": 0.5},
     "two groups, clipping, scheduler": {"model": blocks, "optimizer": two_groups, "clip_norm": 0.3, "scheduler": cosine},
-    "plateau scheduler": {"model": blocks, "scheduler": plateau},
     "momentum": {"model": blocks, "optimizer": momentum},
     "fused": {"model": blocks, "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, fused=True)},
     "whole tensors": {"model": tied, "optimizer": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-2), "clip_norm": 1.0},
