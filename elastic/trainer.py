@@ -259,6 +259,9 @@ class Trainer:
         survivor.handed_out()
         while True:
             survivor.catch_up()
+            if survivor.step > steps:  # this worker has joined behind this loop, in a later one
+                survivor.at("end", steps - 1)
+                return
             decided = survivor.decision
             if survivor.unseen is not None:
                 if survivor.settled():

@@ -28,7 +28,7 @@ from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, propose
 from elastic.settings import JobSettings
 from elastic.trainer import Trainer
-from elastic.view import View
+from elastic.view import Member, View
 from tests import dynamo  # noqa: F401
 
 TIMEOUT_S = 15
@@ -74,9 +74,10 @@ def when(job: Job, phase: str, step: int, act: Callable[[], None], epoch: int = 
 
 
 Prepare = Callable[[Job], None]
+Train = Callable[[Job], dict[str, Any]]
 
 
-def _child(prepare: Prepare, worker: int, workers: int, pipe: Connection, directory: str) -> None:
+def _child(prepare: Prepare, train: Train, worker: int, workers: int, pipe: Connection, directory: str) -> None:
     torch.set_num_threads(1)
     sending = threading.Lock()
 
@@ -109,16 +110,23 @@ class WorkerFailed(Exception):
 
 @dataclass
 class Agent:
-    """`at_commit` is called when all have voted, before anybody hears of it; `committed` when the members were told."""
+    """`at_commit` is called when all have voted, before anybody hears of it; `committed` when the members were told.
+
+    With fewer than `least` members it waits for a new worker, which is started then.
+    """
 
     workers: int
     stages: int
     prepare: Prepare = lambda job: None
+    train: Train = train
+    least: int = 1
     at_commit: Callable[[Agent], None] = lambda agent: None
     committed: Callable[[Agent], None] = lambda agent: None
     view: View | None = None
     attempt: int = 0
     live: list[int] = field(default_factory=list)
+    starting: list[int] = field(default_factory=list)
+    joiners: dict[int, Member] = field(default_factory=dict)
     pipes: dict[int, Connection] = field(default_factory=dict)
     readies: dict[int, Ready] = field(default_factory=dict)
     inventories: dict[int, Inventory] = field(default_factory=dict)
@@ -128,16 +136,11 @@ class Agent:
     first_steps: dict[int, int] = field(default_factory=dict)
 
     def run(self) -> Agent:
-        context = multiprocessing.get_context("fork")
-        self.live = list(range(self.workers))
         self._processes = []
-        with tempfile.TemporaryDirectory() as directory:
-            for worker in self.live:
-                self.pipes[worker], theirs = context.Pipe()
-                args = (self.prepare, worker, self.workers, theirs, directory)
-                self._processes.append(context.Process(target=_child, args=args, daemon=True))
-                self._processes[-1].start()
-                theirs.close()
+        with tempfile.TemporaryDirectory() as self._directory:
+            for _ in range(self.workers):
+                self._start()
+            self.live, self.starting = self.starting, []
             try:
                 while len(self.results) < len(self.live):
                     self._hear()
@@ -147,13 +150,32 @@ class Agent:
                     process.join()
         return self
 
+    @property
+    def started(self) -> int:
+        """How many workers, with those that were to replace others."""
+        return len(self._processes)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        worker = len(self._processes)
+        self.pipes[worker], theirs = context.Pipe()
+        args = (self.prepare, self.train, worker, self.workers, theirs, self._directory)
+        self._processes.append(context.Process(target=_child, args=args, daemon=True))
+        self._processes[-1].start()
+        theirs.close()
+        self.starting.append(worker)
+
     def kill(self, *workers: int) -> None:
         """All at once: the next attempt is without all of them."""
         for worker in workers:
             self._processes[worker].kill()
             self._processes[worker].join()
             self.live.remove(worker)
-        self._open()
+            self.joiners.pop(worker, None)
+        for _ in range(self.least - len(self.live) - len(self.starting)):
+            self._start()
+        if len(self.live) >= self.least:
+            self._open()
 
     @property
     def era(self) -> tuple[int, int]:
@@ -166,10 +188,10 @@ class Agent:
                 self.pipes[worker].send(message)
 
     def _hear(self) -> None:
-        heard = wait([self.pipes[worker] for worker in self.live], timeout=TIMEOUT_S)
+        heard = wait([self.pipes[worker] for worker in (*self.live, *self.starting)], timeout=TIMEOUT_S)
         assert heard, f"workers {self.live} hang in attempt {self.attempt}"
-        for worker in list(self.live):
-            if self.pipes[worker] not in heard or worker not in self.live:
+        for worker in (*self.live, *self.starting):
+            if self.pipes[worker] not in heard or worker not in (*self.live, *self.starting):
                 continue
             try:
                 message = self.pipes[worker].recv()
@@ -182,6 +204,13 @@ class Agent:
                 handler(worker, message)
 
     def _hear_announce(self, worker: int, message: Message) -> None:
+        if worker in self.starting:
+            self.starting.remove(worker)
+            self.live.append(worker)
+            self.joiners[worker] = Ready.from_json(message["ready"], "here").member(worker)
+            if len(self.live) >= self.least:
+                self._open()
+            return
         profile = [[0.1, 0.2, 9, 1000]] * LAYERS if worker == 0 else None  # the plan is not to depend on how fast this machine is today
         self.readies[worker] = Ready.from_json({**message["ready"], "profile": profile}, "here")
         if len(self.readies) == self.workers:
@@ -201,7 +230,8 @@ class Agent:
         assert self.view is not None
         self.inventories[worker] = Inventory.from_json(message["inventory"])
         if len(self.inventories) == len(self.live):
-            proposal = propose(last=self.view, attempt=self.attempt, inventories=self.inventories, joiners={}, stages=self.stages)
+            survivors = {worker: found for worker, found in self.inventories.items() if worker not in self.joiners}
+            proposal = propose(last=self.view, attempt=self.attempt, inventories=survivors, joiners=self.joiners, stages=self.stages)
             check_proposal(proposal, self.view)
             self.proposals.append(proposal)
             self.tell({"type": "propose", "proposal": proposal.to_json()})
@@ -219,7 +249,7 @@ class Agent:
         at_commit(self)
         if self.attempt != attempt:
             return
-        self.view, self.attempt = self.proposals[-1].view, 0
+        self.view, self.attempt, self.joiners = self.proposals[-1].view, 0, {}
         self.tell({"type": "view", "view": self.view.to_json()})
         committed, self.committed = self.committed, lambda agent: None
         committed(self)
