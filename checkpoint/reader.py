@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from elastic.checkpoint.blocks import BLOCK_BYTES, block_count, checksums, check
 from elastic.checkpoint.files import read_header
 from elastic.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
 from elastic.checkpoint.plan import Key, Sliced, Stored, index_tables, lies_beside, stored_name, stored_parts
+from elastic.checkpoint.renaming import renamed
 from elastic.checkpoint.sliced import gather
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents
@@ -43,6 +44,7 @@ class ElasticSource:
         path = f"{directory}/{MANIFEST}"
         self.manifest: Manifest = decode(read_all(store, path, MAX_MANIFEST_BYTES), store.where(path))
         self._contents: Contents | None = None
+        self._stored: Mapping[str, str] = {}
         self.name = directory
         self.bytes_read = 0
         self._told: Callable[[int], None] = lambda _bytes: None
@@ -61,8 +63,18 @@ class ElasticSource:
         """With the files beside the weights, which are read when this is first asked for. Raises CheckpointError if one is damaged."""
         if self._contents is None:
             files = {name: self._bytes(name, 0, file.size) for name, file in self.manifest.files.items() if lies_beside(name)}
-            self._contents = replace(self.manifest.contents, files=files)
+            self._contents = replace(self.listed, files=files)
         return self._contents
+
+    @property
+    def listed(self) -> Contents:
+        """What the manifest lists, without the files beside the weights: nothing more is read."""
+        return renamed(self.manifest.contents, {stored: name for name, stored in self._stored.items()})
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Shows tensors by other names from now on, by the names that the files have. The manifest keeps these."""
+        self._stored = {name: stored for stored, name in names.items()}
+        self._contents = None
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
         """The run `[start, stop)` of one tensor, in elements. Raises CheckpointError if it is not there, or damaged."""
@@ -92,7 +104,8 @@ class ElasticSource:
 
     def place(self, name: str, state: str = PARAM) -> Stored:
         """Where a tensor lies, or the one that it is tied to."""
-        place = self.manifest.places.get((self.manifest.contents.ties.get(name, name), state))
+        stored = self._stored.get(name, name)
+        place = self.manifest.places.get((self.manifest.contents.ties.get(stored, stored), state))
         if place is None:
             raise CheckpointError(f"{self._store.where(self._directory)}: it has no {state!r} of {name!r}")
         return place

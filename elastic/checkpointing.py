@@ -30,6 +30,7 @@ from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
 from elastic.history import History
 from elastic.job import Job
 from elastic.loopsettings import Settings
+from elastic.naming import Naming, naming_of
 from elastic.recovery.fallback import Restored
 from elastic.recovery.plain import from_plain, to_plain
 from elastic.recovery.rung import Checkpoint
@@ -51,7 +52,7 @@ class Checkpoints:
     """Of one worker: the newest good checkpoint in `directory`, from which founders begin, and saves after each `every` steps.
 
     `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `record` says which training
-    this is. `files` lie beside the weights. Raises TrainerError, CheckpointError.
+    this is. `files` lie beside the weights. `naming`: what parameters are called in checkpoints. Raises TrainerError, CheckpointError.
 
     `stalls`: of each save but the last, the seconds that it stopped this worker, and those of them that went into the spare, which the
     next step does not have to make then.
@@ -67,11 +68,12 @@ class Checkpoints:
         record: TrainingRecord,
         keep: int | None = None,
         files: Mapping[str, bytes] | None = None,
+        naming: Naming | None = None,
     ) -> None:
         if every is not None and every < 1:
             raise TrainerError(f"every={every}: save after each that many steps, at least 1")
         self._job, self._model, self._optimizer, self._record = job, model, optimizer, record
-        self._files = files or {}
+        self._files, self._naming = files or {}, naming or naming_of(model.root)
         self._policies = [] if keep is None else [KeepLast(keep)]
         self._store, self._every = open_store(directory), every
         self._owner = Owner(job=hashlib.sha256(b"owner " + job.secret).hexdigest()[:16], began_from=None)
@@ -116,6 +118,7 @@ class Checkpoints:
             self._begun(founder=True)
             return None
         with closing(source):
+            self._naming.inward(source)
             self._check_training(source, warn=self._job.worker == view.coordinator)
             self._begun(founder=True)
             restored = self._read(view, source)
@@ -144,6 +147,7 @@ class Checkpoints:
         with closing(ElasticSource(self._store, checkpoint.name)) as source:
             if source.manifest.order != checkpoint.order:
                 raise CheckpointError(f"{checkpoint.name} is another one on worker {self._job.worker}: hosts must share the directory")
+            self._naming.inward(source)
             return self._read(view, source)
 
     def _read(self, view: View, source: ElasticSource) -> Restored:
@@ -173,14 +177,14 @@ class Checkpoints:
 
     def _groups_of(self, source: ElasticSource) -> list[int | None]:
         """For each parameter group of the optimizer, the checkpoint's group that it goes on from."""
-        groups = source.manifest.contents.groups
+        groups = source.listed.groups
         names = self._optimizer.names()
         return matched_groups(source.name, [group.names for group in groups], names, self._model.frozen) if groups else [None] * len(names)
 
     def _check_training(self, source: ElasticSource, *, warn: bool) -> None:
         """Refuses another training's checkpoint. What may differ is told, to be said by one worker."""
         saved = _record_of(source)
-        same_trained = source.manifest.contents.frozen == frozenset(self._model.frozen)  # else the digests differ anyway
+        same_trained = source.listed.frozen == frozenset(self._model.frozen)  # else the digests differ anyway
         own = self._record if same_trained else replace(self._record, initial=saved.initial)
         told = check_same_training(source.name, saved, own) + changed_values(source.name, saved, own, self._groups_of(source))
         for sentence in told if warn else ():
@@ -367,7 +371,7 @@ class Checkpoints:
             own = [run for shard in shards for run in runs(*shard, model.spec)]
             if copies:
                 own += [Run(name, PARAM, 0, tensor.reshape(-1)) for name, tensor in rest.items()]
-            return contents, own
+            return self._naming.outward(contents, own)
 
         return prepare
 

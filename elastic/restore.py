@@ -157,8 +157,8 @@ def _restore_rest(root: nn.Module, source: DirectSource, frozen: Sequence[str]) 
 
 def persistent_buffers(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Those that are in the model's state_dict."""
-    names = set(root.state_dict(keep_vars=True))
-    return ((name, buffer) for name, buffer in root.named_buffers() if name in names)
+    held = {id(tensor) for tensor in root.state_dict(keep_vars=True).values()}  # a model may have other names there
+    return ((name, buffer) for name, buffer in root.named_buffers() if id(buffer) in held)
 
 
 def form(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:

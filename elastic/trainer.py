@@ -32,6 +32,7 @@ from elastic.engine.stage import Loss
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.history import History
+from elastic.naming import Names, naming_of
 from elastic.plan.workload import default_grains
 from elastic.recovery.member import Member
 from elastic.resume_checks import TrainingRecord
@@ -107,6 +108,8 @@ class Trainer:
         keep: how many of the newest checkpoints stay; all by default.
         checkpoint_files: files that lie beside the weights, by name, such as a tokenizer's: content (bytes or text), or a `pathlib.Path`.
             A model of Hugging Face has its `config.json` written anyway.
+        names: what parameters are called in checkpoints: the module that the layers were taken from, whose names they then have; or a
+            mapping or a function of names such as `3.attn.weight`. By default what the model's own `state_dict` calls them.
 
     Raises:
         TrainerError: if any of these cannot be trained; the message says what to do.
@@ -134,6 +137,7 @@ class Trainer:
         every: int | None = None,
         keep: int | None = None,
         checkpoint_files: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
+        names: Names | None = None,
     ) -> None:
         self._job = jobs.current()
         self._modes = Modes(self._job.threads)
@@ -153,6 +157,7 @@ class Trainer:
         self._model.running.statistics.watch()
         self._optimizer = ShardedOptimizer(instance, self._model, self._probed)
         self._checkpoints: Checkpoints | None = None
+        self._naming = naming_of(self._model.root, names)
         if checkpoint is not None:
             record = TrainingRecord(
                 optimizer=type(instance).__name__,
@@ -165,8 +170,8 @@ class Trainer:
                 },
                 group_values=_group_values(instance),
             )
-            files = files_beside(model, checkpoint_files or {})
-            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files)
+            files = files_beside(names if isinstance(names, nn.Module) else model, checkpoint_files or {})
+            self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files, self._naming)
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
@@ -221,6 +226,7 @@ class Trainer:
                 "scheduler": type(self._scheduler).__name__,
                 "checkpoint": self._checkpoints is not None,
                 "torch": self._modes.first,
+                "names": self._naming.digest,
             },
         }
 
