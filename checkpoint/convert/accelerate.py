@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from elastic.checkpoint.convert.dcp import METADATA, read_tree
-from elastic.checkpoint.convert.hf import load_weights, read_all, read_configs
+from elastic.checkpoint.convert.hf import read_configs
 from elastic.checkpoint.convert.hf import recognise as recognise_weights
+from elastic.checkpoint.convert.hf_weights import load_weights
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.torch_save import load_tree
 from elastic.checkpoint.convert.trainer import STATE, read_optimizers, read_state
 from elastic.checkpoint.convert.tree import Found
 from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 SHARDED, SHARDED_OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"
-WEIGHTS = "pytorch_model.bin"
 _OTHERS = ("random_states_*.pkl", "sampler*.bin", "dl_state_dict*.bin", "custom_checkpoint_*.pkl")
 
 Checks = list[Callable[[], str]]
@@ -37,7 +36,7 @@ def recognise(path: Path) -> str | None:
     if (path / SHARDED / METADATA).is_file():
         return f"it has a directory {SHARDED}"
     marks = [*path.glob("random_states_*.pkl"), *path.glob("optimizer.bin")]
-    if marks and not (path / STATE).is_file() and (recognise_weights(path) or (path / WEIGHTS).is_file()):
+    if marks and not (path / STATE).is_file() and recognise_weights(path):
         return f"it has weights and a file {marks[0].name}"
     return None
 
@@ -58,30 +57,25 @@ def _sharded(path: Path, files: Files, trust: bool, rules: Rules) -> tuple[dict[
     return tree, checks
 
 
-def _whole(path: Path, files: Files, trust: bool) -> tuple[dict[str, Any], Checks]:
-    if not (path / WEIGHTS).is_file():
-        weights = load_weights(path, files)
-        return {"model": weights}, [lambda: read_all(weights)]
-    tree, archive = load_tree(path / WEIGHTS, files, trust_pickle=trust)
-    return {"model": tree}, [lambda: f"of the weights, CRC-32 of {archive.verify()[0]} bytes agree"]
-
-
 def open_accelerate(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
     """Opens a directory. Raises CheckpointError; a rule must name the parameters of an optimizer beside safetensors."""
     files, rules = Files(), rules or Rules()
     try:
         _refuse_several(path)
         sharded = (path / SHARDED / METADATA).is_file()
-        tree, checks = _sharded(path, files, trust_pickle, rules) if sharded else _whole(path, files, trust_pickle)
+        weights = None if sharded else load_weights(path, files, trust=trust_pickle, rules=rules)
+        tree, checks = (weights.tree, [weights.check]) if weights else _sharded(path, files, trust_pickle, rules)
         beside, check = read_optimizers(path, files, trust=trust_pickle)
         tree |= {**beside, **read_configs(path, files), **read_state(path, files)}
-        if not sharded:
-            rules = replace(rules, order=replace(rules.order, by_definition=(path / WEIGHTS).is_file()))
+        if weights:
+            rules = replace(rules, order=replace(rules.order, by_definition=weights.ordered))
         optimizer = ("optimizer",) if "optimizer" in tree else None
         contents, tensors = interpret(tree, rules=rules, found=Found(model=("model",), optimizer=optimizer))
     except CheckpointError:
         files.close()
         raise
+    if weights:
+        contents = replace(contents, unread=(*weights.unread, *contents.unread))
     skipped = sorted(file.name for pattern in _OTHERS for file in path.glob(pattern))
     if skipped:
         contents = replace(contents, extra={**contents.extra, "not_read": skipped})

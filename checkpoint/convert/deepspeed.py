@@ -1,16 +1,17 @@
-"""DeepSpeed's checkpoints: ZeRO stages 1, 2, 3 and Universal, read; Universal, written."""
+"""DeepSpeed's checkpoints: without ZeRO, ZeRO stages 1, 2, 3 and Universal, read; Universal, written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from elastic.checkpoint.convert.deepspeed_models import Opening
-from elastic.checkpoint.convert.deepspeed_pieces import PieceSource
+from elastic.checkpoint.convert.deepspeed_plain import read_plain
 from elastic.checkpoint.convert.deepspeed_universal import read_universal
 from elastic.checkpoint.convert.deepspeed_write import write
 from elastic.checkpoint.convert.deepspeed_zero import read_zero
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
 
 __all__ = ["detect", "open_source", "write"]
@@ -21,21 +22,30 @@ def detect(path: str | os.PathLike[str]) -> str | None:
     folder = _folder(Path(path))
     if (folder / "zero").is_dir() and any(folder.glob("*mp_rank_*_model_states.pt")):
         return "deepspeed-universal"
-    return "deepspeed" if any(folder.glob("*zero_pp_rank_*_optim_states.pt")) else None
+    if any(folder.glob("*zero_pp_rank_*_optim_states.pt")) or any(folder.glob("*mp_rank_*_model_states.pt")):
+        return "deepspeed"
+    return None
 
 
-def open_source(path: str | os.PathLike[str], *, trusted: bool = False, drops: Callable[[str], bool] = lambda _: False) -> PieceSource:
-    """A DeepSpeed checkpoint, or the one that `latest` in its parent names, without the parameters that `drops` says.
+def open_source(path: str | os.PathLike[str], *, trusted: bool = False, rules: Rules | None = None) -> Source:
+    """A DeepSpeed checkpoint, or the one that `latest` in its parent names, without the parameters that rules drop.
 
     Raises CheckpointError naming file and reason.
     """
-    folder = _folder(Path(path))
-    match detect(folder):
-        case "deepspeed-universal":
-            return read_universal(Opening(folder=folder, trusted=trusted, drops=drops))
-        case "deepspeed":
-            return read_zero(Opening(folder=folder, trusted=trusted, drops=drops))
-    raise CheckpointError(f"{folder}: no ZeRO shards (zero_pp_rank_*_optim_states.pt) and no zero/ of a Universal checkpoint")
+    folder, rules = _folder(Path(path)), rules or Rules()
+    opening = Opening(folder=folder, trusted=trusted, drops=rules.drops)
+    try:
+        match detect(folder):
+            case "deepspeed-universal":
+                return read_universal(opening)
+            case "deepspeed" if any(folder.glob("*zero_pp_rank_*_optim_states.pt")):
+                return read_zero(opening)
+            case "deepspeed":
+                return read_plain(opening, rules)
+    except CheckpointError:
+        opening.files.close()
+        raise
+    raise CheckpointError(f"{folder}: no *_model_states.pt of DeepSpeed, and no zero/ of a Universal checkpoint")
 
 
 def _folder(path: Path) -> Path:

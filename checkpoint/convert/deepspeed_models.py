@@ -62,21 +62,19 @@ class Models:
 def read_models(opening: Opening) -> Models:
     """Everything from the model files of a checkpoint; `shapes` has dropped names too. Raises CheckpointError naming file and reason."""
     folder = opening.folder
-    files = _files(folder)
+    files = model_files(folder)
     states = {key: opening.load(path) for key, path in files.items()}
     for key, state in states.items():
         if not isinstance(state, dict) or not isinstance(state.get("param_shapes"), list):
             raise CheckpointError(f"{files[key]}: it has no param_shapes: no ZeRO optimizer was saved with it")
     first = states[min(states, key=lambda key: (key[1], key[0]))]
-    _refuse_tensor_parallel(folder, first, {mp for _, mp in states})
+    refuse_tensor_parallel(folder, first, {mp for _, mp in states})
     shapes = {mp: [dict(group) for group in state["param_shapes"]] for (rank, mp), state in sorted(states.items()) if rank == 0}
     trained = {name for groups in shapes.values() for group in groups for name in group}
     fixed, frozen = _fixed(opening, states, trained)
     ties = {alias: name for state in states.values() for alias, name in (state.get("shared_params") or {}).items()}
     ties = {(name if alias in trained else alias): (alias if alias in trained else name) for alias, name in ties.items()}
     known = trained | set(fixed)
-    dropped: list[str] = []
-    extra = {key: plain(value, dropped) for key, value in first.items() if key not in _NOT_EXTRA}
     return Models(
         shapes=shapes,
         fixed={name: pieces for name, pieces in fixed.items() if name not in ties},
@@ -84,12 +82,14 @@ def read_models(opening: Opening) -> Models:
         buffers=frozenset(set(fixed) - frozen - set(ties)),
         ties={alias: name for alias, name in ties.items() if name in known},
         step=first["global_steps"] if isinstance(first.get("global_steps"), int) else None,
-        extra=_extra(extra, dropped),
+        extra=extra_of(first),
     )
 
 
-def _extra(read: dict[str, Any], dropped: list[str]) -> dict[str, Any]:
-    """By key, as `Contents` has it; what another format had said is as it said it."""
+def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of model states says besides, by key, as `Contents` has it; what another format had said is as it said it."""
+    dropped: list[str] = []
+    read = {key: plain(value, dropped) for key, value in state.items() if key not in _NOT_EXTRA}
     text = read.pop(OURS, None)
     own = {"deepspeed": {**read, "not_read": dropped} if dropped else read}
     if not isinstance(text, str):
@@ -100,7 +100,7 @@ def _extra(read: dict[str, Any], dropped: list[str]) -> dict[str, Any]:
     return {**ours["extra"], **(own if ours["deepspeed"] else {})}
 
 
-def _files(folder: Path) -> dict[tuple[int, int], Path]:
+def model_files(folder: Path) -> dict[tuple[int, int], Path]:
     """By rank in the data-parallel group (0 where all hold the same) and model-parallel rank."""
     found: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob("*mp_rank_*_model_states.pt")):
@@ -111,7 +111,8 @@ def _files(folder: Path) -> dict[tuple[int, int], Path]:
     return found
 
 
-def _refuse_tensor_parallel(folder: Path, state: Mapping[str, Any], ranks: set[int]) -> None:
+def refuse_tensor_parallel(folder: Path, state: Mapping[str, Any], ranks: set[int]) -> None:
+    """Raises CheckpointError if the ranks hold slices, or some are missing."""
     degrees = state.get("checkpoint_parallel_dimensions") or {}
     tensor = degrees.get("tp_degree") or (1 if state.get("module") is None else len(ranks))
     if tensor > 1:

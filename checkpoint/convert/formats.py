@@ -83,7 +83,7 @@ FORMATS = {
             recognise=f"{_HERE}.theirs:recognise_zero",
             opens=f"{_HERE}.theirs:open_deepspeed",
             options=_PICKLED,
-            looks="*_optim_states.pt",
+            looks="mp_rank_*_model_states.pt, *_optim_states.pt",
         ),
         Format(
             name="accelerate",
@@ -104,8 +104,9 @@ FORMATS = {
             recognise=f"{_HERE}.hf:recognise",
             opens=f"{_HERE}.hf:open_hf",
             writes=f"{_HERE}.hf:write_hf",
+            options=_PICKLED,
             weights_only=True,
-            looks="model.safetensors, or its index",
+            looks="model.safetensors, pytorch_model.bin, their indexes, or adapter_model.safetensors",
         ),
         Format(
             name="torch",

@@ -1,22 +1,25 @@
-"""Hugging Face directories: `model.safetensors`, or shards and their index; `config.json` beside them. Weights only."""
+"""Hugging Face directories: `model.safetensors`, or shards and their index, or an adapter; `config.json` beside them. Weights only."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from elastic.checkpoint.convert.nested import Leaf, Nested
+from elastic.checkpoint.convert.hf_weights import ADAPTER, ADAPTER_CONFIG, INDEX, METADATA, SINGLE, found_in, load_weights
+from elastic.checkpoint.convert.nested import Leaf, Nested, ties_of
 from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
-from elastic.checkpoint.convert.safetensors_file import read_header, strict_json, write_file
+from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.convert.safetensors_file import strict_json, write_file
 from elastic.checkpoint.plan import lies_beside
 from elastic.checkpoint.state import PARAM, Contents, Source
-from elastic.checkpoint.stored import Files, Strided, dtype_of, itemsize
+from elastic.checkpoint.stored import Files, dtype_of, itemsize
 from elastic.errors import CheckpointError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADS = ("lm_head", "embed_out")
+"""Modules of transformers whose weight `tie_word_embeddings` is about."""
 CONFIGS = ("config", "generation_config")
 """Keys of extra values that are files of their own here, with the ending `.json`."""
 BESIDE_LIMIT = 64 << 20
@@ -27,31 +30,9 @@ SHARD = 5 << 30
 
 def recognise(path: Path) -> str | None:
     """Why a path is such a directory or file, None if it is not."""
-    for name in (INDEX, SINGLE):
-        if (path / name).is_file():
-            return f"it has a file {name}"
+    if path.is_dir() and (name := found_in(path)):
+        return f"it has a file {name}"
     return "it is a safetensors file" if path.is_file() and path.suffix == ".safetensors" else None
-
-
-def load_weights(path: Path, files: Files) -> dict[str, Strided]:
-    """The tensors of a directory or file, in the order of their files. Raises CheckpointError where index and files disagree."""
-    if path.is_file():
-        return read_header(path, files)[0]
-    if not (path / INDEX).is_file():
-        return read_header(path / SINGLE, files)[0]
-    where = path / INDEX
-    index = strict_json(files.read(where, 0, files.size(where)), str(where))
-    mapping = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(mapping, dict) or not all(isinstance(file, str) and PurePosixPath(file).name == file for file in mapping.values()):
-        raise CheckpointError(f"{where} has no weight_map from names to files beside it")
-    tensors: dict[str, Strided] = {}
-    for file in dict.fromkeys(mapping.values()):
-        found = read_header(path / file, files)[0]
-        wanted = {name for name, place in mapping.items() if place == file}
-        if wanted != set(found):
-            raise CheckpointError(f"{path / file} and {where} disagree about {sorted(wanted ^ set(found))[0]}")
-        tensors |= found
-    return {name: tensors[name] for name in mapping}
 
 
 def read_configs(path: Path, files: Files) -> dict[str, Any]:
@@ -76,34 +57,29 @@ def files_to_write(contents: Contents) -> dict[str, bytes]:
     return {**{name: (json.dumps(value, indent=2) + "\n").encode() for name, value in values.items()}, **contents.files}
 
 
-def open_hf(path: Path) -> Nested:
+def open_hf(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
     """Opens a directory or a file. Raises CheckpointError."""
-    files = Files()
+    files, rules = Files(), rules or Rules()
     try:
-        weights = load_weights(path, files)
-        extra = read_configs(path, files)
+        weights = load_weights(path, files, trust=trust_pickle, rules=rules)
+        extra = {**read_configs(path, files), **weights.extra}
         beside = read_beside(path, files)
     except CheckpointError:
         files.close()
         raise
+    kept = {name: value for name, value in weights.tensors.items() if not rules.drops(name)}
+    ties = ties_of(kept)
+    own = {name: value for name, value in kept.items() if name not in ties}
     contents = Contents(
-        tensors={name: {PARAM: value.spec} for name, value in weights.items()},
-        buffers=frozenset(name for name, value in weights.items() if not dtype_of(value.spec.dtype).is_floating_point),
+        tensors={name: {PARAM: value.spec} for name, value in own.items()},
+        ties=ties,
+        buffers=frozenset(name for name, value in own.items() if not dtype_of(value.spec.dtype).is_floating_point),
         extra=extra,
         files=beside,
+        unread=weights.unread,
     )
-    tensors = {(name, PARAM): value for name, value in weights.items()}
-    return Nested(format="hf", contents=contents, tensors=tensors, files=files, check=lambda: read_all(weights))
-
-
-def read_all(tensors: Mapping[str, Strided]) -> str:
-    """Reads every byte; what that proves, in words."""
-    total = 0
-    for value in tensors.values():
-        count, step = math.prod(value.spec.shape), max(1, (4 << 20) // itemsize(value.spec.dtype))
-        for at in range(0, count, step):
-            total += value.run(at, min(count, at + step)).nbytes
-    return f"{total} bytes read; the format has no checksums"
+    tensors = {(name, PARAM): value for name, value in own.items()}
+    return Nested(format="hf", contents=contents, tensors=tensors, files=files, check=weights.check)
 
 
 def _shards(leaves: Mapping[str, Leaf], limit: int) -> list[dict[str, Leaf]]:
@@ -119,15 +95,24 @@ def _shards(leaves: Mapping[str, Leaf], limit: int) -> list[dict[str, Leaf]]:
     return shards
 
 
-def weights_to_write(contents: Contents) -> dict[str, Leaf]:
-    """Names to write; a tied name too, unless the model's configuration says that it ties."""
-    leaves = {name: Leaf(name, PARAM, states[PARAM]) for name, states in contents.tensors.items() if PARAM in states}
+def tied_by_config(contents: Contents) -> frozenset[str]:
+    """Tied names that are not written: output heads, where the model's configuration says that they are the input embeddings.
+
+    Of other ties the configuration says nothing, so they are written under each name.
+    """
     config = contents.extra.get("config")
     if config is None and "config.json" in contents.files:
         config = strict_json(contents.files["config.json"], "config.json")
     if not (isinstance(config, Mapping) and config.get("tie_word_embeddings", False)):
-        leaves |= {name: leaves[target] for name, target in contents.ties.items()}
-    return leaves
+        return frozenset()
+    return frozenset(name for name in contents.ties if name.split(".")[-2:] in ([head, "weight"] for head in HEADS))
+
+
+def weights_to_write(contents: Contents) -> dict[str, Leaf]:
+    """Names to write; tied names too, but those of `tied_by_config`."""
+    leaves = {name: Leaf(name, PARAM, states[PARAM]) for name, states in contents.tensors.items() if PARAM in states}
+    left = tied_by_config(contents)
+    return leaves | {name: leaves[target] for name, target in contents.ties.items() if name not in left}
 
 
 def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent, shard: int = SHARD) -> None:
@@ -138,19 +123,23 @@ def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress:
     max_memory: bytes. shard: bytes of weights in one file, at least one tensor.
     """
     reading = Reading(source=source, limit=run_bytes(max_memory), progress=progress)
-    shards = _shards(weights_to_write(source.contents), shard)
+    beside, metadata = files_to_write(source.contents), source.contents.extra.get(METADATA)
+    adapter = ADAPTER_CONFIG in beside and "config.json" not in beside
+    shards = _shards(weights_to_write(source.contents), 1 << 62 if adapter else shard)
     names = (
-        [SINGLE] if len(shards) == 1 else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        [ADAPTER if adapter else SINGLE]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     )
     with put(path, directory=True) as place:
         for name, leaves in zip(names, shards, strict=True):
             with (place / name).open("wb") as stream:
-                write_file(stream, {key: (leaf.spec, reading.runs(leaf)) for key, leaf in _by_alignment(leaves).items()})
+                write_file(stream, {key: (leaf.spec, reading.runs(leaf)) for key, leaf in _by_alignment(leaves).items()}, metadata)
         if len(shards) > 1:
             total = sum(math.prod(leaf.spec.shape) * itemsize(leaf.spec.dtype) for leaves in shards for leaf in leaves.values())
             mapping = {key: name for name, leaves in zip(names, shards, strict=True) for key in leaves}
             (place / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": mapping}, indent=2) + "\n")
-        for name, data in files_to_write(source.contents).items():
+        for name, data in beside.items():
             (place / name).write_bytes(data)
 
 

@@ -56,7 +56,7 @@ def checked(tensors: Mapping[tuple[str, str], Readable], name: str, state: str, 
     return found
 
 
-def _ties(model: Mapping[str, Readable]) -> dict[str, str]:
+def ties_of(model: Mapping[str, Readable]) -> dict[str, str]:
     """Names whose tensor is the same memory of the same file as an earlier one's."""
     seen: dict[Any, str] = {}
     ties = {}
@@ -94,11 +94,11 @@ def _interpret(
     model = {name: value for name, value in everything.items() if not drops(name)}
     others = rest(tree, found, rules.drops)
     model |= _moved(tree, found, others, rules, model)
-    ties = _ties(model)
+    ties = ties_of(model)
     params = {name: value for name, value in model.items() if name not in ties}
     optimizer = Optimizer()
     if found.optimizer is not None and not any(rules.drops(what) for what in ("optimizer", dotted(found.optimizer))):
-        known = _trainable({name: value for name, value in everything.items() if name not in _ties(everything)})
+        known = _trainable({name: value for name, value in everything.items() if name not in ties_of(everything)})
         state = element(tree, found.optimizer)
         try:
             optimizer = read_optimizer(state, flattened=found.flattened, model=known, order=rules.order, drops=drops)

@@ -10,10 +10,13 @@ from pathlib import Path
 from elastic.checkpoint.convert.compare import compare
 from elastic.checkpoint.convert.detect import Detected, detect
 from elastic.checkpoint.convert.formats import TARGETS, format_of, kept, open_source, write_target
+from elastic.checkpoint.convert.hf import CONFIGS, tied_by_config
+from elastic.checkpoint.convert.hf_weights import METADATA
 from elastic.checkpoint.convert.output import Progress, refuse_existing, run_bytes, silent
 from elastic.checkpoint.convert.ruled import Ruled
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.slice_rules import slicings_of
+from elastic.checkpoint.convert.tree import SPELLING
 from elastic.checkpoint.objects import Place
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents, Source, Spec
@@ -98,7 +101,7 @@ def _left_out(contents: Contents, to: str) -> tuple[str, ...]:
     if not format_of(to).weights_only:
         return ()
     states = sum(len(set(states) - {PARAM}) for states in contents.tensors.values())
-    keys = [key for key in contents.extra if key not in ("config", "generation_config", "spelling")]
+    keys = [key for key in contents.extra if key not in (*CONFIGS, SPELLING, METADATA)]
     facts = [(states, f"{states} tensors of optimizer state"), (len(contents.groups), f"{len(contents.groups)} optimizer groups")]
     facts.append((len(keys), f"extra values {', '.join(keys)}"))
     return tuple(text for count, text in facts if count)
@@ -175,13 +178,14 @@ def _verify(source: Source, request: Request, checking: Progress) -> None:
     try:
         weights_only = format_of(request.to).weights_only
         for found in compare(source, written, limit=run_bytes(request.max_memory), weights_only=weights_only):
-            if not found.equal and not _is_expected(found.what, found.how, source.contents):
+            if not found.equal and not _is_expected(found.what, found.how, source.contents, weights_only):
                 raise CheckpointError(f"{request.target} does not hold what {request.source} does: {found.what}: {found.how}")
             checking(found.what, 0)
     finally:
         written.close()
 
 
-def _is_expected(what: str, how: str, contents: Contents) -> bool:
+def _is_expected(what: str, how: str, contents: Contents, weights_only: bool) -> bool:
     """A tied name that the target leaves to the model's configuration, or a step that the source does not say."""
-    return (what in contents.ties and how == "only in the first") or (what == "step" and contents.step is None)
+    left = weights_only and what in tied_by_config(contents) and how == "only in the first"
+    return left or (what == "step" and contents.step is None)

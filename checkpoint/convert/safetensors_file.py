@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +37,8 @@ DTYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }
 _CODES = {name: code for code, name in DTYPES.items()}
 
@@ -54,8 +57,20 @@ def strict_json(data: bytes, where: str) -> Any:
         raise CheckpointError(f"{where} is no JSON: {error}") from error
 
 
-def read_header(path: Path, files: Files) -> tuple[dict[str, Strided], dict[str, str]]:
-    """Every tensor of a file by name, and its `__metadata__`. Raises CheckpointError unless the tensors fill the file exactly."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a file holds: its tensors by name, its `__metadata__`; and tensors that are not read, by name, with the reason."""
+
+    tensors: dict[str, Strided]
+    metadata: dict[str, str]
+    skipped: dict[str, str]
+
+
+def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambda _name: False) -> Header:
+    """Reads the header. Raises CheckpointError unless the tensors fill the file exactly.
+
+    skip: whether a tensor whose dtype is not known may be left out; else it is refused.
+    """
     size = files.size(path)
     length = struct.unpack("<Q", files.read(path, 0, 8))[0] if size >= 8 else -1
     if not 2 <= length <= min(HEADER_LIMIT, size - 8):
@@ -67,24 +82,31 @@ def read_header(path: Path, files: Files) -> tuple[dict[str, Strided], dict[str,
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"the header of {path} has a __metadata__ that is not of strings")
     spans = {name: _span(name, entry, path) for name, entry in header.items()}
+    skipped = {name: f"{path}: {name} is {code}, a dtype that is not read" for name, (code, *_) in spans.items() if code not in DTYPES}
+    if refused := [text for name, text in skipped.items() if not skip(name)]:
+        raise CheckpointError(refused[0])
     position = 0
-    for name, (spec, begin, end) in sorted(spans.items(), key=lambda item: item[1][1:]):
-        if begin != position or end - begin != math.prod(spec.shape) * itemsize(spec.dtype):
-            raise CheckpointError(
-                f"{path}: tensor {name} of {spec.dtype} {list(spec.shape)} lies at {begin} to {end}; it should begin at {position}"
-            )
+    for name, (code, shape, begin, end) in sorted(spans.items(), key=lambda item: item[1][2:]):
+        if begin != position or (code in DTYPES and end - begin != math.prod(shape) * itemsize(DTYPES[code])):
+            raise CheckpointError(f"{path}: tensor {name} of {code} {list(shape)} lies at {begin} to {end}; it should begin at {position}")
         position = end
     if 8 + length + position != size:
         raise CheckpointError(f"{path} has {size} bytes, its header says {8 + length + position}: it is truncated or damaged")
-    return {name: _tensor(path, files, spec, 8 + length + begin) for name, (spec, begin, _) in spans.items()}, metadata
+    found = {
+        name: _tensor(path, files, Spec(shape=shape, dtype=DTYPES[code]), 8 + length + begin)
+        for name, (code, shape, begin, _) in spans.items()
+        if code in DTYPES
+    }
+    return Header(tensors=found, metadata=metadata, skipped=skipped)
 
 
-def _span(name: str, entry: Any, path: Path) -> tuple[Spec, int, int]:
+def _span(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
+    """What safetensors calls the dtype, the shape, and where the bytes begin and end behind the header."""
     match entry:
-        case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end]} if code in DTYPES and all(
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end]} if all(
             type(number) is int and 0 <= number < 1 << 60 for number in (*shape, begin, end)
         ):
-            return Spec(shape=tuple(shape), dtype=DTYPES[code]), begin, end
+            return code, tuple(shape), begin, end
     raise CheckpointError(f"the header of {path} describes tensor {name!r} in an unknown way")
 
 
@@ -93,9 +115,11 @@ def _tensor(path: Path, files: Files, spec: Spec, offset: int) -> Strided:
     return Strided(files=files, path=path, offset=offset, spec=spec, strides=strides)
 
 
-def write_file(stream: BinaryIO, tensors: Mapping[str, tuple[Spec, Iterable[torch.Tensor]]]) -> None:
-    """Writes tensors whose values come run by run, in the given order, with `{"format": "pt"}`."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def write_file(
+    stream: BinaryIO, tensors: Mapping[str, tuple[Spec, Iterable[torch.Tensor]]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors whose values come run by run, in the given order; metadata: besides, or instead of, `{"format": "pt"}`."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for name, (spec, _) in tensors.items():
         if spec.dtype not in _CODES:

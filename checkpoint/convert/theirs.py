@@ -28,7 +28,7 @@ def _recognise(path: Path, name: str) -> str | None:
 
 
 def recognise_zero(path: Path) -> str | None:
-    """Why a path is a checkpoint of ZeRO, None if it is not."""
+    """Why a path is a checkpoint of DeepSpeed's engine, with or without ZeRO, None if it is not."""
     return _recognise(path, "deepspeed")
 
 
@@ -39,7 +39,7 @@ def recognise_universal(path: Path) -> str | None:
 
 def open_deepspeed(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
     """Opens either. Raises CheckpointError."""
-    return _module("deepspeed").open_source(path, trusted=trust_pickle, drops=(rules or Rules()).drops)
+    return _module("deepspeed").open_source(path, trusted=trust_pickle, rules=rules)
 
 
 def write_universal(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:

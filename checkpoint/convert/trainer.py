@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from elastic.checkpoint.convert.hf import load_weights, read_all, read_configs
+from elastic.checkpoint.convert.hf import read_configs
 from elastic.checkpoint.convert.hf import recognise as recognise_weights
+from elastic.checkpoint.convert.hf_weights import load_weights
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.numbered import Order
 from elastic.checkpoint.convert.rules import Rules
@@ -35,7 +36,6 @@ def recognise(path: Path) -> str | None:
 
 def _order(tree: dict[str, Any], order: Order) -> Order:
     """Of the rules; else of the model that transformers builds (without memory) from the configuration, in Trainer's own two groups."""
-    order = replace(order, by_definition=False)
     groups = tree.get("optimizer", {}).get("param_groups", ())
     if order.names or len(groups) != 2 or "trainer_state" not in tree or "config" not in tree:
         return order
@@ -75,12 +75,13 @@ def open_trainer(path: Path, *, trust_pickle: bool = False, rules: Rules | None 
     """Opens a directory. Raises CheckpointError; a rule must name numbered parameters that transformers cannot tell."""
     files, rules = Files(), rules or Rules()
     try:
-        weights = load_weights(path, files)
+        weights = load_weights(path, files, trust=trust_pickle, rules=rules)
         beside, check = read_optimizers(path, files, trust=trust_pickle)
-        tree: dict[str, Any] = {"model": weights, **read_configs(path, files), **beside, **read_state(path, files)}
-        rules = replace(rules, order=_order(tree, rules.order))
+        tree: dict[str, Any] = {**weights.tree, **read_configs(path, files), **beside, **read_state(path, files)}
+        rules = replace(rules, order=_order(tree, replace(rules.order, by_definition=weights.ordered)))
         contents, tensors = interpret(tree, rules=rules, found=Found(model=("model",), optimizer=("optimizer",)))
     except CheckpointError:
         files.close()
         raise
-    return Nested(format="trainer", contents=contents, tensors=tensors, files=files, check=lambda: f"{read_all(weights)}; {check()}")
+    contents = replace(contents, unread=(*weights.unread, *contents.unread))
+    return Nested(format="trainer", contents=contents, tensors=tensors, files=files, check=lambda: f"{weights.check()}; {check()}")

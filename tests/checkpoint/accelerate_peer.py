@@ -7,6 +7,7 @@ Run as `python accelerate_peer.py CASE.json` with torch's usual RANK, WORLD_SIZE
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -43,3 +44,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # what libraries do at a process's end was seen to abort it

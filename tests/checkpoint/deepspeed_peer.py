@@ -146,6 +146,13 @@ def state_of(engine: object, model: torch.nn.Module, keys: list[str]) -> dict:
 def record(engine: object, model: torch.nn.Module, case: dict) -> dict:
     """The state of the engine, by name."""
     keys = case.get("keys", ["exp_avg", "exp_avg_sq"])
+    if case["stage"] == 0:
+        states = engine.optimizer.state
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return {
+            name: {"param": parameter.detach().reshape(-1).clone(), **{key: states[parameter][key].reshape(-1).clone() for key in keys}}
+            for name, parameter in named
+        }
     if case.get("zero", {}).get("round_robin_gradients"):
         return by_round_robin(engine, {id(p): name for name, p in model.named_parameters()}, keys)
     return state_of(engine, model, keys)
@@ -187,3 +194,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # what libraries do at a process's end was seen to abort it

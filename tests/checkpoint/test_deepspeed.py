@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from elastic.checkpoint.convert.deepspeed import detect, open_source, write
+from elastic.checkpoint.convert.rules import parse_rules
 from elastic.errors import CheckpointError
 from tests.checkpoint.launch import run_ranks
 
@@ -84,6 +85,27 @@ def test_universal_there_and_back(made, name, tmp_path):
         assert torch.equal(again.read(name, "param", 0, size), source.read(name, "param", 0, size))
     with pytest.raises(CheckpointError, match="exists"):
         write(source, tmp_path / "u", max_memory=4096)
+
+
+def test_without_zero_the_optimizer_is_torch_s(made, tmp_path):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    case = {"stage": 0, "bf16": False, "save": str(tmp_path / "save"), "save_at": 3}
+    record = _run(case, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="by a rule"):
+        open_source(tmp_path / "save")
+    deep = [name for name, states in record["states"].items() if "weight" in name and "norm" not in name]
+    flat = [name for name in record["states"] if name not in deep]
+    for at in (tmp_path / "save", tmp_path / "save" / "t"):
+        assert detect(at) == "deepspeed"
+        source = open_source(at, rules=parse_rules({"optimizer": {"names": [deep, flat]}}))
+        _equals(source, record)
+        contents = source.contents
+        assert (contents.step, contents.ties, contents.buffers) == (3, {"head.weight": "embed.weight"}, {"scale"})
+        assert contents.frozen == {"frozen.weight", "frozen.bias"}
+        assert [group.settings["weight_decay"] for group in contents.groups] == [0.1, 0.0]
+        assert contents.extra["deepspeed"]["note"] == "kept"
+        assert "agree" in source.verify()
+        source.close()
 
 
 def test_deepspeed_goes_on_from_our_universal_with_the_same_numbers(made, tmp_path):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from elastic.checkpoint.convert.dcp import open_dcp
 from elastic.checkpoint.convert.dcp_write import write_dcp
-from elastic.checkpoint.convert.hf import INDEX, SINGLE, open_hf, write_hf
+from elastic.checkpoint.convert.hf import open_hf, write_hf
+from elastic.checkpoint.convert.hf_weights import INDEX, SINGLE
 from elastic.checkpoint.convert.safetensors_file import DTYPES, read_header
 from elastic.checkpoint.convert.torch_save import open_torch, write_torch
 from elastic.checkpoint.stored import Files, dtype_of
