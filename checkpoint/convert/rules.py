@@ -2,7 +2,7 @@
 
 A rules file is TOML, or the same as JSON:
 
-    drop = ["regex of names", ...]                            # tensors; and keys of extra values
+    drop = ["regex of names or paths", ...]                   # before model and optimizer are looked for
     preset = "megatron-gpt"                                   # shards that follow those that are stated; the default; or "none"
     [[rename]]  exact = "a.weight"  to = "b.weight"           # or regex = 'h\\.(\\d+)\\.(.*)'  to = 'layers.\\1.\\2'
     [[split]]   name = "qkv.weight"  dim = 0  widths = [64, 16, 16]  to = ["q.weight", "k.weight", ""]      # "" leaves that part out

@@ -14,7 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from elastic.checkpoint.cli import app
-from elastic.checkpoint.convert.rules import parse_rules
+from elastic.checkpoint.convert.rules import load_rules, parse_rules
 from elastic.checkpoint.convert.run import open_any
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
@@ -69,6 +69,14 @@ def test_rules_leave_nothing_unread(odd: Path, tmp_path: Path) -> None:
     assert looked("diff", odd, odd, "--rules", rules)["equal"] == len(found["tensors"]) * 3 + len(found["tensors"]) + 2 + 1
     run("convert", odd, tmp_path / "b", "--to", "elastic", "--rules", rules)
     assert "0 different" in run("diff", odd, tmp_path / "b", "--rules", rules)
+
+
+def test_the_documented_rules_are_rules(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "converters.md").read_text().partition("## Rules")[2]
+    lines = [line[4:] for line in text.partition("\n- ")[0].splitlines() if line.startswith("    ")]
+    (tmp_path / "r.toml").write_text("\n".join(lines))
+    rules = load_rules(tmp_path / "r.toml")
+    assert all((rules.drop, rules.renames, rules.splits, rules.merges, rules.slices, rules.shards, rules.order.groups))
 
 
 def test_diff_takes_rules_for_each(tmp_path: Path) -> None:
