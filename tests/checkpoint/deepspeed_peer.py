@@ -171,6 +171,7 @@ def main() -> None:
     case = json.loads(Path(sys.argv[1]).read_text())
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.manual_seed(5)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled, for minutes, and killed tests leave a lock
     if case.get("pipe"):
         deepspeed.init_distributed("gloo")
     model = pipeline(case) if case.get("pipe") else Tied(case)
