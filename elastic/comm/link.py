@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from elastic.comm.gauge import Seen
 from elastic.comm.mailbox import Mailbox, Slot
@@ -32,6 +32,7 @@ class Link:
     def __init__(
         self,
         sock: socket.socket,
+        worker: int,
         peer: int,
         latency_s: float | None,
         *,
@@ -45,7 +46,7 @@ class Link:
         self.joined: Era | None = None
         self.broken: LinkError | None = None
         self.sender = Sender(sock, arm=self._arm, emptied=emptied)
-        self._receiver = Receiver(sock, peer, box)
+        self._receiver = Receiver(sock, worker, peer, box)
         self._sock = sock
         self._descriptor = sock.fileno()
         self._box = box
@@ -116,6 +117,10 @@ class Link:
                 waiter.wait()
         finally:
             waiter.unwatch(self._descriptor)
+            if self.broken is not None:
+                # The I/O thread has to hear of it, also where the stream goes on and nothing more is in it for now.
+                with suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
             self._lend(False)
 
     def _read(self, waiter: Waiter) -> bool:

@@ -1,4 +1,8 @@
-"""What travels on a link: a header of fixed size, then raw memory. Also the two ways this package looks at memory."""
+"""What travels on a link: a header of fixed size, then raw memory. Also the two ways this package looks at memory.
+
+The header carries a checksum of the memory and one of itself, CRC-32C, which processors compute at 25 GB/s: every single flipped bit and
+every run of up to 32 wrong bits is found, and of other damage all but one in 4 billion. Nothing of a message is used before it is verified.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from crc32c import crc32c
 
 from elastic.errors import LinkError
 
@@ -17,9 +22,12 @@ Era: TypeAlias = "tuple[int, int]"
 
 ALIGNMENT_BYTES = 64
 MAX_BYTES = 1 << 40
-_MAGIC = b"elx1"
-_HEADER = struct.Struct("<4sIIIQIII4xQ")
-HEADER_BYTES = _HEADER.size
+_VERSION = int.from_bytes(b"elx2", "little")
+"""Where the header's checksum starts from, so that it is also the mark of this protocol."""
+_OWN = struct.Struct("<I")
+_HEADER = struct.Struct("<IIIQIIIIQ")
+HEADER_BYTES = _OWN.size + _HEADER.size
+_COLLECTIVE = 1 << 63
 
 
 class Kind(IntEnum):
@@ -40,6 +48,10 @@ class Kind(IntEnum):
     BUFFERS = 13
 
 
+_KINDS = {int(kind): kind.name.lower().replace("_", " ") for kind in Kind}
+_ROUNDS = (Kind.CONTROL_READY, Kind.CONTROL_APPLY)
+
+
 class Tag(NamedTuple):
     """Names one message between two workers in one epoch and attempt: unsigned, `step` of 64 bits, the others of 32."""
 
@@ -56,27 +68,42 @@ Key: TypeAlias = "tuple[Era, int, Tag]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What precedes the memory of a message; `bytes` is the size of what follows."""
+    """What precedes the memory of a message; `bytes` is the size of what follows, `checksum` what `checksum` gives for it."""
 
     era: Era
     tag: Tag
     bytes: int
+    checksum: int = 0
 
     def pack(self) -> bytes:
         """`HEADER_BYTES` bytes, little-endian. Raises LinkError if a field does not fit."""
         kind, step, a, b, c = self.tag
         try:
-            return _HEADER.pack(_MAGIC, *self.era, kind, step, a, b, c, self.bytes)
+            fields = _HEADER.pack(*self.era, kind, step, a, b, c, self.checksum, self.bytes)
+            return _OWN.pack(crc32c(fields, _VERSION)) + fields
         except struct.error as error:
             raise LinkError(f"message {self.tag} of {self.bytes} bytes does not fit its header: {error}") from error
 
     @classmethod
     def unpack(cls, raw: bytes | bytearray | memoryview) -> Header:
-        """The inverse of `pack`. Raises LinkError if this is no header."""
-        magic, epoch, attempt, kind, step, a, b, c, size = _HEADER.unpack(raw)
-        if magic != _MAGIC or size > MAX_BYTES:
-            raise LinkError(f"not a message header: {bytes(raw)!r}")
-        return cls(era=(epoch, attempt), tag=Tag(kind, step, a, b, c), bytes=size)
+        """The inverse of `pack`. Raises LinkError if this is no header, or a damaged one."""
+        (own,), fields = _OWN.unpack_from(raw), memoryview(raw)[_OWN.size :]
+        epoch, attempt, kind, step, a, b, c, checksum, size = _HEADER.unpack(fields)
+        if own != crc32c(fields, _VERSION) or size > MAX_BYTES:
+            raise LinkError(f"not a message header, or a damaged one: {bytes(raw)!r}")
+        return cls(era=(epoch, attempt), tag=Tag(kind, step, a, b, c), bytes=size, checksum=checksum)
+
+
+def checksum(memory: memoryview, before: int = 0) -> int:
+    """CRC-32C of memory that follows what has the checksum `before`."""
+    return crc32c(memory, before)
+
+
+def described(era: Era, tag: Tag) -> str:
+    """A message for people: its kind, epoch, attempt, and step or collective."""
+    number = tag.step & ~_COLLECTIVE
+    where = f"collective {number}" if tag.step & _COLLECTIVE else f"step {number // 2 if tag.kind in _ROUNDS else number}"
+    return f"the {_KINDS.get(tag.kind, f'kind {tag.kind}')} message of epoch {era[0]}, attempt {era[1]}, {where}"
 
 
 def aligned_empty(size: int) -> np.ndarray:

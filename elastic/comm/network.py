@@ -13,7 +13,7 @@ from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
 from elastic.comm.gauge import Seen
 from elastic.comm.link import Link
 from elastic.comm.mailbox import lost
-from elastic.comm.message import Header, Memory, Tag, as_bytes
+from elastic.comm.message import Header, Memory, Tag, as_bytes, checksum
 from elastic.comm.reactor import Reactor
 from elastic.comm.reception import Reception
 from elastic.comm.waiter import Waiter
@@ -86,7 +86,10 @@ class Network(Endpoint):
 
     def _send(self, link: LinkLike, tag: Tag, buffers: Sequence[Memory]) -> None:
         views = [view.data for view in map(as_bytes, buffers) if view.size]
-        cast(Link, link).sender.send(Header(era=self._box.era, tag=tag, bytes=sum(map(len, views))), views)
+        proof = 0
+        for view in views:
+            proof = checksum(view, proof)
+        cast(Link, link).sender.send(Header(era=self._box.era, tag=tag, bytes=sum(map(len, views)), checksum=proof), views)
 
     def flush(self) -> None:
         era = self._box.era
@@ -160,7 +163,7 @@ class Network(Endpoint):
     # --- on the I/O thread
 
     def _adopt(self, sock: socket.socket, peer: int, latency_s: float | None) -> None:
-        link = Link(sock, peer, latency_s, box=self._box, reactor=self._reactor, emptied=self._on_emptied, lost=self._lose)
+        link = Link(sock, self.worker, peer, latency_s, box=self._box, reactor=self._reactor, emptied=self._on_emptied, lost=self._lose)
         with self._box.lock:
             old = cast("Link | None", self._links.get(peer))
             self._links[peer] = link

@@ -6,7 +6,7 @@ import socket
 
 from elastic.comm.gauge import Gauge
 from elastic.comm.mailbox import Mailbox, Slot, lost
-from elastic.comm.message import HEADER_BYTES, Header, Key, Kind
+from elastic.comm.message import HEADER_BYTES, Header, Key, Kind, checksum, described
 from elastic.comm.sockets import SCARCE
 from elastic.errors import LinkError
 
@@ -18,18 +18,21 @@ _SCRAP = memoryview(bytearray(256 << 10))
 class Receiver:
     """For one thread at a time: the link sees to it. `broken` is why there is nothing more to come, once this is so."""
 
-    def __init__(self, sock: socket.socket, peer: int, box: Mailbox) -> None:
+    def __init__(self, sock: socket.socket, worker: int, peer: int, box: Mailbox) -> None:
         self.bytes = self.messages = self.transferred = 0
         self.broken: LinkError | None = None
         self.filling: Slot | None = None
         self.gauge = Gauge()
         self._sock = sock
+        self._worker = worker
         self._peer = peer
         self._box = box
         # `_rest` is the unfilled part of the header (no key yet) or of the target of `filling`; `_excess` bytes are to be thrown away.
         self._header = memoryview(bytearray(HEADER_BYTES))
         self._rest = self._header
+        # `_sum` is the checksum of what has arrived of the target, `_expected` what it must be in the end.
         self._excess = 0
+        self._sum = self._expected = 0
         self._key: Key | None = None
         self._counts_as_transfer = False
 
@@ -72,6 +75,8 @@ class Receiver:
         if self._excess:
             self._excess -= count
             return self._excess == 0 and self._finish()
+        if self._key is not None:
+            self._sum = checksum(self._rest[:count], self._sum)
         self._rest = self._rest[count:]
         if len(self._rest):
             return False
@@ -81,9 +86,10 @@ class Receiver:
         try:
             header = Header.unpack(self._header)
         except LinkError as error:
-            self.broken = LinkError(f"worker {self._peer} broke the protocol: {error}", peer=self._peer)
+            self.broken = LinkError(f"worker {self._peer} broke the protocol with worker {self._worker}: {error}", peer=self._peer)
             return False
         self._key = (header.era, self._peer, header.tag)
+        self._sum, self._expected = 0, header.checksum
         self._counts_as_transfer = header.tag.kind == Kind.TRANSFER
         try:
             self.filling = self._box.begin(self._key, header.bytes)
@@ -100,6 +106,14 @@ class Receiver:
 
     def _finish(self) -> bool:
         if self._key is not None and self.filling is not None:
+            if self._sum != self._expected:
+                era, _, tag = self._key
+                self.broken = LinkError(
+                    f"worker {self._worker} did not get what worker {self._peer} sent, {described(era, tag)}: checksums differ "
+                    f"({self._sum:08x}, sent {self._expected:08x}), so memory or the network changed it; nothing of it was used",
+                    peer=self._peer,
+                )
+                return False
             self._box.finish(self._key, self.filling)
         self.gauge.ends()
         self._key = self.filling = None

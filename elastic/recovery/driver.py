@@ -245,6 +245,8 @@ class Driver:
             self.feed(Unbalanced(slowdowns=measured))
 
     def _hear_lost(self, worker: Worker, message: Message) -> None:
+        if not message.get("gone", True):
+            self._world.say(message["reason"])
         if message["peer"] is not None:
             self._chronicle.missed(message["epoch"], message["peer"], message["at"])
         damaged = message.get("damaged", False) and message["epoch"] == self.view.epoch

@@ -25,7 +25,7 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged
+from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
 from elastic.recovery.fallback import Fallback, Restored
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
@@ -115,6 +115,7 @@ class Member:
         peer = error.peer if isinstance(error, LinkError) else None
         if not isinstance(error, Interrupted):
             where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic(), "damaged": isinstance(error, MemoryDamaged)}
+            where["gone"] = peer is None or isinstance(error, PeerLost)  # else the peer's link is at fault
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
     @torch.inference_mode(False)  # a loop body may be under way, in an evaluation: memory made now is trained on

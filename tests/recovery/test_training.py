@@ -100,6 +100,16 @@ def test_a_worker_dies_and_a_new_one_joins(tmp_path: Path, calm: dict[str, Any])
     assert 7 < joined[0][1] < joined[-1][1] == STEPS[GROUPS] - 1
 
 
+def test_a_bit_that_changes_on_its_way_is_no_wrong_bit(tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    """It is a link failure: one of the two ends goes, and what both computed of the step is computed again."""
+    run = Run(tmp_path, MOMENTUM, dies={"0": ["damages", 4]}, workers=2, stages=2)
+    run.check(calm[MOMENTUM], 2)
+    [evicted] = [found for found in run.incidents if found["kind"] == "eviction"]
+    assert (evicted["step"], evicted["epoch"]) == (4, 2)
+    said = "elastic: worker 1 did not get what worker 0 sent, the activation message of epoch 1, attempt 1, step 4: checksums differ"
+    assert said in capfd.readouterr().err
+
+
 def test_what_survivors_have_finished_of_a_step_is_kept_twice(tmp_path: Path, calm: dict[str, Any]) -> None:
     """Of the three grains that two workers each have computed when another dies, all count, or all but the last.
 

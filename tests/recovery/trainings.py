@@ -19,6 +19,9 @@ import torch
 from torch import nn
 
 import elastic
+from elastic.comm import Kind
+from elastic.comm.message import Header
+from elastic.comm.sending import Sender
 from elastic.engine import profile
 from elastic.engine.profile import measure
 from elastic.rundir import RunDirectory
@@ -93,7 +96,8 @@ def train(
     still: bool = False,
 ) -> dict[str, Any] | None:
     """`dies` tells where a worker does: ["start"], [phase, step, at which time it is there], ["evaluate", step], ["memory", step] or
-    ["digest"]; at ["deletes", step] it deletes the run directory.
+    ["digest"]; at ["deletes", step] it deletes the run directory. With ["damages", step] it lives, and one bit of a message that it sends
+    in that step is another one when it arrives.
 
     Or, at "loop" or "evaluate", who is killed by it: ["kills", where, step, workers]. `saves` are the Trainer's arguments for checkpoints.
     With `still` plans do not depend on what is measured here, and none moves a layer until somebody lost is replaced.
@@ -106,6 +110,8 @@ def train(
     options = {"data": models.Rows(), "loss": models.cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name], **(saves or {})}
     build, loss, optimizer, data = (options.pop(part) for part in ("model", "loss", "optimizer", "data"))
     _arm(job, fate)
+    if fate[0] == "damages":
+        _damage(fate[1])
     torch.manual_seed(5)
     trainer = elastic.Trainer(build(), loss, optimizer, data, seed=11, **options)
     log = Log(folder, job.worker)
@@ -152,6 +158,21 @@ def _arm(job: Any, fate: list[Any]) -> None:
             die()
 
     job.enter = entered
+
+
+def _damage(step: int) -> None:
+    """Flips a bit of the first tensors that this process sends in a step, behind the sender's back."""
+    send, left = Sender.send, [1]
+
+    def sent(self: Sender, header: Header, views: list[memoryview]) -> None:
+        if left[0] and header.tag.step == step and header.tag.kind in (Kind.ACTIVATION, Kind.GRADIENT, Kind.PARTIAL, Kind.PARAMETER):
+            left[0] -= 1
+            damaged = bytearray(views[-1])
+            damaged[len(damaged) // 2] ^= 1
+            views = [*views[:-1], memoryview(damaged)]
+        send(self, header, views)
+
+    Sender.send = sent
 
 
 class Deadly(nn.Module):
