@@ -106,7 +106,7 @@ def test_a_bit_that_changes_on_its_way_is_no_wrong_bit(tmp_path: Path, calm: dic
     run.check(calm[MOMENTUM], 2)
     [evicted] = [found for found in run.incidents if found["kind"] == "eviction"]
     assert (evicted["step"], evicted["epoch"]) == (4, 2)
-    said = "elastic: worker 1 did not get what worker 0 sent, the activation message of epoch 1, attempt 1, step 4: checksums differ"
+    said = "elastic: worker 1 did not get what worker 0 sent, the activation message of epoch 1, attempt 0, step 4: checksums differ"
     assert said in capfd.readouterr().err
 
 
