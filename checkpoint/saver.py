@@ -39,6 +39,7 @@ from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 _PATIENCE_S = 20.0
+_RARER, _RAREST = 8, 20
 
 Prepare = Callable[[], tuple[Contents, Sequence[Run]]]
 """What the checkpoint holds, and what of it this member writes; of `scalars`, those that this member knows."""
@@ -70,6 +71,23 @@ class _Save:
     left: tuple[int, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
     receipts: dict[int, PartReceipt] = field(default_factory=dict)
+
+
+class Waiting:
+    """A wait for what others make, with looks that get rarer: each after an eighth of the time so far, at least `look_s`, at most 20 times it."""
+
+    def __init__(self, look_s: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._look_s, self._clock, self._sleep = look_s, clock, sleep
+        self._began = clock()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return self._clock() - self._began
+
+    def pause(self) -> None:
+        """Until the next look."""
+        self._sleep(min(max(self._look_s, self.seconds / _RARER), _RAREST * self._look_s))
 
 
 class Saver:
@@ -164,30 +182,32 @@ class Saver:
 
     def _await(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         """The directory that the coordinator makes."""
-        until = time.monotonic() + _PATIENCE_S
-        while not self._complete(plan, ticket):
-            if save.dropped:
-                raise CheckpointError("it was given up")
-            if time.monotonic() > until:
-                raise CheckpointError(
-                    f"{self._store.where(ticket.directory)}: the coordinator's directory did not appear in {_PATIENCE_S:g} s: "
-                    "checkpoints need a directory that all hosts share"
-                )
-            time.sleep(self._store.look_s)
+        waiting = Waiting(self._store.look_s)
+        for name, size in self._made(plan, ticket):  # one that is there is not looked at again
+            while self._store.size(f"{ticket.directory}/{name}") != size:
+                if save.dropped:
+                    raise CheckpointError("it was given up")
+                if waiting.seconds > _PATIENCE_S:
+                    raise CheckpointError(
+                        f"{self._store.where(ticket.directory)}: the coordinator's directory did not appear in {_PATIENCE_S:g} s: "
+                        "checkpoints need a directory that all hosts share"
+                    )
+                waiting.pause()
 
-    def _complete(self, plan: FilePlan, ticket: Ticket) -> bool:
-        """The coordinator makes the token, and then the files one after the other, where they are not made of parts."""
+    def _made(self, plan: FilePlan, ticket: Ticket) -> list[tuple[str, int]]:
+        """The names and sizes of what the coordinator makes: the token, or the files one after the other where they are not made of parts."""
         if not self._store.shared_writes:  # and a put may be seen half done
-            said = token_bytes(ticket.token, (file.name for file in plan.files))
-            return self._store.size(f"{ticket.directory}/{TOKEN}") == len(said)
-        return all(self._store.size(f"{ticket.directory}/{file.name}") == file.size for file in plan.files)
+            return [(TOKEN, len(token_bytes(ticket.token, (file.name for file in plan.files))))]
+        return [(file.name, file.size) for file in plan.files]
 
     def _join(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         """The files that this member has to make of everybody's parts."""
         place = save.members.index(self._worker)
+        waiting = Waiting(self._store.look_s)
         while not join(plan, self._store, ticket, place, len(save.members)):
-            time.sleep(self._store.look_s)
-            if save.dropped or not self._complete(plan, ticket):
+            waiting.pause()
+            there = (self._store.size(f"{ticket.directory}/{name}") == size for name, size in self._made(plan, ticket))
+            if save.dropped or not all(there):
                 raise CheckpointError("it was given up")
 
     def receipt(self) -> dict[str, Any] | None:

@@ -44,12 +44,15 @@ class Channel:
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Queues one message and sends what fits. A vanished reader is not an error here: the reading side learns of it."""
-        line = json.dumps({**message, "fds": len(fds)} if fds else message).encode() + b"\n"
         if fds:
-            self._send_with_fds(line, fds)
+            self._send_with_fds(encoded({**message, "fds": len(fds)}), fds)
         else:
-            self._outgoing += line
-            self.flush()
+            self.send_line(encoded(message))
+
+    def send_line(self, line: bytes) -> None:
+        """As `send`, for a message that was encoded once for many channels."""
+        self._outgoing += line
+        self.flush()
 
     def flush(self) -> None:
         """Sends what is queued, as far as the kernel takes it."""
@@ -122,3 +125,8 @@ class Channel:
         message = json.loads(line)
         message["fds"] = [self._incoming_fds.popleft() for _ in range(message.get("fds", 0))]
         return message
+
+
+def encoded(message: Message) -> bytes:
+    """The line of a message."""
+    return json.dumps(message).encode() + b"\n"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from elastic import forkserver
-from elastic.channel import Channel, Message
+from elastic.channel import Channel, Message, encoded
 from elastic.loop import Loop
 from elastic.observe.console import say
 from elastic.process import is_stopped
@@ -78,10 +78,11 @@ class Crew:
 
     def tell(self, numbers: Iterable[int], message: Message) -> None:
         """Sends a message to each of these workers that still listens."""
+        line = encoded(message)
         for number in numbers:
             worker = self.workers[number]
             if not worker.channel.closed:
-                worker.channel.send(message)
+                worker.channel.send_line(line)
                 self._set_interest(worker)
 
     def tell_all(self, message: Message) -> None:

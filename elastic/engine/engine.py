@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,8 @@ from elastic.comm.gauge import Seen
 from elastic.comm.rounds import Payload, Rounds
 from elastic.engine.boundary import as_bytes, contiguous
 from elastic.engine.data import Batch
+from elastic.engine.digests import digest
+from elastic.engine.exact import terms
 from elastic.engine.executor import Enter, Executor
 from elastic.engine.model import LayeredModel
 from elastic.engine.norms import clip_factor, norm, square_sums
@@ -161,7 +162,7 @@ class Engine:
         self._enter("reduce", step, -1)
         self._network.flush()  # the sums of the step before may be on their way to their replicas still
         self._owned = self.reducer.collect()
-        squares = square_sums(self._model.spec, self._owned)
+        squares = terms(square_sums(self._model.spec, self._owned))
         self._check_rest()
         self._enter("ready", step, -1)
         self.replicator.confirm()
@@ -385,18 +386,12 @@ class Engine:
         It is told to every member, and all must call it.
         """
         self._gatherer.wait_all()
-        total = hashlib.sha256()
-        for name in self._model.names:
-            layer = self._model.layer_of(name)
-            holder = self.view.coordinator if layer is None else self.view.layout.members(layer)[0]
-            values = {"bytes": self._model.bytes_of(name)} if holder == self.worker else None
-            found = self._rounds.gather(self._next_sequence(), ({}, values))
-            if found is not None:
-                total.update((found[holder][1] or {})["bytes"].data)
-        for _, buffer in self._model.running.now().items():  # every member has them
-            total.update(as_bytes(contiguous(buffer)).data)
-        said, _ = self._rounds.commit(self._next_sequence(), ({}, None), lambda _: ({"digest": total.hexdigest()}, None))
-        return said["digest"]
+        model, layout = self._model, self.view.layout
+        homes = {name: model.layer_of(name) for name in model.names}
+        holders = {name: self.view.coordinator if layer is None else layout.members(layer)[0] for name, layer in homes.items()}
+        sizes = {name: model.size_of(name) for name in model.names}
+        behind = [as_bytes(contiguous(buffer)) for buffer in model.running.now().values()]  # every member has them
+        return digest(self._rounds, self._next_sequence, self.worker, sizes, holders, model.bytes_of, behind)
 
     def _next_sequence(self) -> int:
         """Numbers rounds beside those of the steps; equal on all members, who all call the same methods."""

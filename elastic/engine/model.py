@@ -121,6 +121,7 @@ class LayeredModel:
         refuse_aliases(self.root)
         homes: dict[int, int] = {}
         self.spec = ModelSpec(layers=tuple(self._describe(index, layer, homes) for index, layer in enumerate(self.layers)), cut=cut)
+        self._placed = {parameter.name: (layer.index, parameter) for layer in self.spec.layers for parameter in layer.parameters}
         self.vectors = vectors(self.spec)
         self.flats: dict[int, torch.Tensor] = {}
         self.whole = True  # every parameter is here, as it was built: until the first `hold`
@@ -163,7 +164,15 @@ class LayeredModel:
 
     def layer_of(self, name: str) -> int | None:
         """The home layer of a trainable parameter; None for a frozen one."""
-        return next((layer.index for layer in self.spec.layers for p in layer.parameters if p.name == name), None)
+        home = self._placed.get(name)
+        return None if home is None else home[0]
+
+    def size_of(self, name: str) -> int:
+        """A parameter's bytes, whether it is held here or not."""
+        if name in self._placed:
+            _, spec = self._placed[name]
+            return spec.size * spec.itemsize
+        return self._parameters[name].nbytes
 
     def digest(self) -> str:
         """Hex SHA-256 over names, shapes, dtypes and bytes of all parameters and buffers: equal on all workers at the start of a job."""

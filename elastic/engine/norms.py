@@ -53,11 +53,15 @@ def square_sums(spec: ModelSpec, gradients: Iterable[OwnedGradient]) -> np.ndarr
 
 
 def norm(sums: Sequence[np.ndarray]) -> float:
-    """The L2 norm; the sum over blocks is exact (`math.fsum`), so their order does not matter. NaN or inf if any block is."""
+    """The L2 norm from block sums, or from `exact.terms` of them: both have the same exact sum, which is rounded once (`math.fsum`), so
+    nothing depends on who owns what. Not finite if any block is not, or the sum is above what float64 holds."""
     values = np.concatenate(list(sums)) if sums else np.zeros(0)
     if not np.isfinite(values).all():
         return math.nan
-    return math.sqrt(math.fsum(values))
+    try:
+        return math.sqrt(math.fsum(values.tolist()))
+    except OverflowError:
+        return math.inf
 
 
 def clip_factor(norm: float, limit: float | None) -> float:

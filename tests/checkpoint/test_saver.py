@@ -294,3 +294,39 @@ def test_two_jobs_in_one_place_leave_whole_checkpoints_of_one_or_the_other(tmp_p
         entry.source.verify()
         assert equals(entry.source, values_at(100 + entry.step, SMALL)) != equals(entry.source, values_at(200 + entry.step, SMALL))
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_looks_for_what_others_make_get_rarer():
+    now, pauses = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    waiting = saving.Waiting(0.005, lambda: now[0], sleep)
+    while waiting.seconds < 10:
+        waiting.pause()
+    assert pauses[:8] == [0.005] * 8
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 0.1
+    assert len(pauses) < 150  # 2,000 of 5 ms
+
+
+def test_a_file_that_is_there_is_not_looked_at_again(tmp_path: Path):
+    contents = contents_of(values_at(1, SMALL), 1)
+    plan = plan_files(contents, 1500)
+    looked: list[str] = []
+
+    class Slow(LocalStore):
+        """Each file is there at the third look at it."""
+
+        def size(self, path: str) -> int | None:
+            looked.append(path)
+            return next(file.size for file in plan.files if path.endswith(file.name)) if looked.count(path) == 3 else None
+
+    store = Slow(tmp_path)
+    saver = Saver(store, 1)
+    save = saving._Save(key=(1, 1), token=TOKEN, members=(0, 1), layout=None, release=lambda: None)
+    saver._await(save, plan, commit.ticket_of(store, plan, step=1, epoch=1, token=TOKEN))
+    assert len(looked) == 3 * len(plan.files)
+    assert {looked.count(path) for path in looked} == {3}

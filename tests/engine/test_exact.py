@@ -1,60 +1,66 @@
-"""The promise of the engine: losses, norms and parameters are the same to the last bit on every layout."""
+"""Parts of a sum as a few numbers: nothing is lost, so nothing depends on how it was divided."""
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+import math
+from fractions import Fraction
 
-import harness
-import models
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-LAYOUTS = [(2, 1), (2, 2), (3, 2), (4, 2), (5, 3), (6, 2), (4, 4)]
-CASES = list(models.CASES)
+from elastic.engine.exact import terms
+from elastic.engine.norms import norm
 
-
-@cache
-def alone(name: str) -> dict[str, Any]:
-    return harness.run(models.train, workers=1, stages=1, args=(name,))[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_three_layouts_give_the_same_bits(name: str) -> None:
-    """Of the seven, those whose turn it is."""
-    first = CASES.index(name)
-    check(name, [LAYOUTS[(first + more) % len(LAYOUTS)] for more in (0, 2, 4)])
+finite = st.floats(allow_nan=False, allow_infinity=False)
+squares = st.floats(0, 1e300) | st.floats(0, 1e-290) | st.floats(0.5, 2)
 
 
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("name", CASES)
-def test_every_layout_gives_the_same_bits(name: str) -> None:
-    check(name, LAYOUTS)
+def exact(values) -> Fraction:
+    return sum(map(Fraction, values), Fraction(0))
 
 
-def check(name: str, layouts: list[tuple[int, int]]) -> None:
-    one = alone(name)
-    assert len({report[1] for report in one["reports"]}) == len(one["reports"]), "the loss does not change: nothing was trained"
-    for workers, stages in layouts:
-        results = harness.run(models.train, workers=workers, stages=stages, args=(name,))
-        layout = results[0]["layout"]
-        for result in results:
-            assert result["reports"] == one["reports"], layout
-        assert results[0]["digest"] == one["digest"], layout
-        assert [result["digest"] for result in results[1:]] == [None] * (workers - 1)
+@settings(deadline=None)
+@given(st.lists(squares, max_size=200) | st.lists(st.floats(-(2.0**899), 2.0**899), max_size=100))
+def test_terms_have_the_sum_of_all_values(values):
+    found = terms(np.array(values))
+    assert exact(found.tolist()) == exact(values)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("workers", "stages"), [(1, 1), (3, 1), (3, 2), (6, 2), (7, 1)])
-def test_shares_add_up_to_one_copy(workers: int, stages: int) -> None:
-    result = harness.run(models.train, workers=workers, stages=stages, args=("dropout",))[0]
-    shares = result["statistics"]
-    one = alone("dropout")["statistics"][0]
-    assert result["digest"] == alone("dropout")["digest"]
-    assert sum(share["owned_parameter_bytes"] for share in shares) == one["owned_parameter_bytes"]
-    scalars = 4  # each piece of AdamW's state has a float32 step count of its own
-    assert abs(sum(share["optimizer_bytes"] for share in shares) - one["optimizer_bytes"]) <= scalars * 8 * workers * 5
-    for layer in range(5):
-        run = sum(n for share in shares if layer in share["layers"] for n in share["micro_batches"].values())
-        assert run == 6 * 4, f"layer {layer}"
+@settings(deadline=None)
+@given(st.lists(squares, max_size=60), st.lists(st.integers(0, 60), max_size=5))
+def test_a_norm_has_the_same_bits_however_its_blocks_are_divided(values, cuts):
+    whole = np.array(values)
+    parts = [terms(part) for part in np.split(whole, sorted(cuts))]
+    assert norm(parts) == norm([whole]) == norm([terms(whole)])
+    total = exact(values)
+    if total < Fraction(1.7e308):
+        assert norm(parts) == math.sqrt(float(total))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_there_are_few_terms_whatever_there_is_to_add(seed):
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal(100_000) ** 2 * 10.0 ** generator.integers(-30, 30, 100_000)
+    found = terms(values)
+    assert found.size <= 12
+    assert math.fsum(found) == math.fsum(values)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stays_so(bad):
+    assert np.isnan(terms(np.array([1.0, bad, 2.0]))).all()
+    assert math.isnan(norm([terms(np.array([1.0, bad])), np.array([1.0])]))
+
+
+def test_a_sum_above_all_numbers_is_infinite_and_no_error():
+    large = np.full(3, 1.7e308)
+    assert terms(large).tolist() == [math.inf]
+    assert not math.isfinite(norm([large]))
+    assert not math.isfinite(norm([terms(large[:1]), terms(large[1:2])]))
+
+
+def test_nothing_adds_up_to_nothing():
+    assert terms(np.zeros(0)).size == terms(np.zeros(5)).size == 0
+    assert norm([np.zeros(0), np.zeros(0)]) == norm([]) == 0.0

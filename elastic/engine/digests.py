@@ -1,0 +1,54 @@
+"""The digest of all parameters that a view's members hold: brought to the coordinator in few rounds, each of bounded size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from elastic.comm.rounds import Rounds
+
+ROUND_BYTES = 16 << 20
+"""What a round brings at most, unless one parameter is larger."""
+
+
+def batches(sizes: Mapping[str, int], most: int = ROUND_BYTES) -> Iterator[list[str]]:
+    """The names in their order, in runs of at most `most` bytes together, or of one name."""
+    batch: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if batch and total + size > most:
+            yield batch
+            batch, total = [], 0
+        batch.append(name)
+        total += size
+    if batch:
+        yield batch
+
+
+def digest(
+    rounds: Rounds,
+    sequence: Callable[[], int],
+    worker: int,
+    sizes: Mapping[str, int],
+    holders: Mapping[str, int],
+    bytes_of: Callable[[str], np.ndarray],
+    behind: Sequence[np.ndarray] = (),
+) -> str:
+    """Hex SHA-256 over the bytes of all parameters in the order of `sizes` (bytes by name), told to every member, all of which call it.
+
+    `holders` names the worker that tells each parameter's bytes, which are `bytes_of` it there; `sequence` numbers the rounds. `behind`
+    comes after them: what every member has.
+    """
+    total = hashlib.sha256()
+    for names in batches(sizes):
+        mine = {name: bytes_of(name) for name in names if holders[name] == worker}
+        told = rounds.gather(sequence(), ({}, mine))
+        if told is not None:
+            for name in names:
+                total.update((told[holders[name]][1] or {})[name].data)
+    for memory in behind:
+        total.update(memory.data)
+    said, _ = rounds.commit(sequence(), ({}, None), lambda _: ({"digest": total.hexdigest()}, None))
+    return said["digest"]
