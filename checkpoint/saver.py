@@ -74,9 +74,12 @@ class _Save:
 
 
 class Waiting:
-    """A wait for what others make, with looks that get rarer: each after an eighth of the time so far, at least `look_s`, at most 20 times it."""
+    """A wait for what others make, with looks that get rarer: an eighth of the time so far lies between them, at least `look_s` and at
+    most 20 times that."""
 
-    def __init__(self, look_s: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, look_s: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._look_s, self._clock, self._sleep = look_s, clock, sleep
         self._began = clock()
 
@@ -195,7 +198,7 @@ class Saver:
                 waiting.pause()
 
     def _made(self, plan: FilePlan, ticket: Ticket) -> list[tuple[str, int]]:
-        """The names and sizes of what the coordinator makes: the token, or the files one after the other where they are not made of parts."""
+        """Names and sizes of what the coordinator makes: the token, or the files one after the other where they are not made of parts."""
         if not self._store.shared_writes:  # and a put may be seen half done
             return [(TOKEN, len(token_bytes(ticket.token, (file.name for file in plan.files))))]
         return [(file.name, file.size) for file in plan.files]

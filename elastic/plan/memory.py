@@ -7,6 +7,7 @@ S - s of them at stage s of S. Narayanan et al., "Memory-Efficient Pipeline-Para
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -65,9 +66,13 @@ def needs(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence
     found: dict[int, Need] = {}
     for number, (stage, route) in enumerate(zip(stages, routes, strict=True)):
         largest = max((size for size, other in owned if other != number or len(stage.members) > 1), default=0.0)
+        grains, alike = Counter(route), dict[int, Need]()
         for worker in stage.members:
-            mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, route.count(worker))
-            found[worker] = replace(mean, replicas=max(mean.replicas, largest))
+            count = grains[worker]
+            if count not in alike:
+                mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, count)
+                alike[count] = replace(mean, replicas=max(mean.replicas, largest))
+            found[worker] = alike[count]
     return found
 
 

@@ -10,11 +10,12 @@ Seconds are counted in whole picoseconds, so that equal costs tie exactly instea
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections.abc import Generator
 from functools import cache
 from itertools import accumulate, combinations, pairwise
 
 from elastic.errors import PlanError
+from elastic.plan.slicing import finish
 from elastic.plan.workload import Workload
 
 Choice = tuple[int, int, tuple[tuple[int, int], ...]]
@@ -29,7 +30,12 @@ def partition(workload: Workload, workers: int, stages: int) -> tuple[tuple[rang
     Minimises the largest over stages of (forward + backward seconds per micro-batch) x ceil(grains / workers of the stage), then the sum of
     these, then the parameters of the stage that has most. Raises PlanError if there are more stages than layers or workers, or none.
     """
-    return _Programme(workload, workers, stages).solve()
+    return finish(partitioning(workload, workers, stages))
+
+
+def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[tuple[range, int], ...]]:
+    """`partition`, which can be left off every few milliseconds."""
+    return (yield from _Programme(workload, workers, stages).solving())
 
 
 class _Programme:
@@ -43,17 +49,25 @@ class _Programme:
         fewest = {-(-self.grains // n): n for n in range(spare, 0, -1)}
         self.options = [(n, rounds) for rounds, n in sorted(fewest.items(), reverse=True)]
 
-    def solve(self) -> tuple[tuple[range, int], ...]:
-        bottleneck = self._bottleneck()
+    def solving(self) -> Generator[None, None, tuple[tuple[range, int], ...]]:
+        bottleneck = yield from self._bottleneck()
         _, _, steps = self._best(bottleneck, self._fewest_workers(bottleneck))
         stops = [0, *(stop for stop, _ in steps)]
         runs = [range(start, stop) for start, stop in pairwise(stops)]
         return tuple(zip(runs, self._give_out(runs, [n for _, n in steps]), strict=True))
 
-    def _bottleneck(self) -> int:
+    def _bottleneck(self) -> Generator[None, None, int]:
         times = {self.seconds[stop] - self.seconds[start] for start, stop in combinations(range(self.layers + 1), 2)}
         candidates = sorted({time * rounds for time in times for _, rounds in self.options})
-        return candidates[bisect_left(candidates, True, key=lambda limit: self._fewest_workers(limit)[self.stages][0] <= self.workers)]
+        low, high = 0, len(candidates) - 1  # the last one is enough: a worker a stage, however long that takes
+        while low < high:
+            yield
+            middle = (low + high) // 2
+            if self._fewest_workers(candidates[middle])[self.stages][0] <= self.workers:
+                high = middle
+            else:
+                low = middle + 1
+        return candidates[low]
 
     def _fewest_workers(self, limit: int) -> list[list[int]]:
         """[stages left][first layer] -> the fewest workers with which no stage exceeds `limit`; more than there are if none do."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Stage
-from elastic.plan.simulation import simulate
+from elastic.plan.simulation import simulating
+from elastic.plan.slicing import finish
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
@@ -44,15 +46,25 @@ class Prediction:
 
 def predict(stages: Sequence[Stage], routes: Sequence[Sequence[int]], workload: Workload, fleet: Fleet) -> Prediction:
     """The simulated schedule for workers and links as they are."""
+    return finish(predicting(stages, routes, workload, fleet))
+
+
+def predicting(
+    stages: Sequence[Stage], routes: Sequence[Sequence[int]], workload: Workload, fleet: Fleet
+) -> Generator[None, None, Prediction]:
+    """`predict`, which can be left off every few milliseconds."""
     timing = _linked(Timing.of(workload, stages), workload, stages, fleet).slowed(fleet.slowdowns)
     size = workload.micro_batches // workload.grains
     busy_s = {worker: 0.0 for stage in stages for worker in stage.members}
     for stage, route in zip(stages, routes, strict=True):
+        grains = Counter(route)
         seconds = sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in stage.layers)
         for worker in stage.members:
-            busy_s[worker] = seconds * size * route.count(worker)
+            busy_s[worker] = seconds * size * grains[worker]
+    yield
+    _, compute_s = yield from simulating(workload, stages, routes, timing=timing)
     return Prediction(
-        compute_s=simulate(workload, stages, routes, timing=timing)[1],
+        compute_s=compute_s,
         exchange_s=max(_exchange_s(workload, stage, fleet) for stage in stages),
         stage_s=tuple(max(busy_s[worker] * fleet.slowdown(worker) for worker in stage.members) for stage in stages),
         crowded_s=_crowded_s(busy_s, fleet),

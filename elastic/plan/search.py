@@ -13,16 +13,18 @@ not fit into memory, layers are divided anew within these limits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from elastic.errors import PlanError
 from elastic.plan.fleet import Fleet
 from elastic.plan.memory import refuse, shortfall
-from elastic.plan.partition import check_feasible, partition
+from elastic.plan.partition import check_feasible, partitioning
 from elastic.plan.plan import Stage
-from elastic.plan.prediction import Prediction, predict
+from elastic.plan.prediction import Prediction, predicting
 from elastic.plan.routing import weighted_routes
+from elastic.plan.slicing import finish
 from elastic.plan.uneven import Parts, divide, divide_within
 from elastic.plan.workload import Workload
 
@@ -61,16 +63,11 @@ def search(fleet: Fleet, workload: Workload, stages: int | None) -> tuple[Candid
 
     Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits.
     """
-    going = searching(fleet, workload, stages)
-    while True:
-        try:
-            next(going)
-        except StopIteration as end:
-            return end.value
+    return finish(searching(fleet, workload, stages))
 
 
 def searching(fleet: Fleet, workload: Workload, stages: int | None) -> Generator[None, None, tuple[Candidate, ...]]:
-    """`search`, which can be left off after each candidate."""
+    """`search`, which can be left off every few milliseconds."""
     workers = len(fleet.workers)
     most = min(len(workload.layers), workers)
     if stages is None:
@@ -85,13 +82,18 @@ def searching(fleet: Fleet, workload: Workload, stages: int | None) -> Generator
         for divisions in (_divisions, _within_memory):
             if divisions is _within_memory and not lacking:
                 break
-            for order, parts in divisions(fleet, workload, count):
+            for division in divisions(fleet, workload, count):
+                yield
+                if division is None:
+                    continue
+                order, parts = division
                 filled, routes = _filled(order, parts, workload)
                 lack = shortfall(workload, filled, routes, fleet)
                 if lack[1]:
                     lacking.append(lack)
                 else:
-                    predicted = predict(filled, routes, workload, fleet)
+                    yield
+                    predicted = yield from predicting(filled, routes, workload, fleet)
                     found.append(Candidate(stages=filled, routes=routes, predicted=predicted, reason=reason))
                 yield
         short += lacking
@@ -107,11 +109,11 @@ def _orders(fleet: Fleet) -> list[Fleet]:
     return [fleet.ordered(sorted(fleet.workers, key=lambda worker: sign * fleet.slowdown(worker))) for sign in (1, -1)]
 
 
-def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts]]:
-    """Workers in order, and the layers and the number of workers of each stage."""
+def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts] | None]:
+    """Workers in order, and the layers and the number of workers of each stage; None where it can be left off."""
     for order in _orders(fleet):
         parts = _partitions(workload, len(order.workers), count) if fleet.equal else [divide(workload, order, count)]
-        yield from ((order, each) for each in parts)
+        yield from (None if each is None else (order, each) for each in parts)
 
 
 def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts]]:
@@ -122,14 +124,21 @@ def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tup
             yield order, parts
 
 
-def _partitions(workload: Workload, workers: int, count: int) -> list[Parts]:
-    """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers."""
-    balanced = [layers for layers, _ in partition(workload, count, count)]
+def _partitions(workload: Workload, workers: int, count: int) -> Generator[Parts | None, None, None]:
+    """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers, where they differ.
+
+    None where it can be left off.
+    """
+    least = yield from partitioning(workload, workers, count)
+    yield least
+    equally = yield from partitioning(workload, count, count)
+    balanced = [layers for layers, _ in equally]
     seconds = [sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in layers) for layers in balanced]
     longest_first = sorted(range(count), key=lambda stage: -seconds[stage])
     widths = {stage: workers // count + (place < workers % count) for place, stage in enumerate(longest_first)}
     equal = tuple((layers, widths[stage]) for stage, layers in enumerate(balanced))
-    return list(dict.fromkeys([partition(workload, workers, count), equal]))
+    if equal != least:
+        yield equal
 
 
 def _filled(fleet: Fleet, parts: Parts, workload: Workload) -> tuple[tuple[Stage, ...], Routes]:
@@ -142,33 +151,40 @@ def _filled(fleet: Fleet, parts: Parts, workload: Workload) -> tuple[tuple[Stage
 class Prepared:
     """Searches done before they are needed, for fleets of which one may come; those that look the same are searched for once."""
 
-    def __init__(self, fleets: Sequence[Fleet], workload: Workload, stages: int | None) -> None:
+    def __init__(self, fleets: Iterable[Fleet], workload: Workload, stages: int | None) -> None:
         self._workload = workload
         self._found: list[tuple[Fleet, int | None, tuple[Candidate, ...]]] = []
-        self._due: list[tuple[Fleet, int | None]] = []
-        for fleet in fleets:
-            question = nameless(fleet), asked(fleet, stages)
-            if question not in self._due:
-                self._due.append(question)
-        self.classes = len(self._due)
-        self._going: Generator[None, None, tuple[Candidate, ...]] | None = None
+        self._asked: list[tuple[Fleet, int | None]] = []
+        self._going = self._all(iter(fleets), stages)
+
+    @property
+    def classes(self) -> int:
+        """How many searches were begun."""
+        return len(self._asked)
 
     def advance(self) -> bool:
-        """Takes the search one candidate further; False once everything is found, or known to be impossible."""
-        if not self._due:
-            return False
-        fleet, stages = self._due[0]
-        self._going = self._going or searching(fleet, self._workload, stages)
-        try:
-            next(self._going)
-            return True
-        except StopIteration as end:
-            self._found.append((fleet, stages, end.value))
-        except PlanError:  # if that loss comes, it will be said
-            pass
-        self._due.pop(0)
-        self._going = None
-        return bool(self._due)
+        """Takes the search a few milliseconds further; False once everything is found, or known to be impossible."""
+        return next(self._going, False)
+
+    def _all(self, fleets: Iterator[Fleet], stages: int | None) -> Generator[Literal[True], None, None]:
+        """A fleet is made only when it is its turn: that of a thousand workers takes a millisecond or two."""
+        for fleet in fleets:
+            question = nameless(fleet), asked(fleet, stages)
+            yield True
+            if question in self._asked:
+                continue
+            self._asked.append(question)
+            going = searching(question[0], self._workload, question[1])
+            try:
+                while True:
+                    try:
+                        next(going)
+                    except StopIteration as end:
+                        self._found.append((*question, end.value))
+                        break
+                    yield True
+            except PlanError:  # if that loss comes, it will be said
+                continue
 
     def candidates(self, fleet: Fleet, workload: Workload, stages: int | None) -> tuple[Candidate, ...] | None:
         """What `search` would give for a nameless fleet, if that is known by now."""

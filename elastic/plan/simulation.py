@@ -8,13 +8,14 @@ time does not meet for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from elastic.errors import PlanError
 from elastic.plan.actions import Action, Schedule, refuse
 from elastic.plan.plan import Stage
 from elastic.plan.policy import ONE_F_ONE_B, Policy
 from elastic.plan.scheduling import Scheduler
+from elastic.plan.slicing import finish
 from elastic.plan.timeline import Span, Timeline
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
@@ -29,8 +30,21 @@ def simulate(
     timing: Timing | None = None,
 ) -> tuple[dict[int, tuple[Action, ...]], float]:
     """The schedule (see `elastic.plan.schedule.build`) and the seconds until its last action ends."""
+    return finish(simulating(workload, stages, routes, policy=policy, timing=timing))
+
+
+def simulating(
+    workload: Workload,
+    stages: Sequence[Stage],
+    routes: Sequence[Sequence[int]],
+    *,
+    policy: Policy = ONE_F_ONE_B,
+    timing: Timing | None = None,
+) -> Generator[None, None, tuple[dict[int, tuple[Action, ...]], float]]:
+    """`simulate`, which can be left off every few milliseconds."""
     scheduler = Scheduler(workload, routes, timing or Timing.of(workload, stages), policy)
-    seconds = scheduler.run()
+    yield
+    seconds = yield from scheduler.running()
     return {worker: tuple(state.actions) for worker, state in scheduler.workers.items()}, seconds
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 from elastic.errors import PlanError
@@ -67,12 +68,14 @@ class Site:
 
     def slowest(self, some: Collection[str], others: Collection[str]) -> Link:
         """The worst between a host of `some` and one of `others`."""
-        found: Link | None = None
-        for one in sorted(set(some)):
-            for other in sorted(set(others)):
-                link = self.link(one, other)
-                found = link if found is None else found.slower(link)
-        return found or WITHIN
+        one, other = frozenset(some), frozenset(others)
+        both = one & other
+        found = [self.links.get((host, host), WITHIN) for host in both]
+        found += [link for (a, b), link in self.links.items() if a != b and ((a in one and b in other) or (b in one and a in other))]
+        pairs = len(one) * len(other) - len(both) * (len(both) - 1) // 2  # each counted once, a host with itself too
+        if len(found) < pairs:
+            found.append(BETWEEN)  # nobody has measured some of them
+        return reduce(Link.slower, found) if found else WITHIN
 
     def knowing(self, links: Mapping[Pair, Link]) -> Site:
         """With these measured in place of what was known of the same pairs."""

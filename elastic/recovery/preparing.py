@@ -8,7 +8,7 @@ same, whether it was prepared or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from elastic.plan.fleet import Fleet
@@ -16,7 +16,7 @@ from elastic.plan.search import Prepared
 from elastic.plan.site import Link, Pair
 
 if TYPE_CHECKING:
-    from elastic.view import View
+    from elastic.view import Member, View
 
 SLICE_S = 0.01
 """How long it may keep the agent from hearing, give or take a candidate."""
@@ -76,7 +76,7 @@ class Preparing:
             return
         self.links, self._spent_s = links, 0.0
         site = view.site.knowing(links)
-        losses = [Fleet.of([member for member in view.members if member.worker != lost], site) for lost in view.workers[: _lossy(view)]]
+        losses = (Fleet.of([*view.members[:lost], *view.members[lost + 1 :]], site) for lost in _losses(view.members))
         self.prepared = Prepared(losses, view.workload, self._stages)
         self._slice()
 
@@ -91,9 +91,11 @@ class Preparing:
         self._timers.set_timer(PAUSE_S if again else RENEWED_S, self._slice if again else self._look, "prepare")
 
 
-def _lossy(view: View) -> int:
-    """How many of the members can be lost: not the only one."""
-    return len(view.members) if len(view.members) > 1 else 0
+def _losses(members: Sequence[Member]) -> list[int]:
+    """The places whose loss is worth a look: not the only one, and of neighbours that are alike only the first, since what is left looks
+    the same."""
+    named = [(member.host, member.slowdown, member.memory, member.base) for member in members]
+    return [place for place, what in enumerate(named) if place == 0 or what != named[place - 1]] if len(named) > 1 else []
 
 
 def _differ(now: Mapping[Pair, Link], before: Mapping[Pair, Link]) -> bool:

@@ -56,8 +56,8 @@ class Proposal:
     goes on behind it, and so takes part in all that they still do together. `changes` is what joiners have to know of loop bodies.
     `finished` are the grains of the next step that every stage has finished already. With `restore` nothing moves: every member reads its
     part of that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the
-    first step. `bytes_minimum` is what any transfers must move, by an oracle; `why` is a sentence for people, and `planned` one about what
-    the plan is predicted to cost.
+    first step. `why` is a sentence for people, and `planned` one about what the plan is predicted to cost. `holdings` is what the survivors
+    hold of that step; it does not travel.
     """
 
     view: View
@@ -67,7 +67,6 @@ class Proposal:
     scalars: Scalars
     progress: Progress | None
     results: list[Any]
-    bytes_minimum: int
     why: str
     planned: str = ""
     finished: tuple[int, ...] = ()
@@ -76,6 +75,21 @@ class Proposal:
     buffers: Buffers | None = None
     seen: int = -1
     changes: list[Any] = field(default_factory=list)
+    holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def bytes_minimum(self) -> int | None:
+        """What any transfers must move, by an oracle; None where the proposal was not worked out.
+
+        It takes longer than the transfers themselves to work out: for when the job runs again.
+        """
+        if self.holdings is None:
+            return None
+        layout = self.view.layout
+        least = minimum_by_layer(self.holdings, layout, [PARAM, *self.states])
+        return sum(
+            elements * itemsize(layout.model, layer, self.states.get(state, SAME)) for (state, layer), elements in least.items() if elements
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal proposal."""
@@ -87,7 +101,6 @@ class Proposal:
             "scalars": self.scalars,
             "progress": None if self.progress is None else self.progress.to_json(),
             "results": self.results,
-            "bytes_minimum": self.bytes_minimum,
             "why": self.why,
             "planned": self.planned,
             "finished": list(self.finished),
@@ -109,7 +122,6 @@ class Proposal:
             scalars=data["scalars"],
             progress=None if data["progress"] is None else Progress.from_json(data["progress"]),
             results=data["results"],
-            bytes_minimum=data["bytes_minimum"],
             why=data["why"],
             planned=data["planned"],
             finished=tuple(data["finished"]),
@@ -161,10 +173,6 @@ def propose(
     names = [PARAM, *states]
     holdings = holdings_at(left, resume, list(states))
     moves = transfers(holdings, view.layout, names)
-    least = minimum_by_layer(holdings, view.layout, names)
-    bytes_minimum = sum(
-        elements * itemsize(model, layer, states.get(state, SAME)) for (state, layer), elements in least.items() if elements
-    )
     return Proposal(
         view=view,
         resume=resume,
@@ -173,7 +181,7 @@ def propose(
         scalars=_scalars(left, resume),
         progress=_progress(left, resume),
         results=_results(left),
-        bytes_minimum=bytes_minimum,
+        holdings=holdings,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
         planned=planned.why,
         finished=finished_everywhere(view, inventories, resume + 1),
@@ -227,7 +235,6 @@ def fall_back(
         scalars={},
         progress=None,
         results=_results(left),
-        bytes_minimum=0,
         why=_why(last, view, checkpoint.step, 0) + f", since all begin with {checkpoint}",
         planned=planned.why,
         yielded=max(inventory.yielded for inventory in left),

@@ -60,9 +60,13 @@ def equal_layers() -> Workload:
 
 def test_losses_that_leave_the_same_are_searched_for_once():
     whole = fleet([4, 2, 9, 7])
-    assert Prepared([without(whole, lost) for lost in whole.workers], equal_layers(), None).classes == 1
+    prepared = Prepared([without(whole, lost) for lost in whole.workers], equal_layers(), None)
+    finish(prepared)
+    assert prepared.classes == 1
     slow = replace(whole, slowdowns={9: 2.0})
-    assert Prepared([without(slow, lost) for lost in slow.workers], equal_layers(), None).classes == 3, "before it, it, behind it"
+    prepared = Prepared([without(slow, lost) for lost in slow.workers], equal_layers(), None)
+    finish(prepared)
+    assert prepared.classes == 3, "before it, it, behind it"
 
 
 def test_it_can_be_left_off_and_knows_nothing_then():

@@ -32,6 +32,16 @@ def test_json_round_trip_is_exact(measured, places):
     assert Site.from_json(json.loads(json.dumps(site.to_json()))) == site
 
 
+@given(st.dictionaries(st.builds(pair, hosts, hosts), links), st.lists(hosts), st.lists(hosts))
+def test_the_slowest_is_the_worst_of_all_pairs(measured, some, others):
+    site = Site(links=measured)
+    found = site.slowest(some, others)
+    each = [site.link(one, other) for one in some for other in others]
+    assert found.latency_s == max((link.latency_s for link in each), default=WITHIN.latency_s)
+    assert found.bytes_per_s == min((link.bytes_per_s for link in each), default=WITHIN.bytes_per_s)
+    assert found.measured == (bool(each) and all(link.measured for link in each))
+
+
 def test_what_nobody_has_measured_is_assumed():
     assert SITE.link("b", "a") == SITE.link("a", "b") == SLOW
     assert (SITE.link("b", "b"), SITE.link("b", "c")) == (WITHIN, BETWEEN)
