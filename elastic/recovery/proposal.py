@@ -83,6 +83,8 @@ class Proposal:
 
         It takes longer than the transfers themselves to work out: for when the job runs again.
         """
+        if self.restore is not None:
+            return 0
         if self.holdings is None:
             return None
         layout = self.view.layout
