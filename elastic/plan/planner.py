@@ -67,7 +67,7 @@ def plan(
     which changes nothing else. Raises PlanError if nothing is possible.
     """
     if previous is None:
-        best = _plan(_best(_searched(fleet, workload, asked(fleet, stages), prepared)), workload, fleet)
+        best = _plan(_best(_searched(fleet, workload, asked(fleet, stages), prepared)), workload, fleet, stages)
         return Planned(plan=best, step_s=best.step_s, migration_s=0.0, bytes=0.0, why=best.why)
     chosen = stayed = _stayed(previous, workload, fleet, stages)
     try:
@@ -84,7 +84,7 @@ def plan(
             if chosen is None or option.over_s(horizon) < chosen.over_s(horizon):
                 chosen = option
     assert chosen is not None  # there is a candidate, or the layers may stay
-    bare = _plan(chosen.candidate, workload, fleet)
+    bare = _plan(chosen.candidate, workload, fleet, stages)
     found = replace(bare, why=f"{bare.why}; {_compared(chosen, stayed, horizon)}")
     return Planned(plan=found, step_s=found.step_s, migration_s=chosen.moving.seconds, bytes=chosen.moving.bytes, why=found.why)
 
@@ -164,28 +164,34 @@ def _relabelled(new: Candidate, old: Plan, workload: Workload, fleet: Fleet) -> 
     yield replace(new, stages=near.stages, routes=near.routes, predicted=predicted)
 
 
-def _plan(candidate: Candidate, workload: Workload, fleet: Fleet) -> Plan:
+def _plan(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | None = None) -> Plan:
+    """`wanted` is the number of stages that the job asks for."""
     return Plan(
         stages=candidate.stages,
         routes=candidate.routes,
         step_s=candidate.predicted.step_s,
-        why=_why(candidate, workload, fleet),
+        why=_why(candidate, workload, fleet, wanted),
     )
 
 
-def _why(candidate: Candidate, workload: Workload, fleet: Fleet) -> str:
+def _why(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | None) -> str:
     predicted, stages = candidate.predicted, candidate.stages
     slowest = predicted.bottleneck
     layers = stages[slowest].layers
+    reason = candidate.reason
+    if wanted is not None and len(stages) < wanted:
+        few = "is only 1 worker" if len(fleet.workers) == 1 else f"are only {len(fleet.workers)} workers"
+        reason = f"not the {wanted} that were asked for, since there {few}"
     why = (
-        f"{len(stages)} stages, {candidate.reason}: {max(predicted.compute_s, predicted.crowded_s):.3g} s computing and "
-        f"{predicted.exchange_s:.3g} s exchanging gradients, predicted; stage {slowest} (layers {layers.start} to {layers.stop - 1}) "
+        f"{_counted(len(stages), 'stage')}, {reason}: {max(predicted.compute_s, predicted.crowded_s):.3g} s computing and "
+        f"{predicted.exchange_s:.3g} s exchanging gradients, predicted; stage {slowest} ({_named(layers)}) "
         f"computes longest, {predicted.stage_s[slowest]:.3g} s"
     )
     if predicted.crowded_s > predicted.compute_s:
         why += "; a host has more workers than it can compute for at the same time"
     if idle := [worker for stage, route in zip(stages, candidate.routes, strict=True) for worker in stage.members if worker not in route]:
-        why += f"; workers {idle} get no grain, of which there are only {workload.grains}"
+        who = f"worker {idle[0]} gets" if len(idle) == 1 else f"workers {idle} get"
+        why += f"; {who} no grain, of which there {'is' if workload.grains == 1 else 'are'} only {workload.grains}"
     if slow := {worker: fleet.slowdown(worker) for worker in fleet.workers if fleet.slowdown(worker) != 1.0}:
         why += "; " + ", ".join(f"worker {worker} takes {factor:.2g} times as long" for worker, factor in sorted(slow.items()))
     link = fleet.link(fleet.workers, fleet.workers)
@@ -206,5 +212,14 @@ def _compared(chosen: _Option, stayed: _Option | None, horizon: float) -> str:
     if stayed is None:
         return f"{moved}; the layers cannot stay where they were"
     if stayed is chosen:
-        return f"{moved}; no other is faster over {horizon:.3g} steps"
-    return f"{moved}; with all layers where they were a step takes {stayed.candidate.predicted.step_s:.3g} s, over {horizon:.3g} steps"
+        return f"{moved}; no other is faster over {_counted(horizon, 'step')}"
+    stay_s = stayed.candidate.predicted.step_s
+    return f"{moved}; with all layers where they were a step takes {stay_s:.3g} s, over {_counted(horizon, 'step')}"
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:.4g} {noun}{'' if number == 1 else 's'}"
+
+
+def _named(layers: range) -> str:
+    return f"layer {layers.start}" if len(layers) == 1 else f"layers {layers.start} to {layers.stop - 1}"

@@ -71,7 +71,7 @@ def searching(fleet: Fleet, workload: Workload, stages: int | None) -> Generator
     workers = len(fleet.workers)
     most = min(len(workload.layers), workers)
     if stages is None:
-        counts, reason = range(1, most + 1), f"fastest of 1 to {most}"
+        counts, reason = range(1, most + 1), f"fastest of 1 to {most}" if most > 1 else "the only number possible"
     else:
         check_feasible(len(workload.layers), workers, stages)
         counts, reason = [stages], "as asked"

@@ -146,4 +146,4 @@ def test_a_plan_that_shrinks_keeps_its_layers_and_what_the_others_compute(worklo
     assert found.workers == tuple(worker for worker in workers if worker != lost)
     for was, now in zip(before.routes, found.routes, strict=True):
         assert all(a == b for a, b in zip(was, now, strict=True) if a != lost)
-    assert found.why.startswith(f"{len(found.stages)} stages, every stage keeps its layers")
+    assert found.why.startswith(f"{len(found.stages)} stage{'s'[: len(found.stages) - 1]}, every stage keeps its layers")

@@ -40,9 +40,33 @@ def test_over_a_short_horizon_layers_stay_and_over_a_long_one_they_move():
     assert [stage.layers for stage in brief.plan.stages] == [stage.layers for stage in before.stages]
     assert "no other is faster over 0.1 steps" in brief.why
     assert long.step_s < brief.step_s
-    assert f"with all layers where they were a step takes {brief.step_s:.3g} s, over 1e+03 steps" in long.why
+    assert f"with all layers where they were a step takes {brief.step_s:.3g} s, over 1000 steps" in long.why
     assert long.migration_s > brief.migration_s
     assert long.migration_s == pytest.approx(moving(before, long.plan.stages, workload, left).seconds)
+
+
+def test_the_sentence_says_what_was_asked_for_and_why_there_is_less_of_it():
+    """After losses a job that asks for stages gets fewer: that is not what it asked for."""
+    workload = equal_layers()
+    before = fastest(fleet(range(4)), workload, 3)
+    assert plan(fleet(range(3)), workload, before, stages=3).why.startswith("3 stages, as asked: ")
+    two = plan(fleet([0, 3]), workload, before, stages=3)
+    assert two.why.startswith("2 stages, not the 3 that were asked for, since there are only 2 workers: ")
+    one = plan(fleet([3]), workload, before, stages=3)
+    assert one.why.startswith("1 stage, not the 3 that were asked for, since there is only 1 worker: ")
+    assert plan(fleet([3]), workload, stages=3).why.startswith("1 stage, not the 3 that were asked for")
+    assert plan(fleet([3]), workload, stages=1).why.startswith("1 stage, as asked: ")
+
+
+def test_the_sentence_counts_as_people_do():
+    assert plan(fleet([3]), equal_layers()).why.startswith("1 stage, the only number possible: ")
+    assert plan(fleet([3, 4]), equal_layers()).why.startswith("1 stage, fastest of 1 to 2: ")
+    alone = plan(fleet([1, 2]), equal_layers(layers=2), stages=2).why
+    assert "stage 0 (layer 0) computes longest" in alone
+    unused = fastest(fleet(range(3)), Workload(layers=(cost(0.01, 0.02, 10),), micro_batches=2, grains=2)).why
+    assert "worker 2 gets no grain, of which there are only 2" in unused
+    before = fastest(fleet(range(4)), equal_layers(), 2)
+    assert plan(fleet(range(3), site=SLOW), equal_layers(), before, 1.0, stages=2).why.endswith(" over 1 step")
 
 
 def test_a_step_that_was_interrupted_is_kept_by_those_who_stay():
