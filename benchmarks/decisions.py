@@ -2,7 +2,8 @@
 
     python benchmarks/decisions.py [--repeat 9] [--json FILE]
 
-Prints one JSON object: medians of processor time in milliseconds, by what is decided. No job runs.
+Prints one JSON object: medians of processor time in milliseconds, by what is decided, and what grows with workers and parameters
+(`growth.py`). No job runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from growth import COUNTS, GROWTH
 
 from elastic.layout.layout import spread
 from elastic.layout.regions import LayerSpec, ModelSpec
@@ -117,6 +120,7 @@ DECISIONS: dict[str, Callable[[], Decide]] = {
     "who sends what: 511 workers after a loss": balancing,
     "layout: 100 layers, 64 workers": spreading,
     "layout after a loss: 40 layers, 63 workers": respreading,
+    **GROWTH,
 }
 
 
@@ -137,7 +141,9 @@ def main() -> None:
     chosen = ask.parse_args()
     if chosen.repeat < 1:
         ask.error("--repeat must be at least 1")
-    found = json.dumps({name: median_ms(prepare(), chosen.repeat) for name, prepare in DECISIONS.items()}, indent=1)
+    counts = {name: measure() for name, measure in COUNTS.items()}  # first: what is built for the others makes the collector slow
+    figures = {name: median_ms(prepare(), chosen.repeat) for name, prepare in DECISIONS.items()}
+    found = json.dumps({**counts, **figures}, indent=1)
     print(found)
     if chosen.json is not None:
         chosen.json.parent.mkdir(parents=True, exist_ok=True)
