@@ -150,7 +150,7 @@ class Trainer:
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
         if not parameters:
             raise TrainerError("the model has no trainable parameter")
-        instance = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters)
+        instance = _one_optimizer(optimizer, parameters)
         self._scheduler = _bind_scheduler(scheduler, instance)
         self._probed = probe(instance)
         self._model = LayeredModel(model, cut=self._probed.cut, exact=exact)
@@ -444,6 +444,18 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 def _check_clip(clip_norm: float | None) -> None:
     if clip_norm is not None and not clip_norm > 0:
         raise TrainerError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
+
+
+def _one_optimizer(given: Any, parameters: list[nn.Parameter]) -> Optimizer:
+    made = given if isinstance(given, Optimizer) or not callable(given) else given(parameters)
+    if isinstance(made, Optimizer):
+        return made
+    if isinstance(made, list | tuple | dict):
+        raise TrainerError(
+            f"optimizer is a {type(made).__name__}, and a Trainer has one optimizer: give one with several parameter groups, which may "
+            "have settings of their own (one optimizer of its own for each part of the model, as GANs have, is not supported)"
+        )
+    raise TrainerError(f"optimizer is a {type(made).__name__}: give a torch.optim.Optimizer, or a function that makes one of parameters")
 
 
 def _bind_scheduler(scheduler: Any, optimizer: Optimizer) -> Any:

@@ -1,4 +1,7 @@
-"""What may cross a layer boundary: a tensor, or tuples, lists and string-keyed dicts of tensors and None."""
+"""What may cross a layer boundary: a tensor, or tuples, lists and string-keyed dicts of tensors and None.
+
+Dicts of a class of their own and tuples with named fields come out as what they were.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from elastic.engine.structure import Named, found_class, named_fields
 from elastic.errors import TrainerError
 
 ALIGNMENT = 64  # bytes: tensors start at a multiple of it, in memory as in messages
@@ -32,6 +36,10 @@ def flatten(value: Any, where: str) -> tuple[Any, list[torch.Tensor]]:
         return LEAF, [value]
     if value is None:
         return None, []
+    fields = named_fields(value)
+    if fields is not None:
+        structure, tensors = flatten(fields, where)
+        return Named(type(value), structure), tensors
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         parts = {name: flatten(item, where) for name, item in value.items()}
         return {name: part[0] for name, part in parts.items()}, [tensor for part in parts.values() for tensor in part[1]]
@@ -40,7 +48,8 @@ def flatten(value: Any, where: str) -> tuple[Any, list[torch.Tensor]]:
         return type(value)(part[0] for part in parts), [tensor for part in parts for tensor in part[1]]
     raise TrainerError(
         f"{where} gave a {type(value).__name__}, which cannot cross a layer boundary: give a tensor, or a tuple, list or dict of tensors "
-        "(None inside is fine), or join the layer with the one that follows it"
+        "(None inside is fine). Else join the layer with the one that follows it; or, if it is the model's last, let it return only what "
+        "the loss needs (a model of transformers: use_cache=False)"
     )
 
 
@@ -51,6 +60,8 @@ def unflatten(structure: Any, tensors: Sequence[torch.Tensor]) -> Any:
     def build(part: Any) -> Any:
         if part is LEAF:
             return next(remaining)
+        if isinstance(part, Named):
+            return part.build(build(part.fields))
         if isinstance(part, dict):
             return {name: build(item) for name, item in part.items()}
         if isinstance(part, tuple | list):
@@ -63,6 +74,8 @@ def unflatten(structure: Any, tensors: Sequence[torch.Tensor]) -> Any:
 def _structure_to_json(part: Any) -> Any:
     if part is LEAF:
         return 0
+    if isinstance(part, Named):
+        return {"c": part.path, "f": _structure_to_json(part.fields)}
     if isinstance(part, dict):
         return {"d": {name: _structure_to_json(item) for name, item in part.items()}}
     if isinstance(part, tuple | list):
@@ -75,6 +88,8 @@ def _structure_from_json(part: Any) -> Any:
         return LEAF
     if part is None:
         return None
+    if "c" in part:
+        return Named(found_class(part["c"]), _structure_from_json(part["f"]))
     if "d" in part:
         return {name: _structure_from_json(item) for name, item in part["d"].items()}
     return (tuple if "t" in part else list)(_structure_from_json(item) for item in part["t" if "t" in part else "l"])

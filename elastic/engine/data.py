@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,12 @@ def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, col
 
 
 def model_input(micro_batch: Any) -> Any:
-    """What the first layer gets: a tensor or a dict as it is, of a tuple or list the first element."""
-    return micro_batch[0] if isinstance(micro_batch, tuple | list) else micro_batch
+    """What the first layer gets: a tensor or a dict as it is, of a tuple or list the first element.
+
+    A mapping that is no dict, such as the `BatchEncoding` of transformers, becomes one.
+    """
+    value = micro_batch[0] if isinstance(micro_batch, tuple | list) else micro_batch
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def tokens_in(micro_batch: Any) -> int:

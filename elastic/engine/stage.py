@@ -20,6 +20,7 @@ from elastic.engine.boundary import Crossing, contiguous, flatten, unflatten
 from elastic.engine.numerics import Numerics, alias
 from elastic.engine.randomness import Generators, Key
 from elastic.engine.statistics import Statistics
+from elastic.engine.structure import takes_keywords
 from elastic.errors import TrainerError
 
 Gradients = Sequence[torch.Tensor | None]
@@ -73,6 +74,7 @@ class LayerRunner:
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.recomputes = numerics.recomputes(index, module)
         self._generators = generators
+        self._taken: dict[frozenset[str], bool] = {}  # whether a dict of these names is taken by keyword
 
     def key(self, step: int, micro_batch: int) -> Key:
         """What the layer's randomness follows from."""
@@ -113,12 +115,22 @@ class LayerRunner:
             structure, outputs = self._call(step, micro_batch, inputs, crossing.structure, evaluation_key(self.key(step, micro_batch)))
         return Crossing(structure=structure, tensors=tuple(contiguous(o) for o in outputs), differentiable=(False,) * len(outputs))
 
+    def _by_keyword(self, value: Any) -> bool:
+        """Whether the model's first layer takes the parts of a batch by their names."""
+        if self.index > 0 or type(value) is not dict:
+            return False
+        names = frozenset(value)
+        if names not in self._taken:
+            self._taken[names] = takes_keywords(self.module.forward, value)
+        return self._taken[names]
+
     def _call(
         self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any, key: Key | None = None
     ) -> tuple[Any, list[torch.Tensor]]:
         self._generators.enter(*(key or self.key(step, micro_batch)))
         with self.numerics.precision():
-            result = self.module(unflatten(structure, inputs))
+            value = unflatten(structure, inputs)
+            result = self.module(**value) if self._by_keyword(value) else self.module(value)
         return flatten(result, f"layer {self.index} ({type(self.module).__name__})")
 
 

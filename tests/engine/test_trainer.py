@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, UserDict
 from typing import Any
 
 import harness
@@ -58,6 +59,12 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "not a model": ({"model": "gpt"}, "model must be an nn.Module or a list of them"),
     "frozen": ({"model": nn.Linear(2, 2).requires_grad_(False)}, "no trainable parameter"),
     "mixed dtypes": ({"model": [nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 7).double())]}, "layer 0 mixes trainable dtypes"),
+    "optimizers": (
+        {"optimizer": lambda parameters: [torch.optim.SGD(parameters[:1]), torch.optim.SGD(parameters[1:])]},
+        "optimizer is a list, and a Trainer has one optimizer: give one with several parameter groups",
+    ),
+    "listed optimizers": ({"optimizer": [torch.optim.SGD([nn.Parameter(torch.ones(1))])]}, "optimizer is a list"),
+    "optimizer's name": ({"optimizer": "adam"}, r"optimizer is a str: give a torch\.optim\.Optimizer"),
     "closure": ({"optimizer": torch.optim.LBFGS}, "LBFGS"),
     "foreign scheduler": (
         {"scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), 1)},
@@ -168,3 +175,39 @@ def test_evaluation_gives_the_same_bits_on_every_layout_and_worker() -> None:
 def test_evaluating_nothing_is_refused(lone_job) -> None:
     with pytest.raises(TrainerError, match="nothing to evaluate"):
         make().evaluate([])
+
+
+class Encoding(UserDict):
+    """A mapping that is no dict, as the BatchEncoding of transformers is."""
+
+
+class Output(OrderedDict):
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(parts)
+        self.__dict__.update(parts)
+
+
+class Whole(nn.Module):
+    """Called as models of transformers are: by keyword, with an output whose parts are attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None, scale: float = 1.0) -> Output:
+        assert mask is not None
+        return Output(logits=ids * self.weight * mask * scale, hidden=None)
+
+
+@pytest.mark.parametrize("made", [dict, Encoding])
+def test_a_dict_batch_goes_by_keyword_and_an_output_stays_what_it_is(lone_job, made) -> None:
+    def loss(output: Any, batch: Any) -> torch.Tensor:
+        assert type(output) is Output
+        assert output.hidden is None
+        return (output.logits - batch["ids"]).square().mean() + output["logits"].mean()
+
+    def data(step: int, micro_batch: int) -> Any:
+        return made({"ids": torch.full((2, 3), step + 1.0), "mask": torch.ones(2, 3)})
+
+    reports = list(make(model=Whole(), data=data, loss=loss).run(2))
+    assert [report.loss for report in reports] == [1.0, pytest.approx(2.0, abs=0.1)]
