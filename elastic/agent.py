@@ -4,7 +4,7 @@ It imports no torch. Its loop waits for the launcher, the fork server, each work
 etcd client saw. The first thing that decides how the job ends is its outcome; then all that it started is ended, in whatever state.
 
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
-    agent -> launcher   done {value, epoch, stopped, incidents, saves} | failed {kind, message} | killed {}
+    agent -> launcher   done {value, epoch, stopped, incidents, saves, skipped} | failed {kind, message} | killed {}
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class Agent:
         self._clerk: Clerk | None = None
         self._driver: Driver | None = None
         self._saves = SaveSummary()
+        self._skipped: set[int] = set()
         self._founders = Founders.of(start.settings.workers)
         self._loop = Loop()
         signals.obey(lambda: self._loop.post(self.stop))
@@ -122,6 +123,7 @@ class Agent:
         if self.outcome is not None and self.outcome["type"] == "done":
             self.outcome["incidents"] = [] if self._driver is None else self._driver.incidents
             self.outcome["saves"] = self._saves.to_json()
+            self.outcome["skipped"] = sorted(self._skipped)
             if self._saves.warning is not None:
                 say(f"warning: {self._saves.warning}")
         self._crew.close()
@@ -203,6 +205,10 @@ class Agent:
             worker.epoch, worker.step = message["epoch"], message["step"]
         elif message["type"] == "save":
             self._saves = self._saves.heard(message["step"], message["reason"])
+        elif message["type"] == "skipped":
+            if message["step"] not in self._skipped:
+                self._skipped.add(message["step"])
+                say(f"step {message['step']} is skipped: {message['reason']}")
         elif message["type"] == "result":
             self._finished(worker, message)
         elif message["type"] == "error":

@@ -35,7 +35,8 @@ class JobResult:
     """How a job ended: what the leader's `train_fn` returned, the last epoch, and whether it was asked to stop early.
 
     `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`. `saves` says how many
-    checkpoints were saved, how many saves failed, and why the last one did.
+    checkpoints were saved, how many saves failed, and why the last one did. `skipped` has the steps that were passed over, see
+    `Trainer(on_nonfinite=)`.
     """
 
     value: Any
@@ -43,6 +44,7 @@ class JobResult:
     stopped: bool
     incidents: tuple[dict[str, Any], ...] = ()
     saves: SaveSummary = field(default_factory=SaveSummary)
+    skipped: tuple[int, ...] = ()
 
 
 def run(
@@ -206,4 +208,11 @@ def _outcome(word: Message | None) -> JobResult:
         kind = getattr(errors, word["kind"])
         raise kind(word["message"])
     incidents, saves = tuple(word["incidents"]), SaveSummary(**word["saves"])
-    return JobResult(value=word["value"], epoch=word["epoch"], stopped=word["stopped"], incidents=incidents, saves=saves)
+    return JobResult(
+        value=word["value"],
+        epoch=word["epoch"],
+        stopped=word["stopped"],
+        incidents=incidents,
+        saves=saves,
+        skipped=tuple(word["skipped"]),
+    )

@@ -46,7 +46,7 @@ class Report:
     """One committed step. `loss` is its mean, `lr` the first group's rate that it was taken with, `grad_norm` the norm before clipping.
 
     `tokens_per_second` is 0 where the model's input is not integer ids of shape (samples, tokens). `leader` is true on one worker.
-    `stopped` says that the job was asked to stop and this step is its last.
+    `stopped` says that the job was asked to stop and this step is its last, `skipped` why the step was passed over (`on_nonfinite=`).
     """
 
     step: int
@@ -60,6 +60,7 @@ class Report:
     layout: str
     leader: bool
     stopped: bool = False
+    skipped: str | None = None
 
 
 def told_to_the_job(run: Callable[[Trainer, int], Iterator[Report]]) -> Callable[[Trainer, int], Iterator[Report]]:
@@ -97,6 +98,8 @@ class Trainer:
             the same). Its state is saved, and goes to workers that join.
         clip_norm: the largest L2 norm of the whole gradient.
         seed: keys the order of data, dropout and every other use of torch's, NumPy's and Python's generators inside layers.
+        on_nonfinite: "raise" NonFinite where a loss or gradient is not finite, or the weights of a step's losses add up to nothing; or
+            "skip" that step: it counts, changes nothing but the scheduler, and is named in `report.skipped`, the log and `result.skipped`.
         exact: refuse what would make bits depend on the layout (such as buffers that a forward changes, but for BatchNorm, which is exact).
         grains: parts of the batch that are summed on their own; by default the largest divisor of the micro-batches up to 16.
         autocast: run layers and loss under `torch.autocast` in this dtype; parameters, gradients and optimizer state keep theirs.
@@ -128,6 +131,7 @@ class Trainer:
         scheduler: Any = None,
         clip_norm: float | None = None,
         seed: int = 0,
+        on_nonfinite: str = "raise",
         exact: bool = True,
         grains: int | None = None,
         autocast: torch.dtype | None = None,
@@ -143,6 +147,8 @@ class Trainer:
         self._modes = Modes(self._job.threads)
         micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
         _check_clip(clip_norm)
+        if on_nonfinite not in ("raise", "skip"):
+            raise TrainerError(f'on_nonfinite={on_nonfinite!r}: "raise" ends the job with such a step, "skip" passes over it')
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self._batch = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
         self._collate = collate
@@ -177,7 +183,13 @@ class Trainer:
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links)
         self._job.listen_on(self._network)
-        self._training = Training(numerics=numerics, loss=loss, clip_norm=clip_norm, enter=self._modes.watched(self._job.enter))
+        self._training = Training(
+            numerics=numerics,
+            loss=loss,
+            clip_norm=clip_norm,
+            enter=self._modes.watched(self._job.enter),
+            skips=on_nonfinite == "skip",
+        )
         announcement = self._announcement()
         if self._checkpoints is not None:
             self._checkpoints.began_with(announcement["digest"])
@@ -314,6 +326,8 @@ class Trainer:
 
     def _hand_out(self, answer: Apply) -> Iterator[Report]:
         randomness.seed_all(self.seed, "loop", answer.step)  # so that the loop's own draws do not depend on the layout
+        if answer.skipped is not None:  # every worker says so, as any may die; the agent counts it once
+            self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})
         yield self._report(answer)
         self._survivor.handed_out()
 
@@ -336,6 +350,7 @@ class Trainer:
             layout=view.plan.summary,
             leader=self.leader,
             stopped=answer.stop,
+            skipped=answer.skipped,
         )
 
     def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> float:

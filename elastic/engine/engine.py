@@ -45,7 +45,8 @@ class Apply:
     `lr` is the first group's learning rate.
 
     `stop` ends the job behind it, `pause` is for a change of members; `save` begins a save of the step before. A `refusal` says why no
-    member may apply it; `again` that all must compute it anew, with every generator keyed.
+    member may apply it, `skipped` why all pass over it: it counts, and changes nothing. `again`: all must compute it anew, with every
+    generator keyed.
     """
 
     step: int
@@ -60,6 +61,7 @@ class Apply:
     lr: float = 0.0
     save: bool = False
     refusal: str | None = None
+    skipped: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +80,13 @@ class Wishes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What an engine needs that no view changes."""
+    """What an engine needs that no view changes. `skips`: a step that is not finite, or weighs nothing, is passed over."""
 
     numerics: Numerics
     loss: Loss
     clip_norm: float | None
     enter: Enter
+    skips: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +131,7 @@ class Engine:
     ) -> None:
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
-        self._clip_norm, self._enter = training.clip_norm, training.enter
+        self._clip_norm, self._enter, self._skips = training.clip_norm, training.enter, training.skips
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, view, network, training.numerics, training.loss, training.enter)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
@@ -209,9 +212,12 @@ class Engine:
         self.spares.take(self.step)
         self.rest.spared(self.spares.held)
         self.rest.forget("live", "gathered")
-        self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
+        if answer.skipped is None:
+            self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
+        else:
+            self._owned = [_absent(gradient) for gradient in self._owned]  # replicas replay what is sent of them
         running, told = self._model.running, self._told_running
-        if running.names:
+        if running.names and answer.skipped is None:
             self._model.watch.untouched(answer.step)
             running.apply(answer.step, running.statistics.decode(told), told)
         self.step = answer.step
@@ -332,6 +338,7 @@ class Engine:
         bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
         denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)
         refusal = None
+        skipped = None
         total = norm([arrays["squares"] for _, arrays in ready.values() if arrays]) / denominator if denominator > 0 else math.nan
         if bad is not None:
             refusal = f"the loss of step {step}, micro-batch {bad.micro_batch} is {bad.value}: nothing of this step was applied"
@@ -339,6 +346,8 @@ class Engine:
             refusal = f"the weights of the loss of step {step} add up to {denominator}: nothing of this step was applied"
         elif not math.isfinite(total):
             refusal = f"the gradient of step {step} is not finite, though its loss is: nothing of this step was applied"
+        if refusal is not None and self._skips:
+            refusal, skipped = None, refusal
         return Apply(
             step=step,
             loss=tree_sum([leaf.value for leaf in leaves], workload.grains) / denominator if denominator > 0 else math.nan,
@@ -352,6 +361,7 @@ class Engine:
             again=any(said["drew"] for said, _ in ready.values()),
             save=any(said["save"] for said, _ in ready.values()) and not any(said["no_save"] for said, _ in ready.values()),
             refusal=refusal,
+            skipped=skipped,
         )
 
     def evaluate(self, micro_batches: int, batch: Any, share: Callable[[int], float] = lambda _: 1.0) -> tuple[float, float]:
@@ -397,6 +407,11 @@ class Engine:
         """Numbers rounds beside those of the steps; equal on all members, who all call the same methods."""
         self._beside += 1
         return EVALUATION | self._beside
+
+
+def _absent(gradient: OwnedGradient) -> OwnedGradient:
+    """A gradient that no parameter has."""
+    return replace(gradient, memory=gradient.memory.zero_(), parts=[None] * len(gradient.parts))
 
 
 def _rows(leaves: Sequence[LossLeaf]) -> list[list[Any]]:

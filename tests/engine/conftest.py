@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import harness
 import pytest
@@ -19,6 +20,10 @@ class LoneJob(harness.FakeJob):
         self.profile = self.exact = self.leader = True
         self.stop_requested = self.pause_requested = self.recovers = False
         self.progressed = []
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, message):
+        self.sent.append(message)
 
     def announce(self, ready):
         self.ready = ready

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import OrderedDict, UserDict
 from typing import Any
 
@@ -105,6 +107,78 @@ def train_poisoned(job: Any) -> None:
 def test_a_nan_loss_is_raised_on_every_layout() -> None:
     with pytest.raises(harness.WorkerError, match="step 2, micro-batch 4 is nan"):
         harness.run(train_poisoned, workers=3, stages=2)
+
+
+def skip_poisoned(job: Any, dead_at: int | None = None, model: list[nn.Module] | None = None) -> dict[str, Any] | None:
+    """Steps 2 and 4 cannot be applied: a NaN in one micro-batch, and losses that weigh nothing. Worker `dead_at` dies in step 5's body."""
+    torch.manual_seed(3)
+    layers = [Poison(), nn.Linear(48, 48), models.Head()] if model is None else model
+    trainer = make(
+        model=layers,
+        data=poisoned,
+        loss=weightless_in_step_4,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+        on_nonfinite="skip",
+    )
+    seen = []
+    for report in trainer.run(7):
+        seen.append([report.step, report.loss if report.skipped is None else report.skipped])
+        if (job.worker, report.step) == (dead_at, 5):
+            os.kill(os.getpid(), signal.SIGKILL)
+    digest = trainer.digest()
+    return {"seen": seen, "digest": digest} if trainer.leader else None
+
+
+def weightless_in_step_4(output: torch.Tensor, batch: Any) -> tuple[torch.Tensor, float]:
+    losses = nn.functional.cross_entropy(output, batch[1], reduction="none")
+    weight = 0.0 if float(batch[0][0, 1]) in FIRSTS_OF_STEP_4 else float(len(losses))
+    return losses.sum() * (weight > 0), weight
+
+
+FIRSTS_OF_STEP_4 = {float(poisoned(4, micro_batch)[0][0, 1]) for micro_batch in range(6)}
+
+
+def plain_skipping() -> list[torch.Tensor]:
+    """As a plain loop does that leaves out `optimizer.step()`."""
+    torch.manual_seed(3)
+    model = nn.Sequential(Poison(), nn.Linear(48, 48), models.Head())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(7):
+        optimizer.zero_grad()
+        for micro_batch in range(6):
+            x, y = poisoned(step, micro_batch)
+            nn.functional.cross_entropy(model(x), y, reduction="sum").div(24).backward()
+        if step not in (2, 4):
+            optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def test_a_step_that_cannot_be_applied_is_skipped_where_that_is_wanted(lone_job) -> None:
+    torch.manual_seed(3)
+    layers = [Poison(), nn.Linear(48, 48), models.Head()]
+    found = skip_poisoned(lone_job, model=layers)
+    own = [parameter.detach() for layer in layers for parameter in layer.parameters()]
+    torch.testing.assert_close(own, plain_skipping())
+    assert found is not None
+    assert [step for step, _ in found["seen"]] == list(range(7))
+    reasons = {step: said for step, said in found["seen"] if isinstance(said, str)}
+    assert [said["step"] for said in lone_job.sent if said["type"] == "skipped"] == [2, 4]
+    assert reasons == {
+        2: "the loss of step 2, micro-batch 4 is nan: nothing of this step was applied",
+        4: "the weights of the loss of step 4 add up to 0.0: nothing of this step was applied",
+    }
+    with pytest.raises(TrainerError, match="on_nonfinite='drop'"):
+        make(on_nonfinite="drop")
+
+
+@pytest.mark.slow
+def test_skipped_steps_change_no_bit_on_any_layout_and_are_counted(leftovers) -> None:
+    (whole,) = [elastic.run(skip_poisoned, workers=1)]
+    assert whole.skipped == (2, 4)
+    result = elastic.run(skip_poisoned, args=[1], workers=3, stages=2, rebalance=False)
+    assert result.value == whole.value
+    assert result.skipped == (2, 4)
+    assert [incident["kind"] for incident in result.incidents][:1] == ["death"]
 
 
 def test_an_infinite_gradient_is_refused_though_the_loss_is_finite(lone_job) -> None:
