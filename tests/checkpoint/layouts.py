@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,9 @@ def train(job: Any, folder: str, steps: int, seed: int, every: int | None = None
     """What this worker was given of each step that the job took, and the leader's digests of the parameters behind each."""
     torch.manual_seed(seed)
     options = {"batch_size": 12, "micro_batch_size": 2, "seed": 11, "clip_norm": 0.5, "scheduler": decaying}
-    trainer = elastic.Trainer(model(), next_token, models.two_groups, Tokens(), checkpoint=folder, every=every, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*began with other initial parameters")  # on purpose
+        trainer = elastic.Trainer(model(), next_token, models.two_groups, Tokens(), checkpoint=folder, every=every, **options)
     lines, digests = [], []
     for report in trainer.run(steps):
         lines.append((report.step, report.loss, report.grad_norm, report.lr))
