@@ -87,6 +87,10 @@ class Attributes:
                 type(value).__name__,
             )
 
+    def original(self, key: str) -> Any:
+        """What an attribute was before any loop body."""
+        return self._originals[key][2] if key in self._originals else ABSENT
+
     def read(self) -> dict[str, Any]:
         """The present values of those that loop bodies have changed."""
         return {key: values[name] for key, (values, name, _) in self._originals.items() if name in values}

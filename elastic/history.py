@@ -21,6 +21,7 @@ from elastic.engine.engine import Apply
 from elastic.engine.same import same
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import TrainerError
+from elastic.inplace import InPlace
 from elastic.job import Job
 from elastic.loopsettings import Change, Settings, difference, plain_or_none, read, write
 from elastic.recovery.inventory import Progress
@@ -34,10 +35,12 @@ _CHANGES_KEPT = 1000
 class History:
     """`step` is the newest step that was applied here (-1: none)."""
 
-    def __init__(self, optimizer: ShardedOptimizer, scheduler: Any, attributes: Attributes) -> None:
+    def __init__(self, optimizer: ShardedOptimizer, scheduler: Any, attributes: Attributes, inplace: InPlace | None = None) -> None:
         self.step = -1
         self.committed_at: float | None = None
-        self.attributes = attributes
+        self.attributes, self._inplace = attributes, inplace
+        self._ready: Settings | None = None  # that the next step is to be taken with
+        self.after: list[str] = []  # what is done behind each step
         self._optimizer, self._scheduler = optimizer, scheduler
         self._before: Settings | None = None  # that `step` was taken with
         self._after: Settings | None = None  # behind `step`, before its body
@@ -67,7 +70,23 @@ class History:
 
     def save(self) -> None:
         """Before the next step is applied: whatever the body of the step before was to change is changed."""
-        self._before = self._note()
+        self._before = self._note() if self._ready is None else self._ready
+        self._ready = None
+
+    def ready(self) -> str:
+        """A digest of the settings that the next step is taken with, equal on all workers where these are."""
+        self._ready = self._note()
+        return f"{self._ready.digest(self.attributes)} {self.after}"
+
+    @property
+    def told(self) -> list[Any]:
+        """These settings, to be compared value by value."""
+        return [["what after_step was given", ", ".join(self.after) or "nothing"], *self.settings().named(self.attributes)]
+
+    @property
+    def decided(self) -> bool:
+        """Whether a step was taken here."""
+        return bool(self._took)
 
     def _note(self) -> Settings:
         """The settings as they are. Notes what the body of the newest step has changed by now."""
@@ -97,9 +116,13 @@ class History:
     def entering(self) -> None:
         """The loop body of the newest step begins, or goes on."""
         self.attributes.watch()
+        if self._inplace is not None:
+            self._inplace.watch()
 
     def left(self) -> None:
-        """It is over, or asks for something that others take part in."""
+        """It is over, or asks for something that others take part in. Raises TrainerError if it has done what it must not."""
+        if self._inplace is not None:
+            self._inplace.check(self.step)
         for key, value in self.attributes.changed().items():
             for settings in (self._before, self._after):
                 if settings is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,48 @@ class Settings:
     groups: list[dict[str, Any]]
     scheduler: dict[str, Any] | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    def named(self, attributes: Attributes) -> list[Any]:
+        """All of it as `[[what it is, value], ...]`, where the value is text, as others can compare it."""
+        found = [
+            [f"{name} of parameter group {number}", _text(value)]
+            for number, group in enumerate(self.groups)
+            for name, value in group.items()
+        ]
+        found += [[f"{name} of the scheduler", _text(value)] for name, value in (self.scheduler or {}).items()]
+        for key, value in sorted(self.attributes.items()):
+            layer, _, name = key.partition(":")
+            if value is not ABSENT and not same(value, attributes.original(key)):
+                found.append([f"{name} of layer {layer or 'the model'}", _text(value)])
+        return found
+
+    def digest(self, attributes: Attributes) -> str:
+        """Equal where `named` is."""
+        return hashlib.blake2b(repr(self.named(attributes)).encode(), digest_size=16).hexdigest()
+
+
+def _text(value: Any) -> str:
+    """To the bit; what cannot travel, such as a function, is not compared."""
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value)
+    try:
+        return json.dumps(to_plain(value))
+    except TypeError:
+        return type(value).__name__
+
+
+def compared(told: Mapping[int, Any]) -> str:
+    """Says which setting is not the same on all workers, by what each has told (`Settings.named`)."""
+    by_worker = {worker: dict(pairs) for worker, pairs in told.items()}
+    names = dict.fromkeys(name for values in by_worker.values() for name in values)
+    for name in names:
+        workers: dict[str, list[int]] = {}
+        for worker, values in by_worker.items():
+            workers.setdefault(values.get(name, "as it was"), []).append(worker)
+        if len(workers) > 1:
+            parts = [f"{value} on worker{'s' * (len(who) > 1)} {', '.join(map(str, who))}" for value, who in workers.items()]
+            return f"{name} is {' and '.join(parts)}"
+    return "settings differ, and no value does"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from torch import nn
 from elastic.checkpoint.reader import ElasticSource
 from elastic.checkpoint.renaming import renamed
 from elastic.checkpoint.state import Contents
+from elastic.engine.partial import partial
 from elastic.errors import CheckpointError, TrainerError
 from elastic.restore import Run, persistent_buffers
 
@@ -92,7 +93,8 @@ def naming_of(root: nn.Module, names: Names | None = None) -> Naming:
 
 def _names_in(module: nn.Module) -> dict[int, str]:
     """The name of each tensor, by identity, in a module's `state_dict`; of a tied one that of its parameter."""
-    state = module.state_dict(keep_vars=True)
+    with partial():
+        state = module.state_dict(keep_vars=True)
     found: dict[int, str] = {}
     for name, parameter in module.named_parameters():
         if state.get(name) is parameter:

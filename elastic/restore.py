@@ -16,6 +16,7 @@ from torch import nn
 from elastic.checkpoint.state import PARAM, Contents, DirectSource
 from elastic.engine.engine import State
 from elastic.engine.model import LayeredModel
+from elastic.engine.partial import partial
 from elastic.engine.shard import RUN, Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
@@ -157,7 +158,8 @@ def _restore_rest(root: nn.Module, source: DirectSource, frozen: Sequence[str]) 
 
 def persistent_buffers(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Those that are in the model's state_dict."""
-    held = {id(tensor) for tensor in root.state_dict(keep_vars=True).values()}  # a model may have other names there
+    with partial():
+        held = {id(tensor) for tensor in root.state_dict(keep_vars=True).values()}  # a model may have other names there
     return ((name, buffer) for name, buffer in root.named_buffers() if id(buffer) in held)
 
 

@@ -14,10 +14,10 @@ from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine, Wishes
-from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, ReplicaRefused, TrainerError
+from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, ReplicaRefused, TrainerError
 from elastic.history import History
 from elastic.job import Job
-from elastic.loopsettings import Settings
+from elastic.loopsettings import Settings, compared
 from elastic.recovery.member import Joined, Member, Stock
 from elastic.snapshot.held import Stored
 from elastic.snapshot.rest import intact
@@ -135,11 +135,21 @@ class Survivor:
             job.progress(epoch, step, self._history.median_s, self._history.committed_at, self._tell)
             stop = before.stop if before is not None else job.stop_requested and not known
             pause = job.pause_requested and not known and not final
-            wishes = Wishes(stop=stop, pause=pause, save=save, no_save=known or self._save_asked >= step - 1, saved=saved)
+            no_save = known or self._save_asked >= step - 1
+            settings = self._history.ready()
+            wishes = Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
             answer = self.engine.compute(step, self._batch, wishes)
+            if answer.differ:  # all members hear that
+                told = self.engine.gather({"worker": job.worker, "settings": self._history.told})
         except LOST as error:
             self._recover(error)
             return None
+        if answer.differ:
+            difference = compared({each["worker"]: each["settings"] for each in told})
+            raise MismatchError(
+                f"step {step} cannot be taken: {difference}. What a loop body sets must be the same on every worker: decide by what all "
+                "of them see, such as report.loss or trainer.evaluate, and not by report.leader or something of one worker's own"
+            )
         self._history.committed(job, epoch)
         self._rewound = self._rewound and known
         if self.step >= self._retained_until:

@@ -21,17 +21,21 @@ from elastic.beside import files_beside
 from elastic.checkpointing import Checkpoints
 from elastic.comm import gauge
 from elastic.comm.network import Network
-from elastic.engine import profile, randomness
+from elastic.engine import after, profile, randomness
+from elastic.engine.after import AfterStep
 from elastic.engine.data import batches, refuse_unseekable
 from elastic.engine.engine import Apply, Engine, State, Training, initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.modes import Modes
 from elastic.engine.numerics import Numerics
+from elastic.engine.partial import refuse_partial
 from elastic.engine.probe import probe
 from elastic.engine.stage import Loss
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.history import History
+from elastic.inplace import InPlace
+from elastic.layout.transfer import PARAM
 from elastic.naming import Names, naming_of
 from elastic.plan.workload import default_grains
 from elastic.recovery.member import Member
@@ -195,8 +199,10 @@ class Trainer:
             self._checkpoints.began_with(announcement["digest"])
         view = self._job.announce({**announcement, "micro_batches": micro_batches, "grains": grains})
         self._member = Member(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
-        history = History(self._optimizer, self._scheduler, Attributes(self._model.root))
+        root = self._model.root
+        history = History(self._optimizer, self._scheduler, Attributes(root), InPlace(root, instance))
         history.check(saved=checkpoint is not None)
+        refuse_partial(root)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
         self._history, self._saved = history, -1
         if view is None:
@@ -392,6 +398,58 @@ class Trainer:
         finally:  # before anything else is done, such as a step that has to be taken again
             for module, mode in training:
                 module.training = mode
+
+    def after_step(self, f: AfterStep) -> AfterStep:
+        """Has `f(parameter, state)` called behind every update, as a part of the step; can be used as a decorator.
+
+        It runs on every owner behind the optimizer's update, without gradients, once for each run of a trained parameter that is owned
+        there (the whole tensor, for optimizers whose tensors are not cut): a flat tensor, to be changed in place, and a dict of its own,
+        whose `name` is the parameter's. What f keeps in that dict is state like the optimizer's: tensors of the parameter's shape are
+        spread over workers, copied, moved and saved with it, numbers go along. Where a step is taken again, f is too.
+
+        Every worker gives the same functions, before the first step.
+
+        Raises:
+            TrainerError: if f does not treat each element on its own, or draws random numbers; or if steps have been taken here.
+        """
+        if self._history.decided:
+            raise TrainerError(f"{after.name_of(f)} is given to after_step behind a step: give it before the first one, on every worker")
+        after.check(f, self._model.dtype(self._model.vectors[0].home), self._model.spec.cut)
+        self._optimizer.after.append(f)
+        self._history.after.append(after.name_of(f))
+        return f
+
+    def average(self, decay: float) -> None:
+        """Keeps an exponential moving average of trained parameters: `average = decay * average + (1 - decay) * parameter` in each step.
+
+        It begins with the parameters behind the first step; `state_dict("average")` gives it. Every worker calls it before the first step.
+        """
+        if not 0.0 <= decay < 1.0:
+            raise TrainerError(f"average(decay={decay}): the decay is at least 0 and below 1")
+        self.after_step(after.average(decay))
+
+    def state_dict(self, state: str | None = None) -> dict[str, torch.Tensor]:
+        """The whole model's state_dict, on every worker, which must all call it: also of layers that are not here.
+
+        With `state`, such as "average" or "exp_avg", that state of each trained parameter stands in its place, where it has it.
+        Tensors are copies.
+        """
+        while True:
+            found: list[dict[str, torch.Tensor]] = []
+
+            self._survivor.together(lambda found=found: self._collected(state, found))
+            told = self._survivor.together(lambda found=found: self._engine.gather({"has": bool(found)}))
+            if all(each["has"] for each in told):
+                break
+        if state is not None and not any(found[1:]):
+            raise TrainerError(f"no parameter has a state {state!r}: the optimizer keeps none of that name, and nor does after_step")
+        whole = {name: tensor for each in found for name, tensor in each.items()}
+        return self._model.state_dict(whole)
+
+    def _collected(self, state: str | None, found: list[dict[str, torch.Tensor]]) -> bool:
+        names = [PARAM] if state is None else [PARAM, state, after.PREFIX + state]
+        found[:] = [self._engine.whole(name) for name in names]
+        return True
 
     def digest(self) -> str | None:
         """Hex SHA-256 over the bytes of all parameters in name order, on the leader; None on the others. Every worker must call it."""

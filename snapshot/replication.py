@@ -80,6 +80,7 @@ class Replicator:
         optimizer.kept.bind(kept)
         self.replicas = [Replica(shard=shard, step=step, memory=self._room(shard)) for shard in kept]
         self._settings: dict[int, list[dict[str, Any]]] = {}
+        self._skipped: set[int] = set()
 
     def _room(self, shard: Shard) -> torch.Tensor:
         return torch.empty(self._prefix(shard) + shard.memory[PARAM].nbytes, dtype=torch.uint8)
@@ -104,10 +105,11 @@ class Replicator:
         """Memory that owners' updates are received into."""
         return sum(replica.memory.nbytes for replica in self.replicas)
 
-    def begin(self, step: int) -> None:
-        """Before the optimizer's step: remembers its settings."""
+    def begin(self, step: int, *, skipped: bool = False) -> None:
+        """Before the optimizer's step: remembers its settings, and whether all pass over it."""
         self._settings = {known: settings for known, settings in self._settings.items() if known >= step - 1}
         self._settings[step] = self._optimizer.settings()
+        self._skipped = {known for known in self._skipped if known in self._settings} - {step} | ({step} if skipped else set())
 
     def send(self, step: int, gradients: Sequence[OwnedGradient]) -> None:
         """Sends the updates of step `step`; returns at once. The gradients must stay as they are until `flush` of the network."""
@@ -134,7 +136,7 @@ class Replicator:
         gradients = {(replica.shard.layer, replica.shard.interval.start): update.parts for replica, update in ready}
         if self._rest is not None:
             self._rest.forget("replica")
-        self._optimizer.replay(gradients, self._settings[step])
+        self._optimizer.replay(gradients, self._settings[step], skipped=step in self._skipped)
         for replica, _ in ready:
             replica.step, replica.received = step, None
             if self._rest is not None:
@@ -159,7 +161,8 @@ class Replicator:
             found.append(held(shard, replica.step, "replica", scalars))
             if update is None:
                 continue
-            make = functools.partial(self._optimizer.replayed, shard, scalars, update.parts, self._settings[update.step])
+            skipped = update.step in self._skipped
+            make = functools.partial(self._optimizer.replayed, shard, scalars, update.parts, self._settings[update.step], skipped=skipped)
             if shard.interval.owner in lost:
                 newer = make()
                 found.append(held(newer, update.step, "replica", newer.scalars))

@@ -27,6 +27,7 @@ from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.stage import Loss, LossLeaf
 from elastic.engine.statistics import Arrays
+from elastic.engine.whole import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import MemoryDamaged, NonFinite, TrainerError
 from elastic.layout.transfer import PARAM
@@ -44,9 +45,9 @@ class Apply:
 
     `lr` is the first group's learning rate.
 
-    `stop` ends the job behind it, `pause` is for a change of members; `save` begins a save of the step before. A `refusal` says why no
-    member may apply it, `skipped` why all pass over it: it counts, and changes nothing. `again`: all must compute it anew, with every
-    generator keyed.
+    `stop` ends the job behind it, `pause` is for a change of members; `save` begins a save of the step before. `differ`: the members'
+    settings do, so nobody may apply it. A `refusal` says why no member may apply it, `skipped` why all pass over it: it counts, and
+    changes nothing. `again`: all must compute it anew, with every generator keyed.
     """
 
     step: int
@@ -60,6 +61,7 @@ class Apply:
     again: bool
     lr: float = 0.0
     save: bool = False
+    differ: bool = False
     refusal: str | None = None
     skipped: str | None = None
 
@@ -68,9 +70,11 @@ class Apply:
 class Wishes:
     """What one member asks for with its READY: to stop or pause behind the step, or to `save` the one before it, which `no_save` forbids.
 
-    `saved` is any JSON that goes to the coordinator, and is in its `told` then, by worker.
+    `saved` is any JSON that goes to the coordinator, and is in its `told` then, by worker. `settings` is a digest that must be equal on
+    all.
     """
 
+    settings: str = ""
     stop: bool = False
     pause: bool = False
     save: bool = False
@@ -208,7 +212,7 @@ class Engine:
             raise NonFinite(answer.refusal)
         self._enter("apply", answer.step, -1)
         self._gatherer.begin(answer.step)
-        self.replicator.begin(answer.step)
+        self.replicator.begin(answer.step, skipped=answer.skipped is not None)
         self.spares.take(self.step)
         self.rest.spared(self.spares.held)
         self.rest.forget("live", "gathered")
@@ -260,6 +264,7 @@ class Engine:
             f"worker {self.worker} (host {host}): memory at rest has changed: {found[0]}{more}. It gives up that copy, and takes it from "
             f"another one; {why}"
         )
+
     def settle(self) -> None:
         """Returns when all parameters held here are those of the newest step."""
         self._gatherer.wait_all()
@@ -359,6 +364,7 @@ class Engine:
             pause=any(said["pause"] for said, _ in ready.values()),
             lr=float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0)),
             again=any(said["drew"] for said, _ in ready.values()),
+            differ=len({said["settings"] for said, _ in ready.values()}) > 1,
             save=any(said["save"] for said, _ in ready.values()) and not any(said["no_save"] for said, _ in ready.values()),
             refusal=refusal,
             skipped=skipped,
@@ -389,6 +395,11 @@ class Engine:
             lambda all_values: ({"values": [all_values[worker][0] for worker in self.view.workers]}, None),
         )
         return collected["values"]
+
+    def whole(self, state: str) -> dict[str, torch.Tensor]:
+        """One state of every trainable parameter that has it, by name, on every member; all of them must call it."""
+        self._gatherer.wait_all()
+        return whole(self._rounds, self._next_sequence, self._optimizer.owned.shards.values(), self._model.spec, state)
 
     def digest(self) -> str:
         """Hex SHA-256 over the bytes of all parameters in name order, and of the buffers that training changes.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from elastic.engine.boundary import as_bytes, contiguous
+from elastic.engine.partial import note_whole, partial
 from elastic.engine.running import Running
 from elastic.engine.watch import Watch, saved_buffers
 from elastic.errors import TrainerError
@@ -117,6 +118,7 @@ class LayeredModel:
         self.watch = Watch(self.root, self.running, exact=exact)
         self._names = {id(parameter): name for name, parameter in self.root.named_parameters()}
         self._parameters = dict(self.root.named_parameters())
+        note_whole(self._parameters.values())
         self.frozen = tuple(name for name, parameter in self._parameters.items() if not parameter.requires_grad)
         refuse_aliases(self.root)
         homes: dict[int, int] = {}
@@ -181,6 +183,15 @@ class LayeredModel:
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}\n".encode())
             total.update(as_bytes(contiguous(tensor)).data)
         return total.hexdigest()
+
+    def state_dict(self, whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model's state_dict with these tensors in place of trained parameters; what else is in it is copied from here."""
+        found: dict[str, torch.Tensor] = {}
+        with partial():
+            for key, tensor in self.root.state_dict(keep_vars=True).items():
+                name = self._names.get(id(tensor), "")
+                found[key] = whole[name] if name in whole else tensor.detach().clone()
+        return found
 
     def bytes_of(self, name: str) -> np.ndarray:
         """A held parameter's bytes, row-major (uint8, shares memory where it can)."""

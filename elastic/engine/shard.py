@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from elastic.engine.after import PREFIX, AfterStep, State
 from elastic.engine.reduction import Parts
 from elastic.layout.layout import Interval
 from elastic.layout.regions import ModelSpec, ParameterSpec
@@ -49,10 +50,22 @@ class Shard:
 
 
 class Updater:
-    """An optimizer instance whose groups hold the pieces of shards, one per parameter and shard."""
+    """An optimizer instance whose groups hold the pieces of shards, one per parameter and shard.
 
-    def __init__(self, optimizer: Optimizer, spec: ModelSpec, group_of: Mapping[str, int], *, writes_gradients: bool = False) -> None:
+    Behind each update the functions `after` are given every piece, and a state of its own.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        spec: ModelSpec,
+        group_of: Mapping[str, int],
+        *,
+        writes_gradients: bool = False,
+        after: Sequence[AfterStep] = (),
+    ) -> None:
         self.optimizer = optimizer
+        self._after, self._kept = after, dict[nn.Parameter, State]()
         self._writes_gradients = writes_gradients
         self._spec, self._group_of = spec, group_of
         self.shards: dict[tuple[int, int], Shard] = {}
@@ -62,6 +75,7 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["params"] = []
         self.optimizer.state.clear()
+        self._kept.clear()
         self.shards = {(shard.layer, shard.interval.start): shard for shard in shards}
         for shard in shards:
             shard.pieces = [self._piece(shard, *run) for run in shard.parameters(self._spec)]
@@ -73,16 +87,18 @@ class Updater:
         shape = parameter.shape if self._spec.cut == "tensor" else (stop - start,)
         piece = nn.Parameter(shard.memory[PARAM][start:stop].view(shape))
         self.optimizer.param_groups[number]["params"].append(piece)
-        scalars = shard.scalars.get(parameter.name)
-        if scalars:
-            self.optimizer.state[piece] = {
-                name: shard.memory[name][start:stop].view(shape) if in_memory(value) else copied(value) for name, value in scalars.items()
-            }
+        scalars = shard.scalars.get(parameter.name, {})
+        state = {name: shard.memory[name][start:stop].view(shape) if in_memory(value) else copied(value) for name, value in scalars.items()}
+        kept = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+        self._kept[piece] = State(parameter.name, kept)
+        if own := {name: value for name, value in state.items() if not name.startswith(PREFIX)}:
+            self.optimizer.state[piece] = own
         return piece
 
-    def step(self, gradients: Mapping[tuple[int, int], Parts]) -> None:
+    def step(self, gradients: Mapping[tuple[int, int], Parts], *, skipped: bool = False) -> None:
         """Updates the shards that gradients (one per run of a parameter, None where absent) are given for, and no other.
 
+        Nothing is done behind a step that is `skipped`: it changes nothing.
         Gradients stay as they are: they are sent, and may be needed again.
         """
         for key, parts in gradients.items():
@@ -90,6 +106,11 @@ class Updater:
                 if piece is not None:
                     piece.grad = None if part is None else (part.clone() if self._writes_gradients else part).view(piece.shape)
         self.optimizer.step()
+        if self._after and not skipped:
+            with torch.no_grad():
+                for piece in [piece for key in gradients for piece in self.shards[key].pieces if piece is not None]:
+                    for f in self._after:
+                        f(piece, self._kept[piece])
         for key in gradients:
             for piece in self.shards[key].pieces:
                 if piece is not None:
@@ -99,23 +120,28 @@ class Updater:
     def _settle(self, shard: Shard) -> None:
         """Moves state that the optimizer has made anew into the shard's memory, where it stays from then on."""
         for piece, (_, start, stop) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
-            state = self.optimizer.state.get(piece) if piece is not None else None
-            for name, value in (state or {}).items():
-                if piece is None or not _is_run(value, piece):
-                    continue
-                memory = shard.memory.get(name)
-                if memory is None:
-                    memory = shard.memory[name] = torch.zeros(shard.interval.elements, dtype=value.dtype)
-                view = memory[start:stop]
-                if value.data_ptr() != view.data_ptr():
-                    state[name] = view.copy_(value.reshape(-1)).view(piece.shape)  # pyright: ignore[reportOptionalSubscript]
+            if piece is None:
+                continue
+            for prefix, state in (("", self.optimizer.state.get(piece, {})), (PREFIX, self._kept[piece])):
+                for name, value in state.items():
+                    if _is_run(value, piece):
+                        state[name] = self._in_memory(shard, prefix + name, value, start, stop).view(piece.shape)
+
+    def _in_memory(self, shard: Shard, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        memory = shard.memory.get(name)
+        if memory is None:
+            memory = shard.memory[name] = torch.zeros(shard.interval.elements, dtype=value.dtype)
+        view = memory[start:stop]
+        return view if value.data_ptr() == view.data_ptr() else view.copy_(value.detach().reshape(-1))
 
     def scalars(self, shard: Shard) -> Scalars:
         """The shard's state besides its memory, as it is now: copies."""
         found: Scalars = {}
         for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
-            state = self.optimizer.state.get(piece) if piece is not None else None
-            if state and piece is not None:
+            if piece is None:
+                continue
+            state = dict(self.optimizer.state.get(piece, {})) | {PREFIX + name: value for name, value in self._kept[piece].items()}
+            if state:
                 found[parameter.name] = {name: RUN if _is_run(value, piece) else copied(value) for name, value in state.items()}
         return found
 

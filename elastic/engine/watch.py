@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from elastic.engine.boundary import as_bytes, contiguous
+from elastic.engine.partial import partial
 from elastic.engine.running import Running
 from elastic.errors import TrainerError
 from elastic.snapshot.digest import checksum
@@ -51,7 +52,7 @@ class Watch:
 
     def renew(self) -> None:
         """Everything is as it should be now: it was built, or read from a checkpoint."""
-        saved, may_change = set(self._root.state_dict(keep_vars=True)), set(self._running.names)
+        saved, may_change = saved_names(self._root), set(self._running.names)
         self._watched = {
             name: _Watched(tensor=each, version=each._version, frozen=True, saved=True)
             for name, each in self._root.named_parameters()
@@ -156,5 +157,11 @@ class Watch:
 
 def saved_buffers(root: nn.Module) -> Iterable[str]:
     """The names of the buffers that are part of the model's state."""
-    saved = set(root.state_dict(keep_vars=True))
+    saved = saved_names(root)
     return [name for name, _ in root.named_buffers() if name in saved]
+
+
+def saved_names(root: nn.Module) -> set[str]:
+    """What the model's own `state_dict` calls its tensors."""
+    with partial():
+        return set(root.state_dict(keep_vars=True))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from elastic.engine.after import AfterStep
 from elastic.engine.model import LayeredModel
 from elastic.engine.probe import Probed, probe, second
 from elastic.engine.reducer import OwnedGradient
@@ -30,6 +31,7 @@ class ShardedOptimizer:
 
     def __init__(self, optimizer: Optimizer, model: LayeredModel, probed: Probed | None = None) -> None:
         self.optimizer = optimizer
+        self.after: list[AfterStep] = []
         self._model = model
         self._group_of: dict[str, int] = {}
         for number, group in enumerate(optimizer.param_groups):
@@ -43,7 +45,7 @@ class ShardedOptimizer:
         self.owned, self.kept = self._updater(optimizer), self._updater(second(optimizer))
 
     def _updater(self, optimizer: Optimizer) -> Updater:
-        return Updater(optimizer, self._model.spec, self._group_of, writes_gradients=self.probed.writes_gradients)
+        return Updater(optimizer, self._model.spec, self._group_of, writes_gradients=self.probed.writes_gradients, after=self.after)
 
     def initial(self, layer: int, interval: Interval, run: torch.Tensor) -> Shard:
         """The shard of an interval before the first step: its parameters are in `run`."""
@@ -81,13 +83,15 @@ class ShardedOptimizer:
         """Every group's settings, such as its learning rate: copies."""
         return [{name: copied(value) for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
 
-    def replay(self, gradients: Mapping[tuple[int, int], Parts], settings: Sequence[Mapping[str, Any]]) -> None:
+    def replay(self, gradients: Mapping[tuple[int, int], Parts], settings: Sequence[Mapping[str, Any]], *, skipped: bool = False) -> None:
         """Updates shards kept for others as their owner did, with the groups' settings of that step."""
         for group, values in zip(self.kept.optimizer.param_groups, settings, strict=True):
             group.update(values)
-        self.kept.step(gradients)
+        self.kept.step(gradients, skipped=skipped)
 
-    def replayed(self, shard: Shard, scalars: Scalars, parts: Parts, settings: Sequence[Mapping[str, Any]]) -> Shard:
+    def replayed(
+        self, shard: Shard, scalars: Scalars, parts: Parts, settings: Sequence[Mapping[str, Any]], *, skipped: bool = False
+    ) -> Shard:
         """A copy of a shard kept for another worker, one update later."""
         later = Shard(
             layer=shard.layer,
@@ -99,7 +103,7 @@ class ShardedOptimizer:
         for group, values in zip(updater.optimizer.param_groups, settings, strict=True):
             group.update(values)
         updater.bind([later])
-        updater.step({(later.layer, later.interval.start): parts})
+        updater.step({(later.layer, later.interval.start): parts}, skipped=skipped)
         later.scalars = updater.scalars(later)
         return later
 

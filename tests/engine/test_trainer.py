@@ -120,13 +120,19 @@ def skip_poisoned(job: Any, dead_at: int | None = None, model: list[nn.Module] |
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
         on_nonfinite="skip",
     )
+    trainer.after_step(shrink)
+    trainer.average(0.9)
     seen = []
     for report in trainer.run(7):
         seen.append([report.step, report.loss if report.skipped is None else report.skipped])
         if (job.worker, report.step) == (dead_at, 5):
             os.kill(os.getpid(), signal.SIGKILL)
-    digest = trainer.digest()
-    return {"seen": seen, "digest": digest} if trainer.leader else None
+    digest, mean = trainer.digest(), trainer.state_dict("average")
+    return {"seen": seen, "digest": digest, "mean": {name: each.tolist() for name, each in mean.items()}} if trainer.leader else None
+
+
+def shrink(parameter: torch.Tensor, state: dict[str, Any]) -> None:
+    parameter.mul_(0.99)
 
 
 def weightless_in_step_4(output: torch.Tensor, batch: Any) -> tuple[torch.Tensor, float]:
@@ -138,11 +144,12 @@ def weightless_in_step_4(output: torch.Tensor, batch: Any) -> tuple[torch.Tensor
 FIRSTS_OF_STEP_4 = {float(poisoned(4, micro_batch)[0][0, 1]) for micro_batch in range(6)}
 
 
-def plain_skipping() -> list[torch.Tensor]:
-    """As a plain loop does that leaves out `optimizer.step()`."""
+def plain_skipping() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """As a plain loop does that leaves out `optimizer.step()`, and what is done behind it: parameters and their average."""
     torch.manual_seed(3)
     model = nn.Sequential(Poison(), nn.Linear(48, 48), models.Head())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    means: list[torch.Tensor] = []
     for step in range(7):
         optimizer.zero_grad()
         for micro_batch in range(6):
@@ -150,7 +157,10 @@ def plain_skipping() -> list[torch.Tensor]:
             nn.functional.cross_entropy(model(x), y, reduction="sum").div(24).backward()
         if step not in (2, 4):
             optimizer.step()
-    return [parameter.detach() for parameter in model.parameters()]
+            with torch.no_grad():
+                own = [parameter.mul_(0.99).clone() for parameter in model.parameters()]
+            means = [0.9 * mean + 0.1 * value for mean, value in zip(means or own, own, strict=True)]
+    return [parameter.detach() for parameter in model.parameters()], means
 
 
 def test_a_step_that_cannot_be_applied_is_skipped_where_that_is_wanted(lone_job) -> None:
@@ -158,8 +168,8 @@ def test_a_step_that_cannot_be_applied_is_skipped_where_that_is_wanted(lone_job)
     layers = [Poison(), nn.Linear(48, 48), models.Head()]
     found = skip_poisoned(lone_job, model=layers)
     own = [parameter.detach() for layer in layers for parameter in layer.parameters()]
-    torch.testing.assert_close(own, plain_skipping())
     assert found is not None
+    torch.testing.assert_close((own, [torch.tensor(mean) for mean in found["mean"].values()]), plain_skipping())
     assert [step for step, _ in found["seen"]] == list(range(7))
     reasons = {step: said for step, said in found["seen"] if isinstance(said, str)}
     assert [said["step"] for said in lone_job.sent if said["type"] == "skipped"] == [2, 4]

@@ -222,7 +222,9 @@ def test_the_later_step_is_made_only_when_it_is_asked_for(pair: Callable[..., Pa
     keeper = workers.workers[0]
     made: list[int] = []
     replayed = keeper.optimizer.replayed
-    monkeypatch.setattr(keeper.optimizer, "replayed", lambda shard, *rest: made.append(shard.layer) or replayed(shard, *rest))
+    monkeypatch.setattr(
+        keeper.optimizer, "replayed", lambda shard, *rest, **more: made.append(shard.layer) or replayed(shard, *rest, **more)
+    )
     found = by_step(keeper.replicator.held([]))[0]
     assert [(copy.layer, copy.start, copy.stop, copy.role) for copy in found] == [
         (r.shard.layer, r.shard.interval.start, r.shard.interval.stop, "replica") for r in keeper.replicator.replicas

@@ -1,0 +1,99 @@
+"""What users have done to parameters behind each update: `trainer.after_step(f)`, as a part of the step.
+
+`f(parameter, state)` is called on every owner, behind the optimizer's update and before parameters are gathered, with each run of a
+parameter that it owns (the whole tensor, where the optimizer's cut is whole tensors) and a dict of that run's own. Holders of replicas
+replay it. What f keeps in the dict is state like the optimizer's: tensors of the parameter's shape are sharded, moved and saved with it,
+numbers go along.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from elastic.errors import TrainerError
+from elastic.layout.regions import BLOCK, Cut
+
+AfterStep = Callable[[torch.Tensor, dict[str, Any]], Any]
+
+PREFIX = "after_"
+"""Begins the names of these states, which must not be taken for the optimizer's own."""
+
+_CUTS = (0, 64 * 5, BLOCK, 2 * BLOCK + 64)
+
+
+class State(dict[str, Any]):
+    """What f keeps of one run of a parameter; `name` is the parameter's."""
+
+    def __init__(self, name: str, values: Mapping[str, Any] | None = None) -> None:
+        super().__init__(values or {})
+        self.name = name
+
+
+def name_of(f: AfterStep) -> str:
+    """How a function is called in what workers compare."""
+    return getattr(f, "__qualname__", type(f).__qualname__)
+
+
+def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.Tensor]:
+    """A tensor and all state of it after three calls: whole, or cut at these elements."""
+    generator = torch.Generator().manual_seed(21)
+    whole = torch.randn((3, BLOCK + 1024), generator=generator).to(dtype)
+    moves = [torch.randn(whole.shape, generator=generator).to(dtype) for _ in range(3)]
+    edges = [*cuts, whole.numel()]
+    cut = lambda tensor: [tensor.view(-1)[a:b] for a, b in itertools.pairwise(edges)] if len(cuts) > 1 else [tensor]  # noqa: E731
+    pieces = [nn.Parameter(piece) for piece in cut(whole)]
+    states = [State("probe") for _ in pieces]
+    with torch.no_grad():
+        for move in moves:
+            for piece, state, part in zip(pieces, states, cut(move), strict=True):
+                piece.add_(part)
+                f(piece, state)
+    found = [whole.view(-1)]
+    for name in sorted({name for state in states for name in state}):
+        values = [state.get(name) for state in states]
+        if all(isinstance(value, torch.Tensor) and value.shape == piece.shape for value, piece in zip(values, pieces, strict=True)):
+            found.append(torch.cat([value.detach().reshape(-1) for value in values if value is not None]))
+        elif any(isinstance(value, torch.Tensor) and value.numel() > 1 for value in values):
+            raise TrainerError(f"{name_of(f)} keeps a tensor {name!r} that has not the shape of the parameter that it is given")
+        elif not all(isinstance(value, bool | int | float | torch.Tensor) for value in values):
+            kind = type(values[0]).__name__
+            raise TrainerError(f"{name_of(f)} keeps {name!r}, a {kind}: keep tensors of the parameter's shape, or numbers")
+    return found
+
+
+def check(f: AfterStep, dtype: torch.dtype, cut: Cut) -> None:
+    """Raises TrainerError unless f has the same bits on any runs of a parameter, and draws nothing."""
+    drawn = torch.default_generator.get_state()
+    whole = _runs(f, dtype, (0,))
+    if not torch.equal(drawn, torch.default_generator.get_state()):
+        raise TrainerError(f"{name_of(f)} draws random numbers, and would draw others for each layout: what is done after a step must not")
+    if cut == "tensor":
+        return
+    try:
+        sliced = _runs(f, dtype, _CUTS)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise TrainerError(f"{name_of(f)} cannot be given runs of a parameter ({error}): it must treat each element on its own") from error
+    if len(whole) != len(sliced) or not all(map(torch.equal, whole, sliced)):
+        raise TrainerError(
+            f"{name_of(f)} is not elementwise: it has other bits where it is given a run of a parameter instead of the whole, and owners "
+            "have runs. It must treat each element on its own, such as clamping and averaging do"
+        )
+
+
+def average(decay: float) -> AfterStep:
+    """Keeps an exponential moving average of each parameter as `state["average"]`; the first step's parameters begin it."""
+
+    def averaged(parameter: torch.Tensor, state: dict[str, Any]) -> None:
+        mean = state.get("average")
+        if mean is None:
+            state["average"] = parameter.detach().clone()
+        else:
+            mean.mul_(decay).add_(parameter, alpha=1.0 - decay)
+
+    averaged.__qualname__ = f"average({decay!r})"
+    return averaged

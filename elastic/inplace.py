@@ -1,0 +1,63 @@
+"""What a loop body must not do: change trained parameters or optimizer state in place. It would be done on no owner that joins later, and
+not again where a step is taken again, so it is found and refused. `trainer.after_step` does it as a part of the step.
+
+Frozen parameters and buffers are looked at by `engine.watch`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from elastic.errors import TrainerError
+
+Mark = tuple[int, int, bool]
+
+
+class InPlace:
+    """Looks at them around loop bodies, by their version counters; these do not see what goes through `.data` or NumPy."""
+
+    def __init__(self, root: nn.Module, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._parameters = dict(root.named_parameters())
+        self._trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
+        self._marks: list[Any] | None = None
+
+    def watch(self) -> None:
+        """From here on nothing may be changed."""
+        self._marks = self._now()
+
+    def check(self, step: int) -> None:
+        """Raises TrainerError where something was changed since `watch`. What is changed afterwards is not watched."""
+        before, self._marks = self._marks, None
+        if before is None or (now := self._now()) == before:
+            return
+        what = "the optimizer's state"
+        for name, old, new in zip(self._parameters, before, now, strict=False):
+            if old != new:
+                what = f"parameter {name}"
+                if old[2] != new[2]:
+                    raise TrainerError(
+                        f"the loop body of step {step} changed requires_grad of {what}: what is trained is fixed when the Trainer is made; "
+                        "to freeze later, give the parameter a group of its own and set its learning rate and weight decay to 0"
+                    )
+                break
+        raise TrainerError(
+            f"the loop body of step {step} changed {what} in place: a step that is taken again after a loss, and workers that join, would "
+            "not have that. Do it in trainer.after_step(f), as a part of the step (clamping, averages, teachers), or let a layer do it"
+        )
+
+    def _now(self) -> list[Mark]:
+        marks = [
+            (parameter._version, parameter.data_ptr(), parameter.requires_grad)
+            if name in self._trained
+            else (0, 0, parameter.requires_grad)
+            for name, parameter in self._parameters.items()
+        ]
+        for piece, state in self._optimizer.state.items():
+            marks.append((piece._version, piece.data_ptr(), True))
+            marks += [(value._version, value.data_ptr(), False) for value in state.values() if isinstance(value, torch.Tensor)]
+        return marks
