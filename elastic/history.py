@@ -78,6 +78,10 @@ class History:
         self._ready = self._note()
         return f"{self._ready.digest(self.attributes)} {self.after}"
 
+    def digest(self) -> str:
+        """Of the settings as they are."""
+        return self.settings().digest(self.attributes)
+
     @property
     def told(self) -> list[Any]:
         """These settings, to be compared value by value."""

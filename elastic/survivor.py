@@ -213,6 +213,25 @@ class Survivor:
                 self._flushed = step
         return self._history.step == step
 
+    @property
+    def begins(self) -> bool:
+        """Whether no loop has begun here."""
+        return self._place == "-1/begin"
+
+    @property
+    def amid(self) -> bool:
+        """Whether the loop body of the newest step is under way, or the loop was left in it."""
+        return self._amid
+
+    def complete(self) -> None:
+        """Returns when the newest step is complete everywhere: in its loop body, or behind a loop that was left in it."""
+        self._history.left()
+        self.catch_up()
+        while not self.flush():
+            self.catch_up()
+        if self._amid:
+            self._history.entering()
+
     def together(self, collective: Callable[[], T]) -> T:
         """The result of a collective, a JSON value that is the same on all members; taken again with those who are left if some are lost.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import resource
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -204,7 +205,8 @@ class Trainer:
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
-        self._history, self._saved = history, -1
+        self._history, self._saved, self._saved_with = history, -1, ""
+        self._job.behind = self._left
         if view is None:
             if self._checkpoints is not None:
                 self._checkpoints.join()
@@ -305,7 +307,8 @@ class Trainer:
         survivor, checkpoints = self._survivor, self._checkpoints
         message, due = None, False
         if checkpoints is not None:
-            message, due = checkpoints.message(survivor.engine), checkpoints.due(self._history.step)
+            message, due = checkpoints.message(survivor.engine), checkpoints.due(self._history.step) and self._saved != self._history.step
+            self._check_saved()
         answer = survivor.compute(message, save=due, final=final)
         if answer is None:
             return
@@ -318,12 +321,51 @@ class Trainer:
         if survivor.engine is engine:  # else members were lost while a save began, and the step has to be computed again
             survivor.apply(answer)
 
+    def save(self) -> None:
+        """Saves the state behind the newest step, and returns when that is done or was given up, which `result.saves` tells.
+
+        Every worker calls it, at the same place: as the last thing in a loop body, since what the body sets afterwards is not in it; or
+        behind a loop that was left early. Behind a loop that came to its end the state is saved already.
+
+        Raises:
+            TrainerError: without `checkpoint=`, or before the first step.
+        """
+        if self._checkpoints is None:
+            raise TrainerError("trainer.save() has no place to save to: give the Trainer checkpoint=")
+        survivor = self._survivor
+        if survivor.amid:
+            survivor.complete()
+            self._save_now()
+            self._saved_with = self._history.digest()
+        elif survivor.begins:
+            raise TrainerError("trainer.save() is called before the first step of this job: call it in a loop body, or behind a loop")
+
+    def _save_now(self) -> None:
+        step = self._history.step
+        if self._checkpoints is not None and self._saved != step:
+            self._checkpoints.save_last(step, self._survivor, self._history)
+            self._saved = step
+
+    def _check_saved(self) -> None:
+        """Says so where a loop body has set something behind its `save`."""
+        saved_with, self._saved_with = self._saved_with, ""
+        if saved_with and self._saved == self._history.step and saved_with != self._history.digest():
+            warnings.warn(
+                f"the loop body of step {self._saved} has changed settings behind trainer.save(), and the checkpoint has those from "
+                "before: let save() be the last thing in the body",
+                stacklevel=2,
+            )
+
+    def _left(self) -> None:
+        """Behind `train_fn`."""
+        if self._checkpoints is not None and self._survivor.amid and self._saved != self._history.step:
+            self._checkpoints.left(self._history.step)
+
     def _close(self, steps: int) -> None:
         """Behind the last step: its state is saved, if this job has taken it."""
         step = self._history.step
-        if self._checkpoints is not None and step < steps and self._survivor.decision is not None and self._saved != step:
-            self._checkpoints.save_last(step, self._survivor, self._history)
-            self._saved = step
+        if step < steps and self._survivor.decision is not None:
+            self._save_now()
         self._survivor.at("end", min(step, steps - 1))
 
     @property

@@ -67,6 +67,8 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
         job.linger = linger.read(parsed.directory)
         target.check_hidden(parsed.modules)
         value = _train(job)
+        if job.behind is not None:
+            job.behind()
         job.heard()
     except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
         job.heard()
