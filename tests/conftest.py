@@ -17,8 +17,9 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """A suite started in the background has SIGINT ignored, and would hand that down to the jobs whose Ctrl-C it tests."""
+    """A suite started in the background has SIGINT ignored, and under `nohup` SIGHUP: it would hand that down to the jobs that it tests."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
