@@ -100,7 +100,7 @@ def joins(workers: int, victim: int, moment: int, folder: Path | None = None) ->
     check(agent, workers)
 
 
-MOMENTS = [(2, 1, 20), (2, 1, 51), (2, 1, 82), (2, 1, 113), (2, 1, 144), (2, 0, 36), (2, 0, 128), (3, 1, 104)]
+MOMENTS = [(2, 1, 20), (2, 1, 48), (2, 1, 77), (2, 1, 105), (2, 1, 133), (2, 0, 36), (2, 0, 122), (3, 1, 98)]
 
 
 @pytest.mark.parametrize(("workers", "victim", "moment"), MOMENTS)
@@ -109,13 +109,13 @@ def test_a_joiner_takes_part_in_all_that_is_still_done_together(workers: int, vi
     joins(workers, victim, moment)
 
 
-@pytest.mark.parametrize("moment", [102, 171, 217])
+@pytest.mark.parametrize("moment", [80, 130, 166])
 def test_and_in_saves(moment: int, tmp_path: Path) -> None:
     joins(2, 1, moment, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("moment", range(13, 176, 7))
+@pytest.mark.parametrize("moment", range(13, 136, 6))
 def test_wherever_the_other_one_dies(victim: int, moment: int) -> None:
     joins(2, victim, moment)
