@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from elastic import host, signals
 from elastic.channel import Channel, Message
 from elastic.crew import Crew
-from elastic.errors import ElasticError, EtcdUnavailable, JobFailed
+from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, TrainerError
 from elastic.founders import Founders, hindrance
 from elastic.job import WorkerSpec
 from elastic.loop import Loop
 from elastic.membership.clerk import Clerk
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import drain, say
+from elastic.onesided import OneSided, Wait
 from elastic.plan.site import Site
 from elastic.process import continue_without_parent, default_children, end_session, name_process
 from elastic.recovery.driver import Driver
@@ -93,6 +94,7 @@ class Agent:
         self._clerk: Clerk | None = None
         self._driver: Driver | None = None
         self._saves = SaveSummary()
+        self._one_sided = OneSided()
         self._skipped: set[int] = set()
         self._founders = Founders.of(start.settings.workers)
         self._loop = Loop()
@@ -203,6 +205,8 @@ class Agent:
             self._check_announced()
         elif message["type"] == "progress":
             worker.epoch, worker.step = message["epoch"], message["step"]
+        elif message["type"] == "waits":
+            self._waits(worker, message)
         elif message["type"] == "save":
             self._saves = self._saves.heard(message["step"], message["reason"])
         elif message["type"] == "skipped":
@@ -215,6 +219,16 @@ class Agent:
             self._raised(worker, message)
         if self._driver is not None:
             self._driver.heard(worker, message)
+
+    def _waits(self, worker: Worker, message: Message) -> None:
+        """Ends a job in which some workers wait for what others never do."""
+        self._one_sided.heard(worker.number, Wait(**message["wait"]))
+        if self._driver is not None:
+            view = self._driver.view
+            returned = [number for number in view.workers if self._crew.workers[number].result is not None]
+            said = self._one_sided.verdict(view.epoch, view.workers, returned)
+            if said is not None:
+                self._end(failed(TrainerError, said))
 
     def _finished(self, worker: Worker, message: Message) -> None:
         worker.result = message

@@ -7,6 +7,7 @@ with the others, and goes on from the step that the view resumes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from elastic.comm.gauge import Seen, news
@@ -18,6 +19,7 @@ from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDama
 from elastic.history import History
 from elastic.job import Job
 from elastic.loopsettings import Settings, compared
+from elastic.onesided import Waiting
 from elastic.recovery.member import Joined, Member, Stock
 from elastic.snapshot.held import Stored
 from elastic.snapshot.rest import intact
@@ -54,6 +56,7 @@ class Survivor:
         self._flushed = -1
         self._save_asked = -1  # the newest step that was to be saved while training goes on
         self._yardstick = Yardstick()
+        self._waiting = Waiting(job)
         self._links_told: dict[int, Seen] = {}
         self._damaged_at: list[int] = []  # steps that this worker could not be ready for
         self.unseen: Apply | None = None
@@ -138,7 +141,8 @@ class Survivor:
             no_save = known or self._save_asked >= step - 1
             settings = self._history.ready()
             wishes = Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
-            answer = self.engine.compute(step, self._batch, wishes)
+            with self._waiting.at(epoch, step, computes=True):
+                answer = self.engine.compute(step, self._batch, wishes)
             if answer.differ:  # all members hear that
                 told = self.engine.gather({"worker": job.worker, "settings": self._history.told})
         except LOST as error:
@@ -232,29 +236,37 @@ class Survivor:
         if self._amid:
             self._history.entering()
 
-    def together(self, collective: Callable[[], T]) -> T:
+    def together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
         """The result of a collective, a JSON value that is the same on all members; taken again with those who are left if some are lost.
 
-        Where some had finished it and others not, those take the result over.
+        Where some had finished it and others not, those take the result over. `ends_together`: nobody is through before all have begun it
+        and what others still wait for is small.
         """
         self._history.left()
         self.catch_up()
-        while not self._once(collective):
+        while not self._once(collective, ends_together=ends_together):
             self.catch_up()
         if self._amid:
             self._history.entering()
         return self._results[f"{self._place}/{self._finished - 1}"]
 
-    def _once(self, collective: Callable[[], Any]) -> bool:
+    def _once(self, collective: Callable[[], Any], *, ends_together: bool = True) -> bool:
         name = f"{self._place}/{self._finished}"
         if name not in self._results:
             try:
-                self._results[name] = collective()
+                with self._waits_for_all() if ends_together else nullcontext():
+                    self._results[name] = collective()
             except LOST as error:
                 self._recover(error)
                 return False
         self._finished += 1
         return True
+
+    def _waits_for_all(self) -> AbstractContextManager[None]:
+        behind, place, _ = f"{self._place}/".split("/")
+        if place == "save":  # some may be in it while others wait for the news that the next step can be applied
+            return nullcontext()
+        return self._waiting.at(self.engine.view.epoch, int(behind), computes=False)
 
     def _recover(self, error: Exception) -> Joined:
         """Goes on in the next view after a loss."""

@@ -479,7 +479,7 @@ class Trainer:
         while True:
             found: list[dict[str, torch.Tensor]] = []
 
-            self._survivor.together(lambda found=found: self._collected(state, found))
+            self._survivor.together(lambda found=found: self._collected(state, found), ends_together=False)
             told = self._survivor.together(lambda found=found: self._engine.gather({"has": bool(found)}))
             if all(each["has"] for each in told):
                 break

@@ -1,0 +1,97 @@
+"""What only some workers do ends with a sentence, and not in a wait for ever."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import elastic
+from elastic.errors import TrainerError
+from elastic.onesided import OneSided, Wait
+
+
+def waits(found: OneSided, worker: int, times: int = 4, **fields: Any) -> None:
+    for _ in range(times):
+        found.heard(worker, Wait(**{"epoch": 1, "step": 3, "computes": False, "number": 7, "what": "trainer.digest() (a.py:3)"} | fields))
+
+
+def test_whoever_is_behind_the_loop_body_has_not_called_it() -> None:
+    found = OneSided()
+    waits(found, 0)
+    assert found.verdict(1, [0, 1], []) is None  # worker 1 may be busy in its loop body
+    waits(found, 1, times=3, step=4, computes=True)
+    assert found.verdict(1, [0, 1], []) is None  # not for long yet
+    waits(found, 1, times=1, step=4, computes=True)
+    said = found.verdict(1, [0, 1], [])
+    assert said is not None
+    assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 has gone on to step 4 without it")
+    assert found.verdict(2, [0, 1], []) is None  # the members have changed
+    assert found.verdict(1, [0], []) is None
+    waits(found, 0, times=1, number=8)
+    assert found.verdict(1, [0, 1], []) is None  # another wait
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"computes": False, "step": 3},  # in it too
+        {"computes": True, "step": 3},  # a step that is taken again
+        {"computes": True, "step": 4, "epoch": 2},
+    ],
+)
+def test_whoever_may_still_come_is_waited_for(others: dict[str, Any]) -> None:
+    found = OneSided()
+    waits(found, 0)
+    waits(found, 1, **others)
+    assert found.verdict(1, [0, 1], []) is None
+
+
+def test_whoever_returned_does_not_come() -> None:
+    found = OneSided()
+    waits(found, 1, step=4, computes=True)
+    said = found.verdict(1, [0, 1], [0])
+    assert said is not None
+    assert said.startswith("worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers")
+
+
+class Rows(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.randn(8, generator=torch.Generator().manual_seed(index))
+
+
+def train(job: Any, what: str) -> int:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    optimizer = torch.optim.AdamW(model.parameters())
+    trainer = elastic.Trainer(model, lambda o, b: o.square().mean(), optimizer, Rows(), batch_size=16, micro_batch_size=4)
+    for report in trainer.run(8):
+        if report.step == 3 and report.leader:
+            if what == "break":
+                break
+            trainer.evaluate(Rows())
+    return report.step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (
+            "evaluate",
+            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) behind step 3, and worker 1 has gone on to step 4",
+        ),
+        ("break", r"worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers"),
+    ],
+)
+def test_it_ends_within_seconds(what: str, said: str, leftovers: Any) -> None:
+    began = time.monotonic()
+    with pytest.raises(TrainerError, match=said):
+        elastic.run(train, workers=2, stages=1, args=[what])
+    assert time.monotonic() - began < 30
