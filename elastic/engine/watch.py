@@ -24,7 +24,7 @@ from elastic.snapshot.digest import checksum
 PART_BYTES = 1 << 20
 """How much is compared at each step."""
 
-_OUTSIDE = "keep what changes outside of the model that the Trainer gets, or change it in trainer.after_step"
+_OUTSIDE = "keep what changes outside of the model that the Trainer gets (an averaged copy: trainer.average)"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class Watch:
             self._refuse(
                 f"parameter {self._where(name)} was changed in place by the forward of step {step}: other workers do not know of it, and "
                 "neither does the optimizer",
-                "leave out max_norm= and the like, or change parameters in trainer.after_step",
+                "leave out max_norm= and the like, or change trained parameters in trainer.after_step",
             )
         for name in [*self._changed(), *self._running.changed()]:
             self._complain(
