@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -356,13 +357,18 @@ def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
             continue
         if found is None:
             found = progress, inventory.worker
-        elif found[0].apply != progress.apply:
+        elif not _same(found[0].apply, progress.apply):
             raise CopiesConflict(
                 f"apply of step {step} was {found[0].apply} for worker {found[1]} and {progress.apply} for worker {inventory.worker}"
             )
         elif found[0].body and not progress.body:
             found = progress, inventory.worker
     return None if found is None else found[0]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal; the loss of a skipped step may be NaN, which equals nothing."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _why(last: View, view: View, resume: int, moved: int) -> str:

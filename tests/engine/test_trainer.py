@@ -110,7 +110,7 @@ def test_a_nan_loss_is_raised_on_every_layout() -> None:
 
 
 def skip_poisoned(job: Any, dead_at: int | None = None, model: list[nn.Module] | None = None) -> dict[str, Any] | None:
-    """Steps 2 and 4 cannot be applied: a NaN in one micro-batch, and losses that weigh nothing. Worker `dead_at` dies in step 5's body."""
+    """Steps 2 and 4 cannot be applied: a NaN in one micro-batch, and losses that weigh nothing. Worker `dead_at` dies in step 4's body."""
     torch.manual_seed(3)
     layers = [Poison(), nn.Linear(48, 48), models.Head()] if model is None else model
     trainer = make(
@@ -125,7 +125,7 @@ def skip_poisoned(job: Any, dead_at: int | None = None, model: list[nn.Module] |
     seen = []
     for report in trainer.run(7):
         seen.append([report.step, report.loss if report.skipped is None else report.skipped])
-        if (job.worker, report.step) == (dead_at, 5):
+        if (job.worker, report.step) == (dead_at, 4):
             os.kill(os.getpid(), signal.SIGKILL)
     digest, mean = trainer.digest(), trainer.state_dict("average")
     return {"seen": seen, "digest": digest, "mean": {name: each.tolist() for name, each in mean.items()}} if trainer.leader else None

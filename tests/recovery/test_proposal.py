@@ -149,6 +149,17 @@ def test_progress_comes_from_whoever_has_it():
     assert propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2).progress == kept
 
 
+def test_the_loss_of_a_skipped_step_is_no_conflict():
+    """It is NaN, which equals nothing: a death behind such a step ended the job."""
+    left = inventories_of(LAST, LAST.workers[:3])
+    for worker, inventory in left.items():
+        left[worker] = replace(inventory, progress={5: Progress(step=5, apply={"loss": float("nan"), "skipped": "nothing"})})
+    found = propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2)
+    assert found.progress is not None
+    assert found.progress.apply is not None
+    assert found.progress.apply["skipped"] == "nothing"
+
+
 def test_progress_is_from_before_the_loop_body_where_somebody_knows_that():
     left = inventories_of(LAST, LAST.workers)
     before = Progress(step=5, apply={"clip": 1.0, "loss": 0.5}, groups=[{"lr": 0.2}], body=False)
