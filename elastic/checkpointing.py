@@ -100,6 +100,9 @@ class Checkpoints:
 
     def join(self) -> None:
         """This worker joins a job that runs: the others have the state."""
+        owner, self._predecessor = self._predecessor, None  # whoever owns the directory by now came before this worker, not before the job
+        if owner is not None and owner.job == self._owner.job:
+            self._owner = owner
         self._begun(founder=False)
 
     def begin(self, view: View, history: History, survivor: Survivor) -> State | None:

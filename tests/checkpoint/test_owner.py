@@ -14,6 +14,7 @@ from elastic.checkpoint.objects import open_store
 from elastic.checkpoint.owner import OWNER, Owner, check_owner, claim, read_owner
 from elastic.checkpoint.plan import plan_files
 from elastic.checkpoint.store import LocalStore, Store
+from elastic.checkpointing import Checkpoints
 from elastic.errors import CheckpointError
 from elastic.save_summary import SaveSummary
 from tests.checkpoint.format_samples import contents_of, values_at
@@ -66,3 +67,21 @@ def test_saves_are_counted() -> None:
     better = worse.heard(9, None)
     assert (better.saved, better.failed, better.newest, better.warning) == (3, 2, 9, None)
     assert SaveSummary(**better.to_json()) == better == replace(better)
+
+
+def joiner(store: Store, job: str) -> Checkpoints:
+    """A worker that joins this job now, as far as the directory is concerned."""
+    found = object.__new__(Checkpoints)
+    found._store, found._owner, found._predecessor = store, Owner(job=job, began_from=None), read_owner(store)
+    found._begun = lambda *, founder: None  # pyright: ignore[reportAttributeAccessIssue]
+    found.join()
+    return found
+
+
+def test_a_joiner_takes_no_directory_back_from_a_later_job(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    claim(store, SECOND)
+    with pytest.raises(CheckpointError, match="another job has begun to save here"):
+        joiner(store, FIRST.job)._may_save(store)
+    joiner(store, SECOND.job)._may_save(store)
+    assert read_owner(store) == SECOND, "what the job began from is not forgotten"
