@@ -13,7 +13,6 @@
     │   └── StateUnproven        an owner's state and its replica differ, and nothing tells which of them is right
     ├── MemoryDamaged            memory changed while nothing wrote to it: its worker gives that copy up
     ├── GateRefused              a migration must not commit (`check`: the name of the check that failed)
-    ├── ReplicaRefused           what a worker was to keep for another one is not what that one has
     ├── LinkError                a link could not be made, or broke its protocol
     │   └── PeerLost             the process at the other end is gone
     ├── Interrupted              a wait was called off
@@ -94,10 +93,6 @@ class GateRefused(ElasticError):
     def __init__(self, message: str, *, check: str) -> None:
         super().__init__(f"{check}: {message}")
         self.check = check
-
-
-class ReplicaRefused(ElasticError):
-    """What a worker was to keep for another one is not what that one has."""
 
 
 class LinkError(ElasticError, ConnectionError):

@@ -15,7 +15,7 @@ from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine, Wishes
-from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, ReplicaRefused, TrainerError
+from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
 from elastic.history import History
 from elastic.job import Job
 from elastic.loopsettings import Settings, compared
@@ -27,7 +27,7 @@ from elastic.view import View
 
 T = TypeVar("T")
 
-LOST = (LinkError, Interrupted, ReplicaRefused, MemoryDamaged)
+LOST = (LinkError, Interrupted, MemoryDamaged)
 """What a worker recovers from together with the others."""
 
 _DAMAGES, _WITHIN = 3, 10  # so many times within so many steps, memory is not damaged by chance

@@ -7,15 +7,13 @@ memory; it does not stand against somebody who makes collisions on purpose, whic
 
 from __future__ import annotations
 
-import zlib
-
 import numpy as np
 import torch
+from crc32c import crc32c
 
 _COLUMNS = 1024
 _ROW_BYTES = 8 * _COLUMNS
 _SHIFT = 4
-_SMALL_BYTES = 1 << 16
 _MASK = (1 << 64) - 1
 
 
@@ -64,5 +62,8 @@ def digest(memory: np.ndarray | torch.Tensor) -> str:
 
 
 def checksum(memory: np.ndarray) -> str:
-    """Of contiguous bytes (uint8): a CRC of few, where a digest would cost more in calls than in bytes."""
-    return f"{zlib.crc32(memory.data):08x}" if memory.nbytes <= _SMALL_BYTES else digest(memory)
+    """CRC-32C of contiguous bytes (uint8), 8 hex digits: for what is compared with itself, at more than twice the digest's speed.
+
+    It finds every flip of up to three bits in 250 MB, and all but one in 2**32 of other changes.
+    """
+    return f"{crc32c(memory.data):08x}"

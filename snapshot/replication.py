@@ -2,7 +2,7 @@
 
 Behind every update the owner sends the gradient that it applied to the shard's holder: a third of the bytes that AdamW's state has. The
 holder keeps the shard at the step before and the gradient beside it, so that it can give both steps; when it hears that the step is
-committed, it applies the same update to its copy. What arrives is verified at once, and READY of the next step says that it was: that
+committed, it applies the same update to its copy. The link verifies what arrives, and READY of the next step says that it has come: that
 READY cannot be sent without it is what makes a step's replicas complete before the next step is applied anywhere. Every `COMPARED_EVERY`
 steps the digests of both copies are compared as well.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
 from elastic.engine.shard import Shard
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import ReplicaRefused, StateUnproven
+from elastic.errors import StateUnproven
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
 from elastic.snapshot.digest import digest
@@ -35,15 +34,15 @@ COMPARED_EVERY = 50
 """Steps. A comparison reads all state once on both sides."""
 
 _DIGEST_BYTES = 32
-_PREFIX = 64
-_ALIGN = 64
+_NONE = "-" * _DIGEST_BYTES
+_PREFIX = _ALIGN = 64
 
 
 @dataclass(slots=True, kw_only=True)
 class Replica:
     """A shard kept for its owner, at step `step` (None: at none, it went astray).
 
-    `received` is the verified update behind it, if it has come.
+    `received` is the update behind it, if it has come.
     """
 
     shard: Shard
@@ -59,7 +58,7 @@ class Update:
 
     step: int
     parts: Parts
-    state_digest: str
+    state_digest: str | None
 
 
 class Replicator:
@@ -120,9 +119,9 @@ class Replicator:
             shard = self._optimizer.owned.shards[gradient.layer, gradient.interval.start]
             present = sum(1 << bit for bit, part in enumerate(gradient.parts) if part is not None)
             bitmap = present.to_bytes(self._prefix(shard) - _PREFIX, "little")
-            digests = _update_digest(gradient.memory, bitmap) + (state_digest(shard) if step % COMPARED_EVERY == 0 else "-" * _DIGEST_BYTES)
+            proof = state_digest(shard) if step % COMPARED_EVERY == 0 else _NONE
             memory = gradient.memory.view(torch.uint8).numpy()
-            self._network.send(holder, _tag(step, shard), digests.encode(), bitmap, memory)
+            self._network.send(holder, _tag(step, shard), proof.encode().ljust(_PREFIX), bitmap, memory)
 
     def replay(self, step: int) -> None:
         """Step `step` is committed: brings every replica that has its update up to it.
@@ -141,7 +140,7 @@ class Replicator:
             replica.step, replica.received = step, None
             if self._rest is not None:
                 self._rest.note("replica", replica.shard.layer, replica.shard.interval.start, step, replica.shard.memory)
-        astray = [r for r, update in ready if update.state_digest[0] != "-" and update.state_digest != state_digest(r.shard)]
+        astray = [r for r, update in ready if update.state_digest is not None and update.state_digest != state_digest(r.shard)]
         for replica in astray:
             replica.step = None  # of no use to anybody
         if astray:
@@ -177,16 +176,15 @@ class Replicator:
             self._network.post(replica.shard.interval.owner, replica.awaited, replica.memory.numpy())
 
     def confirm(self) -> None:
-        """Returns when every awaited update has come and was verified."""
+        """Returns when every awaited update has come."""
         for replica in self.replicas:
             self._take(replica)
 
     def settle(self) -> None:
-        """Takes the updates that have come, and waits for none: the last thing that is done in a view. One that is damaged has not come."""
+        """Takes the updates that have come, and waits for none: the last thing that is done in a view."""
         for replica in self.replicas:
             if replica.awaited is not None and self._network.arrived(replica.shard.interval.owner, replica.awaited):
-                with suppress(ReplicaRefused):
-                    self._take(replica)
+                self._take(replica)
 
     def _take(self, replica: Replica) -> None:
         tag, shard = replica.awaited, replica.shard
@@ -195,14 +193,12 @@ class Replicator:
         self._network.receive(shard.interval.owner, tag)
         replica.awaited = None
         prefix = self._prefix(shard)
-        digests = replica.memory[:_PREFIX].numpy().tobytes().decode("ascii", "replace")
+        proof = replica.memory[:_DIGEST_BYTES].numpy().tobytes().decode("ascii")
         present = int.from_bytes(replica.memory[_PREFIX:prefix].numpy().tobytes(), "little")
         gradient = replica.memory[prefix:].view(shard.memory[PARAM].dtype)
-        if _update_digest(gradient, replica.memory[_PREFIX:prefix].numpy().tobytes()) != digests[:_DIGEST_BYTES]:
-            raise self._refused(replica, tag.step, "what arrived is not what was sent")
         runs = enumerate(shard.parameters(self._spec))
         parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]
-        replica.received = Update(step=tag.step, parts=parts, state_digest=digests[_DIGEST_BYTES:])
+        replica.received = Update(step=tag.step, parts=parts, state_digest=None if proof == _NONE else proof)
 
     def give_up(self, damaged: Collection[Key]) -> None:
         """Of these nothing is given any more."""
@@ -220,20 +216,11 @@ class Replicator:
             "give the same bits twice"
         )
 
-    def _refused(self, replica: Replica, step: int, why: str) -> ReplicaRefused:
-        interval = replica.shard.interval
-        run = f"layer {replica.shard.layer}, run [{interval.start}, {interval.stop})"
-        return ReplicaRefused(f"worker {self._worker} refuses the replica of worker {interval.owner}'s {run} at step {step}: {why}")
-
 
 def state_digest(shard: Shard) -> str:
     """One digest of all of a shard's memory."""
     parts = "".join(f"{name}{digest(memory)}" for name, memory in sorted(shard.memory.items()))
     return digest(np.frombuffer(parts.encode(), dtype=np.uint8))
-
-
-def _update_digest(gradient: torch.Tensor, bitmap: bytes) -> str:
-    return digest(np.frombuffer(digest(gradient).encode() + bitmap, dtype=np.uint8))
 
 
 def _tag(step: int, shard: Shard) -> Tag:

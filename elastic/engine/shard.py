@@ -124,15 +124,14 @@ class Updater:
                 continue
             for prefix, state in (("", self.optimizer.state.get(piece, {})), (PREFIX, self._kept[piece])):
                 for name, value in state.items():
-                    if _is_run(value, piece):
-                        state[name] = self._in_memory(shard, prefix + name, value, start, stop).view(piece.shape)
+                    if _is_run(value, piece) and not _lies_in(value, shard.memory.get(prefix + name), start):
+                        state[name] = self._moved(shard, prefix + name, value, start, stop).view(piece.shape)
 
-    def _in_memory(self, shard: Shard, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _moved(self, shard: Shard, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         memory = shard.memory.get(name)
         if memory is None:
             memory = shard.memory[name] = torch.zeros(shard.interval.elements, dtype=value.dtype)
-        view = memory[start:stop]
-        return view if value.data_ptr() == view.data_ptr() else view.copy_(value.detach().reshape(-1))
+        return memory[start:stop].copy_(value.detach().reshape(-1))
 
     def scalars(self, shard: Shard) -> Scalars:
         """The shard's state besides its memory, as it is now: copies."""
@@ -148,6 +147,10 @@ class Updater:
 
 def _is_run(value: Any, piece: nn.Parameter) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape == piece.shape
+
+
+def _lies_in(value: torch.Tensor, memory: torch.Tensor | None, start: int) -> bool:
+    return memory is not None and value.data_ptr() == memory.data_ptr() + start * memory.element_size()
 
 
 def copied(value: Any) -> Any:
