@@ -5,7 +5,8 @@
     votes/<epoch>.<attempt>/<agent>   {worker: reason of its refusal or null}
 
 All calls raise EtcdUnavailable, may then be repeated, and mean the same when they are. Where etcd has lost what this agent wrote (it came
-back empty, or somebody deleted or overwrote it), `begin` writes it again, unless another incarnation has the name.
+back empty, a lease ran out, or somebody deleted or overwrote it), `begin` and `commit` write it again, unless another incarnation has the
+name or another agent coordinates.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from elastic.errors import Conflict
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
 from elastic.membership.etcd import Compare, Entry
-from elastic.membership.views import ViewStore, digest
+from elastic.membership.views import Missing, ViewStore, digest
 from elastic.view import View
 
 Era = tuple[int, int]
@@ -67,6 +68,7 @@ class Attempts:
         self._key = f"{self._prefix}attempt"
         self._begun: Era | None = None
         self._demands: tuple[Compare, ...] = ()
+        self._voted: tuple[Era, str] | None = None
 
     def begin(self, era: Era) -> None:
         """Burns the number.
@@ -76,9 +78,8 @@ class Attempts:
         self._begun = None
         try:
             self._burn(era)
-        except Conflict:
-            if not self.restore():
-                raise
+        except Conflict:  # also if the thread that keeps the lease has written again what is lost just now
+            self.restore()
             self._burn(era)
 
     def ask(self) -> None:
@@ -98,23 +99,24 @@ class Attempts:
     def vote(self, era: Era, votes: Mapping[int, str | None]) -> None:
         """Puts the votes of this agent's workers: None, or the reason of a refusal."""
         short = {worker: reason and reason[:_REASON_LETTERS] for worker, reason in votes.items()}
-        text = json.dumps(short, separators=(",", ":"))
-        self._store.put(f"{self._prefix}votes/{_name(era)}/{self._agent}", text, lease=self._lease())
+        self._voted = era, json.dumps(short, separators=(",", ":"))
+        self._put_votes()
 
     def commit(self, era: Era, view: View, before: View) -> None:
         """Makes `view` the job's, in one transaction. What it demands: `before` is the committed view, this incarnation has the name, this
         attempt, this coordinator, and the votes of all members. Raises Conflict if one of these is not so, unless this very view is
-        committed already.
+        committed already, or etcd had only lost what it had, and nobody else has written since. Raises NameLost.
         """
         if self._begun != era:
             raise Conflict(f"attempt {_name(era)} is not the one that this agent has begun")
         text = self._views.propose(view)
         try:
-            demands = [self._views.demand(before), *self._demands, *self._votes(era, view)]
-            self._store.transaction(demands, {self._views.key: text}, lease=self._lease())
+            self._swap(era, view, before)
         except Conflict:
-            if not self._views.holds(text):  # an earlier try may have gone through, with its answer lost
-                raise
+            # An earlier try may have gone through, with its answer lost. If etcd has lost the view too, the watch may have seen it.
+            if not self._views.knows(text) and not self._views.holds(text):
+                self._renew(era)
+                self._swap(era, view, before)
         self._views.committed(text)
 
     def sweep(self) -> None:
@@ -125,16 +127,41 @@ class Attempts:
     def restore(self) -> bool:
         """Writes again what etcd has lost of what this agent knows, the claim and the view; whether that was something.
 
-        Raises NameLost if another incarnation has the name, and Conflict.
+        Raises NameLost if another incarnation has the name, and Conflict if etcd has a view that this agent does not know.
         """
         entry = self._store.get(self._claim.key)
         gone = entry is None or entry.value != self._claim.held.value
         if gone:
             self._reclaim()
         lost = self._views.missing()
-        if lost:
-            self._store.transaction([self._claim.held], lost, lease=self._lease())
-        return gone or bool(lost)
+        if lost is not None:
+            try:
+                self._restore(lost)
+            except Conflict:  # the thread that keeps the lease restores too
+                lost = self._views.missing()
+                if lost is not None:
+                    self._restore(lost)
+                return True
+        return gone or lost is not None
+
+    def _restore(self, lost: Missing) -> None:
+        self._store.transaction([self._claim.held, lost.found], {self._views.key: lost.text}, lease=self._lease())
+
+    def _swap(self, era: Era, view: View, before: View) -> None:
+        demands = [self._views.demand(before), *self._demands, *self._votes(era, view)]
+        self._store.transaction(demands, {self._views.key: self._views.propose(view)}, lease=self._lease())
+
+    def _renew(self, era: Era) -> None:
+        """Writes again what etcd has lost of an attempt that was begun. Raises Conflict if somebody else has gone on, as `begin` does."""
+        self.restore()
+        self._burn(era)
+        if self._voted is not None and self._voted[0] == era:
+            self._put_votes()
+
+    def _put_votes(self) -> None:
+        assert self._voted is not None  # both callers see to it
+        era, text = self._voted
+        self._store.put(f"{self._prefix}votes/{_name(era)}/{self._agent}", text, lease=self._lease())
 
     def _burn(self, era: Era) -> None:
         held = self._election.hold()

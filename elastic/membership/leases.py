@@ -32,9 +32,9 @@ def _nothing(_: object) -> None:
 class Lease:
     """Keys under one lease. `keep` renews it, and after an outage in which it expired makes a new one with the same keys.
 
-    `start` runs `keep` three times per time to live in a thread, where no training code can hold it up. A new lease is told to `renewed`
-    before its keys are written. `lost` gets, once, what ends the thread: NameLost, a refusal of etcd, or a bug. `say` gets a sentence when
-    etcd has been away for long, and when it is back.
+    `start` runs `keep` three times per time to live, and at least every `every_s`, in a thread, where no training code can hold it up. A
+    new lease is told to `renewed` before its keys are written. `lost` gets, once, what ends the thread: NameLost, a refusal of etcd, or a
+    bug. `say` gets a sentence when etcd has been away for long, and when it is back.
     """
 
     def __init__(
@@ -42,12 +42,14 @@ class Lease:
         store: LeaseStore,
         ttl_s: int = 2,
         *,
+        every_s: float = _KEPT_EVERY_S,
         renewed: Callable[[int], None] = _nothing,
         lost: Callable[[ElasticError], None] = _nothing,
         say: Callable[[str], None] = _nothing,
     ) -> None:
         self._store = store
         self._ttl_s = ttl_s
+        self._every_s = every_s
         self._renewed, self._lost, self._say = renewed, lost, say
         self._lock = threading.RLock()
         self._entries: dict[str, str] = {}
@@ -132,7 +134,7 @@ class Lease:
 
     def _keep_on(self) -> None:
         since, told = time.monotonic(), False
-        while not self._stopped.wait(min(self._ttl_s / 3, _KEPT_EVERY_S)):
+        while not self._stopped.wait(min(self._ttl_s / 3, self._every_s)):
             if self.keep():
                 if told:
                     self._say("etcd is back")

@@ -24,6 +24,8 @@ from elastic.membership.views import ViewStore, digest
 from elastic.settings import JobSettings
 from elastic.view import View
 
+_AGENT_TTL_S = 2  # so soon others see that an agent is gone
+_LOOKS_S = 0.7  # how often it is looked whether etcd still has what it had
 _JOB_TTL_S = 3600  # what a killed agent leaves in etcd goes after that
 _FOUNDING_S = 30.0  # how long the first view waits for etcd
 _CLOSING_S = 1.0  # what an etcd that does not answer may cost when the job is over
@@ -55,7 +57,9 @@ class Session:
         try:
             endpoint = Endpoint.parse(settings.etcd or "") if self._server is None else self._server.endpoint()
             self._client = client = EtcdClient(endpoint)
-            self._lease = Lease(client, renewed=self._renewed, lost=self._lost, say=notices.say)
+            # Nobody waits for a private etcd's lease to run out, and on a machine with too much to do a short one would.
+            ttl_s = _AGENT_TTL_S if self._server is None else _JOB_TTL_S
+            self._lease = Lease(client, ttl_s, every_s=_LOOKS_S, renewed=self._renewed, lost=self._lost, say=notices.say)
             self._job_lease = Lease(client, _JOB_TTL_S, lost=self._lost)
             self._leases = [self._lease, self._job_lease]
             claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from elastic.errors import Conflict, ElasticError, EtcdUnavailable
@@ -46,6 +48,14 @@ def number(text: str | None) -> tuple[int, int] | None:
     return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """The mark that etcd has lost, and how its key was found."""
+
+    found: Compare
+    text: str
+
+
 class ViewStore:
     """The views of one job, whose keys lie under `prefix`. `lease` gives the one that they hang on."""
 
@@ -53,19 +63,25 @@ class ViewStore:
         self._store = store
         self._lease = lease
         self.key = f"{prefix}view"
+        self._lock = threading.Lock()  # a commit and the watch that sees it are two threads
         self._committed: str | None = None  # the mark of the newest view that this agent knows to be committed
         self._views: dict[str, View] = {}
+        self._unanswered = False  # a try to publish the first one
 
     def publish(self, view: View) -> None:
         """Makes `view` the first one of the job.
 
-        Raises Conflict if there is one, EtcdUnavailable if etcd is away: then, unless it says otherwise, it may be published.
+        Raises Conflict if there is another, EtcdUnavailable if etcd is away: then it may be published, and repeating this finds out.
         """
         text = self.propose(view)
         try:
             self._store.compare_and_put(self.key, text, 0, lease=self._lease())
         except EtcdUnavailable:
-            if not self.holds(text):  # the answer was lost, maybe not the write
+            self._unanswered = True  # the answer was lost, maybe not the write
+            if not self.holds(text):
+                raise
+        except Conflict:
+            if not self._unanswered or not self.holds(text):
                 raise
         self.committed(text)
 
@@ -91,23 +107,30 @@ class ViewStore:
         return [] if self._committed is None else [Compare(key=self.key, value=self._committed)]
 
     def committed(self, text: str) -> None:
-        """The view of this mark is the committed one."""
-        self._committed = text
+        """The view of this mark was committed; it is the committed one unless a newer one is known."""
+        with self._lock:
+            if self._committed is None or (number(self._committed) or ()) < (number(text) or ()):
+                self._committed = text
 
-    def missing(self) -> dict[str, str]:
-        """The key and value to write where etcd has lost the mark of the committed view, has an older one, or something that is no mark.
+    def knows(self, text: str) -> bool:
+        """Whether this agent knows the view of this mark to be the committed one; etcd may have lost it since."""
+        return text == self._committed
+
+    def missing(self) -> Missing | None:
+        """What to write where etcd has lost the mark of the committed view, has an older one, or something that is no mark.
 
         Raises Conflict if it has a newer one that this agent has not proposed.
         """
-        if self._committed is None:
-            return {}
+        committed = self._committed
+        if committed is None:
+            return None
         entry = self._store.get(self.key)
-        there, known = number(None if entry is None else entry.value), number(self._committed)
+        there, known = number(None if entry is None else entry.value), number(committed)
         if there is not None and known is not None and there >= known:
-            if entry is not None and entry.value != self._committed and entry.value not in self._views:
+            if entry is not None and entry.value != committed and entry.value not in self._views:
                 raise Conflict(f"{self.key} names epoch {there[0]}, attempt {there[1]}, which this agent has not proposed")
-            return {}
-        return {self.key: self._committed}
+            return None
+        return Missing(found=Compare(key=self.key, mod_revision=entry.mod_revision if entry else 0), text=committed)
 
     def watch(
         self,
@@ -123,6 +146,8 @@ class ViewStore:
                 return
             view = self._views.get(entry.value)
             if view is not None:
+                # Workers will train in it. If the answer to the commit, and then etcd's data, are lost, nobody else knows.
+                self.committed(entry.value)
                 callback(view)
             elif entry.value != self._committed:
                 strange(f"{self.key} was overwritten by somebody with {entry.value[:60]!r}")

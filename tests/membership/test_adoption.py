@@ -50,7 +50,7 @@ def test_a_successor_commits_its_own_attempt_only(client: EtcdClient) -> None:
         job.there.commit((2, 1), job.proposed[1], job.first)
     with pytest.raises(Conflict, match=r"\[0, 1, 2\] have not voted for attempt 2\.2"):
         job.there.commit((2, 2), job.proposed[1], job.first)
-    with pytest.raises(Conflict, match="somebody else wrote"):
+    with pytest.raises(Conflict, match="agent there coordinates the job"):
         job.here.commit((2, 1), job.proposed[1], job.first)
     assert job.committed == (1, 0)
     job.there.vote((2, 2), dict.fromkeys((0, 1, 2)))
@@ -69,7 +69,7 @@ def test_without_comparing_the_coordinator_one_that_was_replaced_commits(client:
     job = Coordinators(client)
     claim, held, attempt = job.here._demands
     job.here._demands = (claim, attempt)
-    with pytest.raises(Conflict, match=r"somebody else wrote"):
+    with pytest.raises(Conflict, match="agent there coordinates the job"):
         job.here.commit((2, 1), job.proposed[1], job.first)
     job.here._demands = ()
     job.here.commit((2, 1), job.proposed[1], job.first)

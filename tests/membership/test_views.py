@@ -7,9 +7,9 @@ import pytest
 
 from elastic.errors import Conflict, EtcdUnavailable
 from elastic.membership.founding import found
-from elastic.membership.views import ViewStore, mark, number
+from elastic.membership.views import Missing, ViewStore, mark, number
 from elastic.view import View
-from tests.etcd_access import Entry, EtcdClient
+from tests.etcd_access import Compare, Entry, EtcdClient
 from tests.membership.test_founding import ready
 
 
@@ -87,17 +87,18 @@ def test_only_a_few_views_are_kept_for_a_watch(client: EtcdClient, view: View) -
 
 def test_what_etcd_has_lost_of_the_committed_view_is_known(client: EtcdClient, view: View) -> None:
     store, newer = store_of(client), dataclasses.replace(view, epoch=2)
-    assert store.missing() == {}, "before the first nothing is lost"
+    assert store.missing() is None, "before the first nothing is lost"
     store.publish(view)
-    assert store.missing() == {}
+    assert store.missing() is None
     for there in (None, "garbage", mark(dataclasses.replace(view, epoch=0))):
         client.delete(store.key) if there is None else client.put(store.key, there)
-        assert store.missing() == {store.key: mark(view)}
+        entry = client.get(store.key)
+        assert store.missing() == Missing(found=Compare(key=store.key, mod_revision=entry.mod_revision if entry else 0), text=mark(view))
     client.put(store.key, mark(newer))
     with pytest.raises(Conflict, match="names epoch 2, attempt 0, which this agent has not proposed"):
         store.missing()
     store.propose(newer)
-    assert store.missing() == {}, "a commit whose answer was lost"
+    assert store.missing() is None, "a commit whose answer was lost"
 
 
 class LosingAnswers:

@@ -97,13 +97,11 @@ def test_an_etcd_that_stands_still_pauses_the_recovery_and_nothing_else(tmp_path
     assert result.incidents[0]["stall_ms"] > 2000
 
 
-@pytest.mark.parametrize("removed", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize("removed", [False, True])
 def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(
     removed: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With `removed` its files go too, by somebody who tidies up: then it once ended the job, on a machine at load 5, by three conflicts in
-    a row of the transaction that commits the view ("somebody else wrote"). That is open.
-    """
+    """With `removed` its files go too, by somebody who tidies up."""
 
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)
