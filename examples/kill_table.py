@@ -303,7 +303,7 @@ def before_first_step(who: str) -> Cell:
 
 
 def while_committing(who: str) -> Cell:
-    """etcd stands still, so that the commit of the first recovery is under way when the second worker dies."""
+    """etcd stands still from the gate on, so that the commit of the first recovery is under way when the second worker dies."""
 
     def plan(scene: Scene) -> None:
         record = scene.members()
@@ -311,16 +311,18 @@ def while_committing(who: str) -> Cell:
         survivor = record["members"][place]["worker"]
         first = record["members"][opposite(record, place)]["worker"]
         others = [member["worker"] for member in record["members"] if member["worker"] != first]
-        with stopped(etcd_of(record["agent"])):
-            scene.seen(first, None, 1, STEP)
-            scene.hit(first, "backward", 1)
+        etcd = etcd_of(record["agent"])
+        scene.seen(first, None, 1, STEP)
+        scene.hit(first, "backward", 1)
+        scene.seen(survivor, "gate", 1)
+        with stopped(etcd):
             for worker in others:
                 scene.seen(worker, "commit", 1)
             time.sleep(LINGER_S)  # their votes arrive
             scene.hit(survivor, "commit", 1)
             time.sleep(LINGER_S)
 
-    return Cell(name=f"recovery: etcd commits: {who}", plan=plan, deaths=1, respawn=True)
+    return Cell(name=f"recovery: etcd commits: {who}", plan=plan, lingers=("gate",), deaths=1, respawn=True)
 
 
 def etcd_of(agent: int) -> int:
