@@ -127,7 +127,7 @@ class Checkpoints:
             restored = self._read(view, source)
         settings = Settings(groups=restored.groups, scheduler=restored.scheduler, attributes=restored.attributes)
         history.begin(restored.state.step, settings)
-        survivor.begin()
+        survivor.begin(restored.objects, source.name)
         return restored.state
 
     def newest(self) -> Checkpoint | None:
@@ -176,7 +176,7 @@ class Checkpoints:
             )
         state = restored_state(self._job.worker, self._model, view, source, contents.step - 1, self._optimizer.probed.scalars)
         attributes = {name: from_plain(value) for name, value in extra.get("attributes", {}).items()}
-        return Restored(state=state, groups=groups, scheduler=scheduler, attributes=attributes)
+        return Restored(state=state, groups=groups, scheduler=scheduler, attributes=attributes, objects=extra.get("objects"))
 
     def _groups_of(self, source: ElasticSource) -> list[int | None]:
         """For each parameter group of the optimizer, the checkpoint's group that it goes on from."""
@@ -312,7 +312,7 @@ class Checkpoints:
             return False
         self._epoch, self._base = engine.view.epoch, base_of(told)
         saver.start(
-            self._prepare(step, engine, given, history),
+            self._prepare(step, engine, given, history, amid=survivor.amid),
             step=step + 1,
             epoch=self._base + engine.view.epoch,
             token=coordinator.token,
@@ -350,8 +350,11 @@ class Checkpoints:
             return None
         return told
 
-    def _prepare(self, step: int, engine: Engine, shards: list[tuple[Shard, Scalars]], history: History) -> Prepare:
-        """What the saving thread makes of the shards, and of everything else as it is now: training does not wait for that."""
+    def _prepare(self, step: int, engine: Engine, shards: list[tuple[Shard, Scalars]], history: History, *, amid: bool) -> Prepare:
+        """What the saving thread makes of the shards, and of everything else as it is now: training does not wait for that.
+
+        `amid` the loop body, or where the loop was left in it, registered objects are those of this moment.
+        """
         view, model, names, files = engine.view, self._model, self._optimizer.names, self._files
         states = {**empty_states(model.spec), **self._states}
         copies = view.coordinator == self._job.worker  # the others need only know what these are
@@ -371,6 +374,8 @@ class Checkpoints:
             "record": self._record.to_json(),
             "job": self._owner.job,
         }
+        if (objects := history.registered.read() if amid else history.registered.states) is not None:
+            extra["objects"] = objects
 
         def prepare() -> tuple[Contents, list[Run]]:
             contents = contents_of(

@@ -27,6 +27,7 @@ from elastic.loopsettings import Change, Settings, difference, plain_or_none, re
 from elastic.recovery.inventory import Progress
 from elastic.recovery.plain import capture, from_plain, revive, to_plain
 from elastic.recovery.proposal import Proposal
+from elastic.registered import Registered, digest_of
 
 _RECENT_STEPS = 5
 _CHANGES_KEPT = 1000
@@ -41,6 +42,7 @@ class History:
         self.attributes, self._inplace = attributes, inplace
         self._ready: Settings | None = None  # that the next step is to be taken with
         self.after: list[str] = []  # what is done behind each step
+        self.registered = Registered()
         self._optimizer, self._scheduler = optimizer, scheduler
         self._before: Settings | None = None  # that `step` was taken with
         self._after: Settings | None = None  # behind `step`, before its body
@@ -73,19 +75,23 @@ class History:
         self._before = self._note() if self._ready is None else self._ready
         self._ready = None
 
-    def ready(self) -> str:
-        """A digest of the settings that the next step is taken with, equal on all workers where these are."""
+    def ready(self, *, known: bool = False) -> str:
+        """A digest of what the next step is taken with, equal on all workers where that is.
+
+        Registered objects are in it unless that step is `known` to somebody: then not all have seen the same loop bodies.
+        """
         self._ready = self._note()
-        return f"{self._ready.digest(self.attributes)} {self.after}"
+        return f"{self._ready.digest(self.attributes)} {self.after} {'' if known else self.registered.digest}"
 
     def digest(self) -> str:
-        """Of the settings as they are."""
-        return self.settings().digest(self.attributes)
+        """Of settings and registered objects as they are."""
+        return f"{self.settings().digest(self.attributes)} {digest_of(self.registered.read())}"
 
     @property
     def told(self) -> list[Any]:
-        """These settings, to be compared value by value."""
-        return [["what after_step was given", ", ".join(self.after) or "nothing"], *self.settings().named(self.attributes)]
+        """All of it, to be compared value by value."""
+        after = ["what after_step was given", ", ".join(self.after) or "nothing"]
+        return [after, *self.settings().named(self.attributes), *self.registered.named]
 
     @property
     def decided(self) -> bool:

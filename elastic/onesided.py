@@ -100,7 +100,8 @@ class OneSided:
         long = {
             worker: wait for worker, (wait, times) in self._waits.items() if times >= _TIMES and worker in members and wait.epoch == epoch
         }
-        return _without_the_others(long) or _behind_their_backs(long, [worker for worker in members if worker in returned])
+        said = _without_the_others(long) or _behind_their_backs(long, [worker for worker in members if worker in returned])
+        return said and said + advice(epoch)
 
 
 def _without_the_others(waits: Mapping[int, Wait]) -> str | None:
@@ -124,6 +125,16 @@ def _behind_their_backs(waits: Mapping[int, Wait], returned: Collection[int]) ->
                 "left behind the same step on every worker: decide by what all of them see, such as report.loss or trainer.evaluate"
             )
     return None
+
+
+def advice(epoch: int) -> str:
+    """What may be the reason that workers do not do the same, where the members have changed since the first epoch."""
+    if epoch < 2:
+        return ""
+    return (
+        ". A worker that joined has its own counters of the loop (early stopping, an epoch) as train_fn begins with them, unless they "
+        "are given to trainer.register_for_checkpointing"
+    )
 
 
 def _listed(workers: Collection[int]) -> str:

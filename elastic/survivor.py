@@ -19,8 +19,11 @@ from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDama
 from elastic.history import History
 from elastic.job import Job
 from elastic.loopsettings import Settings, compared
-from elastic.onesided import Waiting
+from elastic.onesided import Waiting, advice
+from elastic.recovery.fallback import Restored
 from elastic.recovery.member import Joined, Member, Stock
+from elastic.recovery.proposal import Proposal
+from elastic.registered import States
 from elastic.snapshot.held import Stored
 from elastic.snapshot.rest import intact
 from elastic.view import View
@@ -93,9 +96,10 @@ class Survivor:
         self._member.report_loss(error, view.epoch, self.step, type(error).__name__)
         self._enter_next_view(view)
 
-    def begin(self) -> None:
-        """Goes on behind a step that another job took and handed out."""
+    def begin(self, objects: States | None, name: str) -> None:
+        """Goes on behind a step that another job took and handed out; the checkpoint `name` has the `objects` behind it."""
         self._yielded = self._history.step
+        self._history.registered.learn(self._yielded, objects, f"checkpoint {name} has")
 
     def join(self) -> None:
         """Becomes a member of a job that is running, behind the newest step whose loop body is over on all others."""
@@ -139,7 +143,7 @@ class Survivor:
             stop = before.stop if before is not None else job.stop_requested and not known
             pause = job.pause_requested and not known and not final
             no_save = known or self._save_asked >= step - 1
-            settings = self._history.ready()
+            settings = self._history.ready(known=known)
             wishes = Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
             with self._waiting.at(epoch, step, computes=True):
                 answer = self.engine.compute(step, self._batch, wishes)
@@ -153,6 +157,7 @@ class Survivor:
             raise MismatchError(
                 f"step {step} cannot be taken: {difference}. What a loop body sets must be the same on every worker: decide by what all "
                 "of them see, such as report.loss or trainer.evaluate, and not by report.leader or something of one worker's own"
+                + advice(epoch)
             )
         self._history.committed(job, epoch)
         self._rewound = self._rewound and known
@@ -195,6 +200,7 @@ class Survivor:
         if self._amid:
             self._amid = False
             self._history.left()
+            self._history.registered.note(self._yielded)
 
     def at(self, place: str, step: int) -> None:
         """What is done together from here on is behind `step`: in its loop `body`, at its `save`, at the `close` or `end` of a loop."""
@@ -305,6 +311,7 @@ class Survivor:
                 rewound=self._rewound,
                 amid=self._amid,
                 changes=self._history.changes(),
+                objects=self._history.registered.told,
             )
 
         last, linked = (founded, ()) if engine is None else (engine.view, engine.peers)
@@ -322,6 +329,8 @@ class Survivor:
             self._history.begin(proposal.resume, settings)
         if self._history.answer(proposal.resume) is None:  # it was taken by another job: nobody hands it out
             self._yielded = max(self._yielded, proposal.resume)
+        if engine is None:
+            self._learn(proposal, joined.restored)
         self._yielded_by_others = proposal.yielded
         self._rewound = proposal.resume < proposal.yielded - 1
         self._results.update(dict(proposal.results))
@@ -329,6 +338,15 @@ class Survivor:
         # A step that was not handed out is taken back, or counts though this worker has not heard of it.
         self.unseen = self._history.answer(proposal.resume) if proposal.resume > self._yielded else None
         return joined
+
+    def _learn(self, proposal: Proposal, restored: Restored | None) -> None:
+        """Takes over what loop bodies that did not run here have made of registered objects."""
+        registered, seen = self._history.registered, self._yielded
+        known = next((states for step, states in proposal.objects if step == seen), None)
+        if known is None and restored is not None and proposal.resume == seen:
+            registered.learn(seen, restored.objects, "the checkpoint has")
+        else:
+            registered.learn(seen, known, "the other workers have")
 
 
 def _forgettable(name: str, step: int) -> bool:

@@ -288,6 +288,7 @@ class Trainer:
             if survivor.step > steps:  # this worker has joined behind this loop, in a later one
                 survivor.at("end", steps - 1)
                 return
+            self._history.registered.begin(warns=self.leader)
             decided = survivor.decision
             if survivor.unseen is not None:
                 if survivor.settled():
@@ -460,6 +461,24 @@ class Trainer:
         self._optimizer.after.append(f)
         self._history.after.append(after.name_of(f))
         return f
+
+    def register_for_checkpointing(self, *objects: Any) -> None:
+        """Keeps objects of the loop's own, which its body changes: counters, early stopping, samplers, metrics.
+
+        Each has `state_dict()` and `load_state_dict()`, of numbers, strings, lists, dicts and small tensors or arrays. A worker that joins
+        gets their states to match the next step that it is given, checkpoints have them, and the next job goes on with them; they must be
+        the same on every worker, which is checked in each step. They are loaded when they are registered, and again when the loop begins.
+        A step that is taken again is not given to the loop again, so they are not put back.
+
+        Every worker gives the same objects in the same order, before the first step.
+
+        Raises:
+            TrainerError: for what cannot be kept, naming it; or if steps have been taken here.
+        """
+        if self._history.decided:
+            names = ", ".join(type(each).__name__ for each in objects)
+            raise TrainerError(f"{names} is registered behind a step: register it before the first one, on every worker")
+        self._history.registered.add(objects, self._model.root)
 
     def average(self, decay: float) -> None:
         """Keeps an exponential moving average of trained parameters: `average = decay * average + (1 - decay) * parameter` in each step.

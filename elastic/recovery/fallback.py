@@ -12,12 +12,13 @@ from elastic.view import View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What a worker begins a view with: its part of a checkpoint's state, and the settings that go with it."""
+    """What a worker begins a view with: its part of a checkpoint's state, the settings with it, and states of registered objects."""
 
     state: State
     groups: list[dict[str, Any]]
     scheduler: dict[str, Any] | None
     attributes: dict[str, Any] = field(default_factory=dict)
+    objects: list[Any] | None = None
 
 
 class Fallback(Protocol):

@@ -102,7 +102,7 @@ class Inventory:
     """Everything of one worker: the newest step it has yielded (-1: none), its complete verified copies, and what goes with each step.
 
     `amid`: it is in the loop body of that step still, in something that others take part in. `changes` is what loop bodies have changed,
-    as `History.changes` tells it.
+    as `History.changes` tells it, and `objects` has `[step, states]` of registered objects behind the newest loop body that is over here.
 
     `finished` is what it has of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same" where
     that is the layer's. `scalars` and `progress` are by step.
@@ -126,6 +126,7 @@ class Inventory:
     buffers: dict[int, str] = field(default_factory=dict)
     amid: bool = False
     changes: list[Any] = field(default_factory=list)
+    objects: list[Any] | None = None
 
     @property
     def floor(self) -> int:
@@ -151,6 +152,7 @@ class Inventory:
             "rewound": self.rewound,
             "amid": self.amid,
             "changes": self.changes,
+            "objects": self.objects,
             "checkpoint": None if self.checkpoint is None else self.checkpoint.to_json(),
             "unreadable": list(self.unreadable),
             "buffers": {str(step): digest for step, digest in self.buffers.items()},
@@ -171,6 +173,7 @@ class Inventory:
             rewound=data["rewound"],
             amid=data["amid"],
             changes=data["changes"],
+            objects=data["objects"],
             checkpoint=None if data["checkpoint"] is None else Checkpoint.from_json(data["checkpoint"]),
             unreadable=tuple(data["unreadable"]),
             buffers={int(step): digest for step, digest in data["buffers"].items()},

@@ -64,7 +64,7 @@ class Stock:
     """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in.
 
     `rewound`: it is taking steps again that it has handed out. `amid`: it is in the loop body of the newest of these. `changes`: what loop
-    bodies have changed.
+    bodies have changed. `objects`: `[step, states]` of registered objects behind the newest loop body that is over here.
     """
 
     held: Sequence[Stored]
@@ -75,6 +75,7 @@ class Stock:
     rewound: bool = False
     amid: bool = False
     changes: list[Any] = field(default_factory=list)
+    objects: list[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +270,7 @@ class Member:
             buffers=self._model.running.steps,
             amid=stock.amid,
             changes=stock.changes,
+            objects=stock.objects,
         )
 
 

@@ -54,7 +54,8 @@ class Proposal:
     """`view` is to go on from the state at step `resume`, once `transfers` are done and the `scalars` of that step installed.
 
     `yielded` is the newest step that a survivor has handed out, and `seen` the newest whose loop body is over on all of them: whoever joins
-    goes on behind it, and so takes part in all that they still do together. `changes` is what joiners have to know of loop bodies.
+    goes on behind it, and so takes part in all that they still do together. `changes` is what joiners have to know of loop bodies, and
+    `objects` has `[step, states]` of registered objects behind these.
     `finished` are the grains of the next step that every stage has finished already. With `restore` nothing moves: every member reads its
     part of that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the
     first step. `why` is a sentence for people, and `planned` one about what the plan is predicted to cost. `holdings` is what the survivors
@@ -76,6 +77,7 @@ class Proposal:
     buffers: Buffers | None = None
     seen: int = -1
     changes: list[Any] = field(default_factory=list)
+    objects: list[Any] = field(default_factory=list)
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -112,6 +114,7 @@ class Proposal:
             "buffers": None if self.buffers is None else self.buffers.to_json(),
             "seen": self.seen,
             "changes": self.changes,
+            "objects": self.objects,
         }
 
     @classmethod
@@ -133,6 +136,7 @@ class Proposal:
             buffers=None if data["buffers"] is None else Buffers.from_json(data["buffers"]),
             seen=data["seen"],
             changes=data["changes"],
+            objects=data["objects"],
         )
 
 
@@ -192,6 +196,7 @@ def propose(
         buffers=_buffers(left, view, resume),
         seen=min(inventory.seen for inventory in left),
         changes=_changes(left, joiners),
+        objects=_objects(left, joiners),
     )
 
 
@@ -244,6 +249,7 @@ def fall_back(
         restore=checkpoint,
         seen=min((inventory.seen for inventory in survivors.values()), default=checkpoint.step),
         changes=_changes(list(survivors.values()), joiners),
+        objects=_objects(list(survivors.values()), joiners),
     )
 
 
@@ -346,6 +352,13 @@ def _buffers(inventories: Sequence[Inventory], view: View, step: int) -> Buffers
 def _changes(survivors: Sequence[Inventory], joiners: Collection[int]) -> list[Any]:
     """What joiners have to know of loop bodies that did not run there: survivors remember their own."""
     return [inventory.changes for inventory in survivors if inventory.changes] if joiners else []
+
+
+def _objects(survivors: Sequence[Inventory], joiners: Collection[int]) -> list[Any]:
+    """Where somebody lacks the states of registered objects: these, behind each step that a survivor is behind."""
+    found = {inventory.objects[0]: inventory.objects[1] for inventory in survivors if inventory.objects is not None}
+    needed = joiners or any(inventory.objects is None for inventory in survivors)
+    return [[step, found[step]] for step in sorted(found)] if needed else []
 
 
 def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:

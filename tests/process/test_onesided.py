@@ -29,6 +29,7 @@ def test_whoever_is_behind_the_loop_body_has_not_called_it() -> None:
     said = found.verdict(1, [0, 1], [])
     assert said is not None
     assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 has gone on to step 4 without it")
+    assert "register_for_checkpointing" not in said  # all have begun together
     assert found.verdict(2, [0, 1], []) is None  # the members have changed
     assert found.verdict(1, [0], []) is None
     waits(found, 0, times=1, number=8)
@@ -48,6 +49,15 @@ def test_whoever_may_still_come_is_waited_for(others: dict[str, Any]) -> None:
     waits(found, 0)
     waits(found, 1, **others)
     assert found.verdict(1, [0, 1], []) is None
+
+
+def test_a_counter_of_a_worker_that_joined_may_be_the_reason() -> None:
+    found = OneSided()
+    waits(found, 0, epoch=3)
+    waits(found, 2, epoch=3, step=4, computes=True)
+    said = found.verdict(3, [0, 2], [])
+    assert said is not None
+    assert said.endswith("as train_fn begins with them, unless they are given to trainer.register_for_checkpointing")
 
 
 def test_whoever_returned_does_not_come() -> None:

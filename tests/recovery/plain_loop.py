@@ -1,7 +1,11 @@
-"""A training as a plain loop writes it, and the same under `elastic.run`: a schedule in the body, clamping, an average, BatchNorm, LARS."""
+"""A training as a plain loop writes it, and the same under `elastic.run`.
+
+With a schedule in the body, early stopping by a counter, clamping, an average, BatchNorm, LARS.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -14,7 +18,7 @@ from torch.nn import functional
 import elastic
 from tests.engine import models
 
-STEPS, MICRO_BATCHES, SAMPLES, DECAY, LIMIT = 20, 4, 4, 0.9, 0.1
+STEPS, MICRO_BATCHES, SAMPLES, DECAY, LIMIT = 40, 4, 4, 0.9, 0.1
 
 
 class Lars(torch.optim.Optimizer):
@@ -62,6 +66,24 @@ def micro_batch_of(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Ten
     return torch.randn(SAMPLES, models.WIDTH, generator=generator), torch.randint(0, 7, (SAMPLES,), generator=generator)
 
 
+class Patience:
+    """Stops a loop when enough losses were not below those before them."""
+
+    def __init__(self) -> None:
+        self.last, self.left = math.inf, 9
+
+    def over(self, loss: float) -> bool:
+        self.left -= loss >= self.last
+        self.last = loss
+        return self.left <= 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
 def halve_sometimes(optimizer: torch.optim.Optimizer, step: int) -> None:
     if step % 6 == 5:
         for group in optimizer.param_groups:
@@ -72,7 +94,7 @@ def plain(kind: str) -> tuple[list[float], dict[str, torch.Tensor], dict[str, to
     """Losses, the model's state_dict, and the averaged parameters, of one process without this package."""
     model = nn.Sequential(*layers())
     optimizer = optimizer_of(kind, list(model.parameters()))
-    losses, average = [], {}
+    losses, average, patience = [], {}, Patience()
     for step in range(STEPS):
         optimizer.zero_grad()
         values = []
@@ -88,6 +110,8 @@ def plain(kind: str) -> tuple[list[float], dict[str, torch.Tensor], dict[str, to
                 average[name] = average[name] * DECAY + parameter * (1 - DECAY) if name in average else parameter.clone()
         losses.append(sum(values) / MICRO_BATCHES)
         halve_sometimes(optimizer, step)
+        if patience.over(losses[-1]):
+            break
     return losses, model.state_dict(), average
 
 
@@ -103,7 +127,8 @@ def train(job: Any, kind: str, kills: dict[str, int]) -> dict[str, Any] | None:
         parameter.clamp_(-LIMIT, LIMIT)
 
     trainer.average(DECAY)
-    losses = {}
+    patience, losses = Patience(), {}
+    trainer.register_for_checkpointing(patience)
     for report in trainer.run(STEPS):
         losses[str(report.step)] = report.loss
         halve_sometimes(optimizer, report.step)
@@ -111,6 +136,8 @@ def train(job: Any, kind: str, kills: dict[str, int]) -> dict[str, Any] | None:
             time.sleep(0.3)  # a replacement is on its way
         elif kills.get(str(job.worker), STEPS) <= report.step:
             os.kill(os.getpid(), signal.SIGKILL)
+        if patience.over(report.loss):
+            break
     average = trainer.state_dict("average")
     whole = trainer.state_dict()
     digest = trainer.digest()

@@ -20,6 +20,7 @@ def plainly(request: pytest.FixtureRequest) -> tuple[str, Any]:
 
 def test_a_plain_loop_and_a_job_do_the_same(plainly: tuple[str, Any]) -> None:
     kind, (losses, state, average) = plainly
+    assert 15 < len(losses) < plain_loop.STEPS, "stopped early"
     whole = elastic.run(plain_loop.train, args=[kind, {}], workers=1, rebalance=False).value
     assert list(whole["losses"].values()) == pytest.approx(losses, rel=1e-5)
     for name, tensor in state.items():

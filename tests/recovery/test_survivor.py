@@ -6,8 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch import nn
 
+from elastic.registered import Registered
 from elastic.survivor import Survivor
+from tests.recovery.test_registered import Counter
 
 
 class FakeHistory:
@@ -16,6 +19,7 @@ class FakeHistory:
     def __init__(self, step: int) -> None:
         self.step = step
         self.answers = {known: SimpleNamespace(step=known) for known in (step - 1, step)}
+        self.registered = Registered()
 
     def answer(self, step: int) -> Any:
         return self.answers.get(step)
@@ -66,9 +70,9 @@ class Recovering:
         self.stocks.append(stock(()))
         return SimpleNamespace(engine=self.engine(), retained=(), proposal=self.proposal, before=(0, 1, 2), restored=None)
 
-    def recover(self, resume: int, *, others: int = -1, seen: int = -1, results: Any = ()) -> None:
+    def recover(self, resume: int, *, others: int = -1, seen: int = -1, results: Any = (), objects: Any = ()) -> None:
         view = SimpleNamespace(workers=(0, 1))
-        self.proposal = SimpleNamespace(resume=resume, yielded=others, seen=seen, changes=[], results=results, view=view)
+        self.proposal = SimpleNamespace(resume=resume, yielded=others, seen=seen, changes=[], objects=objects, results=results, view=view)
         self.survivor._enter_next_view()
 
 
@@ -122,3 +126,29 @@ def test_whoever_joins_takes_part_in_what_the_others_still_hand_out() -> None:
         found = joiner.survivor.unseen
         assert (None if found is None else found.step) == unseen
         assert joiner.survivor._yielded == seen
+
+
+def test_whoever_joins_has_registered_objects_as_they_are_behind_the_newest_body_that_is_over_on_all() -> None:
+    worker, counter = Recovering(7, True, 6), Counter(6)
+    worker.survivor._history.registered.add((counter,), nn.Linear(1, 1))
+    worker.survivor._amid = True
+    worker.survivor.handed_out()  # of step 6
+    worker.survivor.handing_out()
+    counter.count = 7
+    worker.recover(7)
+    worker.survivor.handed_out()
+    counter.count = 100  # between two loops: whoever joins does that itself
+    worker.recover(7)
+    told = [stock.objects for stock in worker.stocks]
+    assert [(step, states[0][0]) for step, states in told] == [(6, "Counter"), (7, "Counter")]
+    for seen in (6, 7):
+        joiner, joined = Recovering(-1, False, -1), Counter()
+        joiner.survivor._engine = None
+        joiner.recover(7, others=7, seen=seen, objects=told)
+        assert joiner.stocks[0].objects is None
+        registered = joiner.survivor._history.registered
+        registered.add((joined,), nn.Linear(1, 1))
+        registered.begin(warns=False)
+        assert joined.count == seen
+        joiner.recover(7)
+        assert joiner.stocks[1].objects == told[seen - 6], "whom it replaces may have been the last who knew"
