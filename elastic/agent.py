@@ -16,17 +16,18 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic import host, signals
 from elastic.channel import Channel, Message
 from elastic.crew import Crew
-from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, TrainerError
+from elastic.errors import ElasticError, JobFailed, TrainerError
 from elastic.founders import Founders, hindrance
 from elastic.job import WorkerSpec
 from elastic.loop import Loop
-from elastic.membership.clerk import Clerk
+from elastic.membership.clerk import Clerk, Errand
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import drain, say
 from elastic.onesided import OneSided, Wait
@@ -299,10 +300,11 @@ class Agent:
         ready = {number: Ready.from_json(each, self._host, memory) for number, each in announced.items()}
         view = found(ready, self._start.settings.stages, self._site())
         self._session.publish(view)
-        for number, each in ready.items():
-            self._session.admit(number, each)
+        back, unanswered = self._with_driver(Driver.back), self._session.unanswered
+        self._clerk = Clerk(self._loop.post, self._with_driver(Driver.away), back, self._etcd_failed, unanswered=unanswered)
+        for number, each in ready.items():  # in its thread: the loop waits for no etcd
+            self._clerk.run(Errand(call=partial(self._session.admit, number, each)))
             self._crew.workers[number].announced = {}  # it may be large, and has done its work
-        self._clerk = Clerk(self._loop.post, self._etcd_away, self._with_driver(Driver.back), self._etcd_failed)
         world = World(
             crew=self._crew,
             timers=self._loop,
@@ -335,11 +337,6 @@ class Agent:
     def _seen(self, view: View) -> None:
         if self._driver is not None and not self._over:
             self._driver.seen(view)
-
-    def _etcd_away(self, error: EtcdUnavailable, seconds: float) -> None:
-        if self._driver is not None and self._session is not None and not self._over:
-            self._driver.away(error, seconds)
-            self._session.unanswered(error, seconds)
 
     def _etcd_failed(self, error: ElasticError) -> None:
         if not self._over:

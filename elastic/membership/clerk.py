@@ -38,8 +38,8 @@ class Errand:
 
 
 class Clerk:
-    """`post` hands what `done`, `refused`, `away` (now and then in an outage, with its seconds), `back` and `failed` have to do to the
-    loop's thread.
+    """`post` hands what `done`, `refused`, `away` (now and then in an outage, with its seconds), `unanswered` (each try of what is needed,
+    with the same), `back` and `failed` have to do to the loop's thread.
 
     `failed` gets what no other try will change: etcd refuses for good, was away until the deadline, the name is lost, or a bug.
     """
@@ -51,12 +51,14 @@ class Clerk:
         back: Callable[[], None],
         failed: Callable[[ElasticError], None],
         clock: Callable[[], float] = time.monotonic,
+        unanswered: Callable[[EtcdUnavailable, float], None] = lambda error, seconds: None,
     ) -> None:
         self._post = post
         self._away = away
         self._back = back
         self._failed = failed
         self._clock = clock
+        self._unanswered = unanswered
         self._errands: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="elastic-clerk", daemon=True)
@@ -83,8 +85,7 @@ class Clerk:
                 self._post(lambda bug=bug: self._failed(bug))
 
     def _do(self, errand: Errand) -> None:
-        began: float | None = None
-        told = 0
+        began, told, outage = self._clock(), 0, False
         while errand.wanted() and not self._stopped.is_set():
             try:
                 result = errand.call()
@@ -95,14 +96,13 @@ class Clerk:
             except EtcdUnavailable as error:
                 if not errand.needed:
                     break
-                now = self._clock()
-                began = now if began is None else began
-                if now - began > errand.deadline_s:
+                seconds, outage = self._clock() - began, True
+                if seconds > errand.deadline_s:
                     self._post(lambda error=error: self._failed(_given_up(error)))
                     return
-                if now - began >= _due(told):
-                    self._post(lambda error=error, seconds=now - began: self._away(error, seconds))
-                    told += 1
+                due = seconds >= _due(told)
+                told += due
+                self._post(lambda error=error, seconds=seconds, due=due: self._failing(error, seconds, due=due))
                 self._stopped.wait(RETRY_S)
                 continue
             except Conflict as error:
@@ -110,8 +110,13 @@ class Clerk:
             else:
                 self._post(lambda result=result: errand.done(result))
             break
-        if began is not None and not self._stopped.is_set():
+        if outage and not self._stopped.is_set():
             self._post(self._back)
+
+    def _failing(self, error: EtcdUnavailable, seconds: float, *, due: bool) -> None:
+        if due:
+            self._away(error, seconds)
+        self._unanswered(error, seconds)
 
 
 def _due(told: int) -> float:

@@ -17,7 +17,8 @@ from elastic.errors import EtcdFull, EtcdUnavailable
 from elastic.membership.server import PrivateEtcd, how_it_ended
 
 STABLE_S = 5.0  # one that has run for so long was started well
-SILENT_S = 15.0  # one that has not answered for so long, though its process is there, is ended
+SILENT_S = 4.0  # one that has not answered for so long, though its process is there, is ended; the next time after twice as long
+_PATIENCE_S = 60.0  # at most; and one that has run for so long was no hopeless case
 _LONGEST_S = 10.0
 _TIMER = "etcd"
 
@@ -27,6 +28,7 @@ class LoopLike(Protocol):
 
     def watch(self, source: Any, act: Callable[[], None]) -> None: ...
     def forget(self, source: Any) -> None: ...
+    def post(self, act: Callable[[], None]) -> None: ...
     def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None: ...
     def clear_timer(self, name: str = "") -> None: ...
 
@@ -58,17 +60,27 @@ class Keeper:
         self._clock = clock
         self._failures = -1  # the first end is none, however early it comes
         self._anew = False
+        self._ending = False
+        self._patience_s = SILENT_S
         self._said = ""
         self._started_at = clock()
         self._pidfd: int | None = None
         self._watch()
 
     def unanswered(self, error: EtcdUnavailable, seconds: float) -> None:
-        """A recovery has been waiting for it. Ends one that stands still or has no space, so that it is started again."""
+        """It has not answered somebody for so long. Ends one that stands still or has no space, so that it is started again."""
+        running_s = self._clock() - self._started_at
+        if self._ending or self._pidfd is None:
+            return
+        if running_s > _PATIENCE_S:
+            self._patience_s = SILENT_S
         if isinstance(error, EtcdFull):
             self._anew = True
-        elif seconds < SILENT_S or self._clock() - self._started_at < SILENT_S:
+        elif min(seconds, running_s) < self._patience_s:
             return
+        else:  # on a machine with too much to do it may only be slow, and is not ended again and again
+            self._patience_s = min(2 * self._patience_s, _PATIENCE_S)
+        self._ending = True
         self._tell(f"{error}: it is ended and started again")
         self._server.kill()
 
@@ -111,7 +123,7 @@ class Keeper:
             self._start(anew=anew)
 
     def _start(self, *, anew: bool) -> None:
-        self._anew = False
+        self._anew = self._ending = False
         self._started_at = self._clock()
         try:
             self._server.start(anew=anew)

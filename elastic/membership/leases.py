@@ -25,7 +25,7 @@ class LeaseStore(Protocol):
     def delete(self, key: str) -> None: ...
 
 
-def _nothing(_: object) -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -34,7 +34,7 @@ class Lease:
 
     `start` runs `keep` three times per time to live, and at least every `every_s`, in a thread, where no training code can hold it up. A
     new lease is told to `renewed` before its keys are written. `lost` gets, once, what ends the thread: NameLost, a refusal of etcd, or a
-    bug. `say` gets a sentence when etcd has been away for long, and when it is back.
+    bug. `away` gets each error of an outage, with its seconds; `say` gets a sentence when it has been long, and when etcd is back.
     """
 
     def __init__(
@@ -45,17 +45,19 @@ class Lease:
         every_s: float = _KEPT_EVERY_S,
         renewed: Callable[[int], None] = _nothing,
         lost: Callable[[ElasticError], None] = _nothing,
+        away: Callable[[EtcdUnavailable, float], None] = _nothing,
         say: Callable[[str], None] = _nothing,
     ) -> None:
         self._store = store
         self._ttl_s = ttl_s
         self._every_s = every_s
-        self._renewed, self._lost, self._say = renewed, lost, say
+        self._renewed, self._lost, self._away, self._say = renewed, lost, away, say
         self._lock = threading.RLock()
         self._entries: dict[str, str] = {}
         self._unwritten: set[str] = set()
         self._unwanted: set[str] = set()
         self._untold = False
+        self._error: ElasticError | None = None  # why it was not kept
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._id = store.grant(ttl_s)
@@ -88,7 +90,8 @@ class Lease:
             self._keep()
         except EtcdRefused:
             raise
-        except (EtcdUnavailable, Conflict):
+        except (EtcdUnavailable, Conflict) as error:
+            self._error = error
             return False
         return True
 
@@ -133,13 +136,20 @@ class Lease:
             self._lost(JobFailed(f"the thread that keeps the job's lease at etcd failed:\n{traceback.format_exc()}"))
 
     def _keep_on(self) -> None:
-        since, told = time.monotonic(), False
+        since: float | None = None
+        told = False
         while not self._stopped.wait(min(self._ttl_s / 3, self._every_s)):
+            asked = time.monotonic()
             if self.keep():
                 if told:
                     self._say("etcd is back")
-                since, told = time.monotonic(), False
-            elif not told and time.monotonic() - since > AWAY_S and not self._stopped.is_set():
+                since, told = None, False
+                continue
+            since = asked if since is None else since
+            seconds = time.monotonic() - since
+            if isinstance(self._error, EtcdUnavailable):
+                self._away(self._error, seconds)
+            if not told and seconds > AWAY_S and not self._stopped.is_set():
                 told = True
                 self._say(
                     f"etcd has been away for {AWAY_S:.0f} s: the training goes on, but the recovery of a lost worker would wait for it"

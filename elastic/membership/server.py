@@ -47,7 +47,7 @@ _FLAGS = {
 _SERVING = "serving client traffic"
 _KEPT_LINES = 40
 _SOCKET_PATH_BYTES = 100  # the kernel takes 107
-_START_S = 30.0
+START_S = 30.0
 _PRIVATE = 0o700
 
 
@@ -106,7 +106,7 @@ class PrivateEtcd:
                 raise EtcdUnavailable(too_small)
         self._process = _Process([self._binary, *(f"--{name}={value}" for name, value in _FLAGS.items())], self._directory)
 
-    def endpoint(self, timeout_s: float = _START_S) -> Endpoint:
+    def endpoint(self, timeout_s: float = START_S) -> Endpoint:
         """Its address, as soon as it answers. Raises EtcdUnavailable if it does not in time, or ended."""
         assert self._process is not None  # as above
         self._process.decided.wait(timeout_s)
@@ -119,6 +119,11 @@ class PrivateEtcd:
     def serving(self) -> bool:
         """Whether it answers, or has done so before it ended."""
         return self._process is not None and self._process.serving
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there, though it may stand still."""
+        return self._process is not None and self._process.popen.poll() is None
 
     @property
     def said(self) -> str:

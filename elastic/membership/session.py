@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic.errors import ElasticError, EtcdRefused, EtcdUnavailable
+from elastic.membership import keeper
 from elastic.membership.attempts import Attempts
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
@@ -19,7 +20,7 @@ from elastic.membership.etcd import EtcdClient
 from elastic.membership.founding import Ready
 from elastic.membership.keeper import Keeper, LoopLike
 from elastic.membership.leases import Lease
-from elastic.membership.server import PrivateEtcd
+from elastic.membership.server import START_S, PrivateEtcd
 from elastic.membership.views import ViewStore, digest
 from elastic.settings import JobSettings
 from elastic.view import View
@@ -30,6 +31,8 @@ _JOB_TTL_S = 3600  # what a killed agent leaves in etcd goes after that
 _FOUNDING_S = 30.0  # how long the first view waits for etcd
 _CLOSING_S = 1.0  # what an etcd that does not answer may cost when the job is over
 _RETRY_S = 0.2
+_TRIES = 3  # to start a private etcd and to claim the name there
+_STARTED_S = 10.0  # how long one may take to start, but for the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,18 +55,11 @@ class Session:
         self._notices = notices
         self._server = PrivateEtcd(directory) if settings.etcd is None else None
         self._keeper: Keeper | None = None
+        self._loop: LoopLike | None = None
         self._client: EtcdClient | None = None
         self._leases: list[Lease] = []
         try:
-            endpoint = Endpoint.parse(settings.etcd or "") if self._server is None else self._server.endpoint()
-            self._client = client = EtcdClient(endpoint)
-            # Nobody waits for a private etcd's lease to run out, and on a machine with too much to do a short one would.
-            ttl_s = _AGENT_TTL_S if self._server is None else _JOB_TTL_S
-            self._lease = Lease(client, ttl_s, every_s=_LOOKS_S, renewed=self._renewed, lost=self._lost, say=notices.say)
-            self._job_lease = Lease(client, _JOB_TTL_S, lost=self._lost)
-            self._leases = [self._lease, self._job_lease]
-            claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()))
-            claim.take(self._lease.id)
+            client, claim = self._connect(settings)
             agent = secrets.token_hex(8)
             self._views = ViewStore(client, claim.prefix, lambda: self._job_lease.id)
             election = Election(client, f"{claim.prefix}coordinator", agent, lambda: self._lease.id)
@@ -83,13 +79,42 @@ class Session:
             self.close()
             raise
 
+    def _connect(self, settings: JobSettings) -> tuple[EtcdClient, Claim]:
+        """Claims the name. A private etcd that ends or stands still meanwhile is started again, some times."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._claimed(settings, _STARTED_S if left else START_S)
+            except EtcdUnavailable:
+                server = self._server
+                if server is None or not left or not (server.running or server.serving):
+                    raise
+                if self._client is not None:
+                    self._client.close()
+                self._client, self._leases = None, []
+                server.start(anew=True)
+        raise AssertionError  # the last try returns or raises
+
+    def _claimed(self, settings: JobSettings, started_s: float) -> tuple[EtcdClient, Claim]:
+        notices, server = self._notices, self._server
+        endpoint = Endpoint.parse(settings.etcd or "") if server is None else server.endpoint(started_s)
+        self._client = client = EtcdClient(endpoint) if server is None else EtcdClient(endpoint, timeout_s=keeper.SILENT_S)
+        # Nobody waits for a private etcd's lease to run out, and on a machine with too much to do a short one would.
+        ttl_s = _AGENT_TTL_S if server is None else _JOB_TTL_S
+        lease = Lease(client, ttl_s, every_s=_LOOKS_S, renewed=self._renewed, lost=self._lost, away=self._away, say=notices.say)
+        self._lease, self._job_lease = lease, Lease(client, _JOB_TTL_S, lost=self._lost)
+        self._leases = [self._lease, self._job_lease]
+        claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()))
+        claim.take(self._lease.id)
+        return client, claim
+
     def tend(self, loop: LoopLike) -> None:
         """Has the loop, which must be this thread's, keep a private etcd running."""
         if self._server is not None:
+            self._loop = loop
             self._keeper = Keeper(self._server, loop, self._notices.say)
 
     def unanswered(self, error: EtcdUnavailable, seconds: float) -> None:
-        """A recovery has been waiting for etcd for so long; called in the loop."""
+        """Somebody has been waiting for etcd for so long; called in the loop."""
         if self._keeper is not None:
             self._keeper.unanswered(error, seconds)
 
@@ -104,7 +129,7 @@ class Session:
 
     def publish(self, view: View) -> None:
         """Commits the first view, as the coordinator. Raises Conflict, EtcdUnavailable if etcd stays away."""
-        deadline = time.monotonic() + _FOUNDING_S
+        began = time.monotonic()
         while True:
             try:
                 self.attempts.begin((view.epoch, view.attempt))
@@ -112,11 +137,13 @@ class Session:
                 return
             except EtcdRefused:
                 raise
-            except EtcdUnavailable:
-                if time.monotonic() > deadline:
+            except EtcdUnavailable as error:
+                seconds = time.monotonic() - began
+                if seconds > _FOUNDING_S:
                     raise
-                if self._keeper is not None:
-                    self._keeper.tend()  # the loop waits here
+                if self._keeper is not None:  # the loop waits here
+                    self._keeper.unanswered(error, seconds)
+                    self._keeper.tend()
                 time.sleep(_RETRY_S)
 
     def close(self) -> None:
@@ -146,6 +173,10 @@ class Session:
         self._job_lease.keep()
         self._claim.retake(lease)
         self.attempts.restore()
+
+    def _away(self, error: EtcdUnavailable, seconds: float) -> None:
+        if self._loop is not None:
+            self._loop.post(lambda: self.unanswered(error, seconds))
 
     def _lost(self, error: ElasticError) -> None:
         if isinstance(error, EtcdRefused):

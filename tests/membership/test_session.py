@@ -17,9 +17,10 @@ import pytest
 
 from elastic.errors import ElasticError, EtcdFull, EtcdUnavailable, NameLost, SettingsError
 from elastic.loop import Loop
-from elastic.membership import keeper
+from elastic.membership import keeper, session
 from elastic.membership.founding import found
 from elastic.membership.keeper import NextStart, next_start
+from elastic.membership.server import PrivateEtcd
 from elastic.settings import JobSettings
 from elastic.view import View
 from tests.etcd_access import Endpoint, EtcdClient, Notices, Session, etcd_with
@@ -192,21 +193,103 @@ def test_a_private_etcd_that_dies_while_the_job_is_founded(tmp_path: Path, view:
 
 @pytest.mark.slow
 def test_a_private_etcd_that_stands_still_or_is_full_is_replaced(tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "SILENT_S", 0.1)
+    monkeypatch.setattr(keeper, "SILENT_S", 0.3)
     agent = Agent(tmp_path)
     agent.founds(view)
     pid = agent.pid
-    agent.session.unanswered(EtcdUnavailable("away"), 0.05)
     os.kill(pid, signal.SIGSTOP)
-    agent.until(lambda: agent.session._keeper is not None and agent.session._keeper._clock() - agent.session._keeper._started_at > 0.1)
-    agent.session.unanswered(EtcdUnavailable("away"), 0.2)
     agent.until(lambda: agent.pid != pid and agent.keys)
-    assert agent.said[0] == "away: it is ended and started again"
+    assert agent.said[0] == "the private etcd cannot be reached (no answer in time): it is ended and started again"
     pid = agent.pid
     agent.session.unanswered(EtcdFull("full"), 0.0)
     agent.until(lambda: agent.pid != pid and "view" in agent.keys)
     assert "anew" in agent.said[-1]
     agent.session.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "signal_"),
+    [
+        ("starting", signal.SIGSTOP),
+        ("connecting", signal.SIGSTOP),
+        ("connecting", signal.SIGKILL),
+        ("founding", signal.SIGSTOP),
+        ("begin", signal.SIGSTOP),
+        ("commit", signal.SIGKILL),
+        *(pytest.param(call, signal.SIGSTOP, marks=pytest.mark.long) for call in ("publish", "vote", "commit")),
+        *(pytest.param(call, signal.SIGKILL, marks=pytest.mark.long) for call in ("begin", "publish", "vote")),
+    ],
+)
+def test_a_private_etcd_may_be_stopped_for_ever_or_killed_at_any_moment(
+    tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch, moment: str, signal_: signal.Signals
+) -> None:
+    monkeypatch.setattr(keeper, "SILENT_S", 0.5)
+    monkeypatch.setattr(session, "_STARTED_S", 2.0)
+    hit: list[int] = []
+
+    def strike(etcd: int) -> None:
+        if not hit:
+            hit.append(etcd)
+            os.kill(etcd, signal_)
+
+    endpoint = PrivateEtcd.endpoint
+
+    def connecting(self: PrivateEtcd, timeout_s: float) -> Endpoint:
+        if moment == "starting":  # only stopped: one that ends before it serves is told of at once
+            strike(self.pid)
+        found = endpoint(self, timeout_s)
+        if moment == "connecting":
+            strike(self.pid)
+        return found
+
+    monkeypatch.setattr(PrivateEtcd, "endpoint", connecting)
+    agent = Agent(tmp_path)
+    if moment == "founding":
+        strike(agent.pid)
+    agent.founds(view)
+    if moment not in ("starting", "connecting", "founding"):
+        act = getattr(agent.session.attempts, moment)
+        monkeypatch.setattr(agent.session.attempts, moment, lambda *given: (strike(agent.pid), act(*given)))
+    agent.until(lambda: agent.goes_on(view))
+    assert agent.lost.empty()
+    assert agent.pid != hit[0]
+    agent.session.close()
+
+
+def test_one_that_is_slow_is_not_ended_again_and_again() -> None:
+    now, ended = [0.0], []
+
+    class Server:
+        pid = os.getpid()
+        serving = True
+
+        def kill(self) -> None:
+            ended.append(now[0])
+
+        def reap(self) -> int:
+            return -signal.SIGKILL
+
+        def start(self, *, anew: bool) -> None:
+            pass
+
+    class NoLoop:
+        def watch(self, source: Any, act: Any) -> None: ...
+        def forget(self, source: Any) -> None: ...
+        def post(self, act: Any) -> None: ...
+        def set_timer(self, seconds: float, act: Any, name: str = "") -> None: ...
+        def clear_timer(self, name: str = "") -> None: ...
+
+    server: Any = Server()
+    watching = keeper.Keeper(server, NoLoop(), lambda _: None, lambda: now[0])
+    for second in range(400):
+        now[0] = float(second)
+        for _ in range(2):
+            watching.unanswered(EtcdUnavailable("slow"), float(second))
+        if ended and ended[-1] == now[0]:
+            watching._ended()
+    assert ended == [4.0, 12.0, 28.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0]
+    watching.close()
 
 
 def test_starts_that_fail_are_tried_without_the_data_and_then_less_often() -> None:

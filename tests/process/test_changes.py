@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,10 @@ class Chaos(threading.Thread):
             self._plan(self)
         except BaseException as error:
             self._error = error
+            traceback.print_exc()
+            for child in children(os.getpid()):  # nobody would end the job
+                if Path(f"/proc/{child}/comm").read_text().strip() == "elastic-agent":
+                    os.kill(int(child), signal.SIGKILL)
 
     def result(self) -> None:
         self.join(10)
@@ -78,15 +83,37 @@ def test_workers_die_one_by_one_and_together_and_are_replaced(tmp_path: Path) ->
     assert [json.loads(line) for line in (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()] == list(result.incidents)
 
 
+def private_etcd(record: dict[str, Any]) -> int:
+    (etcd,) = [int(pid) for pid in children(record["agent"]) if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd"]
+    return etcd
+
+
 def test_an_etcd_that_stands_still_pauses_the_recovery_and_nothing_else(tmp_path: Path) -> None:
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)
-        (etcd,) = [int(pid) for pid in children(record["agent"]) if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd"]
-        os.kill(etcd, signal.SIGSTOP)
+        os.kill(etcd.pid, signal.SIGSTOP)
         kill(record, 1)
         PAUSE.wait(3.0)  # longer than the lease
         assert chaos.members(1)["epoch"] == 1
-        os.kill(etcd, signal.SIGCONT)
+        os.kill(etcd.pid, signal.SIGCONT)
+        chaos.members(2)
+        (tmp_path / "finish").touch()
+
+    with etcd_with(tmp_path / "external") as etcd:
+        chaos = Chaos(tmp_path / "run", plan)
+        result = elastic.run(
+            functions.obeys, workers=3, args=[str(tmp_path)], directory=tmp_path / "run", respawn=False, etcd=str(etcd.endpoint())
+        )
+    chaos.result()
+    assert result.value == {"epoch": 2, "members": [0, 2]}
+    assert result.incidents[0]["stall_ms"] > 2000
+
+
+def test_a_private_etcd_that_is_stopped_for_ever_is_replaced_in_seconds(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def plan(chaos: Chaos) -> None:
+        record = chaos.members(1)
+        os.kill(private_etcd(record), signal.SIGSTOP)
+        kill(record, 1)
         chaos.members(2)
         (tmp_path / "finish").touch()
 
@@ -94,7 +121,8 @@ def test_an_etcd_that_stands_still_pauses_the_recovery_and_nothing_else(tmp_path
     result = elastic.run(functions.obeys, workers=3, args=[str(tmp_path)], directory=tmp_path / "run", respawn=False)
     chaos.result()
     assert result.value == {"epoch": 2, "members": [0, 2]}
-    assert result.incidents[0]["stall_ms"] > 2000
+    assert 3000 < result.incidents[0]["stall_ms"] < 15000
+    assert "the private etcd cannot be reached (no answer in time): it is ended and started again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -106,7 +134,7 @@ def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)
         for number, lost in enumerate((1, 2)):
-            (etcd,) = [int(pid) for pid in children(record["agent"]) if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd"]
+            etcd = private_etcd(record)
             if number and removed:
                 shutil.rmtree(tmp_path / "run" / "etcd")
             os.kill(etcd, signal.SIGKILL)
