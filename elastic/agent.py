@@ -96,6 +96,7 @@ class Agent:
         self._driver: Driver | None = None
         self._saves = SaveSummary()
         self._one_sided = OneSided()
+        self._returned: dict[str, Any] = {}  # what a leader's train_fn has returned, before the rest was done
         self._skipped: set[int] = set()
         self._founders = Founders.of(start.settings.workers)
         self._loop = Loop()
@@ -214,6 +215,8 @@ class Agent:
             if message["step"] not in self._skipped:
                 self._skipped.add(message["step"])
                 say(f"step {message['step']} is skipped: {message['reason']}")
+        elif message["type"] == "returned":
+            self._returned = {"value": message["value"]}
         elif message["type"] == "result":
             self._finished(worker, message)
         elif message["type"] == "error":
@@ -351,7 +354,7 @@ class Agent:
             return
         result = workers[self._founders.first if self._driver is None else members[0]].result or {}
         epoch = 0 if self._driver is None else self._driver.view.epoch
-        done = {"type": "done", "value": result["value"], "epoch": epoch, "stopped": result["stopped"]}
+        done = {"type": "done", "value": result["value"], "epoch": epoch, "stopped": result["stopped"], **self._returned}
         if all(workers[number].gone for number in members):
             self._end(done)
         elif not self._loop.timing("grace"):

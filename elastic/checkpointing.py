@@ -248,19 +248,6 @@ class Checkpoints:
         if self._saver is not None and engine.told:
             self._saver.take(engine.told, engine.view.workers)
 
-    def left(self, step: int) -> None:
-        """Says that the training ends behind `step`, in the middle of a loop, and that nobody has asked to save it."""
-        if not self._job.leader:
-            return
-        self._tell(step + 1, "the loop was left behind it, without trainer.save()")
-        more = ", nor is the save that was under way finished" if self._saver is not None and self._saver.busy else ""
-        warnings.warn(
-            f"the loop was left behind step {step}, and the state behind it is not saved{more}: a job that goes on from this directory "
-            "takes the steps behind its newest checkpoint again. To save it, call trainer.save() on every worker, before the loop is left "
-            "or behind it",
-            stacklevel=2,
-        )
-
     def due(self, step: int) -> bool:
         """Whether the state behind `step` is to be saved while training goes on."""
         return self._saver is not None and self._every is not None and step >= 0 and (step + 1) % self._every == 0

@@ -105,7 +105,7 @@ class Job:
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
         self.linger: Callable[[str, int], None] | None = None  # called behind each beginning of a phase
-        self.behind: Callable[[], None] | None = None  # called behind `train_fn`, where that has not raised
+        self.behind: Callable[[Any], None] | None = None  # called with what `train_fn` has returned
 
     def announce(self, ready: dict[str, Any]) -> View | None:
         """Says that this worker is ready to be a member, and waits for the first view; None if the job runs already: this worker joins it.

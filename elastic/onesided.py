@@ -20,19 +20,26 @@ from elastic.job import Job
 
 _EVERY_S, _LONG_S = 1.0, 2.0
 _TIMES = 4  # a wait is told so often before it counts
+_TOGETHER = (
+    "A loop must be left behind the same step on every worker: decide by what all of them see, such as report.loss or trainer.evaluate"
+)
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _TRAINER = _HERE + "trainer.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Where a worker waits in an epoch: it `computes` step `step`, or takes part in `what` behind it. `number` is the wait's own."""
+    """Where a worker waits in an epoch: it `computes` step `step`, or takes part in `what` behind it. `number` is the wait's own.
+
+    `leaves`: its loop was left behind that step, `train_fn` has returned, and the state is to be saved.
+    """
 
     epoch: int
     step: int
     computes: bool
     number: int
     what: str = ""
+    leaves: bool = False
 
 
 class Waiting:
@@ -45,10 +52,11 @@ class Waiting:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def at(self, epoch: int, step: int, *, computes: bool) -> Iterator[None]:
+    def at(self, epoch: int, step: int, *, computes: bool, leaves: bool = False) -> Iterator[None]:
         """Whatever is done meanwhile waits for others."""
         self._number += 1
-        before, self._now = self._now, (Wait(epoch=epoch, step=step, computes=computes, number=self._number), time.monotonic())
+        wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves)
+        before, self._now = self._now, (wait, time.monotonic())
         if self._thread is None:
             self._thread = threading.Thread(
                 target=_tell, args=(weakref.ref(self), threading.get_ident()), name="elastic-waiting", daemon=True
@@ -107,6 +115,11 @@ class OneSided:
 def _without_the_others(waits: Mapping[int, Wait]) -> str | None:
     for worker, wait in waits.items():
         gone = [other for other, theirs in waits.items() if theirs.computes and theirs.step > wait.step]
+        if wait.leaves and gone:
+            return (
+                f"worker {worker} has left the loop behind step {wait.step} and returned from train_fn, and {_listed(gone)} gone on to "
+                f"step {waits[gone[0]].step}. {_TOGETHER}"
+            )
         if not wait.computes and gone:
             return (
                 f"worker {worker} waits in {wait.what} behind step {wait.step}, and {_listed(gone)} gone on to step {waits[gone[0]].step} "
@@ -120,10 +133,7 @@ def _behind_their_backs(waits: Mapping[int, Wait], returned: Collection[int]) ->
     for worker, wait in waits.items():
         if returned:
             where = f"step {wait.step}" if wait.computes else f"{wait.what} behind step {wait.step}"
-            return (
-                f"{_listed(returned)} returned from train_fn, and worker {worker} waits in {where} for all workers. A loop must be "
-                "left behind the same step on every worker: decide by what all of them see, such as report.loss or trainer.evaluate"
-            )
+            return f"{_listed(returned)} returned from train_fn, and worker {worker} waits in {where} for all workers. {_TOGETHER}"
     return None
 
 

@@ -64,6 +64,7 @@ class Survivor:
         self._damaged_at: list[int] = []  # steps that this worker could not be ready for
         self.unseen: Apply | None = None
         self.pausing = False
+        self.leaves = False  # `train_fn` has returned, in the middle of a loop
 
     @property
     def engine(self) -> Engine:
@@ -272,7 +273,7 @@ class Survivor:
         behind, place, _ = f"{self._place}/".split("/")
         if place == "save":  # some may be in it while others wait for the news that the next step can be applied
             return nullcontext()
-        return self._waiting.at(self.engine.view.epoch, int(behind), computes=False)
+        return self._waiting.at(self.engine.view.epoch, int(behind), computes=False, leaves=self.leaves)
 
     def _recover(self, error: Exception) -> Joined:
         """Goes on in the next view after a loss."""

@@ -326,7 +326,7 @@ class Trainer:
         """Saves the state behind the newest step, and returns when that is done or was given up, which `result.saves` tells.
 
         Every worker calls it, at the same place: as the last thing in a loop body, since what the body sets afterwards is not in it; or
-        behind a loop that was left early. Behind a loop that came to its end the state is saved already.
+        behind a loop that was left early, which is else saved when train_fn returns. Behind a loop that came to its end it is already.
 
         Raises:
             TrainerError: without `checkpoint=`, or before the first step.
@@ -357,10 +357,17 @@ class Trainer:
                 stacklevel=2,
             )
 
-    def _left(self) -> None:
-        """Behind `train_fn`."""
+    def _left(self, value: Any) -> None:
+        """Behind `train_fn`, which returned `value`: where a loop was left early, its last step is saved as at the end of one.
+
+        That takes all workers, so it is not done where the loop is left: nothing that is raised there would be heard of.
+        """
         if self._checkpoints is not None and self._survivor.amid and self._saved != self._history.step:
-            self._checkpoints.left(self._history.step)
+            if self.leader:  # whoever leads at the end, if this worker dies, may have returned nothing
+                self._job.send({"type": "returned", "value": value})
+            self._survivor.leaves = True
+            self._survivor.complete()
+            self._save_now()
 
     def _close(self, steps: int) -> None:
         """Behind the last step: its state is saved, if this job has taken it."""

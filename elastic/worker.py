@@ -68,7 +68,7 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
         target.check_hidden(parsed.modules)
         value = _train(job)
         if job.behind is not None:
-            job.behind()
+            job.behind(value)
         job.heard()
     except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
         job.heard()

@@ -51,6 +51,15 @@ def test_whoever_may_still_come_is_waited_for(others: dict[str, Any]) -> None:
     assert found.verdict(1, [0, 1], []) is None
 
 
+def test_whoever_has_left_the_loop_waits_for_the_others_to_save() -> None:
+    found = OneSided()
+    waits(found, 0, leaves=True)
+    waits(found, 1, step=4, computes=True)
+    said = found.verdict(1, [0, 1], [])
+    assert said is not None
+    assert said.startswith("worker 0 has left the loop behind step 3 and returned from train_fn, and worker 1 has gone on to step 4. A loop")
+
+
 def test_a_counter_of_a_worker_that_joined_may_be_the_reason() -> None:
     found = OneSided()
     waits(found, 0, epoch=3)
