@@ -57,7 +57,7 @@ def test_whoever_has_left_the_loop_waits_for_the_others_to_save() -> None:
     waits(found, 1, step=4, computes=True)
     said = found.verdict(1, [0, 1], [])
     assert said is not None
-    assert said.startswith("worker 0 has left the loop behind step 3 and returned from train_fn, and worker 1 has gone on to step 4. A loop")
+    assert said.startswith("worker 0 has left the loop behind step 3 and returned from train_fn, and worker 1 has gone on to step 4.")
 
 
 def test_a_counter_of_a_worker_that_joined_may_be_the_reason() -> None:
