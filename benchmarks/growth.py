@@ -13,18 +13,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from elastic.channel import Channel, encoded
 from elastic.checkpoint.saver import Waiting
 from elastic.comm import LoopbackHub, LoopbackNetwork, Rounds
+from elastic.control.preparing import Preparing
 from elastic.engine.digests import digest
 from elastic.engine.exact import terms
 from elastic.engine.norms import norm
+from elastic.host.channel import Channel, encoded
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import LayerSpec, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, holdings_of, minimum_by_layer, transfers
 from elastic.plan.site import Site
 from elastic.plan.workload import LayerCost, Workload
-from elastic.recovery.preparing import Preparing
 from elastic.view import Member, View
 
 Decide = Callable[[], Any]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import elastic
-from elastic.process import tied_command
+from elastic.host.process import tied_command
 from elastic.settings import HUGE_PAGES, best_isa, own_environment, worker_environment
 
 SEQ = 128  # tokens a sample

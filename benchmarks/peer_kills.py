@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from commits import Commit, first_of_each_step, pace, read_commits, spread, stall
 from measure import BenchmarkError, Task, free_port, peer_environment, reap
 
-from elastic.process import tied_command
+from elastic.host.process import tied_command
 
 PeerKind = Literal["torchft", "torchft-tight", "torchft-defaults", "torchrun"]
 PEERS: dict[PeerKind, str] = {

@@ -20,7 +20,7 @@ from peers import Loader, PeerSettings
 from subject import build_model, build_optimizer, cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from elastic.process import die_with_parent
+from elastic.host.process import die_with_parent
 
 _TIMEOUT = timedelta(seconds=60)
 

@@ -77,9 +77,7 @@ class Waiting:
     """A wait for what others make, with looks that get rarer: an eighth of the time so far lies between them, at least `look_s` and at
     most 20 times that."""
 
-    def __init__(
-        self, look_s: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, look_s: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
         self._look_s, self._clock, self._sleep = look_s, clock, sleep
         self._began = clock()
 

@@ -10,16 +10,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from elastic import errors
-from elastic.run import JobResult, run  # here, not lazily: loading the submodule later would hide the function of the same name
+from elastic.launch.run import JobResult, run  # here, not lazily: loading the submodule later would hide the function of the same name
 
 if TYPE_CHECKING:
-    from elastic.job import Job
-    from elastic.trainer import Report, Trainer
+    from elastic.worker.job import Job
+    from elastic.worker.trainer import Report, Trainer
 
 __version__ = "0.1.0"
 __all__ = ["Job", "JobResult", "Report", "Trainer", "__version__", "errors", "run"]
 
-_LAZY = {"Job": "elastic.job", "Trainer": "elastic.trainer", "Report": "elastic.trainer"}
+_LAZY = {"Job": "elastic.worker.job", "Trainer": "elastic.worker.trainer", "Report": "elastic.worker.trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -32,10 +32,10 @@ from rich.markup import escape
 from rich.table import Table
 
 import elastic
-from elastic import linger
 from elastic.chaos.faults import Fault
 from elastic.chaos.killer import Killer
 from elastic.layout.replicas import replica_holders
+from elastic.observe import linger
 from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES, Doing, Watch
 from elastic.observe.incident import append_lines, read_lines
 

@@ -13,7 +13,7 @@ from elastic.plan.fleet import Fleet
 from elastic.plan.planner import plan
 from elastic.plan.site import Link, Site, pair
 from elastic.plan.workload import Workload, costs
-from elastic.sources import changed
+from elastic.script.sources import changed
 from elastic.view import Member, View
 
 _EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest", "checkpoint")
@@ -26,7 +26,7 @@ class Ready:
     `state_bytes` are the optimizer's beside an element of a parameter. The process may take `memory` bytes, None for its share of the
     host's, and takes `base` of them before it holds a layer. `link` is `[latency_s, bytes_per_s]` of a message within its host, where it
     measured that. `checkpoint` names the one that it would go on from; only founders do.
-    `code` are the user's modules, as `elastic.sources.to_json` has them.
+    `code` are the user's modules, as `elastic.script.sources.to_json` has them.
     """
 
     host: str

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import IO
 
 from elastic.errors import EtcdUnavailable
+from elastic.host.limits import Limits
+from elastic.host.process import tied_command
 from elastic.membership.endpoint import Endpoint
-from elastic.membership.limits import Limits
-from elastic.process import tied_command
 from elastic.settings import etcd_environment
 
 # etcd wants `host:port` also of a UNIX socket: that is the name of the file, in its working directory.

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import elastic
-from elastic.beside import files_beside
 from elastic.checkpoint.commit import begin, save
 from elastic.checkpoint.convert.hf import open_hf
 from elastic.checkpoint.convert.run import Request, convert, open_any
@@ -20,6 +19,7 @@ from elastic.checkpoint.directory import collect, newest
 from elastic.checkpoint.plan import plan_files
 from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError, TrainerError
+from elastic.worker.beside import files_beside
 from tests.checkpoint import pretrained
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs
 

@@ -129,7 +129,7 @@ def refused(capsys, *arguments):
 
 
 def elastic_main(arguments):
-    from elastic.cli import app as whole
+    from elastic.cli.main import app as whole
 
     whole(arguments, prog_name="elastic")
 

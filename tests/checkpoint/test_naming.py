@@ -17,7 +17,7 @@ import elastic
 from elastic.checkpoint.directory import newest
 from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError, TrainerError
-from elastic.naming import Naming, naming_of
+from elastic.worker.naming import Naming, naming_of
 from tests.checkpoint import named
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from elastic.agent.save_summary import SaveSummary
 from elastic.checkpoint.commit import begin, new_token
 from elastic.checkpoint.directory import collect, newest, temporary
 from elastic.checkpoint.objects import open_store
 from elastic.checkpoint.owner import OWNER, Owner, check_owner, claim, read_owner
 from elastic.checkpoint.plan import plan_files
 from elastic.checkpoint.store import LocalStore, Store
-from elastic.checkpointing import Checkpoints
 from elastic.errors import CheckpointError
-from elastic.save_summary import SaveSummary
+from elastic.worker.checkpointing import Checkpoints
 from tests.checkpoint.format_samples import contents_of, values_at
 
 FIRST, SECOND = Owner(job="0123456789abcdef", began_from=None), Owner(job="fedcba9876543210", began_from=(3, 1, 0))

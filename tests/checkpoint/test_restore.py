@@ -23,10 +23,10 @@ from elastic.layout.regions import LayerSpec, ModelSpec, ParameterSpec
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import fastest
 from elastic.plan.workload import LayerCost, Workload
-from elastic.restore import numbers, restored_state, runs
-from elastic.savable import check_savable, empty_states
-from elastic.saving import contents_of, states_of
 from elastic.view import Member, View
+from elastic.worker.restore import numbers, restored_state, runs
+from elastic.worker.savable import check_savable, empty_states
+from elastic.worker.saving import contents_of, states_of
 from tests.engine import models
 
 Values = dict[tuple[str, str], torch.Tensor]

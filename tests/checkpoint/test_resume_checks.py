@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elastic.errors import CheckpointError
-from elastic.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
+from elastic.worker.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
 
 SETTINGS = {"batch_size": 8, "micro_batch_size": 2, "seed": 1, "samples": 32}
 RECORD = TrainingRecord(optimizer="AdamW", scheduler="StepLR", initial="ab", settings=SETTINGS, group_values=[{"lr": "0.1"}, {"lr": "0.2"}])

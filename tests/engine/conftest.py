@@ -9,7 +9,7 @@ import harness
 import pytest
 import torch
 
-from elastic import job as jobs
+from elastic.worker import job as jobs
 
 
 class LoneJob(harness.FakeJob):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from elastic import job as jobs
 from elastic.membership.founding import Ready, found
 from elastic.view import View
+from elastic.worker import job as jobs
 
 TIMEOUT_S = 120
 
@@ -23,7 +23,7 @@ with tempfile.TemporaryDirectory() as _cache, pytest.MonkeyPatch.context() as _p
     _patch.setenv("TORCHINDUCTOR_CACHE_DIR", _cache)  # importing torch._dynamo makes a directory, which would stay in /tmp
     import torch._dynamo  # here once: the first optimizer would import it in every process
 
-    import elastic.trainer  # noqa: F401
+    import elastic.worker.trainer  # noqa: F401
 
 
 class FakeJob:

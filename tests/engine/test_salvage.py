@@ -23,9 +23,9 @@ from elastic.layout.layout import spread
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.workload import LayerCost, Workload
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.member import finished
 from elastic.recovery.salvage import finished_everywhere, usable
 from elastic.view import Member, View
+from elastic.worker.member import finished
 from tests import dynamo  # noqa: F401
 
 LAYERS, STEP = 5, 7

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from elastic.errors import EtcdUnavailable
+from elastic.host.limits import DISK_BYTES, FILE_BYTES, FILES, MEMORY_BYTES, Limits
 from elastic.membership import server
-from elastic.membership.limits import DISK_BYTES, FILE_BYTES, FILES, MEMORY_BYTES, Limits
 from elastic.membership.server import PrivateEtcd, find_etcd, how_it_ended, last_words
 from tests.conftest import Leftovers, wait_for_end
 from tests.etcd_access import EtcdClient

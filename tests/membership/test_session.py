@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from elastic.agent.loop import Loop
 from elastic.errors import ElasticError, EtcdFull, EtcdUnavailable, NameLost, SettingsError
-from elastic.loop import Loop
 from elastic.membership import keeper, session
 from elastic.membership.founding import found
 from elastic.membership.keeper import NextStart, next_start

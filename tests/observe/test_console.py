@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from elastic.host.rundir import RunDirectory
 from elastic.observe import activity
 from elastic.observe.activity import Activity
 from elastic.observe.console import Console
-from elastic.rundir import RunDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from elastic.cli import app
+from elastic.cli.main import app
 from elastic.errors import PlanError
 from elastic.plan import gantt, picture
 from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, Place

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from elastic import job as jobs
 from elastic.errors import NotInJob, PeerLost
-from elastic.job import Job
 from elastic.recovery.inventory import Copy, Inventory
 from elastic.recovery.proposal import Proposal
 from elastic.settings import fingerprint
 from elastic.view import View
+from elastic.worker import job as jobs
+from elastic.worker.job import Job
 from tests.announcement import MODEL, announcement
 
 PAUSE = threading.Event()  # never set: waiting on it is a step that takes a while

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("leftovers")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "elastic.cli", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-m", "elastic.cli.main", *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_version() -> None:

@@ -27,7 +27,7 @@ def test_an_exception_is_shown_once_with_its_place(launch: type[Launcher], lefto
     assert "worker 1 failed in epoch 1, step 4" in err
     assert err.count("ValueError: a wrong turn") == 1
     assert err.count('raise ValueError("a wrong turn")') == 1
-    assert "elastic/worker.py" not in err
+    assert "elastic/worker/main.py" not in err
 
 
 def test_lines_of_different_workers_never_mix(launch: type[Launcher]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from elastic.founders import Founders, hindrance
-from elastic.supervision import Worker
+from elastic.agent.founders import Founders, hindrance
+from elastic.agent.supervision import Worker
 
 
 def worker(number: int, **change: Any) -> Worker:

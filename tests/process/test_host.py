@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from elastic.errors import SettingsError
-from elastic.host import anonymous_bytes, memory_bytes, processors
+from elastic.host.facts import anonymous_bytes, memory_bytes, processors
 from elastic.settings import JobSettings, byte_count
 
 GIB = 1 << 30

@@ -141,7 +141,7 @@ def test_an_etcd_that_is_not_there(leftovers: Leftovers) -> None:
 def test_outside_of_a_job_there_is_no_current_one() -> None:
     assert "inside the train_fn" in functions.outside()
     with pytest.raises(NotInJob):
-        elastic.job.current()  # pyright: ignore[reportAttributeAccessIssue]
+        elastic.worker.job.current()  # pyright: ignore[reportAttributeAccessIssue]
     assert "elastic-" not in str(os.listdir(os.environ["TMPDIR"]))
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from elastic import linger
 from elastic.errors import SettingsError
+from elastic.observe import linger
 
 
 def test_it_lingers_in_its_phases_and_where_they_are_of_a_step_in_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import socket
 import threading
 
-from elastic.loop import Loop
+from elastic.agent.loop import Loop
 
 
 def test_what_can_be_read_is_acted_on_until_forgotten() -> None:

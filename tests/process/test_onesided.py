@@ -11,7 +11,7 @@ from torch import nn
 
 import elastic
 from elastic.errors import TrainerError
-from elastic.onesided import OneSided, Wait
+from elastic.worker.onesided import OneSided, Wait
 
 
 def waits(found: OneSided, worker: int, times: int = 4, **fields: Any) -> None:

@@ -73,7 +73,7 @@ def test_a_script_in_another_directory_finds_what_lies_beside_it_and_a_working_d
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "train.py").write_text("import beside_it\ndef train(job):\n    return beside_it.VALUE\n")
     (tmp_path / "there" / "beside_it.py").write_text("VALUE = 7\n")
-    command = ("-m", "elastic.cli", "run", tmp_path / "there" / "train.py:train", "--workers", "1")
+    command = ("-m", "elastic.cli.main", "run", tmp_path / "there" / "train.py:train", "--workers", "1")
     done = python(*command, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
     gone = tmp_path / "gone"

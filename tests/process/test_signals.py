@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic import signals
-from elastic.channel import Channel
 from elastic.errors import Terminated
-from elastic.signals import StopRequests
+from elastic.host import signals
+from elastic.host.channel import Channel
+from elastic.host.signals import StopRequests
 from tests.conftest import Leftovers
 from tests.process.conftest import Launcher
 
@@ -117,7 +117,7 @@ def test_a_closed_terminal_does_not_harm_the_stop(line: Line, monkeypatch: pytes
 
 WORKER = """
 import multiprocessing, os, signal, sys, time
-from elastic import signals
+from elastic.host import signals
 signals.ALONE_S = 0.3
 stopping = sys.argv[1] == "stopping"
 signals.outlive_a_stop(lambda: stopping)
@@ -140,7 +140,9 @@ def test_a_worker_outlives_a_signal_for_all_but_not_one_for_it_alone(said: str, 
 
 
 def test_a_process_that_begins_shielded_loses_no_signal() -> None:
-    code = "import time; time.sleep(0.2); from elastic import signals; signals.obey(lambda: print('asked', flush=True)); time.sleep(0.05)"
+    code = (
+        "import time; time.sleep(0.2); from elastic.host import signals; signals.obey(lambda: print('asked', flush=True)); time.sleep(0.05)"
+    )
     with signals.shielded():
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     process.send_signal(signal.SIGTERM)  # long before it can have a handler

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic import sources
 from elastic.errors import MismatchError, TrainFunctionError
 from elastic.membership.founding import Ready, check_equal
-from elastic.target import MAIN_MODULE, check_hidden, load, own_modules
+from elastic.script import sources
+from elastic.script.target import MAIN_MODULE, check_hidden, load, own_modules
 from tests.announcement import announcement
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from elastic.channel import Channel
-from elastic.supervision import Worker, ended, how_ended, is_consequence, is_machine_failure, last_line, worker_error
+from elastic.agent.supervision import Worker, ended, how_ended, is_consequence, is_machine_failure, last_line, worker_error
+from elastic.host.channel import Channel
 
 
 @pytest.fixture

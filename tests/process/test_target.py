@@ -11,7 +11,7 @@ import pytest
 
 import elastic
 from elastic.errors import TrainFunctionError
-from elastic.target import MAIN_MODULE, call_arguments, load, name_of
+from elastic.script.target import MAIN_MODULE, call_arguments, load, name_of
 
 
 def at_top_level(job: Any, count: int = 0) -> tuple[Any, int]:
@@ -100,7 +100,7 @@ def train(job):
     return ran
 if __name__ == "__main__":
     ran.append("main")
-    from elastic.target import name_of
+    from elastic.script.target import name_of
     print(name_of(train))
 """
 

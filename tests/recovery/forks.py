@@ -19,16 +19,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from elastic import job as jobs
 from elastic.errors import GateRefused
-from elastic.job import Job, WorkerSpec
 from elastic.membership.founding import Ready, found
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, propose
 from elastic.settings import JobSettings
-from elastic.trainer import Trainer
 from elastic.view import Member, View
+from elastic.worker import job as jobs
+from elastic.worker.job import Job, WorkerSpec
+from elastic.worker.trainer import Trainer
 from tests import dynamo  # noqa: F401
 
 TIMEOUT_S = 15

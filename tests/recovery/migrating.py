@@ -17,10 +17,10 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.layout import Layout, spread
 from elastic.layout.transfer import PARAM
 from elastic.recovery.inventory import Copy, Inventory
-from elastic.recovery.migration import Migration, Moved
 from elastic.recovery.proposal import Proposal, propose
 from elastic.snapshot.held import Held
 from elastic.view import View
+from elastic.worker.migration import Migration, Moved
 from tests import dynamo  # noqa: F401
 from tests.recovery.recovering import member, view_of
 

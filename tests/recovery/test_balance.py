@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.recovery.balance import APART, MOST_REPORTS, REPORTS, Reports, sentence, wanted
+from elastic.control.balance import APART, MOST_REPORTS, REPORTS, Reports, sentence, wanted
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.proposal import propose
 from elastic.view import View

@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
+from elastic.agent.supervision import AGENT_GONE, Worker, own_doing
+from elastic.control.driver import Driver
+from elastic.control.machine import SUSPICION_S
+from elastic.control.state import Phase
+from elastic.control.world import World
 from elastic.errors import Conflict, CoverageLost, EtcdUnavailable, GateRefused
+from elastic.host.rundir import RunDirectory
 from elastic.membership.clerk import DEADLINE_S, Errand
 from elastic.membership.founding import found
 from elastic.observe import incident
 from elastic.observe.activity import Activity
-from elastic.recovery.driver import Driver
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.machine import SUSPICION_S
-from elastic.recovery.state import Phase
-from elastic.recovery.world import World
-from elastic.rundir import RunDirectory
 from elastic.settings import JobSettings
-from elastic.supervision import AGENT_GONE, Worker, own_doing
 from elastic.view import View
 from tests.announcement import announcement
 from tests.membership.test_founding import ready
@@ -397,7 +397,7 @@ def test_what_a_worker_announced_is_not_kept(scene: Callable[..., Scene]) -> Non
 
 
 def test_a_stopped_worker_is_named(scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastic.recovery.driver.is_stopped", lambda pid: pid == FIRST_PID + 1)
+    monkeypatch.setattr("elastic.control.driver.is_stopped", lambda pid: pid == FIRST_PID + 1)
     job = scene()
     for _ in range(5):
         job.now += 1.0

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import nn
 
-from elastic import history as histories
-from elastic.attributes import Attributes
 from elastic.engine.engine import Apply
 from elastic.errors import TrainerError
-from elastic.history import History
-from elastic.loopsettings import same
 from elastic.recovery.inventory import Progress
+from elastic.worker import history as histories
+from elastic.worker.attributes import Attributes
+from elastic.worker.history import History
+from elastic.worker.loopsettings import same
 from tests import dynamo  # noqa: F401
 
 

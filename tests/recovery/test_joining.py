@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from elastic.comm.rounds import Rounds
-from elastic.job import Job
-from elastic.trainer import Trainer
+from elastic.worker.job import Job
+from elastic.worker.trainer import Trainer
 from tests.engine import models
 from tests.recovery import forks
 from tests.recovery.forks import Agent, die

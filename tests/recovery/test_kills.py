@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from elastic.errors import CoverageLost
-from elastic.job import Job
 from elastic.observe.activity import PHASES
+from elastic.worker.job import Job
 from tests.recovery import forks
 from tests.recovery.forks import Agent, die, when
 

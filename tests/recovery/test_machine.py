@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from elastic.recovery import machine
-from elastic.recovery.blame import Loss
-from elastic.recovery.events import (
+from elastic.control import machine
+from elastic.control.blame import Loss
+from elastic.control.events import (
     Action,
     Announce,
     AskBoundary,
@@ -38,8 +38,8 @@ from elastic.recovery.events import (
     Voted,
     WorkerDied,
 )
-from elastic.recovery.machine import CLOSING_S, FAILED_ATTEMPTS, FAILED_JOINS, GATHERING_S, PATIENCE_S, SETTLING_S, SUSPICION_S
-from elastic.recovery.state import Phase, Policy, State
+from elastic.control.machine import CLOSING_S, FAILED_ATTEMPTS, FAILED_JOINS, GATHERING_S, PATIENCE_S, SETTLING_S, SUSPICION_S
+from elastic.control.state import Phase, Policy, State
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.recovery import machine
-from elastic.recovery.blame import Loss
-from elastic.recovery.events import (
+from elastic.control import machine
+from elastic.control.blame import Loss
+from elastic.control.events import (
     Action,
     AskBoundary,
     Commit,
@@ -38,8 +38,8 @@ from elastic.recovery.events import (
     Voted,
     WorkerDied,
 )
-from elastic.recovery.machine import FAILED_JOINS
-from elastic.recovery.state import Phase, Policy, State
+from elastic.control.machine import FAILED_JOINS
+from elastic.control.state import Phase, Policy, State
 from tests.recovery.test_machine import FakeProposal, FakeView
 
 

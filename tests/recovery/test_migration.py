@@ -13,8 +13,8 @@ import torch
 from elastic.comm import Kind
 from elastic.errors import GateRefused, Interrupted, LinkError
 from elastic.layout.transfer import PARAM
-from elastic.recovery.migration import Migration, links
 from elastic.recovery.proposal import Proposal
+from elastic.worker.migration import Migration, links
 from tests.recovery.migrating import SPEC, STATES, STEP, Job, Worker, bytes_missing, view
 
 Make = Callable[..., Job]

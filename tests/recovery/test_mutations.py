@@ -13,13 +13,14 @@ import pytest
 
 from elastic.comm import Endpoint, Kind, LoopbackHub, LoopbackNetwork, Tag
 from elastic.comm.mailbox import Mailbox
+from elastic.control import machine
+from elastic.control.events import Offer, Proposed, Voted
+from elastic.control.state import Phase
 from elastic.errors import CoverageLost, GateRefused
-from elastic.job import Job
-from elastic.recovery import machine, proposal
-from elastic.recovery.events import Offer, Proposed, Voted
-from elastic.recovery.member import Member, Stock
-from elastic.recovery.state import Phase
+from elastic.recovery import proposal
 from elastic.snapshot.replication import Replicator
+from elastic.worker.job import Job
+from elastic.worker.member import Member, Stock
 from tests.recovery import forks
 from tests.recovery.forks import Agent, die, when
 from tests.recovery.recovering import inventories_of, view_of

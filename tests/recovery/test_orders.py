@@ -11,8 +11,8 @@ import pytest
 
 from elastic.comm import Kind, LoopbackHub, LoopbackNetwork, Tag
 from elastic.errors import Interrupted
-from elastic.job import Job, WorkerSpec
 from elastic.settings import JobSettings
+from elastic.worker.job import Job, WorkerSpec
 from tests.recovery.recovering import view_of
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from elastic.control.preparing import PAUSE_S, RENEWED_S, SETTLED_S, SLICE_S, Preparing
 from elastic.plan.fleet import Fleet
 from elastic.plan.search import nameless
 from elastic.plan.site import Link, Pair
-from elastic.recovery.preparing import PAUSE_S, RENEWED_S, SETTLED_S, SLICE_S, Preparing
 from elastic.recovery.proposal import propose
 from elastic.view import View
 from tests.recovery.recovering import inventories_of, view_of

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from elastic.registered import Registered
-from elastic.survivor import Survivor
+from elastic.worker.survivor import Survivor
 from tests.recovery.test_registered import Counter
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from elastic.control.events import Vote
+from elastic.control.timeline import Pace, Timeline, samples_lost
 from elastic.plan.plan import Plan
-from elastic.recovery.events import Vote
-from elastic.recovery.timeline import Pace, Timeline, samples_lost
 from elastic.view import View
 from tests.recovery.test_driver import view_of
 

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 
 import elastic
-from elastic import linger
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
 from elastic.errors import CoverageLost, JobFailed, SettingsError
-from elastic.observe import activity
+from elastic.observe import activity, linger
 from elastic.settings import best_isa, worker_environment
 from tests.recovery import trainings
 

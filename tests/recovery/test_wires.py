@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from elastic.control.wires import Wires
 from elastic.plan.site import BETWEEN, Link, Site
-from elastic.recovery.wires import Wires
 
 HOSTS = {0: "a", 1: "a", 2: "b"}
 

@@ -24,7 +24,7 @@ from elastic.comm.message import Header
 from elastic.comm.sending import Sender
 from elastic.engine import profile
 from elastic.engine.profile import measure
-from elastic.rundir import RunDirectory
+from elastic.host.rundir import RunDirectory
 from tests.engine import models
 
 EVALUATED_EVERY = 3

@@ -1,0 +1,1 @@
+"""The supervisor of one host: its event loop, the fork server, the workers' processes."""

@@ -1,0 +1,187 @@
+"""The worker processes of this host: the fork server starts them, sockets and pidfds tell of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from elastic.agent import forkserver
+from elastic.agent.loop import Loop
+from elastic.agent.supervision import Worker
+from elastic.host.channel import Channel, Message, encoded
+from elastic.host.process import is_stopped
+from elastic.observe.console import say
+
+_CLOSE_S = 5.0
+_ANSWER_S = 5.0  # how long the fork server may take to start a worker, or to say how one ended
+_GIVEN_UP_AFTER = 2  # so many times that; then its word on a worker's end is not waited for any more
+
+
+class Crew:
+    """Starts workers by number, and calls back in the loop's thread.
+
+    `ready` is called once, when workers can be forked; `heard` with every message of a worker; `ended` when one is gone and reaped, after
+    all that it had said; `broken` with the reason when there will be no more workers. Nothing is called back after `close`.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        environment: Mapping[str, str],
+        spec: Callable[[int], dict[str, Any]],
+        *,
+        ready: Callable[[], None],
+        heard: Callable[[Worker, Message], None],
+        ended: Callable[[Worker], None],
+        broken: Callable[[str], None],
+    ) -> None:
+        self.workers: dict[int, Worker] = {}
+        self._loop = loop
+        self._spec = spec
+        self._ready, self._heard, self._ended, self._broken = ready, heard, ended, broken
+        self._standing: list[Message] = []
+        self._closing = self._began = False
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = forkserver.start(environment, theirs.fileno())
+        self._forks = Channel(ours)
+
+    @property
+    def forkserver(self) -> int:
+        """Its pid."""
+        return self._process.pid
+
+    def listen(self) -> None:
+        """Begins to act on what the fork server says."""
+        self._loop.watch(self._forks, self._hear_forkserver)
+
+    def fork(self, number: int) -> None:
+        """Starts a worker; its number must be new."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        worker = Worker(number=number, channel=Channel(ours))
+        self.workers[number] = worker
+        self._set_interest(worker)
+        self._process.send_signal(signal.SIGCONT)  # should it be stopped: a long message would not fit
+        with theirs:
+            self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number)}, [theirs.fileno()])
+        for message in self._standing:
+            self.tell([number], message)
+        self._await_forkserver(0)
+
+    def freeze(self, modules: dict[str, Any]) -> None:
+        """Makes later workers run these modules (from `script.sources.to_json`) as they are now, even if their files change."""
+        self._forks.send({"type": "freeze", "modules": modules})
+
+    def tell(self, numbers: Iterable[int], message: Message) -> None:
+        """Sends a message to each of these workers that still listens."""
+        line = encoded(message)
+        for number in numbers:
+            worker = self.workers[number]
+            if not worker.channel.closed:
+                worker.channel.send_line(line)
+                self._set_interest(worker)
+
+    def tell_all(self, message: Message) -> None:
+        """Sends a message to every worker, and to those that are started later."""
+        self._standing.append(message)
+        self.tell(self.workers, message)
+
+    def kill(self, number: int, why: str) -> None:
+        self.workers[number].kill(why)
+
+    def close(self) -> None:
+        """Ends all of them."""
+        self._closing = True
+        for worker in self.workers.values():
+            worker.kill()
+        self._process.send_signal(signal.SIGCONT)  # should it be stopped
+        self._loop.set_timer(_CLOSE_S, lambda: None, "close")
+        # The fork server must live until it has reaped them all.
+        waiting = lambda: any(worker.status is None and not worker.unreaped for worker in self.workers.values())  # noqa: E731
+        while waiting() and not self._forks.closed and self._loop.timing("close"):
+            self._loop.turn()
+        self._process.kill()
+        self._process.wait()
+
+    def _hear_forkserver(self) -> None:
+        for message in self._forks.receive():
+            if message["type"] == "ready":
+                self._began = True
+                if not self._closing:
+                    self._ready()
+            elif message["type"] == "forked":
+                self._forked(self.workers[message["worker"]], message["pid"], message["fds"][0])
+            elif message["type"] == "exited":
+                worker = self.workers[message["worker"]]
+                worker.status = message["status"]
+                if not worker.unreaped:
+                    self._check_ended(worker)
+            else:
+                self._broken(f"the workers could not be started:\n{message['message']}")
+        if self._forks.closed:
+            self._loop.forget(self._forks)
+            self._broken("the fork server, parent of the workers, died; the system may be out of memory")
+
+    def _forked(self, worker: Worker, pid: int, pidfd: int) -> None:
+        worker.pid, worker.pidfd = pid, pidfd
+        if self._closing or worker.condemned:
+            worker.kill()
+        self._loop.watch(pidfd, lambda: self._gone(worker))
+
+    def _set_interest(self, worker: Worker) -> None:
+        """Waits for room as well, where a worker (stopped, perhaps) has not read what was sent."""
+        self._loop.watch(worker.channel, lambda: self._hear_worker(worker), writable=worker.channel.unsent)
+
+    def _hear_worker(self, worker: Worker) -> None:
+        worker.channel.flush()
+        for message in worker.channel.receive():
+            self._hear(worker, message)
+        if worker.channel.closed:
+            self._loop.forget(worker.channel)
+        else:
+            self._set_interest(worker)
+
+    def _hear(self, worker: Worker, message: Message) -> None:
+        if not self._closing:
+            self._heard(worker, message)
+
+    def _gone(self, worker: Worker) -> None:
+        self._loop.forget(worker.pidfd)
+        for message in worker.channel.drain():
+            self._hear(worker, message)
+        worker.gone = True
+        self._check_ended(worker)
+        self._await_forkserver(0)
+
+    def _await_forkserver(self, waited: int) -> None:
+        """Sees to it that the fork server answers: one that was stopped is told to go on. `waited`: for so many times its time."""
+        if not self._closing and not self._forks.closed and not (waited == 0 and self._loop.timing("forks")):
+            self._loop.set_timer(_ANSWER_S, lambda: self._ask_forkserver(waited + 1), "forks")
+
+    def _ask_forkserver(self, waited: int) -> None:
+        unreaped = [worker for worker in self.workers.values() if worker.gone and not worker.ended]
+        unborn = [worker.number for worker in self.workers.values() if worker.pid is None]
+        if not self._began or not (unreaped or unborn):
+            return
+        stopped = is_stopped(self._process.pid)
+        if waited == (1 if stopped else _GIVEN_UP_AFTER):
+            what = "was stopped, and is told to go on" if stopped else f"has not answered for {waited * _ANSWER_S:g} s"
+            say(f"the fork server (process {self._process.pid}), which starts workers and tells how they end, {what}")
+        self._process.send_signal(signal.SIGCONT)
+        for worker in unreaped if waited >= _GIVEN_UP_AFTER else ():
+            worker.unreaped = True
+            self._check_ended(worker)
+        self._await_forkserver(waited)
+
+    def _check_ended(self, worker: Worker) -> None:
+        if worker.ended:
+            os.close(worker.pidfd)
+            if not worker.channel.closed:
+                self._loop.forget(worker.channel)
+            worker.channel.close()
+            if not self._closing:
+                self._ended(worker)

@@ -1,0 +1,154 @@
+"""One process that imports torch once and forks the workers, each warm from its first instruction.
+
+It stays single threaded, since a fork copies only the thread that calls it and would leave the locks of the others held for ever. The
+numeric environment is fixed where it is executed: the libraries read it when they load, later is too late.
+
+    agent -> fork server   fork {worker, spec}, with the worker's end of its agent socket | freeze {modules}
+    fork server -> agent   ready {} | broken {message} | forked {worker, pid}, with a pidfd | exited {worker, status}
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import importlib
+import importlib.util
+import os
+import selectors
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic.host import signals
+from elastic.host.channel import Channel, Message
+from elastic.host.process import default_children, die_with_parent, module_command, name_process
+from elastic.script import sources
+
+# torch imports _dynamo when the first optimizer is made: a second of work, better done once than in every worker.
+_PRELOAD = ("torch", "torch._dynamo", "elastic.worker.trainer", "elastic.worker.main")
+
+
+def start(environment: Mapping[str, str], socket_fd: int) -> subprocess.Popen[bytes]:
+    """Executes a fork server that talks over `socket_fd` and dies with this process."""
+    command = module_command("elastic.agent.forkserver", str(socket_fd), str(os.getpid()))
+    with signals.shielded():
+        return subprocess.Popen(command, env=dict(environment), pass_fds=[socket_fd], stdin=subprocess.DEVNULL)
+
+
+@dataclass(slots=True)
+class _Child:
+    worker: int
+    pid: int
+    pidfd: int
+
+
+@dataclass(slots=True)
+class _Server:
+    channel: Channel
+    selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    children: dict[int, _Child] = field(default_factory=dict)
+
+    def serve(self) -> _Job | None:
+        """Forks on request until the agent hangs up. Returns twice, as fork does: in a new worker, with what it has to run."""
+        self.selector.register(self.channel, selectors.EVENT_READ)
+        while not self.channel.closed:
+            for key, _ in self.selector.select():
+                if isinstance(key.data, _Child):
+                    self._reap(key.data)
+                    continue
+                for request in self.channel.receive():
+                    if request["type"] == "freeze":
+                        sources.freeze(request["modules"])
+                    elif (job := self._fork(request)) is not None:
+                        return job
+        return None
+
+    def _fork(self, request: Message) -> _Job | None:
+        socket_fd, server = request["fds"][0], os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            return self._become_worker(request, socket_fd, server)
+        child = _Child(worker=request["worker"], pid=pid, pidfd=os.pidfd_open(pid))
+        os.close(socket_fd)
+        self.children[pid] = child
+        self.selector.register(child.pidfd, selectors.EVENT_READ, child)
+        self.channel.send({"type": "forked", "worker": child.worker, "pid": pid}, [child.pidfd])
+        return None
+
+    def _become_worker(self, request: Message, socket_fd: int, server: int) -> _Job:
+        die_with_parent(server)
+        name_process(f"elastic-w{request['worker']}")
+        self.selector.close()
+        self.channel.close()
+        for child in self.children.values():
+            os.close(child.pidfd)
+        return _Job(spec=request["spec"], socket_fd=socket_fd)
+
+    def _reap(self, child: _Child) -> None:
+        _, status = os.waitpid(child.pid, 0)
+        self.selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        del self.children[child.pid]
+        self.channel.send({"type": "exited", "worker": child.worker, "status": os.waitstatus_to_exitcode(status)})
+
+
+@dataclass(slots=True)
+class _Leave:
+    """Registered before all other exit functions, and so called after them: ends a worker at once.
+
+    Taking torch's modules apart would cost each worker half a second.
+    """
+
+    code: int | None = None
+
+    def __call__(self) -> None:
+        if self.code is not None:
+            try:
+                for stream in (sys.stdout, sys.stderr):
+                    if stream is not None:
+                        stream.flush()
+            finally:
+                os._exit(self.code)
+
+
+@dataclass(slots=True)
+class _Job:
+    spec: dict[str, Any]
+    socket_fd: int
+
+
+def _preload() -> None:
+    gc.disable()  # a fifth of the time that importing torch takes
+    for name in _PRELOAD:
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise RuntimeError(f"importing torch started {threads - 1} threads, and only a single-threaded process can be forked safely")
+    gc.freeze()  # a later collection in a worker leaves these pages shared
+    gc.enable()
+
+
+def main() -> None:
+    """Entry of the process: argv is the socket's descriptor and the agent's pid."""
+    die_with_parent(int(sys.argv[2]))
+    name_process("elastic-forks")
+    signals.outlive()
+    default_children()
+    leave = _Leave()
+    atexit.register(leave)
+    channel = Channel.adopt(int(sys.argv[1]))
+    try:
+        _preload()
+    except Exception:  # the process boundary: the agent ends the job with it
+        channel.send({"type": "broken", "message": traceback.format_exc()})
+        return
+    channel.send({"type": "ready"})
+    job = _Server(channel).serve()
+    if job is not None:
+        from elastic.worker.main import main as work  # imported already, by _preload: the agent, which imports this module, has no torch
+
+        leave.code = work(job.spec, job.socket_fd)

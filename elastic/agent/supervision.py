@@ -1,0 +1,123 @@
+"""What an agent knows of one worker, and how the end of a worker reads to the user."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic import errors
+from elastic.errors import CheckpointError, JobFailed, SettingsError
+from elastic.host.channel import Channel, Message
+
+AGENT_GONE = 70
+"""The exit code of a worker that has lost its agent."""
+
+_CONSEQUENCES = frozenset({"PeerLost", "LinkError", "Interrupted"})
+_MACHINE = frozenset({"MemoryError", "OutOfMemoryError", "AcceleratorError"})
+_FAULTS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS})
+_NO_MEMORY = "can't allocate memory"  # torch's CPU allocator raises RuntimeError
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """One worker process. `gone` is what its pidfd says, `status` what its parent reaped: an exit code, or minus a signal."""
+
+    number: int
+    channel: Channel
+    pid: int | None = None
+    pidfd: int = -1
+    announced: dict[str, Any] | None = None
+    epoch: int = 0
+    step: int | None = None
+    result: Message | None = None
+    error: Message | None = None
+    gone: bool = False
+    status: int | None = None
+    unreaped: bool = False  # gone, and its parent does not say how
+    progress: Message = field(default_factory=dict)
+    condemned: str = ""  # why we end it
+    failure: str = ""  # what it ran out of, in one line
+
+    def kill(self, why: str = "the job ends") -> None:
+        """SIGKILL, which works on a stopped process too."""
+        if self.status is None:
+            self.condemned = self.condemned or why
+        if self.pidfd >= 0 and not self.gone and self.status is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    @property
+    def finished(self) -> bool:
+        return self.result is not None
+
+    @property
+    def ended(self) -> bool:
+        return self.gone and (self.status is not None or self.unreaped)
+
+
+def failed(kind: type[errors.ElasticError], message: str) -> Message:
+    """The outcome of a job that ends with an error."""
+    return {"type": "failed", "kind": kind.__name__, "message": message}
+
+
+def worker_error(worker: Worker, report: Message) -> Message:
+    """The outcome for an exception that a worker reported. Wrong arguments and checkpoints keep their class, all else is JobFailed."""
+    known = getattr(errors, report["kind"], None) if report["ours"] else None
+    kind = known if known is not None and issubclass(known, SettingsError | CheckpointError) else JobFailed
+    if not report["traceback"]:
+        return failed(kind, report["message"])
+    place = _place(report["epoch"], report["step"])
+    return failed(kind, f"worker {worker.number} failed{place}\n\n{report['traceback'].rstrip()}")
+
+
+def is_consequence(kind: str) -> bool:
+    """Whether a worker's error of this class only says that something happened to another worker."""
+    return kind in _CONSEQUENCES
+
+
+def is_machine_failure(report: Message) -> bool:
+    """Whether a worker's exception is one of its machine, out of memory above all, and not of `train_fn`."""
+    return report["kind"] in _MACHINE or (report["kind"] == "RuntimeError" and _NO_MEMORY in report["message"])
+
+
+def last_line(report: Message) -> str:
+    """A worker's exception in one line."""
+    lines = (report["traceback"] or report["message"]).strip().splitlines() or [report["kind"]]
+    return lines[-1]
+
+
+def own_doing(worker: Worker) -> bool:
+    """Whether its process ended by what it did itself: a fault of its own, or an exit. SIGKILL and the like come from outside, or may."""
+    if worker.condemned or worker.status is None or worker.status == AGENT_GONE:
+        return False
+    return worker.status >= 0 or -worker.status in _FAULTS
+
+
+def how_ended(worker: Worker) -> str:
+    """How and where a worker's process ended, in one line."""
+    status = worker.status or 0
+    if worker.failure:
+        how = f"failed with {worker.failure}"
+    elif worker.condemned:
+        how = "was ended"
+    elif worker.unreaped:
+        how = "ended; how is not known, since the fork server does not answer"
+    else:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with code {status} inside train_fn"
+    return f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}"
+
+
+def ended(worker: Worker, why: str = "") -> Message:
+    """The outcome when a worker's process ended without a word; `why` tells, behind how it ended, why that ends the job."""
+    return failed(JobFailed, " ".join(part for part in (how_ended(worker), why) if part))
+
+
+def returned_early(returned: list[int], waiting: list[int]) -> Message:
+    """The outcome when some workers wait for others that will never join them."""
+    return failed(JobFailed, f"train_fn returned on workers {returned} before making a Trainer, and workers {waiting} wait for them")
+
+
+def _place(epoch: int, step: int | None) -> str:
+    return "" if step is None else f" in epoch {epoch}, step {step}"

@@ -1,0 +1,98 @@
+"""The `elastic` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import elastic
+from elastic.cli.plan import plan
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training that takes exactly the same steps whoever is there.")
+
+
+@app.callback()
+def _main() -> None:
+    """Makes `run` a subcommand even while it is the only one with arguments."""
+
+
+app.command()(plan)
+
+
+@app.command("checkpoint", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def _checkpoint(context: typer.Context) -> None:
+    """Looks into checkpoints of any format, compares, converts and cleans up."""
+    from elastic.checkpoint.cli import main as checkpoints  # it imports torch, which running a job here need not wait for
+
+    checkpoints(context.args, "elastic checkpoint")
+
+
+@app.command()
+def version() -> None:
+    """Prints the version."""
+    print(elastic.__version__)
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(help="The train function: path.py:function or module:function.")],
+    args: Annotated[list[str] | None, typer.Argument(help="Its arguments behind the job: JSON values, or plain strings.")] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
+    min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
+    etcd: Annotated[str | None, typer.Option(help="[user:password@]host:port; by default one is started for the job.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job, unique in its etcd.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
+    isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of this machine.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all generators when the train function begins.")] = 0,
+    respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
+    rebalance: Annotated[bool, typer.Option(help="Shift work from workers that are steadily slower.")] = True,
+    directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; by default nowhere.")] = None,
+) -> None:
+    """Runs a train function on several workers; prints what its leader returned as JSON."""
+    with suppress(FileNotFoundError):  # `elastic.run` says what is wrong
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        result = elastic.run(
+            target,
+            workers=workers,
+            stages=stages,
+            min_workers=min_workers,
+            etcd=etcd,
+            args=[_value(text) for text in args or []],
+            name=name,
+            threads=threads,
+            isa=isa,
+            seed=seed,
+            respawn=respawn,
+            rebalance=rebalance,
+            directory=directory,
+        )
+    except elastic.errors.ElasticError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if result.value is not None:
+        print(json.dumps(result.value))
+    if result.stopped:
+        raise typer.Exit(130)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The clock of one recovery: notes when what happened, and makes an incident of it. Times are monotonic seconds and passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from elastic.control.events import Vote
+from elastic.observe.incident import Incident
+
+if TYPE_CHECKING:
+    from elastic.recovery.proposal import Proposal
+    from elastic.view import View
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How the training went when something happened: step `committed` was the last one seen to be committed, at `at`; a step took `step_s`.
+
+    `begun` is the newest step that a worker had begun and not abandoned by itself, None between two steps.
+    """
+
+    committed: int | None = None
+    at: float | None = None
+    step_s: float | None = None
+    begun: int | None = None
+
+    def last_commit(self, now: float) -> float | None:
+        """When the last step before `now` was committed, as far as the pace tells."""
+        if self.at is None or not self.step_s or now < self.at:
+            return self.at
+        return now - (now - self.at) % self.step_s
+
+    def remaining(self, now: float, step: int) -> float:
+        """How long after `now` the step would have been committed if nothing had happened."""
+        if self.at is None or self.committed is None or not self.step_s:
+            return 0.0
+        return max(0.0, self.at + (step - self.committed) * self.step_s - now)
+
+
+@dataclass(slots=True, kw_only=True)
+class Timeline:
+    """One recovery so far. `kind`, `worker`, `step` and `phase` are as in Incident."""
+
+    kind: str
+    before: View
+    fault: float
+    detected: float
+    pace: Pace
+    worker: int | None = None
+    step: int | None = None
+    phase: str | None = None
+    why: str | None = None
+    samples_per_micro_batch: int = 1
+    also: list[int] = field(default_factory=list)
+    _opened: float = 0.0
+    _inventoried: float | None = None
+    _proposed: float | None = None
+    _committed: float | None = None
+    _proposal: Proposal | None = None
+    _votes: list[tuple[float, Vote]] = field(default_factory=list)
+    _view: View | None = None
+    _resumed: dict[int, float] = field(default_factory=dict)
+    _first: tuple[float, int] | None = None
+
+    def __post_init__(self) -> None:
+        self._opened = self.detected
+
+    def lost(self, worker: int) -> None:
+        """Another worker died before the recovery was over; what was committed meanwhile no longer counts."""
+        self.also.append(worker)
+        self._view, self._first = None, None
+        self._resumed.clear()
+
+    def also_damaged(self, worker: int, why: str) -> None:
+        """A member gives up copies of its state before the recovery is over."""
+        if self.kind == "damage" and worker != self.worker and worker not in self.also:
+            self.also.append(worker)
+        self.why = "; ".join(filter(None, (self.why, why)))
+
+    def opened(self, now: float) -> None:
+        """An attempt began; the figures are those of the last one."""
+        if self._inventoried is not None or self._votes:
+            self._opened = now
+        self._inventoried = self._proposed = self._committed = None
+        self._votes.clear()
+
+    def inventoried(self, now: float) -> None:
+        self._inventoried = now
+
+    def proposed(self, now: float, proposal: Proposal) -> None:
+        self._proposed, self._proposal = now, proposal
+
+    def voted(self, now: float, vote: Vote) -> None:
+        self._votes.append((now, vote))
+
+    def committed(self, now: float, view: View) -> None:
+        self._committed, self._view = now, view
+
+    def resumed(self, worker: int, at: float) -> None:
+        self._resumed.setdefault(worker, at)
+
+    def first_commit(self, at: float, step: int) -> None:
+        if self._first is None or at < self._first[0]:
+            self._first = (at, step)
+
+    @property
+    def over(self) -> bool:
+        """Whether all run in the new view, and a step has been committed there."""
+        return self._first is not None and self._view is not None and self._resumed.keys() >= set(self._view.workers)
+
+    def incident(self) -> Incident:
+        """What is known so far."""
+        view, proposal = self._view, self._proposal
+        votes = [vote for _, vote in self._votes]
+        links = {name: sum(vote.links.get(name, 0) for vote in votes) if votes else None for name in ("kept", "dropped", "made")}
+        redone = None if proposal is None else steps_redone(proposal, self.pace.begun)
+        redo = self._first[0] - max(self._resumed.values()) if self._first is not None and self._resumed else None
+        return Incident(
+            kind=self.kind,
+            at=self.fault,
+            worker=self.worker,
+            place=self.before.place(self.worker) if self.worker in self.before.workers else None,
+            step=self.step,
+            phase=self.phase,
+            also=tuple(self.also),
+            epoch=None if view is None else view.epoch,
+            attempts=None if view is None else view.attempt,
+            detected_ms=_ms(self.detected - self.fault),
+            phases_ms=self._phases(),
+            lost_ms=self._lost(redone),
+            running_ms=_ms(max(self._resumed.values()) - self.fault) if self._resumed else None,
+            redo_ms=None if redo is None else _ms(redo),
+            stall_ms=self._stall(),
+            steps_redone=redone,
+            restored=None if proposal is None or proposal.restore is None else proposal.restore.name,
+            micro_batches_kept=None if proposal is None else kept(proposal),
+            samples_lost=None if proposal is None else samples_lost(proposal.view) * self.samples_per_micro_batch,
+            bytes_moved=sum(vote.received_bytes for vote in votes) if votes else None,
+            bytes_minimum=None if proposal is None else proposal.bytes_minimum,
+            links_kept=links["kept"],
+            links_dropped=links["dropped"],
+            links_made=links["made"],
+            joined=() if view is None else tuple(worker for worker in view.workers if worker not in self.before.workers),
+            layout_before=self.before.plan.summary,
+            layout_after=None if view is None else view.plan.summary,
+            why=self.why,
+            planned=None if proposal is None else proposal.planned,
+        )
+
+    def _phases(self) -> Mapping[str, float]:
+        """Each phase from the end of the one before it, as far as the recovery got."""
+        moved = max((vote.times["moved"] for _, vote in self._votes if "moved" in vote.times), default=None)
+        voted = max((at for at, _ in self._votes), default=None)
+        marks = {
+            "quiesce": self._inventoried,
+            "propose": self._proposed,
+            "migrate": moved or voted,
+            "gate": voted,
+            "commit": self._committed,
+        }
+        phases: dict[str, float] = {}
+        last = self._opened
+        for phase, mark in marks.items():
+            if mark is None:
+                break
+            phases[phase] = _ms(mark - last)
+            last = mark
+        return phases
+
+    def _lost(self, redone: int | None) -> float | None:
+        """From the last commit that still counts until the fault."""
+        if redone == 0:
+            return 0.0
+        last = self.pace.last_commit(self.fault)
+        if last is None or redone is None:
+            return None
+        return _ms(self.fault - last + (redone - 1) * (self.pace.step_s or 0.0))
+
+    def _stall(self) -> float | None:
+        if self._first is None:
+            return None
+        at, step = self._first
+        return _ms(at - self.fault - self.pace.remaining(self.fault, step))
+
+
+def steps_redone(proposal: Proposal, begun: int | None) -> int:
+    """The steps behind the resumed one that somebody had begun, or even handed out where a checkpoint was all that is left."""
+    return max(proposal.resume if begun is None else begun, proposal.yielded, proposal.resume) - proposal.resume
+
+
+def kept(proposal: Proposal) -> int:
+    """The micro-batches of the interrupted step that nobody has to compute again."""
+    return sum(len(proposal.view.workload.micro_batches_of(grain)) for grain in proposal.finished)
+
+
+def samples_lost(view: View) -> int:
+    """The micro-batches of a step that some stage computes on no worker of it."""
+    whole = range(view.workload.micro_batches)
+    done = (
+        {micro_batch for worker in stage.members for micro_batch in view.plan.micro_batches_of(worker, view.workload)}
+        for stage in view.plan.stages
+    )
+    return max(len(set(whole) - stage) for stage in done)
+
+
+def _ms(seconds: float) -> float:
+    return round(max(0.0, seconds) * 1000, 3)

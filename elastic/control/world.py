@@ -1,0 +1,101 @@
+"""What a driver acts on: the workers, the loop's timers, etcd, the run directory, the user; and how a proposal is worked out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from elastic.agent.supervision import Worker
+from elastic.control.events import Era, Propose
+from elastic.control.preparing import Timers
+from elastic.host.channel import Message
+from elastic.host.rundir import RunDirectory
+from elastic.membership.clerk import Errand
+from elastic.membership.founding import Ready
+from elastic.plan.search import Prepared
+from elastic.plan.site import Link, Pair
+from elastic.recovery.gate import check_proposal
+from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
+from elastic.view import View
+
+
+class CrewLike(Protocol):
+    """What a driver needs of the crew."""
+
+    @property
+    def workers(self) -> Mapping[int, Worker]: ...
+    @property
+    def forkserver(self) -> int: ...
+    def fork(self, number: int) -> None: ...
+    def tell(self, numbers: Iterable[int], message: Message) -> None: ...
+    def kill(self, number: int, why: str) -> None: ...
+
+
+class ClerkLike(Protocol):
+    """What a driver needs of the clerk."""
+
+    def run(self, errand: Errand) -> None: ...
+
+
+class AttemptsLike(Protocol):
+    """What a driver needs of `membership.attempts.Attempts`."""
+
+    def ask(self) -> None: ...
+    def begin(self, era: Era) -> None: ...
+    def publish(self, era: Era, proposal: Mapping[str, Any]) -> None: ...
+    def vote(self, era: Era, votes: Mapping[int, str | None]) -> None: ...
+    def commit(self, era: Era, view: View, before: View) -> None: ...
+    def sweep(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What proposals depend on besides what the machine decides: the stages that the job asks for, links as they were measured, the seconds
+    from a loss until a new worker trains; and what was prepared of them."""
+
+    stages: int | None
+    links: Mapping[Pair, Link] = field(default_factory=dict)
+    replaced_s: float = REPLACED_S
+    prepared: Prepared | None = None
+
+
+def worked_out(action: Propose, terms: Terms) -> Proposal:
+    """The proposal for an attempt, checked as every worker will check it.
+
+    Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
+    """
+    survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
+    common: dict[str, Any] = {
+        "last": action.view,
+        "attempt": action.era[1],
+        "joiners": action.joiners,
+        "stages": terms.stages,
+        "slowdowns": action.slowdowns,
+        "links": terms.links,
+    }
+    if action.restore:
+        proposal = fall_back(inventories=action.inventories, afresh=action.afresh, **common)
+    else:
+        proposal = propose(inventories=survivors, brief=action.brief, replaced_s=terms.replaced_s, prepared=terms.prepared, **common)
+    check_proposal(proposal, action.view)
+    return proposal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """All that a driver acts on. `end` takes the job's outcome, `admit` and `dismiss` keep the list of
+    workers, `say` is a sentence for the user."""
+
+    crew: CrewLike
+    timers: Timers
+    clerk: ClerkLike
+    attempts: AttemptsLike
+    directory: RunDirectory
+    end: Callable[[Message], None]
+    admit: Callable[[int, Ready], None]
+    dismiss: Callable[[int], None]
+    say: Callable[[str], None]
+    propose: Callable[[Propose, Terms], Proposal] = worked_out
+    clock: Callable[[], float] = time.monotonic

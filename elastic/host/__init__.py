@@ -1,0 +1,1 @@
+"""This machine: processes, signals, limits, channels between processes, the run directory."""

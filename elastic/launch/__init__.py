@@ -1,0 +1,1 @@
+"""From a call of `elastic.run` to a job: arguments, the agent process, the result."""

@@ -1,0 +1,218 @@
+"""`run`: the launcher. It checks what it is given, starts an agent, and waits for the outcome; whatever happens, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elastic import errors
+from elastic.agent.save_summary import SaveSummary
+from elastic.errors import JobFailed, SettingsError, Terminated
+from elastic.host.channel import Channel, Message
+from elastic.host.process import end_session, import_path, module_command
+from elastic.host.rundir import RunDirectory
+from elastic.host.signals import StopRequests, exit_code, shielded
+from elastic.membership.endpoint import Endpoint
+from elastic.script.target import name_of, own_modules
+from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, job_mark, own_environment
+
+_AGENT_EXIT_S = 8.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """How a job ended: what the leader's `train_fn` returned, the last epoch, and whether it was asked to stop early.
+
+    `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`. `saves` says how many
+    checkpoints were saved, how many saves failed, and why the last one did. `skipped` has the steps that were passed over, see
+    `Trainer(on_nonfinite=)`.
+    """
+
+    value: Any
+    epoch: int
+    stopped: bool
+    incidents: tuple[dict[str, Any], ...] = ()
+    saves: SaveSummary = field(default_factory=SaveSummary)
+    skipped: tuple[int, ...] = ()
+
+
+def run(
+    train_fn: Callable[..., Any] | str,
+    *,
+    workers: int,
+    stages: int | None = None,
+    min_workers: int | None = None,
+    etcd: str | None = None,
+    args: Sequence[Any] = (),
+    name: str | None = None,
+    threads: int = 1,
+    isa: str | None = None,
+    seed: int = 0,
+    respawn: bool = True,
+    rebalance: bool = True,
+    memory: int | str | None = None,
+    directory: str | os.PathLike[str] | None = None,
+) -> JobResult:
+    """Runs `train_fn(job, *args)` in every one of `workers` processes, and waits.
+
+    Args:
+        train_fn: a function at the top level of a module or script, or its name as `module:function` or `path.py:function`. It may
+            also take only `args`, without the job.
+        workers: training processes on this host.
+        stages: pipeline stages; by default as many as are fastest.
+        min_workers: how many workers the job may shrink to, by default 1; with fewer it pauses until new ones are ready.
+        etcd: `[user:password@]host:port` of a running etcd, or `unix:/path` of its socket on this host; by default a private one.
+        args: JSON values.
+        name: of the job, unique in its etcd.
+        threads: of one worker's operators. Bits depend on it.
+        isa: `avx512`, `avx2` or `default`: the instruction set that fixes bits; by default the best of this machine.
+        seed: of torch's, NumPy's and Python's generators when `train_fn` begins.
+        respawn: start a new worker for each that dies; it joins at a step boundary when it is ready.
+        rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
+        memory: what one worker's process may take, in bytes or such as `2GiB`; by default an even share of nine tenths of what its host,
+            or control group, has. The planner refuses stages that need more.
+        directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
+            directory, which is removed.
+
+    Ctrl-C once stops at the next step boundary, where a Trainer saves, and the result says so; twice at once, with KeyboardInterrupt.
+    SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A signal that was ignored
+    before, such as SIGINT behind `&`, stays ignored. In another thread than the main one signals do what they did before.
+
+    Raises:
+        SettingsError: an argument is wrong, or what the workers do with it (`TrainFunctionError`, `PlanError`, `TrainerError`).
+        EtcdUnavailable: etcd cannot be started, reached or logged in to.
+        CheckpointError: none of the checkpoints is good, or the newest does not fit this training.
+        MismatchError: the workers did not build the same thing.
+        NameLost: the job could not reach its etcd for a while, and another job has taken its name; a JobFailed.
+        JobFailed: a worker raised, with its traceback; or so many died that the training cannot go on.
+        CoverageLost: more workers died together than there are copies of the state.
+        CopiesConflict: copies of the state differ that must be equal.
+        Terminated: SIGTERM or SIGHUP arrived, and the job has stopped. It is a SystemExit.
+    """
+    _refuse_inside_worker()
+    _refuse_nowhere()
+    settings = JobSettings(
+        name=f"job-{secrets.token_hex(4)}" if name is None else name,
+        workers=workers,
+        train_fn=name_of(train_fn, len(args)),
+        isa=best_isa() if isa is None else isa,
+        args=tuple(args),
+        stages=stages,
+        min_workers=1 if min_workers is None else min_workers,
+        etcd=etcd,
+        threads=threads,
+        seed=seed,
+        respawn=respawn,
+        rebalance=rebalance,
+        memory=None if memory is None else byte_count(memory),
+        directory=None if directory is None else os.path.abspath(directory),
+    )
+    if etcd is not None:
+        Endpoint.parse(etcd)
+    requests = StopRequests()
+    with requests.caught():
+        own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
+        own.prepare()
+        try:
+            result = _outcome(_supervise(settings, str(own.path), requests))
+        finally:
+            own.remove() if settings.directory is None else own.clear()
+    if requests.first is not None and requests.first is not signal.SIGINT:
+        raise Terminated(exit_code(requests.first), result)
+    return result
+
+
+def _refuse_inside_worker() -> None:
+    # Only a worker has this module loaded and set; a launcher need not load it.
+    jobs = sys.modules.get("elastic.worker.job")
+    if jobs is not None and jobs.inside():
+        raise SettingsError(
+            "elastic.run was called in a worker, which imports the script that starts the job: "
+            'put the call under `if __name__ == "__main__":`'
+        )
+
+
+def _refuse_nowhere() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise SettingsError(
+            "the working directory of this program was removed, and torch cannot be loaded without one: start it in a directory that exists"
+        ) from error
+
+
+def _supervise(settings: JobSettings, directory: str, requests: StopRequests) -> Message | None:
+    """The agent's last word, or None if it died without one."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours)
+    with theirs, shielded():
+        agent = subprocess.Popen(
+            module_command("elastic.agent.main", str(theirs.fileno())),
+            env=agent_environment(),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    start = {
+        "type": "start",
+        "settings": settings.to_json(),
+        "directory": directory,
+        "environment": own_environment(),
+        "import_path": import_path(),
+        "argv": sys.argv,
+        "modules": own_modules(),
+    }
+    try:
+        channel.send(start)
+        with requests.forwarded(channel):
+            return _last_word(channel)
+    finally:
+        _end(agent, channel, directory)
+
+
+def _last_word(channel: Channel) -> Message | None:
+    while not channel.closed:
+        for message in channel.receive():
+            return message
+    return None
+
+
+def _end(agent: subprocess.Popen[bytes], channel: Channel, directory: str) -> None:
+    """Waits for the agent to leave, then ends whatever else is left of the job, such as processes that `train_fn` started."""
+    channel.close()
+    exited = os.WEXITED | os.WNOWAIT  # not reaped: until then nobody else gets its session id
+    watchdog = threading.Timer(_AGENT_EXIT_S, agent.kill)
+    watchdog.start()
+    with suppress(ChildProcessError):  # where the program ignores SIGCHLD, or reaps all its children itself
+        os.waitid(os.P_PID, agent.pid, exited)
+    watchdog.cancel()
+    end_session(agent.pid, "=".join(job_mark(directory)))
+    agent.wait()
+
+
+def _outcome(word: Message | None) -> JobResult:
+    if word is None:
+        raise JobFailed("the agent, which supervises the workers, died; the system may be out of memory")
+    if word["type"] == "failed":
+        kind = getattr(errors, word["kind"])
+        raise kind(word["message"])
+    incidents, saves = tuple(word["incidents"]), SaveSummary(**word["saves"])
+    return JobResult(
+        value=word["value"],
+        epoch=word["epoch"],
+        stopped=word["stopped"],
+        incidents=incidents,
+        saves=saves,
+        skipped=tuple(word["skipped"]),
+    )

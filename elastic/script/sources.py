@@ -1,0 +1,105 @@
+"""The source code of the user's modules. A job runs the code that it began with, though its files may be edited while it runs.
+
+When a job is founded each worker tells the digests of the user's modules that it has imported. The fork server then reads these files, and
+workers that it forks later import them from its memory (`frozen`). What they import besides is compared when they announce themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.abc
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A module's file. `package`: it is the `__init__.py` of one."""
+
+    path: str
+    digest: str
+    package: bool
+
+
+_imported: dict[str, Source] = {}
+_frozen: dict[str, tuple[Source, bytes]] = {}
+
+
+def note_imported() -> dict[str, Source]:
+    """The user's modules, by name, each as its file was when this was called for the first time behind its import."""
+    for name, module in list(sys.modules.items()):
+        if name not in _imported and (path := own_file(module)) is not None:
+            with suppress(OSError):
+                content = _frozen[name][1] if name in _frozen else Path(path).read_bytes()
+                _imported[name] = Source(path=path, digest=_digest(content), package=hasattr(module, "__path__"))
+    return dict(_imported)
+
+
+def to_json(sources: Mapping[str, Source]) -> dict[str, list[Any]]:
+    """`{name: [path, digest, package]}`."""
+    return {name: [source.path, source.digest, source.package] for name, source in sources.items()}
+
+
+def freeze(modules: Mapping[str, Sequence[Any]]) -> None:
+    """Keeps these modules (as `to_json` has them) in memory, where their files are still what the digests say."""
+    for name, (path, digest, package) in modules.items():
+        with suppress(OSError):
+            content = Path(path).read_bytes()
+            if _digest(content) == digest:
+                _frozen[name] = Source(path=path, digest=digest, package=package), content
+    if _frozen and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def frozen(name: str) -> ModuleSpec | None:
+    """How to import a module that is kept, None if it is not."""
+    if name not in _frozen:
+        return None
+    source, content = _frozen[name]
+    places = [str(Path(source.path).parent)] if source.package else None
+    loader = _Loader(name, source.path, content)
+    return importlib.util.spec_from_file_location(name, source.path, loader=loader, submodule_search_locations=places)
+
+
+def changed(here: Mapping[str, Sequence[Any]], there: Mapping[str, Sequence[Any]]) -> str | None:
+    """The file of a module that two workers have imported differently, None if there is none."""
+    return next((here[name][0] for name in here if name in there and here[name][1] != there[name][1]), None)
+
+
+def own_file(module: ModuleType | None) -> str | None:
+    """The file of a module that is the user's: not installed, not Python's, not ours."""
+    path = getattr(module, "__file__", None)
+    if not isinstance(path, str) or path.endswith((".so", ".pyc")) or any(part in path for part in _INSTALLED):
+        return None
+    ours = str(Path(__file__).parents[1])
+    return None if path.startswith((ours + "/", sysconfig.get_path("stdlib") + "/")) or "/" not in path else path
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return frozen(fullname)
+
+
+class _Loader(SourceFileLoader):
+    """Compiles what it is given, whatever the file, and Python's cache of it, holds by now."""
+
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        super().__init__(name, path)
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self._content, self.path)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

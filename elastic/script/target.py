@@ -1,0 +1,152 @@
+"""Naming a train function, so that another process can import it, and importing it there.
+
+A name is `module:qualified.name`, or `path.py:qualified.name` for a function of the script itself; a script without `.py` is named by its
+whole path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from elastic.errors import TrainFunctionError
+from elastic.script.sources import frozen, own_file
+
+MAIN_MODULE = "__mp_main__"
+"""What multiprocessing calls a script that is imported: children that a worker spawns find its functions under the same name."""
+
+_ADVICE = "workers are other processes and import it by name: define it with `def` at the top level of a module or script file"
+
+
+def name_of(train_fn: Callable[..., Any] | str, argument_count: int = 0) -> str:
+    """The name under which a worker finds `train_fn`. Raises TrainFunctionError if there is none, or if it cannot take the arguments."""
+    if isinstance(train_fn, str):
+        return _checked_name(train_fn)
+    qualified = getattr(train_fn, "__qualname__", None)
+    if not callable(train_fn) or qualified is None:
+        raise TrainFunctionError(f"train_fn is a {type(train_fn).__name__}, not a function; {_ADVICE}")
+    if "<lambda>" in qualified:
+        raise TrainFunctionError(f"train_fn is a lambda; {_ADVICE}")
+    if "<locals>" in qualified:
+        raise TrainFunctionError(f"train_fn {qualified} is defined inside another function; {_ADVICE}")
+    if _attribute(sys.modules.get(train_fn.__module__), qualified) is not train_fn:
+        raise TrainFunctionError(f"{train_fn.__module__}.{qualified} is not train_fn but something else of this name; {_ADVICE}")
+    call_arguments(train_fn, None, (None,) * argument_count)
+    return f"{_module_name(train_fn.__module__)}:{qualified}"
+
+
+def load(name: str) -> Callable[..., Any]:
+    """Imports the function called `name`. A script runs without its `if __name__ == "__main__"` part.
+
+    Raises TrainFunctionError if module, file or function do not exist; what the user's own code raises passes through.
+    """
+    place, _, qualified = name.rpartition(":")
+    module = _load_script(Path(place)) if _is_path(place) else _load_module(place)
+    function = _attribute(module, qualified)
+    if not callable(function):
+        raise TrainFunctionError(f"{place} has no function {qualified}")
+    return function
+
+
+def check_hidden(modules: Mapping[str, str]) -> None:
+    """Raises TrainFunctionError if one of these modules, which the launcher has imported from the file named, cannot be had here.
+
+    A worker has torch, and what that needs, from its first instruction on.
+    """
+    for name, path in modules.items():
+        known = getattr(sys.modules.get(name), "__file__", None)
+        if known is not None and os.path.realpath(known) != os.path.realpath(path):
+            raise TrainFunctionError(f"{path} has the name of a module that elastic or torch uses, {known}: give it another one")
+
+
+def own_modules() -> dict[str, str]:
+    """The files of the top-level modules that this process has imported, but for those that are installed."""
+    return {name: path for name, module in list(sys.modules.items()) if "." not in name and (path := own_file(module)) is not None}
+
+
+def call_arguments(train_fn: Callable[..., Any], job: Any, args: Sequence[Any]) -> tuple[Any, ...]:
+    """`(job, *args)` if that fits the function's signature, else `args` if that does. Raises TrainFunctionError if neither fits."""
+    try:
+        signature = inspect.signature(train_fn)
+    except ValueError:  # a builtin without one
+        return (job, *args)
+    for candidate in ((job, *args), tuple(args)):
+        try:
+            signature.bind(*candidate)
+        except TypeError:
+            continue
+        return candidate
+    name = getattr(train_fn, "__qualname__", train_fn)
+    raise TrainFunctionError(f"train_fn {name}{signature} takes neither the job and the {len(args)} values of args, nor args alone")
+
+
+def _checked_name(name: str) -> str:
+    place, _, qualified = name.rpartition(":")
+    if not place or not all(part.isidentifier() for part in qualified.split(".")):
+        raise TrainFunctionError(f"train_fn={name!r}: use 'module:function' or 'path.py:function'")
+    if not _is_path(place):
+        return name
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise TrainFunctionError(f"train_fn={name!r}: there is no file {path}")
+    return f"{path}:{qualified}"
+
+
+def _module_name(module: str) -> str:
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name != "__main__":  # python -m package.module; else a directory or archive that holds __main__.py
+        return spec.name
+    named = getattr(main, "__file__", None)
+    if named is None or named.startswith("<"):  # <stdin>
+        raise TrainFunctionError(f"train_fn was typed into an interpreter or notebook and is in no file; {_ADVICE}")
+    path = Path(named).resolve()
+    if not path.is_file():
+        raise TrainFunctionError(f"train_fn's script {path} is no file any more, or lies in an archive; {_ADVICE}")
+    return str(path)
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise TrainFunctionError(f"train_fn's module {name} cannot be imported: {error}") from error
+        raise
+
+
+def _is_path(place: str) -> bool:
+    return place.endswith(".py") or os.sep in place
+
+
+def _load_script(path: Path) -> ModuleType:
+    spec = frozen(MAIN_MODULE) or importlib.util.spec_from_file_location(MAIN_MODULE, path)
+    if spec is None:  # its name does not end as a script's does
+        spec = importlib.util.spec_from_loader(MAIN_MODULE, SourceFileLoader(MAIN_MODULE, str(path)))
+    if spec is None or spec.loader is None or not (path.is_file() or frozen(MAIN_MODULE)):
+        raise TrainFunctionError(f"train_fn's script {path} cannot be read")
+    module = importlib.util.module_from_spec(spec)
+    module.__spec__ = None  # as in a script that Python runs: multiprocessing then looks for its file, and not for a module of this name
+    if str(path.parent) not in sys.path:  # given by its path: what lies beside it can be imported, as if Python ran it
+        sys.path.insert(0, str(path.parent))
+    # As multiprocessing does: what was pickled as __main__.Name in the script must be found here too.
+    sys.modules[MAIN_MODULE] = sys.modules["__main__"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _attribute(module: ModuleType | None, qualified: str) -> Any:
+    found: Any = module
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    return found

@@ -1,0 +1,436 @@
+"""A Trainer's checkpoints: where it begins, when it saves, and what it goes back to where the state is in nobody's memory any more."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from elastic.checkpoint.commit import new_token
+from elastic.checkpoint.directory import collect, newest
+from elastic.checkpoint.objects import open_store
+from elastic.checkpoint.owner import Owner, check_owner, claim, read_owner
+from elastic.checkpoint.reader import ElasticSource
+from elastic.checkpoint.retention import KeepLast, retire
+from elastic.checkpoint.saver import Prepare, Saver, newest_epoch
+from elastic.checkpoint.state import PARAM, Contents, Group, Spec
+from elastic.checkpoint.store import Store
+from elastic.engine.engine import Engine, State
+from elastic.engine.model import LayeredModel
+from elastic.engine.shard import Scalars, Shard
+from elastic.engine.zero import ShardedOptimizer
+from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
+from elastic.recovery.rung import Checkpoint
+from elastic.view import View
+from elastic.worker.fallback import Restored
+from elastic.worker.history import History
+from elastic.worker.job import Job
+from elastic.worker.loopsettings import Settings
+from elastic.worker.naming import Naming, naming_of
+from elastic.worker.plain import from_plain, to_plain
+from elastic.worker.restore import Run, form, numbers, persistent_buffers, restored_state, runs
+from elastic.worker.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
+from elastic.worker.savable import check_savable, empty_states
+from elastic.worker.saving import Share, States, base_of, contents_of, digest_of, merged, states_of
+from elastic.worker.survivor import Survivor
+
+_log = logging.getLogger(__name__)
+_EXTRA = "elastic"
+_ROUND_S = 0.5
+_LAST_TRIES = 10
+_DEAD_S = 3600.0  # a save in which nothing has changed for so long has no saver any more
+
+
+class Checkpoints:
+    """Of one worker: the newest good checkpoint in `directory`, from which founders begin, and saves after each `every` steps.
+
+    `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `record` says which training
+    this is. `files` lie beside the weights. `naming`: what parameters are called in checkpoints. Raises TrainerError, CheckpointError.
+
+    `stalls`: of each save but the last, the seconds that it stopped this worker, and those of them that went into the spare, which the
+    next step does not have to make then.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        directory: str | os.PathLike[str],
+        every: int | None,
+        model: LayeredModel,
+        optimizer: ShardedOptimizer,
+        record: TrainingRecord,
+        keep: int | None = None,
+        files: Mapping[str, bytes] | None = None,
+        naming: Naming | None = None,
+    ) -> None:
+        if every is not None and every < 1:
+            raise TrainerError(f"every={every}: save after each that many steps, at least 1")
+        self._job, self._model, self._optimizer, self._record = job, model, optimizer, record
+        self._files, self._naming = files or {}, naming or naming_of(model.root)
+        self._policies = [] if keep is None else [KeepLast(keep)]
+        self._store, self._every = open_store(directory), every
+        self._owner = Owner(job=hashlib.sha256(b"owner " + job.secret).hexdigest()[:16], began_from=None)
+        self._predecessor = read_owner(self._store)
+        self._source: ElasticSource | None = newest(self._store)
+        self._saver: Saver | None = None
+        self._base: int | None = None
+        self._epoch = 0
+        self._known: str | None = None
+        self._states: States = {}
+        self._buffers = [name for name, _ in persistent_buffers(model.root)]
+        self.unreadable: set[str] = set()
+        self.stalls: list[tuple[float, float]] = []
+        check_savable(model, optimizer.probed.scalars, job.worker)
+
+    @property
+    def origin(self) -> str | None:
+        """Names what founders begin from."""
+        return None if self._source is None else f"{self._source.name} {self._source.manifest.order}"
+
+    def began_with(self, digest: str) -> None:
+        """Says what the parameters were that this worker's script made; called before `begin`."""
+        self._record = replace(self._record, initial=digest)
+
+    def join(self) -> None:
+        """This worker joins a job that runs: the others have the state."""
+        owner, self._predecessor = self._predecessor, None  # whoever owns the directory by now came before this worker, not before the job
+        if owner is not None and owner.job == self._owner.job:
+            self._owner = owner
+        self._begun(founder=False)
+
+    def begin(self, view: View, history: History, survivor: Survivor) -> State | None:
+        """What this founder begins with; None if there is no checkpoint yet.
+
+        Raises:
+            CheckpointDamaged: what this worker needs of the newest one cannot be read: all members have to begin with an older one.
+            CheckpointError: the newest one does not fit this training.
+        """
+        if self._store.private and len(view.workers) > 1:
+            raise CheckpointError(
+                f"{self._store.where('')}: every process has a memory of its own, and this job has {len(view.workers)} workers"
+            )
+        source, self._source = self._source, None
+        if source is None:
+            self._begun(founder=True)
+            return None
+        with closing(source):
+            self._naming.inward(source)
+            self._check_training(source, warn=self._job.worker == view.coordinator)
+            self._begun(founder=True)
+            restored = self._read(view, source)
+        settings = Settings(groups=restored.groups, scheduler=restored.scheduler, attributes=restored.attributes)
+        history.begin(restored.state.step, settings)
+        survivor.begin(restored.objects, source.name)
+        return restored.state
+
+    def newest(self) -> Checkpoint | None:
+        """The newest good one of this training, None if there is none: for members that have lost their state.
+
+        What this worker could not read is passed over.
+        """
+        try:
+            source = newest(self._store, only=self._is_own)
+        except CheckpointError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return None
+        if source is None:
+            return None
+        with closing(source):
+            return Checkpoint(order=source.manifest.order, name=source.name)
+
+    def restore(self, view: View, checkpoint: Checkpoint) -> Restored:
+        """This worker's part of it in `view`. Raises CheckpointDamaged, which is remembered, or CheckpointError if it does not fit."""
+        with closing(ElasticSource(self._store, checkpoint.name)) as source:
+            if source.manifest.order != checkpoint.order:
+                raise CheckpointError(f"{checkpoint.name} is another one on worker {self._job.worker}: hosts must share the directory")
+            self._naming.inward(source)
+            return self._read(view, source)
+
+    def _read(self, view: View, source: ElasticSource) -> Restored:
+        try:
+            return self._restored(view, source)
+        except CheckpointDamaged:
+            self.unreadable.add(source.name)
+            raise
+
+    def _restored(self, view: View, source: ElasticSource) -> Restored:
+        contents = source.contents
+        if contents.step is None:
+            raise CheckpointError(f"{source.name}: it does not say at which step it was saved")
+        extra = contents.extra.get(_EXTRA, {})
+        saved = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
+        sources = self._groups_of(source)
+        groups: list[dict[str, Any]] = [{} if index is None else saved[index] for index in sources]
+        scheduler = None if extra.get("scheduler") is None else from_plain(extra["scheduler"])
+        order = [index for index in sources if index is not None]
+        if scheduler is not None and self._record.scheduler and order != sorted(order):
+            raise CheckpointError(
+                f"{source.name} has its parameter groups in another order, and a scheduler knows them by it: give them as they were"
+            )
+        state = restored_state(self._job.worker, self._model, view, source, contents.step - 1, self._optimizer.probed.scalars)
+        attributes = {name: from_plain(value) for name, value in extra.get("attributes", {}).items()}
+        return Restored(state=state, groups=groups, scheduler=scheduler, attributes=attributes, objects=extra.get("objects"))
+
+    def _groups_of(self, source: ElasticSource) -> list[int | None]:
+        """For each parameter group of the optimizer, the checkpoint's group that it goes on from."""
+        groups = source.listed.groups
+        names = self._optimizer.names()
+        return matched_groups(source.name, [group.names for group in groups], names, self._model.frozen) if groups else [None] * len(names)
+
+    def _check_training(self, source: ElasticSource, *, warn: bool) -> None:
+        """Refuses another training's checkpoint. What may differ is told, to be said by one worker."""
+        saved = _record_of(source)
+        same_trained = source.listed.frozen == frozenset(self._model.frozen)  # else the digests differ anyway
+        own = self._record if same_trained else replace(self._record, initial=saved.initial)
+        told = check_same_training(source.name, saved, own) + changed_values(source.name, saved, own, self._groups_of(source))
+        for sentence in told if warn else ():
+            warnings.warn(sentence, stacklevel=4)
+        self._record = replace(self._record, initial=saved.initial or self._record.initial)
+        self._owner = replace(self._owner, began_from=source.manifest.order)
+
+    def _begun(self, *, founder: bool) -> None:
+        if self._source is not None and not founder:
+            self._source.close()
+            self._source = None
+        self._saver = Saver(self._store, self._job.worker, retain=self._retain, allowed=self._may_save, tell=self._tell)
+        self._base = newest_epoch(self._store) if founder else None
+        if founder and self._job.leader:
+            try:
+                claim(self._store, self._owner)
+                if self._predecessor is not None and self._store.renames:
+                    collect(self._store, older_than_s=0.0, now=math.inf, tag=self._predecessor.tag)  # it may not commit any more
+                collect(self._store, older_than_s=_DEAD_S, now=time.time())
+            except CheckpointError as error:
+                _log.warning("%s", error)  # saves will tell whether anything can be written there
+
+    def _may_save(self, store: Store) -> None:
+        owner = read_owner(store)
+        if owner is None or owner == self._predecessor:  # whoever had to claim it died, or could not write
+            claim(store, self._owner)
+        check_owner(store, self._owner.job)
+
+    def _tell(self, step: int, reason: str | None) -> None:
+        self._job.send({"type": "save", "step": step, "reason": reason})
+
+    def _is_own(self, source: ElasticSource) -> bool:
+        """Whether this job saved it, or it was there when the job began: other jobs may have saved into the directory meanwhile."""
+        began_from = self._owner.began_from
+        owner = read_owner(self._store)
+        if began_from is None and owner is not None and owner.job == self._owner.job:  # a joiner, who was not there
+            began_from = owner.began_from
+        if source.name in self.unreadable:
+            return False
+        if began_from is not None and source.manifest.order <= began_from:
+            return True
+        return source.manifest.contents.extra.get(_EXTRA, {}).get("job") == self._owner.job
+
+    def _retain(self, store: Store) -> None:
+        if self._policies:
+            retire(store, self._policies)
+        collect(store, older_than_s=_DEAD_S, now=time.time())
+
+    def message(self, engine: Engine) -> Any:
+        """What goes to the coordinator with the next READY round."""
+        assert self._saver is not None
+        if engine.view.epoch != self._epoch:
+            self._saver.drop(left=engine.view.workers)
+        return self._saver.receipt()
+
+    def heard(self, engine: Engine) -> None:
+        """Behind a READY round: what the coordinator was told in it."""
+        if self._saver is not None and engine.told:
+            self._saver.take(engine.told, engine.view.workers)
+
+    def due(self, step: int) -> bool:
+        """Whether the state behind `step` is to be saved while training goes on."""
+        return self._saver is not None and self._every is not None and step >= 0 and (step + 1) % self._every == 0
+
+    def save(self, step: int, survivor: Survivor, history: History) -> None:
+        """Saves the state behind `step` while training goes on: it is exact everywhere, and nobody has applied the next one."""
+        if self._saver is None:
+            return
+        began = time.perf_counter()
+        shards = survivor.engine.copied()
+        copying = time.perf_counter() - began
+        if self._start(step, survivor, history, shards):
+            self.stalls.append((time.perf_counter() - began, copying))
+
+    def save_last(self, step: int, survivor: Survivor, history: History) -> None:
+        """Returns when the state is saved, or could not be. Where members are lost meanwhile, the others save it again.
+
+        They may hear of the loss at different places; so whatever decides how often they exchange something was told to all.
+        """
+        assert self._saver is not None
+        for _ in range(_LAST_TRIES):
+            self._finish(survivor)
+            engine = survivor.engine
+            started = self._start(step, survivor, history, None)
+            self._finish(survivor)
+            own = {"saved": self._saver.saved == step + 1, "steady": started and survivor.engine is engine}
+            told = survivor.together(lambda own=own: survivor.engine.gather(own))
+            if any(each["saved"] for each in told) or all(each["steady"] for each in told):
+                return
+        _log.warning("step %d is not saved: the members changed again and again", step + 1)
+
+    def _start(self, step: int, survivor: Survivor, history: History, shards: list[tuple[Shard, Scalars]] | None) -> bool:
+        """Begins a save; `shards` is the copy of what this worker owns, None if that does not change any more. False if it is left out."""
+        saver, engine = self._saver, survivor.engine
+        assert saver is not None
+        given = engine.owned if shards is None else shards
+        told = self._together(step, survivor, history, states_of(given, self._model.spec))
+        if told is None:
+            if self._job.leader:
+                _log.warning("step %d is not saved%s: the members changed", step + 1, " yet" if shards is None else "")
+            return False
+        coordinator = told[engine.view.workers.index(engine.view.coordinator)]
+        if any(each.busy for each in told):
+            if self._job.leader:
+                _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
+                self._tell(step + 1, "the save before it was not over yet")
+            if not coordinator.busy:
+                saver.drop()  # the others need not wait for a directory that the coordinator gave up
+            return False
+        self._epoch, self._base = engine.view.epoch, base_of(told)
+        saver.start(
+            self._prepare(step, engine, given, history, amid=survivor.amid),
+            step=step + 1,
+            epoch=self._base + engine.view.epoch,
+            token=coordinator.token,
+            members=engine.view.workers,
+            layout={"summary": engine.view.plan.summary},
+            release=_nothing if shards is None else engine.spares.lend(),
+        )
+        return True
+
+    def _together(self, step: int, survivor: Survivor, history: History, states: States) -> list[Share] | None:
+        """What every member told, None if some were lost meanwhile; who has which states is known then.
+
+        The states themselves are told only where they are not the last ones that all told each other.
+        """
+        assert self._saver is not None
+        engine = survivor.engine
+        share = Share(
+            view=engine.view.epoch,
+            states=digest_of(states),
+            known=self._known,
+            busy=self._saver.busy,
+            token=new_token(self._owner.tag),
+            base=self._base,
+            hint=newest_epoch(self._store) if self._base is None else self._base,
+        )
+        told = [Share.from_json(each) for each in survivor.together(lambda: survivor.engine.gather(share.to_json()))]
+        views = {each.view for each in told}
+        known = digest_of([each.states for each in told])
+        if any(each.known != known for each in told):  # whoever was lost: all that are left take part in the same collectives
+            all_states = survivor.together(lambda: survivor.engine.gather({"view": share.view, "states": states}))
+            views |= {each["view"] for each in all_states}
+            self._known, self._states = known, merged(each["states"] for each in all_states)
+        if survivor.engine is not engine or history.step != step or views != {engine.view.epoch}:
+            self._known = None
+            return None
+        return told
+
+    def _prepare(self, step: int, engine: Engine, shards: list[tuple[Shard, Scalars]], history: History, *, amid: bool) -> Prepare:
+        """What the saving thread makes of the shards, and of everything else as it is now: training does not wait for that.
+
+        `amid` the loop body, or where the loop was left in it, registered objects are those of this moment.
+        """
+        view, model, names, files = engine.view, self._model, self._optimizer.names, self._files
+        states = {**empty_states(model.spec), **self._states}
+        copies = view.coordinator == self._job.worker  # the others need only know what these are
+        running = model.running.at(step) if model.running.names else {}
+        buffers = {name: running[name] if name in running else model.root.get_buffer(name).detach() for name in self._buffers}
+        if copies:
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        rest = {**{name: model.parameter(name).detach() for name in model.frozen}, **buffers}
+        forms = {name: form(tensor) for name, tensor in rest.items()}
+        kept = history.settings()
+        groups = kept.groups
+        extra = {
+            "groups": [to_plain(group) for group in groups],
+            "scheduler": None if kept.scheduler is None else _plain(kept.scheduler),
+            "attributes": {name: to_plain(value) for name, value in kept.attributes.items()},
+            "settings": dict(self._record.settings),
+            "record": self._record.to_json(),
+            "job": self._owner.job,
+        }
+        if (objects := history.registered.read() if amid else history.registered.states) is not None:
+            extra["objects"] = objects
+
+        def prepare() -> tuple[Contents, list[Run]]:
+            contents = contents_of(
+                {p.name: p.shape for layer in model.spec.layers for p in layer.parameters},
+                states,
+                scalars={name: values for _, scalars in shards for name, values in numbers(scalars, model.spec.cut).items()},
+                rest={name: Spec(shape=shape, dtype=dtype) for name, (shape, dtype) in forms.items()},
+                groups=[Group(names=each, settings=_readable(group)) for each, group in zip(names(), groups, strict=True)],
+                buffers=frozenset(buffers),
+                step=step + 1,
+                extra={_EXTRA: extra},
+                files=files,
+            )
+            own = [run for shard in shards for run in runs(*shard, model.spec)]
+            if copies:
+                own += [Run(name, PARAM, 0, tensor.reshape(-1)) for name, tensor in rest.items()]
+            return self._naming.outward(contents, own)
+
+        return prepare
+
+    def _finish(self, survivor: Survivor) -> None:
+        """What is under way is waited for, or given up if the members changed; all members call it."""
+        saver = self._saver
+        assert saver is not None
+        waiting = True
+        while waiting:
+            own = {
+                "view": survivor.engine.view.epoch,
+                "coordinates": self._job.worker == survivor.engine.view.coordinator,
+                "over": saver.wait(_ROUND_S),
+                "saved": saver.receipt(),
+                "busy": saver.busy,
+                "worker": self._job.worker,
+            }
+            told = survivor.together(lambda own=own: survivor.engine.gather(own))
+            saved = {each["worker"]: each["saved"] for each in told if each["saved"] is not None}
+            saver.take(saved, survivor.engine.view.workers)
+            lost = any(each["receipt"] is None for each in saved.values())  # then the others need not wait for it
+            given_up = lost or not any(each["busy"] for each in told if each["coordinates"])
+            changed = len({each["view"] for each in told}) > 1
+            waiting = not given_up and not changed and not all(each["over"] for each in told)
+        saver.drop(left=survivor.engine.view.workers)
+        saver.finish()
+
+
+def _record_of(source: ElasticSource) -> TrainingRecord:
+    extra = source.manifest.contents.extra.get(_EXTRA, {})
+    return TrainingRecord.from_json({"settings": extra.get("settings", {}), **extra.get("record", {})})
+
+
+def _nothing() -> None:
+    """Memory that nobody waits for."""
+
+
+def _plain(scheduler: dict[str, Any]) -> Any:
+    try:
+        return to_plain(scheduler)
+    except TypeError as error:
+        raise CheckpointError(f"the scheduler's state cannot be in a checkpoint: {error}") from error
+
+
+def _readable(group: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters as plain JSON, for other programs."""
+    found: dict[str, Any] = {}
+    for name, value in group.items():
+        number = value.item() if hasattr(value, "item") and getattr(value, "numel", lambda: 0)() == 1 else value
+        if isinstance(number, tuple):
+            number = list(number)
+        if number is None or isinstance(number, bool | int | float | str | list):
+            found[name] = number
+    return found

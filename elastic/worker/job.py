@@ -1,0 +1,228 @@
+"""A worker's view of its job: what `train_fn` receives, and the conversation with the agent behind it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from elastic.errors import Interrupted, NotInJob
+from elastic.host.rundir import LINKS
+from elastic.observe.activity import Activity
+from elastic.settings import JobSettings
+from elastic.view import View
+
+Send = Callable[[dict[str, Any]], None]
+
+_ORDERS = ("view", "quiesce", "propose")
+UNHEARD_S = 20.0
+"""How long `train_fn` may deal with an exception of the training before that is taken for swallowed."""
+_PROGRESS_EVERY_S = 0.25
+_current: Job | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What the agent tells a new worker. `first`: it measures what layers cost, and leads as long as there is no view.
+
+    `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
+    modules that the launcher has imported.
+    """
+
+    worker: int
+    host: str
+    directory: str
+    secret: str  # hexadecimal
+    settings: JobSettings
+    first: bool = False
+    import_path: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
+    modules: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "worker": self.worker,
+            "host": self.host,
+            "directory": self.directory,
+            "secret": self.secret,
+            "settings": self.settings.to_json(),
+            "first": self.first,
+            "import_path": self.import_path,
+            "argv": self.argv,
+            "modules": self.modules,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> WorkerSpec:
+        lists = {name: tuple(data[name]) for name in ("import_path", "argv")}
+        return cls(**{**data, **lists, "settings": JobSettings.from_json(data["settings"])})
+
+
+class Waits(Protocol):
+    """Where a worker waits for others: what an order of the agent has to interrupt."""
+
+    def interrupt(self, error: BaseException) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Job:
+    """The running job, seen from one of its workers.
+
+    `worker` is this process's id, `workers` how many were asked for, `threads` how many torch uses, `host` names the machine, `secret`
+    authenticates links, `directory` is private to the job and removed at its end. `profile` tells that this worker is the one that measures
+    what layers cost.
+    """
+
+    def __init__(self, spec: WorkerSpec, send: Send) -> None:
+        self.settings = spec.settings
+        self.name = spec.settings.name
+        self.worker = spec.worker
+        self.workers = spec.settings.workers
+        self.threads = spec.settings.threads
+        self.host = spec.host
+        self.directory = spec.directory
+        self.links = os.path.join(spec.directory, LINKS)
+        self.secret = bytes.fromhex(spec.secret)
+        self.exact = spec.settings.exact
+        self.profile = self._first = spec.first
+        self.stop_requested = False  # the user pressed Ctrl-C once: stop at the next step boundary
+        self.pause_requested = False  # the members will change: pause at the next step boundary
+        self.dismissed = threading.Event()  # every worker has finished: this one may exit
+        self.recovers = True  # the agent orders what to do when members are lost
+        self.view: View | None = None
+        self.epoch = 0
+        self.step: int | None = None
+        self.send = send
+        self.give_up: Callable[[BaseException], None] = lambda error: None
+        self._unheard: BaseException | None = None
+        self._orders: list[dict[str, Any]] = []
+        self._ordered = threading.Condition()
+        self._waits: Waits | None = None
+        self._told_at = 0.0
+        self._activity = Activity(Path(spec.directory), spec.worker)
+        self.linger: Callable[[str, int], None] | None = None  # called behind each beginning of a phase
+        self.behind: Callable[[Any], None] | None = None  # called with what `train_fn` has returned
+
+    def announce(self, ready: dict[str, Any]) -> View | None:
+        """Says that this worker is ready to be a member, and waits for the first view; None if the job runs already: this worker joins it.
+
+        `ready` is JSON: address, fingerprint, model, digest, profile (`[forward_s, backward_s, parameters, activation_bytes]` per layer
+        and micro-batch, or None where this worker did not measure), micro_batches, grains, settings, and the checkpoint to go on from, if
+        there is one. All but address and profile must be equal on all workers, else the job ends with MismatchError.
+        """
+        self.send({"type": "announce", "ready": ready})
+        with self._ordered:
+            self._ordered.wait_for(lambda: self._orders)
+            first = self._orders[0]["type"] == "view"
+        if not first:
+            return None
+        view = View.from_json(self.take_order()["view"])
+        self.switch(view)
+        return view
+
+    def listen_on(self, waits: Waits) -> None:
+        """An order to stop interrupts these waits from here on."""
+        self._waits = waits
+
+    def take_order(self) -> dict[str, Any]:
+        """The next order of the agent: `quiesce`, `propose` or `view`; waits for one. What a later `quiesce` has overtaken is left out."""
+        with self._ordered:
+            self._ordered.wait_for(lambda: self._orders)
+            quiesce = [i for i, order in enumerate(self._orders) if order["type"] == "quiesce"]
+            latest = quiesce[-1] if quiesce else 0
+            self._orders = [order for i, order in enumerate(self._orders) if i >= latest or order["type"] == "view"]
+            order = self._orders.pop(0)
+            if self._waits is not None and not any(behind["type"] == "quiesce" for behind in self._orders):
+                self._waits.resume()
+            return order
+
+    def switch(self, view: View) -> None:
+        """This worker is a member of a committed view from here on."""
+        self.view, self.epoch = view, view.epoch
+        self.pause_requested = False
+
+    def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
+        """Says what this worker is doing, to whoever looks."""
+        self._activity.enter(phase, step, self.epoch, micro_batch)
+        if self.linger is not None:
+            self.linger(phase, step)
+
+    def progress(
+        self,
+        epoch: int,
+        step: int,
+        step_s: float | None = None,
+        committed_at: float | None = None,
+        told: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
+
+        `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
+        `told` gives what there is to tell besides; it is asked when something is sent. `effort` are the fields of
+        `elastic.engine.effort.Told`, `links` has `[peer, latency_s, bytes_per_s]` of links of which there is news.
+        """
+        self.epoch, self.step = epoch, step
+        now = time.monotonic()
+        if now - self._told_at >= _PROGRESS_EVERY_S:
+            self._told_at = now
+            times = {"step_s": step_s, "committed_at": committed_at}
+            self.send({"type": "progress", "epoch": epoch, "step": step, **times, **({} if told is None else told())})
+
+    def raised(self, error: BaseException) -> None:
+        """This worker's training ended with `error`, which `train_fn` sees now. If that goes on regardless, the agent hears of it later.
+
+        Else the other workers would wait for this one for ever.
+        """
+        self._unheard = error
+        threading.Thread(target=self._await_hearing, args=(error,), name="elastic-unheard", daemon=True).start()
+
+    def heard(self) -> None:
+        """The last error was seen to, or the training went on."""
+        self._unheard = None
+
+    def _await_hearing(self, error: BaseException) -> None:
+        time.sleep(UNHEARD_S)
+        if self._unheard is error:
+            self.give_up(error)
+
+    @property
+    def leader(self) -> bool:
+        """Whether this worker's return value is the job's: the member at place 0, or the first worker if no view was ever needed."""
+        return self._first if self.view is None else self.worker == self.view.coordinator
+
+    def deliver(self, message: dict[str, Any]) -> None:
+        """Takes a message of the agent; called by the thread that listens to it."""
+        if message["type"] in _ORDERS:
+            with self._ordered:
+                if message["type"] == "quiesce" and self._waits is not None:
+                    self._waits.interrupt(Interrupted("the members of the job change"))
+                self._orders.append(message)
+                self._ordered.notify()
+        elif message["type"] == "boundary":
+            self.pause_requested = True
+        elif message["type"] == "stop":
+            self.stop_requested = True
+        elif message["type"] == "leave":
+            self.dismissed.set()
+
+
+def enter(job: Job) -> None:
+    """Makes `job` the one of this process."""
+    global _current
+    _current = job
+
+
+def current() -> Job:
+    """The job that this process is a worker of. Raises NotInJob elsewhere."""
+    if _current is None:
+        raise NotInJob("this process is not a worker of a running job: call it inside the train_fn that elastic.run starts")
+    return _current
+
+
+def inside() -> bool:
+    """Whether this process is a worker."""
+    return _current is not None

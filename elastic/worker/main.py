@@ -1,0 +1,152 @@
+"""One training process: from the fork to the report of how `train_fn` ended.
+
+Its one connection is to the agent; links to other workers are the trainer's.
+
+    worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
+                      error {kind, ours, message, traceback, epoch, step}
+    agent -> worker   view {view} | stop {} | leave {}; the end of the connection is the death of the agent, and so of the worker
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import io
+import json
+import os
+import random
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from elastic.agent.supervision import AGENT_GONE
+from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError, TrainFunctionError
+from elastic.host import signals
+from elastic.host.channel import Channel, Message
+from elastic.observe import linger
+from elastic.script import sources, target
+from elastic.worker import job as jobs
+from elastic.worker.job import Job, WorkerSpec
+
+
+class _AgentLine:
+    """The worker's end of its agent socket: any thread may send, one thread listens."""
+
+    def __init__(self, socket_fd: int) -> None:
+        self._channel = Channel.adopt(socket_fd)
+        self._lock = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        with self._lock:
+            self._channel.send(message)
+
+    def listen(self, job: Job) -> None:
+        threading.Thread(target=self._listen, args=(job,), name="elastic-agent", daemon=True).start()
+
+    def _listen(self, job: Job) -> None:
+        while not self._channel.closed:
+            for message in self._channel.receive():
+                job.deliver(message)
+        os._exit(AGENT_GONE)
+
+
+def main(spec: dict[str, Any], socket_fd: int) -> int:
+    """Runs the worker that `spec` (a WorkerSpec as JSON) describes. The process's exit code: 0, or 1 after an error."""
+    parsed = WorkerSpec.from_json(spec)
+    line = _AgentLine(socket_fd)
+    job = Job(parsed, line.send)
+    signals.outlive_a_stop(lambda: job.stop_requested)
+    _prepare(parsed)
+    job.give_up = lambda error: _give_up(line, job, error)
+    jobs.enter(job)
+    line.listen(job)
+    try:
+        job.linger = linger.read(parsed.directory)
+        target.check_hidden(parsed.modules)
+        value = _train(job)
+        if job.behind is not None:
+            job.behind(value)
+        job.heard()
+    except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
+        job.heard()
+        line.send(_failure(job, error))
+        return 1
+    line.send({"type": "result", "value": value, "stopped": job.stop_requested})
+    # Others may still wait for what is queued on this worker's links, or take their closing for a death.
+    job.dismissed.wait(parsed.settings.grace_s)
+    return 0
+
+
+def _prepare(spec: WorkerSpec) -> None:
+    if sys.stderr is not None:
+        faulthandler.enable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else closed, or replaced by a package
+            stream.reconfigure(line_buffering=True, write_through=False)
+    sys.path[:] = spec.import_path
+    sys.argv[:] = spec.argv
+    torch.set_num_threads(spec.settings.threads)
+    seed = spec.settings.seed
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+
+
+def _train(job: Job) -> Any:
+    train_fn = target.load(job.settings.train_fn)
+    sources.note_imported()
+    value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
+    if not job.leader:
+        return None
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TrainFunctionError(
+            f"train_fn returned a {type(value).__name__} that cannot be sent to the launcher as JSON ({error}); "
+            "return numbers, strings, lists and dicts, or nothing"
+        ) from error
+    return value
+
+
+def _give_up(line: _AgentLine, job: Job, error: BaseException) -> None:
+    """`train_fn` has swallowed what ended its training, and the others would wait for ever."""
+    report = _failure(job, error)
+    report["traceback"] = "".join(traceback.format_exception(error)) + "\ntrain_fn caught this exception and neither raised it nor returned"
+    line.send(report)
+    os._exit(1)
+
+
+def _failure(job: Job, error: BaseException) -> Message:
+    message = str(error)
+    if isinstance(error, SystemExit):
+        message = f"train_fn called sys.exit({error.code!r}); return from it instead"
+    tb = _user_part(error.__traceback__)
+    if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError):
+        message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
+    text = "" if tb is None else "".join(traceback.format_exception(type(error), error, tb))
+    return {
+        "type": "error",
+        "kind": type(error).__name__,
+        "ours": isinstance(error, ElasticError),
+        "message": message,
+        "traceback": text,  # empty where the runtime refused: the message says it all
+        "epoch": job.epoch,
+        "step": job.step,
+    }
+
+
+def _user_part(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of this module and of the import system that lead to the user's code."""
+    rest = tb
+    while rest is not None and _is_plumbing(rest.tb_frame.f_code.co_filename):
+        rest = rest.tb_next
+    return rest
+
+
+def _is_plumbing(filename: str) -> bool:
+    return filename.startswith("<frozen importlib") or filename in (__file__, target.__file__, importlib.__file__)

@@ -1,0 +1,279 @@
+"""A worker's side of recovery: it answers the agent's orders until it is a member of a committed view.
+
+    lost ->                    a link broke
+    <- quiesce, inventory ->   who is lost; what it holds, as a promise: it applies, acknowledges and replicates nothing any more
+    <- propose, vote ->        memory for its new place is made and filled beside what it holds, and checked
+    <- view, resumed ->        the proposal is committed: only now does it switch
+
+Whatever fails on the way, the next order is `quiesce` of the next attempt, and what the worker holds is still there. It lets go of it
+when the first step of the new view is committed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+
+from elastic.comm.endpoint import Endpoint
+from elastic.engine.engine import Engine, State, initial_state
+from elastic.engine.model import LayeredModel
+from elastic.engine.salvage import Resumption, Salvage
+from elastic.engine.shard import Scalars
+from elastic.engine.zero import ShardedOptimizer
+from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
+from elastic.recovery.gate import check_proposal, check_scalars
+from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
+from elastic.recovery.proposal import Proposal
+from elastic.recovery.rung import INITIAL, Checkpoint
+from elastic.recovery.salvage import usable
+from elastic.snapshot.held import Held, Later, Stored, dtypes
+from elastic.view import View
+from elastic.worker.fallback import Fallback, Restored
+from elastic.worker.migration import Migration, links
+from elastic.worker.plain import from_plain, to_plain
+
+Build = Callable[[View, State], Engine]
+
+
+class Line(Protocol):
+    """A worker's line to its agent, as a recovery needs it: `elastic.worker.job.Job`."""
+
+    worker: int
+
+    def send(self, message: dict[str, Any], /) -> None:
+        """Tells the agent something."""
+
+    def take_order(self) -> dict[str, Any]:
+        """The next of the agent's orders that is not overtaken; waits for it."""
+        ...
+
+    def switch(self, view: View) -> None:
+        """This worker is a member of a committed view from here on."""
+
+    def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
+        """Says what this worker is doing, to whoever looks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stock:
+    """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in.
+
+    `rewound`: it is taking steps again that it has handed out. `amid`: it is in the loop body of the newest of these. `changes`: what loop
+    bodies have changed. `objects`: `[step, states]` of registered objects behind the newest loop body that is over here.
+    """
+
+    held: Sequence[Stored]
+    yielded: int
+    progress: dict[int, Progress]
+    results: list[Any]
+    salvage: Salvage | None = None
+    rewound: bool = False
+    amid: bool = False
+    changes: list[Any] = field(default_factory=list)
+    objects: list[Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A committed view's engine, the proposal that led to it, and the workers and what is still held of the view before.
+
+    `restored`: what it began with, where that was a checkpoint.
+    """
+
+    before: tuple[int, ...]
+    engine: Engine
+    proposal: Proposal
+    retained: Sequence[Stored]
+    restored: Restored | None = None
+
+
+class Member:
+    """One worker that recovers. `build` makes an engine of a view and the state that this worker begins it with.
+
+    `fallback` are the job's checkpoints, if it has any.
+    """
+
+    def __init__(
+        self,
+        job: Line,
+        network: Endpoint,
+        model: LayeredModel,
+        optimizer: ShardedOptimizer,
+        build: Build,
+        fallback: Fallback | None = None,
+    ) -> None:
+        self._job, self._network, self._model, self._optimizer, self._build = job, network, model, optimizer, build
+        self._fallback = fallback
+        self._worker = job.worker
+
+    def report_loss(self, error: Exception, epoch: int, step: int, phase: str) -> None:
+        """Tells the agent why this worker stopped."""
+        peer = error.peer if isinstance(error, LinkError) else None
+        if not isinstance(error, Interrupted):
+            where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic(), "damaged": isinstance(error, MemoryDamaged)}
+            where["gone"] = peer is None or isinstance(error, PeerLost)  # else the peer's link is at fault
+            self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
+
+    @torch.inference_mode(False)  # a loop body may be under way, in an evaluation: memory made now is trained on
+    def recover(self, stock: Callable[[Collection[int]], Stock], last: View | None, linked: Collection[int]) -> Joined:
+        """Answers orders until a view with this worker is committed. `linked` are the workers that it had links to in the `last` one.
+
+        `stock` tells what can be given where these workers are lost. It is asked once, at the first `quiesce`.
+        """
+        found: Stock | None = None
+        inventory: Inventory | None = None
+        era = (0, 0)
+        prepared: Joined | None = None
+        while True:
+            order = self._job.take_order()
+            if order["type"] == "view":
+                view = View.from_json(order["view"])
+                if prepared is None or view != prepared.proposal.view:
+                    raise GateRefused(f"worker {self._worker} is told of epoch {view.epoch}, which it did not vote for", check="epoch")
+                self._job.switch(view)
+                self._job.send({"type": "resumed", "epoch": view.epoch, "attempt": view.attempt, "at": time.monotonic()})
+                return prepared
+            if order["type"] == "quiesce":
+                prepared = None
+                self._job.enter("quiesce", -1)
+                damaged = order.get("damaged", [])
+                without = [*order["lost"], *damaged]  # whose own copies are not there, or not all of them
+                while found is None:
+                    with suppress(Interrupted):  # by the order to quiesce for a later attempt, which is answered next
+                        self._network.resume()
+                        found = stock(without)
+                if damaged:  # what has been computed with such copies may be in anybody's sums
+                    found = replace(found, salvage=None)
+                inventory = self._inventory(found, without)
+                if order["restore"] and self._fallback is not None:
+                    inventory = replace(inventory, checkpoint=self._fallback.newest(), unreadable=tuple(sorted(self._fallback.unreadable)))
+                era = order["epoch"], order["attempt"]
+                self._job.send({"type": "inventory", "epoch": era[0], "attempt": era[1], "inventory": inventory.to_json()})
+                self._job.enter("propose", -1)
+                continue
+            if found is None or inventory is None:
+                raise GateRefused(f"worker {self._worker} is sent a proposal before it gave an inventory", check="inventory")
+            proposal = Proposal.from_json(order["proposal"])
+            if (proposal.view.epoch, proposal.view.attempt) != era:
+                continue  # of an attempt that is over
+            prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked))
+            self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
+
+    def _prepared(
+        self, proposal: Proposal, stock: Stock, inventory: Inventory, last: View | None, linked: frozenset[int]
+    ) -> tuple[Joined | None, dict[str, Any]]:
+        """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
+        view, step = proposal.view, proposal.resume
+        before = () if last is None else last.workers
+        self._job.enter("migrate", step)
+        try:
+            check_proposal(proposal, last, inventory)
+            if proposal.restore is not None:
+                return self._restored(proposal, proposal.restore, before, linked)
+            scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
+            migration = Migration(self._worker, proposal, stock.held, scalars, self._model, self._optimizer, self._network)
+            engine = self._build(view, migration.state)
+            salvage = stock.salvage if usable(view, inventory, step + 1) else None
+            engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
+            self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
+            moved = migration.run()
+            if proposal.buffers is not None:
+                self._model.running.restore(step)
+            self._check_scalars(proposal, migration.state)
+            self._job.enter("gate", step)
+        except (LinkError, Interrupted, GateRefused, CheckpointError) as error:
+            peer = error.peer if isinstance(error, LinkError) else None
+            unreadable = isinstance(error, CheckpointDamaged)
+            why = {"refusal": str(error), "failed_peer": peer, "unreadable": unreadable}
+            return None, {**why, "received_bytes": 0, "links": {}, "times": {}}
+        times = {"installed": moved.installed, "moved": moved.moved, "checked": moved.checked}
+        figures = links(self._worker, linked, self._network.stats.links, view)
+        vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}
+        self._job.enter("commit", step)
+        return Joined(before=before, engine=engine, proposal=proposal, retained=migration.retained), vote
+
+    def _restored(
+        self, proposal: Proposal, checkpoint: Checkpoint, before: tuple[int, ...], linked: frozenset[int]
+    ) -> tuple[Joined, dict[str, Any]]:
+        """As `_prepared`, where all begin with a checkpoint: what is read is compared with its digests on the way."""
+        view, installed = proposal.view, time.monotonic()
+        restored = None if checkpoint == INITIAL else self._read(view, checkpoint)
+        state = self._initial(view) if restored is None else restored.state
+        moved = time.monotonic()
+        self._job.enter("gate", proposal.resume)
+        engine = self._build(view, state)
+        self._network.install(view.epoch, view.attempt, view.members, engine.peers)
+        times = {"installed": installed, "moved": moved, "checked": time.monotonic()}
+        figures = links(self._worker, linked, self._network.stats.links, view)
+        vote = {"refusal": None, "failed_peer": None, "received_bytes": 0, "links": figures, "times": times}
+        self._job.enter("commit", proposal.resume)
+        return Joined(before=before, engine=engine, proposal=proposal, retained=(), restored=restored), vote
+
+    def _read(self, view: View, checkpoint: Checkpoint) -> Restored:
+        if self._fallback is None:
+            raise GateRefused(f"worker {self._worker} has no directory of checkpoints", check="restore")
+        return self._fallback.restore(view, checkpoint)
+
+    def _initial(self, view: View) -> State:
+        """As founders begin."""
+        if not self._model.whole:
+            raise GateRefused(f"worker {self._worker} has not the initial parameters any more", check="restore")
+        return initial_state(self._worker, self._model, self._optimizer, view)
+
+    def _check_scalars(self, proposal: Proposal, state: State) -> None:
+        """What the optimizers go on with is what was proposed. Before the first step everybody has what his optimizer was made with."""
+        if proposal.resume < 0:
+            return
+        installed = {
+            name: to_plain(dict(values))
+            for updater, shards in ((self._optimizer.owned, state.owned), (self._optimizer.kept, state.kept))
+            for shard in shards
+            for name, values in updater.scalars(shard).items()
+        }
+        check_scalars(proposal.scalars, installed)
+
+    def _inventory(self, stock: Stock, lost: Collection[int]) -> Inventory:
+        steps: dict[int, Scalars] = {}
+        # Owners that live know the scalars of what is kept for them, and the dtypes; by now more of them may be lost than at first.
+        told = [copy for copy in stock.held if not isinstance(copy, Later) or copy.owner in lost]
+        for copy in told:
+            for name, values in copy.scalars.items():
+                steps.setdefault(copy.step, {})[name] = to_plain(dict(values))
+        parameter_dtypes = {layer.index: self._model.dtype(layer.index) for layer in self._model.spec.layers if layer.size}
+        copies = (
+            Copy(
+                layer=h.layer,
+                start=h.start,
+                stop=h.stop,
+                step=h.step,
+                role=h.role,
+                digest=h.digest if isinstance(h, Held) else None,
+                scalars=not isinstance(h, Later) or h.owner in lost,
+            )
+            for h in stock.held
+        )
+        return Inventory(
+            worker=self._worker,
+            yielded=stock.yielded,
+            copies=tuple(copies),
+            states=dtypes(told, parameter_dtypes),
+            scalars=steps,
+            progress=stock.progress,
+            results=stock.results,
+            finished=None if stock.salvage is None else finished(stock.salvage),
+            rewound=stock.rewound,
+            buffers=self._model.running.steps,
+            amid=stock.amid,
+            changes=stock.changes,
+            objects=stock.objects,
+        )
+
+
+def finished(salvage: Salvage) -> Finished:
+    """What an inventory says of it."""
+    return Finished(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(salvage.grains)), summed=tuple(sorted(salvage.summed)))
