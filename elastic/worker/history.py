@@ -22,12 +22,12 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import TrainerError
 from elastic.recovery.inventory import Progress
 from elastic.recovery.proposal import Proposal
-from elastic.registered import Registered, digest_of
 from elastic.worker.attributes import ABSENT, Attributes
 from elastic.worker.inplace import InPlace
 from elastic.worker.job import Job
 from elastic.worker.loopsettings import Change, Settings, difference, plain_or_none, read, write
 from elastic.worker.plain import capture, from_plain, revive, to_plain
+from elastic.worker.registered import Registered, digest_of
 
 _RECENT_STEPS = 5
 _CHANGES_KEPT = 1000

@@ -17,7 +17,6 @@ from elastic.engine.effort import Yardstick
 from elastic.engine.engine import Apply, Engine, Wishes
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
 from elastic.recovery.proposal import Proposal
-from elastic.registered import States
 from elastic.snapshot.held import Stored
 from elastic.snapshot.rest import intact
 from elastic.view import View
@@ -27,6 +26,7 @@ from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings, compared
 from elastic.worker.member import Joined, Member, Stock
 from elastic.worker.onesided import Waiting, advice
+from elastic.worker.registered import States
 
 T = TypeVar("T")
 

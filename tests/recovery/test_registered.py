@@ -15,8 +15,8 @@ from torch import nn
 
 import elastic
 from elastic.errors import JobFailed, TrainerError
-from elastic.registered import LARGEST, Registered
 from elastic.worker.loopsettings import compared
+from elastic.worker.registered import LARGEST, Registered
 from tests.recovery import stopping
 
 MODEL = nn.Sequential(nn.Linear(2, 2))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from elastic.registered import Registered
+from elastic.worker.registered import Registered
 from elastic.worker.survivor import Survivor
 from tests.recovery.test_registered import Counter
 
