@@ -49,6 +49,7 @@ from elastic.observe.console import drain, say
 from elastic.plan.site import Site
 from elastic.settings import JobSettings, default_environment, job_mark, worker_environment
 from elastic.worker.job import WorkerSpec
+from elastic.worker.metrics import MetricFiles
 from elastic.worker.onesided import OneSided, Wait
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Agent:
         self._driver: Driver | None = None
         self._saves = SaveSummary()
         self._one_sided = OneSided()
+        self._metrics = MetricFiles(say)
         self._returned: dict[str, Any] = {}  # what a leader's train_fn has returned, before the rest was done
         self._skipped: set[int] = set()
         self._founders = Founders.of(start.settings.workers)
@@ -132,6 +134,7 @@ class Agent:
             if self._saves.warning is not None:
                 say(f"warning: {self._saves.warning}")
         self._crew.close()
+        self._metrics.close()
         drain()
         if self._clerk is not None:
             self._clerk.stop()
@@ -212,6 +215,8 @@ class Agent:
             self._waits(worker, message)
         elif message["type"] == "save":
             self._saves = self._saves.heard(message["step"], message["reason"])
+        elif message["type"] == "log":
+            self._metrics.heard(message)
         elif message["type"] == "skipped":
             if message["step"] not in self._skipped:
                 self._skipped.add(message["step"])

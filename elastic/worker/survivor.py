@@ -106,6 +106,15 @@ class Survivor:
         """Becomes a member of a job that is running, behind the newest step whose loop body is over on all others."""
         self._enter_next_view()
 
+    def rest(self) -> bool:
+        """Returns when the newest step is complete everywhere, so that all may pause behind it; False if there is no pause any more.
+
+        A loss ends it: those who are not behind the loop body yet have then not heard of it, nor has whoever joined.
+        """
+        while self.pausing and self._flushed != self._history.step:
+            self._flush_once()
+        return self.pausing
+
     def pause(self) -> None:
         """Stops behind the newest step, which is complete everywhere, and goes on in the view that the members change to."""
         self._job.send({"type": "paused", "epoch": self.engine.view.epoch, "step": self._history.step})
@@ -217,17 +226,26 @@ class Survivor:
     def flush(self) -> bool:
         """Returns when the newest step is complete everywhere; False if it was taken back, and has to be taken again."""
         step = self._history.step
-        if self._flushed != step:
-            self.at("close", step)
         while self._history.step == step and self._flushed != step:
-            if self._once(lambda: self.engine.flush(step)):
-                self._flushed = step
+            self._flush_once()
         return self._history.step == step
+
+    def _flush_once(self) -> None:
+        step = self._history.step
+        if self._place != f"{step}/close":
+            self.at("close", step)
+        if self._once(lambda: self.engine.flush(step)):
+            self._flushed = step
 
     @property
     def begins(self) -> bool:
         """Whether no loop has begun here."""
         return self._place == "-1/begin"
+
+    @property
+    def handed(self) -> int:
+        """The newest step that was handed out here, or is not to be."""
+        return self._yielded
 
     @property
     def amid(self) -> bool:

@@ -42,6 +42,7 @@ from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.history import History
 from elastic.worker.inplace import InPlace
 from elastic.worker.member import Member
+from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
 from elastic.worker.resume_checks import TrainingRecord
 from elastic.worker.survivor import Survivor
@@ -52,6 +53,7 @@ class Report:
     """One committed step. `loss` is its mean, `lr` the first group's rate that it was taken with, `grad_norm` the norm before clipping.
 
     `tokens_per_second` is 0 where the model's input is not integer ids of shape (samples, tokens). `leader` is true on one worker.
+    What is written where it is, is lost for a step in whose loop body the leader dies: `trainer.log` writes each step once.
     `stopped` says that the job was asked to stop and this step is its last, `skipped` why the step was passed over (`on_nonfinite=`).
     """
 
@@ -207,6 +209,7 @@ class Trainer:
         refuse_partial(root)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
         self._history, self._saved, self._saved_with = history, -1, ""
+        self._numbers = Numbers()
         self._job.behind = self._left
         if view is None:
             if self._checkpoints is not None:
@@ -299,7 +302,7 @@ class Trainer:
                     self._close(steps)
                     return
             elif survivor.pausing:
-                if survivor.flush():
+                if survivor.rest():
                     survivor.pause()
             else:
                 self._take_step(final=survivor.step + 1 >= steps)
@@ -449,6 +452,20 @@ class Trainer:
         finally:  # before anything else is done, such as a step that has to be taken again
             for module, mode in training:
                 module.training = mode
+
+    def log(self, path: str | os.PathLike[str], **values: Any) -> None:
+        """Appends `{"step": ..., **values}` to a file, as a line of JSON: each step's once, whoever dies.
+
+        Every worker calls it in the loop body, with the same values where they are to be exact: the first that arrives is written, by the
+        job's agent. Under `if report.leader` a step is lost where the leader dies in its body. Lines of an earlier job, for steps that this
+        one takes again, are replaced.
+
+        Raises:
+            TrainerError: outside of a loop body, or for values that are no JSON.
+        """
+        if not self._survivor.amid:
+            raise TrainerError("trainer.log() is called outside of a loop body, and a line belongs to a step: call it in the body")
+        self._job.send(self._numbers.record(path, self._survivor.handed, values))
 
     def after_step(self, f: AfterStep) -> AfterStep:
         """Has `f(parameter, state)` called behind every update, as a part of the step; can be used as a decorator.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from elastic.errors import PeerLost
 from elastic.worker.registered import Registered
 from elastic.worker.survivor import Survivor
 from tests.recovery.test_registered import Counter
@@ -71,9 +72,12 @@ class Recovering:
         return SimpleNamespace(engine=self.engine(), retained=(), proposal=self.proposal, before=(0, 1, 2), restored=None)
 
     def recover(self, resume: int, *, others: int = -1, seen: int = -1, results: Any = (), objects: Any = ()) -> None:
+        self.comes(resume, others=others, seen=seen, results=results, objects=objects)
+        self.survivor._enter_next_view()
+
+    def comes(self, resume: int, *, others: int = -1, seen: int = -1, results: Any = (), objects: Any = ()) -> None:
         view = SimpleNamespace(workers=(0, 1))
         self.proposal = SimpleNamespace(resume=resume, yielded=others, seen=seen, changes=[], objects=objects, results=results, view=view)
-        self.survivor._enter_next_view()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,26 @@ def test_what_is_handed_out_behind_a_recovery(
     found = worker.survivor.unseen
     assert (None if found is None else found.step) == handed_out
     assert (worker.survivor.step <= worker.survivor._yielded) == again
+
+
+def test_a_pause_that_a_loss_has_overtaken_is_not_waited_for() -> None:
+    """Others, who were still in the loop body, and whoever joined have not heard of it, and take the next step."""
+    worker = Recovering(7, True, 6)
+    survivor = worker.survivor
+    survivor.handing_out()
+    survivor.handed_out()
+    survivor.pausing = True
+    flushed = []
+
+    def flush(step: int) -> None:
+        flushed.append(step)
+        raise PeerLost("worker 1 is gone", peer=1)
+
+    survivor.engine.flush = flush  # pyright: ignore[reportAttributeAccessIssue]
+    worker.comes(7)
+    assert not survivor.rest()
+    assert flushed == [7]
+    assert (len(worker.stocks), survivor.step) == (1, 8)
 
 
 def test_what_members_do_together_is_named_by_its_place() -> None:
