@@ -23,6 +23,7 @@ from elastic.host.channel import Channel, Message
 from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
 from elastic.host.signals import StopRequests, exit_code, shielded
+from elastic.launch import limits
 from elastic.membership.endpoint import Endpoint
 from elastic.script.target import name_of, own_modules
 from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, job_mark, own_environment
@@ -120,6 +121,7 @@ def run(
     )
     if etcd is not None:
         Endpoint.parse(etcd)
+    limits.check(workers, settings.directory)
     requests = StopRequests()
     with requests.caught():
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))

@@ -1,0 +1,80 @@
+"""What a job needs of this machine's limits, whatever it trains; and a sentence about the first that is too small."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+from dataclasses import dataclass
+
+from elastic.errors import SettingsError
+
+# Measured with torch 2.7 and 2 to 8 workers: with 1,024 MB the agent cannot start its threads, with 1,100 MiB a small model trains; the
+# agent has 17 to 24 descriptors beside the three or four of each worker; the run directory has a few small files, etcd not counted.
+MEMORY_BYTES = 1_125_000_000
+FILES, FILES_PER_WORKER = 32, 6
+DISK_BYTES = 1_000_000
+DISK_FILES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What each process of a job may have; None is no limit. `disk_bytes` and `disk_files` are free in `directory`."""
+
+    memory_bytes: int | None = None
+    files: int | None = None
+    disk_bytes: int | None = None
+    disk_files: int | None = None
+    directory: str = ""
+
+    @classmethod
+    def here(cls, directory: str) -> Limits:
+        """Of the files the hard limit counts, to which the job's processes raise the soft one."""
+        disk = os.statvfs(directory)
+        return cls(
+            memory_bytes=_limit(resource.RLIMIT_AS, hard=False),
+            files=_limit(resource.RLIMIT_NOFILE, hard=True),
+            disk_bytes=disk.f_bavail * disk.f_frsize,
+            disk_files=disk.f_favail if disk.f_files else None,  # some file systems do not count them
+            directory=directory,
+        )
+
+    def too_small(self, workers: int) -> str | None:
+        """What is too small for a job with so many workers, and what to do; None if nothing is."""
+        files = FILES + FILES_PER_WORKER * workers
+        if self.memory_bytes is not None and self.memory_bytes < MEMORY_BYTES:
+            have = f"may have {_mb(self.memory_bytes)}"
+            return f"each process of a job needs {_mb(MEMORY_BYTES)} of address space before it has a model, and {have}: raise `ulimit -v`"
+        if self.files is not None and self.files < files:
+            return f"a job with {workers} workers needs {files} open files, and a process may have {self.files}: raise `ulimit -n`"
+        if self.disk_bytes is not None and self.disk_bytes < DISK_BYTES:
+            return self._no_room(_mb(DISK_BYTES), _mb(self.disk_bytes))
+        if self.disk_files is not None and self.disk_files < DISK_FILES:
+            return self._no_room(f"room for {DISK_FILES} files", f"room for {self.disk_files}")
+        return None
+
+    def _no_room(self, needed: str, have: str) -> str:
+        place = f"{self.directory} has {have} free"
+        return f"a job needs {needed} on disk, and {place}: free some, or choose another place with TMPDIR or directory="
+
+
+def check(workers: int, directory: str | None) -> None:
+    """Raises SettingsError if a job with its run directory there, by default in the temporary directory, cannot run within the limits."""
+    try:
+        place = tempfile.gettempdir() if directory is None else directory
+    except FileNotFoundError as error:  # it tries to write to each candidate
+        raise SettingsError(f"no temporary directory can be written to: set TMPDIR to one that can, or use directory= ({error})") from error
+    while not os.path.isdir(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    said = Limits.here(place).too_small(workers)
+    if said is not None:
+        raise SettingsError(said)
+
+
+def _limit(kind: int, *, hard: bool) -> int | None:
+    value = resource.getrlimit(kind)[1 if hard else 0]
+    return None if value == resource.RLIM_INFINITY else value
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
