@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,21 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in found(LocalStore(folder)))
 
 
-def test_the_last_step_is_saved_and_save_saves_at_once(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, elastic.JobResult]:
+    """A job that saved behind its third step and behind its fifth, its last."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, elastic.run(train, workers=2, stages=2, args=[str(folder), "saved"])
+
+
+def test_the_last_step_is_saved_and_save_saves_at_once(tmp_path: Path, undisturbed: tuple[Path, elastic.JobResult]) -> None:
     left = elastic.run(train, workers=2, stages=1, args=[str(tmp_path / "left"), "islice"])
     assert names(tmp_path / "left") == ["step-00000004"]
     assert (left.saves.saved, left.saves.failed) == (1, 0)
-    first = elastic.run(train, workers=2, stages=2, args=[str(tmp_path / "kept"), "saved"])
-    assert names(tmp_path / "kept") == ["step-00000003", "step-00000005"]
+    kept, first = undisturbed
+    assert names(kept) == ["step-00000003", "step-00000005"]
     assert (first.saves.saved, first.saves.failed) == (2, 0)
+    shutil.copytree(kept, tmp_path / "kept")
     then = elastic.run(train, workers=1, args=[str(tmp_path / "kept"), "whole"])
     whole = elastic.run(train, workers=1, args=[str(tmp_path / "whole"), "whole"])
     last = elastic.run(train, workers=2, stages=2, args=[str(tmp_path / "left"), "whole"])
@@ -90,20 +99,20 @@ def test_the_last_step_is_saved_and_save_saves_at_once(tmp_path: Path) -> None:
     assert names(tmp_path / "whole") == ["step-00000008"]
 
 
-def test_whoever_dies_it_is_saved(tmp_path: Path) -> None:
-    plain = elastic.run(train, workers=2, stages=1, args=[str(tmp_path / "plain"), "saved"])
+def test_whoever_dies_it_is_saved(tmp_path: Path, undisturbed: tuple[Path, elastic.JobResult]) -> None:
     died = elastic.run(train, workers=2, stages=2, args=[str(tmp_path / "died"), "saved, with deaths"])
     assert [incident["kind"] for incident in died.incidents].count("death") == 2
-    assert names(tmp_path / "died") == names(tmp_path / "plain") == ["step-00000003", "step-00000005"]
-    assert died.value[1] == plain.value[1]
+    assert names(tmp_path / "died") == ["step-00000003", "step-00000005"]
+    assert died.value[1] == undisturbed[1].value[1]
 
 
-def test_whoever_dies_behind_a_loop_that_was_left_its_last_step_is_saved(tmp_path: Path) -> None:
-    plain = elastic.run(train, workers=1, args=[str(tmp_path / "plain"), "left"])
+def test_whoever_dies_behind_a_loop_that_was_left_its_last_step_is_saved(
+    tmp_path: Path, undisturbed: tuple[Path, elastic.JobResult]
+) -> None:
     died = elastic.run(train, workers=3, stages=2, args=[str(tmp_path / "died"), "left, with deaths"])
     assert sorted(worker for each in died.incidents for worker in (each["worker"], *each["also"])) == [0, 1]
-    assert names(tmp_path / "died") == names(tmp_path / "plain") == ["step-00000005"]
-    assert died.value[1] == plain.value[1]
+    assert names(tmp_path / "died") == ["step-00000005"]
+    assert died.value[1] == undisturbed[1].value[1]
 
 
 @pytest.mark.long

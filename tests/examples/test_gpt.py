@@ -84,6 +84,7 @@ def test_bad_input_ends_with_one_clear_message(options: list[str], message: str)
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_at_the_step_boundary_with_a_report(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     command = [sys.executable, "-u", str(ROOT / "examples" / "gpt.py"), *TINY, "--steps", "100000", "--report", str(file)]

@@ -125,11 +125,11 @@ def test_a_private_etcd_that_is_stopped_for_ever_is_replaced_in_seconds(tmp_path
     assert "the private etcd cannot be reached (no answer in time): it is ended and started again" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize("removed", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(
     removed: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With `removed` its files go too, by somebody who tidies up."""
+    """It dies twice. With `removed` its files go too the second time, by somebody who tidies up."""
 
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)
@@ -149,6 +149,7 @@ def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(
     assert "the private etcd was killed by SIGKILL: it is started" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_an_etcd_that_takes_little_and_comes_back_empty_serves_recoveries_of_a_job_with_much_to_say(tmp_path: Path) -> None:
     """Its limit of a request is 1,500 bytes, and the job's arguments are 2 MB."""
 

@@ -302,6 +302,7 @@ def test_before_the_first_checkpoint_the_training_begins_again_at_step_0(
     assert "The training begins again at step 0, from the seed" in err
 
 
+@pytest.mark.long
 def test_before_the_first_checkpoint_the_job_ends_if_no_worker_is_started(tmp_path: Path) -> None:
     with pytest.raises(CoverageLost, match="no good checkpoint has been saved yet"):
         Run(tmp_path, GROUPS, dies={"0": ["kills", "loop", 2, [1, 2]]}, saves=saves(tmp_path), workers=3, stages=1, respawn=False)
