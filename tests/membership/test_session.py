@@ -193,7 +193,7 @@ def test_a_private_etcd_that_dies_while_the_job_is_founded(tmp_path: Path, view:
 
 @pytest.mark.slow
 def test_a_private_etcd_that_stands_still_or_is_full_is_replaced(tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "SILENT_S", 0.3)
+    monkeypatch.setattr(keeper, "SILENT_S", 1.0)
     agent = Agent(tmp_path)
     agent.founds(view)
     pid = agent.pid
@@ -224,7 +224,7 @@ def test_a_private_etcd_that_stands_still_or_is_full_is_replaced(tmp_path: Path,
 def test_a_private_etcd_may_be_stopped_for_ever_or_killed_at_any_moment(
     tmp_path: Path, view: View, monkeypatch: pytest.MonkeyPatch, moment: str, signal_: signal.Signals
 ) -> None:
-    monkeypatch.setattr(keeper, "SILENT_S", 0.5)
+    monkeypatch.setattr(keeper, "SILENT_S", 1.0)
     monkeypatch.setattr(session, "_STARTED_S", 2.0)
     hit: list[int] = []
 
