@@ -239,6 +239,9 @@ class Agent:
             said = self._one_sided.verdict(view.epoch, view.workers, returned)
             if said is not None:
                 self._end(failed(TrainerError, said))
+                return
+            for sentence in self._one_sided.waited_for(view.epoch, view.workers, returned):
+                say(sentence)
 
     def _finished(self, worker: Worker, message: Message) -> None:
         worker.result = message

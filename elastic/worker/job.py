@@ -105,6 +105,7 @@ class Job:
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
         self.linger: Callable[[str, int], None] | None = None  # called behind each beginning of a phase
+        self.trains = False  # it has a Trainer
         self.behind: Callable[[Any], None] | None = None  # called with what `train_fn` has returned
 
     def announce(self, ready: dict[str, Any]) -> View | None:
@@ -114,6 +115,7 @@ class Job:
         and micro-batch, or None where this worker did not measure), micro_batches, grains, settings, and the checkpoint to go on from, if
         there is one. All but address and profile must be equal on all workers, else the job ends with MismatchError.
         """
+        self.trains = True
         self.send({"type": "announce", "ready": ready})
         with self._ordered:
             self._ordered.wait_for(lambda: self._orders)

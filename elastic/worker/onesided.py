@@ -2,29 +2,37 @@
 
 A worker that waits for others for long tells the agent where, again and again (`Waiting`). Where one waits in something that all must call
 behind step k, such as an evaluation, and another one computes step k + 1 in the same view, the second has left the loop body of step k
-without calling it. That is no matter of time: the waits need only be long enough that nothing is on its way any more.
+without calling it. So it is where two wait in different calls, and each is the first, or the second, behind its step. That is no matter of
+time: the waits need only be long enough that nothing is on its way any more.
+
+A worker that is in code of the user's for long says where too: nothing is wrong with that, but the others may want to know.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import threading
 import time
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from types import FrameType
 
 from elastic.worker.job import Job
 
 _EVERY_S, _LONG_S = 1.0, 2.0
 _TIMES = 4  # a wait is told so often before it counts
+_TIMES_BUSY = 8  # and the user's own code before it is named
+_EVERY = "Every worker must call it, at the same place: not under `if report.leader`, which is for what is done with the result"
 _TOGETHER = (
     "A loop must be left behind the same step on every worker: decide by what all of them see, such as report.loss or trainer.evaluate"
 )
 _WORKER = os.path.dirname(os.path.abspath(__file__))
 _HERE = os.path.dirname(_WORKER) + os.sep
+_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
 _TRAINER = os.path.join(_WORKER, "trainer.py")
 
 
@@ -32,7 +40,9 @@ _TRAINER = os.path.join(_WORKER, "trainer.py")
 class Wait:
     """Where a worker waits in an epoch: it `computes` step `step`, or takes part in `what` behind it. `number` is the wait's own.
 
-    `leaves`: its loop was left behind that step, `train_fn` has returned, and the state is to be saved.
+    `leaves`: its loop was left behind that step, `train_fn` has returned, and the state is to be saved. `call` numbers what members do
+    together behind the step. `loose`: others may have gone past it, and what it waits for is on its way. `busy`: it does not wait, but is
+    in the user's own code, at `what`.
     """
 
     epoch: int
@@ -41,6 +51,14 @@ class Wait:
     number: int
     what: str = ""
     leaves: bool = False
+    call: str = ""
+    loose: bool = False
+    busy: bool = False
+
+    @property
+    def called(self) -> str:
+        """What was called, without the place."""
+        return "leaves" if self.leaves else self.what.partition(" ")[0]
 
 
 class Waiting:
@@ -49,15 +67,17 @@ class Waiting:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._now: tuple[Wait, float] | None = None
+        self._last: Wait | None = None
+        self._busy: tuple[int, float] = (0, 0.0)  # behind which wait the user's code was seen first, and when
         self._number = 0
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def at(self, epoch: int, step: int, *, computes: bool, leaves: bool = False) -> Iterator[None]:
+    def at(self, epoch: int, step: int, *, computes: bool, leaves: bool = False, call: str = "", loose: bool = False) -> Iterator[None]:
         """Whatever is done meanwhile waits for others."""
         self._number += 1
-        wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves)
-        before, self._now = self._now, (wait, time.monotonic())
+        wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves, call=call, loose=loose)
+        before, self._now, self._last = self._now, (wait, time.monotonic()), wait
         if self._thread is None:
             self._thread = threading.Thread(
                 target=_tell, args=(weakref.ref(self), threading.get_ident()), name="elastic-waiting", daemon=True
@@ -69,10 +89,16 @@ class Waiting:
             self._now = before
 
     def tell(self, thread: int) -> None:
-        """Says where `thread` waits, if it does."""
-        now = self._now
-        if now is not None and time.monotonic() - now[1] >= _LONG_S:
-            self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": _called(thread)}})
+        """Says where `thread` waits, or is in the user's code, if it does so for long."""
+        now, last, frame = self._now, self._last, sys._current_frames().get(thread)
+        if now is not None:
+            if time.monotonic() - now[1] >= _LONG_S:
+                self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": _called(frame) or "something of a Trainer"}})
+        elif last is not None and _called(frame) is None:
+            if self._busy[0] != last.number:
+                self._busy = last.number, time.monotonic()
+            elif time.monotonic() - self._busy[1] >= _LONG_S and (where := _users(frame)):
+                self._job.send({"type": "waits", "wait": {**asdict(last), "busy": True, "what": where}})
 
 
 def _tell(waiting: weakref.ref[Waiting], thread: int) -> None:
@@ -82,14 +108,28 @@ def _tell(waiting: weakref.ref[Waiting], thread: int) -> None:
         time.sleep(_EVERY_S)
 
 
-def _called(thread: int) -> str:
-    """What the user's code has called in this thread, and where."""
-    frame = sys._current_frames().get(thread)
+def _called(frame: FrameType | None) -> str | None:
+    """What of a Trainer the user's code has called, and where; None if that is not on this stack."""
     while frame is not None and (behind := frame.f_back) is not None:
         if frame.f_code.co_filename == _TRAINER and not behind.f_code.co_filename.startswith(_HERE):
-            return f"trainer.{frame.f_code.co_name}() ({os.path.basename(behind.f_code.co_filename)}:{behind.f_lineno})"
+            name = frame.f_code.co_name
+            return f"trainer.{'run' if name == 'told' else name}() {_place(behind)}"
         frame = behind
-    return "something of a Trainer"
+    return None
+
+
+def _users(frame: FrameType | None) -> str:
+    """The user's own line that is run; empty if train_fn has returned."""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "site-packages" not in file and not file.startswith((_HERE, _LIBRARY, "<frozen")):
+            return _place(frame)
+        frame = frame.f_back
+    return ""
+
+
+def _place(frame: FrameType) -> str:
+    return f"({os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno})"
 
 
 class OneSided:
@@ -97,20 +137,41 @@ class OneSided:
 
     def __init__(self) -> None:
         self._waits: dict[int, tuple[Wait, int]] = {}
+        self._said: set[tuple[int, int]] = set()
 
     def heard(self, worker: int, wait: Wait) -> None:
         """One more word of it."""
         before = self._waits.get(worker)
-        times = before[1] + 1 if before is not None and before[0].number == wait.number else 1
+        same = before is not None and (before[0].number, before[0].busy) == (wait.number, wait.busy)
+        times = before[1] + 1 if before is not None and same else 1
         self._waits[worker] = (wait, times)
 
     def verdict(self, epoch: int, members: Collection[int], returned: Collection[int]) -> str | None:
         """Who waits in vain, if anybody does. Members of the view of `epoch` are looked at; these have `returned` from train_fn."""
-        long = {
-            worker: wait for worker, (wait, times) in self._waits.items() if times >= _TIMES and worker in members and wait.epoch == epoch
-        }
-        said = _without_the_others(long) or _behind_their_backs(long, [worker for worker in members if worker in returned])
+        long = {worker: wait for worker, wait in self._long(epoch, members, _TIMES).items() if not wait.busy}
+        gone = [worker for worker in members if worker in returned]
+        said = _without_the_others(long) or _in_another_call(long) or _behind_their_backs(long, gone)
         return said and said + advice(epoch)
+
+    def waited_for(self, epoch: int, members: Collection[int], returned: Collection[int]) -> list[str]:
+        """Who is in the user's own code for long while others wait, if that was not said yet."""
+        waiting = [worker for worker, wait in self._long(epoch, members, _TIMES).items() if not wait.busy]
+        busy = {worker: wait for worker, wait in self._long(epoch, members, _TIMES_BUSY).items() if wait.busy and worker not in returned}
+        told = []
+        for worker, wait in busy.items():
+            if waiting and (worker, wait.number) not in self._said:
+                self._said.add((worker, wait.number))
+                where = f"behind step {wait.step}" if wait.step >= 0 else "before the first step"
+                told.append(
+                    f"worker {worker} is in the code of train_fn {where} {wait.what} for over {_TIMES_BUSY * _EVERY_S:.0f} s, "
+                    f"and {_waits(waiting)} for it"
+                )
+        return told
+
+    def _long(self, epoch: int, members: Collection[int], least: int) -> dict[int, Wait]:
+        return {
+            worker: wait for worker, (wait, times) in self._waits.items() if times >= least and worker in members and wait.epoch == epoch
+        }
 
 
 def _without_the_others(waits: Mapping[int, Wait]) -> str | None:
@@ -121,12 +182,27 @@ def _without_the_others(waits: Mapping[int, Wait]) -> str | None:
                 f"worker {worker} has left the loop behind step {wait.step} and returned from train_fn, and {_listed(gone)} gone on to "
                 f"step {waits[gone[0]].step}. {_TOGETHER}"
             )
-        if not wait.computes and gone:
+        if not wait.computes and not wait.loose and gone:
             return (
                 f"worker {worker} waits in {wait.what} behind step {wait.step}, and {_listed(gone)} gone on to step {waits[gone[0]].step} "
-                "without it. Every worker must call it, at the same place: not under `if report.leader`, which is for what is done "
-                "with the result"
+                f"without it. {_EVERY}"
             )
+    return None
+
+
+def _in_another_call(waits: Mapping[int, Wait]) -> str | None:
+    for worker, wait in waits.items():
+        for other, theirs in waits.items():
+            if wait.computes or theirs.computes or (wait.step, wait.call) != (theirs.step, theirs.call) or wait.called == theirs.called:
+                continue
+            where = f"behind step {wait.step}" if wait.step >= 0 else "before the first step"
+            if theirs.leaves:
+                return f"worker {worker} waits in {wait.what} {where}, and worker {other} has returned from train_fn without it. {_EVERY}"
+            if not wait.leaves:
+                return (
+                    f"worker {worker} waits in {wait.what} {where}, and worker {other} in {theirs.what}. All workers must call the "
+                    "same, in the same order: each waits for the others"
+                )
     return None
 
 
@@ -146,6 +222,10 @@ def advice(epoch: int) -> str:
         ". A worker that joined has its own counters of the loop (early stopping, an epoch) as train_fn begins with them, unless they "
         "are given to trainer.register_for_checkpointing"
     )
+
+
+def _waits(workers: Collection[int]) -> str:
+    return f"worker{'s' * (len(workers) > 1)} {', '.join(map(str, workers))} wait{'s' * (len(workers) == 1)}"
 
 
 def _listed(workers: Collection[int]) -> str:

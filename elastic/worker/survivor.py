@@ -52,6 +52,7 @@ class Survivor:
         self._retained: Sequence[Stored] = ()
         self._retained_until = 0
         self._place, self._finished = "-1/begin", 0
+        self._calls = 0  # what was done together behind the newest step
         self._results: dict[str, Any] = {}
         self._yielded = self._yielded_by_others = -1
         self._amid = False  # the loop body of the newest step is under way
@@ -215,6 +216,8 @@ class Survivor:
     def at(self, place: str, step: int) -> None:
         """What is done together from here on is behind `step`: in its loop `body`, at its `save`, at the `close` or `end` of a loop."""
         self._place, self._finished = f"{step}/{place}", 0
+        if place in ("body", "end"):
+            self._calls = 0
         for name in [name for name in self._results if _forgettable(name, step)]:
             del self._results[name]
 
@@ -279,19 +282,21 @@ class Survivor:
         name = f"{self._place}/{self._finished}"
         if name not in self._results:
             try:
-                with self._waits_for_all() if ends_together else nullcontext():
+                with self._waits_for_all(loose=not ends_together):
                     self._results[name] = collective()
             except LOST as error:
                 self._recover(error)
                 return False
         self._finished += 1
+        self._calls += 1
         return True
 
-    def _waits_for_all(self) -> AbstractContextManager[None]:
+    def _waits_for_all(self, *, loose: bool) -> AbstractContextManager[None]:
         behind, place, _ = f"{self._place}/".split("/")
         if place == "save":  # some may be in it while others wait for the news that the next step can be applied
             return nullcontext()
-        return self._waiting.at(self.engine.view.epoch, int(behind), computes=False, leaves=self.leaves)
+        call = f"{'end' if place == 'end' else 'body'} {self._calls}"
+        return self._waiting.at(self.engine.view.epoch, int(behind), computes=False, leaves=self.leaves, call=call, loose=loose)
 
     def _recover(self, error: Exception) -> Joined:
         """Goes on in the next view after a loss."""

@@ -152,6 +152,11 @@ class Trainer:
         names: Names | None = None,
     ) -> None:
         self._job = jobs.current()
+        if self._job.trains:
+            raise TrainerError(
+                "train_fn makes a second Trainer, and a job has one, whose state workers that join go on from: train one model after the "
+                "other with a call of elastic.run each, or give one Trainer both as one model, with a parameter group each"
+            )
         self._modes = Modes(self._job.threads)
         micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
         _check_clip(clip_norm)

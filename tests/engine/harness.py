@@ -31,6 +31,7 @@ class FakeJob:
 
     links: str | None = None
     threads = 1
+    trains = False  # tests make one Trainer after the other
 
     def __init__(self, worker: int, workers: int, pipe: Connection) -> None:
         self.worker, self.workers, self.host = worker, workers, "here"

@@ -51,6 +51,47 @@ def test_whoever_may_still_come_is_waited_for(others: dict[str, Any]) -> None:
     assert found.verdict(1, [0, 1], []) is None
 
 
+def test_two_in_different_calls_at_one_place_wait_for_each_other() -> None:
+    found = OneSided()
+    waits(found, 0, call="body 1")
+    waits(found, 1, call="body 1", what="trainer.digest() (b.py:9)")
+    assert found.verdict(1, [0, 1], []) is None  # the same, from two lines
+    waits(found, 2, call="body 2", what="trainer.evaluate() (a.py:9)")
+    assert found.verdict(1, [0, 1, 2], []) is None  # it has the result, which is on its way to the others
+    waits(found, 1, call="body 1", what="trainer.evaluate() (a.py:9)", number=8, loose=True)
+    assert found.verdict(1, [0, 1], []) == (
+        "worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 in trainer.evaluate() (a.py:9). All workers must call "
+        "the same, in the same order: each waits for the others"
+    )
+    waits(found, 1, call="body 1", number=9, what="something of a Trainer", leaves=True)
+    said = found.verdict(1, [0, 1], [])
+    assert said is not None
+    assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 has returned from train_fn without it")
+
+
+def test_whoever_may_have_been_told_already_is_not_left_behind() -> None:
+    found = OneSided()
+    waits(found, 0, loose=True)
+    waits(found, 1, step=4, computes=True)
+    assert found.verdict(1, [0, 1], []) is None
+
+
+def test_who_is_in_its_own_code_for_long_is_named_once_where_others_wait() -> None:
+    found = OneSided()
+    waits(found, 0, times=7, busy=True, what="(a.py:5)")
+    waits(found, 1, step=4, computes=True)
+    assert found.waited_for(1, [0, 1], []) == []
+    waits(found, 0, times=1, busy=True, what="(a.py:6)")
+    assert found.waited_for(1, [0], []) == []  # nobody waits
+    assert found.waited_for(1, [0, 1], [0]) == []  # it has returned
+    said = ["worker 0 is in the code of train_fn behind step 3 (a.py:6) for over 8 s, and worker 1 waits for it"]
+    assert found.waited_for(1, [0, 1], []) == said
+    assert found.waited_for(1, [0, 1], []) == []
+    assert found.verdict(1, [0, 1], []) is None
+    waits(found, 0, times=8, busy=True, number=8)
+    assert len(found.waited_for(1, [0, 1], [])) == 1  # another time
+
+
 def test_whoever_has_left_the_loop_waits_for_the_others_to_save() -> None:
     found = OneSided()
     waits(found, 0, leaves=True)
@@ -90,12 +131,34 @@ def train(job: Any, what: str) -> int:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     optimizer = torch.optim.AdamW(model.parameters())
     trainer = elastic.Trainer(model, lambda o, b: o.square().mean(), optimizer, Rows(), batch_size=16, micro_batch_size=4)
+    if what == "second":
+        elastic.Trainer(model, lambda o, b: o.square().mean(), optimizer, Rows(), batch_size=16, micro_batch_size=4)
     for report in trainer.run(8):
         if report.step == 3 and report.leader:
             if what == "break":
                 break
-            trainer.evaluate(Rows())
+            if what == "sleep":
+                time.sleep(15)
+            elif what == "state_dict":
+                trainer.state_dict()
+            else:
+                trainer.evaluate(Rows())
+        elif report.step == 3 and what in ("digest", "state_dict"):
+            trainer.digest()
     return report.step
+
+
+@pytest.mark.slow
+def test_a_second_trainer_is_refused(leftovers: Any) -> None:
+    with pytest.raises(TrainerError, match="train_fn makes a second Trainer, and a job has one"):
+        elastic.run(train, workers=2, stages=1, args=["second"])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    assert elastic.run(train, workers=2, stages=1, args=["sleep"]).value == 7
+    assert "worker 0 is in the code of train_fn behind step 3 (test_onesided.py:" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -105,6 +168,16 @@ def train(job: Any, what: str) -> int:
         (
             "evaluate",
             r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) behind step 3, and worker 1 has gone on to step 4",
+        ),
+        pytest.param(
+            "digest",
+            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) behind step 3, and worker 1 in trainer\.digest\(\) \(",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "state_dict",
+            r"worker 0 waits in trainer\.state_dict\(\) \(.*\) behind step 3, and worker 1 in trainer\.digest\(\) \(",
+            marks=pytest.mark.long,
         ),
         ("break", r"worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers"),
     ],
