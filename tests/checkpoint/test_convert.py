@@ -326,7 +326,7 @@ def sparse(path, count, elements):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", [pytest.param(to, marks=[] if to in ("elastic", "torch") else pytest.mark.long) for to in TARGETS])
+@pytest.mark.parametrize("to", [pytest.param(to, marks=[] if to == "elastic" else pytest.mark.long) for to in TARGETS])
 def test_ten_times_the_memory_is_converted_within_it(tmp_path, to):
     limit = 24 << 20
     sparse(tmp_path / "a.safetensors", 2, 5 * limit // 4)

@@ -37,6 +37,7 @@ def test_a_chain_through_all_layouts_and_slices_is_one_run(tmp_path: Path) -> No
         assert layouts.faults(reader, folder, step + 1, 5 + step, whole, step) == [], f"{writer} x {slices} -> {reader}"
 
 
+@pytest.mark.long
 def test_another_value_in_a_slice_would_be_noticed(tmp_path: Path) -> None:
     """The sign of one number of the optimizer's state, in a checkpoint that is good in itself: a converter's mistake would be such."""
     whole = layouts.whole(tmp_path / "whole", 3)
@@ -79,6 +80,7 @@ def test_the_model_has_what_slices_have_to_carry(tmp_path: Path) -> None:
         assert {"0.weight", "1.qkv.bias", "2.up.weight", "2.down.weight"} <= {name for name, _ in slicings}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("leftovers")
 def test_a_job_with_its_agent_goes_on_from_slices(tmp_path: Path) -> None:
     def run(folder: Path, seed: int, every: int | None, **layout: int) -> Any:

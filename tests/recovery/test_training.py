@@ -138,6 +138,7 @@ def test_who_dies_before_the_job_is_founded_is_replaced(tmp_path: Path, calm: di
         Run(tmp_path, MOMENTUM, dies={str(number): ["start"] for number in range(9)}, workers=1)
 
 
+@pytest.mark.long
 def test_the_coordinator_dies_and_then_the_next(tmp_path: Path, calm: dict[str, Any]) -> None:
     with Killer(tmp_path / "run", [parse("0@3:reduce"), parse("0@6")]) as killer:
         run = Run(tmp_path, MOMENTUM, pause_s=0.01, workers=3, stages=2, respawn=False)
