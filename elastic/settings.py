@@ -52,7 +52,8 @@ class JobSettings:
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
     `[user:password@]host:port`. Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies,
     `rebalance` shifts work from workers that are steadily slower. `memory` is what a worker may take, in bytes; None is its share of the
-    host's. `directory` is the run's, kept when it ends; None is a temporary one. `grace_s` bounds how long a finished worker
+    host's. `plan` is the saved plan to begin with, as `SavedPlan.to_json` has it; with `plans_only` the job ends with its first plan
+    and trains nothing. `directory` is the run's, kept when it ends; None is a temporary one. `grace_s` bounds how long a finished worker
     waits for the others to finish, and how long all may take to exit. Raises SettingsError.
     """
 
@@ -70,6 +71,8 @@ class JobSettings:
     respawn: bool = True
     rebalance: bool = True
     memory: int | None = None
+    plan: dict[str, Any] | None = None
+    plans_only: bool = False
     directory: str | None = None
     grace_s: float = 10.0
 

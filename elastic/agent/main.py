@@ -46,6 +46,8 @@ from elastic.host.rundir import RunDirectory
 from elastic.membership.clerk import Clerk, Errand
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import drain, say
+from elastic.plan.described import described
+from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
 from elastic.settings import JobSettings, default_environment, job_mark, worker_environment
 from elastic.worker.job import WorkerSpec
@@ -197,7 +199,7 @@ class Agent:
             host=self._host,
             directory=self._start.directory,
             secret=self._secret,
-            settings=replace(self._start.settings, etcd=None),  # it may hold a password
+            settings=replace(self._start.settings, etcd=None, plan=None),  # etcd= may hold a password, and workers need no plan
             import_path=self._start.import_path,
             argv=self._start.argv,
             modules=self._start.modules,
@@ -310,7 +312,11 @@ class Agent:
         memory = self._start.settings.memory
         announced = {number: self._crew.workers[number].announced or {} for number in self._founders.numbers}
         ready = {number: Ready.from_json(each, self._host, memory) for number, each in announced.items()}
-        view = found(ready, self._start.settings.stages, self._site())
+        settings = self._start.settings
+        view = found(ready, settings.stages, self._site(), None if settings.plan is None else SavedPlan.from_json(settings.plan))
+        if settings.plans_only:
+            self._end({"type": "done", "value": described(view.plan, view.fleet, view.workload), "epoch": 0, "stopped": False})
+            return
         self._session.publish(view)
         back, unanswered = self._with_driver(Driver.back), self._session.unanswered
         self._clerk = Clerk(self._loop.post, self._with_driver(Driver.away), back, self._etcd_failed, unanswered=unanswered)

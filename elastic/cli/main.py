@@ -6,12 +6,12 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import elastic
-from elastic.cli.plan import plan
+from elastic.cli import plan as cli_plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training that takes exactly the same steps whoever is there.")
 
@@ -21,7 +21,7 @@ def _main() -> None:
     """Makes `run` a subcommand even while it is the only one with arguments."""
 
 
-app.command()(plan)
+app.command()(cli_plan.plan)
 
 
 @app.command("checkpoint", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -52,6 +52,7 @@ def run(
     seed: Annotated[int, typer.Option(help="Of all generators when the train function begins.")] = 0,
     respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
     rebalance: Annotated[bool, typer.Option(help="Shift work from workers that are steadily slower.")] = True,
+    plan: Annotated[Path | None, typer.Option(help="Begin with this plan, a file of `elastic plan --save`.")] = None,
     directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; by default nowhere.")] = None,
 ) -> None:
     """Runs a train function on several workers; prints what its leader returned as JSON."""
@@ -64,13 +65,14 @@ def run(
             stages=stages,
             min_workers=min_workers,
             etcd=etcd,
-            args=[_value(text) for text in args or []],
+            args=[cli_plan.argument(text) for text in args or []],
             name=name,
             threads=threads,
             isa=isa,
             seed=seed,
             respawn=respawn,
             rebalance=rebalance,
+            plan=plan,
             directory=directory,
         )
     except elastic.errors.ElasticError as error:
@@ -80,13 +82,6 @@ def run(
         print(json.dumps(result.value))
     if result.stopped:
         raise typer.Exit(130)
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def main() -> None:

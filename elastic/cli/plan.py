@@ -1,4 +1,4 @@
-"""`elastic plan`: the best plan for a cluster and a workload, from files."""
+"""`elastic plan`: the best plan for a job on this machine, or for a cluster and a workload from files."""
 
 from __future__ import annotations
 
@@ -12,36 +12,98 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from elastic.errors import PlanError
+from elastic.errors import ElasticError, PlanError
 
+_TARGET = "A train function, path.py:function or module:function: its job on this machine is planned, with its layers measured here."
 _CLUSTER = "TOML or JSON: kinds, hosts, links (see examples/clusters)."
 _WORKLOAD = "TOML or JSON: batch, and profiles or a transformer (see examples/clusters)."
+_JOB = "Planning a job"
+_FILES = "Planning for a cluster"
 
 
 def plan(
-    cluster: Annotated[Path, typer.Option(help=_CLUSTER)],
-    workload: Annotated[Path, typer.Option(help=_WORKLOAD)],
-    lose: Annotated[list[str] | None, typer.Option(help="HOST or HOST/WORKER that is lost: what then? Repeatable.")] = None,
-    horizon: Annotated[int, typer.Option(help="Steps over which a migration has to pay.")] = 1000,
-    batch: Annotated[int | None, typer.Option(help="Samples a step, instead of the workload's.")] = None,
-    interpolate: Annotated[bool, typer.Option("--interpolate", help="Guess missing profiles from FLOPS.")] = False,
-    mixed: Annotated[bool, typer.Option("--mixed", help="Also look for stages of two device kinds: slower.")] = False,
+    target: Annotated[str | None, typer.Argument(help=_TARGET)] = None,
+    args: Annotated[list[str] | None, typer.Argument(help="Its arguments behind the job: JSON values, or plain strings.")] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes.", rich_help_panel=_JOB)] = 2,
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the fastest number.", rich_help_panel=_JOB)] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one worker's operators.", rich_help_panel=_JOB)] = 1,
+    isa: Annotated[str | None, typer.Option(help="As for `elastic run`.", rich_help_panel=_JOB)] = None,
+    seed: Annotated[int, typer.Option(help="As for `elastic run`.", rich_help_panel=_JOB)] = 0,
+    cluster: Annotated[Path | None, typer.Option(help=_CLUSTER, rich_help_panel=_FILES)] = None,
+    workload: Annotated[Path | None, typer.Option(help=_WORKLOAD, rich_help_panel=_FILES)] = None,
+    lose: Annotated[
+        list[str] | None, typer.Option(help="HOST or HOST/WORKER that is lost: what then? Repeatable.", rich_help_panel=_FILES)
+    ] = None,
+    horizon: Annotated[int, typer.Option(help="Steps over which a migration has to pay.", rich_help_panel=_FILES)] = 1000,
+    batch: Annotated[int | None, typer.Option(help="Samples a step, instead of the workload's.", rich_help_panel=_FILES)] = None,
+    interpolate: Annotated[bool, typer.Option("--interpolate", help="Guess missing profiles from FLOPS.", rich_help_panel=_FILES)] = False,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Also look for stages of two device kinds: slower.", rich_help_panel=_FILES)
+    ] = False,
+    svg: Annotated[Path | None, typer.Option(help="Draw one step into this file.", rich_help_panel=_FILES)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    svg: Annotated[Path | None, typer.Option(help="Draw one step into this file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file, for `elastic run --plan`.")] = None,
 ) -> None:
-    """Prints the best plan for a cluster, stage by stage, and what moves if devices are lost."""
+    """Prints the best plan, stage by stage: for a train function on this machine, or for a cluster and a workload from files."""
+    from elastic.plan import saved
+
     try:
-        shown = _planned(cluster, workload, lose or [], horizon, batch, svg, interpolate=interpolate, mixed=mixed)
-    except PlanError as error:
+        if target is None and cluster is not None and workload is not None:
+            shown = _planned(cluster, workload, lose or [], horizon, batch, svg, interpolate=interpolate, mixed=mixed)
+        elif target is not None and cluster is None and workload is None:
+            shown = _of_job(target, args or [], workers=workers, stages=stages, threads=threads, isa=isa, seed=seed)
+        else:
+            raise PlanError("give either a train function to plan for on this machine, or --cluster and --workload")
+        if save is not None:
+            saved.save(saved.SavedPlan.from_json(shown["plan"]), save)
+    except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     if as_json:
         print(json.dumps(shown))
         return
-    console = Console()
-    _show(console, shown, f"{cluster.name}, {workload.name}")
+    console = Console(markup=False, emoji=False)
+    if target is not None:
+        _show_job(console, shown, target)
+    else:
+        _show_all(console, shown, f"{cluster and cluster.name}, {workload and workload.name}", lose or [], svg)
+    if save is not None:
+        console.print(f"saved to {save}")
+
+
+def _of_job(target: str, words: list[str], **settings: Any) -> dict[str, Any]:
+    from elastic.launch.planning import find
+
+    return find(target, args=[argument(word) for word in words], **settings)
+
+
+def argument(text: str) -> Any:
+    """An argument of a train function: a JSON value, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _show_job(console: Console, shown: dict[str, Any], target: str) -> None:
+    table = Table(title=f"{target}: {shown['step_s']:.4g} s a step")
+    for heading in ("stage", "layers", "workers (grains)", "s computing", "memory"):
+        table.add_column(heading, overflow="fold")
+    for number, stage in enumerate(shown["stages"]):
+        mark = " (bottleneck)" if number == shown["bottleneck_stage"] else ""
+        first, behind = stage["layers"]
+        members = ", ".join(f"{place} ({grains})" for place, _, grains in stage["members"])
+        limit = stage["memory_limit_bytes"]
+        memory = f"{stage['memory_bytes'] / 2**20:.0f} MiB" + ("" if limit is None else f" of {limit / 2**20:.0f}")
+        table.add_row(f"{number}{mark}", f"{first}-{behind - 1}", members, f"{stage['busy_s']:.4g}", memory)
+    console.print(table)
+    console.print(shown["why"])
+
+
+def _show_all(console: Console, shown: dict[str, Any], title: str, lose: list[str], svg: Path | None) -> None:
+    _show(console, shown, title)
     if "after" in shown:
-        _show(console, shown["after"], f"without {', '.join(lose or [])}")
+        _show(console, shown["after"], f"without {', '.join(lose)}")
         _show_change(console, shown["after"])
     if "drawn_step_s" in shown:
         console.print(
@@ -75,7 +137,7 @@ def _planned(
         shown["after"] = _described(last, time.perf_counter() - started) | _change(then, sorted(map(str, gone)))
     if svg is not None:
         shown["drawn_step_s"] = _draw(last, svg)
-    return shown
+    return shown | {"plan": last.saved().to_json()}
 
 
 def _described(planned: Any, search_s: float) -> dict[str, Any]:

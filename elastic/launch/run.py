@@ -18,7 +18,7 @@ from typing import Any
 
 from elastic import errors
 from elastic.agent.save_summary import SaveSummary
-from elastic.errors import JobFailed, SettingsError, Terminated
+from elastic.errors import JobFailed, PlanError, SettingsError, Terminated
 from elastic.host.channel import Channel, Message
 from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
@@ -63,6 +63,7 @@ def run(
     respawn: bool = True,
     rebalance: bool = True,
     memory: int | str | None = None,
+    plan: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in every one of `workers` processes, and waits.
@@ -83,6 +84,8 @@ def run(
         rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
         memory: what one worker's process may take, in bytes or such as `2GiB`; by default an even share of nine tenths of what its host,
             or control group, has. The planner refuses stages that need more.
+        plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
+            decides. A plan for other members, another model, batch or version is refused.
         directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
             directory, which is removed.
 
@@ -117,11 +120,17 @@ def run(
         respawn=respawn,
         rebalance=rebalance,
         memory=None if memory is None else byte_count(memory),
+        plan=None if plan is None else _saved_plan(plan, workers, stages),
         directory=None if directory is None else os.path.abspath(directory),
     )
-    if etcd is not None:
-        Endpoint.parse(etcd)
-    limits.check(workers, settings.directory)
+    return launched(settings)
+
+
+def launched(settings: JobSettings) -> JobResult:
+    """Runs the job of these settings and waits, as `run` says."""
+    if settings.etcd is not None:
+        Endpoint.parse(settings.etcd)
+    limits.check(settings.workers, settings.directory)
     requests = StopRequests()
     with requests.caught():
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
@@ -133,6 +142,18 @@ def run(
     if requests.first is not None and requests.first is not signal.SIGINT:
         raise Terminated(exit_code(requests.first), result)
     return result
+
+
+def _saved_plan(path: str | os.PathLike[str], workers: int, stages: int | None) -> dict[str, Any]:
+    """The plan in a file. What of a job is known only later, its model and batch, is compared when its workers are ready."""
+    from elastic.plan.saved import load  # most jobs have no use for it
+
+    saved = load(path)
+    if workers != len(saved.hosts):
+        raise PlanError(f"plan={os.fspath(path)!r} is for {len(saved.hosts)} workers, and workers={workers}")
+    if stages not in (None, len(saved.plan.stages)):
+        raise PlanError(f"plan={os.fspath(path)!r} has {len(saved.plan.stages)} stages, and stages={stages}: leave stages= out")
+    return saved.to_json()
 
 
 def _refuse_inside_worker() -> None:

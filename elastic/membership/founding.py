@@ -10,7 +10,8 @@ from elastic.errors import MismatchError
 from elastic.layout.layout import spread
 from elastic.layout.regions import ModelSpec
 from elastic.plan.fleet import Fleet
-from elastic.plan.planner import plan
+from elastic.plan.planner import given, plan
+from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Link, Site, pair
 from elastic.plan.workload import Workload, costs
 from elastic.script.sources import changed
@@ -58,10 +59,11 @@ class Ready:
             raise MismatchError(f"a worker announced itself in another form than this version of elastic expects: {error}") from error
 
 
-def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = None) -> View:
-    """Epoch 1, of all workers that are ready; `site` is what agents know of hosts, to which workers add what they have measured.
+def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = None, saved: SavedPlan | None = None) -> View:
+    """Returns epoch 1, of all workers that are ready; `site` is what agents know of hosts, to which workers add what they have measured.
 
-    Raises MismatchError if they differ, PlanError if the model does not fit the stages, or the memory.
+    The plan is the planner's, or the `saved` one. Raises MismatchError if the workers differ, PlanError if the model does not fit the
+    stages or the memory, or if the saved plan is for another job.
     """
     check_equal(ready)
     first = ready[min(ready)]
@@ -73,7 +75,8 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
     links = {pair(each.host, each.host): Link(latency_s=each.link[0], bytes_per_s=each.link[1]) for each in ready.values() if each.link}
     known = (site or Site()).knowing(links)
     members = tuple(ready[worker].member(worker) for worker in sorted(ready))
-    chosen = plan(Fleet.of(members, known), workload, stages=stages).plan
+    fleet = Fleet.of(members, known)
+    chosen = plan(fleet, workload, stages=stages).plan if saved is None else given(saved, fleet, workload)
     hosts = {worker: announced.host for worker, announced in ready.items()}
     layout = spread(ModelSpec.from_json(first.model), [(stage.layers, stage.members) for stage in chosen.stages], hosts)
     return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)

@@ -1,9 +1,9 @@
-"""The plan: which worker holds which layers and computes which grains."""
+"""The plan: which worker holds which layers and computes which grains. One type for a running job, for clusters and for files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from elastic.errors import PlanError
@@ -12,10 +12,29 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A contiguous run of layers and the workers that hold them."""
+    """A contiguous run of layers and the workers that hold them.
+
+    With tensor parallelism a member is a group of devices: `groups` has each member's, which begin with the member itself. Empty where
+    every member is one device.
+    """
 
     layers: range
     members: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.groups and tuple(group[:1] for group in self.groups) != tuple((member,) for member in self.members):
+            raise PlanError(f"the groups {self.groups} of a stage must begin with its members {self.members}, one each")
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """All that hold a part of the layers."""
+        return tuple(device for group in self.groups for device in group) if self.groups else self.members
+
+    def renamed(self, names: Mapping[int, int]) -> Stage:
+        """The same stage with other workers in the same places."""
+        groups = tuple(tuple(names[device] for device in group) for group in self.groups)
+        return replace(self, members=tuple(names[worker] for worker in self.members), groups=groups)
 
     def __str__(self) -> str:
         return f"[{self.layers.start}-{self.layers.stop - 1}]x{len(self.members)}"
@@ -39,9 +58,9 @@ class Plan:
             if stage.layers.start != start or not stage.layers or stage.layers.step != 1 or not stage.members:
                 raise PlanError(f"stage {number} has layers {stage.layers} and members {stage.members}, and layer {start} comes next")
             start = stage.layers.stop
-        workers = self.workers
-        if len(set(workers)) < len(workers):
-            raise PlanError(f"a worker has two places in the stages: {workers}")
+        devices = self.devices
+        if len(set(devices)) < len(devices):
+            raise PlanError(f"a worker has two places in the stages: {devices}")
         if len(self.routes) != len(self.stages) or len({len(route) for route in self.routes}) > 1:
             raise PlanError(f"{len(self.stages)} stages need as many routes of equal length, not {self.routes}")
         for number, (stage, route) in enumerate(zip(self.stages, self.routes, strict=True)):
@@ -52,6 +71,16 @@ class Plan:
     def workers(self) -> tuple[int, ...]:
         """All workers, in the order of their stages."""
         return tuple(worker for stage in self.stages for worker in stage.members)
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """All devices, in the order of their stages: the workers, where none of these is a group."""
+        return tuple(device for stage in self.stages for device in stage.devices)
+
+    def renamed(self, names: Mapping[int, int]) -> Plan:
+        """The same plan with other workers in the same places."""
+        routes = tuple(tuple(names[worker] for worker in route) for route in self.routes)
+        return replace(self, stages=tuple(stage.renamed(names) for stage in self.stages), routes=routes)
 
     @property
     def summary(self) -> str:

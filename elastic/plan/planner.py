@@ -16,10 +16,11 @@ from elastic.plan.moving import Moving, moving
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.prediction import predict
 from elastic.plan.routing import near_routes
+from elastic.plan.saved import SavedPlan
 from elastic.plan.search import Candidate, Prepared, asked, nameless, search
 from elastic.plan.workload import Workload
 
-__all__ = ["HORIZON", "Plan", "Planned", "Stage", "fastest", "plan", "staying", "step_s"]
+__all__ = ["HORIZON", "Plan", "Planned", "Stage", "fastest", "given", "plan", "staying", "step_s"]
 
 HORIZON = 1000
 """Steps over which a migration has to pay, unless asked for otherwise."""
@@ -95,6 +96,20 @@ def fastest(fleet: Fleet, workload: Workload, stages: int | None = None) -> Plan
     Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits into memory.
     """
     return _plan(_best(_searched(fleet, workload, stages, None)), workload, fleet)
+
+
+def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
+    """The saved plan for these workers, with what is predicted here.
+
+    Raises PlanError if it is for other members, another model or another batch, saying what differs, or if it does not fit into memory.
+    """
+    if differs := saved.differences([fleet.host(worker) for worker in fleet.workers], workload):
+        raise PlanError(f"the saved plan is for another job: {'; '.join(differs)}. Make one for this job with `elastic plan`")
+    found = saved.for_workers(fleet.workers)
+    if lacking := shortfall(workload, found.stages, found.routes, fleet)[1]:
+        raise PlanError(f"the saved plan does not fit into memory: {lacking}. Make one for this machine with `elastic plan`")
+    predicted = predict(found.stages, found.routes, workload, fleet)
+    return _plan(Candidate(stages=found.stages, routes=found.routes, predicted=predicted, reason="as saved"), workload, fleet)
 
 
 def step_s(plan: Plan, workload: Workload, fleet: Fleet) -> float:

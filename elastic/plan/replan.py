@@ -9,14 +9,18 @@ from itertools import chain, islice, permutations, product
 
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, Place
-from elastic.plan.deploy import Deployment, Device, Move, Unplaceable, change, deploy, devices, without
+from elastic.plan.deploy import Deployment, Device, Move, Slot, Unplaceable, change, deploy, devices, without
 from elastic.plan.hetero.physical import PhysicalRules
 from elastic.plan.hetero.plan import HeteroPlan
 from elastic.plan.hetero.predict import Prediction, predict
 from elastic.plan.hetero.search import Limits, partition
 from elastic.plan.hetero.shapes import Makeup, Pool, Shape, together
+from elastic.plan.plan import Plan, Stage
 from elastic.plan.planner import HORIZON
 from elastic.plan.profiles import Profiles
+from elastic.plan.routing import even_routes
+from elastic.plan.saved import SavedPlan
+from elastic.plan.workload import MOST_GRAINS
 
 ANY = Limits()
 _SLOWER = 1.2
@@ -58,6 +62,35 @@ class Planned:
     def idle(self) -> list[Device]:
         """The devices that it does not use."""
         return sorted(set(devices(self.cluster)) - set(self.deployment.devices.values()))
+
+    def saved(self) -> SavedPlan:
+        """For a file: its members are the used devices, in the order of the hosts; a replica takes consecutive grains."""
+        used = set(self.deployment.devices.values())
+        there = [device for device in devices(self.cluster) if device in used]
+        number = {device: place for place, device in enumerate(there)}
+        plan, layers = self.plan, self.rules.profiles.bytes[1]
+        stages: list[Stage] = []
+        for depth, stage in enumerate(plan.stages):
+            groups = [
+                tuple(number[self.deployment.devices[Slot(depth, replica, rank)]] for rank in range(shape.tp))
+                for replica, shape in enumerate(stage.makeup.each())
+            ]
+            together = any(len(group) > 1 for group in groups)
+            members = tuple(group[0] for group in groups)
+            stages.append(Stage(layers=stage.layers, members=members, groups=tuple(groups) if together else ()))
+        grains = _grains(plan.micro_batches * plan.replicas, plan.replicas)
+        return SavedPlan(
+            plan=Plan(
+                stages=tuple(stages),
+                routes=tuple(even_routes(grains, stage.members) for stage in stages),
+                step_s=self.prediction.step_s,
+                why=self.why,
+            ),
+            hosts=tuple(device.host for device in there),
+            parameter_bytes=tuple(round(layer.parameters) for layer in layers),
+            micro_batches=plan.micro_batches * plan.replicas,
+            micro_batch=plan.micro_batch,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +204,12 @@ def _planned(cluster: Cluster, rules: PhysicalRules, plan: HeteroPlan, why: str,
         f"micro-batch, of {plan.micro_batches}; gradients take {prediction.sync_s:.3g} s"
     )
     return Planned(cluster=cluster, rules=rules, deployment=deployment, prediction=prediction, why=told)
+
+
+def _grains(micro_batches: int, replicas: int) -> int:
+    """As many as a trainer takes by default, where every replica can have equally many of these; else the most up to that, or one each."""
+    counts = range(replicas, max(MOST_GRAINS, replicas) + 1, replicas)
+    return max(grains for grains in counts if micro_batches % grains == 0)
 
 
 def _kept(planned: Planned, gone: Collection[Device], batch: int, rules: PhysicalRules) -> HeteroPlan | None:

@@ -1,0 +1,40 @@
+"""`elastic plan` for a train function on this machine: its job begins, measures its layers, and ends with the plan it would begin with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from elastic.errors import PlanError
+from elastic.launch.run import launched
+from elastic.settings import JobSettings, best_isa
+from elastic.script.target import name_of
+
+
+def find(
+    target: str,
+    *,
+    workers: int,
+    stages: int | None = None,
+    args: Sequence[Any] = (),
+    threads: int = 1,
+    isa: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The plan as `elastic.plan.described` has it; nothing is trained. Raises what `elastic.run` does, PlanError if there is no Trainer."""
+    settings = JobSettings(
+        name=f"plan-{secrets.token_hex(4)}",
+        workers=workers,
+        train_fn=name_of(target),
+        isa=best_isa() if isa is None else isa,
+        args=tuple(args),
+        stages=stages,
+        threads=threads,
+        seed=seed,
+        plans_only=True,
+    )
+    found = launched(settings).value
+    if not isinstance(found, dict) or "plan" not in found:
+        raise PlanError(f"{target} returned without making a Trainer: there is nothing to plan")
+    return found

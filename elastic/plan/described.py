@@ -1,0 +1,41 @@
+"""What people are told of a job's plan: one row a stage, from the plan and what is known of workers and layers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from elastic.plan.fleet import Fleet
+from elastic.plan.memory import needs
+from elastic.plan.plan import Plan
+from elastic.plan.prediction import predict
+from elastic.plan.saved import SavedPlan
+from elastic.plan.workload import Workload
+
+
+def described(plan: Plan, fleet: Fleet, workload: Workload) -> dict[str, Any]:
+    """JSON types: `plan` as `SavedPlan.to_json` has it, predicted seconds, and for each stage its members with their grains and memory."""
+    predicted, needed = predict(plan.stages, plan.routes, workload, fleet), needs(workload, plan.stages, plan.routes)
+    places = {worker: place for place, worker in enumerate(fleet.workers)}
+    stages: list[dict[str, Any]] = []
+    for number, (stage, route) in enumerate(zip(plan.stages, plan.routes, strict=True)):
+        grains = Counter(route)
+        limits = [fleet.memory[worker] for worker in stage.members if worker in fleet.memory]
+        stages.append(
+            {
+                "layers": [stage.layers.start, stage.layers.stop],
+                "members": [[places[worker], fleet.host(worker), grains[worker]] for worker in stage.members],
+                "busy_s": predicted.stage_s[number],
+                "memory_bytes": max(needed[worker].total for worker in stage.members),
+                "memory_limit_bytes": min(limits, default=None),
+            }
+        )
+    saved = SavedPlan.of(plan, {worker: fleet.host(worker) for worker in fleet.workers}, workload)
+    return {
+        "step_s": plan.step_s,
+        "exchange_s": predicted.exchange_s,
+        "bottleneck_stage": predicted.bottleneck,
+        "stages": stages,
+        "why": plan.why,
+        "plan": saved.to_json(),
+    }

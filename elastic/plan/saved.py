@@ -1,0 +1,231 @@
+"""Plans in files: TOML that people can read, and that a job can begin with where its members, model and batch are the plan's.
+
+Members have no worker ids in a file but places, 0, 1, ... in the order of a job's workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from elastic.errors import PlanError
+from elastic.plan.plan import Plan, Stage
+from elastic.plan.workload import Workload
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+VERSION = 1
+"""Of the file's form. A reader refuses every other one."""
+
+CLOSE = 0.01
+"""Share by which a layer's bytes may differ from the plan's: parameters are padded in a job, and estimated in files."""
+
+_HEAD = """\
+# A plan of `elastic plan`: which members hold which layers, and which of them computes which grain (a run of micro-batches).
+# `elastic run --plan FILE` begins with it. Members are places: 0 is the job's first worker.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedPlan:
+    """A plan whose members are places, and what it is for: the host of each place, bytes of each layer's parameters, and the batch.
+
+    `micro_batch` is how many samples a micro-batch has, None where that is not known. Raises PlanError if a member has no host, or the
+    parts do not fit together.
+    """
+
+    plan: Plan
+    hosts: tuple[str, ...]
+    parameter_bytes: tuple[int, ...]
+    micro_batches: int
+    micro_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        if sorted(self.plan.devices) != list(range(len(self.hosts))):
+            raise PlanError(f"the plan's members are {sorted(self.plan.devices)}, and {len(self.hosts)} places have a host")
+        if self.plan.stages[-1].layers.stop != len(self.parameter_bytes):
+            raise PlanError(f"the stages hold {self.plan.stages[-1].layers.stop} layers, and the model has {len(self.parameter_bytes)}")
+        if self.micro_batches < 1 or self.micro_batches % self.grains:
+            raise PlanError(f"{self.micro_batches} micro-batches cannot be cut into the {self.grains} grains of the routes")
+
+    @property
+    def grains(self) -> int:
+        """Of a step."""
+        return len(self.plan.routes[0])
+
+    @classmethod
+    def of(cls, plan: Plan, hosts: Mapping[int, str], workload: Workload) -> SavedPlan:
+        """The plan of a job whose workers, in their order, are on `hosts`."""
+        places = {worker: place for place, worker in enumerate(hosts)}
+        return cls(
+            plan=plan.renamed(places),
+            hosts=tuple(hosts.values()),
+            parameter_bytes=tuple(layer.parameter_bytes for layer in workload.layers),
+            micro_batches=workload.micro_batches,
+        )
+
+    def differences(self, hosts: Sequence[str], workload: Workload) -> list[str]:
+        """What of a job is not what the plan is for: clauses for people, none if it can begin with this plan."""
+        found = self._other_members(hosts)
+        count = len(workload.layers)
+        if count != len(self.parameter_bytes):
+            found.append(f"its model has {_counted(len(self.parameter_bytes), 'layer')}, and this job's {count}")
+        else:
+            found += self._other_layers([layer.parameter_bytes for layer in workload.layers])
+        ours, theirs = (self.micro_batches, self.grains), (workload.micro_batches, workload.grains)
+        if ours != theirs:
+            found.append("it cuts a step into {} micro-batches in {} grains, and this job into {} in {}".format(*ours, *theirs))
+        return found
+
+    def _other_members(self, hosts: Sequence[str]) -> list[str]:
+        if len(hosts) != len(self.hosts):
+            return [f"it is for {_counted(len(self.hosts), 'worker')}, and this job has {len(hosts)}"]
+        ours, theirs = _sizes(self.hosts), _sizes(hosts)
+        found = [] if ours == theirs else [f"its workers are {_on(ours)}, and this job's {_on(theirs)}"]
+        if any(stage.groups for stage in self.plan.stages):
+            found.append("it spreads layers over several devices by tensor parallelism, which jobs cannot do yet")
+        return found
+
+    def _other_layers(self, sizes: Sequence[int]) -> list[str]:
+        for layer, (ours, theirs) in enumerate(zip(self.parameter_bytes, sizes, strict=True)):
+            if abs(ours - theirs) > CLOSE * max(ours, theirs):
+                return [f"its model's layer {layer} has {ours} bytes of parameters, and this job's {theirs}"]
+        return []
+
+    def for_workers(self, workers: Sequence[int]) -> Plan:
+        """The plan with these workers in its places."""
+        return self.plan.renamed(dict(enumerate(workers)))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types, and what a file holds; `from_json` gives back an equal value."""
+        step = {"micro_batches": self.micro_batches} | ({} if self.micro_batch is None else {"micro_batch": self.micro_batch})
+        return {
+            "version": VERSION,
+            "step_s": self.plan.step_s,
+            "why": self.plan.why,
+            "step": step,
+            "model": {"parameter_bytes": list(self.parameter_bytes)},
+            "members": {"hosts": list(self.hosts)},
+            "stages": [_stage_to_json(stage, route) for stage, route in zip(self.plan.stages, self.plan.routes, strict=True)],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> SavedPlan:
+        """The inverse of `to_json`. Raises PlanError naming the version, or the field that is wrong."""
+        found = _get(data, "version", int, "")
+        if found != VERSION:
+            raise PlanError(f"version is {found}, and this elastic reads version {VERSION}: make the plan again with `elastic plan`")
+        stages: list[Stage] = []
+        routes: list[tuple[int, ...]] = []
+        for number, row in enumerate(_get(data, "stages", list, "")):
+            stage, route = _stage_from_json(row, f"stages[{number}].")
+            stages.append(stage)
+            routes.append(route)
+        if not stages:
+            raise PlanError("stages is empty: a plan has at least one")
+        step_s, why = float(_get(data, "step_s", (int, float), "")), _get(data, "why", str, "")
+        step = _get(data, "step", Mapping, "")
+        return cls(
+            plan=Plan(stages=tuple(stages), routes=tuple(routes), step_s=step_s, why=why),
+            hosts=tuple(_list(_get(data, "members", Mapping, ""), "hosts", str, "members.")),
+            parameter_bytes=tuple(_list(_get(data, "model", Mapping, ""), "parameter_bytes", int, "model.")),
+            micro_batches=_get(step, "micro_batches", int, "step."),
+            micro_batch=_get(step, "micro_batch", int, "step.") if "micro_batch" in step else None,
+        )
+
+    def to_toml(self) -> str:
+        """The text of a file."""
+        data = self.to_json()
+        tables = {name: value for name, value in data.items() if isinstance(value, Mapping)}
+        parts = [_HEAD + _lines({name: data[name] for name in ("version", "step_s", "why")})]
+        parts += [f"[{name}]\n{_lines(table)}" for name, table in tables.items()]
+        parts += [f"[[stages]]\n{_lines(stage)}" for stage in data["stages"]]
+        return "\n".join(parts)
+
+
+def save(saved: SavedPlan, path: str | os.PathLike[str]) -> None:
+    """Writes a file, which replaces one of that name. Raises PlanError if it cannot be written."""
+    try:
+        Path(path).write_text(saved.to_toml(), encoding="utf-8")
+    except OSError as error:
+        raise PlanError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def load(path: str | os.PathLike[str]) -> SavedPlan:
+    """Reads a file of `save`. Raises PlanError naming the file, and the version or the field that is wrong."""
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"the plan {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"the plan {path} is not TOML: {error}") from error
+    try:
+        return SavedPlan.from_json(data)
+    except PlanError as error:
+        raise PlanError(f"the plan {path} cannot be used: {error}") from None
+
+
+def _stage_to_json(stage: Stage, route: Sequence[int]) -> dict[str, Any]:
+    groups = {"groups": [list(group) for group in stage.groups]} if stage.groups else {}
+    return {"layers": [stage.layers.start, stage.layers.stop], "members": list(stage.members), **groups, "member_of_grain": list(route)}
+
+
+def _stage_from_json(row: Any, field: str) -> tuple[Stage, tuple[int, ...]]:
+    layers = _list(row, "layers", int, field)
+    if len(layers) != 2:
+        raise PlanError(f"{field}layers must be the first layer and the one behind the last, not {layers}")
+    groups = _get(row, "groups", list, field) if "groups" in row else []
+    stage = Stage(
+        layers=range(*layers),
+        members=tuple(_list(row, "members", int, field)),
+        groups=tuple(tuple(_list({"groups": group}, "groups", int, field)) for group in groups),
+    )
+    return stage, tuple(_list(row, "member_of_grain", int, field))
+
+
+def _get(row: Any, key: str, kind: type | tuple[type, ...], field: str) -> Any:
+    if not isinstance(row, Mapping) or key not in row:
+        raise PlanError(f"{field}{key} is missing")
+    found = row[key]
+    if isinstance(found, bool) or not isinstance(found, kind):
+        raise PlanError(f"{field}{key} cannot be {found!r}")
+    return found
+
+
+def _list(row: Any, key: str, kind: type, field: str) -> list[Any]:
+    found = _get(row, key, list, field)
+    if bad := [value for value in found if isinstance(value, bool) or not isinstance(value, kind)]:
+        raise PlanError(f"{field}{key} cannot have {bad[0]!r} in it")
+    return found
+
+
+def _lines(table: Mapping[str, Any]) -> str:
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in table.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else repr(value)
+
+
+def _sizes(hosts: Sequence[str]) -> list[int]:
+    """How many workers that follow each other are on one host."""
+    return [len(list(same)) for _, same in groupby(hosts)]
+
+
+def _on(sizes: Sequence[int]) -> str:
+    return f"on {_counted(len(sizes), 'host')} ({', '.join(map(str, sizes))})"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
