@@ -1,8 +1,4 @@
-"""Actions and schedules, and how they print and read back: `2F0` is stage 2, forward, micro-batch 0.
-
-The notation is that of torch.distributed.pipelining. A backward is one action, B, or two: I, the gradients of the stage's inputs, which the
-stage below waits for, and later W, the gradients of its weights, which nobody waits for.
-"""
+"""Actions and schedules, and how they print and read back: `2F0` is stage 2, forward, micro-batch 0, as in torch.distributed.pipelining."""
 
 from __future__ import annotations
 
@@ -12,13 +8,13 @@ from typing import Literal, NamedTuple, NoReturn, get_args
 
 from elastic.errors import PlanError
 
-Kind = Literal["F", "B", "I", "W"]
+Kind = Literal["F", "B"]
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
-_ACTION = re.compile(r"(\d+)([FBIW])(\d+)")
+_ACTION = re.compile(r"(\d+)([FB])(\d+)")
 
 
 class Action(NamedTuple):
-    """One micro-batch through one stage: forward (F), backward (B), or the part of the backward for inputs (I) or for weights (W)."""
+    """One micro-batch through one stage: forward (F) or backward (B)."""
 
     stage: int
     kind: Kind
@@ -32,22 +28,15 @@ Schedule = Mapping[int, tuple[Action, ...]]
 """The actions of each worker, in the order in which it runs them."""
 
 Cell = tuple[int, int]
-"""A worker, and a place in its list of actions."""
+"""A worker, and an index into its list of actions."""
 
 
-def awaited(action: Action, depth: int) -> tuple[Action, ...]:
-    """One of these must have ended before `action` can start, usually on another worker; `depth` is the number of stages.
-
-    Empty if it need not wait. Where the gradients that it needs may come from a whole backward or from the input part, both are named.
-    """
+def awaited(action: Action, depth: int) -> Action | None:
+    """The action that must end before `action` can start, usually on another worker; `depth` is the number of stages."""
     stage, kind, micro_batch = action
     if kind == "F":
-        return (Action(stage - 1, "F", micro_batch),) if stage else ()
-    if kind == "W":
-        return (Action(stage, "I", micro_batch),)
-    if stage == depth - 1:
-        return (Action(stage, "F", micro_batch),)
-    return Action(stage + 1, "B", micro_batch), Action(stage + 1, "I", micro_batch)
+        return Action(stage - 1, "F", micro_batch) if stage else None
+    return Action(stage, "F", micro_batch) if stage == depth - 1 else Action(stage + 1, "B", micro_batch)
 
 
 def refuse(why: str, schedule: Schedule, marked: Collection[Cell] = ()) -> NoReturn:
@@ -56,7 +45,7 @@ def refuse(why: str, schedule: Schedule, marked: Collection[Cell] = ()) -> NoRet
 
 
 def format(schedule: Schedule, marked: Collection[Cell] = ()) -> str:
-    """One line a worker: `3: 0F0 0F1 0B0 0B1`; marked cells print as `>0F1<`."""
+    """Prints one line a worker: `3: 0F0 0F1 0B0 0B1`; marked cells as `>0F1<`."""
     return "\n".join(_line(worker, actions, {place for other, place in marked if other == worker}) for worker, actions in schedule.items())
 
 
@@ -79,5 +68,5 @@ def parse(text: str) -> dict[int, tuple[Action, ...]]:
 def _parse_action(cell: str) -> Action:
     match = _ACTION.fullmatch(cell)
     if match is None:
-        raise PlanError(f"an action is written like 2F0, 2B0, 2I0 or 2W0, not {cell!r}")
+        raise PlanError(f"an action is written like 2F0 or 2B0, not {cell!r}")
     return Action(int(match[1]), _KINDS[match[2]], int(match[3]))

@@ -13,8 +13,6 @@ from elastic.plan.timeline import Activity, Span, Timeline
 _COLOURS: dict[Activity, tuple[str, str, str]] = {
     "F": ("#3b76c4", "#ffffff", "forward"),
     "B": ("#2f8f5b", "#ffffff", "backward"),
-    "I": ("#53b37f", "#10301f", "backward, inputs"),
-    "W": ("#b9dfa6", "#22361a", "backward, weights"),
     "sync": ("#8a5fb5", "#ffffff", "synchronisation"),
     "update": ("#d9822b", "#ffffff", "update"),
 }

@@ -62,7 +62,7 @@ def predicting(
         for worker in stage.members:
             busy_s[worker] = seconds * size * grains[worker]
     yield
-    _, compute_s = yield from simulating(workload, stages, routes, timing=timing)
+    compute_s = yield from simulating(workload, routes, timing)
     return Prediction(
         compute_s=compute_s,
         exchange_s=max(_exchange_s(workload, stage, fleet) for stage in stages),

@@ -1,4 +1,4 @@
-"""Random policies and timings, and what a step takes by an independent recursion."""
+"""Random timings, and what a step takes by an independent recursion."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from plan_strategies import cost, eighths, planned
 
 from elastic.plan.actions import Action, Schedule
 from elastic.plan.plan import Stage
-from elastic.plan.policy import Policy
 from elastic.plan.routing import even_routes
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
-orders = st.sampled_from(["ascending", "dealt", "arriving"])
-shares = st.sampled_from([0.0, 0.25, 0.5, 1.0])
 factors = st.sampled_from([0.5, 1.0, 2.0])
 
 
@@ -31,45 +28,40 @@ def column(seconds, micro_batches: int, widths=None, grains: int | None = None):
     return workload, stages, [even_routes(grains, stage.members) for stage in stages]
 
 
-@st.composite
-def policies(draw, depth: int) -> Policy:
-    bounds = st.none() | st.lists(st.integers(1, 6), min_size=depth, max_size=depth).map(tuple)
-    return Policy(
-        order=draw(orders),
-        first=draw(st.sampled_from(["backward", "forward"])),
-        in_flight=draw(bounds),
-        split=draw(st.booleans()),
-        held=draw(bounds),
-        patience=draw(st.sampled_from([0.0, 0.5, 2.0])),
-    )
+def updating(timing: Timing, seconds: dict[int, float]) -> Timing:
+    """With these seconds for the updates of these workers."""
+    paces = {worker: replace(timing.paces[worker], update_s=update_s) for worker, update_s in seconds.items()}
+    return replace(timing, paces={**timing.paces, **paces})
 
 
 @st.composite
 def timings(draw, workload, stages) -> Timing:
     """Everything in binary fractions, so that sums are exact in any order."""
-    timing = Timing.of(workload, stages, draw(shares))
+    timing = Timing.of(workload, stages)
     workers, boundaries = list(timing.stage), len(stages) - 1
     times = st.lists(eighths, min_size=boundaries, max_size=boundaries)
-    timing = timing.slowed(
-        draw(st.dictionaries(st.sampled_from(workers), factors)), draw(st.dictionaries(st.integers(0, len(stages) - 1), factors))
-    )
-    timing = timing.updating(draw(st.dictionaries(st.sampled_from(workers), eighths)))
+    timing = timing.slowed(draw(st.dictionaries(st.sampled_from(workers), factors)))
+    timing = updating(timing, draw(st.dictionaries(st.sampled_from(workers), eighths)))
     if draw(st.booleans()):
         timing = timing.linked(draw(times), draw(times))
     sync = draw(st.lists(eighths, min_size=len(stages), max_size=len(stages)))
-    return replace(timing, sync_s=tuple(sync), barrier=draw(st.booleans()))
+    return replace(timing, sync_s=tuple(sync))
 
 
 @st.composite
 def cases(draw):
-    """A workload, stages, routes, a policy and a timing."""
+    """A workload, stages, routes, and a timing."""
     workload, stages, routes = draw(planned())
-    return workload, stages, routes, draw(policies(len(stages))), draw(timings(workload, stages))
+    return workload, stages, routes, draw(timings(workload, stages))
 
 
 def seconds_of(action: Action, worker: int, timing: Timing) -> float:
     pace = timing.paces[worker]
-    return {"F": pace.forward_s, "B": pace.backward_s, "I": pace.backward_s - pace.weights_s, "W": pace.weights_s}[action.kind]
+    return pace.forward_s if action.kind == "F" else pace.backward_s
+
+
+def link_s(timing: Timing, sender: int, receiver: int) -> float:
+    return 0.0 if timing.links is None else timing.links(sender, receiver)
 
 
 def latest_end(schedule: Schedule, timing: Timing) -> float:
@@ -80,8 +72,8 @@ def latest_end(schedule: Schedule, timing: Timing) -> float:
     for worker, actions in schedule.items():
         for action in actions:
             stage, kind, m = action
-            to = Action(stage + 1, "F", m) if kind == "F" else gradient(at, stage - 1, m)
-            if kind != "W" and to in at:
+            to = Action(stage + 1, "F", m) if kind == "F" else Action(stage - 1, "B", m)
+            if to in at:
                 messages.setdefault((worker, at[to][0]), []).append(action)
 
     @cache
@@ -94,9 +86,7 @@ def latest_end(schedule: Schedule, timing: Timing) -> float:
         stage, kind, m = action
         if kind == "F":
             return arrival(Action(stage - 1, "F", m), at[action][0]) if stage else 0.0
-        if kind == "W":
-            return end(Action(stage, "I", m))
-        return end(Action(stage, "F", m)) if stage == last else arrival(gradient(at, stage + 1, m), at[action][0])
+        return end(Action(stage, "F", m)) if stage == last else arrival(Action(stage + 1, "B", m), at[action][0])
 
     @cache
     def arrival(sent: Action, receiver: int) -> float:
@@ -104,11 +94,6 @@ def latest_end(schedule: Schedule, timing: Timing) -> float:
         queue = messages[pair]
         place = queue.index(sent)
         free = arrival(queue[place - 1], receiver) if place else 0.0
-        return max(free, end(sent)) + timing.link_s(*pair)
+        return max(free, end(sent)) + link_s(timing, *pair)
 
     return max(end(action) for action in at)
-
-
-def gradient(at, stage: int, micro_batch: int) -> Action:
-    """The action that gives the gradients of the stage's inputs."""
-    return next((a for kind in "BI" if (a := Action(stage, kind, micro_batch)) in at), Action(stage, "B", micro_batch))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plan_strategies import few, positive_eighths
-from schedule_strategies import cases, column
+from schedule_strategies import cases, column, updating
 
 from elastic.plan.bubbles import Bubbles, breakdown, bubble_share, gaps
 from elastic.plan.simulation import judge
@@ -19,8 +19,8 @@ from elastic.plan.timing import Timing
 @few
 @given(cases())
 def test_busy_and_idle_add_up_to_the_step(case):
-    workload, stages, routes, policy, timing = case
-    timeline = judge(workload, stages, routes, policy=policy, timing=timing)
+    workload, stages, routes, timing = case
+    timeline = judge(workload, stages, routes, timing=timing)
     found = breakdown(timeline)
     assert list(found) == [worker for stage in stages for worker in stage.members]
     for worker, bubbles in found.items():
@@ -45,15 +45,9 @@ def test_equal_stages_are_idle_as_in_the_literature(depth, more, forward_s, back
 
 def test_members_wait_for_each_other_to_synchronise():
     case = column([(1, 2)], 3, [2])
-    timing = replace(Timing.of(*case[:2]), sync_s=(1.0,)).updating({0: 0.5})
+    timing = updating(replace(Timing.of(*case[:2]), sync_s=(1.0,)), {0: 0.5})
     assert breakdown(judge(*case, timing=timing)) == {0: Bubbles(), 1: Bubbles(sync_s=3.0, drain_s=0.5)}
     assert breakdown(judge(*case, timing=replace(timing, sync_s=(0.0,)))) == {0: Bubbles(), 1: Bubbles(drain_s=3.5)}
-
-
-def test_all_wait_for_the_slowest_at_a_barrier():
-    case = column([(1, 1), (1, 1)], 1)
-    timing = replace(Timing.of(*case[:2]).updating({0: 1, 1: 1}), barrier=True)
-    assert breakdown(judge(*case, timing=timing)) == {0: Bubbles(wait_s=2), 1: Bubbles(fill_s=1, sync_s=1)}
 
 
 def test_a_worker_without_a_grain_is_idle_all_the_time():
