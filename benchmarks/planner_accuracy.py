@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sailor
+
 from elastic.errors import PlanError
 from elastic.plan.hetero.physical import PhysicalRules
 from elastic.plan.hetero.predict import predict
-from elastic.plan.sources import sailor
 
 
 def accuracy(data: Path, model: str, runs: Sequence[Path]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sailor
 from planner_timing import timed
+from sailor_rules import ReferenceRules
 
 from elastic.errors import PlanError
-from elastic.plan.hetero.reference import ReferenceRules
 from elastic.plan.hetero.search import Limits, partition
-from elastic.plan.sources import sailor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

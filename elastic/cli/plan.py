@@ -115,10 +115,10 @@ def _show_all(console: Console, shown: dict[str, Any], title: str, lose: list[st
 def _planned(
     cluster: Path, workload: Path, lose: list[str], horizon: int, batch: int | None, svg: Path | None, *, interpolate: bool, mixed: bool
 ) -> dict[str, Any]:
+    from elastic.plan import files
     from elastic.plan.deploy import lost
     from elastic.plan.hetero.search import Limits
     from elastic.plan.replan import after_loss, plan_for
-    from elastic.plan.sources import files
 
     if horizon < 1 or (batch is not None and batch < 1):
         raise PlanError(f"--horizon {horizon} and --batch {batch} must be at least 1")

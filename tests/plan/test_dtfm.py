@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.dtfm import Instance, load
 from elastic.errors import PlanError
 from elastic.plan.placement import place
-from elastic.plan.sources.dtfm import Instance, load
 
 DATA = Path(os.environ.get("ELASTIC_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data")) / "dtfm"
 BEST_KNOWN = {"case0": 3.440, "case2": 16.087}

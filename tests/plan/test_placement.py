@@ -8,8 +8,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from placement_networks import groupings, plain_cost, regions, uniform
 
+from benchmarks import dtfm
 from elastic.errors import PlanError
-from elastic.plan.placement import BUDGET, Placement, cost, place
+from elastic.plan.placement import BUDGET, Placement, place
+
+
+def cost(latency, bandwidth, groups, exchange: float, boundary: float) -> tuple[float, float]:
+    """DT-FM's, of given groups."""
+    instance = dtfm.Instance(latency_s=latency, bytes_per_s=bandwidth, groups=len(groups), exchange_bytes=exchange, boundary_bytes=boundary)
+    return dtfm.cost(instance, groups)
+
 
 some = settings(max_examples=15, deadline=None)
 

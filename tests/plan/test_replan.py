@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from elastic.cli.main import app
 from elastic.errors import PlanError
-from elastic.plan import gantt, picture
+from elastic.plan import files, gantt, picture
 from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, Place
 from elastic.plan.curves import Constant
 from elastic.plan.deploy import Device, deploy, devices, holdings, lost, without
@@ -26,7 +26,6 @@ from elastic.plan.hetero.search import Limits
 from elastic.plan.hetero.shapes import Shape, alike
 from elastic.plan.profiles import Profiles
 from elastic.plan.replan import Planned, after_loss, plan_for, prepare
-from elastic.plan.sources import files
 from elastic.plan.transformer import Transformer
 
 CLUSTERS = Path(__file__).parents[2] / "examples" / "clusters"

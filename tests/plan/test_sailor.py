@@ -9,12 +9,12 @@ import sys
 import pytest
 from sailor_data import DATA, SAILOR, needs_data
 
+from benchmarks import sailor
+from benchmarks.sailor_rules import ReferenceRules
 from elastic.errors import PlanError
 from elastic.plan.hetero.plan import HeteroPlan
 from elastic.plan.hetero.predict import predict
-from elastic.plan.hetero.reference import ReferenceRules
 from elastic.plan.hetero.search import Limits, partition
-from elastic.plan.sources import sailor
 
 SCORE = DATA.parent / "tools" / "score_plan.py"
 MIXES = {

@@ -1,37 +1,64 @@
-"""A cost model that is nearer to what was measured than the reference rules; nothing in it is fitted to measured runs.
-
-It differs from the reference rules in what is known of how such programs work:
+"""The cost model of clusters: profiles of layers, links by place, and how such programs work; nothing is fitted to measured runs.
 
 - A transfer between stages occupies both ends, as blocking point-to-point calls do: a stage in the middle is charged for receiving and
-  sending in both directions, not only for sending.
+  sending in both directions.
 - With tensor parallelism every device sends the whole activations, which are replicated, over its own network interface: the link is that
   of one device, not of all.
 - More samples are never less work: a layer that was profiled slower for a smaller micro-batch was measured with noise.
-- In memory there are, besides, the gradients of the one layer that is running backwards, about as large as its activations; the
-  bucket into which gradients are flattened; a message in each direction at each boundary; and what a communicator costs (the rules charge
-  it with tensor parallelism) also with data parallelism and between stages.
+- Memory holds, beside parameters, gradients, moments and the activations in flight: the gradients of the layer that is running backwards,
+  about as large as its activations; the bucket into which gradients are flattened; a message in each direction at each boundary; and
+  communicators, one each for tensor parallelism, data parallelism and stages.
 
-The update stays that of one layer: profiles give all layers of a model the same, whatever their parameters, so it is not a layer's.
+The update is that of a stage's first layer: profiles give all layers of a model the same, whatever their parameters.
 """
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 
-from elastic.plan.cluster import Cluster
-from elastic.plan.hetero.reference import BASE_BYTES, BUCKET_BYTES, COMMUNICATOR_BYTES, STATE_PER_PARAMETER_BYTE, ReferenceRules
+from elastic.errors import PlanError
+from elastic.plan.cluster import Cluster, Place
+from elastic.plan.curves import Curve
 from elastic.plan.hetero.rules import Bytes, Floats, Transfers, spans
-from elastic.plan.hetero.shapes import Makeup, Shape
+from elastic.plan.hetero.shapes import Makeup, Pool, Shape
 from elastic.plan.profiles import Profiles
 
+BUCKET_BYTES = 5e8
+STATE_PER_PARAMETER_BYTE = 6
+"""24 bytes for each parameter of 4: values, gradients, moments, and what the optimizer needs beside them."""
+BASE_BYTES, COMMUNICATOR_BYTES = 2e9, 1e9
+"""What a device holds besides the model; and for each communicator."""
 
-class PhysicalRules(ReferenceRules):
-    """See above."""
+
+class PhysicalRules:
+    """See above. Raises PlanError if a kind of the cluster has no profile."""
 
     transfers = Transfers(first=(2.0,), middle=2.0, last=2.0)
 
     def __init__(self, cluster: Cluster, profiles: Profiles) -> None:
-        super().__init__(cluster, profiles.without_noise())
+        profiles.check_kinds({host.kind: cluster.kinds[host.kind] for host in cluster.hosts})
+        self.cluster, self.profiles = cluster, profiles.without_noise()
+        self.layers = profiles.layers
+        self.pools = tuple(Pool(kind, zone, count) for (kind, zone), count in cluster.counts().items())
+        self._weights = spans(np.array([layer.parameters for layer in profiles.bytes[1]])).clip(0)
+
+    def micro_batch_sizes(self) -> tuple[int, ...]:
+        return self.profiles.sizes()
+
+    def shapes(self, size: int) -> tuple[Shape, ...]:
+        return tuple(Shape(number, tp) for number, pool in enumerate(self.pools) for tp in self.profiles.degrees(pool.kind, size))
+
+    def seconds(self, shape: Shape, size: int) -> Floats:
+        rows = self.profiles.of(self.pools[shape.pool].kind, size, shape.tp)
+        return np.array([row.forward_s + row.backward_s for row in rows])
+
+    def update_s(self, shape: Shape, size: int) -> Floats:
+        rows = self.profiles.of(self.pools[shape.pool].kind, size, shape.tp)
+        first = np.array([row.update_s for row in rows] + [0.0])
+        return np.broadcast_to(first[:, None], (self.layers + 1, self.layers + 1))
 
     def footprint(self, shape: Shape, size: int, shared: bool) -> Bytes:
         sizes = self.profiles.bytes[shape.tp]
@@ -52,18 +79,48 @@ class PhysicalRules(ReferenceRules):
         )
 
     def forward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:
-        return super().forward_s(_one(sender), _one(receiver), size)
+        curve = self.link(self.place(sender), self.place(receiver))
+        sent = [0.0, *(layer.output * size for layer in self.profiles.bytes[1][:-1]), 0.0]
+        return np.full(len(sent), math.inf) if curve is None else curve.seconds(sent)
 
     def backward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:
         """As large as the activations that came over the same boundary."""
         return self.forward_s(receiver, sender, size)
 
+    def sync_s(self, makeup: Makeup) -> Floats:
+        """The slowest ring between replicas that follow each other."""
+        weights = self._weights / self.least_share(makeup)
+        pairs = {(a, a) for a, count in makeup.parts if count > 1} | set(pairwise(makeup.shapes))
+        found = np.zeros_like(weights)
+        for one, other in pairs:
+            curve = self.link(self.place(one), self.place(other))
+            found = np.maximum(found, math.inf if curve is None else all_reduce_s(weights, makeup.replicas, curve))
+        return found
+
     def least_share(self, makeup: Makeup) -> int:
+        """Over how many devices at least the weights of a stage are spread."""
         return min(shape.tp for shape in makeup.shapes)
 
+    def place(self, shape: Shape) -> Place:
+        """One device of a replica."""
+        pool = self.pools[shape.pool]
+        return Place(pool.zone, pool.kind)
 
-def _one(shape: Shape) -> Shape:
-    return Shape(shape.pool, 1)
+    def link(self, one: Place, other: Place) -> Curve | None:
+        """None if they are not connected."""
+        try:
+            return self.cluster.links.curve(one, other)
+        except PlanError:
+            return None
+
+
+def all_reduce_s(size: Floats, members: int, curve: Curve) -> Floats:
+    """A ring: 2 (n - 1) messages of an n-th, one bucket after the other."""
+    if members < 2:
+        return np.zeros_like(size)
+    buckets, rest = np.divmod(size, BUCKET_BYTES)
+    whole, part = curve.seconds(BUCKET_BYTES / members), curve.seconds(rest / members)
+    return 2 * (members - 1) * (buckets * whole + part)
 
 
 def _largest(per_layer: list[float]) -> Floats:

@@ -7,7 +7,6 @@ best placement is somewhere between "every host is a group" and "every host is s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -67,7 +66,7 @@ def place(
     Few devices are placed at the least cost there is.
 
     `latency_s` and `bytes_per_s` are (devices, devices); `exchange_bytes` are the gradients of one stage, `boundary_bytes` the activations
-    that a member hands on in a step. The cost is that of `cost`; it is never above that of the devices in the order given. `budget` is
+    that a member hands on in a step. The cost is that of `network`; it is never above that of the devices in the order given. `budget` is
     the effort, in pairs of devices looked at: the result depends on it and on `seed`, on nothing else.
     Raises PlanError on malformed links, devices that live links do not connect, and when no placement without dead links was found.
     """
@@ -85,22 +84,6 @@ def place(
         boundary_s=boundary_s,
         why=_why(links, best, exchange_s, boundary_s, even),
     )
-
-
-def cost(
-    latency_s: Matrix, bytes_per_s: Matrix, groups: Sequence[Sequence[int]], exchange_bytes: float, boundary_bytes: float
-) -> tuple[float, float]:
-    """Seconds of the exchange and of the boundaries of given groups in their given order; their sum is the cost.
-
-    Exchange: max over groups and members of the sum over the n - 1 others of 2 (latency + exchange_bytes / (n bandwidth)). Boundaries:
-    twice the sum over neighbouring groups of the slowest link, latency + boundary_bytes / bandwidth, of their best pairing. Raises
-    PlanError on malformed links and groups that are not all the devices.
-    """
-    links = measured(latency_s, bytes_per_s, len(groups), exchange_bytes, boundary_bytes)
-    if sorted(device for group in groups for device in group) != list(range(links.devices)) or not all(groups):
-        raise PlanError(f"groups must be of all {links.devices} devices, each once, and none empty: {groups}")
-    boundary_s = 2 * sum(links.boundary_between(one, two) for one, two in pairwise(groups))
-    return max(links.slowest_member(group)[0] for group in groups), boundary_s
 
 
 def _even(links: Network) -> Groups:

@@ -1,9 +1,11 @@
-"""Networks of the DT-FM project (DS3Lab/DT-FM): JSON with the delay in ms and the bandwidth in Gbit/s between each pair of devices."""
+"""Networks of the DT-FM project (DS3Lab/DT-FM): JSON with the delay in ms and the bandwidth in Gbit/s between devices; and its cost."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from elastic.errors import PlanError
+from elastic.plan.placement.network import measured
 from elastic.plan.placement.pairing import Matrix
 
 GROUPS = 8
@@ -29,6 +32,20 @@ class Instance:
     groups: int
     exchange_bytes: float
     boundary_bytes: float
+
+
+def cost(instance: Instance, groups: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Seconds of the exchange and of the boundaries of given groups in their given order; their sum is the cost.
+
+    Exchange: max over groups and members of the sum over the n - 1 others of 2 (latency + exchange_bytes / (n bandwidth)). Boundaries:
+    twice the sum over neighbouring groups of the slowest link, latency + boundary_bytes / bandwidth, of their best pairing. Raises
+    PlanError on malformed links and groups that are not all the devices.
+    """
+    links = measured(instance.latency_s, instance.bytes_per_s, len(groups), instance.exchange_bytes, instance.boundary_bytes)
+    if sorted(device for group in groups for device in group) != list(range(links.devices)) or not all(groups):
+        raise PlanError(f"groups must be of all {links.devices} devices, each once, and none empty: {groups}")
+    boundary_s = 2 * sum(links.boundary_between(one, two) for one, two in pairwise(groups))
+    return max(links.slowest_member(group)[0] for group in groups), boundary_s
 
 
 def load(path: str | PathLike[str]) -> Instance:

@@ -1,1 +1,0 @@
-"""Loaders of planner data published by others."""
