@@ -22,8 +22,8 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from elastic.plan.fleet import Fleet
-from elastic.plan.planner import Planned, fastest, plan
-from elastic.plan.search import Prepared
+from elastic.plan.planner import Answers, Planned, fastest, plan
+from elastic.plan.search import preparing
 from elastic.plan.workload import LayerCost, Workload
 
 app = typer.Typer(add_completion=False)
@@ -42,12 +42,12 @@ def measured(workers: int, stages: int | None, blocks: int, rounds: int) -> dict
     before = fastest(Fleet(workers=whole), workload, stages)
     losses = [Fleet(workers=tuple(worker for worker in whole if worker != lost)) for lost in whole]
     began = time.process_time()
-    prepared = Prepared(losses, workload, stages)
+    prepared = preparing(losses, workload, stages)
     while prepared.advance():
         continue
     search_ms = (time.process_time() - began) * 1000
 
-    def seconds(ahead: Prepared | None, left: Fleet) -> tuple[float, Planned]:
+    def seconds(ahead: Answers | None, left: Fleet) -> tuple[float, Planned]:
         began = time.process_time()
         found = plan(left, workload, before, 6, stages=stages, brief=True, prepared=ahead)
         return time.process_time() - began, found

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from elastic.plan.fleet import Fleet
-from elastic.plan.search import Prepared
+from elastic.plan.planner import Answers
+from elastic.plan.search import preparing
 from elastic.plan.site import Link, Pair
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Preparing:
         idle: Callable[[], bool],
     ) -> None:
         self.links: Mapping[Pair, Link] = {}
-        self.prepared: Prepared | None = None
+        self.prepared: Answers | None = None
         self._timers, self._clock, self._stages, self._measured, self._idle = timers, clock, stages, measured, idle
         self._view: View | None = None
         self._spent_s = 0.0
@@ -77,7 +78,7 @@ class Preparing:
         self.links, self._spent_s = links, 0.0
         site = view.site.knowing(links)
         losses = (Fleet.of([*view.members[:lost], *view.members[lost + 1 :]], site) for lost in _losses(view.members))
-        self.prepared = Prepared(losses, view.workload, self._stages)
+        self.prepared = preparing(losses, view.workload, self._stages)
         self._slice()
 
     def _slice(self) -> None:

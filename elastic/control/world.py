@@ -14,7 +14,7 @@ from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
 from elastic.membership.clerk import Errand
 from elastic.membership.founding import Ready
-from elastic.plan.search import Prepared
+from elastic.plan.planner import Answers
 from elastic.plan.site import Link, Pair
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
@@ -58,7 +58,7 @@ class Terms:
     stages: int | None
     links: Mapping[Pair, Link] = field(default_factory=dict)
     replaced_s: float = REPLACED_S
-    prepared: Prepared | None = None
+    prepared: Answers | None = None
 
 
 def worked_out(action: Propose, terms: Terms) -> Proposal:

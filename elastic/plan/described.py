@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from elastic.plan.fleet import Fleet
+from elastic.plan.job_costs import JobCosts
 from elastic.plan.memory import needs
 from elastic.plan.plan import Plan
 from elastic.plan.prediction import predict
@@ -15,7 +16,7 @@ from elastic.plan.workload import Workload
 
 def described(plan: Plan, fleet: Fleet, workload: Workload) -> dict[str, Any]:
     """JSON types: `plan` as `SavedPlan.to_json` has it, predicted seconds, and for each stage its members with their grains and memory."""
-    predicted, needed = predict(plan.stages, plan.routes, workload, fleet), needs(workload, plan.stages, plan.routes)
+    predicted, needed = predict(JobCosts(workload, fleet), plan.stages, plan.routes), needs(workload, plan.stages, plan.routes)
     places = {worker: place for place, worker in enumerate(fleet.workers)}
     stages: list[dict[str, Any]] = []
     for number, (stage, route) in enumerate(zip(plan.stages, plan.routes, strict=True)):

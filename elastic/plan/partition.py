@@ -15,7 +15,6 @@ from functools import cache
 from itertools import accumulate, combinations, pairwise
 
 from elastic.errors import PlanError
-from elastic.plan.slicing import finish
 from elastic.plan.workload import Workload
 
 Choice = tuple[int, int, tuple[tuple[int, int], ...]]
@@ -24,17 +23,12 @@ Choice = tuple[int, int, tuple[tuple[int, int], ...]]
 _NONE: Choice = (0, 0, ())
 
 
-def partition(workload: Workload, workers: int, stages: int) -> tuple[tuple[range, int], ...]:
-    """The layers and the number of workers of each stage; all workers are given out.
+def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[tuple[range, int], ...]]:
+    """The layers and the number of workers of each stage; all workers are given out. Yields every few milliseconds.
 
     Minimises the largest over stages of (forward + backward seconds per micro-batch) x ceil(grains / workers of the stage), then the sum of
     these, then the parameters of the stage that has most. Raises PlanError if there are more stages than layers or workers, or none.
     """
-    return finish(partitioning(workload, workers, stages))
-
-
-def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[tuple[range, int], ...]]:
-    """`partition`, which can be left off every few milliseconds."""
     return (yield from _Programme(workload, workers, stages).solving())
 
 

@@ -1,29 +1,31 @@
 """The planner: from workers and a workload to the plan with the least predicted time, a change of plan included.
 
-What comes into question is the best of `elastic.plan.search`, and the plan of before with its layers left in place.
+Candidates are the best of `elastic.plan.search`, and the previous plan with its layers left in place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from elastic.errors import PlanError
 from elastic.plan.assignment import assign
+from elastic.plan.choice import HORIZON, least
 from elastic.plan.fleet import Fleet
+from elastic.plan.job_costs import JobCosts
 from elastic.plan.memory import readable, shortfall
 from elastic.plan.moving import Moving, moving
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.prediction import predict
+from elastic.plan.prepared import Prepared
 from elastic.plan.routing import near_routes
 from elastic.plan.saved import SavedPlan
-from elastic.plan.search import Candidate, Prepared, asked, nameless, search
+from elastic.plan.search import Candidate, Question, asked, asking, searching
+from elastic.plan.slicing import finish
 from elastic.plan.workload import Workload
 
 __all__ = ["HORIZON", "Plan", "Planned", "Stage", "fastest", "given", "plan", "staying", "step_s"]
-
-HORIZON = 1000
-"""Steps over which a migration has to pay, unless asked for otherwise."""
 
 INTERRUPTED = 0.5
 """Of a step: what is thrown away on average where a loss interrupts it and layers do not stay in place."""
@@ -31,13 +33,13 @@ INTERRUPTED = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan; the predicted seconds of a step and of the migration to it; the bytes that this moves; and why it is this plan."""
+    """A plan, with what is predicted of its steps and why it was chosen, and what the change to it moves."""
 
     plan: Plan
-    step_s: float
-    migration_s: float
-    bytes: float
-    why: str
+    moving: Moving
+
+
+Answers = Prepared[Question, tuple[Candidate, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ def plan(
     *,
     stages: int | None = None,
     brief: bool = False,
-    prepared: Prepared | None = None,
+    prepared: Answers | None = None,
 ) -> Planned:
     """The plan that takes least over `horizon` steps, the migration from `previous` included.
 
@@ -67,27 +69,23 @@ def plan(
     only those who stay keep what is done, and the layers go back when the lost are replaced. What was `prepared` is not searched for again,
     which changes nothing else. Raises PlanError if nothing is possible.
     """
+    costs = JobCosts(workload, fleet)
     if previous is None:
-        best = _plan(_best(_searched(fleet, workload, asked(fleet, stages), prepared)), workload, fleet, stages)
-        return Planned(plan=best, step_s=best.step_s, migration_s=0.0, bytes=0.0, why=best.why)
-    chosen = stayed = _stayed(previous, workload, fleet, stages)
+        best = _best(_searched(asking(fleet, workload, stages), fleet, prepared))
+        return Planned(plan=_plan(best, costs, stages), moving=Moving(bytes=0.0, seconds=0.0))
+    stayed = _stayed(previous, costs, stages)
     try:
-        candidates = _searched(fleet, workload, asked(fleet, stages), prepared)
+        candidates = _searched(asking(fleet, workload, stages), fleet, prepared)
     except PlanError:
         if stayed is None:
             raise
         candidates = ()
-    for candidate in sorted(candidates, key=lambda each: each.predicted.apart_s):
-        if chosen is not None and candidate.predicted.step_s * horizon >= chosen.over_s(horizon):
-            continue
-        for variant in _relabelled(candidate, previous, workload, fleet):
-            option = _option(previous, variant, workload, fleet, brief=brief)
-            if chosen is None or option.over_s(horizon) < chosen.over_s(horizon):
-                chosen = option
+    fastest_first = sorted(candidates, key=lambda each: each.predicted.apart_s)
+    tries = ((each.predicted.step_s, partial(_options, previous, each, costs, brief=brief)) for each in fastest_first)
+    chosen = least(tries, horizon, stayed)
     assert chosen is not None  # there is a candidate, or the layers may stay
-    bare = _plan(chosen.candidate, workload, fleet, stages)
-    found = replace(bare, why=f"{bare.why}; {_compared(chosen, stayed, horizon)}")
-    return Planned(plan=found, step_s=found.step_s, migration_s=chosen.moving.seconds, bytes=chosen.moving.bytes, why=found.why)
+    bare = _plan(chosen.candidate, costs, stages)
+    return Planned(plan=replace(bare, why=f"{bare.why}; {_compared(chosen, stayed, horizon)}"), moving=chosen.moving)
 
 
 def fastest(fleet: Fleet, workload: Workload, stages: int | None = None) -> Plan:
@@ -95,7 +93,7 @@ def fastest(fleet: Fleet, workload: Workload, stages: int | None = None) -> Plan
 
     Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits into memory.
     """
-    return _plan(_best(_searched(fleet, workload, stages, None)), workload, fleet)
+    return _plan(_best(_searched(asking(fleet, workload, None)._replace(stages=stages), fleet, None)), JobCosts(workload, fleet))
 
 
 def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
@@ -108,13 +106,14 @@ def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
     found = saved.for_workers(fleet.workers)
     if lacking := shortfall(workload, found.stages, found.routes, fleet)[1]:
         raise PlanError(f"the saved plan does not fit into memory: {lacking}. Make one for this machine with `elastic plan`")
-    predicted = predict(found.stages, found.routes, workload, fleet)
-    return _plan(Candidate(stages=found.stages, routes=found.routes, predicted=predicted, reason="as saved"), workload, fleet)
+    costs = JobCosts(workload, fleet)
+    predicted = predict(costs, found.stages, found.routes)
+    return _plan(Candidate(stages=found.stages, routes=found.routes, predicted=predicted, reason="as saved"), costs)
 
 
 def step_s(plan: Plan, workload: Workload, fleet: Fleet) -> float:
     """The predicted seconds of a step of `plan` with these workers."""
-    return predict(plan.stages, plan.routes, workload, fleet).step_s
+    return predict(JobCosts(workload, fleet), plan.stages, plan.routes).step_s
 
 
 def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:
@@ -123,11 +122,13 @@ def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:
     Workers that `previous` does not know go one after the other where most is computed by worker, first of all where nobody is left.
     Grains stay where they are as far as shares that suit the workers' speeds allow.
     """
-    found = _staying(previous, fleet, workload)
-    return None if found is None else _plan(found, workload, fleet)
+    costs = JobCosts(workload, fleet)
+    found = _staying(previous, costs)
+    return None if found is None else _plan(found, costs)
 
 
-def _staying(previous: Plan, fleet: Fleet, workload: Workload) -> Candidate | None:
+def _staying(previous: Plan, costs: JobCosts) -> Candidate | None:
+    fleet, workload = costs.fleet, costs.workload
     members = [[worker for worker in stage.members if worker in fleet.workers] for stage in previous.stages]
     seconds = [
         sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in stage.layers) for stage in previous.stages
@@ -141,25 +142,24 @@ def _staying(previous: Plan, fleet: Fleet, workload: Workload) -> Candidate | No
         return None
     stages = tuple(Stage(layers=stage.layers, members=tuple(group)) for stage, group in zip(previous.stages, members, strict=True))
     routes = tuple(near_routes(route, stage.members, fleet.slowdowns) for stage, route in zip(stages, previous.routes, strict=True))
-    predicted = predict(stages, routes, workload, fleet)
+    predicted = predict(costs, stages, routes)
     return Candidate(stages=stages, routes=routes, predicted=predicted, reason="every stage keeps its layers")
 
 
-def _stayed(previous: Plan, workload: Workload, fleet: Fleet, stages: int | None) -> _Option | None:
-    """The plan of before, if the job wants so many stages, and they fit."""
-    found = _staying(previous, fleet, workload)
-    if found is None or asked(fleet, stages) not in (None, len(found.stages)):
+def _stayed(previous: Plan, costs: JobCosts, stages: int | None) -> _Option | None:
+    """The previous plan, if the job wants so many stages, and they fit."""
+    found = _staying(previous, costs)
+    if found is None or asked(costs.fleet, stages) not in (None, len(found.stages)):
         return None
-    if shortfall(workload, found.stages, found.routes, fleet)[1]:
+    if shortfall(costs.workload, found.stages, found.routes, costs.fleet)[1]:
         return None
-    return _option(previous, found, workload, fleet, brief=False)
+    return _option(previous, found, costs, brief=False)
 
 
-def _searched(fleet: Fleet, workload: Workload, stages: int | None, prepared: Prepared | None) -> tuple[Candidate, ...]:
-    shape = nameless(fleet)
-    found = None if prepared is None else prepared.candidates(shape, workload, stages)
+def _searched(question: Question, fleet: Fleet, prepared: Answers | None) -> tuple[Candidate, ...]:
+    found = None if prepared is None else prepared.answer(question)
     names = dict(enumerate(fleet.workers))
-    return tuple(candidate.renamed(names) for candidate in found or search(shape, workload, stages))
+    return tuple(candidate.renamed(names) for candidate in found or finish(searching(question)))
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
@@ -167,25 +167,30 @@ def _best(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda each: each.predicted.apart_s)
 
 
-def _relabelled(new: Candidate, old: Plan, workload: Workload, fleet: Fleet) -> Iterator[Candidate]:
+def _options(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> Iterator[_Option]:
+    return (_option(previous, variant, costs, brief=brief) for variant in _relabelled(new, previous, costs))
+
+
+def _relabelled(new: Candidate, old: Plan, costs: JobCosts) -> Iterator[Candidate]:
     """As it is, and with workers that have changed places so that less moves, where these are alike."""
+    fleet, workload = costs.fleet, costs.workload
     yield new
     if not fleet.equal or len(set(fleet.memory.values())) > 1:
         return
     weights = [layer.parameter_bytes + round(workload.state_bytes_of(number)) for number, layer in enumerate(workload.layers)]
-    near = assign(_plan(new, workload, fleet), old, weights)
+    near = assign(_plan(new, costs), old, weights)
     one_host = len({fleet.host(worker) for worker in fleet.workers}) == 1
-    predicted = new.predicted if one_host else predict(near.stages, near.routes, workload, fleet)
+    predicted = new.predicted if one_host else predict(costs, near.stages, near.routes)
     yield replace(new, stages=near.stages, routes=near.routes, predicted=predicted)
 
 
-def _plan(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | None = None) -> Plan:
+def _plan(candidate: Candidate, costs: JobCosts, wanted: int | None = None) -> Plan:
     """`wanted` is the number of stages that the job asks for."""
     return Plan(
         stages=candidate.stages,
         routes=candidate.routes,
         step_s=candidate.predicted.step_s,
-        why=_why(candidate, workload, fleet, wanted),
+        why=_why(candidate, costs.workload, costs.fleet, wanted),
     )
 
 
@@ -215,8 +220,8 @@ def _why(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | N
     return why
 
 
-def _option(previous: Plan, new: Candidate, workload: Workload, fleet: Fleet, *, brief: bool) -> _Option:
-    moved = moving(previous, new.stages, workload, fleet)
+def _option(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> _Option:
+    moved = moving(previous, new.stages, costs.workload, costs.fleet)
     lost_s = 2 * moved.seconds + INTERRUPTED * previous.step_s if brief else moved.seconds
     return _Option(candidate=new, moving=moved, lost_s=lost_s)
 

@@ -1,30 +1,30 @@
-"""The plans that come into question for a fleet, whatever was before: the search that takes the planner's time.
+"""Enumerates feasible plans for a fleet, ignoring the current layout.
 
-Workers have no names here, only their places in the fleet: so what was found for one fleet holds for every one that looks the same, such as
-what is left when another one of several equal workers is lost.
+Workers have no names here, only their places in the fleet. So the result for one fleet holds for every fleet that looks the same, such as
+the workers that are left when another one of several equal workers is lost.
 
-The partition with the least bottleneck is what a stage's workers could do if they never waited. They do wait where neighbouring stages have
+The partition with the least bottleneck is what a stage's workers could do if they never waited. They wait where neighbouring stages have
 different numbers of workers: micro-batches go in ascending order, so a narrow stage feeds the workers of a wide one after each other. So
 stages of equal time and width are tried as well, and the simulated schedule decides.
 
 Where workers differ in speed, each stage takes neighbours in the order of their speeds, the slowest or the fastest first. Where a plan does
-not fit into memory, layers are divided anew within these limits.
+not fit into memory, layers are divided again within these limits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import NamedTuple
 
-from elastic.errors import PlanError
 from elastic.plan.fleet import Fleet
+from elastic.plan.job_costs import JobCosts
 from elastic.plan.memory import refuse, shortfall
 from elastic.plan.partition import check_feasible, partitioning
 from elastic.plan.plan import Stage
-from elastic.plan.prediction import Prediction, predicting
+from elastic.plan.prediction import Prediction
+from elastic.plan.prepared import Prepared
 from elastic.plan.routing import weighted_routes
-from elastic.plan.slicing import finish
 from elastic.plan.uneven import Parts, divide, divide_within
 from elastic.plan.workload import Workload
 
@@ -42,8 +42,19 @@ class Candidate:
 
     def renamed(self, names: Mapping[int, int]) -> Candidate:
         """With other workers in the same places."""
-        stages = tuple(replace(stage, members=tuple(names[worker] for worker in stage.members)) for stage in self.stages)
-        return replace(self, stages=stages, routes=tuple(tuple(names[worker] for worker in route) for route in self.routes))
+        return replace(
+            self,
+            stages=tuple(stage.renamed(names) for stage in self.stages),
+            routes=tuple(tuple(names[worker] for worker in route) for route in self.routes),
+        )
+
+
+class Question(NamedTuple):
+    """A nameless fleet, what it computes, and the number of stages, None for any."""
+
+    fleet: Fleet
+    workload: Workload
+    stages: int | None
 
 
 def nameless(fleet: Fleet) -> Fleet:
@@ -58,16 +69,13 @@ def nameless(fleet: Fleet) -> Fleet:
     )
 
 
-def search(fleet: Fleet, workload: Workload, stages: int | None) -> tuple[Candidate, ...]:
-    """All that fit into memory, for a nameless fleet; fewer stages come first.
+def searching(question: Question) -> Generator[None, None, tuple[Candidate, ...]]:
+    """All candidates that fit into memory, fewer stages first; yields every few milliseconds.
 
     Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits.
     """
-    return finish(searching(fleet, workload, stages))
-
-
-def searching(fleet: Fleet, workload: Workload, stages: int | None) -> Generator[None, None, tuple[Candidate, ...]]:
-    """`search`, which can be left off every few milliseconds."""
+    fleet, workload, stages = question
+    costs = JobCosts(workload, fleet)
     workers = len(fleet.workers)
     most = min(len(workload.layers), workers)
     if stages is None:
@@ -93,7 +101,7 @@ def searching(fleet: Fleet, workload: Workload, stages: int | None) -> Generator
                     lacking.append(lack)
                 else:
                     yield
-                    predicted = yield from predicting(filled, routes, workload, fleet)
+                    predicted = yield from costs.predicting(filled, routes)
                     found.append(Candidate(stages=filled, routes=routes, predicted=predicted, reason=reason))
                 yield
         short += lacking
@@ -110,7 +118,7 @@ def _orders(fleet: Fleet) -> list[Fleet]:
 
 
 def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts] | None]:
-    """Workers in order, and the layers and the number of workers of each stage; None where it can be left off."""
+    """Workers in order, and the layers and the number of workers of each stage; None where it may pause."""
     for order in _orders(fleet):
         parts = _partitions(workload, len(order.workers), count) if fleet.equal else [divide(workload, order, count)]
         yield from (None if each is None else (order, each) for each in parts)
@@ -127,7 +135,7 @@ def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tup
 def _partitions(workload: Workload, workers: int, count: int) -> Generator[Parts | None, None, None]:
     """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers, where they differ.
 
-    None where it can be left off.
+    None where it may pause.
     """
     least = yield from partitioning(workload, workers, count)
     yield least
@@ -148,49 +156,14 @@ def _filled(fleet: Fleet, parts: Parts, workload: Workload) -> tuple[tuple[Stage
     return stages, tuple(weighted_routes(workload.grains, stage.members, fleet.slowdowns) for stage in stages)
 
 
-class Prepared:
-    """Searches done before they are needed, for fleets of which one may come; those that look the same are searched for once."""
+def preparing(fleets: Iterable[Fleet], workload: Workload, stages: int | None) -> Prepared[Question, tuple[Candidate, ...]]:
+    """Searches for fleets of which one may come; those that look the same are searched for once."""
+    return Prepared((asking(fleet, workload, stages) for fleet in fleets), searching)
 
-    def __init__(self, fleets: Iterable[Fleet], workload: Workload, stages: int | None) -> None:
-        self._workload = workload
-        self._found: list[tuple[Fleet, int | None, tuple[Candidate, ...]]] = []
-        self._asked: list[tuple[Fleet, int | None]] = []
-        self._going = self._all(iter(fleets), stages)
 
-    @property
-    def classes(self) -> int:
-        """How many searches were begun."""
-        return len(self._asked)
-
-    def advance(self) -> bool:
-        """Takes the search a few milliseconds further; False once everything is found, or known to be impossible."""
-        return next(self._going, False)
-
-    def _all(self, fleets: Iterator[Fleet], stages: int | None) -> Generator[Literal[True], None, None]:
-        """A fleet is made only when it is its turn: that of a thousand workers takes a millisecond or two."""
-        for fleet in fleets:
-            question = nameless(fleet), asked(fleet, stages)
-            yield True
-            if question in self._asked:
-                continue
-            self._asked.append(question)
-            going = searching(question[0], self._workload, question[1])
-            try:
-                while True:
-                    try:
-                        next(going)
-                    except StopIteration as end:
-                        self._found.append((*question, end.value))
-                        break
-                    yield True
-            except PlanError:  # if that loss comes, it will be said
-                continue
-
-    def candidates(self, fleet: Fleet, workload: Workload, stages: int | None) -> tuple[Candidate, ...] | None:
-        """What `search` would give for a nameless fleet, if that is known by now."""
-        if workload is not self._workload and workload != self._workload:
-            return None
-        return next((found for known, count, found in self._found if (known, count) == (fleet, stages)), None)
+def asking(fleet: Fleet, workload: Workload, stages: int | None) -> Question:
+    """The question for a fleet: of the stages that a job asks for it gets as many as there are workers, if these are fewer."""
+    return Question(nameless(fleet), workload, asked(fleet, stages))
 
 
 def asked(fleet: Fleet, stages: int | None) -> int | None:

@@ -11,11 +11,11 @@ from elastic.errors import CopiesConflict, CoverageLost, MismatchError, NothingS
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
+from elastic.plan.choice import HORIZON
 from elastic.plan.fleet import Fleet
 from elastic.plan.memory import readable
 from elastic.plan.plan import Plan
-from elastic.plan.planner import HORIZON, plan
-from elastic.plan.search import Prepared
+from elastic.plan.planner import Answers, plan
 from elastic.plan.site import Link, Pair, Site
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
@@ -151,7 +151,7 @@ def propose(
     slowdowns: Mapping[int, float] | None = None,
     links: Mapping[Pair, Link] | None = None,
     replaced_s: float = REPLACED_S,
-    prepared: Prepared | None = None,
+    prepared: Answers | None = None,
 ) -> Proposal:
     """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
 
@@ -190,7 +190,7 @@ def propose(
         results=_results(left),
         holdings=holdings,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
-        planned=planned.why,
+        planned=planned.plan.why,
         finished=finished_everywhere(view, inventories, resume + 1),
         yielded=max(inventory.yielded for inventory in left),
         buffers=_buffers(left, view, resume),
@@ -244,7 +244,7 @@ def fall_back(
         progress=None,
         results=_results(left),
         why=_why(last, view, checkpoint.step, 0) + f", since all begin with {checkpoint}",
-        planned=planned.why,
+        planned=planned.plan.why,
         yielded=max(inventory.yielded for inventory in left),
         restore=checkpoint,
         seen=min((inventory.seen for inventory in survivors.values()), default=checkpoint.step),

@@ -10,10 +10,15 @@ from hypothesis import strategies as st
 from plan_strategies import coarse, cost, few, workloads
 
 from elastic.errors import PlanError
-from elastic.plan.partition import partition
+from elastic.plan.partition import partitioning
+from elastic.plan.slicing import finish
 from elastic.plan.workload import Workload
 
 Parts = tuple[tuple[range, int], ...]
+
+
+def partition(workload: Workload, workers: int, stages: int) -> Parts:
+    return finish(partitioning(workload, workers, stages))
 
 
 def objective(workload: Workload, parts: Parts) -> tuple[float, float, int]:

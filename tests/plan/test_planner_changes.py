@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plan_strategies import cost, few, fleet, workloads
 
 from elastic.errors import PlanError
-from elastic.plan.moving import moving
+from elastic.plan.moving import Moving, moving
 from elastic.plan.plan import Plan
 from elastic.plan.planner import fastest, plan, staying
 from elastic.plan.site import Link, Site
@@ -26,10 +26,10 @@ def equal_layers(layers: int = 8, parameters: int = 1000) -> Workload:
 def test_a_first_plan_is_the_fastest():
     found = plan(fleet(range(4)), equal_layers(), stages=2)
     assert found.plan == fastest(fleet(range(4)), equal_layers(), 2)
-    assert (found.migration_s, found.bytes, found.why) == (0.0, 0.0, found.plan.why)
-    assert "stage 0 (layers 0 to 3) computes longest" in found.why
-    assert "links that nobody has measured are taken for 2 GB/s" in found.why
-    assert "nobody" not in plan(fleet(range(4), site=SLOW), equal_layers(), stages=2).why
+    assert found.moving == Moving(bytes=0.0, seconds=0.0)
+    assert "stage 0 (layers 0 to 3) computes longest" in found.plan.why
+    assert "links that nobody has measured are taken for 2 GB/s" in found.plan.why
+    assert "nobody" not in plan(fleet(range(4), site=SLOW), equal_layers(), stages=2).plan.why
 
 
 def test_over_a_short_horizon_layers_stay_and_over_a_long_one_they_move():
@@ -38,49 +38,49 @@ def test_over_a_short_horizon_layers_stay_and_over_a_long_one_they_move():
     left = fleet([0, 1, 2], site=SLOW)
     brief, long = (plan(left, workload, before, horizon) for horizon in (0.1, 1000))
     assert [stage.layers for stage in brief.plan.stages] == [stage.layers for stage in before.stages]
-    assert "no other is faster over 0.1 steps" in brief.why
-    assert long.step_s < brief.step_s
-    assert f"with all layers where they were a step takes {brief.step_s:.3g} s, over 1000 steps" in long.why
-    assert long.migration_s > brief.migration_s
-    assert long.migration_s == pytest.approx(moving(before, long.plan.stages, workload, left).seconds)
+    assert "no other is faster over 0.1 steps" in brief.plan.why
+    assert long.plan.step_s < brief.plan.step_s
+    assert f"with all layers where they were a step takes {brief.plan.step_s:.3g} s, over 1000 steps" in long.plan.why
+    assert long.moving.seconds > brief.moving.seconds
+    assert long.moving.seconds == pytest.approx(moving(before, long.plan.stages, workload, left).seconds)
 
 
 def test_the_sentence_says_what_was_asked_for_and_why_there_is_less_of_it():
     """After losses a job that asks for stages gets fewer: that is not what it asked for."""
     workload = equal_layers()
     before = fastest(fleet(range(4)), workload, 3)
-    assert plan(fleet(range(3)), workload, before, stages=3).why.startswith("3 stages, as asked: ")
+    assert plan(fleet(range(3)), workload, before, stages=3).plan.why.startswith("3 stages, as asked: ")
     two = plan(fleet([0, 3]), workload, before, stages=3)
-    assert two.why.startswith("2 stages, not the 3 that were asked for, since there are only 2 workers: ")
+    assert two.plan.why.startswith("2 stages, not the 3 that were asked for, since there are only 2 workers: ")
     one = plan(fleet([3]), workload, before, stages=3)
-    assert one.why.startswith("1 stage, not the 3 that were asked for, since there is only 1 worker: ")
-    assert plan(fleet([3]), workload, stages=3).why.startswith("1 stage, not the 3 that were asked for")
-    assert plan(fleet([3]), workload, stages=1).why.startswith("1 stage, as asked: ")
+    assert one.plan.why.startswith("1 stage, not the 3 that were asked for, since there is only 1 worker: ")
+    assert plan(fleet([3]), workload, stages=3).plan.why.startswith("1 stage, not the 3 that were asked for")
+    assert plan(fleet([3]), workload, stages=1).plan.why.startswith("1 stage, as asked: ")
 
 
 def test_the_sentence_counts_as_people_do():
-    assert plan(fleet([3]), equal_layers()).why.startswith("1 stage, the only number possible: ")
-    assert plan(fleet([3, 4]), equal_layers()).why.startswith("1 stage, fastest of 1 to 2: ")
-    alone = plan(fleet([1, 2]), equal_layers(layers=2), stages=2).why
+    assert plan(fleet([3]), equal_layers()).plan.why.startswith("1 stage, the only number possible: ")
+    assert plan(fleet([3, 4]), equal_layers()).plan.why.startswith("1 stage, fastest of 1 to 2: ")
+    alone = plan(fleet([1, 2]), equal_layers(layers=2), stages=2).plan.why
     assert "stage 0 (layer 0) computes longest" in alone
     unused = fastest(fleet(range(3)), Workload(layers=(cost(0.01, 0.02, 10),), micro_batches=2, grains=2)).why
     assert "worker 2 gets no grain, of which there are only 2" in unused
     before = fastest(fleet(range(4)), equal_layers(), 2)
-    assert plan(fleet(range(3), site=SLOW), equal_layers(), before, 1.0, stages=2).why.endswith(" over 1 step")
+    assert plan(fleet(range(3), site=SLOW), equal_layers(), before, 1.0, stages=2).plan.why.endswith(" over 1 step")
 
 
 def test_a_step_that_was_interrupted_is_kept_by_those_who_stay():
     before = fastest(fleet(range(4)), equal_layers(), 2)
     left = fleet([0, 1, 2])
     calm, brief = (plan(left, equal_layers(), before, 0.5, brief=each) for each in (False, True))
-    assert calm.step_s < brief.step_s
+    assert calm.plan.step_s < brief.plan.step_s
 
 
 def test_nobody_left_in_a_stage_means_that_layers_move():
     before = fastest(fleet(range(2)), equal_layers(), 2)
     found = plan(fleet([1]), equal_layers(), before, 1.0)
     assert found.plan.summary == "[0-7]x1"
-    assert "the layers cannot stay where they were" in found.why
+    assert "the layers cannot stay where they were" in found.plan.why
 
 
 def test_whoever_comes_goes_where_most_is_to_do():
@@ -131,7 +131,7 @@ def test_nothing_considered_is_better_over_the_horizon(workload, workers, lost, 
         return chosen.step_s * horizon + moving(before, chosen.stages, workload, now).seconds
 
     assert sorted(found.plan.workers) == sorted(now.workers)
-    assert found.step_s * horizon + found.migration_s == pytest.approx(over(found.plan))
+    assert found.plan.step_s * horizon + found.moving.seconds == pytest.approx(over(found.plan))
     for other in (staying(before, now, workload), fastest(now, workload)):
         assert other is None or over(found.plan) <= over(other) * (1 + 1e-9)
 

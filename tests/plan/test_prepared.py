@@ -12,7 +12,9 @@ from plan_strategies import cost, fleet, workloads
 from elastic.errors import PlanError
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import fastest, plan
-from elastic.plan.search import Prepared, nameless, search
+from elastic.plan.prepared import Prepared
+from elastic.plan.search import Question, asking, nameless, preparing, searching
+from elastic.plan.slicing import finish as done
 from elastic.plan.workload import Workload
 
 
@@ -43,13 +45,12 @@ fleets = st.lists(st.integers(0, 99), min_size=2, max_size=5, unique=True).flatm
 def test_a_prepared_plan_is_the_one_that_would_be_found(workload, whole, stages, horizon, brief):
     assume(stages is None or stages <= len(workload.layers))
     before = fastest(whole, workload, 1)
-    prepared = Prepared([without(whole, lost) for lost in whole.workers], workload, stages)
+    prepared = preparing([without(whole, lost) for lost in whole.workers], workload, stages)
     finish(prepared)
     for lost in whole.workers:
         left = without(whole, lost)
-        shape = nameless(left)
-        count = None if stages is None else min(stages, len(left.workers))
-        assert prepared.candidates(shape, workload, count) == search(shape, workload, count)
+        question = asking(left, workload, stages)
+        assert prepared.answer(question) == done(searching(question))
         fresh = plan(left, workload, before, horizon, stages=stages, brief=brief)
         assert plan(left, workload, before, horizon, stages=stages, brief=brief, prepared=prepared) == fresh
 
@@ -60,39 +61,39 @@ def equal_layers() -> Workload:
 
 def test_losses_that_leave_the_same_are_searched_for_once():
     whole = fleet([4, 2, 9, 7])
-    prepared = Prepared([without(whole, lost) for lost in whole.workers], equal_layers(), None)
+    prepared = preparing([without(whole, lost) for lost in whole.workers], equal_layers(), None)
     finish(prepared)
     assert prepared.classes == 1
     slow = replace(whole, slowdowns={9: 2.0})
-    prepared = Prepared([without(slow, lost) for lost in slow.workers], equal_layers(), None)
+    prepared = preparing([without(slow, lost) for lost in slow.workers], equal_layers(), None)
     finish(prepared)
     assert prepared.classes == 3, "before it, it, behind it"
 
 
 def test_it_can_be_left_off_and_knows_nothing_then():
     whole = fleet(range(4))
-    prepared = Prepared([without(whole, lost) for lost in whole.workers], equal_layers(), None)
+    prepared = preparing([without(whole, lost) for lost in whole.workers], equal_layers(), None)
     assert prepared.advance()
     shape = nameless(without(whole, 0))
-    assert prepared.candidates(shape, equal_layers(), None) is None
+    assert prepared.answer(Question(shape, equal_layers(), None)) is None
     assert finish(prepared) > 1
-    assert prepared.candidates(shape, equal_layers(), None) is not None
+    assert prepared.answer(Question(shape, equal_layers(), None)) is not None
 
 
 def test_for_another_question_nothing_is_known():
     whole = fleet(range(4))
-    prepared = Prepared([without(whole, 0)], equal_layers(), None)
+    prepared = preparing([without(whole, 0)], equal_layers(), None)
     finish(prepared)
     shape = nameless(without(whole, 0))
-    assert prepared.candidates(shape, equal_layers(), 2) is None
-    assert prepared.candidates(nameless(whole), equal_layers(), None) is None
-    assert prepared.candidates(replace(shape, slowdowns={**shape.slowdowns, 0: 2.0}), equal_layers(), None) is None
-    assert prepared.candidates(shape, replace(equal_layers(), grains=4), None) is None
+    assert prepared.answer(Question(shape, equal_layers(), 2)) is None
+    assert prepared.answer(Question(nameless(whole), equal_layers(), None)) is None
+    assert prepared.answer(Question(replace(shape, slowdowns={**shape.slowdowns, 0: 2.0}), equal_layers(), None)) is None
+    assert prepared.answer(Question(shape, replace(equal_layers(), grains=4), None)) is None
 
 
 def test_a_loss_with_which_nothing_is_possible_is_said_when_it_comes():
     tight = fleet(range(3), memory=dict.fromkeys(range(3), 10))
-    prepared = Prepared([without(tight, 0)], equal_layers(), None)
+    prepared = preparing([without(tight, 0)], equal_layers(), None)
     finish(prepared)
     with pytest.raises(PlanError, match="does not fit into memory"):
         plan(without(tight, 0), equal_layers(), fastest(fleet(range(3)), equal_layers(), 1), prepared=prepared)

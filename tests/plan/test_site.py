@@ -12,6 +12,7 @@ from plan_strategies import cost, few, fleet, workloads
 
 from elastic.errors import PlanError
 from elastic.plan.fleet import SHARE, Fleet
+from elastic.plan.job_costs import JobCosts
 from elastic.plan.plan import Stage
 from elastic.plan.planner import fastest
 from elastic.plan.prediction import predict
@@ -83,7 +84,7 @@ def test_messages_take_their_time_where_the_link_is_slow():
     stages = (Stage(layers=range(2), members=(0,)), Stage(layers=range(2, 4), members=(1,)))
     routes, workload = ((0,) * 8, (1,) * 8), boundary(10_000_000)
     near, far = (fleet([0, 1], hosts={0: "a", 1: other}, site=SITE) for other in ("a", "b"))
-    quick, slow = (predict(stages, routes, workload, each).compute_s for each in (near, far))
+    quick, slow = (predict(JobCosts(workload, each), stages, routes).compute_s for each in (near, far))
     assert slow - quick > 2 * SLOW.seconds(10_000_000) - 0.01, "at least the first activation and the last gradient are waited for"
 
 

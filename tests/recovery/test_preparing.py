@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from elastic.control.preparing import PAUSE_S, RENEWED_S, SETTLED_S, SLICE_S, Preparing
 from elastic.plan.fleet import Fleet
-from elastic.plan.search import nameless
+from elastic.plan.search import asking
 from elastic.plan.site import Link, Pair
 from elastic.recovery.proposal import propose
 from elastic.view import View
@@ -60,7 +60,7 @@ class Scene:
         assert self.preparing.prepared is not None
         site = self.view.site.knowing(self.preparing.links)
         left = Fleet.of([member for member in self.view.members if member.worker != lost], site)
-        return self.preparing.prepared.candidates(nameless(left), self.view.workload, None) is not None
+        return self.preparing.prepared.answer(asking(left, self.view.workload, None)) is not None
 
 
 def test_a_view_is_prepared_for_in_slices_and_proposals_are_the_same():

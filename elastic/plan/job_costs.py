@@ -1,0 +1,63 @@
+"""The cost model of a running job: measured layers, the simulated schedule, and workers and links as they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from elastic.plan.fleet import Fleet
+from elastic.plan.plan import Stage
+from elastic.plan.prediction import Prediction
+from elastic.plan.simulation import simulating
+from elastic.plan.timing import Timing
+from elastic.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class JobCosts:
+    """`stage_s` of its predictions is what the member that computes longest computes in a step. Memory is checked by `memory.shortfall`."""
+
+    workload: Workload
+    fleet: Fleet
+
+    def predicting(self, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> Generator[None, None, Prediction]:
+        workload, fleet = self.workload, self.fleet
+        timing = self._linked(Timing.of(workload, stages), stages).slowed(fleet.slowdowns)
+        size = workload.micro_batches // workload.grains
+        busy_s = {worker: 0.0 for stage in stages for worker in stage.members}
+        for stage, route in zip(stages, routes, strict=True):
+            grains = Counter(route)
+            seconds = sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in stage.layers)
+            for worker in stage.members:
+                busy_s[worker] = seconds * size * grains[worker]
+        yield
+        compute_s = yield from simulating(workload, routes, timing)
+        return Prediction(
+            compute_s=compute_s,
+            exchange_s=max(self._exchange_s(stage) for stage in stages),
+            stage_s=tuple(max(busy_s[worker] * fleet.slowdown(worker) for worker in stage.members) for stage in stages),
+            crowded_s=self._crowded_s(busy_s),
+        )
+
+    def _linked(self, timing: Timing, stages: Sequence[Stage]) -> Timing:
+        """With the slowest link of each boundary; a gradient is as large as the activation that it is of."""
+        seconds = [
+            self.fleet.link(below.members, above.members).seconds(self.workload.layers[below.layers.stop - 1].output_bytes)
+            for below, above in pairwise(stages)
+        ]
+        return timing.linked(seconds, seconds) if any(seconds) else timing
+
+    def _exchange_s(self, stage: Stage) -> float:
+        """Reduce-scatter and all-gather: each moves (n - 1) / n of the stage's parameters through every worker."""
+        size = sum(self.workload.layers[layer].parameter_bytes for layer in stage.layers)
+        others = len(stage.members) - 1
+        return 2 * self.fleet.link(stage.members, stage.members).seconds(size * others / len(stage.members)) if others else 0.0
+
+    def _crowded_s(self, busy_s: dict[int, float]) -> float:
+        """A worker that is slow for another reason than its host's other workers leaves room for them."""
+        fleet, total = self.fleet, dict[str, float]()
+        for worker, seconds in busy_s.items():
+            total[fleet.host(worker)] = total.get(fleet.host(worker), 0.0) + seconds
+        return max((seconds / fleet.site.places[host] for host, seconds in total.items() if host in fleet.site.places), default=0.0)
