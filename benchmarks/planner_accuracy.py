@@ -10,8 +10,8 @@ from typing import Any
 import sailor
 
 from elastic.errors import PlanError
-from elastic.plan.hetero.physical import PhysicalRules
-from elastic.plan.hetero.predict import predict
+from elastic.plan.division.costs import costs
+from elastic.plan.division.physical import PhysicalRules
 
 
 def accuracy(data: Path, model: str, runs: Sequence[Path]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def accuracy(data: Path, model: str, runs: Sequence[Path]) -> dict[str, Any]:
 def _compare(loaded: sailor.Sailor, path: Path) -> dict[str, Any]:
     run = sailor.load_run(path)
     rules = PhysicalRules(loaded.cluster(run.devices, run.zone), loaded.profiles)
-    told = predict(rules, run.hetero_stages(rules.pools), run.size, run.micro_batches)
+    told = costs(rules, run.sections(rules.pools), run.size, run.micro_batches)
     if run.step_s <= 0 or run.peak_bytes <= 0:
         raise PlanError(f"{path.name}: real and max_mem must be positive")
     return {

@@ -39,7 +39,7 @@ def replan(workers: int, repeat: int) -> dict[str, Any]:
     planned_s, started = time.perf_counter() - started, time.perf_counter()
     prepared = prepare(planned, batch)
     prepared_s = time.perf_counter() - started
-    hit = list(planned.deployment.devices.values())
+    hit = list(planned.devices.values())
     seconds: list[float] = []
     for number in range(repeat):
         gone = {hit[number * len(hit) // repeat]}
@@ -50,11 +50,11 @@ def replan(workers: int, repeat: int) -> dict[str, Any]:
         "workers": len(devices(there)),
         "plan_s": planned_s,
         "prepare_s": prepared_s,
-        "classes": len(prepared),
+        "classes": prepared.classes,
         "replan_s": statistics.median(seconds),
         "replan_most_s": max(seconds),
-        "step_s": planned.prediction.step_s,
-        "step_after_s": then.planned.prediction.step_s,
+        "step_s": planned.plan.step_s,
+        "step_after_s": then.deployed.plan.step_s,
         "moved_bytes": then.move.moved_bytes,
         "moving_s": then.move.transfers.finish_s,
     }

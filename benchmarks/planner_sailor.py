@@ -13,7 +13,7 @@ from planner_timing import timed
 from sailor_rules import ReferenceRules
 
 from elastic.errors import PlanError
-from elastic.plan.hetero.search import Limits, partition
+from elastic.plan.division.search import Limits, divide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def search(data: Path, request: Request, export: Path | None) -> dict[str, Any]:
         raise PlanError(f"{request.model} has no training configuration in the data: --gbs is needed")
     limits = Limits(sizes=None if request.size is None else (request.size,), mixed=request.mixed)
     rules = ReferenceRules(loaded.cluster(request.gpus), loaded.profiles)
-    plan, search_s = timed(lambda: partition(ReferenceRules(loaded.cluster(request.gpus), loaded.profiles), batch, limits), request.repeat)
+    plan, search_s = timed(lambda: divide(ReferenceRules(loaded.cluster(request.gpus), loaded.profiles), batch, limits), request.repeat)
     if export is not None:
         export.write_text(json.dumps(sailor.plan_to_json(plan, rules.pools, rules.per_host, batch)) + "\n")
     shown = {"summary": plan.summary(rules.pools), **plan.to_json(rules.pools), "gpus": plan.devices(rules.pools)}

@@ -11,8 +11,8 @@ from typing import Any
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, DeviceKind, Host, Matrix, Place
 from elastic.plan.curves import Curve, Polynomial, numbers
-from elastic.plan.hetero.plan import HeteroPlan, HeteroStage
-from elastic.plan.hetero.shapes import Pool, Shape, together
+from elastic.plan.division.division import Division, Section
+from elastic.plan.division.shapes import Pool, Shape, together
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 ZONE = "us-central1-a"
@@ -121,7 +121,7 @@ def _batch(folder: Path, model: str) -> int | None:
     return None
 
 
-def plan_to_json(plan: HeteroPlan, pools: Sequence[Pool], per_host: Sequence[int], batch: int) -> dict[str, Any]:
+def plan_to_json(plan: Division, pools: Sequence[Pool], per_host: Sequence[int], batch: int) -> dict[str, Any]:
     """The plan in the form of the measured runs: per stage and replica, hosts as `[kind, devices, zone]`, and tp."""
     stages = [[_replica(shape.tp, pools[shape.pool], per_host[shape.pool]) for shape in s.makeup.each()] for s in plan.stages]
     pipeline = {
@@ -150,12 +150,11 @@ class Run:
     step_s: float
     peak_bytes: float
 
-    def hetero_stages(self, pools: Sequence[Pool]) -> tuple[HeteroStage, ...]:
+    def sections(self, pools: Sequence[Pool]) -> tuple[Section, ...]:
         """Its stages, for a cluster with these pools."""
         numbers = {pool.kind: number for number, pool in enumerate(pools)}
         return tuple(
-            HeteroStage(layers=layers, makeup=together(Shape(numbers[kind], tp) for kind, tp in replicas))
-            for layers, replicas in self.stages
+            Section(layers=layers, makeup=together(Shape(numbers[kind], tp) for kind, tp in replicas)) for layers, replicas in self.stages
         )
 
 

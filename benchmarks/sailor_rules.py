@@ -1,6 +1,6 @@
 """The reference cost rules that the published Sailor data is compared by: see "Reference cost rules" where the data is described.
 
-A common yardstick, not the truth: `elastic.plan.hetero.physical` is nearer to what was measured.
+A common yardstick, not the truth: `elastic.plan.division.physical` is nearer to what was measured.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import math
 import numpy as np
 
 from elastic.plan.cluster import Cluster, Place
-from elastic.plan.hetero.physical import BASE_BYTES, COMMUNICATOR_BYTES, STATE_PER_PARAMETER_BYTE, PhysicalRules
-from elastic.plan.hetero.rules import Bytes, Floats, Transfers, spans
-from elastic.plan.hetero.shapes import Makeup, Shape
+from elastic.plan.division.physical import BASE_BYTES, COMMUNICATOR_BYTES, STATE_PER_PARAMETER_BYTE, PhysicalRules
+from elastic.plan.division.rules import Bytes, Floats, Transfers, spans
+from elastic.plan.division.shapes import Makeup, Shape
 from elastic.plan.profiles import Profiles
 
 

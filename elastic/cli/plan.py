@@ -117,7 +117,7 @@ def _planned(
 ) -> dict[str, Any]:
     from elastic.plan import files
     from elastic.plan.deploy import lost
-    from elastic.plan.hetero.search import Limits
+    from elastic.plan.division.search import Limits
     from elastic.plan.replan import after_loss, plan_for
 
     if horizon < 1 or (batch is not None and batch < 1):
@@ -133,18 +133,18 @@ def _planned(
         gone = set().union(*(lost(there, what) for what in lose))
         started = time.perf_counter()
         then = after_loss(first, gone, samples, limits, horizon)
-        last = then.planned
+        last = then.deployed
         shown["after"] = _described(last, time.perf_counter() - started) | _change(then, sorted(map(str, gone)))
     if svg is not None:
         shown["drawn_step_s"] = _draw(last, svg)
     return shown | {"plan": last.saved().to_json()}
 
 
-def _described(planned: Any, search_s: float) -> dict[str, Any]:
-    plan, prediction, pools = planned.plan, planned.prediction, planned.rules.pools
+def _described(deployed: Any, search_s: float) -> dict[str, Any]:
+    plan, prediction, pools = deployed.division, deployed.prediction, deployed.rules.pools
     stages = []
     for number, stage in enumerate(plan.stages):
-        capacity = min(planned.cluster.kinds[pools[shape.pool].kind].memory_bytes for shape in stage.makeup.shapes)
+        capacity = min(deployed.cluster.kinds[pools[shape.pool].kind].memory_bytes for shape in stage.makeup.shapes)
         stages.append(
             {
                 "layers": [stage.layers.start, stage.layers.stop],
@@ -152,7 +152,7 @@ def _described(planned: Any, search_s: float) -> dict[str, Any]:
                 "micro_batch_s": prediction.stage_s[number],
                 "memory_bytes": prediction.stage_bytes[number],
                 "memory_limit_bytes": capacity,
-                "devices": [str(device) for device in planned.deployment.stage(number)],
+                "devices": [str(device) for device in deployed.stage(number)],
             }
         )
     return {
@@ -161,13 +161,13 @@ def _described(planned: Any, search_s: float) -> dict[str, Any]:
         "micro_batch": plan.micro_batch,
         "micro_batches": plan.micro_batches,
         "replicas": plan.replicas,
-        "sync_s": prediction.sync_s,
+        "sync_s": prediction.exchange_s,
         "update_s": prediction.update_s,
-        "bottleneck_stage": planned.bottleneck,
+        "bottleneck_stage": prediction.bottleneck,
         "stages": stages,
-        "idle_devices": [str(device) for device in planned.idle],
+        "idle_devices": [str(device) for device in deployed.idle],
         "summary": plan.summary(pools),
-        "why": planned.why,
+        "why": deployed.plan.why,
     }
 
 
@@ -190,14 +190,14 @@ def _change(then: Any, gone: list[str]) -> dict[str, Any]:
     }
 
 
-def _draw(planned: Any, path: Path) -> float:
+def _draw(deployed: Any, path: Path) -> float:
     """How long the step that is drawn takes, in seconds."""
     from elastic.plan import gantt, picture
 
-    line, shown = picture.timeline(planned.plan, planned.rules)
-    which = "" if shown == planned.plan.replicas else f", the first of {planned.plan.replicas} equal pipelines"
+    line, shown = picture.timeline(deployed.division, deployed.rules)
+    which = "" if shown == deployed.division.replicas else f", the first of {deployed.division.replicas} equal pipelines"
     try:
-        path.write_text(gantt.svg(line, f"{planned.plan.summary(planned.rules.pools)}{which}"))
+        path.write_text(gantt.svg(line, f"{deployed.division.summary(deployed.rules.pools)}{which}"))
     except OSError as error:
         raise PlanError(f"{path} cannot be written: {error.strerror}") from error
     return line.end_s

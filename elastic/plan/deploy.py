@@ -1,8 +1,6 @@
-"""From a partition to devices: which device serves which replica of which stage, what it holds, and what moves when devices are lost.
+"""From a division to a plan: which device of a cluster serves which replica of which stage.
 
-A *slot* is one device's place: a stage, a replica, and a tensor-parallel rank. It holds its part of the stage's parameters; what the
-optimizer keeps is spread over the replicas of the stage (ZeRO-1), and a copy of what nobody else has is with another slot. Losing a device
-loses its slot; the others keep what they hold.
+A *slot* is one device's place: a stage, a replica, and a tensor-parallel rank.
 """
 
 from __future__ import annotations
@@ -14,13 +12,15 @@ from typing import NamedTuple
 
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster
-from elastic.plan.hetero.plan import HeteroPlan
-from elastic.plan.hetero.shapes import Pool
-from elastic.plan.profiles import Profiles
-from elastic.plan.relabel import Balance, Piece, balance, missing, relabel
-
-OPTIMIZER_BYTES = 2.0
-"""Of optimizer state for each byte of parameters: two moments, as Adam has."""
+from elastic.plan.division.costs import ClusterCosts
+from elastic.plan.division.division import Division
+from elastic.plan.division.physical import PhysicalRules
+from elastic.plan.division.shapes import Pool
+from elastic.plan.plan import Plan, Stage
+from elastic.plan.prediction import Prediction, predict
+from elastic.plan.routing import even_routes
+from elastic.plan.saved import SavedPlan
+from elastic.plan.workload import MOST_GRAINS
 
 
 class Device(NamedTuple):
@@ -34,27 +34,96 @@ class Device(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A place in a plan."""
+    """A place in a division."""
 
     stage: int
     replica: int
     rank: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """A plan, and the device in each of its slots."""
+class Unplaceable(PlanError):
+    """There are enough devices, but not in the same hosts."""
 
-    plan: HeteroPlan
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """A division with a device in each of its slots: the plan that this is, what it is predicted to take, and why it was chosen.
+
+    The plan's members are numbers: indices of `members`.
+    """
+
+    cluster: Cluster
+    rules: PhysicalRules
+    division: Division
     devices: Mapping[Slot, Device]
+    plan: Plan
+    prediction: Prediction
+
+    @classmethod
+    def of(cls, cluster: Cluster, rules: PhysicalRules, division: Division, devices: Mapping[Slot, Device], why: str) -> Deployed:
+        """With the plan, and its prediction. `why` says among which the division was chosen."""
+        number = {device: place for place, device in enumerate(_members(cluster, devices))}
+        stages: list[Stage] = []
+        pools: dict[int, int] = {}
+        for depth, section in enumerate(division.stages):
+            groups: list[tuple[int, ...]] = []
+            for replica, shape in enumerate(section.makeup.each()):
+                groups.append(tuple(number[devices[Slot(depth, replica, rank)]] for rank in range(shape.tp)))
+                pools[groups[-1][0]] = shape.pool
+            split = any(len(group) > 1 for group in groups)
+            stages.append(Stage(layers=section.layers, members=tuple(g[0] for g in groups), groups=tuple(groups) if split else ()))
+        grains = _grains(division.micro_batches * division.replicas, division.replicas)
+        routes = tuple(even_routes(grains, stage.members) for stage in stages)
+        costs = ClusterCosts(rules=rules, micro_batch=division.micro_batch, micro_batches=division.micro_batches, pools=pools)
+        predicted = predict(costs, stages, routes)
+        slowest = predicted.bottleneck
+        layers, took_s = stages[slowest].layers, predicted.stage_s[slowest]
+        told = (
+            f"{why}: stage {slowest} (layers {layers.start} to {layers.stop - 1}) is the bottleneck with {took_s:.3g} s a "
+            f"micro-batch, of {division.micro_batches}; gradients take {predicted.exchange_s:.3g} s"
+        )
+        plan = Plan(stages=tuple(stages), routes=routes, step_s=predicted.step_s, why=told)
+        return cls(cluster=cluster, rules=rules, division=division, devices=devices, plan=plan, prediction=predicted)
+
+    @property
+    def members(self) -> list[Device]:
+        """The devices that it uses, in the order of the hosts."""
+        return _members(self.cluster, self.devices)
+
+    @property
+    def idle(self) -> list[Device]:
+        """The devices that it does not use."""
+        return sorted(set(devices(self.cluster)) - set(self.devices.values()))
 
     def stage(self, number: int) -> list[Device]:
         """The devices of a stage, by replica and rank."""
         return [device for slot, device in sorted(self.devices.items()) if slot.stage == number]
 
+    def moved_to(self, devices: Mapping[Slot, Device]) -> Deployed:
+        """The same with other devices in its slots; its reason stays."""
+        why = self.plan.why.partition(":")[0]
+        return Deployed.of(self.cluster, self.rules, self.division, devices, why)
 
-class Unplaceable(PlanError):
-    """There are enough devices, but not in the same hosts."""
+    def saved(self) -> SavedPlan:
+        """For a file; a replica takes consecutive grains."""
+        return SavedPlan(
+            plan=self.plan,
+            hosts=tuple(device.host for device in self.members),
+            parameter_bytes=tuple(round(layer.parameters) for layer in self.rules.profiles.bytes[1]),
+            micro_batches=self.division.micro_batches * self.division.replicas,
+            micro_batch=self.division.micro_batch,
+        )
+
+
+def _members(cluster: Cluster, used: Mapping[Slot, Device]) -> list[Device]:
+    order = {host.name: place for place, host in enumerate(cluster.hosts)}
+    return sorted(used.values(), key=lambda device: (order[device.host], device.index))
+
+
+def _grains(micro_batches: int, replicas: int) -> int:
+    """As many as a trainer takes by default, where every replica can have equally many of these; else the most up to that, or one each."""
+    counts = range(replicas, max(MOST_GRAINS, replicas) + 1, replicas)
+    return max(grains for grains in counts if micro_batches % grains == 0)
 
 
 def devices(cluster: Cluster) -> list[Device]:
@@ -78,7 +147,7 @@ def without(cluster: Cluster, gone: Collection[Device]) -> Cluster:
     return replace(cluster, hosts=tuple(left), kinds={name: kind for name, kind in cluster.kinds.items() if name in used})
 
 
-def deploy(plan: HeteroPlan, cluster: Cluster, pools: Sequence[Pool], available: Collection[Device]) -> Deployment:
+def deploy(division: Division, cluster: Cluster, pools: Sequence[Pool], available: Collection[Device]) -> dict[Slot, Device]:
     """Devices for all slots: a replica's ranks share a host, and hosts are filled one after the other. Raises Unplaceable if not."""
     free: dict[tuple[str, str], list[list[Device]]] = defaultdict(list)
     for host in cluster.hosts:
@@ -86,12 +155,11 @@ def deploy(plan: HeteroPlan, cluster: Cluster, pools: Sequence[Pool], available:
     found: dict[Slot, Device] = {}
     wanted = [
         (shape.tp, number, replica, pools[shape.pool])
-        for number, stage in enumerate(plan.stages)
+        for number, stage in enumerate(division.stages)
         for replica, shape in enumerate(stage.makeup.each())
     ]
-    for tp, number, replica, pool in sorted(
-        wanted, key=lambda want: (-want[0], want[1], want[2])
-    ):  # the largest first, or they may not fit
+    # The largest first, or they may not fit.
+    for tp, number, replica, pool in sorted(wanted, key=lambda want: (-want[0], want[1], want[2])):
         rooms = [room for room in free[pool.kind, pool.zone] if len(room) >= tp]
         if not rooms:
             raise Unplaceable(
@@ -101,108 +169,4 @@ def deploy(plan: HeteroPlan, cluster: Cluster, pools: Sequence[Pool], available:
         room = min(rooms, key=len)
         for rank in range(tp):
             found[Slot(number, replica, rank)] = room.pop(0)
-    return Deployment(plan=plan, devices=found)
-
-
-def holdings(deployment: Deployment, profiles: Profiles) -> dict[Slot, list[Piece]]:
-    """What each slot needs, in bytes of each layer: parameters as layer 2i, optimizer state as layer 2i + 1.
-
-    What only one host has is kept a second time by a slot in another one, where there is one.
-    """
-    plan = deployment.plan
-    found: dict[Slot, list[Piece]] = {}
-    single: dict[Slot, list[Piece]] = {}
-    for number, stage in enumerate(plan.stages):
-        shapes = stage.makeup.each()
-        alone = len({device.host for device in deployment.stage(number)}) == 1
-        for replica, shape in enumerate(shapes):
-            for rank in range(shape.tp):
-                slot = Slot(number, replica, rank)
-                parameters, shares = found.setdefault(slot, []), single.setdefault(slot, [])
-                for layer in stage.layers:
-                    size = int(profiles.bytes[1][layer].parameters)
-                    (shares if alone and not replica else parameters).extend(_part(2 * layer, size, rank, shape.tp))
-                    shares += _part(2 * layer + 1, int(OPTIMIZER_BYTES * size), replica * shape.tp + rank, len(shapes) * shape.tp)
-    slots = sorted(found)
-    for place, slot in enumerate(slots):
-        for keeper in {slot, _keeper(slot, [*slots[place + 1 :], *slots[:place]], deployment)}:
-            found[keeper] = [*found[keeper], *single[slot]]
-    return found
-
-
-def _keeper(slot: Slot, others: Sequence[Slot], deployment: Deployment) -> Slot:
-    """The first of the others, from half-way round on, that is in another host; if there is none, any; if it is alone, itself."""
-    half = len(others) // 2
-    turned = [*others[half:], *others[:half]]
-    host = deployment.devices[slot].host
-    return next((other for other in turned if deployment.devices[other].host != host), turned[0] if turned else slot)
-
-
-def _part(layer: int, size: int, place: int, parts: int) -> list[Piece]:
-    start, stop = size * place // parts, size * (place + 1) // parts
-    return [Piece(layer, start, stop)] if stop > start else []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
-    """From one deployment to the next: what each device still has, what is sent, and how long the busiest link takes."""
-
-    deployment: Deployment
-    kept_bytes: int
-    moved_bytes: int
-    transfers: Balance
-    senders: Mapping[int, Device]
-
-
-def change(before: Deployment, after: HeteroPlan, candidates: Deployment, profiles: Profiles, rates: Mapping[Device, float]) -> Move:
-    """`after` on the surviving devices of `before` so that least moves within each kind and degree, and who sends what.
-
-    `candidates` is any deployment of `after`: slots are exchanged between devices of the same pool and degree only, whole hosts apart.
-    Raises PlanError if a part of the state is on no device any more.
-    """
-    gone = set(before.devices.values()) - set(rates)
-    had: dict[Device, list[Piece]] = {device: [] for device in rates}
-    for slot, pieces in holdings(before, profiles).items():
-        if (device := before.devices[slot]) not in gone:
-            had[device] = _joined([*had[device], *pieces])
-    needs = {slot: _joined(pieces) for slot, pieces in holdings(candidates, profiles).items()}
-    numbers = {device: number for number, device in enumerate(sorted(rates))}
-    chosen = dict(candidates.devices)
-    for slots in _exchangeable(after, candidates).values():
-        ours = [chosen[slot] for slot in slots]
-        labels = relabel({numbers[device]: had[device] for device in ours}, [needs[slot] for slot in slots])
-        by_number = {numbers[device]: device for device in ours}
-        chosen |= {slot: by_number[number] for slot, number in zip(slots, labels.workers, strict=True)}
-    held = {numbers[device]: pieces for device, pieces in had.items()}
-    lacking = missing(held, {numbers[device]: needs[slot] for slot, device in chosen.items()})
-    transfers = balance(lacking, {numbers[device]: rate for device, rate in rates.items()})
-    moved = sum(each.piece.stop - each.piece.start for each in lacking)
-    total = sum(piece.stop - piece.start for pieces in needs.values() for piece in pieces)
-    return Move(
-        deployment=Deployment(plan=after, devices=chosen),
-        kept_bytes=total - moved,
-        moved_bytes=moved,
-        transfers=transfers,
-        senders={number: device for device, number in numbers.items()},
-    )
-
-
-def _exchangeable(plan: HeteroPlan, deployment: Deployment) -> dict[tuple[int, int], list[Slot]]:
-    """Slots whose devices may change places: of one pool; with tensor parallelism only within a host, which its ranks share."""
-    groups: dict[tuple[int, int], list[Slot]] = defaultdict(list)
-    hosts = {host: number for number, host in enumerate(sorted({device.host for device in deployment.devices.values()}))}
-    for slot, device in sorted(deployment.devices.items()):
-        shape = plan.stages[slot.stage].makeup.each()[slot.replica]
-        groups[shape.pool, -1 if shape.tp == 1 else hosts[device.host]].append(slot)
-    return groups
-
-
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
-    """Without overlaps: runs that touch are one."""
-    found: list[Piece] = []
-    for piece in sorted(pieces):
-        if found and found[-1].layer == piece.layer and piece.start <= found[-1].stop:
-            found[-1] = Piece(piece.layer, found[-1].start, max(found[-1].stop, piece.stop))
-        else:
-            found.append(piece)
     return found

@@ -1,9 +1,9 @@
-"""One step of a heterogeneous plan as a timeline, which can be drawn."""
+"""One step of a plan on a cluster as a timeline, which can be drawn."""
 
 from __future__ import annotations
 
-from elastic.plan.hetero.physical import PhysicalRules
-from elastic.plan.hetero.plan import HeteroPlan
+from elastic.plan.division.division import Division
+from elastic.plan.division.physical import PhysicalRules
 from elastic.plan.plan import Stage
 from elastic.plan.simulation import judge
 from elastic.plan.timeline import Timeline
@@ -13,46 +13,46 @@ from elastic.plan.workload import LayerCost, Workload
 MOST_ROWS = 40
 
 
-def timeline(plan: HeteroPlan, rules: PhysicalRules) -> tuple[Timeline, int]:
-    """The simulated step, and how many of the plan's replicas are in it: all if they are few, else the first, which the others equal.
+def timeline(division: Division, rules: PhysicalRules) -> tuple[Timeline, int]:
+    """The simulated step, and how many of the division's replicas are in it: all if they are few, else the first, which the others equal.
 
     Worker s D + j is replica j of stage s; each of D pipelines takes its own micro-batches.
     """
-    depth, profiles = len(plan.stages), rules.profiles
-    shown = plan.replicas if depth * plan.replicas <= MOST_ROWS else 1
+    depth, profiles = len(division.stages), rules.profiles
+    shown = division.replicas if depth * division.replicas <= MOST_ROWS else 1
     stages = tuple(
         Stage(layers=stage.layers, members=tuple(number * shown + replica for replica in range(shown)))
-        for number, stage in enumerate(plan.stages)
+        for number, stage in enumerate(division.stages)
     )
-    micro_batches = plan.micro_batches * shown
+    micro_batches = division.micro_batches * shown
     nothing = LayerCost(forward_s=0.0, backward_s=0.0, parameters=1, activation_bytes=0)
     workload = Workload(layers=(nothing,) * profiles.layers, micro_batches=micro_batches, grains=micro_batches)
-    routes = [tuple(stage.members[m // plan.micro_batches] for m in range(micro_batches)) for stage in stages]
+    routes = [tuple(stage.members[m // division.micro_batches] for m in range(micro_batches)) for stage in stages]
     paces: dict[int, Pace] = {}
-    for number, stage in enumerate(plan.stages):
+    for number, stage in enumerate(division.stages):
         for replica, shape in enumerate(stage.makeup.each()[:shown]):
-            seconds = profiles.of(rules.pools[shape.pool].kind, plan.micro_batch, shape.tp)[stage.layers.start : stage.layers.stop]
-            update_s = float(rules.update_s(shape, plan.micro_batch)[stage.layers.start, stage.layers.stop])
+            seconds = profiles.of(rules.pools[shape.pool].kind, division.micro_batch, shape.tp)[stage.layers.start : stage.layers.stop]
+            update_s = float(rules.update_s(shape, division.micro_batch)[stage.layers.start, stage.layers.stop])
             paces[number * shown + replica] = Pace(
                 forward_s=sum(each.forward_s for each in seconds), backward_s=sum(each.backward_s for each in seconds), update_s=update_s
             )
     timing = Timing(
         members=tuple(stage.members for stage in stages),
         paces=paces,
-        sync_s=tuple(float(rules.sync_s(stage.makeup)[stage.layers.start, stage.layers.stop]) for stage in plan.stages),
+        sync_s=tuple(float(rules.sync_s(stage.makeup)[stage.layers.start, stage.layers.stop]) for stage in division.stages),
     )
     if depth > 1:
-        timing = timing.linked(*_crossings(plan, rules))
+        timing = timing.linked(*_crossings(division, rules))
     return judge(workload, stages, routes, timing=timing), shown
 
 
-def _crossings(plan: HeteroPlan, rules: PhysicalRules) -> tuple[list[float], list[float]]:
+def _crossings(division: Division, rules: PhysicalRules) -> tuple[list[float], list[float]]:
     """Seconds of activations and of gradients over each boundary, between the slowest pair of replicas."""
     onward: list[float] = []
     back: list[float] = []
-    for stage, following in zip(plan.stages, plan.stages[1:], strict=False):
+    for stage, following in zip(division.stages, division.stages[1:], strict=False):
         pairs = set(zip(stage.makeup.each(), following.makeup.each(), strict=True))
         edge = following.layers.start
-        onward.append(max(float(rules.forward_s(one, other, plan.micro_batch)[edge]) for one, other in pairs))
-        back.append(max(float(rules.backward_s(other, one, plan.micro_batch)[edge]) for one, other in pairs))
+        onward.append(max(float(rules.forward_s(one, other, division.micro_batch)[edge]) for one, other in pairs))
+        back.append(max(float(rules.backward_s(other, one, division.micro_batch)[edge]) for one, other in pairs))
     return onward, back

@@ -15,7 +15,7 @@ import numpy as np
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, DeviceKind, Place
 from elastic.plan.curves import number
-from elastic.plan.hetero.physical import all_reduce_s
+from elastic.plan.division.physical import all_reduce_s
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 _ACTIVATION_BYTES = 2

@@ -9,10 +9,10 @@ from itertools import combinations, product
 import numpy as np
 from hypothesis import strategies as st
 
-from elastic.plan.hetero.plan import HeteroStage
-from elastic.plan.hetero.predict import predict
-from elastic.plan.hetero.rules import Bytes, Floats, Transfers, spans
-from elastic.plan.hetero.shapes import Makeup, Pool, Shape, alike
+from elastic.plan.division.costs import costs
+from elastic.plan.division.division import Section
+from elastic.plan.division.rules import Bytes, Floats, Transfers, spans
+from elastic.plan.division.shapes import Makeup, Pool, Shape, alike
 
 SIZES = (1, 2)
 DEGREES = (1, 2)
@@ -91,21 +91,21 @@ def fake_rules(draw: st.DrawFn, most_layers: int = 4) -> FakeRules:
     )
 
 
-def all_plans(rules: FakeRules, replicas: int, size: int) -> Iterator[tuple[HeteroStage, ...]]:
+def all_plans(rules: FakeRules, replicas: int, size: int) -> Iterator[tuple[Section, ...]]:
     """Every way to cut the layers into stages of so many replicas of one shape each, within the devices."""
     for depth in range(1, rules.layers + 1):
         for inner in combinations(range(1, rules.layers), depth - 1):
             cuts = [0, *inner, rules.layers]
             for shapes in product(rules.shapes(size), repeat=depth):
                 stages = tuple(
-                    HeteroStage(layers=range(start, stop), makeup=alike(shape, replicas))
+                    Section(layers=range(start, stop), makeup=alike(shape, replicas))
                     for start, stop, shape in zip(cuts, cuts[1:], shapes, strict=False)
                 )
                 if within(rules, stages):
                     yield stages
 
 
-def within(rules: FakeRules, stages: tuple[HeteroStage, ...]) -> bool:
+def within(rules: FakeRules, stages: tuple[Section, ...]) -> bool:
     """Whether there are enough devices."""
     return all(sum(stage.makeup.devices(number) for stage in stages) <= pool.count for number, pool in enumerate(rules.pools))
 
@@ -118,6 +118,6 @@ def best_step_s(rules: FakeRules, batch: int) -> float | None:
             micro_batches = -(-batch // (size * replicas))
             for stages in all_plans(rules, replicas, size):
                 # The search counts on one micro-batch in flight per stage behind, also when there are fewer of them.
-                if predict(rules, stages, size, len(stages)).fits:
-                    found.append(predict(rules, stages, size, micro_batches).step_s)
+                if costs(rules, stages, size, len(stages)).fits:
+                    found.append(costs(rules, stages, size, micro_batches).step_s)
     return min(found, default=None)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.errors import PlanError
-from elastic.plan.hetero.plan import HeteroPlan, HeteroStage
-from elastic.plan.hetero.predict import predict
-from elastic.plan.hetero.rules import Transfers
-from elastic.plan.hetero.search import Limits, partition
-from elastic.plan.hetero.shapes import Makeup, Part, Pool, Shape, alike, meeting, together
+from elastic.plan.division.costs import costs
+from elastic.plan.division.division import Division, Section
+from elastic.plan.division.rules import Transfers
+from elastic.plan.division.search import Limits, divide
+from elastic.plan.division.shapes import Makeup, Part, Pool, Shape, alike, meeting, together
 
 some = settings(max_examples=60, deadline=None)
 PLAIN = Transfers(first=(1.0,), middle=1.0, last=1.0)
@@ -42,9 +42,9 @@ def test_the_result_is_the_best_of_all_plans(fake, batch):
     best = best_step_s(fake, batch)
     if best is None:
         with pytest.raises(PlanError, match=r"bytes short|too few devices"):
-            partition(fake, batch)
+            divide(fake, batch)
         return
-    plan = partition(fake, batch)
+    plan = divide(fake, batch)
     assert plan.exact
     assert plan.step_s == pytest.approx(best, rel=1e-9)
 
@@ -54,13 +54,13 @@ def test_the_result_is_the_best_of_all_plans(fake, batch):
 @given(fake_rules(most_layers=6), st.integers(1, 40), st.booleans())
 def test_plans_keep_to_layers_memory_and_devices_and_cost_what_they_say(fake, batch, mixed):
     try:
-        plan = partition(fake, batch, Limits(mixed=mixed))
+        plan = divide(fake, batch, Limits(mixed=mixed))
     except PlanError:
         return
     assert [layer for stage in plan.stages for layer in stage.layers] == list(range(fake.layers))
     assert within(fake, plan.stages)
     assert plan.micro_batches * plan.micro_batch * plan.replicas >= batch
-    told = predict(fake, plan.stages, plan.micro_batch, plan.micro_batches)
+    told = costs(fake, plan.stages, plan.micro_batch, plan.micro_batches)
     assert told.fits
     assert told.step_s == pytest.approx(plan.step_s, rel=1e-9)
 
@@ -70,57 +70,57 @@ def test_plans_keep_to_layers_memory_and_devices_and_cost_what_they_say(fake, ba
 @given(fake_rules(), st.integers(1, 20))
 def test_mixed_stages_never_make_it_worse(fake, batch):
     try:
-        alone = partition(fake, batch)
+        alone = divide(fake, batch)
     except PlanError:
         return
-    assert partition(fake, batch, Limits(mixed=True)).step_s <= alone.step_s * (1 + 1e-12)
+    assert divide(fake, batch, Limits(mixed=True)).step_s <= alone.step_s * (1 + 1e-12)
 
 
 def test_a_mixed_stage_uses_what_is_left_of_two_kinds():
     odd = rules(pools=(Pool("big", "here", 1), Pool("small", "here", 1)), layer_s=((1.0,), (1.125,)), parameters=(2.0,), activations=(1.0,))
     odd = replace(odd, transfer_s=(0.0,))
-    assert partition(odd, 8).replicas == 1
-    plan = partition(odd, 8, Limits(mixed=True))
+    assert divide(odd, 8).replicas == 1
+    plan = divide(odd, 8, Limits(mixed=True))
     assert plan.replicas == 2
-    assert plan.step_s < partition(odd, 8).step_s
+    assert plan.step_s < divide(odd, 8).step_s
 
 
 def test_the_sum_over_stages_counts_not_only_the_slowest_stage():
     """One micro-batch: two stages would only add transfers, however well balanced."""
-    plan = partition(rules(pools=(Pool("big", "here", 2), Pool("small", "here", 1))), 1)
+    plan = divide(rules(pools=(Pool("big", "here", 2), Pool("small", "here", 1))), 1)
     assert len(plan.stages) == 1
 
 
 def test_a_layer_that_fits_on_no_device_is_named():
     with pytest.raises(PlanError, match=r"layer 2 fits on no device.* 12 bytes short on big with tensor parallelism 2"):
-        partition(rules(parameters=(2.0, 2.0, 103.0, 2.0), layer_s=((1.0,) * 4,) * 2), 8)
+        divide(rules(parameters=(2.0, 2.0, 103.0, 2.0), layer_s=((1.0,) * 4,) * 2), 8)
 
 
 def test_layers_that_only_fit_one_by_one_are_explained():
     with pytest.raises(
         PlanError, match=r"layers 0 to 1 fill all devices \(big\) and layer 2 fits nowhere: every device is \d+ bytes short"
     ):
-        partition(rules(pools=(Pool("big", "here", 1),), capacity=(7.0,), layer_s=((1.0,) * 4,)), 8)
+        divide(rules(pools=(Pool("big", "here", 1),), capacity=(7.0,), layer_s=((1.0,) * 4,)), 8)
 
 
 def test_stages_that_are_not_connected_are_no_plan():
     apart = rules(pools=(Pool("big", "here", 1), Pool("small", "here", 1)), capacity=(11.0, 11.0), transfer_s=(0.0, *[math.inf] * 3))
     with pytest.raises(PlanError, match="fit into memory, but no stages that do are connected"):
-        partition(apart, 8)
+        divide(apart, 8)
 
 
 def test_no_profile_for_what_is_there_is_said():
     with pytest.raises(PlanError, match=r"no profile for 2 big, 4 small \(micro-batch sizes \[\]\)"):
-        partition(rules(), 8, Limits(sizes=(16,)))
+        divide(rules(), 8, Limits(sizes=(16,)))
 
 
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(PlanError, match="global batch of 0"):
-        partition(rules(), 0)
+        divide(rules(), 0)
 
 
 def test_the_summary_names_layers_replicas_and_kinds():
-    plan = partition(rules(), 8)
+    plan = divide(rules(), 8)
     assert plan.summary(rules().pools).startswith(f"mbs {plan.micro_batch}, {plan.micro_batches} micro-batches: [0-")
     assert plan.to_json(rules().pools)["replicas"] == plan.replicas
 
@@ -133,11 +133,11 @@ def test_replicas_of_adjacent_stages_meet_in_order():
 
 
 def test_plans_refuse_gaps_and_unequal_replicas():
-    stages = (HeteroStage(layers=range(1), makeup=alike(Shape(0, 1), 1)), HeteroStage(layers=range(2, 3), makeup=alike(Shape(0, 1), 1)))
+    stages = (Section(layers=range(1), makeup=alike(Shape(0, 1), 1)), Section(layers=range(2, 3), makeup=alike(Shape(0, 1), 1)))
     with pytest.raises(PlanError, match="layer 1 comes next"):
-        HeteroPlan(micro_batch=1, micro_batches=1, stages=stages, step_s=1.0, exact=True)
-    stages = (stages[0], HeteroStage(layers=range(1, 3), makeup=alike(Shape(0, 1), 2)))
+        Division(micro_batch=1, micro_batches=1, stages=stages, step_s=1.0, exact=True)
+    stages = (stages[0], Section(layers=range(1, 3), makeup=alike(Shape(0, 1), 2)))
     with pytest.raises(PlanError, match="equally many replicas"):
-        HeteroPlan(micro_batch=1, micro_batches=1, stages=stages, step_s=1.0, exact=True)
+        Division(micro_batch=1, micro_batches=1, stages=stages, step_s=1.0, exact=True)
     with pytest.raises(PlanError, match="at least one"):
         Makeup((Part(Shape(0, 1), 0),))

@@ -18,14 +18,14 @@ from elastic.errors import PlanError
 from elastic.plan import files, gantt, picture
 from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, Place
 from elastic.plan.curves import Constant
-from elastic.plan.deploy import Device, deploy, devices, holdings, lost, without
-from elastic.plan.hetero.physical import PhysicalRules
-from elastic.plan.hetero.plan import HeteroPlan, HeteroStage
-from elastic.plan.hetero.predict import predict
-from elastic.plan.hetero.search import Limits
-from elastic.plan.hetero.shapes import Shape, alike
+from elastic.plan.deploy import Deployed, Device, deploy, devices, lost, without
+from elastic.plan.division.division import Division, Section
+from elastic.plan.division.physical import PhysicalRules
+from elastic.plan.division.search import Limits
+from elastic.plan.division.shapes import Shape, alike
+from elastic.plan.moves import holdings
 from elastic.plan.profiles import Profiles
-from elastic.plan.replan import Planned, after_loss, plan_for, prepare
+from elastic.plan.replan import after_loss, plan_for, prepare
 from elastic.plan.transformer import Transformer
 
 CLUSTERS = Path(__file__).parents[2] / "examples" / "clusters"
@@ -43,22 +43,22 @@ def cluster(*counts: int, memory: float = 16e9) -> Cluster:
     return Cluster(kinds={host.kind: kinds[host.kind] for host in hosts}, hosts=hosts, links=links)
 
 
-def planned(*counts: int, batch: int = 32) -> Planned:
+def planned(*counts: int, batch: int = 32) -> Deployed:
     there = cluster(*counts)
     return plan_for(there, SMALL.profiles(there), batch)
 
 
-def check(found: Planned) -> None:
+def check(found: Deployed) -> None:
     """Every slot has a device of its own, of the right kind, and ranks share a host."""
-    used = list(found.deployment.devices.values())
+    used = list(found.devices.values())
     assert len(set(used)) == len(used)
     assert set(used) <= set(devices(found.cluster)) | set(used)
     kinds = {host.name: host.kind for host in found.cluster.hosts}
-    for slot, device in found.deployment.devices.items():
-        shape = found.plan.stages[slot.stage].makeup.each()[slot.replica]
+    for slot, device in found.devices.items():
+        shape = found.division.stages[slot.stage].makeup.each()[slot.replica]
         assert kinds[device.host] == found.rules.pools[shape.pool].kind
-        assert device.host == found.deployment.devices[slot._replace(rank=0)].host
-    assert sum(shape.tp for stage in found.plan.stages for shape in stage.makeup.each()) == len(used)
+        assert device.host == found.devices[slot._replace(rank=0)].host
+    assert sum(shape.tp for stage in found.division.stages for shape in stage.makeup.each()) == len(used)
     assert found.prediction.fits
 
 
@@ -71,10 +71,10 @@ def test_a_loss_is_planned_for_and_what_moves_is_what_is_missing(counts, data):
     if sum(counts) < 3:
         return
     then = after_loss(before, {gone}, 32)
-    check(then.planned)
-    assert gone not in then.move.deployment.devices.values()
-    needs = holdings(then.planned.deployment, then.planned.rules.profiles)
-    assert set(then.move.deployment.devices) == set(needs)
+    check(then.deployed)
+    assert gone not in then.move.devices.values()
+    needs = holdings(then.deployed, then.deployed.rules.profiles)
+    assert set(then.move.devices) == set(needs)
     sent = sum(send.piece.stop - send.piece.start for send in then.move.transfers.sends)
     assert sent == then.move.moved_bytes
     assert then.move.transfers.finish_s >= then.move.transfers.bound_s * (1 - 1e-9)
@@ -91,19 +91,19 @@ def test_nothing_moves_where_nothing_is_lost():
 
 def test_a_short_horizon_stays_and_a_long_one_goes():
     before = planned(4, 4, 4, 4, batch=64)
-    gone = {before.deployment.stage(0)[0]}
+    gone = {before.stage(0)[0]}
     short, long = (after_loss(before, gone, 64, horizon=steps) for steps in (1, 10**6))
     assert short.over_horizon_s <= (short.stay_over_horizon_s or 0) + short.move.transfers.finish_s
-    assert long.planned.prediction.step_s <= short.planned.prediction.step_s * (1 + 1e-9)
+    assert long.deployed.plan.step_s <= short.deployed.plan.step_s * (1 + 1e-9)
 
 
 def test_what_is_prepared_is_what_would_be_found():
     before = planned(4, 3, 2)
     prepared = prepare(before, 32)
-    assert len(prepared) == 5, "one of either kind, a host of each count"
+    assert prepared.classes == 5, "one of either kind, a host of each count"
     for device in devices(before.cluster):
         now, then = (after_loss(before, {device}, 32, prepared=known) for known in (None, prepared))
-        assert (now.planned.plan, now.move.moved_bytes) == (then.planned.plan, then.move.moved_bytes)
+        assert (now.deployed.plan, now.move.moved_bytes) == (then.deployed.plan, then.move.moved_bytes)
 
 
 def test_state_that_was_nowhere_else_is_told():
@@ -112,14 +112,13 @@ def test_state_that_was_nowhere_else_is_told():
     rules = PhysicalRules(there, profiles)
     fast, slow = (alike(Shape(pool, 1), 1) for pool in (0, 1))
     cuts = ((range(3), fast), (range(3, 6), slow), (range(6, 8), fast))
-    stages = tuple(HeteroStage(layers=layers, makeup=makeup) for layers, makeup in cuts)
-    plan = HeteroPlan(micro_batch=1, micro_batches=32, stages=stages, step_s=1.0, exact=False)
-    deployment = deploy(plan, there, rules.pools, devices(there))
-    whole = Planned(cluster=there, rules=rules, deployment=deployment, prediction=predict(rules, stages, 1, 32), why="")
+    stages = tuple(Section(layers=layers, makeup=makeup) for layers, makeup in cuts)
+    plan = Division(micro_batch=1, micro_batches=32, stages=stages, step_s=1.0, exact=False)
+    whole = Deployed.of(there, rules, plan, deploy(plan, there, rules.pools, devices(there)), "")
     with pytest.raises(PlanError, match=r"no worker has byte"):
         after_loss(whole, {Device("h0", 0), Device("h2", 0)}, 32)
     for host in ("h0", "h1", "h2"):
-        check(after_loss(whole, {Device(host, 0)}, 32).planned)
+        check(after_loss(whole, {Device(host, 0)}, 32).deployed)
 
 
 def test_hosts_and_devices_can_be_lost():
@@ -135,11 +134,11 @@ def test_hosts_and_devices_can_be_lost():
 
 def test_ranks_that_share_no_host_are_refused():
     found = planned(4, 4)
-    wide = next((shape for stage in found.plan.stages for shape in stage.makeup.each() if shape.tp > 1), None)
+    wide = next((shape for stage in found.division.stages for shape in stage.makeup.each() if shape.tp > 1), None)
     if wide is not None:
         spread = [Device(f"{host.name}{i}", 0) for host in found.cluster.hosts for i in range(host.count)]
         with pytest.raises(PlanError, match="devices left for replica"):
-            deploy(found.plan, found.cluster, found.rules.pools, spread)
+            deploy(found.division, found.cluster, found.rules.pools, spread)
 
 
 def test_a_transformer_counts_its_operations():
@@ -187,9 +186,9 @@ def test_a_kind_without_flops_is_told():
 
 def test_the_picture_is_of_the_plan():
     found = planned(4, 4, batch=64)
-    line, shown = picture.timeline(found.plan, found.rules)
-    assert shown == found.plan.replicas
-    assert len(line.spans) == len(found.plan.stages) * shown
+    line, shown = picture.timeline(found.division, found.rules)
+    assert shown == found.division.replicas
+    assert len(line.spans) == len(found.division.stages) * shown
     assert line.end_s == pytest.approx(found.prediction.step_s, rel=0.25)
     ElementTree.fromstring(gantt.svg(line))
 
@@ -242,7 +241,7 @@ def test_interpolation_and_profiles_from_a_file(tmp_path: Path):
     guessed = run(*words, "--interpolate")
     assert guessed.exit_code == 0
     measured = plan_for(there, profiles, 64, Limits())
-    assert json.loads(guessed.stdout)["step_s"] == pytest.approx(measured.prediction.step_s, rel=0.02)
+    assert json.loads(guessed.stdout)["step_s"] == pytest.approx(measured.plan.step_s, rel=0.02)
 
 
 @pytest.mark.parametrize(

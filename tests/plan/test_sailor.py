@@ -12,9 +12,9 @@ from sailor_data import DATA, SAILOR, needs_data
 from benchmarks import sailor
 from benchmarks.sailor_rules import ReferenceRules
 from elastic.errors import PlanError
-from elastic.plan.hetero.plan import HeteroPlan
-from elastic.plan.hetero.predict import predict
-from elastic.plan.hetero.search import Limits, partition
+from elastic.plan.division.costs import costs
+from elastic.plan.division.division import Division
+from elastic.plan.division.search import Limits, divide
 
 SCORE = DATA.parent / "tools" / "score_plan.py"
 MIXES = {
@@ -26,10 +26,10 @@ MIXES = {
 }
 
 
-def planned(model: str, gpus: dict[str, int], batch: int) -> tuple[ReferenceRules, HeteroPlan]:
+def planned(model: str, gpus: dict[str, int], batch: int) -> tuple[ReferenceRules, Division]:
     data = sailor.load(SAILOR, model)
     rules = ReferenceRules(data.cluster(gpus), data.profiles)
-    return rules, partition(rules, batch, Limits(mixed=True))
+    return rules, divide(rules, batch, Limits(mixed=True))
 
 
 @needs_data
@@ -38,7 +38,7 @@ def planned(model: str, gpus: dict[str, int], batch: int) -> tuple[ReferenceRule
 def test_plans_fit_and_cost_what_an_independent_reckoning_says(mix, tmp_path):
     model, gpus, batch = MIXES[mix]
     rules, plan = planned(model, gpus, batch)
-    told = predict(rules, plan.stages, plan.micro_batch, plan.micro_batches)
+    told = costs(rules, plan.stages, plan.micro_batch, plan.micro_batches)
     assert told.fits
     assert told.step_s == pytest.approx(plan.step_s, rel=1e-9)
     if not SCORE.is_file():
@@ -57,7 +57,7 @@ def test_plans_fit_and_cost_what_an_independent_reckoning_says(mix, tmp_path):
 )
 def test_plans_are_better_than_those_of_the_data(model, gpus, batch, most_s):
     data = sailor.load(SAILOR, model)
-    plan = partition(ReferenceRules(data.cluster(gpus), data.profiles), batch)
+    plan = divide(ReferenceRules(data.cluster(gpus), data.profiles), batch)
     assert plan.exact
     assert plan.step_s <= most_s
 

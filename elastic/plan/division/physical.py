@@ -22,8 +22,8 @@ import numpy as np
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, Place
 from elastic.plan.curves import Curve
-from elastic.plan.hetero.rules import Bytes, Floats, Transfers, spans
-from elastic.plan.hetero.shapes import Makeup, Pool, Shape
+from elastic.plan.division.rules import Bytes, Floats, Transfers, spans
+from elastic.plan.division.shapes import Makeup, Pool, Shape
 from elastic.plan.profiles import Profiles
 
 BUCKET_BYTES = 5e8

@@ -1,4 +1,4 @@
-"""The plan of a heterogeneous partition, as a value."""
+"""A division of layers to stages and their replicas by device kind and tensor-parallel degree, before devices are chosen; as a value."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic.errors import PlanError
-from elastic.plan.hetero.shapes import Makeup, Pool
+from elastic.plan.division.shapes import Makeup, Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeteroStage:
+class Section:
     """A contiguous run of layers and the replicas that serve it."""
 
     layers: range
@@ -19,7 +19,7 @@ class HeteroStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeteroPlan:
+class Division:
     """Stages in order; samples per micro-batch; micro-batches per replica and step; predicted seconds of a step; whether it is proven best.
 
     Raises PlanError unless the stages hold layers 0, 1, ... in order, with equally many replicas.
@@ -27,7 +27,7 @@ class HeteroPlan:
 
     micro_batch: int
     micro_batches: int
-    stages: tuple[HeteroStage, ...]
+    stages: tuple[Section, ...]
     step_s: float
     exact: bool
 

@@ -7,8 +7,8 @@ from itertools import product
 
 import numpy as np
 
-from elastic.plan.hetero.coverage import Ints
-from elastic.plan.hetero.tables import Tables
+from elastic.plan.division.coverage import Ints
+from elastic.plan.division.tables import Tables
 
 TINY = 1e-12
 FINENESS = 16

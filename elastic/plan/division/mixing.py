@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from elastic.plan.hetero.rules import Rules
-from elastic.plan.hetero.shapes import Makeup, Part, Shape
+from elastic.plan.division.rules import Rules
+from elastic.plan.division.shapes import Makeup, Part, Shape
 
 
 def mixtures(rules: Rules, size: int, replicas: int) -> list[Makeup]:

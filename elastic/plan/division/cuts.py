@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic.plan.hetero.coverage import Ints
-from elastic.plan.hetero.reach import Reach
-from elastic.plan.hetero.rules import Floats
-from elastic.plan.hetero.tables import Cut, Tables
+from elastic.plan.division.coverage import Ints
+from elastic.plan.division.reach import Reach
+from elastic.plan.division.rules import Floats
+from elastic.plan.division.tables import Cut, Tables
 
 
 @dataclass(frozen=True, slots=True, eq=False)

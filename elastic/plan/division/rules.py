@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic.plan.hetero.shapes import Makeup, Pool, Shape
+from elastic.plan.division.shapes import Makeup, Pool, Shape
 
 Floats = NDArray[np.float64]
 

@@ -15,10 +15,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from elastic.plan.hetero.coverage import Ints, Resources, furthest, last_in_memory, last_index
-from elastic.plan.hetero.prices import TINY, Prices
-from elastic.plan.hetero.rules import Floats
-from elastic.plan.hetero.tables import Tables
+from elastic.plan.division.coverage import Ints, Resources, furthest, last_in_memory, last_index
+from elastic.plan.division.prices import TINY, Prices
+from elastic.plan.division.rules import Floats
+from elastic.plan.division.tables import Tables
 
 UNUSED = 1 << 30
 SLACK = 1e-9

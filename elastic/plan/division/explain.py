@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from elastic.plan.hetero.compile import most_in_flight
-from elastic.plan.hetero.coverage import furthest_in_memory
-from elastic.plan.hetero.rules import Bytes, Rules
-from elastic.plan.hetero.shapes import Shape
+from elastic.plan.division.compile import most_in_flight
+from elastic.plan.division.coverage import furthest_in_memory
+from elastic.plan.division.rules import Bytes, Rules
+from elastic.plan.division.shapes import Shape
 
 
 class Lack(NamedTuple):

@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic.plan.hetero.rules import Floats, Footprint, Rules, spans
-from elastic.plan.hetero.shapes import Makeup, Shape, meeting
-from elastic.plan.hetero.tables import UNLIMITED, Tables
+from elastic.plan.division.rules import Floats, Footprint, Rules, spans
+from elastic.plan.division.shapes import Makeup, Shape, meeting
+from elastic.plan.division.tables import UNLIMITED, Tables
 
 Between = Callable[[Shape, Shape, int], Floats]
 

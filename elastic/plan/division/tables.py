@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic.plan.hetero.rules import Floats, Transfers
+from elastic.plan.division.rules import Floats, Transfers
 
 UNLIMITED = 1 << 30
 

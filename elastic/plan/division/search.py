@@ -15,15 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from elastic.errors import PlanError
-from elastic.plan.hetero.compile import Compiler
-from elastic.plan.hetero.cuts import best_cuts
-from elastic.plan.hetero.explain import why_nothing_fits
-from elastic.plan.hetero.mixing import mixtures
-from elastic.plan.hetero.plan import HeteroPlan, HeteroStage
-from elastic.plan.hetero.reach import Reach, estimate
-from elastic.plan.hetero.rules import Rules
-from elastic.plan.hetero.shapes import Makeup, alike
-from elastic.plan.hetero.tables import Cut, step_seconds
+from elastic.plan.division.compile import Compiler
+from elastic.plan.division.cuts import best_cuts
+from elastic.plan.division.division import Division, Section
+from elastic.plan.division.explain import why_nothing_fits
+from elastic.plan.division.mixing import mixtures
+from elastic.plan.division.reach import Reach, estimate
+from elastic.plan.division.rules import Rules
+from elastic.plan.division.shapes import Makeup, alike
+from elastic.plan.division.tables import Cut, step_seconds
 
 SHARES = (0.8, 0.85, 0.9, 0.95)
 """Tables are searched in the order of the part of the best step time so far that they cannot be excluded from."""
@@ -61,7 +61,7 @@ class Found(NamedTuple):
     cuts: tuple[Cut, ...]
 
 
-def partition(rules: Rules, batch: int, limits: Limits = Limits()) -> HeteroPlan:
+def divide(rules: Rules, batch: int, limits: Limits = Limits()) -> Division:
     """The plan with the least step time for a global batch of `batch` samples, under the cost model `rules`.
 
     Every stage has equally many replicas, all of one shape, but for at most one stage of two shapes (`mixing`); layers are contiguous.
@@ -83,7 +83,7 @@ class _Search:
     def bound_s(self) -> float:
         return math.inf if self.found is None else self.found.step_s
 
-    def run(self) -> HeteroPlan:
+    def run(self) -> Division:
         cases = list(self._cases())
         alone = {case: reach for case in cases if (reach := self._reach(case, self._alike(case))) is not None}
         self._improve(alone, {case: self._alike(case) for case in alone})
@@ -152,9 +152,9 @@ class _Search:
                 self.found = Found(step_seconds(reach.tables, cuts), case, makeups, cuts)
                 return
 
-    def _plan(self, found: Found) -> HeteroPlan:
-        stages = tuple(HeteroStage(layers=range(start, stop), makeup=found.makeups[makeup]) for start, stop, makeup in found.cuts)
-        return HeteroPlan(
+    def _plan(self, found: Found) -> Division:
+        stages = tuple(Section(layers=range(start, stop), makeup=found.makeups[makeup]) for start, stop, makeup in found.cuts)
+        return Division(
             micro_batch=found.case.size, micro_batches=found.case.micro_batches, stages=stages, step_s=found.step_s, exact=self.exact
         )
 

@@ -1,0 +1,124 @@
+"""What moves when devices of a cluster are lost: what each device holds, who keeps what, and who sends what to whom.
+
+A slot holds its part of the stage's parameters; what the optimizer keeps is spread over the replicas of the stage (ZeRO-1), and a copy of
+what nobody else has is with another slot. Losing a device loses its slot; the others keep what they hold.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from elastic.plan.deploy import Deployed, Device, Slot
+from elastic.plan.profiles import Profiles
+from elastic.plan.relabel import Balance, Piece, balance, missing, relabel
+
+OPTIMIZER_BYTES = 2.0
+"""Of optimizer state for each byte of parameters: two moments, as Adam has."""
+
+
+def holdings(deployed: Deployed, profiles: Profiles) -> dict[Slot, list[Piece]]:
+    """What each slot needs, in bytes of each layer: parameters as layer 2i, optimizer state as layer 2i + 1.
+
+    What only one host has is kept a second time by a slot in another one, where there is one.
+    """
+    found: dict[Slot, list[Piece]] = {}
+    single: dict[Slot, list[Piece]] = {}
+    for number, stage in enumerate(deployed.division.stages):
+        shapes = stage.makeup.each()
+        alone = len({device.host for device in deployed.stage(number)}) == 1
+        for replica, shape in enumerate(shapes):
+            for rank in range(shape.tp):
+                slot = Slot(number, replica, rank)
+                parameters, shares = found.setdefault(slot, []), single.setdefault(slot, [])
+                for layer in stage.layers:
+                    size = int(profiles.bytes[1][layer].parameters)
+                    (shares if alone and not replica else parameters).extend(_part(2 * layer, size, rank, shape.tp))
+                    shares += _part(2 * layer + 1, int(OPTIMIZER_BYTES * size), replica * shape.tp + rank, len(shapes) * shape.tp)
+    slots = sorted(found)
+    for place, slot in enumerate(slots):
+        for keeper in {slot, _keeper(slot, [*slots[place + 1 :], *slots[:place]], deployed)}:
+            found[keeper] = [*found[keeper], *single[slot]]
+    return found
+
+
+def _keeper(slot: Slot, others: Sequence[Slot], deployed: Deployed) -> Slot:
+    """The first of the others, from half-way round on, that is in another host; if there is none, any; if it is alone, itself."""
+    half = len(others) // 2
+    turned = [*others[half:], *others[:half]]
+    host = deployed.devices[slot].host
+    return next((other for other in turned if deployed.devices[other].host != host), turned[0] if turned else slot)
+
+
+def _part(layer: int, size: int, place: int, parts: int) -> list[Piece]:
+    start, stop = size * place // parts, size * (place + 1) // parts
+    return [Piece(layer, start, stop)] if stop > start else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """The device of each slot after a change, what devices still have, what is sent, and how long the busiest link takes.
+
+    Transfers name devices by number; `senders` says which these are.
+    """
+
+    devices: Mapping[Slot, Device]
+    kept_bytes: int
+    moved_bytes: int
+    transfers: Balance
+    senders: Mapping[int, Device]
+
+
+def change(before: Deployed, after: Deployed, profiles: Profiles, rates: Mapping[Device, float]) -> Move:
+    """From `before` to `after`, whose devices may exchange their slots so that least moves, and who sends what.
+
+    Slots are exchanged between devices of the same pool and degree only, whole hosts apart. `rates` has the bytes a second of each device
+    that is left. Raises PlanError if a part of the state is on no device any more.
+    """
+    gone = set(before.devices.values()) - set(rates)
+    had: dict[Device, list[Piece]] = {device: [] for device in rates}
+    for slot, pieces in holdings(before, profiles).items():
+        if (device := before.devices[slot]) not in gone:
+            had[device] = _joined([*had[device], *pieces])
+    needs = {slot: _joined(pieces) for slot, pieces in holdings(after, profiles).items()}
+    numbers = {device: number for number, device in enumerate(sorted(rates))}
+    chosen = dict(after.devices)
+    for slots in _exchangeable(after).values():
+        ours = [chosen[slot] for slot in slots]
+        labels = relabel({numbers[device]: had[device] for device in ours}, [needs[slot] for slot in slots])
+        by_number = {numbers[device]: device for device in ours}
+        chosen |= {slot: by_number[number] for slot, number in zip(slots, labels.workers, strict=True)}
+    held = {numbers[device]: pieces for device, pieces in had.items()}
+    lacking = missing(held, {numbers[device]: needs[slot] for slot, device in chosen.items()})
+    transfers = balance(lacking, {numbers[device]: rate for device, rate in rates.items()})
+    moved = sum(each.piece.stop - each.piece.start for each in lacking)
+    total = sum(piece.stop - piece.start for pieces in needs.values() for piece in pieces)
+    return Move(
+        devices=chosen,
+        kept_bytes=total - moved,
+        moved_bytes=moved,
+        transfers=transfers,
+        senders={number: device for device, number in numbers.items()},
+    )
+
+
+def _exchangeable(deployed: Deployed) -> dict[tuple[int, int], list[Slot]]:
+    """Slots whose devices may change places: of one pool; with tensor parallelism only within a host, which its ranks share."""
+    groups: dict[tuple[int, int], list[Slot]] = defaultdict(list)
+    hosts = {host: number for number, host in enumerate(sorted({device.host for device in deployed.devices.values()}))}
+    for slot, device in sorted(deployed.devices.items()):
+        shape = deployed.division.stages[slot.stage].makeup.each()[slot.replica]
+        groups[shape.pool, -1 if shape.tp == 1 else hosts[device.host]].append(slot)
+    return groups
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Without overlaps: runs that touch are one."""
+    found: list[Piece] = []
+    for piece in sorted(pieces):
+        if found and found[-1].layer == piece.layer and piece.start <= found[-1].stop:
+            found[-1] = Piece(piece.layer, found[-1].start, max(found[-1].stop, piece.stop))
+        else:
+            found.append(piece)
+    return found
