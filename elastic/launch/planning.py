@@ -8,8 +8,8 @@ from typing import Any
 
 from elastic.errors import PlanError
 from elastic.launch.run import launched
-from elastic.settings import JobSettings, best_isa
 from elastic.script.target import name_of
+from elastic.settings import JobSettings, best_isa
 
 
 def find(

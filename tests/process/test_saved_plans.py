@@ -23,7 +23,9 @@ ANNOUNCES = "tests.process.functions:announces"
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "elastic.cli.main", *words], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    return subprocess.run(
+        [sys.executable, "-m", "elastic.cli.main", *words], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+    )
 
 
 def test_a_plan_for_this_machine_is_saved_and_run(tmp_path: Path) -> None:
