@@ -15,19 +15,20 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic.agent.carrier import LocalCarrier
 from elastic.agent.crew import Crew
 from elastic.agent.founders import Founders, hindrance
 from elastic.agent.loop import Loop
 from elastic.agent.save_summary import SaveSummary
+from elastic.agent.start import Start
 from elastic.agent.supervision import (
     Worker,
     ended,
-    failed,
     how_ended,
     is_consequence,
     is_machine_failure,
@@ -36,6 +37,7 @@ from elastic.agent.supervision import (
     worker_error,
 )
 from elastic.control.driver import Driver
+from elastic.control.outcome import failed
 from elastic.control.world import World
 from elastic.errors import ElasticError, JobFailed, TrainerError
 from elastic.host import facts as host
@@ -49,7 +51,7 @@ from elastic.observe.console import drain, say
 from elastic.plan.described import described
 from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
-from elastic.settings import JobSettings, default_environment, job_mark, worker_environment
+from elastic.settings import job_mark
 from elastic.worker.job import WorkerSpec
 from elastic.worker.metrics import MetricFiles
 from elastic.worker.onesided import OneSided, Wait
@@ -59,29 +61,6 @@ if TYPE_CHECKING:
     from elastic.view import View
 
 _CAUSE_S = 1.0  # how long a worker's lost link waits for the news of why
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What the launcher asks for. `environment`, `import_path`, `argv` and `modules` are the launcher's own."""
-
-    settings: JobSettings
-    directory: str
-    environment: dict[str, str]
-    import_path: tuple[str, ...]
-    argv: tuple[str, ...]
-    modules: dict[str, str]
-
-    @classmethod
-    def from_json(cls, data: Message) -> Start:
-        return cls(
-            settings=JobSettings.from_json(data["settings"]),
-            directory=data["directory"],
-            environment=data["environment"],
-            import_path=tuple(data["import_path"]),
-            argv=tuple(data["argv"]),
-            modules=data["modules"],
-        )
 
 
 class Agent:
@@ -108,13 +87,14 @@ class Agent:
         signals.obey(lambda: self._loop.post(self.stop))
         self._crew = Crew(
             self._loop,
-            _worker_environment(start),
+            start.worker_environment,
             self._spec,
             ready=self._fork_founders,
             heard=self._heard,
             ended=self._ended,
             broken=lambda why: self._end(failed(JobFailed, why)),
         )
+        self._carrier = LocalCarrier(self._crew, RunDirectory(Path(start.directory)))
 
     def run(self) -> None:
         """Returns as soon as there is an outcome, or the launcher is gone."""
@@ -209,7 +189,7 @@ class Agent:
         if self._over:
             return
         if message["type"] == "announce":
-            worker.announced = message["ready"]
+            worker.announced = message["ready"] if self._driver is None else {}  # it may be large, and is needed once
             self._check_announced()
         elif message["type"] == "progress":
             worker.epoch, worker.step = message["epoch"], message["step"]
@@ -230,7 +210,7 @@ class Agent:
         elif message["type"] == "error":
             self._raised(worker, message)
         if self._driver is not None:
-            self._driver.heard(worker, message)
+            self._driver.heard(worker.number, message)
 
     def _waits(self, worker: Worker, message: Message) -> None:
         """Ends a job in which some workers wait for what others never do."""
@@ -250,13 +230,13 @@ class Agent:
         if self._driver is None:
             self._check_announced()
         else:
-            self._driver.finished(worker)
+            self._driver.finished(worker.number)
         self._check_finished()
 
     def _raised(self, worker: Worker, message: Message) -> None:
         """An exception of `train_fn` ends the job; one of a worker that is no member yet, or of its machine, is the end of that worker."""
-        if self._driver is not None and self._driver.joining(worker):
-            self._driver.failed_to_join(worker, last_line(message))
+        if self._driver is not None and self._driver.joining(worker.number):
+            self._driver.failed_to_join(worker.number, last_line(message))
         elif self._driver is not None and is_machine_failure(message) and len(self._driver.view.workers) > 1:
             worker.failure = last_line(message)  # its process ends now
         else:
@@ -270,7 +250,7 @@ class Agent:
             if self._driver is None:
                 self._founder_died(worker)
             else:
-                self._driver.died(worker)
+                self._driver.died(self._carrier.death(worker))
         self._check_finished()
 
     def _founder_died(self, worker: Worker) -> None:
@@ -324,7 +304,7 @@ class Agent:
             self._clerk.run(Errand(call=partial(self._session.admit, number, each)))
             self._crew.workers[number].announced = {}  # it may be large, and has done its work
         world = World(
-            crew=self._crew,
+            carrier=self._carrier,
             timers=self._loop,
             clerk=self._clerk,
             attempts=self._session.attempts,
@@ -375,11 +355,6 @@ class Agent:
         elif not self._loop.timing("grace"):
             self._crew.tell(members, {"type": "leave"})
             self._loop.set_timer(self._start.settings.grace_s, lambda: self._end(done), "grace")
-
-
-def _worker_environment(start: Start) -> dict[str, str]:
-    fixed = worker_environment(start.settings.threads, start.settings.isa)
-    return {**default_environment(start.directory), **start.environment, **fixed, **dict([job_mark(start.directory)])}
 
 
 def main() -> None:

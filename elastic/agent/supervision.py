@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from elastic import errors
+from elastic.control.outcome import failed
 from elastic.errors import CheckpointError, JobFailed, SettingsError
-from elastic.host.channel import Channel, Message
-
-AGENT_GONE = 70
-"""The exit code of a worker that has lost its agent."""
+from elastic.host.channel import AGENT_GONE, Channel, Message
 
 _CONSEQUENCES = frozenset({"PeerLost", "LinkError", "Interrupted"})
 _MACHINE = frozenset({"MemoryError", "OutOfMemoryError", "AcceleratorError"})
@@ -36,7 +34,6 @@ class Worker:
     gone: bool = False
     status: int | None = None
     unreaped: bool = False  # gone, and its parent does not say how
-    progress: Message = field(default_factory=dict)
     condemned: str = ""  # why we end it
     failure: str = ""  # what it ran out of, in one line
 
@@ -55,11 +52,6 @@ class Worker:
     @property
     def ended(self) -> bool:
         return self.gone and (self.status is not None or self.unreaped)
-
-
-def failed(kind: type[errors.ElasticError], message: str) -> Message:
-    """The outcome of a job that ends with an error."""
-    return {"type": "failed", "kind": kind.__name__, "message": message}
 
 
 def worker_error(worker: Worker, report: Message) -> Message:

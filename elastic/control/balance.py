@@ -37,6 +37,9 @@ GAIN = 1.1
 """How much longer a step must take than with the best plan: what a change costs is soon paid back then."""
 
 
+_WEIGHED_EVERY_S = 1.0
+
+
 class Reports:
     """The last slowdowns that the members of one view have measured."""
 
@@ -115,6 +118,30 @@ def wanted(view: View, measured: Mapping[int, float], stages: int | None) -> boo
     except PlanError:
         return False
     return step_s(view.plan, view.workload, fleet) > GAIN * best.step_s
+
+
+class Weighing:
+    """Decides when to ask for another plan, from what the members of a view report. Looks into it once a second at most."""
+
+    def __init__(self, stages: int | None) -> None:
+        self._stages, self._reports, self._next_at = stages, Reports(), 0.0
+
+    def note(self, epoch: int, worker: int, effort: Sequence[float]) -> None:
+        """One worker's report: the fields of `elastic.engine.effort.Told`."""
+        self._reports.note(epoch, worker, *effort)
+
+    def weigh(self, view: View, now: float) -> dict[int, float] | None:
+        """Returns the slowdowns that make another plan worth it; None if the plan stays."""
+        if now < self._next_at:
+            return None
+        measured = self._reports.relative(view)
+        if measured is None:
+            return None
+        self._next_at = now + _WEIGHED_EVERY_S
+        if not wanted(view, measured, self._stages):
+            return None
+        self._reports.acted()
+        return measured
 
 
 def sentence(slowdowns: Mapping[int, float]) -> str:

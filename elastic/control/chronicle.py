@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from elastic.agent.supervision import Worker
+from elastic.control.carrier import Death
 from elastic.control.timeline import Pace, Timeline
 from elastic.control.world import World
+from elastic.host.channel import Message
 from elastic.observe import activity, incident
-from elastic.observe.activity import Doing
 from elastic.view import View
 
 
@@ -21,6 +21,7 @@ class Chronicle:
         self.incidents: list[dict[str, Any]] = []
         self._world, self._samples = world, samples_per_micro_batch
         self._timeline: Timeline | None = None
+        self._progress: dict[int, Message] = {}
         self._missed_at: dict[tuple[int, int], float] = {}
 
     @property
@@ -28,27 +29,30 @@ class Chronicle:
         """Of the incident that is not over yet."""
         return self._timeline
 
-    def doing(self, worker: Worker) -> Doing | None:
-        """What the worker did last, as far as it left word of it in this job."""
-        doing = activity.read(self._world.directory.path, worker.number)
-        return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None
+    def told(self, worker: int, progress: Message) -> None:
+        """A member's newest report of its progress."""
+        self._progress[worker] = progress
+
+    def forget(self, worker: int) -> None:
+        """The worker is gone: what it told says nothing of the others."""
+        self._progress.pop(worker, None)
 
     def missed(self, epoch: int, worker: int, at: float) -> None:
         """Somebody has lost this worker at that time, which is when it died if it is dead."""
         self._missed_at = {key: known for key, known in self._missed_at.items() if key[0] >= epoch}
         self._missed_at.setdefault((epoch, worker), at)
 
-    def lost(self, view: View, worker: Worker, now: float) -> None:
+    def lost(self, view: View, death: Death, now: float) -> None:
         """A member of `view` has ended: an incident begins, or becomes one of several workers. It ended when it was first missed."""
-        fault = min(now, self._missed_at.get((view.epoch, worker.number), now))
+        fault = min(now, self._missed_at.get((view.epoch, death.worker), now))
         if self._timeline is not None and self._timeline.kind != "join":
-            self._timeline.lost(worker.number)
+            self._timeline.lost(death.worker)
             return
         if self._timeline is not None and self._timeline.before.epoch < view.epoch:  # they have joined; this is another matter
             self._conclude(self._timeline)
-        kind, doing = "eviction" if worker.condemned else "death", self.doing(worker)
-        step, phase = (worker.step, None) if doing is None else (doing.step, doing.phase)
-        self._begin(view, kind, fault, now, worker=worker.number, step=step, phase=phase, why=worker.condemned or None)
+        kind, doing = "eviction" if death.evicted else "death", death.doing
+        step, phase = (death.step, None) if doing is None else (doing.step, doing.phase)
+        self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None)
 
     def changes(self, view: View, kind: str, step: int, why: str | None) -> None:
         """The members of `view` pause behind `step`, since others join or layers move."""
@@ -85,10 +89,10 @@ class Chronicle:
 
     def _pace(self, view: View) -> Pace:
         """From the member that told last. `committed` of a progress message is the step committed at `committed_at`."""
-        members = [self._world.crew.workers[number] for number in view.workers]
-        told = [worker.progress for worker in members if worker.progress.get("epoch") == view.epoch and "committed_at" in worker.progress]
+        reports = [self._progress[worker] for worker in view.workers if worker in self._progress]
+        told = [progress for progress in reports if progress.get("epoch") == view.epoch and "committed_at" in progress]
         last = max(told, key=lambda progress: progress["committed_at"] or 0.0, default={})
-        doings = [self.doing(worker) for worker in members]
+        doings = [seen.doing for seen in self._world.carrier.look(view.workers)]
         begun = [doing.step for doing in doings if doing is not None and doing.phase in activity.STEP_PHASES and doing.epoch == view.epoch]
         return Pace(
             committed=last.get("committed", last["step"] - 2 if last else None),

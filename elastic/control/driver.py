@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from elastic import errors
-from elastic.agent.supervision import Worker, failed, how_ended, own_doing
-from elastic.control import balance, machine
+from elastic.control import balance, events, machine
 from elastic.control.blame import Loss
+from elastic.control.carrier import Death
 from elastic.control.chronicle import Chronicle
-from elastic.control.events import (
-    Action,
-    Announce,
-    AskBoundary,
-    Commit,
-    CommitFailed,
-    Committed,
-    EndJob,
-    Era,
-    Event,
-    Evict,
-    Finished,
-    FirstCommit,
-    Inventoried,
-    JoinerReady,
-    LostLink,
-    Offer,
-    PausedAt,
-    Propose,
-    Proposed,
-    Quiesce,
-    Respawn,
-    Stopping,
-    Tell,
-    Timeout,
-    Unbalanced,
-    Unproposable,
-    Vote,
-    Voted,
-    WorkerDied,
-)
+from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing
 from elastic.control.state import Phase, Policy
 from elastic.control.wires import Wires
@@ -53,15 +22,14 @@ from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavai
 from elastic.host.channel import Message
 from elastic.membership.clerk import DEADLINE_S, Errand
 from elastic.membership.founding import Ready, check_equal
-from elastic.observe.activity import STEP_PHASES, Doing
-from elastic.observe.silence import LOOK_S, Seen, Silence, is_stopped
+from elastic.observe.activity import STEP_PHASES
+from elastic.observe.silence import LOOK_S, Silence
 from elastic.plan.site import Link, Pair
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S
 from elastic.settings import JobSettings
 from elastic.view import View
 
-_WEIGHED_EVERY_S = 1.0
 _COMPUTING = ("forward", "backward")
 
 
@@ -83,16 +51,17 @@ class Driver:
         self._chronicle = Chronicle(world, founder.settings.get("micro_batch_size", 1))
         self._settings = settings
         self._founding, self._founder = view.coordinator, founder
-        self._reports, self._weigh_at = balance.Reports(), 0.0
+        self._weighing = balance.Weighing(settings.stages)
         self._wires = Wires()
         self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
+        self._finished, self._dead, self._ending = set[int](), set[int](), set[int]()
         self._lost_at: float | None = None
         self._saved = False
         self._replaced_s = REPLACED_S
-        self._events: deque[Event] = deque()
+        self._events: deque[events.Event] = deque()
         self._feeding = False
         self._silence = Silence()
-        self._announce(Announce(view=view))
+        self._announce(events.Announce(view=view))
         self._listen()
 
     @property
@@ -107,49 +76,47 @@ class Driver:
 
     # What happens
 
-    def heard(self, worker: Worker, message: Message) -> None:
+    def heard(self, worker: int, message: Message) -> None:
         """A message of a worker that is about the members of the job; others are ignored."""
         handler = _MESSAGES.get(message["type"])
         if handler is not None:
             handler(self, worker, message)
 
-    def died(self, worker: Worker) -> None:
-        """The worker's process has ended, and it had not finished."""
+    def died(self, death: Death) -> None:
+        """A worker's process has ended before it finished."""
         now = self._world.clock()
-        doing = self._chronicle.doing(worker)
-        if doing is not None:
-            worker.epoch, worker.step = doing.epoch, doing.step
-        worker.announced, worker.progress = None, {}
-        how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
+        self._dead.add(death.worker)
         loss = None
-        if worker.number in self.view.workers:
-            self._chronicle.lost(self.view, worker, now)
-            self._lost_at, loss = now, _loss(self.view, worker, doing)
-        self.feed(WorkerDied(worker=worker.number, how=how, loss=loss))
-        self._world.clerk.run(Errand(call=lambda: self._world.dismiss(worker.number)))
+        if death.worker in self.view.workers:
+            self._chronicle.lost(self.view, death, now)
+            self._lost_at, loss = now, _loss(self.view, death)
+        self._chronicle.forget(death.worker)
+        self.feed(events.WorkerDied(worker=death.worker, how=death.how, loss=loss))
+        self._world.clerk.run(Errand(call=lambda: self._world.dismiss(death.worker)))
 
-    def finished(self, worker: Worker) -> None:
+    def finished(self, worker: int) -> None:
         """The worker has sent its result."""
-        if worker.announced is not None and worker.number in self.state.view.workers:
-            self.feed(Finished(worker=worker.number))
+        self._finished.add(worker)
+        if self.joining(worker):
+            self._end_worker(worker, "train_fn returned there before making a Trainer")
         else:
-            self._refuse(worker, "train_fn returned there before making a Trainer")
+            self.feed(events.Finished(worker=worker))
 
-    def failed_to_join(self, worker: Worker, why: str) -> None:
+    def failed_to_join(self, worker: int, why: str) -> None:
         """A worker that is no member yet raised an exception."""
-        self._refuse(worker, why)
+        self._end_worker(worker, why)
 
-    def joining(self, worker: Worker) -> bool:
+    def joining(self, worker: int) -> bool:
         """Whether it is no member (yet)."""
-        return worker.number not in self.state.view.workers
+        return worker not in self.state.view.workers
 
     def seen(self, view: View) -> None:
         """etcd has this view."""
-        self.feed(Committed(view=view))
+        self.feed(events.Committed(view=view))
 
     def stop(self) -> None:
         """The user wants the job to stop at the next step boundary."""
-        self.feed(Stopping())
+        self.feed(events.Stopping())
 
     def away(self, error: EtcdUnavailable, seconds: float = 0.0) -> None:
         """etcd cannot be had while a recovery needs it, for so long."""
@@ -172,10 +139,10 @@ class Driver:
     @property
     def complete(self) -> bool:
         """Whether all members have finished, as far as they live, and the leader among them."""
-        workers = [self._world.crew.workers[number] for number in self.view.workers]
-        return workers[0].finished and all(worker.finished or worker.ended for worker in workers)
+        workers = self.view.workers
+        return workers[0] in self._finished and self._finished.union(self._dead).issuperset(workers)
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: events.Event) -> None:
         """Has the machine decide, and does what it says; events that this brings about come after."""
         self._events.append(event)
         if self._feeding:
@@ -195,94 +162,81 @@ class Driver:
             self._world.timers.clear_timer("machine")
         else:
             wait = max(0.0, self.state.wake_at - self._world.clock())
-            self._world.timers.set_timer(wait, lambda: self.feed(Timeout()), "machine")
+            self._world.timers.set_timer(wait, lambda: self.feed(events.Timeout()), "machine")
 
     def _listen(self) -> None:
         """Says who does not move, while the others wait for it."""
         now = self._world.clock()
-        members = [self._world.crew.workers[worker] for worker in self.state.live if worker not in self.state.finished]
-        seen = [Seen(worker=each.number, pid=each.pid, stopped=is_stopped(each.pid), doing=self._chronicle.doing(each)) for each in members]
+        seen = self._world.carrier.look(worker for worker in self.state.live if worker not in self.state.finished)
         for sentence in self._silence.sentences(seen, now):
             self._world.say(sentence)
         self._world.timers.set_timer(LOOK_S, self._listen, "silence")
 
     # Messages
 
-    def _hear_announce(self, worker: Worker, message: Message) -> None:
-        if worker.number not in self.state.starting:
+    def _hear_announce(self, worker: int, message: Message) -> None:
+        if worker not in self.state.starting:
             return
         try:
             ready = Ready.from_json(message["ready"], self._founder.host, self._settings.memory)
-            check_equal({self._founding: self._founder, worker.number: replace(ready, checkpoint=self._founder.checkpoint)})
+            check_equal({self._founding: self._founder, worker: replace(ready, checkpoint=self._founder.checkpoint)})
         except MismatchError as error:
-            self._refuse(worker, str(error))
+            self._end_worker(worker, str(error))
             return
-        self._world.clerk.run(Errand(call=lambda: self._world.admit(worker.number, ready)))
-        worker.announced = {}  # it may be large, and has done its work
-        self.feed(JoinerReady(worker=worker.number, member=ready.member(worker.number)))
+        self._world.clerk.run(Errand(call=lambda: self._world.admit(worker, ready)))
+        self.feed(events.JoinerReady(worker=worker, member=ready.member(worker)))
 
-    def _hear_save(self, worker: Worker, message: Message) -> None:
+    def _hear_save(self, worker: int, message: Message) -> None:
         self._saved = self._saved or message["reason"] is None
 
-    def _hear_progress(self, worker: Worker, message: Message) -> None:
-        worker.progress = message
-        self._wires.note(worker.number, message.get("links", ()))
+    def _hear_progress(self, worker: int, message: Message) -> None:
+        self._chronicle.told(worker, message)
+        self._wires.note(worker, message.get("links", ()))
         if self._settings.rebalance and message.get("effort") is not None and self._chronicle.current is None:
-            self._weigh(worker.number, message)
+            self._weighing.note(message["epoch"], worker, message["effort"])
+            slowdowns = self._weighing.weigh(self.view, self._world.clock()) if self.state.phase is Phase.RUNNING else None
+            if slowdowns is not None:
+                self.feed(events.Unbalanced(slowdowns=slowdowns))
 
-    def _weigh(self, worker: int, message: Message) -> None:
-        """Asks for another plan if what the members have measured makes one worth it. Looks into it once a second at most."""
-        self._reports.note(message["epoch"], worker, *message["effort"])
-        now = self._world.clock()
-        if now < self._weigh_at or self.state.phase is not Phase.RUNNING:
-            return
-        measured = self._reports.relative(self.view)
-        if measured is None:
-            return
-        self._weigh_at = now + _WEIGHED_EVERY_S
-        if balance.wanted(self.view, measured, self._settings.stages):
-            self._reports.acted()
-            self.feed(Unbalanced(slowdowns=measured))
-
-    def _hear_lost(self, worker: Worker, message: Message) -> None:
+    def _hear_lost(self, worker: int, message: Message) -> None:
         if not message.get("gone", True):
             self._world.say(message["reason"])
         if message["peer"] is not None:
             self._chronicle.missed(message["epoch"], message["peer"], message["at"])
         damaged = message.get("damaged", False) and message["epoch"] == self.view.epoch
         if damaged:
-            self._chronicle.damaged(self.view, worker.number, message["step"], message["reason"], message["at"])
-        reporter = {"reporter": worker.number, "peer": message["peer"], "epoch": message["epoch"], "reason": message["reason"]}
+            self._chronicle.damaged(self.view, worker, message["step"], message["reason"], message["at"])
+        reporter = {"reporter": worker, "peer": message["peer"], "epoch": message["epoch"], "reason": message["reason"]}
         unreadable = message["phase"] == CheckpointDamaged.__name__
-        self.feed(LostLink(**reporter, damaged=damaged, unreadable=unreadable))
+        self.feed(events.LostLink(**reporter, damaged=damaged, unreadable=unreadable))
 
-    def _hear_paused(self, worker: Worker, message: Message) -> None:
+    def _hear_paused(self, worker: int, message: Message) -> None:
         if self._chronicle.current is None and self.state.phase is Phase.BOUNDARY:
             kind, why = ("join", None) if self.state.ready else ("rebalance", balance.sentence(self.state.slowdowns))
             self._chronicle.changes(self.view, kind, message["step"], why)
-        self.feed(PausedAt(worker=worker.number, epoch=message["epoch"], step=message["step"]))
+        self.feed(events.PausedAt(worker=worker, epoch=message["epoch"], step=message["step"]))
 
-    def _hear_inventory(self, worker: Worker, message: Message) -> None:
-        self.feed(Inventoried(worker=worker.number, era=_era(message), inventory=Inventory.from_json(message["inventory"])))
+    def _hear_inventory(self, worker: int, message: Message) -> None:
+        self.feed(events.Inventoried(worker=worker, era=_era(message), inventory=Inventory.from_json(message["inventory"])))
 
-    def _hear_vote(self, worker: Worker, message: Message) -> None:
-        vote = Vote.from_json(worker.number, message)
+    def _hear_vote(self, worker: int, message: Message) -> None:
+        vote = events.Vote.from_json(worker, message)
         if _era(message) == self.state.era:
             self._chronicle.note(lambda timeline, now: timeline.voted(now, vote))
-        self.feed(Voted(era=_era(message), vote=vote))
+        self.feed(events.Voted(era=_era(message), vote=vote))
 
-    def _hear_resumed(self, worker: Worker, message: Message) -> None:
+    def _hear_resumed(self, worker: int, message: Message) -> None:
         if message["epoch"] == self.view.epoch:
-            self._chronicle.note(lambda timeline, _: timeline.resumed(worker.number, message["at"]))
+            self._chronicle.note(lambda timeline, _: timeline.resumed(worker, message["at"]))
 
-    def _hear_committed(self, worker: Worker, message: Message) -> None:
+    def _hear_committed(self, worker: int, message: Message) -> None:
         if message["epoch"] == self.view.epoch:
             self._chronicle.note(lambda timeline, _: timeline.first_commit(message["at"], message["step"]))
-        self.feed(FirstCommit(worker=worker.number, epoch=message["epoch"], step=message["step"]))
+        self.feed(events.FirstCommit(worker=worker, epoch=message["epoch"], step=message["step"]))
 
     # Actions
 
-    def _ask_boundary(self, action: AskBoundary) -> None:
+    def _ask_boundary(self, action: events.AskBoundary) -> None:
         """Once etcd answers: whoever stands at a boundary waits for it, and losing etcd does not stop the training."""
 
         def asked(_: Any = None) -> bool:
@@ -290,12 +244,12 @@ class Driver:
 
         def tell(_: Any) -> None:
             if asked():
-                self._world.crew.tell(action.workers, {"type": "boundary"})
+                self._world.carrier.tell(action.workers, {"type": "boundary"})
 
         epoch = self.view.epoch
         self._world.clerk.run(Errand(call=self._world.attempts.ask, done=tell, wanted=asked, deadline_s=math.inf))
 
-    def _quiesce(self, action: Quiesce) -> None:
+    def _quiesce(self, action: events.Quiesce) -> None:
         self._chronicle.note(lambda timeline, now: timeline.opened(now))
         lost = [worker for worker in self.view.workers if worker not in action.workers]
         what = {"lost": lost, "restore": action.restore, "damaged": list(action.damaged)}
@@ -303,11 +257,11 @@ class Driver:
         def burned(_: Any) -> None:
             """Only now may anybody hear of the attempt: whoever coordinates next must not use its number again."""
             if self.state.era == action.era:
-                self._world.crew.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), **what})
+                self._world.carrier.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), **what})
 
         self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era), burned)
 
-    def _propose(self, action: Propose) -> None:
+    def _propose(self, action: events.Propose) -> None:
         self._chronicle.note(lambda timeline, now: timeline.inventoried(now))
         try:
             terms = Terms(
@@ -321,17 +275,17 @@ class Driver:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
                 kind = "CoverageLost"  # a checkpoint that there was is gone: to begin again would lose what it had
-            self.feed(Unproposable(era=action.era, kind=kind, message=str(error)))
+            self.feed(events.Unproposable(era=action.era, kind=kind, message=str(error)))
         else:
-            self.feed(Proposed(era=action.era, proposal=proposal))
+            self.feed(events.Proposed(era=action.era, proposal=proposal))
 
-    def _offer(self, action: Offer) -> None:
+    def _offer(self, action: events.Offer) -> None:
         self._chronicle.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
-        self._world.crew.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal})
+        self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal})
         self._at_etcd(action.era, lambda: self._world.attempts.publish(action.era, proposal))
 
-    def _commit(self, action: Commit) -> None:
+    def _commit(self, action: events.Commit) -> None:
         view, before, attempts = action.proposal.view, self.view, self._world.attempts
         votes = {worker: vote.refusal for worker, vote in action.votes.items()}
 
@@ -343,36 +297,33 @@ class Driver:
             Errand(
                 call=commit,
                 done=lambda _: self.seen(view),
-                refused=lambda error: self.feed(CommitFailed(era=action.era, reason=str(error))),
+                refused=lambda error: self.feed(events.CommitFailed(era=action.era, reason=str(error))),
             )
         )
 
-    def _announce(self, action: Announce) -> None:
+    def _announce(self, action: events.Announce) -> None:
         view, current = action.view, self._chronicle.current
         self._chronicle.note(lambda timeline, now: timeline.committed(now, view))
         if current is not None and self._lost_at is not None and set(view.workers).difference(current.before.workers):
             self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
-        self._world.crew.tell(view.workers, {"type": "view", "view": view.to_json()})
+        self._world.carrier.tell(view.workers, {"type": "view", "view": view.to_json()})
         self._wires.keep(view.workers)
-        self._world.directory.write_members(self._members(view))
+        self._world.carrier.record(view)
         self._preparing.begin(view)
         if view.epoch > 1:
             self._world.clerk.run(Errand(call=self._world.attempts.sweep, needed=False))
 
-    def _evict(self, action: Evict) -> None:
-        self._world.crew.kill(action.worker, action.why)
+    def _evict(self, action: events.Evict) -> None:
+        self._end_worker(action.worker, action.why)
 
-    def _respawn(self, action: Respawn) -> None:
-        for number in action.workers:
-            self._world.crew.fork(number)
+    def _respawn(self, action: events.Respawn) -> None:
+        self._world.carrier.start(action.workers)
 
-    def _end(self, action: EndJob) -> None:
+    def _end(self, action: events.EndJob) -> None:
         self._world.end(failed(getattr(errors, action.kind), action.message))
 
-    def _tell(self, action: Tell) -> None:
+    def _tell(self, action: events.Tell) -> None:
         self._world.say(action.sentence)
-
-    # Details
 
     def _measured(self) -> Mapping[Pair, Link]:
         return self._wires.links({member.worker: member.host for member in self.view.members}, self.view.site)
@@ -380,41 +331,23 @@ class Driver:
     def _idle(self) -> bool:
         return self._chronicle.current is None and self.state.phase is Phase.RUNNING
 
-    def _at_etcd(self, era: Era, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
+    def _at_etcd(self, era: events.Era, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
         """For an attempt, and only as long as it is the one."""
 
         def refused(error: Conflict) -> None:
-            self.feed(CommitFailed(era=era, reason=str(error)))
+            self.feed(events.CommitFailed(era=era, reason=str(error)))
 
         self._world.clerk.run(Errand(call=call, done=done, refused=refused, wanted=lambda: self.state.era == era))
 
-    def _refuse(self, worker: Worker, why: str) -> None:
-        if not worker.condemned:
-            self._world.crew.kill(worker.number, why)
-
-    def _members(self, view: View) -> dict[str, Any]:
-        workers = self._world.crew.workers
-        return {
-            "epoch": view.epoch,
-            "attempt": view.attempt,
-            "members": [
-                {
-                    "worker": member.worker,
-                    "pid": workers[member.worker].pid,
-                    "host": member.host,
-                    "stage": view.plan.stage_of(member.worker),
-                }
-                for member in view.members
-            ],
-            "coordinator": view.coordinator,
-            "agent": os.getpid(),
-            "forkserver": self._world.crew.forkserver,
-        }
+    def _end_worker(self, worker: int, why: str) -> None:
+        if worker not in self._ending:
+            self._ending.add(worker)
+            self._world.carrier.end(worker, why)
 
 
 _PASSED_ON = (errors.CoverageLost, errors.NothingSaved, errors.CopiesConflict, errors.StateUnproven, errors.PlanError)
 
-_MESSAGES: dict[str, Callable[[Driver, Worker, Message], None]] = {
+_MESSAGES: dict[str, Callable[[Driver, int, Message], None]] = {
     "announce": Driver._hear_announce,
     "save": Driver._hear_save,
     "progress": Driver._hear_progress,
@@ -426,40 +359,41 @@ _MESSAGES: dict[str, Callable[[Driver, Worker, Message], None]] = {
     "committed": Driver._hear_committed,
 }
 
-_ACTIONS: dict[type[Action], Callable[[Driver, Any], None]] = {
-    AskBoundary: Driver._ask_boundary,
-    Quiesce: Driver._quiesce,
-    Propose: Driver._propose,
-    Offer: Driver._offer,
-    Commit: Driver._commit,
-    Announce: Driver._announce,
-    Evict: Driver._evict,
-    Respawn: Driver._respawn,
-    EndJob: Driver._end,
-    Tell: Driver._tell,
+_ACTIONS: dict[type[events.Action], Callable[[Driver, Any], None]] = {
+    events.AskBoundary: Driver._ask_boundary,
+    events.Quiesce: Driver._quiesce,
+    events.Propose: Driver._propose,
+    events.Offer: Driver._offer,
+    events.Commit: Driver._commit,
+    events.Announce: Driver._announce,
+    events.Evict: Driver._evict,
+    events.Respawn: Driver._respawn,
+    events.EndJob: Driver._end,
+    events.Tell: Driver._tell,
 }
 
 
-def _loss(view: View, worker: Worker, doing: Doing | None) -> Loss:
+def _loss(view: View, death: Death) -> Loss:
     """What a member did when it died, as far as it has left word of it."""
     hosts = {member.worker: member.host for member in view.members}
+    doing = death.doing
     did = doing if doing is not None and doing.phase in STEP_PHASES else None
     computing = did is not None and did.phase in _COMPUTING and did.micro_batch >= 0
     return Loss(
-        worker=worker.number,
+        worker=death.worker,
         epoch=view.epoch,
         step=None if did is None else did.step,
         micro_batch=did.micro_batch if did is not None and computing else None,
-        layers=tuple(view.plan.stages[view.plan.stage_of(worker.number)].layers),
-        own=own_doing(worker),
-        host=hosts[worker.number],
+        layers=tuple(view.plan.stages[view.plan.stage_of(death.worker)].layers),
+        own=death.own,
+        host=hosts[death.worker],
         elsewhere=len(set(hosts.values())) > 1,
     )
 
 
-def _era(message: Message) -> Era:
+def _era(message: Message) -> events.Era:
     return message["epoch"], message["attempt"]
 
 
-def _era_fields(era: Era) -> dict[str, int]:
+def _era_fields(era: events.Era) -> dict[str, int]:
     return {"epoch": era[0], "attempt": era[1]}

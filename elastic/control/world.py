@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from elastic.agent.supervision import Worker
+from elastic.control.carrier import Carrier
 from elastic.control.events import Era, Propose
 from elastic.control.preparing import Timers
 from elastic.host.channel import Message
@@ -19,18 +19,6 @@ from elastic.plan.site import Link, Pair
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.view import View
-
-
-class CrewLike(Protocol):
-    """What a driver needs of the crew."""
-
-    @property
-    def workers(self) -> Mapping[int, Worker]: ...
-    @property
-    def forkserver(self) -> int: ...
-    def fork(self, number: int) -> None: ...
-    def tell(self, numbers: Iterable[int], message: Message) -> None: ...
-    def kill(self, number: int, why: str) -> None: ...
 
 
 class ClerkLike(Protocol):
@@ -88,7 +76,7 @@ class World:
     """All that a driver acts on. `end` takes the job's outcome, `admit` and `dismiss` keep the list of
     workers, `say` is a sentence for the user."""
 
-    crew: CrewLike
+    carrier: Carrier
     timers: Timers
     clerk: ClerkLike
     attempts: AttemptsLike

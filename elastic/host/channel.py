@@ -14,6 +14,9 @@ from typing import Any
 
 Message = dict[str, Any]
 
+AGENT_GONE = 70
+"""The exit code of a worker that has lost its agent."""
+
 _READ_BYTES = 1 << 18
 _MAX_FDS = 64
 

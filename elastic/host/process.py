@@ -40,9 +40,9 @@ def name_process(name: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15])
 
 
-def is_stopped(pid: int) -> bool:
+def is_stopped(pid: int | None) -> bool:
     """Whether a process has got SIGSTOP, or a debugger holds it."""
-    with suppress(OSError):
+    with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False
 

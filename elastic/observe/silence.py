@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from elastic.observe.activity import Doing
 
@@ -61,10 +59,3 @@ def _sentence(seen: Seen, now: float) -> str:
     step = f" of step {seen.doing.step}" if seen.doing.step >= 0 else ""
     part = f", micro-batch {seen.doing.micro_batch}" if seen.doing.micro_batch >= 0 else ""
     return f"{who} does not answer: it is in {seen.doing.phase}{step}{part} since {now - seen.doing.at:.1f} s; {what}"
-
-
-def is_stopped(pid: int | None) -> bool:
-    """Whether the process is stopped by a signal."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    return False

@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from elastic.agent.supervision import AGENT_GONE
 from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError, TrainFunctionError
 from elastic.host import signals
-from elastic.host.channel import Channel, Message
+from elastic.host.channel import AGENT_GONE, Channel, Message
 from elastic.observe import linger
 from elastic.script import sources, target
 from elastic.worker import job as jobs

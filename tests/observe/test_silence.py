@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 
+from elastic.host.process import is_stopped
 from elastic.observe.activity import Doing
-from elastic.observe.silence import COMPUTING_S, STOPPED_S, Seen, Silence, is_stopped
+from elastic.observe.silence import COMPUTING_S, STOPPED_S, Seen, Silence
 
 
 def seen(worker: int, at: float, *, stopped: bool = False, phase: str = "backward") -> Seen:

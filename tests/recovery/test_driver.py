@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from elastic.agent.supervision import AGENT_GONE, Worker, own_doing
+from elastic.agent.carrier import LocalCarrier
+from elastic.agent.supervision import Worker, own_doing
 from elastic.control.driver import Driver
 from elastic.control.machine import SUSPICION_S
 from elastic.control.state import Phase
 from elastic.control.world import World
 from elastic.errors import Conflict, CoverageLost, EtcdUnavailable, GateRefused
+from elastic.host.channel import AGENT_GONE
 from elastic.host.rundir import RunDirectory
 from elastic.membership.clerk import DEADLINE_S, Errand
 from elastic.membership.founding import found
@@ -40,6 +42,8 @@ def view_of(workers: Iterable[int], epoch: int = 1, attempt: int = 0) -> View:
 
 
 class FakeCrew:
+    """Notes what workers are told. The carrier in front of it is the real one."""
+
     forkserver = 77
 
     def __init__(self) -> None:
@@ -143,6 +147,7 @@ class FakeTimers:
 class Scene:
     driver: Driver
     crew: FakeCrew
+    carrier: LocalCarrier
     attempts: FakeAttempts
     clerk: FakeClerk
     timers: FakeTimers
@@ -154,12 +159,12 @@ class Scene:
     refuse: Exception | None = None
 
     def say(self, worker: int, kind: str, **fields: Any) -> None:
-        self.driver.heard(self.crew.workers[worker], {"type": kind, **fields})
+        self.driver.heard(worker, {"type": kind, **fields})
 
     def die(self, worker: int, status: int = -9) -> None:
         dead = self.crew.workers[worker]
         dead.gone, dead.status = True, status
-        self.driver.died(dead)
+        self.driver.died(self.carrier.death(dead))
 
     def propose(self, action: Any, stages: int | None) -> Any:
         if self.refuse is not None:
@@ -197,8 +202,9 @@ def scene(tmp_path: Path) -> Callable[..., Scene]:
         for number in range(workers):
             crew.fork(number)
         made: list[Scene] = []
+        carrier = LocalCarrier(crew, directory)
         world = World(
-            crew=crew,
+            carrier=carrier,
             timers=timers,
             clerk=clerk,
             attempts=attempts,
@@ -212,7 +218,7 @@ def scene(tmp_path: Path) -> Callable[..., Scene]:
         )
         settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="avx2", **{"respawn": False, **options})
         driver = Driver(world, settings, view_of(range(workers)), ready())
-        made.append(Scene(driver, crew, attempts, clerk, timers, directory, outcomes, said))
+        made.append(Scene(driver, crew, carrier, attempts, clerk, timers, directory, outcomes, said))
         assert crew.messages("view") == list(range(workers))
         return made[0]
 
@@ -335,11 +341,11 @@ def test_a_joiner_that_differs_is_refused_with_the_reason(scene: Callable[..., S
 
 def test_a_joiner_whose_train_function_fails_or_returns_is_let_go(scene: Callable[..., Scene]) -> None:
     job = replaced(scene)
-    assert job.driver.joining(job.crew.workers[3])
-    job.driver.failed_to_join(job.crew.workers[3], "ValueError: no")
+    assert job.driver.joining(3)
+    job.driver.failed_to_join(3, "ValueError: no")
     assert job.crew.killed == {3: "ValueError: no"}
     job.die(3)
-    job.driver.finished(job.crew.workers[4])
+    job.driver.finished(4)
     assert "returned there before" in job.crew.killed[4]
     assert job.outcomes == []
 
@@ -386,18 +392,15 @@ def test_nobody_hears_of_an_attempt_before_its_number_is_burned(scene: Callable[
     assert job.crew.messages("quiesce") == [0, 3]
 
 
-def test_what_a_worker_announced_is_not_kept(scene: Callable[..., Scene]) -> None:
+def test_what_a_dead_worker_announced_is_not_kept(scene: Callable[..., Scene]) -> None:
     job = replaced(scene)
-    new = job.crew.workers[3]
-    new.announced = announcement()
-    job.say(3, "announce", ready=new.announced)
-    assert new.announced == {}, "it has announced itself, which is all that counts"
+    job.crew.workers[3].announced = announcement()
     job.die(3)
-    assert (new.announced, new.progress) == (None, {})
+    assert job.crew.workers[3].announced is None
 
 
 def test_a_stopped_worker_is_named(scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastic.control.driver.is_stopped", lambda pid: pid == FIRST_PID + 1)
+    monkeypatch.setattr("elastic.agent.carrier.is_stopped", lambda pid: pid == FIRST_PID + 1)
     job = scene()
     for _ in range(5):
         job.now += 1.0
@@ -492,8 +495,7 @@ def test_whom_we_end_ourselves_is_not_ended_by_an_input(scene: Callable[..., Sce
 def test_when_it_is_complete(scene: Callable[..., Scene]) -> None:
     job = scene()
     for worker in (0, 1):
-        job.crew.workers[worker].result = {"value": 1}
-        job.driver.finished(job.crew.workers[worker])
+        job.driver.finished(worker)
     assert not job.driver.complete
     job.die(2)
     assert job.driver.complete, "the leader's result is in, and nobody is left to wait for"

@@ -1,0 +1,74 @@
+"""Carries control's requests to the workers of this host, and reports what becomes of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from elastic.agent.crew import Crew
+from elastic.agent.supervision import Worker, how_ended, own_doing
+from elastic.control.carrier import Death
+from elastic.host.channel import Message
+from elastic.host.process import is_stopped
+from elastic.host.rundir import RunDirectory
+from elastic.observe import activity
+from elastic.observe.activity import Doing
+from elastic.observe.silence import Seen
+from elastic.view import View
+
+
+class LocalCarrier:
+    """The `Carrier` of a job whose workers all run on this host."""
+
+    def __init__(self, crew: Crew, directory: RunDirectory) -> None:
+        self._crew, self._directory = crew, directory
+
+    def start(self, workers: Iterable[int]) -> None:
+        for number in workers:
+            self._crew.fork(number)
+
+    def tell(self, workers: Iterable[int], message: Message) -> None:
+        self._crew.tell(workers, message)
+
+    def end(self, worker: int, why: str) -> None:
+        self._crew.kill(worker, why)
+
+    def look(self, workers: Iterable[int]) -> list[Seen]:
+        found = [self._crew.workers[number] for number in workers]
+        return [Seen(worker=each.number, pid=each.pid, stopped=is_stopped(each.pid), doing=self._doing(each)) for each in found]
+
+    def death(self, worker: Worker) -> Death:
+        """Returns the report on a worker whose process has ended. What it announced and told last is dropped."""
+        doing, step = self._doing(worker), worker.step
+        if doing is not None:
+            worker.epoch, worker.step = doing.epoch, doing.step
+        worker.announced = None
+        how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
+        return Death(worker=worker.number, how=how, own=own_doing(worker), evicted=worker.condemned, step=step, doing=doing)
+
+    def record(self, view: View) -> None:
+        processes = {number: worker.pid for number, worker in self._crew.workers.items()}
+        members = [
+            {
+                "worker": member.worker,
+                "pid": processes[member.worker],
+                "host": member.host,
+                "stage": view.plan.stage_of(member.worker),
+            }
+            for member in view.members
+        ]
+        self._directory.write_members(
+            {
+                "epoch": view.epoch,
+                "attempt": view.attempt,
+                "members": members,
+                "coordinator": view.coordinator,
+                "agent": os.getpid(),
+                "forkserver": self._crew.forkserver,
+            }
+        )
+
+    def _doing(self, worker: Worker) -> Doing | None:
+        """What the worker did last, as far as it left word of it in this job."""
+        doing = activity.read(self._directory.path, worker.number)
+        return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None

@@ -1,0 +1,37 @@
+"""What the launcher asks an agent for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic.host.channel import Message
+from elastic.settings import JobSettings, default_environment, job_mark, worker_environment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What the launcher asks for. `environment`, `import_path`, `argv` and `modules` are the launcher's own."""
+
+    settings: JobSettings
+    directory: str
+    environment: dict[str, str]
+    import_path: tuple[str, ...]
+    argv: tuple[str, ...]
+    modules: dict[str, str]
+
+    @classmethod
+    def from_json(cls, data: Message) -> Start:
+        return cls(
+            settings=JobSettings.from_json(data["settings"]),
+            directory=data["directory"],
+            environment=data["environment"],
+            import_path=tuple(data["import_path"]),
+            argv=tuple(data["argv"]),
+            modules=data["modules"],
+        )
+
+    @property
+    def worker_environment(self) -> dict[str, str]:
+        """The environment of every worker."""
+        fixed = worker_environment(self.settings.threads, self.settings.isa)
+        return {**default_environment(self.directory), **self.environment, **fixed, **dict([job_mark(self.directory)])}
