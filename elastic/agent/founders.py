@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from elastic.agent.supervision import Worker
-from elastic.control.machine import FAILED_JOINS
+from elastic.control.transitions import FAILED_JOINS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

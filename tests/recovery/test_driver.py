@@ -17,8 +17,8 @@ import pytest
 from elastic.agent.carrier import LocalCarrier
 from elastic.agent.supervision import Worker, own_doing
 from elastic.control.driver import Driver
-from elastic.control.machine import SUSPICION_S
 from elastic.control.state import Phase
+from elastic.control.transitions import SUSPICION_S
 from elastic.control.world import World
 from elastic.errors import Conflict, CoverageLost, EtcdUnavailable, GateRefused
 from elastic.host.channel import AGENT_GONE

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from elastic.control import machine
+from elastic.control.attempt import FAILED_ATTEMPTS, PATIENCE_S, SETTLING_S
 from elastic.control.blame import Loss
 from elastic.control.events import (
     Action,
@@ -38,8 +39,8 @@ from elastic.control.events import (
     Voted,
     WorkerDied,
 )
-from elastic.control.machine import CLOSING_S, FAILED_ATTEMPTS, FAILED_JOINS, GATHERING_S, PATIENCE_S, SETTLING_S, SUSPICION_S
 from elastic.control.state import Phase, Policy, State
+from elastic.control.transitions import CLOSING_S, FAILED_JOINS, GATHERING_S, SUSPICION_S
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from elastic.control.events import (
     Voted,
     WorkerDied,
 )
-from elastic.control.machine import FAILED_JOINS
 from elastic.control.state import Phase, Policy, State
+from elastic.control.transitions import FAILED_JOINS
 from tests.recovery.test_machine import FakeProposal, FakeView
 
 

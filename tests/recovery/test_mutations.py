@@ -14,7 +14,7 @@ import pytest
 from elastic.comm import Endpoint, Kind, LoopbackHub, LoopbackNetwork, Tag
 from elastic.comm.mailbox import Mailbox
 from elastic.control import machine
-from elastic.control.events import Offer, Proposed, Voted
+from elastic.control.events import Offer, Proposed, Vote, Voted
 from elastic.control.state import Phase
 from elastic.errors import CoverageLost, GateRefused
 from elastic.recovery import proposal
@@ -298,5 +298,5 @@ def test_votes_for_an_adopted_proposal_do_not_count(monkeypatch: pytest.MonkeyPa
     job.feed(Proposed(era=(2, 1), proposal=adopted))
     assert job.done == [Offer(era=(2, 2), proposal=adopted)]
     for worker in (0, 3):
-        job.feed(Voted(era=(2, 1), vote=machine.Vote(worker=worker)))
+        job.feed(Voted(era=(2, 1), vote=Vote(worker=worker)))
     assert (job.phase, job.done) == (Phase.MIGRATING, [])

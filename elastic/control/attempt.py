@@ -1,0 +1,239 @@
+"""An attempt at the next view, from its opening to its commit: transitions of the state machine. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from elastic.control.events import (
+    Action,
+    Announce,
+    Commit,
+    CommitFailed,
+    Committed,
+    Inventoried,
+    Offer,
+    Propose,
+    Proposed,
+    Quiesce,
+    Tell,
+    Unproposable,
+    Vote,
+    Voted,
+)
+from elastic.control.state import ATTEMPTING, Phase, State
+from elastic.control.transitions import Step, close_job, end_job, evict, followed_by, gathering, replenished, respawns, suspected
+
+if TYPE_CHECKING:
+    pass
+
+SETTLING_S = 0.3  # how long a new view has for its first step before new workers are started
+PATIENCE_S = 10.0  # after which it is said who is waited for
+FAILED_ATTEMPTS = 3  # that nobody's death explains
+_LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict")
+
+
+def open_attempt(state: State, now: float, *, joining: bool = False) -> Step:
+    """The next attempt, of all who live; or a pause, or the end, where they are too few.
+
+    Whoever is ready joins at a boundary only, where nobody is in the middle of an evaluation, or where the job were too small otherwise.
+    """
+    joining = joining or len(state.live) < state.policy.min_workers
+    state = replace(
+        state,
+        participants=frozenset(),
+        paused={},
+        inventories={},
+        proposal=None,
+        votes={},
+        suspects={},
+        retry=None,
+        join_at=None,
+        start_at=None,
+        nag_at=None,
+    )
+    if state.live and state.afresh:
+        return replace(state, phase=Phase.PAUSED), []  # until the last of them is ended
+    if not state.live:
+        return _begin_again(state, now) if state.policy.checkpoints else end_job(state, "JobFailed", _all_lost(state))
+    workers = (*state.live, *(sorted(state.ready) if joining else ()))
+    if len(workers) < state.policy.min_workers:
+        return _pause(state, len(workers))
+    return _quiesce(state, workers, now)
+
+
+def _quiesce(state: State, workers: tuple[int, ...], now: float) -> Step:
+    state = replace(state, phase=Phase.QUIESCING, attempt=state.attempt + 1, participants=frozenset(workers), nag_at=now + PATIENCE_S)
+    damaged = tuple(worker for worker in workers if worker in state.damaged)
+    return state, [Quiesce(era=state.era, workers=workers, restore=state.fallen, damaged=damaged)]
+
+
+def _begin_again(state: State, now: float) -> Step:
+    """Nobody is left: new workers begin with the newest checkpoint, all that can be started at once."""
+    state, started = replenished(replace(state, fallen=True))
+    if state.starting:
+        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{_all_lost(state)}: new workers begin with the newest checkpoint")]
+        return replace(state, phase=Phase.PAUSED), [*said, *started]
+    if len(state.ready) < max(1, state.policy.min_workers):
+        why = f"new workers would begin with the newest checkpoint, but none can be started ({_hindrance(state)})"
+        return end_job(state, "JobFailed", f"{_all_lost(state)}; {why}")
+    return _quiesce(state, tuple(sorted(state.ready)), now)
+
+
+def _begin_afresh(state: State, why: str, now: float) -> Step:
+    """New workers begin again at step 0. Those that live have trained: they have not the initial state any more, and are ended."""
+    lost = f"{why}. " + f"The last loss: {state.cause}. " * bool(state.cause)
+    again = "The training begins again at step 0, from the seed: it comes to the same steps, bit for bit"
+    told: list[Action] = [Tell(sentence=lost + again)]
+    state = replace(state, afresh=True)
+    if not state.live:
+        return followed_by(told, open_attempt(state, now))
+    state, ended = replace(state, phase=Phase.PAUSED, participants=frozenset(), inventories={}), []
+    for worker in state.live:
+        state, more = evict(state, worker, "the training begins again at step 0, with new workers")
+        ended += more
+    return state, [*told, *ended]
+
+
+def _all_lost(state: State) -> str:
+    alone = len(state.view.workers) == 1
+    return f"{state.cause}; " * bool(state.cause) + (
+        "it was the only worker: no copy of the state is left" if alone else "all workers died at once: no copy of the state is left"
+    )
+
+
+def _pause(state: State, present: int) -> Step:
+    few = f"{present} worker{'s' * (present != 1)} left, and the job may not shrink below min_workers={state.policy.min_workers}"
+    if not state.starting:
+        return end_job(state, "JobFailed", f"{few}; none can be started ({_hindrance(state)}); the last loss: {state.cause}")
+    said = [Tell(sentence=f"{few}: paused until new workers are ready")] if state.phase is not Phase.PAUSED else []
+    return replace(state, phase=Phase.PAUSED), list(said)
+
+
+def _hindrance(state: State) -> str:
+    return "respawn is off" if not state.policy.respawn else "the job is stopping" if state.stopping else "new workers die"
+
+
+def inventoried(state: State, event: Inventoried, now: float) -> Step:
+    if state.phase is not Phase.QUIESCING or event.era != state.era or event.worker not in state.participants:
+        return state, []
+    state = replace(state, inventories={**state.inventories, event.worker: event.inventory})
+    if state.missing:
+        return state, []
+    joiners = {worker: state.ready[worker] for worker in sorted(state.participants.difference(state.view.workers))}
+    state = replace(state, phase=Phase.PROPOSING, nag_at=None)
+    few = respawns(state) and len(state.participants) < state.policy.workers
+    return state, [
+        Propose(
+            era=state.era,
+            view=state.view,
+            inventories=dict(state.inventories),
+            joiners=joiners,
+            brief=few,
+            slowdowns=state.slowdowns,
+            restore=state.fallen,
+            afresh=state.afresh,
+        )
+    ]
+
+
+def proposed(state: State, event: Proposed, now: float) -> Step:
+    if state.phase is not Phase.PROPOSING or event.era != state.era:
+        return state, []
+    state = replace(state, phase=Phase.MIGRATING, proposal=event.proposal, nag_at=now + PATIENCE_S)
+    return state, [Offer(era=state.era, proposal=event.proposal)]
+
+
+def unproposable(state: State, event: Unproposable, now: float) -> Step:
+    if state.phase is not Phase.PROPOSING or event.era != state.era:
+        return state, []
+    if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
+        told: list[Action] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
+        return followed_by(told, open_attempt(replace(state, fallen=True), now))
+    if state.fallen and event.kind == "NothingSaved" and respawns(state) and not state.afresh:
+        return _begin_afresh(state, event.message, now)
+    cause = f"\nThe last loss: {state.cause}" if state.cause else ""
+    lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
+    who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
+    return end_job(state, event.kind, f"{who} cannot go on: {event.message}{cause}")
+
+
+def voted(state: State, event: Voted, now: float) -> Step:
+    vote, proposal = event.vote, state.proposal
+    if state.phase is not Phase.MIGRATING or proposal is None or event.era != state.era or vote.worker not in state.missing:
+        return state, []
+    state = replace(state, votes={**state.votes, vote.worker: vote})
+    if not vote.passed:
+        return _refused(state, vote, now)
+    if state.missing or not all(vote.passed for vote in state.votes.values()):
+        return state, []
+    state = replace(state, phase=Phase.COMMITTING, suspects={}, nag_at=None)
+    return state, [Commit(era=state.era, proposal=proposal, votes=dict(state.votes))]
+
+
+def _refused(state: State, vote: Vote, now: float) -> Step:
+    peer = vote.failed_peer
+    if peer is not None and peer != vote.worker and peer in state.participants:
+        return suspected(state, vote.worker, peer, now), []
+    reason = vote.refusal or f"cannot reach worker {peer}"
+    if vote.unreadable:  # that checkpoint's fault, not the worker's; there are not endlessly many
+        return followed_by([Tell(sentence=unreadable(vote.worker, reason))], open_attempt(state, now))
+    if vote.worker in state.ready:
+        return evict(state, vote.worker, reason)
+    return attempt_failed(state, f"worker {vote.worker} refuses: {reason}", now)
+
+
+def unreadable(worker: int, reason: str) -> str:
+    return f"worker {worker} cannot begin with the newest checkpoint, and an older one is tried: {reason}"
+
+
+def commit_failed(state: State, event: CommitFailed, now: float) -> Step:
+    if state.phase not in (*ATTEMPTING, Phase.COMMITTING) or event.era != state.era:
+        return state, []
+    return attempt_failed(state, event.reason, now)
+
+
+def attempt_failed(state: State, reason: str, now: float) -> Step:
+    """Another attempt by the same workers; not for ever."""
+    if state.finished:
+        return close_job(state, now)
+    state = replace(state, failed_attempts=state.failed_attempts + 1)
+    epoch, attempt = state.era
+    if state.failed_attempts >= FAILED_ATTEMPTS:
+        return end_job(state, "JobFailed", f"epoch {epoch} could not be reached in {state.failed_attempts} attempts; the last: {reason}")
+    return followed_by([Tell(sentence=f"attempt {attempt} at epoch {epoch} failed: {reason}")], open_attempt(state, now))
+
+
+def committed(state: State, event: Committed, now: float) -> Step:
+    view = event.view
+    if (view.epoch, view.attempt) <= (state.view.epoch, state.view.attempt):
+        return state, []
+    joined = frozenset(view.workers).difference(state.view.workers)
+    state = replace(
+        state,
+        phase=Phase.RUNNING,
+        view=view,
+        attempt=0,
+        starting=state.starting - joined,
+        ready={worker: member for worker, member in state.ready.items() if worker not in joined},
+        participants=frozenset(),
+        paused={},
+        inventories={},
+        proposal=None,
+        votes={},
+        suspects={},
+        retry=None,
+        newcomers=joined,
+        fallen=False,
+        afresh=False,
+        damaged=frozenset(),
+        failed_attempts=0,
+        next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),
+        nag_at=None,
+    )
+    announced: list[Action] = [Announce(view=view)]
+    if state.finished:  # a member that had returned before it could hear of the attempt
+        return followed_by(announced, close_job(state, now))
+    if len(state.live) < len(view.workers):
+        return followed_by(announced, open_attempt(state, now))
+    return gathering(replace(state, start_at=now + SETTLING_S), now), announced

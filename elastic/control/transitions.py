@@ -1,0 +1,95 @@
+"""What transitions of the state machine share: ending, closing, evicting, starting new workers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from elastic.control.events import (
+    Action,
+    EndJob,
+    Evict,
+    Respawn,
+)
+from elastic.control.state import Phase, State, Suspicion
+
+if TYPE_CHECKING:
+    pass
+
+SUSPICION_S = 1.0  # how long a lost peer may take to be seen dead before it is evicted
+GATHERING_S = 0.05  # how long a joiner waits for those that were started with it
+CLOSING_S = 1.0  # how long the others may take to finish when one died at the end of the training
+FAILED_JOINS = 3
+
+Step = tuple[State, list[Action]]
+"""The next state, and what is to be done."""
+
+
+def end_job(state: State, kind: str, message: str) -> Step:
+    over = replace(state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
+    return over, [EndJob(kind=kind, message=message)]
+
+
+def followed_by(first: list[Action], rest: Step) -> Step:
+    return rest[0], [*first, *rest[1]]
+
+
+def replenished(state: State, *, recovering: bool = False) -> Step:
+    """Starts as many workers as are missing, where that is wanted and has not failed too often.
+
+    A new worker takes processor time from those who recover: it is started when their first step is committed, or soon if steps are long,
+    unless it is what they wait for.
+    """
+    if recovering and len(state.live) >= state.policy.min_workers:
+        return state, []
+    missing = state.policy.workers - len(state.live) - len(state.ready) - len(state.starting)
+    if not respawns(state) or missing <= 0 or not (state.live or state.fallen):
+        return state, []
+    numbers = tuple(range(state.next_worker, state.next_worker + missing))
+    started = replace(state, starting=state.starting | set(numbers), next_worker=state.next_worker + missing)
+    return started, [Respawn(workers=numbers)]
+
+
+def respawns(state: State) -> bool:
+    return state.policy.respawn and not state.stopping and not state.finished and state.failed_joins < FAILED_JOINS
+
+
+def suspected(state: State, reporter: int, peer: int, now: float) -> State:
+    if peer in state.evicted:
+        return state
+    known = state.suspects.get(peer, Suspicion(due=now + SUSPICION_S, reporters=frozenset()))
+    return replace(state, suspects={**state.suspects, peer: replace(known, reporters=known.reporters | {reporter})})
+
+
+def without(suspects: Mapping[int, Suspicion], worker: int) -> dict[int, Suspicion]:
+    """What is left of the suspicions when `worker` is out: two that lost each other are not both to blame."""
+    rest = {peer: replace(known, reporters=known.reporters - {worker}) for peer, known in suspects.items() if peer != worker}
+    return {peer: known for peer, known in rest.items() if known.reporters}
+
+
+def evict(state: State, worker: int, why: str) -> Step:
+    """Its death, which follows, does the rest."""
+    if worker in state.evicted:
+        return state, []
+    state = replace(state, evicted=state.evicted | {worker}, suspects=without(state.suspects, worker))
+    return state, [Evict(worker=worker, why=why)]
+
+
+def gathering(state: State, now: float) -> State:
+    """Sets the time at which the ready joiners are let in."""
+    if not state.ready or state.stopping or state.finished:
+        return replace(state, join_at=None)
+    if not state.starting:
+        return replace(state, join_at=now)
+    return replace(state, join_at=now + GATHERING_S if state.join_at is None else state.join_at)
+
+
+def close_job(state: State, now: float) -> Step:
+    """Gives the others a moment to finish as well, since with a finished member there is no next view."""
+    if state.phase is Phase.CLOSING:
+        return state, []
+    cause = state.cause or "a worker finished while the members of the job were changing"
+    return replace(
+        state, phase=Phase.CLOSING, cause=cause, close_at=now + CLOSING_S, join_at=None, nag_at=None, suspects={}, retry=None
+    ), []
