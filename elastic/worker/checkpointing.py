@@ -22,13 +22,14 @@ from elastic.checkpoint.retention import KeepLast, retire
 from elastic.checkpoint.saver import Prepare, Saver, newest_epoch
 from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.checkpoint.store import Store
-from elastic.engine.engine import Engine, State
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
+from elastic.engine.view_state import State
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
 from elastic.recovery.rung import Checkpoint
 from elastic.view import View
+from elastic.worker.engine import Engine
 from elastic.worker.fallback import Restored
 from elastic.worker.history import History
 from elastic.worker.job import Job

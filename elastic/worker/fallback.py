@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from elastic.engine.engine import State
+from elastic.engine.view_state import State
 from elastic.recovery.rung import Checkpoint
 from elastic.view import View
 

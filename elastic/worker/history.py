@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from elastic.engine.engine import Apply
+from elastic.engine.decision import Apply
 from elastic.engine.same import same
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import TrainerError

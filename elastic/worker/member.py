@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.engine.engine import Engine, State, initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
+from elastic.engine.view_state import State, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
 from elastic.recovery.gate import check_proposal, check_scalars
@@ -33,6 +33,7 @@ from elastic.recovery.rung import INITIAL, Checkpoint
 from elastic.recovery.salvage import usable
 from elastic.snapshot.held import Held, Later, Stored, dtypes
 from elastic.view import View
+from elastic.worker.engine import Engine
 from elastic.worker.fallback import Fallback, Restored
 from elastic.worker.migration import Migration, links
 from elastic.worker.plain import from_plain, to_plain

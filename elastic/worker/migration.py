@@ -15,9 +15,9 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
 from elastic.engine.boundary import as_bytes
-from elastic.engine.engine import State
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
+from elastic.engine.view_state import State
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused
 from elastic.layout.layout import Interval

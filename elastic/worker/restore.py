@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from elastic.checkpoint.state import PARAM, Contents, DirectSource
-from elastic.engine.engine import State
 from elastic.engine.model import LayeredModel
 from elastic.engine.partial import partial
 from elastic.engine.shard import RUN, Scalars, Shard, in_memory
+from elastic.engine.view_state import State
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
 from elastic.layout.regions import Cut, ModelSpec, ParameterSpec

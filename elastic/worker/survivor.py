@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 from elastic.comm.gauge import Seen, news
 from elastic.engine import randomness
 from elastic.engine.data import Batch
+from elastic.engine.decision import Apply, Wishes
 from elastic.engine.effort import Yardstick
-from elastic.engine.engine import Apply, Engine, Wishes
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
 from elastic.recovery.proposal import Proposal
 from elastic.snapshot.held import Stored
 from elastic.snapshot.rest import intact
 from elastic.view import View
+from elastic.worker.engine import Engine
 from elastic.worker.fallback import Restored
 from elastic.worker.history import History
 from elastic.worker.job import Job

@@ -20,13 +20,14 @@ from elastic.comm.network import Network
 from elastic.engine import after, profile, randomness
 from elastic.engine.after import AfterStep
 from elastic.engine.data import batches, refuse_unseekable
-from elastic.engine.engine import Apply, Engine, State, Training, initial_state
+from elastic.engine.decision import Apply
 from elastic.engine.model import LayeredModel
 from elastic.engine.modes import Modes
 from elastic.engine.numerics import Numerics
 from elastic.engine.partial import refuse_partial
 from elastic.engine.probe import probe
 from elastic.engine.stage import Loss
+from elastic.engine.view_state import State, Training, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
@@ -39,6 +40,7 @@ from elastic.worker import job as jobs
 from elastic.worker.attributes import Attributes
 from elastic.worker.beside import files_beside
 from elastic.worker.checkpointing import Checkpoints
+from elastic.worker.engine import Engine
 from elastic.worker.history import History
 from elastic.worker.inplace import InPlace
 from elastic.worker.member import Member

@@ -19,7 +19,7 @@ import elastic
 from elastic.checkpoint.directory import found
 from elastic.checkpoint.objects import open_store
 from elastic.checkpoint.owner import Owner, claim
-from elastic.engine.engine import Engine
+from elastic.worker.engine import Engine
 from tests.engine import models
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn, optim
 
 from elastic.checkpoint.state import PARAM, Contents, Spec
-from elastic.engine.engine import initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.probe import probe
 from elastic.engine.same import same
 from elastic.engine.shard import RUN, Scalars, Shard
+from elastic.engine.view_state import initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointError, TrainerError
 from elastic.layout.layout import Interval, spread

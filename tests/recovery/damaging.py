@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import elastic
-from elastic.engine import engine
+from elastic.worker import engine
 from tests.engine import models
 from tests.recovery import trainings
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic.engine.engine import Apply
+from elastic.engine.decision import Apply
 from elastic.errors import TrainerError
 from elastic.recovery.inventory import Progress
 from elastic.worker import history as histories

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from elastic.comm import LoopbackHub, LoopbackNetwork
-from elastic.engine.engine import initial_state
 from elastic.engine.model import LayeredModel
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.shard import Shard
+from elastic.engine.view_state import initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.layout import spread
 from elastic.snapshot.replication import Replicator

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,22 +13,21 @@ from elastic.comm.gauge import Seen
 from elastic.comm.rounds import Payload, Rounds
 from elastic.engine.boundary import as_bytes, contiguous
 from elastic.engine.data import Batch
+from elastic.engine.decision import Apply, Wishes, added, decide, rows
 from elastic.engine.digests import digest
 from elastic.engine.exact import terms
-from elastic.engine.executor import Enter, Executor
+from elastic.engine.executor import Executor
 from elastic.engine.model import LayeredModel
-from elastic.engine.norms import clip_factor, norm, square_sums
-from elastic.engine.numerics import Numerics
+from elastic.engine.norms import square_sums
 from elastic.engine.pipe import EVALUATION
 from elastic.engine.reducer import OwnedGradient
-from elastic.engine.reduction import tree_sum
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
-from elastic.engine.stage import Loss, LossLeaf
 from elastic.engine.statistics import Arrays
+from elastic.engine.view_state import State, Training
 from elastic.engine.whole import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
-from elastic.errors import MemoryDamaged, NonFinite, TrainerError
+from elastic.errors import MemoryDamaged, NonFinite
 from elastic.layout.transfer import PARAM
 from elastic.snapshot import replication
 from elastic.snapshot.held import Held, Stored, held
@@ -37,84 +35,6 @@ from elastic.snapshot.replication import Replicator
 from elastic.snapshot.rest import Rest, period
 from elastic.snapshot.spare import Spares
 from elastic.view import View
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Apply:
-    """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed.
-
-    `lr` is the first group's learning rate.
-
-    `stop` ends the job behind it, `pause` is for a change of members; `save` begins a save of the step before. `differ`: the members'
-    settings do, so nobody may apply it. A `refusal` says why no member may apply it, `skipped` why all pass over it: it counts, and
-    changes nothing. `again`: all must compute it anew, with every generator keyed.
-    """
-
-    step: int
-    loss: float
-    denominator: float
-    norm: float
-    clip: float
-    tokens: int
-    stop: bool
-    pause: bool
-    again: bool
-    lr: float = 0.0
-    save: bool = False
-    differ: bool = False
-    refusal: str | None = None
-    skipped: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """What one member asks for with its READY: to stop or pause behind the step, or to `save` the one before it, which `no_save` forbids.
-
-    `saved` is any JSON that goes to the coordinator, and is in its `told` then, by worker. `settings` is a digest that must be equal on
-    all.
-    """
-
-    settings: str = ""
-    stop: bool = False
-    pause: bool = False
-    save: bool = False
-    no_save: bool = False
-    saved: Any = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """What an engine needs that no view changes. `skips`: a step that is not finite, or weighs nothing, is passed over."""
-
-    numerics: Numerics
-    loss: Loss
-    clip_norm: float | None
-    enter: Enter
-    skips: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What a worker begins a view with: its shards, and those that it keeps for others, at step `step` (-1 before the first)."""
-
-    step: int
-    owned: Sequence[Shard]
-    kept: Sequence[Shard]
-
-
-def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer, view: View) -> State:
-    """Of the first view, from the model that every worker built; afterwards it holds the worker's own layers only."""
-    intervals = [(layer.layer, interval) for layer in view.layout.layers for interval in layer.intervals]
-    kept = [
-        optimizer.initial(layer, interval, model.values(layer, interval.start, interval.stop))
-        for layer, interval in intervals
-        if interval.replica == worker
-    ]
-    model.hold(view.layout.layers_of(worker))
-    owned = [
-        optimizer.initial(layer, interval, model.run(layer, interval.start, interval.stop)) for layer, interval in view.layout.owned(worker)
-    ]
-    return State(step=-1, owned=owned, kept=kept)
 
 
 class Engine:
@@ -173,11 +93,11 @@ class Engine:
         self._check_rest()
         self._enter("ready", step, -1)
         self.replicator.confirm()
-        said = {"leaves": _rows(leaves), "drew": self.executor.drew, **asdict(wishes)}
+        said = {"leaves": rows(leaves), "drew": self.executor.drew, **asdict(wishes)}
         decided, arrays = self._rounds.commit(
             2 * step,
             (said, {"squares": squares, **self._tell_running()}),
-            lambda all_ready: (asdict(self._decide(step, all_ready)), self._hear_running(all_ready)),
+            lambda all_ready: (self._decide(step, all_ready), self._hear_running(all_ready)),
         )
         self._told_running = arrays or {}
         return Apply(**decided)
@@ -336,39 +256,10 @@ class Engine:
         ]
         return self.rest.given(found)
 
-    def _decide(self, step: int, ready: Mapping[int, Payload]) -> Apply:
-        workload = self.view.workload
+    def _decide(self, step: int, ready: Mapping[int, Payload]) -> dict[str, Any]:
         self.told = {worker: said["saved"] for worker, (said, _) in ready.items() if said["saved"] is not None}
-        leaves = _in_order([row for said, _ in ready.values() for row in said["leaves"]], workload.micro_batches)
-        bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
-        denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)
-        refusal = None
-        skipped = None
-        total = norm([arrays["squares"] for _, arrays in ready.values() if arrays]) / denominator if denominator > 0 else math.nan
-        if bad is not None:
-            refusal = f"the loss of step {step}, micro-batch {bad.micro_batch} is {bad.value}: nothing of this step was applied"
-        elif not denominator > 0:
-            refusal = f"the weights of the loss of step {step} add up to {denominator}: nothing of this step was applied"
-        elif not math.isfinite(total):
-            refusal = f"the gradient of step {step} is not finite, though its loss is: nothing of this step was applied"
-        if refusal is not None and self._skips:
-            refusal, skipped = None, refusal
-        return Apply(
-            step=step,
-            loss=tree_sum([leaf.value for leaf in leaves], workload.grains) / denominator if denominator > 0 else math.nan,
-            denominator=denominator,
-            norm=total,
-            clip=clip_factor(total, self._clip_norm),
-            tokens=sum(leaf.tokens for leaf in leaves),
-            stop=any(said["stop"] for said, _ in ready.values()),
-            pause=any(said["pause"] for said, _ in ready.values()),
-            lr=float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0)),
-            again=any(said["drew"] for said, _ in ready.values()),
-            differ=len({said["settings"] for said, _ in ready.values()}) > 1,
-            save=any(said["save"] for said, _ in ready.values()) and not any(said["no_save"] for said, _ in ready.values()),
-            refusal=refusal,
-            skipped=skipped,
-        )
+        lr = float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0))
+        return asdict(decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips))
 
     def evaluate(self, micro_batches: int, batch: Any, share: Callable[[int], float] = lambda _: 1.0) -> tuple[float, float]:
         """Sum and weight of the loss of the micro-batches `batch(i)`, added in order: the same on every layout, told to every member.
@@ -383,7 +274,7 @@ class Engine:
             sequence = self._next_sequence()
             leaves = self.executor.evaluate(sequence, range(start, min(start + chunk, micro_batches)), batch, share)
             so_far = (total, weight)
-            said, _ = self._rounds.commit(sequence, ({"leaves": _rows(leaves)}, None), lambda ready, sums=so_far: _added(sums, ready))
+            said, _ = self._rounds.commit(sequence, ({"leaves": rows(leaves)}, None), lambda ready, sums=so_far: added(sums, ready))
             total, weight = said["total"], said["weight"]
         return total, weight
 
@@ -423,21 +314,3 @@ class Engine:
 def _absent(gradient: OwnedGradient) -> OwnedGradient:
     """A gradient that no parameter has."""
     return replace(gradient, memory=gradient.memory.zero_(), parts=[None] * len(gradient.parts))
-
-
-def _rows(leaves: Sequence[LossLeaf]) -> list[list[Any]]:
-    return [[leaf.micro_batch, leaf.value, leaf.weight, leaf.tokens] for leaf in leaves]
-
-
-def _added(sums: tuple[float, float], ready: Mapping[int, Payload]) -> Payload:
-    total, weight = sums
-    for _, value, share, _ in sorted(row for said, _ in ready.values() for row in said["leaves"]):
-        total, weight = total + value, weight + share
-    return {"total": total, "weight": weight}, None
-
-
-def _in_order(rows: list[list[Any]], micro_batches: int) -> list[LossLeaf]:
-    leaves = sorted((LossLeaf(micro_batch=m, value=v, weight=w, tokens=t) for m, v, w, t in rows), key=lambda leaf: leaf.micro_batch)
-    if [leaf.micro_batch for leaf in leaves] != list(range(micro_batches)):
-        raise TrainerError(f"losses of micro-batches {[leaf.micro_batch for leaf in leaves]} arrived, instead of 0 to {micro_batches - 1}")
-    return leaves

@@ -1,0 +1,110 @@
+"""How a step ends: what members say with their READY, and what is decided from it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.comm.rounds import Payload
+from elastic.engine.norms import clip_factor, norm
+from elastic.engine.reduction import tree_sum
+from elastic.engine.stage import LossLeaf
+from elastic.errors import TrainerError
+from elastic.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apply:
+    """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed.
+
+    `lr` is the first group's learning rate.
+
+    `stop` ends the job behind it, `pause` is for a change of members; `save` begins a save of the step before. `differ`: the members'
+    settings do, so nobody may apply it. A `refusal` says why no member may apply it, `skipped` why all pass over it: it counts, and
+    changes nothing. `again`: all must compute it anew, with every generator keyed.
+    """
+
+    step: int
+    loss: float
+    denominator: float
+    norm: float
+    clip: float
+    tokens: int
+    stop: bool
+    pause: bool
+    again: bool
+    lr: float = 0.0
+    save: bool = False
+    differ: bool = False
+    refusal: str | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What one member asks for with its READY: to stop or pause behind the step, or to `save` the one before it, which `no_save` forbids.
+
+    `saved` is any JSON that goes to the coordinator, and is in its `told` then, by worker. `settings` is a digest that must be equal on
+    all.
+    """
+
+    settings: str = ""
+    stop: bool = False
+    pause: bool = False
+    save: bool = False
+    no_save: bool = False
+    saved: Any = None
+
+
+def decide(step: int, ready: Mapping[int, Payload], workload: Workload, *, clip_norm: float | None, lr: float, skips: bool) -> Apply:
+    """Decides how a step ends, from what every member said with its READY."""
+    leaves = _in_order([row for said, _ in ready.values() for row in said["leaves"]], workload.micro_batches)
+    bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
+    denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)
+    refusal = None
+    skipped = None
+    total = norm([arrays["squares"] for _, arrays in ready.values() if arrays]) / denominator if denominator > 0 else math.nan
+    if bad is not None:
+        refusal = f"the loss of step {step}, micro-batch {bad.micro_batch} is {bad.value}: nothing of this step was applied"
+    elif not denominator > 0:
+        refusal = f"the weights of the loss of step {step} add up to {denominator}: nothing of this step was applied"
+    elif not math.isfinite(total):
+        refusal = f"the gradient of step {step} is not finite, though its loss is: nothing of this step was applied"
+    if refusal is not None and skips:
+        refusal, skipped = None, refusal
+    return Apply(
+        step=step,
+        loss=tree_sum([leaf.value for leaf in leaves], workload.grains) / denominator if denominator > 0 else math.nan,
+        denominator=denominator,
+        norm=total,
+        clip=clip_factor(total, clip_norm),
+        tokens=sum(leaf.tokens for leaf in leaves),
+        stop=any(said["stop"] for said, _ in ready.values()),
+        pause=any(said["pause"] for said, _ in ready.values()),
+        lr=lr,
+        again=any(said["drew"] for said, _ in ready.values()),
+        differ=len({said["settings"] for said, _ in ready.values()}) > 1,
+        save=any(said["save"] for said, _ in ready.values()) and not any(said["no_save"] for said, _ in ready.values()),
+        refusal=refusal,
+        skipped=skipped,
+    )
+
+
+def rows(leaves: Sequence[LossLeaf]) -> list[list[Any]]:
+    return [[leaf.micro_batch, leaf.value, leaf.weight, leaf.tokens] for leaf in leaves]
+
+
+def added(sums: tuple[float, float], ready: Mapping[int, Payload]) -> Payload:
+    total, weight = sums
+    for _, value, share, _ in sorted(row for said, _ in ready.values() for row in said["leaves"]):
+        total, weight = total + value, weight + share
+    return {"total": total, "weight": weight}, None
+
+
+def _in_order(rows: list[list[Any]], micro_batches: int) -> list[LossLeaf]:
+    leaves = sorted((LossLeaf(micro_batch=m, value=v, weight=w, tokens=t) for m, v, w, t in rows), key=lambda leaf: leaf.micro_batch)
+    if [leaf.micro_batch for leaf in leaves] != list(range(micro_batches)):
+        raise TrainerError(f"losses of micro-batches {[leaf.micro_batch for leaf in leaves]} arrived, instead of 0 to {micro_batches - 1}")
+    return leaves
