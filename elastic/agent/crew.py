@@ -180,8 +180,7 @@ class Crew:
     def _check_ended(self, worker: Worker) -> None:
         if worker.ended:
             os.close(worker.pidfd)
-            if not worker.channel.closed:
-                self._loop.forget(worker.channel)
+            self._loop.forget(worker.channel)  # also if its end was seen elsewhere than in `_hear_worker`
             worker.channel.close()
             if not self._closing:
                 self._ended(worker)

@@ -31,7 +31,9 @@ class Loop:
             self._selector.modify(source, events, act)
 
     def forget(self, source: Any) -> None:
-        self._selector.unregister(source)
+        """Watches `source` no longer, if it did. Must be called before the descriptor is closed: its number is used again."""
+        if source in self._selector.get_map():
+            self._selector.unregister(source)
 
     def post(self, act: Act) -> None:
         """Has the loop's thread call `act`; any thread may ask."""
