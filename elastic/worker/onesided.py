@@ -90,15 +90,18 @@ class Waiting:
 
     def tell(self, thread: int) -> None:
         """Says where `thread` waits, or is in the user's code, if it does so for long."""
-        now, last, frame = self._now, self._last, sys._current_frames().get(thread)
+        now, last = self._now, self._last
+        if now is None and last is not None and self._busy[0] != last.number:
+            self._busy = last.number, time.monotonic()
+        since = self._busy[1] if now is None else now[1]
+        if last is None or time.monotonic() - since < _LONG_S:
+            return
+        frame = sys._current_frames().get(thread)  # looked at only now: it makes objects of frames that run
+        called = _called(frame)
         if now is not None:
-            if time.monotonic() - now[1] >= _LONG_S:
-                self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": _called(frame) or "something of a Trainer"}})
-        elif last is not None and _called(frame) is None:
-            if self._busy[0] != last.number:
-                self._busy = last.number, time.monotonic()
-            elif time.monotonic() - self._busy[1] >= _LONG_S and (where := _users(frame)):
-                self._job.send({"type": "waits", "wait": {**asdict(last), "busy": True, "what": where}})
+            self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": called or "something of a Trainer"}})
+        elif called is None and (where := _users(frame)):
+            self._job.send({"type": "waits", "wait": {**asdict(last), "busy": True, "what": where}})
 
 
 def _tell(waiting: weakref.ref[Waiting], thread: int) -> None:
