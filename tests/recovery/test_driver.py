@@ -2,227 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import math
 import signal
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from elastic.agent.carrier import LocalCarrier
-from elastic.agent.supervision import Worker, own_doing
-from elastic.control.driver import Driver
+from elastic.agent.supervision import own_doing
 from elastic.control.state import Phase
 from elastic.control.transitions import SUSPICION_S
-from elastic.control.world import World
 from elastic.errors import Conflict, CoverageLost, EtcdUnavailable, GateRefused
 from elastic.host.channel import AGENT_GONE
-from elastic.host.rundir import RunDirectory
-from elastic.membership.clerk import DEADLINE_S, Errand
-from elastic.membership.founding import found
+from elastic.membership.clerk import DEADLINE_S
 from elastic.observe import incident
 from elastic.observe.activity import Activity
-from elastic.recovery.inventory import Inventory
-from elastic.settings import JobSettings
-from elastic.view import View
 from tests.announcement import announcement
-from tests.membership.test_founding import ready
-
-FIRST_PID = 1000
-
-
-def view_of(workers: Iterable[int], epoch: int = 1, attempt: int = 0) -> View:
-    view = found({worker: ready(profile=True) for worker in workers}, None)
-    return dataclasses.replace(view, epoch=epoch, attempt=attempt)
-
-
-class FakeCrew:
-    """Notes what workers are told. The carrier in front of it is the real one."""
-
-    forkserver = 77
-
-    def __init__(self) -> None:
-        self.workers: dict[int, Worker] = {}
-        self.told: list[tuple[int, dict[str, Any]]] = []
-        self.killed: dict[int, str] = {}
-
-    def fork(self, number: int) -> None:
-        self.workers[number] = Worker(number=number, channel=None, pid=FIRST_PID + number)
-
-    def tell(self, numbers: Iterable[int], message: dict[str, Any]) -> None:
-        self.told += [(number, message) for number in numbers]
-
-    def kill(self, number: int, why: str) -> None:
-        self.killed[number] = why
-        self.workers[number].kill(why)
-
-    def messages(self, kind: str) -> list[int]:
-        """Who was told so, since the last look."""
-        found = [number for number, message in self.told if message["type"] == kind]
-        self.told = [entry for entry in self.told if entry[1]["type"] != kind]
-        return found
-
-
-class FakeAttempts:
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        self.error: Exception | None = None
-
-    def _note(self, *call: Any) -> None:
-        if self.error is not None:
-            raise self.error
-        self.calls.append(call)
-
-    def ask(self) -> None:
-        pass
-
-    def begin(self, era: Any) -> None:
-        self._note("begin", era)
-
-    def publish(self, era: Any, proposal: Any) -> None:
-        self._note("publish", era)
-
-    def vote(self, era: Any, votes: Any) -> None:
-        self._note("vote", era, votes)
-
-    def commit(self, era: Any, view: View, before: View) -> None:
-        self._note("commit", era, view.workers, before.epoch)
-
-    def sweep(self) -> None:
-        self._note("sweep")
-
-
-class FakeClerk:
-    """Does errands at once, as long as etcd is there."""
-
-    def __init__(self) -> None:
-        self.away = False
-        self.waiting: list[Errand] = []
-
-    def run(self, errand: Errand) -> None:
-        self.waiting.append(errand)
-        if not self.away:
-            self.work()
-
-    def work(self) -> None:
-        while self.waiting:
-            errand = self.waiting.pop(0)
-            if not errand.wanted():
-                continue
-            try:
-                result = errand.call()
-            except Conflict as error:
-                errand.refused(error)
-            else:
-                errand.done(result)
-
-
-@dataclass
-class FakeTimers:
-    """`due` and `act` are of the machine's timer."""
-
-    timers: dict[str, tuple[float, Callable[[], None]]] = field(default_factory=dict)
-
-    @property
-    def due(self) -> float | None:
-        return self.timers.get("machine", (None,))[0]
-
-    @property
-    def act(self) -> Callable[[], None] | None:
-        return self.timers.get("machine", (None, None))[1]
-
-    def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None:
-        self.timers[name] = seconds, act
-
-    def clear_timer(self, name: str = "") -> None:
-        self.timers.pop(name, None)
-
-
-@dataclass
-class Scene:
-    driver: Driver
-    crew: FakeCrew
-    carrier: LocalCarrier
-    attempts: FakeAttempts
-    clerk: FakeClerk
-    timers: FakeTimers
-    directory: RunDirectory
-    outcomes: list[dict[str, Any]]
-    said: list[str]
-    now: float = 50.0
-    admitted: list[int] = field(default_factory=list)
-    refuse: Exception | None = None
-
-    def say(self, worker: int, kind: str, **fields: Any) -> None:
-        self.driver.heard(worker, {"type": kind, **fields})
-
-    def die(self, worker: int, status: int = -9) -> None:
-        dead = self.crew.workers[worker]
-        dead.gone, dead.status = True, status
-        self.driver.died(self.carrier.death(dead))
-
-    def propose(self, action: Any, stages: int | None) -> Any:
-        if self.refuse is not None:
-            raise self.refuse
-        view = view_of(action.inventories, *action.era)
-        told = {"planned": "", "finished": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
-        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, **told)
-
-    def inventories(self) -> None:
-        for worker in self.crew.messages("quiesce"):
-            empty = Inventory(worker=worker, yielded=-1, copies=()).to_json()
-            self.say(worker, "inventory", epoch=self.era[0], attempt=self.era[1], inventory=empty)
-
-    def votes(self) -> None:
-        for worker in self.crew.messages("propose"):
-            times = {"installed": self.now - 0.003, "moved": self.now - 0.002, "checked": self.now}
-            links = {"kept": 2, "dropped": 1, "made": 0}
-            self.say(worker, "vote", epoch=self.era[0], attempt=self.era[1], refusal=None, received_bytes=450, links=links, times=times)
-
-    def resume(self) -> None:
-        for worker in self.crew.messages("view"):
-            self.say(worker, "resumed", epoch=self.era[0], attempt=self.era[1], at=self.now)
-
-    @property
-    def era(self) -> tuple[int, int]:
-        return self.driver.state.era
+from tests.recovery.driving import FIRST_PID, Scene, scene_of
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Callable[..., Scene]:
-    def make(workers: int = 3, **options: Any) -> Scene:
-        crew, attempts, clerk, timers, directory = FakeCrew(), FakeAttempts(), FakeClerk(), FakeTimers(), RunDirectory(tmp_path)
-        outcomes: list[dict[str, Any]] = []
-        said: list[str] = []
-        for number in range(workers):
-            crew.fork(number)
-        made: list[Scene] = []
-        carrier = LocalCarrier(crew, directory)
-        world = World(
-            carrier=carrier,
-            timers=timers,
-            clerk=clerk,
-            attempts=attempts,
-            directory=directory,
-            end=outcomes.append,
-            admit=lambda worker, ready: made[0].admitted.append(worker),
-            dismiss=lambda worker: None,
-            say=said.append,
-            propose=lambda action, stages: made[0].propose(action, stages),
-            clock=lambda: made[0].now if made else 50.0,
-        )
-        settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="avx2", **{"respawn": False, **options})
-        driver = Driver(world, settings, view_of(range(workers)), ready())
-        made.append(Scene(driver, crew, carrier, attempts, clerk, timers, directory, outcomes, said))
-        assert crew.messages("view") == list(range(workers))
-        return made[0]
-
-    return make
+    return functools.partial(scene_of, tmp_path)
 
 
 def test_a_death_goes_through_etcd_to_the_next_view(scene: Callable[..., Scene]) -> None:

@@ -40,7 +40,7 @@ from elastic.control.events import (
 )
 from elastic.control.state import Phase, Policy, State
 from elastic.control.transitions import FAILED_JOINS
-from tests.recovery.test_machine import FakeProposal, FakeView
+from tests.recovery.machines import FakeProposal, FakeView
 
 
 @dataclass

@@ -23,8 +23,8 @@ from elastic.worker.job import Job
 from elastic.worker.member import Member, Stock
 from tests.recovery import forks
 from tests.recovery.forks import Agent, die, when
+from tests.recovery.machines import FakeProposal, FakeView, running
 from tests.recovery.recovering import inventories_of, view_of
-from tests.recovery.test_machine import FakeProposal, FakeView, running
 from tests.recovery.test_machine_properties import live_through
 
 STEP = 2

@@ -12,7 +12,7 @@ from elastic.control.events import Vote
 from elastic.control.timeline import Pace, Timeline, samples_lost
 from elastic.plan.plan import Plan
 from elastic.view import View
-from tests.recovery.test_driver import view_of
+from tests.recovery.driving import view_of
 
 PACE = Pace(committed=10, at=99.0, step_s=0.4, begun=13)
 

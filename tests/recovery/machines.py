@@ -1,0 +1,117 @@
+"""A state machine whose views and proposals are fakes, and what a test does to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from elastic.control import machine
+from elastic.control.attempt import SETTLING_S
+from elastic.control.events import (
+    Action,
+    Committed,
+    EndJob,
+    Event,
+    Inventoried,
+    JoinerReady,
+    Proposed,
+    Tell,
+    Timeout,
+    Vote,
+    Voted,
+    WorkerDied,
+)
+from elastic.control.state import Phase, Policy, State
+
+
+@dataclass(frozen=True)
+class FakeView:
+    epoch: int
+    attempt: int
+    workers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FakeProposal:
+    view: FakeView
+
+
+@dataclass
+class Machine:
+    """The machine, told what happens in few words; keeps what it did since the last `done`."""
+
+    state: State
+    now: float = 100.0
+    actions: list[Action] = field(default_factory=list)
+
+    def feed(self, *events: Event) -> Machine:
+        for event in events:
+            self.state, actions = machine.step(self.state, event, self.now)
+            self.actions += actions
+        return self
+
+    def wait(self, seconds: float) -> Machine:
+        self.now += seconds
+        return self.feed(Timeout())
+
+    @property
+    def done(self) -> list[Action]:
+        actions, self.actions = self.actions, []
+        return [action for action in actions if not isinstance(action, Tell)]
+
+    @property
+    def told(self) -> str:
+        return "\n".join(action.sentence for action in self.actions if isinstance(action, Tell))
+
+    @property
+    def phase(self) -> Phase:
+        return self.state.phase
+
+    def die(self, worker: int, **more: Any) -> Machine:
+        return self.feed(WorkerDied(worker=worker, how=f"worker {worker} fell", **more))
+
+    def inventories(self) -> Machine:
+        """Everybody in the attempt answers."""
+        return self.feed(*(Inventoried(worker=worker, era=self.state.era, inventory=Any) for worker in self.state.missing))
+
+    def proposed(self) -> Machine:
+        view = FakeView(*self.state.era, tuple(sorted(self.state.participants)))
+        return self.feed(Proposed(era=self.state.era, proposal=FakeProposal(view)))
+
+    def vote(self, worker: int, **more: Any) -> Machine:
+        return self.feed(Voted(era=self.state.era, vote=Vote(worker=worker, **more)))
+
+    def votes(self) -> Machine:
+        for worker in self.state.missing:
+            self.vote(worker)
+        return self
+
+    def committed(self) -> Machine:
+        assert self.state.proposal is not None
+        return self.feed(Committed(view=self.state.proposal.view))
+
+    def recover(self) -> Machine:
+        """The rest of the attempt under way, and the time until new workers are started."""
+        self.inventories().proposed().votes()
+        return self.committed().wait(SETTLING_S)
+
+    def ready(self, worker: int) -> Machine:
+        return self.feed(JoinerReady(worker=worker, member=Any))
+
+    def ended(self) -> str:
+        last = self.actions[-1]
+        assert isinstance(last, EndJob)
+        assert self.phase is Phase.ENDED
+        return last.message
+
+
+def running(workers: int = 3, **policy: Any) -> Machine:
+    """A job in epoch 1; nobody is replaced unless asked for."""
+    options = {"workers": workers, "respawn": False, **policy}
+    return Machine(machine.running(FakeView(1, 0, tuple(range(workers))), Policy(**options)))
+
+
+def at_boundary() -> Machine:
+    """Worker 1 of three has died, and worker 3 is let in: everybody has paused for it."""
+    job = running(respawn=True).die(1).recover().ready(3).feed(Timeout())
+    return job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4))
