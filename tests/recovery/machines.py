@@ -14,6 +14,7 @@ from elastic.control.events import (
     Event,
     Inventoried,
     JoinerReady,
+    PausedAt,
     Proposed,
     Tell,
     Timeout,

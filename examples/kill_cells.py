@@ -1,0 +1,174 @@
+"""What `kill_table.py` does to jobs: one cell for each phase and kind of worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from killing import LINGER_S, STEP, WORKERS, Cell, End, Scene
+
+from elastic.chaos.faults import Fault
+from elastic.layout.replicas import replica_holders
+from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES
+
+_SHORT = ("reduce", "ready", "apply", "gather", "replicate", *RECOVERY_PHASES)
+
+
+def victims(record: Mapping[str, Any]) -> dict[str, int]:
+    """The places of a worker alone in its stage, of one that is not, and of the one that coordinates; the first two do not."""
+    stages = [member["stage"] for member in record["members"]]
+    alone = [place for place, stage in enumerate(stages) if stages.count(stage) == 1 and place > 0]
+    others = [place for place, stage in enumerate(stages) if stages.count(stage) > 1 and place > 0]
+    return {"stage of one": alone[-1], "stage of several": others[0], "place 0": 0}
+
+
+def holder(record: Mapping[str, Any], place: int) -> int:
+    """The place of the worker that keeps the copies of the one at `place`, in the first view."""
+    members = record["members"]
+    in_stages = sorted(range(len(members)), key=lambda other: members[other]["stage"])
+    held = replica_holders(in_stages)[place]
+    assert held is not None
+    return held
+
+
+def opposite(record: Mapping[str, Any], place: int) -> int:
+    """The place of a worker that keeps nothing for the one at `place`, nor the other way round: of four, there is one."""
+    return holder(record, holder(record, place))
+
+
+def in_step(phase: str, who: str) -> Cell:
+    def plan(scene: Scene) -> None:
+        scene.shoot(Fault((victims(scene.members())[who],), STEP, phase))
+
+    return Cell(name=f"step: {phase}: {who}", plan=plan, lingers=(phase,) if phase in _SHORT else (), deaths=1)
+
+
+def in_recovery(phase: str, who: str, first: Callable[[Mapping[str, Any], int], int]) -> Cell:
+    def plan(scene: Scene) -> None:
+        record = scene.members()
+        place = victims(record)[who]
+        scene.shoot(Fault((first(record, place),), STEP, "backward"), Fault((place,), STEP, phase))
+
+    return Cell(name=f"recovery: {phase}: {who}", plan=plan, lingers=(phase,), deaths=1, respawn=True)
+
+
+def in_join(phase: str, who: str | None) -> Cell:
+    """`who` None: the worker that joins."""
+
+    def plan(scene: Scene) -> None:
+        record = scene.members()
+        place = victims(record)[who or "place 0"]
+        worker = record["members"][place]["worker"] if who else WORKERS
+        scene.shoot(Fault((opposite(record, place),), STEP, "forward"))
+        scene.members(2)
+        scene.hit(worker, phase, 2 if who else 0)
+
+    return Cell(name=f"join: {phase}: {who or 'the joiner'}", plan=plan, lingers=(phase,), joins=True, respawn=True)
+
+
+def before_first_step(who: str) -> Cell:
+    def plan(scene: Scene) -> None:
+        record = scene.members()
+        first = victims(record)["stage of several"]
+        second = {"the holder of its copies": holder(record, first), "another": opposite(record, first), "place 0": 0}[who]
+        scene.shoot(Fault((first,), STEP, "backward"))
+        scene.hit(record["members"][second]["worker"], "forward", 2)
+
+    return Cell(name=f"before the first step of the new view: {who}", plan=plan, deaths=1)
+
+
+def while_committing(who: str) -> Cell:
+    """etcd stands still from the gate on, so that the commit of the first recovery is under way when the second worker dies."""
+
+    def plan(scene: Scene) -> None:
+        record = scene.members()
+        place = victims(record)[who]
+        survivor = record["members"][place]["worker"]
+        first = record["members"][opposite(record, place)]["worker"]
+        others = [member["worker"] for member in record["members"] if member["worker"] != first]
+        etcd = etcd_of(record["agent"])
+        scene.seen(first, None, 1, STEP)
+        scene.hit(first, "backward", 1)
+        scene.seen(survivor, "gate", 1)
+        with stopped(etcd):
+            for worker in others:
+                scene.seen(worker, "commit", 1)
+            time.sleep(LINGER_S)  # their votes arrive
+            scene.hit(survivor, "commit", 1)
+            time.sleep(LINGER_S)
+
+    return Cell(name=f"recovery: etcd commits: {who}", plan=plan, lingers=("gate",), deaths=1, respawn=True)
+
+
+def etcd_of(agent: int) -> int:
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return next(int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def at_once(places: Callable[[Mapping[str, Any]], tuple[int, ...]], name: str, end: End | None = None, *, saves: bool = False) -> Cell:
+    def plan(scene: Scene) -> None:
+        scene.shoot(Fault(places(scene.members()), STEP, "backward"))
+
+    return Cell(name=f"at once: {name}{', with checkpoints' * saves}", plan=plan, end=end, saves=saves, respawn=saves)
+
+
+def on_the_way_back(phase: str) -> Cell:
+    """Two die whose loss leads back to a checkpoint, and a third one on the way."""
+
+    def plan(scene: Scene) -> None:
+        record = scene.members()
+        pair = (2, holder(record, 2))
+        third = next(place for place in range(len(record["members"])) if place not in pair)
+        scene.shoot(Fault(pair, STEP, "backward"), Fault((third,), STEP, phase))
+
+    return Cell(name=f"back to a checkpoint: {phase}", plan=plan, lingers=(phase,), saves=True, respawn=True)
+
+
+def process(name: str, title: str, end: End) -> Cell:
+    def plan(scene: Scene) -> None:
+        record = scene.members()
+        scene.seen(record["coordinator"], None, 1, STEP)
+        scene.end(name)
+
+    return Cell(name=f"process: {title}", plan=plan, end=end)
+
+
+def cells() -> list[Cell]:
+    lost = End(error="CoverageLost", says=(r"layer \d+ \[\d+, \d+\)", r"workers \[\d+, \d+\], which are lost", "SIGKILL"))
+    return [
+        *(in_step(phase, who) for phase in STEP_PHASES for who in ("stage of one", "stage of several", "place 0")),
+        *(in_recovery(phase, who, opposite) for phase in RECOVERY_PHASES for who in ("stage of one", "stage of several", "place 0")),
+        *(while_committing(who) for who in ("stage of several", "place 0")),
+        *(before_first_step(who) for who in ("the holder of its copies", "another", "place 0")),
+        *(in_join(phase, who) for phase in RECOVERY_PHASES for who in ("stage of several", "place 0", None)),
+        at_once(lambda record: (0, opposite(record, 0)), "place 0 and one that keeps nothing of it"),
+        at_once(lambda record: (1, opposite(record, 1)), "place 1 and one that keeps nothing of it"),
+        at_once(lambda record: (0, holder(record, 0)), "place 0 and the holder of its copies", lost),
+        at_once(lambda record: (2, holder(record, 2)), "place 2 and the holder of its copies", lost),
+        at_once(
+            lambda record: tuple(range(len(record["members"]))),
+            "all workers",
+            End(error="JobFailed", says=("all workers died at once: no copy of the state is left",)),
+        ),
+        at_once(lambda record: (0, holder(record, 0)), "place 0 and the holder of its copies", saves=True),
+        at_once(lambda record: (2, holder(record, 2)), "place 2 and the holder of its copies", saves=True),
+        at_once(lambda record: tuple(range(len(record["members"]))), "all workers", saves=True),
+        *(on_the_way_back(phase) for phase in RECOVERY_PHASES),
+        process("agent", "the agent", End(error="JobFailed", says=("the agent, which supervises the workers, died",))),
+        process("forkserver", "the fork server", End(error="JobFailed", says=("the fork server, parent of the workers, died",))),
+    ]
