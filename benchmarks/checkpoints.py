@@ -27,7 +27,8 @@ from elastic.checkpoint.commit import save
 from elastic.checkpoint.directory import newest
 from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.checkpoint.store import LocalStore
-from elastic.checkpoint.writer import Run, as_bytes
+from elastic.checkpoint.writer import Run
+from elastic.memory.tensors import Landing, bytes_of
 
 _ROWS = 1024
 
@@ -72,7 +73,7 @@ class Sides:
     def plain_save(self) -> None:
         descriptor = os.open(self._root / "plain", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for tensor in self._state.values():
-            os.write(descriptor, as_bytes(tensor).data)
+            os.write(descriptor, bytes_of(tensor).data)
         os.fsync(descriptor)
         os.close(descriptor)
 
@@ -81,7 +82,7 @@ class Sides:
         kept: list[torch.Tensor] = []
         for tensor in self._state.values():
             kept.append(torch.empty_like(tensor))
-            os.readv(descriptor, [as_bytes(kept[-1]).data])
+            os.readv(descriptor, [Landing(kept[-1]).bytes.data])
         os.close(descriptor)
 
     def dcp_save(self) -> None:

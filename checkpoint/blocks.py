@@ -16,11 +16,13 @@ from functools import lru_cache
 import numpy as np
 from crc32c import crc32c
 
+from elastic.memory import raw
+
 BLOCK_BYTES = 256 << 10
 DIGITS = 8
 """Hex digits of a block's digest."""
 _ONES = 0xFFFFFFFF
-_ZEROS = memoryview(bytes(BLOCK_BYTES))
+_ZEROS = raw.view(bytes(BLOCK_BYTES))
 
 
 def block_count(size: int) -> int:
@@ -72,7 +74,7 @@ def checksums_of(digests: str) -> np.ndarray:
     data = bytes.fromhex(digests)
     if len(data) % 4 or len(digests) != 2 * len(data):
         raise ValueError("block digests are not 8 hex digits a block")
-    return np.frombuffer(data, dtype=">u4").astype(np.uint32)
+    return raw.typed(data, ">u4").astype(np.uint32)
 
 
 def file_digest(size: int, digests: str) -> str:

@@ -36,13 +36,14 @@ from elastic.checkpoint.state import Contents
 from elastic.checkpoint.store import PART, Store, read_all
 from elastic.checkpoint.writer import PartReceipt, PartSums, Run, joined, write_part
 from elastic.errors import CheckpointError
+from elastic.memory import raw
 
 _log = logging.getLogger(__name__)
 TEMPORARY = ".tmp-"
 TOKEN = ".token"
 LATEST = "latest"
 _MAX_SMALL_BYTES = 4096
-_ZEROS = np.zeros(1 << 20, dtype=np.uint8)
+_ZEROS = raw.zeros(1 << 20)
 _MAX_TOKEN_BYTES = 1 << 20
 
 
@@ -132,7 +133,7 @@ def listed(store: Store, directory: str) -> list[str]:
 def _write_own(store: Store, directory: str, file: PlannedFile) -> None:
     opened = store.open_write(f"{directory}/{file.name}")
     try:
-        opened.write(np.frombuffer(file.head, dtype=np.uint8), 0)
+        opened.write(raw.as_bytes(file.head), 0)
         for start, stop in file.zeros:
             for place in range(start, stop, _ZEROS.size):
                 opened.write(_ZEROS[: stop - place], place)
@@ -207,9 +208,9 @@ def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[
     size = store.size(f"{ticket.directory}/{file.name}")
     if size != file.size:
         raise CheckpointError(f"{where}: it should have {file.size} bytes and has {size}")
-    sums = np.zeros(block_count(file.size), dtype=np.uint32)
+    sums = raw.typed(raw.zeros(4 * block_count(file.size)), np.uint32)
     for part in parts:
-        sums[list(part.blocks)] ^= np.frombuffer(part.sums, dtype="<u4")
+        sums[list(part.blocks)] ^= raw.typed(part.sums, "<u4")
     return StoredFile(size=file.size, blocks=block_digests(combined(sums, file.size)))
 
 
@@ -217,9 +218,9 @@ def _own_receipt(ticket: Ticket, file: PlannedFile) -> PartReceipt:
     """Of the coordinator's part: the head, and padding, whose zeros add nothing to the sums."""
     sums = PartSums()
     for start, stop in file.zeros:
-        sums.add(file.name, start, stop - start, 0, np.zeros(0, dtype=np.uint32))
+        sums.add(file.name, start, stop - start, 0, np.array([], dtype=np.uint32))
     if file.head:
-        sums.add(file.name, 0, len(file.head), *contributions(np.frombuffer(file.head, dtype=np.uint8), 0, file.size))
+        sums.add(file.name, 0, len(file.head), *contributions(raw.as_bytes(file.head), 0, file.size))
     return sums.receipt(ticket.token)
 
 

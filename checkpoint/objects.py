@@ -26,6 +26,7 @@ import numpy as np
 
 from elastic.checkpoint.store import PART, LocalStore, Store
 from elastic.errors import CheckpointError
+from elastic.memory.raw import as_bytes
 
 _PART_NAME = re.compile(re.escape(PART) + r"(?P<file>.+)-[0-9a-f]{16}")
 _MAGIC = b"\xf9elastic"
@@ -281,7 +282,7 @@ class ObjectReadable:
             data = self._fs.cat_file(self._path, start=offset, end=offset + memory.size)
         if len(data) != memory.size:
             raise CheckpointError(f"{self._where}: it ends at byte {offset + len(data)}, {memory.size - len(data)} bytes too early")
-        memory[:] = np.frombuffer(data, dtype=np.uint8)
+        memory[:] = as_bytes(data)
 
     def close(self) -> None:
         """Nothing is open."""

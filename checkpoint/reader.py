@@ -21,6 +21,8 @@ from elastic.checkpoint.state import PARAM, Contents
 from elastic.checkpoint.store import Readable, Store, read_all
 from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointDamaged, CheckpointError
+from elastic.memory import raw
+from elastic.memory.tensors import Landing, empty
 
 _CHUNK_BYTES = 64 * BLOCK_BYTES
 _SHARE_BYTES = 2 * BLOCK_BYTES
@@ -79,7 +81,7 @@ class ElasticSource:
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
         """The run `[start, stop)` of one tensor, in elements. Raises CheckpointError if it is not there, or damaged."""
         place = self._run(name, state, start, stop)
-        values = torch.empty(stop - start, dtype=getattr(torch, place.spec.dtype))
+        values = empty(stop - start, getattr(torch, place.spec.dtype))
         self._fill_values(place, start, values)
         return values
 
@@ -100,7 +102,9 @@ class ElasticSource:
         if isinstance(place, Sliced):
             gather(place, start, values, self._fill)
         elif values.numel():
-            self._fill(place.file, values.detach().view(torch.uint8).numpy(), place.offset + start * place.itemsize)
+            landing = Landing(values)
+            self._fill(place.file, landing.bytes, place.offset + start * place.itemsize)
+            landing.take()
 
     def place(self, name: str, state: str = PARAM) -> Stored:
         """Where a tensor lies, or the one that it is tied to."""
@@ -146,7 +150,7 @@ class ElasticSource:
 
     def _verify_file(self, name: str) -> None:
         size = self.manifest.files[name].size
-        buffer = np.empty(min(size, _CHUNK_BYTES), dtype=np.uint8)
+        buffer = raw.empty(min(size, _CHUNK_BYTES))
         for offset in range(0, size, _CHUNK_BYTES):
             self._read_blocks(name, buffer[: size - offset], offset)
         if name.endswith(".safetensors.index.json"):
@@ -155,7 +159,7 @@ class ElasticSource:
             self._verify_header(name)
 
     def _bytes(self, name: str, offset: int, size: int) -> bytes:
-        memory = np.empty(size, dtype=np.uint8)
+        memory = raw.empty(size)
         self._fill(name, memory, offset)
         return memory.tobytes()
 
@@ -200,7 +204,7 @@ class ElasticSource:
             self._cached.move_to_end(key)
             return self._cached[key]
         start = number * BLOCK_BYTES
-        block = np.empty(min(BLOCK_BYTES, self.manifest.files[file].size - start), dtype=np.uint8)
+        block = raw.empty(min(BLOCK_BYTES, self.manifest.files[file].size - start))
         self._read_blocks(file, block, start)
         self._cached[key] = block
         while len(self._cached) > _CACHED_BLOCKS:

@@ -6,31 +6,33 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import as_strided
 
 from elastic.checkpoint.blocks import BLOCK_BYTES
 from elastic.checkpoint.plan import Place, Sliced
 from elastic.checkpoint.slices import Patch
+from elastic.memory import raw
+from elastic.memory.tensors import Landing, bytes_of
 
 _MOST_BYTES = 64 * BLOCK_BYTES
 """Of the copy in which rows are put together."""
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORDS = {1: "u1", 2: "i2", 4: "i4", 8: "i8"}
 
 Fill = Callable[[str, np.ndarray, int], None]
 """Fills flat uint8 memory from a byte of a file."""
 
 
-def words(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's elements as integers, flat, in host memory and in row-major order: copied bit for bit, whatever the dtype.
+def words(memory: np.ndarray, itemsize: int) -> np.ndarray:
+    """A tensor's bytes (flat) as one integer for each element: copied bit for bit, whatever the dtype.
 
     By NumPy: torch would wake its threads for each of many short copies, which took up to 20 times as long on busy cores.
     """
-    return tensor.detach().cpu().contiguous().reshape(-1).view(_WORDS[tensor.element_size()]).numpy()
+    return raw.typed(memory, _WORDS[itemsize])
 
 
 def gather(place: Sliced, start: int, values: torch.Tensor, fill: Fill) -> None:
     """Fills `values` (flat, contiguous) with the run of the whole tensor that begins at element `start`. Padding is not kept."""
-    run = words(values)
+    landing = Landing(values)
+    run = words(landing.bytes, values.element_size())
     for whole in place.slicing.patches(place.spec.shape, start, start + run.size):
         for patch in whole.divided(_MOST_BYTES // place.itemsize):
             part = place.slices[patch.rank]
@@ -40,48 +42,44 @@ def gather(place: Sliced, start: int, values: torch.Tensor, fill: Fill) -> None:
                 for row in range(patch.rows):
                     _fill_row(part, patch, row, run, start, fill)
             else:
-                memory = np.empty((patch.rows - 1) * patch.stride + patch.width, dtype=run.dtype)
-                fill(part.file, _bytes(memory), part.offset + patch.at * part.itemsize)
+                memory = raw.typed(raw.empty(((patch.rows - 1) * patch.stride + patch.width) * run.itemsize), run.dtype)
+                fill(part.file, raw.as_bytes(memory), part.offset + patch.at * part.itemsize)
                 for theirs, ours in _matched(patch, memory, patch.stride, run, start):
                     ours[:] = theirs
+    landing.take()
 
 
 def scatter(place: Sliced, start: int, values: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
     """`(file, offset, bytes)` of a run of the whole tensor that begins at element `start`, of any shape; padding is left alone."""
-    run = words(values)
+    run = words(bytes_of(values), values.element_size())
     for whole in place.slicing.patches(place.spec.shape, start, start + run.size):
         for patch in whole.divided(_MOST_BYTES // place.itemsize):
             part, offset = place.slices[patch.rank], patch.at
             if patch.rows == 1:
                 for first, count in patch.pieces:
-                    yield part.file, part.offset + offset * part.itemsize, _bytes(run[first - start :][:count])
+                    yield part.file, part.offset + offset * part.itemsize, raw.as_bytes(run[first - start :][:count])
                     offset += count
                 continue
-            memory = np.empty(patch.rows * patch.width, dtype=run.dtype)
+            memory = raw.typed(raw.empty(patch.rows * patch.width * run.itemsize), run.dtype)
             for theirs, ours in _matched(patch, memory, patch.width, run, start):
                 theirs[:] = ours
             rows = [memory] if patch.stride == patch.width else memory.reshape(patch.rows, patch.width)
             for row in rows:
-                yield part.file, part.offset + offset * part.itemsize, _bytes(row)
+                yield part.file, part.offset + offset * part.itemsize, raw.as_bytes(row)
                 offset += patch.stride
-
-
-def _bytes(flat: np.ndarray) -> np.ndarray:
-    return flat.view(np.uint8)
 
 
 def _fill_row(part: Place, patch: Patch, row: int, run: np.ndarray, start: int, fill: Fill) -> None:
     """One row's pieces go straight to where they are wanted."""
     offset = patch.at + row * patch.stride
     for first, count in patch.pieces:
-        fill(part.file, _bytes(run[first + row * patch.pitch - start :][:count]), part.offset + offset * part.itemsize)
+        fill(part.file, raw.as_bytes(run[first + row * patch.pitch - start :][:count]), part.offset + offset * part.itemsize)
         offset += count
 
 
 def _matched(patch: Patch, memory: np.ndarray, stride: int, run: np.ndarray, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Views of `[rows, count]`, for each piece: in memory, its rows `stride` elements apart, and in the run that begins at `start`."""
-    position, size = 0, run.itemsize
+    position = 0
     for first, count in patch.pieces:
-        theirs = as_strided(memory[position:], (patch.rows, count), (stride * size, size))
-        yield theirs, as_strided(run[first - start :], (patch.rows, count), (patch.pitch * size, size))
+        yield raw.rows(memory[position:], patch.rows, count, stride), raw.rows(run[first - start :], patch.rows, count, patch.pitch)
         position += count

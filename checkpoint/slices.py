@@ -14,6 +14,7 @@ import torch
 
 from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
+from elastic.memory.tensors import zeros
 
 Cut = tuple[int, int]
 """`[start, stop)` along one dimension."""
@@ -216,7 +217,7 @@ def read_slice(source: Source, name: str, state: str, wanted: Slice) -> torch.Te
         raise CheckpointError(f"{name!r} of shape {spec.shape} has no dimension {wanted.dim}")
     shape = list(spec.shape)
     shape[wanted.dim] = wanted.width if wanted.padded is None else wanted.padded
-    found = torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+    found = zeros(shape, getattr(torch, spec.dtype))
     position = 0
     for start, stop in wanted.cuts:
         target = found.narrow(wanted.dim, position, stop - start)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from elastic.errors import CheckpointError
+from elastic.memory import raw
 
 PART = ".part-"
 """Begins the name of what one worker wrote of a file, where several cannot write into it."""
@@ -134,7 +135,7 @@ def read_all(store: Store, path: str, limit: int) -> bytes:
     try:
         if file.size > limit:
             raise CheckpointError(f"{store.where(path)}: {file.size} bytes are more than the {limit} that it may have")
-        memory = np.empty(file.size, dtype=np.uint8)
+        memory = raw.empty(file.size)
         file.read_into(memory, 0)
         return memory.tobytes()
     finally:
@@ -230,7 +231,7 @@ class LocalStore:
         self.create(path, 0)
         file = self.open_write(path)
         try:
-            file.write(np.frombuffer(data, dtype=np.uint8), 0)
+            file.write(raw.as_bytes(data), 0)
             file.sync()
         finally:
             file.close()

@@ -14,6 +14,8 @@ import torch
 from elastic.checkpoint.boxes import Box, boxes_of_run, intersection, runs_of_box
 from elastic.checkpoint.state import Spec
 from elastic.errors import CheckpointError
+from elastic.memory.raw import room
+from elastic.memory.tensors import Landing, empty
 
 STRIDED_LIMIT = 256 << 20
 """Bytes: the largest span that is read at once for a tensor whose strides are no permutation of a dense one."""
@@ -43,7 +45,7 @@ def itemsize(name: str) -> int:
 
 def memory_of(flat: torch.Tensor) -> memoryview:
     """The memory of a contiguous flat tensor."""
-    return flat.view(torch.uint8).numpy().data.cast("B") if flat.numel() else memoryview(bytearray())
+    return Landing(flat).bytes.data.cast("B") if flat.numel() else room(0)
 
 
 def raw(flat: torch.Tensor) -> memoryview:
@@ -107,13 +109,13 @@ class Files:
         """Bytes of a range."""
         if length < 0 or offset + length > self.size(path):
             raise CheckpointError(f"{path} has {self.size(path)} bytes; it should have at least {offset + length}")
-        memory = bytearray(length)
-        self.read_into(path, offset, memoryview(memory))
+        memory = room(length)
+        self.read_into(path, offset, memory)
         return bytes(memory)
 
     def elements(self, path: Path, offset: int, count: int, dtype: str) -> torch.Tensor:
         """A flat tensor of `count` elements from a byte offset."""
-        flat = torch.empty(count, dtype=dtype_of(dtype))
+        flat = empty(count, dtype_of(dtype))
         if count:
             self.read_into(path, offset, memory_of(flat))
         return flat
@@ -175,7 +177,7 @@ class Strided:
             rows = self._rows(box[0][0], box[1][0])
             return rows[(slice(None), *(slice(o, o + n) for o, n in zip(box[0][1:], box[1][1:], strict=True)))]
         offsets, sizes = [box[0][dim] for dim in order], [box[1][dim] for dim in order]
-        out, width, position = torch.empty(math.prod(sizes), dtype=dtype_of(self.spec.dtype)), itemsize(self.spec.dtype), 0
+        out, width, position = empty(math.prod(sizes), dtype_of(self.spec.dtype)), itemsize(self.spec.dtype), 0
         memory = memory_of(out)
         for start, count in runs_of_box([self.spec.shape[dim] for dim in order], (tuple(offsets), tuple(sizes))):
             self.files.read_into(self.path, self.offset + start * width, memory[position : position + count * width])
@@ -202,7 +204,7 @@ class Strided:
             width = itemsize(self.spec.dtype)
             return self._resolved(self.files.elements(self.path, self.offset + start * width, stop - start, self.spec.dtype))
         if start == stop:
-            return torch.empty(0, dtype=dtype_of(self.spec.dtype))
+            return empty(0, dtype_of(self.spec.dtype))
         return gather(self.spec, [((0,) * len(self.spec.shape), self.spec.shape, lambda: self)], start, stop)
 
 
@@ -218,7 +220,7 @@ Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Boxed]]
 
 def gather(spec: Spec, chunks: Sequence[Chunk], start: int, stop: int) -> torch.Tensor:
     """A run of a tensor that lies in chunks which tile it."""
-    out, position = torch.empty(stop - start, dtype=dtype_of(spec.dtype)), 0
+    out, position = empty(stop - start, dtype_of(spec.dtype)), 0
     for box in boxes_of_run(spec.shape, start, stop):
         count = math.prod(box[1])
         piece = out[position : position + count].view(box[1])

@@ -16,6 +16,7 @@ from elastic.checkpoint.plan import FilePlan, Place, Stored
 from elastic.checkpoint.sliced import scatter
 from elastic.checkpoint.store import Store, Writable
 from elastic.errors import CheckpointError
+from elastic.memory.tensors import bytes_of
 
 Run = tuple[str, str, int, torch.Tensor]
 """Name, state, first element in the tensor's row-major order, and the run's values (of any shape)."""
@@ -97,11 +98,6 @@ def joined(ranges: Iterable[tuple[int, int]], where: str) -> tuple[tuple[int, in
     return tuple(found)
 
 
-def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """Flat uint8 memory of a tensor's values in row-major order; no copy if it lies so in host memory."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
 def chunks(plan: FilePlan, runs: Iterable[Run]) -> Iterator[tuple[str, int, np.ndarray]]:
     """`(file, offset, memory)` of at most 4 MiB, cut at multiples of the block.
 
@@ -124,7 +120,7 @@ def chunks(plan: FilePlan, runs: Iterable[Run]) -> Iterator[tuple[str, int, np.n
 def _placed(place: Stored, start: int, tensor: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
     """`(file, offset, memory)` of a run: one, or those of the slices that have a part in it."""
     if isinstance(place, Place):
-        yield place.file, place.offset + start * place.itemsize, as_bytes(tensor)
+        yield place.file, place.offset + start * place.itemsize, bytes_of(tensor)
     else:
         yield from scatter(place, start, tensor)
 

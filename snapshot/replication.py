@@ -14,7 +14,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from elastic.comm.endpoint import Endpoint
@@ -26,7 +25,9 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import StateUnproven
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
-from elastic.snapshot.digest import digest
+from elastic.memory import raw
+from elastic.memory.digest import digest
+from elastic.memory.tensors import Landing, bytes_of, empty, retyped
 from elastic.snapshot.held import Later, Stored, held
 from elastic.snapshot.rest import Key, Rest
 
@@ -47,7 +48,7 @@ class Replica:
 
     shard: Shard
     step: int | None
-    memory: torch.Tensor  # uint8, what the owner's next message ends in
+    landing: Landing  # uint8, what the owner's next message ends in
     awaited: Tag | None = None
     received: Update | None = None
 
@@ -77,12 +78,12 @@ class Replicator:
         self._rest = rest
         self._worker, self._spec, self._network, self._optimizer = worker, spec, network, optimizer
         optimizer.kept.bind(kept)
-        self.replicas = [Replica(shard=shard, step=step, memory=self._room(shard)) for shard in kept]
+        self.replicas = [Replica(shard=shard, step=step, landing=self._room(shard)) for shard in kept]
         self._settings: dict[int, list[dict[str, Any]]] = {}
         self._skipped: set[int] = set()
 
-    def _room(self, shard: Shard) -> torch.Tensor:
-        return torch.empty(self._prefix(shard) + shard.memory[PARAM].nbytes, dtype=torch.uint8)
+    def _room(self, shard: Shard) -> Landing:
+        return Landing(empty(self._prefix(shard) + shard.memory[PARAM].nbytes, torch.uint8))
 
     def _prefix(self, shard: Shard) -> int:
         return _PREFIX + -(-len(shard.parameters(self._spec)) // (8 * _ALIGN)) * _ALIGN
@@ -102,7 +103,7 @@ class Replicator:
     @property
     def update_bytes(self) -> int:
         """Memory that owners' updates are received into."""
-        return sum(replica.memory.nbytes for replica in self.replicas)
+        return sum(replica.landing.size for replica in self.replicas)
 
     def begin(self, step: int, *, skipped: bool = False) -> None:
         """Before the optimizer's step: remembers its settings, and whether all pass over it."""
@@ -120,8 +121,7 @@ class Replicator:
             present = sum(1 << bit for bit, part in enumerate(gradient.parts) if part is not None)
             bitmap = present.to_bytes(self._prefix(shard) - _PREFIX, "little")
             proof = state_digest(shard) if step % COMPARED_EVERY == 0 else _NONE
-            memory = gradient.memory.view(torch.uint8).numpy()
-            self._network.send(holder, _tag(step, shard), proof.encode().ljust(_PREFIX), bitmap, memory)
+            self._network.send(holder, _tag(step, shard), proof.encode().ljust(_PREFIX), bitmap, bytes_of(gradient.memory))
 
     def replay(self, step: int) -> None:
         """Step `step` is committed: brings every replica that has its update up to it.
@@ -173,7 +173,7 @@ class Replicator:
         """Posts the memory for the updates of step `step`."""
         for replica in self.replicas:
             replica.awaited = _tag(step, replica.shard)
-            self._network.post(replica.shard.interval.owner, replica.awaited, replica.memory.numpy())
+            self._network.post(replica.shard.interval.owner, replica.awaited, replica.landing.bytes)
 
     def confirm(self) -> None:
         """Returns when every awaited update has come."""
@@ -193,9 +193,11 @@ class Replicator:
         self._network.receive(shard.interval.owner, tag)
         replica.awaited = None
         prefix = self._prefix(shard)
-        proof = replica.memory[:_DIGEST_BYTES].numpy().tobytes().decode("ascii")
-        present = int.from_bytes(replica.memory[_PREFIX:prefix].numpy().tobytes(), "little")
-        gradient = replica.memory[prefix:].view(shard.memory[PARAM].dtype)
+        memory = replica.landing.take()
+        head = bytes_of(memory[:prefix]).tobytes()
+        proof = head[:_DIGEST_BYTES].decode("ascii")
+        present = int.from_bytes(head[_PREFIX:], "little")
+        gradient = retyped(memory[prefix:], shard.memory[PARAM].dtype)
         runs = enumerate(shard.parameters(self._spec))
         parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]
         replica.received = Update(step=tag.step, parts=parts, state_digest=None if proof == _NONE else proof)
@@ -220,7 +222,7 @@ class Replicator:
 def state_digest(shard: Shard) -> str:
     """One digest of all of a shard's memory."""
     parts = "".join(f"{name}{digest(memory)}" for name, memory in sorted(shard.memory.items()))
-    return digest(np.frombuffer(parts.encode(), dtype=np.uint8))
+    return digest(raw.as_bytes(parts.encode()))
 
 
 def _tag(step: int, shard: Shard) -> Tag:

@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from elastic.layout.transfer import PARAM, Role
-from elastic.snapshot.digest import checksum, digest
+from elastic.memory.digest import checksum, digest
+from elastic.memory.raw import as_bytes
+from elastic.memory.tensors import HostBytes, bytes_of
 from elastic.snapshot.held import Held, Stored
 from elastic.view import View
 
@@ -36,7 +37,7 @@ Key = tuple[Role, int, int]
 def combined(checksums: Mapping[str, str]) -> str:
     """One digest of a copy, of the checksums of its states."""
     parts = "".join(f"{state}{value}" for state, value in sorted(checksums.items()))
-    return digest(np.frombuffer(parts.encode(), dtype=np.uint8))
+    return digest(as_bytes(parts.encode()))
 
 
 def period(view: View, share: float = SHARE) -> int:
@@ -83,7 +84,7 @@ class Changed:
 class _Resting:
     step: int
     stop: int
-    memory: Mapping[str, np.ndarray]
+    memory: Mapping[str, HostBytes]
     checksums: Mapping[str, str]
 
 
@@ -96,7 +97,7 @@ class Rest:
     def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False) -> None:
         self._every, self._all_of = every, all_of
         self._resting: dict[Key, _Resting] = {}
-        self._views: dict[Key, tuple[Mapping[str, torch.Tensor], Mapping[str, np.ndarray]]] = {}
+        self._views: dict[Key, Mapping[str, HostBytes]] = {}
         self.damaged: dict[Key, Changed] = {}
         self.told: set[Key] = set()  # the damaged copies that others know of
 
@@ -109,16 +110,15 @@ class Rest:
         if not self.takes(step, layer):
             return
         raw = self._raw(role, layer, start, memory)
-        checksums = {state: checksum(each) for state, each in raw.items()}
+        checksums = {state: checksum(each.now()) for state, each in raw.items()}
         stop = start + next((each.numel() for each in memory.values()), 0)
         self._resting[role, layer, start] = _Resting(step=step, stop=stop, memory=raw, checksums=checksums)
 
-    def _raw(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor]) -> Mapping[str, np.ndarray]:
+    def _raw(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor]) -> Mapping[str, HostBytes]:
         """As bytes. A copy lies in the same tensors as long as the view lasts, so that they are looked at once."""
-        tensors, raw = self._views.get((role, layer, start), ({}, {}))
-        if tensors.keys() != memory.keys() or any(tensors[state] is not each for state, each in memory.items()):
-            raw = {state: _bytes(each) for state, each in memory.items()}
-            self._views[role, layer, start] = dict(memory), raw
+        raw = self._views.get((role, layer, start), {})
+        if raw.keys() != memory.keys() or any(raw[state].tensor is not each for state, each in memory.items()):
+            raw = self._views[role, layer, start] = {state: HostBytes(each) for state, each in memory.items()}
         return raw
 
     def forget(self, *roles: Role) -> None:
@@ -142,7 +142,7 @@ class Rest:
             if role not in roles:
                 continue
             for state, memory in resting.memory.items():
-                if checksum(memory) != resting.checksums[state]:
+                if checksum(memory.now()) != resting.checksums[state]:
                     where = {"layer": layer, "start": start, "stop": resting.stop, "state": state, "step": resting.step}
                     found.append(Changed(role=role, **where))
         for changed in found:
@@ -180,8 +180,4 @@ def intact(copy: Stored) -> bool:
     """Whether a copy that was kept for long has the contents still that it had; one whose digest is not known is held to have."""
     if not isinstance(copy, Held) or copy.digest is None:
         return True
-    return combined({state: checksum(_bytes(memory)) for state, memory in copy.memory.items()}) == copy.digest
-
-
-def _bytes(memory: torch.Tensor) -> np.ndarray:
-    return memory.detach().reshape(-1).view(torch.uint8).numpy()
+    return combined({state: checksum(bytes_of(memory)) for state, memory in copy.memory.items()}) == copy.digest

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from elastic.engine.zero import ShardedOptimizer
+from elastic.memory.tensors import copy
 from elastic.snapshot.held import Held
 
 Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
@@ -70,5 +71,5 @@ class Spares:
             if name in spare:
                 spare[name].copy_(values)
             else:
-                spare[name] = values.clone()
+                spare[name] = copy(values)
         return dict(spare)

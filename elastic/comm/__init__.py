@@ -2,7 +2,7 @@
 
 from elastic.comm.endpoint import Endpoint, MemberLike, Stats
 from elastic.comm.loopback import LoopbackHub, LoopbackNetwork
-from elastic.comm.message import Kind, Tag, aligned_empty
+from elastic.comm.message import Kind, Tag
 from elastic.comm.network import Network
 from elastic.comm.rounds import Payload, Rounds
 
@@ -17,5 +17,4 @@ __all__ = [
     "Rounds",
     "Stats",
     "Tag",
-    "aligned_empty",
 ]

@@ -17,9 +17,10 @@ import numpy as np
 
 from elastic.comm.gauge import Seen
 from elastic.comm.mailbox import Mailbox, copy_of, lost
-from elastic.comm.message import Era, Key, Kind, Memory, Tag, as_writable_bytes
+from elastic.comm.message import Era, Key, Kind, Tag
 from elastic.comm.waiter import Waiter
 from elastic.errors import LinkError
+from elastic.memory.raw import Memory, as_writable_bytes
 
 _HELLO = Tag(Kind.HELLO, 0)
 

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from elastic.memory.raw import room
+
 GAUGED_BYTES = 128 << 10
 """The least that must have arrived behind the wait."""
 
@@ -90,7 +92,7 @@ def within_host() -> tuple[float, float]:
 
 def _answer(sock: socket.socket) -> None:
     """Sends a byte back for each ping, and one behind each burst."""
-    buffer = memoryview(bytearray(_BURST_BYTES))
+    buffer = room(_BURST_BYTES)
     for _ in range(_PINGS):
         sock.recv_into(buffer[:1])
         sock.sendall(buffer[:1])

@@ -9,8 +9,9 @@ import numpy as np
 
 from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
 from elastic.comm.mailbox import lost
-from elastic.comm.message import HEADER_BYTES, Era, Key, Kind, Memory, Tag, as_bytes
+from elastic.comm.message import HEADER_BYTES, Era, Key, Kind, Tag
 from elastic.errors import Interrupted, PeerLost
+from elastic.memory.raw import Memory, as_bytes
 
 
 class LoopbackHub:

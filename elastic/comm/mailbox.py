@@ -15,11 +15,12 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from elastic.comm.message import Era, Key, aligned_empty
+from elastic.comm.message import Era, Key
 from elastic.comm.waiter import Waiter
 from elastic.errors import Interrupted, LinkError, PeerLost
+from elastic.memory import raw
 
-_NOTHING = np.empty(0, dtype=np.uint8)
+_NOTHING = raw.empty(0)
 
 
 class Slot:
@@ -82,7 +83,7 @@ class Mailbox:
             queue = self._slots.setdefault(key, deque())
             slot = next((slot for slot in queue if not slot.begun), None)
             posted = None if slot is None else slot.posted
-            target = posted if posted is not None and posted.nbytes == size else aligned_empty(size)
+            target = posted if posted is not None and posted.nbytes == size else raw.empty(size)
             if slot is None:
                 slot = Slot()
                 queue.append(slot)

@@ -1,4 +1,4 @@
-"""What travels on a link: a header of fixed size, then raw memory. Also the two ways this package looks at memory.
+"""What travels on a link: a header of fixed size, then raw memory.
 
 The header carries a checksum of the memory and one of itself, CRC-32C, which processors compute at 25 GB/s: every single flipped bit and
 every run of up to 32 wrong bits is found, and of other damage all but one in 4 billion. Nothing of a message is used before it is verified.
@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 from crc32c import crc32c
 
 from elastic.errors import LinkError
+from elastic.memory.raw import view
 
-Memory: TypeAlias = "bytes | bytearray | memoryview | np.ndarray"
 Era: TypeAlias = "tuple[int, int]"
 """(epoch, attempt): compared as a pair, never goes back."""
 
-ALIGNMENT_BYTES = 64
 MAX_BYTES = 1 << 40
 _VERSION = int.from_bytes(b"elx2", "little")
 """Where the header's checksum starts from, so that it is also the mark of this protocol."""
@@ -87,7 +85,7 @@ class Header:
     @classmethod
     def unpack(cls, raw: bytes | bytearray | memoryview) -> Header:
         """The inverse of `pack`. Raises LinkError if this is no header, or a damaged one."""
-        (own,), fields = _OWN.unpack_from(raw), memoryview(raw)[_OWN.size :]
+        (own,), fields = _OWN.unpack_from(raw), view(raw)[_OWN.size :]
         epoch, attempt, kind, step, a, b, c, checksum, size = _HEADER.unpack(fields)
         if own != crc32c(fields, _VERSION) or size > MAX_BYTES:
             raise LinkError(f"not a message header, or a damaged one: {bytes(raw)!r}")
@@ -104,27 +102,3 @@ def described(era: Era, tag: Tag) -> str:
     number = tag.step & ~_COLLECTIVE
     where = f"collective {number}" if tag.step & _COLLECTIVE else f"step {number // 2 if tag.kind in _ROUNDS else number}"
     return f"the {_KINDS.get(tag.kind, f'kind {tag.kind}')} message of epoch {era[0]}, attempt {era[1]}, {where}"
-
-
-def aligned_empty(size: int) -> np.ndarray:
-    """Fresh uint8 memory of `size` bytes, uninitialised, that starts at a multiple of 64 bytes."""
-    raw = np.empty(size + ALIGNMENT_BYTES, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size]
-
-
-def as_bytes(buffer: Memory) -> np.ndarray:
-    """The same memory as a flat uint8 array; nothing is copied. Raises ValueError if it is not C-contiguous."""
-    if not isinstance(buffer, np.ndarray):
-        return np.frombuffer(buffer, dtype=np.uint8)
-    if not buffer.flags.c_contiguous:
-        raise ValueError(f"only C-contiguous memory can travel, not strides {buffer.strides} of shape {buffer.shape}")
-    return buffer.reshape(-1).view(np.uint8)
-
-
-def as_writable_bytes(buffer: Memory) -> np.ndarray:
-    """As `as_bytes`. Raises ValueError also if the memory is read-only."""
-    view = as_bytes(buffer)
-    if not view.flags.writeable:
-        raise ValueError("cannot receive into read-only memory")
-    return view

@@ -13,11 +13,12 @@ from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
 from elastic.comm.gauge import Seen
 from elastic.comm.link import Link
 from elastic.comm.mailbox import lost
-from elastic.comm.message import Header, Memory, Tag, as_bytes, checksum
+from elastic.comm.message import Header, Tag, checksum
 from elastic.comm.reactor import Reactor
 from elastic.comm.reception import Reception
 from elastic.comm.waiter import Waiter
 from elastic.errors import Interrupted, LinkError
+from elastic.memory.raw import Memory, as_bytes
 
 _NETWORKS: weakref.WeakSet[Network] = weakref.WeakSet()
 

@@ -9,9 +9,10 @@ from elastic.comm.mailbox import Mailbox, Slot, lost
 from elastic.comm.message import HEADER_BYTES, Header, Key, Kind, checksum, described
 from elastic.comm.sockets import SCARCE
 from elastic.errors import LinkError
+from elastic.memory.raw import room
 
 _BUDGET_BYTES = 4 << 20
-_SCRAP = memoryview(bytearray(256 << 10))
+_SCRAP = room(256 << 10)
 """Where unwanted bytes go, on every link: nobody ever reads it."""
 
 
@@ -28,7 +29,7 @@ class Receiver:
         self._peer = peer
         self._box = box
         # `_rest` is the unfilled part of the header (no key yet) or of the target of `filling`; `_excess` bytes are to be thrown away.
-        self._header = memoryview(bytearray(HEADER_BYTES))
+        self._header = room(HEADER_BYTES)
         self._rest = self._header
         # `_sum` is the checksum of what has arrived of the target, `_expected` what it must be in the end.
         self._excess = 0

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.message import ALIGNMENT_BYTES, Kind, Memory, Tag, as_bytes
+from elastic.comm.message import Kind, Tag
 from elastic.errors import LinkError
+from elastic.memory.raw import ALIGNMENT_BYTES, Memory, as_bytes, little_endian, typed
 
 Payload: TypeAlias = "tuple[dict[str, Any], Mapping[str, np.ndarray] | None]"
 """A JSON object, and arrays by name (bool, integer, float or complex; None and {} are the same)."""
@@ -38,7 +39,7 @@ def encode(payload: Payload) -> list[Memory]:
     for name, array in (arrays or {}).items():
         if array.dtype.kind not in _NUMERIC:
             raise TypeError(f"array {name!r} of dtype {array.dtype} cannot travel")
-        little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+        little = little_endian(array)
         index.append((name, little.dtype.str, little.shape))
         memory += [little, _PADDING[: -little.nbytes % ALIGNMENT_BYTES]]
     text = json.dumps({"value": value, "arrays": index}, separators=(",", ":")).encode()
@@ -55,7 +56,7 @@ def decode(message: np.ndarray) -> Payload:
         arrays = {}
         for name, dtype, shape in content["arrays"]:
             size = np.dtype(dtype).itemsize * math.prod(shape)
-            arrays[name] = message[start : start + size].view(dtype).reshape(shape)
+            arrays[name] = typed(message[start : start + size], dtype, shape)
             start += size + -size % ALIGNMENT_BYTES
         return content["value"], arrays
     except (struct.error, ValueError, KeyError, TypeError) as error:

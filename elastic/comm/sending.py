@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from elastic.comm.message import Era, Header
 from elastic.comm.sockets import SCARCE
+from elastic.memory import raw
 
 _MAX_VECTOR = 512
 
@@ -44,7 +45,7 @@ class Sender:
 
     def send(self, header: Header, views: list[memoryview]) -> None:
         """Queues a message and hands to the kernel what it takes at once."""
-        self._queue.append(Outgoing(header.era, [memoryview(header.pack()), *views]))
+        self._queue.append(Outgoing(header.era, [raw.view(header.pack()), *views]))
         self.push()
 
     def push(self, *, ready: bool = False) -> None:

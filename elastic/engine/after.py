@@ -17,6 +17,7 @@ from torch import nn
 
 from elastic.errors import TrainerError
 from elastic.layout.regions import BLOCK, Cut
+from elastic.memory.tensors import copy
 
 AfterStep = Callable[[torch.Tensor, dict[str, Any]], Any]
 
@@ -91,7 +92,7 @@ def average(decay: float) -> AfterStep:
     def averaged(parameter: torch.Tensor, state: dict[str, Any]) -> None:
         mean = state.get("average")
         if mean is None:
-            state["average"] = parameter.detach().clone()
+            state["average"] = copy(parameter.detach())
         else:
             mean.mul_(decay).add_(parameter, alpha=1.0 - decay)
 

@@ -15,8 +15,8 @@ import torch
 
 from elastic.engine.structure import Named, found_class, named_fields
 from elastic.errors import TrainerError
-
-ALIGNMENT = 64  # bytes: tensors start at a multiple of it, in memory as in messages
+from elastic.memory.raw import ALIGNMENT_BYTES, padding
+from elastic.memory.tensors import bytes_of, contiguous, of_bytes
 
 
 class _Leaf:
@@ -104,22 +104,7 @@ class Crossing:
     differentiable: tuple[bool, ...]
 
 
-def contiguous(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's values in contiguous memory that starts aligned; itself where it already is so."""
-    tensor = tensor.resolve_conj().resolve_neg().contiguous()
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as a flat uint8 array that shares it."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
-
-
-def _padding(size: int) -> int:
-    return -size % ALIGNMENT
-
-
-_ZEROS = bytes(ALIGNMENT)
+_ZEROS = bytes(ALIGNMENT_BYTES)
 
 
 def encode(crossing: Crossing) -> list[bytes | np.ndarray]:
@@ -133,11 +118,11 @@ def encode(crossing: Crossing) -> list[bytes | np.ndarray]:
         separators=(",", ":"),
     ).encode()
     head = len(header).to_bytes(4, "little") + header
-    buffers: list[bytes | np.ndarray] = [head + _ZEROS[: _padding(len(head))]]
+    buffers: list[bytes | np.ndarray] = [head + _ZEROS[: padding(len(head))]]
     for tensor in crossing.tensors:
         if tensor is not None and tensor.numel():
-            memory = as_bytes(contiguous(tensor))
-            buffers += [memory, _ZEROS[: _padding(memory.nbytes)]] if _padding(memory.nbytes) else [memory]
+            memory = bytes_of(contiguous(tensor))
+            buffers += [memory, _ZEROS[: padding(memory.nbytes)]] if padding(memory.nbytes) else [memory]
     return buffers
 
 
@@ -145,7 +130,7 @@ def decode(message: np.ndarray) -> Crossing:
     """The inverse of `encode`; the tensors share the message's memory."""
     size = int.from_bytes(message[:4].tobytes(), "little")
     header = json.loads(message[4 : 4 + size].tobytes())
-    offset = 4 + size + _padding(4 + size)
+    offset = 4 + size + padding(4 + size)
     tensors: list[torch.Tensor | None] = []
     for form in header["tensors"]:
         if form is None:
@@ -153,9 +138,8 @@ def decode(message: np.ndarray) -> Crossing:
             continue
         dtype, shape = getattr(torch, form[0]), form[1]
         length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        memory = torch.from_numpy(message[offset : offset + length]) if length else torch.empty(0, dtype=torch.uint8)
-        tensors.append(memory.view(dtype).view(shape))
-        offset += length + _padding(length)
+        tensors.append(of_bytes(message[offset : offset + length], dtype, shape))
+        offset += length + padding(length)
     return Crossing(
         structure=_structure_from_json(header["structure"]),
         tensors=tuple(tensors),

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from elastic.memory.tensors import empty
+
 _SIDE = 128
 _TURNS = 4
 
@@ -48,7 +50,7 @@ class Yardstick:
 
     def __init__(self) -> None:
         self._factor = torch.linspace(-1.0, 1.0, _SIDE * _SIDE).reshape(_SIDE, _SIDE)
-        self._product = torch.empty(_SIDE, _SIDE)
+        self._product = empty((_SIDE, _SIDE), self._factor.dtype)
 
     def measure(self) -> float:
         """Its seconds of processor time, the least of a few."""

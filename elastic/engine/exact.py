@@ -16,7 +16,7 @@ def terms(values: np.ndarray) -> np.ndarray:
     Each round cuts all values at one power of two, so that the parts above it can be added without rounding, and goes on with the rest
     (Rump, Ogita, Oishi: Accurate floating-point summation part I, ExtractVector).
     """
-    rest = np.asarray(values, dtype=np.float64)
+    rest = values.astype(np.float64, copy=False)
     if not np.isfinite(rest).all():
         return np.array([math.nan])
     room = math.ceil(math.log2(rest.size + 2))

@@ -5,27 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
-from elastic.engine.boundary import as_bytes
 from elastic.engine.model import LayeredModel
+from elastic.memory.tensors import HostBytes, Landing
 from elastic.view import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """One owned run on its way to, or from, another worker."""
+class _Run:
+    """One run of parameters, and the worker that it goes to or comes from."""
 
     peer: int
     layer: int
     start: int
-    memory: np.ndarray  # uint8, the parameters' own memory
 
     def tag(self, step: int) -> Tag:
         return Tag(Kind.PARAMETER, step, self.layer, self.start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent(_Run):
+    values: HostBytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Received(_Run):
+    landing: Landing
 
 
 class Gatherer:
@@ -36,9 +44,9 @@ class Gatherer:
         self._model = model
         self._gathered: dict[int, list[tuple[int, torch.Tensor]]] = {}
         self.arrived: Callable[[int], None] | None = None  # told of every layer whose parameters have come
-        self._outgoing: list[Piece] = []
-        self._incoming: list[Piece] = []
-        self._awaited: dict[int, list[tuple[int, Tag]]] = {}
+        self._outgoing: list[_Sent] = []
+        self._incoming: list[_Received] = []
+        self._awaited: dict[int, list[tuple[int, Tag, Landing]]] = {}
         layout = view.layout
         for layer in layout.layers:
             needs = {member: [(0, model.spec.layers[layer.layer].size)] for member in layer.members}
@@ -54,18 +62,18 @@ class Gatherer:
                     for first, last in dict.fromkeys(runs):
                         start, stop = max(first, interval.start), min(last, interval.stop)
                         if start < stop:
-                            memory = as_bytes(model.run(layer.layer, start, stop))
+                            run = model.run(layer.layer, start, stop)
                             if worker == interval.owner:
-                                self._outgoing.append(Piece(peer=member, layer=layer.layer, start=start, memory=memory))
+                                self._outgoing.append(_Sent(peer=member, layer=layer.layer, start=start, values=HostBytes(run)))
                             else:
-                                self._incoming.append(Piece(peer=interval.owner, layer=layer.layer, start=start, memory=memory))
+                                self._incoming.append(_Received(peer=interval.owner, layer=layer.layer, start=start, landing=Landing(run)))
         self._homes = {layer.index: [layer.index, *(tie.home for tie in layer.ties)] for layer in model.spec.layers}
 
     def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:
         """Where the runs of a layer start that come from other owners, and their memory here."""
         if layer not in self._gathered:
             itemsize = self._model.dtype(layer).itemsize
-            pieces = dict.fromkeys((p.start, p.start + p.memory.nbytes // itemsize) for p in self._incoming if p.layer == layer)
+            pieces = dict.fromkeys((p.start, p.start + p.landing.size // itemsize) for p in self._incoming if p.layer == layer)
             self._gathered[layer] = [(start, self._model.run(layer, start, stop)) for start, stop in pieces]
         return self._gathered[layer]
 
@@ -77,20 +85,23 @@ class Gatherer:
     def begin(self, step: int) -> None:
         """Lets the step's updates by other owners come in: from here on the parameters here are in transition."""
         for piece in self._incoming:
-            self._network.post(piece.peer, piece.tag(step), piece.memory)
-            self._awaited.setdefault(piece.layer, []).append((piece.peer, piece.tag(step)))
+            tag = piece.tag(step)
+            self._network.post(piece.peer, tag, piece.landing.bytes)
+            self._awaited.setdefault(piece.layer, []).append((piece.peer, tag, piece.landing))
 
     def send(self, step: int) -> None:
         """Sends every owned run, as updated in the step; returns at once."""
         for piece in self._outgoing:
-            self._network.send(piece.peer, piece.tag(step), piece.memory)
+            self._network.send(piece.peer, piece.tag(step), piece.values.now())
 
     def wait(self, layer: int) -> None:
         """Returns when the layer's parameters, tied ones included, are up to date."""
         for home in self._homes[layer]:
             awaited = self._awaited.get(home, [])
             while awaited:  # one that could not be received stays awaited
-                self._network.receive(*awaited[0])
+                peer, tag, landing = awaited[0]
+                self._network.receive(peer, tag)
+                landing.take()
                 del awaited[0]
             if self._awaited.pop(home, None) is not None and self.arrived is not None:
                 self.arrived(home)
@@ -99,8 +110,10 @@ class Gatherer:
         """Takes the parameters that have come, waiting for none: the layers that are not up to date. May be called again if interrupted."""
         for awaited in self._awaited.values():
             for message in list(awaited):
-                if self._network.arrived(*message):
-                    self._network.receive(*message)
+                peer, tag, landing = message
+                if self._network.arrived(peer, tag):
+                    self._network.receive(peer, tag)
+                    landing.take()
                     awaited.remove(message)
         return {layer for layer, awaited in self._awaited.items() if awaited}
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from elastic.engine.boundary import as_bytes, contiguous
 from elastic.engine.partial import note_whole, partial
 from elastic.engine.running import Running
 from elastic.engine.watch import Watch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import Cut, LayerSpec, ModelSpec, ParameterSpec, Tie, align
+from elastic.memory.tensors import bytes_of, contiguous, copy, empty, zeros
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -181,7 +181,7 @@ class LayeredModel:
         total = hashlib.sha256()
         for name, tensor in sorted([*self._parameters.items(), *self.root.named_buffers()]):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}\n".encode())
-            total.update(as_bytes(contiguous(tensor)).data)
+            total.update(bytes_of(contiguous(tensor)).data)
         return total.hexdigest()
 
     def state_dict(self, whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -190,12 +190,12 @@ class LayeredModel:
         with partial():
             for key, tensor in self.root.state_dict(keep_vars=True).items():
                 name = self._names.get(id(tensor), "")
-                found[key] = whole[name] if name in whole else tensor.detach().clone()
+                found[key] = whole[name] if name in whole else copy(tensor.detach())
         return found
 
     def bytes_of(self, name: str) -> np.ndarray:
         """A held parameter's bytes, row-major (uint8, shares memory where it can)."""
-        return as_bytes(contiguous(self._parameters[name]))
+        return bytes_of(contiguous(self._parameters[name]))
 
     def dtype(self, layer: int) -> torch.dtype:
         """The dtype of a layer's vector."""
@@ -223,14 +223,14 @@ class LayeredModel:
                 target = self._parameters[parameter.name]
                 target.grad = None
                 if memory is None:
-                    target.data = torch.empty(parameter.shape if parameter.size == 0 else 0, dtype=target.dtype)
+                    target.data = empty(parameter.shape if parameter.size == 0 else 0, target.dtype)
                 else:
                     target.data = memory[parameter.start - offset : parameter.stop - offset].view(parameter.shape)
 
     def values(self, layer: int, start: int, stop: int) -> torch.Tensor:
         """A copy of a run of a layer's vector, while this worker has the whole model: before the first `hold`."""
         spec = self.spec.layers[layer]
-        flat = torch.zeros(stop - start, dtype=self.dtype(layer))
+        flat = zeros(stop - start, self.dtype(layer))
         for parameter in spec.parameters:
             first, last = max(parameter.start, start), min(parameter.stop, stop)
             if first < last:
@@ -260,7 +260,7 @@ class LayeredModel:
 
     def _pack(self, parameters: Iterable[ParameterSpec], start: int, stop: int, keep: bool) -> torch.Tensor:
         parameters = tuple(parameters)
-        flat = torch.zeros(stop - start, dtype=getattr(torch, parameters[0].dtype))
+        flat = zeros(stop - start, getattr(torch, parameters[0].dtype))
         for parameter in parameters if keep else ():
             flat[parameter.start - start : parameter.stop - start] = self._parameters[parameter.name].detach().reshape(-1)
         return flat

@@ -10,6 +10,7 @@ import torch
 
 from elastic.engine.reducer import OwnedGradient
 from elastic.layout.regions import BLOCK, ModelSpec
+from elastic.memory.tensors import values_of, zeros
 
 _ROWS = 16  # 256 KiB of float32 at a time: faster than all at once
 
@@ -32,7 +33,7 @@ def block_sums(values: torch.Tensor) -> torch.Tensor:
     rows = values[:whole].view(-1, BLOCK)
     norms = [_row_norms(chunk) for chunk in rows.split(_ROWS)]
     if whole < values.numel():
-        tail = torch.zeros(BLOCK, dtype=values.dtype)
+        tail = zeros(BLOCK, values.dtype)
         tail[: values.numel() - whole] = values[whole:]
         norms.append(_row_norms(tail.view(1, BLOCK)))
     return torch.cat(norms).square_()
@@ -49,13 +50,13 @@ def square_sums(spec: ModelSpec, gradients: Iterable[OwnedGradient]) -> np.ndarr
         for gradient in gradients
         for start, stop in grid(spec, gradient.layer, gradient.interval.start, gradient.interval.stop)
     ]
-    return torch.cat(sums).numpy() if sums else np.zeros(0)
+    return values_of(torch.cat(sums)) if sums else np.array([])
 
 
 def norm(sums: Sequence[np.ndarray]) -> float:
     """The L2 norm from block sums, or from `exact.terms` of them: both have the same exact sum, which is rounded once (`math.fsum`), so
     nothing depends on who owns what. Not finite if any block is not, or the sum is above what float64 holds."""
-    values = np.concatenate(list(sums)) if sums else np.zeros(0)
+    values = np.concatenate(list(sums)) if sums else np.array([])
     if not np.isfinite(values).all():
         return math.nan
     try:

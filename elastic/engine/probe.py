@@ -26,6 +26,7 @@ from elastic.engine import randomness
 from elastic.engine.same import plain, same
 from elastic.errors import TrainerError
 from elastic.layout.regions import ALIGNMENT, Cut, align
+from elastic.memory import tensors as memory
 
 _STEPS = 6
 _MOST_ELEMENTS, _FEWEST_ELEMENTS = 17_000, 5 * ALIGNMENT  # 130 x 130: some optimizers treat matrices from 128 on in another way
@@ -218,7 +219,7 @@ def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int
     found: State = {}
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name != "step":
-            found[name] = torch.full(shape, value.flatten()[0].item(), dtype=value.dtype)
+            found[name] = memory.filled(shape, value.flatten()[0].item(), value.dtype)
         elif isinstance(value, torch.Tensor) and value.ndim and value.numel() > 1:
             return {}
         else:
@@ -251,7 +252,7 @@ class _Trials:
             if attribute not in ("state", "param_groups") and plain(value):
                 setattr(trial, attribute, copy.deepcopy(value))
         trial.param_groups = [_active(self._optimizer, self._optimizer.param_groups[number]) for number in self._used]
-        tensors = {index: self.tensors[index].clone() for index in chosen}
+        tensors = {index: memory.copy(self.tensors[index]) for index in chosen}
         cuts = dict.fromkeys(chosen, _pieces if pieces else _whole)
         parameters = {index: [nn.Parameter(piece) for piece in cuts[index](tensors[index])] for index in chosen}
         for index, own in parameters.items():
@@ -261,7 +262,7 @@ class _Trials:
             trial.state.update({piece: state for piece, state in zip(own, states, strict=True) if state})
         wrote, noted = False, {}
         for gradients in self._gradients:
-            given = [(p, g, g.clone()) for i in chosen for p, g in zip(parameters[i], cuts[i](gradients[i]), strict=True)]
+            given = [(p, g, memory.copy(g)) for i in chosen for p, g in zip(parameters[i], cuts[i](gradients[i]), strict=True)]
             for parameter, _, gradient in given:
                 parameter.grad = gradient
             trial.step()
@@ -299,7 +300,7 @@ def _active(optimizer: Optimizer, group: Mapping[str, Any]) -> State:
     rate = settings.get("lr")
     if rate is not None and float(rate) == 0.0:
         other = next((float(r) for r in (group.get("initial_lr"), optimizer.defaults.get("lr")) if r is not None and float(r) > 0), 1e-3)
-        settings["lr"] = torch.full_like(rate, other) if isinstance(rate, torch.Tensor) else other
+        settings["lr"] = memory.filled(tuple(rate.shape), other, rate.dtype) if isinstance(rate, torch.Tensor) else other
     return {**settings, "params": []}
 
 
@@ -316,7 +317,7 @@ def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def _state_of(state: State, number: int, shape: tuple[int, ...], cut: Callable[[torch.Tensor], list[torch.Tensor]]) -> State:
     own = {name for name, value in state.items() if isinstance(value, torch.Tensor) and value.shape == shape and (shape or name != "step")}
-    return {name: cut(value)[number].clone() if name in own else copy.deepcopy(value) for name, value in state.items()}
+    return {name: memory.copy(cut(value)[number]) if name in own else copy.deepcopy(value) for name, value in state.items()}
 
 
 def _difference(together: _Outcome, other: _Outcome) -> str | None:

@@ -14,6 +14,7 @@ from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.randomness import Generators
 from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossRunner, enter
+from elastic.memory.tensors import copy
 
 LayerProfile = list[list[float]]
 
@@ -40,7 +41,7 @@ class SavedBytes:
 def _buffers_restored(model: LayeredModel) -> Iterator[None]:
     modules = list(model.root.modules())
     kept = [dict(module._buffers) for module in modules]
-    values = {id(buffer): buffer.clone() for each in kept for buffer in each.values() if buffer is not None}
+    values = {id(buffer): copy(buffer) for each in kept for buffer in each.values() if buffer is not None}
     try:
         yield
     finally:

@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from elastic.memory import raw
+from elastic.memory.tensors import of_array
+
 _WORDS = 624
 # torch's serialized CPU generator (CPUGeneratorImplStateLegacy): u64 seed, i32 left, i32 seeded, u64 next, u64 state[624], cached normals.
 _LEFT, _STATE = 8, 24
@@ -27,8 +30,8 @@ Key = tuple[int | str, ...]
 
 
 def _template() -> np.ndarray:
-    state = np.zeros_like(torch.default_generator.get_state().numpy())
-    state[_LEFT : _LEFT + 8].view(np.int32)[:] = 1  # one draw left, then the state is refilled; seeded
+    state = raw.zeros(torch.default_generator.get_state().numel())
+    raw.typed(state[_LEFT : _LEFT + 8], "i4")[:] = 1  # one draw left, then the state is refilled; seeded
     return state
 
 
@@ -38,14 +41,14 @@ _TEMPLATE = _template()
 def expand(*key: int | str) -> np.ndarray:
     """The key's 624 uint32 words of generator state."""
     material = "/".join(str(part) for part in key).encode()
-    return np.frombuffer(hashlib.shake_256(material).digest(4 * _WORDS), dtype="<u4")
+    return raw.typed(hashlib.shake_256(material).digest(4 * _WORDS), "<u4")
 
 
 def torch_state(words: np.ndarray) -> torch.Tensor:
     """The words as a state of torch's default generator."""
     state = _TEMPLATE.copy()
-    state[_STATE : _STATE + 8 * _WORDS].view("<u8")[:] = words
-    return torch.from_numpy(state)
+    raw.typed(state[_STATE : _STATE + 8 * _WORDS], "<u8")[:] = words
+    return of_array(state)
 
 
 def _seed_others(words: np.ndarray) -> None:

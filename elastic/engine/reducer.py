@@ -13,10 +13,11 @@ import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
-from elastic.engine.boundary import ALIGNMENT, as_bytes
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold
 from elastic.layout.layout import Interval
+from elastic.memory.raw import ALIGNMENT_BYTES
+from elastic.memory.tensors import Landing, bytes_of, empty, retyped, zeros
 from elastic.plan.routing import Node, maximal_nodes
 from elastic.view import View
 
@@ -38,7 +39,7 @@ class Overlap:
     @property
     def prefix(self) -> int:
         """Bytes in front of a message's elements that say which runs are present."""
-        return -(-len(self.runs) // (8 * ALIGNMENT)) * ALIGNMENT
+        return -(-len(self.runs) // (8 * ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
 
     def views(self, memory: torch.Tensor) -> list[torch.Tensor]:
         """The runs of an interval's flat memory."""
@@ -59,14 +60,14 @@ class Overlap:
         position = 0
         for part, (start, stop) in zip(parts, self.runs, strict=True):
             if part is not None:
-                buffers += [bytes((start - position) * itemsize), as_bytes(part)]
+                buffers += [bytes((start - position) * itemsize), bytes_of(part)]
                 position = stop
         return [*buffers, bytes((self.stop - self.start - position) * itemsize)]
 
     def decode(self, message: torch.Tensor, dtype: torch.dtype) -> Parts:
         """The inverse of `encode`, sharing the message's memory (uint8)."""
-        present = int.from_bytes(message[: self.prefix].numpy().tobytes(), "little")
-        views = self.views(message[self.prefix :].view(dtype))
+        present = int.from_bytes(bytes_of(message[: self.prefix]).tobytes(), "little")
+        views = self.views(retyped(message[self.prefix :], dtype))
         return [view if present >> bit & 1 else None for bit, view in enumerate(views)]
 
 
@@ -85,12 +86,12 @@ def overlaps(vector: Vector, intervals: Sequence[Interval]) -> list[Overlap]:
 
 @dataclass(slots=True, kw_only=True)
 class Incoming:
-    """One expected message: a subtree sum of another worker, received straight into `memory`."""
+    """One expected message: a subtree sum of another worker, received straight into `landing`."""
 
     worker: int
     node: Node
     tag: Tag
-    memory: torch.Tensor  # uint8: the presence prefix, then the elements
+    landing: Landing  # uint8: the presence prefix, then the elements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,7 @@ class Reducer:
                 if overlap.interval.owner == worker:
                     self._owned[vector.home, overlap.interval].append(overlap)
                     self._incoming[vector.id, overlap.start] = self._expect(overlap, plan.stages[stage].members, stage)
-                    self._totals[vector.id, overlap.start] = torch.zeros(overlap.stop - overlap.start, dtype=model.dtype(vector.home))
+                    self._totals[vector.id, overlap.start] = zeros(overlap.stop - overlap.start, model.dtype(vector.home))
         self._folds: dict[int, VectorFold] = {}
 
     @property
@@ -150,13 +151,13 @@ class Reducer:
     @property
     def received_bytes(self) -> int:
         """Memory that other workers' partial sums are received into."""
-        return sum(message.memory.numel() for messages in self._incoming.values() for message in messages)
+        return sum(message.landing.size for messages in self._incoming.values() for message in messages)
 
     def _expect(self, overlap: Overlap, members: Sequence[int], stage: int) -> list[Incoming]:
         itemsize = self._model.dtype(overlap.vector.home).itemsize
         size = overlap.prefix + (overlap.stop - overlap.start) * itemsize
         return [
-            Incoming(worker=member, node=node, tag=_tag(0, overlap, node), memory=torch.empty(size, dtype=torch.uint8))
+            Incoming(worker=member, node=node, tag=_tag(0, overlap, node), landing=Landing(empty(size, torch.uint8)))
             for member in members
             if member != self._worker
             for node in self._nodes[stage, member]
@@ -173,7 +174,7 @@ class Reducer:
         for messages in self._incoming.values():
             for message in messages:
                 message.tag = message.tag._replace(step=step)
-                self._network.post(message.worker, message.tag, message.memory.numpy())
+                self._network.post(message.worker, message.tag, message.landing.bytes)
 
     def restore(self, sums: Mapping[int, Mapping[Node, Parts]]) -> None:
         """Begins with sums that are known already, by vector id."""
@@ -224,7 +225,7 @@ class Reducer:
                 sums.insert(node, overlap.local(parts), lent=True)
         for message in self._incoming[overlap.vector.id, overlap.start]:
             self._network.receive(message.worker, message.tag)
-            sums.insert(message.node, overlap.decode(message.memory, self._model.dtype(overlap.vector.home)))
+            sums.insert(message.node, overlap.decode(message.landing.take(), self._model.dtype(overlap.vector.home)))
         return sums.total(overlap.views(self._totals[overlap.vector.id, overlap.start]))
 
     def _add_use(self, own: Overlap, total: Parts, use: Overlap, parts: Parts) -> None:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 
+from elastic.memory.tensors import copy
 from elastic.plan.routing import Node, root
 
 Parts: TypeAlias = "list[torch.Tensor | None]"
@@ -78,9 +79,9 @@ class NodeSums:
         """Their sum, in memory that is not lent."""
         target, added, added_lent = (other, one, one_lent) if one_lent else (one, other, other_lent)
         if one_lent and other_lent:
-            target = [None if part is None else part.clone() for part in target]
+            target = [None if part is None else copy(part) for part in target]
         if added_lent:
-            added = [part.clone() if part is not None and mine is None else part for part, mine in zip(added, target, strict=True)]
+            added = [copy(part) if part is not None and mine is None else part for part, mine in zip(added, target, strict=True)]
         return add(target, added)
 
     def joined(self) -> dict[Node, Parts]:

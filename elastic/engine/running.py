@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from elastic.engine.boundary import as_bytes, contiguous
 from elastic.engine.statistics import Arrays, Records, Statistics
 from elastic.errors import TrainerError
-from elastic.snapshot.digest import digest
+from elastic.memory.digest import digest
+from elastic.memory.tensors import bytes_of, contiguous, copy, of_bytes
 
 Values = dict[str, torch.Tensor]
 
@@ -61,7 +61,7 @@ class Running:
 
     def record(self, step: int) -> None:
         """The buffers are now as they were behind `step`."""
-        self._known[step] = {name: value.clone() for name, value in self.now().items()}
+        self._known[step] = {name: copy(value) for name, value in self.now().items()}
         self._seen()
 
     def _seen(self) -> None:
@@ -79,7 +79,7 @@ class Running:
     def told(self, layers: Iterable[int]) -> dict[str, np.ndarray]:
         """What the worker that speaks for these layers tells of their loose buffers, by name, where they have changed."""
         mine = {name for layer in layers for name in self.loose.get(layer, ())}
-        return {f"buffer {name}": as_bytes(contiguous(self._root.get_buffer(name))) for name in self.changed() if name in mine}
+        return {f"buffer {name}": bytes_of(contiguous(self._root.get_buffer(name))) for name in self.changed() if name in mine}
 
     def apply(self, step: int, records: Records, arrays: Arrays) -> None:
         """Brings them up to `step`, with what all members have told."""
@@ -111,8 +111,8 @@ class Running:
 
     def packed(self, step: int) -> np.ndarray:
         """All values behind a step, one behind the other."""
-        parts = [as_bytes(contiguous(self._known[step][name])).reshape(-1) for name in self.names]
-        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint8)
+        parts = [bytes_of(contiguous(self._known[step][name])) for name in self.names]
+        return np.concatenate(parts) if parts else np.array([], dtype=np.uint8)
 
     def unpack(self, step: int, memory: np.ndarray) -> None:
         """The inverse, of what came from another worker."""
@@ -127,7 +127,7 @@ class Running:
         buffer = self._root.get_buffer(name)
         if memory.nbytes != buffer.numel() * buffer.element_size():
             raise TrainerError(f"buffer {name} has another size on another worker: give it a fixed shape, since all must have the same")
-        return torch.from_numpy(memory.reshape(-1).copy()).view(buffer.dtype).view(buffer.shape)
+        return of_bytes(memory.reshape(-1).copy(), buffer.dtype, buffer.shape)
 
     def _install(self, values: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from elastic.memory.tensors import bytes_of
+
 
 def same(one: Any, other: Any) -> bool:
     """Equal in type, shape and bits, so that NaN equals itself; containers by what is in them, anything else by `==`."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         alike = one.dtype == other.dtype and one.shape == other.shape
-        return alike and torch.equal(_bits(one), _bits(other))
+        return alike and np.array_equal(bytes_of(one), bytes_of(other))
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -22,10 +24,6 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     return one is other or repr(one) == repr(other) if isinstance(one, float) else bool(one == other)
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def plain(value: Any) -> bool:

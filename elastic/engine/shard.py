@@ -15,6 +15,7 @@ from elastic.engine.reduction import Parts
 from elastic.layout.layout import Interval
 from elastic.layout.regions import ModelSpec, ParameterSpec
 from elastic.layout.transfer import PARAM
+from elastic.memory.tensors import copy, zeros
 
 RUN = "run"
 """Stands among scalars for a state that has the shape of its parameter: its values are in the shard's memory."""
@@ -104,7 +105,7 @@ class Updater:
         for key, parts in gradients.items():
             for piece, part in zip(self.shards[key].pieces, parts, strict=True):
                 if piece is not None:
-                    piece.grad = None if part is None else (part.clone() if self._writes_gradients else part).view(piece.shape)
+                    piece.grad = None if part is None else (copy(part) if self._writes_gradients else part).view(piece.shape)
         self.optimizer.step()
         if self._after and not skipped:
             with torch.no_grad():
@@ -130,7 +131,7 @@ class Updater:
     def _moved(self, shard: Shard, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         memory = shard.memory.get(name)
         if memory is None:
-            memory = shard.memory[name] = torch.zeros(shard.interval.elements, dtype=value.dtype)
+            memory = shard.memory[name] = zeros(shard.interval.elements, value.dtype)
         return memory[start:stop].copy_(value.detach().reshape(-1))
 
     def scalars(self, shard: Shard) -> Scalars:
@@ -155,4 +156,4 @@ def _lies_in(value: torch.Tensor, memory: torch.Tensor | None, start: int) -> bo
 
 def copied(value: Any) -> Any:
     """The value itself, or a copy of a tensor, which optimizers change in place."""
-    return value.clone() if isinstance(value, torch.Tensor) else value
+    return copy(value) if isinstance(value, torch.Tensor) else value

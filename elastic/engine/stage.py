@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from elastic.engine.boundary import Crossing, contiguous, flatten, unflatten
+from elastic.engine.boundary import Crossing, flatten, unflatten
 from elastic.engine.numerics import Numerics, alias
 from elastic.engine.randomness import Generators, Key
 from elastic.engine.statistics import Statistics
 from elastic.engine.structure import takes_keywords
 from elastic.errors import TrainerError
+from elastic.memory.tensors import contiguous, copy
 
 Gradients = Sequence[torch.Tensor | None]
 Loss = Callable[[Any, Any], Any]
@@ -87,7 +88,7 @@ class LayerRunner:
         if self.recomputes:
             # On copies: the layer may begin with an in-place operation, and the leaves are needed again.
             with self._statistics.during(self.index, micro_batch), torch.no_grad():
-                structure, outputs = self._call(step, micro_batch, [leaf.detach().clone() for leaf in leaves], crossing.structure)
+                structure, outputs = self._call(step, micro_batch, [copy(leaf.detach()) for leaf in leaves], crossing.structure)
             reachable = bool(self.parameters) or any(crossing.differentiable)
             differentiable = tuple(reachable and (o.is_floating_point() or o.is_complex()) for o in outputs)
         else:
@@ -170,7 +171,7 @@ class LossRunner:
                 "as by detach(), no_grad(), item() or numpy()"
             )
         if not weight and not math.isfinite(float(value.detach())):
-            value = torch.zeros(())  # such as a mean over no token: it weighs nothing
+            value = torch.tensor(0.0)  # such as a mean over no token: it weighs nothing
         run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=[value])
         return run, LossLeaf(micro_batch=micro_batch, value=float(value.detach()), weight=weight, tokens=tokens)
 

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from elastic.errors import TrainerError
+from elastic.memory.tensors import of_array, values_of, zeros_like
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -124,7 +125,7 @@ class Statistics:
         self._calls.append(_Call(own=own, momentum=module.momentum))
         for name, buffer in own.items():
             if buffer is not None:
-                module._buffers[name] = torch.zeros_like(buffer)
+                module._buffers[name] = zeros_like(buffer)
         module.momentum = 1.0  # so that the buffers become what the micro-batch alone has
 
     def _leave(self, module: Any, args: Sequence[Any]) -> None:
@@ -142,7 +143,7 @@ class Statistics:
         if way == _STRIDED:
             exact = exact + 2.0 * _beyond(x, mean, variance).double()
         number = self._numbers[id(module)]
-        self._recording.records.append(Record(module=number, way=way, mean=mean.double().numpy(), variance=exact.numpy()))
+        self._recording.records.append(Record(module=number, way=way, mean=values_of(mean.double()), variance=values_of(exact)))
 
     def encode(self, found: Records) -> dict[str, np.ndarray]:
         """As arrays that can travel."""
@@ -152,7 +153,7 @@ class Statistics:
         return {
             "statistics_at": np.array(places, dtype=np.int64).reshape(-1, 2),
             "statistics_of": np.array(index, dtype=np.int64).reshape(-1, 4),
-            "statistics": np.concatenate(values) if values else np.zeros(0),
+            "statistics": np.concatenate(values) if values else np.array([]),
         }
 
     def decode(self, arrays: Arrays) -> dict[Place, list[Record]]:
@@ -205,7 +206,7 @@ def _update(module: Any, record: Record) -> None:
         momentum = 1.0 / float(tracked) if momentum is None else momentum
     elif momentum is None:
         momentum = 0.0
-    mean, variance = torch.from_numpy(record.mean.copy()), torch.from_numpy(record.variance.copy())
+    mean, variance = of_array(record.mean.copy()), of_array(record.variance.copy())
     before, spread = module.running_mean, module.running_var
     if record.way != _STRIDED:
         factor = torch.tensor(momentum, dtype=before.dtype)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from elastic.engine.boundary import as_bytes, contiguous
 from elastic.engine.partial import partial
 from elastic.engine.running import Running
 from elastic.errors import TrainerError
-from elastic.snapshot.digest import checksum
+from elastic.memory.digest import checksum
+from elastic.memory.tensors import bytes_of, contiguous
 
 PART_BYTES = 1 << 20
 """How much is compared at each step."""
@@ -60,7 +60,7 @@ class Watch:
         }
         for name, buffer in self._root.named_buffers():
             if name not in may_change:
-                known = checksum(as_bytes(contiguous(buffer)))
+                known = checksum(bytes_of(contiguous(buffer)))
                 self._watched[name] = _Watched(tensor=buffer, version=buffer._version, frozen=False, saved=name in saved, checksum=known)
         self._turns = list(self._watched)
 
@@ -128,7 +128,7 @@ class Watch:
         if watched.frozen:
             watched.checksum = None
             return True
-        known, watched.checksum = watched.checksum, checksum(as_bytes(contiguous(tensor)))
+        known, watched.checksum = watched.checksum, checksum(bytes_of(contiguous(tensor)))
         if watched.checksum == known:
             return False
         is_cache = not watched.saved and (tensor.shape != before.shape or not watched.filled)
@@ -143,7 +143,7 @@ class Watch:
                 break
             self._turns.append(name := self._turns.pop(0))
             watched = self._watched[name]
-            memory = as_bytes(contiguous(watched.tensor))
+            memory = bytes_of(contiguous(watched.tensor))
             left -= memory.nbytes
             before, watched.checksum = watched.checksum, checksum(memory)
             if before is not None and before != watched.checksum and name not in known:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from elastic.comm.rounds import Rounds
-from elastic.engine.boundary import as_bytes
 from elastic.engine.shard import Shard
 from elastic.layout.regions import ModelSpec
+from elastic.memory.tensors import bytes_of, copy, of_bytes, zeros
 
 Sequence = Callable[[], int]
 
@@ -23,7 +23,7 @@ def whole(rounds: Rounds, sequence: Sequence, owned: Iterable[Shard], spec: Mode
         if not layer.size:
             continue
         parts = {
-            f"{shard.interval.start} {str(shard.memory[state].dtype).removeprefix('torch.')}": as_bytes(shard.memory[state])
+            f"{shard.interval.start} {str(shard.memory[state].dtype).removeprefix('torch.')}": bytes_of(shard.memory[state])
             for shard in shards
             if shard.layer == layer.index and state in shard.memory
         }
@@ -35,10 +35,10 @@ def whole(rounds: Rounds, sequence: Sequence, owned: Iterable[Shard], spec: Mode
         flat: torch.Tensor | None = None
         for name, memory in (arrays or {}).items():
             start, dtype = name.split()
-            run = torch.from_numpy(np.array(memory)).view(getattr(torch, dtype))
+            run = of_bytes(memory, getattr(torch, dtype))
             if flat is None:
-                flat = torch.zeros(layer.size, dtype=run.dtype)
+                flat = zeros(layer.size, run.dtype)
             flat[int(start) : int(start) + run.numel()] = run
         if flat is not None:
-            found |= {p.name: flat[p.start : p.stop].view(p.shape).clone() for p in layer.parameters}
+            found |= {p.name: copy(flat[p.start : p.stop].view(p.shape)) for p in layer.parameters}
     return found

@@ -21,6 +21,7 @@ from elastic.engine.shard import RUN, Scalars, Shard, Updater, copied
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
 from elastic.layout.transfer import PARAM
+from elastic.memory.tensors import copy, zeros
 
 
 class ShardedOptimizer:
@@ -59,9 +60,9 @@ class ShardedOptimizer:
                             f"the optimizer's state of {parameter.name} has shape {tuple(value.shape)}, the parameter {parameter.shape}: "
                             "cannot cut it"
                         )
-                    scalars[name] = value.clone() if isinstance(value, torch.Tensor) else value
+                    scalars[name] = copied(value)
                     continue
-                memory = shard.memory.setdefault(name, torch.zeros(interval.elements, dtype=value.dtype))
+                memory = shard.memory.setdefault(name, zeros(interval.elements, value.dtype))
                 offset = interval.start - parameter.start
                 memory[start:stop] = value.detach().reshape(-1)[start + offset : stop + offset]
                 scalars[name] = RUN
@@ -96,7 +97,7 @@ class ShardedOptimizer:
         later = Shard(
             layer=shard.layer,
             interval=shard.interval,
-            memory={name: memory.clone() for name, memory in shard.memory.items()},
+            memory={name: copy(memory) for name, memory in shard.memory.items()},
             scalars=scalars,
         )
         updater = self._updater(second(self.optimizer))

@@ -27,6 +27,7 @@ from elastic.engine.shard import Scalars, Shard
 from elastic.engine.view_state import State
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
+from elastic.memory.tensors import copy
 from elastic.recovery.rung import Checkpoint
 from elastic.view import View
 from elastic.worker.engine import Engine
@@ -349,7 +350,7 @@ class Checkpoints:
         running = model.running.at(step) if model.running.names else {}
         buffers = {name: running[name] if name in running else model.root.get_buffer(name).detach() for name in self._buffers}
         if copies:
-            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+            buffers = {name: copy(buffer) for name, buffer in buffers.items()}
         rest = {**{name: model.parameter(name).detach() for name in model.frozen}, **buffers}
         forms = {name: form(tensor) for name, tensor in rest.items()}
         kept = history.settings()

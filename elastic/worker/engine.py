@@ -11,7 +11,6 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.gauge import Seen
 from elastic.comm.rounds import Payload, Rounds
-from elastic.engine.boundary import as_bytes, contiguous
 from elastic.engine.data import Batch
 from elastic.engine.decision import Apply, Wishes, added, decide, rows
 from elastic.engine.digests import digest
@@ -29,6 +28,7 @@ from elastic.engine.whole import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import MemoryDamaged, NonFinite
 from elastic.layout.transfer import PARAM
+from elastic.memory.tensors import bytes_of, contiguous
 from elastic.snapshot import replication
 from elastic.snapshot.held import Held, Stored, held
 from elastic.snapshot.replication import Replicator
@@ -302,7 +302,7 @@ class Engine:
         homes = {name: model.layer_of(name) for name in model.names}
         holders = {name: self.view.coordinator if layer is None else layout.members(layer)[0] for name, layer in homes.items()}
         sizes = {name: model.size_of(name) for name in model.names}
-        behind = [as_bytes(contiguous(buffer)) for buffer in model.running.now().values()]  # every member has them
+        behind = [bytes_of(contiguous(buffer)) for buffer in model.running.now().values()]  # every member has them
         return digest(self._rounds, self._next_sequence, self.worker, sizes, holders, model.bytes_of, behind)
 
     def _next_sequence(self) -> int:

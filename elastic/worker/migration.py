@@ -9,12 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
-from elastic.engine.boundary import as_bytes
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.view_state import State
@@ -22,9 +20,11 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused
 from elastic.layout.layout import Interval
 from elastic.layout.transfer import PARAM, Role, Transfer
+from elastic.memory import raw
+from elastic.memory.digest import digest
+from elastic.memory.tensors import Landing, bytes_of, empty, zeros
 from elastic.recovery.gate import check_received
 from elastic.recovery.proposal import Proposal
-from elastic.snapshot.digest import digest
 from elastic.snapshot.held import Later, Stored, runs
 from elastic.view import View
 
@@ -139,7 +139,7 @@ class Migration:
         return None
 
     def _zeros(self, state: str, layer: int, elements: int) -> torch.Tensor:
-        return torch.zeros(elements, dtype=self._dtype(state, layer))
+        return zeros(elements, self._dtype(state, layer))
 
     def _dtype(self, state: str, layer: int) -> torch.dtype:
         name = "same" if state == PARAM else self._proposal.states[state]
@@ -164,13 +164,14 @@ class Migration:
             GateRefused: if something is missing or not what its sender has.
         """
         installed = time.monotonic()
-        received = {move: torch.empty(move.elements, dtype=self._dtype(move.state, move.layer)) for _, move in self._incoming}
+        landings = {move: Landing(empty(move.elements, self._dtype(move.state, move.layer))) for _, move in self._incoming}
         for index, move in self._incoming:
-            self._network.post(move.source, self._tag(index), as_bytes(received[move]))
+            self._network.post(move.source, self._tag(index), landings[move].bytes)
         sent = [self._send(index, move) for index, move in self._outgoing]
-        announced = {}
+        announced, received = {}, {}
         for index, move in self._incoming:
             self._network.receive(move.source, self._tag(index))
+            received[move] = landings[move].take()
             said = self._network.receive(move.source, self._tag(index, Kind.TRANSFER_DIGEST))
             announced[move] = said.tobytes().decode("ascii", "replace")
         self._move_buffers()
@@ -193,7 +194,7 @@ class Migration:
             for worker in buffers.to:
                 self._network.send(worker, tag, running.packed(step))
             return
-        memory = np.empty(running.bytes, dtype=np.uint8)
+        memory = raw.empty(running.bytes)
         self._network.post(buffers.source, tag, memory)
         self._network.receive(buffers.source, tag)
         if digest(memory) != buffers.digest:
@@ -203,16 +204,17 @@ class Migration:
     def _tag(self, index: int, kind: Kind = Kind.TRANSFER) -> Tag:
         return Tag(kind, self._proposal.resume + 1, index)
 
-    def _send(self, index: int, move: Transfer) -> np.ndarray:
+    def _send(self, index: int, move: Transfer) -> torch.Tensor:
+        """Begins to send it: what is returned must stay as it is until the network is flushed."""
         dtype = self._dtype(move.state, move.layer)
         found = runs(self._held, self._proposal.resume, move.state, move.layer, move.start, move.stop)
         if sum(stop - start for start, stop, _ in found) != move.elements:
             raise GateRefused(
                 f"worker {self._worker} is to send {move}, which it does not hold at step {self._proposal.resume}", check="coverage"
             )
-        parts = [torch.zeros(stop - start, dtype=dtype) if memory is None else memory for start, stop, memory in found]
-        memory = as_bytes(parts[0] if len(parts) == 1 else torch.cat(parts))
-        self._network.send(move.destination, self._tag(index), memory)
+        parts = [zeros(stop - start, dtype) if memory is None else memory for start, stop, memory in found]
+        memory = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self._network.send(move.destination, self._tag(index), bytes_of(memory))
         self._network.send(move.destination, self._tag(index, Kind.TRANSFER_DIGEST), digest(memory).encode())
         return memory
 

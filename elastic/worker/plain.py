@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from elastic.memory import tensors as memory
+
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _LEFT = (*_FUNCTIONS, types.ModuleType, weakref.ref, type, Optimizer, nn.Module)
 _FACTORIES: dict[str, Any] = {"int": int, "float": float, "str": str, "list": list, "dict": dict, "set": set}
@@ -44,7 +46,7 @@ def capture(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return memory.copy(value.detach())
     if isinstance(value, _LEFT):
         return Left(_kind(value))
     if type(value) is dict:

@@ -21,6 +21,7 @@ from elastic.engine.view_state import State
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
 from elastic.layout.regions import Cut, ModelSpec, ParameterSpec
+from elastic.memory.tensors import filled, zeros
 from elastic.view import View
 
 
@@ -127,7 +128,7 @@ def _shard(
                 shard.scalars.setdefault(parameter.name, {})[state] = values
                 continue
             if state not in shard.memory:
-                shard.memory[state] = torch.zeros(interval.elements, dtype=getattr(torch, form.dtype))
+                shard.memory[state] = zeros(interval.elements, getattr(torch, form.dtype))
             source.read_into(parameter.name, state, offset, shard.memory[state][start:stop])
         shard.scalars.setdefault(parameter.name, {}).update(_scalars(parameter, source.contents, examples))
     shard.scalars = {name: values for name, values in shard.scalars.items() if values}
@@ -141,7 +142,7 @@ def _scalars(parameter: ParameterSpec, contents: Contents, examples: Mapping[str
     for state, value in contents.scalars.get(parameter.name, {}).items():
         example = examples.get(state, torch.tensor(0.0) if state == "step" else None)
         if isinstance(example, torch.Tensor) and example.numel() == 1:
-            found[state] = torch.full(example.shape, value, dtype=example.dtype)
+            found[state] = filled(example.shape, value, example.dtype)
         elif isinstance(example, bool | int | float):
             found[state] = type(example)(value)
         else:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from elastic.comm import Kind, Tag
 from elastic.comm.mailbox import Mailbox
-from elastic.comm.message import HEADER_BYTES, Header, as_bytes, checksum, described
+from elastic.comm.message import HEADER_BYTES, Header, checksum, described
 from elastic.comm.receiving import Receiver
 from elastic.errors import LinkError, PeerLost
+from elastic.memory.raw import as_bytes
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -211,7 +211,7 @@ def test_a_message_for_which_there_is_no_memory_breaks_its_link_with_a_reason(cl
     def none(size: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(mailbox, "aligned_empty", none)
+    monkeypatch.setattr(mailbox.raw, "empty", none)
     c[0].send(1, tag(2), b"fits.")
     assert c[1].receive(0, tag(2)).tobytes() == b"fits."
     waiting = c.blocked(1, lambda: c[1].receive(0, tag()))

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from elastic.comm.handshake import Handshake
-from elastic.comm.message import HEADER_BYTES, Header, Tag, aligned_empty, as_bytes
+from elastic.comm.message import HEADER_BYTES, Header, Tag
 from elastic.comm.rounds import decode, encode
 from elastic.errors import LinkError
+from elastic.memory.raw import as_bytes, empty
 
 u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 json_values = st.recursive(
@@ -51,7 +52,7 @@ def test_an_absurd_size_is_refused():
 
 @given(st.integers(1, 10_000))
 def test_memory_is_aligned(size):
-    memory = aligned_empty(size)
+    memory = empty(size)
     assert memory.nbytes == size
     assert memory.ctypes.data % 64 == 0
 
@@ -113,7 +114,7 @@ def test_no_two_challenges_are_equal():
 @given(st.dictionaries(st.text(), json_values, max_size=4), st.dictionaries(st.text(), arrays, max_size=3))
 def test_payloads_survive_coding(value, named):
     message = np.concatenate([as_bytes(buffer) for buffer in encode((value, named))])
-    aligned = aligned_empty(message.size)
+    aligned = empty(message.size)
     aligned[:] = message
     got, got_arrays = decode(aligned)
     assert got == value

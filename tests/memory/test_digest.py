@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.snapshot.digest import digest
+from elastic.memory.digest import digest
 
 SIZES = [1, 3, 4, 5, 7, 8, 9, 12, 8191, 8192, 8193, 8196, 16384, 40000]
 

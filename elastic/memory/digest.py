@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
+from elastic.memory.tensors import bytes_of
+
 _COLUMNS = 1024
 _ROW_BYTES = 8 * _COLUMNS
 _SHIFT = 4
@@ -53,7 +55,7 @@ def _sum(memory: np.ndarray, start: int) -> int:
 
 def digest(memory: np.ndarray | torch.Tensor) -> str:
     """32 hex digits, of contiguous memory and its length in bytes."""
-    flat = memory.detach().reshape(-1).view(torch.uint8).numpy() if isinstance(memory, torch.Tensor) else memory.reshape(-1).view(np.uint8)
+    flat = bytes_of(memory) if isinstance(memory, torch.Tensor) else memory.reshape(-1).view(np.uint8)
     if not flat.size:
         return "0" * 32
     aligned, shifted = _sum(flat, 0), _sum(flat, min(_SHIFT, flat.size))
