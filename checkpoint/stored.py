@@ -15,7 +15,7 @@ from elastic.checkpoint.boxes import Box, boxes_of_run, intersection, runs_of_bo
 from elastic.checkpoint.state import Spec
 from elastic.errors import CheckpointError
 from elastic.memory.raw import room
-from elastic.memory.tensors import Landing, empty
+from elastic.memory.tensors import Landing, bytes_of, empty, strided
 
 STRIDED_LIMIT = 256 << 20
 """Bytes: the largest span that is read at once for a tensor whose strides are no permutation of a dense one."""
@@ -44,13 +44,13 @@ def itemsize(name: str) -> int:
 
 
 def memory_of(flat: torch.Tensor) -> memoryview:
-    """The memory of a contiguous flat tensor."""
+    """The memory of a contiguous flat tensor, to be filled."""
     return Landing(flat).bytes.data.cast("B") if flat.numel() else room(0)
 
 
 def raw(flat: torch.Tensor) -> memoryview:
-    """The memory of a flat tensor, contiguous or a copy that is."""
-    return memory_of(flat.contiguous())
+    """The memory of a flat tensor, or of a contiguous copy, to be read."""
+    return bytes_of(flat).data if flat.numel() else room(0)
 
 
 def is_tensor(value: Any) -> bool:
@@ -195,7 +195,7 @@ class Strided:
                 f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} is too large to be read"
             )
         memory = self.files.elements(self.path, self.offset + first * self.strides[0] * width, span, self.spec.dtype)
-        return memory.as_strided(shape, self.strides)
+        return strided(memory, shape, self.strides)
 
     def run(self, start: int, stop: int) -> torch.Tensor:
         """The run, flat."""

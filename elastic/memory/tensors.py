@@ -66,6 +66,11 @@ def retyped(memory: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return memory.view(dtype)
 
 
+def strided(memory: torch.Tensor, shape: Sequence[int], strides: Sequence[int]) -> torch.Tensor:
+    """Flat memory as a tensor of any strides (elements), which share it. Raises RuntimeError if it is too short."""
+    return memory.as_strided(tuple(shape), tuple(strides))
+
+
 def of_array(array: np.ndarray) -> torch.Tensor:
     """Numbers of the host as a tensor. It shares the memory, which must not change any more."""
     return torch.from_numpy(array)
