@@ -59,8 +59,8 @@ def as_writable_bytes(buffer: Memory) -> np.ndarray:
 
 
 def typed(memory: Memory, dtype: str | np.dtype, shape: Sequence[int] | None = None) -> np.ndarray:
-    """The same memory as elements of `dtype`, flat or in `shape`. Raises ValueError if the sizes do not match."""
-    found = as_bytes(memory).view(dtype)
+    """Flat bytes as elements of `dtype`, flat or in `shape`; shares them. Raises ValueError if the sizes do not match."""
+    found = (memory if isinstance(memory, np.ndarray) else np.frombuffer(memory, dtype=np.uint8)).view(dtype)
     return found if shape is None else found.reshape(shape)
 
 

@@ -45,14 +45,19 @@ def contiguous(tensor: torch.Tensor) -> torch.Tensor:
 
 def bytes_of(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's values as they are now, on the host, row-major: flat uint8, read-only. It shares the memory of a contiguous tensor."""
-    found = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
-    found.flags.writeable = False
+    found = _on_host(tensor).reshape(-1).view(torch.uint8).numpy()
+    found.setflags(write=False)
     return found
 
 
 def values_of(tensor: torch.Tensor) -> np.ndarray:
     """A result on the host, to go on with in NumPy; shares the tensor's memory."""
-    return tensor.detach().cpu().numpy()
+    return _on_host(tensor).numpy()
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The values where NumPy finds them; a copy waits for what computes them."""
+    return tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
 
 
 def of_bytes(memory: np.ndarray, dtype: torch.dtype, shape: Shape = -1) -> torch.Tensor:
