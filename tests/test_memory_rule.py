@@ -1,13 +1,14 @@
 """Only `elastic/memory` allocates or views memory.
 
 Refused elsewhere, as far as the syntax tree shows it:
-- functions of torch and NumPy that make memory which is not computed from other values (`empty`, `zeros`, `full`, `zeros_like` ...), methods
-  that do (`new_empty` ...), copies of a tensor as it is (`clone`), `bytearray` and `mmap`;
-- whatever shares memory under another type: `.numpy()`, `from_numpy`, `frombuffer`, `asarray`, `as_tensor`, `np.ndarray(...)`, `as_strided`,
-  `.view` with a dtype, `memoryview`; and what moves it between devices (`cpu`, `cuda`, `pin_memory`).
+- functions of torch and NumPy that make memory which is not computed from other values (`empty`, `zeros`, `full`, `zeros_like` ...),
+  methods that do (`new_empty` ...), copies of a tensor as it is (`clone`), `bytearray` and `mmap`;
+- whatever shares memory under another type: `.numpy()`, `from_numpy`, `frombuffer`, `asarray`, `as_tensor`, `np.ndarray(...)`,
+  `as_strided`, `.view` with a dtype, `memoryview`; and what moves it between devices (`cpu`, `cuda`, `pin_memory`).
 
-Allowed: what is computed (`a + b`, `cat`, `stack`, `concatenate`, `randn`, `contiguous`, `to(dtype)`); values of Python numbers (`torch.tensor`,
-`np.array`); slices, `reshape` and `view` with a shape, of which dtype and device stay as they are; `copy_`; `tobytes`, a Python value.
+Allowed: what is computed (`a + b`, `cat`, `stack`, `concatenate`, `randn`, `contiguous`, `to(dtype)`); values of Python numbers
+(`torch.tensor`, `np.array`); slices, `reshape` and `view` with a shape, of which dtype and device stay as they are; `copy_`; `tobytes`, a
+Python value.
 """
 
 from __future__ import annotations
@@ -46,13 +47,19 @@ def found(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, ast.unparse(node)
         elif isinstance(node, ast.Attribute) and _of_a_library(node) and node.attr in (_MAKES | _SHARES) - {"ndarray"}:
             yield node.lineno, ast.unparse(node)  # also where it is not called here: `make = torch.zeros`
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("torch", "numpy", "mmap"):
-            if {alias.name for alias in node.names} & (_MAKES | _SHARES | _NAMES | {"clone", "mmap"}):
-                yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and _is_refused_import(node):
+            yield node.lineno, ast.unparse(node)
 
 
 def _of_a_library(node: ast.Attribute) -> bool:
     return isinstance(node.value, ast.Name) and node.value.id in ("torch", "np", "numpy")
+
+
+def _is_refused_import(node: ast.ImportFrom) -> bool:
+    names = {alias.name for alias in node.names}
+    return (node.module or "").partition(".")[0] in ("torch", "numpy", "mmap") and bool(
+        names & (_MAKES | _SHARES | _NAMES | {"clone", "mmap"})
+    )
 
 
 def _is_refused_call(call: ast.Call) -> bool:
@@ -151,7 +158,9 @@ def test_what_is_computed_is_allowed(line: str):
     assert not list(found(f"def f(x):\n    return {line}\n"))
 
 
-@pytest.mark.parametrize("line", ["from torch import zeros", "from numpy.lib.stride_tricks import as_strided", "from numpy import frombuffer"])
+@pytest.mark.parametrize(
+    "line", ["from torch import zeros", "from numpy.lib.stride_tricks import as_strided", "from numpy import frombuffer"]
+)
 def test_an_import_of_one_is_refused(line: str):
     assert list(found(line))
 
