@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain, islice, permutations, product
 
 from elastic.errors import PlanError
+from elastic.plan.across import across_zones
 from elastic.plan.choice import HORIZON, least
 from elastic.plan.cluster import Cluster, Place
 from elastic.plan.deploy import Deployed, Device, Unplaceable, deploy, devices, without
@@ -22,6 +23,9 @@ from elastic.plan.prepared import Prepared
 from elastic.plan.profiles import Profiles
 
 ANY = Limits()
+MOST_ZONES = 4
+"""Of one kind, for which the exact search takes a second or two; with more zones stages go across them."""
+
 _SLOWER = 1.2
 _MOST_ORDERS = 24
 _MESSAGE_BYTES = 64e6
@@ -66,11 +70,15 @@ def plan_for(cluster: Cluster, profiles: Profiles, batch: int, limits: Limits = 
     """The best plan, with a device for every slot. Raises PlanError if nothing fits, saying where."""
     why = "the best of all depths, replicas, degrees and micro-batch sizes"
     rules = PhysicalRules(cluster, profiles)
+    across = across_zones(rules, batch, limits, devices(cluster))
+    if across is not None and len(rules.pools) > MOST_ZONES:
+        return across
     try:
-        return _deployed(rules, divide(rules, batch, limits), why)
+        found = _deployed(rules, divide(rules, batch, limits), why)
     except Unplaceable:
         rules = WholeHosts(cluster, profiles)
-        return _deployed(rules, divide(rules, batch, limits), why + " that divide every host")
+        found = _deployed(rules, divide(rules, batch, limits), why + " that divide every host")
+    return found if across is None else min(found, across, key=lambda each: each.plan.step_s)
 
 
 Pools = tuple[Pool, ...]
@@ -117,11 +125,14 @@ def after_loss(
     rules = WholeHosts(cluster, profiles) if isinstance(deployed.rules, WholeHosts) else PhysicalRules(cluster, profiles)
     rates = _rates(cluster, set(devices(deployed.cluster)) - set(gone))
     kept = _kept(deployed, gone, batch, rules)
-    known = None if prepared is None else prepared.answer(rules.pools)
-    found = _placed(rules, known or divide(rules, batch, limits), batch, limits, rates)
-    options = [found]
-    for other in _elsewhere(found.division, rules):
-        options.append(_deployed(rules, other, "the best for what is left, with its zones exchanged", rates))
+    across = across_zones(rules, batch, limits, rates)
+    options = [] if across is None else [across]
+    if across is None or len(rules.pools) <= MOST_ZONES:
+        known = None if prepared is None else prepared.answer(rules.pools)
+        found = _placed(rules, known or divide(rules, batch, limits), batch, limits, rates)
+        options.append(found)
+        for other in _elsewhere(found.division, rules):
+            options.append(_deployed(rules, other, "the best for what is left, with its zones exchanged", rates))
     if kept is not None:
         options.append(_deployed(rules, kept, "the plan of before, without the replicas that were hit", rates))
 

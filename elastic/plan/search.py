@@ -8,7 +8,7 @@ different numbers of workers: micro-batches go in ascending order, so a narrow s
 stages of equal time and width are tried as well, and the simulated schedule decides.
 
 Where workers differ in speed, each stage takes neighbours in the order of their speeds, the slowest or the fastest first. Where a plan does
-not fit into memory, layers are divided again within these limits.
+not fit into memory, layers are divided again within these limits. Where links between hosts differ, workers are also placed by these.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from elastic.plan.fleet import Fleet
 from elastic.plan.job_costs import JobCosts
 from elastic.plan.memory import refuse, shortfall
 from elastic.plan.partition import check_feasible, partitioning
+from elastic.plan.placing import placed
 from elastic.plan.plan import Stage
 from elastic.plan.prediction import Prediction
 from elastic.plan.prepared import Prepared
@@ -103,6 +104,12 @@ def searching(question: Question) -> Generator[None, None, tuple[Candidate, ...]
                     yield
                     predicted = yield from costs.predicting(filled, routes)
                     found.append(Candidate(stages=filled, routes=routes, predicted=predicted, reason=reason))
+                    if (elsewhere := placed(filled, workload, fleet)) is not None:
+                        routes = _routes(elsewhere, workload, fleet)
+                        predicted = yield from costs.predicting(elsewhere, routes)
+                        found.append(
+                            Candidate(stages=elsewhere, routes=routes, predicted=predicted, reason=f"{reason}, placed by the links")
+                        )
                 yield
         short += lacking
     if not found:
@@ -153,7 +160,11 @@ def _filled(fleet: Fleet, parts: Parts, workload: Workload) -> tuple[tuple[Stage
     """Stages with their workers, and routes."""
     rest = iter(fleet.workers)
     stages = tuple(Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts)
-    return stages, tuple(weighted_routes(workload.grains, stage.members, fleet.slowdowns) for stage in stages)
+    return stages, _routes(stages, workload, fleet)
+
+
+def _routes(stages: Iterable[Stage], workload: Workload, fleet: Fleet) -> Routes:
+    return tuple(weighted_routes(workload.grains, stage.members, fleet.slowdowns) for stage in stages)
 
 
 def preparing(fleets: Iterable[Fleet], workload: Workload, stages: int | None) -> Prepared[Question, tuple[Candidate, ...]]:

@@ -29,7 +29,7 @@ Groups = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Groups of devices in pipeline order; the seconds of a step's transfers and their two parts; and a sentence saying why.
+    """Groups of devices in pipeline order, and the seconds of a step's transfers and their two parts.
 
     `exchange_s` is the gradient exchange of the slowest group, `boundary_s` that of all boundaries, forward and back. Where groups are of
     one size, members of equal position hand on to one another. Raises PlanError on a device in two places or parts that do not add up.
@@ -39,7 +39,6 @@ class Placement:
     cost_s: float
     exchange_s: float
     boundary_s: float
-    why: str
 
     def __post_init__(self) -> None:
         devices = [device for group in self.groups for device in group]
@@ -82,7 +81,6 @@ def place(
         cost_s=exchange_s + boundary_s,
         exchange_s=exchange_s,
         boundary_s=boundary_s,
-        why=_why(links, best, exchange_s, boundary_s, even),
     )
 
 
@@ -125,15 +123,3 @@ def _refuse_dead(links: Network, groups: Groups) -> None:
     for number, (one, two) in enumerate(pairwise(groups)):
         if links.boundary_between(one, two) >= links.penalty_s:
             raise PlanError(f"no placement without dead links was found: of the best, groups {number} and {number + 1} cannot be paired")
-
-
-def _why(links: Network, groups: Groups, exchange_s: float, boundary_s: float, even: Groups) -> str:
-    before = sum(_scored(links, even)[:2])
-    _, slowest = max((links.slowest_member(group) for group in groups), key=lambda found: found[0])
-    number = next(n for n, group in enumerate(groups) if slowest in group)
-    parts = [f"device {slowest} of group {number} takes {exchange_s:.3f} s to exchange gradients" if exchange_s else "nothing is exchanged"]
-    if len(groups) > 1:
-        seconds = [links.boundary_between(one, two) for one, two in pairwise(groups)]
-        at = max(range(len(seconds)), key=seconds.__getitem__)
-        parts.append(f"boundaries take {boundary_s:.3f} s, the slowest is that of groups {at} and {at + 1} with {2 * seconds[at]:.3f} s")
-    return f"{'; '.join(parts)}; in the order given the devices would take {before:.3f} s"
