@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
 import os
 import time
 import warnings
@@ -16,7 +14,6 @@ from typing import Any
 from elastic.checkpoint.commit import new_token
 from elastic.checkpoint.directory import collect, newest
 from elastic.checkpoint.objects import open_store
-from elastic.checkpoint.owner import Owner, check_owner, claim, read_owner
 from elastic.checkpoint.reader import ElasticSource
 from elastic.checkpoint.retention import KeepLast, retire
 from elastic.checkpoint.saver import Prepare, Saver, newest_epoch
@@ -30,8 +27,10 @@ from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
 from elastic.memory.tensors import copy
 from elastic.recovery.rung import Checkpoint
 from elastic.view import View
+from elastic.worker.directory_owner import DEAD_S, EXTRA, DirectoryOwner
 from elastic.worker.engine import Engine
 from elastic.worker.fallback import Restored
+from elastic.worker.groups import plain_scheduler, readable_group
 from elastic.worker.history import History
 from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings
@@ -44,10 +43,8 @@ from elastic.worker.saving import Share, States, base_of, contents_of, digest_of
 from elastic.worker.survivor import Survivor
 
 _log = logging.getLogger(__name__)
-_EXTRA = "elastic"
 _ROUND_S = 0.5
 _LAST_TRIES = 10
-_DEAD_S = 3600.0  # a save in which nothing has changed for so long has no saver any more
 
 
 class Checkpoints:
@@ -78,8 +75,7 @@ class Checkpoints:
         self._files, self._naming = files or {}, naming or naming_of(model.root)
         self._policies = [] if keep is None else [KeepLast(keep)]
         self._store, self._every = open_store(directory), every
-        self._owner = Owner(job=hashlib.sha256(b"owner " + job.secret).hexdigest()[:16], began_from=None)
-        self._predecessor = read_owner(self._store)
+        self._owner = DirectoryOwner(self._store, job.secret)
         self._source: ElasticSource | None = newest(self._store)
         self._saver: Saver | None = None
         self._base: int | None = None
@@ -102,9 +98,7 @@ class Checkpoints:
 
     def join(self) -> None:
         """This worker joins a job that runs: the others have the state."""
-        owner, self._predecessor = self._predecessor, None  # whoever owns the directory by now came before this worker, not before the job
-        if owner is not None and owner.job == self._owner.job:
-            self._owner = owner
+        self._owner.join()
         self._begun(founder=False)
 
     def begin(self, view: View, history: History, survivor: Survivor) -> State | None:
@@ -166,7 +160,7 @@ class Checkpoints:
         contents = source.contents
         if contents.step is None:
             raise CheckpointError(f"{source.name}: it does not say at which step it was saved")
-        extra = contents.extra.get(_EXTRA, {})
+        extra = contents.extra.get(EXTRA, {})
         saved = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
         sources = self._groups_of(source)
         groups: list[dict[str, Any]] = [{} if index is None else saved[index] for index in sources]
@@ -195,48 +189,27 @@ class Checkpoints:
         for sentence in told if warn else ():
             warnings.warn(sentence, stacklevel=4)
         self._record = replace(self._record, initial=saved.initial or self._record.initial)
-        self._owner = replace(self._owner, began_from=source.manifest.order)
+        self._owner.began_from(source.manifest.order)
 
     def _begun(self, *, founder: bool) -> None:
         if self._source is not None and not founder:
             self._source.close()
             self._source = None
-        self._saver = Saver(self._store, self._job.worker, retain=self._retain, allowed=self._may_save, tell=self._tell)
+        self._saver = Saver(self._store, self._job.worker, retain=self._retain, allowed=self._owner.may_save, tell=self._tell)
         self._base = newest_epoch(self._store) if founder else None
         if founder and self._job.leader:
-            try:
-                claim(self._store, self._owner)
-                if self._predecessor is not None and self._store.renames:
-                    collect(self._store, older_than_s=0.0, now=math.inf, tag=self._predecessor.tag)  # it may not commit any more
-                collect(self._store, older_than_s=_DEAD_S, now=time.time())
-            except CheckpointError as error:
-                _log.warning("%s", error)  # saves will tell whether anything can be written there
-
-    def _may_save(self, store: Store) -> None:
-        owner = read_owner(store)
-        if owner is None or owner == self._predecessor:  # whoever had to claim it died, or could not write
-            claim(store, self._owner)
-        check_owner(store, self._owner.job)
+            self._owner.claim()
 
     def _tell(self, step: int, reason: str | None) -> None:
         self._job.send({"type": "save", "step": step, "reason": reason})
 
     def _is_own(self, source: ElasticSource) -> bool:
-        """Whether this job saved it, or it was there when the job began: other jobs may have saved into the directory meanwhile."""
-        began_from = self._owner.began_from
-        owner = read_owner(self._store)
-        if began_from is None and owner is not None and owner.job == self._owner.job:  # a joiner, who was not there
-            began_from = owner.began_from
-        if source.name in self.unreadable:
-            return False
-        if began_from is not None and source.manifest.order <= began_from:
-            return True
-        return source.manifest.contents.extra.get(_EXTRA, {}).get("job") == self._owner.job
+        return source.name not in self.unreadable and self._owner.is_own(source)
 
     def _retain(self, store: Store) -> None:
         if self._policies:
             retire(store, self._policies)
-        collect(store, older_than_s=_DEAD_S, now=time.time())
+        collect(store, older_than_s=DEAD_S, now=time.time())
 
     def message(self, engine: Engine) -> Any:
         """What goes to the coordinator with the next READY round."""
@@ -323,7 +296,7 @@ class Checkpoints:
             states=digest_of(states),
             known=self._known,
             busy=self._saver.busy,
-            token=new_token(self._owner.tag),
+            token=new_token(self._owner.own.tag),
             base=self._base,
             hint=newest_epoch(self._store) if self._base is None else self._base,
         )
@@ -357,11 +330,11 @@ class Checkpoints:
         groups = kept.groups
         extra = {
             "groups": [to_plain(group) for group in groups],
-            "scheduler": None if kept.scheduler is None else _plain(kept.scheduler),
+            "scheduler": None if kept.scheduler is None else plain_scheduler(kept.scheduler),
             "attributes": {name: to_plain(value) for name, value in kept.attributes.items()},
             "settings": dict(self._record.settings),
             "record": self._record.to_json(),
-            "job": self._owner.job,
+            "job": self._owner.own.job,
         }
         if (objects := history.registered.read() if amid else history.registered.states) is not None:
             extra["objects"] = objects
@@ -372,10 +345,10 @@ class Checkpoints:
                 states,
                 scalars={name: values for _, scalars in shards for name, values in numbers(scalars, model.spec.cut).items()},
                 rest={name: Spec(shape=shape, dtype=dtype) for name, (shape, dtype) in forms.items()},
-                groups=[Group(names=each, settings=_readable(group)) for each, group in zip(names(), groups, strict=True)],
+                groups=[Group(names=each, settings=readable_group(group)) for each, group in zip(names(), groups, strict=True)],
                 buffers=frozenset(buffers),
                 step=step + 1,
-                extra={_EXTRA: extra},
+                extra={EXTRA: extra},
                 files=files,
             )
             own = [run for shard in shards for run in runs(*shard, model.spec)]
@@ -411,28 +384,9 @@ class Checkpoints:
 
 
 def _record_of(source: ElasticSource) -> TrainingRecord:
-    extra = source.manifest.contents.extra.get(_EXTRA, {})
+    extra = source.manifest.contents.extra.get(EXTRA, {})
     return TrainingRecord.from_json({"settings": extra.get("settings", {}), **extra.get("record", {})})
 
 
 def _nothing() -> None:
     """Memory that nobody waits for."""
-
-
-def _plain(scheduler: dict[str, Any]) -> Any:
-    try:
-        return to_plain(scheduler)
-    except TypeError as error:
-        raise CheckpointError(f"the scheduler's state cannot be in a checkpoint: {error}") from error
-
-
-def _readable(group: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as plain JSON, for other programs."""
-    found: dict[str, Any] = {}
-    for name, value in group.items():
-        number = value.item() if hasattr(value, "item") and getattr(value, "numel", lambda: 0)() == 1 else value
-        if isinstance(number, tuple):
-            number = list(number)
-        if number is None or isinstance(number, bool | int | float | str | list):
-            found[name] = number
-    return found

@@ -16,7 +16,7 @@ from elastic.checkpoint.owner import OWNER, Owner, check_owner, claim, read_owne
 from elastic.checkpoint.plan import plan_files
 from elastic.checkpoint.store import LocalStore, Store
 from elastic.errors import CheckpointError
-from elastic.worker.checkpointing import Checkpoints
+from elastic.worker.directory_owner import DirectoryOwner
 from tests.checkpoint.format_samples import contents_of, values_at
 
 FIRST, SECOND = Owner(job="0123456789abcdef", began_from=None), Owner(job="fedcba9876543210", began_from=(3, 1, 0))
@@ -69,11 +69,10 @@ def test_saves_are_counted() -> None:
     assert SaveSummary(**better.to_json()) == better == replace(better)
 
 
-def joiner(store: Store, job: str) -> Checkpoints:
-    """A worker that joins this job now, as far as the directory is concerned."""
-    found = object.__new__(Checkpoints)
-    found._store, found._owner, found._predecessor = store, Owner(job=job, began_from=None), read_owner(store)
-    found._begun = lambda *, founder: None  # pyright: ignore[reportAttributeAccessIssue]
+def joiner(store: Store, job: str) -> DirectoryOwner:
+    """Of a worker that joins this job now."""
+    found = DirectoryOwner(store, b"")
+    found.own = Owner(job=job, began_from=None)
     found.join()
     return found
 
@@ -82,6 +81,6 @@ def test_a_joiner_takes_no_directory_back_from_a_later_job(tmp_path: Path) -> No
     store = LocalStore(tmp_path)
     claim(store, SECOND)
     with pytest.raises(CheckpointError, match="another job has begun to save here"):
-        joiner(store, FIRST.job)._may_save(store)
-    joiner(store, SECOND.job)._may_save(store)
+        joiner(store, FIRST.job).may_save(store)
+    joiner(store, SECOND.job).may_save(store)
     assert read_owner(store) == SECOND, "what the job began from is not forgotten"
