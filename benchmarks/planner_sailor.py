@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from planner_timing import timed
 from sailor_rules import ReferenceRules
 
 from elastic.errors import PlanError
+from elastic.plan.division.division import Division
 from elastic.plan.division.search import Limits, divide
+from elastic.plan.division.shapes import Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,5 +52,27 @@ def search(data: Path, request: Request, export: Path | None) -> dict[str, Any]:
     plan, search_s = timed(lambda: divide(ReferenceRules(loaded.cluster(request.gpus), loaded.profiles), batch, limits), request.repeat)
     if export is not None:
         export.write_text(json.dumps(sailor.plan_to_json(plan, rules.pools, rules.per_host, batch)) + "\n")
-    shown = {"summary": plan.summary(rules.pools), **plan.to_json(rules.pools), "gpus": plan.devices(rules.pools)}
-    return {"step_s": plan.step_s, "search_s": search_s, "plan": shown}
+    return {"step_s": plan.step_s, "search_s": search_s, "plan": _shown(plan, rules.pools)}
+
+
+def _shown(plan: Division, pools: Sequence[Pool]) -> dict[str, Any]:
+    """A part of a stage's replicas is `[kind, zone, tp, count]`."""
+    used: dict[str, int] = {}
+    for number, pool in enumerate(pools):
+        used[pool.kind] = used.get(pool.kind, 0) + sum(stage.makeup.devices(number) for stage in plan.stages)
+    stages = [
+        {
+            "layers": [stage.layers.start, stage.layers.stop],
+            "replicas": [[pools[shape.pool].kind, pools[shape.pool].zone, shape.tp, count] for shape, count in stage.makeup.parts],
+        }
+        for stage in plan.stages
+    ]
+    return {
+        "summary": plan.summary(pools),
+        "micro_batch": plan.micro_batch,
+        "micro_batches": plan.micro_batches,
+        "replicas": plan.replicas,
+        "exact": plan.exact,
+        "stages": stages,
+        "gpus": {kind: count for kind, count in used.items() if count},
+    }

@@ -10,9 +10,10 @@ from typing import Any
 
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, DeviceKind, Host, Matrix, Place
-from elastic.plan.curves import Curve, Polynomial, numbers
+from elastic.plan.curves import Curve, Polynomial
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.shapes import Pool, Shape, together
+from elastic.plan.fields import numbers
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 ZONE = "us-central1-a"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -41,9 +40,6 @@ class Slowest:
 
     def curve(self, sender: Place, receiver: Place) -> Curve:
         return max((self.links.curve(*ends) for ends in product(self.places, repeat=2)), key=lambda curve: float(curve.seconds(_SIZE)))
-
-    def to_json(self) -> dict[str, Any]:
-        return self.links.to_json()
 
 
 def across_zones(rules: PhysicalRules, batch: int, limits: Limits, available: Collection[Device]) -> Deployed | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, NamedTuple, NoReturn, get_args
+from typing import Literal, NamedTuple, get_args
 
 from elastic.errors import PlanError
 
@@ -29,19 +29,6 @@ Schedule = Mapping[int, tuple[Action, ...]]
 
 Cell = tuple[int, int]
 """A worker, and an index into its list of actions."""
-
-
-def awaited(action: Action, depth: int) -> Action | None:
-    """The action that must end before `action` can start, usually on another worker; `depth` is the number of stages."""
-    stage, kind, micro_batch = action
-    if kind == "F":
-        return Action(stage - 1, "F", micro_batch) if stage else None
-    return Action(stage, "F", micro_batch) if stage == depth - 1 else Action(stage + 1, "B", micro_batch)
-
-
-def refuse(why: str, schedule: Schedule, marked: Collection[Cell] = ()) -> NoReturn:
-    """Raises PlanError that says why and prints the schedule with the cells marked."""
-    raise PlanError(f"{why}:\n{format(schedule, marked)}")
 
 
 def format(schedule: Schedule, marked: Collection[Cell] = ()) -> str:

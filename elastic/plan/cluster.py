@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from elastic.errors import PlanError
-from elastic.plan.curves import Curve, curve_from_json, number, positive
+from elastic.plan.curves import Curve, curve_from_json
+from elastic.plan.fields import item, name, number, positive, sequence, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +55,6 @@ class Links(Protocol):
         """Raises PlanError if the two are not connected."""
         ...
 
-    def to_json(self) -> dict[str, Any]: ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
@@ -76,10 +75,6 @@ class Levels:
             raise PlanError(f"{_end(sender)} and {_end(receiver)} are not connected: there is no link {level}")
         return found
 
-    def to_json(self) -> dict[str, Any]:
-        levels = {"within_host": self.within_host, "within_zone": self.within_zone, "between_zones": self.between_zones}
-        return {"levels": {name: curve.to_json() for name, curve in levels.items() if curve is not None}}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
@@ -92,10 +87,6 @@ class Matrix:
         if found is None:
             raise PlanError(f"{_end(sender)} and {_end(receiver)} are not connected: the matrix has no link from the one to the other")
         return found
-
-    def to_json(self) -> dict[str, Any]:
-        rows = [{"from": list(a[:3]), "to": list(b[:3]), **curve.to_json()} for (a, b), curve in self.curves.items()]
-        return {"matrix": rows}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,21 +135,12 @@ class Cluster:
                     place = Place(host.zone, host.kind, 1, host.name)
                     self.links.curve(place, place)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists."""
-        kinds = [
-            {"name": kind.name, "memory_bytes": kind.memory_bytes} | ({} if kind.flops is None else {"flops": kind.flops})
-            for kind in self.kinds.values()
-        ]
-        hosts = [{"name": host.name, "zone": host.zone, "kind": host.kind, "count": host.count} for host in self.hosts]
-        return {"kinds": kinds, "hosts": hosts, "links": self.links.to_json()}
-
     @classmethod
     def from_json(cls, data: Any) -> Cluster:
-        """The inverse of `to_json`. Raises PlanError naming the field that is wrong."""
-        kinds = [_kind(row, f"kinds[{place}]") for place, row in enumerate(_rows(data, "kinds"))]
-        hosts = [_host(row, f"hosts[{place}]") for place, row in enumerate(_rows(data, "hosts"))]
-        return cls(kinds={kind.name: kind for kind in kinds}, hosts=tuple(hosts), links=_links(_get(data, "links", "cluster")))
+        """A cluster from a file. Raises PlanError naming the field that is wrong."""
+        kinds = sequence(item(data, "kinds", "cluster"), "kinds", _kind, " of tables")
+        hosts = sequence(item(data, "hosts", "cluster"), "hosts", _host, " of tables")
+        return cls(kinds={kind.name: kind for kind in kinds}, hosts=hosts, links=_links(item(data, "links", "cluster")))
 
 
 def _end(place: Place) -> str:
@@ -166,49 +148,21 @@ def _end(place: Place) -> str:
     return f"{place.devices} {place.kind} in {place.zone}{where}"
 
 
-def _get(row: Any, key: str, field: str) -> Any:
-    if not isinstance(row, Mapping):
-        raise PlanError(f"{field} must be a table, not {row!r}")
-    if key not in row:
-        raise PlanError(f"{field}.{key} is missing")
-    return row[key]
-
-
-def _rows(data: Any, key: str) -> Sequence[Any]:
-    rows = _get(data, key, "cluster")
-    if not isinstance(rows, list):
-        raise PlanError(f"{key} must be a list of tables, not {rows!r}")
-    return rows
-
-
-def _text(row: Any, key: str, field: str) -> str:
-    found = _get(row, key, field)
-    if not isinstance(found, str) or not found:
-        raise PlanError(f"{field}.{key} must be a name, not {found!r}")
-    return found
-
-
-def _count(value: Any, field: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PlanError(f"{field} must be a whole number, not {value!r}")
-    return value
-
-
 def _kind(row: Any, field: str) -> DeviceKind:
-    memory_bytes = number(_get(row, "memory_bytes", field), f"{field}.memory_bytes")
+    memory_bytes = number(item(row, "memory_bytes", field), f"{field}.memory_bytes")
     flops = number(row["flops"], f"{field}.flops") if "flops" in row else None
-    return DeviceKind(name=_text(row, "name", field), memory_bytes=memory_bytes, flops=flops)
+    return DeviceKind(name=name(item(row, "name", field), f"{field}.name"), memory_bytes=memory_bytes, flops=flops)
 
 
 def _host(row: Any, field: str) -> Host:
-    count = _count(_get(row, "count", field), f"{field}.count")
-    return Host(name=_text(row, "name", field), zone=_text(row, "zone", field), kind=_text(row, "kind", field), count=count)
+    names = {key: name(item(row, key, field), f"{field}.{key}") for key in ("name", "zone", "kind")}
+    return Host(**names, count=whole(item(row, "count", field), f"{field}.count"))
 
 
 def _links(data: Any) -> Links:
     if isinstance(data, Mapping) and "matrix" in data:
-        return Matrix(curves=dict(_link(row, f"links.matrix[{place}]") for place, row in enumerate(data["matrix"])))
-    levels = _get(data, "levels", "links")
+        return Matrix(curves=dict(sequence(data["matrix"], "links.matrix", _link, " of tables")))
+    levels = item(data, "levels", "links")
     names = ("within_host", "within_zone", "between_zones")
     if not isinstance(levels, Mapping) or set(levels) - set(names):
         raise PlanError(f"links.levels must be a table of {', '.join(names)}, not {levels!r}")
@@ -218,8 +172,8 @@ def _links(data: Any) -> Links:
 def _link(row: Any, field: str) -> tuple[tuple[Place, Place], Curve]:
     ends: list[Place] = []
     for key in ("from", "to"):
-        end = _get(row, key, field)
+        end = item(row, key, field)
         if not isinstance(end, list) or len(end) != 3:
             raise PlanError(f"{field}.{key} must be a zone, a kind and a number of devices, not {end!r}")
-        ends.append(Place(str(end[0]), str(end[1]), _count(end[2], f"{field}.{key}[2]")))
+        ends.append(Place(str(end[0]), str(end[1]), whole(end[2], f"{field}.{key}[2]")))
     return (ends[0], ends[1]), curve_from_json(row, field)

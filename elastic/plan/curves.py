@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elastic.errors import PlanError
+from elastic.plan.fields import not_negative, number, numbers, positive
 
 Seconds = NDArray[np.float64]
 
@@ -21,8 +22,6 @@ class Curve(Protocol):
     def seconds(self, size: ArrayLike) -> Seconds:
         """Seconds for messages of `size` bytes, any shape; nothing for no bytes."""
         ...
-
-    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +38,6 @@ class Constant:
     def seconds(self, size: ArrayLike) -> Seconds:
         size = np.asarray(size, dtype=float)
         return np.where(size > 0, self.latency_s + size / self.bytes_per_s, 0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"latency_s": self.latency_s, "bytes_per_s": self.bytes_per_s}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +58,6 @@ class Table:
     def seconds(self, size: ArrayLike) -> Seconds:
         size = np.asarray(size, dtype=float)
         return np.where(size > 0, self.latency_s + size / np.interp(size, self.sizes, self.bytes_per_s), 0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"latency_s": self.latency_s, "sizes": list(self.sizes), "bytes_per_s": list(self.bytes_per_s)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +85,9 @@ class Polynomial:
             moved = np.divide(size / 1e9, bandwidth, out=np.full_like(x, math.inf), where=bandwidth > 0)
         return np.where(size > 0, self.latency_s + moved, 0.0)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"latency_s": self.latency_s, "coefficients": list(self.coefficients)}
-
 
 def curve_from_json(data: Any, field: str) -> Curve:
-    """The inverse of `to_json` of any curve. Raises PlanError naming the field that is wrong."""
+    """Any curve from a file. Raises PlanError naming the field that is wrong."""
     if not isinstance(data, Mapping):
         raise PlanError(f"{field} must be a table with bytes_per_s or coefficients, not {data!r}")
     latency_s = number(data.get("latency_s", 0.0), f"{field}.latency_s")
@@ -110,29 +100,3 @@ def curve_from_json(data: Any, field: str) -> Curve:
         return Constant(latency_s=latency_s, bytes_per_s=number(data.get("bytes_per_s"), f"{field}.bytes_per_s"))
     except PlanError as error:
         raise PlanError(str(error) if str(error).startswith(field) else f"{field}: {error}") from None
-
-
-def number(value: Any, field: str) -> float:
-    """A number from a file. Raises PlanError naming the field."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PlanError(f"{field} must be a number, not {value!r}")
-    return float(value)
-
-
-def numbers(values: Any, field: str) -> tuple[float, ...]:
-    """A list of numbers from a file. Raises PlanError naming the field."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise PlanError(f"{field} must be a list of numbers, not {values!r}")
-    return tuple(number(value, f"{field}[{place}]") for place, value in enumerate(values))
-
-
-def not_negative(field: str, value: float) -> None:
-    """Raises PlanError for NaN, infinite and negative values."""
-    if not (math.isfinite(value) and value >= 0):
-        raise PlanError(f"{field} is {value}; it must be finite and not negative")
-
-
-def positive(field: str, value: float) -> None:
-    """Raises PlanError for NaN, infinite, negative values and zero."""
-    if not (math.isfinite(value) and value > 0):
-        raise PlanError(f"{field} is {value}; it must be finite and positive")

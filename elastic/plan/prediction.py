@@ -42,11 +42,6 @@ class Prediction:
         """The stage that takes longest, the first of equals."""
         return max(range(len(self.stage_s)), key=lambda number: self.stage_s[number])
 
-    @property
-    def peak_bytes(self) -> float:
-        """Of the stage that needs most."""
-        return max(self.stage_bytes)
-
 
 class CostModel(Protocol):
     """Predicts plans from what is known of members, layers and links: `JobCosts` of a running job, `ClusterCosts` of a cluster."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from elastic.errors import PlanError
 from elastic.plan.cluster import DeviceKind
-from elastic.plan.curves import not_negative, number
+from elastic.plan.fields import item, not_negative, numbers, sequence, text, whole
 
 
 class LayerSeconds(NamedTuple):
@@ -110,25 +110,18 @@ class Profiles:
                 seconds[m] = tuple(LayerSeconds(*map(min, mine, theirs)) for mine, theirs in pairs)
         return Profiles(seconds=seconds, bytes=self.bytes)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts and lists."""
-        return {
-            "seconds": [{"kind": m.kind, "size": m.size, "tp": m.tp, "layers": [list(x) for x in v]} for m, v in self.seconds.items()],
-            "bytes": [{"tp": tp, "layers": [list(layer) for layer in layers]} for tp, layers in self.bytes.items()],
-        }
-
     @classmethod
     def from_json(cls, data: Any) -> Profiles:
-        """The inverse of `to_json`. Raises PlanError naming the field that is wrong."""
+        """Profiles from a file. Raises PlanError naming the field that is wrong."""
         seconds: dict[Measured, tuple[LayerSeconds, ...]] = {}
-        for place, row in enumerate(_list(data, "seconds", "profiles")):
+        for place, row in enumerate(_rows(data, "seconds")):
             field = f"seconds[{place}]"
-            measured = Measured(str(_value(row, "kind", field)), _whole(row, "size", field), _whole(row, "tp", field))
+            measured = Measured(text(item(row, "kind", field), f"{field}.kind"), _positive(row, "size", field), _positive(row, "tp", field))
             seconds[measured] = tuple(LayerSeconds(*values) for values in _triples(row, field))
         sizes: dict[int, tuple[LayerBytes, ...]] = {}
-        for place, row in enumerate(_list(data, "bytes", "profiles")):
+        for place, row in enumerate(_rows(data, "bytes")):
             field = f"bytes[{place}]"
-            sizes[_whole(row, "tp", field)] = tuple(LayerBytes(*values) for values in _triples(row, field))
+            sizes[_positive(row, "tp", field)] = tuple(LayerBytes(*values) for values in _triples(row, field))
         return cls(seconds=seconds, bytes=sizes)
 
 
@@ -148,32 +141,22 @@ def _check(name: str, layers: tuple[LayerSeconds, ...] | tuple[LayerBytes, ...],
             not_negative(f"{name}, layer {number_}: {field}", value)
 
 
-def _value(row: Any, key: str, field: str) -> Any:
-    if not isinstance(row, Mapping) or key not in row:
-        raise PlanError(f"{field}.{key} is missing")
-    return row[key]
+def _rows(data: Any, key: str) -> tuple[Any, ...]:
+    return sequence(item(data, key, "profiles"), f"profiles.{key}", lambda row, _: row)
 
 
-def _list(row: Any, key: str, field: str) -> list[Any]:
-    found = _value(row, key, field)
-    if not isinstance(found, list):
-        raise PlanError(f"{field}.{key} must be a list, not {found!r}")
-    return found
-
-
-def _whole(row: Any, key: str, field: str) -> int:
-    found = _value(row, key, field)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+def _positive(row: Any, key: str, field: str) -> int:
+    found = whole(item(row, key, field), f"{field}.{key}")
+    if found < 1:
         raise PlanError(f"{field}.{key} must be a positive whole number, not {found!r}")
     return found
 
 
-def _triples(row: Any, field: str) -> list[tuple[float, float, float]]:
-    found: list[tuple[float, float, float]] = []
-    for place, layer in enumerate(_list(row, "layers", field)):
-        where = f"{field}.layers[{place}]"
-        if not isinstance(layer, list) or len(layer) != 3:
-            raise PlanError(f"{where} must be three numbers, not {layer!r}")
-        one, two, three = (number(value, where) for value in layer)
-        found.append((one, two, three))
-    return found
+def _triples(row: Any, field: str) -> tuple[tuple[float, ...], ...]:
+    return sequence(item(row, "layers", field), f"{field}.layers", _triple)
+
+
+def _triple(layer: Any, field: str) -> tuple[float, ...]:
+    if not isinstance(layer, list) or len(layer) != 3:
+        raise PlanError(f"{field} must be three numbers, not {layer!r}")
+    return numbers(layer, field)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic.errors import PlanError
+from elastic.plan.fields import item, number, sequence, text, whole
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.workload import Workload
 
@@ -121,25 +122,21 @@ class SavedPlan:
     @classmethod
     def from_json(cls, data: Any) -> SavedPlan:
         """The inverse of `to_json`. Raises PlanError naming the version, or the field that is wrong."""
-        found = _get(data, "version", int, "")
+        found = whole(item(data, "version", ""), "version")
         if found != VERSION:
             raise PlanError(f"version is {found}, and this elastic reads version {VERSION}: make the plan again with `elastic plan`")
-        stages: list[Stage] = []
-        routes: list[tuple[int, ...]] = []
-        for number, row in enumerate(_get(data, "stages", list, "")):
-            stage, route = _stage_from_json(row, f"stages[{number}].")
-            stages.append(stage)
-            routes.append(route)
-        if not stages:
+        rows = sequence(item(data, "stages", ""), "stages", _stage_from_json)
+        if not rows:
             raise PlanError("stages is empty: a plan has at least one")
-        step_s, why = float(_get(data, "step_s", (int, float), "")), _get(data, "why", str, "")
-        step = _get(data, "step", Mapping, "")
+        stages, routes = zip(*rows, strict=True)
+        step_s, why = number(item(data, "step_s", ""), "step_s"), text(item(data, "why", ""), "why")
+        step, model, members = (item(data, key, "") for key in ("step", "model", "members"))
         return cls(
-            plan=Plan(stages=tuple(stages), routes=tuple(routes), step_s=step_s, why=why),
-            hosts=tuple(_list(_get(data, "members", Mapping, ""), "hosts", str, "members.")),
-            parameter_bytes=tuple(_list(_get(data, "model", Mapping, ""), "parameter_bytes", int, "model.")),
-            micro_batches=_get(step, "micro_batches", int, "step."),
-            micro_batch=_get(step, "micro_batch", int, "step.") if "micro_batch" in step else None,
+            plan=Plan(stages=stages, routes=routes, step_s=step_s, why=why),
+            hosts=sequence(item(members, "hosts", "members"), "members.hosts", text),
+            parameter_bytes=sequence(item(model, "parameter_bytes", "model"), "model.parameter_bytes", whole),
+            micro_batches=whole(item(step, "micro_batches", "step"), "step.micro_batches"),
+            micro_batch=whole(step["micro_batch"], "step.micro_batch") if "micro_batch" in step else None,
         )
 
     def to_toml(self) -> str:
@@ -180,32 +177,11 @@ def _stage_to_json(stage: Stage, route: Sequence[int]) -> dict[str, Any]:
 
 
 def _stage_from_json(row: Any, field: str) -> tuple[Stage, tuple[int, ...]]:
-    layers = _list(row, "layers", int, field)
+    layers, members, route = (sequence(item(row, key, field), f"{field}.{key}", whole) for key in ("layers", "members", "member_of_grain"))
     if len(layers) != 2:
-        raise PlanError(f"{field}layers must be the first layer and the one behind the last, not {layers}")
-    groups = _get(row, "groups", list, field) if "groups" in row else []
-    stage = Stage(
-        layers=range(*layers),
-        members=tuple(_list(row, "members", int, field)),
-        groups=tuple(tuple(_list({"groups": group}, "groups", int, field)) for group in groups),
-    )
-    return stage, tuple(_list(row, "member_of_grain", int, field))
-
-
-def _get(row: Any, key: str, kind: type | tuple[type, ...], field: str) -> Any:
-    if not isinstance(row, Mapping) or key not in row:
-        raise PlanError(f"{field}{key} is missing")
-    found = row[key]
-    if isinstance(found, bool) or not isinstance(found, kind):
-        raise PlanError(f"{field}{key} cannot be {found!r}")
-    return found
-
-
-def _list(row: Any, key: str, kind: type, field: str) -> list[Any]:
-    found = _get(row, key, list, field)
-    if bad := [value for value in found if isinstance(value, bool) or not isinstance(value, kind)]:
-        raise PlanError(f"{field}{key} cannot have {bad[0]!r} in it")
-    return found
+        raise PlanError(f"{field}.layers must be the first layer and the one behind the last, not {list(layers)}")
+    groups = sequence(row.get("groups", []), f"{field}.groups", lambda group, name: sequence(group, name, whole))
+    return Stage(layers=range(*layers), members=members, groups=groups), route
 
 
 def _lines(table: Mapping[str, Any]) -> str:

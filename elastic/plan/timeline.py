@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from elastic.plan.actions import Action, Kind
+from elastic.plan.actions import Kind
 
 Activity = Literal[Kind, "sync", "update"]
 
@@ -21,7 +21,7 @@ class Span(NamedTuple):
 
     @property
     def computes(self) -> bool:
-        """Whether it is a forward or (a part of) a backward."""
+        """Whether it is a forward or a backward."""
         return self.micro_batch >= 0
 
 
@@ -36,20 +36,3 @@ class Timeline:
     def end_s(self) -> float:
         """Seconds until everything has ended."""
         return max((spans[-1].end_s for spans in self.spans.values() if spans), default=0.0)
-
-    @property
-    def compute_end_s(self) -> float:
-        """Seconds until the last forward or backward has ended."""
-        return max((span.end_s for spans in self.spans.values() for span in spans if span.computes), default=0.0)
-
-    def busy_s(self, worker: int) -> float:
-        """Seconds in which the worker does something."""
-        return sum(span.end_s - span.start_s for span in self.spans[worker])
-
-    def actions(self) -> Iterator[tuple[Action, int, float, float]]:
-        """Each action, its worker, and when it starts and ends."""
-        for stage, group in enumerate(self.members):
-            for worker in group:
-                for start_s, end_s, activity, micro_batch in self.spans[worker]:
-                    if activity != "sync" and activity != "update":
-                        yield Action(stage, activity, micro_batch), worker, start_s, end_s

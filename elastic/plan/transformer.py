@@ -14,8 +14,8 @@ import numpy as np
 
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, DeviceKind, Place
-from elastic.plan.curves import number
 from elastic.plan.division.physical import all_reduce_s
+from elastic.plan.fields import item, number, sequence, whole
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 _ACTIVATION_BYTES = 2
@@ -57,20 +57,11 @@ class Transformer:
         known = {*_WHOLE_NUMBERS, "utilisation", "parameter_bytes", "sizes", "degrees"}
         if strange := sorted(set(data) - known):
             raise PlanError(f"transformer.{strange[0]} is not known; there are {', '.join(sorted(known))}")
-        values: dict[str, Any] = {}
-        for name in (*_WHOLE_NUMBERS, "utilisation"):
-            if name not in data:
-                raise PlanError(f"transformer.{name} is missing")
-            values[name] = number(data[name], f"transformer.{name}")
-        for name in _WHOLE_NUMBERS:
-            values[name] = _whole(values[name], f"transformer.{name}")
+        values: dict[str, Any] = {name: whole(item(data, name, "transformer"), f"transformer.{name}") for name in _WHOLE_NUMBERS}
+        values["utilisation"] = number(item(data, "utilisation", "transformer"), "transformer.utilisation")
         if "parameter_bytes" in data:
             values["parameter_bytes"] = number(data["parameter_bytes"], "transformer.parameter_bytes")
-        for name in ("sizes", "degrees"):
-            if name in data:
-                if not isinstance(data[name], list):
-                    raise PlanError(f"transformer.{name} must be a list of whole numbers, not {data[name]!r}")
-                values[name] = tuple(_whole(number(value, f"transformer.{name}"), f"transformer.{name}") for value in data[name])
+        values |= {name: sequence(data[name], f"transformer.{name}", whole) for name in ("sizes", "degrees") if name in data}
         return cls(**values)
 
     @property
@@ -119,9 +110,3 @@ class Transformer:
         block = LayerBytes(self.parameter_bytes * self.block_parameters / tp, kept, output)
         logits = 2 * _ACTIVATION_BYTES * self.sequence * self.vocabulary / tp
         return LayerBytes(table, output, output), *(block,) * self.layers, LayerBytes(table, output + logits, output)
-
-
-def _whole(value: float, field: str) -> int:
-    if value != int(value):
-        raise PlanError(f"{field} must be a whole number, not {value}")
-    return int(value)

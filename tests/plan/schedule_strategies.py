@@ -11,6 +11,7 @@ from plan_strategies import cost, eighths, planned
 from elastic.plan.actions import Action, Schedule
 from elastic.plan.plan import Stage
 from elastic.plan.routing import even_routes
+from elastic.plan.timeline import Timeline
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
@@ -53,6 +54,20 @@ def cases(draw):
     """A workload, stages, routes, and a timing."""
     workload, stages, routes = draw(planned())
     return workload, stages, routes, draw(timings(workload, stages))
+
+
+def compute_end_s(timeline: Timeline) -> float:
+    """When the last forward or backward has ended."""
+    return max((span.end_s for spans in timeline.spans.values() for span in spans if span.computes), default=0.0)
+
+
+def actions_of(timeline: Timeline):
+    """Each action and its worker."""
+    for stage, group in enumerate(timeline.members):
+        for worker in group:
+            for span in timeline.spans[worker]:
+                if span.computes:
+                    yield Action(stage, span.activity, span.micro_batch), worker
 
 
 def seconds_of(action: Action, worker: int, timing: Timing) -> float:

@@ -24,7 +24,7 @@ def test_busy_and_idle_add_up_to_the_step(case):
     found = breakdown(timeline)
     assert list(found) == [worker for stage in stages for worker in stage.members]
     for worker, bubbles in found.items():
-        assert bubbles.idle_s == timeline.end_s - timeline.busy_s(worker)
+        assert bubbles.idle_s == timeline.end_s - sum(span.end_s - span.start_s for span in timeline.spans[worker])
         assert bubbles.idle_s == sum(gap.end_s - gap.start_s for gap in gaps(timeline, worker))
         spans = sorted([*timeline.spans[worker], *gaps(timeline, worker)], key=lambda each: (each[0], each[1]))
         assert [each[0] for each in spans] == [0.0, *(each[1] for each in spans[:-1])][: len(spans)]

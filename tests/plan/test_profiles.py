@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+from cluster_files import profiles_json
 
 from elastic.errors import PlanError
 from elastic.plan.cluster import DeviceKind
@@ -21,7 +22,7 @@ def profiles(**more: tuple[LayerSeconds, ...]) -> Profiles:
 
 
 def test_profiles_survive_json():
-    assert Profiles.from_json(json.loads(json.dumps(profiles().to_json()))) == profiles()
+    assert Profiles.from_json(json.loads(json.dumps(profiles_json(profiles())))) == profiles()
 
 
 def test_a_missing_profile_is_an_error_that_names_what_there_is():
@@ -65,11 +66,11 @@ def test_profiles_of_other_models_are_refused():
         (lambda data: data["seconds"][0].pop("kind"), r"seconds\[0\].kind is missing"),
         (lambda data: data["seconds"][0].update(layers=3), r"seconds\[0\].layers must be a list"),
         (lambda data: data["bytes"][0]["layers"].append([1, 2]), r"bytes\[0\].layers\[2\] must be three numbers"),
-        (lambda data: data["seconds"][0]["layers"][0].__setitem__(1, "x"), r"seconds\[0\].layers\[0\] must be a number, not 'x'"),
+        (lambda data: data["seconds"][0]["layers"][0].__setitem__(1, "x"), r"seconds\[0\].layers\[0\]\[1\] must be a number, not 'x'"),
     ],
 )
 def test_a_malformed_file_names_the_field(change, named):
-    data = json.loads(json.dumps(profiles().to_json()))
+    data = json.loads(json.dumps(profiles_json(profiles())))
     change(data)
     with pytest.raises(PlanError, match=named):
         Profiles.from_json(data)

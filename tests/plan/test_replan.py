@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from cluster_files import profiles_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -233,7 +234,7 @@ def test_interpolation_and_profiles_from_a_file(tmp_path: Path):
     profiles = SMALL.profiles(there)
     only = Profiles(seconds={m: layers for m, layers in profiles.seconds.items() if m.kind == "A100-40"}, bytes=profiles.bytes)
     path = tmp_path / "measured.json"
-    path.write_text(json.dumps({"batch": 64, **only.to_json()}))
+    path.write_text(json.dumps({"batch": 64, **profiles_json(only)}))
     words = ("--cluster", str(CLUSTERS / "mixed.toml"), "--workload", str(path), "--json")
     refused = run(*words)
     assert refused.exit_code == 1

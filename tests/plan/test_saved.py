@@ -108,10 +108,10 @@ def test_tensor_parallel_plans_are_for_people_only_so_far():
     [
         (f"version = {VERSION}", "version = 9", rf"version is 9, and this elastic reads version {VERSION}"),
         (f"version = {VERSION}", "", "version is missing"),
-        ("step_s = ", "step_s = true # ", "step_s cannot be True"),
+        ("step_s = ", "step_s = true # ", "step_s must be a number, not True"),
         ("layers = [0, 3]", "layers = [0, 2]", "stage 1 has layers"),
         ("layers = [0, 3]", "layers = [0]", r"stages\[0\]\.layers must be the first layer and the one behind the last"),
-        ("members = [0, 1]", 'members = [0, "1"]', r"stages\[0\]\.members cannot have '1' in it"),
+        ("members = [0, 1]", 'members = [0, "1"]', r"stages\[0\]\.members\[1\] must be a whole number, not '1'"),
         ("members = [0, 1]", "members = [0, 2]", "two places"),
         ("member_of_grain = [0,", "member_of_grain = [3,", r"routes of stage 0 name workers \[3\]"),
         ("micro_batches = 8", "micro_batches = 9", "9 micro-batches cannot be cut into the 8 grains"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from plan_strategies import coarse, cost, few, planned, positive_eighths, step_seconds
+from schedule_checks import validate
 
 from elastic.errors import PlanError
 from elastic.plan import schedule
@@ -43,7 +44,7 @@ def test_what_is_not_a_schedule_is_refused(text):
 def test_built_schedules_are_valid_and_take_the_simulated_time(case):
     workload, stages, routes = case
     lists, seconds = simulate(workload, stages, routes)
-    schedule.validate(lists, workload, routes)
+    validate(lists, workload, routes)
     assert schedule.build(workload, stages, routes) == lists
     assert seconds == step_seconds(lists, workload, stages)
     assert set(lists) == {worker for stage in stages for worker in stage.members}
@@ -135,7 +136,7 @@ DAMAGE = {
 
 
 def test_the_good_one_passes():
-    schedule.validate(schedule.parse(GOOD), WORKLOAD, ROUTES)
+    validate(schedule.parse(GOOD), WORKLOAD, ROUTES)
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -143,7 +144,7 @@ def test_damage_is_refused_and_marked(name):
     old, new, message = DAMAGE[name]
     assert old in GOOD
     with pytest.raises(PlanError, match=message):
-        schedule.validate(schedule.parse(GOOD.replace(old, new)), WORKLOAD, ROUTES)
+        validate(schedule.parse(GOOD.replace(old, new)), WORKLOAD, ROUTES)
 
 
 @few
@@ -161,4 +162,4 @@ def test_any_lost_or_swapped_pair_of_one_micro_batch_is_refused(case, data):
         other = cells.index(Action(stage, "B" if kind == "F" else "F", micro_batch))
         cells[place], cells[other] = cells[other], cells[place]
     with pytest.raises(PlanError, match=r"missing|deadlock|in flight|ascending"):
-        schedule.validate({**lists, worker: tuple(cells)}, workload, routes)
+        validate({**lists, worker: tuple(cells)}, workload, routes)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 from plan_strategies import few, positive_eighths
-from schedule_strategies import cases, column, latest_end, link_s, seconds_of, updating
+from schedule_strategies import actions_of, cases, column, compute_end_s, latest_end, link_s, seconds_of, updating
 
 from elastic.plan.simulation import judge, simulate
 from elastic.plan.timing import Timing
@@ -63,10 +63,8 @@ def test_what_it_finds_is_the_longest_chain(case):
     workload, stages, routes, timing = case
     lists, seconds = simulate(workload, stages, routes, timing=timing)
     timeline = judge(workload, stages, routes, timing=timing)
-    assert timeline.compute_end_s == seconds == latest_end(lists, timing)
-    assert sorted((worker, action) for action, worker, _, _ in timeline.actions()) == sorted(
-        (w, a) for w, row in lists.items() for a in row
-    )
+    assert compute_end_s(timeline) == seconds == latest_end(lists, timing)
+    assert sorted((worker, action) for action, worker in actions_of(timeline)) == sorted((w, a) for w, row in lists.items() for a in row)
 
 
 @few

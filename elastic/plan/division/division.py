@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from elastic.errors import PlanError
 from elastic.plan.division.shapes import Makeup, Pool
@@ -45,13 +44,6 @@ class Division:
         """How many replicas each stage has."""
         return self.stages[0].makeup.replicas
 
-    def devices(self, pools: Sequence[Pool]) -> dict[str, int]:
-        """How many devices of each kind it uses."""
-        used: dict[str, int] = {}
-        for number, pool in enumerate(pools):
-            used[pool.kind] = used.get(pool.kind, 0) + sum(stage.makeup.devices(number) for stage in self.stages)
-        return {kind: count for kind, count in used.items() if count}
-
     def summary(self, pools: Sequence[Pool]) -> str:
         """Such as `mbs 2, 32 micro-batches: [0-8] 16xV100-16/4 | [9-25] 16xA100-40/2`: layers, replicas, kind, tensor-parallel degree."""
         stages = (
@@ -60,19 +52,3 @@ class Division:
             for stage in self.stages
         )
         return f"mbs {self.micro_batch}, {self.micro_batches} micro-batches: {' | '.join(stages)}"
-
-    def to_json(self, pools: Sequence[Pool]) -> dict[str, Any]:
-        """Plain dicts and lists; a replica part is `[kind, zone, tp, count]`."""
-        return {
-            "micro_batch": self.micro_batch,
-            "micro_batches": self.micro_batches,
-            "replicas": self.replicas,
-            "exact": self.exact,
-            "stages": [
-                {
-                    "layers": [stage.layers.start, stage.layers.stop],
-                    "replicas": [[pools[shape.pool].kind, pools[shape.pool].zone, shape.tp, count] for shape, count in stage.makeup.parts],
-                }
-                for stage in self.stages
-            ],
-        }
