@@ -237,6 +237,6 @@ def _show_change(console: Console, after: dict[str, Any]) -> None:
         console.print("without moving anything a stage would have nobody")
     else:
         console.print(
-            f"the plan of before, without what was hit, takes {after['stay_step_s']:.4g} s a step: "
+            f"the previous plan, without what was hit, takes {after['stay_step_s']:.4g} s a step: "
             f"{after['stay_over_horizon_s']:.4g} s over {after['horizon_steps']} steps, and this one {after['over_horizon_s']:.4g} s"
         )

@@ -1,13 +1,13 @@
-"""Whether workers differ in speed so much, and so steadily, that another plan pays. Pure: what is measured goes in.
+"""Decides whether workers differ in speed so much, and so steadily, that another plan pays. Pure: measurements go in.
 
-A worker's slowdown is how many times longer its layers take it than the workload says. The workload can be wrong about layers, so only the
-ratio to those with the same layers counts, the members of the same stage, and only if it was to one side of theirs in every one of the
-last reports: processors are noisy.
+A worker's slowdown is the ratio of the time of its layers to the workload's time for them. The workload can be wrong about layers, so a
+worker is only compared with the members of its stage, which have the same layers. The difference counts only if it has the same sign in
+each of the last reports, since processors are noisy.
 
-A worker that is alone in its stage is compared with all others, by what has nothing to do with layers: by the clock its layers take it
-`computed_s / cpu_s` times their processor time, and its processor takes so long for a computation that is the same for all. That is a
-coarser measure (who has more to do is also interrupted more), and layers move for it: so it takes a larger ratio and, after every change
-of the plan, twice as many reports as before, up to MOST_REPORTS. Whatever it mistakes for a slow worker, it soon lets be.
+A worker that is alone in its stage is compared with all other workers by two ratios that do not depend on layers: wall-clock time over CPU
+time of its layers, and the CPU time of a computation that is the same on all workers. This measure is coarser (a worker with more to do is
+also interrupted more), and layers move because of it. So the ratio must be larger, and each change of the plan doubles the number of
+reports that must agree, up to MOST_REPORTS: a wrong verdict is not repeated often.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from elastic.plan.planner import fastest, step_s
 from elastic.view import View
 
 REPORTS = 8
-"""A worker's, that must agree."""
+"""How many of a worker's last reports must agree."""
 
 MOST_REPORTS = 64
-"""Of a worker that is alone in its stage, when the plan has changed often."""
+"""The same for a worker that is alone in its stage, when the plan has changed often."""
 
 NOISE = 1.15
-"""A ratio that is not told from 1."""
+"""Ratios up to this count as 1."""
 
 APART = 1.5
-"""A ratio that is not told from 1 between workers with different layers."""
+"""Ratios up to this count as 1 between workers with different layers."""
 
 GAIN = 1.1
 """How much longer a step must take than with the best plan: what a change costs is soon paid back then."""
@@ -64,7 +64,7 @@ class Reports:
             self._alone.setdefault(worker, deque(maxlen=MOST_REPORTS)).append(spent_s / used_s * yardstick_s)
 
     def acted(self) -> None:
-        """The plan is changed for what was told."""
+        """Notes that the plan is changed because of these reports."""
         self._changes += 1
 
     @property

@@ -1,9 +1,8 @@
-"""Plans for the loss of any one worker, searched for while nothing happens: in slices on the agent's own thread, between which it hears
-everything, and left off as soon as there is something to do.
+"""Searches plans for the loss of any one worker while nothing happens: in slices on the agent's thread, which handles events in between.
 
-A search needs no names of workers, so losses that leave equal workers in the same order are one class. Links are measured all the time:
-they are taken as they are when a preparation begins, and proposals take them so until the next one begins. So what is proposed is the
-same, whether it was prepared or not.
+A search needs no names of workers, so losses that leave equal workers in the same order are one class. Links are measured all the time. A
+preparation uses the links that are known when it begins, and proposals use the same links until the next preparation begins. So a proposal
+is the same, whether it was prepared or not.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ if TYPE_CHECKING:
     from elastic.view import Member, View
 
 SLICE_S = 0.01
-"""How long it may keep the agent from hearing, give or take a candidate."""
+"""Seconds of one slice, in which the agent handles no event; a candidate may take longer."""
 
 PAUSE_S = 0.05
-"""Between slices: so it takes a sixth of a processor at most."""
+"""Seconds between slices: so it takes a sixth of a processor at most."""
 
 BUDGET_S = 2.0
-"""Of one preparation, all slices together."""
+"""Seconds of one preparation, all slices together."""
 
 SETTLED_S = 2.0
-"""From the beginning of a view until it is prepared for, when its links have been used."""
+"""Seconds from the beginning of a view until the preparation begins: its links have been used by then."""
 
 RENEWED_S = 30.0
-"""Until links are looked at again."""
+"""Seconds until links are compared again."""
 
 _CHANGE = 1.25
 
 
 class Timers(Protocol):
-    """What it needs of the loop."""
+    """The part of the event loop that it uses."""
 
     def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None: ...
     def clear_timer(self, name: str = "") -> None: ...

@@ -1,4 +1,4 @@
-"""Which worker takes which slot of a new plan, so that the layers that workers hold already are worth most."""
+"""Assigns workers to the slots of a new plan so that as much as possible of the layers that they hold is of use."""
 
 from __future__ import annotations
 

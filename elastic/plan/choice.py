@@ -1,4 +1,4 @@
-"""Which of several plans to change to: the one that takes least over the steps to come, the change included."""
+"""Chooses among several plans the one that takes least over the steps to come, the change to it included."""
 
 from __future__ import annotations
 

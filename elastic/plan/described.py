@@ -1,4 +1,4 @@
-"""What people are told of a job's plan: one row a stage, from the plan and what is known of workers and layers."""
+"""Describes a job's plan for people: one row a stage, with its workers, predicted seconds and memory."""
 
 from __future__ import annotations
 

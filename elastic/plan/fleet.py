@@ -1,4 +1,4 @@
-"""The workers that a plan is made for, and what is known of each."""
+"""The workers that a plan is made for: speed, memory and host of each, and the links between hosts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic.plan.site import Link, Site
 HOST = "host"
 
 SHARE = 0.9
-"""Of a host's memory, for the workers of a job."""
+"""Share of a host's memory that the workers of a job may use."""
 
 
 class MemberLike(Protocol):
@@ -51,7 +51,7 @@ class Fleet:
 
     @classmethod
     def of(cls, members: Sequence[MemberLike], site: Site) -> Fleet:
-        """The members of a view. What they may use of memory is what they were given, or an even share of their host's, less their base."""
+        """The members of a view. Each may use the memory that it was given, or an even share of its host's, less its base."""
         at = Counter(member.host for member in members)
         shares = {
             member.worker: member.memory if member.memory is not None else int(SHARE * site.memory[member.host] / at[member.host])

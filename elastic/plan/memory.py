@@ -1,4 +1,4 @@
-"""What a worker must hold, in bytes, to be a member of a stage: what `docs/design.md` says is kept, added up.
+"""Bytes that a worker must hold to be a member of a stage: the sum of what `docs/design.md` says is kept.
 
 All but activations is spread evenly over the members, as layouts do; activations are those of the micro-batches that 1F1B has in flight,
 S - s of them at stage s of S. Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021), has that bound.
@@ -60,7 +60,7 @@ def need(workload: Workload, layers: range, members: int, workers: int, ahead: i
 
 
 def needs(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> dict[int, Need]:
-    """Of every worker of a plan. Who keeps the copy of a worker that owns much, such as one that is alone in its stage, keeps as much."""
+    """The need of every worker of a plan. A copy needs as much as its owner owns, which is most where the owner is alone in its stage."""
     workers = sum(len(stage.members) for stage in stages)
     owned = [(copied_bytes(workload, stage.layers) / len(stage.members), number) for number, stage in enumerate(stages)]
     found: dict[int, Need] = {}
@@ -87,7 +87,7 @@ def subtrees(grains: int) -> int:
 
 
 def shortfall(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet) -> tuple[float, str]:
-    """How many bytes the worker lacks that lacks most, and a sentence about it; nothing and an empty one where all fit."""
+    """The bytes that the worker with the greatest lack lacks, and a sentence about it; 0 and an empty one where all fit."""
     worst, said = 0.0, ""
     for worker, needed in needs(workload, stages, routes).items() if fleet.memory else ():
         lacking = needed.total - fleet.memory.get(worker, math.inf)
@@ -102,7 +102,7 @@ def shortfall(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequ
 
 
 def refuse(count: str, said: str) -> PlanError:
-    """What to raise where nothing fits."""
+    """The error to raise where nothing fits."""
     return PlanError(
         f"the model does not fit into memory in {count}: at best {said}; give workers more memory=, take more workers or stages, smaller "
         "micro-batches, or checkpoint_activations=True"

@@ -1,7 +1,7 @@
-"""What a change of plan moves, estimated from the two plans alone: who must get how many bytes, and how long that takes.
+"""Estimates what a change of plan moves, from the two plans alone: the bytes that each worker receives, and the seconds.
 
-The exact transfers follow from layouts and inventories, when there are any. The estimate takes ownership, and the copies that workers keep
-of what others own, to be spread evenly: of n workers each keeps 1 / (n - 1) of what another one owns.
+The exact transfers follow from layouts and inventories. The estimate assumes that ownership, and the copies that workers keep of what
+others own, are spread evenly: of n workers each keeps 1 / (n - 1) of what another one owns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moving:
-    """Bytes that all workers together get, and the seconds until the one that gets most, over its slowest link, has them."""
+    """Bytes that all workers together receive, and seconds until the one that receives most has them over its slowest link."""
 
     bytes: float
     seconds: float

@@ -5,7 +5,7 @@
 2. Among all partitions with that bottleneck, the least sum over stages, then the least of the largest stages' parameters: a dynamic
    programme over (stages left, first layer, workers left), which only visits what step 1 leaves possible.
 
-Seconds are counted in whole picoseconds, so that equal costs tie exactly instead of being told apart by the rounding of sums.
+Seconds are counted in whole picoseconds, so that equal costs tie exactly, whatever the rounding of sums.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The planner: from workers and a workload to the plan with the least predicted time, a change of plan included.
+"""The planner of a running job: chooses the plan with the least predicted time, the change of plan included.
 
 Candidates are the best of `elastic.plan.search`, and the previous plan with its layers left in place.
 """
@@ -28,7 +28,7 @@ from elastic.plan.workload import Workload
 __all__ = ["HORIZON", "Plan", "Planned", "Stage", "fastest", "given", "plan", "staying", "step_s"]
 
 INTERRUPTED = 0.5
-"""Of a step: what is thrown away on average where a loss interrupts it and layers do not stay in place."""
+"""Share of a step that is lost on average where a loss interrupts it and layers do not stay in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +64,10 @@ def plan(
 ) -> Planned:
     """The plan that takes least over `horizon` steps, the migration from `previous` included.
 
-    Candidates are the best plans, whose workers are exchanged so that least moves, and the plan of before, each stage of which keeps its
-    layers. `stages` is what the job asks for, and fewer where there are fewer workers. With `brief` a step has been interrupted, of which
-    only those who stay keep what is done, and the layers go back when the lost are replaced. What was `prepared` is not searched for again,
-    which changes nothing else. Raises PlanError if nothing is possible.
+    Candidates are the best plans, whose workers are exchanged so that least moves, and the previous plan, each stage of which keeps its
+    layers. `stages` is what the job asks for; it gets fewer where there are fewer workers. With `brief` a step was interrupted, of which
+    only workers that stay in place keep what is done, and the layers go back when the lost are replaced. What was `prepared` is not
+    searched for again, which changes nothing else. Raises PlanError if nothing is possible.
     """
     costs = JobCosts(workload, fleet)
     if previous is None:
@@ -119,8 +119,8 @@ def step_s(plan: Plan, workload: Workload, fleet: Fleet) -> float:
 def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:
     """`previous` with these workers, where each stage keeps its layers. None if a stage would have nobody.
 
-    Workers that `previous` does not know go one after the other where most is computed by worker, first of all where nobody is left.
-    Grains stay where they are as far as shares that suit the workers' speeds allow.
+    Each worker that `previous` does not know goes to the stage with most work per worker, first of all to a stage that has none left.
+    Grains stay where they are as far as shares in proportion to the workers' speeds allow.
     """
     costs = JobCosts(workload, fleet)
     found = _staying(previous, costs)
@@ -163,7 +163,7 @@ def _searched(question: Question, fleet: Fleet, prepared: Answers | None) -> tup
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """What counts is what workers could do by themselves: a host that has too many of them hides the differences between plans."""
+    """Compares what workers could do by themselves: a host that has too many of them hides the differences between plans."""
     return min(candidates, key=lambda each: each.predicted.apart_s)
 
 
@@ -172,7 +172,7 @@ def _options(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) ->
 
 
 def _relabelled(new: Candidate, old: Plan, costs: JobCosts) -> Iterator[Candidate]:
-    """As it is, and with workers that have changed places so that less moves, where these are alike."""
+    """The candidate as it is; and where workers are alike, with their places exchanged so that less moves."""
     fleet, workload = costs.fleet, costs.workload
     yield new
     if not fleet.equal or len(set(fleet.memory.values())) > 1:
@@ -227,7 +227,7 @@ def _option(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> 
 
 
 def _compared(chosen: _Option, stayed: _Option | None, horizon: float) -> str:
-    """What the choice moves, and what it would take to leave the layers where they are."""
+    """Says what the choice moves, and what a step takes if the layers stay where they are."""
     moved = f"about {readable(chosen.moving.bytes)} move in {chosen.moving.seconds:.2g} s"
     if stayed is None:
         return f"{moved}; the layers cannot stay where they were"

@@ -46,7 +46,7 @@ class Prepared(Generic[Question, Found]):
                         self._found.append((question, end.value))
                         break
                     yield True
-            except PlanError:  # whoever asks will search again, and be told
+            except PlanError:  # the one who asks searches again, and gets the error
                 continue
 
     def answer(self, question: Question) -> Found | None:

@@ -1,9 +1,9 @@
-"""Which survivor takes which slot of a new plan so that least state moves, and who sends what is missing so that it is there first.
+"""Assigns the remaining workers to the slots of a new plan so that least state moves, and chooses who sends what is missing.
 
 `assignment.assign` does the first for whole layers: members of a stage are alike there, two ordered cuts of the same layers overlap in a
-chain, and a small exact recursion keeps workers in order. Here slots are not alike: each of them needs its own runs of layers (the interval
-that it owns, the one that it replicates), so it is a linear assignment over all workers and slots. Use this one when a layout has given
-every slot its runs, and that one while a plan knows only stages.
+chain, and a small exact recursion keeps workers in order. Here slots are not alike: each needs its own runs of layers (the interval that it
+owns, and the one that it replicates), so this is a linear assignment over all workers and slots. Use it where every slot has its runs, and
+`assign` where a plan knows only stages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLOCK = 1 << 20
 
 
 class Piece(NamedTuple):
-    """The bytes `[start, stop)` of a layer's state. Whoever keeps several states of a layer apart gives each a number of its own."""
+    """The bytes `[start, stop)` of a layer's state. Several states of a layer have numbers of their own."""
 
     layer: int
     start: int

@@ -82,7 +82,7 @@ def plan_for(cluster: Cluster, profiles: Profiles, batch: int, limits: Limits = 
 
 
 Pools = tuple[Pool, ...]
-"""Tell what is left after a loss: which device of a pool is lost makes no difference."""
+"""What is left after a loss. Which device of a pool is lost makes no difference."""
 
 
 def prepare(deployed: Deployed, batch: int, limits: Limits = ANY) -> Prepared[Pools, Division]:
@@ -134,7 +134,7 @@ def after_loss(
         for other in _elsewhere(found.division, rules):
             options.append(_deployed(rules, other, "the best for what is left, with its zones exchanged", rates))
     if kept is not None:
-        options.append(_deployed(rules, kept, "the plan of before, without the replicas that were hit", rates))
+        options.append(_deployed(rules, kept, "the previous plan, without the replicas that were hit", rates))
 
     def moved(option: Deployed) -> Iterator[Replanned]:
         move = change(deployed, option, profiles, rates)

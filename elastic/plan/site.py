@@ -1,6 +1,6 @@
-"""Where a job runs: what its hosts can do at the same time, and how fast messages pass between two of them.
+"""Where a job runs: how many workers its hosts can compute for at the same time, and how fast messages pass between hosts.
 
-Of a pair of hosts that nobody has measured yet a default is assumed, and plans say so.
+For a pair of hosts that was not measured yet a default is assumed, and plans say so.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each step looks at all swaps of a device that limits the cost (see `Grid.critical`) with any other, and takes the best, even if it is worse
 than before, unless it takes a device back to a stage that it left a few steps ago (tabu search). Whenever nothing has improved for some
-steps the groups are arranged anew, and sooner or later a run is started again from its best with some random swaps.
+steps the groups are arranged again, and sooner or later a run is started again from its best with some random swaps.
 Effort is counted in pairs of devices that are looked at, so that a result depends on the budget and the seed, never on the machine.
 """
 
@@ -45,7 +45,7 @@ class Space:
         self.lanes = self.slots // stages
         self.blank: Mask = np.arange(self.slots) >= len(exchange)
         self.exchange, self.boundary = _padded(exchange, blanks), _padded(boundary, blanks)
-        # Whoever has no partner of his own shares one, at best his nearest.
+        # A device without a partner of its own shares one, at best its nearest.
         nearest = np.where(np.eye(len(boundary)), np.inf, boundary).min(axis=1, initial=np.inf)
         self.boundary[: len(boundary), len(boundary) :] = nearest[:, None]
         self.boundary[len(boundary) :, : len(boundary)] = nearest
