@@ -42,7 +42,7 @@ class Wait:
 
     `leaves`: its loop was left behind that step, `train_fn` has returned, and the state is to be saved. `call` numbers what members do
     together behind the step. `loose`: others may have gone past it, and what it waits for is on its way. `busy`: it does not wait, but is
-    in the user's own code, at `what`.
+    in the user's own code, at `what`. `closes`: until the step is complete everywhere, as at the end of a loop, whatever asked for that.
     """
 
     epoch: int
@@ -54,10 +54,13 @@ class Wait:
     call: str = ""
     loose: bool = False
     busy: bool = False
+    closes: bool = False
 
     @property
     def called(self) -> str:
         """What was called, without the place."""
+        if self.closes and not self.leaves:
+            return "closes"
         return "leaves" if self.leaves else self.what.partition(" ")[0]
 
 
@@ -73,10 +76,14 @@ class Waiting:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def at(self, epoch: int, step: int, *, computes: bool, leaves: bool = False, call: str = "", loose: bool = False) -> Iterator[None]:
+    def at(
+        self, epoch: int, step: int, *, computes: bool, leaves: bool = False, call: str = "", loose: bool = False, closes: bool = False
+    ) -> Iterator[None]:
         """Whatever is done meanwhile waits for others."""
         self._number += 1
-        wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves, call=call, loose=loose)
+        wait = Wait(
+            epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves, call=call, loose=loose, closes=closes
+        )
         before, self._now, self._last = self._now, (wait, time.monotonic()), wait
         if self._thread is None:
             self._thread = threading.Thread(

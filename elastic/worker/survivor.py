@@ -297,7 +297,8 @@ class Survivor:
         if place == "save":  # some may be in it while others wait for the news that the next step can be applied
             return nullcontext()
         call = f"{'end' if place == 'end' else 'body'} {self._calls}"
-        return self._waiting.at(self.engine.view.epoch, int(behind), computes=False, leaves=self.leaves, call=call, loose=loose)
+        epoch, closes = self.engine.view.epoch, place == "close"
+        return self._waiting.at(epoch, int(behind), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
 
     def _recover(self, error: Exception) -> Joined:
         """Goes on in the next view after a loss."""

@@ -8,7 +8,7 @@ import resource
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -48,6 +48,8 @@ from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
 from elastic.worker.resume_checks import TrainingRecord
 from elastic.worker.survivor import Survivor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +219,7 @@ class Trainer:
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
         self._history, self._saved, self._saved_with = history, -1, ""
         self._numbers = Numbers()
+        self._unfinished: int | None = None  # the loop of so many steps was left behind its last one, and its end is to come
         self._job.behind = self._left
         if view is None:
             if self._checkpoints is not None:
@@ -290,8 +293,10 @@ class Trainer:
 
         As in a plain loop, the parameters are those of the yielded step, and step k + 1 is computed only when the loop asks for it: what
         the loop body sets acts on it. What is decided of a step holds for ever: where it has to be taken again after a loss it has the
-        settings that it had, comes to the same bits and is not yielded again. Leaving the loop early leaves the parameters as they are.
+        settings that it had, comes to the same bits and is not yielded again. Leaving the loop early leaves the parameters as they are;
+        leaving it behind its last step is the same as running to its end.
         """
+        self._finish()
         survivor = self._survivor
         survivor.handed_out()
         while True:
@@ -303,7 +308,7 @@ class Trainer:
             decided = survivor.decision
             if survivor.unseen is not None:
                 if survivor.settled():
-                    yield from self._hand_out(survivor.handing_out())
+                    yield from self._hand_out(survivor.handing_out(), steps)
             elif survivor.step >= steps or (decided is not None and decided.stop):
                 if survivor.flush():
                     self._close(steps)
@@ -344,6 +349,7 @@ class Trainer:
         """
         if self._checkpoints is None:
             raise TrainerError("trainer.save() has no place to save to: give the Trainer checkpoint=")
+        self._finish()
         survivor = self._survivor
         if survivor.amid:
             survivor.complete()
@@ -373,12 +379,26 @@ class Trainer:
 
         That takes all workers, so it is not done where the loop is left: nothing that is raised there would be heard of.
         """
-        if self._checkpoints is not None and self._survivor.amid and self._saved != self._history.step:
-            if self.leader:  # whoever leads at the end, if this worker dies, may have returned nothing
-                self._job.send({"type": "returned", "value": value})
+        early = self._checkpoints is not None and self._survivor.amid and self._saved != self._history.step
+        if self.leader and (early or self._unfinished is not None):  # whoever leads at the end, if this worker dies, may return nothing
+            self._job.send({"type": "returned", "value": value})
+        if self._unfinished is not None:
+            self._finish()
+        elif early:
             self._survivor.leaves = True
             self._survivor.complete()
             self._save_now()
+
+    def _finish(self) -> None:
+        """Takes part in the end of a loop that was left behind its last step: the others may have run to it, and wait there."""
+        steps, self._unfinished = self._unfinished, None
+        if steps is not None and self._survivor.amid:
+            for _ in self.run(steps):
+                pass
+
+    def _together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
+        self._finish()
+        return self._survivor.together(collective, ends_together=ends_together)
 
     def _close(self, steps: int) -> None:
         """Behind the last step: its state is saved, if this job has taken it."""
@@ -391,11 +411,16 @@ class Trainer:
     def _engine(self) -> Engine:
         return self._survivor.engine
 
-    def _hand_out(self, answer: Apply) -> Iterator[Report]:
+    def _hand_out(self, answer: Apply, steps: int) -> Iterator[Report]:
         randomness.seed_all(self.seed, "loop", answer.step)  # so that the loop's own draws do not depend on the layout
         if answer.skipped is not None:  # every worker says so, as any may die; the agent counts it once
             self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})
-        yield self._report(answer)
+        try:
+            yield self._report(answer)
+        except GeneratorExit:
+            if self._survivor.amid and (answer.stop or answer.step + 1 >= steps):
+                self._unfinished = steps
+            raise
         self._survivor.handed_out()
 
     def _step_scheduler(self, answer: Apply) -> None:
@@ -445,7 +470,7 @@ class Trainer:
                 drawn.append(dataset[sample])
             return collate(drawn)
 
-        total, weight = self._survivor.together(lambda: self._evaluated(count, load, lambda i: len(samples(i)) / size))
+        total, weight = self._together(lambda: self._evaluated(count, load, lambda i: len(samples(i)) / size))
         if not weight:
             raise TrainerError(f"there is nothing to evaluate: the weights of the loss of all {count} micro-batches are 0")
         return total / weight
@@ -530,8 +555,8 @@ class Trainer:
         while True:
             found: list[dict[str, torch.Tensor]] = []
 
-            self._survivor.together(lambda found=found: self._collected(state, found), ends_together=False)
-            told = self._survivor.together(lambda found=found: self._engine.gather({"has": bool(found)}))
+            self._together(lambda found=found: self._collected(state, found), ends_together=False)
+            told = self._together(lambda found=found: self._engine.gather({"has": bool(found)}))
             if all(each["has"] for each in told):
                 break
         if state is not None and not any(found[1:]):
@@ -546,12 +571,12 @@ class Trainer:
 
     def digest(self) -> str | None:
         """Hex SHA-256 over the bytes of all parameters in name order, on the leader; None on the others. Every worker must call it."""
-        digest = self._survivor.together(lambda: self._engine.digest())
+        digest = self._together(lambda: self._engine.digest())
         return digest if self.leader else None
 
     def statistics(self) -> list[dict[str, Any]] | None:
         """What each worker holds and has done, on the leader; None on the others. Every worker must call it."""
-        found = self._survivor.together(lambda: self._engine.gather(self._own_statistics()))
+        found = self._together(lambda: self._engine.gather(self._own_statistics()))
         return found if self.leader else None
 
     def _own_statistics(self) -> dict[str, Any]:

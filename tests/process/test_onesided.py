@@ -69,6 +69,15 @@ def test_two_in_different_calls_at_one_place_wait_for_each_other() -> None:
     assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 has returned from train_fn without it")
 
 
+def test_at_the_end_of_a_loop_it_does_not_matter_what_asks_for_it() -> None:
+    found = OneSided()
+    waits(found, 0, call="body 0", closes=True)  # it left by `break` behind the last step
+    waits(found, 1, call="body 0", closes=True, what="trainer.run() (a.py:2)")
+    assert found.verdict(1, [0, 1, 2], []) is None  # worker 2 may be in its last loop body
+    waits(found, 1, call="body 0", what="trainer.run() (a.py:2)", number=8)
+    assert found.verdict(1, [0, 1, 2], []) is not None
+
+
 def test_whoever_may_have_been_told_already_is_not_left_behind() -> None:
     found = OneSided()
     waits(found, 0, loose=True)
@@ -134,6 +143,10 @@ def train(job: Any, what: str) -> int:
     if what == "second":
         elastic.Trainer(model, lambda o, b: o.square().mean(), optimizer, Rows(), batch_size=16, micro_batch_size=4)
     for report in trainer.run(8):
+        if report.step == 7 and what == f"break {job.worker}":
+            break
+        if what.startswith("break "):
+            continue
         if report.step == 3 and report.leader:
             if what == "break":
                 break
@@ -145,7 +158,16 @@ def train(job: Any, what: str) -> int:
                 trainer.evaluate(Rows())
         elif report.step == 3 and what in ("digest", "state_dict"):
             trainer.digest()
+    if what.startswith("break "):
+        trainer.digest()
+        assert trainer.step == 8
     return report.step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("worker", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_leaving_behind_the_last_step_is_running_to_the_end(worker: int, leftovers: Any) -> None:
+    assert elastic.run(train, workers=2, stages=1, args=[f"break {worker}"]).value == 7
 
 
 @pytest.mark.slow
