@@ -2,7 +2,8 @@
 
 `raw` is bytes of the host (no torch: links and rounds import it), `tensors` is what layers compute on, `digest` proves contents. There is
 one implementation, the CPU's, where a tensor's memory and its bytes on the host are the same memory. All other code is written against the
-contract below, so that another device is a change of this package alone. `tests/test_memory_rule.py` checks that nobody goes around it.
+contract below, so that another device is a change of this package alone. `tests/test_memory_rule.py` checks that nobody goes around it,
+`tests/apart.py` takes the sharing away, and the bits must stay.
 
 **Allocating.** Only `tensors.empty`, `zeros`, `filled`, `zeros_like` and `copy` make memory that layers compute on; only `raw.empty`,
 `zeros` and `room` make memory of the host. Tensors and messages start at a multiple of `raw.ALIGNMENT_BYTES`: 64 on the CPU, where kernels
