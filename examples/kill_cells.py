@@ -163,7 +163,7 @@ def cells() -> list[Cell]:
         at_once(
             lambda record: tuple(range(len(record["members"]))),
             "all workers",
-            End(error="JobFailed", says=("all workers died at once: no copy of the state is left",)),
+            End(error="CoverageLost", says=("all workers died at once: no copy of the state is left",)),
         ),
         at_once(lambda record: (0, holder(record, 0)), "place 0 and the holder of its copies", saves=True),
         at_once(lambda record: (2, holder(record, 2)), "place 2 and the holder of its copies", saves=True),

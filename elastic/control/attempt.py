@@ -55,7 +55,7 @@ def open_attempt(state: State, now: float, *, joining: bool = False) -> Step:
     if state.live and state.afresh:
         return replace(state, phase=Phase.PAUSED), []  # until the last of them is ended
     if not state.live:
-        return _begin_again(state, now) if state.policy.checkpoints else end_job(state, "JobFailed", _all_lost(state))
+        return _begin_again(state, now) if state.policy.checkpoints else end_job(state, "CoverageLost", _all_lost(state))
     workers = (*state.live, *(sorted(state.ready) if joining else ()))
     if len(workers) < state.policy.min_workers:
         return _pause(state, len(workers))

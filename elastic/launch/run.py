@@ -33,7 +33,8 @@ _AGENT_EXIT_S = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """How a job ended: what the leader's `train_fn` returned, the last epoch, and whether it was asked to stop early.
+    """How a job ended: what the leader's `train_fn` returned (as JSON has it: tuples are lists, keys of dicts strings), the last epoch,
+    and whether it was asked to stop early.
 
     `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`. `saves` says how many
     checkpoints were saved, how many saves failed, and why the last one did. `skipped` has the steps that were passed over, see
@@ -87,7 +88,7 @@ def run(
         plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
             decides. A plan for other members, another model, batch or version is refused.
         directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
-            directory, which is removed.
+            directory, which is removed. One that belongs to another user, or in which every user may write, is refused.
 
     Ctrl-C once stops at the next step boundary, where a Trainer saves, and the result says so; twice at once, with KeyboardInterrupt.
     SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A signal that was ignored

@@ -7,8 +7,10 @@ Processors that reorder stores would need barriers, which Python lacks; even the
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import stat
 import struct
 import time
 from contextlib import suppress
@@ -126,8 +128,13 @@ def _shared(new: Path) -> mmap.mmap:
     """Memory of a new file, or of none if that cannot be made."""
     try:
         new.parent.mkdir(parents=True, exist_ok=True)
-        new.write_bytes(bytes(_SIZE))
-        with new.open("r+b") as file:
+        found = new.parent.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "not a directory of this user", str(new.parent))
+        new.unlink(missing_ok=True)
+        with new.open("x+b") as file:  # never through a symbolic link
+            file.write(bytes(_SIZE))
+            file.flush()
             return mmap.mmap(file.fileno(), _SIZE)
     except OSError:
         return mmap.mmap(-1, _SIZE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -106,9 +107,10 @@ def read(path: Path | str) -> list[Incident]:
 
 
 def append_lines(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Adds a JSON line for each record in one write: on return, whoever reads the file sees all of them."""
+    """Adds a JSON line for each record in one write: on return, whoever reads the file sees all of them. Follows no symbolic link."""
     text = "".join(json.dumps(record) + "\n" for record in records)
-    with Path(path).open("ab", buffering=0) as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o666), "ab", buffering=0) as file:
         file.write(text.encode())
 
 

@@ -31,6 +31,8 @@ def name_of(train_fn: Callable[..., Any] | str, argument_count: int = 0) -> str:
     if isinstance(train_fn, str):
         return _checked_name(train_fn)
     qualified = getattr(train_fn, "__qualname__", None)
+    if inspect.isbuiltin(train_fn):
+        raise TrainFunctionError(f"train_fn is {qualified}, a function of Python's own or of an extension; {_ADVICE}")
     if not callable(train_fn) or qualified is None:
         raise TrainFunctionError(f"train_fn is a {type(train_fn).__name__}, not a function; {_ADVICE}")
     if "<lambda>" in qualified:
@@ -39,6 +41,7 @@ def name_of(train_fn: Callable[..., Any] | str, argument_count: int = 0) -> str:
         raise TrainFunctionError(f"train_fn {qualified} is defined inside another function; {_ADVICE}")
     if _attribute(sys.modules.get(train_fn.__module__), qualified) is not train_fn:
         raise TrainFunctionError(f"{train_fn.__module__}.{qualified} is not train_fn but something else of this name; {_ADVICE}")
+    _refuse_unrun(train_fn, qualified)
     call_arguments(train_fn, None, (None,) * argument_count)
     return f"{_module_name(train_fn.__module__)}:{qualified}"
 
@@ -53,7 +56,19 @@ def load(name: str) -> Callable[..., Any]:
     function = _attribute(module, qualified)
     if not callable(function):
         raise TrainFunctionError(f"{place} has no function {qualified}")
+    _refuse_unrun(function, qualified)
     return function
+
+
+def _refuse_unrun(function: Callable[..., Any], qualified: str) -> None:
+    """Refuses a function of which a call runs nothing yet."""
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TrainFunctionError(f"train_fn {qualified} is an async function, and calling it runs nothing: define it with a plain `def`")
+    if inspect.isgeneratorfunction(function):
+        raise TrainFunctionError(
+            f"train_fn {qualified} is a generator (it has a `yield`), and calling it runs nothing: return what it is to give, and use "
+            "trainer.log for what is written in each step"
+        )
 
 
 def check_hidden(modules: Mapping[str, str]) -> None:

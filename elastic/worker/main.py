@@ -18,6 +18,7 @@ import random
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -121,9 +122,9 @@ def _give_up(line: _AgentLine, job: Job, error: BaseException) -> None:
 
 
 def _failure(job: Job, error: BaseException) -> Message:
-    message = str(error)
+    message = _text(error)
     if isinstance(error, SystemExit):
-        message = f"train_fn called sys.exit({error.code!r}); return from it instead"
+        message = f"train_fn called sys.exit({_text(error.code, repr)}); return from it instead"
     tb = _user_part(error.__traceback__)
     if tb is not None and isinstance(error, SettingsError | NonFinite | CheckpointError):
         message, tb = f"{message} (called at {tb.tb_frame.f_code.co_filename}:{tb.tb_lineno})", None
@@ -137,6 +138,14 @@ def _failure(job: Job, error: BaseException) -> Message:
         "epoch": job.epoch,
         "step": job.step,
     }
+
+
+def _text(value: object, how: Callable[[Any], str] = str) -> str:
+    """What the user's object says of itself, where it can: an exception whose `__str__` raises is one of train_fn nevertheless."""
+    try:
+        return how(value)
+    except Exception as error:  # whatever a class of the user's does
+        return f"<a {type(value).__name__}, whose text cannot be told: {type(error).__name__}>"
 
 
 def _user_part(tb: TracebackType | None) -> TracebackType | None:

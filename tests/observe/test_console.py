@@ -81,11 +81,11 @@ def test_a_run_directory_that_takes_nothing(how: str, tmp_path: Path, monkeypatc
         directory.path.write_text("no directory")
     elif how == "full":
         directory.path.mkdir()
-        monkeypatch.setattr(Path, "write_bytes", _no_room)
-        monkeypatch.setattr(Path, "write_text", _no_room)
+        monkeypatch.setattr(Path, "open", _no_room)
     directory.write_members({"epoch": 1})
     mine = Activity(directory.path, 3)
     mine.enter("forward", 5, 1, 2)
+    monkeypatch.undo()
     found = activity.read(directory.path, 3)
     assert (found is not None) == (how == "deleted")
     assert found is None or (found.phase, found.step) == ("forward", 5)

@@ -146,3 +146,27 @@ def test_importing_elastic_imports_no_torch_and_offers_these_names() -> None:
     assert callable(elastic.run)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = elastic.nonsense
+
+
+async def waits_for_nothing() -> None: ...
+
+
+def yields() -> Any:
+    yield 1
+
+
+async def yields_later() -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [waits_for_nothing, yields, yields_later])
+def test_a_function_of_which_a_call_runs_nothing_is_refused(function: Any) -> None:
+    with pytest.raises(TrainFunctionError, match=rf"train_fn {function.__name__} is .*, and calling it runs nothing"):
+        name_of(function)
+    with pytest.raises(TrainFunctionError, match="and calling it runs nothing"):
+        load(f"{__name__}:{function.__name__}")
+
+
+def test_a_builtin_is_refused_in_one_sentence() -> None:
+    with pytest.raises(TrainFunctionError, match=r"^train_fn is len, a function of Python's own or of an extension; workers are"):
+        name_of(len)

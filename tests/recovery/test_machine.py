@@ -126,7 +126,9 @@ def test_without_a_way_on_the_job_ends_with_the_reason_and_what_began_it() -> No
 
 def test_all_dead() -> None:
     assert "all workers died at once: no copy of the state is left" in running(2).die(0).die(1).ended()
-    assert "it was the only worker: no copy of the state is left" in running(1).die(0).ended()
+    alone = running(1).die(0)
+    assert "it was the only worker: no copy of the state is left" in alone.ended()
+    assert alone.actions[-1].kind == "CoverageLost"
 
 
 def test_commits_that_fail_are_tried_again_but_not_for_ever() -> None:

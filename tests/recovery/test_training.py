@@ -215,7 +215,7 @@ def test_neither_stderr_nor_the_run_directory_is_needed(tmp_path: Path, calm: di
 
 
 def test_the_only_worker_dies(tmp_path: Path) -> None:
-    with pytest.raises(JobFailed, match=r"SIGKILL.* it was the only worker: no copy of the state is left"):
+    with pytest.raises(CoverageLost, match=r"SIGKILL.* it was the only worker: no copy of the state is left"):
         Run(tmp_path, WHOLE, dies={"0": ["backward", 2, 1]}, workers=1)
 
 

@@ -1,0 +1,74 @@
+"""The run directory: what of others it does not touch, and whose it must be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from elastic.errors import SettingsError
+from elastic.host.rundir import RunDirectory
+from elastic.observe.activity import Activity, read
+
+MADE = ["activity", "torchinductor"]
+
+
+def test_symbolic_links_in_it_go_and_what_they_point_to_stays(tmp_path: Path) -> None:
+    run, others = RunDirectory(tmp_path / "run"), tmp_path / "others"
+    (others / "inner").mkdir(parents=True)
+    (others / "0").write_text("precious")
+    run.path.mkdir()
+    for name in ("members.new", "members.json", "incidents.jsonl", "faults.jsonl"):
+        (run.path / name).symlink_to(others / "0")
+    for name in ("activity", "torchinductor", "etcd", "links"):
+        (run.path / name).symlink_to(others)
+    run.prepare()
+    assert sorted(path.name for path in run.path.iterdir() if not path.is_symlink()) == MADE
+    Activity(run.path, 0).enter("idle", 3, 1)
+    run.write_members({"epoch": 1})
+    assert run.members.read_text() == '{"epoch": 1}'
+    run.clear()
+    assert [path.name for path in run.path.iterdir()] == ["members.json"]
+    assert (others / "0").read_text() == "precious"
+    assert (others / "inner").is_dir()
+
+
+def test_links_that_come_while_the_job_runs_are_not_followed(tmp_path: Path) -> None:
+    run, precious = RunDirectory(tmp_path / "run"), tmp_path / "precious"
+    precious.write_text("precious")
+    run.prepare()
+    (run.path / "members.new").symlink_to(precious)
+    (run.path / "activity" / "0.new").symlink_to(precious)
+    run.write_members({})
+    Activity(run.path, 0).enter("idle", 3, 1)
+    assert precious.read_text() == "precious"
+    assert (found := read(run.path, 0)) is not None
+    assert found.step == 3
+    (run.path / "activity" / "0").unlink()
+    (run.path / "activity").rmdir()
+    (run.path / "activity").symlink_to(tmp_path)
+    Activity(run.path, 1)
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_directory_that_every_user_may_write_in_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(SettingsError, match="can be written by every user of this host"):
+        RunDirectory(tmp_path).prepare()
+    tmp_path.chmod(0o1777)  # nobody can replace what is another user's
+    RunDirectory(tmp_path).prepare()
+
+
+def test_a_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    with pytest.raises(SettingsError, match=rf"belongs to another user of this host \(uid {own}\)"):
+        RunDirectory(tmp_path).prepare()
+
+
+def test_what_of_another_user_is_in_it_and_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "activity").mkdir()
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    with pytest.raises(SettingsError, match=r"cannot be used: File exists \(activity\)"):
+        RunDirectory(tmp_path).prepare()
