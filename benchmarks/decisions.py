@@ -24,7 +24,7 @@ from elastic.plan.assignment import assign
 from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.planner import fastest
-from elastic.plan.relabel import Piece, balance, missing, relabel
+from elastic.plan.relabel import ByteRange, balance, missing, relabel
 from elastic.plan.routing import even_routes
 from elastic.plan.simulation import judge
 from elastic.plan.timing import Timing
@@ -70,15 +70,15 @@ def assigning() -> Decide:
     return lambda: assign(new, old, [1] * 128)
 
 
-def _zero(stages: int, width: int, layers: int, size: int, lost: int) -> tuple[dict[int, list[Piece]], list[list[Piece]]]:
+def _zero(stages: int, width: int, layers: int, size: int, lost: int) -> tuple[dict[int, list[ByteRange]], list[list[ByteRange]]]:
     """What workers hold, and what is needed without one of them: layers whole, a share of the states of each, and a neighbour's."""
 
-    def share(rank: int, of: int, layer: int) -> Piece:
-        return Piece(1000 + layer, size * (rank % of) // of * 3, size * (rank % of + 1) // of * 3)
+    def share(rank: int, of: int, layer: int) -> ByteRange:
+        return ByteRange(1000 + layer, size * (rank % of) // of * 3, size * (rank % of + 1) // of * 3)
 
-    def needs(stage: int, rank: int, of: int) -> list[Piece]:
+    def needs(stage: int, rank: int, of: int) -> list[ByteRange]:
         here = range(stage * layers, (stage + 1) * layers)
-        return [piece for layer in here for piece in {Piece(layer, 0, size), share(rank, of, layer), share(rank + 1, of, layer)}]
+        return [piece for layer in here for piece in {ByteRange(layer, 0, size), share(rank, of, layer), share(rank + 1, of, layer)}]
 
     held = {stage * width + rank: needs(stage, rank, width) for stage in range(stages) for rank in range(width)}
     del held[lost]

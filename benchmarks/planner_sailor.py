@@ -14,7 +14,7 @@ from sailor_rules import ReferenceRules
 
 from elastic.errors import PlanError
 from elastic.plan.division.division import Division
-from elastic.plan.division.search import Limits, divide
+from elastic.plan.division.search import SearchLimits, divide
 from elastic.plan.division.shapes import Pool
 
 
@@ -47,7 +47,7 @@ def search(data: Path, request: Request, export: Path | None) -> dict[str, Any]:
     batch = request.batch if request.batch is not None else loaded.batch
     if batch is None:
         raise PlanError(f"{request.model} has no training configuration in the data: --gbs is needed")
-    limits = Limits(sizes=None if request.size is None else (request.size,), mixed=request.mixed)
+    limits = SearchLimits(sizes=None if request.size is None else (request.size,), mixed=request.mixed)
     rules = ReferenceRules(loaded.cluster(request.gpus), loaded.profiles)
     plan, search_s = timed(lambda: divide(ReferenceRules(loaded.cluster(request.gpus), loaded.profiles), batch, limits), request.repeat)
     if export is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic.errors import PlanError
-from elastic.plan.cluster import Cluster, DeviceKind, Host, Matrix, Place
+from elastic.plan.cluster import Cluster, DeviceKind, Host, LinkEnd, Matrix
 from elastic.plan.curves import Curve, Polynomial
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.shapes import Pool, Shape, together
@@ -99,7 +99,7 @@ def _in_order(rows: Mapping[str, Any], field: str) -> list[Any]:
 
 
 def _links(folder: Path) -> Matrix:
-    curves: dict[tuple[Place, Place], Curve] = {}
+    curves: dict[tuple[LinkEnd, LinkEnd], Curve] = {}
     for sender, there in _places(_read(folder / "multizone_bandwidths_het.json")):
         for receiver, (coefficients, *_) in _places(there):
             field = f"multizone_bandwidths_het.json: {sender} to {receiver}"
@@ -107,11 +107,11 @@ def _links(folder: Path) -> Matrix:
     return Matrix(curves=curves)
 
 
-def _places(table: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
+def _places(table: Mapping[str, Any]) -> Iterator[tuple[LinkEnd, Any]]:
     for zone, kinds in table.items():
         for kind, counts in kinds.items():
             for count, found in counts.items():
-                yield Place(zone, kind, int(count)), found
+                yield LinkEnd(zone, kind, int(count)), found
 
 
 def _batch(folder: Path, model: str) -> int | None:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from elastic.plan.cluster import Cluster, Place
+from elastic.plan.cluster import Cluster, LinkEnd
 from elastic.plan.division.physical import BASE_BYTES, COMMUNICATOR_BYTES, STATE_PER_PARAMETER_BYTE, PhysicalRules
 from elastic.plan.division.rules import Bytes, Floats, Transfers, spans
 from elastic.plan.division.shapes import Makeup, Shape
@@ -49,7 +49,7 @@ class ReferenceRules(PhysicalRules):
         curve = self.link(self._devices(sender), self._devices(receiver))
         return np.full(len(sizes), math.inf) if curve is None else curve.seconds(sizes)
 
-    def _devices(self, shape: Shape) -> Place:
+    def _devices(self, shape: Shape) -> LinkEnd:
         return self.place(shape)._replace(devices=min(shape.tp, self.per_host[shape.pool]))
 
     def least_share(self, makeup: Makeup) -> int:

@@ -117,14 +117,14 @@ def _planned(
 ) -> dict[str, Any]:
     from elastic.plan import files
     from elastic.plan.deploy import lost
-    from elastic.plan.division.search import Limits
+    from elastic.plan.division.search import SearchLimits
     from elastic.plan.replan import after_loss, plan_for
 
     if horizon < 1 or (batch is not None and batch < 1):
         raise PlanError(f"--horizon {horizon} and --batch {batch} must be at least 1")
     there = files.cluster(cluster)
     work = files.work(workload, there, interpolate=interpolate)
-    samples, limits = batch or work.batch, Limits(mixed=mixed)
+    samples, limits = batch or work.batch, SearchLimits(mixed=mixed)
     started = time.perf_counter()
     first = plan_for(there, work.profiles, samples, limits)
     shown = _described(first, time.perf_counter() - started)

@@ -14,12 +14,12 @@ from itertools import product
 import numpy as np
 
 from elastic.errors import PlanError
-from elastic.plan.cluster import Cluster, Links, Place
+from elastic.plan.cluster import Cluster, LinkEnd, Links
 from elastic.plan.curves import Curve
-from elastic.plan.deploy import Deployed, Device, Slot
+from elastic.plan.deploy import Deployed, Device, DeviceSlot
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.physical import PhysicalRules
-from elastic.plan.division.search import Limits, divide
+from elastic.plan.division.search import SearchLimits, divide
 from elastic.plan.division.shapes import Shape, together
 from elastic.plan.placement import place
 
@@ -36,16 +36,16 @@ class Slowest:
     """The slowest link of a cluster, between any two places."""
 
     links: Links
-    places: tuple[Place, ...]
+    places: tuple[LinkEnd, ...]
 
-    def curve(self, sender: Place, receiver: Place) -> Curve:
+    def curve(self, sender: LinkEnd, receiver: LinkEnd) -> Curve:
         return max((self.links.curve(*ends) for ends in product(self.places, repeat=2)), key=lambda curve: float(curve.seconds(_SIZE)))
 
 
-def across_zones(rules: PhysicalRules, batch: int, limits: Limits, available: Collection[Device]) -> Deployed | None:
+def across_zones(rules: PhysicalRules, batch: int, limits: SearchLimits, available: Collection[Device]) -> Deployed | None:
     """The plan for all `available` devices of a cluster; None if they are of several kinds or in one zone, or nothing was found."""
     cluster = rules.cluster
-    zones = tuple(Place(zone, kind) for kind, zone in cluster.counts())
+    zones = tuple(LinkEnd(zone, kind) for kind, zone in cluster.counts())
     if len(zones) == 1 or len(cluster.kinds) > 1 or len(available) > MOST_DEVICES:
         return None
     try:
@@ -67,7 +67,7 @@ def _placed(rules: PhysicalRules, division: Division, available: Sequence[Device
     found = place(latency_s, bytes_per_s, depth, exchange, boundary * division.micro_batches, budget=BUDGET)
     zones = {host.name: host.zone for host in rules.cluster.hosts}
     pools = {pool.zone: number for number, pool in enumerate(rules.pools)}
-    devices = {Slot(stage, replica, 0): used[at] for stage, group in enumerate(found.groups) for replica, at in enumerate(group)}
+    devices = {DeviceSlot(stage, replica, 0): used[at] for stage, group in enumerate(found.groups) for replica, at in enumerate(group)}
     sections = tuple(
         Section(layers=stage.layers, makeup=together(Shape(pools[zones[used[at].host]], 1) for at in group))
         for stage, group in zip(division.stages, found.groups, strict=True)
@@ -79,7 +79,7 @@ def _placed(rules: PhysicalRules, division: Division, available: Sequence[Device
 
 def _links(cluster: Cluster, devices: Sequence[Device], size: float) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of latency, and bytes a second for messages of this size, (devices, devices); 0 bytes where they are not connected."""
-    hosts = {host.name: Place(host.zone, host.kind, 1, host.name) for host in cluster.hosts}
+    hosts = {host.name: LinkEnd(host.zone, host.kind, 1, host.name) for host in cluster.hosts}
     names = list(hosts)
     latency_s, bytes_per_s = np.zeros((2, len(names), len(names)))
     for (i, one), (j, other) in product(enumerate(names), repeat=2):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from elastic.plan.timeline import Timeline
+from elastic.plan.timeline import StepTimeline
 
 Cause = Literal["fill", "wait", "sync", "drain"]
 
@@ -34,7 +34,7 @@ class Bubbles:
         return self.fill_s + self.wait_s + self.sync_s + self.drain_s
 
 
-def gaps(timeline: Timeline, worker: int) -> tuple[Gap, ...]:
+def gaps(timeline: StepTimeline, worker: int) -> tuple[Gap, ...]:
     """All times in which `worker` is idle, ascending, within the step.
 
     The cause is "fill" before its first forward, "wait" (for what another worker gives) before any other action, "sync" before its stage's
@@ -52,7 +52,7 @@ def gaps(timeline: Timeline, worker: int) -> tuple[Gap, ...]:
     return tuple(found)
 
 
-def breakdown(timeline: Timeline) -> dict[int, Bubbles]:
+def breakdown(timeline: StepTimeline) -> dict[int, Bubbles]:
     """Each worker's idle seconds by cause; with its busy seconds they add up to the whole step."""
     return {worker: _sum(gaps(timeline, worker)) for worker in timeline.spans}
 
@@ -64,7 +64,7 @@ def _sum(idle: Iterable[Gap]) -> Bubbles:
     return Bubbles(fill_s=seconds["fill"], wait_s=seconds["wait"], sync_s=seconds["sync"], drain_s=seconds["drain"])
 
 
-def bubble_share(timeline: Timeline) -> float:
+def bubble_share(timeline: StepTimeline) -> float:
     """Idle time of all workers as a share of all their time, between 0 and 1."""
     whole_s = timeline.end_s * len(timeline.spans)
     return sum(each.idle_s for each in breakdown(timeline).values()) / whole_s if whole_s else 0.0

@@ -39,7 +39,7 @@ class Host:
             raise PlanError(f"host {self.name} has {self.count} devices; a host without devices cannot take part")
 
 
-class Place(NamedTuple):
+class LinkEnd(NamedTuple):
     """One end of a link: `devices` devices of a kind at a host (empty: any host of the zone, but never the same as another end's)."""
 
     zone: str
@@ -51,7 +51,7 @@ class Place(NamedTuple):
 class Links(Protocol):
     """How long messages take between two places."""
 
-    def curve(self, sender: Place, receiver: Place) -> Curve:
+    def curve(self, sender: LinkEnd, receiver: LinkEnd) -> Curve:
         """Raises PlanError if the two are not connected."""
         ...
 
@@ -64,7 +64,7 @@ class Levels:
     within_zone: Curve | None = None
     between_zones: Curve | None = None
 
-    def curve(self, sender: Place, receiver: Place) -> Curve:
+    def curve(self, sender: LinkEnd, receiver: LinkEnd) -> Curve:
         if sender.host and sender.host == receiver.host:
             level, found = "within_host", self.within_host
         elif sender.zone == receiver.zone:
@@ -80,9 +80,9 @@ class Levels:
 class Matrix:
     """Links between each two places, from sender to receiver, whatever their hosts."""
 
-    curves: Mapping[tuple[Place, Place], Curve]
+    curves: Mapping[tuple[LinkEnd, LinkEnd], Curve]
 
-    def curve(self, sender: Place, receiver: Place) -> Curve:
+    def curve(self, sender: LinkEnd, receiver: LinkEnd) -> Curve:
         found = self.curves.get((sender._replace(host=""), receiver._replace(host="")))
         if found is None:
             raise PlanError(f"{_end(sender)} and {_end(receiver)} are not connected: the matrix has no link from the one to the other")
@@ -128,11 +128,11 @@ class Cluster:
         for one in sorted(spots):
             for other in sorted(spots):
                 if one != other or one not in alone:
-                    self.links.curve(Place(*one), Place(*other))
+                    self.links.curve(LinkEnd(*one), LinkEnd(*other))
         if isinstance(self.links, Levels):
             for host in self.hosts:
                 if host.count > 1:
-                    place = Place(host.zone, host.kind, 1, host.name)
+                    place = LinkEnd(host.zone, host.kind, 1, host.name)
                     self.links.curve(place, place)
 
     @classmethod
@@ -143,7 +143,7 @@ class Cluster:
         return cls(kinds={kind.name: kind for kind in kinds}, hosts=hosts, links=_links(item(data, "links", "cluster")))
 
 
-def _end(place: Place) -> str:
+def _end(place: LinkEnd) -> str:
     where = f" at {place.host}" if place.host else ""
     return f"{place.devices} {place.kind} in {place.zone}{where}"
 
@@ -169,11 +169,11 @@ def _links(data: Any) -> Links:
     return Levels(**{name: curve_from_json(levels[name], f"links.levels.{name}") for name in names if name in levels})
 
 
-def _link(row: Any, field: str) -> tuple[tuple[Place, Place], Curve]:
-    ends: list[Place] = []
+def _link(row: Any, field: str) -> tuple[tuple[LinkEnd, LinkEnd], Curve]:
+    ends: list[LinkEnd] = []
     for key in ("from", "to"):
         end = item(row, key, field)
         if not isinstance(end, list) or len(end) != 3:
             raise PlanError(f"{field}.{key} must be a zone, a kind and a number of devices, not {end!r}")
-        ends.append(Place(str(end[0]), str(end[1]), whole(end[2], f"{field}.{key}[2]")))
+        ends.append(LinkEnd(str(end[0]), str(end[1]), whole(end[2], f"{field}.{key}[2]")))
     return (ends[0], ends[1]), curve_from_json(row, field)

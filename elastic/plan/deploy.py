@@ -33,7 +33,7 @@ class Device(NamedTuple):
         return f"{self.host}/{self.index}"
 
 
-class Slot(NamedTuple):
+class DeviceSlot(NamedTuple):
     """A place in a division."""
 
     stage: int
@@ -55,12 +55,12 @@ class Deployed:
     cluster: Cluster
     rules: PhysicalRules
     division: Division
-    devices: Mapping[Slot, Device]
+    devices: Mapping[DeviceSlot, Device]
     plan: Plan
     prediction: Prediction
 
     @classmethod
-    def of(cls, cluster: Cluster, rules: PhysicalRules, division: Division, devices: Mapping[Slot, Device], why: str) -> Deployed:
+    def of(cls, cluster: Cluster, rules: PhysicalRules, division: Division, devices: Mapping[DeviceSlot, Device], why: str) -> Deployed:
         """With the plan, and its prediction. `why` says among which the division was chosen."""
         number = {device: place for place, device in enumerate(_members(cluster, devices))}
         stages: list[Stage] = []
@@ -68,7 +68,7 @@ class Deployed:
         for depth, section in enumerate(division.stages):
             groups: list[tuple[int, ...]] = []
             for replica, shape in enumerate(section.makeup.each()):
-                groups.append(tuple(number[devices[Slot(depth, replica, rank)]] for rank in range(shape.tp)))
+                groups.append(tuple(number[devices[DeviceSlot(depth, replica, rank)]] for rank in range(shape.tp)))
                 pools[groups[-1][0]] = shape.pool
             split = any(len(group) > 1 for group in groups)
             stages.append(Stage(layers=section.layers, members=tuple(g[0] for g in groups), groups=tuple(groups) if split else ()))
@@ -99,7 +99,7 @@ class Deployed:
         """The devices of a stage, by replica and rank."""
         return [device for slot, device in sorted(self.devices.items()) if slot.stage == number]
 
-    def moved_to(self, devices: Mapping[Slot, Device]) -> Deployed:
+    def moved_to(self, devices: Mapping[DeviceSlot, Device]) -> Deployed:
         """The same with other devices in its slots; its reason stays."""
         why = self.plan.why.partition(":")[0]
         return Deployed.of(self.cluster, self.rules, self.division, devices, why)
@@ -115,7 +115,7 @@ class Deployed:
         )
 
 
-def _members(cluster: Cluster, used: Mapping[Slot, Device]) -> list[Device]:
+def _members(cluster: Cluster, used: Mapping[DeviceSlot, Device]) -> list[Device]:
     order = {host.name: place for place, host in enumerate(cluster.hosts)}
     return sorted(used.values(), key=lambda device: (order[device.host], device.index))
 
@@ -147,12 +147,12 @@ def without(cluster: Cluster, gone: Collection[Device]) -> Cluster:
     return replace(cluster, hosts=tuple(left), kinds={name: kind for name, kind in cluster.kinds.items() if name in used})
 
 
-def deploy(division: Division, cluster: Cluster, pools: Sequence[Pool], available: Collection[Device]) -> dict[Slot, Device]:
+def deploy(division: Division, cluster: Cluster, pools: Sequence[Pool], available: Collection[Device]) -> dict[DeviceSlot, Device]:
     """Devices for all slots: a replica's ranks share a host, and hosts are filled one after the other. Raises Unplaceable if not."""
     free: dict[tuple[str, str], list[list[Device]]] = defaultdict(list)
     for host in cluster.hosts:
         free[host.kind, host.zone].append([device for device in sorted(available) if device.host == host.name])
-    found: dict[Slot, Device] = {}
+    found: dict[DeviceSlot, Device] = {}
     wanted = [
         (shape.tp, number, replica, pools[shape.pool])
         for number, stage in enumerate(division.stages)
@@ -168,5 +168,5 @@ def deploy(division: Division, cluster: Cluster, pools: Sequence[Pool], availabl
             )
         room = min(rooms, key=len)
         for rank in range(tp):
-            found[Slot(number, replica, rank)] = room.pop(0)
+            found[DeviceSlot(number, replica, rank)] = room.pop(0)
     return found

@@ -16,7 +16,7 @@ SHARE = 0.9
 """Share of a host's memory that the workers of a job may use."""
 
 
-class MemberLike(Protocol):
+class FleetMember(Protocol):
     """`elastic.view.Member` is one."""
 
     @property
@@ -50,7 +50,7 @@ class Fleet:
             raise PlanError(f"a plan needs at least one worker and each only once, not {list(self.workers)}")
 
     @classmethod
-    def of(cls, members: Sequence[MemberLike], site: Site) -> Fleet:
+    def of(cls, members: Sequence[FleetMember], site: Site) -> Fleet:
         """The members of a view. Each may use the memory that it was given, or an even share of its host's, less its base."""
         at = Counter(member.host for member in members)
         shares = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from elastic.plan.bubbles import Bubbles, breakdown, bubble_share
-from elastic.plan.timeline import Activity, Span, Timeline
+from elastic.plan.timeline import Activity, Span, StepTimeline
 
 _COLOURS: dict[Activity, tuple[str, str, str]] = {
     "F": ("#3b76c4", "#ffffff", "forward"),
@@ -43,7 +43,7 @@ class _Scale:
         return _LEFT + (self.plot * seconds / self.end_s if self.end_s else 0.0)
 
 
-def svg(timeline: Timeline, title: str = "One step", width: int = 1280, row_height: int = 22) -> str:
+def svg(timeline: StepTimeline, title: str = "One step", width: int = 1280, row_height: int = 22) -> str:
     """The picture, `width` pixels wide; rows are in the order of the stages, and say for how much of the step their worker is idle.
 
     Numbers in boxes are micro-batches, left out where they do not fit.
@@ -67,7 +67,7 @@ def svg(timeline: Timeline, title: str = "One step", width: int = 1280, row_heig
     return "\n".join(parts) + "\n"
 
 
-def _scale(timeline: Timeline, width: int, row_height: int) -> _Scale:
+def _scale(timeline: StepTimeline, width: int, row_height: int) -> _Scale:
     rows: dict[int, float] = {}
     top = float(_HEAD)
     for group in timeline.members:
@@ -82,7 +82,7 @@ def _text(x: float, y: float, text: str, more: str = "") -> str:
     return f'<text x="{x:.2f}" y="{y:.2f}"{" " + more if more else ""}>{escape(text)}</text>'
 
 
-def _head(timeline: Timeline, title: str, width: int) -> Iterator[str]:
+def _head(timeline: StepTimeline, title: str, width: int) -> Iterator[str]:
     """The title, what the whole step comes to, and the legend of what occurs."""
     yield _text(12, 22, title, 'font-size="15" font-weight="bold"')
     summary = f"{duration(timeline.end_s)}, {100 * bubble_share(timeline):.1f} % bubbles"
@@ -106,7 +106,7 @@ def _axis(scale: _Scale) -> Iterator[str]:
     yield _text(_LEFT + scale.plot / 2, scale.bottom + 32, f"time since the step began [{unit}]", f'text-anchor="middle" fill="{_FAINT}"')
 
 
-def _row(timeline: Timeline, worker: int, scale: _Scale) -> Iterator[str]:
+def _row(timeline: StepTimeline, worker: int, scale: _Scale) -> Iterator[str]:
     """The whole step as a bubble, and what the worker does on top of it."""
     top = scale.rows[worker]
     yield f'<rect x="{_LEFT}" y="{top:g}" width="{scale.plot:g}" height="{scale.height:g}" fill="url(#bubble)"/>'
@@ -129,7 +129,7 @@ def _box(span: Span, top: float, scale: _Scale) -> Iterator[str]:
         yield _text((left + right) / 2, top + scale.height / 2 + font * 0.36, label, more)
 
 
-def _labels(timeline: Timeline, scale: _Scale, width: int) -> Iterator[str]:
+def _labels(timeline: StepTimeline, scale: _Scale, width: int) -> Iterator[str]:
     """Stages and workers on the left; on the right how idle each is, and mostly why."""
     font = min(11.0, scale.height * 0.8)
     bubbles = breakdown(timeline)

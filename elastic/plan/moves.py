@@ -10,27 +10,27 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from elastic.plan.deploy import Deployed, Device, Slot
+from elastic.plan.deploy import Deployed, Device, DeviceSlot
 from elastic.plan.profiles import Profiles
-from elastic.plan.relabel import Balance, Piece, balance, missing, relabel
+from elastic.plan.relabel import Balance, ByteRange, balance, missing, relabel
 
 OPTIMIZER_BYTES = 2.0
 """Of optimizer state for each byte of parameters: two moments, as Adam has."""
 
 
-def holdings(deployed: Deployed, profiles: Profiles) -> dict[Slot, list[Piece]]:
+def holdings(deployed: Deployed, profiles: Profiles) -> dict[DeviceSlot, list[ByteRange]]:
     """What each slot needs, in bytes of each layer: parameters as layer 2i, optimizer state as layer 2i + 1.
 
     What only one host has is kept a second time by a slot in another one, where there is one.
     """
-    found: dict[Slot, list[Piece]] = {}
-    single: dict[Slot, list[Piece]] = {}
+    found: dict[DeviceSlot, list[ByteRange]] = {}
+    single: dict[DeviceSlot, list[ByteRange]] = {}
     for number, stage in enumerate(deployed.division.stages):
         shapes = stage.makeup.each()
         alone = len({device.host for device in deployed.stage(number)}) == 1
         for replica, shape in enumerate(shapes):
             for rank in range(shape.tp):
-                slot = Slot(number, replica, rank)
+                slot = DeviceSlot(number, replica, rank)
                 parameters, shares = found.setdefault(slot, []), single.setdefault(slot, [])
                 for layer in stage.layers:
                     size = int(profiles.bytes[1][layer].parameters)
@@ -43,7 +43,7 @@ def holdings(deployed: Deployed, profiles: Profiles) -> dict[Slot, list[Piece]]:
     return found
 
 
-def _keeper(slot: Slot, others: Sequence[Slot], deployed: Deployed) -> Slot:
+def _keeper(slot: DeviceSlot, others: Sequence[DeviceSlot], deployed: Deployed) -> DeviceSlot:
     """The first of the others, from half-way round on, that is in another host; if there is none, any; if it is alone, itself."""
     half = len(others) // 2
     turned = [*others[half:], *others[:half]]
@@ -51,9 +51,9 @@ def _keeper(slot: Slot, others: Sequence[Slot], deployed: Deployed) -> Slot:
     return next((other for other in turned if deployed.devices[other].host != host), turned[0] if turned else slot)
 
 
-def _part(layer: int, size: int, place: int, parts: int) -> list[Piece]:
+def _part(layer: int, size: int, place: int, parts: int) -> list[ByteRange]:
     start, stop = size * place // parts, size * (place + 1) // parts
-    return [Piece(layer, start, stop)] if stop > start else []
+    return [ByteRange(layer, start, stop)] if stop > start else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Move:
     Transfers name devices by number; `senders` says which these are.
     """
 
-    devices: Mapping[Slot, Device]
+    devices: Mapping[DeviceSlot, Device]
     kept_bytes: int
     moved_bytes: int
     transfers: Balance
@@ -77,7 +77,7 @@ def change(before: Deployed, after: Deployed, profiles: Profiles, rates: Mapping
     that is left. Raises PlanError if a part of the state is on no device any more.
     """
     gone = set(before.devices.values()) - set(rates)
-    had: dict[Device, list[Piece]] = {device: [] for device in rates}
+    had: dict[Device, list[ByteRange]] = {device: [] for device in rates}
     for slot, pieces in holdings(before, profiles).items():
         if (device := before.devices[slot]) not in gone:
             had[device] = _joined([*had[device], *pieces])
@@ -103,9 +103,9 @@ def change(before: Deployed, after: Deployed, profiles: Profiles, rates: Mapping
     )
 
 
-def _exchangeable(deployed: Deployed) -> dict[tuple[int, int], list[Slot]]:
+def _exchangeable(deployed: Deployed) -> dict[tuple[int, int], list[DeviceSlot]]:
     """Slots whose devices may change places: of one pool; with tensor parallelism only within a host, which its ranks share."""
-    groups: dict[tuple[int, int], list[Slot]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[DeviceSlot]] = defaultdict(list)
     hosts = {host: number for number, host in enumerate(sorted({device.host for device in deployed.devices.values()}))}
     for slot, device in sorted(deployed.devices.items()):
         shape = deployed.division.stages[slot.stage].makeup.each()[slot.replica]
@@ -113,12 +113,12 @@ def _exchangeable(deployed: Deployed) -> dict[tuple[int, int], list[Slot]]:
     return groups
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+def _joined(pieces: Sequence[ByteRange]) -> list[ByteRange]:
     """Without overlaps: runs that touch are one."""
-    found: list[Piece] = []
+    found: list[ByteRange] = []
     for piece in sorted(pieces):
         if found and found[-1].layer == piece.layer and piece.start <= found[-1].stop:
-            found[-1] = Piece(piece.layer, found[-1].start, max(found[-1].stop, piece.stop))
+            found[-1] = ByteRange(piece.layer, found[-1].start, max(found[-1].stop, piece.stop))
         else:
             found.append(piece)
     return found

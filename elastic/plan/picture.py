@@ -6,14 +6,14 @@ from elastic.plan.division.division import Division
 from elastic.plan.division.physical import PhysicalRules
 from elastic.plan.plan import Stage
 from elastic.plan.simulation import judge
-from elastic.plan.timeline import Timeline
-from elastic.plan.timing import Pace, Timing
+from elastic.plan.timeline import StepTimeline
+from elastic.plan.timing import MemberSeconds, Timing
 from elastic.plan.workload import LayerCost, Workload
 
 MOST_ROWS = 40
 
 
-def timeline(division: Division, rules: PhysicalRules) -> tuple[Timeline, int]:
+def timeline(division: Division, rules: PhysicalRules) -> tuple[StepTimeline, int]:
     """The simulated step, and how many of the division's replicas are in it: all if they are few, else the first, which the others equal.
 
     Worker s D + j is replica j of stage s; each of D pipelines takes its own micro-batches.
@@ -28,12 +28,12 @@ def timeline(division: Division, rules: PhysicalRules) -> tuple[Timeline, int]:
     nothing = LayerCost(forward_s=0.0, backward_s=0.0, parameters=1, activation_bytes=0)
     workload = Workload(layers=(nothing,) * profiles.layers, micro_batches=micro_batches, grains=micro_batches)
     routes = [tuple(stage.members[m // division.micro_batches] for m in range(micro_batches)) for stage in stages]
-    paces: dict[int, Pace] = {}
+    paces: dict[int, MemberSeconds] = {}
     for number, stage in enumerate(division.stages):
         for replica, shape in enumerate(stage.makeup.each()[:shown]):
             seconds = profiles.of(rules.pools[shape.pool].kind, division.micro_batch, shape.tp)[stage.layers.start : stage.layers.stop]
             update_s = float(rules.update_s(shape, division.micro_batch)[stage.layers.start, stage.layers.stop])
-            paces[number * shown + replica] = Pace(
+            paces[number * shown + replica] = MemberSeconds(
                 forward_s=sum(each.forward_s for each in seconds), backward_s=sum(each.backward_s for each in seconds), update_s=update_s
             )
     timing = Timing(

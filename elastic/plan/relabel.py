@@ -26,7 +26,7 @@ BLOCK = 1 << 20
 """Bytes. What several workers can send is divided between them in multiples of this, and in larger ones beyond 2^29 of them."""
 
 
-class Piece(NamedTuple):
+class ByteRange(NamedTuple):
     """The bytes `[start, stop)` of a layer's state. Several states of a layer have numbers of their own."""
 
     layer: int
@@ -34,11 +34,11 @@ class Piece(NamedTuple):
     stop: int
 
 
-class Missing(NamedTuple):
+class Lacking(NamedTuple):
     """`destination` needs the piece, and each of `sources` has it."""
 
     destination: int
-    piece: Piece
+    piece: ByteRange
     sources: tuple[int, ...]
 
 
@@ -47,7 +47,7 @@ class Send(NamedTuple):
 
     source: int
     destination: int
-    piece: Piece
+    piece: ByteRange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Balance:
     bound_s: float
 
 
-def relabel(held: Mapping[int, Sequence[Piece]], slots: Sequence[Sequence[Piece]]) -> Relabelling:
+def relabel(held: Mapping[int, Sequence[ByteRange]], slots: Sequence[Sequence[ByteRange]]) -> Relabelling:
     """Workers to slots so that the bytes that must move are fewest: exact.
 
     `held` has, by worker, disjoint pieces (none for who joins), `slots` the disjoint pieces that each slot needs. Workers beyond the number
@@ -85,7 +85,7 @@ def relabel(held: Mapping[int, Sequence[Piece]], slots: Sequence[Sequence[Piece]
     return Relabelling(workers=tuple(workers[taken[slot]] for slot in range(len(slots))), kept_bytes=kept, moved_bytes=needed - kept)
 
 
-def kept_bytes(held: Sequence[Sequence[Piece]], slots: Sequence[Sequence[Piece]]) -> NDArray[np.int64]:
+def kept_bytes(held: Sequence[Sequence[ByteRange]], slots: Sequence[Sequence[ByteRange]]) -> NDArray[np.int64]:
     """(workers, slots): how many bytes that the slot needs the worker has.
 
     Equal pieces of many workers are compared once: what matters is the number of different ones, and how many of them overlap.
@@ -103,7 +103,7 @@ def kept_bytes(held: Sequence[Sequence[Piece]], slots: Sequence[Sequence[Piece]]
     return (has @ shared @ needs.T).toarray()
 
 
-def _incidence(places: Sequence[Sequence[Piece]]) -> tuple[csr_array, NDArray[np.int64]]:
+def _incidence(places: Sequence[Sequence[ByteRange]]) -> tuple[csr_array, NDArray[np.int64]]:
     """(places, different pieces) of ones and zeros, and these pieces, ascending, as (pieces, 3). Raises PlanError as `relabel` does."""
     flat = chain.from_iterable(chain.from_iterable(places))
     pieces = np.fromiter(flat, dtype=np.int64).reshape(-1, 3)
@@ -120,19 +120,19 @@ def _incidence(places: Sequence[Sequence[Piece]]) -> tuple[csr_array, NDArray[np
 
 def _check(pieces: NDArray[np.int64], place: NDArray[np.int64]) -> None:
     for bad in np.flatnonzero((pieces[:, 1] < 0) | (pieces[:, 2] <= pieces[:, 1]))[:1]:
-        raise PlanError(f"{Piece(*pieces[bad].tolist())} has no bytes: it must start at 0 or later and stop behind its start")
+        raise PlanError(f"{ByteRange(*pieces[bad].tolist())} has no bytes: it must start at 0 or later and stop behind its start")
     order = np.lexsort((pieces[:, 1], pieces[:, 0], place))
     one, two = order[:-1], order[1:]
     within = (place[one] == place[two]) & (pieces[one, 0] == pieces[two, 0])
     for bad in np.flatnonzero(within & (pieces[two, 1] < pieces[one, 2]))[:1]:
-        pair = " and ".join(str(Piece(*pieces[at].tolist())) for at in (one[bad], two[bad]))
+        pair = " and ".join(str(ByteRange(*pieces[at].tolist())) for at in (one[bad], two[bad]))
         raise PlanError(f"{pair} are in one place and overlap: join them")
 
 
-def missing(held: Mapping[int, Sequence[Piece]], needed: Mapping[int, Sequence[Piece]]) -> tuple[Missing, ...]:
+def missing(held: Mapping[int, Sequence[ByteRange]], needed: Mapping[int, Sequence[ByteRange]]) -> tuple[Lacking, ...]:
     """What each worker needs and does not have, cut where its sources change. Raises PlanError if nobody has it."""
     runs = {layer: _owned_runs(pieces) for layer, pieces in _by_layer(held).items()}
-    found: list[Missing] = []
+    found: list[Lacking] = []
     for worker, pieces in needed.items():
         mine = set(held.get(worker, ()))
         for piece in pieces:
@@ -141,15 +141,15 @@ def missing(held: Mapping[int, Sequence[Piece]], needed: Mapping[int, Sequence[P
     return tuple(found)
 
 
-def _by_layer(held: Mapping[int, Sequence[Piece]]) -> dict[int, list[tuple[int, Piece]]]:
-    result: dict[int, list[tuple[int, Piece]]] = defaultdict(list)
+def _by_layer(held: Mapping[int, Sequence[ByteRange]]) -> dict[int, list[tuple[int, ByteRange]]]:
+    result: dict[int, list[tuple[int, ByteRange]]] = defaultdict(list)
     for worker in sorted(held):
         for piece in held[worker]:
             result[piece.layer].append((worker, piece))
     return result
 
 
-def _owned_runs(pieces: Sequence[tuple[int, Piece]]) -> list[tuple[int, int, tuple[int, ...]]]:
+def _owned_runs(pieces: Sequence[tuple[int, ByteRange]]) -> list[tuple[int, int, tuple[int, ...]]]:
     """The layer in runs `(start, stop, workers that have it)`, ascending; runs that nobody has are left out."""
     holders: dict[tuple[int, int], list[int]] = defaultdict(list)
     for worker, piece in pieces:
@@ -163,7 +163,7 @@ def _owned_runs(pieces: Sequence[tuple[int, Piece]]) -> list[tuple[int, int, tup
     return result
 
 
-def _gaps(worker: int, piece: Piece, runs: Sequence[tuple[int, int, tuple[int, ...]]]) -> Iterator[Missing]:
+def _gaps(worker: int, piece: ByteRange, runs: Sequence[tuple[int, int, tuple[int, ...]]]) -> Iterator[Lacking]:
     at = piece.start
     for start, stop, sources in runs:
         if start > at or at >= piece.stop:
@@ -172,13 +172,13 @@ def _gaps(worker: int, piece: Piece, runs: Sequence[tuple[int, int, tuple[int, .
             continue
         end = min(stop, piece.stop)
         if worker not in sources:
-            yield Missing(worker, Piece(piece.layer, at, end), sources)
+            yield Lacking(worker, ByteRange(piece.layer, at, end), sources)
         at = end
     if at < piece.stop:
         raise PlanError(f"no worker has byte {at} of layer {piece.layer}, which worker {worker} needs")
 
 
-def balance(lacking: Sequence[Missing], bytes_per_s: Mapping[int, float], *, block: int = BLOCK) -> Balance:
+def balance(lacking: Sequence[Lacking], bytes_per_s: Mapping[int, float], *, block: int = BLOCK) -> Balance:
     """A source for every block of what is missing, so that the last link to finish does so earliest: exact in whole blocks.
 
     A worker sends and receives at once, each at its `bytes_per_s`. What goes in is given; what goes out is a flow from pieces to
@@ -186,7 +186,7 @@ def balance(lacking: Sequence[Missing], bytes_per_s: Mapping[int, float], *, blo
     being pieces whose sources together are too slow. Raises PlanError on a piece without source or a rate that is not positive.
     """
     _check_sendable(lacking, bytes_per_s, block)
-    kinds: dict[tuple[int, ...], list[Missing]] = defaultdict(list)
+    kinds: dict[tuple[int, ...], list[Lacking]] = defaultdict(list)
     received: dict[int, int] = defaultdict(int)
     for lack in lacking:
         kinds[tuple(sorted(set(lack.sources)))].append(lack)
@@ -202,7 +202,7 @@ def balance(lacking: Sequence[Missing], bytes_per_s: Mapping[int, float], *, blo
     return Balance(sends=tuple(sends), finish_s=max(receive_s, send_s), bound_s=max(receive_s, bound_s))
 
 
-def _check_sendable(lacking: Sequence[Missing], bytes_per_s: Mapping[int, float], block: int) -> None:
+def _check_sendable(lacking: Sequence[Lacking], bytes_per_s: Mapping[int, float], block: int) -> None:
     if block < 1:
         raise PlanError(f"a block has {block} bytes; it must have at least one")
     for lack in lacking:
@@ -216,7 +216,7 @@ def _check_sendable(lacking: Sequence[Missing], bytes_per_s: Mapping[int, float]
 class _Flow:
     """Pieces of one kind have the same sources. Nodes: the start, the kinds, the sources, the end; flow is in units of whole blocks."""
 
-    def __init__(self, kinds: Mapping[tuple[int, ...], Sequence[Missing]], bytes_per_s: Mapping[int, float], block: int) -> None:
+    def __init__(self, kinds: Mapping[tuple[int, ...], Sequence[Lacking]], bytes_per_s: Mapping[int, float], block: int) -> None:
         sizes = [[lack.piece.stop - lack.piece.start for lack in lacks] for lacks in kinds.values()]
         self.bytes = np.array([sum(of_kind) for of_kind in sizes], dtype=float)
         self.unit = block * max(1, -(-int(self.bytes.sum()) // block) >> 29)
@@ -271,7 +271,7 @@ class _Flow:
         return np.asarray(flow).reshape(-1), reached[1:first], reached[first:end]
 
 
-def _cut(lacks: Sequence[Missing], share: Mapping[int, int], unit: int) -> Iterator[Send]:
+def _cut(lacks: Sequence[Lacking], share: Mapping[int, int], unit: int) -> Iterator[Send]:
     """The pieces of one kind, handed to its sources in turn until each has its units."""
     left = iter(share.items())
     source, units = next(left)
@@ -282,5 +282,5 @@ def _cut(lacks: Sequence[Missing], share: Mapping[int, int], unit: int) -> Itera
                 source, units = next(left)
             taken = min(units, -(-(piece.stop - at) // unit))
             stop = min(piece.stop, at + taken * unit)
-            yield Send(source, destination, Piece(piece.layer, at, stop))
+            yield Send(source, destination, ByteRange(piece.layer, at, stop))
             at, units = stop, units - taken

@@ -11,18 +11,18 @@ from itertools import chain, islice, permutations, product
 from elastic.errors import PlanError
 from elastic.plan.across import across_zones
 from elastic.plan.choice import HORIZON, least
-from elastic.plan.cluster import Cluster, Place
+from elastic.plan.cluster import Cluster, LinkEnd
 from elastic.plan.deploy import Deployed, Device, Unplaceable, deploy, devices, without
 from elastic.plan.division.costs import costs
 from elastic.plan.division.division import Division
 from elastic.plan.division.physical import PhysicalRules
-from elastic.plan.division.search import Limits, divide
+from elastic.plan.division.search import SearchLimits, divide
 from elastic.plan.division.shapes import Makeup, Pool, Shape, together
 from elastic.plan.moves import Move, change
 from elastic.plan.prepared import Prepared
 from elastic.plan.profiles import Profiles
 
-ANY = Limits()
+ANY = SearchLimits()
 MOST_ZONES = 4
 """Of one kind, for which the exact search takes a second or two; with more zones stages go across them."""
 
@@ -66,7 +66,7 @@ class Replanned:
         return None if self.stay_s is None else self.stay_s * self.horizon
 
 
-def plan_for(cluster: Cluster, profiles: Profiles, batch: int, limits: Limits = ANY) -> Deployed:
+def plan_for(cluster: Cluster, profiles: Profiles, batch: int, limits: SearchLimits = ANY) -> Deployed:
     """The best plan, with a device for every slot. Raises PlanError if nothing fits, saying where."""
     why = "the best of all depths, replicas, degrees and micro-batch sizes"
     rules = PhysicalRules(cluster, profiles)
@@ -85,7 +85,7 @@ Pools = tuple[Pool, ...]
 """What is left after a loss. Which device of a pool is lost makes no difference."""
 
 
-def prepare(deployed: Deployed, batch: int, limits: Limits = ANY) -> Prepared[Pools, Division]:
+def prepare(deployed: Deployed, batch: int, limits: SearchLimits = ANY) -> Prepared[Pools, Division]:
     """Divisions for the loss of any one device, and of any one host: found before it happens, since to search takes longer than to move."""
     there = devices(deployed.cluster)
     hosts = [{device for device in there if device.host == host.name} for host in deployed.cluster.hosts]
@@ -111,7 +111,7 @@ def after_loss(
     deployed: Deployed,
     gone: Collection[Device],
     batch: int,
-    limits: Limits = ANY,
+    limits: SearchLimits = ANY,
     horizon: int = HORIZON,
     prepared: Prepared[Pools, Division] | None = None,
 ) -> Replanned:
@@ -147,7 +147,7 @@ def after_loss(
     return best
 
 
-def _placed(rules: PhysicalRules, division: Division, batch: int, limits: Limits, rates: Mapping[Device, float]) -> Deployed:
+def _placed(rules: PhysicalRules, division: Division, batch: int, limits: SearchLimits, rates: Mapping[Device, float]) -> Deployed:
     """With devices; another division, where those that are left are in the wrong hosts for this one."""
     try:
         return _deployed(rules, division, "the best for what is left", rates)
@@ -211,7 +211,7 @@ def _elsewhere(division: Division, rules: PhysicalRules) -> list[Division]:
 
 def _rates(cluster: Cluster, left: Collection[Device]) -> Mapping[Device, float]:
     """Bytes a second at which each device sends and receives large messages: over the slowest link that its host has to another."""
-    places = {host.name: Place(host.zone, host.kind, 1, host.name) for host in cluster.hosts}
+    places = {host.name: LinkEnd(host.zone, host.kind, 1, host.name) for host in cluster.hosts}
     spots = {place._replace(host="") for place in places.values()}  # hosts of a spot are alike to others
     found: dict[str, float] = {}
     for host in cluster.hosts:

@@ -14,7 +14,7 @@ from elastic.plan.actions import Action
 from elastic.plan.plan import Stage
 from elastic.plan.scheduling import Scheduler
 from elastic.plan.slicing import finish
-from elastic.plan.timeline import Span, Timeline
+from elastic.plan.timeline import Span, StepTimeline
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
@@ -35,7 +35,7 @@ def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timi
     return (yield from scheduler.running())
 
 
-def judge(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None) -> Timeline:
+def judge(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None) -> StepTimeline:
     """The whole step of a plan: actions, synchronisation and updates."""
     timing = timing or Timing.of(workload, stages)
     scheduler = Scheduler(workload, routes, timing)
@@ -56,4 +56,4 @@ def judge(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence
                 free[worker] = start_s + sync_s
             if update_s := timing.paces[worker].update_s:
                 spans[worker].append(Span(free[worker], free[worker] + update_s, "update"))
-    return Timeline(members=timing.members, spans={worker: tuple(each) for worker, each in spans.items()})
+    return StepTimeline(members=timing.members, spans={worker: tuple(each) for worker, each in spans.items()})

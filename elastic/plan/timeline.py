@@ -26,7 +26,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
+class StepTimeline:
     """The workers of each stage, and what each does in ascending order of time: the actions of its schedule, then its update."""
 
     members: tuple[tuple[int, ...], ...]

@@ -12,7 +12,7 @@ from elastic.plan.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class MemberSeconds:
     """Seconds that one worker takes for a micro-batch's forward, its backward, and for the update."""
 
     forward_s: float
@@ -23,9 +23,9 @@ class Pace:
         for name in ("forward_s", "backward_s", "update_s"):
             _check_seconds(getattr(self, name), f"{name} of a worker")
 
-    def slowed(self, factor: float) -> Pace:
+    def slowed(self, factor: float) -> MemberSeconds:
         """Everything takes `factor` times as long."""
-        return Pace(forward_s=self.forward_s * factor, backward_s=self.backward_s * factor, update_s=self.update_s * factor)
+        return MemberSeconds(forward_s=self.forward_s * factor, backward_s=self.backward_s * factor, update_s=self.update_s * factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Timing:
     """
 
     members: tuple[tuple[int, ...], ...]
-    paces: Mapping[int, Pace]
+    paces: Mapping[int, MemberSeconds]
     sync_s: tuple[float, ...]
     links: Boundaries | None = None
     stage: Mapping[int, int] = field(init=False, repr=False)
@@ -74,10 +74,10 @@ class Timing:
     @classmethod
     def of(cls, workload: Workload, stages: Sequence[Stage]) -> Timing:
         """The workload's own seconds on every worker; updates, links and synchronisation take none."""
-        paces: dict[int, Pace] = {}
+        paces: dict[int, MemberSeconds] = {}
         for stage in stages:
             layers = [workload.layers[layer] for layer in stage.layers]
-            pace = Pace(forward_s=sum(layer.forward_s for layer in layers), backward_s=sum(layer.backward_s for layer in layers))
+            pace = MemberSeconds(forward_s=sum(layer.forward_s for layer in layers), backward_s=sum(layer.backward_s for layer in layers))
             paces |= dict.fromkeys(stage.members, pace)
         return cls(members=tuple(stage.members for stage in stages), paces=paces, sync_s=(0.0,) * len(stages))
 

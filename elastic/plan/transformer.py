@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from elastic.errors import PlanError
-from elastic.plan.cluster import Cluster, DeviceKind, Place
+from elastic.plan.cluster import Cluster, DeviceKind, LinkEnd
 from elastic.plan.division.physical import all_reduce_s
 from elastic.plan.fields import item, number, sequence, whole
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
@@ -98,7 +98,7 @@ class Transformer:
         if tp == 1:
             return 0.0
         host = next(host for host in cluster.hosts if host.kind == kind.name and host.count >= tp)
-        place = Place(host.zone, kind.name, 1, host.name)
+        place = LinkEnd(host.zone, kind.name, 1, host.name)
         message = np.array([_ACTIVATION_BYTES * size * self.sequence * self.hidden], dtype=float)
         return float(all_reduce_s(message, tp, cluster.links.curve(place, place))[0])
 

@@ -11,7 +11,7 @@ from plan_strategies import cost, eighths, planned
 from elastic.plan.actions import Action, Schedule
 from elastic.plan.plan import Stage
 from elastic.plan.routing import even_routes
-from elastic.plan.timeline import Timeline
+from elastic.plan.timeline import StepTimeline
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
@@ -56,12 +56,12 @@ def cases(draw):
     return workload, stages, routes, draw(timings(workload, stages))
 
 
-def compute_end_s(timeline: Timeline) -> float:
+def compute_end_s(timeline: StepTimeline) -> float:
     """When the last forward or backward has ended."""
     return max((span.end_s for spans in timeline.spans.values() for span in spans if span.computes), default=0.0)
 
 
-def actions_of(timeline: Timeline):
+def actions_of(timeline: StepTimeline):
     """Each action and its worker."""
     for stage, group in enumerate(timeline.members):
         for worker in group:

@@ -12,7 +12,7 @@ from schedule_strategies import cases, column, updating
 
 from elastic.plan.bubbles import Bubbles, breakdown, bubble_share, gaps
 from elastic.plan.simulation import judge
-from elastic.plan.timeline import Timeline
+from elastic.plan.timeline import StepTimeline
 from elastic.plan.timing import Timing
 
 
@@ -57,4 +57,4 @@ def test_a_worker_without_a_grain_is_idle_all_the_time():
 
 
 def test_a_step_of_no_time_has_no_bubbles():
-    assert bubble_share(Timeline(members=((0,),), spans={0: ()})) == 0.0
+    assert bubble_share(StepTimeline(members=((0,),), spans={0: ()})) == 0.0

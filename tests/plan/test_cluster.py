@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.errors import PlanError
-from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, Matrix, Place
+from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, LinkEnd, Matrix
 from elastic.plan.curves import Constant, Polynomial, Table, curve_from_json
 
 FAST, SLOW = Constant(latency_s=0.001, bytes_per_s=1e9), Constant(latency_s=0.1, bytes_per_s=1e6)
@@ -54,17 +54,17 @@ def test_curves_by_size():
 
 
 def test_a_cluster_survives_json():
-    matrix = Matrix(curves={(Place("z", "a"), Place("z", "a")): FAST, (Place("z", "a", 2), Place("z", "a")): SLOW})
+    matrix = Matrix(curves={(LinkEnd("z", "a"), LinkEnd("z", "a")): FAST, (LinkEnd("z", "a", 2), LinkEnd("z", "a")): SLOW})
     for found in (cluster(host(), host("h1", "y", "b")), cluster(host(), host("h1"), links=matrix)):
         assert Cluster.from_json(json.loads(json.dumps(cluster_json(found)))) == found
 
 
 def test_links_are_looked_up_by_level():
     links = Levels(within_host=FAST, within_zone=SLOW, between_zones=None)
-    assert links.curve(Place("z", "a", 1, "h"), Place("z", "a", 1, "h")) == FAST
-    assert links.curve(Place("z", "a", 1, "h"), Place("z", "b", 1, "i")) == SLOW
+    assert links.curve(LinkEnd("z", "a", 1, "h"), LinkEnd("z", "a", 1, "h")) == FAST
+    assert links.curve(LinkEnd("z", "a", 1, "h"), LinkEnd("z", "b", 1, "i")) == SLOW
     with pytest.raises(PlanError, match="2 a in z at h and 1 b in y are not connected: there is no link between_zones"):
-        links.curve(Place("z", "a", 2, "h"), Place("y", "b"))
+        links.curve(LinkEnd("z", "a", 2, "h"), LinkEnd("y", "b"))
 
 
 def test_counts_and_devices():
@@ -87,7 +87,7 @@ def test_what_cannot_be_a_cluster_is_refused():
     with pytest.raises(PlanError, match="no link within_host"):
         cluster(host(), links=Levels(within_zone=FAST))
     with pytest.raises(PlanError, match="the matrix has no link"):
-        cluster(host(), host("h1", kind="b"), links=Matrix(curves={(Place("z", "a"), Place("z", "b")): FAST}))
+        cluster(host(), host("h1", kind="b"), links=Matrix(curves={(LinkEnd("z", "a"), LinkEnd("z", "b")): FAST}))
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, 0.0, math.inf])

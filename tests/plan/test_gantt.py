@@ -15,7 +15,7 @@ from schedule_strategies import cases, column, updating
 from elastic.plan import gantt
 from elastic.plan.bubbles import bubble_share
 from elastic.plan.simulation import judge
-from elastic.plan.timeline import Timeline
+from elastic.plan.timeline import StepTimeline
 from elastic.plan.timing import Timing
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -123,4 +123,4 @@ def test_durations(seconds, text):
 
 
 def test_a_step_of_no_time_can_be_drawn():
-    assert read(gantt.svg(Timeline(members=((0,),), spans={0: ()}))).tag == f"{SVG}svg"
+    assert read(gantt.svg(StepTimeline(members=((0,),), spans={0: ()}))).tag == f"{SVG}svg"

@@ -14,8 +14,8 @@ from elastic.errors import PlanError
 from elastic.plan.division.costs import costs
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.rules import Transfers
-from elastic.plan.division.search import Limits, divide
-from elastic.plan.division.shapes import Makeup, Part, Pool, Shape, alike, meeting, together
+from elastic.plan.division.search import SearchLimits, divide
+from elastic.plan.division.shapes import Makeup, Pool, Replicas, Shape, alike, meeting, together
 
 some = settings(max_examples=60, deadline=None)
 PLAIN = Transfers(first=(1.0,), middle=1.0, last=1.0)
@@ -54,7 +54,7 @@ def test_the_result_is_the_best_of_all_plans(fake, batch):
 @given(fake_rules(most_layers=6), st.integers(1, 40), st.booleans())
 def test_plans_keep_to_layers_memory_and_devices_and_cost_what_they_say(fake, batch, mixed):
     try:
-        plan = divide(fake, batch, Limits(mixed=mixed))
+        plan = divide(fake, batch, SearchLimits(mixed=mixed))
     except PlanError:
         return
     assert [layer for stage in plan.stages for layer in stage.layers] == list(range(fake.layers))
@@ -73,14 +73,14 @@ def test_mixed_stages_never_make_it_worse(fake, batch):
         alone = divide(fake, batch)
     except PlanError:
         return
-    assert divide(fake, batch, Limits(mixed=True)).step_s <= alone.step_s * (1 + 1e-12)
+    assert divide(fake, batch, SearchLimits(mixed=True)).step_s <= alone.step_s * (1 + 1e-12)
 
 
 def test_a_mixed_stage_uses_what_is_left_of_two_kinds():
     odd = rules(pools=(Pool("big", "here", 1), Pool("small", "here", 1)), layer_s=((1.0,), (1.125,)), parameters=(2.0,), activations=(1.0,))
     odd = replace(odd, transfer_s=(0.0,))
     assert divide(odd, 8).replicas == 1
-    plan = divide(odd, 8, Limits(mixed=True))
+    plan = divide(odd, 8, SearchLimits(mixed=True))
     assert plan.replicas == 2
     assert plan.step_s < divide(odd, 8).step_s
 
@@ -111,7 +111,7 @@ def test_stages_that_are_not_connected_are_no_plan():
 
 def test_no_profile_for_what_is_there_is_said():
     with pytest.raises(PlanError, match=r"no profile for 2 big, 4 small \(micro-batch sizes \[\]\)"):
-        divide(rules(), 8, Limits(sizes=(16,)))
+        divide(rules(), 8, SearchLimits(sizes=(16,)))
 
 
 def test_a_batch_of_nothing_is_refused():
@@ -139,4 +139,4 @@ def test_plans_refuse_gaps_and_unequal_replicas():
     with pytest.raises(PlanError, match="equally many replicas"):
         Division(micro_batch=1, micro_batches=1, stages=stages, step_s=1.0, exact=True)
     with pytest.raises(PlanError, match="at least one"):
-        Makeup((Part(Shape(0, 1), 0),))
+        Makeup((Replicas(Shape(0, 1), 0),))

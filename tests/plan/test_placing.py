@@ -14,7 +14,7 @@ from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels
 from elastic.plan.curves import Constant
 from elastic.plan.deploy import Device, devices
 from elastic.plan.division.physical import PhysicalRules
-from elastic.plan.division.search import Limits, divide
+from elastic.plan.division.search import SearchLimits, divide
 from elastic.plan.placing import MOST_WORKERS, placed
 from elastic.plan.planner import fastest
 from elastic.plan.replan import after_loss, plan_for
@@ -112,11 +112,11 @@ def test_where_zones_do_not_divide_stages_across_them_are_faster():
     profiles = SMALL.profiles(there)
     exact = divide(PhysicalRules(there, profiles), 96)
     found = plan_for(there, profiles, 96)
-    across = across_zones(PhysicalRules(there, profiles), 96, Limits(), devices(there))
+    across = across_zones(PhysicalRules(there, profiles), 96, SearchLimits(), devices(there))
     assert across is not None
     assert found.plan.step_s == min(exact.step_s, across.plan.step_s)
 
 
 def test_one_zone_or_several_kinds_are_for_the_exact_search():
     for there in (zones(4), zones(4, 4, kinds=2)):
-        assert across_zones(PhysicalRules(there, SMALL.profiles(there)), 16, Limits(), devices(there)) is None
+        assert across_zones(PhysicalRules(there, SMALL.profiles(there)), 16, SearchLimits(), devices(there)) is None

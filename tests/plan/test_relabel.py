@@ -13,22 +13,22 @@ from plan_strategies import few
 from elastic.errors import PlanError
 from elastic.plan.assignment import assign
 from elastic.plan.plan import Plan, Stage
-from elastic.plan.relabel import Missing, Piece, Send, balance, missing, relabel
+from elastic.plan.relabel import ByteRange, Lacking, Send, balance, missing, relabel
 from elastic.plan.routing import even_routes
 
-Held = dict[int, list[Piece]]
+Held = dict[int, list[ByteRange]]
 
 
 @st.composite
-def pieces(draw, layers: int = 2, longest: int = 12) -> list[Piece]:
+def pieces(draw, layers: int = 2, longest: int = 12) -> list[ByteRange]:
     found = []
     for layer in range(layers):
         edges = sorted(draw(st.sets(st.integers(0, longest), max_size=4)))
-        found += [Piece(layer, start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=False)]
+        found += [ByteRange(layer, start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=False)]
     return found
 
 
-def bytes_of(some: list[Piece]) -> set[tuple[int, int]]:
+def bytes_of(some: list[ByteRange]) -> set[tuple[int, int]]:
     return {(piece.layer, byte) for piece in some for byte in range(piece.start, piece.stop)}
 
 
@@ -73,7 +73,7 @@ def test_whole_layers_agree_with_the_ordered_assignment(data):
     )
 
     def whole(of: Plan) -> Held:
-        return {worker: [Piece(layer, 0, weights[layer]) for layer in stage.layers] for stage in of.stages for worker in stage.members}
+        return {worker: [ByteRange(layer, 0, weights[layer]) for layer in stage.layers] for stage in of.stages for worker in stage.members}
 
     had = whole(old)
     found = relabel({worker: had.get(worker, []) for worker in new.workers}, list(whole(new).values()))
@@ -82,8 +82,8 @@ def test_whole_layers_agree_with_the_ordered_assignment(data):
 
 
 def test_who_stays_keeps_its_interval_and_a_joiner_takes_what_is_left():
-    held = {0: [Piece(0, 0, 50)], 1: [Piece(0, 50, 100)], 7: []}
-    found = relabel(held, [[Piece(0, 50, 100)], [Piece(1, 0, 10)], [Piece(0, 0, 50)]])
+    held = {0: [ByteRange(0, 0, 50)], 1: [ByteRange(0, 50, 100)], 7: []}
+    found = relabel(held, [[ByteRange(0, 50, 100)], [ByteRange(1, 0, 10)], [ByteRange(0, 0, 50)]])
     assert found.workers == (1, 7, 0)
     assert (found.kept_bytes, found.moved_bytes) == (100, 10)
 
@@ -92,9 +92,9 @@ def test_who_stays_keeps_its_interval_and_a_joiner_takes_what_is_left():
     ("held", "slots", "message"),
     [
         ({0: []}, [[], []], "2 slots need as many workers, and there are 1"),
-        ({0: [Piece(0, 3, 3)]}, [[]], "has no bytes"),
-        ({0: [Piece(0, -1, 3)]}, [[]], "start at 0 or later"),
-        ({0: []}, [[Piece(0, 0, 5), Piece(0, 4, 6)]], "overlap"),
+        ({0: [ByteRange(0, 3, 3)]}, [[]], "has no bytes"),
+        ({0: [ByteRange(0, -1, 3)]}, [[]], "start at 0 or later"),
+        ({0: []}, [[ByteRange(0, 0, 5), ByteRange(0, 4, 6)]], "overlap"),
     ],
 )
 def test_malformed_pieces_are_refused(held, slots, message):
@@ -104,7 +104,7 @@ def test_malformed_pieces_are_refused(held, slots, message):
 
 def test_no_slots_and_no_workers_are_no_trouble():
     assert relabel({}, []).workers == ()
-    assert relabel({3: [Piece(0, 0, 4)]}, []).moved_bytes == 0
+    assert relabel({3: [ByteRange(0, 0, 4)]}, []).moved_bytes == 0
     assert balance([], {}).sends == ()
 
 
@@ -127,16 +127,16 @@ def test_missing_is_what_is_needed_and_not_held_and_names_all_who_have_it(data):
 
 def test_what_nobody_has_is_refused():
     with pytest.raises(PlanError, match="no worker has byte 4 of layer 0, which worker 1 needs"):
-        missing({0: [Piece(0, 0, 4)]}, {1: [Piece(0, 2, 6)]})
+        missing({0: [ByteRange(0, 0, 4)]}, {1: [ByteRange(0, 2, 6)]})
     with pytest.raises(PlanError, match="no worker has byte 0 of layer 5"):
-        missing({0: [Piece(0, 0, 4)]}, {1: [Piece(5, 0, 6)]})
+        missing({0: [ByteRange(0, 0, 4)]}, {1: [ByteRange(5, 0, 6)]})
 
 
 @st.composite
-def lacks(draw, most: int, longest: int) -> list[Missing]:
+def lacks(draw, most: int, longest: int) -> list[Lacking]:
     sources = st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True)
     sizes = draw(st.lists(st.integers(1, longest), min_size=1, max_size=most))
-    return [Missing(10 + i % 2, Piece(i, 3, 3 + size), tuple(draw(sources))) for i, size in enumerate(sizes)]
+    return [Lacking(10 + i % 2, ByteRange(i, 3, 3 + size), tuple(draw(sources))) for i, size in enumerate(sizes)]
 
 
 def seconds(sends: tuple[Send, ...], rates: dict[int, float]) -> float:
@@ -179,7 +179,7 @@ def test_all_is_sent_once_by_who_has_it_near_a_bound_that_subsets_confirm(lackin
 def test_no_choice_of_sources_finishes_earlier(lacking, rates):
     rates = {**rates, 10: 2.0, 11: 1.0}
     choices = [source for lack in lacking for source in [lack.sources] * (lack.piece.stop - lack.piece.start)]
-    units = [(lack.destination, Piece(lack.piece.layer, at, at + 1)) for lack in lacking for at in range(*lack.piece[1:])]
+    units = [(lack.destination, ByteRange(lack.piece.layer, at, at + 1)) for lack in lacking for at in range(*lack.piece[1:])]
     best = min(
         seconds(tuple(Send(source, *unit) for source, unit in zip(choice, units, strict=True)), rates)
         for choice in product(*(sources[:2] for sources in choices))
@@ -191,9 +191,9 @@ def test_no_choice_of_sources_finishes_earlier(lacking, rates):
 @pytest.mark.parametrize(
     ("lack", "rates", "message"),
     [
-        (Missing(1, Piece(0, 0, 4), ()), {1: 1.0}, "nobody has"),
-        (Missing(1, Piece(0, 0, 4), (2,)), {1: 1.0}, "worker 2 has a rate of 0"),
-        (Missing(1, Piece(0, 0, 4), (2,)), {1: float("nan"), 2: 1.0}, "worker 1 has a rate of nan"),
+        (Lacking(1, ByteRange(0, 0, 4), ()), {1: 1.0}, "nobody has"),
+        (Lacking(1, ByteRange(0, 0, 4), (2,)), {1: 1.0}, "worker 2 has a rate of 0"),
+        (Lacking(1, ByteRange(0, 0, 4), (2,)), {1: float("nan"), 2: 1.0}, "worker 1 has a rate of nan"),
     ],
 )
 def test_what_cannot_be_sent_is_refused(lack, rates, message):
@@ -201,15 +201,15 @@ def test_what_cannot_be_sent_is_refused(lack, rates, message):
         balance([lack], rates)
 
 
-def job(stages: int, width: int, layers: int, size: int, lost: frozenset[int]) -> tuple[Held, list[list[Piece]]]:
+def job(stages: int, width: int, layers: int, size: int, lost: frozenset[int]) -> tuple[Held, list[list[ByteRange]]]:
     """ZeRO: members of a stage hold its layers whole, and each its share of the optimizer's states and a neighbour's; some are lost."""
 
-    def share(rank: int, of: int, layer: int) -> Piece:
-        return Piece(1000 + layer, size * rank // of * 3, size * (rank + 1) // of * 3)
+    def share(rank: int, of: int, layer: int) -> ByteRange:
+        return ByteRange(1000 + layer, size * rank // of * 3, size * (rank + 1) // of * 3)
 
-    def needs(stage: int, rank: int, of: int) -> list[Piece]:
+    def needs(stage: int, rank: int, of: int) -> list[ByteRange]:
         here = range(stage * layers, (stage + 1) * layers)
-        return [piece for layer in here for piece in {Piece(layer, 0, size), share(rank, of, layer), share((rank + 1) % of, of, layer)}]
+        return [piece for layer in here for piece in {ByteRange(layer, 0, size), share(rank, of, layer), share((rank + 1) % of, of, layer)}]
 
     held, slots = {}, []
     for stage in range(stages):

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from elastic.cli.main import app
 from elastic.errors import PlanError
 from elastic.plan import files, gantt, picture
-from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, Place
+from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, LinkEnd
 from elastic.plan.curves import Constant
 from elastic.plan.deploy import Deployed, Device, deploy, devices, lost, without
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.physical import PhysicalRules
-from elastic.plan.division.search import Limits
+from elastic.plan.division.search import SearchLimits
 from elastic.plan.division.shapes import Shape, alike
 from elastic.plan.moves import holdings
 from elastic.plan.profiles import Profiles
@@ -159,7 +159,7 @@ def test_a_transformer_counts_its_operations():
 def test_tensor_parallelism_pays_for_its_messages():
     there = cluster(2, 2)
     alone, split = (SMALL.profiles(there).of("fast", 2, tp)[1] for tp in (1, 2))
-    curve = there.links.curve(Place("z", "fast", 1, "h0"), Place("z", "fast", 1, "h0"))
+    curve = there.links.curve(LinkEnd("z", "fast", 1, "h0"), LinkEnd("z", "fast", 1, "h0"))
     message = 2 * 2 * 512 * 512
     assert split.forward_s == pytest.approx(alone.forward_s / 2 + 2 * 2 * float(curve.seconds(message / 2)))
 
@@ -241,7 +241,7 @@ def test_interpolation_and_profiles_from_a_file(tmp_path: Path):
     assert "there is no profile for device kind V100-16" in refused.stderr
     guessed = run(*words, "--interpolate")
     assert guessed.exit_code == 0
-    measured = plan_for(there, profiles, 64, Limits())
+    measured = plan_for(there, profiles, 64, SearchLimits())
     assert json.loads(guessed.stdout)["step_s"] == pytest.approx(measured.plan.step_s, rel=0.02)
 
 

@@ -14,7 +14,7 @@ from benchmarks.sailor_rules import ReferenceRules
 from elastic.errors import PlanError
 from elastic.plan.division.costs import costs
 from elastic.plan.division.division import Division
-from elastic.plan.division.search import Limits, divide
+from elastic.plan.division.search import SearchLimits, divide
 
 SCORE = DATA.parent / "tools" / "score_plan.py"
 MIXES = {
@@ -29,7 +29,7 @@ MIXES = {
 def planned(model: str, gpus: dict[str, int], batch: int) -> tuple[ReferenceRules, Division]:
     data = sailor.load(SAILOR, model)
     rules = ReferenceRules(data.cluster(gpus), data.profiles)
-    return rules, divide(rules, batch, Limits(mixed=True))
+    return rules, divide(rules, batch, SearchLimits(mixed=True))
 
 
 @needs_data

@@ -10,7 +10,7 @@ from schedule_strategies import updating
 
 from elastic.errors import PlanError
 from elastic.plan.plan import Stage
-from elastic.plan.timing import Pace, Timing
+from elastic.plan.timing import MemberSeconds, Timing
 from elastic.plan.workload import Workload
 
 WORKLOAD = Workload(layers=(cost(1, 2, 10), cost(1, 4), cost(2, 2, 10)), micro_batches=4, grains=4)
@@ -19,7 +19,7 @@ BASE = Timing.of(WORKLOAD, STAGES)
 
 
 def test_seconds_are_those_of_the_layers():
-    assert BASE.paces == {5: Pace(forward_s=2, backward_s=6), 6: BASE.paces[5], 7: Pace(forward_s=2, backward_s=2)}
+    assert BASE.paces == {5: MemberSeconds(forward_s=2, backward_s=6), 6: BASE.paces[5], 7: MemberSeconds(forward_s=2, backward_s=2)}
     assert BASE.stage == {5: 0, 6: 0, 7: 1}
     assert BASE.links is None
 
@@ -27,7 +27,7 @@ def test_seconds_are_those_of_the_layers():
 def test_slow_workers():
     timing = updating(BASE, {6: 1.0}).slowed({6: 3.0})
     assert timing.paces[5] == BASE.paces[5]
-    assert timing.paces[6] == Pace(forward_s=6, backward_s=18, update_s=3)
+    assert timing.paces[6] == MemberSeconds(forward_s=6, backward_s=18, update_s=3)
 
 
 def test_links_between_stages():
@@ -39,8 +39,8 @@ def test_links_between_stages():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pace(forward_s=-1.0, backward_s=0.0), "forward_s of a worker takes -1.0 s"),
-        (lambda: Pace(forward_s=0.0, backward_s=float("nan")), "backward_s of a worker takes nan s"),
+        (lambda: MemberSeconds(forward_s=-1.0, backward_s=0.0), "forward_s of a worker takes -1.0 s"),
+        (lambda: MemberSeconds(forward_s=0.0, backward_s=float("nan")), "backward_s of a worker takes nan s"),
         (lambda: replace(BASE, sync_s=(1.0,)), "2 stages have seconds of synchronisation for 1"),
         (lambda: replace(BASE, sync_s=(1.0, float("inf"))), "synchronisation of a stage takes inf s"),
         (lambda: replace(BASE, paces={5: BASE.paces[5]}), r"workers \[6, 7\] have no pace"),

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic.plan.division.rules import Floats, Footprint, Rules, spans
+from elastic.plan.division.rules import Floats, Footprint, PoolCosts, spans
 from elastic.plan.division.shapes import Makeup, Shape, meeting
 from elastic.plan.division.tables import UNLIMITED, Tables
 
@@ -18,7 +18,7 @@ Between = Callable[[Shape, Shape, int], Floats]
 class Compiler:
     """Remembers what does not depend on the number of replicas, so that the tables of many of them are made quickly."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: PoolCosts) -> None:
         self._rules = rules
         self._pairs = cache(self._all_pairs)
         self._ones = cache(self._all_ones)

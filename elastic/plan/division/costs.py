@@ -9,7 +9,7 @@ import numpy as np
 
 from elastic.plan.division.compile import crossing
 from elastic.plan.division.division import Section
-from elastic.plan.division.rules import Rules
+from elastic.plan.division.rules import PoolCosts
 from elastic.plan.division.shapes import Shape, together
 from elastic.plan.plan import Stage
 from elastic.plan.prediction import Prediction
@@ -22,7 +22,7 @@ class ClusterCosts:
     `pools` has the pool of each member. `stage_s` of its predictions is what the stage takes for a micro-batch, its transfers included.
     """
 
-    rules: Rules
+    rules: PoolCosts
     micro_batch: int
     micro_batches: int
     pools: Mapping[int, int]
@@ -37,7 +37,7 @@ class ClusterCosts:
         return costs(self.rules, sections, self.micro_batch, self.micro_batches)
 
 
-def costs(rules: Rules, stages: Sequence[Section], size: int, micro_batches: int) -> Prediction:
+def costs(rules: PoolCosts, stages: Sequence[Section], size: int, micro_batches: int) -> Prediction:
     """The step of a 1F1B pipeline: `(M - 1) max + sum` over the stages, and the slowest update and synchronisation.
 
     A stage keeps as many micro-batches in flight as there are stages from it to the end, but no more than there are.
@@ -55,7 +55,7 @@ def costs(rules: Rules, stages: Sequence[Section], size: int, micro_batches: int
     )
 
 
-def _stage_s(rules: Rules, stages: Sequence[Section], number: int, size: int) -> float:
+def _stage_s(rules: PoolCosts, stages: Sequence[Section], number: int, size: int) -> float:
     stage, depth, charge = stages[number], len(stages), rules.transfers
     layers, makeup = stage.layers, stage.makeup
     computing = max(float(rules.seconds(shape, size)[layers.start : layers.stop].sum()) for shape in makeup.shapes)
@@ -69,7 +69,7 @@ def _stage_s(rules: Rules, stages: Sequence[Section], number: int, size: int) ->
     return computing + (charge.middle * (onward + back) if number else charge.of_first(depth) * onward)
 
 
-def _need(rules: Rules, stage: Section, size: int, in_flight: int) -> tuple[float, float]:
+def _need(rules: PoolCosts, stage: Section, size: int, in_flight: int) -> tuple[float, float]:
     """The most bytes on a device, and the least room that is left on one."""
     layers, shared = stage.layers, stage.makeup.replicas > 1
     feet = [rules.footprint(shape, size, shared) for shape in stage.makeup.shapes]

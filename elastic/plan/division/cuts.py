@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from elastic.plan.division.coverage import Ints
 from elastic.plan.division.reach import Reach
 from elastic.plan.division.rules import Floats
-from elastic.plan.division.tables import Cut, Tables
+from elastic.plan.division.tables import StageCut, Tables
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +56,7 @@ class Search:
         self.levels: list[Labels] = []
         self.best: tuple[int, int] | None = None
 
-    def run(self) -> tuple[Cut, ...] | None:
+    def run(self) -> tuple[StageCut, ...] | None:
         """The best stages, or None if there are none below the bound."""
         labels = self._last_stages()
         while len(labels):
@@ -162,11 +162,11 @@ class Search:
             labels = labels.take(np.argpartition(lower, self.most_labels)[: self.most_labels])
         return labels
 
-    def _trace(self, level: int, which: int) -> tuple[Cut, ...]:
-        found: list[Cut] = []
+    def _trace(self, level: int, which: int) -> tuple[StageCut, ...]:
+        found: list[StageCut] = []
         while level >= 0:
             labels = self.levels[level]
-            found.append(Cut(int(labels.start[which]), int(labels.stop[which]), int(labels.makeup[which])))
+            found.append(StageCut(int(labels.start[which]), int(labels.stop[which]), int(labels.makeup[which])))
             level, which = level - 1, int(labels.parent[which])
         return tuple(found)
 
@@ -186,7 +186,7 @@ def _undominated(labels: Labels, lower: Floats, resources: int, tables: Tables) 
     return labels.take(~beaten), lower[~beaten]
 
 
-def best_cuts(reach: Reach, bound_s: float = math.inf) -> tuple[tuple[Cut, ...] | None, bool]:
+def best_cuts(reach: Reach, bound_s: float = math.inf) -> tuple[tuple[StageCut, ...] | None, bool]:
     """The stages with the least step time below `bound_s`, or None; and whether that is proven."""
     search = Search(reach, bound_s)
     return search.run(), search.exact

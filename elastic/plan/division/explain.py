@@ -8,7 +8,7 @@ import numpy as np
 
 from elastic.plan.division.compile import most_in_flight
 from elastic.plan.division.coverage import furthest_in_memory
-from elastic.plan.division.rules import Bytes, Rules
+from elastic.plan.division.rules import Bytes, PoolCosts
 from elastic.plan.division.shapes import Shape
 
 
@@ -20,7 +20,7 @@ class Lack(NamedTuple):
     shape: Shape
 
 
-def why_nothing_fits(rules: Rules, sizes: tuple[int, ...]) -> str:
+def why_nothing_fits(rules: PoolCosts, sizes: tuple[int, ...]) -> str:
     """A sentence for the smallest of these micro-batch sizes and one replica, which needs the least memory and devices."""
     useful = [size for size in sorted(sizes) if any(_there(rules, shape) for shape in rules.shapes(size))]
     if not useful:
@@ -37,11 +37,11 @@ def why_nothing_fits(rules: Rules, sizes: tuple[int, ...]) -> str:
     return _together(rules, size)
 
 
-def _there(rules: Rules, shape: Shape) -> bool:
+def _there(rules: PoolCosts, shape: Shape) -> bool:
     return shape.tp <= rules.pools[shape.pool].count
 
 
-def _worst_layer(rules: Rules, size: int) -> Lack:
+def _worst_layer(rules: PoolCosts, size: int) -> Lack:
     """The layer that lacks most on the shape that lacks least, as the last stage, alone."""
     found: list[Lack] = []
     for layer in range(rules.layers):
@@ -54,7 +54,7 @@ def _worst_layer(rules: Rules, size: int) -> Lack:
     return max(found)
 
 
-def _together(rules: Rules, size: int) -> str:
+def _together(rules: PoolCosts, size: int) -> str:
     """Every layer fits, but not all of them: by the extra bytes on every device with which they would."""
     if _covered(rules, size, 0.0) == rules.layers:
         return f"the {rules.layers} layers fit into memory, but no stages that do are connected to each other"
@@ -74,7 +74,7 @@ def _together(rules: Rules, size: int) -> str:
     )
 
 
-def _covered(rules: Rules, size: int, extra: float) -> int:
+def _covered(rules: PoolCosts, size: int, extra: float) -> int:
     """How many layers one pipeline can hold at most, with that many more bytes on each device."""
     shapes = [shape for shape in rules.shapes(size) if _there(rules, shape)]
     feet = [rules.footprint(shape, size, False) for shape in shapes]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from elastic.plan.division.rules import Rules
-from elastic.plan.division.shapes import Makeup, Part, Shape
+from elastic.plan.division.rules import PoolCosts
+from elastic.plan.division.shapes import Makeup, Replicas, Shape
 
 
-def mixtures(rules: Rules, size: int, replicas: int) -> list[Makeup]:
+def mixtures(rules: PoolCosts, size: int, replicas: int) -> list[Makeup]:
     """For each pair of shapes and each amount of the first one's pool, the makeup that takes the most of that and the least of the other.
 
     What a stage takes of a pool is by how much fewer stages with `replicas` devices of it are then left. Mixtures that take as much of one
@@ -19,7 +19,7 @@ def mixtures(rules: Rules, size: int, replicas: int) -> list[Makeup]:
         if one.pool < other.pool:
             for count in _counts(rules.pools[one.pool].count, one, replicas):
                 if _useful(rules.pools[other.pool].count, other, replicas - count, replicas):
-                    found[Makeup((Part(one, count), Part(other, replicas - count)))] = None
+                    found[Makeup((Replicas(one, count), Replicas(other, replicas - count)))] = None
     return list(found)
 
 

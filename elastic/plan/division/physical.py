@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 
 from elastic.errors import PlanError
-from elastic.plan.cluster import Cluster, Place
+from elastic.plan.cluster import Cluster, LinkEnd
 from elastic.plan.curves import Curve
 from elastic.plan.division.rules import Bytes, Floats, Transfers, spans
 from elastic.plan.division.shapes import Makeup, Pool, Shape
@@ -101,12 +101,12 @@ class PhysicalRules:
         """Over how many devices at least the weights of a stage are spread."""
         return min(shape.tp for shape in makeup.shapes)
 
-    def place(self, shape: Shape) -> Place:
+    def place(self, shape: Shape) -> LinkEnd:
         """One device of a replica."""
         pool = self.pools[shape.pool]
-        return Place(pool.zone, pool.kind)
+        return LinkEnd(pool.zone, pool.kind)
 
-    def link(self, one: Place, other: Place) -> Curve | None:
+    def link(self, one: LinkEnd, other: LinkEnd) -> Curve | None:
         """None if they are not connected."""
         try:
             return self.cluster.links.curve(one, other)

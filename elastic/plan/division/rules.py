@@ -54,7 +54,7 @@ class Bytes:
     capacity: float
 
 
-class Rules(Protocol):
+class PoolCosts(Protocol):
     """All seconds are of one micro-batch unless said otherwise; `(n, n)` is by first layer and layer behind the last, n = layers + 1."""
 
     @property

@@ -21,9 +21,9 @@ from elastic.plan.division.division import Division, Section
 from elastic.plan.division.explain import why_nothing_fits
 from elastic.plan.division.mixing import mixtures
 from elastic.plan.division.reach import Reach, estimate
-from elastic.plan.division.rules import Rules
+from elastic.plan.division.rules import PoolCosts
 from elastic.plan.division.shapes import Makeup, alike
-from elastic.plan.division.tables import Cut, step_seconds
+from elastic.plan.division.tables import StageCut, step_seconds
 
 SHARES = (0.8, 0.85, 0.9, 0.95)
 """Tables are searched in the order of the part of the best step time so far that they cannot be excluded from."""
@@ -36,7 +36,7 @@ CLOSE = 1.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SearchLimits:
     """What the search leaves out: micro-batch sizes other than these (None: none), deeper pipelines, stages of several shapes."""
 
     sizes: tuple[int, ...] | None = None
@@ -52,16 +52,16 @@ class Case(NamedTuple):
     micro_batches: int
 
 
-class Found(NamedTuple):
+class BestDivision(NamedTuple):
     """The best partition so far."""
 
     step_s: float
     case: Case
     makeups: Sequence[Makeup]
-    cuts: tuple[Cut, ...]
+    cuts: tuple[StageCut, ...]
 
 
-def divide(rules: Rules, batch: int, limits: Limits = Limits()) -> Division:
+def divide(rules: PoolCosts, batch: int, limits: SearchLimits = SearchLimits()) -> Division:
     """The plan with the least step time for a global batch of `batch` samples, under the cost model `rules`.
 
     Every stage has equally many replicas, all of one shape, but for at most one stage of two shapes (`mixing`); layers are contiguous.
@@ -73,11 +73,11 @@ def divide(rules: Rules, batch: int, limits: Limits = Limits()) -> Division:
 
 
 class _Search:
-    def __init__(self, rules: Rules, batch: int, limits: Limits) -> None:
+    def __init__(self, rules: PoolCosts, batch: int, limits: SearchLimits) -> None:
         self.rules, self.batch, self.limits = rules, batch, limits
         self.compiler = Compiler(rules)
         self.exact = True
-        self.found: Found | None = None
+        self.found: BestDivision | None = None
 
     @property
     def bound_s(self) -> float:
@@ -149,10 +149,10 @@ class _Search:
             cuts, exact = best_cuts(reach, bound_s)
             self.exact &= exact
             if cuts is not None:
-                self.found = Found(step_seconds(reach.tables, cuts), case, makeups, cuts)
+                self.found = BestDivision(step_seconds(reach.tables, cuts), case, makeups, cuts)
                 return
 
-    def _plan(self, found: Found) -> Division:
+    def _plan(self, found: BestDivision) -> Division:
         stages = tuple(Section(layers=range(start, stop), makeup=found.makeups[makeup]) for start, stop, makeup in found.cuts)
         return Division(
             micro_batch=found.case.size, micro_batches=found.case.micro_batches, stages=stages, step_s=found.step_s, exact=self.exact

@@ -14,7 +14,7 @@ from elastic.plan.division.rules import Floats, Transfers
 UNLIMITED = 1 << 30
 
 
-class Cut(NamedTuple):
+class StageCut(NamedTuple):
     """A stage: layers `[start, stop)`, served by the makeup with this number."""
 
     start: int
@@ -53,7 +53,7 @@ class Tables:
         return self.seconds.shape[0]
 
 
-def stage_seconds(tables: Tables, cuts: Sequence[Cut]) -> list[float]:
+def stage_seconds(tables: Tables, cuts: Sequence[StageCut]) -> list[float]:
     """Computation and transfers of each stage, for one micro-batch."""
     depth, charge = len(cuts), tables.transfers
     found: list[float] = []
@@ -70,7 +70,7 @@ def stage_seconds(tables: Tables, cuts: Sequence[Cut]) -> list[float]:
     return found
 
 
-def step_seconds(tables: Tables, cuts: Sequence[Cut]) -> float:
+def step_seconds(tables: Tables, cuts: Sequence[StageCut]) -> float:
     """`(M - 1) max + sum` over the stages, and the slowest update, and the slowest synchronisation."""
     each = stage_seconds(tables, cuts)
     update = max(float(tables.update_s[makeup, start, stop]) for start, stop, makeup in cuts)
