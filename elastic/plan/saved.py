@@ -55,7 +55,7 @@ class SavedPlan:
             raise PlanError(f"the plan's members are {sorted(self.plan.devices)}, and {len(self.hosts)} places have a host")
         if self.plan.stages[-1].layers.stop != len(self.parameter_bytes):
             raise PlanError(f"the stages hold {self.plan.stages[-1].layers.stop} layers, and the model has {len(self.parameter_bytes)}")
-        if self.micro_batches < 1 or self.micro_batches % self.grains:
+        if not self.grains or self.micro_batches < 1 or self.micro_batches % self.grains:
             raise PlanError(f"{self.micro_batches} micro-batches cannot be cut into the {self.grains} grains of the routes")
 
     @property

@@ -129,6 +129,13 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, old, new, said):
     assert str(caught.value).startswith(f"the plan {path} ")
 
 
+def test_a_step_of_no_grains_is_refused():
+    whole = SavedPlan.of(fastest(fleet(range(2)), WORKLOAD, 1), {0: "h", 1: "h"}, WORKLOAD).to_json()
+    whole["stages"][0]["member_of_grain"] = []
+    with pytest.raises(PlanError, match="8 micro-batches cannot be cut into the 0 grains"):
+        SavedPlan.from_json(whole)
+
+
 def test_files_that_cannot_be_read_or_written_are_named(tmp_path):
     with pytest.raises(PlanError, match=r"absent\.toml cannot be read: No such file"):
         load(tmp_path / "absent.toml")
@@ -140,3 +147,35 @@ def test_the_text_is_for_people():
     text = saved().to_toml()
     assert "layers = [0, 3]\nmembers = [0, 1]\nmember_of_grain = [0, 0, 0, 0, 1, 1, 1, 1]" in text
     assert list(accumulate(map(len, text.splitlines()), max))[-1] < 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10) | st.floats() | st.text("ab", max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["layers", "hosts"]), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def paths(value, before=()):
+    yield before
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths(inner, (*before, key))
+
+
+@few
+@given(st.data())
+def test_whatever_is_in_a_file_is_a_plan_or_refused(data):
+    written = saved().to_json()
+    *way, last = data.draw(st.sampled_from([path for path in paths(written) if path]))
+    spot = written
+    for key in way:
+        spot = spot[key]
+    if isinstance(spot, dict) and data.draw(st.booleans()):
+        del spot[last]
+    else:
+        spot[last] = data.draw(JSON)
+    try:
+        SavedPlan.from_json(written)
+    except PlanError as error:
+        assert str(error)  # noqa: PT017

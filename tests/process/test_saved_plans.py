@@ -71,6 +71,26 @@ member_of_grain = [0, 0, 0, 0, 0, 0, 0, 0]
         elastic.run(functions.announces, workers=3, plan=path)
 
 
+def test_what_is_found_for_a_cluster_like_this_machine_runs_here(tmp_path: Path) -> None:
+    cluster, workload, path = tmp_path / "cluster.toml", tmp_path / "work.json", tmp_path / "plan.toml"
+    cluster.write_text(
+        """
+        kinds = [{ name = "core", memory_bytes = 8e9 }]
+        hosts = [{ name = "here", zone = "z", kind = "core", count = 4 }]
+        links.levels.within_host.bytes_per_s = 1e9
+        links.levels.within_zone.bytes_per_s = 1e9
+        """
+    )
+    seconds = [{"kind": "core", "size": 1, "tp": 1, "layers": [[0.01, 0.02, 0.0]] * LAYERS}]
+    work = {"batch": 8, "seconds": seconds, "bytes": [{"tp": 1, "layers": [[16384, 1000, 100]] * LAYERS}]}
+    workload.write_text(json.dumps(work))
+    done = command("plan", "--cluster", str(cluster), "--workload", str(workload), "--save", str(path))
+    assert done.returncode == 0, done.stderr
+    saved = load(path)
+    view = View.from_json(elastic.run(functions.announces, workers=len(saved.hosts), plan=path).value["view"])
+    assert (view.plan.stages, view.plan.routes) == (saved.plan.stages, saved.plan.routes)
+
+
 def test_what_can_be_refused_before_anything_is_started_is(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     files = ("--cluster", "examples/clusters/mixed.toml", "--workload", "examples/clusters/gpt-1.3b.toml")

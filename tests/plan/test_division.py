@@ -1,4 +1,4 @@
-"""The heterogeneous partition against trying all; memory, devices and layers are respected; what fits nowhere is explained."""
+"""Divisions against trying all; memory, devices and layers are respected; what fits nowhere is explained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hetero_fakes import FakeRules, best_step_s, fake_rules, within
+from division_fakes import FakeRules, best_step_s, fake_rules, within
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
