@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from elastic.engine import randomness
 from elastic.errors import TrainerError
 from elastic.layout.regions import BLOCK, Cut
 from elastic.memory.tensors import copy
@@ -72,7 +73,10 @@ def check(f: AfterStep, dtype: torch.dtype, cut: Cut) -> None:
     drawn = torch.default_generator.get_state()
     whole = _runs(f, dtype, (0,))
     if not torch.equal(drawn, torch.default_generator.get_state()):
-        raise TrainerError(f"{name_of(f)} draws random numbers, and would draw others for each layout: what is done after a step must not")
+        raise TrainerError(
+            f"{name_of(f)} draws random numbers, and would draw others for each layout: what is done after a step must not"
+            f"{randomness.other_threads()}"
+        )
     if cut == "tensor":
         return
     try:

@@ -87,7 +87,7 @@ def probe(optimizer: Optimizer) -> Probed:
         if not same(before, _drawn()):
             raise TrainerError(
                 f"{name}.step() draws random numbers, so no other worker could repeat an update: use an optimizer whose update follows "
-                "from gradients and state"
+                f"from gradients and state{randomness.other_threads()}"
             )
         _check_outcome(name, together, trial)
         for owned in (everything[::2], everything[1::2], everything[:1], everything[:0]):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -79,6 +80,14 @@ def kept() -> Iterator[None]:
         random.setstate(states[2])
         if devices:
             torch.cuda.set_rng_state_all(devices)
+
+
+def other_threads() -> str:
+    """Whom a draw may be of as well: threads of the user's, which draw from the same generators. To be put behind a sentence."""
+    names = [each.name for each in threading.enumerate() if each is not threading.current_thread() and not each.name.startswith("elastic-")]
+    if not names:
+        return ""
+    return f". Or a thread of train_fn has drawn from torch's generator ({', '.join(names)}): give it a torch.Generator of its own"
 
 
 class Generators:
