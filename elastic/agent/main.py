@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from elastic.agent.founders import Founders, hindrance
 from elastic.agent.loop import Loop
 from elastic.agent.save_summary import SaveSummary
 from elastic.agent.start import Start
+from elastic.agent.stopping import AGAIN_S, FIRST_S, StopWatch
 from elastic.agent.supervision import (
     Worker,
     ended,
@@ -79,9 +81,12 @@ class Agent:
         self._driver: Driver | None = None
         self._saves = SaveSummary()
         self._one_sided = OneSided()
+        self._stop_watch = StopWatch()
+        self._asked_at = 0.0  # to stop
         self._metrics = MetricFiles(say)
         self._returned: dict[str, Any] = {}  # what a leader's train_fn has returned, before the rest was done
         self._skipped: set[int] = set()
+        self._lasting = False  # it was said that a thread is waited for
         self._founders = Founders.of(start.settings.workers)
         self._loop = Loop()
         signals.obey(lambda: self._loop.post(self.stop))
@@ -151,10 +156,23 @@ class Agent:
         """Has the job stop at the next step boundary."""
         if self._stopping:
             return
-        self._stopping = True
+        self._stopping, self._asked_at = True, time.monotonic()
+        self._loop.set_timer(FIRST_S, self._still_running, "stopping")
         self._crew.tell_all({"type": "stop"})
         if self._driver is not None:
             self._driver.stop()
+
+    def _still_running(self) -> None:
+        """Says what a job that was asked to stop waits for."""
+        if self._over:
+            return
+        workers = self._crew.workers
+        known = self._founders.numbers if self._driver is None else self._driver.view.workers
+        members = [number for number in known if number in workers]
+        steps = {number: workers[number].step for number in members}
+        returned = [number for number in members if workers[number].finished]
+        say(self._stop_watch.sentence(time.monotonic() - self._asked_at, members, steps, returned))
+        self._loop.set_timer(AGAIN_S, self._still_running, "stopping")
 
     def _hear_launcher(self) -> None:
         for message in self._launcher.receive():
@@ -205,6 +223,8 @@ class Agent:
                 say(f"step {message['step']} is skipped: {message['reason']}")
         elif message["type"] == "returned":
             self._returned = {"value": message["value"]}
+        elif message["type"] == "lasts":
+            self._lasts(worker, message["threads"])
         elif message["type"] == "result":
             self._finished(worker, message)
         elif message["type"] == "error":
@@ -214,7 +234,9 @@ class Agent:
 
     def _waits(self, worker: Worker, message: Message) -> None:
         """Ends a job in which some workers wait for what others never do."""
-        self._one_sided.heard(worker.number, Wait(**message["wait"]))
+        wait = Wait(**message["wait"])
+        self._one_sided.heard(worker.number, wait)
+        self._stop_watch.heard(worker.number, wait)
         if self._driver is not None:
             view = self._driver.view
             returned = [number for number in view.workers if self._crew.workers[number].result is not None]
@@ -224,6 +246,16 @@ class Agent:
                 return
             for sentence in self._one_sided.waited_for(view.epoch, view.workers, returned):
                 say(sentence)
+
+    def _lasts(self, worker: Worker, threads: list[str]) -> None:
+        """A worker that has returned cannot end: threads of the user's are not over. Others will say the same."""
+        if not self._lasting:
+            self._lasting = True
+            say(
+                f"worker {worker.number} has returned from train_fn and waits for what it has started as a thread and not ended: "
+                f"{', '.join(threads)}. It is ended {self._start.settings.grace_s:.0f} s after the last worker has returned: have train_fn "
+                "end and join its threads, or make them daemons"
+            )
 
     def _finished(self, worker: Worker, message: Message) -> None:
         worker.result = message

@@ -72,7 +72,8 @@ def _begin_again(state: State, now: float) -> Step:
     """Nobody is left: new workers begin with the newest checkpoint, all that can be started at once."""
     state, started = replenished(replace(state, fallen=True))
     if state.starting:
-        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{_all_lost(state)}: new workers begin with the newest checkpoint")]
+        how = "new workers begin with the newest checkpoint, or at step 0 where there is none"
+        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{_all_lost(state)}: {how}")]
         return replace(state, phase=Phase.PAUSED), [*said, *started]
     if len(state.ready) < max(1, state.policy.min_workers):
         why = f"new workers would begin with the newest checkpoint, but none can be started ({_hindrance(state)})"

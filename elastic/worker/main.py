@@ -3,7 +3,7 @@
 Its one connection is to the agent; links to other workers are the trainer's.
 
     worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
-                      error {kind, ours, message, traceback, epoch, step}
+                      error {kind, ours, message, traceback, epoch, step} | lasts {threads}
     agent -> worker   view {view} | stop {} | leave {}; the end of the connection is the death of the agent, and so of the worker
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import io
-import json
 import os
 import random
 import sys
@@ -25,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError, TrainFunctionError
+from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError
 from elastic.host import signals
 from elastic.host.channel import AGENT_GONE, Channel, Message
 from elastic.observe import linger
 from elastic.script import sources, target
 from elastic.worker import job as jobs
 from elastic.worker.job import Job, WorkerSpec
+from elastic.worker.returned import check_value, tell_of_lasting_threads
 
 
 class _AgentLine:
@@ -79,6 +79,7 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
     line.send({"type": "result", "value": value, "stopped": job.stop_requested})
     # Others may still wait for what is queued on this worker's links, or take their closing for a death.
     job.dismissed.wait(parsed.settings.grace_s)
+    tell_of_lasting_threads(lambda names: line.send({"type": "lasts", "threads": names}))
     return 0
 
 
@@ -103,13 +104,7 @@ def _train(job: Job) -> Any:
     value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
     if not job.leader:
         return None
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise TrainFunctionError(
-            f"train_fn returned a {type(value).__name__} that cannot be sent to the launcher as JSON ({error}); "
-            "return numbers, strings, lists and dicts, or nothing"
-        ) from error
+    check_value(value)
     return value
 
 

@@ -1,0 +1,59 @@
+"""What is looked at when `train_fn` has returned: its value, and the threads that it left behind."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from elastic.errors import TrainFunctionError
+
+_END_S = 1.0
+
+
+def check_value(value: Any) -> None:
+    """Raises TrainFunctionError if the launcher would not get `value` as it is."""
+    try:
+        json.dumps(value)
+        key = _other_key(value)
+    except (TypeError, ValueError) as error:
+        raise TrainFunctionError(
+            f"train_fn returned a {type(value).__name__} that cannot be sent to the launcher as JSON ({error}); "
+            "return numbers, strings, lists and dicts, or nothing"
+        ) from error
+    if key:
+        raise TrainFunctionError(
+            f"train_fn returned a dict with the key {key[0]!r}, which JSON, in which the launcher gets it, would make a string of: "
+            "use strings as keys, or a list of pairs"
+        )
+
+
+def _other_key(value: Any) -> list[Any]:
+    """A key that is no string, anywhere in `value`; empty if there is none."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                return [key]
+            if found := _other_key(inner):
+                return found
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            if found := _other_key(inner):
+                return found
+    return []
+
+
+def tell_of_lasting_threads(tell: Callable[[list[str]], None], patience_s: float = _END_S) -> None:
+    """Calls `tell` with the names of threads that keep this process from ending: no daemons, still alive so much later.
+
+    Returns at once: idle threads of an executor end only when Python does.
+    """
+
+    def watch() -> None:
+        time.sleep(patience_s)
+        if names := [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]:
+            tell(names)
+
+    threading.Thread(target=watch, name="elastic-lasting", daemon=True).start()
