@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic.errors import PlanError
-from elastic.plan.cluster import Cluster, DeviceKind, Host, LinkEnd, Matrix
+from elastic.plan.cluster import Cluster, DeviceKind, Host, LinkEnd, LinkMatrix
 from elastic.plan.curves import Curve, Polynomial
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.shapes import Pool, Shape, together
@@ -28,7 +28,7 @@ class Sailor:
     """One model's profiles, all links, and the global batch of the model's training configuration, if it has one."""
 
     profiles: Profiles
-    links: Matrix
+    links: LinkMatrix
     batch: int | None
 
     def cluster(self, devices: Mapping[str, int], zone: str = ZONE) -> Cluster:
@@ -98,13 +98,13 @@ def _in_order(rows: Mapping[str, Any], field: str) -> list[Any]:
     return [rows[str(layer)] for layer in range(len(rows))]
 
 
-def _links(folder: Path) -> Matrix:
+def _links(folder: Path) -> LinkMatrix:
     curves: dict[tuple[LinkEnd, LinkEnd], Curve] = {}
     for sender, there in _places(_read(folder / "multizone_bandwidths_het.json")):
         for receiver, (coefficients, *_) in _places(there):
             field = f"multizone_bandwidths_het.json: {sender} to {receiver}"
             curves[sender, receiver] = Polynomial(coefficients=numbers(coefficients, field))
-    return Matrix(curves=curves)
+    return LinkMatrix(curves=curves)
 
 
 def _places(table: Mapping[str, Any]) -> Iterator[tuple[LinkEnd, Any]]:

@@ -77,7 +77,7 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Matrix:
+class LinkMatrix:
     """Links between each two places, from sender to receiver, whatever their hosts."""
 
     curves: Mapping[tuple[LinkEnd, LinkEnd], Curve]
@@ -161,7 +161,7 @@ def _host(row: Any, field: str) -> Host:
 
 def _links(data: Any) -> Links:
     if isinstance(data, Mapping) and "matrix" in data:
-        return Matrix(curves=dict(sequence(data["matrix"], "links.matrix", _link, " of tables")))
+        return LinkMatrix(curves=dict(sequence(data["matrix"], "links.matrix", _link, " of tables")))
     levels = item(data, "levels", "links")
     names = ("within_host", "within_zone", "between_zones")
     if not isinstance(levels, Mapping) or set(levels) - set(names):

@@ -100,9 +100,10 @@ class Deployed:
         return [device for slot, device in sorted(self.devices.items()) if slot.stage == number]
 
     def moved_to(self, devices: Mapping[DeviceSlot, Device]) -> Deployed:
-        """The same with other devices in its slots; its reason stays."""
-        why = self.plan.why.partition(":")[0]
-        return Deployed.of(self.cluster, self.rules, self.division, devices, why)
+        """The same with its devices exchanged within their pools, which changes no prediction."""
+        number = {device: place for place, device in enumerate(self.members)}
+        plan = self.plan.renamed({number[device]: number[devices[slot]] for slot, device in self.devices.items()})
+        return replace(self, devices=devices, plan=plan)
 
     def saved(self) -> SavedPlan:
         """For a file; a replica takes consecutive grains."""

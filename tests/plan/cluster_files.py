@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from elastic.plan.cluster import Cluster, Levels, Matrix
+from elastic.plan.cluster import Cluster, Levels, LinkMatrix
 from elastic.plan.curves import Curve
 from elastic.plan.profiles import Profiles
 
@@ -15,8 +15,8 @@ def curve_json(curve: Curve) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def links_json(links: Levels | Matrix) -> dict[str, Any]:
-    if isinstance(links, Matrix):
+def links_json(links: Levels | LinkMatrix) -> dict[str, Any]:
+    if isinstance(links, LinkMatrix):
         return {"matrix": [{"from": list(a[:3]), "to": list(b[:3]), **curve_json(curve)} for (a, b), curve in links.curves.items()]}
     levels = {name: getattr(links, name) for name in ("within_host", "within_zone", "between_zones")}
     return {"levels": {name: curve_json(curve) for name, curve in levels.items() if curve is not None}}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.errors import PlanError
-from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, LinkEnd, Matrix
+from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels, LinkEnd, LinkMatrix
 from elastic.plan.curves import Constant, Polynomial, Table, curve_from_json
 
 FAST, SLOW = Constant(latency_s=0.001, bytes_per_s=1e9), Constant(latency_s=0.1, bytes_per_s=1e6)
@@ -30,7 +30,7 @@ def host(name: str = "h0", zone: str = "z", kind: str = "a", count: int = 2) -> 
     return Host(name=name, zone=zone, kind=kind, count=count)
 
 
-def cluster(*hosts: Host, links: Levels | Matrix | None = None) -> Cluster:
+def cluster(*hosts: Host, links: Levels | LinkMatrix | None = None) -> Cluster:
     return Cluster(kinds=KINDS, hosts=hosts, links=links or Levels(within_host=FAST, within_zone=FAST, between_zones=SLOW))
 
 
@@ -54,7 +54,7 @@ def test_curves_by_size():
 
 
 def test_a_cluster_survives_json():
-    matrix = Matrix(curves={(LinkEnd("z", "a"), LinkEnd("z", "a")): FAST, (LinkEnd("z", "a", 2), LinkEnd("z", "a")): SLOW})
+    matrix = LinkMatrix(curves={(LinkEnd("z", "a"), LinkEnd("z", "a")): FAST, (LinkEnd("z", "a", 2), LinkEnd("z", "a")): SLOW})
     for found in (cluster(host(), host("h1", "y", "b")), cluster(host(), host("h1"), links=matrix)):
         assert Cluster.from_json(json.loads(json.dumps(cluster_json(found)))) == found
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_a_cluster_is_refused():
     with pytest.raises(PlanError, match="no link within_host"):
         cluster(host(), links=Levels(within_zone=FAST))
     with pytest.raises(PlanError, match="the matrix has no link"):
-        cluster(host(), host("h1", kind="b"), links=Matrix(curves={(LinkEnd("z", "a"), LinkEnd("z", "b")): FAST}))
+        cluster(host(), host("h1", kind="b"), links=LinkMatrix(curves={(LinkEnd("z", "a"), LinkEnd("z", "b")): FAST}))
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, 0.0, math.inf])
