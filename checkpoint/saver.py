@@ -160,7 +160,7 @@ class Saver:
         except CheckpointError as error:
             self._failed(save, str(error))
         except Exception as error:  # the thread's boundary, such as no memory: training goes on, and so may the next save
-            _log.exception("step %d is not saved", step)
+            _log.exception("the state after %d steps is not saved", step)
             self._tell_failed(save, f"{type(error).__name__}: {error}")
         finally:
             save.release()
@@ -170,7 +170,7 @@ class Saver:
             self._remove(save)
 
     def _failed(self, save: _Save, reason: str) -> None:
-        _log.warning("step %d is not saved: %s", save.key[0], reason)
+        _log.warning("the state after %d steps is not saved: %s", save.key[0], reason)
         self._tell_failed(save, reason)
 
     def _tell_failed(self, save: _Save, reason: str) -> None:
@@ -245,7 +245,7 @@ class Saver:
             self._allowed(self._store)
             name = commit(self._store, plan, ticket, [save.receipts[worker] for worker in save.members], layout=save.layout)
             self.saved = save.key[0]
-            _log.info("step %d is saved: %s", save.key[0], self._store.where(name))
+            _log.info("the state after %d steps is saved: %s", save.key[0], self._store.where(name))
             self._tell(save.key[0], None)
         except CheckpointError as error:
             self._failed(save, str(error))
@@ -255,7 +255,7 @@ class Saver:
             if self._retain is not None:
                 self._retain(self._store)
         except CheckpointError as error:
-            _log.warning("step %d is saved, but older checkpoints were not removed: %s", save.key[0], error)
+            _log.warning("the state after %d steps is saved, but older checkpoints were not removed: %s", save.key[0], error)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Returns when this worker's writing is over, or the time: whether it is over."""

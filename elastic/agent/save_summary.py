@@ -23,14 +23,14 @@ class SaveSummary:
         """With one more save: of the state after `step` steps, which failed for `reason`, or did not."""
         if reason is None:
             return replace(self, saved=self.saved + 1, newest=max(step, self.newest or 0), failed_since=0, last_failure=None)
-        return replace(self, failed=self.failed + 1, failed_since=self.failed_since + 1, last_failure=f"step {step}: {reason}")
+        return replace(self, failed=self.failed + 1, failed_since=self.failed_since + 1, last_failure=f"after {step} steps: {reason}")
 
     @property
     def warning(self) -> str | None:
         """What a user has to be told at the end of the job, None if its last save went well or it had none."""
         if not self.failed_since:
             return None
-        last = "nothing was saved" if self.newest is None else f"the newest checkpoint is of step {self.newest}"
+        last = "nothing was saved" if self.newest is None else f"the newest checkpoint is that after {self.newest} steps"
         count = f"{self.failed_since} save{'s' * (self.failed_since != 1)}"
         return f"{last}: {count} failed behind it, the last for this reason: {self.last_failure}"
 

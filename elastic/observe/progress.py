@@ -32,11 +32,11 @@ class StepLike(Protocol):
 
 
 def describe(report: StepLike, steps: int) -> str:
-    """Such as `step 12/40  loss 3.1416  5,210 tokens/s  epoch 1  4 workers  [0-4]x2 [5-9]x2`."""
+    """Such as `12 of 40 steps done  loss 3.1416  5,210 tokens/s  epoch 1  4 workers  [0-4]x2 [5-9]x2`."""
     tokens = report.tokens_per_second
     speed = f"{tokens:,.0f} tokens/s" if tokens else f"{report.samples_per_second:,.1f} samples/s"
     people = "1 worker" if report.workers == 1 else f"{report.workers} workers"
-    return f"step {report.step + 1}/{steps}  loss {report.loss:.4f}  {speed}  epoch {report.epoch}  {people}  {report.layout}"
+    return f"{report.step + 1} of {steps} steps done  loss {report.loss:.4f}  {speed}  epoch {report.epoch}  {people}  {report.layout}"
 
 
 class ProgressLine:

@@ -36,6 +36,7 @@ from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings
 from elastic.worker.naming import Naming, naming_of
 from elastic.worker.plain import from_plain, to_plain
+from elastic.worker.rarely import Rarely
 from elastic.worker.restore import Run, form, numbers, persistent_buffers, restored_state, runs
 from elastic.worker.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
 from elastic.worker.savable import check_savable, empty_states
@@ -74,6 +75,7 @@ class Checkpoints:
         self._job, self._model, self._optimizer, self._record = job, model, optimizer, record
         self._files, self._naming = files or {}, naming or naming_of(model.root)
         self._policies = [] if keep is None else [KeepLast(keep)]
+        self._overtaken = Rarely()  # saves that the one before was not over for
         self._store, self._every = open_store(directory), every
         self._owner = DirectoryOwner(self._store, job.secret)
         self._source: ElasticSource | None = newest(self._store)
@@ -252,7 +254,7 @@ class Checkpoints:
             told = survivor.together(lambda own=own: survivor.engine.gather(own))
             if any(each["saved"] for each in told) or all(each["steady"] for each in told):
                 return
-        _log.warning("step %d is not saved: the members changed again and again", step + 1)
+        _log.warning("the state after %d steps is not saved: the members changed again and again", step + 1)
 
     def _start(self, step: int, survivor: Survivor, history: History, shards: list[tuple[Shard, Scalars]] | None) -> bool:
         """Begins a save; `shards` is the copy of what this worker owns, None if that does not change any more. False if it is left out."""
@@ -262,12 +264,14 @@ class Checkpoints:
         told = self._together(step, survivor, history, states_of(given, self._model.spec))
         if told is None:
             if self._job.leader:
-                _log.warning("step %d is not saved%s: the members changed", step + 1, " yet" if shards is None else "")
+                _log.warning("the state after %d steps is not saved%s: the members changed", step + 1, " yet" if shards is None else "")
             return False
         coordinator = told[engine.view.workers.index(engine.view.coordinator)]
         if any(each.busy for each in told):
             if self._job.leader:
-                _log.warning("step %d is not saved: the save before it is not over yet", step + 1)
+                if (silent := self._overtaken.due()) is not None:
+                    more = f" (and {silent} more since this was said last: a save takes longer than every= leaves it)" if silent else ""
+                    _log.warning("the state after %d steps is not saved: the save before it is not over yet%s", step + 1, more)
                 self._tell(step + 1, "the save before it was not over yet")
             if not coordinator.busy:
                 saver.drop()  # the others need not wait for a directory that the coordinator gave up

@@ -100,7 +100,7 @@ def test_a_save_whose_members_changed_is_given_up(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         savers[0].drop()
     savers[0].finish()
-    assert "step 3 is not saved: the members changed" in caplog.text
+    assert "the state after 3 steps is not saved: the members changed" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,8 +168,8 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         savers[0].take(told(savers), (0, 1))
         savers[0].finish()
-    assert "step 3 is not saved: 'unknown', 'param' is not in the plan of files" in caplog.text
-    assert "step 3 is not saved: worker 1 could not write its part" in caplog.text
+    assert "the state after 3 steps is not saved: 'unknown', 'param' is not in the plan of files" in caplog.text
+    assert "the state after 3 steps is not saved: worker 1 could not write its part" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,7 +182,7 @@ def test_a_member_without_memory_ends_the_save_and_not_the_next(tmp_path: Path, 
     receipts = told([saver])
     assert receipts[0]["receipt"] is None
     assert released == [1]
-    assert "step 3 is not saved" in caplog.text
+    assert "the state after 3 steps is not saved" in caplog.text
     assert "MemoryError: no room" in caplog.text
     saver.take(receipts, (0,))
     assert not saver.busy
@@ -216,7 +216,7 @@ def test_whoever_waits_for_parts_hears_that_the_save_is_given_up(
         assert receipt is not None
         savers[0].take({0: receipt}, (0, 1))
         assert savers[1].wait(5)
-    assert "step 3 is not saved: worker 0 could not write its part" in caplog.text
+    assert "the state after 3 steps is not saved: worker 0 could not write its part" in caplog.text
     assert collect(store, older_than_s=0, now=time.time() + 60) or list(tmp_path.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -260,7 +260,7 @@ def test_what_retention_cannot_remove_does_not_unmake_the_save(tmp_path: Path, c
     with caplog.at_level(logging.WARNING):
         saver.take(told([saver]), (0,))
         saver.finish()
-    assert "step 3 is saved, but older checkpoints were not removed: read-only" in caplog.text
+    assert "the state after 3 steps is saved, but older checkpoints were not removed: read-only" in caplog.text
     source = newest(LocalStore(tmp_path))
     assert source is not None
     assert source.contents.step == 3

@@ -117,7 +117,7 @@ def test_training_goes_on_where_nothing_can_be_saved(
     result = elastic.run(saved_trainings.beside_a_broken_disk, args=[str(tmp_path / "run"), how], workers=2, rebalance=False).value
     assert (result["losses"], result["digest"]) == (whole["losses"], whole["digest"])
     said = capfd.readouterr().err
-    assert re.search(rf"step [2-6] is not saved: {tmp_path}/run.*: {reason}", said), said
+    assert re.search(rf"the state after [2-6] steps is not saved: {tmp_path}/run.*: {reason}", said), said
     store = LocalStore(tmp_path / "run")
     assert newest(store, verify=True).contents.step == STEPS  # pyright: ignore[reportOptionalMemberAccess]
     saved = {entry.step for entry in found(store)}

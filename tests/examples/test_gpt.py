@@ -34,7 +34,7 @@ def test_reports_of_two_layouts_agree_and_say_who_did_what(tmp_path: Path) -> No
         assert done.returncode == 0, done.stderr
         reports.append(json.loads(file.read_text()))
         assert f"digest {reports[-1]['digest']}" in done.stdout
-        assert "step 4/4  loss " in done.stdout
+        assert "4 of 4 steps done  loss " in done.stdout
     one, three = reports
     assert one["digest"] == three["digest"]
     assert one["losses"] == three["losses"]
@@ -90,7 +90,7 @@ def test_ctrl_c_stops_at_the_step_boundary_with_a_report(tmp_path: Path) -> None
     command = [sys.executable, "-u", str(ROOT / "examples" / "gpt.py"), *TINY, "--steps", "100000", "--report", str(file)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert "step 1/100000" in process.stdout.readline()
+        assert "1 of 100000 steps done" in process.stdout.readline()
         os.kill(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -109,7 +109,7 @@ def test_after_sigterm_the_next_start_goes_on_with_the_same_bits(tmp_path: Path,
         if name != "whole":
             stopped = subprocess.Popen([*command, str(directory)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             assert stopped.stdout is not None
-            assert stopped.stdout.readline().startswith("step 1/60 ")
+            assert stopped.stdout.readline().startswith("1 of 60 steps done ")
             for pid in [stopped.pid] if name == "launcher" else list(leftovers.processes()):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
