@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Job", "JobResult", "Report", "Trainer", "__version__", "errors", "run"]
 
-_LAZY = {"Job": "elastic.worker.job", "Trainer": "elastic.worker.trainer", "Report": "elastic.worker.trainer"}
+_LAZY = {"Job": "elastic.worker.job", "Trainer": "elastic.worker.trainer", "Report": "elastic.worker.report"}
 
 
 def __getattr__(name: str) -> Any:

@@ -81,9 +81,7 @@ class Waiting:
     ) -> Iterator[None]:
         """Whatever is done meanwhile waits for others."""
         self._number += 1
-        wait = Wait(
-            epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves, call=call, loose=loose, closes=closes
-        )
+        wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves, call=call, loose=loose, closes=closes)
         before, self._now, self._last = self._now, (wait, time.monotonic()), wait
         if self._thread is None:
             self._thread = threading.Thread(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import resource
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from elastic.comm import gauge
 from elastic.comm.network import Network
-from elastic.engine import after, profile, randomness
+from elastic.engine import after, profile
 from elastic.engine.after import AfterStep
-from elastic.engine.data import batches, refuse_unseekable
+from elastic.engine.data import batches
 from elastic.engine.decision import Apply
 from elastic.engine.model import LayeredModel
 from elastic.engine.modes import Modes
@@ -32,68 +28,26 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
 from elastic.layout.transfer import PARAM
-from elastic.plan.workload import default_grains
 from elastic.script import sources
 from elastic.settings import fingerprint
 from elastic.view import View
 from elastic.worker import job as jobs
+from elastic.worker.arguments import bind_scheduler, check_choices, checkpointing_of, cut_batch, group_values, one_optimizer
 from elastic.worker.attributes import Attributes
 from elastic.worker.beside import files_beside
 from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.engine import Engine
+from elastic.worker.evaluation import EvaluationData, evaluated
 from elastic.worker.history import History
 from elastic.worker.inplace import InPlace
 from elastic.worker.member import Member
 from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
+from elastic.worker.own_statistics import own_statistics
+from elastic.worker.report import Report
 from elastic.worker.resume_checks import TrainingRecord
+from elastic.worker.steps import Steps
 from elastic.worker.survivor import Survivor
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """One committed step. `loss` is its mean, `lr` the first group's rate that it was taken with, `grad_norm` the norm before clipping.
-
-    `tokens_per_second` is 0 where the model's input is not integer ids of shape (samples, tokens). `leader` is true on one worker.
-    What is written where it is, is lost for a step in whose loop body the leader dies: `trainer.log` writes each step once.
-    `stopped` says that the job was asked to stop and this step is its last, `skipped` why the step was passed over (`on_nonfinite=`).
-    """
-
-    step: int
-    loss: float
-    lr: float
-    grad_norm: float
-    samples_per_second: float
-    tokens_per_second: float
-    epoch: int
-    workers: int
-    layout: str
-    leader: bool
-    stopped: bool = False
-    skipped: str | None = None
-
-
-def told_to_the_job(run: Callable[[Trainer, int], Iterator[Report]]) -> Callable[[Trainer, int], Iterator[Report]]:
-    """The job hears of an exception that ends the steps, also where a loop swallows it."""
-
-    @functools.wraps(run)
-    def told(self: Trainer, steps: int) -> Iterator[Report]:
-        reports = run(self, steps)
-        try:
-            for report in reports:
-                self._job.heard()
-                yield report
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            self._job.raised(error)
-            raise
-        finally:
-            reports.close()  # type: ignore[attr-defined]
-
-    return told
 
 
 class Trainer:
@@ -162,10 +116,8 @@ class Trainer:
                 "other with a call of elastic.run each, or give one Trainer both as one model, with a parameter group each"
             )
         self._modes = Modes(self._job.threads)
-        micro_batches, grains = _cut_batch(batch_size, micro_batch_size, grains)
-        _check_clip(clip_norm)
-        if on_nonfinite not in ("raise", "skip"):
-            raise TrainerError(f'on_nonfinite={on_nonfinite!r}: "raise" ends the job with such a step, "skip" passes over it')
+        micro_batches, grains = cut_batch(batch_size, micro_batch_size, grains)
+        check_choices(clip_norm, on_nonfinite)
         self.batch_size, self.micro_batch_size, self.seed = batch_size, micro_batch_size, seed
         self._batch = batches(data, batch_size=batch_size, micro_batch_size=micro_batch_size, seed=seed, collate=collate)
         self._collate = collate
@@ -173,8 +125,8 @@ class Trainer:
         parameters = [parameter for parameter in self._model.root.parameters() if parameter.requires_grad]
         if not parameters:
             raise TrainerError("the model has no trainable parameter")
-        instance = _one_optimizer(optimizer, parameters)
-        self._scheduler = _bind_scheduler(scheduler, instance)
+        instance = one_optimizer(optimizer, parameters)
+        self._scheduler = bind_scheduler(scheduler, instance)
         self._probed = probe(instance)
         self._model = LayeredModel(model, cut=self._probed.cut, exact=exact)
         self._model.running.statistics.watch()
@@ -182,22 +134,19 @@ class Trainer:
         self._checkpoints: Checkpoints | None = None
         self._naming = naming_of(self._model.root, names)
         if checkpoint is not None:
+            samples = len(data) if isinstance(data, Sized) else None
+            sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "seed": seed, "samples": samples}
             record = TrainingRecord(
                 optimizer=type(instance).__name__,
                 scheduler="" if self._scheduler is None else type(self._scheduler).__name__,
-                settings={
-                    "batch_size": batch_size,
-                    "micro_batch_size": micro_batch_size,
-                    "seed": seed,
-                    "samples": len(data) if isinstance(data, Sized) else None,
-                },
-                group_values=_group_values(instance),
+                settings=sizes,
+                group_values=group_values(instance),
             )
             files = files_beside(names if isinstance(names, nn.Module) else model, checkpoint_files or {})
             self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files, self._naming)
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
-        numerics = Numerics(seed=seed, autocast=autocast, checkpoint=_checkpointing(checkpoint_activations))
+        numerics = Numerics(seed=seed, autocast=autocast, checkpoint=checkpointing_of(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links)
         self._job.listen_on(self._network)
         self._training = Training(
@@ -217,10 +166,9 @@ class Trainer:
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
         self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
-        self._history, self._saved, self._saved_with = history, -1, ""
+        self._history = history
         self._numbers = Numbers()
-        self._unfinished: int | None = None  # the loop of so many steps was left behind its last one, and its end is to come
-        self._job.behind = self._left
+        self._steps = Steps(self._job, self._survivor, history, self._checkpoints, batch_size=batch_size, seed=seed)
         if view is None:
             if self._checkpoints is not None:
                 self._checkpoints.join()
@@ -237,7 +185,7 @@ class Trainer:
     def _announcement(self) -> dict[str, Any]:
         """What the others, and the planner, need to know of this worker; its settings must be those of all."""
         training, instance = self._training, self._optimizer.optimizer
-        measures, parameters = self._job.profile, list(self._model.root.parameters())
+        measures = self._job.profile
         return {
             "address": self._network.address,
             "fingerprint": fingerprint(),
@@ -247,7 +195,7 @@ class Trainer:
             "profile": profile.measure(self._model, training.loss, training.numerics, self._batch(0, 0)) if measures else None,
             "link": gauge.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
-            "base": max(0, host.anonymous_bytes() - _bytes(parameters)),
+            "base": max(0, host.anonymous_bytes() - sum(each.nbytes for each in self._model.root.parameters())),
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
             "settings": {
                 "batch_size": self.batch_size,
@@ -256,7 +204,7 @@ class Trainer:
                 "clip_norm": training.clip_norm,
                 "autocast": str(training.numerics.autocast),
                 "optimizer": type(instance).__name__,
-                "groups": _group_values(instance),
+                "groups": group_values(instance),
                 "scheduler": type(self._scheduler).__name__,
                 "checkpoint": self._checkpoints is not None,
                 "torch": self._modes.first,
@@ -287,7 +235,6 @@ class Trainer:
         """This worker's action list, such as `0F0 0F1 0B0 0B1`: stage, forward or backward, micro-batch."""
         return " ".join(map(str, self._engine.executor.actions))
 
-    @told_to_the_job
     def run(self, steps: int) -> Iterator[Report]:
         """Takes steps until `steps` have been taken in all, and yields each one once, on every worker.
 
@@ -296,47 +243,7 @@ class Trainer:
         settings that it had, comes to the same bits and is not yielded again. Leaving the loop early leaves the parameters as they are;
         leaving it behind its last step is the same as running to its end.
         """
-        self._finish()
-        survivor = self._survivor
-        survivor.handed_out()
-        while True:
-            survivor.catch_up()
-            if survivor.step > steps:  # this worker has joined behind this loop, in a later one
-                survivor.at("end", steps - 1)
-                return
-            self._history.registered.begin(warns=self.leader)
-            decided = survivor.decision
-            if survivor.unseen is not None:
-                if survivor.settled():
-                    yield from self._hand_out(survivor.handing_out(), steps)
-            elif survivor.step >= steps or (decided is not None and decided.stop):
-                if survivor.flush():
-                    self._close(steps)
-                    return
-            elif survivor.pausing:
-                if survivor.rest():
-                    survivor.pause()
-            else:
-                self._take_step(final=survivor.step + 1 >= steps)
-
-    def _take_step(self, *, final: bool) -> None:
-        """Computes the next step and applies it; where members are lost meanwhile there may be another step to take first."""
-        survivor, checkpoints = self._survivor, self._checkpoints
-        message, due = None, False
-        if checkpoints is not None:
-            message, due = checkpoints.message(survivor.engine), checkpoints.due(self._history.step) and self._saved != self._history.step
-            self._check_saved()
-        answer = survivor.compute(message, save=due, final=final)
-        if answer is None:
-            return
-        engine = survivor.engine
-        if checkpoints is not None:
-            checkpoints.heard(engine)
-            if answer.save:
-                survivor.saving()
-                checkpoints.save(self._history.step, survivor, self._history)
-        if survivor.engine is engine:  # else members were lost while a save began, and the step has to be computed again
-            survivor.apply(answer)
+        yield from self._steps.take(steps)
 
     def save(self) -> None:
         """Saves the state behind the newest step, and returns when that is done or was given up, which `result.saves` tells.
@@ -347,103 +254,15 @@ class Trainer:
         Raises:
             TrainerError: without `checkpoint=`, or before the first step.
         """
-        if self._checkpoints is None:
-            raise TrainerError("trainer.save() has no place to save to: give the Trainer checkpoint=")
-        self._finish()
-        survivor = self._survivor
-        if survivor.amid:
-            survivor.complete()
-            self._save_now()
-            self._saved_with = self._history.digest()
-        elif survivor.begins:
-            raise TrainerError("trainer.save() is called before the first step of this job: call it in a loop body, or behind a loop")
+        self._steps.save()
 
-    def _save_now(self) -> None:
-        step = self._history.step
-        if self._checkpoints is not None and self._saved != step:
-            self._checkpoints.save_last(step, self._survivor, self._history)
-            self._saved = step
-
-    def _check_saved(self) -> None:
-        """Says so where a loop body has set something behind its `save`."""
-        saved_with, self._saved_with = self._saved_with, ""
-        if saved_with and self._saved == self._history.step and saved_with != self._history.digest():
-            warnings.warn(
-                f"the loop body of step {self._saved} has changed settings behind trainer.save(), and the checkpoint has those from "
-                "before: let save() be the last thing in the body",
-                stacklevel=2,
-            )
-
-    def _left(self, value: Any) -> None:
-        """Behind `train_fn`, which returned `value`: where a loop was left early, its last step is saved as at the end of one.
-
-        That takes all workers, so it is not done where the loop is left: nothing that is raised there would be heard of.
-        """
-        early = self._checkpoints is not None and self._survivor.amid and self._saved != self._history.step
-        if self.leader and (early or self._unfinished is not None):  # whoever leads at the end, if this worker dies, may return nothing
-            self._job.send({"type": "returned", "value": value})
-        if self._unfinished is not None:
-            self._finish()
-        elif early:
-            self._survivor.leaves = True
-            self._survivor.complete()
-            self._save_now()
-
-    def _finish(self) -> None:
-        """Takes part in the end of a loop that was left behind its last step: the others may have run to it, and wait there."""
-        steps, self._unfinished = self._unfinished, None
-        if steps is not None and self._survivor.amid:
-            for _ in self.run(steps):
-                pass
-
-    def _together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
-        self._finish()
-        return self._survivor.together(collective, ends_together=ends_together)
-
-    def _close(self, steps: int) -> None:
-        """Behind the last step: its state is saved, if this job has taken it."""
-        step = self._history.step
-        if step < steps and self._survivor.decision is not None:
-            self._save_now()
-        self._survivor.at("end", min(step, steps - 1))
+    def _step_scheduler(self, _: Apply) -> None:
+        if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
+            self._scheduler.step()
 
     @property
     def _engine(self) -> Engine:
         return self._survivor.engine
-
-    def _hand_out(self, answer: Apply, steps: int) -> Iterator[Report]:
-        randomness.seed_all(self.seed, "loop", answer.step)  # so that the loop's own draws do not depend on the layout
-        if answer.skipped is not None:  # every worker says so, as any may die; the agent counts it once
-            self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})
-        try:
-            yield self._report(answer)
-        except GeneratorExit:
-            if self._survivor.amid and (answer.stop or answer.step + 1 >= steps):
-                self._unfinished = steps
-            raise
-        self._survivor.handed_out()
-
-    def _step_scheduler(self, answer: Apply) -> None:
-        if self._scheduler is not None and not isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step()
-
-    def _report(self, answer: Apply) -> Report:
-        seconds = self._history.seconds_of(answer.step)
-        view = self._engine.view
-        return Report(
-            step=answer.step,
-            loss=answer.loss,
-            lr=answer.lr,
-            grad_norm=answer.norm,
-            samples_per_second=self.batch_size / seconds,
-            tokens_per_second=answer.tokens / seconds,
-            epoch=view.epoch,
-            workers=len(view.members),
-            layout=view.plan.summary,
-            leader=self.leader,
-            stopped=answer.stop,
-            skipped=answer.skipped,
-        )
 
     def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> float:
         """The mean loss over a map-style dataset in order (or its first `micro_batches`), without training. Every worker must call it.
@@ -455,35 +274,11 @@ class Trainer:
         Raises:
             TrainerError: for data that cannot be sought in, or that is empty.
         """
-        refuse_unseekable(dataset)
-        size = self.micro_batch_size
-        count = -(-len(dataset) // size) if micro_batches is None else min(micro_batches, -(-len(dataset) // size))
-        if count < 1:
-            raise TrainerError("there is nothing to evaluate: the dataset is empty")
-        collate = self._collate or torch.utils.data.default_collate
-        samples = lambda i: range(i * size, min((i + 1) * size, len(dataset)))  # noqa: E731
-
-        def load(micro_batch: int) -> Any:
-            drawn = []
-            for sample in samples(micro_batch):
-                randomness.seed_all(self.seed, "evaluate", "sample", sample)
-                drawn.append(dataset[sample])
-            return collate(drawn)
-
-        total, weight = self._together(lambda: self._evaluated(count, load, lambda i: len(samples(i)) / size))
+        data = EvaluationData.of(dataset, self.micro_batch_size, micro_batches, self._collate, self.seed)
+        total, weight = self._steps.together(lambda: evaluated(self._model.root, data, self._engine.evaluate))
         if not weight:
-            raise TrainerError(f"there is nothing to evaluate: the weights of the loss of all {count} micro-batches are 0")
+            raise TrainerError(f"there is nothing to evaluate: the weights of the loss of all {data.count} micro-batches are 0")
         return total / weight
-
-    def _evaluated(self, count: int, load: Callable[[int], Any], share: Callable[[int], float]) -> tuple[float, float]:
-        training = [(module, module.training) for module in self._model.root.modules()]
-        self._model.root.eval()
-        try:
-            with randomness.kept():  # what the loop draws behind it does not depend on the layers that are here
-                return self._engine.evaluate(count, load, share)
-        finally:  # before anything else is done, such as a step that has to be taken again
-            for module, mode in training:
-                module.training = mode
 
     def log(self, path: str | os.PathLike[str], **values: Any) -> None:
         """Appends `{"step": ..., **values}` to a file, as a line of JSON: each step's once, whoever dies.
@@ -555,8 +350,8 @@ class Trainer:
         while True:
             found: list[dict[str, torch.Tensor]] = []
 
-            self._together(lambda found=found: self._collected(state, found), ends_together=False)
-            told = self._together(lambda found=found: self._engine.gather({"has": bool(found)}))
+            self._steps.together(lambda found=found: self._collected(state, found), ends_together=False)
+            told = self._steps.together(lambda found=found: self._engine.gather({"has": bool(found)}))
             if all(each["has"] for each in told):
                 break
         if state is not None and not any(found[1:]):
@@ -571,97 +366,13 @@ class Trainer:
 
     def digest(self) -> str | None:
         """Hex SHA-256 over the bytes of all parameters in name order, on the leader; None on the others. Every worker must call it."""
-        digest = self._together(lambda: self._engine.digest())
+        digest = self._steps.together(lambda: self._engine.digest())
         return digest if self.leader else None
 
     def statistics(self) -> list[dict[str, Any]] | None:
         """What each worker holds and has done, on the leader; None on the others. Every worker must call it."""
-        found = self._together(lambda: self._engine.gather(self._own_statistics()))
+        found = self._steps.together(lambda: self._engine.gather(self._own_statistics()))
         return found if self.leader else None
 
     def _own_statistics(self) -> dict[str, Any]:
-        engine, worker = self._engine, self._job.worker
-        owned = engine.view.layout.owned(worker)
-        held = sum(flat.numel() * flat.element_size() for flat in [*self._model.flats.values(), *self._model.tied.values()])
-        return {
-            "worker": worker,
-            "stage": engine.executor.pipe.stage,
-            "layers": list(engine.view.layout.layers_of(worker)),
-            "parameter_bytes": held,
-            "owned_parameter_bytes": sum(interval.elements * self._model.dtype(layer).itemsize for layer, interval in owned),
-            "optimizer_bytes": self._optimizer.state_bytes,
-            "spare_bytes": engine.spares.bytes,
-            "save_stalls": [] if self._checkpoints is None else self._checkpoints.stalls,
-            "replica_bytes": engine.replicator.state_bytes,
-            "replica_update_bytes": engine.replicator.update_bytes,
-            "micro_batches": {str(engine.executor.pipe.stage): engine.executor.micro_batches_run},
-            "micro_batches_in_flight": engine.executor.most_in_flight,
-            "activation_bytes": engine.executor.most_in_flight
-            * sum(engine.view.workload.layers[layer].activation_bytes for layer in engine.view.layout.layers_of(worker)),
-            "gradient_buffer_bytes": engine.reducer.meter.peak + engine.reducer.total_bytes,
-            "received_gradient_bytes": engine.reducer.received_bytes,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-
-
-def _cut_batch(batch_size: int, micro_batch_size: int, grains: int | None) -> tuple[int, int]:
-    if batch_size < 1 or micro_batch_size < 1:
-        raise TrainerError(f"batch_size ({batch_size}) and micro_batch_size ({micro_batch_size}) must be at least 1")
-    micro_batches, rest = divmod(batch_size, micro_batch_size)
-    if rest:
-        raise TrainerError(
-            f"a batch of {batch_size} samples cannot be cut into micro-batches of {micro_batch_size}: choose a multiple of it, such as "
-            f"{max(1, micro_batches) * micro_batch_size} or {(micro_batches + 1) * micro_batch_size}"
-        )
-    if grains is None:
-        return micro_batches, default_grains(micro_batches)
-    if grains < 1 or micro_batches % grains:
-        raise TrainerError(
-            f"{micro_batches} micro-batches cannot be cut into {grains} grains of equal size: choose a divisor of {micro_batches}, "
-            f"such as {default_grains(micro_batches)}"
-        )
-    return micro_batches, grains
-
-
-def _group_values(optimizer: Optimizer) -> list[dict[str, str]]:
-    """Each parameter group's settings, as text."""
-    return [{name: repr(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _check_clip(clip_norm: float | None) -> None:
-    if clip_norm is not None and not clip_norm > 0:
-        raise TrainerError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
-
-
-def _one_optimizer(given: Any, parameters: list[nn.Parameter]) -> Optimizer:
-    made = given if isinstance(given, Optimizer) or not callable(given) else given(parameters)
-    if isinstance(made, Optimizer):
-        return made
-    if isinstance(made, list | tuple | dict):
-        raise TrainerError(
-            f"optimizer is a {type(made).__name__}, and a Trainer has one optimizer: give one with several parameter groups, which may "
-            "have settings of their own (one optimizer of its own for each part of the model, as GANs have, is not supported)"
-        )
-    raise TrainerError(f"optimizer is a {type(made).__name__}: give a torch.optim.Optimizer, or a function that makes one of parameters")
-
-
-def _bind_scheduler(scheduler: Any, optimizer: Optimizer) -> Any:
-    if scheduler is None:
-        return None
-    bound = scheduler if hasattr(scheduler, "optimizer") else scheduler(optimizer)
-    if getattr(bound, "optimizer", optimizer) is not optimizer:
-        raise TrainerError("the scheduler belongs to another optimizer: make it of the one that is given to the Trainer")
-    return bound
-
-
-def _checkpointing(choice: bool | Callable[[int, nn.Module], bool]) -> Callable[[int, nn.Module], bool] | None:
-    if choice is True:
-        return lambda index, layer: True
-    return choice if callable(choice) else None
-
-
-__all__ = ["Report", "Trainer"]
+        return own_statistics(self._job.worker, self._engine, self._model, self._optimizer, self._checkpoints)

@@ -48,8 +48,8 @@ def train(job: Any, folder: str, how: str) -> list[Any]:
             return []
         die(job, how, 1)
         trainer.statistics()  # so that they do not die at once
-        behind: Any = trainer
-        behind._save_now = lambda save=trainer._save_now: die(job, how, 0) or save()
+        behind: Any = trainer._steps
+        behind._save_now = lambda save=behind._save_now: die(job, how, 0) or save()
     elif how.startswith("saved"):
         for report in trainer.run(10):
             losses.append(report.loss)

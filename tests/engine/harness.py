@@ -52,6 +52,9 @@ class FakeJob:
     def heard(self) -> None:
         self.error = None
 
+    def send(self, message: dict[str, Any]) -> None:
+        """What an agent would be told, such as how a save ended."""
+
     def raised(self, error: BaseException) -> None:
         self.error = error
 

@@ -1,0 +1,66 @@
+"""An evaluation: its micro-batches, and the state of layers and generators around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from elastic.engine import randomness
+from elastic.engine.data import refuse_unseekable
+from elastic.errors import TrainerError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationData:
+    """The first `count` micro-batches of `micro_batch_size` samples of a dataset, in order; the last may be smaller."""
+
+    dataset: Any
+    micro_batch_size: int
+    count: int
+    collate: Callable[[list[Any]], Any]
+    seed: int
+
+    @classmethod
+    def of(
+        cls, dataset: Any, micro_batch_size: int, micro_batches: int | None, collate: Callable[[list[Any]], Any] | None, seed: int
+    ) -> EvaluationData:
+        """Raises TrainerError for data that cannot be sought in, or that is empty."""
+        refuse_unseekable(dataset)
+        whole = -(-len(dataset) // micro_batch_size)
+        count = whole if micro_batches is None else min(micro_batches, whole)
+        if count < 1:
+            raise TrainerError("there is nothing to evaluate: the dataset is empty")
+        collate = collate or torch.utils.data.default_collate
+        return cls(dataset=dataset, micro_batch_size=micro_batch_size, count=count, collate=collate, seed=seed)
+
+    def _samples(self, micro_batch: int) -> range:
+        size = self.micro_batch_size
+        return range(micro_batch * size, min((micro_batch + 1) * size, len(self.dataset)))
+
+    def share(self, micro_batch: int) -> float:
+        """Its samples over those of a full micro-batch."""
+        return len(self._samples(micro_batch)) / self.micro_batch_size
+
+    def load(self, micro_batch: int) -> Any:
+        """Loads a micro-batch. What a sample draws follows from the seed and its place in the dataset."""
+        drawn = []
+        for sample in self._samples(micro_batch):
+            randomness.seed_all(self.seed, "evaluate", "sample", sample)
+            drawn.append(self.dataset[sample])
+        return self.collate(drawn)
+
+
+def evaluated(root: nn.Module, data: EvaluationData, evaluate: Callable[..., tuple[float, float]]) -> tuple[float, float]:
+    """Calls `evaluate(count, load, share)` with the layers in evaluation mode; puts modes and generators back afterwards."""
+    training = [(module, module.training) for module in root.modules()]
+    root.eval()
+    try:
+        with randomness.kept():  # what the loop draws behind it does not depend on the layers that are here
+            return evaluate(data.count, data.load, data.share)
+    finally:  # before anything else is done, such as a step that has to be taken again
+        for module, mode in training:
+            module.training = mode

@@ -1,0 +1,38 @@
+"""What one worker holds and has done."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+from elastic.engine.model import LayeredModel
+from elastic.engine.zero import ShardedOptimizer
+from elastic.worker.checkpointing import Checkpoints
+from elastic.worker.engine import Engine
+
+
+def own_statistics(
+    worker: int, engine: Engine, model: LayeredModel, optimizer: ShardedOptimizer, checkpoints: Checkpoints | None
+) -> dict[str, Any]:
+    """As JSON. Sizes in bytes."""
+    owned = engine.view.layout.owned(worker)
+    held = sum(flat.numel() * flat.element_size() for flat in [*model.flats.values(), *model.tied.values()])
+    return {
+        "worker": worker,
+        "stage": engine.executor.pipe.stage,
+        "layers": list(engine.view.layout.layers_of(worker)),
+        "parameter_bytes": held,
+        "owned_parameter_bytes": sum(interval.elements * model.dtype(layer).itemsize for layer, interval in owned),
+        "optimizer_bytes": optimizer.state_bytes,
+        "spare_bytes": engine.spares.bytes,
+        "save_stalls": [] if checkpoints is None else checkpoints.stalls,
+        "replica_bytes": engine.replicator.state_bytes,
+        "replica_update_bytes": engine.replicator.update_bytes,
+        "micro_batches": {str(engine.executor.pipe.stage): engine.executor.micro_batches_run},
+        "micro_batches_in_flight": engine.executor.most_in_flight,
+        "activation_bytes": engine.executor.most_in_flight
+        * sum(engine.view.workload.layers[layer].activation_bytes for layer in engine.view.layout.layers_of(worker)),
+        "gradient_buffer_bytes": engine.reducer.meter.peak + engine.reducer.total_bytes,
+        "received_gradient_bytes": engine.reducer.received_bytes,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }

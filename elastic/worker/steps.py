@@ -1,0 +1,193 @@
+"""The loop of steps of one worker, over all views: what is taken, handed out, and saved."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from elastic.engine import randomness
+from elastic.engine.decision import Apply
+from elastic.errors import TrainerError
+from elastic.worker.checkpointing import Checkpoints
+from elastic.worker.history import History
+from elastic.worker.job import Job
+from elastic.worker.report import Report
+from elastic.worker.survivor import Survivor
+
+T = TypeVar("T")
+
+
+def told_to_the_job(run: Callable[[Steps, int], Iterator[Report]]) -> Callable[[Steps, int], Iterator[Report]]:
+    """The job hears of an exception that ends the steps, also where a loop swallows it."""
+
+    @functools.wraps(run)
+    def told(self: Steps, steps: int) -> Iterator[Report]:
+        reports = run(self, steps)
+        try:
+            for report in reports:
+                self._job.heard()
+                yield report
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            self._job.raised(error)
+            raise
+        finally:
+            reports.close()  # type: ignore[attr-defined]
+
+    return told
+
+
+class Steps:
+    """Takes a Trainer's steps. `batch_size` is in samples, `seed` keys what loop bodies draw."""
+
+    def __init__(
+        self, job: Job, survivor: Survivor, history: History, checkpoints: Checkpoints | None, *, batch_size: int, seed: int
+    ) -> None:
+        self._job, self._survivor, self._history, self._checkpoints = job, survivor, history, checkpoints
+        self._batch_size, self._seed = batch_size, seed
+        self._saved, self._saved_with = -1, ""
+        self._unfinished: int | None = None  # the loop of so many steps was left behind its last one, and its end is to come
+        job.behind = self._left
+
+    @told_to_the_job
+    def take(self, steps: int) -> Iterator[Report]:
+        """Takes steps until `steps` have been taken in all, and yields each one once."""
+        self._finish()
+        survivor = self._survivor
+        survivor.handed_out()
+        while True:
+            survivor.catch_up()
+            if survivor.step > steps:  # this worker has joined behind this loop, in a later one
+                survivor.at("end", steps - 1)
+                return
+            self._history.registered.begin(warns=self._job.leader)
+            decided = survivor.decision
+            if survivor.unseen is not None:
+                if survivor.settled():
+                    yield from self._hand_out(survivor.handing_out(), steps)
+            elif survivor.step >= steps or (decided is not None and decided.stop):
+                if survivor.flush():
+                    self._close(steps)
+                    return
+            elif survivor.pausing:
+                if survivor.rest():
+                    survivor.pause()
+            else:
+                self._take_step(final=survivor.step + 1 >= steps)
+
+    def _take_step(self, *, final: bool) -> None:
+        """Computes the next step and applies it; where members are lost meanwhile there may be another step to take first."""
+        survivor, checkpoints = self._survivor, self._checkpoints
+        message, due = None, False
+        if checkpoints is not None:
+            message, due = checkpoints.message(survivor.engine), checkpoints.due(self._history.step) and self._saved != self._history.step
+            self._check_saved()
+        answer = survivor.compute(message, save=due, final=final)
+        if answer is None:
+            return
+        engine = survivor.engine
+        if checkpoints is not None:
+            checkpoints.heard(engine)
+            if answer.save:
+                survivor.saving()
+                checkpoints.save(self._history.step, survivor, self._history)
+        if survivor.engine is engine:  # else members were lost while a save began, and the step has to be computed again
+            survivor.apply(answer)
+
+    def save(self) -> None:
+        """Saves the state behind the newest step (`Trainer.save`)."""
+        if self._checkpoints is None:
+            raise TrainerError("trainer.save() has no place to save to: give the Trainer checkpoint=")
+        self._finish()
+        survivor = self._survivor
+        if survivor.amid:
+            survivor.complete()
+            self._save_now()
+            self._saved_with = self._history.digest()
+        elif survivor.begins:
+            raise TrainerError("trainer.save() is called before the first step of this job: call it in a loop body, or behind a loop")
+
+    def _save_now(self) -> None:
+        step = self._history.step
+        if self._checkpoints is not None and self._saved != step:
+            self._checkpoints.save_last(step, self._survivor, self._history)
+            self._saved = step
+
+    def _check_saved(self) -> None:
+        """Says so where a loop body has set something behind its `save`."""
+        saved_with, self._saved_with = self._saved_with, ""
+        if saved_with and self._saved == self._history.step and saved_with != self._history.digest():
+            warnings.warn(
+                f"the loop body of step {self._saved} has changed settings behind trainer.save(), and the checkpoint has those from "
+                "before: let save() be the last thing in the body",
+                stacklevel=2,
+            )
+
+    def _left(self, value: Any) -> None:
+        """Behind `train_fn`, which returned `value`: where a loop was left early, its last step is saved as at the end of one.
+
+        That takes all workers, so it is not done where the loop is left: nothing that is raised there would be heard of.
+        """
+        early = self._checkpoints is not None and self._survivor.amid and self._saved != self._history.step
+        if self._job.leader and (
+            early or self._unfinished is not None
+        ):  # whoever leads at the end, if this worker dies, may return nothing
+            self._job.send({"type": "returned", "value": value})
+        if self._unfinished is not None:
+            self._finish()
+        elif early:
+            self._survivor.leaves = True
+            self._survivor.complete()
+            self._save_now()
+
+    def _finish(self) -> None:
+        """Takes part in the end of a loop that was left behind its last step: the others may have run to it, and wait there."""
+        steps, self._unfinished = self._unfinished, None
+        if steps is not None and self._survivor.amid:
+            for _ in self.take(steps):
+                pass
+
+    def together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
+        """A collective of all members, behind the end of a loop that was left behind its last step."""
+        self._finish()
+        return self._survivor.together(collective, ends_together=ends_together)
+
+    def _close(self, steps: int) -> None:
+        """Behind the last step: its state is saved, if this job has taken it."""
+        step = self._history.step
+        if step < steps and self._survivor.decision is not None:
+            self._save_now()
+        self._survivor.at("end", min(step, steps - 1))
+
+    def _hand_out(self, answer: Apply, steps: int) -> Iterator[Report]:
+        randomness.seed_all(self._seed, "loop", answer.step)  # so that the loop's own draws do not depend on the layout
+        if answer.skipped is not None:  # every worker says so, as any may die; the agent counts it once
+            self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})
+        try:
+            yield self._report(answer)
+        except GeneratorExit:
+            if self._survivor.amid and (answer.stop or answer.step + 1 >= steps):
+                self._unfinished = steps
+            raise
+        self._survivor.handed_out()
+
+    def _report(self, answer: Apply) -> Report:
+        seconds = self._history.seconds_of(answer.step)
+        view = self._survivor.engine.view
+        return Report(
+            step=answer.step,
+            loss=answer.loss,
+            lr=answer.lr,
+            grad_norm=answer.norm,
+            samples_per_second=self._batch_size / seconds,
+            tokens_per_second=answer.tokens / seconds,
+            epoch=view.epoch,
+            workers=len(view.members),
+            layout=view.plan.summary,
+            leader=self._job.leader,
+            stopped=answer.stop,
+            skipped=answer.skipped,
+        )
