@@ -121,7 +121,7 @@ def _called(frame: FrameType | None) -> str | None:
     while frame is not None and (behind := frame.f_back) is not None:
         if frame.f_code.co_filename == _TRAINER and not behind.f_code.co_filename.startswith(_HERE):
             name = frame.f_code.co_name
-            return f"trainer.{'run' if name == 'told' else name}() {_place(behind)}"
+            return f"trainer.{name}() {_place(behind)}"
         frame = behind
     return None
 
