@@ -78,6 +78,7 @@ def test_work_is_shifted_from_a_slow_worker(tmp_path: Path, leftovers: None) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_layers_are_shifted_from_a_slow_worker_that_is_alone_in_its_stage(tmp_path: Path, leftovers: None) -> None:
     change, value = shifted(tmp_path, 2)
     assert change["layout_before"] != change["layout_after"]

@@ -22,6 +22,7 @@ from tests.checkpoint.layouts import LAYOUTS, RULES, SLICES
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_a_chain_through_all_layouts_and_slices_is_one_run(tmp_path: Path) -> None:
     """Each job takes one step from where the one before stopped; what it saved is sliced for the next."""
     links = [(*pair, SLICES[(i + i // 3) % 3]) for i, pair in enumerate(pairwise([*LAYOUTS, LAYOUTS[0]]))]

@@ -83,6 +83,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, elastic
     return folder, elastic.run(train, workers=2, stages=2, args=[str(folder), "saved"])
 
 
+@pytest.mark.long
 def test_the_last_step_is_saved_and_save_saves_at_once(tmp_path: Path, undisturbed: tuple[Path, elastic.JobResult]) -> None:
     left = elastic.run(train, workers=2, stages=1, args=[str(tmp_path / "left"), "islice"])
     assert names(tmp_path / "left") == ["step-00000004"]

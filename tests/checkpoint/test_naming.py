@@ -98,6 +98,7 @@ def test_names_that_do_not_fit_are_refused(make: Any, names: Any, reason: str) -
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("leftovers")
+@pytest.mark.long
 def test_jobs_save_and_go_on_under_the_model_s_names(tmp_path: Path) -> None:
     """A directory of before the names is gone on from, and so is one with them: with the bits of a job that was never interrupted."""
     plain, digests = tmp_path / "plain", []

@@ -25,6 +25,7 @@ def gpt(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.long
 def test_reports_of_two_layouts_agree_and_say_who_did_what(tmp_path: Path) -> None:
     reports = []
     for workers, stages in [("1", "1"), ("3", "2")]:

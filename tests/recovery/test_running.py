@@ -35,6 +35,7 @@ def flat(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
 
+@pytest.mark.long
 def test_statistics_survive_deaths_and_are_saved_and_resumed(tmp_path: Path) -> None:
     """One dies when some have applied a step, its replacement joins, then the coordinator dies; another job goes on from the checkpoint."""
     dies = {"1": ["apply", 4], "0": ["backward", 8]}

@@ -55,7 +55,7 @@ class Recovering:
         self.stocks: list[Any] = []
         self.proposal: Any = None
         history: Any = FakeHistory(applied)
-        job: Any = SimpleNamespace(recovers=True)
+        job: Any = SimpleNamespace(recovers=True, send=lambda message: None)
         member: Any = SimpleNamespace(recover=self._recover, report_loss=lambda *_: None)
         self.survivor = Survivor(job, member, history, lambda step, micro_batch: None, lambda answer: None)
         self.survivor._engine = self.engine()
