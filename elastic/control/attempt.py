@@ -22,7 +22,18 @@ from elastic.control.events import (
     Voted,
 )
 from elastic.control.state import ATTEMPTING, Phase, State
-from elastic.control.transitions import Step, close_job, end_job, evict, followed_by, gathering, replenished, respawns, suspected
+from elastic.control.transitions import (
+    Step,
+    close_job,
+    end_job,
+    evict,
+    followed_by,
+    gathering,
+    replenished,
+    respawns,
+    suspected,
+    without_attempt,
+)
 
 if TYPE_CHECKING:
     pass
@@ -40,14 +51,7 @@ def open_attempt(state: State, now: float, *, joining: bool = False) -> Step:
     """
     joining = joining or len(state.live) < state.policy.min_workers
     state = replace(
-        state,
-        participants=frozenset(),
-        paused={},
-        inventories={},
-        proposal=None,
-        votes={},
-        suspects={},
-        retry=None,
+        without_attempt(state),
         join_at=None,
         start_at=None,
         nag_at=None,
@@ -211,19 +215,12 @@ def committed(state: State, event: Committed, now: float) -> Step:
         return state, []
     joined = frozenset(view.workers).difference(state.view.workers)
     state = replace(
-        state,
+        without_attempt(state),
         phase=Phase.RUNNING,
         view=view,
         attempt=0,
         starting=state.starting - joined,
         ready={worker: member for worker, member in state.ready.items() if worker not in joined},
-        participants=frozenset(),
-        paused={},
-        inventories={},
-        proposal=None,
-        votes={},
-        suspects={},
-        retry=None,
         newcomers=joined,
         fallen=False,
         afresh=False,

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from elastic.control.events import (
-    Action,
-    EndJob,
-    Evict,
-    Respawn,
-)
+from elastic.control.events import Action, EndJob, Evict, Respawn
 from elastic.control.state import Phase, State, Suspicion
-
-if TYPE_CHECKING:
-    pass
 
 SUSPICION_S = 1.0  # how long a lost peer may take to be seen dead before it is evicted
 GATHERING_S = 0.05  # how long a joiner waits for those that were started with it
@@ -26,12 +17,19 @@ Step = tuple[State, list[Action]]
 """The next state, and what is to be done."""
 
 
+def without_attempt(state: State) -> State:
+    """Forgets what members have said in an attempt, or before one."""
+    return replace(state, participants=frozenset(), paused={}, inventories={}, proposal=None, votes={}, suspects={}, retry=None)
+
+
 def end_job(state: State, kind: str, message: str) -> Step:
+    """Ends the job with an error of class `kind`."""
     over = replace(state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
     return over, [EndJob(kind=kind, message=message)]
 
 
 def followed_by(first: list[Action], rest: Step) -> Step:
+    """Puts actions before those of a step."""
     return rest[0], [*first, *rest[1]]
 
 
@@ -52,6 +50,7 @@ def replenished(state: State, *, recovering: bool = False) -> Step:
 
 
 def respawns(state: State) -> bool:
+    """Whether new workers may be started."""
     return state.policy.respawn and not state.stopping and not state.finished and state.failed_joins < FAILED_JOINS
 
 
