@@ -66,7 +66,7 @@ def digest(memory: np.ndarray | torch.Tensor) -> str:
 def checksum(memory: np.ndarray) -> str:
     """CRC-32C of contiguous bytes (uint8), 8 hex digits: for what is compared with itself, at more than twice the digest's speed.
 
-    It finds every flip of up to three bits among 2**31 - 1, 268 MB (Koopman's tables of CRC polynomials: 0x1EDC6F41 has Hamming distance 4), and
-    all but one in 2**32 of other changes.
+    It finds every flip of up to three bits among 2**31 - 1, 268 MB (Koopman's tables of CRC polynomials: 0x1EDC6F41 has Hamming distance
+    4), and all but one in 2**32 of other changes.
     """
     return f"{crc32c(memory.data):08x}"
