@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Puppet:
     def __init__(self, directory: Path, worker: int, step_s: float | None = None) -> None:
         self.worker = worker
         self._socket, far = socket.socketpair()
+        self._turn = threading.Lock()  # an answer is for whoever asked
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()
@@ -38,11 +40,9 @@ class Puppet:
 
     def enter(self, phase: str, step: int, epoch: int = 1) -> None:
         """Returns when it has, or has been killed."""
-        try:
+        with self._turn, suppress(ConnectionError):
             self._socket.sendall(json.dumps([phase, step, epoch]).encode().ljust(64))
             self._socket.recv(1)
-        except ConnectionError:
-            pass
 
     def dies(self, seconds: float = PATIENCE_S) -> bool:
         """Whether it is killed within this time."""
