@@ -25,6 +25,7 @@ class JobCosts:
     def predicting(self, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> Generator[None, None, Prediction]:
         workload, fleet = self.workload, self.fleet
         timing = self._linked(Timing.of(workload, stages), stages).slowed(fleet.slowdowns)
+        yield
         size = workload.micro_batches // workload.grains
         busy_s = {worker: 0.0 for stage in stages for worker in stage.members}
         for stage, route in zip(stages, routes, strict=True):
@@ -34,6 +35,7 @@ class JobCosts:
                 busy_s[worker] = seconds * size * grains[worker]
         yield
         compute_s = yield from simulating(workload, routes, timing)
+        yield
         return Prediction(
             compute_s=compute_s,
             exchange_s=max(self._exchange_s(stage) for stage in stages),

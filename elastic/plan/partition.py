@@ -10,9 +10,10 @@ Seconds are counted in whole picoseconds, so that equal costs tie exactly, whate
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Generator
 from functools import cache
-from itertools import accumulate, combinations, pairwise
+from itertools import accumulate, chain, combinations, pairwise
 
 from elastic.errors import PlanError
 from elastic.plan.workload import Workload
@@ -21,6 +22,9 @@ Choice = tuple[int, int, tuple[tuple[int, int], ...]]
 """Sum of stage times, parameters of the largest stage, and (first layer behind the stage, workers) for each stage."""
 
 _NONE: Choice = (0, 0, ())
+
+_FEW = 4096
+"""Limits that are listed and sorted at once: about a millisecond."""
 
 
 def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[tuple[range, int], ...]]:
@@ -45,25 +49,39 @@ class _Programme:
 
     def solving(self) -> Generator[None, None, tuple[tuple[range, int], ...]]:
         bottleneck = yield from self._bottleneck()
-        _, _, steps = self._best(bottleneck, self._fewest_workers(bottleneck))
+        fewest = yield from self._fewest_workers(bottleneck)
+        _, _, steps = self._best(bottleneck, fewest)
         stops = [0, *(stop for stop, _ in steps)]
         runs = [range(start, stop) for start, stop in pairwise(stops)]
         return tuple(zip(runs, self._give_out(runs, [n for _, n in steps]), strict=True))
 
     def _bottleneck(self) -> Generator[None, None, int]:
-        times = {self.seconds[stop] - self.seconds[start] for start, stop in combinations(range(self.layers + 1), 2)}
-        candidates = sorted({time * rounds for time in times for _, rounds in self.options})
-        low, high = 0, len(candidates) - 1  # the last one is enough: a worker a stage, however long that takes
+        """The least limit that enough workers can keep: some stage's time in some number of rounds.
+
+        Halves the range of limits until it has few such products, and then these.
+        """
+        times = sorted({self.seconds[stop] - self.seconds[start] for start, stop in combinations(range(self.layers + 1), 2)})
+        rounds = [each for _, each in self.options]
+        below, limit = -1, times[-1] * max(rounds)  # that is enough: a worker a stage, however long that takes
+        while _products(times, rounds, below, limit) > _FEW:
+            yield
+            middle = (below + limit) // 2
+            below, limit = (below, middle) if (yield from self._suffices(middle)) else (middle, limit)
+        parts = ([time * each for time in times[bisect(times, below // each) : bisect(times, limit // each)]] for each in rounds)
+        candidates = sorted(set(chain.from_iterable(parts)))
+        low, high = 0, len(candidates) - 1
         while low < high:
             yield
             middle = (low + high) // 2
-            if self._fewest_workers(candidates[middle])[self.stages][0] <= self.workers:
-                high = middle
-            else:
-                low = middle + 1
+            low, high = (low, middle) if (yield from self._suffices(candidates[middle])) else (middle + 1, high)
         return candidates[low]
 
-    def _fewest_workers(self, limit: int) -> list[list[int]]:
+    def _suffices(self, limit: int) -> Generator[None, None, bool]:
+        """Whether the workers can keep to this limit."""
+        fewest = yield from self._fewest_workers(limit)
+        return fewest[self.stages][0] <= self.workers
+
+    def _fewest_workers(self, limit: int) -> Generator[None, None, list[list[int]]]:
         """[stages left][first layer] -> the fewest workers with which no stage exceeds `limit`; more than there are if none do."""
         never = self.workers + 1
         table = [[never] * self.layers + [0]]
@@ -76,6 +94,7 @@ class _Programme:
                         break
                     row[start] = min(row[start], here + behind[stop])
             table.append(row)
+            yield
         return table
 
     def _workers_for(self, start: int, stop: int, limit: int) -> int:
@@ -109,6 +128,11 @@ class _Programme:
             place = max(range(len(runs)), key=lambda stage: sizes[stage] / given[stage])
             given[place] += 1
         return given
+
+
+def _products(times: list[int], rounds: list[int], below: int, limit: int) -> int:
+    """How many products of one of the times, ascending, and of a number of rounds are in (below, limit]."""
+    return sum(bisect(times, limit // each) - bisect(times, below // each) for each in rounds)
 
 
 def check_feasible(layers: int, workers: int, stages: int) -> None:

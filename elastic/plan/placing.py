@@ -29,11 +29,12 @@ def placed(stages: Sequence[Stage], workload: Workload, fleet: Fleet) -> tuple[S
 
     It is tried where several hosts have measured links between them, workers are alike, and numbers of members differ by at most one.
     """
+    widths = [len(stage.members) for stage in stages]
+    if len(stages) == 1 or max(widths) - min(widths) > 1 or len(fleet.workers) > MOST_WORKERS:
+        return None
     hosts = sorted({fleet.host(worker) for worker in fleet.workers})
     known = any(fleet.site.link(one, other).measured for one, other in combinations(hosts, 2))
-    alike = fleet.equal and len(set(fleet.memory.values())) <= 1
-    widths = [len(stage.members) for stage in stages]
-    if len(stages) == 1 or not known or not alike or max(widths) - min(widths) > 1 or len(fleet.workers) > MOST_WORKERS:
+    if not known or not fleet.equal or len(set(fleet.memory.values())) > 1:
         return None
     from elastic.plan.placement import place  # agents of one host need not load it
 

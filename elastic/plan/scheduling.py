@@ -29,7 +29,6 @@ class _Worker:
     """What a worker has to do, how far it is, and what it has run; backwards are in the order of its forwards."""
 
     __slots__ = (
-        "actions",
         "arrived",
         "backwards",
         "bound",
@@ -39,6 +38,7 @@ class _Worker:
         "micro_batches",
         "next",
         "place",
+        "ran",
         "seconds",
         "stage",
         "starts",
@@ -49,11 +49,16 @@ class _Worker:
         self.micro_batches: list[int] = []
         self.arrived: dict[int, float] = {}
         """When the input of each micro-batch's forward is there, as far as it is known."""
-        self.actions: list[Action] = []
+        self.ran: list[int] = []  # numbers, which the garbage collector never looks at: 2 x micro-batch + what
         self.starts: list[float] = []
         self.forwards = self.backwards = 0
         self.free = 0.0
         self.next: _Next | None = None
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """What it has run, in that order."""
+        return tuple(Action(self.stage, _KINDS[number & 1], number >> 1) for number in self.ran)
 
 
 class Scheduler:
@@ -61,10 +66,20 @@ class Scheduler:
 
     def __init__(self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> None:
         self.timing, self.last = timing, len(timing.members) - 1
-        grains = [workload.grain_of(micro_batch) for micro_batch in range(workload.micro_batches)]
+        self._workload, self._routes = workload, routes
         self.workers: dict[int, _Worker] = {}
         self.home: list[list[_Worker]] = []
-        for stage, (group, route) in enumerate(zip(timing.members, routes, strict=True)):
+        self.gradients: list[list[float]] = []
+        """When what each stage's backward of each micro-batch needs is there, as far as it is known."""
+        self.links: dict[tuple[int, int], tuple[float, float]] = {}
+        """Of each pair that has sent: seconds of a message, and when the link is free."""
+        self.agenda: list[_Next] = []
+
+    def _entering(self) -> Generator[None, None, None]:
+        """Gives every worker its micro-batches."""
+        workload, timing = self._workload, self.timing
+        grains = [workload.grain_of(micro_batch) for micro_batch in range(workload.micro_batches)]
+        for stage, (group, route) in enumerate(zip(timing.members, self._routes, strict=True)):
             for worker in group:
                 pace = timing.paces[worker]
                 self.workers[worker] = _Worker(worker, len(self.workers), stage, (pace.backward_s, pace.forward_s), self.last + 1 - stage)
@@ -73,16 +88,15 @@ class Scheduler:
                 home.micro_batches.append(micro_batch)
                 if not stage:
                     home.arrived[micro_batch] = 0.0
-        self.gradients = [[math.inf] * workload.micro_batches for _ in timing.members]
-        """When what each stage's backward of each micro-batch needs is there, as far as it is known."""
-        self.links: dict[tuple[int, int], tuple[float, float]] = {}
-        """Of each pair that has sent: seconds of a message, and when the link is free."""
-        self.agenda: list[_Next] = []
+            self.gradients.append([math.inf] * workload.micro_batches)
+            yield
 
     def running(self) -> Generator[None, None, float]:
         """Runs everything, and can be interrupted after every few hundred actions; the seconds until the last action ends."""
+        yield from self._entering()
         for worker in self.workers.values():
             self._consider(worker)
+        yield
         places, agenda = list(self.workers.values()), self.agenda
         while agenda:
             for _ in range(_AT_A_TIME):
@@ -114,7 +128,7 @@ class Scheduler:
                 receiver = self.home[stage - 1][micro_batch]
                 self.gradients[stage - 1][micro_batch] = self._sent(worker, receiver)
                 self._consider(receiver)
-        worker.actions.append(Action(stage, _KINDS[what], micro_batch))
+        worker.ran.append(micro_batch << 1 | what)
         worker.starts.append(start)
         self._consider(worker)
 

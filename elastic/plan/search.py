@@ -97,6 +97,7 @@ def searching(question: Question) -> Generator[None, None, tuple[Candidate, ...]
                     continue
                 order, parts = division
                 filled, routes = _filled(order, parts, workload)
+                yield
                 lack = shortfall(workload, filled, routes, fleet)
                 if lack[1]:
                     lacking.append(lack)

@@ -25,7 +25,7 @@ def simulate(
     """The schedule (see `elastic.plan.schedule.build`), and the seconds until its last action ends."""
     scheduler = Scheduler(workload, routes, timing or Timing.of(workload, stages))
     seconds = finish(scheduler.running())
-    return {worker: tuple(state.actions) for worker, state in scheduler.workers.items()}, seconds
+    return {worker: state.actions for worker, state in scheduler.workers.items()}, seconds
 
 
 def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> Generator[None, None, float]:
