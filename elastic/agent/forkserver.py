@@ -125,6 +125,7 @@ def _preload() -> None:
     for name in _PRELOAD:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
+    sources.note_imported()  # none is the user's: its children need not look at them
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise RuntimeError(f"importing torch started {threads - 1} threads, and only a single-threaded process can be forked safely")

@@ -20,6 +20,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+_NOT_THE_USERS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib')}/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +34,18 @@ class Source:
 
 _imported: dict[str, Source] = {}
 _frozen: dict[str, tuple[Source, bytes]] = {}
+_others: dict[str, ModuleType] = {}  # those that are not the user's: looking at thousands of modules takes long
 
 
 def note_imported() -> dict[str, Source]:
     """The user's modules, by name, each as its file was when this was called for the first time behind its import."""
     for name, module in list(sys.modules.items()):
-        if name not in _imported and (path := own_file(module)) is not None:
+        if name in _imported or _others.get(name) is module:
+            continue
+        path = own_file(module)
+        if path is None:
+            _others[name] = module
+        else:
             with suppress(OSError):
                 content = _frozen[name][1] if name in _frozen else Path(path).read_bytes()
                 _imported[name] = Source(path=path, digest=_digest(content), package=hasattr(module, "__path__"))
@@ -81,8 +88,7 @@ def own_file(module: ModuleType | None) -> str | None:
     path = getattr(module, "__file__", None)
     if not isinstance(path, str) or path.endswith((".so", ".pyc")) or any(part in path for part in _INSTALLED):
         return None
-    ours = str(Path(__file__).parents[1])
-    return None if path.startswith((ours + "/", sysconfig.get_path("stdlib") + "/")) or "/" not in path else path
+    return None if path.startswith(_NOT_THE_USERS) or "/" not in path else path
 
 
 class _Finder(importlib.abc.MetaPathFinder):
