@@ -24,8 +24,9 @@ from elastic.plan.assignment import assign
 from elastic.plan.fleet import Fleet
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.planner import fastest
-from elastic.plan.relabel import ByteRange, balance, missing, relabel
+from elastic.plan.relabel import ByteRange, relabel
 from elastic.plan.routing import even_routes
+from elastic.plan.sending import balance, missing
 from elastic.plan.simulation import judge
 from elastic.plan.timing import Timing
 from elastic.plan.workload import LayerCost, Workload

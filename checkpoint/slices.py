@@ -14,26 +14,22 @@ import torch
 
 from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
+from elastic.layout.boxes import runs_of_box
+from elastic.layout.runs import Run
 from elastic.memory.tensors import zeros
 
 Cut = tuple[int, int]
 """`[start, stop)` along one dimension."""
 
 
-def slice_runs(shape: Sequence[int], dim: int, start: int, stop: int) -> Iterator[Cut]:
+def slice_runs(shape: Sequence[int], dim: int, start: int, stop: int) -> list[Run]:
     """Ascending runs (elements) of the part of a tensor that has indices `[start, stop)` in dimension `dim`; not empty, apart."""
     if not 0 <= dim < len(shape):
         raise CheckpointError(f"dimension {dim} of a tensor of shape {tuple(shape)}")
     if not 0 <= start <= stop <= shape[dim]:
         raise CheckpointError(f"[{start}, {stop}) is not inside of dimension {dim} of shape {tuple(shape)}")
-    inner = math.prod(shape[dim + 1 :])
-    outer = math.prod(shape[:dim])
-    if stop - start == shape[dim]:
-        outer, inner, start, stop = 1, outer * inner * shape[dim], 0, 1
-    if start < stop and inner:
-        stride = inner * (shape[dim] if outer > 1 else 0)
-        for row in range(outer):
-            yield row * stride + start * inner, row * stride + stop * inner
+    box = tuple(start if i == dim else 0 for i in range(len(shape))), tuple(stop - start if i == dim else n for i, n in enumerate(shape))
+    return [run for run in runs_of_box(shape, box) if run[0] < run[1]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from elastic.checkpoint.boxes import Box, boxes_of_run, intersection, runs_of_box
 from elastic.checkpoint.state import Spec
 from elastic.errors import CheckpointError
+from elastic.layout.boxes import Box, boxes_of_run, intersection, runs_of_box
 from elastic.memory.raw import room
 from elastic.memory.tensors import Landing, bytes_of, empty, strided
 
@@ -179,9 +179,10 @@ class Strided:
         offsets, sizes = [box[0][dim] for dim in order], [box[1][dim] for dim in order]
         out, width, position = empty(math.prod(sizes), dtype_of(self.spec.dtype)), itemsize(self.spec.dtype), 0
         memory = memory_of(out)
-        for start, count in runs_of_box([self.spec.shape[dim] for dim in order], (tuple(offsets), tuple(sizes))):
-            self.files.read_into(self.path, self.offset + start * width, memory[position : position + count * width])
-            position += count * width
+        for start, stop in runs_of_box([self.spec.shape[dim] for dim in order], (tuple(offsets), tuple(sizes))):
+            size = (stop - start) * width
+            self.files.read_into(self.path, self.offset + start * width, memory[position : position + size])
+            position += size
         inverse = sorted(range(len(order)), key=order.__getitem__)
         return out.view(sizes).permute(inverse)
 

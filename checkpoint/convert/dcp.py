@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from elastic.checkpoint.boxes import tiling_fault
 from elastic.checkpoint.convert.jsonable import Unread
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.rules import Rules
@@ -19,6 +18,7 @@ from elastic.checkpoint.pickles import Archive, Opaque, load_archive, load_bare
 from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Chunk, Chunked, Files, Strided, name_of
 from elastic.errors import CheckpointError
+from elastic.layout.boxes import tiling_fault
 
 METADATA = ".metadata"
 _CLASSES = "torch.distributed.checkpoint.metadata"

@@ -11,6 +11,7 @@ import torch
 from elastic.checkpoint.state import Contents, Spec
 from elastic.checkpoint.stored import Files, Readable, dtype_of
 from elastic.errors import CheckpointError
+from elastic.layout.runs import shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,8 @@ class Pieces:
             raise CheckpointError(f"{self.what} has no elements {start} to {stop}")
         parts: list[torch.Tensor] = []
         for piece in self.pieces:
-            low, high = max(start, piece.start), min(stop, piece.stop)
-            if low < high:
+            if both := shared((piece.start, piece.stop), (start, stop)):
+                low, high = both
                 parts.append(piece.held.run(piece.at + low - piece.start, piece.at + high - piece.start))
         if not parts:
             return torch.empty(0, dtype=dtype_of(self.spec.dtype))

@@ -23,6 +23,7 @@ from elastic.checkpoint.pickles import number
 from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.checkpoint.stored import Readable, is_tensor
 from elastic.errors import CheckpointError
+from elastic.layout.runs import shared
 
 _SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 
@@ -155,8 +156,8 @@ def _flat(position: int, size: int, lengths: Sequence[int]) -> list[tuple[int, i
     parts: list[tuple[int, int, int, int]] = []
     first = 0
     for rank, length in enumerate(lengths):
-        low, high = max(position, first), min(position + size, first + length)
-        if low < high:
+        if both := shared((position, position + size), (first, first + length)):
+            low, high = both
             parts.append((low - position, high - position, rank, low - first))
         first += length
     return parts

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from elastic.checkpoint.boxes import Box
 from elastic.checkpoint.convert.rules import Shard
 from elastic.checkpoint.slices import fused_slice
 from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Chunk, Chunked, Readable, Strided
 from elastic.errors import CheckpointError
+from elastic.layout.boxes import Box
 
 GPT = "megatron-gpt"
 

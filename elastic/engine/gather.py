@@ -10,6 +10,7 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
 from elastic.engine.model import LayeredModel
+from elastic.layout.transfer import updates
 from elastic.memory.tensors import HostBytes, Landing
 from elastic.view import View
 
@@ -47,26 +48,13 @@ class Gatherer:
         self._outgoing: list[_Sent] = []
         self._incoming: list[_Received] = []
         self._awaited: dict[int, list[tuple[int, Tag, Landing]]] = {}
-        layout = view.layout
-        for layer in layout.layers:
-            needs = {member: [(0, model.spec.layers[layer.layer].size)] for member in layer.members}
-            for other in layout.layers:
-                for home, start, stop in model.spec.tied_runs(other.layer):
-                    for member in other.members:
-                        if home == layer.layer and member not in layer.members:
-                            needs.setdefault(member, []).append((start, stop))
-            for interval in layer.intervals:
-                for member, runs in needs.items():
-                    if member == interval.owner or worker not in (member, interval.owner):
-                        continue
-                    for first, last in dict.fromkeys(runs):
-                        start, stop = max(first, interval.start), min(last, interval.stop)
-                        if start < stop:
-                            run = model.run(layer.layer, start, stop)
-                            if worker == interval.owner:
-                                self._outgoing.append(_Sent(peer=member, layer=layer.layer, start=start, values=HostBytes(run)))
-                            else:
-                                self._incoming.append(_Received(peer=interval.owner, layer=layer.layer, start=start, landing=Landing(run)))
+        for layer in range(len(view.layout.layers)):
+            for move in updates(view.layout, layer, worker):
+                run = model.run(layer, move.start, move.stop)
+                if worker == move.source:
+                    self._outgoing.append(_Sent(peer=move.destination, layer=layer, start=move.start, values=HostBytes(run)))
+                else:
+                    self._incoming.append(_Received(peer=move.source, layer=layer, start=move.start, landing=Landing(run)))
         self._homes = {layer.index: [layer.index, *(tie.home for tie in layer.ties)] for layer in model.spec.layers}
 
     def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:

@@ -15,6 +15,7 @@ from elastic.engine.running import Running
 from elastic.engine.watch import Watch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import Cut, LayerSpec, ModelSpec, ParameterSpec, Tie, align
+from elastic.layout.runs import shared
 from elastic.memory.tensors import bytes_of, contiguous, copy, empty, zeros
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -232,8 +233,8 @@ class LayeredModel:
         spec = self.spec.layers[layer]
         flat = zeros(stop - start, self.dtype(layer))
         for parameter in spec.parameters:
-            first, last = max(parameter.start, start), min(parameter.stop, stop)
-            if first < last:
+            if both := shared((parameter.start, parameter.stop), (start, stop)):
+                first, last = both
                 values = self._parameters[parameter.name].detach().reshape(-1)
                 flat[first - start : last - start] = values[first - parameter.start : last - parameter.start]
         return flat

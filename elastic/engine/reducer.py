@@ -16,6 +16,7 @@ from elastic.comm.message import Kind, Tag
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold
 from elastic.layout.layout import Interval
+from elastic.layout.runs import shared
 from elastic.memory.raw import ALIGNMENT_BYTES
 from elastic.memory.tensors import Landing, bytes_of, empty, retyped, zeros
 from elastic.plan.routing import Node, maximal_nodes
@@ -75,9 +76,10 @@ def overlaps(vector: Vector, intervals: Sequence[Interval]) -> list[Overlap]:
     """Where a vector's gradients go: one overlap for each of its home layer's intervals that it touches."""
     found = []
     for interval in intervals:
-        start, stop = max(vector.start, interval.start), min(vector.stop, interval.stop)
-        if start >= stop:
+        both = shared((vector.start, vector.stop), interval.run)
+        if both is None:
             continue
+        start, stop = both
         hits = [(bit, p) for bit, p in enumerate(vector.parameters) if p.start < stop and p.stop > start]
         runs = tuple((max(p.start, start) - start, min(p.stop, stop) - start) for _, p in hits)
         found.append(Overlap(vector=vector, interval=interval, start=start, stop=stop, runs=runs, bits=tuple(bit for bit, _ in hits)))

@@ -14,6 +14,7 @@ from elastic.errors import LayoutError
 from elastic.layout.ownership import Piece, cut, keep
 from elastic.layout.regions import ModelSpec
 from elastic.layout.replicas import keep_replicas, replica_holders
+from elastic.layout.runs import Run
 
 __all__ = ["Interval", "LayerLayout", "Layout", "replica_holders", "spread"]
 
@@ -26,6 +27,11 @@ class Interval:
     stop: int
     owner: int
     replica: int | None = None
+
+    @property
+    def run(self) -> Run:
+        """As a pair."""
+        return self.start, self.stop
 
     @property
     def elements(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from elastic.layout.regions import BLOCK, ModelSpec
+from elastic.layout.runs import shared
 
 FREE = -1
 """The owner of what has none yet."""
@@ -206,10 +207,11 @@ class _Stage:
     def _give(self, layer: int, start: int, stop: int, owner: int) -> None:
         changed: list[Piece] = []
         for piece in self.pieces[layer]:
-            first, last = max(piece.start, start), min(piece.stop, stop)
-            if first >= last:
+            both = shared((piece.start, piece.stop), (start, stop))
+            if both is None:
                 changed.append(piece)
                 continue
+            first, last = both
             parts = ((piece.start, first, piece.owner), (first, last, owner), (last, piece.stop, piece.owner))
             changed += (Piece(start=a, stop=b, owner=who, had=piece.had) for a, b, who in parts if a < b)
         self.pieces[layer] = changed

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
 from elastic.errors import CoverageLost
 from elastic.layout.layout import Layout
 from elastic.layout.regions import BLOCK
+from elastic.layout.runs import Lack, Run, lacking, shared
 
 Role = Literal["live", "spare", "replica", "gathered"]
-Run = tuple[int, int]
 
 PARAM = "param"
 """The state that is the parameter itself. All other states are the optimizer's and follow ownership."""
@@ -119,6 +119,15 @@ def _parameter_needs(layout: Layout, layer: int) -> Iterator[Holding]:
         yield Holding(worker=worker, state=PARAM, layer=layer, start=start, stop=stop, role="gathered")
 
 
+def updates(layout: Layout, layer: int, worker: int) -> Iterator[Transfer]:
+    """What `worker` sends and receives of a layer's parameters behind every step: each who needs a run gets it from its owner."""
+    wanted = [(need.worker, (need.start, need.stop)) for need in _parameter_needs(layout, layer) if need.role == "gathered"]
+    for interval in layout.layers[layer].intervals:
+        for member, run in wanted:
+            if member != interval.owner and worker in (member, interval.owner) and (both := shared(run, interval.run)):
+                yield Transfer(source=interval.owner, destination=member, state=PARAM, layer=layer, start=both[0], stop=both[1])
+
+
 def _state_needs(layout: Layout, layer: int, state: str) -> Iterator[Holding]:
     for interval in layout.layers[layer].intervals:
         yield Holding(worker=interval.owner, state=state, layer=layer, start=interval.start, stop=interval.stop, role="live")
@@ -142,10 +151,13 @@ def transfers(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]
     moves: list[Transfer] = []
     for (state, layer), wanted in _grouped(needs(layout, states)).items():
         offered = offers.get((state, layer), [])
-        had = _runs_by_worker(offered)
-        for destination, runs in _runs_by_worker(wanted).items():
-            for run in missing(runs, had.get(destination, [])):
-                moves += _fetch(destination, run, state, layer, offered, load)
+        sources = [((_PREFERENCE[offer.role], offer.worker), (offer.start, offer.stop)) for offer in offered]
+        for lack in _freshest(lacking(_runs_by_worker(wanted), _runs_by_worker(offered), sources)):
+            if not lack.sources:
+                run = f"[{lack.start}, {lack.stop})"
+                raise CoverageLost(f"no live worker holds {state!r} of layer {layer}, run {run}, needed by worker {lack.destination}")
+            for source, start, stop in _least_loaded(lack, load):
+                moves.append(Transfer(source=source, destination=lack.destination, state=state, layer=layer, start=start, stop=stop))
     return tuple(moves)
 
 
@@ -163,59 +175,37 @@ def _runs_by_worker(holdings: Iterable[Holding]) -> dict[int, list[Run]]:
     return {worker: sorted(found) for worker, found in runs.items()}
 
 
-def missing(wanted: Iterable[Run], had: Sequence[Run]) -> list[Run]:
-    """The union of `wanted` without the union of `had`, as ascending disjoint runs; both are sorted and may overlap within themselves."""
-    gaps: list[Run] = []
-    done = 0
-    for start, stop in wanted:
-        position = max(start, done)
-        for first, last in had:
-            if position < first < stop:
-                gaps.append((position, first))
-            if first < stop:
-                position = max(position, last)
-        if position < stop:
-            gaps.append((position, stop))
-        done = max(done, stop)
-    return gaps
+def _freshest(lacks: Iterable[Lack[tuple[int, int]]]) -> Iterator[Lack[int]]:
+    """With the workers of the best rank only; neighbouring runs with the same ones are one."""
+    last: Lack[int] | None = None
+    for lack in lacks:
+        best = min(lack.sources, default=(0, 0))[0]
+        workers = tuple(sorted({worker for rank, worker in lack.sources if rank == best}))
+        if last is not None and (last.destination, last.stop, last.sources) == (lack.destination, lack.start, workers):
+            last = replace(last, stop=lack.stop)
+            continue
+        if last is not None:
+            yield last
+        last = Lack(lack.destination, lack.start, lack.stop, workers)
+    if last is not None:
+        yield last
 
 
-def _fetch(destination: int, run: Run, state: str, layer: int, offered: Sequence[Holding], load: dict[int, int]) -> list[Transfer]:
-    moves: list[Transfer] = []
-    position, stop = run
-    while position < stop:
-        covering = [offer for offer in offered if offer.start <= position < offer.stop]
-        if not covering:
-            end = min([stop, *(offer.start for offer in offered if offer.start > position)])
-            raise CoverageLost(f"no live worker holds {state!r} of layer {layer}, run [{position}, {end}), needed by worker {destination}")
-        chosen = min(covering, key=lambda offer: (_PREFERENCE[offer.role], load[offer.worker], offer.worker))
-        end = min(stop, _end_of_choice(chosen, position, offered))
-        load[chosen.worker] += end - position
-        moves.append(Transfer(source=chosen.worker, destination=destination, state=state, layer=layer, start=position, stop=end))
-        position = end
-    return _joined(moves)
-
-
-def _end_of_choice(chosen: Holding, position: int, offered: Sequence[Holding]) -> int:
-    """How far `chosen` sends from `position` before a better or an equal source must be considered."""
-    rank = _PREFERENCE[chosen.role]
-    end = min([chosen.stop, *(offer.start for offer in offered if offer.start > position and _PREFERENCE[offer.role] < rank)])
-    rivals = (offer for offer in offered if offer.worker != chosen.worker and _PREFERENCE[offer.role] == rank)
-    if any(offer.start <= position < offer.stop for offer in rivals):
-        end = min(end, position + PIECE)
-    return end
-
-
-def _joined(moves: Sequence[Transfer]) -> list[Transfer]:
-    joined: list[Transfer] = []
-    for move in moves:
-        if joined and joined[-1].source == move.source:
-            last = joined.pop()
-            move = Transfer(
-                source=move.source, destination=move.destination, state=move.state, layer=move.layer, start=last.start, stop=move.stop
-            )
-        joined.append(move)
-    return joined
+def _least_loaded(lack: Lack[int], load: dict[int, int]) -> Iterator[tuple[int, int, int]]:
+    """`(source, start, stop)`: pieces go to the worker that sends least, and neighbouring ones of one worker are one."""
+    size = PIECE if len(lack.sources) > 1 else lack.stop - lack.start
+    begun = lack.start
+    chosen = None
+    for start in range(lack.start, lack.stop, size):
+        stop = min(start + size, lack.stop)
+        source = min(lack.sources, key=lambda worker: (load[worker], worker))
+        load[source] += stop - start
+        if chosen is not None and source != chosen:
+            yield chosen, begun, start
+            begun = start
+        chosen = source
+    if chosen is not None:
+        yield chosen, begun, lack.stop
 
 
 def minimum_elements(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> int:

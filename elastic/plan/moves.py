@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from elastic.layout.runs import Run, joined
 from elastic.plan.deploy import Deployed, Device, DeviceSlot
 from elastic.plan.profiles import Profiles
-from elastic.plan.relabel import Balance, ByteRange, balance, missing, relabel
+from elastic.plan.relabel import ByteRange, relabel
+from elastic.plan.sending import Balance, balance, missing
 
 OPTIMIZER_BYTES = 2.0
 """Of optimizer state for each byte of parameters: two moments, as Adam has."""
@@ -115,10 +117,7 @@ def _exchangeable(deployed: Deployed) -> dict[tuple[int, int], list[DeviceSlot]]
 
 def _joined(pieces: Sequence[ByteRange]) -> list[ByteRange]:
     """Without overlaps: runs that touch are one."""
-    found: list[ByteRange] = []
-    for piece in sorted(pieces):
-        if found and found[-1].layer == piece.layer and piece.start <= found[-1].stop:
-            found[-1] = ByteRange(piece.layer, found[-1].start, max(found[-1].stop, piece.stop))
-        else:
-            found.append(piece)
-    return found
+    layers: dict[int, list[Run]] = defaultdict(list)
+    for layer, start, stop in pieces:
+        layers[layer].append((start, stop))
+    return [ByteRange(layer, start, stop) for layer in sorted(layers) for start, stop in joined(layers[layer])]

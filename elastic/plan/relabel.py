@@ -1,4 +1,4 @@
-"""Assigns the remaining workers to the slots of a new plan so that least state moves, and chooses who sends what is missing.
+"""Assigns the remaining workers to the slots of a new plan so that least state moves.
 
 `assignment.assign` does the first for whole layers: members of a stage are alike there, two ordered cuts of the same layers overlap in a
 chain, and a small exact recursion keeps workers in order. Here slots are not alike: each needs its own runs of layers (the interval that it
@@ -8,22 +8,17 @@ owns, and the one that it replicates), so this is a linear assignment over all w
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from elastic.errors import PlanError
-
-BLOCK = 1 << 20
-"""Bytes. What several workers can send is divided between them in multiples of this, and in larger ones beyond 2^29 of them."""
 
 
 class ByteRange(NamedTuple):
@@ -34,22 +29,6 @@ class ByteRange(NamedTuple):
     stop: int
 
 
-class Lacking(NamedTuple):
-    """`destination` needs the piece, and each of `sources` has it."""
-
-    destination: int
-    piece: ByteRange
-    sources: tuple[int, ...]
-
-
-class Send(NamedTuple):
-    """`source` sends the piece to `destination`."""
-
-    source: int
-    destination: int
-    piece: ByteRange
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relabelling:
     """The worker of each slot, and the bytes that slots need which their workers have, and have not."""
@@ -57,15 +36,6 @@ class Relabelling:
     workers: tuple[int, ...]
     kept_bytes: int
     moved_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Balance:
-    """What is sent, the seconds until the most loaded link has finished, and a bound in seconds that no choice of sources beats."""
-
-    sends: tuple[Send, ...]
-    finish_s: float
-    bound_s: float
 
 
 def relabel(held: Mapping[int, Sequence[ByteRange]], slots: Sequence[Sequence[ByteRange]]) -> Relabelling:
@@ -127,160 +97,3 @@ def _check(pieces: NDArray[np.int64], place: NDArray[np.int64]) -> None:
     for bad in np.flatnonzero(within & (pieces[two, 1] < pieces[one, 2]))[:1]:
         pair = " and ".join(str(ByteRange(*pieces[at].tolist())) for at in (one[bad], two[bad]))
         raise PlanError(f"{pair} are in one place and overlap: join them")
-
-
-def missing(held: Mapping[int, Sequence[ByteRange]], needed: Mapping[int, Sequence[ByteRange]]) -> tuple[Lacking, ...]:
-    """What each worker needs and does not have, cut where its sources change. Raises PlanError if nobody has it."""
-    runs = {layer: _owned_runs(pieces) for layer, pieces in _by_layer(held).items()}
-    found: list[Lacking] = []
-    for worker, pieces in needed.items():
-        mine = set(held.get(worker, ()))
-        for piece in pieces:
-            if piece not in mine:
-                found += _gaps(worker, piece, runs.get(piece.layer, []))
-    return tuple(found)
-
-
-def _by_layer(held: Mapping[int, Sequence[ByteRange]]) -> dict[int, list[tuple[int, ByteRange]]]:
-    result: dict[int, list[tuple[int, ByteRange]]] = defaultdict(list)
-    for worker in sorted(held):
-        for piece in held[worker]:
-            result[piece.layer].append((worker, piece))
-    return result
-
-
-def _owned_runs(pieces: Sequence[tuple[int, ByteRange]]) -> list[tuple[int, int, tuple[int, ...]]]:
-    """The layer in runs `(start, stop, workers that have it)`, ascending; runs that nobody has are left out."""
-    holders: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for worker, piece in pieces:
-        holders[piece.start, piece.stop].append(worker)
-    edges = sorted({edge for run in holders for edge in run})
-    result: list[tuple[int, int, tuple[int, ...]]] = []
-    for start, stop in pairwise(edges):
-        over = [workers for (first, last), workers in holders.items() if first <= start and stop <= last]
-        if over:
-            result.append((start, stop, tuple(sorted({worker for workers in over for worker in workers}))))
-    return result
-
-
-def _gaps(worker: int, piece: ByteRange, runs: Sequence[tuple[int, int, tuple[int, ...]]]) -> Iterator[Lacking]:
-    at = piece.start
-    for start, stop, sources in runs:
-        if start > at or at >= piece.stop:
-            break
-        if stop <= at:
-            continue
-        end = min(stop, piece.stop)
-        if worker not in sources:
-            yield Lacking(worker, ByteRange(piece.layer, at, end), sources)
-        at = end
-    if at < piece.stop:
-        raise PlanError(f"no worker has byte {at} of layer {piece.layer}, which worker {worker} needs")
-
-
-def balance(lacking: Sequence[Lacking], bytes_per_s: Mapping[int, float], *, block: int = BLOCK) -> Balance:
-    """A source for every block of what is missing, so that the last link to finish does so earliest: exact in whole blocks.
-
-    A worker sends and receives at once, each at its `bytes_per_s`. What goes in is given; what goes out is a flow from pieces to
-    sources whose capacity grows with the time: the least time is found by Newton's method on the minimum cut (Radzik 1992), each cut
-    being pieces whose sources together are too slow. Raises PlanError on a piece without source or a rate that is not positive.
-    """
-    _check_sendable(lacking, bytes_per_s, block)
-    kinds: dict[tuple[int, ...], list[Lacking]] = defaultdict(list)
-    received: dict[int, int] = defaultdict(int)
-    for lack in lacking:
-        kinds[tuple(sorted(set(lack.sources)))].append(lack)
-        received[lack.destination] += lack.piece.stop - lack.piece.start
-    receive_s = max((size / bytes_per_s[worker] for worker, size in received.items()), default=0.0)
-    problem = _Flow(kinds, bytes_per_s, block)
-    shares, bound_s = problem.solve() if kinds else ([], 0.0)
-    sends = [send for lacks, share in zip(kinds.values(), shares, strict=True) for send in _cut(lacks, share, problem.unit)]
-    sent: dict[int, int] = defaultdict(int)
-    for send in sends:
-        sent[send.source] += send.piece.stop - send.piece.start
-    send_s = max((size / bytes_per_s[worker] for worker, size in sent.items()), default=0.0)
-    return Balance(sends=tuple(sends), finish_s=max(receive_s, send_s), bound_s=max(receive_s, bound_s))
-
-
-def _check_sendable(lacking: Sequence[Lacking], bytes_per_s: Mapping[int, float], block: int) -> None:
-    if block < 1:
-        raise PlanError(f"a block has {block} bytes; it must have at least one")
-    for lack in lacking:
-        if not lack.sources:
-            raise PlanError(f"nobody has {lack.piece}, which worker {lack.destination} needs")
-    for worker in sorted({worker for lack in lacking for worker in (lack.destination, *lack.sources)}):
-        if not 0 < (rate := bytes_per_s.get(worker, 0)) < np.inf:
-            raise PlanError(f"worker {worker} has a rate of {rate} bytes/s; whoever sends or receives needs one that is finite and above 0")
-
-
-class _Flow:
-    """Pieces of one kind have the same sources. Nodes: the start, the kinds, the sources, the end; flow is in units of whole blocks."""
-
-    def __init__(self, kinds: Mapping[tuple[int, ...], Sequence[Lacking]], bytes_per_s: Mapping[int, float], block: int) -> None:
-        sizes = [[lack.piece.stop - lack.piece.start for lack in lacks] for lacks in kinds.values()]
-        self.bytes = np.array([sum(of_kind) for of_kind in sizes], dtype=float)
-        self.unit = block * max(1, -(-int(self.bytes.sum()) // block) >> 29)
-        self.units = np.array([sum(-(-size // self.unit) for size in of_kind) for of_kind in sizes])
-        self.sources = sorted({source for kind in kinds for source in kind})
-        place = {source: number for number, source in enumerate(self.sources)}
-        self.pairs = np.array([(kind, place[source]) for kind, sources in enumerate(kinds) for source in sources]).reshape(-1, 2)
-        self.rate = np.array([bytes_per_s[source] for source in self.sources], dtype=float)
-
-    def solve(self) -> tuple[list[dict[int, int]], float]:
-        """Per kind, how many units each source sends; and the largest of the bounds that the cuts gave, in seconds."""
-        kinds, sources = np.ones(len(self.units), dtype=bool), np.ones(len(self.sources), dtype=bool)
-        bound_s = 0.0
-        while kinds.any():
-            bound_s = max(bound_s, float(self.bytes[kinds].sum() / self.rate[sources].sum()))
-            flow, kinds, sources = self._maximum(self._capacity(self._least_time(kinds, sources)))
-        shares: list[dict[int, int]] = [{} for _ in self.units]
-        for (kind, source), units in zip(self.pairs.tolist(), flow.tolist(), strict=True):
-            if units:
-                shares[kind][self.sources[source]] = units
-        return shares, bound_s
-
-    def _capacity(self, seconds: float) -> NDArray[np.int64]:
-        return np.floor(seconds * self.rate / self.unit * (1 + 1e-12)).astype(np.int64)
-
-    def _least_time(self, kinds: NDArray[np.bool_], sources: NDArray[np.bool_]) -> float:
-        """When these sources can have sent these kinds in whole units: by bisection between no rounding and the most."""
-        units, pace = self.units[kinds].sum(), self.rate[sources].sum() / self.unit
-        early, late = units / pace, (units + sources.sum()) / pace
-        if self._capacity(early)[sources].sum() >= units:
-            return early
-        while late - early > 1e-12 * late:
-            middle = (early + late) / 2
-            early, late = (early, middle) if self._capacity(middle)[sources].sum() >= units else (middle, late)
-        return late
-
-    def _maximum(self, capacity: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
-        """The flow of each pair; and if it is not all, the kinds and sources on the start's side of a minimum cut."""
-        kinds, sources = len(self.units), len(self.sources)
-        first, end = kinds + 1, kinds + sources + 1
-        rows = np.concatenate([np.zeros(kinds, dtype=int), self.pairs[:, 0] + 1, np.arange(first, end)])
-        columns = np.concatenate([np.arange(1, first), self.pairs[:, 1] + first, np.full(sources, end)])
-        limits = np.concatenate([self.units, self.units[self.pairs[:, 0]], np.minimum(capacity, self.units.sum())])
-        graph = csr_array((limits.astype(np.int32), (rows, columns)), shape=(end + 1, end + 1))
-        found = maximum_flow(graph, 0, end)
-        flow = found.flow[self.pairs[:, 0] + 1, self.pairs[:, 1] + first]
-        reached = np.zeros(end + 1, dtype=bool)
-        if found.flow_value < self.units.sum():
-            residual = csr_array(graph - found.flow)
-            residual.eliminate_zeros()
-            reached[breadth_first_order(residual, 0, return_predecessors=False)] = True
-        return np.asarray(flow).reshape(-1), reached[1:first], reached[first:end]
-
-
-def _cut(lacks: Sequence[Lacking], share: Mapping[int, int], unit: int) -> Iterator[Send]:
-    """The pieces of one kind, handed to its sources in turn until each has its units."""
-    left = iter(share.items())
-    source, units = next(left)
-    for destination, piece, _ in lacks:
-        at = piece.start
-        while at < piece.stop:
-            if not units:
-                source, units = next(left)
-            taken = min(units, -(-(piece.stop - at) // unit))
-            stop = min(piece.stop, at + taken * unit)
-            yield Send(source, destination, ByteRange(piece.layer, at, stop))
-            at, units = stop, units - taken

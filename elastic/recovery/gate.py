@@ -28,7 +28,8 @@ from typing import Any, NoReturn
 
 from elastic.errors import GateRefused, LayoutError
 from elastic.layout import invariants
-from elastic.layout.transfer import PARAM, Holding, Run, Transfer, missing, needs
+from elastic.layout.runs import Run, missing
+from elastic.layout.transfer import PARAM, Holding, Transfer, needs
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, holdings_at
 from elastic.recovery.salvage import usable

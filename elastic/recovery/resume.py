@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from elastic.errors import CoverageLost, StateUnproven
 from elastic.layout.regions import ModelSpec
-from elastic.layout.transfer import Run, missing
+from elastic.layout.runs import Run, missing
 from elastic.recovery.inventory import Copy, Inventory
 
 

@@ -19,6 +19,7 @@ from elastic.engine.view_state import State
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused
 from elastic.layout.layout import Interval
+from elastic.layout.runs import shared
 from elastic.layout.transfer import PARAM, Role, Transfer
 from elastic.memory import raw
 from elastic.memory.digest import digest
@@ -233,8 +234,9 @@ class Migration:
     def _fill(self, target: Target, received: Mapping[Transfer, torch.Tensor]) -> None:
         found = runs(self._held, self._proposal.resume, target.state, target.layer, target.start, target.stop)
         for move, memory in received.items():
-            start, stop = max(move.start, target.start), min(move.stop, target.stop)
-            if (move.state, move.layer) == (target.state, target.layer) and start < stop:
+            both = shared((move.start, move.stop), (target.start, target.stop))
+            if (move.state, move.layer) == (target.state, target.layer) and both:
+                start, stop = both
                 found.append((start, stop, memory[start - move.start : stop - move.start]))
         done = target.start
         for start, stop, memory in sorted(found, key=lambda run: run[:2]):

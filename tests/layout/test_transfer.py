@@ -14,7 +14,8 @@ from elastic.errors import CoverageLost
 from elastic.layout.invariants import check
 from elastic.layout.layout import Interval, LayerLayout, Layout, spread
 from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
-from elastic.layout.transfer import PIECE, Holding, Role, Transfer, holdings_of, minimum_elements, missing, needs, transfers
+from elastic.layout.runs import missing
+from elastic.layout.transfer import PIECE, Holding, Role, Transfer, holdings_of, minimum_elements, needs, transfers
 
 
 def apply(have: Held, moves: tuple[Transfer, ...], want: Held) -> Held:

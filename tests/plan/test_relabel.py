@@ -13,8 +13,9 @@ from plan_strategies import few
 from elastic.errors import PlanError
 from elastic.plan.assignment import assign
 from elastic.plan.plan import Plan, Stage
-from elastic.plan.relabel import ByteRange, Lacking, Send, balance, missing, relabel
+from elastic.plan.relabel import ByteRange, relabel
 from elastic.plan.routing import even_routes
+from elastic.plan.sending import Lacking, Send, balance, missing
 
 Held = dict[int, list[ByteRange]]
 

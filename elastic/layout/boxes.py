@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from elastic.layout.runs import Run
+
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """Offsets and sizes, one per dimension."""
 
@@ -51,8 +53,8 @@ def intersection(left: Box, right: Box) -> Box | None:
     return tuple(offsets), tuple(sizes)
 
 
-def runs_of_box(shape: Sequence[int], box: Box) -> Iterator[tuple[int, int]]:
-    """`(start, elements)` of a box's contiguous runs in a tensor of `shape`, in the box's row-major order."""
+def runs_of_box(shape: Sequence[int], box: Box) -> Iterator[Run]:
+    """A box's contiguous runs in a tensor of `shape`, in the box's row-major order; an empty box may have empty ones."""
     offsets, sizes = box
     split = len(shape)
     while split and offsets[split - 1] == 0 and sizes[split - 1] == shape[split - 1]:
@@ -64,7 +66,8 @@ def runs_of_box(shape: Sequence[int], box: Box) -> Iterator[tuple[int, int]]:
     length = sizes[split - 1] * weights[split - 1]
     base = sum(offset * weight for offset, weight in zip(offsets, weights, strict=True))
     for index in np.ndindex(*sizes[: split - 1]):
-        yield base + sum(step * weight for step, weight in zip(index, weights, strict=False)), length
+        start = base + sum(step * weight for step, weight in zip(index, weights, strict=False))
+        yield start, start + length
 
 
 def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:

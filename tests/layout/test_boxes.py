@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.checkpoint.boxes import boxes_of_run, intersection, runs_of_box, tiling_fault
 from elastic.checkpoint.convert.ruled import Joined, Part
 from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Chunked, Files, Strided
+from elastic.layout.boxes import boxes_of_run, intersection, runs_of_box, tiling_fault
 
 shapes = st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple)
 
@@ -36,7 +36,7 @@ def test_runs_of_a_box_are_its_elements_in_order(shape, data):
     sizes = tuple(data.draw(st.integers(1, extent - offset)) for extent, offset in zip(shape, offsets, strict=True))
     values = np.arange(math.prod(shape)).reshape(shape)
     expected = values[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))].reshape(-1).tolist()
-    assert [at for start, count in runs_of_box(shape, (offsets, sizes)) for at in range(start, start + count)] == expected
+    assert [at for run in runs_of_box(shape, (offsets, sizes)) for at in range(*run)] == expected
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.permutations(range(3)), st.data())
