@@ -55,7 +55,7 @@ def train(job: elastic.Job, layers: int, steps: int, directory: str | None, ever
         "seconds": [after - before for before, after in itertools.pairwise(ends)],
         "saving": saving[1:],
         "stalls": [stall for worker in workers for stall in worker["save_stalls"]],
-        "spare_bytes": sum(worker["spare_bytes"] for worker in workers),
+        "previous_bytes": sum(worker["previous_bytes"] for worker in workers),
     }
 
 
@@ -80,12 +80,12 @@ def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     busy: list[float] = []
     stalls: list[list[float]] = []
     torch_s: list[float] = []
-    spares = {}
+    previous_copies = {}
     for number in range(options.rounds):
         for directory in (None, str(root / str(number))):
             arguments = [layers, options.steps, directory, options.every]
             found = elastic.run(train, workers=options.workers, stages=options.stages, args=arguments, rebalance=False).value
-            spares["plain" if directory is None else "saving"] = found["spare_bytes"]
+            previous_copies["plain" if directory is None else "saving"] = found["previous_bytes"]
             for seconds, saving in zip(found["seconds"][2:], found["saving"][2:], strict=True):
                 (plain if directory is None else busy if saving else quiet).append(seconds)
             stalls += found["stalls"]
@@ -104,7 +104,7 @@ def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         "step_s": {name: statistics.median(each) if each else None for name, each in (("plain", plain), ("busy", busy), ("quiet", quiet))},
         "step_s_mean": {"plain": statistics.mean(plain), "saving": statistics.mean([*quiet, *busy])},
         "steps": {"plain": len(plain), "busy": len(busy), "quiet": len(quiet)},
-        "spare_bytes": spares,
+        "previous_bytes": previous_copies,
     }
 
 

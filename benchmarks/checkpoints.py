@@ -27,7 +27,7 @@ from elastic.checkpoint.commit import save
 from elastic.checkpoint.directory import newest
 from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.checkpoint.store import LocalStore
-from elastic.checkpoint.writer import Run
+from elastic.checkpoint.writer import TensorRun
 from elastic.memory.tensors import Landing, bytes_of
 
 _ROWS = 1024
@@ -55,7 +55,7 @@ class Sides:
     def __init__(self, root: Path, state: dict[tuple[str, str], torch.Tensor]) -> None:
         self._root, self._state = root, state
         self._contents = contents_of(state)
-        self._runs: list[Run] = [(name, kind, 0, tensor) for (name, kind), tensor in state.items()]
+        self._runs: list[TensorRun] = [(name, kind, 0, tensor) for (name, kind), tensor in state.items()]
         self._flat = {f"{name}/{kind}": tensor for (name, kind), tensor in state.items()}
 
     def ours_save(self) -> None:

@@ -16,17 +16,17 @@ _RECENT_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class GitCommit:
     """Step `step` counts since `at` (time.monotonic()), for the process `pid` at `place`.
 
-    `era` is another one after every change of the members, `members` how many have contributed to the step.
+    `attempt_id` is another one after every change of the members, `members` how many have contributed to the step.
     """
 
     place: int
     pid: int
     step: int
     at: float
-    era: int
+    attempt_id: int
     members: int
     loss: float
 
@@ -45,15 +45,23 @@ class CommitLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, *, step: int, era: int, members: int, loss: float) -> None:
+    def add(self, *, step: int, attempt_id: int, members: int, loss: float) -> None:
         """Now."""
-        line = {"place": self._place, "pid": self._pid, "step": step, "at": time.monotonic(), "era": era, "members": members, "loss": loss}
+        line = {
+            "place": self._place,
+            "pid": self._pid,
+            "step": step,
+            "at": time.monotonic(),
+            "attempt": attempt_id,
+            "members": members,
+            "loss": loss,
+        }
         self._file.write(json.dumps(line) + "\n")
 
 
-def read_commits(directory: Path | str) -> list[Commit]:
+def read_commits(directory: Path | str) -> list[GitCommit]:
     """Of all processes so far, by time."""
-    return sorted((Commit(**line) for line in read_lines(Path(directory), "commits-*.jsonl")), key=lambda commit: commit.at)
+    return sorted((GitCommit(**line) for line in read_lines(Path(directory), "commits-*.jsonl")), key=lambda commit: commit.at)
 
 
 def read_lines(directory: Path, pattern: str) -> list[dict[str, Any]]:
@@ -62,21 +70,21 @@ def read_lines(directory: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def first_of_each_step(commits: Iterable[Commit]) -> list[Commit]:
+def first_of_each_step(commits: Iterable[GitCommit]) -> list[GitCommit]:
     """One for each step of each era: when the first process saw it."""
-    first: dict[tuple[int, int], Commit] = {}
+    first: dict[tuple[int, int], GitCommit] = {}
     for commit in commits:
-        first.setdefault((commit.era, commit.step), commit)
+        first.setdefault((commit.attempt_id, commit.step), commit)
     return sorted(first.values(), key=lambda commit: commit.at)
 
 
-def pace(commits: Sequence[Commit], at: float) -> float | None:
+def pace(commits: Sequence[GitCommit], at: float) -> float | None:
     """Seconds a step at a time: the median of the last few that as many members took as the newest one, each within one era."""
     seen = [commit for commit in commits if commit.at <= at]
     steps = [
         after.at - before.at
         for before, after in pairwise(seen)
-        if before.era == after.era and after.members == seen[-1].members and after.step == before.step + 1
+        if before.attempt_id == after.attempt_id and after.members == seen[-1].members and after.step == before.step + 1
     ]
     return statistics.median(steps[-_RECENT_STEPS:]) if steps else None
 
@@ -95,7 +103,7 @@ class Stall:
     step: float
 
 
-def stall(fault: float, commits: Sequence[Commit]) -> Stall | None:
+def stall(fault: float, commits: Sequence[GitCommit]) -> Stall | None:
     """From `first_of_each_step`; None where the pace before is not known, or nothing was committed after.
 
     A commit that comes after the fault but is of the era before was on its way already.
@@ -104,11 +112,11 @@ def stall(fault: float, commits: Sequence[Commit]) -> Stall | None:
     before = [commit for commit in commits if commit.at <= fault]
     if step_s is None or not before:
         return None
-    era = before[-1].era
-    after = next((commit for commit in commits if commit.at > fault and commit.era > era), None)
+    attempt_id = before[-1].attempt_id
+    after = next((commit for commit in commits if commit.at > fault and commit.attempt_id > attempt_id), None)
     if after is None:
         return None
-    last = [commit for commit in commits if commit.at < after.at and commit.era == era][-1]
+    last = [commit for commit in commits if commit.at < after.at and commit.attempt_id == attempt_id][-1]
     ahead = after.step - last.step
     due = max(fault, last.at + ahead * step_s) if ahead > 0 else last.at  # where the last step had to be taken again, nothing was due later
     return Stall(stall=max(0.0, after.at - due), silence=after.at - last.at, lost=max(0.0, fault - last.at), step=step_s)

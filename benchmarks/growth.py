@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from elastic.checkpoint.saver import Waiting
+from elastic.checkpoint.saver import Backoff
 from elastic.comm import LoopbackHub, LoopbackNetwork, Rounds
 from elastic.control.preparing import Preparing
 from elastic.engine.digests import digest
@@ -89,7 +89,7 @@ def telling() -> Decide:
     return tell
 
 
-class _Source:
+class _ByteSource:
     """A socket that brings a message in small parts."""
 
     def __init__(self, data: bytes) -> None:
@@ -105,7 +105,7 @@ def hearing() -> Decide:
     line = json.dumps({"text": "x" * (16 << 20)}).encode() + b"\n"
 
     def hear() -> None:
-        channel = Channel(cast(socket.socket, _Source(line)))
+        channel = Channel(cast(socket.socket, _ByteSource(line)))
         while not channel.receive():
             continue
 
@@ -131,7 +131,7 @@ def least() -> Decide:
     return lambda: minimum_by_layer(holdings, layout, _STATES)
 
 
-class _Timers:
+class _ManualTimers:
     """Keeps what is to be called next."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ def longest_slice_ms() -> float:
     workload = Workload(layers=layers, micro_batches=1024, grains=1024)
     site = Site(memory={f"host-{i}": 1 << 40 for i in range(125)})
     view = SimpleNamespace(members=members, workers=tuple(range(1000)), workload=workload, site=site)
-    timers = _Timers()
+    timers = _ManualTimers()
     preparing = Preparing(timers, time.perf_counter, None, dict, lambda: True)
     preparing.begin(cast(View, view))
     gc.collect()
@@ -172,7 +172,7 @@ def looks() -> int:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    waiting, count = Waiting(0.005, lambda: now[0], sleep), 0
+    waiting, count = Backoff(0.005, lambda: now[0], sleep), 0
     while waiting.seconds < 10:
         waiting.pause()
         count += 1

@@ -43,7 +43,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class Measurement:
     """Seconds of the timed steps, and from the start of the run to its first step's end; the losses from step 0; layers of each stage."""
 
     step_s: tuple[float, ...]
@@ -65,7 +65,7 @@ class Run:
         }
 
 
-def run_ours(task: Task, train: str = "train") -> Run:
+def run_ours(task: Task, train: str = "train") -> Measurement:
     """A job of `elastic.run`, timed at the leader's yields. `train` is the function of ours.py.
 
     Step k is yielded once step k + 1 is ready everywhere, the last one after an empty round: one more step keeps that out of the figures.
@@ -74,7 +74,7 @@ def run_ours(task: Task, train: str = "train") -> Run:
     return _run(task, started, _job(task, task.warm_up + task.steps + 1, train))
 
 
-def run_peer(task: Task, kind: str, cut: Sequence[int], *, micro_batch: int, bucket_mb: float | None) -> Run:
+def run_peer(task: Task, kind: str, cut: Sequence[int], *, micro_batch: int, bucket_mb: float | None) -> Measurement:
     """Ranks of `peers.py`; `kind` is `ddp` or `pipeline`. They run `micro_batch` samples at a time, whatever the task says."""
     started = time.monotonic()
     task = replace(task, micro_batch=micro_batch)
@@ -93,16 +93,16 @@ def startup_of_ddp(task: Task) -> float:
     return _ranks(task, "ddp", (), 1, bucket_mb=None)["stamps"][0] - started
 
 
-def check_same_work(ours: Run, peer: Run) -> None:
+def check_same_work(ours: Measurement, peer: Measurement) -> None:
     """Raises BenchmarkError unless the first two losses agree: then data, first parameters, gradients and update are the same."""
     for step, (a, b) in enumerate(zip(ours.losses[:2], peer.losses[:2], strict=True)):
         if abs(a - b) > _SAME_LOSS * abs(a):
             raise BenchmarkError(f"the loss of step {step} is {a} for ours and {b} for the peer: they do not train the same thing")
 
 
-def _run(task: Task, started: float, found: Mapping[str, Any]) -> Run:
+def _run(task: Task, started: float, found: Mapping[str, Any]) -> Measurement:
     stamps = found["stamps"][task.warm_up - 1 : task.warm_up + task.steps]
-    return Run(
+    return Measurement(
         step_s=tuple(after - before for before, after in pairwise(stamps)),
         first_step_s=found["stamps"][0] - started,
         losses=tuple(found["losses"]),

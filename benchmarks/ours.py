@@ -29,13 +29,13 @@ def train(_job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[s
 
 def train_without_replication(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
     """The same, with nothing kept of a worker's state elsewhere, nor of the step before: it cannot survive a death."""
+    from elastic.snapshot.previous import PreviousCopies
     from elastic.snapshot.replication import Replicator
-    from elastic.snapshot.spare import Spares
 
     def nothing(*_: object) -> None:
         pass
 
-    for owner, names in ((Replicator, ("begin", "send", "expect", "confirm", "replay")), (Spares, ("take",))):
+    for owner, names in ((Replicator, ("begin", "send", "expect", "confirm", "replay")), (PreviousCopies, ("take",))):
         for name in names:
             setattr(owner, name, nothing)  # in this worker only
     return train(job, batch, micro_batch, steps)
@@ -48,7 +48,7 @@ def train_logged(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> 
     trainer = _trainer(batch, micro_batch)
     with CommitLog(directory, job.worker) as log:
         for report in trainer.run(steps):
-            log.add(step=report.step, era=report.epoch, members=report.workers, loss=report.loss)
+            log.add(step=report.step, attempt_id=report.epoch, members=report.workers, loss=report.loss)
     digest = trainer.digest()
     return {"digest": digest} if trainer.leader else None
 

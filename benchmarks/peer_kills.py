@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from commits import Commit, first_of_each_step, pace, read_commits, spread, stall
+from commits import GitCommit, first_of_each_step, pace, read_commits, spread, stall
 from measure import BenchmarkError, Task, free_port, peer_environment, reap
 
 from elastic.host.process import tied_command
@@ -73,7 +73,7 @@ class PeerKills:
         }
 
 
-class Group(Protocol):
+class PeerGroup(Protocol):
     """The processes of a peer."""
 
     crashed: int
@@ -112,7 +112,7 @@ def kill_peer(kind: PeerKind, task: Task, kills: int, seed: int) -> PeerKills:
     return PeerKills(kind=kind, task=task, kills=_measured(shots, first_of_each_step(commits), task), crashed=group.crashed)
 
 
-def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[Commit], task: Task) -> list[dict[str, Any]]:
+def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[GitCommit], task: Task) -> list[dict[str, Any]]:
     ends = [at for at, _ in shots[1:]] + [float("inf")]
     share = task.batch // task.workers
     found = []
@@ -141,18 +141,20 @@ def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[Commit], tas
     return found
 
 
-def _later(commit: Commit, fault: float, commits: Sequence[Commit]) -> bool:
+def _later(commit: GitCommit, fault: float, commits: Sequence[GitCommit]) -> bool:
     """Whether it is of an era that began behind the fault."""
-    return commit.era > max((before.era for before in commits if before.at <= fault), default=-1)
+    return commit.attempt_id > max((before.attempt_id for before in commits if before.at <= fault), default=-1)
 
 
-def _wait_until_steady(group: Group, directory: Path, workers: int, since: float | None) -> None:
+def _wait_until_steady(group: PeerGroup, directory: Path, workers: int, since: float | None) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         group.tend()
         commits = first_of_each_step(read_commits(directory))
         recent = commits[-_STEADY:]
-        together = len(recent) == _STEADY and len({commit.era for commit in recent}) == 1 and all(c.members == workers for c in recent)
+        together = (
+            len(recent) == _STEADY and len({commit.attempt_id for commit in recent}) == 1 and all(c.members == workers for c in recent)
+        )
         if together and (since is None or _later(recent[0], since, commits)):
             return
         time.sleep(_LOOK_S)
@@ -163,8 +165,8 @@ def _last_words(directory: Path) -> str:
     return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-1500:]}" for path in sorted(directory.glob("*.log")))
 
 
-def _start(kind: PeerKind, task: Task, directory: Path) -> Group:
-    return Torchrun(task, directory) if kind == "torchrun" else Replicas(task, directory, *TIMEOUTS[kind])
+def _start(kind: PeerKind, task: Task, directory: Path) -> PeerGroup:
+    return Torchrun(task, directory) if kind == "torchrun" else PeerReplicas(task, directory, *TIMEOUTS[kind])
 
 
 @dataclass(slots=True)
@@ -196,7 +198,7 @@ class Torchrun:
 
 
 @dataclass(slots=True)
-class Replicas:
+class PeerReplicas:
     """TorchFT's lighthouse, and a process for each replica group, started again when it has ended."""
 
     task: Task

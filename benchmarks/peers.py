@@ -48,7 +48,7 @@ class PeerSettings:
     bucket_mb: float | None = None
 
 
-class Loader:
+class PeerLoader:
     """The same samples, in the same order, as ours takes; `positions` are those of the batch that this rank reads."""
 
     def __init__(self, settings: PeerSettings, positions: range) -> None:
@@ -65,7 +65,7 @@ class Loader:
 def ddp_step(settings: PeerSettings) -> Step:
     """This rank's share of the batch, in pieces of `micro_batch` samples; only the last piece's backward exchanges gradients."""
     rank, share = dist.get_rank(), settings.batch // dist.get_world_size()
-    load = Loader(settings, range(rank * share, (rank + 1) * share))
+    load = PeerLoader(settings, range(rank * share, (rank + 1) * share))
     model = DistributedDataParallel(build_model(), gradient_as_bucket_view=True, bucket_cap_mb=settings.bucket_mb)
     optimizer = build_optimizer(model)
     pieces = share // settings.micro_batch
@@ -99,7 +99,7 @@ def pipeline_step(settings: PeerSettings) -> Step:
         lambda output, target: cross_entropy(output, (target, target)) / micro_batches,
         scale_grads=False,
     )
-    load = Loader(settings, range(settings.batch))
+    load = PeerLoader(settings, range(settings.batch))
     optimizer = build_optimizer(module)
 
     def step(number: int) -> torch.Tensor:

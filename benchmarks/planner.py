@@ -26,7 +26,7 @@ from typing import Any
 from planner_accuracy import accuracy
 from planner_dtfm import place
 from planner_replan import replan
-from planner_sailor import Request, counts, search
+from planner_sailor import SailorRequest, counts, search
 
 from elastic.errors import PlanError
 
@@ -68,7 +68,7 @@ def run(words: list[str]) -> dict[str, Any]:
         return accuracy(data, told.model, told.accuracy)
     if not told.gpus:
         ask.error("--gpus is needed, such as A100-40=32,V100-16=96")
-    request = Request(model=told.model, gpus=counts(told.gpus), batch=told.gbs, size=told.mbs, mixed=told.mixed, repeat=told.repeat)
+    request = SailorRequest(model=told.model, gpus=counts(told.gpus), batch=told.gbs, size=told.mbs, mixed=told.mixed, repeat=told.repeat)
     return search(data, request, told.export_sailor)
 
 

@@ -19,7 +19,7 @@ from elastic.plan.division.shapes import Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class SailorRequest:
     """What to plan for; None for the batch of the training configuration, and for any micro-batch size."""
 
     model: str
@@ -41,7 +41,7 @@ def counts(text: str) -> dict[str, int]:
     return found
 
 
-def search(data: Path, request: Request, export: Path | None) -> dict[str, Any]:
+def search(data: Path, request: SailorRequest, export: Path | None) -> dict[str, Any]:
     """The best plan, its step time and the median time of the search; also written to `export`."""
     loaded = sailor.load(data, request.model)
     batch = request.batch if request.batch is not None else loaded.batch

@@ -22,7 +22,7 @@ from rich.table import Table
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from elastic.plan.fleet import Fleet
-from elastic.plan.planner import Answers, Planned, fastest, plan
+from elastic.plan.planner import Answers, PlannedChange, fastest, plan
 from elastic.plan.search import preparing
 from elastic.plan.workload import LayerCost, Workload
 
@@ -47,7 +47,7 @@ def measured(workers: int, stages: int | None, blocks: int, rounds: int) -> dict
         continue
     search_ms = (time.process_time() - began) * 1000
 
-    def seconds(ahead: Answers | None, left: Fleet) -> tuple[float, Planned]:
+    def seconds(ahead: Answers | None, left: Fleet) -> tuple[float, PlannedChange]:
         began = time.process_time()
         found = plan(left, workload, before, 6, stages=stages, brief=True, prepared=ahead)
         return time.process_time() - began, found

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from commits import CommitLog
-from peers import Loader, PeerSettings
+from peers import PeerLoader, PeerSettings
 from subject import build_model, build_optimizer, cross_entropy
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo  # pyright: ignore[reportMissingImports]
@@ -28,7 +28,9 @@ def train(place: int, places: int, batch: int, steps: int, directory: Path, gloo
     """Until `steps` are committed."""
     torch.set_num_threads(1)
     share = batch // places
-    load = Loader(PeerSettings(kind="ddp", batch=batch, micro_batch=share, steps=steps, cut=()), range(place * share, (place + 1) * share))
+    load = PeerLoader(
+        PeerSettings(kind="ddp", batch=batch, micro_batch=share, steps=steps, cut=()), range(place * share, (place + 1) * share)
+    )
     model = build_model()
     inner = build_optimizer(model)
 
@@ -63,7 +65,7 @@ def train(place: int, places: int, batch: int, steps: int, directory: Path, gloo
             loss.backward()
             optimizer.step()
             if manager.current_step() > step and manager.is_participating():
-                log.add(step=manager.current_step(), era=manager._quorum_id, members=manager.num_participants(), loss=loss.item())
+                log.add(step=manager.current_step(), attempt_id=manager._quorum_id, members=manager.num_participants(), loss=loss.item())
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from measure import SEQ, BenchmarkError, Run, Task, run_ours
+from measure import SEQ, BenchmarkError, Measurement, Task, run_ours
 from rich.console import Console
 
 
@@ -16,7 +16,7 @@ class Cost:
     """Pairs of adjacent runs, with replication and without."""
 
     task: Task
-    pairs: list[tuple[Run, Run]]
+    pairs: list[tuple[Measurement, Measurement]]
 
     @property
     def ratios(self) -> list[float]:
@@ -43,10 +43,10 @@ def _range(values: list[float]) -> dict[str, float]:
 
 def cost_of_replication(task: Task, rounds: int, console: Console) -> Cost:
     """With, without, without, with and so on. Raises BenchmarkError if the losses differ."""
-    pairs: list[tuple[Run, Run]] = []
+    pairs: list[tuple[Measurement, Measurement]] = []
     for number in range(rounds):
         load = os.getloadavg()[0]
-        found: dict[str, Run] = {}
+        found: dict[str, Measurement] = {}
         for train in ("train", "train_without_replication")[:: 1 if number % 2 == 0 else -1]:
             found[train] = run_ours(task, train)
         pair = found["train"], found["train_without_replication"]

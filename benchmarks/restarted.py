@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from commits import CommitLog
-from peers import Loader, PeerSettings
+from peers import PeerLoader, PeerSettings
 from subject import build_model, build_optimizer, cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,7 +31,7 @@ def train(batch: int, steps: int, directory: Path) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     share = batch // world
     settings = PeerSettings(kind="ddp", batch=batch, micro_batch=share, steps=steps, cut=())
-    load = Loader(settings, range(rank * share, (rank + 1) * share))
+    load = PeerLoader(settings, range(rank * share, (rank + 1) * share))
     model = build_model()
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = build_optimizer(model)
@@ -41,7 +41,7 @@ def train(batch: int, steps: int, directory: Path) -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"] + 1
-    era = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    attempt_id = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
     with CommitLog(directory, rank) as log:
         while step < steps:
             tokens, targets = load(step)
@@ -51,7 +51,7 @@ def train(batch: int, steps: int, directory: Path) -> None:
             optimizer.zero_grad()
             if rank == 0:
                 _save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
-                log.add(step=step, era=era, members=world, loss=loss.item())
+                log.add(step=step, attempt_id=attempt_id, members=world, loss=loss.item())
             step += 1
 
 

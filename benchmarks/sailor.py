@@ -140,7 +140,7 @@ def _replica(tp: int, pool: Pool, per_host: int) -> list[Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class SailorRun:
     """A measured run: its plan, and what was measured: seconds of an iteration, and bytes at the peak."""
 
     devices: Mapping[str, int]
@@ -159,7 +159,7 @@ class Run:
         )
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path) -> SailorRun:
     """Reads a run of a single pipeline. Raises PlanError naming the file and what is wrong with it."""
     data = _read(path)
     try:
@@ -172,7 +172,7 @@ def load_run(path: Path) -> Run:
         for _, replicas in stages:
             for kind, tp in replicas:
                 devices[kind] = devices.get(kind, 0) + tp
-        return Run(
+        return SailorRun(
             devices=devices,
             zone=data["zone"],
             stages=stages,

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import elastic
-from elastic.chaos.roster import Roster, RosterFile, Target
+from elastic.chaos.roster import Roster, RosterFile, Victim
 from elastic.membership.server import PrivateEtcd, find_etcd
 from elastic.observe.activity import STEP_PHASES
 from elastic.observe.incident import append_lines
@@ -126,7 +126,7 @@ class Stress(threading.Thread):
 
     def _training(self, roster: Roster) -> bool:
         for worker, pid in roster.members:
-            target = Target(self._directory, worker, pid, roster.forkserver)
+            target = Victim(self._directory, worker, pid, roster.forkserver)
             try:
                 doing = target.look()
             finally:
@@ -139,7 +139,7 @@ class Stress(threading.Thread):
         roster = self._rosters.read()
         assert roster is not None  # there was one when the last wait ended
         worker, pid = roster.members[place]
-        target = Target(self._directory, worker, pid, roster.forkserver)
+        target = Victim(self._directory, worker, pid, roster.forkserver)
         doing = target.look()
         fault = {"worker": worker, "pid": pid, "place": place, "kind": "kill", "at": time.monotonic()}
         fault |= {"step": None if doing is None else doing.step, "phase": None if doing is None else doing.phase}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from measure import SEQ, BenchmarkError, Run, Task, check_same_work, run_ours, run_peer, startup_of_ddp, startup_of_ours
+from measure import SEQ, BenchmarkError, Measurement, Task, check_same_work, run_ours, run_peer, startup_of_ddp, startup_of_ours
 from rich.console import Console
 from rich.table import Table
 
@@ -39,8 +39,8 @@ _NAMES: dict[Kind, str] = {"ddp": "DistributedDataParallel", "pipeline": "pipeli
 class Pair:
     """One run of ours and the peer's right after it; `load` is the machine's load average before both."""
 
-    ours: Run
-    peer: Run
+    ours: Measurement
+    peer: Measurement
     load: float
 
     @property

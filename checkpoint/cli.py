@@ -22,7 +22,7 @@ from elastic.checkpoint.convert.formats import TARGETS
 from elastic.checkpoint.convert.ours import garbage, retire
 from elastic.checkpoint.convert.output import run_bytes
 from elastic.checkpoint.convert.rules import Rules, load_rules
-from elastic.checkpoint.convert.run import DEFAULT_MEMORY, Outline, Request, convert, open_any, plan, unread_of
+from elastic.checkpoint.convert.run import DEFAULT_MEMORY, Conversion, Outline, convert, open_any, plan, unread_of
 from elastic.checkpoint.convert.verify import size_of, verify
 from elastic.checkpoint.objects import place
 from elastic.checkpoint.state import Source
@@ -157,7 +157,7 @@ def convert_command(
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read again what was written.")] = False,
 ) -> None:
     """Converts a checkpoint with its optimizer state, tensor by tensor."""
-    request = Request(
+    request = Conversion(
         source=place(source),
         target=place(target),
         to=to,

@@ -14,7 +14,7 @@ from elastic.checkpoint.convert.compare import Difference
 from elastic.checkpoint.convert.detect import Detected
 from elastic.checkpoint.convert.run import Outline, unread_of
 from elastic.checkpoint.manifest import slicing_json
-from elastic.checkpoint.objects import Place
+from elastic.checkpoint.objects import Location
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.checkpoint.stored import itemsize
@@ -137,7 +137,7 @@ def differences_as_json(differences: Iterable[Difference], unread: Sequence[Sequ
     }
 
 
-def show_outline(console: Console, outline: Outline, to: str, done: Place | None = None) -> None:
+def show_outline(console: Console, outline: Outline, to: str, done: Location | None = None) -> None:
     """What is written, or was."""
     if done is None:
         table = Table("tensor", "state", "shape", "dtype", "bytes")

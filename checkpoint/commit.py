@@ -34,7 +34,7 @@ from elastic.checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFi
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import Contents
 from elastic.checkpoint.store import PART, Store, read_all
-from elastic.checkpoint.writer import PartReceipt, PartSums, Run, joined, write_part
+from elastic.checkpoint.writer import PartReceipt, PartSums, TensorRun, joined, write_part
 from elastic.errors import CheckpointError
 from elastic.memory import raw
 
@@ -142,7 +142,7 @@ def _write_own(store: Store, directory: str, file: PlannedFile) -> None:
         opened.close()
 
 
-def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[Run], *, threads: int = 2) -> PartReceipt:
+def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[TensorRun], *, threads: int = 2) -> PartReceipt:
     """What each worker does.
 
     Raises CheckpointError if its plan differs, if it does not see the coordinator's directory, or if writing fails.
@@ -323,7 +323,7 @@ def _check_epoch(store: Store, ticket: Ticket) -> None:
 def save(
     store: Store,
     contents: Contents,
-    runs: Iterable[Run],
+    runs: Iterable[TensorRun],
     *,
     step: int,
     epoch: int = 0,

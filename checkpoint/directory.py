@@ -19,7 +19,7 @@ _NAME = re.compile(r"step-(\d{8,18})(?:-e(\d+)-a(\d+)(?:-[0-9a-f]{16})?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FoundCheckpoint:
     """A directory with the name of a checkpoint: opened, or the reason why it cannot be."""
 
     name: str
@@ -34,7 +34,7 @@ def named_step(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def found(store: Store) -> Iterator[Found]:
+def found(store: Store) -> Iterator[FoundCheckpoint]:
     """Newest first. A directory without manifest is nothing yet, where manifests come last. Opened one step at a time."""
     steps: dict[int, list[str]] = {}
     for name in store.names(""):
@@ -46,7 +46,7 @@ def found(store: Store) -> Iterator[Found]:
         yield from sorted(opened, key=_age, reverse=True)
 
 
-def _age(entry: Found) -> tuple[int, int, int]:
+def _age(entry: FoundCheckpoint) -> tuple[int, int, int]:
     """What cannot be opened comes first: it may be newer."""
     return entry.source.manifest.order if entry.source else (1 << 63, 0, 0)
 
@@ -55,14 +55,14 @@ def _has_manifest(store: Store, name: str) -> bool:
     return store.size(f"{name}/{MANIFEST}") is not None
 
 
-def _open(store: Store, name: str, step: int) -> Found:
+def _open(store: Store, name: str, step: int) -> FoundCheckpoint:
     try:
         source = ElasticSource(store, name)
         if source.manifest.step != step:
             raise CheckpointError(f"{store.where(name)}: it is of step {source.manifest.step}, and its name says {step}")
     except CheckpointError as error:
-        return Found(name=name, step=step, error=error)
-    return Found(name=name, step=step, source=source)
+        return FoundCheckpoint(name=name, step=step, error=error)
+    return FoundCheckpoint(name=name, step=step, source=source)
 
 
 def newest(store: Store, *, verify: bool = False, only: Callable[[ElasticSource], bool] = lambda source: True) -> ElasticSource | None:

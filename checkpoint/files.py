@@ -56,7 +56,7 @@ def itemsize(dtype: str) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class SafetensorsEntry:
     """One tensor; `[start, stop)` are bytes behind the header."""
 
     name: str
@@ -67,10 +67,10 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class SafetensorsHeader:
     """What a file holds, in the order of its bytes; these begin at byte `data_start`."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[SafetensorsEntry, ...]
     data_start: int
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,18 +80,18 @@ class Header:
         return self.data_start + (self.entries[-1].stop if self.entries else 0)
 
 
-def layout_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[Entry, ...]:
+def layout_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[SafetensorsEntry, ...]:
     """Places `(name, dtype, shape)` one behind the other."""
-    entries: list[Entry] = []
+    entries: list[SafetensorsEntry] = []
     position = 0
     for name, dtype, shape in tensors:
         stop = position + math.prod(shape) * itemsize(dtype)
-        entries.append(Entry(name=name, dtype=dtype, shape=shape, start=position, stop=stop))
+        entries.append(SafetensorsEntry(name=name, dtype=dtype, shape=shape, start=position, stop=stop))
         position = stop
     return tuple(entries)
 
 
-def encode_header(entries: Iterable[Entry], metadata: Mapping[str, str], where: str) -> bytes:
+def encode_header(entries: Iterable[SafetensorsEntry], metadata: Mapping[str, str], where: str) -> bytes:
     """The file's bytes before the first tensor: a multiple of 64, filled up with spaces."""
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for entry in entries:
@@ -103,7 +103,7 @@ def encode_header(entries: Iterable[Entry], metadata: Mapping[str, str], where: 
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def read_header(read: Callable[[int, int], bytes], size: int, where: str) -> Header:
+def read_header(read: Callable[[int, int], bytes], size: int, where: str) -> SafetensorsHeader:
     """The header of a file of `size` bytes, of which `read(offset, count)` gives bytes.
 
     Raises CheckpointError, before anything large is read, unless the tensors fill the file exactly, without gap or overlap.
@@ -121,7 +121,7 @@ def read_header(read: Callable[[int, int], bytes], size: int, where: str) -> Hea
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{where}: __metadata__ is not a table of strings")
     entries = sorted((_entry(name, fields, where) for name, fields in table.items()), key=lambda entry: (entry.start, entry.stop))
-    header = Header(entries=tuple(entries), data_start=_LENGTH_BYTES + length, metadata=metadata)
+    header = SafetensorsHeader(entries=tuple(entries), data_start=_LENGTH_BYTES + length, metadata=metadata)
     _check_places(header, size, where)
     return header
 
@@ -130,7 +130,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _entry(name: str, fields: Any, where: str) -> Entry:
+def _entry(name: str, fields: Any, where: str) -> SafetensorsEntry:
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: tensor {name!r} must have dtype, shape and data_offsets")
     code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -144,10 +144,10 @@ def _entry(name: str, fields: Any, where: str) -> Entry:
     start, stop = offsets
     if stop - start != math.prod(shape) * itemsize(dtype):
         raise CheckpointError(f"{where}: tensor {name!r} of shape {tuple(shape)} and dtype {dtype} cannot have bytes [{start}, {stop})")
-    return Entry(name=name, dtype=dtype, shape=tuple(shape), start=start, stop=stop)
+    return SafetensorsEntry(name=name, dtype=dtype, shape=tuple(shape), start=start, stop=stop)
 
 
-def _check_places(header: Header, size: int, where: str) -> None:
+def _check_places(header: SafetensorsHeader, size: int, where: str) -> None:
     position = 0
     for entry in header.entries:
         if entry.start != position:

@@ -13,7 +13,7 @@ from typing import Any
 
 from elastic.checkpoint.blocks import DIGITS, block_count, file_digest
 from elastic.checkpoint.files import CODES
-from elastic.checkpoint.plan import FilePlan, Key, Place, Sliced, Stored
+from elastic.checkpoint.plan import FilePlan, Key, Sliced, Stored, TensorPlace
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import Contents, Group, Spec
 from elastic.checkpoint.strict_json import dumps, loads, with_special_floats, without_special_floats
@@ -122,7 +122,7 @@ def slicing_json(slicing: Slicing) -> dict[str, Any]:
 
 
 def _where(place: Stored) -> dict[str, Any]:
-    if isinstance(place, Place):
+    if isinstance(place, TensorPlace):
         return {"file": place.file, "offset": place.offset}
     return {"slicing": slicing_json(place.slicing), "slices": [{"file": part.file, "offset": part.offset} for part in place.slices]}
 
@@ -212,8 +212,8 @@ def _spec(what: str, fields: Mapping[str, Any]) -> Spec:
     return Spec(shape=tuple(map(_count, fields["shape"])), dtype=fields["dtype"])
 
 
-def _place(what: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> Place:
-    place = Place(file=fields["file"], offset=_count(fields["offset"]), spec=_spec(what, fields))
+def _place(what: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> TensorPlace:
+    place = TensorPlace(file=fields["file"], offset=_count(fields["offset"]), spec=_spec(what, fields))
     if place.file not in files or place.offset + place.elements * place.itemsize > files[place.file].size:
         raise ValueError(f"{what} lies outside of its file")
     return place

@@ -35,11 +35,11 @@ _COPIED_AT_ONCE = 8 << 20
 _MOST_RUNS_BYTES = 64 << 20
 
 
-Place = Path | str
+Location = Path | str
 """A path of this machine, or a URL: a string."""
 
 
-def place(text: str) -> Place:
+def place(text: str) -> Location:
     """What a person named. `file://` is a path: directories can be renamed and synced there."""
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
@@ -81,7 +81,7 @@ def _protocols() -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
+class _PartRun:
     """Bytes `[start, stop)` of a file, at `offset` of a part."""
 
     start: int
@@ -169,7 +169,7 @@ class ObjectStore:
             self.remove(part)
         return True
 
-    def _runs(self, part: str) -> list[_Run]:
+    def _runs(self, part: str) -> list[_PartRun]:
         """What a part holds; nothing if it is not (yet) whole."""
         size = self.size(part)
         if size is None or size < _END_BYTES:
@@ -180,11 +180,11 @@ class ObjectStore:
             if end[8:] != _MAGIC or length > min(size - _END_BYTES, _MOST_RUNS_BYTES):
                 return []
             text = self._fs.cat_file(self._at(part), start=size - _END_BYTES - length, end=size - _END_BYTES)
-        found: list[_Run] = []
+        found: list[_PartRun] = []
         offset = 0
         try:
             for start, stop in json.loads(text):
-                found.append(_Run(start=start, stop=stop, part=part, offset=offset))
+                found.append(_PartRun(start=start, stop=stop, part=part, offset=offset))
                 offset += stop - start
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{self.where(part)}: damaged: it does not say what it holds ({error})") from error

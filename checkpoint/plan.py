@@ -32,7 +32,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TensorPlace:
     """Where a tensor's first byte lies."""
 
     file: str
@@ -56,7 +56,7 @@ class Sliced:
 
     spec: Spec
     slicing: Slicing
-    slices: tuple[Place, ...]
+    slices: tuple[TensorPlace, ...]
 
     @property
     def itemsize(self) -> int:
@@ -69,7 +69,7 @@ class Sliced:
         return math.prod(self.spec.shape)
 
 
-Stored = Place | Sliced
+Stored = TensorPlace | Sliced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ def stored_name(name: str, state: str) -> str:
     return name if state == PARAM else f"{name}/{state}"
 
 
-def stored_parts(place: Stored) -> tuple[Place, ...]:
+def stored_parts(place: Stored) -> tuple[TensorPlace, ...]:
     """The contiguous tensors that lie in files: the whole one, or each rank's slice."""
     return place.slices if isinstance(place, Sliced) else (place,)
 
@@ -125,7 +125,7 @@ def plan_files(
     _check_names(contents)
     _check_slicings(contents, slicings)
     specs = {(name, state): spec for name, states in contents.tensors.items() for state, spec in states.items()}
-    found: dict[Key, list[Place]] = {}
+    found: dict[Key, list[TensorPlace]] = {}
     files: list[PlannedFile] = []
     for kind, chosen in (("model", [k for k in specs if k[1] == PARAM]), ("optimizer", [k for k in specs if k[1] != PARAM])):
         files += _plan_kind(kind, {key: specs[key] for key in chosen if key not in slicings}, max_file_bytes, found)
@@ -143,21 +143,21 @@ def plan_files(
     return FilePlan(contents=contents, files=tuple(files), places=places)
 
 
-def index_tables(places: Mapping[Key, Stored]) -> dict[str, dict[str, Place]]:
+def index_tables(places: Mapping[Key, Stored]) -> dict[str, dict[str, TensorPlace]]:
     """Each index of weights by its file's name: one of all, as Hugging Face has it; where some are slices, one of what each rank has."""
     weights = {name: place for (name, state), place in places.items() if state == PARAM}
     ranks = max((place.slicing.ranks for place in weights.values() if isinstance(place, Sliced)), default=0)
-    tables: dict[str, dict[str, Place]] = {f"model-tp{rank}.safetensors.index.json": {} for rank in range(ranks)} or {INDEX: {}}
+    tables: dict[str, dict[str, TensorPlace]] = {f"model-tp{rank}.safetensors.index.json": {} for rank in range(ranks)} or {INDEX: {}}
     for rank, table in enumerate(tables.values()):
         for name, place in weights.items():
-            if isinstance(place, Place):
+            if isinstance(place, TensorPlace):
                 table[name] = place
             elif rank < place.slicing.ranks:
                 table[name] = place.slices[rank]
     return tables
 
 
-def _plan_index(name: str, weights: Mapping[str, Place]) -> PlannedFile:
+def _plan_index(name: str, weights: Mapping[str, TensorPlace]) -> PlannedFile:
     total = sum(place.elements * place.itemsize for place in weights.values())
     index = dumps({"metadata": {"total_size": total}, "weight_map": {key: place.file for key, place in weights.items()}}, name)
     return PlannedFile(name=name, size=len(index), head=index)
@@ -174,14 +174,14 @@ def _check_slicings(contents: Contents, slicings: Mapping[Key, Slicing]) -> None
             raise CheckpointError(f"{name!r}, {state!r}: {error}") from error
 
 
-def lies_beside(name: str) -> bool:
+def is_extra_file(name: str) -> bool:
     """Whether a file of this name may lie beside the weights: one of those that models and tokenizers bring, and none of the format."""
     return _BESIDE.fullmatch(name) is not None and _OURS.fullmatch(name) is None
 
 
 def _check_names(contents: Contents) -> None:
     for name in contents.files:
-        if not lies_beside(name):
+        if not is_extra_file(name):
             raise CheckpointError(f"a file beside the weights cannot be called {name!r}: use letters, digits and .json, .txt or .model")
     for name, states in contents.tensors.items():
         if not name or name == "__metadata__":
@@ -198,7 +198,7 @@ def _plan_kind(
     kind: str,
     specs: Mapping[Key, Spec],
     most: int,
-    found: dict[Key, list[Place]],
+    found: dict[Key, list[TensorPlace]],
     padding: Mapping[Key, Sequence[tuple[int, int]]] = MappingProxyType({}),
 ) -> list[PlannedFile]:
     """The files of one kind, or of one rank's slices. `padding`: in elements of a slice. Adds a place to each key's in `found`."""
@@ -215,7 +215,7 @@ def _plan_kind(
     return files
 
 
-def _byte_range(place: Place, run: tuple[int, int]) -> tuple[int, int]:
+def _byte_range(place: TensorPlace, run: tuple[int, int]) -> tuple[int, int]:
     return place.offset + run[0] * place.itemsize, place.offset + run[1] * place.itemsize
 
 
@@ -232,7 +232,7 @@ def _shards(specs: Mapping[Key, Spec], most: int) -> list[list[Key]]:
     return shards
 
 
-def _plan_file(name: str, specs: Mapping[Key, Spec]) -> tuple[bytes, dict[Key, Place]]:
+def _plan_file(name: str, specs: Mapping[Key, Spec]) -> tuple[bytes, dict[Key, TensorPlace]]:
     """Header and places. Wide elements come first, so that every tensor is aligned to its elements, as safetensors' own writer does."""
     ordered = sorted(specs, key=lambda key: -itemsize(specs[key].dtype))
     entries = layout_entries((stored_name(*key), specs[key].dtype, specs[key].shape) for key in ordered)
@@ -241,5 +241,5 @@ def _plan_file(name: str, specs: Mapping[Key, Spec]) -> tuple[bytes, dict[Key, P
         raise CheckpointError(f"two tensors would be called {next(a for a, b in pairwise(names) if a == b)!r}")
     head = encode_header(entries, _METADATA, name)
     return head, {
-        key: Place(file=name, offset=len(head) + entry.start, spec=specs[key]) for key, entry in zip(ordered, entries, strict=True)
+        key: TensorPlace(file=name, offset=len(head) + entry.start, spec=specs[key]) for key, entry in zip(ordered, entries, strict=True)
     }

@@ -13,12 +13,12 @@ import torch
 from elastic.checkpoint.blocks import BLOCK_BYTES, block_count, checksums, checksums_of
 from elastic.checkpoint.files import read_header
 from elastic.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
-from elastic.checkpoint.plan import Key, Sliced, Stored, index_tables, lies_beside, stored_name, stored_parts
+from elastic.checkpoint.plan import Key, Sliced, Stored, index_tables, is_extra_file, stored_name, stored_parts
 from elastic.checkpoint.renaming import renamed
 from elastic.checkpoint.sliced import gather
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents
-from elastic.checkpoint.store import Readable, Store, read_all
+from elastic.checkpoint.store import ReadableStore, Store, read_all
 from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointDamaged, CheckpointError
 from elastic.memory import raw
@@ -52,7 +52,7 @@ class ElasticSource:
         self._told: Callable[[int], None] = lambda _bytes: None
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
-        self._opened: dict[str, Readable] = {}
+        self._opened: dict[str, ReadableStore] = {}
         self._sums: dict[str, np.ndarray] = {}
         self._cached: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         for name, file in self.manifest.files.items():
@@ -64,7 +64,7 @@ class ElasticSource:
     def contents(self) -> Contents:
         """With the files beside the weights, which are read when this is first asked for. Raises CheckpointError if one is damaged."""
         if self._contents is None:
-            files = {name: self._bytes(name, 0, file.size) for name, file in self.manifest.files.items() if lies_beside(name)}
+            files = {name: self._bytes(name, 0, file.size) for name, file in self.manifest.files.items() if is_extra_file(name)}
             self._contents = replace(self.listed, files=files)
         return self._contents
 

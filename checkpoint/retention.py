@@ -17,7 +17,7 @@ from elastic.errors import CheckpointError
 _log = logging.getLogger(__name__)
 
 
-class Policy(Protocol):
+class RetentionPolicy(Protocol):
     """One reason to keep a checkpoint."""
 
     def keeps(self, step: int, newer: int) -> bool:
@@ -53,12 +53,12 @@ class KeepEvery:
         return step % self.steps == 0
 
 
-def doomed(steps: Sequence[int], policies: Sequence[Policy]) -> list[int]:
+def doomed(steps: Sequence[int], policies: Sequence[RetentionPolicy]) -> list[int]:
     """Positions, in the steps of good checkpoints (newest first), of those that no policy keeps. Never the first."""
     return [newer for newer, step in enumerate(steps) if newer and not any(policy.keeps(step, newer) for policy in policies)]
 
 
-def retire(store: Store, policies: Sequence[Policy], *, verify: bool = True) -> list[str]:
+def retire(store: Store, policies: Sequence[RetentionPolicy], *, verify: bool = True) -> list[str]:
     """Removes what no policy keeps; returns the names. What cannot be opened is left alone.
 
     With `verify`, every block of the newest is read before anything is removed; if it is damaged, it is left alone and the next one counts

@@ -34,14 +34,14 @@ from elastic.checkpoint.commit import (
 from elastic.checkpoint.plan import FilePlan, plan_files
 from elastic.checkpoint.state import Contents
 from elastic.checkpoint.store import Store
-from elastic.checkpoint.writer import PartReceipt, Run
+from elastic.checkpoint.writer import PartReceipt, TensorRun
 from elastic.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
 _PATIENCE_S = 20.0
 _RARER, _RAREST = 8, 20
 
-Prepare = Callable[[], tuple[Contents, Sequence[Run]]]
+Prepare = Callable[[], tuple[Contents, Sequence[TensorRun]]]
 """What the checkpoint holds, and what of it this member writes; of `scalars`, those that this member knows."""
 
 
@@ -73,7 +73,7 @@ class _Save:
     receipts: dict[int, PartReceipt] = field(default_factory=dict)
 
 
-class Waiting:
+class Backoff:
     """A wait for what others make, with looks that get rarer: an eighth of the time so far lies between them, at least `look_s` and at
     most 20 times that."""
 
@@ -183,7 +183,7 @@ class Saver:
 
     def _await(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         """The directory that the coordinator makes."""
-        waiting = Waiting(self._store.look_s)
+        waiting = Backoff(self._store.look_s)
         for name, size in self._made(plan, ticket):  # one that is there is not looked at again
             while self._store.size(f"{ticket.directory}/{name}") != size:
                 if save.dropped:
@@ -204,7 +204,7 @@ class Saver:
     def _join(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
         """The files that this member has to make of everybody's parts."""
         place = save.members.index(self._worker)
-        waiting = Waiting(self._store.look_s)
+        waiting = Backoff(self._store.look_s)
         while not join(plan, self._store, ticket, place, len(save.members)):
             waiting.pause()
             there = (self._store.size(f"{ticket.directory}/{name}") == size for name, size in self._made(plan, ticket))

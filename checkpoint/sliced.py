@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from elastic.checkpoint.blocks import BLOCK_BYTES
-from elastic.checkpoint.plan import Place, Sliced
+from elastic.checkpoint.plan import Sliced, TensorPlace
 from elastic.checkpoint.slices import Patch
 from elastic.memory import raw
 from elastic.memory.tensors import Landing, bytes_of
@@ -69,7 +69,7 @@ def scatter(place: Sliced, start: int, values: torch.Tensor) -> Iterator[tuple[s
                 offset += patch.stride
 
 
-def _fill_row(part: Place, patch: Patch, row: int, run: np.ndarray, start: int, fill: Fill) -> None:
+def _fill_row(part: TensorPlace, patch: Patch, row: int, run: np.ndarray, start: int, fill: Fill) -> None:
     """One row's pieces go straight to where they are wanted."""
     offset = patch.at + row * patch.stride
     for first, count in patch.pieces:

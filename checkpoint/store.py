@@ -40,7 +40,7 @@ class Writable(Protocol):
         ...
 
 
-class Readable(Protocol):
+class ReadableStore(Protocol):
     """A file that is open for reading."""
 
     size: int
@@ -88,7 +88,7 @@ class Store(Protocol):
         """Makes the file of the parts that were written and synced, if it is not there; False while some byte of it is missing."""
         ...
 
-    def open_read(self, path: str) -> Readable:
+    def open_read(self, path: str) -> ReadableStore:
         """Opens a regular file."""
         ...
 

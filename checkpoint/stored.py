@@ -127,7 +127,7 @@ class Files:
         self._open.clear()
 
 
-class Readable(Protocol):
+class ReadableTensor(Protocol):
     """A tensor that can be read by runs."""
 
     @property

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from elastic.checkpoint.blocks import BLOCK_BYTES, contributions
-from elastic.checkpoint.plan import FilePlan, Place, Stored
+from elastic.checkpoint.plan import FilePlan, Stored, TensorPlace
 from elastic.checkpoint.sliced import scatter
 from elastic.checkpoint.store import Store, Writable
 from elastic.errors import CheckpointError
 from elastic.memory.tensors import bytes_of
 
-Run = tuple[str, str, int, torch.Tensor]
+TensorRun = tuple[str, str, int, torch.Tensor]
 """Name, state, first element in the tensor's row-major order, and the run's values (of any shape)."""
 
 _CHUNK_BYTES = 16 * BLOCK_BYTES
@@ -98,7 +98,7 @@ def joined(ranges: Iterable[tuple[int, int]], where: str) -> tuple[tuple[int, in
     return tuple(found)
 
 
-def chunks(plan: FilePlan, runs: Iterable[Run]) -> Iterator[tuple[str, int, np.ndarray]]:
+def chunks(plan: FilePlan, runs: Iterable[TensorRun]) -> Iterator[tuple[str, int, np.ndarray]]:
     """`(file, offset, memory)` of at most 4 MiB, cut at multiples of the block.
 
     Raises CheckpointError for a run that the plan has no place for.
@@ -119,7 +119,7 @@ def chunks(plan: FilePlan, runs: Iterable[Run]) -> Iterator[tuple[str, int, np.n
 
 def _placed(place: Stored, start: int, tensor: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
     """`(file, offset, memory)` of a run: one, or those of the slices that have a part in it."""
-    if isinstance(place, Place):
+    if isinstance(place, TensorPlace):
         yield place.file, place.offset + start * place.itemsize, bytes_of(tensor)
     else:
         yield from scatter(place, start, tensor)
@@ -179,7 +179,7 @@ class _PartWriter:
             self._opened.popitem()[1].close()
 
 
-def write_part(plan: FilePlan, store: Store, directory: str, token: str, runs: Iterable[Run], threads: int) -> PartReceipt:
+def write_part(plan: FilePlan, store: Store, directory: str, token: str, runs: Iterable[TensorRun], threads: int) -> PartReceipt:
     """Writes and syncs `runs`; `commit.write_runs` is what checks the ticket first."""
     part = _PartWriter(plan, store, directory)
     try:

@@ -45,7 +45,7 @@ def in_step(phase: str, who: str) -> Cell:
     def plan(scene: Scene) -> None:
         scene.shoot(Fault((victims(scene.members())[who],), STEP, phase))
 
-    return Cell(name=f"step: {phase}: {who}", plan=plan, lingers=(phase,) if phase in _SHORT else (), deaths=1)
+    return Cell(name=f"step: {phase}: {who}", plan=plan, delays=(phase,) if phase in _SHORT else (), deaths=1)
 
 
 def in_recovery(phase: str, who: str, first: Callable[[Mapping[str, Any], int], int]) -> Cell:
@@ -54,7 +54,7 @@ def in_recovery(phase: str, who: str, first: Callable[[Mapping[str, Any], int], 
         place = victims(record)[who]
         scene.shoot(Fault((first(record, place),), STEP, "backward"), Fault((place,), STEP, phase))
 
-    return Cell(name=f"recovery: {phase}: {who}", plan=plan, lingers=(phase,), deaths=1, respawn=True)
+    return Cell(name=f"recovery: {phase}: {who}", plan=plan, delays=(phase,), deaths=1, respawn=True)
 
 
 def in_join(phase: str, who: str | None) -> Cell:
@@ -68,7 +68,7 @@ def in_join(phase: str, who: str | None) -> Cell:
         scene.members(2)
         scene.hit(worker, phase, 2 if who else 0)
 
-    return Cell(name=f"join: {phase}: {who or 'the joiner'}", plan=plan, lingers=(phase,), joins=True, respawn=True)
+    return Cell(name=f"join: {phase}: {who or 'the joiner'}", plan=plan, delays=(phase,), joins=True, respawn=True)
 
 
 def before_first_step(who: str) -> Cell:
@@ -88,21 +88,21 @@ def while_committing(who: str) -> Cell:
     def plan(scene: Scene) -> None:
         record = scene.members()
         place = victims(record)[who]
-        survivor = record["members"][place]["worker"]
+        runtime = record["members"][place]["worker"]
         first = record["members"][opposite(record, place)]["worker"]
         others = [member["worker"] for member in record["members"] if member["worker"] != first]
         etcd = etcd_of(record["agent"])
         scene.seen(first, None, 1, STEP)
         scene.hit(first, "backward", 1)
-        scene.seen(survivor, "gate", 1)
+        scene.seen(runtime, "gate", 1)
         with stopped(etcd):
             for worker in others:
                 scene.seen(worker, "commit", 1)
             time.sleep(LINGER_S)  # their votes arrive
-            scene.hit(survivor, "commit", 1)
+            scene.hit(runtime, "commit", 1)
             time.sleep(LINGER_S)
 
-    return Cell(name=f"recovery: etcd commits: {who}", plan=plan, lingers=("gate",), deaths=1, respawn=True)
+    return Cell(name=f"recovery: etcd commits: {who}", plan=plan, delays=("gate",), deaths=1, respawn=True)
 
 
 def etcd_of(agent: int) -> int:
@@ -136,7 +136,7 @@ def on_the_way_back(phase: str) -> Cell:
         third = next(place for place in range(len(record["members"])) if place not in pair)
         scene.shoot(Fault(pair, STEP, "backward"), Fault((third,), STEP, phase))
 
-    return Cell(name=f"back to a checkpoint: {phase}", plan=plan, lingers=(phase,), saves=True, respawn=True)
+    return Cell(name=f"back to a checkpoint: {phase}", plan=plan, delays=(phase,), saves=True, respawn=True)
 
 
 def process(name: str, title: str, end: End) -> Cell:

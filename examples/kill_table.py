@@ -33,7 +33,7 @@ END_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class TableRow:
     """What came of a cell. `wrong` is empty if all is as it must be; `missed` tells that another phase than the one asked for was hit."""
 
     cell: str
@@ -47,7 +47,7 @@ class Row:
     log: str = ""
 
 
-def run_cell(cell: Cell, calm: Mapping[str, Any], tries: int) -> Row:
+def run_cell(cell: Cell, calm: Mapping[str, Any], tries: int) -> TableRow:
     """Tries again where another phase was hit than the one asked for, unless something is wrong."""
     began, count = time.monotonic(), 0
     for _ in range(tries):
@@ -64,7 +64,7 @@ def run_cell(cell: Cell, calm: Mapping[str, Any], tries: int) -> Row:
             break
     incidents = [] if outcome.result is None else list(outcome.result.incidents)
     end = "trained on" if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}"
-    return Row(
+    return TableRow(
         cell=cell.name,
         hits=[str(hit) for hit in hits],
         missed=missed,
@@ -126,7 +126,7 @@ def _judge_end(cell: Cell, scene: Scene, outcome: Outcome, calm: Mapping[str, An
 # The table
 
 
-def show(rows: list[Row]) -> Table:
+def show(rows: list[TableRow]) -> Table:
     table = Table(title="SIGKILL, and what became of the job", row_styles=["", "dim"])
     for title in ("where: whom", "hit in", "end", "incidents: attempts, stall, moved"):
         table.add_column(title)
@@ -143,7 +143,7 @@ def show(rows: list[Row]) -> Table:
     return table
 
 
-def _end(row: Row) -> str:
+def _end(row: TableRow) -> str:
     if row.end != "trained on":
         return row.end if len(row.end) < 300 else f"{row.end[:300]}..."
     return "same losses, same parameters" if not row.wrong else "trained on"

@@ -20,8 +20,8 @@ from gpt import StepLog, Text, build_gpt, cross_entropy, read_steps
 import elastic
 from elastic.chaos.faults import Fault
 from elastic.chaos.killer import Killer
-from elastic.observe import linger
-from elastic.observe.activity import Doing, Watch
+from elastic.observe import phase_delay
+from elastic.observe.activity import ActivityReader, Doing
 from elastic.observe.incident import append_lines
 
 T = TypeVar("T")
@@ -159,9 +159,9 @@ class Scene:
 
         return self.until(look)
 
-    def _watch(self, worker: int) -> Watch | None:
+    def _watch(self, worker: int) -> ActivityReader | None:
         with suppress(FileNotFoundError):
-            return Watch(self.directory, worker)
+            return ActivityReader(self.directory, worker)
         return None
 
     def shoot(self, *faults: Fault) -> None:
@@ -209,7 +209,7 @@ class Cell:
 
     name: str
     plan: Callable[[Scene], None]
-    lingers: tuple[str, ...] = ()
+    delays: tuple[str, ...] = ()
     end: End | None = None
     deaths: int | None = None
     joins: bool = False
@@ -233,8 +233,8 @@ def run_job(directory: Path, cell: Cell | None, *, joins: bool) -> tuple[Outcome
     run, tmp = directory / "run", directory / "tmp"
     run.mkdir()
     tmp.mkdir()
-    if cell is not None and cell.lingers:
-        linger.write(run, cell.lingers, LINGER_S, STEP)
+    if cell is not None and cell.delays:
+        phase_delay.write(run, cell.delays, LINGER_S, STEP)
     scene = None if cell is None else Scene(run, cell.plan)
     saved = str(directory / "saved") if cell is not None and cell.saves else None
     result = error = None

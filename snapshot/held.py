@@ -30,7 +30,7 @@ class Held:
     digest: str | None = None
 
 
-class Later:
+class UnreplayedCopy:
     """A copy one update later than what is kept for `owner`: it is made when its memory or scalars are first asked for."""
 
     role: Role = "replica"
@@ -53,7 +53,7 @@ class Later:
         return self._made.scalars
 
 
-Stored = Held | Later
+Stored = Held | UnreplayedCopy
 
 
 def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str, Any]]) -> Held:

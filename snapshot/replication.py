@@ -28,7 +28,7 @@ from elastic.layout.transfer import PARAM
 from elastic.memory import raw
 from elastic.memory.digest import digest
 from elastic.memory.tensors import Landing, bytes_of, empty, retyped
-from elastic.snapshot.held import Later, Stored, held
+from elastic.snapshot.held import Stored, UnreplayedCopy, held
 from elastic.snapshot.rest import Key, Rest
 
 COMPARED_EVERY = 50
@@ -166,7 +166,7 @@ class Replicator:
                 newer = make()
                 found.append(held(newer, update.step, "replica", newer.scalars))
             else:
-                found.append(Later(shard, update.step, make))
+                found.append(UnreplayedCopy(shard, update.step, make))
         return found
 
     def expect(self, step: int) -> None:

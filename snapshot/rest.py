@@ -55,7 +55,7 @@ def period(view: View, share: float = SHARE) -> int:
 
 _WHOSE: Mapping[Role, str] = {
     "live": "its own",
-    "spare": "the spare of its own",
+    "previous": "the spare of its own",
     "replica": "the replica of another worker's",
     "gathered": "the gathered",
 }
@@ -125,15 +125,15 @@ class Rest:
         """Copies of these roles are about to be written to."""
         self._resting = {key: resting for key, resting in self._resting.items() if key[0] not in roles}
 
-    def spared(self, spares: Iterable[Held]) -> None:
+    def spared(self, previous_copies: Iterable[Held]) -> None:
         """These are copies of the shards that are owned: they must have the same contents."""
-        self.forget("spare")
-        for spare in spares:
-            owned = self._resting.get(("live", spare.layer, spare.start))
-            if owned is not None and owned.step == spare.step:
-                raw = self._raw("spare", spare.layer, spare.start, spare.memory)
+        self.forget("previous")
+        for previous in previous_copies:
+            owned = self._resting.get(("live", previous.layer, previous.start))
+            if owned is not None and owned.step == previous.step:
+                raw = self._raw("previous", previous.layer, previous.start, previous.memory)
                 memory = {state: raw[state] for state in owned.memory}
-                self._resting["spare", spare.layer, spare.start] = replace(owned, memory=memory)
+                self._resting["previous", previous.layer, previous.start] = replace(owned, memory=memory)
 
     def check(self, roles: Collection[Role] = ("live", "gathered", "replica")) -> list[Changed]:
         """Looks at copies of these roles again: those that have changed, which are `damaged` from here on."""

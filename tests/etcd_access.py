@@ -11,14 +11,25 @@ import pytest
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
     from elastic.membership.claim import Claim
-    from elastic.membership.etcd import Compare, Entry, EtcdClient, etcdrpc
+    from elastic.membership.etcd import Compare, EtcdClient, KeyValue, etcdrpc
     from elastic.membership.session import Notices, Session
 
 from elastic.membership import server
-from elastic.membership.endpoint import Endpoint
+from elastic.membership.endpoint import EtcdEndpoint
 from elastic.membership.server import PrivateEtcd
 
-__all__ = ["Claim", "Compare", "Endpoint", "Entry", "EtcdClient", "Notices", "Session", "change_password", "enable_auth", "etcd_with"]
+__all__ = [
+    "Claim",
+    "Compare",
+    "EtcdClient",
+    "EtcdEndpoint",
+    "KeyValue",
+    "Notices",
+    "Session",
+    "change_password",
+    "enable_auth",
+    "etcd_with",
+]
 
 
 @contextmanager
@@ -35,7 +46,7 @@ def etcd_with(directory: Path, **flags: str) -> Iterator[PrivateEtcd]:
         etcd.stop()
 
 
-def change_password(endpoint: Endpoint, password: str) -> None:
+def change_password(endpoint: EtcdEndpoint, password: str) -> None:
     """Of root, which has the one in `endpoint`."""
     client = EtcdClient(endpoint)
     request = etcdrpc.AuthUserChangePasswordRequest(name="root", password=password)
@@ -43,7 +54,7 @@ def change_password(endpoint: Endpoint, password: str) -> None:
     client.close()
 
 
-def enable_auth(endpoint: Endpoint) -> None:
+def enable_auth(endpoint: EtcdEndpoint) -> None:
     """Makes an etcd want a login: root with password `right`."""
     client = EtcdClient(endpoint)
     auth = etcdrpc.AuthStub(client._client.channel)

@@ -19,7 +19,7 @@ from elastic.checkpoint.convert.hf_weights import load_weights
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.trainer import STATE, read_optimizers, read_state
-from elastic.checkpoint.convert.tree import Found
+from elastic.checkpoint.convert.tree import TreeParts
 from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
@@ -70,7 +70,7 @@ def open_accelerate(path: Path, *, trust_pickle: bool = False, rules: Rules | No
         if weights:
             rules = replace(rules, order=replace(rules.order, by_definition=weights.ordered))
         optimizer = ("optimizer",) if "optimizer" in tree else None
-        contents, tensors = interpret(tree, rules=rules, found=Found(model=("model",), optimizer=optimizer))
+        contents, tensors = interpret(tree, rules=rules, found=TreeParts(model=("model",), optimizer=optimizer))
     except CheckpointError:
         files.close()
         raise

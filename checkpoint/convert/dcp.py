@@ -34,7 +34,7 @@ def recognise(path: Path) -> str | None:
     return f"it has a file {METADATA}" if (path / METADATA).is_file() else None
 
 
-class Pieces:
+class DcpTensors:
     """Where chunks and values lie."""
 
     def __init__(self, root: Path, files: Files, entries: Mapping[Any, Any], trust: bool) -> None:
@@ -80,7 +80,7 @@ class Pieces:
         return f"{len(self.places)} archives read; CRC-32 of {vouched} bytes agree; {bare} bytes have no checksum, nor has {METADATA}"
 
 
-def tensor(key: str, metadata: Any, pieces: Pieces) -> Chunked:
+def tensor(key: str, metadata: Any, pieces: DcpTensors) -> Chunked:
     """A tensor that the metadata describes. Raises CheckpointError unless its chunks tile it."""
     dtype = metadata.attribute("properties").state[0]
     if not isinstance(dtype, torch.dtype):
@@ -108,7 +108,7 @@ def is_described_tensor(item: Any) -> bool:
     return _kind(item) == "TensorStorageMetadata"
 
 
-def _tree(metadata: Any, pieces: Pieces, rules: Rules) -> dict[str, Any]:
+def _tree(metadata: Any, pieces: DcpTensors, rules: Rules) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     planned = metadata.attribute("planner_data")
     paths = planned if isinstance(planned, Mapping) else {}
@@ -132,7 +132,7 @@ def _is_dropped(path: tuple[str | int, ...], rules: Rules) -> bool:
     return any(rules.drops(".".join(map(str, path[start:stop]))) for stop in ends for start in range(stop))
 
 
-def _value(key: str, item: Any, pieces: Pieces) -> Any:
+def _value(key: str, item: Any, pieces: DcpTensors) -> Any:
     if is_described_tensor(item):
         return tensor(key, item, pieces)
     if _kind(item) == "BytesStorageMetadata":
@@ -140,16 +140,16 @@ def _value(key: str, item: Any, pieces: Pieces) -> Any:
     raise CheckpointError(f"{pieces.root / METADATA}: {key} is of an unknown kind")
 
 
-def read_metadata(path: Path, files: Files, *, trust: bool) -> tuple[Any, Pieces]:
+def read_metadata(path: Path, files: Files, *, trust: bool) -> tuple[Any, DcpTensors]:
     """The metadata of a directory, and where what it describes lies. Raises CheckpointError."""
     where = path / METADATA
     metadata = load_bare(where, files=files)
     if _kind(metadata) != "Metadata" or not isinstance(metadata.attribute("storage_data"), Mapping):
         raise CheckpointError(f"{where} is not the metadata of a checkpoint that torch's file system writer wrote")
-    return metadata, Pieces(path, files, metadata.attribute("storage_data"), trust)
+    return metadata, DcpTensors(path, files, metadata.attribute("storage_data"), trust)
 
 
-def read_tree(path: Path, files: Files, *, trust: bool, rules: Rules) -> tuple[dict[str, Any], Pieces]:
+def read_tree(path: Path, files: Files, *, trust: bool, rules: Rules) -> tuple[dict[str, Any], DcpTensors]:
     """What was saved, with lazy tensors, without what cannot be read and the rules drop. Raises CheckpointError."""
     try:
         metadata, pieces = read_metadata(path, files, trust=trust)

@@ -62,7 +62,7 @@ _Python: Any = getattr(pickle, "_Pickler")  # noqa: B009
 """The one in C would import what it names."""
 
 
-class _Pickler(_Python):
+class _MetadataPickler(_Python):
     def save_global(self, obj: Any, name: str | None = None) -> None:
         where = getattr(obj, "where", None)
         if where is None:
@@ -92,5 +92,5 @@ def metadata_bytes(items: Mapping[str, Any], paths: Mapping[str, tuple[str | int
         storage[index] = _Info({"relative_path": file, "offset": begin, "length": length})
     state = {"state_dict_metadata": dict(items), "planner_data": dict(paths), "storage_data": storage}
     stream = io.BytesIO()
-    _Pickler(stream, protocol=2).dump(_Metadata(state | {"storage_meta": None, "version": VERSION}))
+    _MetadataPickler(stream, protocol=2).dump(_Metadata(state | {"storage_meta": None, "version": VERSION}))
     return stream.getvalue()

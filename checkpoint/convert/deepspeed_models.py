@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elastic.checkpoint.convert.deepspeed_pieces import Pieces, cut
+from elastic.checkpoint.convert.deepspeed_pieces import PiecedTensor, cut
 from elastic.checkpoint.convert.safetensors_file import strict_json
 from elastic.checkpoint.pickles import load, plain
 from elastic.checkpoint.stored import Files, is_tensor
@@ -51,7 +51,7 @@ class Models:
     """shapes: per model-parallel rank, per group of the flat vectors. fixed: frozen parameters and buffers. extra: as in `Contents`."""
 
     shapes: Mapping[int, Shapes]
-    fixed: Mapping[str, Pieces]
+    fixed: Mapping[str, PiecedTensor]
     frozen: frozenset[str]
     buffers: frozenset[str]
     ties: Mapping[str, str]
@@ -121,10 +121,10 @@ def refuse_tensor_parallel(folder: Path, state: Mapping[str, Any], ranks: set[in
         raise CheckpointError(f"{folder}: model states of a model-parallel rank are missing; found {sorted(ranks)}")
 
 
-def _fixed(opening: Opening, states: Mapping[tuple[int, int], Any], trained: set[str]) -> tuple[dict[str, Pieces], set[str]]:
+def _fixed(opening: Opening, states: Mapping[tuple[int, int], Any], trained: set[str]) -> tuple[dict[str, PiecedTensor], set[str]]:
     """Frozen parameters and buffers, and which of them are frozen parameters."""
     folder = opening.folder
-    found: dict[str, Pieces] = {}
+    found: dict[str, PiecedTensor] = {}
     frozen: set[str] = set()
     for (rank, mp), state in sorted(states.items()):
         buffers = set(state.get("buffer_names") or ())
@@ -135,21 +135,21 @@ def _fixed(opening: Opening, states: Mapping[tuple[int, int], Any], trained: set
                     continue
                 held = [states[key]["frozen_param_fragments"][name] for key in sorted(states) if key[1] == mp]
                 partitioned = tuple(held[0].spec.shape) != tuple(shape)
-                found[name] = cut(f"{folder}: {name}", shape, held) if partitioned else Pieces.whole(f"{folder}: {name}", held[0])
+                found[name] = cut(f"{folder}: {name}", shape, held) if partitioned else PiecedTensor.whole(f"{folder}: {name}", held[0])
                 frozen.add(name)
         for name, held in (state.get("module") or {}).items():
             if name in trained or name in found or name in fragments or not is_tensor(held) or opening.drops(name):
                 continue
             if 0 in held.spec.shape and name not in buffers:
                 continue  # what ZeRO-3 leaves of a parameter
-            found[name] = Pieces.whole(f"{folder}: {name}", held)
+            found[name] = PiecedTensor.whole(f"{folder}: {name}", held)
             frozen |= {name} - buffers
     return found | _of_layers(opening, trained, set(found)), frozen
 
 
-def _of_layers(opening: Opening, trained: set[str], found: set[str]) -> dict[str, Pieces]:
+def _of_layers(opening: Opening, trained: set[str], found: set[str]) -> dict[str, PiecedTensor]:
     """What the files of a pipeline's layers hold besides trained parameters; a layer's names begin with its number."""
-    layers: dict[str, Pieces] = {}
+    layers: dict[str, PiecedTensor] = {}
     for path in sorted(opening.folder.glob("layer_*model_states.pt")):
         match = _LAYER.fullmatch(path.name)
         if match is None:
@@ -159,5 +159,5 @@ def _of_layers(opening: Opening, trained: set[str], found: set[str]) -> dict[str
             continue  # a layer of tied modules: its parameters are trained under `tied_modules.`
         for name, held in opening.load(path).items():
             if prefix + name not in trained | found and is_tensor(held) and not opening.drops(prefix + name):
-                layers[prefix + name] = Pieces.whole(f"{path}: {name}", held)
+                layers[prefix + name] = PiecedTensor.whole(f"{path}: {name}", held)
     return layers

@@ -9,28 +9,28 @@ from dataclasses import dataclass
 import torch
 
 from elastic.checkpoint.state import Contents, Spec
-from elastic.checkpoint.stored import Files, Readable, dtype_of
+from elastic.checkpoint.stored import Files, ReadableTensor, dtype_of
 from elastic.errors import CheckpointError
 from elastic.layout.runs import shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class TensorPiece:
     """The run `[start, stop)` of a tensor: in `held`, from its element `at` on."""
 
     start: int
     stop: int
-    held: Readable
+    held: ReadableTensor
     at: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pieces:
+class PiecedTensor:
     """One tensor: its shape, its dtype, and pieces that cover it in ascending order. Raises CheckpointError unless they do."""
 
     what: str
     spec: Spec
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPiece, ...]
 
     def __post_init__(self) -> None:
         position = 0
@@ -46,11 +46,11 @@ class Pieces:
             raise CheckpointError(f"{self.what}: its shards hold {position} elements, its shape {self.spec.shape} has {self.size}")
 
     @classmethod
-    def whole(cls, what: str, held: Readable, shape: Sequence[int] | None = None) -> Pieces:
+    def whole(cls, what: str, held: ReadableTensor, shape: Sequence[int] | None = None) -> PiecedTensor:
         """A tensor that lies in one place, by default in its own shape."""
         size = math.prod(held.spec.shape)
         spec = Spec(shape=tuple(held.spec.shape if shape is None else shape), dtype=held.spec.dtype)
-        return cls(what=what, spec=spec, pieces=(Piece(start=0, stop=size, held=held, at=0),) if size else ())
+        return cls(what=what, spec=spec, pieces=(TensorPiece(start=0, stop=size, held=held, at=0),) if size else ())
 
     @property
     def size(self) -> int:
@@ -71,13 +71,13 @@ class Pieces:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-Found = Mapping[str, Mapping[str, Pieces]]
+TensorPieces = Mapping[str, Mapping[str, PiecedTensor]]
 
 
 class PieceSource:
     """A `Source` (see `elastic.checkpoint.state`) over pieces."""
 
-    def __init__(self, kind: str, contents: Contents, found: Found, files: Files) -> None:
+    def __init__(self, kind: str, contents: Contents, found: TensorPieces, files: Files) -> None:
         self.format = kind
         self.contents = contents
         self._found = found
@@ -94,14 +94,14 @@ class PieceSource:
         self._files.close()
 
 
-def specs(found: Found) -> dict[str, dict[str, Spec]]:
+def specs(found: TensorPieces) -> dict[str, dict[str, Spec]]:
     """The specs of all, for `Contents`."""
     return {name: {state: pieces.spec for state, pieces in states.items()} for name, states in found.items()}
 
 
-def cut(what: str, shape: Sequence[int], held: Sequence[Readable]) -> Pieces:
+def cut(what: str, shape: Sequence[int], held: Sequence[ReadableTensor]) -> PiecedTensor:
     """A tensor that ZeRO-3 has cut by itself: rank r of n holds `ceil(size / n)` elements from r times that on, the last ones padded."""
     size, each = math.prod(shape), -(-math.prod(shape) // len(held))
     bounds = [(min(size, rank * each), min(size, (rank + 1) * each)) for rank in range(len(held))]
-    pieces = tuple(Piece(start=low, stop=high, held=one, at=0) for (low, high), one in zip(bounds, held, strict=True) if low < high)
-    return Pieces(what=what, spec=Spec(shape=tuple(shape), dtype=held[0].spec.dtype), pieces=pieces)
+    pieces = tuple(TensorPiece(start=low, stop=high, held=one, at=0) for (low, high), one in zip(bounds, held, strict=True) if low < high)
+    return PiecedTensor(what=what, spec=Spec(shape=tuple(shape), dtype=held[0].spec.dtype), pieces=pieces)

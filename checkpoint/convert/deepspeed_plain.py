@@ -13,7 +13,7 @@ from typing import Any
 from elastic.checkpoint.convert.deepspeed_models import Opening, extra_of, model_files, refuse_tensor_parallel
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.tree import Found
+from elastic.checkpoint.convert.tree import TreeParts
 from elastic.checkpoint.pickles import Archive, load_archive
 from elastic.checkpoint.state import PARAM
 from elastic.checkpoint.stored import is_tensor
@@ -43,7 +43,7 @@ def read_plain(opening: Opening, rules: Rules) -> Nested:
     known = set(state.get("buffer_names") or ())
     buffers = {name: value for name, value in module.items() if name in known and is_tensor(value) and not rules.drops(name)}
     tree: dict[str, Any] = {"module": {name: value for name, value in module.items() if name not in buffers}, "optimizer": optimizer}
-    where = Found(model=("module",), optimizer=("optimizer",) if isinstance(optimizer, Mapping) else None)
+    where = TreeParts(model=("module",), optimizer=("optimizer",) if isinstance(optimizer, Mapping) else None)
     contents, tensors = interpret({key: value for key, value in tree.items() if value is not None}, rules=rules, found=where)
     step = state.get("global_steps")
     contents = replace(

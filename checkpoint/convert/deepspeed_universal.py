@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from elastic.checkpoint.convert.deepspeed_models import Models, Opening, read_models
-from elastic.checkpoint.convert.deepspeed_pieces import Pieces, PieceSource, specs
+from elastic.checkpoint.convert.deepspeed_pieces import PiecedTensor, PieceSource, specs
 from elastic.checkpoint.convert.optimizer import settings_of
 from elastic.checkpoint.pickles import number
 from elastic.checkpoint.state import PARAM, Contents, Group
@@ -26,7 +26,7 @@ def read_universal(opening: Opening) -> PieceSource:
     models = read_models(opening)
     optimizer = opening.load(opening.folder / "zero" / "optimizer_state.pt")
     groups = _groups(models, optimizer, opening.drops)
-    found: dict[str, dict[str, Pieces]] = {name: {PARAM: pieces} for name, pieces in models.fixed.items()}
+    found: dict[str, dict[str, PiecedTensor]] = {name: {PARAM: pieces} for name, pieces in models.fixed.items()}
     scalars: Scalars = {}
     for shapes in models.shapes.values():
         for flat, names in enumerate(shapes):
@@ -48,10 +48,10 @@ def read_universal(opening: Opening) -> PieceSource:
     return PieceSource("deepspeed-universal", contents, found, opening.files)
 
 
-def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[str, Pieces], dict[str, float | int | bool]]:
+def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[str, PiecedTensor], dict[str, float | int | bool]]:
     """One parameter's tensors and numbers."""
     folder = opening.folder / "zero" / name
-    tensors: dict[str, Pieces] = {}
+    tensors: dict[str, PiecedTensor] = {}
     numbers: dict[str, float | int | bool] = {}
     for path in sorted(folder.glob("*.pt")):
         value = opening.load(path)
@@ -60,7 +60,7 @@ def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[
         if not wrapped and (told := number(value)) is not None and path.stem != "fp32":
             numbers[path.stem] = told
         elif value is not None and is_tensor(value):
-            tensors[PARAM if path.stem == "fp32" else path.stem] = Pieces.whole(str(path), value, shape)
+            tensors[PARAM if path.stem == "fp32" else path.stem] = PiecedTensor.whole(str(path), value, shape)
         else:
             raise CheckpointError(f"{path}: it holds neither a tensor under 'param' nor a number")
     if PARAM not in tensors:

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from elastic.checkpoint.convert.deepspeed_models import Models, Opening, Shapes, read_models
-from elastic.checkpoint.convert.deepspeed_pieces import Piece, Pieces, PieceSource, specs
+from elastic.checkpoint.convert.deepspeed_pieces import PiecedTensor, PieceSource, TensorPiece, specs
 from elastic.checkpoint.convert.optimizer import settings_of
 from elastic.checkpoint.pickles import number
 from elastic.checkpoint.state import PARAM, Contents, Group, Spec
-from elastic.checkpoint.stored import Readable, is_tensor
+from elastic.checkpoint.stored import ReadableTensor, is_tensor
 from elastic.errors import CheckpointError
 from elastic.layout.runs import shared
 
@@ -60,7 +60,7 @@ class _Collected:
 
     def __init__(self, opening: Opening) -> None:
         self.folder, self.drops, self.files = opening.folder, opening.drops, opening.files
-        self.found: dict[str, dict[str, Pieces]] = {}
+        self.found: dict[str, dict[str, PiecedTensor]] = {}
         self.scalars: dict[str, dict[str, float | int | bool]] = {}
         self.groups: dict[int, tuple[list[str], dict[str, Any]]] = {}
 
@@ -79,8 +79,8 @@ class _Collected:
         self._add_groups(shapes, bases[0])
 
     def _pieces(
-        self, names: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[Readable]], third: bool, paddings: Sequence[int] | None
-    ) -> Iterator[tuple[str, dict[str, Pieces]]]:
+        self, names: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[ReadableTensor]], third: bool, paddings: Sequence[int] | None
+    ) -> Iterator[tuple[str, dict[str, PiecedTensor]]]:
         position = 0
         lengths = [math.prod(one.spec.shape) for one in held[PARAM]]
         for number_, (name, shape) in enumerate(names.items()):
@@ -92,17 +92,19 @@ class _Collected:
         if third and any(length != position for length in lengths):
             raise CheckpointError(f"{self.folder}: a sub-group's shards have {lengths} elements, its parameters need {position} each")
 
-    def _joined(self, what: str, shape: Sequence[int], parts: Sequence[tuple[int, int, int, int]], held: Sequence[Readable]) -> Pieces:
-        pieces = tuple(Piece(start=start, stop=stop, held=held[rank], at=at) for start, stop, rank, at in parts)
-        return Pieces(what=f"{self.folder}: {what}", spec=Spec(shape=tuple(shape), dtype=held[0].spec.dtype), pieces=pieces)
+    def _joined(
+        self, what: str, shape: Sequence[int], parts: Sequence[tuple[int, int, int, int]], held: Sequence[ReadableTensor]
+    ) -> PiecedTensor:
+        pieces = tuple(TensorPiece(start=start, stop=stop, held=held[rank], at=at) for start, stop, rank, at in parts)
+        return PiecedTensor(what=f"{self.folder}: {what}", spec=Spec(shape=tuple(shape), dtype=held[0].spec.dtype), pieces=pieces)
 
     def _state(self, base: Any, index: int) -> Mapping[str, Any]:
         states = base if isinstance(base, list) else base["state"]
         return states[index] if isinstance(states, list) else states.get(index, {})
 
-    def _tensors(self, bases: Sequence[Any], index: int) -> dict[str, list[Readable]]:
+    def _tensors(self, bases: Sequence[Any], index: int) -> dict[str, list[ReadableTensor]]:
         states = [self._state(base, index) for base in bases]
-        found: dict[str, list[Readable]] = {}
+        found: dict[str, list[ReadableTensor]] = {}
         for key, value in states[0].items():
             if number(value) is None and value is not None:
                 if not all(is_tensor(state.get(key)) and len(state[key].spec.shape) == 1 for state in states):

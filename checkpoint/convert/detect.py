@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastic.checkpoint.convert.formats import FORMATS, function
-from elastic.checkpoint.objects import Place
+from elastic.checkpoint.objects import Location
 from elastic.errors import CheckpointError
 
 
@@ -18,7 +18,7 @@ class Detected:
     why: str
 
 
-def detect(path: Place) -> Detected:
+def detect(path: Location) -> Detected:
     """Raises CheckpointError saying what was looked for. Behind a URL there is only our own format."""
     if isinstance(path, str):
         return Detected(name="elastic", why="it is a URL")

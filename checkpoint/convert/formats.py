@@ -9,7 +9,7 @@ from typing import Any
 
 from elastic.checkpoint.convert.output import Progress
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.objects import Place
+from elastic.checkpoint.objects import Location
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
@@ -139,7 +139,7 @@ def format_of(name: str) -> Format:
     return FORMATS[name]
 
 
-def open_source(path: Place, name: str, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
+def open_source(path: Location, name: str, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
     """Opens what is at `path` in a format. Raises CheckpointError."""
     entry = format_of(name)
     if entry.opens is None:
@@ -150,7 +150,7 @@ def open_source(path: Place, name: str, *, trust_pickle: bool = False, rules: Ru
 
 def write_target(
     source: Source,
-    path: Place,
+    path: Location,
     name: str,
     *,
     max_memory: int,

@@ -13,7 +13,7 @@ from elastic.checkpoint.convert.nested import Leaf, Nested, ties_of
 from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import strict_json, write_file
-from elastic.checkpoint.plan import lies_beside
+from elastic.checkpoint.plan import is_extra_file
 from elastic.checkpoint.state import PARAM, Contents, Source
 from elastic.checkpoint.stored import Files, dtype_of, itemsize
 from elastic.errors import CheckpointError
@@ -42,11 +42,11 @@ def read_configs(path: Path, files: Files) -> dict[str, Any]:
     return {key: strict_json(files.read(file, 0, files.size(file)), str(file)) for key, file in present.items()}
 
 
-def read_beside(path: Path, files: Files) -> dict[str, bytes]:
+def read_extra_files(path: Path, files: Files) -> dict[str, bytes]:
     """The files that a model or tokenizer has beside the weights, as they are; none for a single file of weights."""
     if not path.is_dir():
         return {}
-    names = sorted(file.name for file in path.iterdir() if lies_beside(file.name) and not file.name.endswith(".index.json"))
+    names = sorted(file.name for file in path.iterdir() if is_extra_file(file.name) and not file.name.endswith(".index.json"))
     found = {name: path / name for name in names if (path / name).is_file()}
     return {name: files.read(file, 0, files.size(file)) for name, file in found.items() if files.size(file) <= BESIDE_LIMIT}
 
@@ -63,7 +63,7 @@ def open_hf(path: Path, *, trust_pickle: bool = False, rules: Rules | None = Non
     try:
         weights = load_weights(path, files, trust=trust_pickle, rules=rules)
         extra = {**read_configs(path, files), **weights.extra}
-        beside = read_beside(path, files)
+        beside = read_extra_files(path, files)
     except CheckpointError:
         files.close()
         raise

@@ -13,7 +13,7 @@ from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import read_header, strict_json
 from elastic.checkpoint.convert.torch_save import load_tree
 from elastic.checkpoint.pickles import Archive
-from elastic.checkpoint.stored import Files, Readable, is_tensor, itemsize
+from elastic.checkpoint.stored import Files, ReadableTensor, is_tensor, itemsize
 from elastic.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,7 +32,7 @@ class Weights:
     ordered: the tensors come in the order of the model's definition. check: reads everything again; what that proves, in words.
     """
 
-    tensors: Mapping[str, Readable]
+    tensors: Mapping[str, ReadableTensor]
     check: Callable[[], str]
     metadata: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ def _check_names(where: Path, wanted: set[str] | None, found: set[str]) -> None:
 
 
 def _of_safetensors(folder: Path, names: Mapping[str, set[str] | None], files: Files, rules: Rules, unread: list[str]) -> Weights:
-    tensors: dict[str, Readable] = {}
+    tensors: dict[str, ReadableTensor] = {}
     metadata: dict[str, str] = {}
     for file, wanted in names.items():
         header = read_header(folder / file, files, skip=lambda name: rules.lenient or rules.drops(name))
@@ -112,7 +112,7 @@ def _of_safetensors(folder: Path, names: Mapping[str, set[str] | None], files: F
 
 
 def _of_torch(folder: Path, names: Mapping[str, set[str] | None], files: Files, trust: bool, rules: Rules, unread: list[str]) -> Weights:
-    tensors: dict[str, Readable] = {}
+    tensors: dict[str, ReadableTensor] = {}
     archives: list[Archive] = []
     for file, wanted in names.items():
         tree, archive = load_tree(folder / file, files, trust_pickle=trust)
@@ -135,7 +135,7 @@ def _of_torch(folder: Path, names: Mapping[str, set[str] | None], files: Files, 
     return Weights(tensors=tensors, unread=tuple(unread), ordered=True, check=check)
 
 
-def read_all(tensors: Mapping[str, Readable]) -> str:
+def read_all(tensors: Mapping[str, ReadableTensor]) -> str:
     """Reads every byte; what that proves, in words."""
     total = 0
     for value in tensors.values():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from elastic.checkpoint.pickles import Global, Opaque
-from elastic.checkpoint.stored import Readable, dtype_of, is_tensor, name_of
+from elastic.checkpoint.stored import ReadableTensor, dtype_of, is_tensor, name_of
 from elastic.errors import CheckpointError
 
 TENSOR_LIMIT = 1 << 20
@@ -30,7 +30,7 @@ def _bytes_of(flat: torch.Tensor) -> bytes:
     return flat.contiguous().view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
-def _tensor(value: Readable, where: str) -> Any:
+def _tensor(value: ReadableTensor, where: str) -> Any:
     count = math.prod(value.spec.shape)
     if count > TENSOR_LIMIT:
         top, _, below = where.partition(".")

@@ -18,10 +18,10 @@ import torch
 from elastic.checkpoint.convert.megatron_optimizer import RankOptimizer, contents_of, merge_groups, read_rank
 from elastic.checkpoint.convert.megatron_shards import gpt, joined, rule_for
 from elastic.checkpoint.convert.nested import Nested
-from elastic.checkpoint.convert.rules import PRESETS, Rules, Shard
+from elastic.checkpoint.convert.rules import PRESETS, Rules, ShardRule
 from elastic.checkpoint.pickles import Archive, Opaque, load_archive, plain
 from elastic.checkpoint.state import PARAM
-from elastic.checkpoint.stored import Files, Readable, is_tensor
+from elastic.checkpoint.stored import Files, ReadableTensor, is_tensor
 from elastic.errors import CheckpointError
 
 LATEST = "latest_checkpointed_iteration.txt"
@@ -31,7 +31,7 @@ _DISTRIBUTED = "distrib_optim.pt"
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 
-Parts = list[Readable]
+Parts = list[ReadableTensor]
 """What each tensor-parallel rank holds of a tensor."""
 
 
@@ -56,7 +56,7 @@ def namespace(value: Any) -> dict[str, Any]:
     return dict(told) if isinstance(told, Mapping) else {}
 
 
-def shards(rules: Rules, args: Mapping[str, Any]) -> Sequence[Shard]:
+def shards(rules: Rules, args: Mapping[str, Any]) -> Sequence[ShardRule]:
     """The rules that are stated, then those of the preset."""
     return (*rules.shards, *(gpt(args) if rules.preset == PRESETS[0] else ()))
 
@@ -98,9 +98,9 @@ class _Ranks:
         return f"{len(sums)} files read; CRC-32 of {sum(a for a, _ in sums)} bytes agree; {sum(b for _, b in sums)} bytes have none"
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Readable]:
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, ReadableTensor]:
     """The tensors of nested dicts, in order, by names with dots."""
-    found: dict[str, Readable] = {}
+    found: dict[str, ReadableTensor] = {}
     for key, item in value.items():
         if is_tensor(item):
             found[f"{prefix}{key}"] = item
@@ -136,7 +136,7 @@ def _read(ranks: _Ranks, rules: Rules) -> tuple[dict[tuple[str, str], Parts], li
     parts: dict[tuple[str, str], Any] = {}
     optimizers: list[RankOptimizer] = []
     for (stage, rank), state in sorted(ranks.states.items()):
-        model: dict[str, Readable] = {}
+        model: dict[str, ReadableTensor] = {}
         for key in ranks.chunks(stage):
             held = _flat(state.get(key) or {})
             if list(held) != list(named[stage, key]):
@@ -187,7 +187,7 @@ def open_megatron(path: Path, *, trust_pickle: bool = False, rules: Rules | None
     return Nested(format="megatron", contents=contents, tensors=tensors, files=files, check=check)
 
 
-def _agree(copies: Sequence[tuple[str, Sequence[Readable]]]) -> int:
+def _agree(copies: Sequence[tuple[str, Sequence[ReadableTensor]]]) -> int:
     """How many copies of tensors that every rank has whole there are. Raises CheckpointError naming one that differs."""
     for name, held in copies:
         whole = [part.run(0, torch.Size(part.spec.shape).numel()) for part in held]

@@ -25,7 +25,7 @@ from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import strict_json
 from elastic.checkpoint.pickles import load, number, plain
 from elastic.checkpoint.state import PARAM, Group, Spec
-from elastic.checkpoint.stored import Files, Readable
+from elastic.checkpoint.stored import Files, ReadableTensor
 from elastic.errors import CheckpointError
 
 COMMON, CONFIG = "common.pt", "metadata.json"
@@ -34,10 +34,10 @@ _MAIN = "fp32_param"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class RankRow:
     """One layer of a tensor whose first dimension is the layers."""
 
-    held: Readable
+    held: ReadableTensor
     index: int
 
     @property
@@ -61,18 +61,18 @@ def recognise(path: Path) -> str | None:
     )
 
 
-def _of_layers(name: str, held: Readable, layers: int) -> dict[str, Readable]:
+def _of_layers(name: str, held: ReadableTensor, layers: int) -> dict[str, ReadableTensor]:
     """The tensors that a key holds, by the names that a model has. Raises CheckpointError if the layers are not as many as `args` says."""
     before, stacked, after = name.partition(".layers.")
     if not stacked or after.partition(".")[0].isdigit():
         return {name: held}
     if not held.spec.shape or held.spec.shape[0] != layers:
         raise CheckpointError(f"{name} has shape {list(held.spec.shape)}; its first dimension should be the {layers} layers of args")
-    return {f"{before}.layers.{index}.{after}": Row(held=held, index=index) for index in range(layers)}
+    return {f"{before}.layers.{index}.{after}": RankRow(held=held, index=index) for index in range(layers)}
 
 
-def _tensors(described: Mapping[str, Any], pieces: Any, layers: int, rules: Rules) -> dict[tuple[str, str], Readable]:
-    found: dict[tuple[str, str], Readable] = {}
+def _tensors(described: Mapping[str, Any], pieces: Any, layers: int, rules: Rules) -> dict[tuple[str, str], ReadableTensor]:
+    found: dict[tuple[str, str], ReadableTensor] = {}
     for key, item in described.items():
         if not is_described_tensor(item) or (key.startswith("optimizer") and rules.drops("optimizer")):
             continue

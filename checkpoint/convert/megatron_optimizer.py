@@ -17,10 +17,10 @@ from elastic.checkpoint.convert.optimizer import settings_of
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.pickles import number
 from elastic.checkpoint.state import PARAM, Contents, Group, Spec
-from elastic.checkpoint.stored import Readable, dtype_of, is_tensor
+from elastic.checkpoint.stored import ReadableTensor, dtype_of, is_tensor
 from elastic.errors import CheckpointError
 
-Tensors = Mapping[tuple[str, str], Readable]
+Tensors = Mapping[tuple[str, str], ReadableTensor]
 Scalars = dict[str, dict[str, float | int | bool]]
 
 
@@ -28,7 +28,7 @@ Scalars = dict[str, dict[str, float | int | bool]]
 class RankOptimizer:
     """What one rank's file holds: its parts of tensors, numbers by parameter, and groups."""
 
-    tensors: dict[tuple[str, str], Readable] = field(default_factory=dict)
+    tensors: dict[tuple[str, str], ReadableTensor] = field(default_factory=dict)
     scalars: Scalars = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ def grouped(groups: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[i
     return [[name for name, shape in shapes.items() if (len(shape) > 1 and not name.endswith(".bias")) == decays] for decays in decayed]
 
 
-def read_rank(value: Any, model: Mapping[str, Readable], rules: Rules, where: str) -> RankOptimizer:
+def read_rank(value: Any, model: Mapping[str, ReadableTensor], rules: Rules, where: str) -> RankOptimizer:
     """One rank's optimizer; `model` is the rank's part, by the names of the whole. Empty if there is none, or a rule drops `optimizer`."""
     found = RankOptimizer()
     if value is None or rules.drops("optimizer"):
@@ -83,7 +83,7 @@ def read_rank(value: Any, model: Mapping[str, Readable], rules: Rules, where: st
     return found
 
 
-def _main(value: Any, name: str, held: Readable, where: str) -> Readable:
+def _main(value: Any, name: str, held: ReadableTensor, where: str) -> ReadableTensor:
     if value is None or not is_tensor(value) or value.spec.shape != held.spec.shape:
         raise CheckpointError(f"{where}: the main values of {name} are not where the order of parameters says")
     return value
@@ -98,7 +98,7 @@ def _settings(group: Mapping[str, Any], found: RankOptimizer, names: Sequence[st
     return settings
 
 
-def _add_states(found: RankOptimizer, name: str, states: Mapping[str, Any], held: Readable, where: str) -> None:
+def _add_states(found: RankOptimizer, name: str, states: Mapping[str, Any], held: ReadableTensor, where: str) -> None:
     for state, value in states.items():
         if (told := number(value)) is not None:
             found.scalars.setdefault(name, {})[state] = told

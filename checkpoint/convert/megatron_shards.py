@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from elastic.checkpoint.convert.rules import Shard
+from elastic.checkpoint.convert.rules import ShardRule
 from elastic.checkpoint.slices import fused_slice
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import Chunk, Chunked, Readable, Strided
+from elastic.checkpoint.stored import Chunk, Chunked, ReadableTensor, Strided
 from elastic.errors import CheckpointError
 from elastic.layout.boxes import Box
 
@@ -39,7 +39,7 @@ def _argument(args: Mapping[str, Any], key: str) -> int:
     return value
 
 
-def gpt(args: Mapping[str, Any]) -> tuple[Shard, ...]:
+def gpt(args: Mapping[str, Any]) -> tuple[ShardRule, ...]:
     """The rules of the preset. Raises CheckpointError naming an argument that is missing."""
     heads, wide = _argument(args, "num_attention_heads"), _argument(args, "ffn_hidden_size")
     channels = args.get("kv_channels") or _argument(args, "hidden_size") // heads
@@ -47,19 +47,19 @@ def gpt(args: Mapping[str, Any]) -> tuple[Shard, ...]:
     vocabulary = _argument(args, "padded_vocab_size")
     attention, mlp = r".*\.self_attention\.", r".*\.mlp\."
     return (
-        Shard(pattern=r"(embedding\.word_embeddings|output_layer)\.weight", dim=0, parts=(vocabulary,)),
-        Shard(pattern=rf"{attention}linear_qkv\.(weight|bias)", dim=0, parts=((heads + 2 * groups) * channels,)),
-        Shard(pattern=rf"{attention}linear_proj\.weight", dim=1, parts=(heads * channels,)),
-        Shard(pattern=rf"{mlp}linear_fc1\.(weight|bias)", dim=0, parts=(wide, wide) if args.get("swiglu") else (wide,)),
-        Shard(pattern=rf"{mlp}linear_fc2\.weight", dim=1, parts=(wide,)),
-        Shard(pattern=r"embedding\.position_embeddings\.weight"),
-        Shard(pattern=rf"({attention}linear_proj|{mlp}linear_fc2)\.bias"),
-        Shard(pattern=r"(.*[._])?(layernorm|layer_norm|norm)[._](weight|bias)"),
+        ShardRule(pattern=r"(embedding\.word_embeddings|output_layer)\.weight", dim=0, parts=(vocabulary,)),
+        ShardRule(pattern=rf"{attention}linear_qkv\.(weight|bias)", dim=0, parts=((heads + 2 * groups) * channels,)),
+        ShardRule(pattern=rf"{attention}linear_proj\.weight", dim=1, parts=(heads * channels,)),
+        ShardRule(pattern=rf"{mlp}linear_fc1\.(weight|bias)", dim=0, parts=(wide, wide) if args.get("swiglu") else (wide,)),
+        ShardRule(pattern=rf"{mlp}linear_fc2\.weight", dim=1, parts=(wide,)),
+        ShardRule(pattern=r"embedding\.position_embeddings\.weight"),
+        ShardRule(pattern=rf"({attention}linear_proj|{mlp}linear_fc2)\.bias"),
+        ShardRule(pattern=r"(.*[._])?(layernorm|layer_norm|norm)[._](weight|bias)"),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class ShiftedChunk:
     """A part of one rank's tensor, as a chunk of the whole: the rank's own indices begin at `shift` in dimension `dim`."""
 
     held: Strided
@@ -72,7 +72,7 @@ class Held:
         return self.held.box((offsets, box[1]))
 
 
-def rule_for(name: str, rules: Sequence[Shard]) -> Shard:
+def rule_for(name: str, rules: Sequence[ShardRule]) -> ShardRule:
     """The first rule about a name. Raises CheckpointError if there is none."""
     found = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
     if found is None:
@@ -83,7 +83,7 @@ def rule_for(name: str, rules: Sequence[Shard]) -> Shard:
     return found
 
 
-def joined(name: str, held: Sequence[Readable], rule: Shard) -> Readable:
+def joined(name: str, held: Sequence[ReadableTensor], rule: ShardRule) -> ReadableTensor:
     """The whole tensor of the parts that the ranks hold, in order. Raises CheckpointError where they are not as the rule says."""
     if len({part.spec for part in held}) > 1:
         raise CheckpointError(f"{name}: the tensor-parallel ranks hold {[list(part.spec.shape) for part in held]}")
@@ -102,7 +102,7 @@ def joined(name: str, held: Sequence[Readable], rule: Shard) -> Readable:
     return Chunked(spec=whole, chunks=tuple(chunks))
 
 
-def _chunks(whole: Spec, held: Readable, dim: int, widths: Sequence[Sequence[int]], rank: int) -> list[Chunk]:
+def _chunks(whole: Spec, held: ReadableTensor, dim: int, widths: Sequence[Sequence[int]], rank: int) -> list[Chunk]:
     """What one rank holds, as boxes of the whole."""
     if not isinstance(held, Strided):
         raise CheckpointError("a tensor that was loaded whole cannot be joined; files of torch before 1.6 are not read here")
@@ -112,6 +112,6 @@ def _chunks(whole: Spec, held: Readable, dim: int, widths: Sequence[Sequence[int
     for (start, stop), shift in zip(cuts, shifts, strict=False):
         offsets = tuple(start if at == dim else 0 for at in range(len(whole.shape)))
         sizes = tuple(stop - start if at == dim else extent for at, extent in enumerate(whole.shape))
-        part = Held(held=held, dim=dim, shift=shift)
+        part = ShiftedChunk(held=held, dim=dim, shift=shift)
         chunks.append((offsets, sizes, lambda part=part: part))
     return chunks

@@ -13,9 +13,9 @@ import torch
 from elastic.checkpoint.convert.jsonable import decode, encoded
 from elastic.checkpoint.convert.optimizer import SCALARS, Optimizer, read_optimizer, scalar_tensor, setting
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.tree import SPELLING, Found, dotted, element, find, place, rest, spelled, step_of, take_out, tensors_in
+from elastic.checkpoint.convert.tree import SPELLING, TreeParts, dotted, element, find, place, rest, spelled, step_of, take_out, tensors_in
 from elastic.checkpoint.state import PARAM, Contents, Source, Spec
-from elastic.checkpoint.stored import Files, Readable, Strided, dtype_of, is_tensor
+from elastic.checkpoint.stored import Files, ReadableTensor, Strided, dtype_of, is_tensor
 from elastic.errors import CheckpointError
 
 
@@ -25,7 +25,7 @@ class Nested:
 
     format: str
     contents: Contents
-    tensors: Mapping[tuple[str, str], Readable]
+    tensors: Mapping[tuple[str, str], ReadableTensor]
     files: Files
     check: Callable[[], str]
 
@@ -46,7 +46,7 @@ class Nested:
         self.files.close()
 
 
-def checked(tensors: Mapping[tuple[str, str], Readable], name: str, state: str, start: int, stop: int) -> Readable:
+def checked(tensors: Mapping[tuple[str, str], ReadableTensor], name: str, state: str, start: int, stop: int) -> ReadableTensor:
     """The tensor, if the run is in it."""
     found = tensors.get((name, state))
     if found is None:
@@ -56,7 +56,7 @@ def checked(tensors: Mapping[tuple[str, str], Readable], name: str, state: str, 
     return found
 
 
-def ties_of(model: Mapping[str, Readable]) -> dict[str, str]:
+def ties_of(model: Mapping[str, ReadableTensor]) -> dict[str, str]:
     """Names whose tensor is the same memory of the same file as an earlier one's."""
     seen: dict[Any, str] = {}
     ties = {}
@@ -69,7 +69,9 @@ def ties_of(model: Mapping[str, Readable]) -> dict[str, str]:
     return ties
 
 
-def interpret(tree: Mapping[str, Any], *, rules: Rules, found: Found | None = None) -> tuple[Contents, dict[tuple[str, str], Readable]]:
+def interpret(
+    tree: Mapping[str, Any], *, rules: Rules, found: TreeParts | None = None
+) -> tuple[Contents, dict[tuple[str, str], ReadableTensor]]:
     """What a tree holds, and its tensors, without what the rules drop. Raises CheckpointError naming what has no place.
 
     With `rules.lenient` that is listed in `Contents.unread` instead.
@@ -83,8 +85,8 @@ def interpret(tree: Mapping[str, Any], *, rules: Rules, found: Found | None = No
 
 
 def _interpret(
-    tree: Mapping[str, Any], rules: Rules, found: Found, unread: list[str] | None
-) -> tuple[Contents, dict[tuple[str, str], Readable]]:
+    tree: Mapping[str, Any], rules: Rules, found: TreeParts, unread: list[str] | None
+) -> tuple[Contents, dict[tuple[str, str], ReadableTensor]]:
     inside = {} if found.model is None else element(tree, found.model)
     if found.model == () and (found.optimizer == () or () in found.left):
         inside = {key: value for key, value in inside.items() if not str(key).startswith(("state.", "param_groups"))}
@@ -119,15 +121,15 @@ def _interpret(
 
 
 def _moved(
-    tree: Mapping[str, Any], found: Found, others: dict[str, Any], rules: Rules, model: Mapping[str, Readable]
-) -> dict[str, Readable]:
+    tree: Mapping[str, Any], found: TreeParts, others: dict[str, Any], rules: Rules, model: Mapping[str, ReadableTensor]
+) -> dict[str, ReadableTensor]:
     """Tensors outside of the model that become some of it, by path: those that a rename names, and those of several models.
 
     They are taken out of `others`. A rename names a tensor if its pattern begins with the key that the tensor lies under; one that
     fits any name is not about a generator's state.
     """
     loose = {dotted(path): value for at in found.loose for path, value in tensors_in(element(tree, at), at)}
-    renamed: dict[str, Readable] = {}
+    renamed: dict[str, ReadableTensor] = {}
     for path, value in tensors_in(others):
         name, key = dotted(path), str(path[0])
         rule = next((rule for rule in rules.renames if rule.apply(name) is not None), None)
@@ -139,11 +141,11 @@ def _moved(
     return {name: value for name, value in loose.items() if not rules.drops(name)} | renamed
 
 
-def _trainable(params: Mapping[str, Readable]) -> dict[str, Spec]:
+def _trainable(params: Mapping[str, ReadableTensor]) -> dict[str, Spec]:
     return {name: value.spec for name, value in params.items() if dtype_of(value.spec.dtype).is_floating_point}
 
 
-def _untie(optimizer: Optimizer, ties: Mapping[str, str], params: Mapping[str, Readable]) -> None:
+def _untie(optimizer: Optimizer, ties: Mapping[str, str], params: Mapping[str, ReadableTensor]) -> None:
     for name in [*optimizer.tensors, *(name for group in optimizer.groups for name in group.names)]:
         if name in ties:
             raise CheckpointError(f"the optimizer's states of {name} are of a tensor that is tied to {ties[name]}")
@@ -151,13 +153,13 @@ def _untie(optimizer: Optimizer, ties: Mapping[str, str], params: Mapping[str, R
             raise CheckpointError(f"the optimizer has a parameter {name}, which the model does not have; rename one of them by a rule")
 
 
-def _tensors(params: Mapping[str, Readable], optimizer: Optimizer) -> dict[tuple[str, str], Readable]:
+def _tensors(params: Mapping[str, ReadableTensor], optimizer: Optimizer) -> dict[tuple[str, str], ReadableTensor]:
     tensors = {(name, PARAM): value for name, value in params.items()}
     return tensors | {(name, state): value for name, states in optimizer.tensors.items() for state, value in states.items()}
 
 
 def _contents(
-    params: Mapping[str, Readable], trainable: Mapping[str, Spec], optimizer: Optimizer, ties: dict[str, str], extra: dict[str, Any]
+    params: Mapping[str, ReadableTensor], trainable: Mapping[str, Spec], optimizer: Optimizer, ties: dict[str, str], extra: dict[str, Any]
 ) -> Contents:
     names = list(dict.fromkeys([*params, *optimizer.tensors]))
     tensors = {name: ({PARAM: params[name].spec} if name in params else {}) for name in names}

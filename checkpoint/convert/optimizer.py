@@ -11,7 +11,7 @@ import torch
 from elastic.checkpoint.convert.jsonable import decode, encode
 from elastic.checkpoint.convert.numbered import LIKE_PARAM, Order, names_of
 from elastic.checkpoint.state import Group, Spec
-from elastic.checkpoint.stored import Readable, is_tensor
+from elastic.checkpoint.stored import ReadableTensor, is_tensor
 from elastic.errors import CheckpointError
 
 SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
@@ -24,12 +24,12 @@ TUPLES = frozenset({"betas", "etas", "step_sizes"})
 class Optimizer:
     """By parameter name: tensors, numbers; and the groups."""
 
-    tensors: dict[str, dict[str, Readable]] = field(default_factory=dict)
+    tensors: dict[str, dict[str, ReadableTensor]] = field(default_factory=dict)
     scalars: dict[str, dict[str, float | int | bool]] = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
 
 
-def number(value: Readable) -> float | int | bool:
+def number(value: ReadableTensor) -> float | int | bool:
     """The one element of a tensor without dimensions."""
     return value.run(0, 1)[0].item()
 

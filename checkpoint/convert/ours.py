@@ -13,7 +13,7 @@ import torch
 from elastic.checkpoint.convert.hf import files_to_write
 from elastic.checkpoint.convert.nested import Leaf
 from elastic.checkpoint.convert.output import Progress, Reading, run_bytes, silent
-from elastic.checkpoint.objects import Place, place
+from elastic.checkpoint.objects import Location, place
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
@@ -39,11 +39,11 @@ def recognise(path: Path) -> str | None:
     return None
 
 
-def _store(path: Place) -> Any:
+def _store(path: Location) -> Any:
     return _module("objects").open_store(path if isinstance(path, str) else path.absolute())
 
 
-def open_elastic(path: Place) -> Source:
+def open_elastic(path: Location) -> Source:
     """Opens one checkpoint, or the newest good one of a directory. Raises CheckpointError."""
     if _store(path).size("manifest.json") is not None:
         above, _, name = str(path if isinstance(path, str) else path.absolute()).rstrip("/").rpartition("/")
@@ -56,7 +56,7 @@ def open_elastic(path: Place) -> Source:
 
 def write_elastic(
     source: Source,
-    path: Place,
+    path: Location,
     *,
     max_memory: int = 1 << 30,
     progress: Progress = silent,
@@ -79,12 +79,12 @@ def write_elastic(
     _module("commit").save(_store(path), contents, runs(), step=contents.step or 0, slicings=slicings or {})
 
 
-def garbage(path: Place, *, older_than_s: float, now: float) -> list[str]:
+def garbage(path: Location, *, older_than_s: float, now: float) -> list[str]:
     """Removes what saves that died left behind; see `elastic.checkpoint.directory.collect`."""
     return _module("directory").collect(_store(path), older_than_s=older_than_s, now=now)
 
 
-def retire(path: Place, *, last: int | None, every: int | None) -> list[str]:
+def retire(path: Location, *, last: int | None, every: int | None) -> list[str]:
     """Removes checkpoints that are neither among the `last` newest nor of a step that is a multiple of `every`; never the last good one."""
     retention = _module("retention")
     policies = ([retention.KeepLast(last)] if last else []) + ([retention.KeepEvery(every)] if every else [])

@@ -17,7 +17,7 @@ from elastic.errors import CheckpointError
 class Part:
     """A slab of a tensor of `shape`: `[low, low + width)` of dimension `dim`, in elements, of an original or of what is made of some."""
 
-    of: str | Joined
+    of: str | JoinedTensor
     shape: tuple[int, ...]
     dim: int
     low: int
@@ -45,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
+class JoinedTensor:
     """A tensor put together from slabs along a dimension."""
 
     spec: Spec
@@ -71,12 +71,12 @@ class Joined:
             start += count
 
 
-def _whole(name: str, spec: Spec) -> Joined:
+def _whole(name: str, spec: Spec) -> JoinedTensor:
     shape = spec.shape or (1,)
-    return Joined(spec=spec, dim=0, parts=(Part(of=name, shape=shape, dim=0, low=0, width=shape[0]),))
+    return JoinedTensor(spec=spec, dim=0, parts=(Part(of=name, shape=shape, dim=0, low=0, width=shape[0]),))
 
 
-Tensors = dict[str, dict[str, Joined]]
+Tensors = dict[str, dict[str, JoinedTensor]]
 
 
 def _split(tensors: Tensors, rule: Split) -> None:
@@ -98,7 +98,7 @@ def _split(tensors: Tensors, rule: Split) -> None:
             part = Part(of=joined, shape=shape, dim=rule.dim, low=low, width=width)
             spec = Spec(shape=(*shape[: rule.dim], width, *shape[rule.dim + 1 :]), dtype=joined.spec.dtype)
             if to:
-                tensors[to][state] = Joined(spec=spec, dim=rule.dim, parts=(part,))
+                tensors[to][state] = JoinedTensor(spec=spec, dim=rule.dim, parts=(part,))
             low += width
 
 
@@ -123,7 +123,7 @@ def _merge(tensors: Tensors, rule: Merge) -> None:
         shape = [*shapes[0]]
         shape[rule.dim] = sum(s[rule.dim] for s in shapes)
         parts = tuple(Part(of=piece, shape=piece.spec.shape, dim=rule.dim, low=0, width=piece.spec.shape[rule.dim]) for piece in pieces)
-        tensors[rule.to][state] = Joined(spec=Spec(shape=tuple(shape), dtype=pieces[0].spec.dtype), dim=rule.dim, parts=parts)
+        tensors[rule.to][state] = JoinedTensor(spec=Spec(shape=tuple(shape), dtype=pieces[0].spec.dtype), dim=rule.dim, parts=parts)
 
 
 def _groups(groups: Sequence[Group], names: dict[str, tuple[str, ...]]) -> tuple[Group, ...]:

@@ -95,7 +95,7 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+class ShardRule:
     """How tensors are divided over tensor-parallel ranks: along `dim`, each of the `parts` (widths in the whole, elements) by itself.
 
     dim None: every rank has the whole.
@@ -125,7 +125,7 @@ class Rules:
     merges: tuple[Merge, ...] = ()
     slices: tuple[SliceRule, ...] = ()
     order: Order = field(default_factory=Order)
-    shards: tuple[Shard, ...] = ()
+    shards: tuple[ShardRule, ...] = ()
     preset: str = PRESETS[0]
     lenient: bool = False
 
@@ -167,10 +167,10 @@ def _order(entry: Mapping[str, Any]) -> Order:
     return Order(groups=tuple(entry.get("groups", ())), names=tuple(tuple(map(str, names)) for names in entry.get("names", ())))
 
 
-def _shard(entry: Mapping[str, Any]) -> Shard:
+def _shard(entry: Mapping[str, Any]) -> ShardRule:
     if unknown := set(entry) - {"regex", "dim", "parts"}:
         raise CheckpointError(f"rule shard has regex, dim and parts, not {min(unknown)!r}")
-    return Shard(pattern=entry["regex"], dim=entry.get("dim"), parts=tuple(entry.get("parts", ())))
+    return ShardRule(pattern=entry["regex"], dim=entry.get("dim"), parts=tuple(entry.get("parts", ())))
 
 
 def parse_rules(data: Mapping[str, Any]) -> Rules:

@@ -17,7 +17,7 @@ from elastic.checkpoint.convert.ruled import Ruled
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.slice_rules import slicings_of
 from elastic.checkpoint.convert.tree import SPELLING
-from elastic.checkpoint.objects import Place
+from elastic.checkpoint.objects import Location
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents, Source, Spec
 from elastic.checkpoint.stored import itemsize
@@ -29,14 +29,14 @@ LEAST_MEMORY = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Conversion:
     """What to convert. `max_memory`: bytes of values that may be in memory at a time.
 
     `tensor_parallel`: the ranks whose slices the target keeps, by the rules for slices; 1: everything whole.
     """
 
-    source: Place
-    target: Place
+    source: Location
+    target: Location
     to: str
     max_memory: int = DEFAULT_MEMORY
     rules: Rules = field(default_factory=Rules)
@@ -68,7 +68,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class TensorToWrite:
     """One tensor that is to be written."""
 
     name: str
@@ -86,7 +86,7 @@ class Outline:
     """What a conversion writes, what the target has no place for, and what of the source was not read, both in words."""
 
     detected: Detected
-    tensors: tuple[Planned, ...]
+    tensors: tuple[TensorToWrite, ...]
     left_out: tuple[str, ...]
     unread: tuple[str, ...] = ()
     slicings: Mapping[tuple[str, str], Slicing] = field(default_factory=dict)
@@ -107,11 +107,11 @@ def _left_out(contents: Contents, to: str) -> tuple[str, ...]:
     return tuple(text for count, text in facts if count)
 
 
-def outline(contents: Contents, detected: Detected, request: Request) -> Outline:
+def outline(contents: Contents, detected: Detected, request: Conversion) -> Outline:
     """What would be written. Raises CheckpointError where nothing would, or where rules for slices do not fit."""
     to = request.to
     planned = tuple(
-        Planned(name=name, state=state, spec=spec)
+        TensorToWrite(name=name, state=state, spec=spec)
         for name, states in contents.tensors.items()
         for state, spec in states.items()
         if kept(to, state)
@@ -129,7 +129,7 @@ def unread_of(contents: Contents) -> tuple[str, ...]:
     return (*contents.unread, *(f"{where}{name}" for where, names in told if isinstance(names, list) for name in names))
 
 
-def open_any(path: Place, *, trust_pickle: bool = False, rules: Rules | None = None, lenient: bool = False) -> tuple[Detected, Source]:
+def open_any(path: Location, *, trust_pickle: bool = False, rules: Rules | None = None, lenient: bool = False) -> tuple[Detected, Source]:
     """Detects and opens, and applies rules. Raises CheckpointError; lenient: lists what cannot be read in `Contents.unread`."""
     detected, rules = detect(path), replace(rules or Rules(), lenient=lenient)
     source = open_source(path, detected.name, trust_pickle=trust_pickle, rules=rules)
@@ -142,7 +142,7 @@ def open_any(path: Place, *, trust_pickle: bool = False, rules: Rules | None = N
         raise
 
 
-def plan(request: Request) -> Outline:
+def plan(request: Conversion) -> Outline:
     """What `convert` would write, without writing."""
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
     try:
@@ -152,7 +152,7 @@ def plan(request: Request) -> Outline:
 
 
 def convert(
-    request: Request, *, progress: Progress = silent, checking: Progress = silent, told: Callable[[Outline], None] | None = None
+    request: Conversion, *, progress: Progress = silent, checking: Progress = silent, told: Callable[[Outline], None] | None = None
 ) -> Outline:
     """Converts, then reads both again and compares every bit. Raises CheckpointError.
 
@@ -173,7 +173,7 @@ def convert(
     return planned
 
 
-def _verify(source: Source, request: Request, checking: Progress) -> None:
+def _verify(source: Source, request: Conversion, checking: Progress) -> None:
     written = open_source(request.target, request.to)
     try:
         weights_only = format_of(request.to).weights_only

@@ -58,7 +58,7 @@ def strict_json(data: bytes, where: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class HeaderToWrite:
     """What a file holds: its tensors by name, its `__metadata__`; and tensors that are not read, by name, with the reason."""
 
     tensors: dict[str, Strided]
@@ -66,7 +66,7 @@ class Header:
     skipped: dict[str, str]
 
 
-def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambda _name: False) -> Header:
+def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambda _name: False) -> HeaderToWrite:
     """Reads the header. Raises CheckpointError unless the tensors fill the file exactly.
 
     skip: whether a tensor whose dtype is not known may be left out; else it is refused.
@@ -97,7 +97,7 @@ def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambd
         for name, (code, shape, begin, _) in spans.items()
         if code in DTYPES
     }
-    return Header(tensors=found, metadata=metadata, skipped=skipped)
+    return HeaderToWrite(tensors=found, metadata=metadata, skipped=skipped)
 
 
 def _span(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:

@@ -17,7 +17,7 @@ from elastic.checkpoint.convert.numbered import Order
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import strict_json
 from elastic.checkpoint.convert.torch_save import load_tree
-from elastic.checkpoint.convert.tree import Found
+from elastic.checkpoint.convert.tree import TreeParts
 from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
@@ -79,7 +79,7 @@ def open_trainer(path: Path, *, trust_pickle: bool = False, rules: Rules | None 
         beside, check = read_optimizers(path, files, trust=trust_pickle)
         tree: dict[str, Any] = {**weights.tree, **read_configs(path, files), **beside, **read_state(path, files)}
         rules = replace(rules, order=_order(tree, replace(rules.order, by_definition=weights.ordered)))
-        contents, tensors = interpret(tree, rules=rules, found=Found(model=("model",), optimizer=("optimizer",)))
+        contents, tensors = interpret(tree, rules=rules, found=TreeParts(model=("model",), optimizer=("optimizer",)))
     except CheckpointError:
         files.close()
         raise

@@ -61,7 +61,7 @@ Drops = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class TreeParts:
     """Where model and optimizer are; None if there is none. `flattened`: the optimizer's keys are `state.NAME.STATE`.
 
     left: optimizers that are left out whole. loose: models of which there are several, where that is no error; their tensors are by path.
@@ -114,7 +114,7 @@ def _several(found: Sequence[Path], what: str) -> str:
     return f"there are several {what}: {', '.join(names)}; drop all but one by a rule, such as {advice}"
 
 
-def find(tree: Mapping[str, Any], drops: Drops = _keep_all, unread: list[str] | None = None) -> Found:
+def find(tree: Mapping[str, Any], drops: Drops = _keep_all, unread: list[str] | None = None) -> TreeParts:
     """Model and optimizer in a tree, among what rules leave; the word `optimizer` drops every optimizer.
 
     Raises CheckpointError where there are several of one kind; or, with `unread`, says there what is not told apart.
@@ -139,7 +139,7 @@ def find(tree: Mapping[str, Any], drops: Drops = _keep_all, unread: list[str] | 
         _say(_several(models, "models"), unread)
         loose, models = tuple(models), []
     optimizer, flattened = optimizers[0] if optimizers else (None, False)
-    return Found(model=models[0] if models else None, optimizer=optimizer, flattened=flattened, left=left, loose=loose)
+    return TreeParts(model=models[0] if models else None, optimizer=optimizer, flattened=flattened, left=left, loose=loose)
 
 
 def _say(text: str, unread: list[str] | None) -> None:
@@ -156,7 +156,7 @@ def spelled(path: Path | None, drops: Drops) -> list[str | int] | None:
     return [*path[:-1], path[-1] - len(before)] if before else list(path)
 
 
-def rest(tree: Mapping[str, Any], found: Found, drops: Drops = _keep_all) -> dict[str, Any]:
+def rest(tree: Mapping[str, Any], found: TreeParts, drops: Drops = _keep_all) -> dict[str, Any]:
     """What is neither model nor optimizer, without what rules drop."""
     taken = {path for path in (found.model, found.optimizer, *found.left, *found.loose) if path}
     kept = _rest({key: tree[key] for key in tree}, (), taken, drops)

@@ -5,8 +5,8 @@ Usage: `load(path)` gives the object with every tensor as a lazy `Readable`; `lo
 
 from elastic.checkpoint.pickles.archive import Archive
 from elastic.checkpoint.pickles.file import load, load_archive, load_bare
-from elastic.checkpoint.pickles.origin import Limits
+from elastic.checkpoint.pickles.origin import PickleLimits
 from elastic.checkpoint.pickles.plain import number, plain
 from elastic.checkpoint.pickles.values import Global, Opaque
 
-__all__ = ["Archive", "Global", "Limits", "Opaque", "load", "load_archive", "load_bare", "number", "plain"]
+__all__ = ["Archive", "Global", "Opaque", "PickleLimits", "load", "load_archive", "load_bare", "number", "plain"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elastic.checkpoint.pickles.origin import Limits, Origin
+from elastic.checkpoint.pickles.origin import Origin, PickleLimits
 from elastic.checkpoint.stored import Files
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -27,7 +27,7 @@ _SMALL = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class ArchiveMember:
     """A stored run of the archive: where its local header starts, its length in bytes, and its CRC-32."""
 
     header: int
@@ -69,9 +69,9 @@ class Archive(Origin):
     """
 
     def __init__(
-        self, path: Path, limits: Limits | None = None, *, files: Files | None = None, offset: int = 0, length: int | None = None
+        self, path: Path, limits: PickleLimits | None = None, *, files: Files | None = None, offset: int = 0, length: int | None = None
     ) -> None:
-        super().__init__(path, limits or Limits(), files=files, offset=offset)
+        super().__init__(path, limits or PickleLimits(), files=files, offset=offset)
         self._length = self.files.size(path) - offset if length is None else length
         self._members = self._list()
         if "data.pkl" not in self._members:
@@ -131,7 +131,7 @@ class Archive(Origin):
             raise self.refuse(f"member {name!r} is damaged: its CRC-32 is {crc:08x} instead of {expected:08x}")
         return bool(expected)
 
-    def _list(self) -> dict[str, Member]:
+    def _list(self) -> dict[str, ArchiveMember]:
         window = _Window(self.files, self.path, self.offset, self._length)
         try:
             with zipfile.ZipFile(io.BufferedReader(window)) as file:
@@ -142,14 +142,14 @@ class Archive(Origin):
             raise self.refuse(f"it is not a zip file that torch.save wrote, or it is truncated ({error}{legacy})") from error
         if len(infos) > self.limits.members:
             raise self.refuse(f"it has {len(infos)} members, more than the limit of {self.limits.members}")
-        members: dict[str, Member] = {}
+        members: dict[str, ArchiveMember] = {}
         for info in infos:
             name = info.filename.partition("/")[2]
             self._check(info, name, members)
-            members[name] = Member(header=info.header_offset, size=info.file_size, crc=info.CRC)
+            members[name] = ArchiveMember(header=info.header_offset, size=info.file_size, crc=info.CRC)
         return members
 
-    def _check(self, info: zipfile.ZipInfo, name: str, before: dict[str, Member]) -> None:
+    def _check(self, info: zipfile.ZipInfo, name: str, before: dict[str, ArchiveMember]) -> None:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & _ENCRYPTED:
             raise self.refuse(f"member {info.filename!r} is compressed or encrypted; torch.save stores")
         if name in before or not name:

@@ -14,7 +14,7 @@ import torch
 
 from elastic.checkpoint.pickles.origin import Origin
 from elastic.checkpoint.pickles.tensors import tensor
-from elastic.checkpoint.pickles.values import Global, Opaque, Storage
+from elastic.checkpoint.pickles.values import Global, Opaque, PickledStorage
 from elastic.checkpoint.stored import is_tensor
 
 STORAGES = {
@@ -42,11 +42,11 @@ def resolve(name: Global) -> Any:
     return _DTYPES.get(name.name, name) if name.module == "torch" else name
 
 
-def storage(origin: Origin, persistent: Any) -> Storage:
+def storage(origin: Origin, persistent: Any) -> PickledStorage:
     """The storage that a persistent id names."""
     match persistent:
         case ("storage", Global(module=("torch" | "torch.storage"), name=kind), str(key), str(), int(count)) if kind in STORAGES:
-            return Storage(key=key, dtype=STORAGES[kind], count=count)
+            return PickledStorage(key=key, dtype=STORAGES[kind], count=count)
     raise origin.refuse("it refers to something outside of the pickle that is not a storage of a known type")
 
 

@@ -14,7 +14,7 @@ import torch
 from elastic.checkpoint.pickles.archive import Archive
 from elastic.checkpoint.pickles.calls import STORAGES, TENSORS, call, storage
 from elastic.checkpoint.pickles.machine import run
-from elastic.checkpoint.pickles.origin import Limits, Origin
+from elastic.checkpoint.pickles.origin import Origin, PickleLimits
 from elastic.checkpoint.pickles.values import Global
 from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Files, name_of
@@ -70,16 +70,16 @@ def load_archive(archive: Archive, *, trusted: bool = False) -> Any:
         raise archive.refuse(f"its pickle cannot be run: {type(error).__name__}: {error}") from error
 
 
-def load_bare(path: Path, *, files: Files, limits: Limits | None = None) -> Any:
+def load_bare(path: Path, *, files: Files, limits: PickleLimits | None = None) -> Any:
     """The object of a file that is a pickle and nothing else; it refers to no tensor. Never run."""
-    origin = Origin(path, limits or Limits(), files=files)
+    origin = Origin(path, limits or PickleLimits(), files=files)
     size = files.size(path)
     if size > origin.limits.pickle_bytes:
         raise origin.refuse(f"it has {size} bytes, more than the limit of {origin.limits.pickle_bytes}")
     return run(origin, files.read(path, 0, size))
 
 
-def load(path: str | os.PathLike[str], *, trusted: bool = False, limits: Limits | None = None, files: Files | None = None) -> Any:
+def load(path: str | os.PathLike[str], *, trusted: bool = False, limits: PickleLimits | None = None, files: Files | None = None) -> Any:
     """The object in a file of `torch.save`, its tensors as `elastic.checkpoint.stored.Readable`, which read through `files`.
 
     Untrusted (the default): nothing of the file's choice is imported or called; unknown classes become `Opaque`. Trusted: the pickle is

@@ -10,7 +10,7 @@ from elastic.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class PickleLimits:
     """What a file may ask of its reader: bytes of the pickle, its operations, members of the zip file."""
 
     pickle_bytes: int = 256 << 20
@@ -21,7 +21,7 @@ class Limits:
 class Origin:
     """A file, or what begins at byte `offset` of it; what is read from it is read through `files`."""
 
-    def __init__(self, path: Path, limits: Limits, *, files: Files | None = None, offset: int = 0) -> None:
+    def __init__(self, path: Path, limits: PickleLimits, *, files: Files | None = None, offset: int = 0) -> None:
         self.path, self.limits, self.offset = path, limits, offset
         self.files = Files() if files is None else files
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from elastic.checkpoint.pickles.origin import Origin
-from elastic.checkpoint.pickles.values import Storage
+from elastic.checkpoint.pickles.values import PickledStorage
 from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Strided, dtype_of, name_of
 
@@ -23,7 +23,7 @@ def tensor(origin: Origin, held: Any, offset: Any, shape: Any, stride: Any, *res
 
     Raises CheckpointError if the view leaves its storage, has many more elements than it, or has a property that is not known.
     """
-    if not isinstance(held, Storage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
+    if not isinstance(held, PickledStorage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise origin.refuse("it makes a tensor from something that is not a storage, a size and a stride")
 
     def refuse(what: str) -> Exception:

@@ -40,7 +40,7 @@ class Opaque:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
+class PickledStorage:
     """A reference to the member `data/<key>`: its elements and their dtype's name, None if it counts bytes."""
 
     key: str

@@ -41,12 +41,12 @@ class Streamed:
 
 
 @dataclass(frozen=True, slots=True)
-class _Storage:
+class _StorageToWrite:
     key: str
     spec: Spec
 
 
-class _Pickler(pickle.Pickler):
+class _StatePickler(pickle.Pickler):
     """A `Streamed` becomes a tensor of torch, and so does a real tensor, which is small; one that occurs twice is one."""
 
     def __init__(self, stream: io.BytesIO) -> None:
@@ -54,7 +54,7 @@ class _Pickler(pickle.Pickler):
         self.streams: list[Streamed] = []
 
     def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, _Storage):
+        if not isinstance(obj, _StorageToWrite):
             return None
         kind, count = _CLASSIC.get(obj.spec.dtype), math.prod(obj.spec.shape)
         if kind is None:
@@ -68,7 +68,7 @@ class _Pickler(pickle.Pickler):
         return self._tensor(obj) if isinstance(obj, Streamed) else NotImplemented
 
     def _tensor(self, stream: Streamed) -> tuple[Any, tuple[Any, ...]]:
-        spec, storage = stream.spec, _Storage(str(len(self.streams)), stream.spec)
+        spec, storage = stream.spec, _StorageToWrite(str(len(self.streams)), stream.spec)
         self.streams.append(stream)
         strides = tuple(math.prod(max(1, extent) for extent in spec.shape[dim + 1 :]) for dim in range(len(spec.shape)))
         if spec.dtype in _CLASSIC:
@@ -120,7 +120,7 @@ def write_archive(stream: BinaryIO, value: Any) -> None:
     Raises CheckpointError if a stream has another length than its shape.
     """
     pickled = io.BytesIO()
-    pickler = _Pickler(pickled)
+    pickler = _StatePickler(pickled)
     pickler.dump(value)
     archive = _Zip(stream)
     archive.member("data.pkl", pickled.tell(), [pickled.getvalue()])

@@ -26,7 +26,7 @@ from elastic.agent.save_summary import SaveSummary
 from elastic.agent.start import Start
 from elastic.agent.stopping import AGAIN_S, FIRST_S, StopWatch
 from elastic.agent.supervision import (
-    Worker,
+    WorkerProcess,
     ended,
     how_ended,
     is_consequence,
@@ -43,7 +43,7 @@ from elastic.host import facts as host
 from elastic.host import signals
 from elastic.host.channel import Channel, Message
 from elastic.host.rundir import RunDirectory
-from elastic.membership.clerk import Clerk, Errand
+from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import drain, say
 from elastic.plan.described import described
@@ -72,7 +72,7 @@ class Agent:
         self._secret = secrets.token_hex(32)
         self._stopping = False
         self._session: Session | None = None
-        self._clerk: Clerk | None = None
+        self._etcd_thread: EtcdThread | None = None
         self._driver: Driver | None = None
         self._saves = SaveSummary()
         self._one_sided = OneSided()
@@ -118,8 +118,8 @@ class Agent:
         self._crew.close()
         self._metrics.close()
         drain()
-        if self._clerk is not None:
-            self._clerk.stop()
+        if self._etcd_thread is not None:
+            self._etcd_thread.stop()
         if self._session is not None:
             self._session.close()
 
@@ -198,7 +198,7 @@ class Agent:
             modules=self._start.modules,
         ).to_json()
 
-    def _heard(self, worker: Worker, message: Message) -> None:
+    def _heard(self, worker: WorkerProcess, message: Message) -> None:
         if self._over:
             return
         if message["type"] == "announce":
@@ -227,7 +227,7 @@ class Agent:
         if self._driver is not None:
             self._driver.heard(worker.number, message)
 
-    def _waits(self, worker: Worker, message: Message) -> None:
+    def _waits(self, worker: WorkerProcess, message: Message) -> None:
         """Ends a job in which some workers wait for what others never do."""
         wait = Wait(**message["wait"])
         self._one_sided.heard(worker.number, wait)
@@ -242,7 +242,7 @@ class Agent:
             for sentence in self._one_sided.waited_for(view.epoch, view.workers, returned):
                 say(sentence)
 
-    def _lasts(self, worker: Worker, threads: list[str]) -> None:
+    def _lasts(self, worker: WorkerProcess, threads: list[str]) -> None:
         """A worker that has returned cannot end: threads of the user's are not over. Others will say the same."""
         if not self._lasting:
             self._lasting = True
@@ -252,7 +252,7 @@ class Agent:
                 "end and join its threads, or make them daemons"
             )
 
-    def _finished(self, worker: Worker, message: Message) -> None:
+    def _finished(self, worker: WorkerProcess, message: Message) -> None:
         worker.result = message
         if self._driver is None:
             self._check_announced()
@@ -260,7 +260,7 @@ class Agent:
             self._driver.finished(worker.number)
         self._check_finished()
 
-    def _raised(self, worker: Worker, message: Message) -> None:
+    def _raised(self, worker: WorkerProcess, message: Message) -> None:
         """An exception of `train_fn` ends the job; one of a worker that is no member yet, or of its machine, is the end of that worker."""
         if self._driver is not None and self._driver.joining(worker.number):
             self._driver.failed_to_join(worker.number, last_line(message))
@@ -270,7 +270,7 @@ class Agent:
             worker.error = worker_error(worker, message)
             self._fail(worker.error, consequence=is_consequence(message["kind"]))
 
-    def _ended(self, worker: Worker) -> None:
+    def _ended(self, worker: WorkerProcess) -> None:
         if self._over:
             return
         if worker.result is None and worker.error is None:
@@ -280,7 +280,7 @@ class Agent:
                 self._driver.died(self._carrier.death(worker))
         self._check_finished()
 
-    def _founder_died(self, worker: Worker) -> None:
+    def _founder_died(self, worker: WorkerProcess) -> None:
         """Starts another one in its place, up to as many as may fail to join."""
         others = [self._crew.workers[number] for number in self._founders.numbers]
         why = hindrance(self._founders, worker, others, respawn=self._start.settings.respawn)
@@ -326,14 +326,14 @@ class Agent:
             return
         self._session.publish(view)
         back, unanswered = self._with_driver(Driver.back), self._session.unanswered
-        self._clerk = Clerk(self._loop.post, self._with_driver(Driver.away), back, self._etcd_failed, unanswered=unanswered)
+        self._etcd_thread = EtcdThread(self._loop.post, self._with_driver(Driver.away), back, self._etcd_failed, unanswered=unanswered)
         for number, each in ready.items():  # in its thread: the loop waits for no etcd
-            self._clerk.run(Errand(call=partial(self._session.admit, number, each)))
+            self._etcd_thread.run(EtcdTask(call=partial(self._session.admit, number, each)))
             self._crew.workers[number].announced = {}  # it may be large, and has done its work
         world = World(
             carrier=self._carrier,
             timers=self._loop,
-            clerk=self._clerk,
+            etcd_thread=self._etcd_thread,
             attempts=self._session.attempts,
             directory=RunDirectory(Path(self._start.directory)),
             end=self._end,

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable
 
 from elastic.agent.crew import Crew
-from elastic.agent.supervision import Worker, how_ended, own_doing
+from elastic.agent.supervision import WorkerProcess, how_ended, own_doing
 from elastic.control.carrier import Death
 from elastic.host.channel import Message
 from elastic.host.process import is_stopped
 from elastic.host.rundir import RunDirectory
 from elastic.observe import activity
 from elastic.observe.activity import Doing
-from elastic.observe.silence import Seen
+from elastic.observe.silence import SilentWorker
 from elastic.view import View
 
 
@@ -33,11 +33,11 @@ class LocalCarrier:
     def end(self, worker: int, why: str) -> None:
         self._crew.kill(worker, why)
 
-    def look(self, workers: Iterable[int]) -> list[Seen]:
+    def look(self, workers: Iterable[int]) -> list[SilentWorker]:
         found = [self._crew.workers[number] for number in workers]
-        return [Seen(worker=each.number, pid=each.pid, stopped=is_stopped(each.pid), doing=self._doing(each)) for each in found]
+        return [SilentWorker(worker=each.number, pid=each.pid, stopped=is_stopped(each.pid), doing=self._doing(each)) for each in found]
 
-    def death(self, worker: Worker) -> Death:
+    def death(self, worker: WorkerProcess) -> Death:
         """Returns the report on a worker whose process has ended. What it announced and told last is dropped."""
         doing, step = self._doing(worker), worker.step
         if doing is not None:
@@ -68,7 +68,7 @@ class LocalCarrier:
             }
         )
 
-    def _doing(self, worker: Worker) -> Doing | None:
+    def _doing(self, worker: WorkerProcess) -> Doing | None:
         """What the worker did last, as far as it left word of it in this job."""
         doing = activity.read(self._directory.path, worker.number)
         return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None

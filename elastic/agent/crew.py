@@ -10,7 +10,7 @@ from typing import Any
 
 from elastic.agent import forkserver
 from elastic.agent.loop import Loop
-from elastic.agent.supervision import Worker
+from elastic.agent.supervision import WorkerProcess
 from elastic.host.channel import Channel, Message, encoded
 from elastic.host.process import is_stopped
 from elastic.observe.console import say
@@ -34,11 +34,11 @@ class Crew:
         spec: Callable[[int], dict[str, Any]],
         *,
         ready: Callable[[], None],
-        heard: Callable[[Worker, Message], None],
-        ended: Callable[[Worker], None],
+        heard: Callable[[WorkerProcess, Message], None],
+        ended: Callable[[WorkerProcess], None],
         broken: Callable[[str], None],
     ) -> None:
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[int, WorkerProcess] = {}
         self._loop = loop
         self._spec = spec
         self._ready, self._heard, self._ended, self._broken = ready, heard, ended, broken
@@ -62,7 +62,7 @@ class Crew:
         """Starts a worker; its number must be new."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        worker = Worker(number=number, channel=Channel(ours))
+        worker = WorkerProcess(number=number, channel=Channel(ours))
         self.workers[number] = worker
         self._set_interest(worker)
         self._process.send_signal(signal.SIGCONT)  # should it be stopped: a long message would not fit
@@ -126,17 +126,17 @@ class Crew:
             self._loop.forget(self._forks)
             self._broken("the fork server, parent of the workers, died; the system may be out of memory")
 
-    def _forked(self, worker: Worker, pid: int, pidfd: int) -> None:
+    def _forked(self, worker: WorkerProcess, pid: int, pidfd: int) -> None:
         worker.pid, worker.pidfd = pid, pidfd
         if self._closing or worker.condemned:
             worker.kill()
         self._loop.watch(pidfd, lambda: self._gone(worker))
 
-    def _set_interest(self, worker: Worker) -> None:
+    def _set_interest(self, worker: WorkerProcess) -> None:
         """Waits for room as well, where a worker (stopped, perhaps) has not read what was sent."""
         self._loop.watch(worker.channel, lambda: self._hear_worker(worker), writable=worker.channel.unsent)
 
-    def _hear_worker(self, worker: Worker) -> None:
+    def _hear_worker(self, worker: WorkerProcess) -> None:
         worker.channel.flush()
         for message in worker.channel.receive():
             self._hear(worker, message)
@@ -145,11 +145,11 @@ class Crew:
         else:
             self._set_interest(worker)
 
-    def _hear(self, worker: Worker, message: Message) -> None:
+    def _hear(self, worker: WorkerProcess, message: Message) -> None:
         if not self._closing:
             self._heard(worker, message)
 
-    def _gone(self, worker: Worker) -> None:
+    def _gone(self, worker: WorkerProcess) -> None:
         self._loop.forget(worker.pidfd)
         for message in worker.channel.drain():
             self._hear(worker, message)
@@ -177,7 +177,7 @@ class Crew:
             self._check_ended(worker)
         self._await_forkserver(waited)
 
-    def _check_ended(self, worker: Worker) -> None:
+    def _check_ended(self, worker: WorkerProcess) -> None:
         if worker.ended:
             os.close(worker.pidfd)
             self._loop.forget(worker.channel)  # also if its end was seen elsewhere than in `_hear_worker`

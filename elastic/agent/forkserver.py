@@ -51,7 +51,7 @@ class _Server:
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     children: dict[int, _Child] = field(default_factory=dict)
 
-    def serve(self) -> _Job | None:
+    def serve(self) -> _ForkRequest | None:
         """Forks on request until the agent hangs up. Returns twice, as fork does: in a new worker, with what it has to run."""
         self.selector.register(self.channel, selectors.EVENT_READ)
         while not self.channel.closed:
@@ -66,7 +66,7 @@ class _Server:
                         return job
         return None
 
-    def _fork(self, request: Message) -> _Job | None:
+    def _fork(self, request: Message) -> _ForkRequest | None:
         socket_fd, server = request["fds"][0], os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -78,14 +78,14 @@ class _Server:
         self.channel.send({"type": "forked", "worker": child.worker, "pid": pid}, [child.pidfd])
         return None
 
-    def _become_worker(self, request: Message, socket_fd: int, server: int) -> _Job:
+    def _become_worker(self, request: Message, socket_fd: int, server: int) -> _ForkRequest:
         die_with_parent(server)
         name_process(f"elastic-w{request['worker']}")
         self.selector.close()
         self.channel.close()
         for child in self.children.values():
             os.close(child.pidfd)
-        return _Job(spec=request["spec"], socket_fd=socket_fd)
+        return _ForkRequest(spec=request["spec"], socket_fd=socket_fd)
 
     def _reap(self, child: _Child) -> None:
         _, status = os.waitpid(child.pid, 0)
@@ -115,7 +115,7 @@ class _Leave:
 
 
 @dataclass(slots=True)
-class _Job:
+class _ForkRequest:
     spec: dict[str, Any]
     socket_fd: int
 

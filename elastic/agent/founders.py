@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from elastic.agent.supervision import Worker
+from elastic.agent.supervision import WorkerProcess
 from elastic.control.transitions import FAILED_JOINS
 
 
@@ -28,7 +28,7 @@ class Founders:
         return replace(self, numbers=numbers, first=new if number == self.first else self.first, deaths=self.deaths + 1)
 
 
-def hindrance(founders: Founders, dead: Worker, others: Iterable[Worker], *, respawn: bool) -> str | None:
+def hindrance(founders: Founders, dead: WorkerProcess, others: Iterable[WorkerProcess], *, respawn: bool) -> str | None:
     """Why a worker that died before the job was founded is not replaced, in words that follow how it died; None if it is."""
     if dead.step is not None or any(other.finished for other in others):
         return ""  # they do without a Trainer: what it did cannot be taken over

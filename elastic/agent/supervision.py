@@ -19,7 +19,7 @@ _NO_MEMORY = "can't allocate memory"  # torch's CPU allocator raises RuntimeErro
 
 
 @dataclass(slots=True, kw_only=True)
-class Worker:
+class WorkerProcess:
     """One worker process. `gone` is what its pidfd says, `status` what its parent reaped: an exit code, or minus a signal."""
 
     number: int
@@ -54,7 +54,7 @@ class Worker:
         return self.gone and (self.status is not None or self.unreaped)
 
 
-def worker_error(worker: Worker, report: Message) -> Message:
+def worker_error(worker: WorkerProcess, report: Message) -> Message:
     """The outcome for an exception that a worker reported. Wrong arguments and checkpoints keep their class, all else is JobFailed."""
     known = getattr(errors, report["kind"], None) if report["ours"] else None
     kind = known if known is not None and issubclass(known, SettingsError | CheckpointError) else JobFailed
@@ -80,14 +80,14 @@ def last_line(report: Message) -> str:
     return lines[-1]
 
 
-def own_doing(worker: Worker) -> bool:
+def own_doing(worker: WorkerProcess) -> bool:
     """Whether its process ended by what it did itself: a fault of its own, or an exit. SIGKILL and the like come from outside, or may."""
     if worker.condemned or worker.status is None or worker.status == AGENT_GONE:
         return False
     return worker.status >= 0 or -worker.status in _FAULTS
 
 
-def how_ended(worker: Worker) -> str:
+def how_ended(worker: WorkerProcess) -> str:
     """How and where a worker's process ended, in one line."""
     status = worker.status or 0
     if worker.failure:
@@ -101,7 +101,7 @@ def how_ended(worker: Worker) -> str:
     return f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}"
 
 
-def ended(worker: Worker, why: str = "") -> Message:
+def ended(worker: WorkerProcess, why: str = "") -> Message:
     """The outcome when a worker's process ended without a word; `why` tells, behind how it ended, why that ends the job."""
     return failed(JobFailed, " ".join(part for part in (how_ended(worker), why) if part))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic.chaos.faults import Fault, in_order
-from elastic.chaos.roster import Roster, RosterFile, Target
+from elastic.chaos.roster import Roster, RosterFile, Victim
 from elastic.chaos.trigger import FAR_S, Trigger
 from elastic.observe.activity import Doing
 from elastic.observe.incident import append_lines
@@ -75,10 +75,10 @@ class Killer:
         self._random = random.Random(seed)
         self._rosters = RosterFile(self._directory / "members.json")
         self._roster: Roster | None = None
-        self._targets: dict[int, Target] = {}
+        self._targets: dict[int, Victim] = {}
         self._reached = -1
         self._shots: list[Shot] = []
-        self._dying: list[tuple[int, Target]] = []  # places in _shots
+        self._dying: list[tuple[int, Victim]] = []  # places in _shots
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="elastic-killer", daemon=True)
         self._thread.start()
@@ -156,7 +156,7 @@ class Killer:
             self._roster = roster
             old, self._targets = self._targets, {}
             for worker, pid in roster.members:
-                self._targets[worker] = old.pop(worker, None) or Target(self._directory, worker, pid, roster.forkserver)
+                self._targets[worker] = old.pop(worker, None) or Victim(self._directory, worker, pid, roster.forkserver)
             for target in old.values():
                 if all(target is not dying for _, dying in self._dying):
                     target.close()
@@ -165,7 +165,7 @@ class Killer:
     def _look_around(self) -> list[Doing]:
         return [doing for target in self._targets.values() if (doing := target.look()) is not None]
 
-    def _strike(self, index: int, victims: Sequence[tuple[int, Target]], seen: Sequence[Doing], epoch: int) -> None:
+    def _strike(self, index: int, victims: Sequence[tuple[int, Victim]], seen: Sequence[Doing], epoch: int) -> None:
         at, fault = time.monotonic(), self._faults[index]
         shots = [
             Shot(fault=fault, worker=target.worker, pid=target.pid, place=place, epoch=epoch, at=at, seen=doing)
@@ -210,7 +210,7 @@ class _Aim:
     where: str
 
     @classmethod
-    def at(cls, victims: Sequence[tuple[int, Target]]) -> _Aim:
+    def at(cls, victims: Sequence[tuple[int, Victim]]) -> _Aim:
         seen = []
         for place, target in victims:
             who = f"worker {target.worker} at place {place}"

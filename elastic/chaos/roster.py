@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elastic.chaos.trigger import Pace
-from elastic.observe.activity import Doing, Watch
+from elastic.chaos.trigger import StepPace
+from elastic.observe.activity import ActivityReader, Doing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ class RosterFile:
         return self._roster
 
 
-class Target:
+class Victim:
     """One worker: looked at, and killed, through a descriptor of its process, so that nobody who gets its pid later is hit."""
 
     def __init__(self, directory: Path, worker: int, pid: int, parent: int | None) -> None:
         self.worker, self.pid = worker, pid
-        self.pace = Pace()
+        self.pace = StepPace()
         self._directory = directory
-        self._watch: Watch | None = None
+        self._watch: ActivityReader | None = None
         self._pidfd = _hold(pid, parent)
         self._end = select.poll()
         if self._pidfd is not None:
@@ -65,7 +65,7 @@ class Target:
         """What it does, or did last; None where it has not said so."""
         if self._watch is None:
             with suppress(FileNotFoundError):
-                self._watch = Watch(self._directory, self.worker)
+                self._watch = ActivityReader(self._directory, self.worker)
         doing = None if self._watch is None else self._watch.read()
         if doing is None or doing.pid != self.pid:
             return None

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from elastic.chaos.roster import RosterFile, Target
+from elastic.chaos.roster import RosterFile, Victim
 from elastic.errors import SettingsError
 
 PERIOD_S = 0.02
@@ -54,7 +54,7 @@ class Throttle:
                     for target in targets.values():
                         target.close()
                     targets = {
-                        place: Target(self._directory, *roster.members[place], roster.forkserver)
+                        place: Victim(self._directory, *roster.members[place], roster.forkserver)
                         for place in self._factors
                         if place < len(roster.members)
                     }
@@ -64,7 +64,7 @@ class Throttle:
                 target.send(signal.SIGCONT)
                 target.close()
 
-    def _cycle(self, targets: Mapping[int, Target]) -> None:
+    def _cycle(self, targets: Mapping[int, Victim]) -> None:
         """One period: all are stopped, and each goes on when its share of the period is left."""
         if not targets:
             self._closing.wait(_LOOK_S)

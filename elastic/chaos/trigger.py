@@ -17,7 +17,7 @@ _BEFORE_ALL, _AFTER_ALL = -1, len(RECOVERY_PHASES)
 
 
 @dataclass(slots=True)
-class Pace:
+class StepPace:
     """How long steps take, from what one worker was seen to do."""
 
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
-from elastic.comm.gauge import Seen
 from elastic.comm.mailbox import Mailbox, copy_of, lost
 from elastic.comm.message import Era, Key, Kind, Tag
+from elastic.comm.rate_meter import LinkRates
 from elastic.comm.waiter import Waiter
 from elastic.errors import LinkError
 from elastic.memory.raw import Memory, as_writable_bytes
@@ -132,14 +132,14 @@ class Endpoint(ABC):
         self._join([by_worker[peer] for peer in wanted], time.monotonic() + timeout_s, timeout_s)
 
     def _join(self, members: list[MemberLike], deadline: float, timeout_s: float) -> None:
-        era = self._box.era
+        attempt_id = self._box.attempt_id
         greeted: dict[int, LinkLike | None] = {}
         pending = members
         with self._box.waiter(None) as waiter:
             while True:
                 waiter.clear()
-                self._box.check(era)
-                pending = [member for member in pending if not self._join_one(member, era, greeted)]
+                self._box.check(attempt_id)
+                pending = [member for member in pending if not self._join_one(member, attempt_id, greeted)]
                 if not pending:
                     return
                 if (left := deadline - time.monotonic()) <= 0:
@@ -147,7 +147,7 @@ class Endpoint(ABC):
                     raise LinkError(f"worker {self.worker} has no link to workers {names} after {timeout_s:g} s", peer=names[0])
                 waiter.wait(left)
 
-    def _join_one(self, member: MemberLike, era: Era, greeted: dict[int, LinkLike | None]) -> bool:
+    def _join_one(self, member: MemberLike, attempt_id: Era, greeted: dict[int, LinkLike | None]) -> bool:
         """One step towards a joined link; `greeted` is the link that our HELLO went over, None while one is being made."""
         peer = member.worker
         if error := self._refusals.pop(peer, None):
@@ -158,17 +158,17 @@ class Endpoint(ABC):
                 greeted[peer] = None
                 self._reach(member)
             return False
-        if link.joined == era:
+        if link.joined == attempt_id:
             return True
         if greeted.get(peer) is not link:
             greeted[peer] = link
             self._send(link, _HELLO, ())
-        if self._box.take((era, peer, _HELLO)) is None:
+        if self._box.take((attempt_id, peer, _HELLO)) is None:
             return False
         with self._box.lock:
             if self._links.get(peer) is link:
-                link.joined = era
-        return link.joined == era
+                link.joined = attempt_id
+        return link.joined == attempt_id
 
     # --- messages
 
@@ -185,7 +185,7 @@ class Endpoint(ABC):
         """The message with this tag is to end in `buffer` (writable, C-contiguous), straight from the socket if it has not begun to
         arrive. The memory belongs to the network until the message was received, the peer dropped, or a later era installed.
         Raises ValueError if the memory cannot be used; a wrong size makes `receive` raise LinkError."""
-        self._box.post((self._box.era, peer, tag), as_writable_bytes(buffer))
+        self._box.post((self._box.attempt_id, peer, tag), as_writable_bytes(buffer))
 
     def receive(self, peer: int, tag: Tag, *, fail_any: bool = True) -> np.ndarray:
         """The message with this tag as flat uint8 memory: the posted one, or fresh 64-byte aligned memory that the caller owns.
@@ -193,8 +193,8 @@ class Endpoint(ABC):
         Blocks until it is whole. A message that has arrived is returned whatever happened since; else raises PeerLost as soon as the link
         to the peer (with `fail_any`, any joined link) is lost, Interrupted if a later era is installed, what was given to `interrupt`.
         """
-        era = self._box.era
-        key = (era, peer, tag)
+        attempt_id = self._box.attempt_id
+        key = (attempt_id, peer, tag)
         if (found := self._take(key, fail_any)) is not None:
             return found
         with self._box.waiter(key) as waiter:
@@ -206,17 +206,17 @@ class Endpoint(ABC):
 
     def check(self) -> None:
         """Raises what a wait would raise now: for code that computes for long between its waits."""
-        self._box.check(self._box.era)
+        self._box.check(self._box.attempt_id)
 
     def arrived(self, peer: int, tag: Tag) -> bool:
         """Whether `receive` would return at once."""
-        return self._box.has((self._box.era, peer, tag))
+        return self._box.has((self._box.attempt_id, peer, tag))
 
     def _take(self, key: Key, fail_any: bool) -> np.ndarray | None:
-        era, peer, _ = key
+        attempt_id, peer, _ = key
         found = self._box.take(key)
         if found is None:
-            self._box.check(era, None if fail_any else peer)
+            self._box.check(attempt_id, None if fail_any else peer)
             if peer not in self._links:
                 raise lost(peer, "there is none")
         return found
@@ -229,7 +229,7 @@ class Endpoint(ABC):
         """Waits are possible again."""
         self._box.resume()
 
-    def seen(self) -> dict[int, Seen]:
+    def seen(self) -> dict[int, LinkRates]:
         """How fast the links to peers are, as far as that was observed."""
         return {}
 
@@ -240,7 +240,7 @@ class Endpoint(ABC):
         with self._box.lock:
             if self._links.get(link.peer) is link:
                 del self._links[link.peer]
-            failed = link.joined == self._box.era
+            failed = link.joined == self._box.attempt_id
             if failed:
                 self._box.failures.setdefault(link.peer, error)
         self._box.wake_all()

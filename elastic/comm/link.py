@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from elastic.comm.gauge import Seen
 from elastic.comm.mailbox import Mailbox, Slot
 from elastic.comm.message import Era
+from elastic.comm.rate_meter import LinkRates
 from elastic.comm.reactor import READABLE, WRITABLE, Reactor
 from elastic.comm.receiving import Receiver
 from elastic.comm.sending import Sender
@@ -67,9 +67,9 @@ class Link:
         return sender.bytes, receiver.bytes, sender.messages, receiver.messages, receiver.transferred
 
     @property
-    def seen(self) -> Seen:
+    def seen(self) -> LinkRates:
         """How fast it is, as far as it was used."""
-        return Seen(self.latency_s, self._receiver.gauge.bytes_per_s)
+        return LinkRates(self.latency_s, self._receiver.rate_meter.bytes_per_s)
 
     def receive(self, waiter: Waiter) -> None:
         """Receives on the calling thread until it is woken or the link breaks; returns at once if the receiving half is not free."""
@@ -81,11 +81,11 @@ class Link:
         finally:
             self._reader.release()
 
-    def settle(self, era: Era) -> None:
+    def settle(self, attempt_id: Era) -> None:
         """After the mailbox advanced: nothing of an earlier era is written to memory, or begun to be sent, any more."""
         with self._recalled():
             self._receiver.settle()
-        self.sender.retire(era)
+        self.sender.retire(attempt_id)
 
     def close(self) -> bool:
         """At once; the peer sees the end of the stream. True for the first call: from then on `filling` is not written to."""

@@ -64,7 +64,7 @@ class LoopbackNetwork(Endpoint):
 
     def flush(self) -> None:
         """Nothing is ever queued."""
-        self._box.check(self._box.era)
+        self._box.check(self._box.attempt_id)
 
     def drop(self, peer: int) -> None:
         with self._hub.lock:
@@ -89,7 +89,7 @@ class LoopbackNetwork(Endpoint):
         self._counts[0] += HEADER_BYTES + size
         self._counts[2] += 1
         if link.other is not None:
-            link.network.deliver(link.other, (self._box.era, self.worker, tag), views, size)
+            link.network.deliver(link.other, (self._box.attempt_id, self.worker, tag), views, size)
 
     def _reach(self, member: MemberLike) -> None:
         with self._hub.lock:

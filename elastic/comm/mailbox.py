@@ -50,7 +50,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.era: Era = (0, 0)
+        self.attempt_id: Era = (0, 0)
         self.failures: dict[int, LinkError] = {}
         self.stale_dropped = 0
         self._slots: dict[Key, deque[Slot]] = {}
@@ -77,7 +77,7 @@ class Mailbox:
         Raises MemoryError, and leaves everything as it was, if there is no memory for it.
         """
         with self.lock:
-            if key[0] < self.era:
+            if key[0] < self.attempt_id:
                 self.stale_dropped += 1
                 return None
             queue = self._slots.setdefault(key, deque())
@@ -123,12 +123,15 @@ class Mailbox:
 
     # --- what stops a wait
 
-    def check(self, era: Era, peer: int | None = None) -> None:
-        """Raises what must stop a wait begun in `era`: an interruption, a later era, a lost link (any, or only that to `peer`)."""
+    def check(self, attempt_id: Era, peer: int | None = None) -> None:
+        """Raises what must stop a wait begun in `attempt_id`: an interruption, a later era, a lost link (any, or only that to `peer`)."""
         with self.lock:
             self._check_interruption()
-            if era != self.era:
-                raise Interrupted(f"epoch {era[0]} attempt {era[1]} is over: {self.era[0]} attempt {self.era[1]} was installed")
+            if attempt_id != self.attempt_id:
+                raise Interrupted(
+                    f"epoch {attempt_id[0]} attempt {attempt_id[1]} is over: "
+                    f"{self.attempt_id[0]} attempt {self.attempt_id[1]} was installed"
+                )
             error = next(iter(self.failures.values()), None) if peer is None else self.failures.get(peer)
         if error is not None:
             raise copy_of(error)
@@ -150,22 +153,24 @@ class Mailbox:
             if not self._closed:
                 self._interruption = None
 
-    def advance(self, era: Era) -> None:
+    def advance(self, attempt_id: Era) -> None:
         """Begins an era: forgets messages, posts and failures of earlier ones and calls off waits begun in them."""
         with self.lock:
             self._check_interruption()
-            if era < self.era:
-                raise LinkError(f"epoch {era[0]} attempt {era[1]} cannot follow {self.era[0]} attempt {self.era[1]}")
-            self.era = era
+            if attempt_id < self.attempt_id:
+                raise LinkError(
+                    f"epoch {attempt_id[0]} attempt {attempt_id[1]} cannot follow {self.attempt_id[0]} attempt {self.attempt_id[1]}"
+                )
+            self.attempt_id = attempt_id
             self.failures.clear()
-            self._slots = {key: queue for key, queue in self._slots.items() if key[0] >= era}
+            self._slots = {key: queue for key, queue in self._slots.items() if key[0] >= attempt_id}
             self._wake_all()
 
     def forget(self, peer: int, begun: Slot | None) -> None:
         """The link to a peer is gone; lock held. What arrived whole stays, `begun` and what was only posted goes."""
         for key, queue in list(self._slots.items()):
             if key[1] == peer:
-                kept = deque(slot for slot in queue if slot is not begun and (slot.begun or key[0] > self.era))
+                kept = deque(slot for slot in queue if slot is not begun and (slot.begun or key[0] > self.attempt_id))
                 if kept:
                     self._slots[key] = kept
                 else:

@@ -65,10 +65,10 @@ Key: TypeAlias = "tuple[Era, int, Tag]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class MessageHeader:
     """What precedes the memory of a message; `bytes` is the size of what follows, `checksum` what `checksum` gives for it."""
 
-    era: Era
+    attempt_id: Era
     tag: Tag
     bytes: int
     checksum: int = 0
@@ -77,19 +77,19 @@ class Header:
         """`HEADER_BYTES` bytes, little-endian. Raises LinkError if a field does not fit."""
         kind, step, a, b, c = self.tag
         try:
-            fields = _HEADER.pack(*self.era, kind, step, a, b, c, self.checksum, self.bytes)
+            fields = _HEADER.pack(*self.attempt_id, kind, step, a, b, c, self.checksum, self.bytes)
             return _OWN.pack(crc32c(fields, _VERSION)) + fields
         except struct.error as error:
             raise LinkError(f"message {self.tag} of {self.bytes} bytes does not fit its header: {error}") from error
 
     @classmethod
-    def unpack(cls, raw: bytes | bytearray | memoryview) -> Header:
+    def unpack(cls, raw: bytes | bytearray | memoryview) -> MessageHeader:
         """The inverse of `pack`. Raises LinkError if this is no header, or a damaged one."""
         (own,), fields = _OWN.unpack_from(raw), view(raw)[_OWN.size :]
         epoch, attempt, kind, step, a, b, c, checksum, size = _HEADER.unpack(fields)
         if own != crc32c(fields, _VERSION) or size > MAX_BYTES:
             raise LinkError(f"not a message header, or a damaged one: {bytes(raw)!r}")
-        return cls(era=(epoch, attempt), tag=Tag(kind, step, a, b, c), bytes=size, checksum=checksum)
+        return cls(attempt_id=(epoch, attempt), tag=Tag(kind, step, a, b, c), bytes=size, checksum=checksum)
 
 
 def checksum(memory: memoryview, before: int = 0) -> int:
@@ -97,8 +97,8 @@ def checksum(memory: memoryview, before: int = 0) -> int:
     return crc32c(memory, before)
 
 
-def described(era: Era, tag: Tag) -> str:
+def described(attempt_id: Era, tag: Tag) -> str:
     """A message for people: its kind, epoch, attempt, and step or collective."""
     number = tag.step & ~_COLLECTIVE
     where = f"collective {number}" if tag.step & _COLLECTIVE else f"step {number // 2 if tag.kind in _ROUNDS else number}"
-    return f"the {_KINDS.get(tag.kind, f'kind {tag.kind}')} message of epoch {era[0]}, attempt {era[1]}, {where}"
+    return f"the {_KINDS.get(tag.kind, f'kind {tag.kind}')} message of epoch {attempt_id[0]}, attempt {attempt_id[1]}, {where}"

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import cast
 
 from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
-from elastic.comm.gauge import Seen
 from elastic.comm.link import Link
 from elastic.comm.mailbox import lost
-from elastic.comm.message import Header, Tag, checksum
+from elastic.comm.message import MessageHeader, Tag, checksum
+from elastic.comm.rate_meter import LinkRates
 from elastic.comm.reactor import Reactor
 from elastic.comm.reception import Reception
 from elastic.comm.waiter import Waiter
@@ -75,7 +75,7 @@ class Network(Endpoint):
             links=frozenset(link.peer for link in links),
         )
 
-    def seen(self) -> dict[int, Seen]:
+    def seen(self) -> dict[int, LinkRates]:
         with self._box.lock:
             links = cast("list[Link]", list(self._links.values()))
         return {link.peer: link.seen for link in links}
@@ -90,15 +90,17 @@ class Network(Endpoint):
         proof = 0
         for view in views:
             proof = checksum(view, proof)
-        cast(Link, link).sender.send(Header(era=self._box.era, tag=tag, bytes=sum(map(len, views)), checksum=proof), views)
+        cast(Link, link).sender.send(
+            MessageHeader(attempt_id=self._box.attempt_id, tag=tag, bytes=sum(map(len, views)), checksum=proof), views
+        )
 
     def flush(self) -> None:
-        era = self._box.era
+        attempt_id = self._box.attempt_id
         with self._box.waiter(None) as waiter:
             self._flushing += 1
             try:
                 while any(cast(Link, link).sender.pending for link in list(self._links.values())):
-                    self._box.check(era)
+                    self._box.check(attempt_id)
                     waiter.wait()
                     waiter.clear()
             finally:
@@ -139,7 +141,7 @@ class Network(Endpoint):
     def _settle(self) -> None:
         self._reception.renew()
         for link in list(self._links.values()):
-            cast(Link, link).settle(self._box.era)
+            cast(Link, link).settle(self._box.attempt_id)
 
     def _wait(self, waiter: Waiter, peer: int) -> None:
         link = cast("Link | None", self._links.get(peer))

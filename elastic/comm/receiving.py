@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from elastic.comm.gauge import Gauge
 from elastic.comm.mailbox import Mailbox, Slot, lost
-from elastic.comm.message import HEADER_BYTES, Header, Key, Kind, checksum, described
+from elastic.comm.message import HEADER_BYTES, Key, Kind, MessageHeader, checksum, described
+from elastic.comm.rate_meter import RateMeter
 from elastic.comm.sockets import SCARCE
 from elastic.errors import LinkError
 from elastic.memory.raw import room
@@ -23,7 +23,7 @@ class Receiver:
         self.bytes = self.messages = self.transferred = 0
         self.broken: LinkError | None = None
         self.filling: Slot | None = None
-        self.gauge = Gauge()
+        self.rate_meter = RateMeter()
         self._sock = sock
         self._worker = worker
         self._peer = peer
@@ -45,7 +45,7 @@ class Receiver:
                 count = self._sock.recv_into(_SCRAP[: self._excess] if self._excess else self._rest[:budget])
             except BlockingIOError:
                 if self._key is not None:
-                    self.gauge.waits()
+                    self.rate_meter.waits()
                 return False
             except OSError as error:
                 if error.errno in SCARCE:  # the kernel has no memory for now: it is still there
@@ -56,7 +56,7 @@ class Receiver:
                 self.broken = lost(self._peer, "the other end closed it")
                 return False
             self.bytes += count
-            self.gauge.got(count)
+            self.rate_meter.got(count)
             if self._key is not None and self._counts_as_transfer:
                 self.transferred += count
             budget -= count
@@ -85,11 +85,11 @@ class Receiver:
 
     def _begin(self) -> bool:
         try:
-            header = Header.unpack(self._header)
+            header = MessageHeader.unpack(self._header)
         except LinkError as error:
             self.broken = LinkError(f"worker {self._peer} broke the protocol with worker {self._worker}: {error}", peer=self._peer)
             return False
-        self._key = (header.era, self._peer, header.tag)
+        self._key = (header.attempt_id, self._peer, header.tag)
         self._sum, self._expected = 0, header.checksum
         self._counts_as_transfer = header.tag.kind == Kind.TRANSFER
         try:
@@ -108,15 +108,15 @@ class Receiver:
     def _finish(self) -> bool:
         if self._key is not None and self.filling is not None:
             if self._sum != self._expected:
-                era, _, tag = self._key
+                attempt_id, _, tag = self._key
                 self.broken = LinkError(
-                    f"worker {self._worker} did not get what worker {self._peer} sent, {described(era, tag)}: checksums differ "
+                    f"worker {self._worker} did not get what worker {self._peer} sent, {described(attempt_id, tag)}: checksums differ "
                     f"({self._sum:08x}, sent {self._expected:08x}), so memory or the network changed it; nothing of it was used",
                     peer=self._peer,
                 )
                 return False
             self._box.finish(self._key, self.filling)
-        self.gauge.ends()
+        self.rate_meter.ends()
         self._key = self.filling = None
         self._rest = self._header
         return True

@@ -35,7 +35,7 @@ class Dial:
     peer: int
     address: str
     family: socket.AddressFamily
-    target: sockets.Target | Path
+    target: sockets.SocketAddress | Path
     deadline: float
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elastic.comm.message import Era, Header
+from elastic.comm.message import Era, MessageHeader
 from elastic.comm.sockets import SCARCE
 from elastic.memory import raw
 
@@ -19,7 +19,7 @@ _MAX_VECTOR = 512
 class Outgoing:
     """A message on its way out: `views` is what the kernel has not taken yet."""
 
-    era: Era
+    attempt_id: Era
     views: list[memoryview]
     begun: bool = False
 
@@ -43,9 +43,9 @@ class Sender:
         """Whether something queued was not handed to the kernel yet."""
         return bool(self._queue)
 
-    def send(self, header: Header, views: list[memoryview]) -> None:
+    def send(self, header: MessageHeader, views: list[memoryview]) -> None:
         """Queues a message and hands to the kernel what it takes at once."""
-        self._queue.append(Outgoing(header.era, [raw.view(header.pack()), *views]))
+        self._queue.append(Outgoing(header.attempt_id, [raw.view(header.pack()), *views]))
         self.push()
 
     def push(self, *, ready: bool = False) -> None:
@@ -63,11 +63,11 @@ class Sender:
             if empty:
                 self._emptied()
 
-    def retire(self, era: Era) -> None:
+    def retire(self, attempt_id: Era) -> None:
         """Messages of earlier eras that were not begun are not sent any more. One that was begun must be finished: it is one stream."""
         with self.lock:
             for message in list(self._queue):
-                if message.era < era and not message.begun:
+                if message.attempt_id < attempt_id and not message.begun:
                     message.views.clear()
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from elastic.errors import LinkError
 SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC})
 """Errors that say that this process or host has no descriptors or memory left for now."""
 
-Target = bytes | tuple[str, int]
+SocketAddress = bytes | tuple[str, int]
 
 _BACKLOG = 4096
 _BUFFER_BYTES = 4 << 20
@@ -79,7 +79,7 @@ def listen_at(path: Path) -> socket.socket:
     return sock
 
 
-def connect(sock: socket.socket, target: Target | Path) -> None:
+def connect(sock: socket.socket, target: SocketAddress | Path) -> None:
     """Begins to connect. Raises OSError; BlockingIOError with EINPROGRESS if the outcome is not known yet."""
     if isinstance(target, Path):
         with _short(target) as short:
@@ -88,7 +88,7 @@ def connect(sock: socket.socket, target: Target | Path) -> None:
         sock.connect(target)
 
 
-def target_of(peer: int, address: str, *, local: bool) -> tuple[socket.AddressFamily, Target | Path]:
+def target_of(peer: int, address: str, *, local: bool) -> tuple[socket.AddressFamily, SocketAddress | Path]:
     """What to connect to for an address such as `unix:PATH,tcp:IP:PORT`. Raises LinkError if it has no part that fits."""
     parts = dict(part.split(":", 1) for part in address.split(",") if ":" in part)
     if local and "unix" in parts:
@@ -118,7 +118,7 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _listening(family: socket.AddressFamily, target: Target) -> socket.socket:
+def _listening(family: socket.AddressFamily, target: SocketAddress) -> socket.socket:
     sock = stream(family)
     try:
         sock.bind(target)

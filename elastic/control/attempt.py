@@ -21,7 +21,7 @@ from elastic.control.events import (
     Vote,
     Voted,
 )
-from elastic.control.state import ATTEMPTING, Phase, State
+from elastic.control.state import ATTEMPTING, ControlState, Phase
 from elastic.control.transitions import (
     Step,
     close_job,
@@ -44,7 +44,7 @@ FAILED_ATTEMPTS = 3  # that nobody's death explains
 _LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict")
 
 
-def open_attempt(state: State, now: float, *, joining: bool = False) -> Step:
+def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> Step:
     """The next attempt, of all who live; or a pause, or the end, where they are too few.
 
     Whoever is ready joins at a boundary only, where nobody is in the middle of an evaluation, or where the job were too small otherwise.
@@ -66,13 +66,13 @@ def open_attempt(state: State, now: float, *, joining: bool = False) -> Step:
     return _quiesce(state, workers, now)
 
 
-def _quiesce(state: State, workers: tuple[int, ...], now: float) -> Step:
+def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Step:
     state = replace(state, phase=Phase.QUIESCING, attempt=state.attempt + 1, participants=frozenset(workers), nag_at=now + PATIENCE_S)
     damaged = tuple(worker for worker in workers if worker in state.damaged)
-    return state, [Quiesce(era=state.era, workers=workers, restore=state.fallen, damaged=damaged)]
+    return state, [Quiesce(attempt_id=state.attempt_id, workers=workers, restore=state.fallen, damaged=damaged)]
 
 
-def _begin_again(state: State, now: float) -> Step:
+def _begin_again(state: ControlState, now: float) -> Step:
     """Nobody is left: new workers begin with the newest checkpoint, all that can be started at once."""
     state, started = replenished(replace(state, fallen=True))
     if state.starting:
@@ -85,7 +85,7 @@ def _begin_again(state: State, now: float) -> Step:
     return _quiesce(state, tuple(sorted(state.ready)), now)
 
 
-def _begin_afresh(state: State, why: str, now: float) -> Step:
+def _begin_afresh(state: ControlState, why: str, now: float) -> Step:
     """New workers begin again at step 0. Those that live have trained: they have not the initial state any more, and are ended."""
     lost = f"{why}. " + f"The last loss: {state.cause}. " * bool(state.cause)
     again = "The training begins again at step 0, from the seed: it comes to the same steps, bit for bit"
@@ -100,14 +100,14 @@ def _begin_afresh(state: State, why: str, now: float) -> Step:
     return state, [*told, *ended]
 
 
-def _all_lost(state: State) -> str:
+def _all_lost(state: ControlState) -> str:
     alone = len(state.view.workers) == 1
     return f"{state.cause}; " * bool(state.cause) + (
         "it was the only worker: no copy of the state is left" if alone else "all workers died at once: no copy of the state is left"
     )
 
 
-def _pause(state: State, present: int) -> Step:
+def _pause(state: ControlState, present: int) -> Step:
     few = f"{present} worker{'s' * (present != 1)} left, and the job may not shrink below min_workers={state.policy.min_workers}"
     if not state.starting:
         return end_job(state, "JobFailed", f"{few}; none can be started ({_hindrance(state)}); the last loss: {state.cause}")
@@ -115,12 +115,12 @@ def _pause(state: State, present: int) -> Step:
     return replace(state, phase=Phase.PAUSED), list(said)
 
 
-def _hindrance(state: State) -> str:
+def _hindrance(state: ControlState) -> str:
     return "respawn is off" if not state.policy.respawn else "the job is stopping" if state.stopping else "new workers die"
 
 
-def inventoried(state: State, event: Inventoried, now: float) -> Step:
-    if state.phase is not Phase.QUIESCING or event.era != state.era or event.worker not in state.participants:
+def inventoried(state: ControlState, event: Inventoried, now: float) -> Step:
+    if state.phase is not Phase.QUIESCING or event.attempt_id != state.attempt_id or event.worker not in state.participants:
         return state, []
     state = replace(state, inventories={**state.inventories, event.worker: event.inventory})
     if state.missing:
@@ -130,7 +130,7 @@ def inventoried(state: State, event: Inventoried, now: float) -> Step:
     few = respawns(state) and len(state.participants) < state.policy.workers
     return state, [
         Propose(
-            era=state.era,
+            attempt_id=state.attempt_id,
             view=state.view,
             inventories=dict(state.inventories),
             joiners=joiners,
@@ -142,15 +142,15 @@ def inventoried(state: State, event: Inventoried, now: float) -> Step:
     ]
 
 
-def proposed(state: State, event: Proposed, now: float) -> Step:
-    if state.phase is not Phase.PROPOSING or event.era != state.era:
+def proposed(state: ControlState, event: Proposed, now: float) -> Step:
+    if state.phase is not Phase.PROPOSING or event.attempt_id != state.attempt_id:
         return state, []
     state = replace(state, phase=Phase.MIGRATING, proposal=event.proposal, nag_at=now + PATIENCE_S)
-    return state, [Offer(era=state.era, proposal=event.proposal)]
+    return state, [Offer(attempt_id=state.attempt_id, proposal=event.proposal)]
 
 
-def unproposable(state: State, event: Unproposable, now: float) -> Step:
-    if state.phase is not Phase.PROPOSING or event.era != state.era:
+def unproposable(state: ControlState, event: Unproposable, now: float) -> Step:
+    if state.phase is not Phase.PROPOSING or event.attempt_id != state.attempt_id:
         return state, []
     if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
         told: list[Action] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
@@ -163,9 +163,9 @@ def unproposable(state: State, event: Unproposable, now: float) -> Step:
     return end_job(state, event.kind, f"{who} cannot go on: {event.message}{cause}")
 
 
-def voted(state: State, event: Voted, now: float) -> Step:
+def voted(state: ControlState, event: Voted, now: float) -> Step:
     vote, proposal = event.vote, state.proposal
-    if state.phase is not Phase.MIGRATING or proposal is None or event.era != state.era or vote.worker not in state.missing:
+    if state.phase is not Phase.MIGRATING or proposal is None or event.attempt_id != state.attempt_id or vote.worker not in state.missing:
         return state, []
     state = replace(state, votes={**state.votes, vote.worker: vote})
     if not vote.passed:
@@ -173,10 +173,10 @@ def voted(state: State, event: Voted, now: float) -> Step:
     if state.missing or not all(vote.passed for vote in state.votes.values()):
         return state, []
     state = replace(state, phase=Phase.COMMITTING, suspects={}, nag_at=None)
-    return state, [Commit(era=state.era, proposal=proposal, votes=dict(state.votes))]
+    return state, [Commit(attempt_id=state.attempt_id, proposal=proposal, votes=dict(state.votes))]
 
 
-def _refused(state: State, vote: Vote, now: float) -> Step:
+def _refused(state: ControlState, vote: Vote, now: float) -> Step:
     peer = vote.failed_peer
     if peer is not None and peer != vote.worker and peer in state.participants:
         return suspected(state, vote.worker, peer, now), []
@@ -192,24 +192,24 @@ def unreadable(worker: int, reason: str) -> str:
     return f"worker {worker} cannot begin with the newest checkpoint, and an older one is tried: {reason}"
 
 
-def commit_failed(state: State, event: CommitFailed, now: float) -> Step:
-    if state.phase not in (*ATTEMPTING, Phase.COMMITTING) or event.era != state.era:
+def commit_failed(state: ControlState, event: CommitFailed, now: float) -> Step:
+    if state.phase not in (*ATTEMPTING, Phase.COMMITTING) or event.attempt_id != state.attempt_id:
         return state, []
     return attempt_failed(state, event.reason, now)
 
 
-def attempt_failed(state: State, reason: str, now: float) -> Step:
+def attempt_failed(state: ControlState, reason: str, now: float) -> Step:
     """Another attempt by the same workers; not for ever."""
     if state.finished:
         return close_job(state, now)
     state = replace(state, failed_attempts=state.failed_attempts + 1)
-    epoch, attempt = state.era
+    epoch, attempt = state.attempt_id
     if state.failed_attempts >= FAILED_ATTEMPTS:
         return end_job(state, "JobFailed", f"epoch {epoch} could not be reached in {state.failed_attempts} attempts; the last: {reason}")
     return followed_by([Tell(sentence=f"attempt {attempt} at epoch {epoch} failed: {reason}")], open_attempt(state, now))
 
 
-def committed(state: State, event: Committed, now: float) -> Step:
+def committed(state: ControlState, event: Committed, now: float) -> Step:
     view = event.view
     if (view.epoch, view.attempt) <= (state.view.epoch, state.view.attempt):
         return state, []

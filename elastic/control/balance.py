@@ -50,7 +50,7 @@ class Reports:
         self._alone: dict[int, deque[float]] = {}
         self._last: dict[int, tuple[float, float, float]] = {}
 
-    def note(self, epoch: int, worker: int, computed_s: float, cpu_s: float, expected_s: float, yardstick_s: float) -> None:
+    def note(self, epoch: int, worker: int, computed_s: float, cpu_s: float, expected_s: float, reference_s: float) -> None:
         """One worker's report, the fields of `elastic.engine.effort.Told`. Those of earlier epochs are forgotten."""
         if epoch > self._epoch:
             self._epoch, self._of, self._alone, self._last = epoch, {}, {}, {}
@@ -58,10 +58,10 @@ class Reports:
             return
         now = computed_s, cpu_s, expected_s
         spent_s, used_s, due_s = (a - b for a, b in zip(now, self._last.get(worker, (0.0, 0.0, 0.0)), strict=True))
-        if min(spent_s, used_s, due_s, yardstick_s) > 0:
+        if min(spent_s, used_s, due_s, reference_s) > 0:
             self._last[worker] = now
             self._of.setdefault(worker, deque(maxlen=REPORTS)).append(spent_s / due_s)
-            self._alone.setdefault(worker, deque(maxlen=MOST_REPORTS)).append(spent_s / used_s * yardstick_s)
+            self._alone.setdefault(worker, deque(maxlen=MOST_REPORTS)).append(spent_s / used_s * reference_s)
 
     def acted(self) -> None:
         """Notes that the plan is changed because of these reports."""

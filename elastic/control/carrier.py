@@ -11,7 +11,7 @@ from typing import Protocol
 
 from elastic.host.channel import Message
 from elastic.observe.activity import Doing
-from elastic.observe.silence import Seen
+from elastic.observe.silence import SilentWorker
 from elastic.view import View
 
 
@@ -46,7 +46,7 @@ class Carrier(Protocol):
         """Kills the worker. Its death is reported with the first reason that was given."""
         ...
 
-    def look(self, workers: Iterable[int]) -> list[Seen]:
+    def look(self, workers: Iterable[int]) -> list[SilentWorker]:
         """Returns what each of these workers does."""
         ...
 

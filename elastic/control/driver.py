@@ -12,19 +12,19 @@ from elastic import errors
 from elastic.control import balance, events, machine
 from elastic.control.blame import Loss
 from elastic.control.carrier import Death
-from elastic.control.chronicle import Chronicle
+from elastic.control.incident_log import IncidentLog
+from elastic.control.link_figures import LinkFigures
 from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing
-from elastic.control.state import Phase, Policy
-from elastic.control.wires import Wires
+from elastic.control.state import JobPolicy, Phase
 from elastic.control.world import Terms, World
 from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavailable, MismatchError
 from elastic.host.channel import Message
-from elastic.membership.clerk import DEADLINE_S, Errand
+from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask
 from elastic.membership.founding import Ready, check_equal
 from elastic.observe.activity import STEP_PHASES
 from elastic.observe.silence import LOOK_S, Silence
-from elastic.plan.site import Link, Pair
+from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S
 from elastic.settings import JobSettings
@@ -40,7 +40,7 @@ class Driver:
     """
 
     def __init__(self, world: World, settings: JobSettings, view: View, founder: Ready) -> None:
-        policy = Policy(
+        policy = JobPolicy(
             workers=settings.workers,
             min_workers=settings.min_workers,
             respawn=settings.respawn,
@@ -48,11 +48,11 @@ class Driver:
         )
         self.state = machine.running(view, policy)
         self._world = world
-        self._chronicle = Chronicle(world, founder.settings.get("micro_batch_size", 1))
+        self._incident_log = IncidentLog(world, founder.settings.get("micro_batch_size", 1))
         self._settings = settings
         self._founding, self._founder = view.coordinator, founder
         self._weighing = balance.Weighing(settings.stages)
-        self._wires = Wires()
+        self._link_figures = LinkFigures()
         self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
         self._finished, self._dead, self._ending = set[int](), set[int](), set[int]()
         self._lost_at: float | None = None
@@ -72,7 +72,7 @@ class Driver:
     @property
     def incidents(self) -> list[dict[str, Any]]:
         """What became of members, as `elastic.observe.incident.Incident` has it, in JSON."""
-        return self._chronicle.incidents
+        return self._incident_log.incidents
 
     # What happens
 
@@ -88,11 +88,11 @@ class Driver:
         self._dead.add(death.worker)
         loss = None
         if death.worker in self.view.workers:
-            self._chronicle.lost(self.view, death, now)
+            self._incident_log.lost(self.view, death, now)
             self._lost_at, loss = now, _loss(self.view, death)
-        self._chronicle.forget(death.worker)
+        self._incident_log.forget(death.worker)
         self.feed(events.WorkerDied(worker=death.worker, how=death.how, loss=loss))
-        self._world.clerk.run(Errand(call=lambda: self._world.dismiss(death.worker)))
+        self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.dismiss(death.worker)))
 
     def finished(self, worker: int) -> None:
         """The worker has sent its result."""
@@ -100,7 +100,7 @@ class Driver:
         if self.joining(worker):
             self._end_worker(worker, "train_fn returned there before making a Trainer")
         else:
-            self.feed(events.Finished(worker=worker))
+            self.feed(events.WorkerFinished(worker=worker))
 
     def failed_to_join(self, worker: int, why: str) -> None:
         """A worker that is no member yet raised an exception."""
@@ -134,7 +134,7 @@ class Driver:
         self._world.timers.clear_timer("machine")
         self._world.timers.clear_timer("silence")
         self._preparing.close()
-        self._chronicle.close()
+        self._incident_log.close()
 
     @property
     def complete(self) -> bool:
@@ -183,16 +183,16 @@ class Driver:
         except MismatchError as error:
             self._end_worker(worker, str(error))
             return
-        self._world.clerk.run(Errand(call=lambda: self._world.admit(worker, ready)))
+        self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.admit(worker, ready)))
         self.feed(events.JoinerReady(worker=worker, member=ready.member(worker)))
 
     def _hear_save(self, worker: int, message: Message) -> None:
         self._saved = self._saved or message["reason"] is None
 
     def _hear_progress(self, worker: int, message: Message) -> None:
-        self._chronicle.told(worker, message)
-        self._wires.note(worker, message.get("links", ()))
-        if self._settings.rebalance and message.get("effort") is not None and self._chronicle.current is None:
+        self._incident_log.told(worker, message)
+        self._link_figures.note(worker, message.get("links", ()))
+        if self._settings.rebalance and message.get("effort") is not None and self._incident_log.current is None:
             self._weighing.note(message["epoch"], worker, message["effort"])
             slowdowns = self._weighing.weigh(self.view, self._world.clock()) if self.state.phase is Phase.RUNNING else None
             if slowdowns is not None:
@@ -202,36 +202,36 @@ class Driver:
         if not message.get("gone", True):
             self._world.say(message["reason"])
         if message["peer"] is not None:
-            self._chronicle.missed(message["epoch"], message["peer"], message["at"])
+            self._incident_log.missed(message["epoch"], message["peer"], message["at"])
         damaged = message.get("damaged", False) and message["epoch"] == self.view.epoch
         if damaged:
-            self._chronicle.damaged(self.view, worker, message["step"], message["reason"], message["at"])
+            self._incident_log.damaged(self.view, worker, message["step"], message["reason"], message["at"])
         reporter = {"reporter": worker, "peer": message["peer"], "epoch": message["epoch"], "reason": message["reason"]}
         unreadable = message["phase"] == CheckpointDamaged.__name__
         self.feed(events.LostLink(**reporter, damaged=damaged, unreadable=unreadable))
 
     def _hear_paused(self, worker: int, message: Message) -> None:
-        if self._chronicle.current is None and self.state.phase is Phase.BOUNDARY:
+        if self._incident_log.current is None and self.state.phase is Phase.BOUNDARY:
             kind, why = ("join", None) if self.state.ready else ("rebalance", balance.sentence(self.state.slowdowns))
-            self._chronicle.changes(self.view, kind, message["step"], why)
+            self._incident_log.changes(self.view, kind, message["step"], why)
         self.feed(events.PausedAt(worker=worker, epoch=message["epoch"], step=message["step"]))
 
     def _hear_inventory(self, worker: int, message: Message) -> None:
-        self.feed(events.Inventoried(worker=worker, era=_era(message), inventory=Inventory.from_json(message["inventory"])))
+        self.feed(events.Inventoried(worker=worker, attempt_id=_attempt_id(message), inventory=Inventory.from_json(message["inventory"])))
 
     def _hear_vote(self, worker: int, message: Message) -> None:
         vote = events.Vote.from_json(worker, message)
-        if _era(message) == self.state.era:
-            self._chronicle.note(lambda timeline, now: timeline.voted(now, vote))
-        self.feed(events.Voted(era=_era(message), vote=vote))
+        if _attempt_id(message) == self.state.attempt_id:
+            self._incident_log.note(lambda timeline, now: timeline.voted(now, vote))
+        self.feed(events.Voted(attempt_id=_attempt_id(message), vote=vote))
 
     def _hear_resumed(self, worker: int, message: Message) -> None:
         if message["epoch"] == self.view.epoch:
-            self._chronicle.note(lambda timeline, _: timeline.resumed(worker, message["at"]))
+            self._incident_log.note(lambda timeline, _: timeline.resumed(worker, message["at"]))
 
     def _hear_committed(self, worker: int, message: Message) -> None:
         if message["epoch"] == self.view.epoch:
-            self._chronicle.note(lambda timeline, _: timeline.first_commit(message["at"], message["step"]))
+            self._incident_log.note(lambda timeline, _: timeline.first_commit(message["at"], message["step"]))
         self.feed(events.FirstCommit(worker=worker, epoch=message["epoch"], step=message["step"]))
 
     # Actions
@@ -247,22 +247,22 @@ class Driver:
                 self._world.carrier.tell(action.workers, {"type": "boundary"})
 
         epoch = self.view.epoch
-        self._world.clerk.run(Errand(call=self._world.attempts.ask, done=tell, wanted=asked, deadline_s=math.inf))
+        self._world.etcd_thread.run(EtcdTask(call=self._world.attempts.ask, done=tell, wanted=asked, deadline_s=math.inf))
 
     def _quiesce(self, action: events.Quiesce) -> None:
-        self._chronicle.note(lambda timeline, now: timeline.opened(now))
+        self._incident_log.note(lambda timeline, now: timeline.opened(now))
         lost = [worker for worker in self.view.workers if worker not in action.workers]
         what = {"lost": lost, "restore": action.restore, "damaged": list(action.damaged)}
 
         def burned(_: Any) -> None:
             """Only now may anybody hear of the attempt: whoever coordinates next must not use its number again."""
-            if self.state.era == action.era:
-                self._world.carrier.tell(action.workers, {"type": "quiesce", **_era_fields(action.era), **what})
+            if self.state.attempt_id == action.attempt_id:
+                self._world.carrier.tell(action.workers, {"type": "quiesce", **_attempt_fields(action.attempt_id), **what})
 
-        self._at_etcd(action.era, lambda: self._world.attempts.begin(action.era), burned)
+        self._at_etcd(action.attempt_id, lambda: self._world.attempts.begin(action.attempt_id), burned)
 
     def _propose(self, action: events.Propose) -> None:
-        self._chronicle.note(lambda timeline, now: timeline.inventoried(now))
+        self._incident_log.note(lambda timeline, now: timeline.inventoried(now))
         try:
             terms = Terms(
                 stages=self._settings.stages,
@@ -275,43 +275,43 @@ class Driver:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
                 kind = "CoverageLost"  # a checkpoint that there was is gone: to begin again would lose what it had
-            self.feed(events.Unproposable(era=action.era, kind=kind, message=str(error)))
+            self.feed(events.Unproposable(attempt_id=action.attempt_id, kind=kind, message=str(error)))
         else:
-            self.feed(events.Proposed(era=action.era, proposal=proposal))
+            self.feed(events.Proposed(attempt_id=action.attempt_id, proposal=proposal))
 
     def _offer(self, action: events.Offer) -> None:
-        self._chronicle.note(lambda timeline, now: timeline.proposed(now, action.proposal))
+        self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
         self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal})
-        self._at_etcd(action.era, lambda: self._world.attempts.publish(action.era, proposal))
+        self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
 
     def _commit(self, action: events.Commit) -> None:
         view, before, attempts = action.proposal.view, self.view, self._world.attempts
         votes = {worker: vote.refusal for worker, vote in action.votes.items()}
 
         def commit() -> None:
-            attempts.vote(action.era, votes)
-            attempts.commit(action.era, view, before)
+            attempts.vote(action.attempt_id, votes)
+            attempts.commit(action.attempt_id, view, before)
 
-        self._world.clerk.run(
-            Errand(
+        self._world.etcd_thread.run(
+            EtcdTask(
                 call=commit,
                 done=lambda _: self.seen(view),
-                refused=lambda error: self.feed(events.CommitFailed(era=action.era, reason=str(error))),
+                refused=lambda error: self.feed(events.CommitFailed(attempt_id=action.attempt_id, reason=str(error))),
             )
         )
 
     def _announce(self, action: events.Announce) -> None:
-        view, current = action.view, self._chronicle.current
-        self._chronicle.note(lambda timeline, now: timeline.committed(now, view))
+        view, current = action.view, self._incident_log.current
+        self._incident_log.note(lambda timeline, now: timeline.committed(now, view))
         if current is not None and self._lost_at is not None and set(view.workers).difference(current.before.workers):
             self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
         self._world.carrier.tell(view.workers, {"type": "view", "view": view.to_json()})
-        self._wires.keep(view.workers)
+        self._link_figures.keep(view.workers)
         self._world.carrier.record(view)
         self._preparing.begin(view)
         if view.epoch > 1:
-            self._world.clerk.run(Errand(call=self._world.attempts.sweep, needed=False))
+            self._world.etcd_thread.run(EtcdTask(call=self._world.attempts.sweep, needed=False))
 
     def _evict(self, action: events.Evict) -> None:
         self._end_worker(action.worker, action.why)
@@ -325,19 +325,19 @@ class Driver:
     def _tell(self, action: events.Tell) -> None:
         self._world.say(action.sentence)
 
-    def _measured(self) -> Mapping[Pair, Link]:
-        return self._wires.links({member.worker: member.host for member in self.view.members}, self.view.site)
+    def _measured(self) -> Mapping[Pair, LinkSpeed]:
+        return self._link_figures.links({member.worker: member.host for member in self.view.members}, self.view.site)
 
     def _idle(self) -> bool:
-        return self._chronicle.current is None and self.state.phase is Phase.RUNNING
+        return self._incident_log.current is None and self.state.phase is Phase.RUNNING
 
-    def _at_etcd(self, era: events.Era, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
+    def _at_etcd(self, attempt_id: events.Era, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
         """For an attempt, and only as long as it is the one."""
 
         def refused(error: Conflict) -> None:
-            self.feed(events.CommitFailed(era=era, reason=str(error)))
+            self.feed(events.CommitFailed(attempt_id=attempt_id, reason=str(error)))
 
-        self._world.clerk.run(Errand(call=call, done=done, refused=refused, wanted=lambda: self.state.era == era))
+        self._world.etcd_thread.run(EtcdTask(call=call, done=done, refused=refused, wanted=lambda: self.state.attempt_id == attempt_id))
 
     def _end_worker(self, worker: int, why: str) -> None:
         if worker not in self._ending:
@@ -391,9 +391,9 @@ def _loss(view: View, death: Death) -> Loss:
     )
 
 
-def _era(message: Message) -> events.Era:
+def _attempt_id(message: Message) -> events.Era:
     return message["epoch"], message["attempt"]
 
 
-def _era_fields(era: events.Era) -> dict[str, int]:
-    return {"epoch": era[0], "attempt": era[1]}
+def _attempt_fields(attempt_id: events.Era) -> dict[str, int]:
+    return {"epoch": attempt_id[0], "attempt": attempt_id[1]}

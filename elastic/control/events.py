@@ -75,7 +75,7 @@ class LostLink:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventoried:
     worker: int
-    era: Era
+    attempt_id: Era
     inventory: Inventory
 
 
@@ -94,7 +94,7 @@ class PausedAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposed:
-    era: Era
+    attempt_id: Era
     proposal: Proposal
 
 
@@ -102,14 +102,14 @@ class Proposed:
 class Unproposable:
     """There is no way on from these inventories: `kind` names the error class."""
 
-    era: Era
+    attempt_id: Era
     kind: str
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voted:
-    era: Era
+    attempt_id: Era
     vote: Vote
 
 
@@ -122,7 +122,7 @@ class Committed:
 class CommitFailed:
     """etcd refused what the attempt wanted to write, and holds another view than its own."""
 
-    era: Era
+    attempt_id: Era
     reason: str
 
 
@@ -134,7 +134,7 @@ class FirstCommit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class WorkerFinished:
     """The worker's train function has returned."""
 
     worker: int
@@ -169,7 +169,7 @@ Event = (
     | Committed
     | CommitFailed
     | FirstCommit
-    | Finished
+    | WorkerFinished
     | Unbalanced
     | Stopping
     | Timeout
@@ -186,12 +186,12 @@ class AskBoundary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiesce:
-    """Opens the attempt `era`: burns its number, and asks every one of these workers for its inventory.
+    """Opens the attempt `attempt_id`: burns its number, and asks every one of these workers for its inventory.
 
     With `restore` also for the newest checkpoint that it sees. `damaged` are those of them that have given up copies.
     """
 
-    era: Era
+    attempt_id: Era
     workers: tuple[int, ...]
     restore: bool = False
     damaged: tuple[int, ...] = ()
@@ -204,7 +204,7 @@ class Propose:
     With `restore` all begin with the newest checkpoint, or `afresh`, where nothing was saved yet.
     """
 
-    era: Era
+    attempt_id: Era
     view: View
     inventories: dict[int, Inventory]
     joiners: dict[int, Member]
@@ -218,7 +218,7 @@ class Propose:
 class Offer:
     """Publish the proposal, and have its members migrate to it and vote."""
 
-    era: Era
+    attempt_id: Era
     proposal: Proposal
 
 
@@ -226,7 +226,7 @@ class Offer:
 class Commit:
     """Every member has voted for it: make it the view. Answered by Committed or CommitFailed, once and surely."""
 
-    era: Era
+    attempt_id: Era
     proposal: Proposal
     votes: dict[int, Vote]
 

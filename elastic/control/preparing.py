@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import Answers
 from elastic.plan.search import preparing
-from elastic.plan.site import Link, Pair
+from elastic.plan.site import LinkSpeed, Pair
 
 if TYPE_CHECKING:
     from elastic.view import Member, View
@@ -54,10 +54,10 @@ class Preparing:
         timers: Timers,
         clock: Callable[[], float],
         stages: int | None,
-        measured: Callable[[], Mapping[Pair, Link]],
+        measured: Callable[[], Mapping[Pair, LinkSpeed]],
         idle: Callable[[], bool],
     ) -> None:
-        self.links: Mapping[Pair, Link] = {}
+        self.links: Mapping[Pair, LinkSpeed] = {}
         self.prepared: Answers | None = None
         self._timers, self._clock, self._stages, self._measured, self._idle = timers, clock, stages, measured, idle
         self._view: View | None = None
@@ -104,7 +104,7 @@ def _losses(members: Sequence[Member]) -> list[int]:
     return [place for place, what in enumerate(named) if place == 0 or what != named[place - 1]] if len(named) > 1 else []
 
 
-def _differ(now: Mapping[Pair, Link], before: Mapping[Pair, Link]) -> bool:
+def _differ(now: Mapping[Pair, LinkSpeed], before: Mapping[Pair, LinkSpeed]) -> bool:
     if now.keys() != before.keys():
         return True
     pairs = [(now[hosts], before[hosts]) for hosts in now]

@@ -32,7 +32,7 @@ ATTEMPTING = (Phase.QUIESCING, Phase.PROPOSING, Phase.MIGRATING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class JobPolicy:
     """How many workers the job wants, how few it goes on with, whether replacements are started, and whether it saves checkpoints."""
 
     workers: int
@@ -56,7 +56,7 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class ControlState:
     """Where the job stands. `attempt` is the last one burned on the way from `view`; `participants` are those of that attempt.
 
     `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view, of which no step is
@@ -65,7 +65,7 @@ class State:
     far, in order. `damaged` members of the view have given up copies of their state.
     """
 
-    policy: Policy
+    policy: JobPolicy
     view: View
     next_worker: int
     phase: Phase = Phase.RUNNING
@@ -98,7 +98,7 @@ class State:
     nag_at: float | None = None
 
     @property
-    def era(self) -> Era:
+    def attempt_id(self) -> Era:
         """Of the attempt under way, else of the view."""
         return (self.view.epoch + 1, self.attempt) if self.attempt else (self.view.epoch, self.view.attempt)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class TrainingPace:
     """How the training went when something happened: step `committed` was the last one seen to be committed, at `at`; a step took `step_s`.
 
     `begun` is the newest step that a worker had begun and not abandoned by itself, None between two steps.
@@ -47,7 +47,7 @@ class Timeline:
     before: View
     fault: float
     detected: float
-    pace: Pace
+    pace: TrainingPace
     worker: int | None = None
     step: int | None = None
     phase: str | None = None

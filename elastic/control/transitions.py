@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from elastic.control.events import Action, EndJob, Evict, Respawn
-from elastic.control.state import Phase, State, Suspicion
+from elastic.control.state import ControlState, Phase, Suspicion
 
 SUSPICION_S = 1.0  # how long a lost peer may take to be seen dead before it is evicted
 GATHERING_S = 0.05  # how long a joiner waits for those that were started with it
 CLOSING_S = 1.0  # how long the others may take to finish when one died at the end of the training
 FAILED_JOINS = 3
 
-Step = tuple[State, list[Action]]
+Step = tuple[ControlState, list[Action]]
 """The next state, and what is to be done."""
 
 
-def without_attempt(state: State) -> State:
+def without_attempt(state: ControlState) -> ControlState:
     """Forgets what members have said in an attempt, or before one."""
     return replace(state, participants=frozenset(), paused={}, inventories={}, proposal=None, votes={}, suspects={}, retry=None)
 
 
-def end_job(state: State, kind: str, message: str) -> Step:
+def end_job(state: ControlState, kind: str, message: str) -> Step:
     """Ends the job with an error of class `kind`."""
     over = replace(state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
     return over, [EndJob(kind=kind, message=message)]
@@ -33,7 +33,7 @@ def followed_by(first: list[Action], rest: Step) -> Step:
     return rest[0], [*first, *rest[1]]
 
 
-def replenished(state: State, *, recovering: bool = False) -> Step:
+def replenished(state: ControlState, *, recovering: bool = False) -> Step:
     """Starts as many workers as are missing, where that is wanted and has not failed too often.
 
     A new worker takes processor time from those who recover: it is started when their first step is committed, or soon if steps are long,
@@ -49,12 +49,12 @@ def replenished(state: State, *, recovering: bool = False) -> Step:
     return started, [Respawn(workers=numbers)]
 
 
-def respawns(state: State) -> bool:
+def respawns(state: ControlState) -> bool:
     """Whether new workers may be started."""
     return state.policy.respawn and not state.stopping and not state.finished and state.failed_joins < FAILED_JOINS
 
 
-def suspected(state: State, reporter: int, peer: int, now: float) -> State:
+def suspected(state: ControlState, reporter: int, peer: int, now: float) -> ControlState:
     if peer in state.evicted:
         return state
     known = state.suspects.get(peer, Suspicion(due=now + SUSPICION_S, reporters=frozenset()))
@@ -67,7 +67,7 @@ def without(suspects: Mapping[int, Suspicion], worker: int) -> dict[int, Suspici
     return {peer: known for peer, known in rest.items() if known.reporters}
 
 
-def evict(state: State, worker: int, why: str) -> Step:
+def evict(state: ControlState, worker: int, why: str) -> Step:
     """Its death, which follows, does the rest."""
     if worker in state.evicted:
         return state, []
@@ -75,7 +75,7 @@ def evict(state: State, worker: int, why: str) -> Step:
     return state, [Evict(worker=worker, why=why)]
 
 
-def gathering(state: State, now: float) -> State:
+def gathering(state: ControlState, now: float) -> ControlState:
     """Sets the time at which the ready joiners are let in."""
     if not state.ready or state.stopping or state.finished:
         return replace(state, join_at=None)
@@ -84,7 +84,7 @@ def gathering(state: State, now: float) -> State:
     return replace(state, join_at=now + GATHERING_S if state.join_at is None else state.join_at)
 
 
-def close_job(state: State, now: float) -> Step:
+def close_job(state: ControlState, now: float) -> Step:
     """Gives the others a moment to finish as well, since with a finished member there is no next view."""
     if state.phase is Phase.CLOSING:
         return state, []

@@ -12,10 +12,10 @@ from elastic.control.events import Era, Propose
 from elastic.control.preparing import Timers
 from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
-from elastic.membership.clerk import Errand
+from elastic.membership.etcd_thread import EtcdTask
 from elastic.membership.founding import Ready
 from elastic.plan.planner import Answers
-from elastic.plan.site import Link, Pair
+from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.view import View
@@ -24,17 +24,17 @@ from elastic.view import View
 class ClerkLike(Protocol):
     """What a driver needs of the clerk."""
 
-    def run(self, errand: Errand) -> None: ...
+    def run(self, task: EtcdTask) -> None: ...
 
 
 class AttemptsLike(Protocol):
     """What a driver needs of `membership.attempts.Attempts`."""
 
     def ask(self) -> None: ...
-    def begin(self, era: Era) -> None: ...
-    def publish(self, era: Era, proposal: Mapping[str, Any]) -> None: ...
-    def vote(self, era: Era, votes: Mapping[int, str | None]) -> None: ...
-    def commit(self, era: Era, view: View, before: View) -> None: ...
+    def begin(self, attempt_id: Era) -> None: ...
+    def publish(self, attempt_id: Era, proposal: Mapping[str, Any]) -> None: ...
+    def vote(self, attempt_id: Era, votes: Mapping[int, str | None]) -> None: ...
+    def commit(self, attempt_id: Era, view: View, before: View) -> None: ...
     def sweep(self) -> None: ...
 
 
@@ -44,7 +44,7 @@ class Terms:
     from a loss until a new worker trains; and what was prepared of them."""
 
     stages: int | None
-    links: Mapping[Pair, Link] = field(default_factory=dict)
+    links: Mapping[Pair, LinkSpeed] = field(default_factory=dict)
     replaced_s: float = REPLACED_S
     prepared: Answers | None = None
 
@@ -57,7 +57,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
     survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
     common: dict[str, Any] = {
         "last": action.view,
-        "attempt": action.era[1],
+        "attempt": action.attempt_id[1],
         "joiners": action.joiners,
         "stages": terms.stages,
         "slowdowns": action.slowdowns,
@@ -78,7 +78,7 @@ class World:
 
     carrier: Carrier
     timers: Timers
-    clerk: ClerkLike
+    etcd_thread: ClerkLike
     attempts: AttemptsLike
     directory: RunDirectory
     end: Callable[[Message], None]

@@ -28,7 +28,7 @@ PREFIX = "after_"
 _CUTS = (0, 64 * 5, BLOCK, 2 * BLOCK + 64)
 
 
-class State(dict[str, Any]):
+class AfterStepState(dict[str, Any]):
     """What f keeps of one run of a parameter; `name` is the parameter's."""
 
     def __init__(self, name: str, values: Mapping[str, Any] | None = None) -> None:
@@ -49,7 +49,7 @@ def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.T
     edges = [*cuts, whole.numel()]
     cut = lambda tensor: [tensor.view(-1)[a:b] for a, b in itertools.pairwise(edges)] if len(cuts) > 1 else [tensor]  # noqa: E731
     pieces = [nn.Parameter(piece) for piece in cut(whole)]
-    states = [State("probe") for _ in pieces]
+    states = [AfterStepState("probe") for _ in pieces]
     with torch.no_grad():
         for move in moves:
             for piece, state, part in zip(pieces, states, cut(move), strict=True):

@@ -19,11 +19,11 @@ from elastic.memory.raw import ALIGNMENT_BYTES, padding
 from elastic.memory.tensors import bytes_of, contiguous, of_bytes
 
 
-class _Leaf:
+class _TensorLeaf:
     """Marks the place of the next tensor in a structure."""
 
 
-LEAF = _Leaf()
+LEAF = _TensorLeaf()
 
 
 def flatten(value: Any, where: str) -> tuple[Any, list[torch.Tensor]]:

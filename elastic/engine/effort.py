@@ -17,13 +17,13 @@ _SIDE = 128
 _TURNS = 4
 
 
-class Told(NamedTuple):
+class EffortReport(NamedTuple):
     """Seconds in the layers since the view began: by the clock, of the processor, by the workload. And those of the yardstick."""
 
     computed_s: float
     cpu_s: float
     expected_s: float
-    yardstick_s: float
+    reference_s: float
 
 
 class Effort:
@@ -40,12 +40,12 @@ class Effort:
         self.cpu_s += time.thread_time() - self._began_cpu_s
         self.computed_s += time.perf_counter() - self._began_s
 
-    def told(self, yardstick: Yardstick) -> Told:
+    def told(self, reference: SpeedReference) -> EffortReport:
         """As it stands, with a fresh measurement of the yardstick."""
-        return Told(self.computed_s, self.cpu_s, self.expected_s, yardstick.measure())
+        return EffortReport(self.computed_s, self.cpu_s, self.expected_s, reference.measure())
 
 
-class Yardstick:
+class SpeedReference:
     """A product of two small matrices, 0.04 ms on one core of today: it has no part in the training, and draws no random numbers."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from elastic.view import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
+class _ParameterRun:
     """One run of parameters, and the worker that it goes to or comes from."""
 
     peer: int
@@ -28,12 +28,12 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sent(_Run):
+class _Sent(_ParameterRun):
     values: HostBytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Received(_Run):
+class _Received(_ParameterRun):
     landing: Landing
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from elastic.engine.partial import note_whole, partial
 from elastic.engine.running import Running
-from elastic.engine.watch import Watch, saved_buffers
+from elastic.engine.watch import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import Cut, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared
@@ -116,7 +116,7 @@ class LayeredModel:
         if not exact:
             self.running.loosen(saved_buffers(self.root))
         self.running.record(-1)
-        self.watch = Watch(self.root, self.running, exact=exact)
+        self.watch = ChangeWatch(self.root, self.running, exact=exact)
         self._names = {id(parameter): name for name, parameter in self.root.named_parameters()}
         self._parameters = dict(self.root.named_parameters())
         note_whole(self._parameters.values())

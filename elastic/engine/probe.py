@@ -32,7 +32,7 @@ _STEPS = 6
 _MOST_ELEMENTS, _FEWEST_ELEMENTS = 17_000, 5 * ALIGNMENT  # 130 x 130: some optimizers treat matrices from 128 on in another way
 
 T = TypeVar("T")
-State = dict[str, Any]
+OptimizerState = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +55,17 @@ class _Sample:
     group: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    state: State
+    state: OptimizerState
     share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Outcome:
+class _ProbeOutcome:
     """What the steps made of each tensor that took part, by its number, of its pieces' states, and of all groups' settings."""
 
     tensors: Mapping[int, torch.Tensor]
-    states: Mapping[int, Sequence[State]]
-    groups: Sequence[State]
+    states: Mapping[int, Sequence[OptimizerState]]
+    groups: Sequence[OptimizerState]
     wrote: bool
     changed: str | None
 
@@ -157,7 +157,7 @@ def _tried(name: str, where: str, act: Callable[[], T]) -> T:
         ) from error
 
 
-def _check_outcome(name: str, outcome: _Outcome, trial: _Trials) -> None:
+def _check_outcome(name: str, outcome: _ProbeOutcome, trial: _Trials) -> None:
     if outcome.changed is not None:
         raise TrainerError(
             f"{name} keeps {outcome.changed!r}, which changes from step to step, as an attribute of its own, so it could not move to "
@@ -214,9 +214,9 @@ def _shape(real: tuple[int, ...]) -> tuple[int, ...]:
     return (*others, max(last, -(-_FEWEST_ELEMENTS // math.prod(others))))
 
 
-def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int, ...]) -> State:
+def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int, ...]) -> OptimizerState:
     """State that the optimizer has already (Adagrad has when it is made), for a tensor of another shape; none where that cannot be told."""
-    found: State = {}
+    found: OptimizerState = {}
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name != "step":
             found[name] = memory.filled(shape, value.flatten()[0].item(), value.dtype)
@@ -244,7 +244,7 @@ class _Trials:
         self._used = sorted({sample.group for sample in samples})
         self.stranger: object = None
 
-    def run(self, chosen: Iterable[int], *, pieces: bool = False) -> _Outcome:
+    def run(self, chosen: Iterable[int], *, pieces: bool = False) -> _ProbeOutcome:
         """All groups are there, with the chosen samples in them: whole, or in pieces as owners of blocks have them."""
         chosen = list(chosen)
         trial = second(self._optimizer)
@@ -271,7 +271,7 @@ class _Trials:
         known = {id(piece) for own in parameters.values() for piece in own}
         self.stranger = next((key for key in trial.state if id(key) not in known), self.stranger)
         now = self._attributes(trial)
-        return _Outcome(
+        return _ProbeOutcome(
             tensors=tensors,
             states={index: [dict(trial.state.get(piece, {})) for piece in own] for index, own in parameters.items()},
             groups=[{key: value for key, value in group.items() if key != "params"} for group in trial.param_groups],
@@ -280,12 +280,12 @@ class _Trials:
         )
 
     @staticmethod
-    def _attributes(trial: Optimizer) -> State:
+    def _attributes(trial: Optimizer) -> OptimizerState:
         """Data that the optimizer has besides groups and state."""
         mine = {attribute: value for attribute, value in vars(trial).items() if attribute not in ("state", "param_groups", "defaults")}
         return {attribute: copy.deepcopy(value) for attribute, value in mine.items() if plain(value)}
 
-    def cut(self, together: _Outcome) -> Cut:
+    def cut(self, together: _ProbeOutcome) -> Cut:
         """At blocks, if pieces come out as the whole does; where the optimizer cannot even take pieces, between tensors."""
         try:
             sliced = self.run(range(len(self._samples)), pieces=True)
@@ -294,9 +294,9 @@ class _Trials:
         return "block" if _difference(together, sliced) is None else "tensor"
 
 
-def _active(optimizer: Optimizer, group: Mapping[str, Any]) -> State:
+def _active(optimizer: Optimizer, group: Mapping[str, Any]) -> OptimizerState:
     """A group's settings, copied; a rate of 0, with which a warm-up begins, would hide what the optimizer does."""
-    settings: State = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+    settings: OptimizerState = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
     rate = settings.get("lr")
     if rate is not None and float(rate) == 0.0:
         other = next((float(r) for r in (group.get("initial_lr"), optimizer.defaults.get("lr")) if r is not None and float(r) > 0), 1e-3)
@@ -315,12 +315,14 @@ def _pieces(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [tensor.view(-1)[a:b] for a, b in itertools.pairwise(edges)]
 
 
-def _state_of(state: State, number: int, shape: tuple[int, ...], cut: Callable[[torch.Tensor], list[torch.Tensor]]) -> State:
+def _state_of(
+    state: OptimizerState, number: int, shape: tuple[int, ...], cut: Callable[[torch.Tensor], list[torch.Tensor]]
+) -> OptimizerState:
     own = {name for name, value in state.items() if isinstance(value, torch.Tensor) and value.shape == shape and (shape or name != "step")}
     return {name: memory.copy(cut(value)[number]) if name in own else copy.deepcopy(value) for name, value in state.items()}
 
 
-def _difference(together: _Outcome, other: _Outcome) -> str | None:
+def _difference(together: _ProbeOutcome, other: _ProbeOutcome) -> str | None:
     """What is not the same where only some tensors took part, or pieces of them; None if everything is."""
     values = [(together.tensors[index], tensor) for index, tensor in other.tensors.items()]
     if apart := [(one, two) for one, two in values if not same(one, two)]:
@@ -349,7 +351,7 @@ def _joined(whole: Any, pieces: Sequence[Any], shape: torch.Size) -> bool:
     return all(same(whole, piece) for piece in pieces)
 
 
-def _state_bytes(samples: Sequence[_Sample], outcome: _Outcome) -> float:
+def _state_bytes(samples: Sequence[_Sample], outcome: _ProbeOutcome) -> float:
     """For one element of the model, on average."""
     total = 0.0
     for index, sample in enumerate(samples):
@@ -358,7 +360,7 @@ def _state_bytes(samples: Sequence[_Sample], outcome: _Outcome) -> float:
     return total / max(1.0, sum(sample.share for sample in samples))
 
 
-def _scalars(outcome: _Outcome) -> dict[str, Any]:
+def _scalars(outcome: _ProbeOutcome) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for index, tensor in outcome.tensors.items():
         for name, value in outcome.states[index][0].items():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from elastic.engine.after import PREFIX, AfterStep, State
+from elastic.engine.after import PREFIX, AfterStep, AfterStepState
 from elastic.engine.reduction import Parts
 from elastic.layout.layout import Interval
 from elastic.layout.regions import ModelSpec, ParameterSpec
@@ -66,7 +66,7 @@ class Updater:
         after: Sequence[AfterStep] = (),
     ) -> None:
         self.optimizer = optimizer
-        self._after, self._kept = after, dict[nn.Parameter, State]()
+        self._after, self._kept = after, dict[nn.Parameter, AfterStepState]()
         self._writes_gradients = writes_gradients
         self._spec, self._group_of = spec, group_of
         self.shards: dict[tuple[int, int], Shard] = {}
@@ -91,7 +91,7 @@ class Updater:
         scalars = shard.scalars.get(parameter.name, {})
         state = {name: shard.memory[name][start:stop].view(shape) if in_memory(value) else copied(value) for name, value in scalars.items()}
         kept = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
-        self._kept[piece] = State(parameter.name, kept)
+        self._kept[piece] = AfterStepState(parameter.name, kept)
         if own := {name: value for name, value in state.items() if not name.startswith(PREFIX)}:
             self.optimizer.state[piece] = own
         return piece

@@ -31,7 +31,7 @@ _STRIDED, _WIDE, _NARROW = range(3)
 
 Arrays = Mapping[str, np.ndarray]
 
-Place = tuple[int, int]
+LayerCall = tuple[int, int]
 """A micro-batch and a layer."""
 
 
@@ -45,7 +45,7 @@ class Record:
     variance: np.ndarray
 
 
-Records = Mapping[Place, Sequence[Record]]
+Records = Mapping[LayerCall, Sequence[Record]]
 """The calls, in order, of every forward of a layer that has such modules."""
 
 
@@ -79,7 +79,7 @@ class Statistics:
         self._numbers = {id(module): number for number, module in enumerate(self.modules)}
         self._recording: _Recording | None = None
         self._calls: list[_Call] = []
-        self._found: dict[Place, Sequence[Record]] = {}
+        self._found: dict[LayerCall, Sequence[Record]] = {}
 
     @property
     def buffers(self) -> list[str]:
@@ -156,9 +156,9 @@ class Statistics:
             "statistics": np.concatenate(values) if values else np.array([]),
         }
 
-    def decode(self, arrays: Arrays) -> dict[Place, list[Record]]:
+    def decode(self, arrays: Arrays) -> dict[LayerCall, list[Record]]:
         """The inverse."""
-        found: dict[Place, list[Record]] = {(micro_batch, layer): [] for micro_batch, layer in arrays["statistics_at"].tolist()}
+        found: dict[LayerCall, list[Record]] = {(micro_batch, layer): [] for micro_batch, layer in arrays["statistics_at"].tolist()}
         position = 0
         for micro_batch, layer, module, way in arrays["statistics_of"].tolist():
             channels = self.modules[module].running_mean.numel()

@@ -26,7 +26,7 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class ViewState:
     """What a worker begins a view with: its shards, and those that it keeps for others, at step `step` (-1 before the first)."""
 
     step: int
@@ -34,7 +34,7 @@ class State:
     kept: Sequence[Shard]
 
 
-def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer, view: View) -> State:
+def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer, view: View) -> ViewState:
     """Of the first view, from the model that every worker built; afterwards it holds the worker's own layers only."""
     intervals = [(layer.layer, interval) for layer in view.layout.layers for interval in layer.intervals]
     kept = [
@@ -46,4 +46,4 @@ def initial_state(worker: int, model: LayeredModel, optimizer: ShardedOptimizer,
     owned = [
         optimizer.initial(layer, interval, model.run(layer, interval.start, interval.stop)) for layer, interval in view.layout.owned(worker)
     ]
-    return State(step=-1, owned=owned, kept=kept)
+    return ViewState(step=-1, owned=owned, kept=kept)

@@ -39,7 +39,7 @@ class _Watched:
     filled: bool = False
 
 
-class Watch:
+class ChangeWatch:
     """Of one worker. What `running` knows may change, since the runtime applies it in order and moves it."""
 
     def __init__(self, root: nn.Module, running: Running, *, exact: bool) -> None:

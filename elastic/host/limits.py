@@ -15,7 +15,7 @@ DISK_BYTES = 66_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SystemLimits:
     """What a process started here may have; None is no limit. `disk_bytes` are free in `directory`."""
 
     files: int | None = None
@@ -25,7 +25,7 @@ class Limits:
     directory: str = ""
 
     @classmethod
-    def of_this_process(cls, directory: Path) -> Limits:
+    def of_this_process(cls, directory: Path) -> SystemLimits:
         """Of the files, the hard limit counts: the private etcd is started with it."""
         disk = os.statvfs(directory)
         return cls(

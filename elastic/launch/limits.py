@@ -18,7 +18,7 @@ DISK_FILES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class JobLimits:
     """What each process of a job may have; None is no limit. `disk_bytes` and `disk_files` are free in `directory`."""
 
     memory_bytes: int | None = None
@@ -28,7 +28,7 @@ class Limits:
     directory: str = ""
 
     @classmethod
-    def here(cls, directory: str) -> Limits:
+    def here(cls, directory: str) -> JobLimits:
         """Of the files the hard limit counts, to which the job's processes raise the soft one."""
         disk = os.statvfs(directory)
         return cls(
@@ -66,7 +66,7 @@ def check(workers: int, directory: str | None) -> None:
         raise SettingsError(f"no temporary directory can be written to: set TMPDIR to one that can, or use directory= ({error})") from error
     while not os.path.isdir(place) and place != os.path.dirname(place):
         place = os.path.dirname(place)
-    said = Limits.here(place).too_small(workers)
+    said = JobLimits.here(place).too_small(workers)
     if said is not None:
         raise SettingsError(said)
 

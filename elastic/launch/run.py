@@ -24,7 +24,7 @@ from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
 from elastic.host.signals import StopRequests, exit_code, shielded
 from elastic.launch import limits
-from elastic.membership.endpoint import Endpoint
+from elastic.membership.endpoint import EtcdEndpoint
 from elastic.script.target import name_of, own_modules
 from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, job_mark, own_environment
 
@@ -130,7 +130,7 @@ def run(
 def launched(settings: JobSettings) -> JobResult:
     """Runs the job of these settings and waits, as `run` says."""
     if settings.etcd is not None:
-        Endpoint.parse(settings.etcd)
+        EtcdEndpoint.parse(settings.etcd)
     limits.check(settings.workers, settings.directory)
     requests = StopRequests()
     with requests.caught():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic.errors import LayoutError
-from elastic.layout.ownership import Piece, cut, keep
+from elastic.layout.ownership import OwnedRun, cut, keep
 from elastic.layout.regions import ModelSpec
 from elastic.layout.replicas import keep_replicas, replica_holders
 from elastic.layout.runs import Run
@@ -143,10 +143,10 @@ def _kept(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts
     if _unchanged(stages, hosts, near):
         return near
     before = {
-        layer.layer: [Piece(start=i.start, stop=i.stop, owner=i.owner, had=(i.owner, i.replica)) for i in layer.intervals]
+        layer.layer: [OwnedRun(start=i.start, stop=i.stop, owner=i.owner, had=(i.owner, i.replica)) for i in layer.intervals]
         for layer in near.layers
     }
-    owned: list[tuple[Sequence[int], list[Piece]]] = []
+    owned: list[tuple[Sequence[int], list[OwnedRun]]] = []
     for run, members in stages:
         settled = near.layers_of(members[0]) == tuple(run) and all(set(near.members(layer)) == set(members) for layer in run)
         kept = before if settled else keep(model, run, members, before)

@@ -19,7 +19,7 @@ FREE = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class OwnedRun:
     """The run `[start, stop)` (elements) of a layer, its owner or `FREE`, and its earlier owner and replica."""
 
     start: int
@@ -50,7 +50,7 @@ def cut(model: ModelSpec, layer: int, totals: dict[int, int]) -> Iterator[tuple[
         start = stop
 
 
-def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mapping[int, Sequence[Piece]]) -> dict[int, list[Piece]]:
+def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mapping[int, Sequence[OwnedRun]]) -> dict[int, list[OwnedRun]]:
     """Every layer's pieces with their owners: the earlier ones where they are among `members`, as far as shares stay equal.
 
     Runs whose owner has left go to members below their fair share of the stage; members above it, as when somebody joined, give ends of
@@ -59,7 +59,7 @@ def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mappin
     """
     crowded: Counter[int] = Counter()
     while True:
-        stage = _Stage(model, layers, members, before, crowded)
+        stage = _StageOwners(model, layers, members, before, crowded)
         stage.take()
         stage.deal()
         found = [layer for layer in layers if len(stage.runs(layer)) > 2 * len(members)]
@@ -68,14 +68,14 @@ def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mappin
         crowded.update(found)
 
 
-class _Stage:
+class _StageOwners:
     """`short` is what each member has too little of the layers considered so far (elements; below 0: too much).
 
     `carry` is what rounding to cut points has left over from one member to the next: many halves of a block would add up.
     """
 
     def __init__(
-        self, model: ModelSpec, layers: range, members: Sequence[int], before: Mapping[int, Sequence[Piece]], crowded: Mapping[int, int]
+        self, model: ModelSpec, layers: range, members: Sequence[int], before: Mapping[int, Sequence[OwnedRun]], crowded: Mapping[int, int]
     ) -> None:
         self.members = members
         self.size = {layer: model.layers[layer].size for layer in layers}
@@ -83,7 +83,7 @@ class _Stage:
         self.short = dict.fromkeys(members, 0.0)
         self.carry = 0.0
         self.open: list[int] = []
-        self.pieces: dict[int, list[Piece]] = {}
+        self.pieces: dict[int, list[OwnedRun]] = {}
         for layer in layers:
             staying = () if crowded[layer] > 1 else members
             self.pieces[layer] = [piece if piece.owner in staying else replace(piece, owner=FREE) for piece in before[layer]]
@@ -205,7 +205,7 @@ class _Stage:
         return next((piece.owner for piece in self.pieces[layer] if piece.start <= position < piece.stop), FREE)
 
     def _give(self, layer: int, start: int, stop: int, owner: int) -> None:
-        changed: list[Piece] = []
+        changed: list[OwnedRun] = []
         for piece in self.pieces[layer]:
             both = shared((piece.start, piece.stop), (start, stop))
             if both is None:
@@ -213,7 +213,7 @@ class _Stage:
                 continue
             first, last = both
             parts = ((piece.start, first, piece.owner), (first, last, owner), (last, piece.stop, piece.owner))
-            changed += (Piece(start=a, stop=b, owner=who, had=piece.had) for a, b, who in parts if a < b)
+            changed += (OwnedRun(start=a, stop=b, owner=who, had=piece.had) for a, b, who in parts if a < b)
         self.pieces[layer] = changed
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from elastic.layout.ownership import Piece
+from elastic.layout.ownership import OwnedRun
 from elastic.layout.regions import BLOCK
 
-Pieces = Sequence[Piece]
+OwnedRuns = Sequence[OwnedRun]
 
 EXCESS = 1.6
 """A worker may keep earlier copies up to this many times the mean, or to the largest share that one worker owns, and a block.
@@ -44,8 +44,8 @@ def _partner(ring: Sequence[int], place: int, step: int, host: Mapping[int, int 
 
 
 def keep_replicas(
-    layers: Sequence[tuple[Sequence[int], Pieces]], hosts: Mapping[int, str] | None
-) -> Iterator[list[tuple[Piece, int | None]]]:
+    layers: Sequence[tuple[Sequence[int], OwnedRuns]], hosts: Mapping[int, str] | None
+) -> Iterator[list[tuple[OwnedRun, int | None]]]:
     """Per layer, given as `(members, pieces)` with their owners: runs with their replica, neighbours with equal holders joined.
 
     Whoever has a copy already keeps it, if it may and is not overloaded; other runs go to the worker that keeps least. A layer has at
@@ -66,7 +66,7 @@ def keep_replicas(
 class _Keepers:
     """How many elements each worker keeps for others so far, and who may keep what."""
 
-    def __init__(self, workers: Sequence[int], hosts: Mapping[int, str] | None, pieces: Pieces) -> None:
+    def __init__(self, workers: Sequence[int], hosts: Mapping[int, str] | None, pieces: OwnedRuns) -> None:
         self.host = _host_of(workers, hosts)
         self.kept = dict.fromkeys(workers, 0)
         if len(set(self.host.values())) == 1:
@@ -83,10 +83,10 @@ class _Keepers:
         everything = owned.total() / len(workers)
         self.mean = {name: max(everything, owned[name] / max(len(others), 1)) for name, others in elsewhere.items()}
 
-    def _host(self, piece: Piece) -> int | str:
+    def _host(self, piece: OwnedRun) -> int | str:
         return self.host[piece.owner]
 
-    def earlier(self, piece: Piece) -> int | None:
+    def earlier(self, piece: OwnedRun) -> int | None:
         """The earlier replica, or the earlier owner, if it may keep the copy and is not overloaded by it."""
         owner, replica = piece.had
         limit = max(EXCESS * self.mean[self._host(piece)], self.share) + BLOCK
@@ -98,7 +98,7 @@ class _Keepers:
                 return worker
         return None
 
-    def new(self, piece: Piece, beside: Sequence[int | None], members: Sequence[int]) -> int | None:
+    def new(self, piece: OwnedRun, beside: Sequence[int | None], members: Sequence[int]) -> int | None:
         """One that keeps the copy of a run beside it, if it keeps no more than the mean; else the one that keeps least."""
         allowed = self.allowed[piece.owner]
         near = [worker for worker in allowed if worker in beside]
@@ -111,8 +111,8 @@ class _Keepers:
         return chosen
 
 
-def _joined(pieces: Pieces, replicas: Sequence[int | None]) -> list[tuple[Piece, int | None]]:
-    joined: list[tuple[Piece, int | None]] = []
+def _joined(pieces: OwnedRuns, replicas: Sequence[int | None]) -> list[tuple[OwnedRun, int | None]]:
+    joined: list[tuple[OwnedRun, int | None]] = []
     for piece, replica in zip(pieces, replicas, strict=True):
         if joined and (joined[-1][0].owner, joined[-1][1]) == (piece.owner, replica):
             piece = replace(piece, start=joined.pop()[0].start)
@@ -120,9 +120,9 @@ def _joined(pieces: Pieces, replicas: Sequence[int | None]) -> list[tuple[Piece,
     return joined
 
 
-def _one_per_owner(runs: Sequence[tuple[Piece, int | None]]) -> list[tuple[Piece, int | None]]:
+def _one_per_owner(runs: Sequence[tuple[OwnedRun, int | None]]) -> list[tuple[OwnedRun, int | None]]:
     """Neighbours of one owner get the replica of the longest of them."""
-    joined: list[tuple[Piece, int | None]] = []
+    joined: list[tuple[OwnedRun, int | None]] = []
     for _, same in groupby(runs, lambda run: run[0].owner):
         group = list(same)
         longest, replica = max(group, key=lambda run: run[0].elements)

@@ -17,7 +17,7 @@ from elastic.layout.layout import Layout
 from elastic.layout.regions import BLOCK
 from elastic.layout.runs import Lack, Run, lacking, shared
 
-Role = Literal["live", "spare", "replica", "gathered"]
+Role = Literal["live", "previous", "replica", "gathered"]
 
 PARAM = "param"
 """The state that is the parameter itself. All other states are the optimizer's and follow ownership."""
@@ -26,7 +26,7 @@ PIECE = 256 * BLOCK
 """Elements. A longer run that several workers can send is divided between them in pieces of this length."""
 
 # A gathered parameter is as fresh as its owner's, and drawing on all who have it is what balances the sources.
-_PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "spare": 1, "replica": 2}
+_PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "previous": 1, "replica": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

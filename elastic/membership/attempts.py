@@ -19,11 +19,11 @@ from typing import Any, Protocol
 from elastic.errors import Conflict
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
-from elastic.membership.etcd import Compare, Entry
+from elastic.membership.etcd import Compare, KeyValue
 from elastic.membership.views import Missing, ViewStore, digest
 from elastic.view import View
 
-Era = tuple[int, int]
+AttemptId = tuple[int, int]
 
 _REASON_LETTERS = 200
 
@@ -31,8 +31,8 @@ _REASON_LETTERS = 200
 class AttemptStore(Protocol):
     """What attempts need of an etcd client."""
 
-    def get(self, key: str) -> Entry | None: ...
-    def get_prefix(self, prefix: str) -> list[Entry]: ...
+    def get(self, key: str) -> KeyValue | None: ...
+    def get_prefix(self, prefix: str) -> list[KeyValue]: ...
     def put(self, key: str, value: str, *, lease: int | None = None) -> None: ...
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
     def transaction(
@@ -66,29 +66,29 @@ class Attempts:
         self._reclaim = reclaim
         self._prefix = claim.prefix
         self._key = f"{self._prefix}attempt"
-        self._begun: Era | None = None
+        self._begun: AttemptId | None = None
         self._demands: tuple[Compare, ...] = ()
-        self._voted: tuple[Era, str] | None = None
+        self._voted: tuple[AttemptId, str] | None = None
 
-    def begin(self, era: Era) -> None:
+    def begin(self, attempt_id: AttemptId) -> None:
         """Burns the number.
 
         Raises Conflict if another agent coordinates, or this number or a later one was burned by somebody, and NameLost.
         """
         self._begun = None
         try:
-            self._burn(era)
+            self._burn(attempt_id)
         except Conflict:  # also if the thread that keeps the lease has written again what is lost just now
             self.restore()
-            self._burn(era)
+            self._burn(attempt_id)
 
     def ask(self) -> None:
         """Returns if etcd answers."""
         self._store.get(self._key)
 
-    def publish(self, era: Era, proposal: Mapping[str, Any]) -> None:
+    def publish(self, attempt_id: AttemptId, proposal: Mapping[str, Any]) -> None:
         """Puts the digest of the proposal, once. Raises Conflict if there is another."""
-        key, text = f"{self._prefix}proposals/{_name(era)}", digest(proposal)
+        key, text = f"{self._prefix}proposals/{_name(attempt_id)}", digest(proposal)
         try:
             self._store.put_if_absent(key, text, lease=self._lease())
         except Conflict:
@@ -96,27 +96,27 @@ class Attempts:
             if entry is None or entry.value != text:
                 raise
 
-    def vote(self, era: Era, votes: Mapping[int, str | None]) -> None:
+    def vote(self, attempt_id: AttemptId, votes: Mapping[int, str | None]) -> None:
         """Puts the votes of this agent's workers: None, or the reason of a refusal."""
         short = {worker: reason and reason[:_REASON_LETTERS] for worker, reason in votes.items()}
-        self._voted = era, json.dumps(short, separators=(",", ":"))
+        self._voted = attempt_id, json.dumps(short, separators=(",", ":"))
         self._put_votes()
 
-    def commit(self, era: Era, view: View, before: View) -> None:
+    def commit(self, attempt_id: AttemptId, view: View, before: View) -> None:
         """Makes `view` the job's, in one transaction. What it demands: `before` is the committed view, this incarnation has the name, this
         attempt, this coordinator, and the votes of all members. Raises Conflict if one of these is not so, unless this very view is
         committed already, or etcd had only lost what it had, and nobody else has written since. Raises NameLost.
         """
-        if self._begun != era:
-            raise Conflict(f"attempt {_name(era)} is not the one that this agent has begun")
+        if self._begun != attempt_id:
+            raise Conflict(f"attempt {_name(attempt_id)} is not the one that this agent has begun")
         text = self._views.propose(view)
         try:
-            self._swap(era, view, before)
+            self._swap(attempt_id, view, before)
         except Conflict:
             # An earlier try may have gone through, with its answer lost. If etcd has lost the view too, the watch may have seen it.
             if not self._views.knows(text) and not self._views.holds(text):
-                self._renew(era)
-                self._swap(era, view, before)
+                self._renew(attempt_id)
+                self._swap(attempt_id, view, before)
         self._views.committed(text)
 
     def sweep(self) -> None:
@@ -147,52 +147,52 @@ class Attempts:
     def _restore(self, lost: Missing) -> None:
         self._store.transaction([self._claim.held, lost.found], {self._views.key: lost.text}, lease=self._lease())
 
-    def _swap(self, era: Era, view: View, before: View) -> None:
-        demands = [self._views.demand(before), *self._demands, *self._votes(era, view)]
+    def _swap(self, attempt_id: AttemptId, view: View, before: View) -> None:
+        demands = [self._views.demand(before), *self._demands, *self._votes(attempt_id, view)]
         self._store.transaction(demands, {self._views.key: self._views.propose(view)}, lease=self._lease())
 
-    def _renew(self, era: Era) -> None:
+    def _renew(self, attempt_id: AttemptId) -> None:
         """Writes again what etcd has lost of an attempt that was begun. Raises Conflict if somebody else has gone on, as `begin` does."""
         self.restore()
-        self._burn(era)
-        if self._voted is not None and self._voted[0] == era:
+        self._burn(attempt_id)
+        if self._voted is not None and self._voted[0] == attempt_id:
             self._put_votes()
 
     def _put_votes(self) -> None:
         assert self._voted is not None  # both callers see to it
-        era, text = self._voted
-        self._store.put(f"{self._prefix}votes/{_name(era)}/{self._agent}", text, lease=self._lease())
+        attempt_id, text = self._voted
+        self._store.put(f"{self._prefix}votes/{_name(attempt_id)}/{self._agent}", text, lease=self._lease())
 
-    def _burn(self, era: Era) -> None:
+    def _burn(self, attempt_id: AttemptId) -> None:
         held = self._election.hold()
         last = self._store.get(self._key)
         burned = None if last is None else _parsed(last.value)
-        if last is not None and burned is not None and burned > era:
-            raise Conflict(f"attempt {last.value} has begun, after {_name(era)}")
-        if last is None or last.value != _name(era):
+        if last is not None and burned is not None and burned > attempt_id:
+            raise Conflict(f"attempt {last.value} has begun, after {_name(attempt_id)}")
+        if last is None or last.value != _name(attempt_id):
             attempt = Compare(key=self._key, mod_revision=last.mod_revision if last else 0)
             demands = [self._claim.held, held, attempt, *self._views.unchanged()]
-            self._store.transaction(demands, {self._key: _name(era)}, lease=self._lease())
-        self._begun, self._demands = era, (self._claim.held, held, Compare(key=self._key, value=_name(era)))
+            self._store.transaction(demands, {self._key: _name(attempt_id)}, lease=self._lease())
+        self._begun, self._demands = attempt_id, (self._claim.held, held, Compare(key=self._key, value=_name(attempt_id)))
 
-    def _votes(self, era: Era, view: View) -> list[Compare]:
+    def _votes(self, attempt_id: AttemptId, view: View) -> list[Compare]:
         """Demands that the votes are as they were read here. Raises Conflict if one is missing or refuses."""
-        entries = self._store.get_prefix(f"{self._prefix}votes/{_name(era)}/")
+        entries = self._store.get_prefix(f"{self._prefix}votes/{_name(attempt_id)}/")
         votes: dict[int, str | None] = {}
         for entry in entries:
             with suppress(ValueError, AttributeError):  # what nobody of this job wrote is no vote
                 votes.update({int(worker): refusal for worker, refusal in json.loads(entry.value or "{}").items()})
         without = [worker for worker in view.workers if votes.get(worker, "no vote") is not None]
         if without:
-            raise Conflict(f"workers {without} have not voted for attempt {_name(era)}")
+            raise Conflict(f"workers {without} have not voted for attempt {_name(attempt_id)}")
         return [Compare(key=entry.key, mod_revision=entry.mod_revision) for entry in entries]
 
 
-def _name(era: Era) -> str:
-    return f"{era[0]}.{era[1]}"
+def _name(attempt_id: AttemptId) -> str:
+    return f"{attempt_id[0]}.{attempt_id[1]}"
 
 
-def _parsed(name: str | None) -> Era | None:
+def _parsed(name: str | None) -> AttemptId | None:
     """None for what is no attempt."""
     with suppress(ValueError, AttributeError):
         epoch, attempt = (name or "").split(".")

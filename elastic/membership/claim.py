@@ -18,13 +18,13 @@ from contextlib import suppress
 from typing import Protocol
 
 from elastic.errors import Conflict, EtcdUnavailable, NameLost, SettingsError
-from elastic.membership.etcd import ROOT, Compare, Entry
+from elastic.membership.etcd import ROOT, Compare, KeyValue
 
 
 class ClaimStore(Protocol):
     """What a claim needs of an etcd client."""
 
-    def get(self, key: str) -> Entry | None: ...
+    def get(self, key: str) -> KeyValue | None: ...
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
     def transaction(

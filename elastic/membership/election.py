@@ -11,13 +11,13 @@ from contextlib import suppress
 from typing import Protocol
 
 from elastic.errors import Conflict
-from elastic.membership.etcd import Compare, Entry
+from elastic.membership.etcd import Compare, KeyValue
 
 
 class ElectionStore(Protocol):
     """What an election needs of an etcd client."""
 
-    def get(self, key: str) -> Entry | None: ...
+    def get(self, key: str) -> KeyValue | None: ...
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
 
 

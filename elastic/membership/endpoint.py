@@ -12,7 +12,7 @@ _TEXT = re.compile(rf"{_LOGIN}(?:unix:(?P<path>/.+)|(?P<host>[^@]+):(?P<port>[0-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class EtcdEndpoint:
     """Where etcd is: `[user:password@]host:port`, or `[user:password@]unix:/path` of a socket on this host."""
 
     host: str = ""
@@ -23,7 +23,7 @@ class Endpoint:
     private: bool = False
 
     @classmethod
-    def parse(cls, text: str) -> Endpoint:
+    def parse(cls, text: str) -> EtcdEndpoint:
         """Raises SettingsError."""
         found = _TEXT.fullmatch(text)
         if found is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable
-from elastic.membership.endpoint import Endpoint
+from elastic.membership.endpoint import EtcdEndpoint
 from elastic.membership.refusals import login_ran_out, meaning
 
 with warnings.catch_warnings():  # protobuf and etcd3 call each other old
@@ -34,7 +34,7 @@ _OPTIONS = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class KeyValue:
     """One key as read or watched. `value` is None where a watch saw it deleted; what is no text has replacement characters."""
 
     key: str
@@ -52,10 +52,10 @@ class Compare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class KeyState:
     """What is under a prefix, as of `revision` of the etcd cluster `cluster`."""
 
-    entries: list[Entry]
+    entries: list[KeyValue]
     revision: int
     cluster: int
 
@@ -67,7 +67,7 @@ class EtcdClient:
     has no space. A login that ran out is renewed.
     """
 
-    def __init__(self, endpoint: Endpoint, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, endpoint: EtcdEndpoint, *, timeout_s: float = 5.0) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
         # etcd3 joins the two by a colon: that makes gRPC's name of a UNIX socket as well.
@@ -85,17 +85,17 @@ class EtcdClient:
             self._client.close()
             raise
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> KeyValue | None:
         found = self._call(self._client.kvstub.Range, etcdrpc.RangeRequest(key=key.encode()))
         return entry(found.kvs[0]) if found.kvs else None
 
-    def get_prefix(self, prefix: str) -> list[Entry]:
+    def get_prefix(self, prefix: str) -> list[KeyValue]:
         return self.find(prefix).entries
 
-    def find(self, prefix: str) -> Found:
+    def find(self, prefix: str) -> KeyState:
         """What is under the prefix, and as of when."""
         found = self._call(self._client.kvstub.Range, etcdrpc.RangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
-        return Found(entries=[entry(pair) for pair in found.kvs], revision=found.header.revision, cluster=found.header.cluster_id)
+        return KeyState(entries=[entry(pair) for pair in found.kvs], revision=found.header.revision, cluster=found.header.cluster_id)
 
     def put(self, key: str, value: str, *, lease: int | None = None) -> None:
         self._call(self._client.kvstub.Put, _put(key, value, lease))
@@ -148,14 +148,16 @@ class EtcdClient:
     def revoke(self, lease: int) -> None:
         self._call(self._client.leasestub.LeaseRevoke, etcdrpc.LeaseRevokeRequest(ID=lease))
 
-    def watch_prefix(self, prefix: str, callback: Callable[[Entry], None], failed: Callable[[ElasticError], None] = lambda _: None) -> None:
+    def watch_prefix(
+        self, prefix: str, callback: Callable[[KeyValue], None], failed: Callable[[ElasticError], None] = lambda _: None
+    ) -> None:
         """Calls back from a thread for every key under the prefix: for what is there now, then for each change, in order, once.
 
         Goes on where it was after an outage. Calls `failed` once, and watches no more, where etcd refuses for good.
         """
-        from elastic.membership.watch import Watch  # which uses the client
+        from elastic.membership.watch import KeyWatch  # which uses the client
 
-        watch = Watch(self, prefix, callback, failed)
+        watch = KeyWatch(self, prefix, callback, failed)
         self._watches.append(watch)
         watch.start()
 
@@ -217,10 +219,10 @@ def _put(key: str, value: str, lease: int | None) -> Any:
     return etcdrpc.PutRequest(key=key.encode(), value=data, lease=lease or 0)
 
 
-def entry(pair: Any, *, deleted: bool = False) -> Entry:
+def entry(pair: Any, *, deleted: bool = False) -> KeyValue:
     """What etcd tells of a key."""
     value = None if deleted else pair.value.decode(errors="replace")
-    return Entry(key=pair.key.decode(errors="replace"), value=value, mod_revision=pair.mod_revision)
+    return KeyValue(key=pair.key.decode(errors="replace"), value=value, mod_revision=pair.mod_revision)
 
 
 def end_of(prefix: str) -> bytes:

@@ -12,7 +12,7 @@ from elastic.layout.regions import ModelSpec
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import given, plan
 from elastic.plan.saved import SavedPlan
-from elastic.plan.site import Link, Site, pair
+from elastic.plan.site import LinkSpeed, Site, pair
 from elastic.plan.workload import Workload, costs
 from elastic.script.sources import changed
 from elastic.view import Member, View
@@ -72,7 +72,9 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
         raise MismatchError(f"none of the workers {sorted(ready)} measured its layers, which the plan needs")
     state_bytes = max(each.state_bytes for each in ready.values())
     workload = Workload(layers=costs(profile), micro_batches=first.micro_batches, grains=first.grains, state_bytes=state_bytes)
-    links = {pair(each.host, each.host): Link(latency_s=each.link[0], bytes_per_s=each.link[1]) for each in ready.values() if each.link}
+    links = {
+        pair(each.host, each.host): LinkSpeed(latency_s=each.link[0], bytes_per_s=each.link[1]) for each in ready.values() if each.link
+    }
     known = (site or Site()).knowing(links)
     members = tuple(ready[worker].member(worker) for worker in sorted(ready))
     fleet = Fleet.of(members, known)

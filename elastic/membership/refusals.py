@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from elastic.errors import EtcdFull, EtcdRefused, EtcdUnavailable
-from elastic.membership.endpoint import Endpoint
+from elastic.membership.endpoint import EtcdEndpoint
 
 _LOGIN_RAN_OUT = ("invalid auth token", "auth token is not provided", "revision of auth store is old", "revision in header is old")
 _WRONG_LOGIN = ("authentication failed", "user name is empty", "authentication is not enabled", "user name not found")
@@ -25,7 +25,7 @@ def login_ran_out(error: Exception) -> bool:
     return any(said in _said(error) for said in _LOGIN_RAN_OUT)
 
 
-def meaning(endpoint: Endpoint, error: Exception) -> EtcdUnavailable:
+def meaning(endpoint: EtcdEndpoint, error: Exception) -> EtcdUnavailable:
     """The error to raise for one of gRPC, or for the reason why etcd ended a watch, as text in a ValueError."""
     code = error.code() if isinstance(error, grpc.Call) else None
     said = _said(error)

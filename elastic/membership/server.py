@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import IO
 
 from elastic.errors import EtcdUnavailable
-from elastic.host.limits import Limits
+from elastic.host.limits import SystemLimits
 from elastic.host.process import tied_command
-from elastic.membership.endpoint import Endpoint
+from elastic.membership.endpoint import EtcdEndpoint
 from elastic.settings import etcd_environment
 
 # etcd wants `host:port` also of a UNIX socket: that is the name of the file, in its working directory.
@@ -86,12 +86,12 @@ class PrivateEtcd:
         return self._process.popen.pid
 
     @property
-    def address(self) -> Endpoint:
+    def address(self) -> EtcdEndpoint:
         """Where it is, or will be. By a short way in this process, where the path is too long for a socket."""
         path = self._directory / _CLIENT
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES and self._opened is not None:
             path = Path(f"/proc/self/fd/{self._opened}/{_CLIENT}")
-        return Endpoint(path=str(path), private=True)
+        return EtcdEndpoint(path=str(path), private=True)
 
     def start(self, *, anew: bool = False) -> None:
         """Starts it with the data that is there, or without; the one before must have ended."""
@@ -101,12 +101,12 @@ class PrivateEtcd:
             shutil.rmtree(self._directory / _DATA, ignore_errors=True)
         self._open()
         if anew or self._process is None:
-            too_small = Limits.of_this_process(self._directory).too_small()
+            too_small = SystemLimits.of_this_process(self._directory).too_small()
             if too_small is not None:
                 raise EtcdUnavailable(too_small)
         self._process = _Process([self._binary, *(f"--{name}={value}" for name, value in _FLAGS.items())], self._directory)
 
-    def endpoint(self, timeout_s: float = START_S) -> Endpoint:
+    def endpoint(self, timeout_s: float = START_S) -> EtcdEndpoint:
         """Its address, as soon as it answers. Raises EtcdUnavailable if it does not in time, or ended."""
         assert self._process is not None  # as above
         self._process.decided.wait(timeout_s)

@@ -15,7 +15,7 @@ from elastic.membership import keeper
 from elastic.membership.attempts import Attempts
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
-from elastic.membership.endpoint import Endpoint
+from elastic.membership.endpoint import EtcdEndpoint
 from elastic.membership.etcd import EtcdClient
 from elastic.membership.founding import Ready
 from elastic.membership.keeper import Keeper, LoopLike
@@ -96,7 +96,7 @@ class Session:
 
     def _claimed(self, settings: JobSettings, started_s: float) -> tuple[EtcdClient, Claim]:
         notices, server = self._notices, self._server
-        endpoint = Endpoint.parse(settings.etcd or "") if server is None else server.endpoint(started_s)
+        endpoint = EtcdEndpoint.parse(settings.etcd or "") if server is None else server.endpoint(started_s)
         self._client = client = EtcdClient(endpoint) if server is None else EtcdClient(endpoint, timeout_s=keeper.SILENT_S)
         # Nobody waits for a private etcd's lease to run out, and on a machine with too much to do a short one would.
         ttl_s = _AGENT_TTL_S if server is None else _JOB_TTL_S

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from elastic.errors import Conflict, ElasticError, EtcdUnavailable
-from elastic.membership.etcd import Compare, Entry
+from elastic.membership.etcd import Compare, KeyValue
 from elastic.view import View
 
 _REMEMBERED = 8  # views whose marks a watch may still tell of
@@ -23,9 +23,9 @@ _REMEMBERED = 8  # views whose marks a watch may still tell of
 class KeyStore(Protocol):
     """What the view needs of an etcd client."""
 
-    def get(self, key: str) -> Entry | None: ...
+    def get(self, key: str) -> KeyValue | None: ...
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
-    def watch_prefix(self, prefix: str, callback: Callable[[Entry], None], failed: Callable[[ElasticError], None]) -> None: ...
+    def watch_prefix(self, prefix: str, callback: Callable[[KeyValue], None], failed: Callable[[ElasticError], None]) -> None: ...
 
 
 def digest(data: Any) -> str:
@@ -141,7 +141,7 @@ class ViewStore:
         """Calls back, from a thread, with every committed view that this agent has proposed; `strange` gets a sentence about what else is
         written there."""
 
-        def changed(entry: Entry) -> None:
+        def changed(entry: KeyValue) -> None:
             if entry.key != self.key or entry.value is None:
                 return
             view = self._views.get(entry.value)

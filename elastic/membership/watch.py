@@ -10,16 +10,18 @@ from typing import Any
 import grpc
 
 from elastic.errors import ElasticError, EtcdRefused, EtcdUnavailable, JobFailed
-from elastic.membership.etcd import Entry, EtcdClient, end_of, entry, etcdrpc, kv_pb2
+from elastic.membership.etcd import EtcdClient, KeyValue, end_of, entry, etcdrpc, kv_pb2
 from elastic.membership.refusals import login_ran_out, meaning
 
 _RETRY_S = 0.2
 
 
-class Watch:
+class KeyWatch:
     """Tells of every key under a prefix, from a thread; resumes after the last revision that it saw, as long as the etcd is the same."""
 
-    def __init__(self, client: EtcdClient, prefix: str, callback: Callable[[Entry], None], failed: Callable[[ElasticError], None]) -> None:
+    def __init__(
+        self, client: EtcdClient, prefix: str, callback: Callable[[KeyValue], None], failed: Callable[[ElasticError], None]
+    ) -> None:
         self._client = client
         self._prefix = prefix
         self._callback = callback
@@ -65,7 +67,7 @@ class Watch:
             self._seen = dict.fromkeys(self._seen, 0)  # revisions of another etcd
         current = {entry.key: entry.mod_revision for entry in found.entries}
         for key in self._seen.keys() - current.keys():  # deleted while nobody looked
-            self._deliver(Entry(key=key, value=None, mod_revision=found.revision))
+            self._deliver(KeyValue(key=key, value=None, mod_revision=found.revision))
         for known in sorted(found.entries, key=lambda entry: entry.mod_revision):
             if self._seen.get(known.key) != known.mod_revision:
                 self._deliver(known)
@@ -107,7 +109,7 @@ class Watch:
             raise EtcdUnavailable("the login ran out and was renewed")
         raise meaning(self._client.endpoint, error) from error
 
-    def _deliver(self, known: Entry) -> None:
+    def _deliver(self, known: KeyValue) -> None:
         if known.value is None:
             self._seen.pop(known.key, None)
         else:

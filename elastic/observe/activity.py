@@ -75,7 +75,7 @@ class Activity:
         self._memory.close()
 
 
-class Watch:
+class ActivityReader:
     """Reads the activity of one worker again and again. Raises FileNotFoundError where it has none (yet)."""
 
     def __init__(self, directory: Path | str, worker: int) -> None:
@@ -116,7 +116,7 @@ class Watch:
 def read(directory: Path | str, worker: int) -> Doing | None:
     """What `worker` of the job with this directory is doing, or did last; None where it never said."""
     with suppress(OSError, ValueError, IndexError):  # it cannot be read, is cut short, or is something else
-        watch = Watch(directory, worker)
+        watch = ActivityReader(directory, worker)
         try:
             return watch.read()
         finally:

@@ -18,7 +18,7 @@ _COMPUTING = ("forward", "backward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class SilentWorker:
     """A worker as it was found: whether its process is stopped, and what it entered last, None if it left no word."""
 
     worker: int
@@ -34,7 +34,7 @@ class Silence:
         self._stopped_at: dict[tuple[int, float], float] = {}
         self._said: set[tuple[int, float]] = set()
 
-    def sentences(self, seen: Sequence[Seen], now: float) -> list[str]:
+    def sentences(self, seen: Sequence[SilentWorker], now: float) -> list[str]:
         """What there is to say of these workers at the time `now`, in seconds of time.monotonic()."""
         stopped = [each for each in seen if each.stopped]
         self._stopped_at = {_key(each): self._stopped_at.get(_key(each), now) for each in stopped}
@@ -46,12 +46,12 @@ class Silence:
         return [_sentence(each, now) for each in told]
 
 
-def _key(seen: Seen) -> tuple[int, float]:
+def _key(seen: SilentWorker) -> tuple[int, float]:
     """The worker, and when it entered what it is in: a silence ends with that."""
     return seen.worker, 0.0 if seen.doing is None else seen.doing.at
 
 
-def _sentence(seen: Seen, now: float) -> str:
+def _sentence(seen: SilentWorker, now: float) -> str:
     who = f"worker {seen.worker} (process {seen.pid})"
     what = "its process is stopped, and the others wait for it" if seen.stopped else "the others wait for it"
     if seen.doing is None:

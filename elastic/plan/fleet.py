@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from elastic.errors import PlanError
-from elastic.plan.site import Link, Site
+from elastic.plan.site import LinkSpeed, Site
 
 HOST = "host"
 
@@ -77,7 +77,7 @@ class Fleet:
         """Whether all are equally fast."""
         return len({self.slowdown(worker) for worker in self.workers}) == 1
 
-    def link(self, some: Iterable[int], others: Iterable[int]) -> Link:
+    def link(self, some: Iterable[int], others: Iterable[int]) -> LinkSpeed:
         """The slowest between a worker of `some` and one of `others`."""
         return self.site.slowest({self.host(worker) for worker in some}, {self.host(worker) for worker in others})
 

@@ -24,18 +24,18 @@ class Need:
 
     parameters: float
     states: float
-    spare: float
+    previous_copy: float
     replicas: float
     gradients: float
     activations: float
 
     @property
     def total(self) -> float:
-        return self.parameters + self.states + self.spare + self.replicas + self.gradients + self.activations
+        return self.parameters + self.states + self.previous_copy + self.replicas + self.gradients + self.activations
 
     def __str__(self) -> str:
-        parts = ("parameters", "states", "spare", "replicas", "gradients", "activations")
-        return ", ".join(f"{readable(getattr(self, part))} {part}" for part in parts if getattr(self, part))
+        parts = ("parameters", "states", "previous_copy", "replicas", "gradients", "activations")
+        return ", ".join(f"{readable(getattr(self, part))} {part.replace('_', ' ')}" for part in parts if getattr(self, part))
 
 
 def need(workload: Workload, layers: range, members: int, workers: int, ahead: int, grains: int) -> Need:
@@ -52,7 +52,7 @@ def need(workload: Workload, layers: range, members: int, workers: int, ahead: i
     return Need(
         parameters=parameters,
         states=states * share,
-        spare=(parameters + states) * share,
+        previous_copy=(parameters + states) * share,
         replicas=copied_bytes(workload, range(len(workload.layers))) / workers if workers > 1 else 0.0,
         gradients=parameters * subtrees(grains) + parameters * share * max(1, members - 1),
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),

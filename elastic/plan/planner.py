@@ -25,14 +25,14 @@ from elastic.plan.search import Candidate, Question, asked, asking, searching
 from elastic.plan.slicing import finish
 from elastic.plan.workload import Workload
 
-__all__ = ["HORIZON", "Plan", "Planned", "Stage", "fastest", "given", "plan", "staying", "step_s"]
+__all__ = ["HORIZON", "Plan", "PlannedChange", "Stage", "fastest", "given", "plan", "staying", "step_s"]
 
 INTERRUPTED = 0.5
 """Share of a step that is lost on average where a loss interrupts it and layers do not stay in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class PlannedChange:
     """A plan, with what is predicted of its steps and why it was chosen, and what the change to it moves."""
 
     plan: Plan
@@ -43,7 +43,7 @@ Answers = Prepared[Question, tuple[Candidate, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Option:
+class _JobOption:
     candidate: Candidate
     moving: Moving
     lost_s: float
@@ -61,7 +61,7 @@ def plan(
     stages: int | None = None,
     brief: bool = False,
     prepared: Answers | None = None,
-) -> Planned:
+) -> PlannedChange:
     """The plan that takes least over `horizon` steps, the migration from `previous` included.
 
     Candidates are the best plans, whose workers are exchanged so that least moves, and the previous plan, each stage of which keeps its
@@ -72,7 +72,7 @@ def plan(
     costs = JobCosts(workload, fleet)
     if previous is None:
         best = _best(_searched(asking(fleet, workload, stages), fleet, prepared))
-        return Planned(plan=_plan(best, costs, stages), moving=Moving(bytes=0.0, seconds=0.0))
+        return PlannedChange(plan=_plan(best, costs, stages), moving=Moving(bytes=0.0, seconds=0.0))
     stayed = _stayed(previous, costs, stages)
     try:
         candidates = _searched(asking(fleet, workload, stages), fleet, prepared)
@@ -85,7 +85,7 @@ def plan(
     chosen = least(tries, horizon, stayed)
     assert chosen is not None  # there is a candidate, or the layers may stay
     bare = _plan(chosen.candidate, costs, stages)
-    return Planned(plan=replace(bare, why=f"{bare.why}; {_compared(chosen, stayed, horizon)}"), moving=chosen.moving)
+    return PlannedChange(plan=replace(bare, why=f"{bare.why}; {_compared(chosen, stayed, horizon)}"), moving=chosen.moving)
 
 
 def fastest(fleet: Fleet, workload: Workload, stages: int | None = None) -> Plan:
@@ -146,7 +146,7 @@ def _staying(previous: Plan, costs: JobCosts) -> Candidate | None:
     return Candidate(stages=stages, routes=routes, predicted=predicted, reason="every stage keeps its layers")
 
 
-def _stayed(previous: Plan, costs: JobCosts, stages: int | None) -> _Option | None:
+def _stayed(previous: Plan, costs: JobCosts, stages: int | None) -> _JobOption | None:
     """The previous plan, if the job wants so many stages, and they fit."""
     found = _staying(previous, costs)
     if found is None or asked(costs.fleet, stages) not in (None, len(found.stages)):
@@ -167,7 +167,7 @@ def _best(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda each: each.predicted.apart_s)
 
 
-def _options(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> Iterator[_Option]:
+def _options(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> Iterator[_JobOption]:
     return (_option(previous, variant, costs, brief=brief) for variant in _relabelled(new, previous, costs))
 
 
@@ -220,13 +220,13 @@ def _why(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | N
     return why
 
 
-def _option(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> _Option:
+def _option(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> _JobOption:
     moved = moving(previous, new.stages, costs.workload, costs.fleet)
     lost_s = 2 * moved.seconds + INTERRUPTED * previous.step_s if brief else moved.seconds
-    return _Option(candidate=new, moving=moved, lost_s=lost_s)
+    return _JobOption(candidate=new, moving=moved, lost_s=lost_s)
 
 
-def _compared(chosen: _Option, stayed: _Option | None, horizon: float) -> str:
+def _compared(chosen: _JobOption, stayed: _JobOption | None, horizon: float) -> str:
     """Says what the choice moves, and what a step takes if the layers stay where they are."""
     moved = f"about {readable(chosen.moving.bytes)} move in {chosen.moving.seconds:.2g} s"
     if stayed is None:

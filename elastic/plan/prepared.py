@@ -8,14 +8,14 @@ from typing import Generic, Literal, TypeVar
 from elastic.errors import PlanError
 
 Question = TypeVar("Question")
-Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
 
-class Prepared(Generic[Question, Found]):
+class Prepared(Generic[Question, Answer]):
     """Answers to questions of which one may come; equal questions are searched for once. What is impossible has no answer."""
 
-    def __init__(self, questions: Iterable[Question], search: Callable[[Question], Generator[None, None, Found]]) -> None:
-        self._found: list[tuple[Question, Found]] = []
+    def __init__(self, questions: Iterable[Question], search: Callable[[Question], Generator[None, None, Answer]]) -> None:
+        self._found: list[tuple[Question, Answer]] = []
         self._asked: list[Question] = []
         self._going = self._all(iter(questions), search)
 
@@ -29,7 +29,7 @@ class Prepared(Generic[Question, Found]):
         return next(self._going, False)
 
     def _all(
-        self, questions: Iterator[Question], search: Callable[[Question], Generator[None, None, Found]]
+        self, questions: Iterator[Question], search: Callable[[Question], Generator[None, None, Answer]]
     ) -> Generator[Literal[True], None, None]:
         """A question is made only when it is its turn: for a thousand workers that takes a millisecond or two."""
         for question in questions:
@@ -49,6 +49,6 @@ class Prepared(Generic[Question, Found]):
             except PlanError:  # the one who asks searches again, and gets the error
                 continue
 
-    def answer(self, question: Question) -> Found | None:
+    def answer(self, question: Question) -> Answer | None:
         """What `search` would give, if that is known by now."""
         return next((found for known, found in self._found if known == question), None)

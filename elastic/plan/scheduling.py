@@ -25,7 +25,7 @@ _Next = tuple[float, int, int]
 """When a worker can start what it runs next, what that is, and the worker's place: a schedule does not depend on workers' names."""
 
 
-class _Worker:
+class _SimulatedWorker:
     """What a worker has to do, how far it is, and what it has run; backwards are in the order of its forwards."""
 
     __slots__ = (
@@ -67,8 +67,8 @@ class Scheduler:
     def __init__(self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> None:
         self.timing, self.last = timing, len(timing.members) - 1
         self._workload, self._routes = workload, routes
-        self.workers: dict[int, _Worker] = {}
-        self.home: list[list[_Worker]] = []
+        self.workers: dict[int, _SimulatedWorker] = {}
+        self.home: list[list[_SimulatedWorker]] = []
         self.gradients: list[list[float]] = []
         """When what each stage's backward of each micro-batch needs is there, as far as it is known."""
         self.links: dict[tuple[int, int], tuple[float, float]] = {}
@@ -82,7 +82,9 @@ class Scheduler:
         for stage, (group, route) in enumerate(zip(timing.members, self._routes, strict=True)):
             for worker in group:
                 pace = timing.paces[worker]
-                self.workers[worker] = _Worker(worker, len(self.workers), stage, (pace.backward_s, pace.forward_s), self.last + 1 - stage)
+                self.workers[worker] = _SimulatedWorker(
+                    worker, len(self.workers), stage, (pace.backward_s, pace.forward_s), self.last + 1 - stage
+                )
             self.home.append([self.workers[route[grain]] for grain in grains])
             for micro_batch, home in enumerate(self.home[stage]):
                 home.micro_batches.append(micro_batch)
@@ -110,7 +112,7 @@ class Scheduler:
             yield
         return max(worker.free for worker in self.workers.values())
 
-    def _start(self, worker: _Worker, start: float, what: int) -> None:
+    def _start(self, worker: _SimulatedWorker, start: float, what: int) -> None:
         worker.free, stage = start + worker.seconds[what], worker.stage
         if what == _FORWARD:
             micro_batch = worker.micro_batches[worker.forwards]
@@ -132,7 +134,7 @@ class Scheduler:
         worker.starts.append(start)
         self._consider(worker)
 
-    def _sent(self, sender: _Worker, receiver: _Worker) -> float:
+    def _sent(self, sender: _SimulatedWorker, receiver: _SimulatedWorker) -> float:
         """When a message that is sent now arrives."""
         if self.timing.links is None:
             return sender.free
@@ -142,7 +144,7 @@ class Scheduler:
         self.links[pair] = seconds, end
         return end
 
-    def _consider(self, worker: _Worker) -> None:
+    def _consider(self, worker: _SimulatedWorker) -> None:
         """Notes the earliest action that the worker can start, as far as it is known by now."""
         free, forwards, backwards = worker.free, worker.forwards, worker.backwards
         start, what = math.inf, _BACKWARD

@@ -18,7 +18,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class LinkSpeed:
     """A message of n bytes takes `latency_s + n / bytes_per_s`. `measured` is False where this is assumed."""
 
     latency_s: float
@@ -33,19 +33,19 @@ class Link:
         """Of a message of `size` bytes; nothing takes none."""
         return self.latency_s + size / self.bytes_per_s if size else 0.0
 
-    def slower(self, other: Link) -> Link:
+    def slower(self, other: LinkSpeed) -> LinkSpeed:
         """The worse of both in each respect."""
-        return Link(
+        return LinkSpeed(
             latency_s=max(self.latency_s, other.latency_s),
             bytes_per_s=min(self.bytes_per_s, other.bytes_per_s),
             measured=self.measured and other.measured,
         )
 
 
-WITHIN = Link(latency_s=1e-4, bytes_per_s=2e9, measured=False)
+WITHIN = LinkSpeed(latency_s=1e-4, bytes_per_s=2e9, measured=False)
 """Assumed between workers of one host: UNIX sockets."""
 
-BETWEEN = Link(latency_s=2e-4, bytes_per_s=1e9, measured=False)
+BETWEEN = LinkSpeed(latency_s=2e-4, bytes_per_s=1e9, measured=False)
 """Assumed between hosts: a network of 10 Gbit/s."""
 
 
@@ -54,7 +54,7 @@ class Site:
     """Links by pair of hosts; by host how many of its workers can compute at the same time, and its bytes of memory: unlimited where that
     is not known."""
 
-    links: Mapping[Pair, Link] = field(default_factory=dict)
+    links: Mapping[Pair, LinkSpeed] = field(default_factory=dict)
     places: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
 
@@ -62,11 +62,11 @@ class Site:
         if bad := {host: places for host, places in self.places.items() if not places > 0}:
             raise PlanError(f"hosts must have room for a worker to compute, not {bad}")
 
-    def link(self, one: str, other: str) -> Link:
+    def link(self, one: str, other: str) -> LinkSpeed:
         """Between a worker on the host `one` and another on `other`, which may be the same."""
         return self.links.get(pair(one, other), WITHIN if one == other else BETWEEN)
 
-    def slowest(self, some: Collection[str], others: Collection[str]) -> Link:
+    def slowest(self, some: Collection[str], others: Collection[str]) -> LinkSpeed:
         """The worst between a host of `some` and one of `others`."""
         one, other = frozenset(some), frozenset(others)
         both = one & other
@@ -75,9 +75,9 @@ class Site:
         pairs = len(one) * len(other) - len(both) * (len(both) - 1) // 2  # each counted once, a host with itself too
         if len(found) < pairs:
             found.append(BETWEEN)  # nobody has measured some of them
-        return reduce(Link.slower, found) if found else WITHIN
+        return reduce(LinkSpeed.slower, found) if found else WITHIN
 
-    def knowing(self, links: Mapping[Pair, Link]) -> Site:
+    def knowing(self, links: Mapping[Pair, LinkSpeed]) -> Site:
         """With these measured in place of what was known of the same pairs."""
         return replace(self, links={**self.links, **links})
 
@@ -89,7 +89,7 @@ class Site:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Site:
         """The inverse of `to_json`."""
-        links = {pair(one, other): Link(latency_s=latency, bytes_per_s=rate) for one, other, latency, rate in data["links"]}
+        links = {pair(one, other): LinkSpeed(latency_s=latency, bytes_per_s=rate) for one, other, latency, rate in data["links"]}
         return cls(links=links, places=data["places"], memory=data["memory"])
 
 

@@ -35,7 +35,7 @@ from elastic.recovery.proposal import Proposal, holdings_at
 from elastic.recovery.salvage import usable
 from elastic.view import View
 
-Place = tuple[int, str, int]
+StatePlace = tuple[int, str, int]
 """A worker, a state, and a layer."""
 
 
@@ -45,10 +45,10 @@ def check_proposal(proposal: Proposal, last: View | None, inventory: Inventory |
     `last` is the view before, None for a joiner, which has not seen it; `inventory` is what the checking worker has promised.
     """
     if last is not None:
-        _check_era(proposal.view, last)
+        _check_attempt(proposal.view, last)
         _check_survivors(proposal, last)
     elif proposal.view.attempt < 1:
-        _refuse("era", f"attempt {proposal.view.attempt} is not one")
+        _refuse("attempt", f"attempt {proposal.view.attempt} is not one")
     _check_members(proposal)
     _check_routes(proposal.view, last)
     _check_stages(proposal.view, last)
@@ -88,11 +88,11 @@ def _refuse(check: str, why: str) -> NoReturn:
     raise GateRefused(why, check=check)
 
 
-def _check_era(view: View, last: View) -> None:
+def _check_attempt(view: View, last: View) -> None:
     if view.epoch != last.epoch + 1:
-        _refuse("era", f"epoch {view.epoch} does not follow epoch {last.epoch}")
+        _refuse("attempt", f"epoch {view.epoch} does not follow epoch {last.epoch}")
     if view.attempt < 1:
-        _refuse("era", f"attempt {view.attempt} is not one")
+        _refuse("attempt", f"attempt {view.attempt} is not one")
 
 
 def _check_survivors(proposal: Proposal, last: View) -> None:
@@ -172,7 +172,7 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
             _refuse("transfers", f"{proposal.transfers[0]}: every member has a checkpoint to read its part from")
         return
     layers = proposal.view.layout.model.layers
-    arriving: dict[Place, list[Run]] = defaultdict(list)
+    arriving: dict[StatePlace, list[Run]] = defaultdict(list)
     for move in proposal.transfers:
         if move.state != PARAM and move.state not in proposal.states:
             _refuse("transfers", f"{move}: no such state")
@@ -192,9 +192,11 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
         _check_short(proposal, [worker for worker in proposal.view.workers if worker not in last.workers], arriving, [], "transfers")
 
 
-def _check_short(proposal: Proposal, workers: Iterable[int], arriving: Mapping[Place, list[Run]], held: list[Holding], check: str) -> None:
+def _check_short(
+    proposal: Proposal, workers: Iterable[int], arriving: Mapping[StatePlace, list[Run]], held: list[Holding], check: str
+) -> None:
     """Nobody of `workers` lacks a run when all transfers are done; `held` are theirs before."""
-    present: dict[Place, list[Run]] = defaultdict(list, {place: list(runs) for place, runs in arriving.items()})
+    present: dict[StatePlace, list[Run]] = defaultdict(list, {place: list(runs) for place, runs in arriving.items()})
     for holding in held:
         present[holding.worker, holding.state, holding.layer].append((holding.start, holding.stop))
     for need in needs(proposal.view.layout, [PARAM, *proposal.states]):
@@ -245,10 +247,10 @@ def _check_inventory(proposal: Proposal, inventory: Inventory) -> None:
     if resume < inventory.floor:
         _refuse("inventory", f"step {inventory.yielded} was yielded on worker {worker}, and the proposal goes back behind step {resume}")
     held = holdings_at([inventory], resume, list(proposal.states))
-    had: dict[Place, list[Run]] = defaultdict(list)
+    had: dict[StatePlace, list[Run]] = defaultdict(list)
     for holding in held:
         had[worker, holding.state, holding.layer].append((holding.start, holding.stop))
-    arriving: dict[Place, list[Run]] = defaultdict(list)
+    arriving: dict[StatePlace, list[Run]] = defaultdict(list)
     for move in proposal.transfers:
         if move.source == worker and missing([(move.start, move.stop)], sorted(had[worker, move.state, move.layer])):
             _refuse("inventory", f"{move}: worker {worker} does not hold all of it at step {resume}")

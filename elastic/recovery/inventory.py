@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.layout.transfer import Role
-from elastic.recovery.rung import Checkpoint
+from elastic.recovery.stored import Checkpoint
 
 Scalars = dict[str, dict[str, Any]]
 """Parameter name -> optimizer state that has not the parameter's shape, such as a step count -> value."""
@@ -75,7 +75,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class FinishedGrains:
     """What is left of step `step` that a worker gave up: it has gradient sums of `layers`, in which `grains` are finished.
 
     Some of the sums cover `summed` grains: they are of use only to the worker that is to compute all of these.
@@ -91,7 +91,7 @@ class Finished:
         return [self.step, [self.layers.start, self.layers.stop], list(self.grains), list(self.summed)]
 
     @classmethod
-    def from_json(cls, data: Sequence[Any]) -> Finished:
+    def from_json(cls, data: Sequence[Any]) -> FinishedGrains:
         """The inverse of `to_json`."""
         step, layers, grains, summed = data
         return cls(step=step, layers=range(*layers), grains=tuple(grains), summed=tuple(summed))
@@ -119,7 +119,7 @@ class Inventory:
     scalars: dict[int, Scalars] = field(default_factory=dict)
     progress: dict[int, Progress] = field(default_factory=dict)
     results: list[Any] = field(default_factory=list)
-    finished: Finished | None = None
+    finished: FinishedGrains | None = None
     rewound: bool = False
     checkpoint: Checkpoint | None = None
     unreadable: tuple[str, ...] = ()
@@ -169,7 +169,7 @@ class Inventory:
             scalars={int(step): scalars for step, scalars in data["scalars"].items()},
             progress={progress.step: progress for progress in map(Progress.from_json, data["progress"])},
             results=data["results"],
-            finished=None if data["finished"] is None else Finished.from_json(data["finished"]),
+            finished=None if data["finished"] is None else FinishedGrains.from_json(data["finished"]),
             rewound=data["rewound"],
             amid=data["amid"],
             changes=data["changes"],

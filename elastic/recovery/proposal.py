@@ -16,11 +16,11 @@ from elastic.plan.fleet import Fleet
 from elastic.plan.memory import readable
 from elastic.plan.plan import Plan
 from elastic.plan.planner import Answers, plan
-from elastic.plan.site import Link, Pair, Site
+from elastic.plan.site import LinkSpeed, Pair, Site
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
-from elastic.recovery.rung import INITIAL, Checkpoint, newest
 from elastic.recovery.salvage import finished_everywhere
+from elastic.recovery.stored import INITIAL, Checkpoint, newest
 from elastic.view import Member, View
 
 REPLACED_S = 1.5
@@ -149,7 +149,7 @@ def propose(
     stages: int | None,
     brief: bool = False,
     slowdowns: Mapping[int, float] | None = None,
-    links: Mapping[Pair, Link] | None = None,
+    links: Mapping[Pair, LinkSpeed] | None = None,
     replaced_s: float = REPLACED_S,
     prepared: Answers | None = None,
 ) -> Proposal:
@@ -208,7 +208,7 @@ def fall_back(
     joiners: Mapping[int, Member],
     stages: int | None,
     slowdowns: Mapping[int, float] | None = None,
-    links: Mapping[Pair, Link] | None = None,
+    links: Mapping[Pair, LinkSpeed] | None = None,
     afresh: bool = False,
 ) -> Proposal:
     """As `propose`, but all begin with the newest checkpoint that any of them sees and none found damaged.

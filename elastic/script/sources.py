@@ -24,7 +24,7 @@ _NOT_THE_USERS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceFile:
     """A module's file. `package`: it is the `__init__.py` of one."""
 
     path: str
@@ -32,12 +32,12 @@ class Source:
     package: bool
 
 
-_imported: dict[str, Source] = {}
-_frozen: dict[str, tuple[Source, bytes]] = {}
+_imported: dict[str, SourceFile] = {}
+_frozen: dict[str, tuple[SourceFile, bytes]] = {}
 _others: dict[str, ModuleType] = {}  # those that are not the user's: looking at thousands of modules takes long
 
 
-def note_imported() -> dict[str, Source]:
+def note_imported() -> dict[str, SourceFile]:
     """The user's modules, by name, each as its file was when this was called for the first time behind its import."""
     for name, module in list(sys.modules.items()):
         if name in _imported or _others.get(name) is module:
@@ -48,11 +48,11 @@ def note_imported() -> dict[str, Source]:
         else:
             with suppress(OSError):
                 content = _frozen[name][1] if name in _frozen else Path(path).read_bytes()
-                _imported[name] = Source(path=path, digest=_digest(content), package=hasattr(module, "__path__"))
+                _imported[name] = SourceFile(path=path, digest=_digest(content), package=hasattr(module, "__path__"))
     return dict(_imported)
 
 
-def to_json(sources: Mapping[str, Source]) -> dict[str, list[Any]]:
+def to_json(sources: Mapping[str, SourceFile]) -> dict[str, list[Any]]:
     """`{name: [path, digest, package]}`."""
     return {name: [source.path, source.digest, source.package] for name, source in sources.items()}
 
@@ -63,7 +63,7 @@ def freeze(modules: Mapping[str, Sequence[Any]]) -> None:
         with suppress(OSError):
             content = Path(path).read_bytes()
             if _digest(content) == digest:
-                _frozen[name] = Source(path=path, digest=digest, package=package), content
+                _frozen[name] = SourceFile(path=path, digest=digest, package=package), content
     if _frozen and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
@@ -74,7 +74,7 @@ def frozen(name: str) -> ModuleSpec | None:
         return None
     source, content = _frozen[name]
     places = [str(Path(source.path).parent)] if source.package else None
-    loader = _Loader(name, source.path, content)
+    loader = _FrozenLoader(name, source.path, content)
     return importlib.util.spec_from_file_location(name, source.path, loader=loader, submodule_search_locations=places)
 
 
@@ -96,7 +96,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return frozen(fullname)
 
 
-class _Loader(SourceFileLoader):
+class _FrozenLoader(SourceFileLoader):
     """Compiles what it is given, whatever the file, and Python's cache of it, holds by now."""
 
     def __init__(self, name: str, path: str, content: bytes) -> None:

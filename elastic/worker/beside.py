@@ -13,7 +13,7 @@ from elastic.errors import TrainerError
 _CONFIGS = ("config", "generation_config")
 
 
-def files_beside(model: Any, given: Mapping[str, bytes | str | os.PathLike[str]]) -> dict[str, bytes]:
+def extra_files(model: Any, given: Mapping[str, bytes | str | os.PathLike[str]]) -> dict[str, bytes]:
     """The given files, by name, and those that a model of Hugging Face says of itself: whatever has a `config` that writes itself as JSON.
 
     Bytes and text are the files' contents, a path (no string) names a file. Raises TrainerError for anything else.

@@ -21,11 +21,11 @@ from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.checkpoint.store import Store
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
-from elastic.engine.view_state import State
+from elastic.engine.view_state import ViewState
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
 from elastic.memory.tensors import copy
-from elastic.recovery.rung import Checkpoint
+from elastic.recovery.stored import Checkpoint
 from elastic.view import View
 from elastic.worker.directory_owner import DEAD_S, EXTRA, DirectoryOwner
 from elastic.worker.engine import Engine
@@ -37,11 +37,11 @@ from elastic.worker.loopsettings import Settings
 from elastic.worker.naming import Naming, naming_of
 from elastic.worker.plain import from_plain, to_plain
 from elastic.worker.rarely import Rarely
-from elastic.worker.restore import Run, form, numbers, persistent_buffers, restored_state, runs
+from elastic.worker.restore import RestoredRun, form, numbers, persistent_buffers, restored_state, runs
 from elastic.worker.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
+from elastic.worker.runtime import WorkerRuntime
 from elastic.worker.savable import check_savable, empty_states
 from elastic.worker.saving import Share, States, base_of, contents_of, digest_of, merged, states_of
-from elastic.worker.survivor import Survivor
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 0.5
@@ -103,7 +103,7 @@ class Checkpoints:
         self._owner.join()
         self._begun(founder=False)
 
-    def begin(self, view: View, history: History, survivor: Survivor) -> State | None:
+    def begin(self, view: View, history: History, runtime: WorkerRuntime) -> ViewState | None:
         """What this founder begins with; None if there is no checkpoint yet.
 
         Raises:
@@ -125,7 +125,7 @@ class Checkpoints:
             restored = self._read(view, source)
         settings = Settings(groups=restored.groups, scheduler=restored.scheduler, attributes=restored.attributes)
         history.begin(restored.state.step, settings)
-        survivor.begin(restored.objects, source.name)
+        runtime.begin(restored.objects, source.name)
         return restored.state
 
     def newest(self) -> Checkpoint | None:
@@ -229,39 +229,39 @@ class Checkpoints:
         """Whether the state behind `step` is to be saved while training goes on."""
         return self._saver is not None and self._every is not None and step >= 0 and (step + 1) % self._every == 0
 
-    def save(self, step: int, survivor: Survivor, history: History) -> None:
+    def save(self, step: int, runtime: WorkerRuntime, history: History) -> None:
         """Saves the state behind `step` while training goes on: it is exact everywhere, and nobody has applied the next one."""
         if self._saver is None:
             return
         began = time.perf_counter()
-        shards = survivor.engine.copied()
+        shards = runtime.engine.copied()
         copying = time.perf_counter() - began
-        if self._start(step, survivor, history, shards):
+        if self._start(step, runtime, history, shards):
             self.stalls.append((time.perf_counter() - began, copying))
 
-    def save_last(self, step: int, survivor: Survivor, history: History) -> None:
+    def save_last(self, step: int, runtime: WorkerRuntime, history: History) -> None:
         """Returns when the state is saved, or could not be. Where members are lost meanwhile, the others save it again.
 
         They may hear of the loss at different places; so whatever decides how often they exchange something was told to all.
         """
         assert self._saver is not None
         for _ in range(_LAST_TRIES):
-            self._finish(survivor)
-            engine = survivor.engine
-            started = self._start(step, survivor, history, None)
-            self._finish(survivor)
-            own = {"saved": self._saver.saved == step + 1, "steady": started and survivor.engine is engine}
-            told = survivor.together(lambda own=own: survivor.engine.gather(own))
+            self._finish(runtime)
+            engine = runtime.engine
+            started = self._start(step, runtime, history, None)
+            self._finish(runtime)
+            own = {"saved": self._saver.saved == step + 1, "steady": started and runtime.engine is engine}
+            told = runtime.together(lambda own=own: runtime.engine.gather(own))
             if any(each["saved"] for each in told) or all(each["steady"] for each in told):
                 return
         _log.warning("the state after %d steps is not saved: the members changed again and again", step + 1)
 
-    def _start(self, step: int, survivor: Survivor, history: History, shards: list[tuple[Shard, Scalars]] | None) -> bool:
+    def _start(self, step: int, runtime: WorkerRuntime, history: History, shards: list[tuple[Shard, Scalars]] | None) -> bool:
         """Begins a save; `shards` is the copy of what this worker owns, None if that does not change any more. False if it is left out."""
-        saver, engine = self._saver, survivor.engine
+        saver, engine = self._saver, runtime.engine
         assert saver is not None
         given = engine.owned if shards is None else shards
-        told = self._together(step, survivor, history, states_of(given, self._model.spec))
+        told = self._together(step, runtime, history, states_of(given, self._model.spec))
         if told is None:
             if self._job.leader:
                 _log.warning("the state after %d steps is not saved%s: the members changed", step + 1, " yet" if shards is None else "")
@@ -278,23 +278,23 @@ class Checkpoints:
             return False
         self._epoch, self._base = engine.view.epoch, base_of(told)
         saver.start(
-            self._prepare(step, engine, given, history, amid=survivor.amid),
+            self._prepare(step, engine, given, history, amid=runtime.amid),
             step=step + 1,
             epoch=self._base + engine.view.epoch,
             token=coordinator.token,
             members=engine.view.workers,
             layout={"summary": engine.view.plan.summary},
-            release=_nothing if shards is None else engine.spares.lend(),
+            release=_nothing if shards is None else engine.previous_copies.lend(),
         )
         return True
 
-    def _together(self, step: int, survivor: Survivor, history: History, states: States) -> list[Share] | None:
+    def _together(self, step: int, runtime: WorkerRuntime, history: History, states: States) -> list[Share] | None:
         """What every member told, None if some were lost meanwhile; who has which states is known then.
 
         The states themselves are told only where they are not the last ones that all told each other.
         """
         assert self._saver is not None
-        engine = survivor.engine
+        engine = runtime.engine
         share = Share(
             view=engine.view.epoch,
             states=digest_of(states),
@@ -304,14 +304,14 @@ class Checkpoints:
             base=self._base,
             hint=newest_epoch(self._store) if self._base is None else self._base,
         )
-        told = [Share.from_json(each) for each in survivor.together(lambda: survivor.engine.gather(share.to_json()))]
+        told = [Share.from_json(each) for each in runtime.together(lambda: runtime.engine.gather(share.to_json()))]
         views = {each.view for each in told}
         known = digest_of([each.states for each in told])
         if any(each.known != known for each in told):  # whoever was lost: all that are left take part in the same collectives
-            all_states = survivor.together(lambda: survivor.engine.gather({"view": share.view, "states": states}))
+            all_states = runtime.together(lambda: runtime.engine.gather({"view": share.view, "states": states}))
             views |= {each["view"] for each in all_states}
             self._known, self._states = known, merged(each["states"] for each in all_states)
-        if survivor.engine is not engine or history.step != step or views != {engine.view.epoch}:
+        if runtime.engine is not engine or history.step != step or views != {engine.view.epoch}:
             self._known = None
             return None
         return told
@@ -343,7 +343,7 @@ class Checkpoints:
         if (objects := history.registered.read() if amid else history.registered.states) is not None:
             extra["objects"] = objects
 
-        def prepare() -> tuple[Contents, list[Run]]:
+        def prepare() -> tuple[Contents, list[RestoredRun]]:
             contents = contents_of(
                 {p.name: p.shape for layer in model.spec.layers for p in layer.parameters},
                 states,
@@ -357,33 +357,33 @@ class Checkpoints:
             )
             own = [run for shard in shards for run in runs(*shard, model.spec)]
             if copies:
-                own += [Run(name, PARAM, 0, tensor.reshape(-1)) for name, tensor in rest.items()]
+                own += [RestoredRun(name, PARAM, 0, tensor.reshape(-1)) for name, tensor in rest.items()]
             return self._naming.outward(contents, own)
 
         return prepare
 
-    def _finish(self, survivor: Survivor) -> None:
+    def _finish(self, runtime: WorkerRuntime) -> None:
         """What is under way is waited for, or given up if the members changed; all members call it."""
         saver = self._saver
         assert saver is not None
         waiting = True
         while waiting:
             own = {
-                "view": survivor.engine.view.epoch,
-                "coordinates": self._job.worker == survivor.engine.view.coordinator,
+                "view": runtime.engine.view.epoch,
+                "coordinates": self._job.worker == runtime.engine.view.coordinator,
                 "over": saver.wait(_ROUND_S),
                 "saved": saver.receipt(),
                 "busy": saver.busy,
                 "worker": self._job.worker,
             }
-            told = survivor.together(lambda own=own: survivor.engine.gather(own))
+            told = runtime.together(lambda own=own: runtime.engine.gather(own))
             saved = {each["worker"]: each["saved"] for each in told if each["saved"] is not None}
-            saver.take(saved, survivor.engine.view.workers)
+            saver.take(saved, runtime.engine.view.workers)
             lost = any(each["receipt"] is None for each in saved.values())  # then the others need not wait for it
             given_up = lost or not any(each["busy"] for each in told if each["coordinates"])
             changed = len({each["view"] for each in told}) > 1
             waiting = not given_up and not changed and not all(each["over"] for each in told)
-        saver.drop(left=survivor.engine.view.workers)
+        saver.drop(left=runtime.engine.view.workers)
         saver.finish()
 
 

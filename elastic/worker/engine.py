@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.gauge import Seen
+from elastic.comm.rate_meter import LinkRates
 from elastic.comm.rounds import Payload, Rounds
 from elastic.engine.data import Batch
 from elastic.engine.decision import Apply, Wishes, added, decide, rows
@@ -23,7 +23,7 @@ from elastic.engine.reducer import OwnedGradient
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.statistics import Arrays
-from elastic.engine.view_state import State, Training
+from elastic.engine.view_state import Training, ViewState
 from elastic.engine.whole import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import MemoryDamaged, NonFinite
@@ -31,9 +31,9 @@ from elastic.layout.transfer import PARAM
 from elastic.memory.tensors import bytes_of, contiguous
 from elastic.snapshot import replication
 from elastic.snapshot.held import Held, Stored, held
+from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
 from elastic.snapshot.rest import Rest, period
-from elastic.snapshot.spare import Spares
 from elastic.view import View
 
 
@@ -51,7 +51,7 @@ class Engine:
         network: Endpoint,
         optimizer: ShardedOptimizer,
         training: Training,
-        state: State,
+        state: ViewState,
     ) -> None:
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
@@ -62,12 +62,12 @@ class Engine:
         self.rest = Rest(period(view), lambda step: step % replication.COMPARED_EVERY == 0)
         self._gatherer.arrived = self._gathered
         self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest)
-        self.spares = Spares(optimizer)
+        self.previous_copies = PreviousCopies(optimizer)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
         self._told_running: Arrays = {}
         self.told: dict[int, Any] = {}
-        self._beside = 0
+        self._extra_files = 0
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
         self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
 
@@ -133,8 +133,8 @@ class Engine:
         self._enter("apply", answer.step, -1)
         self._gatherer.begin(answer.step)
         self.replicator.begin(answer.step, skipped=answer.skipped is not None)
-        self.spares.take(self.step)
-        self.rest.spared(self.spares.held)
+        self.previous_copies.take(self.step)
+        self.rest.spared(self.previous_copies.held)
         self.rest.forget("live", "gathered")
         if answer.skipped is None:
             self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
@@ -189,7 +189,7 @@ class Engine:
         """Returns when all parameters held here are those of the newest step."""
         self._gatherer.wait_all()
 
-    def links(self) -> dict[int, Seen]:
+    def links(self) -> dict[int, LinkRates]:
         """How fast the links to peers are, as far as that was observed."""
         return self._network.seen()
 
@@ -200,17 +200,17 @@ class Engine:
         return [(shard, updater.scalars(shard)) for shard in updater.shards.values()]
 
     def copied(self) -> list[tuple[Shard, Scalars]]:
-        """What `owned` is, in memory that stays as it is until the next step begins, or as long as it is lent (`spares.lend`).
+        """What `owned` is, in memory that stays as it is until the next step begins, or as long as it is lent (`previous_copies.lend`).
 
         It is the spare of the next step, copied somewhat earlier: nothing is copied twice.
         """
-        self.spares.take(self.step)
-        self.rest.spared(self.spares.held)
+        self.previous_copies.take(self.step)
+        self.rest.spared(self.previous_copies.held)
         owned = self._optimizer.owned.shards
         found: list[tuple[Shard, Scalars]] = []
-        for spare in self.spares.held:
-            shard = replace(owned[spare.layer, spare.start], memory=dict(spare.memory), scalars={}, pieces=[])
-            found.append((shard, {name: dict(values) for name, values in spare.scalars.items()}))
+        for previous in self.previous_copies.held:
+            shard = replace(owned[previous.layer, previous.start], memory=dict(previous.memory), scalars={}, pieces=[])
+            found.append((shard, {name: dict(values) for name, values in previous.scalars.items()}))
         return found
 
     def abandon(self) -> None:
@@ -237,7 +237,7 @@ class Engine:
 
     def held(self, lost: Collection[int]) -> list[Stored]:
         """The complete copies that this worker can give where workers `lost` are gone. Nothing is computed in this view any more."""
-        self.rest.check(("live", "gathered", "replica", "spare"))
+        self.rest.check(("live", "gathered", "replica", "previous"))
         self.replicator.give_up(self.rest.damaged)
         behind = self._gatherer.settle()
         self.replicator.settle()
@@ -246,7 +246,7 @@ class Engine:
         gathered += [(home, start, memory) for (home, start), memory in self._model.tied.items()]
         found = [
             *(held(shard, self.step, "live", owned.scalars(shard)) for shard in owned.shards.values()),
-            *self.spares.held,
+            *self.previous_copies.held,
             *(
                 Held(layer=layer, start=start, stop=start + m.numel(), step=self.step, role="gathered", memory={PARAM: m}, scalars={})
                 for layer, start, m in gathered
@@ -307,8 +307,8 @@ class Engine:
 
     def _next_sequence(self) -> int:
         """Numbers rounds beside those of the steps; equal on all members, who all call the same methods."""
-        self._beside += 1
-        return EVALUATION | self._beside
+        self._extra_files += 1
+        return EVALUATION | self._extra_files
 
 
 def _absent(gradient: OwnedGradient) -> OwnedGradient:

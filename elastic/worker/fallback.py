@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from elastic.engine.view_state import State
-from elastic.recovery.rung import Checkpoint
+from elastic.engine.view_state import ViewState
+from elastic.recovery.stored import Checkpoint
 from elastic.view import View
 
 
@@ -14,7 +14,7 @@ from elastic.view import View
 class Restored:
     """What a worker begins a view with: its part of a checkpoint's state, the settings with it, and states of registered objects."""
 
-    state: State
+    state: ViewState
     groups: list[dict[str, Any]]
     scheduler: dict[str, Any] | None
     attributes: dict[str, Any] = field(default_factory=dict)

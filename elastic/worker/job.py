@@ -104,7 +104,7 @@ class Job:
         self._waits: Waits | None = None
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
-        self.linger: Callable[[str, int], None] | None = None  # called behind each beginning of a phase
+        self.phase_delay: Callable[[str, int], None] | None = None  # called behind each beginning of a phase
         self.trains = False  # it has a Trainer
         self.behind: Callable[[Any], None] | None = None  # called with what `train_fn` has returned
 
@@ -150,8 +150,8 @@ class Job:
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
         """Says what this worker is doing, to whoever looks."""
         self._activity.enter(phase, step, self.epoch, micro_batch)
-        if self.linger is not None:
-            self.linger(phase, step)
+        if self.phase_delay is not None:
+            self.phase_delay(phase, step)
 
     def progress(
         self,

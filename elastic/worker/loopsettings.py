@@ -13,7 +13,7 @@ import torch
 
 from elastic.engine.zero import ShardedOptimizer
 from elastic.worker.attributes import ABSENT, Attributes
-from elastic.worker.plain import Nested, capture, from_plain, revive, to_plain
+from elastic.worker.plain import NestedObject, capture, from_plain, revive, to_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ def same(one: Any, other: Any) -> bool:
         return True
     if type(one) is not type(other):
         return False
-    if isinstance(one, Nested):
+    if isinstance(one, NestedObject):
         return one.kind == other.kind and same(one.state, other.state)
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)

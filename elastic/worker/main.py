@@ -27,7 +27,7 @@ import torch
 from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError
 from elastic.host import signals
 from elastic.host.channel import AGENT_GONE, Channel, Message
-from elastic.observe import linger
+from elastic.observe import phase_delay
 from elastic.script import sources, target
 from elastic.worker import job as jobs
 from elastic.worker.job import Job, WorkerSpec
@@ -66,7 +66,7 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
     jobs.enter(job)
     line.listen(job)
     try:
-        job.linger = linger.read(parsed.directory)
+        job.phase_delay = phase_delay.read(parsed.directory)
         target.check_hidden(parsed.modules)
         value = _train(job)
         if job.behind is not None:

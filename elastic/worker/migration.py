@@ -15,7 +15,7 @@ from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import Kind, Tag
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
-from elastic.engine.view_state import State
+from elastic.engine.view_state import ViewState
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import GateRefused
 from elastic.layout.layout import Interval
@@ -26,12 +26,12 @@ from elastic.memory.digest import digest
 from elastic.memory.tensors import Landing, bytes_of, empty, zeros
 from elastic.recovery.gate import check_received
 from elastic.recovery.proposal import Proposal
-from elastic.snapshot.held import Later, Stored, runs
+from elastic.snapshot.held import Stored, UnreplayedCopy, runs
 from elastic.view import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Destination:
     """Memory that is to be filled with the run of a state that starts at `start`."""
 
     state: str
@@ -90,7 +90,7 @@ class Migration:
                 mine = interval.owner == worker
                 run = model.run(layer.layer, interval.start, interval.stop) if mine else None
                 (owned if mine else kept).append(self._shard(layer.layer, interval, run, scalars, optimizer))
-        self.state = State(step=proposal.resume, owned=owned, kept=kept)
+        self.state = ViewState(step=proposal.resume, owned=owned, kept=kept)
 
     def _vectors(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """The flat vectors of layers whose parameters are held whole."""
@@ -111,7 +111,7 @@ class Migration:
         return [
             copy
             for copy in self._held
-            if isinstance(copy, Later) or not any(_storage(memory) in self._taken_over for memory in copy.memory.values())
+            if isinstance(copy, UnreplayedCopy) or not any(_storage(memory) in self._taken_over for memory in copy.memory.values())
         ]
 
     def _take_over(self, copy: Stored) -> None:
@@ -219,19 +219,19 @@ class Migration:
         self._network.send(move.destination, self._tag(index, Kind.TRANSFER_DIGEST), digest(memory).encode())
         return memory
 
-    def _targets(self) -> list[Target]:
+    def _targets(self) -> list[Destination]:
         model = self._model
-        flats = [Target(state=PARAM, layer=layer, start=0, memory=flat) for layer, flat in model.flats.items()]
-        tied = [Target(state=PARAM, layer=home, start=start, memory=memory) for (home, start), memory in model.tied.items()]
+        flats = [Destination(state=PARAM, layer=layer, start=0, memory=flat) for layer, flat in model.flats.items()]
+        tied = [Destination(state=PARAM, layer=home, start=start, memory=memory) for (home, start), memory in model.tied.items()]
         shards = [
-            Target(state=state, layer=shard.layer, start=shard.interval.start, memory=memory)
+            Destination(state=state, layer=shard.layer, start=shard.interval.start, memory=memory)
             for shard, own in [*((s, True) for s in self.state.owned), *((s, False) for s in self.state.kept)]
             for state, memory in shard.memory.items()
             if state in (PARAM, *self._proposal.states) and not (own and state == PARAM)  # it lies in its layer's flat vector
         ]
         return [target for target in [*flats, *tied, *shards] if target.memory.data_ptr() not in self._filled]
 
-    def _fill(self, target: Target, received: Mapping[Transfer, torch.Tensor]) -> None:
+    def _fill(self, target: Destination, received: Mapping[Transfer, torch.Tensor]) -> None:
         found = runs(self._held, self._proposal.resume, target.state, target.layer, target.start, target.stop)
         for move, memory in received.items():
             both = shared((move.start, move.stop), (target.start, target.stop))

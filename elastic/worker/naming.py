@@ -21,7 +21,7 @@ from elastic.checkpoint.renaming import renamed
 from elastic.checkpoint.state import Contents
 from elastic.engine.partial import partial
 from elastic.errors import CheckpointError, TrainerError
-from elastic.worker.restore import Run, persistent_buffers
+from elastic.worker.restore import RestoredRun, persistent_buffers
 
 Names = nn.Module | Mapping[str, str] | Callable[[str], str]
 """The module whose parameters and buffers the layers have; or a name for each name, or for each module of one; or a function of a name."""
@@ -43,7 +43,7 @@ class Naming:
         """Whether any name is another."""
         return any(own != saved for own, saved in self.saved.items())
 
-    def outward(self, contents: Contents, runs: Iterable[Run]) -> tuple[Contents, list[Run]]:
+    def outward(self, contents: Contents, runs: Iterable[RestoredRun]) -> tuple[Contents, list[RestoredRun]]:
         """What a save holds, under the names of checkpoints."""
         return renamed(contents, self.saved), [run._replace(name=self.saved.get(run.name, run.name)) for run in runs]
 

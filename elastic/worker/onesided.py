@@ -1,6 +1,6 @@
 """Finds what only some workers do: a collective that others have gone past, or a loop that others are still in. All would wait for ever.
 
-A worker that waits for others for long tells the agent where, again and again (`Waiting`). Where one waits in something that all must call
+A worker that waits for others for long tells the agent where, again and again (`WaitReporter`). Where one waits in what all must call
 behind step k, such as an evaluation, and another one computes step k + 1 in the same view, the second has left the loop body of step k
 without calling it. So it is where two wait in different calls, and each is the first, or the second, behind its step. That is no matter of
 time: the waits need only be long enough that nothing is on its way any more.
@@ -64,7 +64,7 @@ class Wait:
         return "leaves" if self.leaves else self.what.partition(" ")[0]
 
 
-class Waiting:
+class WaitReporter:
     """Tells where this worker waits, if it does so for long."""
 
     def __init__(self, job: Job) -> None:
@@ -109,7 +109,7 @@ class Waiting:
             self._job.send({"type": "waits", "wait": {**asdict(last), "busy": True, "what": where}})
 
 
-def _tell(waiting: weakref.ref[Waiting], thread: int) -> None:
+def _tell(waiting: weakref.ref[WaitReporter], thread: int) -> None:
     while (held := waiting()) is not None:
         held.tell(thread)
         del held

@@ -24,7 +24,7 @@ def own_statistics(
         "parameter_bytes": held,
         "owned_parameter_bytes": sum(interval.elements * model.dtype(layer).itemsize for layer, interval in owned),
         "optimizer_bytes": optimizer.state_bytes,
-        "spare_bytes": engine.spares.bytes,
+        "previous_bytes": engine.previous_copies.bytes,
         "save_stalls": [] if checkpoints is None else checkpoints.stalls,
         "replica_bytes": engine.replicator.state_bytes,
         "replica_update_bytes": engine.replicator.update_bytes,

@@ -1,7 +1,7 @@
 """Optimizer and scheduler settings as values that stay as they are, as JSON, and back: numbers, containers, small tensors, without pickle.
 
-`capture` copies a state. Objects in it that have a state of their own (a scheduler inside another one) stand there as `Nested`, and what is
-no state but belongs to the object (functions) as `Left`: `revive` takes both from the object that is to go on from it.
+`capture` copies a state. Objects in it that have a state of their own (a scheduler inside another one) stand there as `NestedObject`, and
+what is no state but belongs to the object (functions) as `Left`: `revive` takes both from the object that is to go on from it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FACTORIES: dict[str, Any] = {"int": int, "float": float, "str": str, "list": li
 
 
 @dataclass(frozen=True, slots=True)
-class Nested:
+class NestedObject:
     """The state of an object inside another one's state, and what it is."""
 
     kind: str
@@ -54,7 +54,7 @@ def capture(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(capture(item) for item in value)
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
-        return Nested(type(value).__name__, capture(value.state_dict()))
+        return NestedObject(type(value).__name__, capture(value.state_dict()))
     return copy.deepcopy(value)
 
 
@@ -70,7 +70,7 @@ def revive(value: Any, live: Any) -> Any:
     """
     if isinstance(value, Left):
         return live
-    if isinstance(value, Nested):
+    if isinstance(value, NestedObject):
         if type(live).__name__ != value.kind:
             raise TypeError(f"there was a {value.kind}, and now there is a {type(live).__name__}")
         live.load_state_dict(revive(value.state, live.state_dict()))
@@ -94,7 +94,7 @@ def to_plain(value: Any) -> Any:
         return {"numpy": [value.dtype.name, shape, value.reshape(-1).tolist()]}
     if isinstance(value, torch.dtype | torch.device):
         return {type(value).__name__: str(value).removeprefix("torch.")}
-    if isinstance(value, Nested):
+    if isinstance(value, NestedObject):
         return {"nested": [value.kind, to_plain(value.state)]}
     if isinstance(value, Left):
         return {"left": value.kind}
@@ -141,7 +141,7 @@ def from_plain(value: Any) -> Any:
     if kind == "device":
         return torch.device(content)
     if kind == "nested":
-        return Nested(content[0], from_plain(content[1]))
+        return NestedObject(content[0], from_plain(content[1]))
     if kind == "left":
         return Left(content)
     if kind == "deque":

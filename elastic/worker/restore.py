@@ -17,7 +17,7 @@ from elastic.checkpoint.state import PARAM, Contents, DirectSource
 from elastic.engine.model import LayeredModel
 from elastic.engine.partial import partial
 from elastic.engine.shard import RUN, Scalars, Shard, in_memory
-from elastic.engine.view_state import State
+from elastic.engine.view_state import ViewState
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
 from elastic.layout.regions import Cut, ModelSpec, ParameterSpec
@@ -25,7 +25,7 @@ from elastic.memory.tensors import filled, zeros
 from elastic.view import View
 
 
-class Run(NamedTuple):
+class RestoredRun(NamedTuple):
     """`values` are elements `[start, ...)` of one state of a parameter, in the worker's own memory."""
 
     name: str
@@ -34,15 +34,15 @@ class Run(NamedTuple):
     values: torch.Tensor
 
 
-def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[Run]:
+def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[RestoredRun]:
     """Everything in a shard's memory, by parameter; padding is left out."""
     for parameter, start, stop in shard.parameters(spec):
         held = [PARAM, *(state for state, value in scalars.get(parameter.name, {}).items() if in_memory(value))]
         for state in held:
-            yield Run(parameter.name, state, shard.interval.start + start - parameter.start, shard.memory[state][start:stop])
+            yield RestoredRun(parameter.name, state, shard.interval.start + start - parameter.start, shard.memory[state][start:stop])
         for state, value in scalars.get(parameter.name, {}).items():
             if is_whole(value, spec.cut):
-                yield Run(parameter.name, state, 0, value.reshape(-1))
+                yield RestoredRun(parameter.name, state, 0, value.reshape(-1))
 
 
 def is_whole(value: Any, cut: Cut) -> bool:
@@ -62,7 +62,7 @@ def numbers(scalars: Scalars, cut: Cut = "block") -> dict[str, dict[str, float |
 
 def restored_state(
     worker: int, model: LayeredModel, view: View, source: DirectSource, step: int, examples: Mapping[str, Any] = MappingProxyType({})
-) -> State:
+) -> ViewState:
     """What `worker` begins `view` with: the state at `step`, the newest one that is in the checkpoint, read into its layers' memory.
 
     `examples`: by name, what a number among the optimizer's states is in memory: a tensor, or a number of that type.
@@ -89,7 +89,7 @@ def restored_state(
                 owned.append(_shard(model.spec, layer.layer, interval, source, run, examples))
             elif interval.replica == worker:
                 kept.append(_shard(model.spec, layer.layer, interval, source, None, examples))
-    return State(step=step, owned=owned, kept=kept)
+    return ViewState(step=step, owned=owned, kept=kept)
 
 
 def check_fits(contents: Contents, model: LayeredModel) -> None:

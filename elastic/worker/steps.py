@@ -14,7 +14,7 @@ from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.history import History
 from elastic.worker.job import Job
 from elastic.worker.report import Report
-from elastic.worker.survivor import Survivor
+from elastic.worker.runtime import WorkerRuntime
 
 T = TypeVar("T")
 
@@ -44,9 +44,9 @@ class Steps:
     """Takes a Trainer's steps. `batch_size` is in samples, `seed` keys what loop bodies draw."""
 
     def __init__(
-        self, job: Job, survivor: Survivor, history: History, checkpoints: Checkpoints | None, *, batch_size: int, seed: int
+        self, job: Job, runtime: WorkerRuntime, history: History, checkpoints: Checkpoints | None, *, batch_size: int, seed: int
     ) -> None:
-        self._job, self._survivor, self._history, self._checkpoints = job, survivor, history, checkpoints
+        self._job, self._runtime, self._history, self._checkpoints = job, runtime, history, checkpoints
         self._batch_size, self._seed = batch_size, seed
         self._saved, self._saved_with = -1, ""
         self._unfinished: int | None = None  # the loop of so many steps was left behind its last one, and its end is to come
@@ -56,64 +56,64 @@ class Steps:
     def take(self, steps: int) -> Iterator[Report]:
         """Takes steps until `steps` have been taken in all, and yields each one once."""
         self._finish()
-        survivor = self._survivor
-        survivor.handed_out()
+        runtime = self._runtime
+        runtime.handed_out()
         while True:
-            survivor.catch_up()
-            if survivor.step > steps:  # this worker has joined behind this loop, in a later one
-                survivor.at("end", steps - 1)
+            runtime.catch_up()
+            if runtime.step > steps:  # this worker has joined behind this loop, in a later one
+                runtime.at("end", steps - 1)
                 return
             self._history.registered.begin(warns=self._job.leader)
-            decided = survivor.decision
-            if survivor.unseen is not None:
-                if survivor.settled():
-                    yield from self._hand_out(survivor.handing_out(), steps)
-            elif survivor.step >= steps or (decided is not None and decided.stop):
-                if survivor.flush():
+            decided = runtime.decision
+            if runtime.unseen is not None:
+                if runtime.settled():
+                    yield from self._hand_out(runtime.handing_out(), steps)
+            elif runtime.step >= steps or (decided is not None and decided.stop):
+                if runtime.flush():
                     self._close(steps)
                     return
-            elif survivor.pausing:
-                if survivor.rest():
-                    survivor.pause()
+            elif runtime.pausing:
+                if runtime.rest():
+                    runtime.pause()
             else:
-                self._take_step(final=survivor.step + 1 >= steps)
+                self._take_step(final=runtime.step + 1 >= steps)
 
     def _take_step(self, *, final: bool) -> None:
         """Computes the next step and applies it; where members are lost meanwhile there may be another step to take first."""
-        survivor, checkpoints = self._survivor, self._checkpoints
+        runtime, checkpoints = self._runtime, self._checkpoints
         message, due = None, False
         if checkpoints is not None:
-            message, due = checkpoints.message(survivor.engine), checkpoints.due(self._history.step) and self._saved != self._history.step
+            message, due = checkpoints.message(runtime.engine), checkpoints.due(self._history.step) and self._saved != self._history.step
             self._check_saved()
-        answer = survivor.compute(message, save=due, final=final)
+        answer = runtime.compute(message, save=due, final=final)
         if answer is None:
             return
-        engine = survivor.engine
+        engine = runtime.engine
         if checkpoints is not None:
             checkpoints.heard(engine)
             if answer.save:
-                survivor.saving()
-                checkpoints.save(self._history.step, survivor, self._history)
-        if survivor.engine is engine:  # else members were lost while a save began, and the step has to be computed again
-            survivor.apply(answer)
+                runtime.saving()
+                checkpoints.save(self._history.step, runtime, self._history)
+        if runtime.engine is engine:  # else members were lost while a save began, and the step has to be computed again
+            runtime.apply(answer)
 
     def save(self) -> None:
         """Saves the state behind the newest step (`Trainer.save`)."""
         if self._checkpoints is None:
             raise TrainerError("trainer.save() has no place to save to: give the Trainer checkpoint=")
         self._finish()
-        survivor = self._survivor
-        if survivor.amid:
-            survivor.complete()
+        runtime = self._runtime
+        if runtime.amid:
+            runtime.complete()
             self._save_now()
             self._saved_with = self._history.digest()
-        elif survivor.begins:
+        elif runtime.begins:
             raise TrainerError("trainer.save() is called before the first step of this job: call it in a loop body, or behind a loop")
 
     def _save_now(self) -> None:
         step = self._history.step
         if self._checkpoints is not None and self._saved != step:
-            self._checkpoints.save_last(step, self._survivor, self._history)
+            self._checkpoints.save_last(step, self._runtime, self._history)
             self._saved = step
 
     def _check_saved(self) -> None:
@@ -131,7 +131,7 @@ class Steps:
 
         That takes all workers, so it is not done where the loop is left: nothing that is raised there would be heard of.
         """
-        early = self._checkpoints is not None and self._survivor.amid and self._saved != self._history.step
+        early = self._checkpoints is not None and self._runtime.amid and self._saved != self._history.step
         if self._job.leader and (
             early or self._unfinished is not None
         ):  # whoever leads at the end, if this worker dies, may return nothing
@@ -139,28 +139,28 @@ class Steps:
         if self._unfinished is not None:
             self._finish()
         elif early:
-            self._survivor.leaves = True
-            self._survivor.complete()
+            self._runtime.leaves = True
+            self._runtime.complete()
             self._save_now()
 
     def _finish(self) -> None:
         """Takes part in the end of a loop that was left behind its last step: the others may have run to it, and wait there."""
         steps, self._unfinished = self._unfinished, None
-        if steps is not None and self._survivor.amid:
+        if steps is not None and self._runtime.amid:
             for _ in self.take(steps):
                 pass
 
     def together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
         """A collective of all members, behind the end of a loop that was left behind its last step."""
         self._finish()
-        return self._survivor.together(collective, ends_together=ends_together)
+        return self._runtime.together(collective, ends_together=ends_together)
 
     def _close(self, steps: int) -> None:
         """Behind the last step: its state is saved, if this job has taken it."""
         step = self._history.step
-        if step < steps and self._survivor.decision is not None:
+        if step < steps and self._runtime.decision is not None:
             self._save_now()
-        self._survivor.at("end", min(step, steps - 1))
+        self._runtime.at("end", min(step, steps - 1))
 
     def _hand_out(self, answer: Apply, steps: int) -> Iterator[Report]:
         randomness.seed_all(self._seed, "loop", answer.step)  # so that the loop's own draws do not depend on the layout
@@ -169,14 +169,14 @@ class Steps:
         try:
             yield self._report(answer)
         except GeneratorExit:
-            if self._survivor.amid and (answer.stop or answer.step + 1 >= steps):
+            if self._runtime.amid and (answer.stop or answer.step + 1 >= steps):
                 self._unfinished = steps
             raise
-        self._survivor.handed_out()
+        self._runtime.handed_out()
 
     def _report(self, answer: Apply) -> Report:
         seconds = self._history.seconds_of(answer.step)
-        view = self._survivor.engine.view
+        view = self._runtime.engine.view
         return Report(
             step=answer.step,
             loss=answer.loss,

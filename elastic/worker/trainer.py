@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from elastic.comm import gauge
+from elastic.comm import rate_meter
 from elastic.comm.network import Network
 from elastic.engine import after, profile
 from elastic.engine.after import AfterStep
@@ -23,7 +23,7 @@ from elastic.engine.numerics import Numerics
 from elastic.engine.partial import refuse_partial
 from elastic.engine.probe import probe
 from elastic.engine.stage import Loss
-from elastic.engine.view_state import State, Training, initial_state
+from elastic.engine.view_state import Training, ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
@@ -34,20 +34,20 @@ from elastic.view import View
 from elastic.worker import job as jobs
 from elastic.worker.arguments import bind_scheduler, check_choices, checkpointing_of, cut_batch, group_values, one_optimizer
 from elastic.worker.attributes import Attributes
-from elastic.worker.beside import files_beside
+from elastic.worker.beside import extra_files
 from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.engine import Engine
 from elastic.worker.evaluation import EvaluationData, evaluated
 from elastic.worker.history import History
 from elastic.worker.inplace import InPlace
-from elastic.worker.member import Member
 from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
 from elastic.worker.own_statistics import own_statistics
+from elastic.worker.recovery_client import RecoveryClient
 from elastic.worker.report import Report
 from elastic.worker.resume_checks import TrainingRecord
+from elastic.worker.runtime import WorkerRuntime
 from elastic.worker.steps import Steps
-from elastic.worker.survivor import Survivor
 
 
 class Trainer:
@@ -142,7 +142,7 @@ class Trainer:
                 settings=sizes,
                 group_values=group_values(instance),
             )
-            files = files_beside(names if isinstance(names, nn.Module) else model, checkpoint_files or {})
+            files = extra_files(names if isinstance(names, nn.Module) else model, checkpoint_files or {})
             self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files, self._naming)
         elif every is not None:
             raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
@@ -160,27 +160,27 @@ class Trainer:
         if self._checkpoints is not None:
             self._checkpoints.began_with(announcement["digest"])
         view = self._job.announce({**announcement, "micro_batches": micro_batches, "grains": grains})
-        self._member = Member(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
+        self._member = RecoveryClient(self._job, self._network, self._model, self._optimizer, self._build, self._checkpoints)
         root = self._model.root
         history = History(self._optimizer, self._scheduler, Attributes(root), InPlace(root, instance))
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
-        self._survivor = Survivor(self._job, self._member, history, self._batch, self._step_scheduler)
+        self._runtime = WorkerRuntime(self._job, self._member, history, self._batch, self._step_scheduler)
         self._history = history
         self._numbers = Numbers()
-        self._steps = Steps(self._job, self._survivor, history, self._checkpoints, batch_size=batch_size, seed=seed)
+        self._steps = Steps(self._job, self._runtime, history, self._checkpoints, batch_size=batch_size, seed=seed)
         if view is None:
             if self._checkpoints is not None:
                 self._checkpoints.join()
-            self._survivor.join()
+            self._runtime.join()
         else:
             try:
-                state = None if self._checkpoints is None else self._checkpoints.begin(view, history, self._survivor)
+                state = None if self._checkpoints is None else self._checkpoints.begin(view, history, self._runtime)
             except CheckpointDamaged as error:
-                self._survivor.found_without_state(view, error)
+                self._runtime.found_without_state(view, error)
                 return
             engine = self._build(view, state or initial_state(self._job.worker, self._model, self._optimizer, view))
-            self._survivor.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
+            self._runtime.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
 
     def _announcement(self) -> dict[str, Any]:
         """What the others, and the planner, need to know of this worker; its settings must be those of all."""
@@ -193,7 +193,7 @@ class Trainer:
             "model": self._model.spec.to_json(),
             "digest": self._model.digest(),
             "profile": profile.measure(self._model, training.loss, training.numerics, self._batch(0, 0)) if measures else None,
-            "link": gauge.within_host() if measures else None,
+            "link": rate_meter.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
             "base": max(0, host.anonymous_bytes() - sum(each.nbytes for each in self._model.root.parameters())),
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
@@ -212,7 +212,7 @@ class Trainer:
             },
         }
 
-    def _build(self, view: View, state: State) -> Engine:
+    def _build(self, view: View, state: ViewState) -> Engine:
         return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state)
 
     @property
@@ -262,7 +262,7 @@ class Trainer:
 
     @property
     def _engine(self) -> Engine:
-        return self._survivor.engine
+        return self._runtime.engine
 
     def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> float:
         """The mean loss over a map-style dataset in order (or its first `micro_batches`), without training. Every worker must call it.
@@ -290,9 +290,9 @@ class Trainer:
         Raises:
             TrainerError: outside of a loop body, or for values that are no JSON.
         """
-        if not self._survivor.amid:
+        if not self._runtime.amid:
             raise TrainerError("trainer.log() is called outside of a loop body, and a line belongs to a step: call it in the body")
-        self._job.send(self._numbers.record(path, self._survivor.handed, values))
+        self._job.send(self._numbers.record(path, self._runtime.handed, values))
 
     def after_step(self, f: AfterStep) -> AfterStep:
         """Has `f(parameter, state)` called behind every update, as a part of the step; can be used as a decorator.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elastic.chaos.faults import parse
-from elastic.chaos.trigger import Pace, Trigger
+from elastic.chaos.trigger import StepPace, Trigger
 from elastic.observe.activity import Doing
 
 
@@ -101,7 +101,7 @@ def test_a_fault_whose_place_is_missing_is_passed_when_its_step_is() -> None:
 
 
 def test_the_pace_is_the_median_of_steps_that_nothing_interrupted() -> None:
-    pace = Pace()
+    pace = StepPace()
     assert pace.step_s == 0.0
     for text, epoch, at in [
         ("3:forward", 1, 1.0),

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 import elastic
 from elastic.checkpoint.convert.rules import Rules, parse_rules
-from elastic.checkpoint.convert.run import Request, convert
+from elastic.checkpoint.convert.run import Conversion, convert
 from elastic.settings import best_isa, worker_environment
 from tests.engine import harness, models
 
@@ -199,7 +199,7 @@ def faults(layout: Layout, folder: Path, steps: int, seed: int, expected: Whole,
 
 def sliced(source: Path, target: Path, slices: int) -> Path:
     """Converts what a job saved."""
-    convert(Request(source=source, target=target, to="elastic", rules=RULES[slices], tensor_parallel=slices))
+    convert(Conversion(source=source, target=target, to="elastic", rules=RULES[slices], tensor_parallel=slices))
     return target
 
 

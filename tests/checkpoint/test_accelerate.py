@@ -9,7 +9,7 @@ import torch
 
 from elastic.checkpoint.convert.numbered import Order
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.convert.run import Conversion, convert, open_any
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
 from tests.checkpoint.launch import run_ranks
@@ -51,7 +51,7 @@ def test_a_state_of_one_process_goes_on_with_the_same_bits(tmp_path, safe):
     assert source.contents.extra["not_read"] == ["random_states_0.pkl"]
     assert "agree" in source.verify()
     source.close()
-    convert(Request(source=tmp_path / "a", target=tmp_path / "b.pt", to="torch", rules=rules))
+    convert(Conversion(source=tmp_path / "a", target=tmp_path / "b.pt", to="torch", rules=rules))
     tree = torch.load(tmp_path / "b.pt", weights_only=True)
     fresh = peers.model(seed=8)
     fresh.load_state_dict(tree["model"])

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from elastic.checkpoint.cli import app, parse_bytes
-from elastic.checkpoint.convert.run import Request
+from elastic.checkpoint.convert.run import Conversion
 from elastic.checkpoint.objects import open_store
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
@@ -178,7 +178,7 @@ def test_commands_take_urls(source, tmp_path):
         open_store(url).put("step-00000009-e0-a0-0123456789abcdef/.token", b"died")
         assert "removed step-00000009-e0-a0-0123456789abcdef" in run("gc", url, "--older-than", -60)
         with pytest.raises(CheckpointError, match="only our own format, elastic, is written to URLs"):
-            Request(source=source, target=url, to="hf")
+            Conversion(source=source, target=url, to="hf")
         result = CliRunner().invoke(app, ["inspect", f"{url}/nothing"])
         assert "has no checkpoint" in str(result.exception)
     finally:

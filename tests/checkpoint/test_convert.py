@@ -18,7 +18,7 @@ from elastic.checkpoint.convert.detect import detect
 from elastic.checkpoint.convert.formats import TARGETS
 from elastic.checkpoint.convert.jsonable import decode, encode
 from elastic.checkpoint.convert.rules import parse_rules
-from elastic.checkpoint.convert.run import Request, convert, open_any, plan
+from elastic.checkpoint.convert.run import Conversion, convert, open_any, plan
 from elastic.checkpoint.convert.torch_save import open_torch, write_torch
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
@@ -62,8 +62,8 @@ def test_spellings_survive_a_detour(tmp_path, model, optimizer):
     extra = {"global_step": 5, "callbacks": {"x": (1, None)}, "rng": torch.arange(4, dtype=torch.uint8)}
     torch.save({model: module.state_dict(), optimizer: states, **extra}, tmp_path / "a.pt")
     rules = parse_rules({"optimizer": {"groups": [".*"]}})
-    convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp", rules=rules))
-    convert(Request(source=tmp_path / "b", target=tmp_path / "c.pt", to="torch"))
+    convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp", rules=rules))
+    convert(Conversion(source=tmp_path / "b", target=tmp_path / "c.pt", to="torch"))
     tree = torch.load(tmp_path / "c.pt", weights_only=True)
     assert tree["global_step"] == 5
     assert tree["callbacks"] == {"x": (1, None)}
@@ -116,7 +116,7 @@ def test_ties_are_one_tensor_and_written_under_both_names(tmp_path):
     write_torch(source, tmp_path / "b.pt")
     tree = torch.load(tmp_path / "b.pt", weights_only=True)
     assert tree["head"].data_ptr() == tree["wte"].data_ptr()
-    convert(Request(source=tmp_path / "a.pt", target=tmp_path / "c", to="hf"))
+    convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "c", to="hf"))
 
 
 @pytest.mark.parametrize("make", [lambda t: t.t(), lambda t: t[:, 1:3], lambda t: t[::2], lambda t: t[0].expand(3, 6), lambda t: t[0, 0]])
@@ -154,7 +154,7 @@ def test_lazy_bits_are_applied(tmp_path, to):
             flat = value.resolve_conj().resolve_neg().reshape(-1)
             assert all(torch.equal(source.read(name, "param", at, at + 3), flat[at : at + 3]) for at in range(0, len(flat) - 3, 5))
         source.close()
-    convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to=to))
+    convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to=to))
     _, written = open_any(tmp_path / "b")
     for name, value in expected.items():
         assert torch.equal(whole(written, name), value.resolve_conj().resolve_neg())
@@ -209,8 +209,8 @@ def test_there_and_back_with_optimizer_state_is_bitwise(tmp_path_factory, drawn)
         states[name] = {state: torch.randn_like(value), "step": torch.tensor(float(index)), "number": number}
     tree = {"model": model, "optimizer": {"state": states, "param_groups": groups}}
     torch.save(tree, root / "a.pt")
-    convert(Request(source=root / "a.pt", target=root / "b", to="dcp"))
-    convert(Request(source=root / "b", target=root / "c.pt", to="torch"))
+    convert(Conversion(source=root / "a.pt", target=root / "b", to="dcp"))
+    convert(Conversion(source=root / "b", target=root / "c.pt", to="torch"))
     first, last = open_torch(root / "a.pt"), open_torch(root / "c.pt")
     assert first.contents == last.contents
     for name, held in first.contents.tensors.items():
@@ -230,7 +230,7 @@ RULES = {
 def test_rules_rename_split_merge_and_drop(tmp_path):
     model = {"h.0.qkv": torch.randn(3, 6), "x": torch.randn(2, 4), "noise.1": torch.ones(1)}
     torch.save(model, tmp_path / "a.pt")
-    outline = convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp", rules=parse_rules(RULES), max_memory=1 << 20))
+    outline = convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp", rules=parse_rules(RULES), max_memory=1 << 20))
     assert [(planned.name, planned.spec.shape) for planned in outline.tensors] == [("k", (3, 1)), ("qy", (5, 4))]
     source = open_dcp(tmp_path / "b")
     assert torch.equal(whole(source, "qy"), torch.cat([model["h.0.qkv"][:, :4], model["x"]]))
@@ -269,7 +269,7 @@ def test_a_dropped_value_is_not_opened(tmp_path):
 def test_rules_that_do_not_fit_are_refused(tmp_path, data, reason):
     torch.save({"a": torch.ones(4, 2), "b": torch.ones(3, 2)}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=reason):
-        plan(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp", rules=parse_rules(data)))
+        plan(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to="dcp", rules=parse_rules(data)))
 
 
 def test_a_split_divides_optimizer_states_and_groups_as_well(tmp_path):
@@ -286,11 +286,11 @@ def test_nothing_is_replaced_and_nothing_is_left_after_a_failure(tmp_path):
     torch.save({"a": torch.ones(4)}, tmp_path / "a.pt")
     (tmp_path / "b").write_text("mine")
     with pytest.raises(CheckpointError, match="exists"):
-        convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to="torch"))
+        convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to="torch"))
     assert (tmp_path / "b").read_text() == "mine"
     torch.save({"a": torch.ones(4, dtype=torch.complex128)}, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match="a has dtype complex128"):
-        convert(Request(source=tmp_path / "c.pt", target=tmp_path / "d", to="hf"))
+        convert(Conversion(source=tmp_path / "c.pt", target=tmp_path / "d", to="hf"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b", "c.pt"]
 
 

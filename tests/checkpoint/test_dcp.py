@@ -8,7 +8,7 @@ import torch
 from elastic.checkpoint.convert.dcp import open_dcp
 from elastic.checkpoint.convert.dcp_write import write_dcp
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.run import Request, convert
+from elastic.checkpoint.convert.run import Conversion, convert
 from elastic.checkpoint.convert.torch_save import open_torch, write_torch
 from elastic.errors import CheckpointError
 from tests.checkpoint import peers
@@ -184,7 +184,7 @@ def test_what_cannot_be_read_is_left_out_by_a_rule(plain, tmp_path):
     metadata.state_dict_metadata["model.0.weight"].chunks.clear()
     (plain / ".metadata").write_bytes(pickle.dumps(metadata))
     rules = Rules(drop=("bad", r"extra\.worse", r"0\.weight"))
-    convert(Request(source=plain, target=tmp_path / "b", to="torch", rules=rules))
+    convert(Conversion(source=plain, target=tmp_path / "b", to="torch", rules=rules))
     tree = torch.load(tmp_path / "b", weights_only=True)
     assert set(tree["model"]) == set(weights) - {"0.weight"}
     assert tree["extra"] == {"seed": 5}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from elastic.checkpoint.convert.rules import parse_rules
-from elastic.checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.convert.run import Conversion, convert, open_any
 from elastic.errors import CheckpointError
 
 
@@ -53,7 +53,7 @@ def test_model_optimizer_buffers_and_the_rest_are_read(saved: Any, tmp_path: Pat
             assert torch.equal(found, optimizer.state[parameter]["exp_avg"].reshape(-1))
         source.close()
     for to in ("elastic", "deepspeed-universal", "torch"):
-        convert(Request(source=folder, target=tmp_path / to, to=to, rules=RULES))
+        convert(Conversion(source=folder, target=tmp_path / to, to=to, rules=RULES))
 
 
 def test_what_is_not_of_this_kind_is_refused(saved: Any) -> None:

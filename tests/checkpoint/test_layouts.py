@@ -11,11 +11,11 @@ import pytest
 
 import elastic
 from elastic.checkpoint.commit import save
-from elastic.checkpoint.convert.run import Request, plan
+from elastic.checkpoint.convert.run import Conversion, plan
 from elastic.checkpoint.directory import newest
 from elastic.checkpoint.reader import ElasticSource
 from elastic.checkpoint.store import LocalStore
-from elastic.checkpoint.writer import Run
+from elastic.checkpoint.writer import TensorRun
 from tests.checkpoint import layouts
 from tests.checkpoint.layouts import LAYOUTS, RULES, SLICES
 
@@ -54,7 +54,7 @@ def test_another_value_in_a_slice_would_be_noticed(tmp_path: Path) -> None:
 
 
 def _save_with_one_bit_changed(source: ElasticSource, target: Path) -> None:
-    def runs() -> Iterator[Run]:
+    def runs() -> Iterator[TensorRun]:
         for (name, state), place in source.manifest.places.items():
             values = source.read(name, state, 0, place.elements)
             if (name, state) == ("1.qkv.weight", "exp_avg"):
@@ -75,7 +75,9 @@ def test_the_model_has_what_slices_have_to_carry(tmp_path: Path) -> None:
     assert {spec.dtype for spec in contents.tensors["2.qkv.weight"].values()} == {"bfloat16"}
     assert contents.extra["elastic"]["scheduler"] is not None
     for slices in (2, 4):
-        slicings = plan(Request(source=tmp_path, target=tmp_path / "x", to="elastic", rules=RULES[slices], tensor_parallel=slices)).slicings
+        slicings = plan(
+            Conversion(source=tmp_path, target=tmp_path / "x", to="elastic", rules=RULES[slices], tensor_parallel=slices)
+        ).slicings
         assert slicings["0.weight", "exp_avg"].padded is not None
         assert len({slicing.ranks for slicing in slicings.values()}) == 1
         assert {"0.weight", "1.qkv.bias", "2.up.weight", "2.down.weight"} <= {name for name, _ in slicings}

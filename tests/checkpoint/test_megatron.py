@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elastic.checkpoint.convert.rules import parse_rules
-from elastic.checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.convert.run import Conversion, convert, open_any
 from elastic.errors import CheckpointError
 from tests.checkpoint.launch import run_ranks
 
@@ -80,8 +80,8 @@ def test_every_value_and_moment_is_what_megatron_loads(made, case, kind):
 @pytest.mark.parametrize("kind", ["legacy", "torch_dist"])
 def test_adam_goes_on_from_the_converted_file_with_megatrons_numbers(made, tmp_path, case, kind):
     root, record = made(case)
-    convert(Request(source=root / kind, target=tmp_path / "elastic", to="elastic"))
-    convert(Request(source=tmp_path / "elastic", target=tmp_path / "a.pt", to="torch"))
+    convert(Conversion(source=root / kind, target=tmp_path / "elastic", to="elastic"))
+    convert(Conversion(source=tmp_path / "elastic", target=tmp_path / "a.pt", to="torch"))
     tree = torch.load(tmp_path / "a.pt", weights_only=True)
     names = [name for group in tree["optimizer"]["param_groups"] for name in group["param_names"]]
     values = {name: torch.nn.Parameter(tree["model"][name]) for name in names}

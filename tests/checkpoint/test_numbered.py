@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from elastic.checkpoint.convert.rules import parse_rules
-from elastic.checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.convert.run import Conversion, convert, open_any
 from elastic.errors import CheckpointError
 
 Given = Callable[[nn.Module], Iterable[nn.Parameter]]
@@ -68,10 +68,10 @@ def test_equal_shapes_take_a_rule_whatever_the_order(tmp_path: Path, given: Give
     model = towers()
     expected = save(tmp_path / "a.pt", model, given(model))
     with pytest.raises(CheckpointError, match=r"State it by a rule: \[optimizer\] names = "):
-        convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to=to))
+        convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to=to))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rules = {"optimizer": {"names": [[names[id(parameter)] for parameter in given(model)]]}}
-    convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to=to, rules=parse_rules(rules)))
+    convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to=to, rules=parse_rules(rules)))
     check(moments(tmp_path / "b"), expected)
 
 

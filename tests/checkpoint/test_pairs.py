@@ -9,7 +9,7 @@ import torch
 
 from elastic.checkpoint.convert.compare import compare
 from elastic.checkpoint.convert.formats import FORMATS, TARGETS, format_of
-from elastic.checkpoint.convert.run import Request, convert, open_any, plan
+from elastic.checkpoint.convert.run import Conversion, convert, open_any, plan
 from elastic.checkpoint.state import PARAM
 from elastic.errors import CheckpointError
 
@@ -52,7 +52,7 @@ def written(origin, tmp_path_factory):
     """That state in every format that is written."""
     root = tmp_path_factory.mktemp("written")
     for name in TARGETS:
-        convert(Request(source=origin, target=root / name, to=name))
+        convert(Conversion(source=origin, target=root / name, to=name))
     return root
 
 
@@ -67,8 +67,8 @@ def _facts(contents, weights_only: bool):
 @pytest.mark.parametrize("through", TARGETS)
 @pytest.mark.parametrize("form", TARGETS)
 def test_there_and_back_is_bitwise(written, tmp_path, form, through):
-    convert(Request(source=written / form, target=tmp_path / "there", to=through))
-    convert(Request(source=tmp_path / "there", target=tmp_path / "back", to=form))
+    convert(Conversion(source=written / form, target=tmp_path / "there", to=through))
+    convert(Conversion(source=tmp_path / "there", target=tmp_path / "back", to=form))
     weights_only = format_of(through).weights_only or format_of(form).weights_only
     (_, first), (_, last) = open_any(written / form), open_any(tmp_path / "back")
     assert _facts(first.contents, weights_only) == _facts(last.contents, weights_only)
@@ -79,7 +79,7 @@ def test_there_and_back_is_bitwise(written, tmp_path, form, through):
 
 
 def test_what_weights_alone_leave_out_is_said(written):
-    outline = plan(Request(source=written / "dcp", target=written / "none", to="hf"))
+    outline = plan(Conversion(source=written / "dcp", target=written / "none", to="hf"))
     assert any("8 tensors of optimizer state" in text for text in outline.left_out)
     assert any("2 optimizer groups" in text for text in outline.left_out)
 
@@ -88,4 +88,4 @@ def test_every_format_is_written_or_has_a_reason(origin, tmp_path):
     assert set(FORMATS) - set(TARGETS) == set(READ_ONLY)
     for name in READ_ONLY:
         with pytest.raises(CheckpointError, match=f"no target format {name!r}"):
-            Request(source=origin, target=tmp_path / "x", to=name)
+            Conversion(source=origin, target=tmp_path / "x", to=name)

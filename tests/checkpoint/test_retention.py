@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from elastic.checkpoint.commit import begin, save
 from elastic.checkpoint.directory import collect, found, named_step, newest
 from elastic.checkpoint.plan import plan_files
-from elastic.checkpoint.retention import KeepEvery, KeepLast, Policy, doomed, retire
+from elastic.checkpoint.retention import KeepEvery, KeepLast, RetentionPolicy, doomed, retire
 from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs
@@ -43,7 +43,7 @@ def steps_in(root: Path) -> list[int]:
         ([], [6]),
     ],
 )
-def test_policies(tmp_path: Path, policies: list[Policy], kept: list[int]) -> None:
+def test_policies(tmp_path: Path, policies: list[RetentionPolicy], kept: list[int]) -> None:
     store = store_with(tmp_path, 1, 2, 3, 4, 5, 6)
     removed = retire(store, policies)
     assert steps_in(tmp_path) == kept

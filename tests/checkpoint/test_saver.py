@@ -22,7 +22,7 @@ from elastic.checkpoint.plan import plan_files
 from elastic.checkpoint.saver import Saver, newest_epoch
 from elastic.checkpoint.state import Contents
 from elastic.checkpoint.store import LocalStore, Store
-from elastic.checkpoint.writer import Run
+from elastic.checkpoint.writer import TensorRun
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 
@@ -30,9 +30,9 @@ TOKEN = "0123456789abcdef"
 SMALL = {"a": (300, 301), "b": (65,)}
 
 
-def halves(step: int) -> tuple[list[Run], list[Run]]:
+def halves(step: int) -> tuple[list[TensorRun], list[TensorRun]]:
     """What two members own of the values at a step."""
-    parts: tuple[list[Run], list[Run]] = ([], [])
+    parts: tuple[list[TensorRun], list[TensorRun]] = ([], [])
     for number, (name, state, _, tensor) in enumerate(whole_runs(values_at(step, SMALL))):
         flat = tensor.reshape(-1)
         cut = flat.numel() * (number + 1) // 9
@@ -45,7 +45,7 @@ def begin(
     saver: Saver,
     step: int,
     contents: Contents,
-    runs: list[Run],
+    runs: list[TensorRun],
     *,
     token: str = TOKEN,
     members: tuple[int, ...] = (0, 1),
@@ -174,7 +174,7 @@ def test_a_member_that_cannot_write_ends_the_save(tmp_path: Path, caplog: pytest
 
 
 def test_a_member_without_memory_ends_the_save_and_not_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def exhausted() -> tuple[Contents, list[Run]]:
+    def exhausted() -> tuple[Contents, list[TensorRun]]:
         raise MemoryError("no room")
 
     saver, released = Saver(LocalStore(tmp_path), 0), []
@@ -303,7 +303,7 @@ def test_looks_for_what_others_make_get_rarer():
         pauses.append(seconds)
         now[0] += seconds
 
-    waiting = saving.Waiting(0.005, lambda: now[0], sleep)
+    waiting = saving.Backoff(0.005, lambda: now[0], sleep)
     while waiting.seconds < 10:
         waiting.pause()
     assert pauses[:8] == [0.005] * 8

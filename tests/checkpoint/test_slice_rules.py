@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from elastic.checkpoint.cli import app
 from elastic.checkpoint.commit import save
 from elastic.checkpoint.convert.rules import load_rules, parse_rules
-from elastic.checkpoint.convert.run import Request, convert, plan
+from elastic.checkpoint.convert.run import Conversion, convert, plan
 from elastic.checkpoint.convert.slice_rules import parse_slice_rule, slicings_of
 from elastic.checkpoint.directory import newest
 from elastic.checkpoint.slices import Slicing
@@ -237,7 +237,7 @@ def test_renamed_and_split_tensors_are_sliced_under_their_new_names(source: Path
     split = {"name": "qkv", "dim": 0, "widths": [16, 16], "to": ["q", "kv"]}
     data = {"rename": [{"exact": "h.0.qkv", "to": "qkv"}], "split": [split], "slice": [{"exact": "kv", "parts": 2}]}
     (tmp_path / "rules.json").write_text(json.dumps(data))
-    convert(Request(source=source, target=tmp_path / "b", to="elastic", rules=load_rules(tmp_path / "rules.json"), tensor_parallel=2))
+    convert(Conversion(source=source, target=tmp_path / "b", to="elastic", rules=load_rules(tmp_path / "rules.json"), tensor_parallel=2))
     second = load_file(tmp_path / "b" / "step-00000005" / "model-tp1-00001-of-00001.safetensors")
     _, key, value = VALUES["h.0.qkv", PARAM].split([16, 8, 8])
     assert second.keys() == {"kv"}
@@ -257,9 +257,9 @@ def test_requests_that_do_not_fit_are_refused_and_nothing_is_written(source: Pat
         ),
     ):
         with pytest.raises(CheckpointError, match=reason):
-            convert(Request(source=source, target=tmp_path / "b", **fields))
+            convert(Conversion(source=source, target=tmp_path / "b", **fields))
     assert not (tmp_path / "b").exists()
-    assert plan(Request(source=source, target=tmp_path / "b", to="torch", rules=rules)).slicings == {}, (
+    assert plan(Conversion(source=source, target=tmp_path / "b", to="torch", rules=rules)).slicings == {}, (
         "rules for slices are for our format"
     )
     (tmp_path / "bad.json").write_text("[1]")

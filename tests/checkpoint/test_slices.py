@@ -28,7 +28,7 @@ from elastic.checkpoint.retention import KeepLast, retire
 from elastic.checkpoint.slices import Slice, Slicing, read_slice
 from elastic.checkpoint.state import PARAM
 from elastic.checkpoint.store import LocalStore
-from elastic.checkpoint.writer import Run
+from elastic.checkpoint.writer import TensorRun
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of as sample_contents
 from tests.checkpoint.format_samples import equals, values_at, whole_runs
@@ -63,7 +63,7 @@ def test_slices_of_any_kind_hold_the_tensor_and_any_run_of_it_is_read(
     values = {(f"t{i}", state): any_bits(shape, dtype, i) for i, (shape, dtype) in enumerate(drawn) for state in (PARAM, "exp_avg")}
     contents, stores = contents_of(values), [LocalStore(tmp_path_factory.mktemp("slices")) for _ in range(4)]
     kept = [{key: data.draw(slicings(tuple(value.shape))) for key, value in values.items() if data.draw(st.booleans())} for _ in range(2)]
-    parts: list[Run] = []
+    parts: list[TensorRun] = []
     for (name, state), tensor in values.items():
         flat = tensor.reshape(-1)
         for start, stop in pairwise(sorted({0, flat.numel(), *data.draw(st.lists(st.integers(0, flat.numel()), max_size=3))})):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from elastic.checkpoint.commit import save
 from elastic.checkpoint.convert.hf_weights import BIN, BIN_INDEX, INDEX, METADATA, SETS, SINGLE
 from elastic.checkpoint.convert.rules import parse_rules
-from elastic.checkpoint.convert.run import Request, convert, open_any, plan
+from elastic.checkpoint.convert.run import Conversion, convert, open_any, plan
 from elastic.checkpoint.directory import newest
 from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.checkpoint.store import LocalStore
@@ -43,7 +43,7 @@ def test_every_set_of_weights_is_read_and_converted(tmp_path: Path, name: str) -
     assert [source.read(key, PARAM, 0, 4).tolist() for key in "ab"] == [[3.0] * 4] * 2
     assert source.contents.unread == ()
     source.close()
-    convert(Request(source=tmp_path / "a", target=tmp_path / "b", to="elastic"))
+    convert(Conversion(source=tmp_path / "a", target=tmp_path / "b", to="elastic"))
 
 
 @pytest.mark.parametrize("second", SETS[1:])
@@ -54,7 +54,7 @@ def test_the_set_that_from_pretrained_opens_counts_and_others_are_named(tmp_path
     assert source.read("a", PARAM, 0, 4).tolist() == [2.0] * 4
     assert source.contents.unread == (f"{second}, since {SINGLE} is there, which from_pretrained opens",)
     source.close()
-    outline = plan(Request(source=tmp_path / "a", target=tmp_path / "b", to="torch"))
+    outline = plan(Conversion(source=tmp_path / "a", target=tmp_path / "b", to="torch"))
     assert outline.unread == (f"{second}, since {SINGLE} is there, which from_pretrained opens",)
 
 
@@ -101,9 +101,9 @@ def test_an_adapter_stays_one(tmp_path: Path) -> None:
     put(tmp_path / "a", "adapter_model.safetensors", 2.0)
     (tmp_path / "a" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
     for there, back in (("elastic", "hf"), ("hf", "hf")):
-        convert(Request(source=tmp_path / "a", target=tmp_path / f"{there}-there", to=there))
+        convert(Conversion(source=tmp_path / "a", target=tmp_path / f"{there}-there", to=there))
         target = tmp_path / f"{there}-back"
-        convert(Request(source=tmp_path / f"{there}-there", target=target, to=back))
+        convert(Conversion(source=tmp_path / f"{there}-there", target=target, to=back))
         assert sorted(path.name for path in target.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
         assert json.loads((target / "adapter_config.json").read_text()) == {"peft_type": "LORA", "r": 4}
         assert load_file(target / "adapter_model.safetensors")["a"].tolist() == [2.0] * 4
@@ -119,10 +119,10 @@ def test_metadata_of_safetensors_is_kept(tmp_path: Path, through: str) -> None:
     (tmp_path / "a").mkdir()
     told = {"format": "pt", "modelspec.title": "größe", "trained": "yes"}
     save_file({"w": torch.ones(2)}, tmp_path / "a" / SINGLE, metadata=told)
-    convert(Request(source=tmp_path / "a", target=tmp_path / "b", to=through))
-    convert(Request(source=tmp_path / "b", target=tmp_path / "c", to="hf"))
+    convert(Conversion(source=tmp_path / "a", target=tmp_path / "b", to=through))
+    convert(Conversion(source=tmp_path / "b", target=tmp_path / "c", to="hf"))
     assert metadata(tmp_path / "c" / SINGLE) == told
-    assert plan(Request(source=tmp_path / "a", target=tmp_path / "d", to="hf")).left_out == ()
+    assert plan(Conversion(source=tmp_path / "a", target=tmp_path / "d", to="hf")).left_out == ()
 
 
 def test_metadata_of_several_files_is_kept_or_named(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_conversion_that_loses_another_tie_is_found(tmp_path: Path, monkeypatc
     torch.save({"w": shared, "again": shared}, tmp_path / "a.pt")
     monkeypatch.setattr(hf, "weights_to_write", lambda contents: {"w": hf.Leaf("w", PARAM, contents.tensors["w"][PARAM])})
     with pytest.raises(CheckpointError, match="again: only in the first"):
-        convert(Request(source=tmp_path / "a.pt", target=tmp_path / "b", to="hf"))
+        convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to="hf"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fnuz, torch.float8_e5m2fnuz])
@@ -197,8 +197,8 @@ def test_every_float8_is_read_and_written(tmp_path: Path, dtype: torch.dtype) ->
     (tmp_path / "a").mkdir()
     save_file({"w": values}, tmp_path / "a" / SINGLE)
     for at, to in enumerate(("elastic", "dcp", "torch", "hf")):
-        convert(Request(source=tmp_path / "a", target=tmp_path / f"{at}", to=to))
-        convert(Request(source=tmp_path / f"{at}", target=tmp_path / f"{at}-hf", to="hf"))
+        convert(Conversion(source=tmp_path / "a", target=tmp_path / f"{at}", to=to))
+        convert(Conversion(source=tmp_path / f"{at}", target=tmp_path / f"{at}-hf", to="hf"))
         found = load_file(tmp_path / f"{at}-hf" / SINGLE)["w"]
         assert found.dtype == dtype
         assert torch.equal(found.view(torch.uint8), values.view(torch.uint8))

@@ -19,7 +19,7 @@ from elastic.checkpoint.directory import newest
 from elastic.checkpoint.plan import INDEX, plan_files
 from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.checkpoint.store import LocalStore
-from elastic.checkpoint.writer import PartReceipt, Run
+from elastic.checkpoint.writer import PartReceipt, TensorRun
 from elastic.errors import CheckpointError
 from tests.checkpoint.format_samples import contents_of, equals, values_at, whole_runs
 
@@ -61,7 +61,7 @@ def test_any_split_over_writers_gives_the_same_files(tmp_path_factory: pytest.Te
     values = values_at(3, SMALL)
     store = LocalStore(tmp_path_factory.mktemp("split"))
     plan = plan_files(contents_of(values), max_file_bytes=data.draw(st.sampled_from([1, 400_000, 1 << 30])))
-    parts: list[list[Run]] = [[] for _ in range(3)]
+    parts: list[list[TensorRun]] = [[] for _ in range(3)]
     for name, state, _, tensor in data.draw(st.permutations(whole_runs(values))):
         flat = tensor.reshape(-1)
         cuts = sorted({0, flat.numel(), *data.draw(st.lists(st.integers(0, flat.numel()), max_size=4))})
@@ -77,7 +77,7 @@ def test_any_split_over_writers_gives_the_same_files(tmp_path_factory: pytest.Te
     assert split == whole
 
 
-def refusal(tmp_path: Path, runs: Sequence[Run], match: str) -> None:
+def refusal(tmp_path: Path, runs: Sequence[TensorRun], match: str) -> None:
     values = values_at(3, SMALL)
     with pytest.raises(CheckpointError, match=match):
         save(LocalStore(tmp_path), contents_of(values), runs, step=3)

@@ -47,7 +47,7 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="elastic-test-"))
         self.threads = ThreadPoolExecutor(32)
         self.networks: dict[int, Endpoint] = {}
-        self.era = (0, 0)
+        self.attempt_id = (0, 0)
         for worker in workers:
             self.start(worker)
 
@@ -68,11 +68,11 @@ class Cluster:
     def members(self, workers: Iterable[int]) -> list[Peer]:
         return [Peer(worker, self.host(worker), self.networks[worker].address) for worker in workers]
 
-    def install(self, workers: Iterable[int], era: tuple[int, int] | None = None) -> Cluster:
+    def install(self, workers: Iterable[int], attempt_id: tuple[int, int] | None = None) -> Cluster:
         workers = list(workers)
-        self.era = era or (self.era[0] + 1, 0)
+        self.attempt_id = attempt_id or (self.attempt_id[0] + 1, 0)
         members = self.members(workers)
-        together(*(lambda w=w: self.networks[w].install(*self.era, members, workers, timeout_s=PATIENCE_S) for w in workers))
+        together(*(lambda w=w: self.networks[w].install(*self.attempt_id, members, workers, timeout_s=PATIENCE_S) for w in workers))
         return self
 
     def run(self, action: Callable[[], Any]) -> Future[Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from elastic.comm import Kind, Tag
 from elastic.comm.mailbox import Mailbox
-from elastic.comm.message import HEADER_BYTES, Header, checksum, described
+from elastic.comm.message import HEADER_BYTES, MessageHeader, checksum, described
 from elastic.comm.receiving import Receiver
 from elastic.errors import LinkError, PeerLost
 from elastic.memory.raw import as_bytes
@@ -37,7 +37,7 @@ def cluster(request: pytest.FixtureRequest):
 
 def wire(data: bytes, of: Tag) -> bytearray:
     """A message as it travels."""
-    return bytearray(Header(era=ERA, tag=of, bytes=len(data), checksum=checksum(memoryview(data))).pack() + data)
+    return bytearray(MessageHeader(attempt_id=ERA, tag=of, bytes=len(data), checksum=checksum(memoryview(data))).pack() + data)
 
 
 def received(message: bytes) -> tuple[Receiver, Mailbox]:

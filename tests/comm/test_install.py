@@ -20,11 +20,11 @@ def exchange(c: Cluster, workers: list[int]) -> None:
     for me in workers:
         for other in workers:
             if me != other:
-                c[me].send(other, tag(c.era[0], me), pattern(3000, me))
+                c[me].send(other, tag(c.attempt_id[0], me), pattern(3000, me))
     for me in workers:
         for other in workers:
             if me != other:
-                assert np.array_equal(c[me].receive(other, tag(c.era[0], other)), pattern(3000, other))
+                assert np.array_equal(c[me].receive(other, tag(c.attempt_id[0], other)), pattern(3000, other))
 
 
 def test_a_new_era_keeps_the_links_that_stay(cluster):
@@ -71,7 +71,7 @@ def test_a_link_lost_while_it_is_being_agreed_on_is_made_anew(cluster, late):
     c[late].drop(early)
     c[late].install(2, 0, members, [early], timeout_s=PATIENCE_S)
     ahead.result(PATIENCE_S)
-    c.era = (2, 0)
+    c.attempt_id = (2, 0)
     exchange(c, [0, 1])
 
 
@@ -81,7 +81,7 @@ def test_what_was_posted_for_a_lost_link_is_not_filled_by_the_next_one(cluster):
     c[0].post(1, tag(), place)
     c[1].drop(0)
     until(lambda: not c[0].stats.links)
-    c.install([0, 1], c.era)
+    c.install([0, 1], c.attempt_id)
     c[1].send(0, tag(), b"abcd")
     assert c[0].receive(1, tag()).tobytes() == b"abcd"
     assert not place.any()

@@ -14,7 +14,7 @@ from comm_cluster import PATIENCE_S, Cluster, pattern, tag, until
 
 from elastic.comm import Network
 from elastic.comm.link import Link
-from elastic.comm.message import Header
+from elastic.comm.message import MessageHeader
 from elastic.comm.sending import Sender
 from elastic.errors import LinkError, PeerLost
 
@@ -155,7 +155,7 @@ def test_half_a_message_of_a_lost_link_does_not_hold_up_its_successor(cluster):
         until(lambda: link._receiver.read() or link._receiver.filling)
         c[0].drop(1)
     until(lambda: not c[1].stats.links)
-    c.install([0, 1], c.era)
+    c.install([0, 1], c.attempt_id)
     c[0].send(1, tag(), b"again")
     assert c[1].receive(0, tag()).tobytes() == b"again"
 
@@ -205,10 +205,10 @@ def test_a_message_queued_just_before_the_sending_half_is_released_is_not_left_b
         armed.append(wanted)
         if not wanted:
             # Another thread sends now: it finds the lock taken and relies on its holder.
-            sender.send(Header(era=(1, 0), tag=tag(2), bytes=6), [memoryview(b"second")])
+            sender.send(MessageHeader(attempt_id=(1, 0), tag=tag(2), bytes=6), [memoryview(b"second")])
 
     sender = Sender(cast(socket.socket, sock), arm=arm, emptied=lambda: None)
-    sender.send(Header(era=(1, 0), tag=tag(1), bytes=5), [memoryview(b"first")])
+    sender.send(MessageHeader(attempt_id=(1, 0), tag=tag(1), bytes=5), [memoryview(b"first")])
     assert sender.pending
     sock.room = True
     sender.push(ready=True)

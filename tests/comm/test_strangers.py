@@ -22,7 +22,7 @@ from test_network import FullThenFree, connect
 from elastic.comm import Network, mailbox, sockets
 from elastic.comm.admission import Admission
 from elastic.comm.handshake import Greeting, Handshake
-from elastic.comm.message import Header
+from elastic.comm.message import MessageHeader
 from elastic.comm.reactor import Reactor
 from elastic.comm.sending import Sender
 from elastic.errors import LinkError
@@ -233,7 +233,7 @@ def test_a_kernel_without_memory_is_asked_again():
 
     sock = Scarce()
     sender = Sender(cast(socket.socket, sock), arm=lambda wanted: None, emptied=lambda: None)
-    sender.send(Header(era=(1, 0), tag=tag(1), bytes=5), [memoryview(b"first")])
+    sender.send(MessageHeader(attempt_id=(1, 0), tag=tag(1), bytes=5), [memoryview(b"first")])
     assert sender.pending
     sock.room = True
     sender.push(ready=True)

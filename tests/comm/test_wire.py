@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from elastic.comm.handshake import Handshake
-from elastic.comm.message import HEADER_BYTES, Header, Tag
+from elastic.comm.message import HEADER_BYTES, MessageHeader, Tag
 from elastic.comm.rounds import decode, encode
 from elastic.errors import LinkError
 from elastic.memory.raw import as_bytes, empty
@@ -27,27 +27,27 @@ arrays = hnp.arrays(
 
 
 @given(st.tuples(u32, u32), st.builds(Tag, u32, u64, u32, u32, u32), st.integers(0, 2**40))
-def test_headers_survive_packing(era, tag, size):
-    header = Header(era=era, tag=tag, bytes=size)
+def test_headers_survive_packing(attempt_id, tag, size):
+    header = MessageHeader(attempt_id=attempt_id, tag=tag, bytes=size)
     assert len(header.pack()) == HEADER_BYTES
-    assert Header.unpack(header.pack()) == header
+    assert MessageHeader.unpack(header.pack()) == header
 
 
 @pytest.mark.parametrize("tag", [Tag(-1, 0), Tag(1, 2**64), Tag(1, 0, 2**32)])
 def test_a_tag_that_does_not_fit_is_refused(tag):
     with pytest.raises(LinkError, match="does not fit"):
-        Header(era=(1, 0), tag=tag, bytes=0).pack()
+        MessageHeader(attempt_id=(1, 0), tag=tag, bytes=0).pack()
 
 
-@pytest.mark.parametrize("raw", [bytes(HEADER_BYTES), b"x" + Header(era=(1, 0), tag=Tag(1, 1), bytes=1).pack()[1:]])
+@pytest.mark.parametrize("raw", [bytes(HEADER_BYTES), b"x" + MessageHeader(attempt_id=(1, 0), tag=Tag(1, 1), bytes=1).pack()[1:]])
 def test_what_is_no_header_is_refused(raw):
     with pytest.raises(LinkError, match="not a message header"):
-        Header.unpack(raw)
+        MessageHeader.unpack(raw)
 
 
 def test_an_absurd_size_is_refused():
     with pytest.raises(LinkError):
-        Header.unpack(Header(era=(1, 0), tag=Tag(1, 1), bytes=2**50).pack())
+        MessageHeader.unpack(MessageHeader(attempt_id=(1, 0), tag=Tag(1, 1), bytes=2**50).pack())
 
 
 @given(st.integers(1, 10_000))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic.engine.effort import Effort, Yardstick
+from elastic.engine.effort import Effort, SpeedReference
 from elastic.engine.probe import probe
 
 
@@ -27,14 +27,14 @@ def test_waiting_within_counts_by_the_clock_only_and_outside_not_at_all():
     with effort:
         busy(0.01)
     assert 0.03 <= effort.cpu_s < effort.computed_s - 0.04
-    told = effort.told(Yardstick())
+    told = effort.told(SpeedReference())
     assert told[:3] == (effort.computed_s, effort.cpu_s, 0.0)
-    assert told.yardstick_s > 0
+    assert told.reference_s > 0
 
 
 def test_the_yardstick_leaves_random_numbers_alone():
     before = torch.get_rng_state()
-    assert Yardstick().measure() < 0.05
+    assert SpeedReference().measure() < 0.05
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -25,7 +25,7 @@ from elastic.plan.workload import LayerCost, Workload
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.salvage import finished_everywhere, usable
 from elastic.view import Member, View
-from elastic.worker.member import finished
+from elastic.worker.recovery_client import finished
 from tests import dynamo  # noqa: F401
 
 LAYERS, STEP = 5, 7

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.checkpoint.convert.ruled import Joined, Part
+from elastic.checkpoint.convert.ruled import JoinedTensor, Part
 from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Chunked, Files, Strided
 from elastic.layout.boxes import boxes_of_run, intersection, runs_of_box, tiling_fault
@@ -69,7 +69,7 @@ def test_slabs_that_are_split_off_and_joined_are_the_tensor(shape, data):
     cuts = sorted({0, *data.draw(st.lists(st.integers(0, shape[dim]), max_size=3)), shape[dim]})
     values = np.arange(math.prod(shape)).reshape(shape)
     parts = [Part(of="t", shape=shape, dim=dim, low=low, width=high - low) for low, high in pairwise(cuts)]
-    joined = Joined(spec=Spec(shape=shape, dtype="int64"), dim=dim, parts=tuple(parts))
+    joined = JoinedTensor(spec=Spec(shape=shape, dtype="int64"), dim=dim, parts=tuple(parts))
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, values.size)] * 2)))
     assert [at for _, low, high in joined.pieces(start, stop) for at in range(low, high)] == list(range(start, stop))
     for part in parts:

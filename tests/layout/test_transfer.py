@@ -105,8 +105,8 @@ def holding(worker: int, role: Role, start: int = 0, stop: int = BLOCK, state: s
 @pytest.mark.parametrize(
     ("roles", "source"),
     [
-        ({2: "replica", 3: "spare", 4: "live"}, 4),
-        ({2: "replica", 3: "spare"}, 3),
+        ({2: "replica", 3: "previous", 4: "live"}, 4),
+        ({2: "replica", 3: "previous"}, 3),
         ({2: "replica"}, 2),
         ({2: "replica", 3: "gathered"}, 3),
     ],
@@ -159,11 +159,11 @@ def test_a_run_that_nobody_holds_is_named(offers, run):
 def test_losing_an_owner_and_its_replica_is_losing_state():
     layout = spread(ModelSpec(layers=(LayerSpec.build(0, [("weight", (9 * BLOCK,), "float32")]),)), [(range(1), (0, 1, 2))])
     lost = {layout.layers[0].intervals[1].owner, layout.layers[0].intervals[1].replica}
-    (survivor,) = set(layout.workers) - lost
-    after = spread(layout.model, [(range(1), (survivor,))])
-    assert sum(move.elements for move in transfers(holdings_of(layout, ["param"], [survivor]), after, ["param"])) == 0
+    (runtime,) = set(layout.workers) - lost
+    after = spread(layout.model, [(range(1), (runtime,))])
+    assert sum(move.elements for move in transfers(holdings_of(layout, ["param"], [runtime]), after, ["param"])) == 0
     with pytest.raises(CoverageLost, match="exp_avg"):
-        transfers(holdings_of(layout, ["exp_avg"], [survivor]), after, ["exp_avg"])
+        transfers(holdings_of(layout, ["exp_avg"], [runtime]), after, ["exp_avg"])
 
 
 runs = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 8)).map(lambda run: (run[0], run[0] + run[1])), max_size=5).map(sorted)

@@ -16,7 +16,7 @@ from elastic.membership.election import Election
 from elastic.membership.founding import found
 from elastic.membership.views import ViewStore, mark
 from elastic.view import View
-from tests.etcd_access import Compare, Entry, EtcdClient
+from tests.etcd_access import Compare, EtcdClient, KeyValue
 from tests.membership.test_founding import ready
 
 
@@ -177,7 +177,7 @@ def test_an_answer_that_was_lost_is_found_by_trying_again(client: EtcdClient, fi
 
 def test_a_transaction_writes_all_or_nothing(client: EtcdClient) -> None:
     revision = client.transaction([Compare(key="/a", mod_revision=0)], {"/a": "1", "/b": "2"})
-    assert client.get("/b") == Entry(key="/b", value="2", mod_revision=revision)
+    assert client.get("/b") == KeyValue(key="/b", value="2", mod_revision=revision)
     for demand in (Compare(key="/a", value="2"), Compare(key="/a", mod_revision=0), Compare(key="/a", mod_revision=revision, value="2")):
         with pytest.raises(Conflict, match="/a"):
             client.transaction([demand], {"/b": "3", "/c": "4"})

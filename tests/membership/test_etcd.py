@@ -14,31 +14,31 @@ import pytest
 
 from elastic.errors import Conflict, EtcdFull, EtcdRefused, EtcdUnavailable, SettingsError
 from elastic.membership.server import PrivateEtcd
-from tests.etcd_access import Endpoint, Entry, EtcdClient, change_password, enable_auth, etcd_with
+from tests.etcd_access import EtcdClient, EtcdEndpoint, KeyValue, change_password, enable_auth, etcd_with
 
 
 def test_an_endpoint_has_a_host_a_port_and_maybe_a_login() -> None:
-    assert Endpoint.parse("etcd.local:2379") == Endpoint(host="etcd.local", port=2379)
-    assert Endpoint.parse("me:p@ss:word@10.0.0.1:2") == Endpoint(host="10.0.0.1", port=2, user="me", password="p@ss:word")
-    assert Endpoint.parse("[::1]:2379") == Endpoint(host="[::1]", port=2379)
+    assert EtcdEndpoint.parse("etcd.local:2379") == EtcdEndpoint(host="etcd.local", port=2379)
+    assert EtcdEndpoint.parse("me:p@ss:word@10.0.0.1:2") == EtcdEndpoint(host="10.0.0.1", port=2, user="me", password="p@ss:word")
+    assert EtcdEndpoint.parse("[::1]:2379") == EtcdEndpoint(host="[::1]", port=2379)
 
 
 def test_an_endpoint_may_be_a_socket_on_this_host() -> None:
     for text in ("unix:/run/etcd", "unix:/run/a:b@c:1"):
-        assert Endpoint.parse(text) == Endpoint(path=text.removeprefix("unix:"))
-        assert str(Endpoint.parse(text)) == text
-        assert Endpoint.parse(f"me:p@ss@{text}") == Endpoint(path=text.removeprefix("unix:"), user="me", password="p@ss")
+        assert EtcdEndpoint.parse(text) == EtcdEndpoint(path=text.removeprefix("unix:"))
+        assert str(EtcdEndpoint.parse(text)) == text
+        assert EtcdEndpoint.parse(f"me:p@ss@{text}") == EtcdEndpoint(path=text.removeprefix("unix:"), user="me", password="p@ss")
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":2379", "host:port", "user@host:1", "user:@host:1", ":secret@host:1"])
 def test_another_endpoint_is_refused_without_showing_a_password(text: str) -> None:
     with pytest.raises(SettingsError, match="host:port") as refused:
-        Endpoint.parse(text)
+        EtcdEndpoint.parse(text)
     assert "secret" not in str(refused.value)
 
 
 def test_the_printed_endpoint_hides_the_login() -> None:
-    assert str(Endpoint.parse("user:secret@host:1")) == "host:1"
+    assert str(EtcdEndpoint.parse("user:secret@host:1")) == "host:1"
 
 
 def test_what_is_put_can_be_read_one_by_one_and_by_prefix(client: EtcdClient) -> None:
@@ -74,7 +74,7 @@ def test_compare_and_put_follows_the_revision(client: EtcdClient) -> None:
     second = client.compare_and_put("/swap", "b", first)
     with pytest.raises(Conflict):
         client.compare_and_put("/swap", "stale", first)
-    assert client.get("/swap") == Entry(key="/swap", value="b", mod_revision=second)
+    assert client.get("/swap") == KeyValue(key="/swap", value="b", mod_revision=second)
 
 
 def test_a_lease_lives_until_it_is_revoked(client: EtcdClient) -> None:
@@ -87,7 +87,7 @@ def test_a_lease_lives_until_it_is_revoked(client: EtcdClient) -> None:
 
 
 def test_a_watch_sees_what_is_there_and_every_change_in_order(client: EtcdClient) -> None:
-    seen: queue.Queue[Entry] = queue.Queue()
+    seen: queue.Queue[KeyValue] = queue.Queue()
     client.put("/w/1", "before")
     client.watch_prefix("/w/", seen.put)
     assert seen.get(timeout=5).value == "before"
@@ -102,7 +102,7 @@ def test_a_watch_sees_what_is_there_and_every_change_in_order(client: EtcdClient
 class _Forwarder:
     """A TCP relay to etcd that can be cut, and then refuses what comes."""
 
-    def __init__(self, target: Endpoint) -> None:
+    def __init__(self, target: EtcdEndpoint) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self._target = target.path or ""
@@ -146,7 +146,7 @@ class _Forwarder:
 
 
 @pytest.fixture
-def forwarder(endpoint: Endpoint) -> Iterator[_Forwarder]:
+def forwarder(endpoint: EtcdEndpoint) -> Iterator[_Forwarder]:
     relay = _Forwarder(endpoint)
     yield relay
     relay.close()
@@ -154,8 +154,8 @@ def forwarder(endpoint: Endpoint) -> Iterator[_Forwarder]:
 
 @pytest.mark.slow
 def test_a_watch_goes_on_after_an_outage_where_it_was(client: EtcdClient, forwarder: _Forwarder) -> None:
-    far = EtcdClient(Endpoint(host="127.0.0.1", port=forwarder.port))
-    seen: queue.Queue[Entry] = queue.Queue()
+    far = EtcdClient(EtcdEndpoint(host="127.0.0.1", port=forwarder.port))
+    seen: queue.Queue[KeyValue] = queue.Queue()
     far.watch_prefix("/w/", seen.put)
     client.put("/w/1", "before")
     assert seen.get(timeout=5).value == "before"
@@ -174,7 +174,7 @@ def test_a_closed_port_is_unavailable_and_says_what_to_check() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(EtcdUnavailable, match=rf"127.0.0.1:{port} cannot be reached .*check that it runs"):
-        EtcdClient(Endpoint(host="127.0.0.1", port=port))
+        EtcdClient(EtcdEndpoint(host="127.0.0.1", port=port))
 
 
 @pytest.mark.slow
@@ -182,11 +182,11 @@ def test_a_silent_endpoint_is_given_up_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(EtcdUnavailable, match="no answer in time"):
-            EtcdClient(Endpoint(host="127.0.0.1", port=silent.getsockname()[1]), timeout_s=0.5)
+            EtcdClient(EtcdEndpoint(host="127.0.0.1", port=silent.getsockname()[1]), timeout_s=0.5)
         assert time.monotonic() - began < 3
 
 
-def test_a_closed_client_says_so(endpoint: Endpoint) -> None:
+def test_a_closed_client_says_so(endpoint: EtcdEndpoint) -> None:
     client = EtcdClient(endpoint)
     client.close()
     with pytest.raises(EtcdUnavailable, match="closed"):
@@ -206,11 +206,11 @@ def guarded(tmp_path: Path) -> Iterator[str]:
 def test_a_login_is_used_for_everything_and_a_wrong_one_is_refused(guarded: str) -> None:
     for text in (guarded, f"root:wrong@{guarded}", f"nobody:right@{guarded}"):
         with pytest.raises(EtcdUnavailable, match="check user and password") as refused:
-            EtcdClient(Endpoint.parse(text))
+            EtcdClient(EtcdEndpoint.parse(text))
         assert refused.value.surely_not_done
         assert "wrong" not in str(refused.value)
-    client = EtcdClient(Endpoint.parse(f"root:right@{guarded}"))
-    seen: queue.Queue[Entry] = queue.Queue()
+    client = EtcdClient(EtcdEndpoint.parse(f"root:right@{guarded}"))
+    seen: queue.Queue[KeyValue] = queue.Queue()
     client.watch_prefix("/w/", seen.put)
     lease = client.grant(30)
     client.put_if_absent("/w/1", "x", lease=lease)
@@ -219,7 +219,7 @@ def test_a_login_is_used_for_everything_and_a_wrong_one_is_refused(guarded: str)
     client.close()
 
 
-def test_a_login_where_none_is_wanted_is_refused(endpoint: Endpoint) -> None:
+def test_a_login_where_none_is_wanted_is_refused(endpoint: EtcdEndpoint) -> None:
     with pytest.raises(EtcdUnavailable, match="authentication is not enabled"):
         EtcdClient(dataclasses.replace(endpoint, user="a", password="b"))
 

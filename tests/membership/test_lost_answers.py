@@ -66,10 +66,10 @@ def emptied(client: EtcdClient) -> None:
     client.delete_prefix("/")
 
 
-def votes(here: Agent, era: tuple[int, int]) -> None:
-    here.attempts.begin(era)
-    here.attempts.publish(era, {"resume": 7})
-    here.attempts.vote(era, {0: None, 1: None})
+def votes(here: Agent, attempt_id: tuple[int, int]) -> None:
+    here.attempts.begin(attempt_id)
+    here.attempts.publish(attempt_id, {"resume": 7})
+    here.attempts.vote(attempt_id, {0: None, 1: None})
 
 
 def commit(here: Agent, after: View, before: View) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from elastic.errors import EtcdUnavailable
-from elastic.host.limits import DISK_BYTES, FILE_BYTES, FILES, MEMORY_BYTES, Limits
+from elastic.host.limits import DISK_BYTES, FILE_BYTES, FILES, MEMORY_BYTES, SystemLimits
 from elastic.membership import server
 from elastic.membership.server import PrivateEtcd, find_etcd, how_it_ended, last_words
 from tests.conftest import Leftovers, wait_for_end
@@ -201,7 +201,7 @@ def test_a_limit_that_is_too_small_is_named_at_once(tmp_path: Path, limit: tuple
 
 
 def test_a_temporary_directory_that_is_too_small_is_named() -> None:
-    room = Limits(files=FILES, memory_bytes=None, file_bytes=None, disk_bytes=DISK_BYTES - 1, directory="/small")
+    room = SystemLimits(files=FILES, memory_bytes=None, file_bytes=None, disk_bytes=DISK_BYTES - 1, directory="/small")
     assert re.search("needs 66 MB of disk, and /small has 66 MB free: free some, or .* TMPDIR or directory=", room.too_small() or "")
     assert dataclasses.replace(room, disk_bytes=DISK_BYTES).too_small() is None
 

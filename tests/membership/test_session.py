@@ -23,7 +23,7 @@ from elastic.membership.keeper import NextStart, next_start
 from elastic.membership.server import PrivateEtcd
 from elastic.settings import JobSettings
 from elastic.view import View
-from tests.etcd_access import Endpoint, EtcdClient, Notices, Session, etcd_with
+from tests.etcd_access import EtcdClient, EtcdEndpoint, Notices, Session, etcd_with
 from tests.membership.test_founding import ready
 
 LIMIT_S = 20.0  # for what takes a second
@@ -37,7 +37,7 @@ def view() -> View:
 class Agent:
     """A session with a loop, which turns where the test says; what it is told is noted."""
 
-    def __init__(self, directory: Path, endpoint: Endpoint | None = None) -> None:
+    def __init__(self, directory: Path, endpoint: EtcdEndpoint | None = None) -> None:
         self.lost: queue.SimpleQueue[ElasticError] = queue.SimpleQueue()
         self.said: list[str] = []
         settings = JobSettings(
@@ -235,7 +235,7 @@ def test_a_private_etcd_may_be_stopped_for_ever_or_killed_at_any_moment(
 
     endpoint = PrivateEtcd.endpoint
 
-    def connecting(self: PrivateEtcd, timeout_s: float) -> Endpoint:
+    def connecting(self: PrivateEtcd, timeout_s: float) -> EtcdEndpoint:
         if moment == "starting":  # only stopped: one that ends before it serves is told of at once
             strike(self.pid)
         found = endpoint(self, timeout_s)

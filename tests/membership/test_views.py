@@ -9,7 +9,7 @@ from elastic.errors import Conflict, EtcdUnavailable
 from elastic.membership.founding import found
 from elastic.membership.views import Missing, ViewStore, mark, number
 from elastic.view import View
-from tests.etcd_access import Compare, Entry, EtcdClient
+from tests.etcd_access import Compare, EtcdClient, KeyValue
 from tests.membership.test_founding import ready
 
 
@@ -106,14 +106,14 @@ class LosingAnswers:
 
     def __init__(self, *, written: bool) -> None:
         self.written = written
-        self.entry: Entry | None = None
+        self.entry: KeyValue | None = None
 
-    def get(self, key: str) -> Entry | None:
+    def get(self, key: str) -> KeyValue | None:
         return self.entry
 
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int:
         if self.written:
-            self.entry = Entry(key=key, value=value, mod_revision=expected_mod_revision + 7)
+            self.entry = KeyValue(key=key, value=value, mod_revision=expected_mod_revision + 7)
         raise EtcdUnavailable("broke off")
 
     def watch_prefix(self, prefix: str, callback: object, failed: object) -> None:

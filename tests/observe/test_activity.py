@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from elastic.observe.activity import PHASES, RECOVERY_PHASES, STEP_PHASES, Activity, Doing, Watch, read
+from elastic.observe.activity import PHASES, RECOVERY_PHASES, STEP_PHASES, Activity, ActivityReader, Doing, read
 
 
 def test_the_phases_are_those_of_a_step_and_of_a_recovery() -> None:
@@ -43,7 +43,7 @@ def test_who_never_said_does_nothing(tmp_path: Path) -> None:
     Activity(tmp_path, 0).close()
     assert read(tmp_path, 1) is None
     with pytest.raises(FileNotFoundError):
-        Watch(tmp_path, 1)
+        ActivityReader(tmp_path, 1)
 
 
 def test_an_unknown_phase_is_a_mistake_and_leaves_the_record(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_an_unknown_phase_is_a_mistake_and_leaves_the_record(tmp_path: Path) -> 
 
 
 def test_the_newest_is_read_also_when_the_numbers_start_again(tmp_path: Path) -> None:
-    activity, watch = Activity(tmp_path, 0), Watch(tmp_path, 0)
+    activity, watch = Activity(tmp_path, 0), ActivityReader(tmp_path, 0)
     for step in range(140_000):
         activity.enter("forward", step, 1)
         if step % 65_534 < 9 or step % 997 == 0:
@@ -123,7 +123,7 @@ def belongs_together(doing: Doing | None) -> bool:
 @pytest.mark.slow
 def test_records_are_whole_while_they_are_written(tmp_path: Path) -> None:
     with writer(tmp_path) as pid:
-        watch = Watch(tmp_path, 5)
+        watch = ActivityReader(tmp_path, 5)
         steps: list[int] = []
         deadline = time.monotonic() + 20.0
         while len(set(steps)) < 50 and time.monotonic() < deadline:

@@ -8,12 +8,12 @@ import subprocess
 
 from elastic.host.process import is_stopped
 from elastic.observe.activity import Doing
-from elastic.observe.silence import COMPUTING_S, STOPPED_S, Seen, Silence
+from elastic.observe.silence import COMPUTING_S, STOPPED_S, Silence, SilentWorker
 
 
-def seen(worker: int, at: float, *, stopped: bool = False, phase: str = "backward") -> Seen:
+def seen(worker: int, at: float, *, stopped: bool = False, phase: str = "backward") -> SilentWorker:
     doing = Doing(worker=worker, pid=70 + worker, phase=phase, step=7, epoch=1, at=at, micro_batch=3)
-    return Seen(worker=worker, pid=70 + worker, stopped=stopped, doing=doing)
+    return SilentWorker(worker=worker, pid=70 + worker, stopped=stopped, doing=doing)
 
 
 def test_a_stopped_worker_is_named_once_within_seconds() -> None:
@@ -44,7 +44,7 @@ def test_of_those_that_do_not_move_the_first_is_named() -> None:
 
 
 def test_who_left_no_word() -> None:
-    silence, mute = Silence(), Seen(worker=4, pid=74, stopped=True, doing=None)
+    silence, mute = Silence(), SilentWorker(worker=4, pid=74, stopped=True, doing=None)
     assert silence.sentences([mute], 5.0) == []
     assert silence.sentences([mute], 5.0 + STOPPED_S) == [
         "worker 4 (process 74) does not answer: its process is stopped, and the others wait for it"

@@ -15,7 +15,7 @@ from elastic.plan.division.costs import costs
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.rules import Transfers
 from elastic.plan.division.search import SearchLimits, divide
-from elastic.plan.division.shapes import Makeup, Pool, Replicas, Shape, alike, meeting, together
+from elastic.plan.division.shapes import Makeup, Pool, ReplicaCount, Shape, alike, meeting, together
 
 some = settings(max_examples=60, deadline=None)
 PLAIN = Transfers(first=(1.0,), middle=1.0, last=1.0)
@@ -139,4 +139,4 @@ def test_plans_refuse_gaps_and_unequal_replicas():
     with pytest.raises(PlanError, match="equally many replicas"):
         Division(micro_batch=1, micro_batches=1, stages=stages, step_s=1.0, exact=True)
     with pytest.raises(PlanError, match="at least one"):
-        Makeup((Replicas(Shape(0, 1), 0),))
+        Makeup((ReplicaCount(Shape(0, 1), 0),))

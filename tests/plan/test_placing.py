@@ -19,12 +19,12 @@ from elastic.plan.placing import MOST_WORKERS, placed
 from elastic.plan.planner import fastest
 from elastic.plan.replan import after_loss, plan_for
 from elastic.plan.search import asking, searching
-from elastic.plan.site import Link, Site
+from elastic.plan.site import LinkSpeed, Site
 from elastic.plan.slicing import finish
 from elastic.plan.transformer import Transformer
 from elastic.plan.workload import Workload
 
-NEAR, FAR = Link(latency_s=1e-5, bytes_per_s=2e9), Link(latency_s=1e-3, bytes_per_s=1e8)
+NEAR, FAR = LinkSpeed(latency_s=1e-5, bytes_per_s=2e9), LinkSpeed(latency_s=1e-3, bytes_per_s=1e8)
 SITE = Site(links={("a", "a"): NEAR, ("b", "b"): NEAR, ("a", "b"): FAR})
 WORKLOAD = Workload(layers=(replace(cost(0.01, 0.02, 5_000_000), output_bytes=100_000),) * 6, micro_batches=8, grains=8)
 

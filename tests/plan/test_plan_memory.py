@@ -28,7 +28,7 @@ def test_what_is_needed_is_the_sum_of_what_is_kept():
     found = need(workload(), range(2, 4), members=2, workers=4, ahead=2, grains=4)
     assert found.parameters == 2 * 4e6
     assert found.states == 2 * 8e6 / 2
-    assert found.spare == 2 * 12e6 / 2
+    assert found.previous_copy == 2 * 12e6 / 2
     assert found.replicas == 6 * (2 * 4e6 + 8e6) / 4
     assert found.gradients == 2 * 4e6 * (subtrees(4) + 1 / 2)
     assert found.activations == 2 * (200_000 + 10_000)

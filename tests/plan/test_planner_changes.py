@@ -13,10 +13,10 @@ from elastic.errors import PlanError
 from elastic.plan.moving import Moving, moving
 from elastic.plan.plan import Plan
 from elastic.plan.planner import fastest, plan, staying
-from elastic.plan.site import Link, Site
+from elastic.plan.site import LinkSpeed, Site
 from elastic.plan.workload import Workload
 
-SLOW = Site(links={("host", "host"): Link(latency_s=0.0, bytes_per_s=1e6)})
+SLOW = Site(links={("host", "host"): LinkSpeed(latency_s=0.0, bytes_per_s=1e6)})
 
 
 def equal_layers(layers: int = 8, parameters: int = 1000) -> Workload:

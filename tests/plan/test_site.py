@@ -16,14 +16,14 @@ from elastic.plan.job_costs import JobCosts
 from elastic.plan.plan import Stage
 from elastic.plan.planner import fastest
 from elastic.plan.prediction import predict
-from elastic.plan.site import BETWEEN, WITHIN, Link, Site, pair
+from elastic.plan.site import BETWEEN, WITHIN, LinkSpeed, Site, pair
 from elastic.plan.workload import Workload
 from elastic.view import Member
 
-FAST, SLOW = Link(latency_s=1e-5, bytes_per_s=8e9), Link(latency_s=1e-3, bytes_per_s=1e8)
+FAST, SLOW = LinkSpeed(latency_s=1e-5, bytes_per_s=8e9), LinkSpeed(latency_s=1e-3, bytes_per_s=1e8)
 SITE = Site(links={("a", "a"): FAST, ("a", "b"): SLOW}, places={"a": 2.0}, memory={"b": 1 << 30})
 
-links = st.builds(Link, latency_s=st.floats(0, 1), bytes_per_s=st.floats(1, 1e12))
+links = st.builds(LinkSpeed, latency_s=st.floats(0, 1), bytes_per_s=st.floats(1, 1e12))
 hosts = st.sampled_from("abc")
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from elastic.agent.founders import Founders, hindrance
-from elastic.agent.supervision import Worker
+from elastic.agent.supervision import WorkerProcess
 
 
-def worker(number: int, **change: Any) -> Worker:
-    made = Worker(number=number, channel=None, pid=70 + number)  # pyright: ignore[reportArgumentType]
+def worker(number: int, **change: Any) -> WorkerProcess:
+    made = WorkerProcess(number=number, channel=None, pid=70 + number)  # pyright: ignore[reportArgumentType]
     for name, value in change.items():
         setattr(made, name, value)
     return made

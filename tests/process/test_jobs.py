@@ -17,7 +17,7 @@ from elastic.membership.server import PrivateEtcd
 from elastic.settings import best_isa, worker_environment
 from elastic.view import View
 from tests.conftest import Leftovers
-from tests.etcd_access import Claim, Endpoint, EtcdClient, enable_auth
+from tests.etcd_access import Claim, EtcdClient, EtcdEndpoint, enable_auth
 from tests.process import functions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
@@ -61,7 +61,7 @@ def test_a_given_etcd_carries_the_first_view_and_is_left_clean(guarded: str) -> 
     endpoint = f"root:right@{guarded}"
     with pytest.raises(EtcdUnavailable, match="check user and password"):
         elastic.run(functions.announces, workers=2, etcd=f"root:wrong@{guarded}")
-    client = EtcdClient(Endpoint.parse(endpoint))
+    client = EtcdClient(EtcdEndpoint.parse(endpoint))
     Claim(client, "taken", "first").take(client.grant(60))
     left = client.get_prefix("/elastic/")
     client.put("/elastic/mine/earlier/view", "of a job whose agent was killed")

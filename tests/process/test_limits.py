@@ -12,31 +12,31 @@ import pytest
 
 from elastic.errors import SettingsError
 from elastic.launch import limits
-from elastic.launch.limits import Limits
+from elastic.launch.limits import JobLimits
 from tests.etcd_access import etcd_with
 from tests.recovery import trainings
 
 
 def test_what_is_enough_is_enough() -> None:
-    enough = Limits(memory_bytes=limits.MEMORY_BYTES, files=limits.FILES + 2 * limits.FILES_PER_WORKER, disk_bytes=limits.DISK_BYTES)
+    enough = JobLimits(memory_bytes=limits.MEMORY_BYTES, files=limits.FILES + 2 * limits.FILES_PER_WORKER, disk_bytes=limits.DISK_BYTES)
     assert enough.too_small(2) is None
-    assert Limits().too_small(1000) is None
+    assert JobLimits().too_small(1000) is None
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
         (
-            Limits(memory_bytes=1_024_000_000),
+            JobLimits(memory_bytes=1_024_000_000),
             "needs 1125 MB of address space before it has a model, and may have 1024 MB: raise `ulimit -v`",
         ),
-        (Limits(files=43), "a job with 2 workers needs 44 open files, and a process may have 43: raise `ulimit -n`"),
-        (Limits(disk_bytes=500_000, directory="/x"), "needs 1 MB on disk, and /x has 0 MB free: .* TMPDIR or directory="),
-        (Limits(disk_files=3, directory="/x"), "needs room for 16 files on disk, and /x has room for 3 free: .* TMPDIR or directory="),
+        (JobLimits(files=43), "a job with 2 workers needs 44 open files, and a process may have 43: raise `ulimit -n`"),
+        (JobLimits(disk_bytes=500_000, directory="/x"), "needs 1 MB on disk, and /x has 0 MB free: .* TMPDIR or directory="),
+        (JobLimits(disk_files=3, directory="/x"), "needs room for 16 files on disk, and /x has room for 3 free: .* TMPDIR or directory="),
     ],
 )
-def test_what_is_too_small_is_named(found: Limits, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Limits, "here", lambda directory: found)
+def test_what_is_too_small_is_named(found: JobLimits, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JobLimits, "here", lambda directory: found)
     for directory in (None, str(tmp_path), str(tmp_path / "not" / "yet" / "there")):
         with pytest.raises(SettingsError, match=said):
             limits.check(2, directory)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from elastic.agent.supervision import Worker, ended, how_ended, is_consequence, is_machine_failure, last_line, worker_error
+from elastic.agent.supervision import WorkerProcess, ended, how_ended, is_consequence, is_machine_failure, last_line, worker_error
 from elastic.host.channel import Channel
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
+def worker() -> Iterator[WorkerProcess]:
     ours, theirs = socket.socketpair()
-    yield Worker(number=3, channel=Channel(ours), pid=77)
+    yield WorkerProcess(number=3, channel=Channel(ours), pid=77)
     ours.close()
     theirs.close()
 
@@ -32,16 +32,16 @@ def report(**change: Any) -> dict[str, Any]:
         ({"kind": "Unknown", "ours": True}, "JobFailed"),
     ],
 )
-def test_wrong_arguments_keep_their_class_and_all_else_is_a_failed_job(worker: Worker, change: dict[str, Any], kind: str) -> None:
+def test_wrong_arguments_keep_their_class_and_all_else_is_a_failed_job(worker: WorkerProcess, change: dict[str, Any], kind: str) -> None:
     outcome = worker_error(worker, report(**change))
     assert outcome == {"type": "failed", "kind": kind, "message": "worker 3 failed in epoch 2, step 9\n\nTraceback: m"}
 
 
-def test_without_a_traceback_the_message_says_it_all(worker: Worker) -> None:
+def test_without_a_traceback_the_message_says_it_all(worker: WorkerProcess) -> None:
     assert worker_error(worker, report(traceback=""))["message"] == "m"
 
 
-def test_before_the_first_step_no_step_is_named(worker: Worker) -> None:
+def test_before_the_first_step_no_step_is_named(worker: WorkerProcess) -> None:
     assert worker_error(worker, report(step=None))["message"].startswith("worker 3 failed\n")
 
 
@@ -54,7 +54,7 @@ def test_before_the_first_step_no_step_is_named(worker: Worker) -> None:
         (3, "exited with code 3 inside train_fn in epoch 1, step 4"),
     ],
 )
-def test_a_silent_end_says_how_and_where(worker: Worker, status: int, said: str) -> None:
+def test_a_silent_end_says_how_and_where(worker: WorkerProcess, status: int, said: str) -> None:
     worker.status, worker.epoch, worker.step = status, 1, 4
     assert ended(worker) == {"type": "failed", "kind": "JobFailed", "message": f"worker 3 (process 77) {said}"}
 
@@ -64,7 +64,7 @@ def test_a_lost_link_is_a_consequence_and_a_bug_is_not() -> None:
     assert not is_consequence("ValueError")
 
 
-def test_one_that_we_ended_or_that_said_why_is_described_so(worker: Worker) -> None:
+def test_one_that_we_ended_or_that_said_why_is_described_so(worker: WorkerProcess) -> None:
     worker.kill("lost by 0")
     worker.status = -9
     assert how_ended(worker) == "worker 3 (process 77) was ended"

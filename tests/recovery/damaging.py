@@ -16,12 +16,12 @@ from tests.recovery import trainings
 
 def memory(trainer: Any, role: str, state: str) -> torch.Tensor:
     """Of a copy of that role that this worker has now."""
-    current, worker = trainer._survivor.engine, trainer._job.worker
+    current, worker = trainer._runtime.engine, trainer._job.worker
     owned = [*current._optimizer.owned.shards.values()]
     if role == "live":
         return owned[-1].memory[state]
-    if role == "spare":
-        return current.spares.held[-1].memory[state]
+    if role == "previous":
+        return current.previous_copies.held[-1].memory[state]
     if role == "replica":
         return current.replicator.replicas[-1].shard.memory[state]
     held = [layer for layer in current.view.layout.layers if worker in layer.members]
@@ -36,7 +36,7 @@ def flip(where: torch.Tensor, bit: int = 6) -> None:
 
 def spoil(trainer: Any, state: str) -> None:
     """The replica of a worker other than 0 is not what its owner has, and its holder has not seen it change: as if replayed wrongly."""
-    current = trainer._survivor.engine
+    current = trainer._runtime.engine
     replica = next(replica for replica in current.replicator.replicas if replica.shard.interval.owner)
     flip(replica.shard.memory[state])
     current.rest.note("replica", replica.shard.layer, replica.shard.interval.start, replica.step, replica.shard.memory)
@@ -52,7 +52,7 @@ def train(job: Any, name: str, steps: int, flips: dict[str, list[list[Any]]], ev
     build, loss, optimizer, data = (options.pop(part) for part in ("model", "loss", "optimizer", "data"))
     due = list(flips.get(str(job.worker), []))
     trainers: list[Any] = []
-    enter, job.linger = job.enter, None
+    enter, job.phase_delay = job.enter, None
 
     def entered(phase: str, step: int, micro_batch: int = -1) -> None:
         enter(phase, step, micro_batch)

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from elastic.agent.carrier import LocalCarrier
-from elastic.agent.supervision import Worker
+from elastic.agent.supervision import WorkerProcess
 from elastic.control.driver import Driver
 from elastic.control.world import World
 from elastic.errors import Conflict
 from elastic.host.rundir import RunDirectory
-from elastic.membership.clerk import Errand
+from elastic.membership.etcd_thread import EtcdTask
 from elastic.membership.founding import found
 from elastic.recovery.inventory import Inventory
 from elastic.settings import JobSettings
@@ -36,12 +36,12 @@ class FakeCrew:
     forkserver = 77
 
     def __init__(self) -> None:
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[int, WorkerProcess] = {}
         self.told: list[tuple[int, dict[str, Any]]] = []
         self.killed: dict[int, str] = {}
 
     def fork(self, number: int) -> None:
-        self.workers[number] = Worker(number=number, channel=None, pid=FIRST_PID + number)
+        self.workers[number] = WorkerProcess(number=number, channel=None, pid=FIRST_PID + number)
 
     def tell(self, numbers: Iterable[int], message: dict[str, Any]) -> None:
         self.told += [(number, message) for number in numbers]
@@ -70,17 +70,17 @@ class FakeAttempts:
     def ask(self) -> None:
         pass
 
-    def begin(self, era: Any) -> None:
-        self._note("begin", era)
+    def begin(self, attempt_id: Any) -> None:
+        self._note("begin", attempt_id)
 
-    def publish(self, era: Any, proposal: Any) -> None:
-        self._note("publish", era)
+    def publish(self, attempt_id: Any, proposal: Any) -> None:
+        self._note("publish", attempt_id)
 
-    def vote(self, era: Any, votes: Any) -> None:
-        self._note("vote", era, votes)
+    def vote(self, attempt_id: Any, votes: Any) -> None:
+        self._note("vote", attempt_id, votes)
 
-    def commit(self, era: Any, view: View, before: View) -> None:
-        self._note("commit", era, view.workers, before.epoch)
+    def commit(self, attempt_id: Any, view: View, before: View) -> None:
+        self._note("commit", attempt_id, view.workers, before.epoch)
 
     def sweep(self) -> None:
         self._note("sweep")
@@ -91,24 +91,24 @@ class FakeClerk:
 
     def __init__(self) -> None:
         self.away = False
-        self.waiting: list[Errand] = []
+        self.waiting: list[EtcdTask] = []
 
-    def run(self, errand: Errand) -> None:
-        self.waiting.append(errand)
+    def run(self, task: EtcdTask) -> None:
+        self.waiting.append(task)
         if not self.away:
             self.work()
 
     def work(self) -> None:
         while self.waiting:
-            errand = self.waiting.pop(0)
-            if not errand.wanted():
+            task = self.waiting.pop(0)
+            if not task.wanted():
                 continue
             try:
-                result = errand.call()
+                result = task.call()
             except Conflict as error:
-                errand.refused(error)
+                task.refused(error)
             else:
-                errand.done(result)
+                task.done(result)
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Scene:
     crew: FakeCrew
     carrier: LocalCarrier
     attempts: FakeAttempts
-    clerk: FakeClerk
+    etcd_thread: FakeClerk
     timers: FakeTimers
     directory: RunDirectory
     outcomes: list[dict[str, Any]]
@@ -158,33 +158,42 @@ class Scene:
     def propose(self, action: Any, stages: int | None) -> Any:
         if self.refuse is not None:
             raise self.refuse
-        view = view_of(action.inventories, *action.era)
+        view = view_of(action.inventories, *action.attempt_id)
         told = {"planned": "", "finished": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
         return SimpleNamespace(view=view, resume=11, bytes_minimum=900, **told)
 
     def inventories(self) -> None:
         for worker in self.crew.messages("quiesce"):
             empty = Inventory(worker=worker, yielded=-1, copies=()).to_json()
-            self.say(worker, "inventory", epoch=self.era[0], attempt=self.era[1], inventory=empty)
+            self.say(worker, "inventory", epoch=self.attempt_id[0], attempt=self.attempt_id[1], inventory=empty)
 
     def votes(self) -> None:
         for worker in self.crew.messages("propose"):
             times = {"installed": self.now - 0.003, "moved": self.now - 0.002, "checked": self.now}
             links = {"kept": 2, "dropped": 1, "made": 0}
-            self.say(worker, "vote", epoch=self.era[0], attempt=self.era[1], refusal=None, received_bytes=450, links=links, times=times)
+            self.say(
+                worker,
+                "vote",
+                epoch=self.attempt_id[0],
+                attempt=self.attempt_id[1],
+                refusal=None,
+                received_bytes=450,
+                links=links,
+                times=times,
+            )
 
     def resume(self) -> None:
         for worker in self.crew.messages("view"):
-            self.say(worker, "resumed", epoch=self.era[0], attempt=self.era[1], at=self.now)
+            self.say(worker, "resumed", epoch=self.attempt_id[0], attempt=self.attempt_id[1], at=self.now)
 
     @property
-    def era(self) -> tuple[int, int]:
-        return self.driver.state.era
+    def attempt_id(self) -> tuple[int, int]:
+        return self.driver.state.attempt_id
 
 
 def scene_of(tmp_path: Path, workers: int = 3, **options: Any) -> Scene:
     """A driver behind its first view; its run directory is `tmp_path`."""
-    crew, attempts, clerk, timers, directory = FakeCrew(), FakeAttempts(), FakeClerk(), FakeTimers(), RunDirectory(tmp_path)
+    crew, attempts, etcd_thread, timers, directory = FakeCrew(), FakeAttempts(), FakeClerk(), FakeTimers(), RunDirectory(tmp_path)
     outcomes: list[dict[str, Any]] = []
     said: list[str] = []
     for number in range(workers):
@@ -194,7 +203,7 @@ def scene_of(tmp_path: Path, workers: int = 3, **options: Any) -> Scene:
     world = World(
         carrier=carrier,
         timers=timers,
-        clerk=clerk,
+        etcd_thread=etcd_thread,
         attempts=attempts,
         directory=directory,
         end=outcomes.append,
@@ -206,6 +215,6 @@ def scene_of(tmp_path: Path, workers: int = 3, **options: Any) -> Scene:
     )
     settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="avx2", **{"respawn": False, **options})
     driver = Driver(world, settings, view_of(range(workers)), ready())
-    made.append(Scene(driver, crew, carrier, attempts, clerk, timers, directory, outcomes, said))
+    made.append(Scene(driver, crew, carrier, attempts, etcd_thread, timers, directory, outcomes, said))
     assert crew.messages("view") == list(range(workers))
     return made[0]

@@ -178,7 +178,7 @@ class Agent:
             self._open()
 
     @property
-    def era(self) -> tuple[int, int]:
+    def attempt_id(self) -> tuple[int, int]:
         assert self.view is not None
         return self.view.epoch + 1, self.attempt
 
@@ -222,10 +222,10 @@ class Agent:
         self.attempt += 1
         self.inventories, self.votes = {}, {}
         lost = [worker for worker in self.view.workers if worker not in self.live]
-        self.tell({"type": "quiesce", "epoch": self.era[0], "attempt": self.era[1], "lost": lost, "restore": False})
+        self.tell({"type": "quiesce", "epoch": self.attempt_id[0], "attempt": self.attempt_id[1], "lost": lost, "restore": False})
 
     def _hear_inventory(self, worker: int, message: Message) -> None:
-        if (message["epoch"], message["attempt"]) != self.era:
+        if (message["epoch"], message["attempt"]) != self.attempt_id:
             return
         assert self.view is not None
         self.inventories[worker] = Inventory.from_json(message["inventory"])
@@ -237,7 +237,7 @@ class Agent:
             self.tell({"type": "propose", "proposal": proposal.to_json()})
 
     def _hear_vote(self, worker: int, message: Message) -> None:
-        if (message["epoch"], message["attempt"]) != self.era or message["failed_peer"] is not None:
+        if (message["epoch"], message["attempt"]) != self.attempt_id or message["failed_peer"] is not None:
             return
         if message["refusal"] is not None:
             raise GateRefused(message["refusal"], check="vote")

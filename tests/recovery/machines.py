@@ -22,7 +22,7 @@ from elastic.control.events import (
     Voted,
     WorkerDied,
 )
-from elastic.control.state import Phase, Policy, State
+from elastic.control.state import ControlState, JobPolicy, Phase
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FakeProposal:
 class Machine:
     """The machine, told what happens in few words; keeps what it did since the last `done`."""
 
-    state: State
+    state: ControlState
     now: float = 100.0
     actions: list[Action] = field(default_factory=list)
 
@@ -73,14 +73,14 @@ class Machine:
 
     def inventories(self) -> Machine:
         """Everybody in the attempt answers."""
-        return self.feed(*(Inventoried(worker=worker, era=self.state.era, inventory=Any) for worker in self.state.missing))
+        return self.feed(*(Inventoried(worker=worker, attempt_id=self.state.attempt_id, inventory=Any) for worker in self.state.missing))
 
     def proposed(self) -> Machine:
-        view = FakeView(*self.state.era, tuple(sorted(self.state.participants)))
-        return self.feed(Proposed(era=self.state.era, proposal=FakeProposal(view)))
+        view = FakeView(*self.state.attempt_id, tuple(sorted(self.state.participants)))
+        return self.feed(Proposed(attempt_id=self.state.attempt_id, proposal=FakeProposal(view)))
 
     def vote(self, worker: int, **more: Any) -> Machine:
-        return self.feed(Voted(era=self.state.era, vote=Vote(worker=worker, **more)))
+        return self.feed(Voted(attempt_id=self.state.attempt_id, vote=Vote(worker=worker, **more)))
 
     def votes(self) -> Machine:
         for worker in self.state.missing:
@@ -109,7 +109,7 @@ class Machine:
 def running(workers: int = 3, **policy: Any) -> Machine:
     """A job in epoch 1; nobody is replaced unless asked for."""
     options = {"workers": workers, "respawn": False, **policy}
-    return Machine(machine.running(FakeView(1, 0, tuple(range(workers))), Policy(**options)))
+    return Machine(machine.running(FakeView(1, 0, tuple(range(workers))), JobPolicy(**options)))
 
 
 def at_boundary() -> Machine:

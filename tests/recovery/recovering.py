@@ -42,7 +42,7 @@ def inventory_of(view: View, worker: int, step: int, ahead: Collection[int] = ()
             copies.append(Copy(layer=layer.layer, start=0, stop=view.layout.model.layers[layer.layer].size, step=step, role="gathered"))
         for i in layer.intervals:
             if i.owner == worker:
-                role = "spare" if worker in ahead else "live"
+                role = "previous" if worker in ahead else "live"
                 copies.append(Copy(layer=layer.layer, start=i.start, stop=i.stop, step=step, role=role))
                 if worker in ahead:
                     copies.append(Copy(layer=layer.layer, start=i.start, stop=i.stop, step=step + 1, role="live"))

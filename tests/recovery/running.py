@@ -34,7 +34,7 @@ class Average(nn.Module):
 def train(job: Any, steps: int, dies: dict[str, list[Any]], folder: str | None = None, average: bool = False) -> Any:
     """`dies` by worker: the phase of a step at which it does. `average` adds a layer that is not exact."""
     fate = dies.get(str(job.worker))
-    enter, job.linger = job.enter, None
+    enter, job.phase_delay = job.enter, None
 
     def entered(phase: str, step: int, micro_batch: int = -1) -> None:
         enter(phase, step, micro_batch)
@@ -62,7 +62,7 @@ def train(job: Any, steps: int, dies: dict[str, list[Any]], folder: str | None =
     model = nn.Sequential(*layers)
     buffers = {name: buffer.tolist() for name, buffer in model.named_buffers()}
     values = trainer.statistics()
-    everybody = trainer._survivor.together(lambda: trainer._engine.gather({"buffers": buffers}))
+    everybody = trainer._runtime.together(lambda: trainer._engine.gather({"buffers": buffers}))
     return {
         "digest": trainer.digest(),
         "last": losses[-1],

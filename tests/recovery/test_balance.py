@@ -40,8 +40,8 @@ def tell(
             spent = 0.1 * each[min(turn, len(each) - 1)]
             computed[place] += spent
             cpu[place] += spent / (waits[place] if waits else 1.0)
-            yardstick = 1e-5 * (slow[place] if slow else 1.0)
-            reports.note(view.epoch, view.workers[place], computed[place], cpu[place], 0.1 * (turn + 1), yardstick)
+            reference = 1e-5 * (slow[place] if slow else 1.0)
+            reports.note(view.epoch, view.workers[place], computed[place], cpu[place], 0.1 * (turn + 1), reference)
 
 
 def test_a_worker_that_is_steadily_slower_is_told_from_noise():

@@ -30,7 +30,7 @@ def test_one_bit_in_each_kind_of_copy_changes_nothing(calm: Any, tmp_path: Path)
     """An owner's parameter and optimizer state, a gathered parameter, a replica; at last a spare that is needed, since another one dies."""
     flips = {
         "0": [["forward", 5, "live", "param"], ["backward", 10, "replica", "exp_avg"], ["apply", 15, "kill", ""]],
-        "1": [["forward", 3, "live", "exp_avg_sq"], ["backward", 8, "gathered", "param"], ["gather", 15, "spare", "exp_avg"]],
+        "1": [["forward", 3, "live", "exp_avg_sq"], ["backward", 8, "gathered", "param"], ["gather", 15, "previous", "exp_avg"]],
     }
     result = run(flips, workers=3, stages=1, directory=tmp_path / "run")
     assert result.value == calm

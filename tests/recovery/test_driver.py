@@ -16,7 +16,7 @@ from elastic.control.state import Phase
 from elastic.control.transitions import SUSPICION_S
 from elastic.errors import Conflict, CoverageLost, EtcdUnavailable, GateRefused
 from elastic.host.channel import AGENT_GONE
-from elastic.membership.clerk import DEADLINE_S
+from elastic.membership.etcd_thread import DEADLINE_S
 from elastic.observe import incident
 from elastic.observe.activity import Activity
 from tests.announcement import announcement
@@ -169,14 +169,14 @@ def test_an_outage_holds_the_commit_back_and_loses_nothing(scene: Callable[..., 
     job = scene()
     job.die(1)
     job.inventories()
-    job.clerk.away = True
+    job.etcd_thread.away = True
     job.driver.away(EtcdUnavailable("etcd cannot be reached"))
     job.votes()
     assert job.driver.state.phase is Phase.COMMITTING
     job.die(2)
-    job.clerk.work()
+    job.etcd_thread.work()
     assert job.driver.state.view.workers == (0, 2)
-    assert job.era == (3, 1), "the death in the meantime is the next recovery"
+    assert job.attempt_id == (3, 1), "the death in the meantime is the next recovery"
     assert "etcd cannot be reached; the recovery waits for it" in job.said
     job.driver.away(EtcdUnavailable("etcd cannot be reached"), 60.0)
     assert job.said[-1] == "etcd cannot be reached; the recovery waits for it, 60 s by now; the job ends after 600 s"
@@ -184,12 +184,12 @@ def test_an_outage_holds_the_commit_back_and_loses_nothing(scene: Callable[..., 
 
 def test_nobody_hears_of_an_attempt_before_its_number_is_burned(scene: Callable[..., Scene]) -> None:
     job = scene(4)
-    job.clerk.away = True
+    job.etcd_thread.away = True
     job.die(1)
     assert job.crew.messages("quiesce") == []
     job.die(2)
-    job.clerk.away = False
-    job.clerk.work()
+    job.etcd_thread.away = False
+    job.etcd_thread.work()
     assert job.attempts.calls == [("begin", (2, 2))]
     assert [message["attempt"] for _, message in job.crew.told] == [2, 2]
     assert job.crew.messages("quiesce") == [0, 3]
@@ -213,25 +213,25 @@ def test_a_stopped_worker_is_named(scene: Callable[..., Scene], monkeypatch: pyt
 
 def test_a_planned_change_waits_for_etcd_while_the_training_goes_on(scene: Callable[..., Scene]) -> None:
     job = replaced(scene)
-    job.clerk.away = True
+    job.etcd_thread.away = True
     job.say(3, "announce", ready=announcement())
     assert job.timers.act is not None
     job.timers.act()
     job.driver.away(EtcdUnavailable("etcd cannot be reached"), 60.0)
     assert job.said[-1] == "etcd cannot be reached; the training goes on, and a planned change waits for it"
     assert job.crew.messages("boundary") == []
-    assert {errand.deadline_s for errand in job.clerk.waiting if errand.wanted()} == {math.inf, DEADLINE_S}, "the other lists the joiner"
-    job.clerk.away = False
-    job.clerk.work()
+    assert {task.deadline_s for task in job.etcd_thread.waiting if task.wanted()} == {math.inf, DEADLINE_S}, "the other lists the joiner"
+    job.etcd_thread.away = False
+    job.etcd_thread.work()
     assert job.crew.messages("boundary") == [0, 2]
 
 
 def test_what_an_abandoned_attempt_wanted_of_etcd_is_not_done(scene: Callable[..., Scene]) -> None:
     job = scene(4)
-    job.clerk.away = True
+    job.etcd_thread.away = True
     job.die(1)
     job.die(2)
-    job.clerk.work()
+    job.etcd_thread.work()
     assert job.attempts.calls == [("begin", (2, 2))]
 
 
@@ -239,7 +239,7 @@ def test_a_commit_that_etcd_refuses_is_another_attempt(scene: Callable[..., Scen
     job = scene()
     job.attempts.error = Conflict("agent there coordinates")
     job.die(1)
-    assert job.era == (2, 3)
+    assert job.attempt_id == (2, 3)
     assert "3 attempts; the last: agent there coordinates" in job.outcomes[0]["message"]
 
 

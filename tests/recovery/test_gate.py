@@ -85,9 +85,9 @@ LAST_STAGE = VIEW.plan.stages[-1]
 INSIDE = FIRST.stop + ALIGNMENT
 
 DAMAGE: dict[str, tuple[str, Proposal]] = {
-    "stale epoch": ("era", view(epoch=LAST.epoch)),
-    "epoch skipped": ("era", view(epoch=LAST.epoch + 2)),
-    "attempt before the first": ("era", view(attempt=0)),
+    "stale epoch": ("attempt", view(epoch=LAST.epoch)),
+    "epoch skipped": ("attempt", view(epoch=LAST.epoch + 2)),
+    "attempt before the first": ("attempt", view(attempt=0)),
     "no survivor": ("membership", members(*(member(w, "b") for w in (7, 8, 9)))),
     "survivor at another address": ("membership", members(replace(VIEW.members[0], address="tcp:evil"), *VIEW.members[1:])),
     "joiner coordinates": ("membership", members(VIEW.members[-1], *VIEW.members[:-1])),
@@ -163,7 +163,7 @@ def test_another_model_is_refused():
 
 
 def test_a_joiner_refuses_what_it_can_see():
-    assert refused(view(attempt=0), None) == "era"
+    assert refused(view(attempt=0), None) == "attempt"
     assert refused(intervals(replace(FIRST, replica=None)), None) == "replication"
 
 

@@ -14,7 +14,6 @@ from elastic.control.events import (
     CommitFailed,
     Committed,
     Evict,
-    Finished,
     Inventoried,
     LostLink,
     Offer,
@@ -28,6 +27,7 @@ from elastic.control.events import (
     Unproposable,
     Vote,
     Voted,
+    WorkerFinished,
 )
 from elastic.control.state import Phase
 from elastic.control.transitions import CLOSING_S, GATHERING_S, SUSPICION_S
@@ -43,36 +43,36 @@ def test_a_view_is_brief_if_replacements_are_to_come(respawn: bool) -> None:
 
 def test_a_death_is_recovered_from_in_one_attempt() -> None:
     job = running().die(1)
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 2))]
     job.inventories()
-    assert job.done == [Propose(era=(2, 1), view=job.state.view, inventories={0: Any, 2: Any}, joiners={})]
+    assert job.done == [Propose(attempt_id=(2, 1), view=job.state.view, inventories={0: Any, 2: Any}, joiners={})]
     job.proposed()
     proposal = FakeProposal(FakeView(2, 1, (0, 2)))
-    assert job.done == [Offer(era=(2, 1), proposal=proposal)]
+    assert job.done == [Offer(attempt_id=(2, 1), proposal=proposal)]
     job.vote(0)
     assert job.done == []
     job.vote(2)
-    assert job.done == [Commit(era=(2, 1), proposal=proposal, votes={0: Vote(worker=0), 2: Vote(worker=2)})]
+    assert job.done == [Commit(attempt_id=(2, 1), proposal=proposal, votes={0: Vote(worker=0), 2: Vote(worker=2)})]
     job.committed()
     assert job.done == [Announce(view=proposal.view)]
-    assert (job.phase, job.state.era) == (Phase.RUNNING, (2, 1))
+    assert (job.phase, job.state.attempt_id) == (Phase.RUNNING, (2, 1))
     job.die(2)
-    assert job.done == [Quiesce(era=(3, 1), workers=(0,))]
+    assert job.done == [Quiesce(attempt_id=(3, 1), workers=(0,))]
 
 
 def test_every_answer_of_another_era_is_ignored() -> None:
     job = running(4).die(1)
-    stale = job.state.era
+    stale = job.state.attempt_id
     job.inventories().die(2)
-    assert job.state.era == (2, 2)
+    assert job.state.attempt_id == (2, 2)
     view = FakeView(*stale, (0, 2, 3))
     before = job.state
     job.feed(
-        Inventoried(worker=0, era=stale, inventory=Any),
-        Proposed(era=stale, proposal=FakeProposal(view)),
-        Unproposable(era=stale, kind="CoverageLost", message="all gone"),
-        Voted(era=stale, vote=Vote(worker=0)),
-        CommitFailed(era=stale, reason="late"),
+        Inventoried(worker=0, attempt_id=stale, inventory=Any),
+        Proposed(attempt_id=stale, proposal=FakeProposal(view)),
+        Unproposable(attempt_id=stale, kind="CoverageLost", message="all gone"),
+        Voted(attempt_id=stale, vote=Vote(worker=0)),
+        CommitFailed(attempt_id=stale, reason="late"),
         PausedAt(worker=0, epoch=1, step=3),
         Committed(view=FakeView(1, 0, (0, 1, 2, 3))),
         Timeout(),
@@ -87,7 +87,7 @@ def test_a_death_in_an_attempt_burns_it_and_opens_the_next(until: str) -> None:
         getattr(job, what)()
     _ = job.done
     job.die(3)
-    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 2), workers=(0, 2))]
     job.recover()
     assert job.state.view == FakeView(2, 2, (0, 2))
 
@@ -98,14 +98,14 @@ def test_a_death_while_committing_waits_for_the_result_and_goes_on_from_it() -> 
     job.die(3)
     assert job.done == []
     job.committed()
-    assert job.done == [Announce(view=FakeView(2, 1, (0, 2, 3))), Quiesce(era=(3, 1), workers=(0, 2))]
+    assert job.done == [Announce(view=FakeView(2, 1, (0, 2, 3))), Quiesce(attempt_id=(3, 1), workers=(0, 2))]
 
 
 def test_a_death_while_a_commit_fails() -> None:
     job = running(4).die(1).inventories().proposed().votes().die(3)
     _ = job.done
-    job.feed(CommitFailed(era=(2, 1), reason="refused"))
-    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+    job.feed(CommitFailed(attempt_id=(2, 1), reason="refused"))
+    assert job.done == [Quiesce(attempt_id=(2, 2), workers=(0, 2))]
 
 
 def test_a_view_that_others_committed_is_adopted() -> None:
@@ -117,7 +117,7 @@ def test_a_view_that_others_committed_is_adopted() -> None:
 
 
 def test_without_a_way_on_the_job_ends_with_the_reason_and_what_began_it() -> None:
-    job = running().die(1).inventories().feed(Unproposable(era=(2, 1), kind="CoverageLost", message="layer 3 is gone"))
+    job = running().die(1).inventories().feed(Unproposable(attempt_id=(2, 1), kind="CoverageLost", message="layer 3 is gone"))
     assert "layer 3 is gone" in job.ended()
     assert "worker 1 fell" in job.ended()
     assert job.actions[-1].kind == "CoverageLost"
@@ -134,10 +134,10 @@ def test_all_dead() -> None:
 def test_commits_that_fail_are_tried_again_but_not_for_ever() -> None:
     job = running().die(1)
     for attempt in (1, 2):
-        assert job.state.era == (2, attempt)
-        job.inventories().feed(CommitFailed(era=job.state.era, reason="somebody else coordinates"))
+        assert job.state.attempt_id == (2, attempt)
+        job.inventories().feed(CommitFailed(attempt_id=job.state.attempt_id, reason="somebody else coordinates"))
     assert "attempt 2 at epoch 2 failed: somebody else coordinates" in job.told
-    job.inventories().proposed().votes().feed(CommitFailed(era=(2, 3), reason="again"))
+    job.inventories().proposed().votes().feed(CommitFailed(attempt_id=(2, 3), reason="again"))
     assert "epoch 2 could not be reached in 3 attempts; the last: again" in job.ended()
 
 
@@ -149,7 +149,7 @@ def test_a_refusal_opens_the_next_attempt_and_says_why() -> None:
     _ = job.done
     job.vote(2, refusal="digest of layer 1 differs")
     assert "worker 2 refuses: digest of layer 1 differs" in job.told
-    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 2), workers=(0, 2))]
 
 
 def test_a_vote_counts_once_and_only_of_a_member() -> None:
@@ -170,7 +170,7 @@ def test_a_peer_that_failed_while_migrating_is_given_time_to_be_seen_dead() -> N
     job.wait(5)
     assert job.done == [], "it is evicted once"
     job.die(3)
-    assert job.done == [Quiesce(era=(2, 2), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 2), workers=(0, 2))]
 
 
 def test_a_joiner_that_refuses_is_evicted_and_the_others_go_on() -> None:
@@ -180,7 +180,7 @@ def test_a_joiner_that_refuses_is_evicted_and_the_others_go_on() -> None:
     job.vote(3, refusal="out of memory")
     assert job.done == [Evict(worker=3, why="out of memory")]
     job.die(3)
-    assert job.done == [Quiesce(era=(3, 2), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(3, 2), workers=(0, 2))]
     job.recover()
     assert job.done[-1] == Respawn(workers=(4,))
 
@@ -192,7 +192,7 @@ def test_a_lost_peer_that_dies_in_time_is_an_ordinary_death() -> None:
     job = running().feed(LostLink(reporter=0, peer=1, epoch=1))
     assert job.state.wake_at == job.now + SUSPICION_S
     job.die(1).wait(SUSPICION_S)
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 2))]
 
 
 def damaged(worker: int, epoch: int = 1) -> LostLink:
@@ -202,24 +202,24 @@ def damaged(worker: int, epoch: int = 1) -> LostLink:
 def test_a_member_with_damaged_copies_goes_on_with_the_others_at_once_and_all_hear_of_it() -> None:
     job = running().feed(damaged(1))
     assert job.told == "worker 1: its memory has changed"
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 1, 2), damaged=(1,))]
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 1, 2), damaged=(1,))]
     job.feed(damaged(2))  # found while it made its inventory, which comes behind that
-    assert job.done == [Quiesce(era=(2, 2), workers=(0, 1, 2), damaged=(1, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 2), workers=(0, 1, 2), damaged=(1, 2))]
     job.recover().done  # noqa: B018
     job.die(0)
-    assert job.done == [Quiesce(era=(3, 1), workers=(1, 2))], "what they hold in the next view is good"
+    assert job.done == [Quiesce(attempt_id=(3, 1), workers=(1, 2))], "what they hold in the next view is good"
 
 
 def test_damage_of_another_view_or_of_the_dead_is_nobodys() -> None:
     assert running().feed(damaged(1, epoch=0)).done == []
     job = running().die(1)
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 2))]
     assert job.feed(damaged(1)).done == []
 
 
 def test_damage_that_nobody_has_another_copy_of_is_named_at_the_end() -> None:
     job = running(1).feed(damaged(0)).inventories()
-    job.feed(Unproposable(era=job.state.era, kind="CoverageLost", message="no copy of layer 3"))
+    job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="no copy of layer 3"))
     assert "cannot go on: no copy of layer 3" in job.ended()
     assert "its memory has changed" in job.ended()
 
@@ -249,10 +249,10 @@ def test_a_loss_that_cannot_be_is_ignored(lost: tuple[int, int, int]) -> None:
 def test_a_worker_that_stopped_for_no_known_reason_is_taken_along_again() -> None:
     job = running().feed(LostLink(reporter=0, peer=None, epoch=1, reason="a digest differs")).wait(SUSPICION_S)
     assert "worker 0 cannot go on: a digest differs" in job.told
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 1, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 1, 2))]
     assert job.state.retry is None
     job = running().feed(LostLink(reporter=0, peer=None, epoch=1)).die(1).wait(SUSPICION_S)
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))], "a death explains it"
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 2))], "a death explains it"
 
 
 def test_links_lost_while_an_attempt_is_under_way_are_expected() -> None:
@@ -279,7 +279,7 @@ def test_an_input_that_has_ended_three_workers_ends_the_job() -> None:
 
 
 def test_when_some_have_finished_a_death_ends_the_job_unless_the_rest_finish() -> None:
-    job = running().feed(Finished(worker=0)).die(1)
+    job = running().feed(WorkerFinished(worker=0)).die(1)
     assert (job.phase, job.done) == (Phase.CLOSING, [])
     job.wait(CLOSING_S / 2)
     assert job.phase is Phase.CLOSING
@@ -287,9 +287,9 @@ def test_when_some_have_finished_a_death_ends_the_job_unless_the_rest_finish() -
 
 
 def test_the_death_of_one_that_has_finished_matters_to_those_who_miss_it() -> None:
-    job = running().feed(Finished(worker=0)).die(0)
+    job = running().feed(WorkerFinished(worker=0)).die(0)
     assert job.phase is Phase.RUNNING
-    job = running().feed(Finished(worker=0), LostLink(reporter=1, peer=0, epoch=1))
+    job = running().feed(WorkerFinished(worker=0), LostLink(reporter=1, peer=0, epoch=1))
     assert "lost worker 0, which had finished" in job.wait(CLOSING_S).ended()
 
 
@@ -298,21 +298,21 @@ def test_who_finishes_during_an_attempt_leaves_it_without_a_way_on(until: str) -
     job = running().die(1)
     for what in until.split():
         getattr(job, what)()
-    assert job.feed(Finished(worker=0)).wait(CLOSING_S).ended() == "worker 1 fell"
+    assert job.feed(WorkerFinished(worker=0)).wait(CLOSING_S).ended() == "worker 1 fell"
 
 
 @pytest.mark.parametrize("result", ["committed", "failed"])
 def test_who_finishes_during_a_commit_leaves_the_job_without_a_way_on(result: str) -> None:
-    job = running().die(1).inventories().proposed().votes().feed(Finished(worker=0))
-    job.committed() if result == "committed" else job.feed(CommitFailed(era=(2, 1), reason="no"))
+    job = running().die(1).inventories().proposed().votes().feed(WorkerFinished(worker=0))
+    job.committed() if result == "committed" else job.feed(CommitFailed(attempt_id=(2, 1), reason="no"))
     assert job.wait(CLOSING_S).ended() == "worker 1 fell"
 
 
 def test_a_boundary_that_the_training_does_not_reach() -> None:
-    job = running(respawn=True).die(1).recover().ready(3).feed(Timeout(), Finished(worker=0))
+    job = running(respawn=True).die(1).recover().ready(3).feed(Timeout(), WorkerFinished(worker=0))
     assert job.phase is Phase.RUNNING
     _ = job.done
-    job.feed(Finished(worker=2)).wait(100)
+    job.feed(WorkerFinished(worker=2)).wait(100)
     assert job.done == []
 
 
@@ -322,12 +322,12 @@ def test_a_stopping_job_starts_nobody_and_lets_nobody_in() -> None:
     job.ready(3).feed(Stopping()).wait(GATHERING_S)
     assert job.done == []
     job.die(2)
-    assert job.done == [Quiesce(era=(3, 1), workers=(0,))]
+    assert job.done == [Quiesce(attempt_id=(3, 1), workers=(0,))]
     job.recover().wait(GATHERING_S)
     assert [type(action) for action in job.done] == [Propose, Offer, Commit, Announce]
 
 
 def test_who_keeps_the_others_waiting_is_named_once() -> None:
-    job = running().die(1).feed(Inventoried(worker=0, era=(2, 1), inventory=Any))
+    job = running().die(1).feed(Inventoried(worker=0, attempt_id=(2, 1), inventory=Any))
     job.wait(PATIENCE_S).wait(PATIENCE_S)
     assert job.told.count("quiescing: waiting for workers [2]") == 1

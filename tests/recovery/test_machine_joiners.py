@@ -31,7 +31,7 @@ from tests.recovery.machines import FakeView, Machine, at_boundary, running
 
 def test_a_replacement_is_started_behind_the_recovery_and_joins_at_a_boundary() -> None:
     job = running(respawn=True).die(1)
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 2))]
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 2))]
     job.inventories().proposed().votes()
     assert not any(isinstance(action, Respawn) for action in job.done), "it would take processor time from those who recover"
     job.committed()
@@ -45,7 +45,7 @@ def test_a_replacement_is_started_behind_the_recovery_and_joins_at_a_boundary() 
     job.feed(PausedAt(worker=0, epoch=2, step=7), PausedAt(worker=0, epoch=2, step=7))
     assert job.done == []
     job.feed(PausedAt(worker=2, epoch=2, step=7))
-    assert job.done == [Quiesce(era=(3, 1), workers=(0, 2, 3))]
+    assert job.done == [Quiesce(attempt_id=(3, 1), workers=(0, 2, 3))]
     job.recover()
     assert job.state.view.workers == (0, 2, 3)
     assert job.state.newcomers == {3}
@@ -86,19 +86,19 @@ def test_a_death_while_a_boundary_is_awaited_is_a_recovery_without_the_joiners()
     job = running(respawn=True).die(1).recover().ready(3).feed(Timeout(), PausedAt(worker=0, epoch=2, step=4))
     _ = job.done
     job.die(2)
-    assert job.done == [Quiesce(era=(3, 1), workers=(0,))], "it may be in the middle of an evaluation"
+    assert job.done == [Quiesce(attempt_id=(3, 1), workers=(0,))], "it may be in the middle of an evaluation"
     job.recover()
     assert job.done[-3:] == [Announce(view=FakeView(3, 1, (0,))), Respawn(workers=(4,)), AskBoundary(workers=(0,))]
     job.ready(4)
     job.feed(PausedAt(worker=0, epoch=3, step=6))
-    assert job.done == [Quiesce(era=(4, 1), workers=(0, 3, 4))]
+    assert job.done == [Quiesce(attempt_id=(4, 1), workers=(0, 3, 4))]
 
 
 def test_a_death_behind_a_boundary_leaves_the_joiners_for_the_next_one() -> None:
     job = at_boundary().inventories().proposed()
     _ = job.done
     job.die(2)
-    assert job.done == [Quiesce(era=(3, 2), workers=(0,))]
+    assert job.done == [Quiesce(attempt_id=(3, 2), workers=(0,))]
     assert job.state.ready.keys() == {3}
 
 
@@ -106,7 +106,7 @@ def test_where_too_few_live_a_joiner_is_taken_in_without_a_boundary() -> None:
     job = running(min_workers=2, respawn=True).die(1).recover().ready(3)
     _ = job.done
     job.die(2)
-    assert job.done == [Respawn(workers=(4,)), Quiesce(era=(3, 1), workers=(0, 3))]
+    assert job.done == [Respawn(workers=(4,)), Quiesce(attempt_id=(3, 1), workers=(0, 3))]
 
 
 def test_a_joiner_that_dies_during_a_recovery_is_replaced_behind_it() -> None:
@@ -129,7 +129,7 @@ def test_a_joiner_that_dies_early_is_nobodys_incident_and_is_replaced_a_few_time
     assert job.done == []
     assert job.phase is Phase.RUNNING
     job.die(2)
-    assert job.done == [Quiesce(era=(3, 1), workers=(0,))], "no more"
+    assert job.done == [Quiesce(attempt_id=(3, 1), workers=(0,))], "no more"
 
 
 def test_a_step_committed_with_a_joiner_forgives_the_failed_ones() -> None:
@@ -174,7 +174,7 @@ def test_below_the_minimum_the_job_pauses_until_there_are_enough() -> None:
     job.ready(3)
     assert job.done == []
     job.ready(4)
-    assert job.done == [Quiesce(era=(2, 1), workers=(0, 3, 4))]
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 3, 4))]
 
 
 def test_below_the_minimum_with_nobody_to_come_the_job_ends() -> None:
@@ -192,7 +192,7 @@ def test_below_the_minimum_with_nobody_to_come_the_job_ends() -> None:
 
 def lost_state(job: Machine) -> Machine:
     """The attempt finds that some of the state is in nobody's memory."""
-    return job.inventories().feed(Unproposable(era=job.state.era, kind="CoverageLost", message="layer 2 is gone"))
+    return job.inventories().feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="layer 2 is gone"))
 
 
 def saving(workers: int, **more: Any) -> Machine:
@@ -204,7 +204,7 @@ def saving(workers: int, **more: Any) -> Machine:
 def test_what_nobody_has_is_read_from_the_newest_checkpoint() -> None:
     job = lost_state(saving(4).die(1).die(2))
     assert "layer 2 is gone: going back to the newest checkpoint" in job.told
-    assert job.done[-1] == Quiesce(era=(2, 3), workers=(0, 3), restore=True)
+    assert job.done[-1] == Quiesce(attempt_id=(2, 3), workers=(0, 3), restore=True)
     job.inventories()
     (propose,) = job.done
     assert isinstance(propose, Propose)
@@ -212,7 +212,7 @@ def test_what_nobody_has_is_read_from_the_newest_checkpoint() -> None:
     job.proposed().votes().committed()
     assert not job.state.fallen
     _ = job.done
-    assert job.die(3).done == [Quiesce(era=(3, 1), workers=(0,))], "the next loss is one like others"
+    assert job.die(3).done == [Quiesce(attempt_id=(3, 1), workers=(0,))], "the next loss is one like others"
 
 
 def test_without_a_checkpoint_the_job_ends_with_what_is_lost() -> None:
@@ -224,7 +224,7 @@ def test_without_a_checkpoint_the_job_ends_with_what_is_lost() -> None:
 def test_a_death_on_the_way_back_leads_there_too() -> None:
     job = lost_state(saving(4).die(1).die(2)).inventories().proposed()
     _ = job.done
-    assert job.die(3).done == [Quiesce(era=(2, 4), workers=(0,), restore=True)]
+    assert job.die(3).done == [Quiesce(attempt_id=(2, 4), workers=(0,), restore=True)]
 
 
 def test_when_all_have_died_new_workers_begin_with_the_checkpoint_together() -> None:
@@ -234,7 +234,7 @@ def test_when_all_have_died_new_workers_begin_with_the_checkpoint_together() -> 
     assert job.told.count(f"all workers died at once: no copy of the state is left: {how}") == 1
     assert job.done[-1] == Respawn(workers=(2, 3))
     assert job.ready(3).done == [], "the other one is on its way"
-    assert job.ready(2).done == [Quiesce(era=(2, 2), workers=(2, 3), restore=True)]
+    assert job.ready(2).done == [Quiesce(attempt_id=(2, 2), workers=(2, 3), restore=True)]
     job.inventories()
     (propose,) = job.done
     assert isinstance(propose, Propose)
@@ -246,17 +246,17 @@ def test_when_all_have_died_new_workers_begin_with_the_checkpoint_together() -> 
 def test_of_new_workers_that_die_others_take_the_place() -> None:
     job = saving(2, respawn=True).die(0).die(1).die(2).ready(3)
     assert job.done[-1] == Respawn(workers=(4,))
-    assert job.ready(4).done == [Quiesce(era=(2, 2), workers=(3, 4), restore=True)]
+    assert job.ready(4).done == [Quiesce(attempt_id=(2, 2), workers=(3, 4), restore=True)]
 
 
 def test_a_damaged_checkpoint_is_nobodys_fault() -> None:
     """Workers that begin together were evicted for it, and the third such attempt ended the job."""
     job = saving(2, respawn=True).die(0).die(1).ready(2).ready(3)
     for attempt in range(2, 2 + FAILED_ATTEMPTS + 1):
-        assert job.done[-1] == Quiesce(era=(2, attempt), workers=(2, 3), restore=True)
+        assert job.done[-1] == Quiesce(attempt_id=(2, attempt), workers=(2, 3), restore=True)
         job.inventories().proposed()
         refusal = Vote(worker=3, refusal="step-9/model: damaged", unreadable=True)
-        job.feed(Voted(era=job.state.era, vote=refusal))
+        job.feed(Voted(attempt_id=job.state.attempt_id, vote=refusal))
         assert "worker 3 cannot begin with the newest checkpoint, and an older one is tried: step-9/model: damaged" in job.told
     job.inventories().proposed().votes().committed()
     assert (job.phase, job.state.view.workers) == (Phase.RUNNING, (2, 3))
@@ -266,7 +266,7 @@ def test_founders_that_cannot_read_the_checkpoint_look_for_another_way_at_once()
     job = saving(3)
     job.feed(LostLink(reporter=1, peer=None, epoch=1, reason="step-9/model: damaged", unreadable=True))
     assert "worker 1 cannot begin with the newest checkpoint, and an older one is tried: step-9/model: damaged" in job.told
-    assert job.done[-1] == Quiesce(era=(2, 1), workers=(0, 1, 2)), "the others may have copies of what it lacks"
+    assert job.done[-1] == Quiesce(attempt_id=(2, 1), workers=(0, 1, 2)), "the others may have copies of what it lacks"
 
 
 def test_nobody_is_left_to_read_the_checkpoint() -> None:
@@ -279,19 +279,19 @@ def test_nobody_is_left_to_read_the_checkpoint() -> None:
 
 def nothing_saved(job: Machine) -> Machine:
     job.inventories()
-    return job.feed(Unproposable(era=job.state.era, kind="NothingSaved", message="no good checkpoint has been saved yet"))
+    return job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="NothingSaved", message="no good checkpoint has been saved yet"))
 
 
 def test_before_the_first_checkpoint_new_workers_begin_again_at_step_0() -> None:
     job = saving(3, respawn=True).die(1).die(2).inventories()
-    job.feed(Unproposable(era=job.state.era, kind="CoverageLost", message="no full copy"))
+    job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="no full copy"))
     nothing_saved(job)
     assert "The training begins again at step 0, from the seed" in job.told
     assert job.done[-1] == Evict(worker=0, why="the training begins again at step 0, with new workers")
     job.die(0)
     assert job.done == [Respawn(workers=(3, 4, 5))]
     job.ready(3).ready(4).ready(5)
-    assert job.done == [Quiesce(era=(2, 4), workers=(3, 4, 5), restore=True)]
+    assert job.done == [Quiesce(attempt_id=(2, 4), workers=(3, 4, 5), restore=True)]
     job.inventories()
     (asked,) = job.done
     assert isinstance(asked, Propose)
@@ -304,7 +304,7 @@ def test_if_all_died_before_the_first_checkpoint_those_that_are_ready_begin_at_s
     job = saving(2, respawn=True).die(0).die(1).ready(2).ready(3)
     _ = job.done
     nothing_saved(job)
-    assert job.done[-1] == Quiesce(era=(2, 3), workers=(2, 3), restore=True)
+    assert job.done[-1] == Quiesce(attempt_id=(2, 3), workers=(2, 3), restore=True)
     job.inventories()
     (asked,) = job.done
     assert isinstance(asked, Propose)
@@ -313,5 +313,5 @@ def test_if_all_died_before_the_first_checkpoint_those_that_are_ready_begin_at_s
 
 def test_nobody_can_begin_again_if_none_are_started() -> None:
     job = saving(3).die(1).die(2).inventories()
-    job.feed(Unproposable(era=job.state.era, kind="CoverageLost", message="no full copy"))
+    job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="no full copy"))
     assert "no good checkpoint has been saved yet" in nothing_saved(job).ended()

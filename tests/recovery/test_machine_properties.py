@@ -20,7 +20,6 @@ from elastic.control.events import (
     EndJob,
     Event,
     Evict,
-    Finished,
     FirstCommit,
     Inventoried,
     JoinerReady,
@@ -37,8 +36,9 @@ from elastic.control.events import (
     Vote,
     Voted,
     WorkerDied,
+    WorkerFinished,
 )
-from elastic.control.state import Phase, Policy, State
+from elastic.control.state import ControlState, JobPolicy, Phase
 from elastic.control.transitions import FAILED_JOINS
 from tests.recovery.machines import FakeProposal, FakeView
 
@@ -47,7 +47,7 @@ from tests.recovery.machines import FakeProposal, FakeView
 class World:
     """Workers and an etcd around a machine. What they answer lies in `post`, until it is delivered: in any order, or twice."""
 
-    state: State
+    state: ControlState
     now: float = 0.0
     post: list[Event] = field(default_factory=list)
     delivered: list[Event] = field(default_factory=list)
@@ -59,12 +59,12 @@ class World:
     def feed(self, event: Event) -> None:
         before = self.state
         self.state, actions = machine.step(before, event, self.now)
-        assert self.state.era >= before.era, "it went back"
+        assert self.state.attempt_id >= before.attempt_id, "it went back"
         for action in actions:
             self.check_joiners(before, action)
             self.answer(action)
 
-    def check_joiners(self, before: State, action: Action) -> None:
+    def check_joiners(self, before: ControlState, action: Action) -> None:
         """They are started when nobody recovers and let in where everybody has paused, unless the job were too small without them."""
         if len(self.state.live) < self.state.policy.min_workers:
             return
@@ -77,26 +77,26 @@ class World:
     def answer(self, action: Action) -> None:
         view = self.state.view
         if isinstance(action, Quiesce):
-            assert action.era > max([(view.epoch, view.attempt), *self.opened])
+            assert action.attempt_id > max([(view.epoch, view.attempt), *self.opened])
             assert set(action.workers) <= self.known
-            self.opened.append(action.era)
-            self.post += [Inventoried(worker=worker, era=action.era, inventory=Any) for worker in action.workers]
+            self.opened.append(action.attempt_id)
+            self.post += [Inventoried(worker=worker, attempt_id=action.attempt_id, inventory=Any) for worker in action.workers]
         elif isinstance(action, AskBoundary):
             self.post += [PausedAt(worker=worker, epoch=view.epoch, step=5) for worker in action.workers]
         elif isinstance(action, Propose):
             assert action.inventories.keys() <= self.known
             assert action.restore or set(action.inventories) & set(view.workers), "nobody has the state"
             assert self.state.policy.checkpoints or not action.restore
-            proposed = FakeView(*action.era, tuple(action.inventories))
-            self.post.append(Proposed(era=action.era, proposal=FakeProposal(proposed)))
+            proposed = FakeView(*action.attempt_id, tuple(action.inventories))
+            self.post.append(Proposed(attempt_id=action.attempt_id, proposal=FakeProposal(proposed)))
         elif isinstance(action, Offer):
-            self.post += [Voted(era=action.era, vote=Vote(worker=worker)) for worker in action.proposal.view.workers]
+            self.post += [Voted(attempt_id=action.attempt_id, vote=Vote(worker=worker)) for worker in action.proposal.view.workers]
         elif isinstance(action, Commit):
             members = action.proposal.view.workers
-            assert action.era == self.opened[-1], "a stale attempt"
-            assert {(action.era, worker) for worker in members} <= self.voted, "a missing vote"
+            assert action.attempt_id == self.opened[-1], "a stale attempt"
+            assert {(action.attempt_id, worker) for worker in members} <= self.voted, "a missing vote"
             assert set(members) <= self.known, "with somebody who is known to be dead"
-            assert all(era < action.era for era in self.committed)
+            assert all(attempt_id < action.attempt_id for attempt_id in self.committed)
             self.post.append(Committed(view=action.proposal.view))
         elif isinstance(action, Respawn):
             assert not set(action.workers) & (self.alive | self.state.dead), "a number used twice"
@@ -115,7 +115,7 @@ class World:
         event = self.post.pop(index % len(self.post))
         self.delivered.append(event)
         if isinstance(event, Voted) and event.vote.passed:
-            self.voted.add((event.era, event.vote.worker))
+            self.voted.add((event.attempt_id, event.vote.worker))
         if isinstance(event, Committed):
             assert (event.view.epoch, event.view.attempt) == self.opened[-1], "another attempt was opened while this one was committed"
             self.committed.append((event.view.epoch, event.view.attempt))
@@ -142,14 +142,14 @@ class World:
         elif kind == "stop":
             self.feed(Stopping())
         elif kind == "impossible" and self.state.phase is Phase.PROPOSING:
-            self.feed(Unproposable(era=self.state.era, kind="CoverageLost", message="gone"))
+            self.feed(Unproposable(attempt_id=self.state.attempt_id, kind="CoverageLost", message="gone"))
         elif kind == "conflict" and self.state.phase is not Phase.COMMITTING:
-            self.feed(CommitFailed(era=self.state.era, reason="conflict"))
+            self.feed(CommitFailed(attempt_id=self.state.attempt_id, reason="conflict"))
         elif kind == "refused commit":
             pending = [event for event in self.post if isinstance(event, Committed)]
             for event in pending:
                 self.post.remove(event)
-                self.post.append(CommitFailed(era=(event.view.epoch, event.view.attempt), reason="conflict"))
+                self.post.append(CommitFailed(attempt_id=(event.view.epoch, event.view.attempt), reason="conflict"))
         elif workers:
             self.befall(kind, workers[index % len(workers)], workers[index // 3 % len(workers)])
 
@@ -160,11 +160,11 @@ class World:
         elif kind == "lost":
             self.feed(LostLink(reporter=worker, peer=other if other != worker else None, epoch=self.state.view.epoch))
         elif kind == "refuse" and self.state.phase is Phase.MIGRATING:
-            self.feed(Voted(era=self.state.era, vote=Vote(worker=worker, refusal="no")))
+            self.feed(Voted(attempt_id=self.state.attempt_id, vote=Vote(worker=worker, refusal="no")))
         elif kind == "unreachable" and self.state.phase is Phase.MIGRATING:
-            self.feed(Voted(era=self.state.era, vote=Vote(worker=worker, refusal="link", failed_peer=other)))
+            self.feed(Voted(attempt_id=self.state.attempt_id, vote=Vote(worker=worker, refusal="link", failed_peer=other)))
         elif kind == "finish" and worker in self.state.view.workers:
-            self.feed(Finished(worker=worker))
+            self.feed(WorkerFinished(worker=worker))
 
     def settle(self) -> None:
         for _ in range(2000):
@@ -210,7 +210,7 @@ def test_nothing_is_committed_wrongly_and_all_comes_to_rest(
 
 def live_through(seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool = False) -> None:
     """A life of a job with 150 disturbances; AssertionError where the machine does what it never may."""
-    policy = Policy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn, checkpoints=checkpoints)
+    policy = JobPolicy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn, checkpoints=checkpoints)
     world = World(machine.running(FakeView(1, 0, tuple(range(workers))), policy), alive=set(range(workers)))
     chance = random.Random(seed)
     for kind in chance.choices([*WEIGHTS], [*WEIGHTS.values()], k=150):

@@ -102,7 +102,7 @@ def test_copies_of_another_step_are_neither_used_nor_retained(make: Make) -> Non
     for worker in job.survivors.values():
         for held in list(worker.held):
             wrong = {name: memory + 1 for name, memory in held.memory.items()}
-            worker.held.insert(0, dataclasses.replace(held, step=STEP - 1, role="spare", memory=wrong))
+            worker.held.insert(0, dataclasses.replace(held, step=STEP - 1, role="previous", memory=wrong))
     proposal = job.propose()
     assert proposal.resume == STEP
     job.migrate(proposal)

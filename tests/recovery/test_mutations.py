@@ -20,7 +20,7 @@ from elastic.errors import CoverageLost, GateRefused
 from elastic.recovery import proposal
 from elastic.snapshot.replication import Replicator
 from elastic.worker.job import Job
-from elastic.worker.member import Member, Stock
+from elastic.worker.recovery_client import HeldState, RecoveryClient
 from tests.recovery import forks
 from tests.recovery.forks import Agent, die, when
 from tests.recovery.machines import FakeProposal, FakeView, running
@@ -117,21 +117,21 @@ def first_death(job: Job) -> None:
 def freed_with_the_vote(job: Job) -> None:
     """Whoever has built its place in the proposed view lets go of what it held."""
     first_death(job)
-    prepared = Member._prepared
+    prepared = RecoveryClient._prepared
 
-    def hasty(member: Member, proposal: Any, stock: Any, *rest: Any) -> Any:
-        done = prepared(member, proposal, stock, *rest)
-        stock.held.clear()
+    def hasty(member: RecoveryClient, proposal: Any, held_state: Any, *rest: Any) -> Any:
+        done = prepared(member, proposal, held_state, *rest)
+        held_state.held.clear()
         return done
 
-    Member._prepared = hasty
+    RecoveryClient._prepared = hasty
 
 
 def freed_with_the_view(job: Job) -> None:
     """Whoever hears that the view is committed lets go of what it held."""
     first_death(job)
-    recover = Member.recover
-    Member.recover = lambda member, *rest: dataclasses.replace(recover(member, *rest), retained=())
+    recover = RecoveryClient.recover
+    RecoveryClient.recover = lambda member, *rest: dataclasses.replace(recover(member, *rest), retained=())
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_late_message_is_dropped() -> None:
 
 def test_without_the_mailboxs_check_a_late_message_is_taken_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     begin = Mailbox.begin
-    monkeypatch.setattr(Mailbox, "begin", lambda box, key, size: begin(box, (max(key[0], box.era), *key[1:]), size))
+    monkeypatch.setattr(Mailbox, "begin", lambda box, key, size: begin(box, (max(key[0], box.attempt_id), *key[1:]), size))
     memory, dropped = deliver_late()
     assert (memory.tolist(), dropped) == (OLD.tolist(), 0)
 
@@ -238,7 +238,7 @@ def careless(monkeypatch: pytest.MonkeyPatch, handler: type) -> None:
     """A machine that takes an answer to an earlier attempt for one to this."""
     careful = machine._HANDLERS[handler]
     monkeypatch.setitem(
-        machine._HANDLERS, handler, lambda state, event, now: careful(state, dataclasses.replace(event, era=state.era), now)
+        machine._HANDLERS, handler, lambda state, event, now: careful(state, dataclasses.replace(event, attempt_id=state.attempt_id), now)
     )
 
 
@@ -279,13 +279,13 @@ def test_a_member_does_not_switch_to_an_adopted_view() -> None:
             self.sent.append(message["type"])
 
     found = inventories_of(view_of([0, 1, 2]), [0])[0]
-    stock = Stock(held=[], yielded=4, progress={}, results=[])
+    held_state = HeldState(held=[], yielded=4, progress={}, results=[])
     network = LoopbackNetwork(0, LoopbackHub())
     job: Any = FakeJob()
-    member = Member(job, network, None, None, None)  # pyright: ignore[reportArgumentType]
-    member._inventory = lambda stock, lost: found  # pyright: ignore[reportAttributeAccessIssue]
+    member = RecoveryClient(job, network, None, None, None)  # pyright: ignore[reportArgumentType]
+    member._inventory = lambda held_state, lost: found  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(GateRefused, match="told of epoch 3, which it did not vote for"):
-        member.recover(lambda lost: stock, view_of([0, 1, 2]), ())
+        member.recover(lambda lost: held_state, view_of([0, 1, 2]), ())
     assert job.sent == ["inventory"]
 
 
@@ -295,8 +295,8 @@ def test_votes_for_an_adopted_proposal_do_not_count(monkeypatch: pytest.MonkeyPa
     job = running(4).die(1).inventories().die(2).inventories()
     _ = job.done
     adopted = FakeProposal(FakeView(2, 1, (0, 3)))
-    job.feed(Proposed(era=(2, 1), proposal=adopted))
-    assert job.done == [Offer(era=(2, 2), proposal=adopted)]
+    job.feed(Proposed(attempt_id=(2, 1), proposal=adopted))
+    assert job.done == [Offer(attempt_id=(2, 2), proposal=adopted)]
     for worker in (0, 3):
-        job.feed(Voted(era=(2, 1), vote=Vote(worker=worker)))
+        job.feed(Voted(attempt_id=(2, 1), vote=Vote(worker=worker)))
     assert (job.phase, job.done) == (Phase.MIGRATING, [])

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from elastic.control.preparing import PAUSE_S, RENEWED_S, SETTLED_S, SLICE_S, Preparing
 from elastic.plan.fleet import Fleet
 from elastic.plan.search import asking
-from elastic.plan.site import Link, Pair
+from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.proposal import propose
 from elastic.view import View
 from tests.recovery.recovering import inventories_of, view_of
 
-SLOW, FAST = Link(latency_s=1e-4, bytes_per_s=1e9), Link(latency_s=1e-4, bytes_per_s=2e9)
+SLOW, FAST = LinkSpeed(latency_s=1e-4, bytes_per_s=1e9), LinkSpeed(latency_s=1e-4, bytes_per_s=2e9)
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Scene:
     """A slice passes with every look at the clock, so each is for one candidate."""
 
     view: View
-    links: dict[Pair, Link] = field(default_factory=dict)
+    links: dict[Pair, LinkSpeed] = field(default_factory=dict)
     idle: bool = True
     now: float = 0.0
     timer: tuple[float, Callable[[], None]] | None = None
@@ -100,7 +100,7 @@ def test_it_is_done_again_only_where_links_have_changed_much():
     scene.wait()
     scene.finish()
     first = scene.preparing.prepared
-    scene.links["host", "host"] = Link(latency_s=1e-4, bytes_per_s=1.1e9)
+    scene.links["host", "host"] = LinkSpeed(latency_s=1e-4, bytes_per_s=1.1e9)
     assert scene.wait() == RENEWED_S
     assert scene.preparing.prepared is first
     scene.links["host", "host"] = FAST

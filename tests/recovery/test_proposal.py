@@ -16,7 +16,7 @@ from elastic.plan.moving import moving
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory, Progress
 from elastic.recovery.proposal import Proposal, bytes_moved, fall_back, holdings_at, propose
-from elastic.recovery.rung import Checkpoint
+from elastic.recovery.stored import Checkpoint
 from elastic.view import View
 from tests.recovery.recovering import STATES, inventories_of, member, view_of
 

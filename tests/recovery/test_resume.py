@@ -19,7 +19,7 @@ MODEL = ModelSpec(
     layers=(LayerSpec.build(0, [("a", (SIZE,), "float32")]), LayerSpec.build(1, []), LayerSpec.build(2, [("b", (SIZE,), "float32")]))
 )
 
-roles = st.sampled_from(["live", "spare", "replica", "gathered"])
+roles = st.sampled_from(["live", "previous", "replica", "gathered"])
 
 
 @st.composite
@@ -69,9 +69,9 @@ def inventory(*held: Copy, worker: int = 0, yielded: int = -1) -> Inventory:
 
 
 def test_spare_and_replica_complete_a_step_together():
-    found = [inventory(*whole(6), *whole(5, "spare", (0,))), inventory(*whole(5, "replica", (2,)), worker=1)]
+    found = [inventory(*whole(6), *whole(5, "previous", (0,))), inventory(*whole(5, "replica", (2,)), worker=1)]
     assert resume_step(MODEL, found) == 6
-    assert resume_step(MODEL, [inventory(*whole(6, layers=(0,)), *whole(5, "spare", (0,))), found[1]]) == 5
+    assert resume_step(MODEL, [inventory(*whole(6, layers=(0,)), *whole(5, "previous", (0,))), found[1]]) == 5
 
 
 def test_gathered_parameters_are_not_full_copies():

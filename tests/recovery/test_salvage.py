@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from elastic.errors import GateRefused
 from elastic.recovery.gate import check_proposal
-from elastic.recovery.inventory import Finished, Inventory
+from elastic.recovery.inventory import FinishedGrains, Inventory
 from elastic.recovery.proposal import Proposal, propose
 from elastic.recovery.salvage import finished_everywhere, usable
 from tests.recovery.recovering import inventories_of, view_of
@@ -25,9 +25,9 @@ def routed(worker: int) -> tuple[int, ...]:
     return tuple(grain for grain, to in enumerate(route) if to == worker)
 
 
-def finished(worker: int, *lacking: int, step: int = 6) -> Finished:
+def finished(worker: int, *lacking: int, step: int = 6) -> FinishedGrains:
     layers = LAST.plan.stages[LAST.plan.stage_of(worker)].layers
-    return Finished(step=step, layers=layers, grains=tuple(set(routed(worker)).difference(lacking)), summed=routed(worker))
+    return FinishedGrains(step=step, layers=layers, grains=tuple(set(routed(worker)).difference(lacking)), summed=routed(worker))
 
 
 def inventories(*left: int, lacking: tuple[int, ...] = (), step: int = 6) -> dict[int, Inventory]:

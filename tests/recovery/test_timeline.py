@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from elastic.control.events import Vote
-from elastic.control.timeline import Pace, Timeline, samples_lost
+from elastic.control.timeline import Timeline, TrainingPace, samples_lost
 from elastic.plan.plan import Plan
 from elastic.view import View
 from tests.recovery.driving import view_of
 
-PACE = Pace(committed=10, at=99.0, step_s=0.4, begun=13)
+PACE = TrainingPace(committed=10, at=99.0, step_s=0.4, begun=13)
 
 
 def timeline(**change: Any) -> Timeline:
@@ -41,9 +41,9 @@ def test_the_pace_tells_what_would_have_been() -> None:
     assert PACE.last_commit(100.0) == pytest.approx(99.8), "two steps after the one that was told of"
     assert PACE.remaining(100.0, 13) == pytest.approx(0.2)
     assert PACE.remaining(100.0, 11) == 0.0
-    assert Pace(at=99.0).last_commit(100.0) == 99.0
-    assert Pace().last_commit(100.0) is None
-    assert Pace().remaining(100.0, 3) == 0.0
+    assert TrainingPace(at=99.0).last_commit(100.0) == 99.0
+    assert TrainingPace().last_commit(100.0) is None
+    assert TrainingPace().remaining(100.0, 3) == 0.0
 
 
 def test_a_recovery_in_one_attempt() -> None:

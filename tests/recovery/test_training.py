@@ -18,7 +18,7 @@ import elastic
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
 from elastic.errors import CoverageLost, JobFailed, SettingsError
-from elastic.observe import activity, linger
+from elastic.observe import activity, phase_delay
 from elastic.settings import best_isa, worker_environment
 from tests.recovery import trainings
 
@@ -171,7 +171,7 @@ def test_deaths_in_an_evaluation_and_in_the_digest_behind_the_loop(tmp_path: Pat
 def test_a_survivor_dies_during_the_recovery(phase: str, tmp_path: Path, calm: dict[str, Any]) -> None:
     """The others still linger in the first attempt when the second one begins; what they keep is asked for in the second only."""
     (tmp_path / "run").mkdir()
-    linger.write(tmp_path / "run", ["quiesce"], 0.1)
+    phase_delay.write(tmp_path / "run", ["quiesce"], 0.1)
     run = Run(tmp_path, GROUPS, dies={"1": ["backward", 6, 2], "3": [phase, -1, 1]}, workers=4, stages=2, respawn=False)
     run.check(calm[GROUPS], 4)
     assert run.lost == [(1, 3)]
@@ -222,7 +222,7 @@ def test_the_only_worker_dies(tmp_path: Path) -> None:
 def test_ctrl_c_during_a_recovery_stops_behind_it(tmp_path: Path, calm: dict[str, Any]) -> None:
     directory, over = tmp_path / "run", threading.Event()
     directory.mkdir()
-    linger.write(directory, ["migrate"], 0.3)
+    phase_delay.write(directory, ["migrate"], 0.3)
 
     def press() -> None:
         while not over.wait(0.005):

@@ -20,7 +20,7 @@ from torch import nn
 
 import elastic
 from elastic.comm import Kind
-from elastic.comm.message import Header
+from elastic.comm.message import MessageHeader
 from elastic.comm.sending import Sender
 from elastic.engine import profile
 from elastic.engine.profile import measure
@@ -149,7 +149,7 @@ def _arm(job: Any, fate: list[Any]) -> None:
     if len(fate) != 3:
         return
     enter, left = job.enter, [fate[2]]
-    job.linger = None
+    job.phase_delay = None
 
     def entered(phase: str, step: int, micro_batch: int = -1) -> None:
         enter(phase, step, micro_batch)
@@ -164,7 +164,7 @@ def _damage(step: int) -> None:
     """Flips a bit of the first tensors that this process sends in a step, behind the sender's back."""
     send, left = Sender.send, [1]
 
-    def sent(self: Sender, header: Header, views: list[memoryview]) -> None:
+    def sent(self: Sender, header: MessageHeader, views: list[memoryview]) -> None:
         if left[0] and header.tag.step == step and header.tag.kind in (Kind.ACTIVATION, Kind.GRADIENT, Kind.PARTIAL, Kind.PARAMETER):
             left[0] -= 1
             damaged = bytearray(views[-1])

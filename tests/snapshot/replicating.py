@@ -17,8 +17,8 @@ from elastic.engine.shard import Shard
 from elastic.engine.view_state import initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.layout import spread
+from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
-from elastic.snapshot.spare import Spares
 from elastic.view import Member
 from tests import dynamo  # noqa: F401
 
@@ -60,7 +60,7 @@ class Worker:
         self.optimizer.owned.bind(state.owned)
         self.network = LoopbackNetwork(worker, hub)
         self.replicator = Replicator(worker, model.spec, self.network, self.optimizer, state.kept, -1)
-        self.spares = Spares(self.optimizer)
+        self.previous_copies = PreviousCopies(self.optimizer)
 
     @property
     def shards(self) -> list[Shard]:
@@ -86,7 +86,7 @@ class Worker:
             group["lr"] = 0.1 / (step + 1)
         gradients = self.gradients(step, absent)
         self.replicator.begin(step)
-        self.spares.take(step - 1)
+        self.previous_copies.take(step - 1)
         self.optimizer.step(gradients, lambda gradient: gradient.mul_(0.5))
         return gradients
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from elastic.engine.shard import Shard
 from elastic.layout.layout import Interval
 from elastic.layout.transfer import PARAM, Role
-from elastic.snapshot.held import Held, Later, dtypes, held, runs
+from elastic.snapshot.held import Held, UnreplayedCopy, dtypes, held, runs
 
 SIZE = 64
 
@@ -66,13 +66,13 @@ def test_pieces_are_ascending_disjoint_and_all_that_is_held(have: list[list[int]
     assert all(memory is not None and torch.equal(memory, values(first, last)) for first, last, memory in found)
 
 
-def later(asked: list[str], step: int = 5) -> Later:
+def later(asked: list[str], step: int = 5) -> UnreplayedCopy:
     def make() -> Shard:
         asked.append("made")
         return Shard(layer=1, interval=interval, memory={PARAM: values(0, SIZE)}, scalars={"w": {"step": 2.0}})
 
     interval = Interval(start=0, stop=SIZE, owner=3, replica=0)
-    return Later(Shard(layer=1, interval=interval, memory={}), step, make)
+    return UnreplayedCopy(Shard(layer=1, interval=interval, memory={}), step, make)
 
 
 def test_what_is_made_later_is_made_for_a_run_of_it_only() -> None:

@@ -11,7 +11,7 @@ from elastic.comm import Kind, Tag
 from elastic.errors import LinkError, StateUnproven
 from elastic.layout.transfer import PARAM
 from elastic.snapshot import replication
-from elastic.snapshot.held import Held, Later, Stored
+from elastic.snapshot.held import Held, Stored, UnreplayedCopy
 from elastic.snapshot.replication import state_digest
 from tests.snapshot.replicating import OPTIMIZERS, Pair, copied, equal
 
@@ -126,7 +126,7 @@ def test_a_copy_that_was_refused_is_not_given(astray: Pair) -> None:
 
 def test_the_copies_behind_one_that_was_refused_are_of_the_step_that_they_say(astray: Pair) -> None:
     keeper, owner = astray.workers
-    before = {(h.layer, h.start): h.memory for h in owner.spares.held}
+    before = {(h.layer, h.start): h.memory for h in owner.previous_copies.held}
     now = {(s.layer, s.interval.start): s.memory for s in owner.shards}
     good = [c for c in keeper.replicator.held([1]) if (c.layer, c.start) != next(iter(now))]
     assert {copy.step for copy in good} <= {2, 3}
@@ -162,7 +162,7 @@ def test_both_steps_can_be_given(pair: Callable[..., Pair]) -> None:
     workers.step(0)
     workers.step(1)
     keeper, owner = workers.workers
-    before = {(h.layer, h.start): h for h in owner.spares.held}
+    before = {(h.layer, h.start): h for h in owner.previous_copies.held}
     now = owner.optimizer.owned.shards
     found = by_step(keeper.replicator.held([]))
     assert found.keys() == {0, 1}
@@ -171,7 +171,7 @@ def test_both_steps_can_be_given(pair: Callable[..., Pair]) -> None:
         assert equal(copy.memory, before[copy.layer, copy.start].memory)
         assert copy.scalars.keys() == before[copy.layer, copy.start].scalars.keys()
     for copy in found[1]:
-        assert isinstance(copy, Later)
+        assert isinstance(copy, UnreplayedCopy)
         assert copy.owner == 1
         assert equal(copy.memory, now[copy.layer, copy.start].memory)
         assert equal(copy.memory, copy.memory), "made once"

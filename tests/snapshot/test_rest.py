@@ -58,35 +58,35 @@ def test_what_may_be_written_to_is_forgotten() -> None:
 def test_a_spare_has_the_contents_of_what_it_is_a_copy_of() -> None:
     rest, memory = Rest(1), shard()
     rest.note("live", 1, 64, 4, memory)
-    spare = copy("spare", {state: each.clone() for state, each in memory.items()})
-    rest.spared([spare])
+    previous = copy("previous", {state: each.clone() for state, each in memory.items()})
+    rest.spared([previous])
     rest.forget("live")
-    (given,) = rest.given([spare])
+    (given,) = rest.given([previous])
     assert isinstance(given, Held)
     assert given.digest == combined({state: checksum(each.numpy().view("uint8")) for state, each in memory.items()})
-    flip(spare.memory["exp_avg"])
+    flip(previous.memory["exp_avg"])
     assert not rest.check(), "it is looked at where it is needed"
-    assert [changed.role for changed in rest.check(("spare",))] == ["spare"]
-    assert rest.given([spare]) == []
+    assert [changed.role for changed in rest.check(("previous",))] == ["previous"]
+    assert rest.given([previous]) == []
 
 
 def test_a_spare_that_was_wrong_from_the_beginning_is_found() -> None:
     rest, memory = Rest(1), shard()
     rest.note("live", 1, 64, 4, memory)
     flip(memory["exp_avg"])  # between its update and the copy
-    rest.spared([copy("spare", {state: each.clone() for state, each in memory.items()})])
-    assert {changed.role for changed in rest.check(("live", "spare"))} == {"live", "spare"}
+    rest.spared([copy("previous", {state: each.clone() for state, each in memory.items()})])
+    assert {changed.role for changed in rest.check(("live", "previous"))} == {"live", "previous"}
 
 
 @pytest.mark.parametrize(
     ("role", "state", "given"),
-    [("live", PARAM, False), ("live", "exp_avg", True), ("gathered", PARAM, False), ("replica", PARAM, True), ("spare", PARAM, True)],
+    [("live", PARAM, False), ("live", "exp_avg", True), ("gathered", PARAM, False), ("replica", PARAM, True), ("previous", PARAM, True)],
 )
 def test_a_layers_parameters_are_not_given_where_a_part_of_them_is_damaged(role: Any, state: str, given: bool) -> None:
     rest, memory = Rest(1), shard()
-    rest.note(role, 1, 64, 4, memory) if role != "spare" else rest.note("live", 1, 64, 4, memory)
-    if role == "spare":
-        rest.spared([copy("spare", memory)])
+    rest.note(role, 1, 64, 4, memory) if role != "previous" else rest.note("live", 1, 64, 4, memory)
+    if role == "previous":
+        rest.spared([copy("previous", memory)])
         rest.forget("live")
     flip(memory[state])
     assert rest.check((role,))

@@ -12,7 +12,7 @@ from elastic.plan.division.rules import Bytes, PoolCosts
 from elastic.plan.division.shapes import Shape
 
 
-class Lack(NamedTuple):
+class Shortage(NamedTuple):
     """What the least demanding way of holding a layer lacks."""
 
     bytes: float
@@ -41,15 +41,15 @@ def _there(rules: PoolCosts, shape: Shape) -> bool:
     return shape.tp <= rules.pools[shape.pool].count
 
 
-def _worst_layer(rules: PoolCosts, size: int) -> Lack:
+def _worst_layer(rules: PoolCosts, size: int) -> Shortage:
     """The layer that lacks most on the shape that lacks least, as the last stage, alone."""
-    found: list[Lack] = []
+    found: list[Shortage] = []
     for layer in range(rules.layers):
-        options: list[Lack] = []
+        options: list[Shortage] = []
         for shape in filter(lambda shape: _there(rules, shape), rules.shapes(size)):
             foot = rules.footprint(shape, size, False)
             need = foot.fixed[layer, layer + 1] + foot.in_flight[layer, layer + 1]
-            options.append(Lack(float(need - foot.capacity), layer, shape))
+            options.append(Shortage(float(need - foot.capacity), layer, shape))
         found.append(min(options))
     return max(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 
 from elastic.plan.division.rules import PoolCosts
-from elastic.plan.division.shapes import Makeup, Replicas, Shape
+from elastic.plan.division.shapes import Makeup, ReplicaCount, Shape
 
 
 def mixtures(rules: PoolCosts, size: int, replicas: int) -> list[Makeup]:
@@ -19,7 +19,7 @@ def mixtures(rules: PoolCosts, size: int, replicas: int) -> list[Makeup]:
         if one.pool < other.pool:
             for count in _counts(rules.pools[one.pool].count, one, replicas):
                 if _useful(rules.pools[other.pool].count, other, replicas - count, replicas):
-                    found[Makeup((Replicas(one, count), Replicas(other, replicas - count)))] = None
+                    found[Makeup((ReplicaCount(one, count), ReplicaCount(other, replicas - count)))] = None
     return list(found)
 
 

@@ -69,10 +69,10 @@ def divide(rules: PoolCosts, batch: int, limits: SearchLimits = SearchLimits()) 
     """
     if batch < 1:
         raise PlanError(f"a global batch of {batch} samples cannot be trained: it must be at least 1")
-    return _Search(rules, batch, limits).run()
+    return _ClusterSearch(rules, batch, limits).run()
 
 
-class _Search:
+class _ClusterSearch:
     def __init__(self, rules: PoolCosts, batch: int, limits: SearchLimits) -> None:
         self.rules, self.batch, self.limits = rules, batch, limits
         self.compiler = Compiler(rules)

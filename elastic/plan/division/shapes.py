@@ -25,7 +25,7 @@ class Shape(NamedTuple):
     tp: int
 
 
-class Replicas(NamedTuple):
+class ReplicaCount(NamedTuple):
     """So many replicas of one shape."""
 
     shape: Shape
@@ -39,7 +39,7 @@ class Makeup:
     Raises PlanError if there is no replica, or if a part has none.
     """
 
-    parts: tuple[Replicas, ...]
+    parts: tuple[ReplicaCount, ...]
 
     def __post_init__(self) -> None:
         if not self.parts or any(count < 1 or shape.tp < 1 for shape, count in self.parts):
@@ -66,12 +66,12 @@ class Makeup:
 
 def alike(shape: Shape, replicas: int) -> Makeup:
     """A stage whose replicas are all of one shape."""
-    return Makeup((Replicas(shape, replicas),))
+    return Makeup((ReplicaCount(shape, replicas),))
 
 
 def together(shapes: Iterable[Shape]) -> Makeup:
     """A stage with these replicas, in this order."""
-    return Makeup(tuple(Replicas(shape, len(list(same))) for shape, same in groupby(shapes)))
+    return Makeup(tuple(ReplicaCount(shape, len(list(same))) for shape, same in groupby(shapes)))
 
 
 def meeting(one: Makeup, other: Makeup) -> set[tuple[Shape, Shape]]:

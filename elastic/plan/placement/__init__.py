@@ -15,7 +15,7 @@ import numpy as np
 from elastic.errors import PlanError
 from elastic.plan.placement.arrangement import best_path, boundary_bounds
 from elastic.plan.placement.exhaustive import every_partition, partitions
-from elastic.plan.placement.network import Network, measured
+from elastic.plan.placement.network import HostNetwork, measured
 from elastic.plan.placement.pairing import Matrix, bottleneck_pairing
 from elastic.plan.placement.search import Space, best_found
 
@@ -84,12 +84,12 @@ def place(
     )
 
 
-def _even(links: Network) -> Groups:
+def _even(links: HostNetwork) -> Groups:
     """The devices in the order given."""
     return tuple(tuple(int(device) for device in run) for run in np.array_split(np.arange(links.devices), links.groups))
 
 
-def _found(links: Network, seed: int, budget: int) -> list[Groups]:
+def _found(links: HostNetwork, seed: int, budget: int) -> list[Groups]:
     """What the search finds, without its blanks: of groups of unequal size, whose costs it approximates, the best few."""
     blanks = links.groups * links.lanes - links.devices
     space = Space(links.exchange_s(links.lanes), links.boundary_s, links.groups, blanks)
@@ -98,7 +98,7 @@ def _found(links: Network, seed: int, budget: int) -> list[Groups]:
     return [tuple(tuple(device for device in group if device < links.devices) for group in grid) for grid in grids]
 
 
-def _scored(links: Network, groups: Groups) -> tuple[float, float, Groups]:
+def _scored(links: HostNetwork, groups: Groups) -> tuple[float, float, Groups]:
     """Seconds of the exchange, of the boundaries in the best order, and the groups in that order, paired where their sizes are equal."""
     filled = np.array([[*group, *group[:1] * (links.lanes - len(group))] for group in groups])
     bounds = boundary_bounds(links.boundary_s, filled)
@@ -113,7 +113,7 @@ def _scored(links: Network, groups: Groups) -> tuple[float, float, Groups]:
     return max(links.slowest_member(group)[0] for group in groups), 2 * boundary_s, tuple(ordered)
 
 
-def _refuse_dead(links: Network, groups: Groups) -> None:
+def _refuse_dead(links: HostNetwork, groups: Groups) -> None:
     """Raises PlanError if a group, or every pairing of two neighbouring ones, uses a dead link."""
     for number, group in enumerate(groups):
         pairs = np.argwhere(links.dead[np.ix_(group, group)])

@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class HostNetwork:
     """Seconds between any two devices, (devices, devices), symmetric; `dead` marks pairs without a link, whose seconds are `penalty_s`.
 
     An exchange of b bytes in a group of n takes `2 latency_s + byte_s / n` per pair, a boundary `boundary_s`.
@@ -60,7 +60,7 @@ class Network:
         return bottleneck_pairing(costs)[0] if len(one) == len(two) else uneven_pairing_s(costs)
 
 
-def measured(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes: float, boundary_bytes: float) -> Network:
+def measured(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes: float, boundary_bytes: float) -> HostNetwork:
     """Checks the measured links and turns them into seconds.
 
     Links that differ by direction count with the mean of both, since every cost uses a pair once in each direction. The diagonals are
@@ -86,7 +86,7 @@ def measured(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes
     latency, boundary_s = np.where(dead, penalty, latency), np.where(dead, penalty, boundary_s)
     for matrix in (latency, byte_s, boundary_s):
         np.fill_diagonal(matrix, 0)
-    return Network(latency_s=latency, byte_s=byte_s, boundary_s=boundary_s, dead=dead, penalty_s=penalty, groups=groups)
+    return HostNetwork(latency_s=latency, byte_s=byte_s, boundary_s=boundary_s, dead=dead, penalty_s=penalty, groups=groups)
 
 
 def _checked(name: str, values: Matrix, *, infinite: bool = False) -> Matrix:

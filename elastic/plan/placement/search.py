@@ -94,7 +94,7 @@ def _one_blank_each(devices: Indices, space: Space) -> Indices:
     return groups.reshape(-1)
 
 
-class _Run:
+class _SearchRun:
     """One placement under improvement, and the best it has been."""
 
     def __init__(self, space: Space, devices: Indices, random: np.random.Generator, noise: float) -> None:
@@ -170,7 +170,7 @@ class _Run:
 def best_found(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
     """The best placements found, as devices by slot, best first: one per run; at least one seed is tried even with no budget."""
     random = np.random.default_rng(seed)
-    runs = [_Run(space, devices, random, NOISE * (number % 2)) for number, devices in enumerate(_starts(space, budget))]
+    runs = [_SearchRun(space, devices, random, NOISE * (number % 2)) for number, devices in enumerate(_starts(space, budget))]
     budget -= 2 * len(runs) * space.arranging
     for most, share in ROUNDS:
         runs = sorted(runs, key=lambda run: run.best_s)[:most] + sorted(runs, key=lambda run: run.best_s)[most:]

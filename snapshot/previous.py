@@ -16,7 +16,7 @@ from elastic.snapshot.held import Held
 Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
 
 
-class Spares:
+class PreviousCopies:
     """One spare of every owned shard, in memory that is used again and again."""
 
     def __init__(self, optimizer: ShardedOptimizer) -> None:
@@ -31,7 +31,7 @@ class Spares:
     @property
     def bytes(self) -> int:
         """Memory of all spares, that of a save included."""
-        return sum(memory.nbytes for buffer in self._buffers for spare in buffer.values() for memory in spare.values())
+        return sum(memory.nbytes for buffer in self._buffers for previous in buffer.values() for memory in previous.values())
 
     def take(self, step: int) -> None:
         """Copies what is owned, which is at step `step`, unless that was done already."""
@@ -46,7 +46,7 @@ class Spares:
                 start=shard.interval.start,
                 stop=shard.interval.stop,
                 step=step,
-                role="spare",
+                role="previous",
                 memory=self._copy(key, shard.memory),
                 scalars=self._updater.scalars(shard),
             )
@@ -66,10 +66,10 @@ class Spares:
         return self._buffers[-1]
 
     def _copy(self, key: tuple[int, int], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        spare = self._memory.setdefault(key, {})
+        previous = self._memory.setdefault(key, {})
         for name, values in source.items():
-            if name in spare:
-                spare[name].copy_(values)
+            if name in previous:
+                previous[name].copy_(values)
             else:
-                spare[name] = copy(values)
-        return dict(spare)
+                previous[name] = copy(values)
+        return dict(previous)

@@ -22,19 +22,19 @@ def test_it_is_the_step_before(worker: Worker) -> None:
         scalars = {(s.layer, s.interval.start): worker.optimizer.owned.scalars(s) for s in worker.shards}
         worker.update(step)
         assert not all(equal(before[s.layer, s.interval.start], s.memory) for s in worker.shards), "nothing was updated"
-        assert len(worker.spares.held) == len(worker.shards)
-        for spare in worker.spares.held:
-            assert (spare.step, spare.role) == (step - 1, "spare")
-            assert equal(spare.memory, before[spare.layer, spare.start])
-            assert spare.scalars == scalars[spare.layer, spare.start]
+        assert len(worker.previous_copies.held) == len(worker.shards)
+        for previous in worker.previous_copies.held:
+            assert (previous.step, previous.role) == (step - 1, "previous")
+            assert equal(previous.memory, before[previous.layer, previous.start])
+            assert previous.scalars == scalars[previous.layer, previous.start]
 
 
 def test_its_memory_is_used_again_and_never_the_owners(worker: Worker) -> None:
     worker.update(0)
     worker.update(1)
-    first = {(h.layer, h.start, name): memory.data_ptr() for h in worker.spares.held for name, memory in h.memory.items()}
+    first = {(h.layer, h.start, name): memory.data_ptr() for h in worker.previous_copies.held for name, memory in h.memory.items()}
     worker.update(2)
-    second = {(h.layer, h.start, name): memory.data_ptr() for h in worker.spares.held for name, memory in h.memory.items()}
+    second = {(h.layer, h.start, name): memory.data_ptr() for h in worker.previous_copies.held for name, memory in h.memory.items()}
     assert first == second
     owned = {memory.data_ptr() for shard in worker.shards for memory in shard.memory.values()}
     assert owned.isdisjoint(second.values())
@@ -42,33 +42,33 @@ def test_its_memory_is_used_again_and_never_the_owners(worker: Worker) -> None:
 
 def test_what_is_lent_stays_as_it_is(worker: Worker) -> None:
     worker.update(0)
-    worker.spares.take(0)  # earlier than its update would
-    lent = {(h.layer, h.start): h.memory for h in worker.spares.held}
+    worker.previous_copies.take(0)  # earlier than its update would
+    lent = {(h.layer, h.start): h.memory for h in worker.previous_copies.held}
     before = {key: {name: values.clone() for name, values in memory.items()} for key, memory in lent.items()}
-    give_back = worker.spares.lend()
+    give_back = worker.previous_copies.lend()
     for step in (1, 2, 3):
         worker.update(step)
         assert all(equal(lent[key], before[key]) for key in lent)
-        assert {h.step for h in worker.spares.held} == {step - 1}
-    one = worker.spares.bytes // 2
+        assert {h.step for h in worker.previous_copies.held} == {step - 1}
+    one = worker.previous_copies.bytes // 2
     give_back()
-    worker.spares.take(3)
-    give_back = worker.spares.lend()
+    worker.previous_copies.take(3)
+    give_back = worker.previous_copies.lend()
     worker.update(4)
     worker.update(5)
-    pointers = {h.memory["param"].data_ptr() for h in worker.spares.held}
+    pointers = {h.memory["param"].data_ptr() for h in worker.previous_copies.held}
     assert pointers == {memory["param"].data_ptr() for memory in lent.values()}, "the memory that is back is used"
     give_back()
     for step in (6, 7):
         worker.update(step)
-    assert worker.spares.bytes == 2 * one
+    assert worker.previous_copies.bytes == 2 * one
 
 
 def test_what_is_back_before_the_next_step_needs_no_second_buffer(worker: Worker) -> None:
     worker.update(0)
-    worker.spares.take(0)
-    whole = worker.spares.bytes
-    worker.spares.lend()()
+    worker.previous_copies.take(0)
+    whole = worker.previous_copies.bytes
+    worker.previous_copies.lend()()
     worker.update(1)
     worker.update(2)
-    assert worker.spares.bytes == whole
+    assert worker.previous_copies.bytes == whole

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from elastic.memory.raw import room
 
-GAUGED_BYTES = 128 << 10
+MEASURED_BYTES = 128 << 10
 """The least that must have arrived behind the wait."""
 
 _KEPT = 64
@@ -27,14 +27,14 @@ _PINGS = 40
 _BURSTS, _BURST_BYTES = 4, 2 << 20
 
 
-class Seen(NamedTuple):
+class LinkRates(NamedTuple):
     """What is known of one link; None where nothing was observed."""
 
     latency_s: float | None
     bytes_per_s: float | None
 
 
-class Gauge:
+class RateMeter:
     """The last rates of one direction of a link. For one thread at a time, but `bytes_per_s` for any."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Gauge:
 
     def ends(self) -> None:
         """The message is whole."""
-        if self._since is not None and self._bytes >= GAUGED_BYTES:
+        if self._since is not None and self._bytes >= MEASURED_BYTES:
             self._rates.append(self._bytes / max(time.perf_counter() - self._since, 1e-9))
         self._since = None
 
@@ -64,12 +64,12 @@ class Gauge:
         return rates[min(len(rates) - 1, int(_QUANTILE * len(rates)))] if rates else None
 
 
-def news(seen: Mapping[int, Seen], told: Mapping[int, Seen]) -> dict[int, Seen]:
+def news(seen: Mapping[int, LinkRates], told: Mapping[int, LinkRates]) -> dict[int, LinkRates]:
     """What has changed so much by peer, beside what was told before, that it is worth telling."""
-    return {peer: now for peer, now in seen.items() if _changed(now, told.get(peer, Seen(None, None)))}
+    return {peer: now for peer, now in seen.items() if _changed(now, told.get(peer, LinkRates(None, None)))}
 
 
-def _changed(now: Seen, before: Seen) -> bool:
+def _changed(now: LinkRates, before: LinkRates) -> bool:
     pairs = [(a, b) for a, b in zip(now, before, strict=True) if a is not None]
     return any(b is None or max(a, b) > _CHANGE * min(a, b) for a, b in pairs)
 

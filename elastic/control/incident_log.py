@@ -7,14 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 from elastic.control.carrier import Death
-from elastic.control.timeline import Pace, Timeline
+from elastic.control.timeline import Timeline, TrainingPace
 from elastic.control.world import World
 from elastic.host.channel import Message
 from elastic.observe import activity, incident
 from elastic.view import View
 
 
-class Chronicle:
+class IncidentLog:
     """Of one job. `incidents` are the recorded ones, as JSON; a micro-batch has `samples_per_micro_batch` samples."""
 
     def __init__(self, world: World, samples_per_micro_batch: int) -> None:
@@ -87,14 +87,14 @@ class Chronicle:
             kind=kind, before=view, fault=fault, detected=now, pace=pace, samples_per_micro_batch=self._samples, **more
         )
 
-    def _pace(self, view: View) -> Pace:
+    def _pace(self, view: View) -> TrainingPace:
         """From the member that told last. `committed` of a progress message is the step committed at `committed_at`."""
         reports = [self._progress[worker] for worker in view.workers if worker in self._progress]
         told = [progress for progress in reports if progress.get("epoch") == view.epoch and "committed_at" in progress]
         last = max(told, key=lambda progress: progress["committed_at"] or 0.0, default={})
         doings = [seen.doing for seen in self._world.carrier.look(view.workers)]
         begun = [doing.step for doing in doings if doing is not None and doing.phase in activity.STEP_PHASES and doing.epoch == view.epoch]
-        return Pace(
+        return TrainingPace(
             committed=last.get("committed", last["step"] - 2 if last else None),
             at=last.get("committed_at"),
             step_s=last.get("step_s"),

@@ -10,7 +10,7 @@ from torch import nn
 
 from elastic.errors import PeerLost
 from elastic.worker.registered import Registered
-from elastic.worker.survivor import Survivor
+from elastic.worker.runtime import WorkerRuntime
 from tests.recovery.test_registered import Counter
 
 
@@ -52,28 +52,28 @@ class Recovering:
     """A survivor that had `applied` one step, not handed out (`unseen`) or handed out (up to `yielded`)."""
 
     def __init__(self, applied: int, unseen: bool, yielded: int) -> None:
-        self.stocks: list[Any] = []
+        self.held_states: list[Any] = []
         self.proposal: Any = None
         history: Any = FakeHistory(applied)
         job: Any = SimpleNamespace(recovers=True, send=lambda message: None)
         member: Any = SimpleNamespace(recover=self._recover, report_loss=lambda *_: None)
-        self.survivor = Survivor(job, member, history, lambda step, micro_batch: None, lambda answer: None)
-        self.survivor._engine = self.engine()
-        self.survivor.unseen = history.answers[applied] if unseen else None
-        self.survivor._yielded = yielded
+        self.runtime = WorkerRuntime(job, member, history, lambda step, micro_batch: None, lambda answer: None)
+        self.runtime._engine = self.engine()
+        self.runtime.unseen = history.answers[applied] if unseen else None
+        self.runtime._yielded = yielded
 
     def engine(self) -> Any:
         rest = SimpleNamespace(damaged={}, told=set())
         nothing: Any = {"salvage": lambda: None, "abandon": lambda: None, "held": lambda lost: []}
         return SimpleNamespace(view=SimpleNamespace(epoch=1), peers=(), rest=rest, **nothing)
 
-    def _recover(self, stock: Any, last: Any, linked: Any) -> Any:
-        self.stocks.append(stock(()))
+    def _recover(self, held_state: Any, last: Any, linked: Any) -> Any:
+        self.held_states.append(held_state(()))
         return SimpleNamespace(engine=self.engine(), retained=(), proposal=self.proposal, before=(0, 1, 2), restored=None)
 
     def recover(self, resume: int, *, others: int = -1, seen: int = -1, results: Any = (), objects: Any = ()) -> None:
         self.comes(resume, others=others, seen=seen, results=results, objects=objects)
-        self.survivor._enter_next_view()
+        self.runtime._enter_next_view()
 
     def comes(self, resume: int, *, others: int = -1, seen: int = -1, results: Any = (), objects: Any = ()) -> None:
         view = SimpleNamespace(workers=(0, 1))
@@ -95,84 +95,84 @@ def test_what_is_handed_out_behind_a_recovery(
 ) -> None:
     worker = Recovering(applied, unseen, yielded)
     worker.recover(resume, others=7)
-    found = worker.survivor.unseen
+    found = worker.runtime.unseen
     assert (None if found is None else found.step) == handed_out
-    assert (worker.survivor.step <= worker.survivor._yielded) == again
+    assert (worker.runtime.step <= worker.runtime._yielded) == again
 
 
 def test_a_pause_that_a_loss_has_overtaken_is_not_waited_for() -> None:
     """Others, who were still in the loop body, and whoever joined have not heard of it, and take the next step."""
     worker = Recovering(7, True, 6)
-    survivor = worker.survivor
-    survivor.handing_out()
-    survivor.handed_out()
-    survivor.pausing = True
+    runtime = worker.runtime
+    runtime.handing_out()
+    runtime.handed_out()
+    runtime.pausing = True
     flushed = []
 
     def flush(step: int) -> None:
         flushed.append(step)
         raise PeerLost("worker 1 is gone", peer=1)
 
-    survivor.engine.flush = flush  # pyright: ignore[reportAttributeAccessIssue]
+    runtime.engine.flush = flush  # pyright: ignore[reportAttributeAccessIssue]
     worker.comes(7)
-    assert not survivor.rest()
+    assert not runtime.rest()
     assert flushed == [7]
-    assert (len(worker.stocks), survivor.step) == (1, 8)
+    assert (len(worker.held_states), runtime.step) == (1, 8)
 
 
 def test_what_members_do_together_is_named_by_its_place() -> None:
     """Whoever did not take part, or joined later, finds the result under the same name, and its next one has the others' next name."""
     worker = Recovering(7, True, 6)
-    survivor = worker.survivor
-    assert survivor.together(lambda: "before the loop") == "before the loop"
-    survivor.handing_out()
-    assert [survivor.together(lambda i=i: i) for i in range(2)] == [0, 1]
+    runtime = worker.runtime
+    assert runtime.together(lambda: "before the loop") == "before the loop"
+    runtime.handing_out()
+    assert [runtime.together(lambda i=i: i) for i in range(2)] == [0, 1]
     worker.recover(7)
-    assert (worker.stocks[0].amid, worker.stocks[0].yielded) == (True, 7)
-    assert dict(worker.stocks[0].results) == {"-1/begin/0": "before the loop", "7/body/0": 0, "7/body/1": 1}
-    survivor.handed_out()
+    assert (worker.held_states[0].amid, worker.held_states[0].yielded) == (True, 7)
+    assert dict(worker.held_states[0].results) == {"-1/begin/0": "before the loop", "7/body/0": 0, "7/body/1": 1}
+    runtime.handed_out()
     worker.recover(7)
-    assert not worker.stocks[1].amid
+    assert not worker.held_states[1].amid
 
     late = Recovering(7, True, 6)
-    late.recover(7, results=worker.stocks[0].results)
-    late.survivor.handing_out()
-    assert [late.survivor.together(pytest.fail), late.survivor.together(pytest.fail)] == [0, 1]
-    late.survivor.at("body", 9)
-    assert dict(late.survivor._results) == {"-1/begin/0": "before the loop"}, "nobody is at step 7 any more"
+    late.recover(7, results=worker.held_states[0].results)
+    late.runtime.handing_out()
+    assert [late.runtime.together(pytest.fail), late.runtime.together(pytest.fail)] == [0, 1]
+    late.runtime.at("body", 9)
+    assert dict(late.runtime._results) == {"-1/begin/0": "before the loop"}, "nobody is at step 7 any more"
 
 
 def test_whoever_joins_takes_part_in_what_the_others_still_hand_out() -> None:
     for seen, unseen in ((7, None), (6, 7)):
         joiner = Recovering(-1, False, -1)
-        joiner.survivor._engine = None
+        joiner.runtime._engine = None
         joiner.recover(7, others=7, seen=seen)
-        found = joiner.survivor.unseen
+        found = joiner.runtime.unseen
         assert (None if found is None else found.step) == unseen
-        assert joiner.survivor._yielded == seen
+        assert joiner.runtime._yielded == seen
 
 
 def test_whoever_joins_has_registered_objects_as_they_are_behind_the_newest_body_that_is_over_on_all() -> None:
     worker, counter = Recovering(7, True, 6), Counter(6)
-    worker.survivor._history.registered.add((counter,), nn.Linear(1, 1))
-    worker.survivor._amid = True
-    worker.survivor.handed_out()  # of step 6
-    worker.survivor.handing_out()
+    worker.runtime._history.registered.add((counter,), nn.Linear(1, 1))
+    worker.runtime._amid = True
+    worker.runtime.handed_out()  # of step 6
+    worker.runtime.handing_out()
     counter.count = 7
     worker.recover(7)
-    worker.survivor.handed_out()
+    worker.runtime.handed_out()
     counter.count = 100  # between two loops: whoever joins does that itself
     worker.recover(7)
-    told = [stock.objects for stock in worker.stocks]
+    told = [held_state.objects for held_state in worker.held_states]
     assert [(step, states[0][0]) for step, states in told] == [(6, "Counter"), (7, "Counter")]
     for seen in (6, 7):
         joiner, joined = Recovering(-1, False, -1), Counter()
-        joiner.survivor._engine = None
+        joiner.runtime._engine = None
         joiner.recover(7, others=7, seen=seen, objects=told)
-        assert joiner.stocks[0].objects is None
-        registered = joiner.survivor._history.registered
+        assert joiner.held_states[0].objects is None
+        registered = joiner.runtime._history.registered
         registered.add((joined,), nn.Linear(1, 1))
         registered.begin(warns=False)
         assert joined.count == seen
         joiner.recover(7)
-        assert joiner.stocks[1].objects == told[seen - 6], "whom it replaces may have been the last who knew"
+        assert joiner.held_states[1].objects == told[seen - 6], "whom it replaces may have been the last who knew"

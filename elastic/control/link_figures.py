@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from elastic.plan.site import Link, Pair, Site, pair
+from elastic.plan.site import LinkSpeed, Pair, Site, pair
 
 
-class Wires:
+class LinkFigures:
     """The newest figures of each link between two workers."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Wires:
         kept = set(workers)
         self._told = {link: told for link, told in self._told.items() if kept.issuperset(link)}
 
-    def links(self, hosts: Mapping[int, str], site: Site) -> dict[Pair, Link]:
+    def links(self, hosts: Mapping[int, str], site: Site) -> dict[Pair, LinkSpeed]:
         """Of each pair of hosts between which large messages have passed; `hosts` are the members'.
 
         Every rate is one that a link did reach, and every latency one that it kept below: so the best of a pair's links are the pair's.
@@ -39,6 +39,6 @@ class Wires:
                 if bytes_per_s is not None:
                     rates.setdefault(between, []).append(bytes_per_s)
         return {
-            between: Link(latency_s=min(latencies.get(between, [site.link(*between).latency_s])), bytes_per_s=max(found))
+            between: LinkSpeed(latency_s=min(latencies.get(between, [site.link(*between).latency_s])), bytes_per_s=max(found))
             for between, found in rates.items()
         }

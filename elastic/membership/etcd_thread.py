@@ -23,7 +23,7 @@ def _ignore(_: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Errand:
+class EtcdTask:
     """`call` is repeated until it returns or raises Conflict, which `done` or `refused` gets; unless `wanted` says no before a try.
 
     One that is not `needed` is tried once, and may be refused. After `deadline_s` of an outage the job is given up.
@@ -37,7 +37,7 @@ class Errand:
     deadline_s: float = DEADLINE_S
 
 
-class Clerk:
+class EtcdThread:
     """`post` hands what `done`, `refused`, `away` (now and then in an outage, with its seconds), `unanswered` (each try of what is needed,
     with the same), `back` and `failed` have to do to the loop's thread.
 
@@ -59,45 +59,45 @@ class Clerk:
         self._failed = failed
         self._clock = clock
         self._unanswered = unanswered
-        self._errands: queue.SimpleQueue[Errand | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[EtcdTask | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="elastic-clerk", daemon=True)
         self._thread.start()
 
-    def run(self, errand: Errand) -> None:
+    def run(self, task: EtcdTask) -> None:
         """Has it done after those before it; does not wait."""
-        self._errands.put(errand)
+        self._tasks.put(task)
 
     def stop(self) -> None:
         """Leaves what is not done undone."""
         self._stopped.set()
-        self._errands.put(None)
+        self._tasks.put(None)
         self._thread.join(_STOP_S)
 
     def _run(self) -> None:
-        while (errand := self._errands.get()) is not None and not self._stopped.is_set():
+        while (task := self._tasks.get()) is not None and not self._stopped.is_set():
             try:
-                self._do(errand)
+                self._do(task)
             except (EtcdRefused, NameLost) as error:
                 self._post(lambda error=error: self._failed(error))
             except Exception:  # the thread's boundary: a recovery would wait for it for ever
                 bug = JobFailed(f"the thread that speaks with etcd failed:\n{traceback.format_exc()}")
                 self._post(lambda bug=bug: self._failed(bug))
 
-    def _do(self, errand: Errand) -> None:
+    def _do(self, task: EtcdTask) -> None:
         began, told, outage = self._clock(), 0, False
-        while errand.wanted() and not self._stopped.is_set():
+        while task.wanted() and not self._stopped.is_set():
             try:
-                result = errand.call()
+                result = task.call()
             except EtcdRefused:
-                if errand.needed:
+                if task.needed:
                     raise
                 break
             except EtcdUnavailable as error:
-                if not errand.needed:
+                if not task.needed:
                     break
                 seconds, outage = self._clock() - began, True
-                if seconds > errand.deadline_s:
+                if seconds > task.deadline_s:
                     self._post(lambda error=error: self._failed(_given_up(error)))
                     return
                 due = seconds >= _due(told)
@@ -106,9 +106,9 @@ class Clerk:
                 self._stopped.wait(RETRY_S)
                 continue
             except Conflict as error:
-                self._post(lambda error=error: errand.refused(error))
+                self._post(lambda error=error: task.refused(error))
             else:
-                self._post(lambda result=result: errand.done(result))
+                self._post(lambda result=result: task.done(result))
             break
         if outage and not self._stopped.is_set():
             self._post(self._back)

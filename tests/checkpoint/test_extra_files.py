@@ -14,12 +14,12 @@ import torch
 import elastic
 from elastic.checkpoint.commit import begin, save
 from elastic.checkpoint.convert.hf import open_hf
-from elastic.checkpoint.convert.run import Request, convert, open_any
+from elastic.checkpoint.convert.run import Conversion, convert, open_any
 from elastic.checkpoint.directory import collect, newest
 from elastic.checkpoint.plan import plan_files
 from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError, TrainerError
-from elastic.worker.beside import files_beside
+from elastic.worker.beside import extra_files
 from tests.checkpoint import pretrained
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs
 
@@ -70,9 +70,9 @@ def test_names_that_are_ours_or_lead_elsewhere_are_refused(name: str) -> None:
 
 
 def test_conversions_carry_them(saved: Path, tmp_path: Path) -> None:
-    convert(Request(source=saved, target=tmp_path / "hf", to="hf"))
+    convert(Conversion(source=saved, target=tmp_path / "hf", to="hf"))
     assert {name: (tmp_path / "hf" / name).read_bytes() for name in FILES} == FILES
-    convert(Request(source=tmp_path / "hf", target=tmp_path / "back", to="elastic"))
+    convert(Conversion(source=tmp_path / "hf", target=tmp_path / "back", to="elastic"))
     detected, source = open_any(tmp_path / "back")
     assert detected.name == "elastic"
     assert source.contents.files == FILES
@@ -82,7 +82,7 @@ def test_conversions_carry_them(saved: Path, tmp_path: Path) -> None:
 def test_a_configuration_among_the_extra_values_becomes_a_file(tmp_path: Path) -> None:
     contents = replace(contents_of(VALUES), extra={"config": {"model_type": "x"}, "generation_config": 3}, files={})
     name = save(LocalStore(tmp_path / "a"), contents, whole_runs(VALUES), step=3)
-    convert(Request(source=tmp_path / "a" / name, target=tmp_path / "b", to="elastic"))
+    convert(Conversion(source=tmp_path / "a" / name, target=tmp_path / "b", to="elastic"))
     source = newest(LocalStore(tmp_path / "b"))
     assert source is not None
     assert {name: json.loads(data) for name, data in source.contents.files.items()} == {"config.json": {"model_type": "x"}}
@@ -90,7 +90,7 @@ def test_a_configuration_among_the_extra_values_becomes_a_file(tmp_path: Path) -
 
 def test_what_a_model_says_of_itself_and_what_is_given(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"{}")
-    found = files_beside(pretrained.Tiny(), {"tokenizer.json": tmp_path / "t", "a.txt": "ß", "b.model": b"\0"})
+    found = extra_files(pretrained.Tiny(), {"tokenizer.json": tmp_path / "t", "a.txt": "ß", "b.model": b"\0"})
     assert json.loads(found.pop("config.json")) == {
         "model_type": "tiny",
         "tie_word_embeddings": False,
@@ -98,12 +98,12 @@ def test_what_a_model_says_of_itself_and_what_is_given(tmp_path: Path) -> None:
         "architectures": ["Tiny"],
     }
     assert found == {"tokenizer.json": b"{}", "a.txt": "ß".encode(), "b.model": b"\0"}
-    assert files_beside(pretrained.Tiny(), {"config.json": "{}"}) == {"config.json": b"{}"}
-    assert files_beside(torch.nn.Linear(1, 1), {}) == {}
+    assert extra_files(pretrained.Tiny(), {"config.json": "{}"}) == {"config.json": b"{}"}
+    assert extra_files(torch.nn.Linear(1, 1), {}) == {}
     with pytest.raises(TrainerError, match=r"tokenizer.json is to be .*nowhere, which cannot be read: No such file"):
-        files_beside(None, {"tokenizer.json": tmp_path / "nowhere"})
+        extra_files(None, {"tokenizer.json": tmp_path / "nowhere"})
     with pytest.raises(TrainerError, match=r"a.json is a dict; give its content"):
-        files_beside(None, {"a.json": {}})  # pyright: ignore[reportArgumentType]
+        extra_files(None, {"a.json": {}})  # pyright: ignore[reportArgumentType]
 
 
 def trained(kind: str, tmp_path: Path, **layout: int) -> tuple[Path, str]:

@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.comm import gauge
-from elastic.comm.gauge import GAUGED_BYTES, Gauge, Seen, news, within_host
+from elastic.comm import rate_meter
 from elastic.comm.message import Kind, Tag
 from elastic.comm.network import Network
+from elastic.comm.rate_meter import MEASURED_BYTES, LinkRates, RateMeter, news, within_host
 from elastic.view import Member
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 10.0
-        monkeypatch.setattr(gauge.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(rate_meter.time, "perf_counter", lambda: self.now)
 
 
-def message(found: Gauge, clock: Clock, ready: int, waited: int, seconds: float) -> None:
+def message(found: RateMeter, clock: Clock, ready: int, waited: int, seconds: float) -> None:
     """Of which `ready` bytes lay there, and the rest came within some seconds."""
     found.got(ready)
     found.waits()
@@ -36,15 +36,15 @@ def message(found: Gauge, clock: Clock, ready: int, waited: int, seconds: float)
 
 
 def test_a_rate_is_of_what_came_while_it_was_waited_for(monkeypatch):
-    clock, found = Clock(monkeypatch), Gauge()
+    clock, found = Clock(monkeypatch), RateMeter()
     assert found.bytes_per_s is None
     message(found, clock, 50_000_000, 1_000_000, 0.001)
     assert found.bytes_per_s == pytest.approx(1e9)
 
 
 def test_small_messages_and_those_that_lay_ready_say_nothing(monkeypatch):
-    clock, found = Clock(monkeypatch), Gauge()
-    message(found, clock, 50_000_000, GAUGED_BYTES - 1, 0.001)
+    clock, found = Clock(monkeypatch), RateMeter()
+    message(found, clock, 50_000_000, MEASURED_BYTES - 1, 0.001)
     found.got(50_000_000)
     found.ends()
     assert found.bytes_per_s is None
@@ -53,7 +53,7 @@ def test_small_messages_and_those_that_lay_ready_say_nothing(monkeypatch):
 @given(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=200))
 def test_a_slow_sender_does_not_make_a_link_slow(seconds):
     with pytest.MonkeyPatch.context() as patch:
-        clock, found = Clock(patch), Gauge()
+        clock, found = Clock(patch), RateMeter()
         for each in seconds:
             message(found, clock, 0, 1_000_000, each)
         rates = sorted(1e6 / each for each in seconds[-64:])
@@ -63,9 +63,9 @@ def test_a_slow_sender_does_not_make_a_link_slow(seconds):
 
 
 def test_only_changes_are_news():
-    told = {1: Seen(1e-4, 1e9), 2: Seen(1e-4, None)}
-    assert news({1: Seen(1.05e-4, 1.05e9), 2: Seen(1e-4, None)}, told) == {}
-    now = {1: Seen(1e-4, 2e9), 2: Seen(1e-4, 1e9), 3: Seen(None, None), 4: Seen(1e-4, None)}
+    told = {1: LinkRates(1e-4, 1e9), 2: LinkRates(1e-4, None)}
+    assert news({1: LinkRates(1.05e-4, 1.05e9), 2: LinkRates(1e-4, None)}, told) == {}
+    now = {1: LinkRates(1e-4, 2e9), 2: LinkRates(1e-4, 1e9), 3: LinkRates(None, None), 4: LinkRates(1e-4, None)}
     assert news(now, told) == {1: now[1], 2: now[2], 4: now[4]}
 
 

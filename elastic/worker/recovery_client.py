@@ -23,22 +23,22 @@ from elastic.comm.endpoint import Endpoint
 from elastic.engine.model import LayeredModel
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars
-from elastic.engine.view_state import State, initial_state
+from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
 from elastic.recovery.gate import check_proposal, check_scalars
-from elastic.recovery.inventory import Copy, Finished, Inventory, Progress
+from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Progress
 from elastic.recovery.proposal import Proposal
-from elastic.recovery.rung import INITIAL, Checkpoint
 from elastic.recovery.salvage import usable
-from elastic.snapshot.held import Held, Later, Stored, dtypes
+from elastic.recovery.stored import INITIAL, Checkpoint
+from elastic.snapshot.held import Held, Stored, UnreplayedCopy, dtypes
 from elastic.view import View
 from elastic.worker.engine import Engine
 from elastic.worker.fallback import Fallback, Restored
 from elastic.worker.migration import Migration, links
 from elastic.worker.plain import from_plain, to_plain
 
-Build = Callable[[View, State], Engine]
+Build = Callable[[View, ViewState], Engine]
 
 
 class Line(Protocol):
@@ -61,7 +61,7 @@ class Line(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stock:
+class HeldState:
     """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in.
 
     `rewound`: it is taking steps again that it has handed out. `amid`: it is in the loop body of the newest of these. `changes`: what loop
@@ -80,7 +80,7 @@ class Stock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
+class CommittedView:
     """A committed view's engine, the proposal that led to it, and the workers and what is still held of the view before.
 
     `restored`: what it began with, where that was a checkpoint.
@@ -93,7 +93,7 @@ class Joined:
     restored: Restored | None = None
 
 
-class Member:
+class RecoveryClient:
     """One worker that recovers. `build` makes an engine of a view and the state that this worker begins it with.
 
     `fallback` are the job's checkpoints, if it has any.
@@ -121,15 +121,15 @@ class Member:
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
     @torch.inference_mode(False)  # a loop body may be under way, in an evaluation: memory made now is trained on
-    def recover(self, stock: Callable[[Collection[int]], Stock], last: View | None, linked: Collection[int]) -> Joined:
+    def recover(self, held_state: Callable[[Collection[int]], HeldState], last: View | None, linked: Collection[int]) -> CommittedView:
         """Answers orders until a view with this worker is committed. `linked` are the workers that it had links to in the `last` one.
 
-        `stock` tells what can be given where these workers are lost. It is asked once, at the first `quiesce`.
+        `held_state` tells what can be given where these workers are lost. It is asked once, at the first `quiesce`.
         """
-        found: Stock | None = None
+        found: HeldState | None = None
         inventory: Inventory | None = None
-        era = (0, 0)
-        prepared: Joined | None = None
+        attempt_id = (0, 0)
+        prepared: CommittedView | None = None
         while True:
             order = self._job.take_order()
             if order["type"] == "view":
@@ -147,27 +147,27 @@ class Member:
                 while found is None:
                     with suppress(Interrupted):  # by the order to quiesce for a later attempt, which is answered next
                         self._network.resume()
-                        found = stock(without)
+                        found = held_state(without)
                 if damaged:  # what has been computed with such copies may be in anybody's sums
                     found = replace(found, salvage=None)
                 inventory = self._inventory(found, without)
                 if order["restore"] and self._fallback is not None:
                     inventory = replace(inventory, checkpoint=self._fallback.newest(), unreadable=tuple(sorted(self._fallback.unreadable)))
-                era = order["epoch"], order["attempt"]
-                self._job.send({"type": "inventory", "epoch": era[0], "attempt": era[1], "inventory": inventory.to_json()})
+                attempt_id = order["epoch"], order["attempt"]
+                self._job.send({"type": "inventory", "epoch": attempt_id[0], "attempt": attempt_id[1], "inventory": inventory.to_json()})
                 self._job.enter("propose", -1)
                 continue
             if found is None or inventory is None:
                 raise GateRefused(f"worker {self._worker} is sent a proposal before it gave an inventory", check="inventory")
             proposal = Proposal.from_json(order["proposal"])
-            if (proposal.view.epoch, proposal.view.attempt) != era:
+            if (proposal.view.epoch, proposal.view.attempt) != attempt_id:
                 continue  # of an attempt that is over
             prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked))
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
     def _prepared(
-        self, proposal: Proposal, stock: Stock, inventory: Inventory, last: View | None, linked: frozenset[int]
-    ) -> tuple[Joined | None, dict[str, Any]]:
+        self, proposal: Proposal, held_state: HeldState, inventory: Inventory, last: View | None, linked: frozenset[int]
+    ) -> tuple[CommittedView | None, dict[str, Any]]:
         """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
         view, step = proposal.view, proposal.resume
         before = () if last is None else last.workers
@@ -177,9 +177,9 @@ class Member:
             if proposal.restore is not None:
                 return self._restored(proposal, proposal.restore, before, linked)
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
-            migration = Migration(self._worker, proposal, stock.held, scalars, self._model, self._optimizer, self._network)
+            migration = Migration(self._worker, proposal, held_state.held, scalars, self._model, self._optimizer, self._network)
             engine = self._build(view, migration.state)
-            salvage = stock.salvage if usable(view, inventory, step + 1) else None
+            salvage = held_state.salvage if usable(view, inventory, step + 1) else None
             engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
             moved = migration.run()
@@ -196,11 +196,11 @@ class Member:
         figures = links(self._worker, linked, self._network.stats.links, view)
         vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}
         self._job.enter("commit", step)
-        return Joined(before=before, engine=engine, proposal=proposal, retained=migration.retained), vote
+        return CommittedView(before=before, engine=engine, proposal=proposal, retained=migration.retained), vote
 
     def _restored(
         self, proposal: Proposal, checkpoint: Checkpoint, before: tuple[int, ...], linked: frozenset[int]
-    ) -> tuple[Joined, dict[str, Any]]:
+    ) -> tuple[CommittedView, dict[str, Any]]:
         """As `_prepared`, where all begin with a checkpoint: what is read is compared with its digests on the way."""
         view, installed = proposal.view, time.monotonic()
         restored = None if checkpoint == INITIAL else self._read(view, checkpoint)
@@ -213,20 +213,20 @@ class Member:
         figures = links(self._worker, linked, self._network.stats.links, view)
         vote = {"refusal": None, "failed_peer": None, "received_bytes": 0, "links": figures, "times": times}
         self._job.enter("commit", proposal.resume)
-        return Joined(before=before, engine=engine, proposal=proposal, retained=(), restored=restored), vote
+        return CommittedView(before=before, engine=engine, proposal=proposal, retained=(), restored=restored), vote
 
     def _read(self, view: View, checkpoint: Checkpoint) -> Restored:
         if self._fallback is None:
             raise GateRefused(f"worker {self._worker} has no directory of checkpoints", check="restore")
         return self._fallback.restore(view, checkpoint)
 
-    def _initial(self, view: View) -> State:
+    def _initial(self, view: View) -> ViewState:
         """As founders begin."""
         if not self._model.whole:
             raise GateRefused(f"worker {self._worker} has not the initial parameters any more", check="restore")
         return initial_state(self._worker, self._model, self._optimizer, view)
 
-    def _check_scalars(self, proposal: Proposal, state: State) -> None:
+    def _check_scalars(self, proposal: Proposal, state: ViewState) -> None:
         """What the optimizers go on with is what was proposed. Before the first step everybody has what his optimizer was made with."""
         if proposal.resume < 0:
             return
@@ -238,10 +238,10 @@ class Member:
         }
         check_scalars(proposal.scalars, installed)
 
-    def _inventory(self, stock: Stock, lost: Collection[int]) -> Inventory:
+    def _inventory(self, held_state: HeldState, lost: Collection[int]) -> Inventory:
         steps: dict[int, Scalars] = {}
         # Owners that live know the scalars of what is kept for them, and the dtypes; by now more of them may be lost than at first.
-        told = [copy for copy in stock.held if not isinstance(copy, Later) or copy.owner in lost]
+        told = [copy for copy in held_state.held if not isinstance(copy, UnreplayedCopy) or copy.owner in lost]
         for copy in told:
             for name, values in copy.scalars.items():
                 steps.setdefault(copy.step, {})[name] = to_plain(dict(values))
@@ -254,27 +254,29 @@ class Member:
                 step=h.step,
                 role=h.role,
                 digest=h.digest if isinstance(h, Held) else None,
-                scalars=not isinstance(h, Later) or h.owner in lost,
+                scalars=not isinstance(h, UnreplayedCopy) or h.owner in lost,
             )
-            for h in stock.held
+            for h in held_state.held
         )
         return Inventory(
             worker=self._worker,
-            yielded=stock.yielded,
+            yielded=held_state.yielded,
             copies=tuple(copies),
             states=dtypes(told, parameter_dtypes),
             scalars=steps,
-            progress=stock.progress,
-            results=stock.results,
-            finished=None if stock.salvage is None else finished(stock.salvage),
-            rewound=stock.rewound,
+            progress=held_state.progress,
+            results=held_state.results,
+            finished=None if held_state.salvage is None else finished(held_state.salvage),
+            rewound=held_state.rewound,
             buffers=self._model.running.steps,
-            amid=stock.amid,
-            changes=stock.changes,
-            objects=stock.objects,
+            amid=held_state.amid,
+            changes=held_state.changes,
+            objects=held_state.objects,
         )
 
 
-def finished(salvage: Salvage) -> Finished:
+def finished(salvage: Salvage) -> FinishedGrains:
     """What an inventory says of it."""
-    return Finished(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(salvage.grains)), summed=tuple(sorted(salvage.summed)))
+    return FinishedGrains(
+        step=salvage.step, layers=salvage.layers, grains=tuple(sorted(salvage.grains)), summed=tuple(sorted(salvage.summed))
+    )

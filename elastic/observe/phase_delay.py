@@ -1,6 +1,6 @@
 """An aid for faults in short phases: workers linger where a phase begins, so that whoever polls what they are doing can hit it.
 
-A run directory that holds `linger.json` when its job starts has all workers do so. Lingering changes no bit: it only takes time.
+A run directory that holds `phase_delay.json` when its job starts has all workers do so. Lingering changes no bit: it only takes time.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from elastic.errors import SettingsError
 from elastic.observe.activity import PHASES, STEP_PHASES
 
-NAME = "linger.json"
+NAME = "phase-delay.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Linger:
+class PhaseDelay:
     """Workers linger for `seconds` where one of `phases` begins; where it is a phase of a step, in this `step` only (None: in every one).
 
     Raises SettingsError if there is no such phase.
@@ -40,17 +40,17 @@ class Linger:
 
 def write(directory: Path | str, phases: Iterable[str], seconds: float, step: int | None = None) -> None:
     """Has the workers of the next job in this run directory linger."""
-    linger = Linger(phases=tuple(phases), seconds=seconds, step=step)
-    Path(directory, NAME).write_text(json.dumps(asdict(linger)))
+    phase_delay = PhaseDelay(phases=tuple(phases), seconds=seconds, step=step)
+    Path(directory, NAME).write_text(json.dumps(asdict(phase_delay)))
 
 
-def read(directory: Path | str) -> Linger | None:
+def read(directory: Path | str) -> PhaseDelay | None:
     """What `write` has written, None if nothing. Raises SettingsError if it is something else."""
     path = Path(directory, NAME)
     if not path.exists():
         return None
     try:
         data = json.loads(path.read_text())
-        return Linger(phases=tuple(data["phases"]), seconds=float(data["seconds"]), step=data["step"])
+        return PhaseDelay(phases=tuple(data["phases"]), seconds=float(data["seconds"]), step=data["step"])
     except (ValueError, TypeError, KeyError) as error:
-        raise SettingsError(f"{directory}/{NAME} is not what `elastic.observe.linger.write` writes: {error}") from error
+        raise SettingsError(f"{directory}/{NAME} is not what `elastic.observe.phase_delay.write` writes: {error}") from error

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
-from elastic.membership import clerk as module
-from elastic.membership.clerk import Clerk, Errand
+from elastic.membership import etcd_thread as module
+from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def said() -> list[Any]:
 
 
 @pytest.fixture
-def clerk(posted: queue.SimpleQueue[Callable[[], None]], said: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Clerk]:
+def etcd_thread(posted: queue.SimpleQueue[Callable[[], None]], said: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[EtcdThread]:
     monkeypatch.setattr(module, "RETRY_S", 0.0)
-    made = Clerk(posted.put, lambda error, _: said.append(str(error)), lambda: said.append("back"), said.append)
+    made = EtcdThread(posted.put, lambda error, _: said.append(str(error)), lambda: said.append("back"), said.append)
     yield made
     made.stop()
 
@@ -41,31 +41,31 @@ def failing(times: int, error: Exception) -> Callable[[], int]:
     return call
 
 
-def test_errands_are_done_in_order_and_answered_in_the_loops_thread(clerk: Clerk, posted: Any, said: list[Any]) -> None:
+def test_errands_are_done_in_order_and_answered_in_the_loops_thread(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
     for number in range(3):
-        clerk.run(Errand(call=lambda number=number: number, done=said.append))
+        etcd_thread.run(EtcdTask(call=lambda number=number: number, done=said.append))
     for _ in range(3):
         posted.get(timeout=5)()
     assert said == [0, 1, 2]
 
 
-def test_an_outage_is_waited_for_and_told_once(clerk: Clerk, posted: Any, said: list[Any]) -> None:
-    clerk.run(Errand(call=failing(3, EtcdUnavailable("etcd is away")), done=said.append))
+def test_an_outage_is_waited_for_and_told_once(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
+    etcd_thread.run(EtcdTask(call=failing(3, EtcdUnavailable("etcd is away")), done=said.append))
     for _ in range(5):
         posted.get(timeout=5)()
     assert said == ["etcd is away", 7, "back"]
 
 
-def test_a_conflict_is_an_answer(clerk: Clerk, posted: Any, said: list[Any]) -> None:
-    clerk.run(Errand(call=failing(1, Conflict("too late")), done=said.append, refused=lambda error: said.append(str(error))))
+def test_a_conflict_is_an_answer(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
+    etcd_thread.run(EtcdTask(call=failing(1, Conflict("too late")), done=said.append, refused=lambda error: said.append(str(error))))
     posted.get(timeout=5)()
     assert said == ["too late"]
 
 
-def test_what_nobody_wants_any_more_is_not_done(clerk: Clerk, posted: Any, said: list[Any]) -> None:
+def test_what_nobody_wants_any_more_is_not_done(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
     wanted = [False, True]
-    clerk.run(Errand(call=failing(9, EtcdUnavailable("away")), done=said.append, wanted=lambda: wanted.pop()))
-    clerk.run(Errand(call=lambda: "next", done=said.append))
+    etcd_thread.run(EtcdTask(call=failing(9, EtcdUnavailable("away")), done=said.append, wanted=lambda: wanted.pop()))
+    etcd_thread.run(EtcdTask(call=lambda: "next", done=said.append))
     for _ in range(3):
         posted.get(timeout=5)()
     assert said == ["away", "back", "next"]
@@ -78,11 +78,11 @@ def test_it_stops_in_an_outage(posted: Any) -> None:
         began.set()
         raise EtcdUnavailable("away")
 
-    clerk = Clerk(posted.put, lambda error, seconds: None, lambda: None, lambda error: None)
-    clerk.run(Errand(call=call))
+    etcd_thread = EtcdThread(posted.put, lambda error, seconds: None, lambda: None, lambda error: None)
+    etcd_thread.run(EtcdTask(call=call))
     assert began.wait(5)
-    clerk.stop()
-    assert not clerk._thread.is_alive()
+    etcd_thread.stop()
+    assert not etcd_thread._thread.is_alive()
 
 
 def test_an_outage_is_told_now_and_then_and_not_waited_for_longer_than_its_deadline(posted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_an_outage_is_told_now_and_then_and_not_waited_for_longer_than_its_deadl
     told: list[float] = []
     failures: list[ElasticError] = []
     unanswered: list[float] = []
-    clerk = Clerk(
+    etcd_thread = EtcdThread(
         posted.put,
         lambda _, seconds: told.append(seconds),
         lambda: None,
@@ -99,34 +99,34 @@ def test_an_outage_is_told_now_and_then_and_not_waited_for_longer_than_its_deadl
         lambda: float(next(clock)),
         unanswered=lambda _, seconds: unanswered.append(seconds),
     )
-    clerk.run(Errand(call=failing(1000, EtcdUnavailable("etcd is away"))))
+    etcd_thread.run(EtcdTask(call=failing(1000, EtcdUnavailable("etcd is away"))))
     while not failures:
         posted.get(timeout=5)()
-    clerk.stop()
+    etcd_thread.stop()
     assert unanswered == [float(second) for second in range(3, 601, 3)], "counted from when it was first asked"
     assert told == [3.0, 12.0, 30.0, *(float(second) for second in range(60, 601, 60))]
     assert str(failures[0]) == "etcd is away; the job's recovery waited 10 minutes for it, and ends"
 
 
 @pytest.mark.parametrize("error", [EtcdRefused("too large"), NameLost("another has the name")])
-def test_a_refusal_is_not_repeated(clerk: Clerk, posted: Any, said: list[Any], error: ElasticError) -> None:
+def test_a_refusal_is_not_repeated(etcd_thread: EtcdThread, posted: Any, said: list[Any], error: ElasticError) -> None:
     calls: list[int] = []
 
     def call() -> None:
         calls.append(1)
         raise error
 
-    clerk.run(Errand(call=call))
+    etcd_thread.run(EtcdTask(call=call))
     posted.get(timeout=5)()
-    clerk.run(Errand(call=lambda: "next", done=said.append))
+    etcd_thread.run(EtcdTask(call=lambda: "next", done=said.append))
     posted.get(timeout=5)()
     assert said == [error, "next"]
     assert len(calls) == 1
 
 
-def test_a_bug_in_an_errand_is_told_and_ends_no_thread(clerk: Clerk, posted: Any, said: list[Any]) -> None:
-    clerk.run(Errand(call=failing(1, KeyError("epoch"))))
-    clerk.run(Errand(call=lambda: "next", done=said.append))
+def test_a_bug_in_an_errand_is_told_and_ends_no_thread(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
+    etcd_thread.run(EtcdTask(call=failing(1, KeyError("epoch"))))
+    etcd_thread.run(EtcdTask(call=lambda: "next", done=said.append))
     for _ in range(2):
         posted.get(timeout=5)()
     assert isinstance(said[0], JobFailed)
@@ -135,8 +135,8 @@ def test_a_bug_in_an_errand_is_told_and_ends_no_thread(clerk: Clerk, posted: Any
 
 
 @pytest.mark.parametrize("error", [EtcdUnavailable("away"), EtcdRefused("no")])
-def test_what_is_not_needed_is_tried_once(clerk: Clerk, posted: Any, said: list[Any], error: Exception) -> None:
-    clerk.run(Errand(call=failing(9, error), done=said.append, needed=False))
-    clerk.run(Errand(call=lambda: "next", done=said.append))
+def test_what_is_not_needed_is_tried_once(etcd_thread: EtcdThread, posted: Any, said: list[Any], error: Exception) -> None:
+    etcd_thread.run(EtcdTask(call=failing(9, error), done=said.append, needed=False))
+    etcd_thread.run(EtcdTask(call=lambda: "next", done=said.append))
     posted.get(timeout=5)()
     assert said == ["next"]

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-from elastic.comm.gauge import Seen, news
+from elastic.comm.rate_meter import LinkRates, news
 from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.decision import Apply, Wishes
-from elastic.engine.effort import Yardstick
+from elastic.engine.effort import SpeedReference
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
 from elastic.recovery.proposal import Proposal
 from elastic.snapshot.held import Stored
@@ -25,8 +25,8 @@ from elastic.worker.fallback import Restored
 from elastic.worker.history import History
 from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings, compared
-from elastic.worker.member import Joined, Member, Stock
-from elastic.worker.onesided import Waiting, advice
+from elastic.worker.onesided import WaitReporter, advice
+from elastic.worker.recovery_client import CommittedView, HeldState, RecoveryClient
 from elastic.worker.registered import States
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ LOST = (LinkError, Interrupted, MemoryDamaged)
 _DAMAGES, _WITHIN = 3, 10  # so many times within so many steps, memory is not damaged by chance
 
 
-class Survivor:
+class WorkerRuntime:
     """`engine` is that of the current view. `unseen` is the decision on the newest step, where that was applied and not handed out yet.
 
     Every step is of `batch`, and `then` is what belongs to it besides parameters.
@@ -47,7 +47,7 @@ class Survivor:
     one, since it learnt the result otherwise or joined later, still knows which one comes next.
     """
 
-    def __init__(self, job: Job, member: Member, history: History, batch: Batch, then: Callable[[Apply], None]) -> None:
+    def __init__(self, job: Job, member: RecoveryClient, history: History, batch: Batch, then: Callable[[Apply], None]) -> None:
         self._job, self._member, self._history, self._batch, self._then = job, member, history, batch, then
         self._engine: Engine | None = None
         self._retained: Sequence[Stored] = ()
@@ -60,9 +60,9 @@ class Survivor:
         self._rewound = False  # steps that were handed out are being taken again, from a checkpoint on
         self._flushed = -1
         self._save_asked = -1  # the newest step that was to be saved while training goes on
-        self._yardstick = Yardstick()
-        self._waiting = Waiting(job)
-        self._links_told: dict[int, Seen] = {}
+        self._reference = SpeedReference()
+        self._waiting = WaitReporter(job)
+        self._links_told: dict[int, LinkRates] = {}
         self._damaged_at: list[int] = []  # steps that this worker could not be ready for
         self.unseen: Apply | None = None
         self.pausing = False
@@ -181,7 +181,7 @@ class Survivor:
         """What the agent hears of this worker's speed and links."""
         links = news(self.engine.links(), self._links_told)
         self._links_told |= links
-        effort = self.engine.executor.effort.told(self._yardstick)
+        effort = self.engine.executor.effort.told(self._reference)
         return {"effort": effort, "links": [[peer, *seen] for peer, seen in links.items()]}
 
     def apply(self, answer: Apply) -> None:
@@ -300,7 +300,7 @@ class Survivor:
         epoch, closes = self.engine.view.epoch, place == "close"
         return self._waiting.at(epoch, int(behind), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
 
-    def _recover(self, error: Exception) -> Joined:
+    def _recover(self, error: Exception) -> CommittedView:
         """Goes on in the next view after a loss."""
         if not self._job.recovers:
             raise error
@@ -312,13 +312,13 @@ class Survivor:
         self._member.report_loss(error, self.engine.view.epoch, self.step, type(error).__name__)
         return self._enter_next_view()
 
-    def _enter_next_view(self, founded: View | None = None) -> Joined:
+    def _enter_next_view(self, founded: View | None = None) -> CommittedView:
         """`founded` is the first view, of which this worker is a member without an engine."""
         engine = self._engine
         if engine is not None:
             self._history.note()
 
-        def stock(lost: Collection[int]) -> Stock:
+        def held_state(lost: Collection[int]) -> HeldState:
             held, salvage = list(self._retained), None
             if engine is not None:
                 held = [*engine.held(lost), *filter(intact, held)]
@@ -328,7 +328,7 @@ class Survivor:
                     engine.rest.told.update(engine.rest.damaged)
                     self._member.report_loss(engine.damage, engine.view.epoch, self.step, "held")
             results = [[name, result] for name, result in self._results.items()]
-            return Stock(
+            return HeldState(
                 held=held,
                 yielded=self._yielded,
                 progress=self._history.progress(),
@@ -341,7 +341,7 @@ class Survivor:
             )
 
         last, linked = (founded, ()) if engine is None else (engine.view, engine.peers)
-        joined = self._member.recover(stock, last, linked)
+        joined = self._member.recover(held_state, last, linked)
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
         if engine is None:
