@@ -29,8 +29,8 @@ from torch.utils.data import default_collate
 
 from elastic.engine.sampler import samples
 
-Batch = list[torch.Tensor]
-Step = Callable[[int], torch.Tensor]
+PeerBatch = list[torch.Tensor]
+PeerStep = Callable[[int], torch.Tensor]
 """Takes one step and returns this rank's loss; 0 on a rank that has none."""
 
 _TIMEOUT = timedelta(seconds=120)
@@ -57,12 +57,12 @@ class PeerLoader:
             [sample.index for sample in samples(SEED, step, settings.batch, len(self._text), positions)] for step in range(settings.steps)
         ]
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> PeerBatch:
         """Tokens and targets, each (samples, seq)."""
         return default_collate([self._text[index] for index in self._indices[step]])
 
 
-def ddp_step(settings: PeerSettings) -> Step:
+def ddp_step(settings: PeerSettings) -> PeerStep:
     """This rank's share of the batch, in pieces of `micro_batch` samples; only the last piece's backward exchanges gradients."""
     rank, share = dist.get_rank(), settings.batch // dist.get_world_size()
     load = PeerLoader(settings, range(rank * share, (rank + 1) * share))
@@ -85,7 +85,7 @@ def ddp_step(settings: PeerSettings) -> Step:
     return step
 
 
-def pipeline_step(settings: PeerSettings) -> Step:
+def pipeline_step(settings: PeerSettings) -> PeerStep:
     """This rank's stage, for all micro-batches of the batch."""
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B  # here: it is slow to import, and would count in DDP's start-up
 

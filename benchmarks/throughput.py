@@ -30,13 +30,13 @@ from rich.table import Table
 from elastic.errors import ElasticError
 from elastic.settings import best_isa
 
-Kind = Literal["ddp", "pipeline"]
-_SHAPES: dict[Kind, tuple[int, int]] = {"ddp": (4, 1), "pipeline": (2, 2)}  # workers, stages
-_NAMES: dict[Kind, str] = {"ddp": "DistributedDataParallel", "pipeline": "pipelining.Schedule1F1B"}
+BenchmarkKind = Literal["ddp", "pipeline"]
+_SHAPES: dict[BenchmarkKind, tuple[int, int]] = {"ddp": (4, 1), "pipeline": (2, 2)}  # workers, stages
+_NAMES: dict[BenchmarkKind, str] = {"ddp": "DistributedDataParallel", "pipeline": "pipelining.Schedule1F1B"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
+class PairedRun:
     """One run of ours and the peer's right after it; `load` is the machine's load average before both."""
 
     ours: Measurement
@@ -56,9 +56,9 @@ class Pair:
 class Comparison:
     """One peer at one batch size: a pair per round for each variant of the peer."""
 
-    kind: Kind
+    kind: BenchmarkKind
     task: Task
-    pairs: dict[str, list[Pair]]
+    pairs: dict[str, list[PairedRun]]
 
     @property
     def variant(self) -> str:
@@ -94,14 +94,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def task_for(kind: Kind, tokens: int, warm_up: int, steps: int) -> Task:
+def task_for(kind: BenchmarkKind, tokens: int, warm_up: int, steps: int) -> Task:
     """Micro-batches of 4 samples, or fewer where the batch would not be enough for four of them."""
     workers, stages = _SHAPES[kind]
     batch = tokens // SEQ
     return Task(workers=workers, stages=stages, batch=batch, micro_batch=min(4, batch // 4), warm_up=warm_up, steps=steps)
 
 
-def variants_of(kind: Kind, task: Task) -> dict[str, int]:
+def variants_of(kind: BenchmarkKind, task: Task) -> dict[str, int]:
     """What is tried of the peer: a name, and the samples it runs at a time."""
     if kind == "pipeline":
         return {"micro-batches": task.micro_batch}
@@ -112,17 +112,17 @@ def variants_of(kind: Kind, task: Task) -> dict[str, int]:
     return tried
 
 
-def compare(kind: Kind, task: Task, rounds: int, bucket_mb: float | None, console: Console) -> Comparison:
+def compare(kind: BenchmarkKind, task: Task, rounds: int, bucket_mb: float | None, console: Console) -> Comparison:
     """Ours, peer, ours, peer and so on. Raises BenchmarkError if a peer fails, or its losses are not ours."""
     variants = variants_of(kind, task)
-    pairs: dict[str, list[Pair]] = {variant: [] for variant in variants}
+    pairs: dict[str, list[PairedRun]] = {variant: [] for variant in variants}
     for number in range(rounds):
         for variant, micro_batch in variants.items():
             load = os.getloadavg()[0]
             ours = run_ours(replace(task, micro_batch=micro_batch))  # the same kernels at the same shapes on both sides
             peer = run_peer(task, kind, ours.cut, micro_batch=micro_batch, bucket_mb=bucket_mb)
             check_same_work(ours, peer)
-            pair = Pair(ours=ours, peer=peer, load=load)
+            pair = PairedRun(ours=ours, peer=peer, load=load)
             pairs[variant].append(pair)
             where = f"{_NAMES[kind]}, {variant}, {task.batch * SEQ} tokens, round {number + 1} of {rounds}"
             console.print(f"{where}: ratio {pair.ratio:.3f}, at load {load:.1f}", soft_wrap=True)
@@ -191,7 +191,7 @@ def main(
         raise typer.BadParameter(f"--tokens {bad[0]} is not a multiple of 512, four samples of {SEQ} tokens")
     if peer and (strange := set(peer).difference(_SHAPES)):
         raise typer.BadParameter(f"--peer {strange.pop()}: use ddp or pipeline")
-    kinds: list[Kind] = [kind for kind in _SHAPES if peer is None or kind in peer]
+    kinds: list[BenchmarkKind] = [kind for kind in _SHAPES if peer is None or kind in peer]
     progress = Console(stderr=True, highlight=False)
     report: dict[str, Any] = {
         "machine": machine(),

@@ -30,7 +30,7 @@ import numpy as np
 
 from elastic.checkpoint.blocks import block_count, block_digests, combined, contributions
 from elastic.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, StoredFile, decode, encode, manifest_of
-from elastic.checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, Key, PlannedFile, plan_files
+from elastic.checkpoint.plan import DEFAULT_FILE_BYTES, FilePlan, PlannedFile, TensorKey, plan_files
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import Contents
 from elastic.checkpoint.store import PART, Store, read_all
@@ -331,7 +331,7 @@ def save(
     layout: Any = None,
     max_file_bytes: int = DEFAULT_FILE_BYTES,
     threads: int = 2,
-    slicings: Mapping[Key, Slicing] = MappingProxyType({}),
+    slicings: Mapping[TensorKey, Slicing] = MappingProxyType({}),
 ) -> str:
     """All of it from one process. Returns the checkpoint's name. Raises CheckpointError, with nothing left behind."""
     plan = plan_files(contents, max_file_bytes, slicings)

@@ -13,7 +13,7 @@ from typing import Any
 
 from elastic.checkpoint.blocks import DIGITS, block_count, file_digest
 from elastic.checkpoint.files import CODES
-from elastic.checkpoint.plan import FilePlan, Key, Sliced, Stored, TensorPlace
+from elastic.checkpoint.plan import FilePlan, Sliced, StoredTensor, TensorKey, TensorPlace
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import Contents, Group, Spec
 from elastic.checkpoint.strict_json import dumps, loads, with_special_floats, without_special_floats
@@ -67,7 +67,7 @@ class Manifest:
     """`epoch` and `attempt` say which view and try wrote it; `layout` is any JSON that its writer wants remembered."""
 
     contents: Contents
-    places: Mapping[Key, Stored]
+    places: Mapping[TensorKey, StoredTensor]
     files: Mapping[str, StoredFile]
     step: int
     epoch: int
@@ -121,7 +121,7 @@ def slicing_json(slicing: Slicing) -> dict[str, Any]:
     }
 
 
-def _where(place: Stored) -> dict[str, Any]:
+def _where(place: StoredTensor) -> dict[str, Any]:
     if isinstance(place, TensorPlace):
         return {"file": place.file, "offset": place.offset}
     return {"slicing": slicing_json(place.slicing), "slices": [{"file": part.file, "offset": part.offset} for part in place.slices]}
@@ -148,7 +148,7 @@ def decode(data: bytes, where: str) -> Manifest:
 
 
 def _manifest(body: Mapping[str, Any]) -> Manifest:
-    places: dict[Key, Stored] = {}
+    places: dict[TensorKey, StoredTensor] = {}
     tensors: dict[str, dict[str, Spec]] = {}
     files = {_file_name(name): _stored(name, fields) for name, fields in body["files"].items()}
     for name, states in body["tensors"].items():

@@ -27,7 +27,7 @@ _METADATA = {"format": "pt"}
 _BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}\.(json|txt|model|jinja|tiktoken)")
 _OURS = re.compile(r"manifest\.json|model(-tp\d+)?\.safetensors\.index\.json")
 
-Key = tuple[str, str]
+TensorKey = tuple[str, str]
 """Name of a parameter or buffer, and name of the state."""
 
 
@@ -69,7 +69,7 @@ class Sliced:
         return math.prod(self.spec.shape)
 
 
-Stored = TensorPlace | Sliced
+StoredTensor = TensorPlace | Sliced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class FilePlan:
 
     contents: Contents
     files: tuple[PlannedFile, ...]
-    places: Mapping[Key, Stored]
+    places: Mapping[TensorKey, StoredTensor]
 
     @property
     def fingerprint(self) -> str:
@@ -108,13 +108,13 @@ def stored_name(name: str, state: str) -> str:
     return name if state == PARAM else f"{name}/{state}"
 
 
-def stored_parts(place: Stored) -> tuple[TensorPlace, ...]:
+def stored_parts(place: StoredTensor) -> tuple[TensorPlace, ...]:
     """The contiguous tensors that lie in files: the whole one, or each rank's slice."""
     return place.slices if isinstance(place, Sliced) else (place,)
 
 
 def plan_files(
-    contents: Contents, max_file_bytes: int = DEFAULT_FILE_BYTES, slicings: Mapping[Key, Slicing] = MappingProxyType({})
+    contents: Contents, max_file_bytes: int = DEFAULT_FILE_BYTES, slicings: Mapping[TensorKey, Slicing] = MappingProxyType({})
 ) -> FilePlan:
     """Files of at most this many bytes of tensors, unless one tensor (or slice) alone has more. `slicings`: of what is kept as slices.
 
@@ -125,7 +125,7 @@ def plan_files(
     _check_names(contents)
     _check_slicings(contents, slicings)
     specs = {(name, state): spec for name, states in contents.tensors.items() for state, spec in states.items()}
-    found: dict[Key, list[TensorPlace]] = {}
+    found: dict[TensorKey, list[TensorPlace]] = {}
     files: list[PlannedFile] = []
     for kind, chosen in (("model", [k for k in specs if k[1] == PARAM]), ("optimizer", [k for k in specs if k[1] != PARAM])):
         files += _plan_kind(kind, {key: specs[key] for key in chosen if key not in slicings}, max_file_bytes, found)
@@ -134,7 +134,7 @@ def plan_files(
             parts = {key: Spec(shape=slicing.shape(specs[key].shape, rank), dtype=specs[key].dtype) for key, slicing in own.items()}
             padding = {key: tuple(slicing.padding(specs[key].shape, rank)) for key, slicing in own.items()}
             files += _plan_kind(f"{kind}-tp{rank}", parts, max_file_bytes, found, padding)
-    places: dict[Key, Stored] = {
+    places: dict[TensorKey, StoredTensor] = {
         key: Sliced(spec=specs[key], slicing=slicings[key], slices=tuple(parts)) if key in slicings else parts[0]
         for key, parts in found.items()
     }
@@ -143,7 +143,7 @@ def plan_files(
     return FilePlan(contents=contents, files=tuple(files), places=places)
 
 
-def index_tables(places: Mapping[Key, Stored]) -> dict[str, dict[str, TensorPlace]]:
+def index_tables(places: Mapping[TensorKey, StoredTensor]) -> dict[str, dict[str, TensorPlace]]:
     """Each index of weights by its file's name: one of all, as Hugging Face has it; where some are slices, one of what each rank has."""
     weights = {name: place for (name, state), place in places.items() if state == PARAM}
     ranks = max((place.slicing.ranks for place in weights.values() if isinstance(place, Sliced)), default=0)
@@ -163,7 +163,7 @@ def _plan_index(name: str, weights: Mapping[str, TensorPlace]) -> PlannedFile:
     return PlannedFile(name=name, size=len(index), head=index)
 
 
-def _check_slicings(contents: Contents, slicings: Mapping[Key, Slicing]) -> None:
+def _check_slicings(contents: Contents, slicings: Mapping[TensorKey, Slicing]) -> None:
     for (name, state), slicing in slicings.items():
         spec = contents.tensors.get(name, {}).get(state)
         if spec is None:
@@ -196,10 +196,10 @@ def _check_names(contents: Contents) -> None:
 
 def _plan_kind(
     kind: str,
-    specs: Mapping[Key, Spec],
+    specs: Mapping[TensorKey, Spec],
     most: int,
-    found: dict[Key, list[TensorPlace]],
-    padding: Mapping[Key, Sequence[tuple[int, int]]] = MappingProxyType({}),
+    found: dict[TensorKey, list[TensorPlace]],
+    padding: Mapping[TensorKey, Sequence[tuple[int, int]]] = MappingProxyType({}),
 ) -> list[PlannedFile]:
     """The files of one kind, or of one rank's slices. `padding`: in elements of a slice. Adds a place to each key's in `found`."""
     shards = _shards(specs, most)
@@ -219,8 +219,8 @@ def _byte_range(place: TensorPlace, run: tuple[int, int]) -> tuple[int, int]:
     return place.offset + run[0] * place.itemsize, place.offset + run[1] * place.itemsize
 
 
-def _shards(specs: Mapping[Key, Spec], most: int) -> list[list[Key]]:
-    shards: list[list[Key]] = []
+def _shards(specs: Mapping[TensorKey, Spec], most: int) -> list[list[TensorKey]]:
+    shards: list[list[TensorKey]] = []
     room = 0
     for key, spec in specs.items():
         size = math.prod(spec.shape) * itemsize(spec.dtype)
@@ -232,7 +232,7 @@ def _shards(specs: Mapping[Key, Spec], most: int) -> list[list[Key]]:
     return shards
 
 
-def _plan_file(name: str, specs: Mapping[Key, Spec]) -> tuple[bytes, dict[Key, TensorPlace]]:
+def _plan_file(name: str, specs: Mapping[TensorKey, Spec]) -> tuple[bytes, dict[TensorKey, TensorPlace]]:
     """Header and places. Wide elements come first, so that every tensor is aligned to its elements, as safetensors' own writer does."""
     ordered = sorted(specs, key=lambda key: -itemsize(specs[key].dtype))
     entries = layout_entries((stored_name(*key), specs[key].dtype, specs[key].shape) for key in ordered)

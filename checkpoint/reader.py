@@ -13,7 +13,7 @@ import torch
 from elastic.checkpoint.blocks import BLOCK_BYTES, block_count, checksums, checksums_of
 from elastic.checkpoint.files import read_header
 from elastic.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode
-from elastic.checkpoint.plan import Key, Sliced, Stored, index_tables, is_extra_file, stored_name, stored_parts
+from elastic.checkpoint.plan import Sliced, StoredTensor, TensorKey, index_tables, is_extra_file, stored_name, stored_parts
 from elastic.checkpoint.renaming import renamed
 from elastic.checkpoint.sliced import gather
 from elastic.checkpoint.slices import Slicing
@@ -92,13 +92,13 @@ class ElasticSource:
             raise CheckpointError(f"{name!r}, {state!r} is {place.spec.dtype}; it cannot be read into {values.dtype}, {values.stride()}")
         self._fill_values(place, start, values)
 
-    def _run(self, name: str, state: str, start: int, stop: int) -> Stored:
+    def _run(self, name: str, state: str, start: int, stop: int) -> StoredTensor:
         place = self.place(name, state)
         if not 0 <= start <= stop <= place.elements:
             raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {stop}) of {place.elements} elements")
         return place
 
-    def _fill_values(self, place: Stored, start: int, values: torch.Tensor) -> None:
+    def _fill_values(self, place: StoredTensor, start: int, values: torch.Tensor) -> None:
         if isinstance(place, Sliced):
             gather(place, start, values, self._fill)
         elif values.numel():
@@ -106,7 +106,7 @@ class ElasticSource:
             self._fill(place.file, landing.bytes, place.offset + start * place.itemsize)
             landing.take()
 
-    def place(self, name: str, state: str = PARAM) -> Stored:
+    def place(self, name: str, state: str = PARAM) -> StoredTensor:
         """Where a tensor lies, or the one that it is tied to."""
         stored = self._stored.get(name, name)
         place = self.manifest.places.get((self.manifest.contents.ties.get(stored, stored), state))
@@ -115,7 +115,7 @@ class ElasticSource:
         return place
 
     @property
-    def slicings(self) -> dict[Key, Slicing]:
+    def slicings(self) -> dict[TensorKey, Slicing]:
         """Of the tensors that are kept as slices."""
         return {key: place.slicing for key, place in self.manifest.places.items() if isinstance(place, Sliced)}
 

@@ -18,9 +18,6 @@ from elastic.layout.boxes import runs_of_box
 from elastic.layout.runs import Run
 from elastic.memory.tensors import zeros
 
-Cut = tuple[int, int]
-"""`[start, stop)` along one dimension."""
-
 
 def slice_runs(shape: Sequence[int], dim: int, start: int, stop: int) -> list[Run]:
     """Ascending runs (elements) of the part of a tensor that has indices `[start, stop)` in dimension `dim`; not empty, apart."""
@@ -41,7 +38,7 @@ class Slice:
     """
 
     dim: int
-    cuts: tuple[Cut, ...]
+    cuts: tuple[Run, ...]
     padded: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +53,7 @@ class Slice:
 
 def fused_slice(dim: int, parts: Sequence[Sequence[int]], rank: int, padded: int | None = None) -> Slice:
     """Of a fused tensor: `parts[i][r]` is the width that worker `r` has of part `i`; parts follow each other, workers inside of parts."""
-    cuts: list[Cut] = []
+    cuts: list[Run] = []
     position = 0
     for widths in parts:
         start = position + sum(widths[:rank])
@@ -77,7 +74,7 @@ class Patch:
     rows: int
     at: int
     stride: int
-    pieces: tuple[Cut, ...]
+    pieces: tuple[Run, ...]
     pitch: int
 
     @property
@@ -189,7 +186,7 @@ class Slicing:
             if pieces:
                 yield Patch(rank=rank, rows=rows, at=at, stride=stride, pieces=tuple(pieces), pitch=row)
 
-    def padding(self, shape: Sequence[int], rank: int) -> Iterator[Cut]:
+    def padding(self, shape: Sequence[int], rank: int) -> Iterator[Run]:
         """Runs (elements) of that rank's slice that hold no element of the tensor, but zeros."""
         inner = math.prod(shape[self.dim + 1 :])
         extent, own = self.extents[rank] * inner, self._own[rank] * inner

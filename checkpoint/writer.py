@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from elastic.checkpoint.blocks import BLOCK_BYTES, contributions
-from elastic.checkpoint.plan import FilePlan, Stored, TensorPlace
+from elastic.checkpoint.plan import FilePlan, StoredTensor, TensorPlace
 from elastic.checkpoint.sliced import scatter
 from elastic.checkpoint.store import Store, Writable
 from elastic.errors import CheckpointError
@@ -117,7 +117,7 @@ def chunks(plan: FilePlan, runs: Iterable[TensorRun]) -> Iterator[tuple[str, int
                 memory, offset = memory[size:], offset + size
 
 
-def _placed(place: Stored, start: int, tensor: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
+def _placed(place: StoredTensor, start: int, tensor: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
     """`(file, offset, memory)` of a run: one, or those of the slices that have a part in it."""
     if isinstance(place, TensorPlace):
         yield place.file, place.offset + start * place.itemsize, bytes_of(tensor)
@@ -125,7 +125,7 @@ def _placed(place: Stored, start: int, tensor: torch.Tensor) -> Iterator[tuple[s
         yield from scatter(place, start, tensor)
 
 
-def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: Stored) -> None:
+def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: StoredTensor) -> None:
     if str(tensor.dtype) != f"torch.{place.spec.dtype}":
         raise CheckpointError(f"{name!r}, {state!r} is {tensor.dtype}, and was announced as {place.spec.dtype}")
     if start < 0 or start + tensor.numel() > place.elements:

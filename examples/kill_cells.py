@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from killing import LINGER_S, STEP, WORKERS, Cell, End, Scene
+from killing import LINGER_S, STEP, WORKERS, End, KillCell, Scene
 
 from elastic.chaos.faults import Fault
 from elastic.layout.replicas import replica_holders
@@ -41,23 +41,23 @@ def opposite(record: Mapping[str, Any], place: int) -> int:
     return holder(record, holder(record, place))
 
 
-def in_step(phase: str, who: str) -> Cell:
+def in_step(phase: str, who: str) -> KillCell:
     def plan(scene: Scene) -> None:
         scene.shoot(Fault((victims(scene.members())[who],), STEP, phase))
 
-    return Cell(name=f"step: {phase}: {who}", plan=plan, delays=(phase,) if phase in _SHORT else (), deaths=1)
+    return KillCell(name=f"step: {phase}: {who}", plan=plan, delays=(phase,) if phase in _SHORT else (), deaths=1)
 
 
-def in_recovery(phase: str, who: str, first: Callable[[Mapping[str, Any], int], int]) -> Cell:
+def in_recovery(phase: str, who: str, first: Callable[[Mapping[str, Any], int], int]) -> KillCell:
     def plan(scene: Scene) -> None:
         record = scene.members()
         place = victims(record)[who]
         scene.shoot(Fault((first(record, place),), STEP, "backward"), Fault((place,), STEP, phase))
 
-    return Cell(name=f"recovery: {phase}: {who}", plan=plan, delays=(phase,), deaths=1, respawn=True)
+    return KillCell(name=f"recovery: {phase}: {who}", plan=plan, delays=(phase,), deaths=1, respawn=True)
 
 
-def in_join(phase: str, who: str | None) -> Cell:
+def in_join(phase: str, who: str | None) -> KillCell:
     """`who` None: the worker that joins."""
 
     def plan(scene: Scene) -> None:
@@ -68,10 +68,10 @@ def in_join(phase: str, who: str | None) -> Cell:
         scene.members(2)
         scene.hit(worker, phase, 2 if who else 0)
 
-    return Cell(name=f"join: {phase}: {who or 'the joiner'}", plan=plan, delays=(phase,), joins=True, respawn=True)
+    return KillCell(name=f"join: {phase}: {who or 'the joiner'}", plan=plan, delays=(phase,), joins=True, respawn=True)
 
 
-def before_first_step(who: str) -> Cell:
+def before_first_step(who: str) -> KillCell:
     def plan(scene: Scene) -> None:
         record = scene.members()
         first = victims(record)["stage of several"]
@@ -79,10 +79,10 @@ def before_first_step(who: str) -> Cell:
         scene.shoot(Fault((first,), STEP, "backward"))
         scene.hit(record["members"][second]["worker"], "forward", 2)
 
-    return Cell(name=f"before the first step of the new view: {who}", plan=plan, deaths=1)
+    return KillCell(name=f"before the first step of the new view: {who}", plan=plan, deaths=1)
 
 
-def while_committing(who: str) -> Cell:
+def while_committing(who: str) -> KillCell:
     """etcd stands still from the gate on, so that the commit of the first recovery is under way when the second worker dies."""
 
     def plan(scene: Scene) -> None:
@@ -102,7 +102,7 @@ def while_committing(who: str) -> Cell:
             scene.hit(runtime, "commit", 1)
             time.sleep(LINGER_S)
 
-    return Cell(name=f"recovery: etcd commits: {who}", plan=plan, delays=("gate",), deaths=1, respawn=True)
+    return KillCell(name=f"recovery: etcd commits: {who}", plan=plan, delays=("gate",), deaths=1, respawn=True)
 
 
 def etcd_of(agent: int) -> int:
@@ -120,14 +120,14 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def at_once(places: Callable[[Mapping[str, Any]], tuple[int, ...]], name: str, end: End | None = None, *, saves: bool = False) -> Cell:
+def at_once(places: Callable[[Mapping[str, Any]], tuple[int, ...]], name: str, end: End | None = None, *, saves: bool = False) -> KillCell:
     def plan(scene: Scene) -> None:
         scene.shoot(Fault(places(scene.members()), STEP, "backward"))
 
-    return Cell(name=f"at once: {name}{', with checkpoints' * saves}", plan=plan, end=end, saves=saves, respawn=saves)
+    return KillCell(name=f"at once: {name}{', with checkpoints' * saves}", plan=plan, end=end, saves=saves, respawn=saves)
 
 
-def on_the_way_back(phase: str) -> Cell:
+def on_the_way_back(phase: str) -> KillCell:
     """Two die whose loss leads back to a checkpoint, and a third one on the way."""
 
     def plan(scene: Scene) -> None:
@@ -136,19 +136,19 @@ def on_the_way_back(phase: str) -> Cell:
         third = next(place for place in range(len(record["members"])) if place not in pair)
         scene.shoot(Fault(pair, STEP, "backward"), Fault((third,), STEP, phase))
 
-    return Cell(name=f"back to a checkpoint: {phase}", plan=plan, delays=(phase,), saves=True, respawn=True)
+    return KillCell(name=f"back to a checkpoint: {phase}", plan=plan, delays=(phase,), saves=True, respawn=True)
 
 
-def process(name: str, title: str, end: End) -> Cell:
+def process(name: str, title: str, end: End) -> KillCell:
     def plan(scene: Scene) -> None:
         record = scene.members()
         scene.seen(record["coordinator"], None, 1, STEP)
         scene.end(name)
 
-    return Cell(name=f"process: {title}", plan=plan, end=end)
+    return KillCell(name=f"process: {title}", plan=plan, end=end)
 
 
-def cells() -> list[Cell]:
+def cells() -> list[KillCell]:
     lost = End(error="CoverageLost", says=(r"layer \d+ \[\d+, \d+\)", r"workers \[\d+, \d+\], which are lost", "SIGKILL"))
     return [
         *(in_step(phase, who) for phase in STEP_PHASES for who in ("stage of one", "stage of several", "place 0")),

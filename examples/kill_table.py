@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 from kill_cells import cells
-from killing import WORKERS, Cell, Outcome, Scene, run_job
+from killing import WORKERS, KillCell, Outcome, Scene, run_job
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -47,7 +47,7 @@ class TableRow:
     log: str = ""
 
 
-def run_cell(cell: Cell, calm: Mapping[str, Any], tries: int) -> TableRow:
+def run_cell(cell: KillCell, calm: Mapping[str, Any], tries: int) -> TableRow:
     """Tries again where another phase was hit than the one asked for, unless something is wrong."""
     began, count = time.monotonic(), 0
     for _ in range(tries):
@@ -77,7 +77,7 @@ def run_cell(cell: Cell, calm: Mapping[str, Any], tries: int) -> TableRow:
     )
 
 
-def _judge_survival(cell: Cell, scene: Scene, outcome: Outcome, calm: Mapping[str, Any]) -> list[str]:
+def _judge_survival(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mapping[str, Any]) -> list[str]:
     if outcome.result is None:
         return [f"the job ended: {outcome.error}"]
     wrong = []
@@ -112,7 +112,7 @@ def _judge_survival(cell: Cell, scene: Scene, outcome: Outcome, calm: Mapping[st
     return wrong
 
 
-def _judge_end(cell: Cell, scene: Scene, outcome: Outcome, calm: Mapping[str, Any]) -> list[str]:
+def _judge_end(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mapping[str, Any]) -> list[str]:
     assert cell.end is not None
     if outcome.error is None:
         return ["the job went on"]

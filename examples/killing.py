@@ -200,7 +200,7 @@ class End:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class KillCell:
     """One job: what is done to it, where its workers linger, and how it must end (None: bit for bit as the undisturbed one).
 
     `deaths` is how many incidents must come of them, where that is known; `joins` has it go on until a new worker has joined. One that
@@ -228,7 +228,7 @@ class Outcome:
     log: str
 
 
-def run_job(directory: Path, cell: Cell | None, *, joins: bool) -> tuple[Outcome, Scene | None]:
+def run_job(directory: Path, cell: KillCell | None, *, joins: bool) -> tuple[Outcome, Scene | None]:
     """Runs a job in `directory`, whose subdirectory `tmp` is the TMPDIR of its processes: how they are found when it is over."""
     run, tmp = directory / "run", directory / "tmp"
     run.mkdir()

@@ -53,7 +53,7 @@ class UnreplayedCopy:
         return self._made.scalars
 
 
-Stored = Held | UnreplayedCopy
+StoredCopy = Held | UnreplayedCopy
 
 
 def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str, Any]]) -> Held:
@@ -64,7 +64,9 @@ def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str,
     )
 
 
-def runs(held: Iterable[Stored], step: int, state: str, layer: int, start: int, stop: int) -> list[tuple[int, int, torch.Tensor | None]]:
+def runs(
+    held: Iterable[StoredCopy], step: int, state: str, layer: int, start: int, stop: int
+) -> list[tuple[int, int, torch.Tensor | None]]:
     """Ascending disjoint pieces `(start, stop, memory)` of what is held of a run at a step.
 
     The memory is None where the run is held but its optimizer has not made this state: it counts as zeros.
@@ -85,7 +87,7 @@ def runs(held: Iterable[Stored], step: int, state: str, layer: int, start: int, 
     return found
 
 
-def dtypes(held: Sequence[Stored], parameter_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
+def dtypes(held: Sequence[StoredCopy], parameter_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
     """The dtype of every optimizer state by name: `same` where it is that of the layer's parameters."""
     found: dict[str, str] = {}
     for copy in held:

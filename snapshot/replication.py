@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
 from elastic.engine.shard import Shard
@@ -28,8 +28,8 @@ from elastic.layout.transfer import PARAM
 from elastic.memory import raw
 from elastic.memory.digest import digest
 from elastic.memory.tensors import Landing, bytes_of, empty, retyped
-from elastic.snapshot.held import Stored, UnreplayedCopy, held
-from elastic.snapshot.rest import Key, Rest
+from elastic.snapshot.held import StoredCopy, UnreplayedCopy, held
+from elastic.snapshot.rest import CopyKey, Rest
 
 COMPARED_EVERY = 50
 """Steps. A comparison reads all state once on both sides."""
@@ -146,12 +146,12 @@ class Replicator:
         if astray:
             raise self._unproven(astray[0], step)
 
-    def held(self, lost: Collection[int]) -> list[Stored]:
+    def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """What this worker can give of what it keeps: every replica as it is, and the step behind it where it has the update.
 
         That one is made at once where the owner is among `lost`, and if it is asked for otherwise.
         """
-        found: list[Stored] = []
+        found: list[StoredCopy] = []
         for replica in self.replicas:
             shard, update = replica.shard, replica.received
             if replica.step is None:
@@ -202,7 +202,7 @@ class Replicator:
         parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]
         replica.received = Update(step=tag.step, parts=parts, state_digest=None if proof == _NONE else proof)
 
-    def give_up(self, damaged: Collection[Key]) -> None:
+    def give_up(self, damaged: Collection[CopyKey]) -> None:
         """Of these nothing is given any more."""
         for replica in self.replicas:
             if ("replica", replica.shard.layer, replica.shard.interval.start) in damaged:
@@ -226,4 +226,4 @@ def state_digest(shard: Shard) -> str:
 
 
 def _tag(step: int, shard: Shard) -> Tag:
-    return Tag(Kind.REPLICA, step, shard.layer, shard.interval.start)
+    return Tag(MessageKind.REPLICA, step, shard.layer, shard.interval.start)

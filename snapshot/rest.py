@@ -18,7 +18,7 @@ from elastic.layout.transfer import PARAM, Role
 from elastic.memory.digest import checksum, digest
 from elastic.memory.raw import as_bytes
 from elastic.memory.tensors import HostBytes, bytes_of
-from elastic.snapshot.held import Held, Stored
+from elastic.snapshot.held import Held, StoredCopy
 from elastic.view import View
 
 SHARE = 0.01
@@ -30,7 +30,7 @@ LEAST_S = 3e-4
 _BYTES_PER_S = 5e9
 _CALL_S = 3e-6
 
-Key = tuple[Role, int, int]
+CopyKey = tuple[Role, int, int]
 """Which copy: its role, its layer and where its run starts."""
 
 
@@ -73,7 +73,7 @@ class Changed:
     step: int
 
     @property
-    def key(self) -> Key:
+    def key(self) -> CopyKey:
         return self.role, self.layer, self.start
 
     def __str__(self) -> str:
@@ -96,10 +96,10 @@ class Rest:
 
     def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False) -> None:
         self._every, self._all_of = every, all_of
-        self._resting: dict[Key, _Resting] = {}
-        self._views: dict[Key, Mapping[str, HostBytes]] = {}
-        self.damaged: dict[Key, Changed] = {}
-        self.told: set[Key] = set()  # the damaged copies that others know of
+        self._resting: dict[CopyKey, _Resting] = {}
+        self._views: dict[CopyKey, Mapping[str, HostBytes]] = {}
+        self.damaged: dict[CopyKey, Changed] = {}
+        self.told: set[CopyKey] = set()  # the damaged copies that others know of
 
     def takes(self, step: int, layer: int) -> bool:
         """Whether copies of the layer as of this step are digested."""
@@ -155,9 +155,9 @@ class Rest:
         resting = self._resting.get((role, layer, start))
         return combined(resting.checksums) if resting is not None and resting.step == step else None
 
-    def given(self, copies: Iterable[Stored]) -> list[Stored]:
+    def given(self, copies: Iterable[StoredCopy]) -> list[StoredCopy]:
         """What may be given of these copies, with their digests where they are known; nothing that is damaged."""
-        found: list[Stored] = []
+        found: list[StoredCopy] = []
         for copy in copies:
             if self._is_damaged(copy):
                 continue
@@ -166,7 +166,7 @@ class Rest:
             found.append(copy)
         return found
 
-    def _is_damaged(self, copy: Stored) -> bool:
+    def _is_damaged(self, copy: StoredCopy) -> bool:
         if copy.role == "gathered":  # a whole layer, with what is owned of it; or a parameter of another layer
             return any(
                 layer == copy.layer and start < copy.stop and changed.stop > copy.start
@@ -176,7 +176,7 @@ class Rest:
         return (copy.role, copy.layer, copy.start) in self.damaged
 
 
-def intact(copy: Stored) -> bool:
+def intact(copy: StoredCopy) -> bool:
     """Whether a copy that was kept for long has the contents still that it had; one whose digest is not known is held to have."""
     if not isinstance(copy, Held) or copy.digest is None:
         return True

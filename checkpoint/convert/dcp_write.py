@@ -15,7 +15,7 @@ import torch
 
 from elastic.checkpoint.convert.dcp_metadata import bytes_entry, metadata_bytes, tensor_entry
 from elastic.checkpoint.convert.nested import Leaf, tree_of
-from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
+from elastic.checkpoint.convert.output import ConversionProgress, Reading, put, run_bytes, silent, streamed
 from elastic.checkpoint.convert.tree import element
 from elastic.checkpoint.pickles.write import write_archive
 from elastic.checkpoint.state import Source, Spec
@@ -99,7 +99,7 @@ class _Writer:
         return metadata_bytes(self.items, self.paths, self.places)
 
 
-def write_dcp(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
+def write_dcp(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: ConversionProgress = silent) -> None:
     """Writes a directory; `max_memory` in bytes. Model and optimizer are `model` and `optim` unless the source says other keys."""
     tree, optimizer = tree_of(source, model="model", optimizer="optim", numbered=False)
     items = leaves(tree)

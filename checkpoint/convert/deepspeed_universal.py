@@ -18,7 +18,7 @@ from elastic.checkpoint.state import PARAM, Contents, Group
 from elastic.checkpoint.stored import is_tensor
 from elastic.errors import CheckpointError
 
-Scalars = dict[str, dict[str, float | int | bool]]
+UniversalScalars = dict[str, dict[str, float | int | bool]]
 
 
 def read_universal(opening: Opening) -> PieceSource:
@@ -27,7 +27,7 @@ def read_universal(opening: Opening) -> PieceSource:
     optimizer = opening.load(opening.folder / "zero" / "optimizer_state.pt")
     groups = _groups(models, optimizer, opening.drops)
     found: dict[str, dict[str, PiecedTensor]] = {name: {PARAM: pieces} for name, pieces in models.fixed.items()}
-    scalars: Scalars = {}
+    scalars: UniversalScalars = {}
     for shapes in models.shapes.values():
         for flat, names in enumerate(shapes):
             for name, shape in names.items():

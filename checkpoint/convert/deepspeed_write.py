@@ -19,7 +19,7 @@ import torch
 from elastic.checkpoint.convert.deepspeed_models import OURS
 from elastic.checkpoint.convert.nested import Leaf
 from elastic.checkpoint.convert.optimizer import scalar_tensor, setting
-from elastic.checkpoint.convert.output import Progress, Reading, put, replace_text, run_bytes, silent
+from elastic.checkpoint.convert.output import ConversionProgress, Reading, put, replace_text, run_bytes, silent
 from elastic.checkpoint.pickles.write import Streamed, save
 from elastic.checkpoint.state import PARAM, Source
 from elastic.errors import CheckpointError
@@ -28,7 +28,7 @@ _VERSION = "0.19.8"
 LATEST = "latest_universal"
 
 
-def write(source: Source, path: str | os.PathLike[str], *, max_memory: int, progress: Progress = silent) -> None:
+def write(source: Source, path: str | os.PathLike[str], *, max_memory: int, progress: ConversionProgress = silent) -> None:
     """A Universal checkpoint in the new directory `path`, named by `latest_universal` beside it; `max_memory` in bytes.
 
     Raises CheckpointError naming what cannot be written; then `path` does not exist.

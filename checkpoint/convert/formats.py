@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from elastic.checkpoint.convert.output import Progress
+from elastic.checkpoint.convert.output import ConversionProgress
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.objects import Location
 from elastic.checkpoint.slices import Slicing
@@ -154,7 +154,7 @@ def write_target(
     name: str,
     *,
     max_memory: int,
-    progress: Progress,
+    progress: ConversionProgress,
     slicings: Mapping[tuple[str, str], Slicing] | None = None,
 ) -> None:
     """Writes a source in a format; `max_memory` in bytes. Raises CheckpointError, and leaves nothing at `path` then.

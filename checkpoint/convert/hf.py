@@ -10,7 +10,7 @@ from typing import Any
 
 from elastic.checkpoint.convert.hf_weights import ADAPTER, ADAPTER_CONFIG, INDEX, METADATA, SINGLE, found_in, load_weights
 from elastic.checkpoint.convert.nested import Leaf, Nested, ties_of
-from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent
+from elastic.checkpoint.convert.output import ConversionProgress, Reading, put, run_bytes, silent
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import strict_json, write_file
 from elastic.checkpoint.plan import is_extra_file
@@ -115,7 +115,7 @@ def weights_to_write(contents: Contents) -> dict[str, Leaf]:
     return leaves | {name: leaves[target] for name, target in contents.ties.items() if name not in left}
 
 
-def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent, shard: int = SHARD) -> None:
+def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: ConversionProgress = silent, shard: int = SHARD) -> None:
     """Writes a directory that `from_pretrained` opens if the source has a `config.json`, or a `config` among the extra values.
 
     Optimizer states have no place in it.

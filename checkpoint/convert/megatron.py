@@ -31,7 +31,7 @@ _DISTRIBUTED = "distrib_optim.pt"
 _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 
-Parts = list[ReadableTensor]
+FusedParts = list[ReadableTensor]
 """What each tensor-parallel rank holds of a tensor."""
 
 
@@ -130,7 +130,7 @@ def _global_names(ranks: _Ranks) -> dict[tuple[int, str], dict[str, str]]:
     return named
 
 
-def _read(ranks: _Ranks, rules: Rules) -> tuple[dict[tuple[str, str], Parts], list[RankOptimizer]]:
+def _read(ranks: _Ranks, rules: Rules) -> tuple[dict[tuple[str, str], FusedParts], list[RankOptimizer]]:
     """By name and state, the parts of all tensor-parallel ranks; and each rank's optimizer."""
     named = _global_names(ranks)
     parts: dict[tuple[str, str], Any] = {}

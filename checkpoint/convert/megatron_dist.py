@@ -18,7 +18,7 @@ import torch
 
 from elastic.checkpoint.convert.dcp import METADATA, is_described_tensor, items, read_metadata, tensor
 from elastic.checkpoint.convert.megatron import folder_of, namespace
-from elastic.checkpoint.convert.megatron_optimizer import RankOptimizer, Scalars, contents_of, grouped
+from elastic.checkpoint.convert.megatron_optimizer import MegatronScalars, RankOptimizer, contents_of, grouped
 from elastic.checkpoint.convert.nested import Nested
 from elastic.checkpoint.convert.optimizer import settings_of
 from elastic.checkpoint.convert.rules import Rules
@@ -93,7 +93,9 @@ def _tensors(described: Mapping[str, Any], pieces: Any, layers: int, rules: Rule
     return {key: value for key, value in (found | mains).items() if key[1] != _MAIN}
 
 
-def _optimizer(common: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], rules: Rules, where: str) -> tuple[list[Group], Scalars]:
+def _optimizer(
+    common: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], rules: Rules, where: str
+) -> tuple[list[Group], MegatronScalars]:
     """Groups, and the numbers of every parameter."""
     value = common.get("optimizer")
     if not isinstance(value, Mapping) or rules.drops("optimizer"):

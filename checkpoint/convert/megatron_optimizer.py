@@ -20,8 +20,8 @@ from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.checkpoint.stored import ReadableTensor, dtype_of, is_tensor
 from elastic.errors import CheckpointError
 
-Tensors = Mapping[tuple[str, str], ReadableTensor]
-Scalars = dict[str, dict[str, float | int | bool]]
+OptimizerTensors = Mapping[tuple[str, str], ReadableTensor]
+MegatronScalars = dict[str, dict[str, float | int | bool]]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class RankOptimizer:
     """What one rank's file holds: its parts of tensors, numbers by parameter, and groups."""
 
     tensors: dict[tuple[str, str], ReadableTensor] = field(default_factory=dict)
-    scalars: Scalars = field(default_factory=dict)
+    scalars: MegatronScalars = field(default_factory=dict)
     groups: list[Group] = field(default_factory=list)
 
 
@@ -108,10 +108,10 @@ def _add_states(found: RankOptimizer, name: str, states: Mapping[str, Any], held
             raise CheckpointError(f"{where}: {state} of {name} has not the parameter's shape: the order of parameters is another")
 
 
-def merge_groups(ranks: Sequence[RankOptimizer]) -> tuple[list[Group], Scalars]:
+def merge_groups(ranks: Sequence[RankOptimizer]) -> tuple[list[Group], MegatronScalars]:
     """Groups and numbers of all ranks. Raises CheckpointError where ranks disagree."""
     merged: dict[int, tuple[dict[str, None], Mapping[str, Any]]] = {}
-    scalars: Scalars = {}
+    scalars: MegatronScalars = {}
     for rank in ranks:
         for index, group in enumerate(rank.groups):
             names, settings = merged.setdefault(index, ({}, group.settings))
@@ -125,7 +125,13 @@ def merge_groups(ranks: Sequence[RankOptimizer]) -> tuple[list[Group], Scalars]:
 
 
 def contents_of(
-    tensors: Tensors, groups: Sequence[Group], scalars: Scalars, *, ties: Mapping[str, str], extra: dict[str, Any], rules: Rules
+    tensors: OptimizerTensors,
+    groups: Sequence[Group],
+    scalars: MegatronScalars,
+    *,
+    ties: Mapping[str, str],
+    extra: dict[str, Any],
+    rules: Rules,
 ) -> Contents:
     """What is in a checkpoint whose tensors are these, without what is tied or dropped."""
     specs: dict[str, dict[str, Spec]] = {}

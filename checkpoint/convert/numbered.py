@@ -19,8 +19,8 @@ from elastic.errors import CheckpointError
 LIKE_PARAM = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"})
 """States that have their parameter's shape."""
 
-Groups = Sequence[Mapping[str, Any]]
-States = Mapping[Any, Any]
+ParameterGroups = Sequence[Mapping[str, Any]]
+NumberedStates = Mapping[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Order:
     by_definition: bool = True
 
 
-def names_of(groups: Groups, states: States, model: Mapping[str, Spec], order: Order) -> dict[Any, str]:
+def names_of(groups: ParameterGroups, states: NumberedStates, model: Mapping[str, Spec], order: Order) -> dict[Any, str]:
     """The name of every parameter of the groups, by its key. `model`: the parameters in order, without ties.
 
     Raises CheckpointError where that takes a rule; nothing is guessed.
@@ -69,7 +69,7 @@ def names_of(groups: Groups, states: States, model: Mapping[str, Spec], order: O
     )
 
 
-def _listed(groups: Groups, names: Sequence[Sequence[str]], counts: Sequence[int]) -> dict[Any, str]:
+def _listed(groups: ParameterGroups, names: Sequence[Sequence[str]], counts: Sequence[int]) -> dict[Any, str]:
     if [len(mine) for mine in names] != list(counts):
         raise CheckpointError(f"rule optimizer.names has groups of {[len(mine) for mine in names]} names, but the optimizer has {counts}")
     return {key: name for group, mine in zip(groups, names, strict=True) for key, name in zip(group["params"], mine, strict=True)}
@@ -90,7 +90,7 @@ def _matched(names: Sequence[str], patterns: Sequence[str], counts: Sequence[int
     return taken
 
 
-def _proved(groups: Groups, states: States, model: Mapping[str, Spec]) -> dict[Any, str] | None:
+def _proved(groups: ParameterGroups, states: NumberedStates, model: Mapping[str, Spec]) -> dict[Any, str] | None:
     """The only names that the shapes of one group's states allow, None if there are others.
 
     The group is all of the model or, in order, all of one of its modules; every state has a shape that only one parameter of the model

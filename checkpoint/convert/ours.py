@@ -12,7 +12,7 @@ import torch
 
 from elastic.checkpoint.convert.hf import files_to_write
 from elastic.checkpoint.convert.nested import Leaf
-from elastic.checkpoint.convert.output import Progress, Reading, run_bytes, silent
+from elastic.checkpoint.convert.output import ConversionProgress, Reading, run_bytes, silent
 from elastic.checkpoint.objects import Location, place
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import Source
@@ -59,7 +59,7 @@ def write_elastic(
     path: Location,
     *,
     max_memory: int = 1 << 30,
-    progress: Progress = silent,
+    progress: ConversionProgress = silent,
     slicings: Mapping[tuple[str, str], Slicing] | None = None,
 ) -> None:
     """Saves into a directory, under the step of the source (0 if it does not say); `max_memory` in bytes. `slicings`: by name and state."""

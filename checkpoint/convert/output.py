@@ -19,7 +19,7 @@ from elastic.checkpoint.state import Source
 from elastic.checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
-Progress = Callable[[str, int], None]
+ConversionProgress = Callable[[str, int], None]
 """Called with a tensor's name and the bytes of it that were just written."""
 
 RUN_LIMIT = 4 << 20
@@ -46,7 +46,7 @@ class Reading:
 
     source: Source
     limit: int
-    progress: Progress = silent
+    progress: ConversionProgress = silent
 
     def runs(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
         """The elements `[start, stop)` of a leaf, by default all."""

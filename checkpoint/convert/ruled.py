@@ -76,10 +76,10 @@ def _whole(name: str, spec: Spec) -> JoinedTensor:
     return JoinedTensor(spec=spec, dim=0, parts=(Part(of=name, shape=shape, dim=0, low=0, width=shape[0]),))
 
 
-Tensors = dict[str, dict[str, JoinedTensor]]
+RuledTensors = dict[str, dict[str, JoinedTensor]]
 
 
-def _split(tensors: Tensors, rule: Split) -> None:
+def _split(tensors: RuledTensors, rule: Split) -> None:
     if rule.name not in tensors:
         raise CheckpointError(f"rule split {rule.name!r}: there is no such tensor")
     states = tensors.pop(rule.name)
@@ -102,7 +102,7 @@ def _split(tensors: Tensors, rule: Split) -> None:
             low += width
 
 
-def _merge(tensors: Tensors, rule: Merge) -> None:
+def _merge(tensors: RuledTensors, rule: Merge) -> None:
     for name in rule.names:
         if name not in tensors:
             raise CheckpointError(f"rule merge to {rule.to!r}: there is no {name}")
@@ -149,7 +149,7 @@ class Ruled:
             values = list(renamed.values())
             raise CheckpointError(f"rules rename two tensors to {next(name for name in values if values.count(name) > 1)}")
         names = {name: (renamed[name],) if name in renamed else () for name in [*old.tensors, *old.ties]}
-        self.tensors: Tensors = {}
+        self.tensors: RuledTensors = {}
         for name, states in old.tensors.items():
             if name in renamed:
                 self.tensors[renamed[name]] = {state: _whole(name, spec) for state, spec in states.items()}

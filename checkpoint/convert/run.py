@@ -12,7 +12,7 @@ from elastic.checkpoint.convert.detect import Detected, detect
 from elastic.checkpoint.convert.formats import TARGETS, format_of, kept, open_source, write_target
 from elastic.checkpoint.convert.hf import CONFIGS, tied_by_config
 from elastic.checkpoint.convert.hf_weights import METADATA
-from elastic.checkpoint.convert.output import Progress, refuse_existing, run_bytes, silent
+from elastic.checkpoint.convert.output import ConversionProgress, refuse_existing, run_bytes, silent
 from elastic.checkpoint.convert.ruled import Ruled
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.slice_rules import slicings_of
@@ -152,7 +152,11 @@ def plan(request: Conversion) -> Outline:
 
 
 def convert(
-    request: Conversion, *, progress: Progress = silent, checking: Progress = silent, told: Callable[[Outline], None] | None = None
+    request: Conversion,
+    *,
+    progress: ConversionProgress = silent,
+    checking: ConversionProgress = silent,
+    told: Callable[[Outline], None] | None = None,
 ) -> Outline:
     """Converts, then reads both again and compares every bit. Raises CheckpointError.
 
@@ -173,7 +177,7 @@ def convert(
     return planned
 
 
-def _verify(source: Source, request: Conversion, checking: Progress) -> None:
+def _verify(source: Source, request: Conversion, checking: ConversionProgress) -> None:
     written = open_source(request.target, request.to)
     try:
         weights_only = format_of(request.to).weights_only

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from elastic.checkpoint.convert.output import Progress, silent
+from elastic.checkpoint.convert.output import ConversionProgress, silent
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
@@ -42,6 +42,6 @@ def open_deepspeed(path: Path, *, trust_pickle: bool = False, rules: Rules | Non
     return _module("deepspeed").open_source(path, trusted=trust_pickle, rules=rules)
 
 
-def write_universal(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
+def write_universal(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: ConversionProgress = silent) -> None:
     """Writes a Universal checkpoint; `max_memory` in bytes."""
     _module("deepspeed_write").write(source, path, max_memory=max_memory, progress=progress)

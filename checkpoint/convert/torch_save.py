@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic.checkpoint.convert.nested import Nested, interpret, tree_of
-from elastic.checkpoint.convert.output import Progress, Reading, put, run_bytes, silent, streamed
+from elastic.checkpoint.convert.output import ConversionProgress, Reading, put, run_bytes, silent, streamed
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.pickles import Archive, Opaque, load_archive
 from elastic.checkpoint.pickles.write import write_archive
@@ -54,7 +54,7 @@ def open_torch(path: Path, *, trust_pickle: bool = False, rules: Rules | None = 
     return Nested(format="torch", contents=contents, tensors=tensors, files=files, check=check)
 
 
-def write_torch(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: Progress = silent) -> None:
+def write_torch(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: ConversionProgress = silent) -> None:
     """Writes a file that `torch.load(weights_only=True)` reads; `max_memory` in bytes.
 
     The optimizer is as its own `state_dict()` has it, by numbers, with `param_names` in each group.

@@ -2,16 +2,16 @@
 
 from elastic.comm.endpoint import Endpoint, MemberLike, Stats
 from elastic.comm.loopback import LoopbackHub, LoopbackNetwork
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.comm.network import Network
 from elastic.comm.rounds import Payload, Rounds
 
 __all__ = [
     "Endpoint",
-    "Kind",
     "LoopbackHub",
     "LoopbackNetwork",
     "MemberLike",
+    "MessageKind",
     "Network",
     "Payload",
     "Rounds",

@@ -16,13 +16,13 @@ from typing import Protocol
 import numpy as np
 
 from elastic.comm.mailbox import Mailbox, copy_of, lost
-from elastic.comm.message import Era, Key, Kind, Tag
+from elastic.comm.message import Era, Key, MessageKind, Tag
 from elastic.comm.rate_meter import LinkRates
 from elastic.comm.waiter import Waiter
 from elastic.errors import LinkError
 from elastic.memory.raw import Memory, as_writable_bytes
 
-_HELLO = Tag(Kind.HELLO, 0)
+_HELLO = Tag(MessageKind.HELLO, 0)
 
 
 class MemberLike(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 
 from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
 from elastic.comm.mailbox import lost
-from elastic.comm.message import HEADER_BYTES, Era, Key, Kind, Tag
+from elastic.comm.message import HEADER_BYTES, Era, Key, MessageKind, Tag
 from elastic.errors import Interrupted, PeerLost
 from elastic.memory.raw import Memory, as_bytes
 
@@ -119,7 +119,7 @@ class LoopbackNetwork(Endpoint):
             if link.open:
                 self._counts[1] += HEADER_BYTES + size
                 self._counts[3] += 1
-                if key[2].kind == Kind.TRANSFER:
+                if key[2].kind == MessageKind.TRANSFER:
                     self._counts[4] += size
             if slot is None:
                 return

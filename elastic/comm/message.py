@@ -28,7 +28,7 @@ HEADER_BYTES = _OWN.size + _HEADER.size
 _COLLECTIVE = 1 << 63
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message is for. `HELLO` belongs to `Network.install`; the rest to its callers."""
 
     HELLO = 1
@@ -46,8 +46,8 @@ class Kind(IntEnum):
     BUFFERS = 13
 
 
-_KINDS = {int(kind): kind.name.lower().replace("_", " ") for kind in Kind}
-_ROUNDS = (Kind.CONTROL_READY, Kind.CONTROL_APPLY)
+_KINDS = {int(kind): kind.name.lower().replace("_", " ") for kind in MessageKind}
+_ROUNDS = (MessageKind.CONTROL_READY, MessageKind.CONTROL_APPLY)
 
 
 class Tag(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from elastic.comm.mailbox import Mailbox, Slot, lost
-from elastic.comm.message import HEADER_BYTES, Key, Kind, MessageHeader, checksum, described
+from elastic.comm.message import HEADER_BYTES, Key, MessageHeader, MessageKind, checksum, described
 from elastic.comm.rate_meter import RateMeter
 from elastic.comm.sockets import SCARCE
 from elastic.errors import LinkError
@@ -91,7 +91,7 @@ class Receiver:
             return False
         self._key = (header.attempt_id, self._peer, header.tag)
         self._sum, self._expected = 0, header.checksum
-        self._counts_as_transfer = header.tag.kind == Kind.TRANSFER
+        self._counts_as_transfer = header.tag.kind == MessageKind.TRANSFER
         try:
             self.filling = self._box.begin(self._key, header.bytes)
         except MemoryError as error:

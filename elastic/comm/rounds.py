@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.errors import LinkError
 from elastic.memory.raw import ALIGNMENT_BYTES, Memory, as_bytes, little_endian, typed
 
@@ -82,16 +82,16 @@ class Rounds:
 
     def commit(self, step: int, ready: Payload, decide: Callable[[dict[int, Payload]], Payload]) -> Payload:
         """Returns, on every member, what `decide` made on the coordinator of every member's `ready`, by worker."""
-        collected = self._collect(Tag(Kind.CONTROL_READY, step), ready)
-        return self._spread(Tag(Kind.CONTROL_APPLY, step), None if collected is None else decide(collected))
+        collected = self._collect(Tag(MessageKind.CONTROL_READY, step), ready)
+        return self._spread(Tag(MessageKind.CONTROL_APPLY, step), None if collected is None else decide(collected))
 
     def gather(self, sequence: int, payload: Payload) -> dict[int, Payload] | None:
         """Every member's payload by worker, on the coordinator; None on the others."""
-        return self._collect(Tag(Kind.COLLECT, sequence, 0), payload)
+        return self._collect(Tag(MessageKind.COLLECT, sequence, 0), payload)
 
     def broadcast(self, sequence: int, payload: Payload | None) -> Payload:
         """The coordinator's payload; what the others pass is ignored."""
-        return self._spread(Tag(Kind.COLLECT, sequence, 1), payload)
+        return self._spread(Tag(MessageKind.COLLECT, sequence, 1), payload)
 
     def _collect(self, tag: Tag, payload: Payload) -> dict[int, Payload] | None:
         buffers = encode(payload)

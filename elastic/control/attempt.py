@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from elastic.control.events import (
-    Action,
     Announce,
     Commit,
     CommitFailed,
     Committed,
+    ControlAction,
     Inventoried,
     Offer,
     Propose,
@@ -23,7 +23,7 @@ from elastic.control.events import (
 )
 from elastic.control.state import ATTEMPTING, ControlState, Phase
 from elastic.control.transitions import (
-    Step,
+    Transition,
     close_job,
     end_job,
     evict,
@@ -44,7 +44,7 @@ FAILED_ATTEMPTS = 3  # that nobody's death explains
 _LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict")
 
 
-def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> Step:
+def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> Transition:
     """The next attempt, of all who live; or a pause, or the end, where they are too few.
 
     Whoever is ready joins at a boundary only, where nobody is in the middle of an evaluation, or where the job were too small otherwise.
@@ -66,13 +66,13 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> S
     return _quiesce(state, workers, now)
 
 
-def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Step:
+def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Transition:
     state = replace(state, phase=Phase.QUIESCING, attempt=state.attempt + 1, participants=frozenset(workers), nag_at=now + PATIENCE_S)
     damaged = tuple(worker for worker in workers if worker in state.damaged)
     return state, [Quiesce(attempt_id=state.attempt_id, workers=workers, restore=state.fallen, damaged=damaged)]
 
 
-def _begin_again(state: ControlState, now: float) -> Step:
+def _begin_again(state: ControlState, now: float) -> Transition:
     """Nobody is left: new workers begin with the newest checkpoint, all that can be started at once."""
     state, started = replenished(replace(state, fallen=True))
     if state.starting:
@@ -85,11 +85,11 @@ def _begin_again(state: ControlState, now: float) -> Step:
     return _quiesce(state, tuple(sorted(state.ready)), now)
 
 
-def _begin_afresh(state: ControlState, why: str, now: float) -> Step:
+def _begin_afresh(state: ControlState, why: str, now: float) -> Transition:
     """New workers begin again at step 0. Those that live have trained: they have not the initial state any more, and are ended."""
     lost = f"{why}. " + f"The last loss: {state.cause}. " * bool(state.cause)
     again = "The training begins again at step 0, from the seed: it comes to the same steps, bit for bit"
-    told: list[Action] = [Tell(sentence=lost + again)]
+    told: list[ControlAction] = [Tell(sentence=lost + again)]
     state = replace(state, afresh=True)
     if not state.live:
         return followed_by(told, open_attempt(state, now))
@@ -107,7 +107,7 @@ def _all_lost(state: ControlState) -> str:
     )
 
 
-def _pause(state: ControlState, present: int) -> Step:
+def _pause(state: ControlState, present: int) -> Transition:
     few = f"{present} worker{'s' * (present != 1)} left, and the job may not shrink below min_workers={state.policy.min_workers}"
     if not state.starting:
         return end_job(state, "JobFailed", f"{few}; none can be started ({_hindrance(state)}); the last loss: {state.cause}")
@@ -119,7 +119,7 @@ def _hindrance(state: ControlState) -> str:
     return "respawn is off" if not state.policy.respawn else "the job is stopping" if state.stopping else "new workers die"
 
 
-def inventoried(state: ControlState, event: Inventoried, now: float) -> Step:
+def inventoried(state: ControlState, event: Inventoried, now: float) -> Transition:
     if state.phase is not Phase.QUIESCING or event.attempt_id != state.attempt_id or event.worker not in state.participants:
         return state, []
     state = replace(state, inventories={**state.inventories, event.worker: event.inventory})
@@ -142,18 +142,18 @@ def inventoried(state: ControlState, event: Inventoried, now: float) -> Step:
     ]
 
 
-def proposed(state: ControlState, event: Proposed, now: float) -> Step:
+def proposed(state: ControlState, event: Proposed, now: float) -> Transition:
     if state.phase is not Phase.PROPOSING or event.attempt_id != state.attempt_id:
         return state, []
     state = replace(state, phase=Phase.MIGRATING, proposal=event.proposal, nag_at=now + PATIENCE_S)
     return state, [Offer(attempt_id=state.attempt_id, proposal=event.proposal)]
 
 
-def unproposable(state: ControlState, event: Unproposable, now: float) -> Step:
+def unproposable(state: ControlState, event: Unproposable, now: float) -> Transition:
     if state.phase is not Phase.PROPOSING or event.attempt_id != state.attempt_id:
         return state, []
     if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
-        told: list[Action] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
+        told: list[ControlAction] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
         return followed_by(told, open_attempt(replace(state, fallen=True), now))
     if state.fallen and event.kind == "NothingSaved" and respawns(state) and not state.afresh:
         return _begin_afresh(state, event.message, now)
@@ -163,7 +163,7 @@ def unproposable(state: ControlState, event: Unproposable, now: float) -> Step:
     return end_job(state, event.kind, f"{who} cannot go on: {event.message}{cause}")
 
 
-def voted(state: ControlState, event: Voted, now: float) -> Step:
+def voted(state: ControlState, event: Voted, now: float) -> Transition:
     vote, proposal = event.vote, state.proposal
     if state.phase is not Phase.MIGRATING or proposal is None or event.attempt_id != state.attempt_id or vote.worker not in state.missing:
         return state, []
@@ -176,7 +176,7 @@ def voted(state: ControlState, event: Voted, now: float) -> Step:
     return state, [Commit(attempt_id=state.attempt_id, proposal=proposal, votes=dict(state.votes))]
 
 
-def _refused(state: ControlState, vote: Vote, now: float) -> Step:
+def _refused(state: ControlState, vote: Vote, now: float) -> Transition:
     peer = vote.failed_peer
     if peer is not None and peer != vote.worker and peer in state.participants:
         return suspected(state, vote.worker, peer, now), []
@@ -192,13 +192,13 @@ def unreadable(worker: int, reason: str) -> str:
     return f"worker {worker} cannot begin with the newest checkpoint, and an older one is tried: {reason}"
 
 
-def commit_failed(state: ControlState, event: CommitFailed, now: float) -> Step:
+def commit_failed(state: ControlState, event: CommitFailed, now: float) -> Transition:
     if state.phase not in (*ATTEMPTING, Phase.COMMITTING) or event.attempt_id != state.attempt_id:
         return state, []
     return attempt_failed(state, event.reason, now)
 
 
-def attempt_failed(state: ControlState, reason: str, now: float) -> Step:
+def attempt_failed(state: ControlState, reason: str, now: float) -> Transition:
     """Another attempt by the same workers; not for ever."""
     if state.finished:
         return close_job(state, now)
@@ -209,7 +209,7 @@ def attempt_failed(state: ControlState, reason: str, now: float) -> Step:
     return followed_by([Tell(sentence=f"attempt {attempt} at epoch {epoch} failed: {reason}")], open_attempt(state, now))
 
 
-def committed(state: ControlState, event: Committed, now: float) -> Step:
+def committed(state: ControlState, event: Committed, now: float) -> Transition:
     view = event.view
     if (view.epoch, view.attempt) <= (state.view.epoch, state.view.attempt):
         return state, []
@@ -229,7 +229,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Step:
         next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),
         nag_at=None,
     )
-    announced: list[Action] = [Announce(view=view)]
+    announced: list[ControlAction] = [Announce(view=view)]
     if state.finished:  # a member that had returned before it could hear of the attempt
         return followed_by(announced, close_job(state, now))
     if len(state.live) < len(view.workers):

@@ -14,7 +14,7 @@ DEATHS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
+class MicroBatchLoss:
     """A member of view `epoch` that was lost while it was in `step`; None where it was between steps, or nobody knows.
 
     `micro_batch` is what it computed in its `layers` then, None if it did not compute. `own`: its process ended by its own doing. `host` is
@@ -31,7 +31,7 @@ class Loss:
     elsewhere: bool = False
 
 
-def blamed(losses: Sequence[Loss]) -> str | None:
+def blamed(losses: Sequence[MicroBatchLoss]) -> str | None:
     """The sentence that blames the input for the last of these losses, None if it may be something else."""
     last = losses[-1]
     if last.step is None or last.micro_batch is None:
@@ -51,7 +51,7 @@ def blamed(losses: Sequence[Loss]) -> str | None:
     )
 
 
-def _share_a_layer(losses: Sequence[Loss]) -> bool:
+def _share_a_layer(losses: Sequence[MicroBatchLoss]) -> bool:
     """Whether enough of them computed the same layer; its stage may have had other layers in each epoch."""
     counts = Counter(layer for loss in losses for layer in loss.layers)
     return max(counts.values(), default=0) >= DEATHS

@@ -10,7 +10,7 @@ from typing import Any
 
 from elastic import errors
 from elastic.control import balance, events, machine
-from elastic.control.blame import Loss
+from elastic.control.blame import MicroBatchLoss
 from elastic.control.carrier import Death
 from elastic.control.incident_log import IncidentLog
 from elastic.control.link_figures import LinkFigures
@@ -359,7 +359,7 @@ _MESSAGES: dict[str, Callable[[Driver, int, Message], None]] = {
     "committed": Driver._hear_committed,
 }
 
-_ACTIONS: dict[type[events.Action], Callable[[Driver, Any], None]] = {
+_ACTIONS: dict[type[events.ControlAction], Callable[[Driver, Any], None]] = {
     events.AskBoundary: Driver._ask_boundary,
     events.Quiesce: Driver._quiesce,
     events.Propose: Driver._propose,
@@ -373,13 +373,13 @@ _ACTIONS: dict[type[events.Action], Callable[[Driver, Any], None]] = {
 }
 
 
-def _loss(view: View, death: Death) -> Loss:
+def _loss(view: View, death: Death) -> MicroBatchLoss:
     """What a member did when it died, as far as it has left word of it."""
     hosts = {member.worker: member.host for member in view.members}
     doing = death.doing
     did = doing if doing is not None and doing.phase in STEP_PHASES else None
     computing = did is not None and did.phase in _COMPUTING and did.micro_batch >= 0
-    return Loss(
+    return MicroBatchLoss(
         worker=death.worker,
         epoch=view.epoch,
         step=None if did is None else did.step,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elastic.control.blame import Loss
+    from elastic.control.blame import MicroBatchLoss
     from elastic.recovery.inventory import Inventory
     from elastic.recovery.proposal import Proposal
     from elastic.view import Member, View
@@ -53,7 +53,7 @@ class WorkerDied:
 
     worker: int
     how: str
-    loss: Loss | None = None
+    loss: MicroBatchLoss | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,4 +260,4 @@ class Tell:
     sentence: str
 
 
-Action = AskBoundary | Quiesce | Propose | Offer | Commit | Announce | Evict | Respawn | EndJob | Tell
+ControlAction = AskBoundary | Quiesce | Propose | Offer | Commit | Announce | Evict | Respawn | EndJob | Tell

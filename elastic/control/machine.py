@@ -31,10 +31,10 @@ from elastic.control.attempt import (
 )
 from elastic.control.blame import blamed
 from elastic.control.events import (
-    Action,
     AskBoundary,
     CommitFailed,
     Committed,
+    ControlAction,
     Event,
     FirstCommit,
     Inventoried,
@@ -55,7 +55,7 @@ from elastic.control.state import ATTEMPTING, ControlState, JobPolicy, Phase, Re
 from elastic.control.transitions import (
     FAILED_JOINS,
     SUSPICION_S,
-    Step,
+    Transition,
     close_job,
     end_job,
     evict,
@@ -77,14 +77,14 @@ def running(view: View, policy: JobPolicy) -> ControlState:
     return ControlState(policy=policy, view=view, next_worker=max(view.workers) + 1)
 
 
-def step(state: ControlState, event: Event, now: float) -> Step:
+def step(state: ControlState, event: Event, now: float) -> Transition:
     """What becomes of `state` by `event` at the time `now` (monotonic seconds), and what is to be done."""
     if state.phase is Phase.ENDED:
         return state, []
     return _HANDLERS[type(event)](state, event, now)
 
 
-def _died(state: ControlState, event: WorkerDied, now: float) -> Step:
+def _died(state: ControlState, event: WorkerDied, now: float) -> Transition:
     worker = event.worker
     if worker in state.dead:
         return state, []
@@ -104,7 +104,7 @@ def _died(state: ControlState, event: WorkerDied, now: float) -> Step:
     return state, []
 
 
-def _member_died(state: ControlState, event: WorkerDied, now: float) -> Step:
+def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transition:
     worker = event.worker
     if worker in state.finished:
         return state, []
@@ -116,15 +116,15 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Step:
         if (why := blamed(state.losses)) is not None:
             return end_job(state, "JobFailed", f"{why}; the last of them: {event.how}")
     state, actions = replenished(state, recovering=True)
-    told: list[Action] = [Tell(sentence=event.how), *actions]
+    told: list[ControlAction] = [Tell(sentence=event.how), *actions]
     # What is being committed may be the view already.
     return (state, told) if state.phase is Phase.COMMITTING else followed_by(told, open_attempt(state, now))
 
 
-def _joiner_died(state: ControlState, event: WorkerDied, now: float) -> Step:
+def _joiner_died(state: ControlState, event: WorkerDied, now: float) -> Transition:
     state = replace(state, failed_joins=state.failed_joins + 1)
     state, actions = replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
-    told: list[Action] = [Tell(sentence=f"{event.how}, before it had joined"), *actions]
+    told: list[ControlAction] = [Tell(sentence=f"{event.how}, before it had joined"), *actions]
     if state.policy.respawn and state.failed_joins == FAILED_JOINS:
         told.append(Tell(sentence=f"{FAILED_JOINS} new workers have died before a step was committed with them: no more are started"))
     if state.phase is Phase.PAUSED or (state.phase in ATTEMPTING and event.worker in state.participants):
@@ -132,7 +132,7 @@ def _joiner_died(state: ControlState, event: WorkerDied, now: float) -> Step:
     return state, told
 
 
-def _lost(state: ControlState, event: LostLink, now: float) -> Step:
+def _lost(state: ControlState, event: LostLink, now: float) -> Transition:
     """While an attempt is under way, links are dropped on purpose; the votes tell of those that are needed."""
     if event.damaged:
         return _damaged(state, event, now)
@@ -151,25 +151,25 @@ def _lost(state: ControlState, event: LostLink, now: float) -> Step:
     return suspected(state, event.reporter, event.peer, now), []
 
 
-def _damaged(state: ControlState, event: LostLink, now: float) -> Step:
+def _damaged(state: ControlState, event: LostLink, now: float) -> Transition:
     """All go on without the copies that the reporter has given up. What it says in an attempt comes before its inventory."""
     if event.epoch != state.view.epoch or event.reporter not in state.live:
         return state, []
     if state.finished:
         return close_job(replace(state, cause=event.reason), now)
     state = replace(state, damaged=state.damaged | {event.reporter}, cause=event.reason)
-    told: list[Action] = [Tell(sentence=event.reason)]
+    told: list[ControlAction] = [Tell(sentence=event.reason)]
     return followed_by(told, open_attempt(state, now)) if state.phase in (Phase.RUNNING, Phase.BOUNDARY, *ATTEMPTING) else (state, told)
 
 
-def _judge(state: ControlState, now: float) -> Step:
+def _judge(state: ControlState, now: float) -> Transition:
     """Evicts the one whom most have lost; of equals the one that came last."""
     worker = max(state.suspects, key=lambda peer: (len(state.suspects[peer].reporters), peer))
     reporters = ", ".join(map(str, sorted(state.suspects[worker].reporters)))
     return evict(state, worker, f"lost by {reporters}, though its process still runs after {SUSPICION_S:g} s")
 
 
-def _joiner_ready(state: ControlState, event: JoinerReady, now: float) -> Step:
+def _joiner_ready(state: ControlState, event: JoinerReady, now: float) -> Transition:
     if event.worker not in state.starting or event.worker in state.evicted:
         return state, []
     state = replace(state, starting=state.starting - {event.worker}, ready={**state.ready, event.worker: event.member})
@@ -178,25 +178,25 @@ def _joiner_ready(state: ControlState, event: JoinerReady, now: float) -> Step:
     return (gathering(state, now) if state.phase is Phase.RUNNING else state), []
 
 
-def _ask_boundary(state: ControlState, now: float) -> Step:
+def _ask_boundary(state: ControlState, now: float) -> Transition:
     state = replace(state, join_at=None)
     if not state.ready:
         return state, []
     return _boundary(state, now)
 
 
-def _unbalanced(state: ControlState, event: Unbalanced, now: float) -> Step:
+def _unbalanced(state: ControlState, event: Unbalanced, now: float) -> Transition:
     """The members change their plan, and those who are ready join at the same time."""
     return _boundary(replace(state, slowdowns=dict(event.slowdowns)), now)
 
 
-def _boundary(state: ControlState, now: float) -> Step:
+def _boundary(state: ControlState, now: float) -> Transition:
     if state.phase is not Phase.RUNNING or state.stopping or state.finished:
         return state, []
     return replace(state, phase=Phase.BOUNDARY, paused={}, join_at=None, nag_at=now + PATIENCE_S), [AskBoundary(workers=state.live)]
 
 
-def _paused_at(state: ControlState, event: PausedAt, now: float) -> Step:
+def _paused_at(state: ControlState, event: PausedAt, now: float) -> Transition:
     """Should they stand at different steps, their inventories will tell; nothing is lost by going on."""
     if state.phase is not Phase.BOUNDARY or event.epoch != state.view.epoch or event.worker not in state.live:
         return state, []
@@ -204,14 +204,14 @@ def _paused_at(state: ControlState, event: PausedAt, now: float) -> Step:
     return (state, []) if state.missing else open_attempt(state, now, joining=True)
 
 
-def _first_commit(state: ControlState, event: FirstCommit, now: float) -> Step:
+def _first_commit(state: ControlState, event: FirstCommit, now: float) -> Transition:
     if event.epoch != state.view.epoch or state.attempt:
         return state, []
     failed_joins = 0 if state.newcomers else state.failed_joins
     return replenished(replace(state, newcomers=frozenset(), failed_joins=failed_joins, start_at=None))
 
 
-def _has_finished(state: ControlState, event: WorkerFinished, now: float) -> Step:
+def _has_finished(state: ControlState, event: WorkerFinished, now: float) -> Transition:
     if event.worker not in state.live:
         return state, []
     state = replace(state, finished=state.finished | {event.worker}, join_at=None)
@@ -222,15 +222,15 @@ def _has_finished(state: ControlState, event: WorkerFinished, now: float) -> Ste
     return state, []
 
 
-def _stop(state: ControlState, event: Stopping, now: float) -> Step:
+def _stop(state: ControlState, event: Stopping, now: float) -> Transition:
     state = replace(state, stopping=True, join_at=None)
     return open_attempt(state, now) if state.phase is Phase.PAUSED else (state, [])
 
 
-def _timeout(state: ControlState, event: Timeout, now: float) -> Step:
+def _timeout(state: ControlState, event: Timeout, now: float) -> Transition:
     if state.close_at is not None and now >= state.close_at:
         return end_job(state, "JobFailed", state.cause)
-    actions: list[Action] = []
+    actions: list[ControlAction] = []
     if state.nag_at is not None and now >= state.nag_at:
         actions.append(Tell(sentence=f"{state.phase.value}: waiting for workers {list(state.missing)}"))
         state = replace(state, nag_at=None)
@@ -249,7 +249,7 @@ def _timeout(state: ControlState, event: Timeout, now: float) -> Step:
     return state, actions
 
 
-_HANDLERS: dict[type, Callable[[ControlState, Any, float], Step]] = {
+_HANDLERS: dict[type, Callable[[ControlState, Any, float], Transition]] = {
     WorkerDied: _died,
     LostLink: _lost,
     Inventoried: inventoried,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from elastic.control.blame import Loss
+from elastic.control.blame import MicroBatchLoss
 from elastic.control.events import Era, Vote
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ControlState:
     suspects: Mapping[int, Suspicion] = field(default_factory=dict)
     retry: Retry | None = None
     newcomers: frozenset[int] = frozenset()
-    losses: tuple[Loss, ...] = ()
+    losses: tuple[MicroBatchLoss, ...] = ()
     damaged: frozenset[int] = frozenset()
     failed_joins: int = 0
     failed_attempts: int = 0

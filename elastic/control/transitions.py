@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from elastic.control.events import Action, EndJob, Evict, Respawn
+from elastic.control.events import ControlAction, EndJob, Evict, Respawn
 from elastic.control.state import ControlState, Phase, Suspicion
 
 SUSPICION_S = 1.0  # how long a lost peer may take to be seen dead before it is evicted
@@ -13,7 +13,7 @@ GATHERING_S = 0.05  # how long a joiner waits for those that were started with i
 CLOSING_S = 1.0  # how long the others may take to finish when one died at the end of the training
 FAILED_JOINS = 3
 
-Step = tuple[ControlState, list[Action]]
+Transition = tuple[ControlState, list[ControlAction]]
 """The next state, and what is to be done."""
 
 
@@ -22,18 +22,18 @@ def without_attempt(state: ControlState) -> ControlState:
     return replace(state, participants=frozenset(), paused={}, inventories={}, proposal=None, votes={}, suspects={}, retry=None)
 
 
-def end_job(state: ControlState, kind: str, message: str) -> Step:
+def end_job(state: ControlState, kind: str, message: str) -> Transition:
     """Ends the job with an error of class `kind`."""
     over = replace(state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
     return over, [EndJob(kind=kind, message=message)]
 
 
-def followed_by(first: list[Action], rest: Step) -> Step:
+def followed_by(first: list[ControlAction], rest: Transition) -> Transition:
     """Puts actions before those of a step."""
     return rest[0], [*first, *rest[1]]
 
 
-def replenished(state: ControlState, *, recovering: bool = False) -> Step:
+def replenished(state: ControlState, *, recovering: bool = False) -> Transition:
     """Starts as many workers as are missing, where that is wanted and has not failed too often.
 
     A new worker takes processor time from those who recover: it is started when their first step is committed, or soon if steps are long,
@@ -67,7 +67,7 @@ def without(suspects: Mapping[int, Suspicion], worker: int) -> dict[int, Suspici
     return {peer: known for peer, known in rest.items() if known.reporters}
 
 
-def evict(state: ControlState, worker: int, why: str) -> Step:
+def evict(state: ControlState, worker: int, why: str) -> Transition:
     """Its death, which follows, does the rest."""
     if worker in state.evicted:
         return state, []
@@ -84,7 +84,7 @@ def gathering(state: ControlState, now: float) -> ControlState:
     return replace(state, join_at=now + GATHERING_S if state.join_at is None else state.join_at)
 
 
-def close_job(state: ControlState, now: float) -> Step:
+def close_job(state: ControlState, now: float) -> Transition:
     """Gives the others a moment to finish as well, since with a finished member there is no next view."""
     if state.phase is Phase.CLOSING:
         return state, []

@@ -17,7 +17,7 @@ from torch import nn
 
 from elastic.engine import randomness
 from elastic.errors import TrainerError
-from elastic.layout.regions import BLOCK, Cut
+from elastic.layout.regions import BLOCK, CutRule
 from elastic.memory.tensors import copy
 
 AfterStep = Callable[[torch.Tensor, dict[str, Any]], Any]
@@ -68,7 +68,7 @@ def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.T
     return found
 
 
-def check(f: AfterStep, dtype: torch.dtype, cut: Cut) -> None:
+def check(f: AfterStep, dtype: torch.dtype, cut: CutRule) -> None:
     """Raises TrainerError unless f has the same bits on any runs of a parameter, and draws nothing."""
     drawn = torch.default_generator.get_state()
     whole = _runs(f, dtype, (0,))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.engine.model import LayeredModel
 from elastic.layout.transfer import updates
 from elastic.memory.tensors import HostBytes, Landing
@@ -24,7 +24,7 @@ class _ParameterRun:
     start: int
 
     def tag(self, step: int) -> Tag:
-        return Tag(Kind.PARAMETER, step, self.layer, self.start)
+        return Tag(MessageKind.PARAMETER, step, self.layer, self.start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

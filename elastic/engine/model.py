@@ -14,7 +14,7 @@ from elastic.engine.partial import note_whole, partial
 from elastic.engine.running import Running
 from elastic.engine.watch import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
-from elastic.layout.regions import Cut, LayerSpec, ModelSpec, ParameterSpec, Tie, align
+from elastic.layout.regions import CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared
 from elastic.memory.tensors import bytes_of, contiguous, copy, empty, zeros
 
@@ -110,7 +110,7 @@ class LayeredModel:
     Every worker builds the whole model once; `hold` then lays the held layers out as flat vectors and frees the others.
     """
 
-    def __init__(self, model: nn.Module | Sequence[nn.Module], *, cut: Cut = "block", exact: bool = True) -> None:
+    def __init__(self, model: nn.Module | Sequence[nn.Module], *, cut: CutRule = "block", exact: bool = True) -> None:
         self.root, self.layers = split(model)
         self.running = Running(self.root, self.layers)
         if not exact:

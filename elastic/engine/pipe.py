@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.engine.boundary import Crossing, decode, encode
 from elastic.view import View
 
@@ -36,24 +36,26 @@ class Pipe:
 
     def receive_activations(self, step: int, micro_batch: int) -> Crossing:
         """What the stage before made of the micro-batch."""
-        message = self._network.receive(self._at(self.stage - 1, step, micro_batch), Tag(Kind.ACTIVATION, step, self.stage, micro_batch))
+        message = self._network.receive(
+            self._at(self.stage - 1, step, micro_batch), Tag(MessageKind.ACTIVATION, step, self.stage, micro_batch)
+        )
         return decode(message)
 
     def send_activations(self, step: int, micro_batch: int, crossing: Crossing) -> None:
         """Hands this stage's output to the next; returns at once."""
         after = self.stage + 1
-        self._network.send(self._at(after, step, micro_batch), Tag(Kind.ACTIVATION, step, after, micro_batch), *encode(crossing))
+        self._network.send(self._at(after, step, micro_batch), Tag(MessageKind.ACTIVATION, step, after, micro_batch), *encode(crossing))
 
     def receive_gradients(self, step: int, micro_batch: int) -> Sequence[torch.Tensor | None]:
         """The gradients of the tensors that `send_activations` sent."""
         peer = self._at(self.stage + 1, step, micro_batch)
-        return decode(self._network.receive(peer, Tag(Kind.GRADIENT, step, self.stage, micro_batch))).tensors
+        return decode(self._network.receive(peer, Tag(MessageKind.GRADIENT, step, self.stage, micro_batch))).tensors
 
     def send_gradients(self, step: int, micro_batch: int, gradients: Sequence[torch.Tensor | None]) -> None:
         """Hands the gradients of this stage's input to the stage before; returns at once."""
         before = self.stage - 1
         back = Crossing(structure=None, tensors=tuple(gradients), differentiable=())
-        self._network.send(self._at(before, step, micro_batch), Tag(Kind.GRADIENT, step, before, micro_batch), *encode(back))
+        self._network.send(self._at(before, step, micro_batch), Tag(MessageKind.GRADIENT, step, before, micro_batch), *encode(back))
 
     def _at(self, stage: int, step: int, micro_batch: int) -> int:
         if step & EVALUATION:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from elastic.engine import randomness
 from elastic.engine.same import plain, same
 from elastic.errors import TrainerError
-from elastic.layout.regions import ALIGNMENT, Cut, align
+from elastic.layout.regions import ALIGNMENT, CutRule, align
 from elastic.memory import tensors as memory
 
 _STEPS = 6
@@ -42,7 +42,7 @@ class Probed:
     `scalars`: by name, an example of each state that is not of its parameter's shape.
     """
 
-    cut: Cut
+    cut: CutRule
     writes_gradients: bool
     state_bytes: float
     scalars: Mapping[str, Any]
@@ -285,7 +285,7 @@ class _Trials:
         mine = {attribute: value for attribute, value in vars(trial).items() if attribute not in ("state", "param_groups", "defaults")}
         return {attribute: copy.deepcopy(value) for attribute, value in mine.items() if plain(value)}
 
-    def cut(self, together: _ProbeOutcome) -> Cut:
+    def cut(self, together: _ProbeOutcome) -> CutRule:
         """At blocks, if pieces come out as the whole does; where the optimizer cannot even take pieces, between tensors."""
         try:
             sliced = self.run(range(len(self._samples)), pieces=True)

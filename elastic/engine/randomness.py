@@ -27,7 +27,7 @@ _WORDS = 624
 # torch's serialized CPU generator (CPUGeneratorImplStateLegacy): u64 seed, i32 left, i32 seeded, u64 next, u64 state[624], cached normals.
 _LEFT, _STATE = 8, 24
 
-Key = tuple[int | str, ...]
+GeneratorKey = tuple[int | str, ...]
 
 
 def _template() -> np.ndarray:
@@ -95,10 +95,10 @@ class Generators:
 
     def __init__(self) -> None:
         self.all_keyed = False
-        self._prepared: dict[Key, torch.Tensor] = {}
+        self._prepared: dict[GeneratorKey, torch.Tensor] = {}
         self._watched: Any = None
 
-    def prepare(self, keys: Iterable[Key]) -> None:
+    def prepare(self, keys: Iterable[GeneratorKey]) -> None:
         """Computes the states of the next layers at one go, while caches are warm; forgets those before."""
         self._prepared = {} if self.all_keyed else {key: torch_state(expand(*key)) for key in keys}
 

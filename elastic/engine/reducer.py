@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold
 from elastic.layout.layout import Interval
@@ -245,4 +245,4 @@ class Reducer:
 
 
 def _tag(step: int, overlap: Overlap, node: Node) -> Tag:
-    return Tag(Kind.PARTIAL, step, overlap.vector.id, overlap.start, node.level << 24 | node.index)
+    return Tag(MessageKind.PARTIAL, step, overlap.vector.id, overlap.start, node.level << 24 | node.index)

@@ -16,6 +16,7 @@ from elastic.layout.layout import Interval
 from elastic.layout.regions import ModelSpec, ParameterSpec
 from elastic.layout.transfer import PARAM
 from elastic.memory.tensors import copy, zeros
+from elastic.recovery.inventory import Scalars
 
 RUN = "run"
 """Stands among scalars for a state that has the shape of its parameter: its values are in the shard's memory."""
@@ -24,10 +25,6 @@ RUN = "run"
 def in_memory(value: Any) -> bool:
     """Whether what stands among scalars is `RUN`. Tensors are not compared with it."""
     return isinstance(value, str) and value == RUN
-
-
-Scalars = dict[str, dict[str, Any]]
-"""Parameter name -> state name -> value, or `RUN`. Tensors among the values are small, such as step counts."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import nn
 
 from elastic.engine.boundary import Crossing, flatten, unflatten
 from elastic.engine.numerics import Numerics, alias
-from elastic.engine.randomness import Generators, Key
+from elastic.engine.randomness import GeneratorKey, Generators
 from elastic.engine.statistics import Statistics
 from elastic.engine.structure import takes_keywords
 from elastic.errors import TrainerError
@@ -77,7 +77,7 @@ class LayerRunner:
         self._generators = generators
         self._taken: dict[frozenset[str], bool] = {}  # whether a dict of these names is taken by keyword
 
-    def key(self, step: int, micro_batch: int) -> Key:
+    def key(self, step: int, micro_batch: int) -> GeneratorKey:
         """What the layer's randomness follows from."""
         return self.numerics.seed, step, micro_batch, self.index
 
@@ -126,7 +126,7 @@ class LayerRunner:
         return self._taken[names]
 
     def _call(
-        self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any, key: Key | None = None
+        self, step: int, micro_batch: int, inputs: Sequence[torch.Tensor], structure: Any, key: GeneratorKey | None = None
     ) -> tuple[Any, list[torch.Tensor]]:
         self._generators.enter(*(key or self.key(step, micro_batch)))
         with self.numerics.precision():
@@ -135,7 +135,7 @@ class LayerRunner:
         return flatten(result, f"layer {self.index} ({type(self.module).__name__})")
 
 
-def evaluation_key(key: Key) -> Key:
+def evaluation_key(key: GeneratorKey) -> GeneratorKey:
     """What follows from `key` in an evaluation: its step only names messages, and how many there were depends on the layout."""
     seed, _, micro_batch, layer = key
     return seed, "evaluate", micro_batch, layer
@@ -150,7 +150,7 @@ class LossRunner:
         self.numerics = numerics
         self._generators = generators
 
-    def key(self, step: int, micro_batch: int) -> Key:
+    def key(self, step: int, micro_batch: int) -> GeneratorKey:
         """What the loss's randomness follows from."""
         return self.numerics.seed, step, micro_batch, self.index
 
@@ -191,7 +191,7 @@ class LossRunner:
             return LossLeaf(micro_batch=micro_batch, value=float(value) * share, weight=share, tokens=tokens)
         return LossLeaf(micro_batch=micro_batch, value=float(value) if weight else 0.0, weight=weight, tokens=tokens)
 
-    def _call(self, key: Key, output: Any, batch: Any) -> Any:
+    def _call(self, key: GeneratorKey, output: Any, batch: Any) -> Any:
         self._generators.enter(*key)
         with self.numerics.precision():
             return self.loss(output, batch)

@@ -68,7 +68,7 @@ class ShardedOptimizer:
                 scalars[name] = RUN
         return shard
 
-    def step(self, gradients: Sequence[OwnedGradient], scale: Scale) -> None:
+    def step(self, gradients: Sequence[OwnedGradient], scale: GradientScale) -> None:
         """Scales the gradient sums in place and updates the owned shards; a parameter without gradient is skipped."""
         for gradient in gradients:
             scale(gradient.memory)
@@ -119,10 +119,10 @@ class ShardedOptimizer:
         )
 
 
-Scale = Callable[[torch.Tensor], Any]
+GradientScale = Callable[[torch.Tensor], Any]
 
 
-def scaling(denominator: float, clip: float) -> Scale:
+def scaling(denominator: float, clip: float) -> GradientScale:
     """Divides once by the sum of weights; multiplies by the clip factor where it is below 1."""
 
     def scale(gradient: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ BLOCK = 4096
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one element, by dtype name."""
 
-Cut = Literal["block", "tensor"]
+CutRule = Literal["block", "tensor"]
 
 
 def align(position: int) -> int:
@@ -122,7 +122,7 @@ class ModelSpec:
     """All layers in order, and where their vectors may be cut between owners."""
 
     layers: tuple[LayerSpec, ...]
-    cut: Cut = "block"
+    cut: CutRule = "block"
 
     def __post_init__(self) -> None:
         if self.cut not in ("block", "tensor"):

@@ -9,20 +9,20 @@ import torch
 
 from elastic.memory import raw
 
-Shape = int | Sequence[int]
+TensorShape = int | Sequence[int]
 
 
-def empty(shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+def empty(shape: TensorShape, dtype: torch.dtype) -> torch.Tensor:
     """Uninitialised memory: all of it is written before anybody reads it."""
     return torch.empty(shape, dtype=dtype)
 
 
-def zeros(shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+def zeros(shape: TensorShape, dtype: torch.dtype) -> torch.Tensor:
     """Memory of zeros."""
     return torch.zeros(shape, dtype=dtype)
 
 
-def filled(shape: Shape, value: float, dtype: torch.dtype) -> torch.Tensor:
+def filled(shape: TensorShape, value: float, dtype: torch.dtype) -> torch.Tensor:
     """Memory with one value everywhere."""
     return torch.full((shape,) if isinstance(shape, int) else tuple(shape), value, dtype=dtype)
 
@@ -60,7 +60,7 @@ def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
 
 
-def of_bytes(memory: np.ndarray, dtype: torch.dtype, shape: Shape = -1) -> torch.Tensor:
+def of_bytes(memory: np.ndarray, dtype: torch.dtype, shape: TensorShape = -1) -> torch.Tensor:
     """Received bytes (uint8, writable) as a tensor. It shares the memory, which must not change any more."""
     found = torch.from_numpy(memory) if memory.size else torch.empty(0, dtype=torch.uint8)
     return found.view(dtype).view(shape)

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, get_args
 
 from elastic.errors import PlanError
 
-Kind = Literal["F", "B"]
-_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+ActionKind = Literal["F", "B"]
+_KINDS: dict[str, ActionKind] = {kind: kind for kind in get_args(ActionKind)}
 _ACTION = re.compile(r"(\d+)([FB])(\d+)")
 
 
@@ -17,7 +17,7 @@ class Action(NamedTuple):
     """One micro-batch through one stage: forward (F) or backward (B)."""
 
     stage: int
-    kind: Kind
+    kind: ActionKind
     micro_batch: int
 
     def __str__(self) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from elastic.plan.bubbles import Bubbles, breakdown, bubble_share
-from elastic.plan.timeline import Activity, Span, StepTimeline
+from elastic.plan.timeline import ActivityKind, Span, StepTimeline
 
-_COLOURS: dict[Activity, tuple[str, str, str]] = {
+_COLOURS: dict[ActivityKind, tuple[str, str, str]] = {
     "F": ("#3b76c4", "#ffffff", "forward"),
     "B": ("#2f8f5b", "#ffffff", "backward"),
     "sync": ("#8a5fb5", "#ffffff", "synchronisation"),

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from elastic.plan.actions import Action, Kind, Schedule, format, parse
+from elastic.plan.actions import Action, Schedule, format, parse
 from elastic.plan.plan import Stage
 from elastic.plan.simulation import simulate
 from elastic.plan.workload import Workload
 
-__all__ = ["Action", "Kind", "Schedule", "build", "format", "parse"]
+__all__ = ["Action", "ActionKind", "Schedule", "build", "format", "parse"]
 
 
 def build(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> dict[int, tuple[Action, ...]]:

@@ -9,14 +9,14 @@ import math
 from collections.abc import Generator, Sequence
 from heapq import heappop, heappush
 
-from elastic.plan.actions import Action, Kind
+from elastic.plan.actions import Action, ActionKind
 from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
 _BACKWARD, _FORWARD = range(2)
 """Of what can start at the same time, that which others wait for more comes first."""
 
-_KINDS: tuple[Kind, Kind] = ("B", "F")
+_KINDS: tuple[ActionKind, ActionKind] = ("B", "F")
 
 _AT_A_TIME = 128
 """Actions between two points at which a run can be interrupted: about 2 ms."""

@@ -26,7 +26,7 @@ from elastic.plan.plan import Stage
 from elastic.plan.prediction import Prediction
 from elastic.plan.prepared import Prepared
 from elastic.plan.routing import weighted_routes
-from elastic.plan.uneven import Parts, divide, divide_within
+from elastic.plan.uneven import StageParts, divide, divide_within
 from elastic.plan.workload import Workload
 
 Routes = tuple[tuple[int, ...], ...]
@@ -125,14 +125,14 @@ def _orders(fleet: Fleet) -> list[Fleet]:
     return [fleet.ordered(sorted(fleet.workers, key=lambda worker: sign * fleet.slowdown(worker))) for sign in (1, -1)]
 
 
-def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts] | None]:
+def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, StageParts] | None]:
     """Workers in order, and the layers and the number of workers of each stage; None where it may pause."""
     for order in _orders(fleet):
         parts = _partitions(workload, len(order.workers), count) if fleet.equal else [divide(workload, order, count)]
         yield from (None if each is None else (order, each) for each in parts)
 
 
-def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, Parts]]:
+def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, StageParts]]:
     """The same, within the memory that workers have."""
     for order in _orders(fleet):
         parts = divide_within(workload, order, count)
@@ -140,7 +140,7 @@ def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tup
             yield order, parts
 
 
-def _partitions(workload: Workload, workers: int, count: int) -> Generator[Parts | None, None, None]:
+def _partitions(workload: Workload, workers: int, count: int) -> Generator[StageParts | None, None, None]:
     """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers, where they differ.
 
     None where it may pause.
@@ -157,7 +157,7 @@ def _partitions(workload: Workload, workers: int, count: int) -> Generator[Parts
         yield equal
 
 
-def _filled(fleet: Fleet, parts: Parts, workload: Workload) -> tuple[tuple[Stage, ...], Routes]:
+def _filled(fleet: Fleet, parts: StageParts, workload: Workload) -> tuple[tuple[Stage, ...], Routes]:
     """Stages with their workers, and routes."""
     rest = iter(fleet.workers)
     stages = tuple(Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts)

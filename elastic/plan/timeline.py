@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from elastic.plan.actions import Kind
+from elastic.plan.actions import ActionKind
 
-Activity = Literal[Kind, "sync", "update"]
+ActivityKind = Literal[ActionKind, "sync", "update"]
 
 
 class Span(NamedTuple):
@@ -16,7 +16,7 @@ class Span(NamedTuple):
 
     start_s: float
     end_s: float
-    activity: Activity
+    activity: ActivityKind
     micro_batch: int = -1
 
     @property

@@ -21,10 +21,10 @@ _BISECTIONS = 40
 _TINY = 1e-12
 
 
-Parts = tuple[tuple[range, int], ...]
+StageParts = tuple[tuple[range, int], ...]
 
 
-def divide(workload: Workload, fleet: Fleet, stages: int) -> Parts:
+def divide(workload: Workload, fleet: Fleet, stages: int) -> StageParts:
     """The layers and the number of workers of each stage; workers are given out in their order in `fleet`.
 
     Minimises the largest over stages of (seconds of the stage's layers for all micro-batches) / (sum of 1 / slowdown of its workers).
@@ -36,13 +36,13 @@ def divide(workload: Workload, fleet: Fleet, stages: int) -> Parts:
     return found
 
 
-def divide_within(workload: Workload, fleet: Fleet, stages: int) -> Parts | None:
+def divide_within(workload: Workload, fleet: Fleet, stages: int) -> StageParts | None:
     """As `divide`, where every worker has the memory for its stage's layers (with an even share of the grains); None if that cannot be."""
     check_feasible(len(workload.layers), len(fleet.workers), stages)
     return _least(workload, fleet, stages, [_fitting(workload, fleet, stages - number) for number in range(stages)])
 
 
-def _least(workload: Workload, fleet: Fleet, stages: int, fitting: Sequence[np.ndarray]) -> Parts | None:
+def _least(workload: Workload, fleet: Fleet, stages: int, fitting: Sequence[np.ndarray]) -> StageParts | None:
     slowdowns = [fleet.slowdown(worker) for worker in fleet.workers]
     seconds = np.concatenate([[0.0], np.cumsum([layer.forward_s + layer.backward_s for layer in workload.layers])])
     power = np.concatenate([[0.0], np.cumsum([1 / slowdown for slowdown in slowdowns])])
@@ -77,7 +77,7 @@ def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
     return found
 
 
-def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float, fitting: Sequence[np.ndarray]) -> Parts | None:
+def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float, fitting: Sequence[np.ndarray]) -> StageParts | None:
     """A division in which no stage is above `limit` (seconds of layers per unit of power), if there is one."""
     layers, workers = len(seconds) - 1, len(power) - 1
     room = limit * np.maximum(power[None, :] - power[:, None], 0.0) * (1 + _TINY)  # seconds of a stage of workers [first, last)
@@ -107,7 +107,7 @@ def _extended(reached: np.ndarray, reach: np.ndarray) -> np.ndarray:
     return found
 
 
-def _parts(history: Sequence[np.ndarray], reaches: Sequence[np.ndarray]) -> Parts:
+def _parts(history: Sequence[np.ndarray], reaches: Sequence[np.ndarray]) -> StageParts:
     """Back to front, of all ways the one whose earlier stages have fewest workers and layers."""
     last, stop = (size - 1 for size in history[-1].shape)
     parts: list[tuple[range, int]] = []

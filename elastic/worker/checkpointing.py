@@ -41,7 +41,7 @@ from elastic.worker.restore import RestoredRun, form, numbers, persistent_buffer
 from elastic.worker.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
 from elastic.worker.runtime import WorkerRuntime
 from elastic.worker.savable import check_savable, empty_states
-from elastic.worker.saving import Share, States, base_of, contents_of, digest_of, merged, states_of
+from elastic.worker.saving import Share, StatesToSave, base_of, contents_of, digest_of, merged, states_of
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 0.5
@@ -83,7 +83,7 @@ class Checkpoints:
         self._base: int | None = None
         self._epoch = 0
         self._known: str | None = None
-        self._states: States = {}
+        self._states: StatesToSave = {}
         self._buffers = [name for name, _ in persistent_buffers(model.root)]
         self.unreadable: set[str] = set()
         self.stalls: list[tuple[float, float]] = []
@@ -288,7 +288,7 @@ class Checkpoints:
         )
         return True
 
-    def _together(self, step: int, runtime: WorkerRuntime, history: History, states: States) -> list[Share] | None:
+    def _together(self, step: int, runtime: WorkerRuntime, history: History, states: StatesToSave) -> list[Share] | None:
         """What every member told, None if some were lost meanwhile; who has which states is known then.
 
         The states themselves are told only where they are not the last ones that all told each other.

@@ -30,7 +30,7 @@ from elastic.errors import MemoryDamaged, NonFinite
 from elastic.layout.transfer import PARAM
 from elastic.memory.tensors import bytes_of, contiguous
 from elastic.snapshot import replication
-from elastic.snapshot.held import Held, Stored, held
+from elastic.snapshot.held import Held, StoredCopy, held
 from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
 from elastic.snapshot.rest import Rest, period
@@ -235,7 +235,7 @@ class Engine:
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
         self.replicator.replay(step)
 
-    def held(self, lost: Collection[int]) -> list[Stored]:
+    def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """The complete copies that this worker can give where workers `lost` are gone. Nothing is computed in this view any more."""
         self.rest.check(("live", "gathered", "replica", "previous"))
         self.replicator.give_up(self.rest.damaged)

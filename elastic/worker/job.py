@@ -16,7 +16,7 @@ from elastic.observe.activity import Activity
 from elastic.settings import JobSettings
 from elastic.view import View
 
-Send = Callable[[dict[str, Any]], None]
+SendMessage = Callable[[dict[str, Any]], None]
 
 _ORDERS = ("view", "quiesce", "propose")
 UNHEARD_S = 20.0
@@ -77,7 +77,7 @@ class Job:
     what layers cost.
     """
 
-    def __init__(self, spec: WorkerSpec, send: Send) -> None:
+    def __init__(self, spec: WorkerSpec, send: SendMessage) -> None:
         self.settings = spec.settings
         self.name = spec.settings.name
         self.worker = spec.worker

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from elastic.comm.endpoint import Endpoint
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.view_state import ViewState
@@ -26,7 +26,7 @@ from elastic.memory.digest import digest
 from elastic.memory.tensors import Landing, bytes_of, empty, zeros
 from elastic.recovery.gate import check_received
 from elastic.recovery.proposal import Proposal
-from elastic.snapshot.held import Stored, UnreplayedCopy, runs
+from elastic.snapshot.held import StoredCopy, UnreplayedCopy, runs
 from elastic.view import View
 
 
@@ -65,7 +65,7 @@ class Migration:
         self,
         worker: int,
         proposal: Proposal,
-        held: Sequence[Stored],
+        held: Sequence[StoredCopy],
         scalars: Scalars,
         model: LayeredModel,
         optimizer: ShardedOptimizer,
@@ -106,7 +106,7 @@ class Migration:
         return found
 
     @property
-    def retained(self) -> list[Stored]:
+    def retained(self) -> list[StoredCopy]:
         """The copies of the resumed step that stay as they are when the new view takes its steps."""
         return [
             copy
@@ -114,7 +114,7 @@ class Migration:
             if isinstance(copy, UnreplayedCopy) or not any(_storage(memory) in self._taken_over for memory in copy.memory.values())
         ]
 
-    def _take_over(self, copy: Stored) -> None:
+    def _take_over(self, copy: StoredCopy) -> None:
         self._taken_over.update(_storage(memory) for memory in copy.memory.values())
         self._filled.update(memory.data_ptr() for memory in copy.memory.values())
 
@@ -173,7 +173,7 @@ class Migration:
         for index, move in self._incoming:
             self._network.receive(move.source, self._tag(index))
             received[move] = landings[move].take()
-            said = self._network.receive(move.source, self._tag(index, Kind.TRANSFER_DIGEST))
+            said = self._network.receive(move.source, self._tag(index, MessageKind.TRANSFER_DIGEST))
             announced[move] = said.tobytes().decode("ascii", "replace")
         self._move_buffers()
         moved = time.monotonic()
@@ -190,7 +190,7 @@ class Migration:
         buffers, running, step = self._proposal.buffers, self._model.running, self._proposal.resume
         if buffers is None or not self._buffer_peers:
             return
-        tag = Tag(Kind.BUFFERS, step + 1)
+        tag = Tag(MessageKind.BUFFERS, step + 1)
         if buffers.source == self._worker:
             for worker in buffers.to:
                 self._network.send(worker, tag, running.packed(step))
@@ -202,7 +202,7 @@ class Migration:
             raise GateRefused(f"worker {self._worker} received other buffers than worker {buffers.source} has", check="contents")
         running.unpack(step, memory)
 
-    def _tag(self, index: int, kind: Kind = Kind.TRANSFER) -> Tag:
+    def _tag(self, index: int, kind: MessageKind = MessageKind.TRANSFER) -> Tag:
         return Tag(kind, self._proposal.resume + 1, index)
 
     def _send(self, index: int, move: Transfer) -> torch.Tensor:
@@ -216,7 +216,7 @@ class Migration:
         parts = [zeros(stop - start, dtype) if memory is None else memory for start, stop, memory in found]
         memory = parts[0] if len(parts) == 1 else torch.cat(parts)
         self._network.send(move.destination, self._tag(index), bytes_of(memory))
-        self._network.send(move.destination, self._tag(index, Kind.TRANSFER_DIGEST), digest(memory).encode())
+        self._network.send(move.destination, self._tag(index, MessageKind.TRANSFER_DIGEST), digest(memory).encode())
         return memory
 
     def _targets(self) -> list[Destination]:

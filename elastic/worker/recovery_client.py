@@ -31,7 +31,7 @@ from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Progress
 from elastic.recovery.proposal import Proposal
 from elastic.recovery.salvage import usable
 from elastic.recovery.stored import INITIAL, Checkpoint
-from elastic.snapshot.held import Held, Stored, UnreplayedCopy, dtypes
+from elastic.snapshot.held import Held, StoredCopy, UnreplayedCopy, dtypes
 from elastic.view import View
 from elastic.worker.engine import Engine
 from elastic.worker.fallback import Fallback, Restored
@@ -68,7 +68,7 @@ class HeldState:
     bodies have changed. `objects`: `[step, states]` of registered objects behind the newest loop body that is over here.
     """
 
-    held: Sequence[Stored]
+    held: Sequence[StoredCopy]
     yielded: int
     progress: dict[int, Progress]
     results: list[Any]
@@ -89,7 +89,7 @@ class CommittedView:
     before: tuple[int, ...]
     engine: Engine
     proposal: Proposal
-    retained: Sequence[Stored]
+    retained: Sequence[StoredCopy]
     restored: Restored | None = None
 
 

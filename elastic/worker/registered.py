@@ -23,7 +23,7 @@ LARGEST = 256 * 1024
 
 _SHOWN = 60
 
-States = list[list[Any]]
+ObjectStates = list[list[Any]]
 """`[[type's name, state as JSON], ...]`, in the order in which objects were registered."""
 
 
@@ -32,7 +32,7 @@ class Registered:
 
     def __init__(self) -> None:
         self.step = -1
-        self.states: States | None = None
+        self.states: ObjectStates | None = None
         self._objects: list[Any] = []
         self._pending = False  # the states are of others, or of a checkpoint, and the loop that goes on from them has not begun
         self._origin = ""
@@ -76,7 +76,7 @@ class Registered:
         self.step = step
         self.states = self.read() if self._objects else None
 
-    def read(self) -> States | None:
+    def read(self) -> ObjectStates | None:
         """The states as they are now; None if nothing is registered. Raises TrainerError for what cannot be kept."""
         states = [[_kind(each), _state(each)] for each in self._objects]
         size = len(json.dumps(states))
@@ -89,7 +89,7 @@ class Registered:
             )
         return states or None
 
-    def learn(self, step: int, states: States | None, origin: str) -> None:
+    def learn(self, step: int, states: ObjectStates | None, origin: str) -> None:
         """This worker goes on behind the loop body of `step`, which ran elsewhere; `origin` says who knows these states, and `has` them."""
         self.step, self._origin, self.states, self._pending = step, origin, states, states is not None
 
@@ -116,7 +116,7 @@ class Registered:
         return found
 
 
-def digest_of(states: States | None) -> str:
+def digest_of(states: ObjectStates | None) -> str:
     """Equal for equal states; empty where nothing is registered."""
     return "" if states is None else hashlib.blake2b(json.dumps(states).encode(), digest_size=16).hexdigest()
 

@@ -20,7 +20,7 @@ from elastic.engine.shard import RUN, Scalars, Shard, in_memory
 from elastic.engine.view_state import ViewState
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
-from elastic.layout.regions import Cut, ModelSpec, ParameterSpec
+from elastic.layout.regions import CutRule, ModelSpec, ParameterSpec
 from elastic.memory.tensors import filled, zeros
 from elastic.view import View
 
@@ -45,12 +45,12 @@ def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[RestoredRu
                 yield RestoredRun(parameter.name, state, 0, value.reshape(-1))
 
 
-def is_whole(value: Any, cut: Cut) -> bool:
+def is_whole(value: Any, cut: CutRule) -> bool:
     """Whether a state is a tensor of a shape of its own, such as the sums of a matrix's rows: whoever owns the parameter has all of it."""
     return cut == "tensor" and isinstance(value, torch.Tensor) and value.ndim > 0
 
 
-def numbers(scalars: Scalars, cut: Cut = "block") -> dict[str, dict[str, float | int | bool]]:
+def numbers(scalars: Scalars, cut: CutRule = "block") -> dict[str, dict[str, float | int | bool]]:
     """Step counts and the like, by parameter."""
     found: dict[str, dict[str, float | int | bool]] = {}
     for name, states in scalars.items():

@@ -17,7 +17,7 @@ from elastic.engine.decision import Apply, Wishes
 from elastic.engine.effort import SpeedReference
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
 from elastic.recovery.proposal import Proposal
-from elastic.snapshot.held import Stored
+from elastic.snapshot.held import StoredCopy
 from elastic.snapshot.rest import intact
 from elastic.view import View
 from elastic.worker.engine import Engine
@@ -27,7 +27,7 @@ from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings, compared
 from elastic.worker.onesided import WaitReporter, advice
 from elastic.worker.recovery_client import CommittedView, HeldState, RecoveryClient
-from elastic.worker.registered import States
+from elastic.worker.registered import ObjectStates
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class WorkerRuntime:
     def __init__(self, job: Job, member: RecoveryClient, history: History, batch: Batch, then: Callable[[Apply], None]) -> None:
         self._job, self._member, self._history, self._batch, self._then = job, member, history, batch, then
         self._engine: Engine | None = None
-        self._retained: Sequence[Stored] = ()
+        self._retained: Sequence[StoredCopy] = ()
         self._retained_until = 0
         self._place, self._finished = "-1/begin", 0
         self._calls = 0  # what was done together behind the newest step
@@ -99,7 +99,7 @@ class WorkerRuntime:
         self._member.report_loss(error, view.epoch, self.step, type(error).__name__)
         self._enter_next_view(view)
 
-    def begin(self, objects: States | None, name: str) -> None:
+    def begin(self, objects: ObjectStates | None, name: str) -> None:
         """Goes on behind a step that another job took and handed out; the checkpoint `name` has the `objects` behind it."""
         self._yielded = self._history.step
         self._history.registered.learn(self._yielded, objects, f"checkpoint {name} has")

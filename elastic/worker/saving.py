@@ -17,7 +17,7 @@ from elastic.errors import CheckpointError
 from elastic.layout.regions import ModelSpec
 from elastic.worker.restore import is_whole
 
-States = dict[str, dict[str, str]]
+StatesToSave = dict[str, dict[str, str]]
 """Parameter -> state -> dtype, as torch names it without `torch.`; where its shape is not the parameter's, with that: `float32[8, 1]`."""
 
 
@@ -55,9 +55,9 @@ def base_of(shares: Sequence[Share]) -> int:
     return min((share.base for share in shares if share.base is not None), default=max(share.hint for share in shares))
 
 
-def states_of(shards: Iterable[tuple[Shard, Scalars]], spec: ModelSpec) -> States:
+def states_of(shards: Iterable[tuple[Shard, Scalars]], spec: ModelSpec) -> StatesToSave:
     """Of the parameters in the shards. Raises CheckpointError for state that is neither a number nor of the parameter's shape."""
-    found: States = {}
+    found: StatesToSave = {}
     for shard, scalars in shards:
         dtypes = {state: str(memory.dtype).removeprefix("torch.") for state, memory in shard.memory.items()}
         for parameter, _, _ in shard.parameters(spec):
@@ -85,9 +85,9 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def merged(all_states: Iterable[States]) -> States:
+def merged(all_states: Iterable[StatesToSave]) -> StatesToSave:
     """Everything that is owned by somebody."""
-    found: States = {}
+    found: StatesToSave = {}
     for states in all_states:
         for name, dtypes in states.items():
             found.setdefault(name, {}).update(dtypes)
@@ -96,7 +96,7 @@ def merged(all_states: Iterable[States]) -> States:
 
 def contents_of(
     shapes: Mapping[str, tuple[int, ...]],
-    states: States,
+    states: StatesToSave,
     *,
     scalars: Mapping[str, Mapping[str, float | int | bool]],
     rest: Mapping[str, Spec],

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from elastic.checkpoint.commit import abandon, begin, commit, join, save, write_runs
 from elastic.checkpoint.directory import collect, newest, temporary
-from elastic.checkpoint.plan import Key, plan_files
+from elastic.checkpoint.plan import TensorKey, plan_files
 from elastic.checkpoint.retention import KeepLast, retire
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.store import LocalStore, Store
@@ -36,7 +36,7 @@ OLD, NEW = 11, 12
 _SHAPES = {"embed.weight": (70, 1000), "norm": (129,)}
 _VALUES = {step: values_at(step, _SHAPES) for step in (10, OLD, NEW, 13)}
 _CUT = 33_000
-Slicings = Mapping[Key, Slicing]
+Slicings = Mapping[TensorKey, Slicing]
 WHOLE: Slicings = {}
 SLICED: Slicings = {("embed.weight", state): Slicing(dim=0, widths=((40, 30),), padded=(40, 40)) for state in ("param", "exp_avg")}
 _VARIANTS: tuple[Variant, ...] = ("least", "entries", "data", "some")

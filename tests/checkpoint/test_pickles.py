@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.checkpoint.pickles import Global, Limits, Opaque, load, number, plain
+from elastic.checkpoint.pickles import Global, Opaque, PickleLimits, load, number, plain
 from elastic.checkpoint.pickles.archive import Archive
 from elastic.checkpoint.pickles.write import Streamed, save
 from elastic.checkpoint.state import Spec
@@ -230,9 +230,9 @@ def test_a_bomb_or_another_file_is_refused(tmp_path):
         load(tmp_path / "old.pt")
     torch.save(list(range(300)), tmp_path / "big.pt")
     with pytest.raises(CheckpointError, match="more than the limit of 100"):
-        load(tmp_path / "big.pt", limits=Limits(pickle_bytes=100))
+        load(tmp_path / "big.pt", limits=PickleLimits(pickle_bytes=100))
     with pytest.raises(CheckpointError, match="more than 100 operations"):
-        load(tmp_path / "big.pt", limits=Limits(operations=100))
+        load(tmp_path / "big.pt", limits=PickleLimits(operations=100))
     with pytest.raises(CheckpointError, match=r"none\.pt"):
         load(tmp_path / "none.pt")
 

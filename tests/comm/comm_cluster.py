@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from elastic.comm import Endpoint, Kind, LoopbackHub, LoopbackNetwork, Network, Tag
+from elastic.comm import Endpoint, LoopbackHub, LoopbackNetwork, MessageKind, Network, Tag
 
 KINDS = ("unix", "tcp", "loopback")
 PATIENCE_S = 10.0
@@ -28,7 +28,7 @@ class Peer:
 
 
 def tag(step: int = 1, a: int = 0) -> Tag:
-    return Tag(Kind.GRADIENT, step, a)
+    return Tag(MessageKind.GRADIENT, step, a)
 
 
 def pattern(size: int, seed: int = 0) -> np.ndarray:

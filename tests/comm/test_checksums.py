@@ -10,7 +10,7 @@ from comm_cluster import PATIENCE_S, Cluster, pattern, tag, until
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from elastic.comm import Kind, Tag
+from elastic.comm import MessageKind, Tag
 from elastic.comm.mailbox import Mailbox
 from elastic.comm.message import HEADER_BYTES, MessageHeader, checksum, described
 from elastic.comm.receiving import Receiver
@@ -59,7 +59,7 @@ def received(message: bytes) -> tuple[Receiver, Mailbox]:
 @given(st.binary(max_size=300), st.data())
 @example(b"", None)
 def test_any_flipped_bit_of_a_message_is_found(data, more):
-    of = Tag(Kind.ACTIVATION, 17, 1, 2)
+    of = Tag(MessageKind.ACTIVATION, 17, 1, 2)
     whole = wire(data, of)
     bit = 8 * len(whole) - 1 if more is None else more.draw(st.integers(0, 8 * len(whole) - 1))
     whole[bit // 8] ^= 1 << bit % 8
@@ -82,7 +82,7 @@ def test_a_damaged_message_is_a_lost_link_which_is_made_anew(cluster):
     c = cluster(2)
     data = pattern(3_000_000)
     place = np.zeros_like(data)
-    of = Tag(Kind.PARAMETER, 17, 1)
+    of = Tag(MessageKind.PARAMETER, 17, 1)
     c[1].post(0, of, place)
     waiting = c.blocked(1, lambda: c[1].receive(0, of))
     damaged = wire(data.tobytes(), of)
@@ -121,9 +121,9 @@ def test_checksums_of_parts_make_that_of_the_whole():
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        (Tag(Kind.CONTROL_READY, 2 * 12), "control ready message of epoch 3, attempt 2, step 12"),
-        (Tag(Kind.CONTROL_APPLY, 2 * 12 + 1), "control apply message of epoch 3, attempt 2, step 12"),
-        (Tag(Kind.COLLECT, 1 << 63 | 4), "collect message of epoch 3, attempt 2, collective 4"),
+        (Tag(MessageKind.CONTROL_READY, 2 * 12), "control ready message of epoch 3, attempt 2, step 12"),
+        (Tag(MessageKind.CONTROL_APPLY, 2 * 12 + 1), "control apply message of epoch 3, attempt 2, step 12"),
+        (Tag(MessageKind.COLLECT, 1 << 63 | 4), "collect message of epoch 3, attempt 2, collective 4"),
         (Tag(77, 1), "kind 77 message of epoch 3, attempt 2, step 1"),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.comm import rate_meter
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.comm.network import Network
 from elastic.comm.rate_meter import MEASURED_BYTES, LinkRates, RateMeter, news, within_host
 from elastic.view import Member
@@ -89,8 +89,8 @@ def test_links_tell_what_they_did(tcp):
         joining.join()
         memory = np.zeros(16 << 20, dtype=np.uint8)
         for step in range(100):  # whether a receiver has to wait in the middle of a message is up to the system
-            ends[0].send(1, Tag(Kind.BARRIER, step), memory)
-            ends[1].receive(0, Tag(Kind.BARRIER, step))
+            ends[0].send(1, Tag(MessageKind.BARRIER, step), memory)
+            ends[1].receive(0, Tag(MessageKind.BARRIER, step))
             (seen,), (other,) = (end.seen().values() for end in (ends[1], ends[0]))
             if seen.bytes_per_s is not None:
                 break

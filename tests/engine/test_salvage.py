@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from elastic.comm.message import Kind, Tag
+from elastic.comm.message import MessageKind, Tag
 from elastic.engine.boundary import LEAF, Crossing, encode
 from elastic.engine.executor import Executor
 from elastic.engine.model import LayeredModel
@@ -76,7 +76,7 @@ class Alone:
     def receive(self, _: int, tag: Tag) -> np.ndarray:
         self.check()
         value = torch.ones(1, dtype=torch.float64)
-        if tag.kind == Kind.GRADIENT:
+        if tag.kind == MessageKind.GRADIENT:
             crossing = Crossing(structure=None, tensors=(value, None), differentiable=())
         else:
             crossing = Crossing(structure=(LEAF, LEAF), tensors=(value, code(tag.b)), differentiable=(True, False))

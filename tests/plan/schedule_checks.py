@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NoReturn
 
 from elastic.errors import PlanError
-from elastic.plan.actions import Action, Cell, Kind, Schedule, format
+from elastic.plan.actions import Action, ActionKind, Cell, Schedule, format
 from elastic.plan.workload import Workload
 
 
@@ -55,7 +55,7 @@ def _check_routed(schedule: Schedule, workload: Workload, routes: Sequence[Seque
         if action in seen:
             refuse(f"{action} is there twice", schedule, [(worker, place)])
         seen.add(action)
-    kinds: tuple[Kind, Kind] = ("F", "B")
+    kinds: tuple[ActionKind, ActionKind] = ("F", "B")
     for stage, row in enumerate(homes):
         for micro_batch, worker in enumerate(row):
             for kind in kinds:
@@ -64,7 +64,7 @@ def _check_routed(schedule: Schedule, workload: Workload, routes: Sequence[Seque
 
 
 def _check_bound(schedule: Schedule, worker: int, actions: Sequence[Action], depth: int) -> None:
-    done: Counter[Kind] = Counter()
+    done: Counter[ActionKind] = Counter()
     for place, (stage, kind, _) in enumerate(actions):
         done[kind] += 1
         if done["F"] - done["B"] > depth - stage:

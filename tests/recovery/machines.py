@@ -8,8 +8,8 @@ from typing import Any
 from elastic.control import machine
 from elastic.control.attempt import SETTLING_S
 from elastic.control.events import (
-    Action,
     Committed,
+    ControlAction,
     EndJob,
     Event,
     Inventoried,
@@ -43,7 +43,7 @@ class Machine:
 
     state: ControlState
     now: float = 100.0
-    actions: list[Action] = field(default_factory=list)
+    actions: list[ControlAction] = field(default_factory=list)
 
     def feed(self, *events: Event) -> Machine:
         for event in events:
@@ -56,7 +56,7 @@ class Machine:
         return self.feed(Timeout())
 
     @property
-    def done(self) -> list[Action]:
+    def done(self) -> list[ControlAction]:
         actions, self.actions = self.actions, []
         return [action for action in actions if not isinstance(action, Tell)]
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import elastic
-from elastic.control.blame import DEATHS, Loss, blamed
+from elastic.control.blame import DEATHS, MicroBatchLoss, blamed
 
-FATAL = Loss(worker=1, epoch=1, step=12, micro_batch=3, layers=(0, 1), own=True, host="a")
+FATAL = MicroBatchLoss(worker=1, epoch=1, step=12, micro_batch=3, layers=(0, 1), own=True, host="a")
 THREE = [FATAL, replace(FATAL, worker=4, epoch=2, layers=(0,)), replace(FATAL, worker=2, epoch=3, layers=(0, 1, 2))]
 
 
@@ -67,11 +67,11 @@ def test_a_host_that_kills_is_no_input() -> None:
 def test_whatever_is_killed_from_outside_no_input_is_blamed(seed: int) -> None:
     """Also where it strikes the same micro-batch again and again, and workers crash by themselves at other ones in between."""
     chance = random.Random(seed)
-    losses: list[Loss] = []
+    losses: list[MicroBatchLoss] = []
     for number in range(chance.randrange(1, 30)):
         own = chance.random() < 0.3
         losses.append(
-            Loss(
+            MicroBatchLoss(
                 worker=number,
                 epoch=number // 2 + 1,
                 step=chance.choice([7, 7, 7, 8, None]),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from elastic.control.attempt import PATIENCE_S
-from elastic.control.blame import Loss
+from elastic.control.blame import MicroBatchLoss
 from elastic.control.events import (
     Announce,
     Commit,
@@ -267,7 +267,7 @@ def test_an_input_that_has_ended_three_workers_ends_the_job() -> None:
     job = running(5)
     for epoch, worker in enumerate((1, 2, 3), 1):
         assert job.phase is Phase.RUNNING
-        loss = Loss(worker=worker, epoch=epoch, step=12, micro_batch=3, layers=(0, 1), own=True)
+        loss = MicroBatchLoss(worker=worker, epoch=epoch, step=12, micro_batch=3, layers=(0, 1), own=True)
         job.die(worker, loss=loss)
         if epoch < 3:
             job.recover()

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.control import machine
-from elastic.control.blame import Loss
+from elastic.control.blame import MicroBatchLoss
 from elastic.control.events import (
-    Action,
     AskBoundary,
     Commit,
     CommitFailed,
     Committed,
+    ControlAction,
     EndJob,
     Event,
     Evict,
@@ -64,7 +64,7 @@ class World:
             self.check_joiners(before, action)
             self.answer(action)
 
-    def check_joiners(self, before: ControlState, action: Action) -> None:
+    def check_joiners(self, before: ControlState, action: ControlAction) -> None:
         """They are started when nobody recovers and let in where everybody has paused, unless the job were too small without them."""
         if len(self.state.live) < self.state.policy.min_workers:
             return
@@ -74,7 +74,7 @@ class World:
             assert before.phase is Phase.BOUNDARY
             assert len(before.missing) <= 1, "not all had paused"
 
-    def answer(self, action: Action) -> None:
+    def answer(self, action: ControlAction) -> None:
         view = self.state.view
         if isinstance(action, Quiesce):
             assert action.attempt_id > max([(view.epoch, view.attempt), *self.opened])
@@ -155,7 +155,9 @@ class World:
 
     def befall(self, kind: str, worker: int, other: int) -> None:
         if kind == "die":
-            loss = Loss(worker=worker, epoch=self.state.view.epoch, step=other % 2, micro_batch=0, layers=(0,))  # killed from outside
+            loss = MicroBatchLoss(
+                worker=worker, epoch=self.state.view.epoch, step=other % 2, micro_batch=0, layers=(0,)
+            )  # killed from outside
             self.feed(WorkerDied(worker=worker, how="died", loss=loss if worker in self.state.view.workers else None))
         elif kind == "lost":
             self.feed(LostLink(reporter=worker, peer=other if other != worker else None, epoch=self.state.view.epoch))

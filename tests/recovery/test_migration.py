@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from elastic.comm import Kind
+from elastic.comm import MessageKind
 from elastic.errors import GateRefused, Interrupted, LinkError
 from elastic.layout.transfer import PARAM
 from elastic.recovery.proposal import Proposal
@@ -160,7 +160,7 @@ def test_memory_that_was_prepared_is_none_that_is_held(make: Make) -> None:
 # What is refused
 
 
-def damage(worker: Worker, kind: Kind, change: Callable[[np.ndarray], object]) -> None:
+def damage(worker: Worker, kind: MessageKind, change: Callable[[np.ndarray], object]) -> None:
     """The first message of this kind is changed on its way."""
     send = worker.network.send
     first = iter([True])
@@ -184,12 +184,12 @@ def refused(job: Job, proposal: Proposal) -> str:
 @pytest.mark.parametrize(
     ("kind", "change"),
     [
-        (Kind.TRANSFER, lambda message: message[1000:1001].__ixor__(1)),
-        (Kind.TRANSFER, lambda message: message[:8192].__setitem__(slice(None), np.roll(message[:8192], 4096))),
-        (Kind.TRANSFER_DIGEST, lambda message: message[3:4].__ixor__(1)),
+        (MessageKind.TRANSFER, lambda message: message[1000:1001].__ixor__(1)),
+        (MessageKind.TRANSFER, lambda message: message[:8192].__setitem__(slice(None), np.roll(message[:8192], 4096))),
+        (MessageKind.TRANSFER_DIGEST, lambda message: message[3:4].__ixor__(1)),
     ],
 )
-def test_contents_that_differ_from_what_was_sent_are_refused(make: Make, kind: Kind, change: Any) -> None:
+def test_contents_that_differ_from_what_was_sent_are_refused(make: Make, kind: MessageKind, change: Any) -> None:
     job = make("one dies and one joins")
     proposal = job.propose()
     before = {number: worker.contents() for number, worker in job.survivors.items()}
@@ -233,7 +233,7 @@ def test_a_message_of_another_size_is_refused(make: Make) -> None:
     sender = job.workers[move.source]
     send = sender.network.send
     sender.network.send = lambda peer, tag, *buffers: send(  # pyright: ignore[reportAttributeAccessIssue]
-        peer, tag, *(buffers if tag.kind != Kind.TRANSFER else (bytes(100),))
+        peer, tag, *(buffers if tag.kind != MessageKind.TRANSFER else (bytes(100),))
     )
     with pytest.raises(LinkError, match="sent 100 bytes"):
         job.migrate(proposal)

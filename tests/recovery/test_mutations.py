@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from elastic.comm import Endpoint, Kind, LoopbackHub, LoopbackNetwork, Tag
+from elastic.comm import Endpoint, LoopbackHub, LoopbackNetwork, MessageKind, Tag
 from elastic.comm.mailbox import Mailbox
 from elastic.control import machine
 from elastic.control.events import Offer, Proposed, Vote, Voted
@@ -52,7 +52,7 @@ def stall_updates(to: int) -> None:
     send = Endpoint.send
 
     def stalled(network: Endpoint, peer: int, tag: Tag, *buffers: Any) -> None:
-        if (tag.kind, tag.step, peer) != (Kind.REPLICA, STEP, to):
+        if (tag.kind, tag.step, peer) != (MessageKind.REPLICA, STEP, to):
             send(network, peer, tag, *buffers)
 
     Endpoint.send = stalled
@@ -81,10 +81,10 @@ def apply_without_ready(job: Job) -> None:
     receive, last = Endpoint.receive, {}
 
     def hasty(network: Endpoint, peer: int, tag: Tag, **options: Any) -> np.ndarray:
-        if (tag.kind, tag.step, peer) == (Kind.CONTROL_READY, 2 * (STEP + 1), 2):
+        if (tag.kind, tag.step, peer) == (MessageKind.CONTROL_READY, 2 * (STEP + 1), 2):
             return last[peer]
         found = receive(network, peer, tag, **options)
-        if tag.kind == Kind.CONTROL_READY:
+        if tag.kind == MessageKind.CONTROL_READY:
             last[peer] = found
         return found
 
@@ -198,7 +198,7 @@ class Peer:
 
 PEERS = (Peer(0), Peer(1))
 OLD, NEW = np.full(64, 1, dtype=np.uint8), np.full(64, 2, dtype=np.uint8)
-UPDATE = Tag(Kind.PARAMETER, 7, 1)
+UPDATE = Tag(MessageKind.PARAMETER, 7, 1)
 
 
 def deliver_late() -> tuple[np.ndarray, int]:

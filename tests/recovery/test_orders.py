@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from elastic.comm import Kind, LoopbackHub, LoopbackNetwork, Tag
+from elastic.comm import LoopbackHub, LoopbackNetwork, MessageKind, Tag
 from elastic.errors import Interrupted
 from elastic.settings import JobSettings
 from elastic.worker.job import Job, WorkerSpec
@@ -147,7 +147,7 @@ def network() -> Iterator[LoopbackNetwork]:
     found.close()
 
 
-@pytest.mark.parametrize("wait", [lambda network: network.receive(0, Tag(Kind.GRADIENT, 1)), lambda network: network.flush()])
+@pytest.mark.parametrize("wait", [lambda network: network.receive(0, Tag(MessageKind.GRADIENT, 1)), lambda network: network.flush()])
 def test_an_order_to_quiesce_ends_a_real_wait(job: Job, network: LoopbackNetwork, wait: Callable[[LoopbackNetwork], Any]) -> None:
     job.listen_on(network)
     job.deliver(quiesce(1))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import elastic
-from elastic.comm import Kind
+from elastic.comm import MessageKind
 from elastic.comm.message import MessageHeader
 from elastic.comm.sending import Sender
 from elastic.engine import profile
@@ -165,7 +165,11 @@ def _damage(step: int) -> None:
     send, left = Sender.send, [1]
 
     def sent(self: Sender, header: MessageHeader, views: list[memoryview]) -> None:
-        if left[0] and header.tag.step == step and header.tag.kind in (Kind.ACTIVATION, Kind.GRADIENT, Kind.PARTIAL, Kind.PARAMETER):
+        if (
+            left[0]
+            and header.tag.step == step
+            and header.tag.kind in (MessageKind.ACTIVATION, MessageKind.GRADIENT, MessageKind.PARTIAL, MessageKind.PARAMETER)
+        ):
             left[0] -= 1
             damaged = bytearray(views[-1])
             damaged[len(damaged) // 2] ^= 1

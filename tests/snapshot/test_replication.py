@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from elastic.comm import Kind, Tag
+from elastic.comm import MessageKind, Tag
 from elastic.errors import LinkError, StateUnproven
 from elastic.layout.transfer import PARAM
 from elastic.snapshot import replication
-from elastic.snapshot.held import Held, Stored, UnreplayedCopy
+from elastic.snapshot.held import Held, StoredCopy, UnreplayedCopy
 from elastic.snapshot.replication import state_digest
 from tests.snapshot.replicating import OPTIMIZERS, Pair, copied, equal
 
@@ -77,7 +77,7 @@ def test_a_message_of_another_size_is_refused(pair: Callable[..., Pair]) -> None
     one, other = workers.workers
     one.replicator.expect(0)
     replica = one.replicator.replicas[0]
-    other.network.send(0, Tag(Kind.REPLICA, 0, replica.shard.layer, replica.shard.interval.start), b"x" * 100)
+    other.network.send(0, Tag(MessageKind.REPLICA, 0, replica.shard.layer, replica.shard.interval.start), b"x" * 100)
     with pytest.raises(LinkError, match="sent 100 bytes"):
         one.replicator.confirm()
 
@@ -153,7 +153,7 @@ def test_only_some_steps_are_compared(pair: Callable[..., Pair], monkeypatch: py
 # What a holder can give
 
 
-def by_step(found: list[Stored]) -> dict[int, list[Stored]]:
+def by_step(found: list[StoredCopy]) -> dict[int, list[StoredCopy]]:
     return {step: [copy for copy in found if copy.step == step] for step in {copy.step for copy in found}}
 
 

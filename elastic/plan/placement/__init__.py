@@ -24,7 +24,7 @@ BUDGET = 16_000_000
 FEW = 400
 """Partitions that are all looked at instead of searched among: the placement is exact then."""
 
-Groups = tuple[tuple[int, ...], ...]
+DeviceGroups = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Placement:
     one size, members of equal position hand on to one another. Raises PlanError on a device in two places or parts that do not add up.
     """
 
-    groups: Groups
+    groups: DeviceGroups
     cost_s: float
     exchange_s: float
     boundary_s: float
@@ -84,12 +84,12 @@ def place(
     )
 
 
-def _even(links: HostNetwork) -> Groups:
+def _even(links: HostNetwork) -> DeviceGroups:
     """The devices in the order given."""
     return tuple(tuple(int(device) for device in run) for run in np.array_split(np.arange(links.devices), links.groups))
 
 
-def _found(links: HostNetwork, seed: int, budget: int) -> list[Groups]:
+def _found(links: HostNetwork, seed: int, budget: int) -> list[DeviceGroups]:
     """What the search finds, without its blanks: of groups of unequal size, whose costs it approximates, the best few."""
     blanks = links.groups * links.lanes - links.devices
     space = Space(links.exchange_s(links.lanes), links.boundary_s, links.groups, blanks)
@@ -98,7 +98,7 @@ def _found(links: HostNetwork, seed: int, budget: int) -> list[Groups]:
     return [tuple(tuple(device for device in group if device < links.devices) for group in grid) for grid in grids]
 
 
-def _scored(links: HostNetwork, groups: Groups) -> tuple[float, float, Groups]:
+def _scored(links: HostNetwork, groups: DeviceGroups) -> tuple[float, float, DeviceGroups]:
     """Seconds of the exchange, of the boundaries in the best order, and the groups in that order, paired where their sizes are equal."""
     filled = np.array([[*group, *group[:1] * (links.lanes - len(group))] for group in groups])
     bounds = boundary_bounds(links.boundary_s, filled)
@@ -113,7 +113,7 @@ def _scored(links: HostNetwork, groups: Groups) -> tuple[float, float, Groups]:
     return max(links.slowest_member(group)[0] for group in groups), 2 * boundary_s, tuple(ordered)
 
 
-def _refuse_dead(links: HostNetwork, groups: Groups) -> None:
+def _refuse_dead(links: HostNetwork, groups: DeviceGroups) -> None:
     """Raises PlanError if a group, or every pairing of two neighbouring ones, uses a dead link."""
     for number, group in enumerate(groups):
         pairs = np.argwhere(links.dead[np.ix_(group, group)])
