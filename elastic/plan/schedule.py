@@ -14,7 +14,7 @@ from elastic.plan.plan import Stage
 from elastic.plan.simulation import simulate
 from elastic.plan.workload import Workload
 
-__all__ = ["Action", "ActionKind", "Schedule", "build", "format", "parse"]
+__all__ = ["Action", "Schedule", "build", "format", "parse"]
 
 
 def build(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> dict[int, tuple[Action, ...]]:
