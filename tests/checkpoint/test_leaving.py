@@ -107,6 +107,7 @@ def test_whoever_dies_it_is_saved(tmp_path: Path, undisturbed: tuple[Path, elast
     assert died.value[1] == undisturbed[1].value[1]
 
 
+@pytest.mark.long
 def test_whoever_dies_behind_a_loop_that_was_left_its_last_step_is_saved(
     tmp_path: Path, undisturbed: tuple[Path, elastic.JobResult]
 ) -> None:

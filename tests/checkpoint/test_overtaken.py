@@ -32,6 +32,7 @@ def train(job: Any, directory: str, steps: int) -> None:
         pass
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_job_whose_saves_take_longer_than_its_steps_says_so_rarely(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()

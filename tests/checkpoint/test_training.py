@@ -77,6 +77,7 @@ def test_a_url_is_a_place_for_checkpoints(scheme: str, tmp_path: Path, whole: di
     assert not list((tmp_path / "run").rglob(".*"))
 
 
+@pytest.mark.long
 def test_one_process_can_save_into_its_memory() -> None:
     assert elastic.run(saved_trainings.into_memory, args=[3, 2], workers=1).value == [3, 2]
 
@@ -86,6 +87,7 @@ def test_memory_that_workers_do_not_share_is_refused() -> None:
         elastic.run(saved_trainings.into_memory, args=[2, None], workers=2)
 
 
+@pytest.mark.long
 def test_deaths_while_saves_are_under_way(tmp_path: Path) -> None:
     """A member's and the coordinator's, in a job that saves after every step: saves are given up, steps are not, replacements save too."""
     steps = 60
@@ -126,6 +128,7 @@ def test_training_goes_on_where_nothing_can_be_saved(
     assert how != "no space" or not list((tmp_path / "run").glob(".tmp-*"))
 
 
+@pytest.mark.long
 def test_a_job_falls_back_to_its_own_checkpoints_only(tmp_path: Path, whole: dict[str, Any]) -> None:
     """Another training of the same model had saved a newer step into the directory: its state was taken silently."""
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
@@ -138,6 +141,7 @@ def test_a_job_falls_back_to_its_own_checkpoints_only(tmp_path: Path, whole: dic
     assert result.value["digest"] == calm["digest"]
 
 
+@pytest.mark.long
 def test_a_job_whose_directory_another_one_took_says_that_it_saves_no_more(
     tmp_path: Path, whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,6 +211,7 @@ def test_the_last_step_is_saved_whoever_is_ready_to_join(tmp_path: Path, whole: 
     check_last_saved(tmp_path, result, whole)
 
 
+@pytest.mark.long
 def test_states_that_an_optimizer_makes_later_are_saved_from_then_on(tmp_path: Path) -> None:
     """What states there are is told only where it changed: else members tell each other one thing about a save."""
     exchanges = elastic.run(saved_trainings.with_late_state, args=[str(tmp_path), 7, 3], workers=2, stages=1, rebalance=False).value
@@ -262,6 +267,7 @@ def test_a_job_begins_with_an_older_checkpoint_where_the_newest_is_damaged(
     assert re.search(r"worker \d cannot begin with the newest checkpoint, .* older one is tried: .*step-00000005.*: damaged", said), said
 
 
+@pytest.mark.long
 def test_a_job_whose_checkpoints_are_all_damaged_ends_and_names_them(tmp_path: Path) -> None:
     run(tmp_path, 3, workers=1)
     damage(tmp_path, "step-00000003/model-*.safetensors", 0.99)

@@ -70,7 +70,11 @@ def test_another_layout_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch", "15"], "15 samples cannot be cut into micro-batches of 2: choose a multiple of it, such as 14 or 16"),
+        pytest.param(
+            ["--batch", "15"],
+            "15 samples cannot be cut into micro-batches of 2: choose a multiple of it, such as 14 or 16",
+            marks=pytest.mark.long,
+        ),
         pytest.param(["--workers", "6", "--stages", "6"], "6 stages", marks=pytest.mark.long),
         pytest.param(["--workers", "2", "--stages", "3"], "stages=3 needs at least 3 workers", marks=pytest.mark.long),
         (["--etcd", "127.0.0.1:1"], "127.0.0.1:1"),

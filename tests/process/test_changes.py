@@ -67,6 +67,7 @@ def kill(record: dict[str, Any], *workers: int) -> None:
         os.kill(pids[worker], signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_workers_die_one_by_one_and_together_and_are_replaced(tmp_path: Path) -> None:
     def plan(chaos: Chaos) -> None:
         kill(chaos.members(1), 1)
@@ -88,6 +89,7 @@ def private_etcd(record: dict[str, Any]) -> int:
     return etcd
 
 
+@pytest.mark.long
 def test_an_etcd_that_stands_still_pauses_the_recovery_and_nothing_else(tmp_path: Path) -> None:
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)
@@ -177,6 +179,7 @@ ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
 ptrace.restype = ctypes.c_long
 
 
+@pytest.mark.long
 def test_a_death_is_recovered_from_though_the_fork_server_is_stopped_for_good(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)
@@ -212,6 +215,7 @@ def test_the_last_workers_death_ends_the_job(launch: type[Launcher], leftovers: 
     assert "was killed by SIGKILL; it was the only worker: no copy of the state is left" in err
 
 
+@pytest.mark.long
 def test_below_the_minimum_without_respawn_the_job_ends(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     members: dict[str, Any] = {}
@@ -230,6 +234,7 @@ def test_below_the_minimum_without_respawn_the_job_ends(tmp_path: Path) -> None:
     assert json.loads((kept / "incidents.jsonl").read_text())["worker"] == 1
 
 
+@pytest.mark.long
 def test_memory_that_ran_out_is_a_death_and_not_a_bug() -> None:
     with pytest.raises(JobFailed, match=r"the last loss: worker 1 .* failed with MemoryError: no room"):
         elastic.run(functions.runs_out_of_memory, workers=2, min_workers=2, respawn=False)
@@ -237,6 +242,7 @@ def test_memory_that_ran_out_is_a_death_and_not_a_bug() -> None:
         elastic.run(functions.fails_after_joining, workers=2)
 
 
+@pytest.mark.long
 def test_a_death_behind_the_leaders_result_does_not_matter(tmp_path: Path) -> None:
     result = elastic.run(functions.leader_joins_and_returns, workers=2, args=[str(tmp_path)], respawn=False)
     assert result.value == "done"

@@ -30,12 +30,14 @@ def test_an_exception_is_shown_once_with_its_place(launch: type[Launcher], lefto
     assert "elastic/worker/main.py" not in err
 
 
+@pytest.mark.long
 def test_lines_of_different_workers_never_mix(launch: type[Launcher]) -> None:
     launcher = launch("prints_lines", "3", PYTHONUNBUFFERED="1")
     printed = [(entry["worker"], entry["line"]) for entry in launcher.lines(3 * 500)]
     assert sorted(printed) == [(worker, line) for worker in range(3) for line in range(500)]
 
 
+@pytest.mark.long
 def test_a_script_without_a_guard_is_told_to_have_one(launch: type[Launcher]) -> None:
     code, _, err = launch(script="unguarded.py").finish()
     assert code == 1
@@ -90,6 +92,7 @@ def test_the_launchers_death_ends_the_job_even_stopped_workers(launch: type[Laun
     assert leftovers.files() == []
 
 
+@pytest.mark.long
 def test_the_launchers_death_ends_the_job_of_a_stopped_agent_too(launch: type[Launcher], leftovers: Leftovers) -> None:
     launcher = launch("never_stops", "2")
     os.kill(launcher.lines(2)[0]["agent"], signal.SIGSTOP)

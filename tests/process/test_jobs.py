@@ -89,11 +89,13 @@ def test_workers_that_disagree_are_named() -> None:
         elastic.run(functions.disagrees, workers=4)
 
 
+@pytest.mark.long
 def test_a_worker_that_never_joins_does_not_hold_the_others_up() -> None:
     with pytest.raises(JobFailed, match=r"returned on workers \[1\] before making a Trainer, and workers \[0, 2\]|workers \[[02]\] wait"):
         elastic.run(functions.does_not_join, workers=3)
 
 
+@pytest.mark.long
 def test_the_cause_is_reported_and_not_its_consequences() -> None:
     with pytest.raises(JobFailed, match=r"worker 1 failed in epoch 3, step 17") as failure:
         elastic.run(functions.consequences, workers=3)
@@ -108,11 +110,13 @@ def test_an_exception_that_train_fn_swallows_ends_the_job_all_the_same() -> None
         elastic.run(functions.swallows, workers=2)
 
 
+@pytest.mark.long
 def test_a_value_that_cannot_travel_is_refused() -> None:
     with pytest.raises(TrainFunctionError, match="returned a socket that cannot be sent to the launcher"):
         elastic.run(functions.returns_a_socket, workers=1)
 
 
+@pytest.mark.long
 def test_a_thread_may_run_a_job_and_nothing_comes_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise RuntimeError('imported from the working directory')")
     monkeypatch.chdir(tmp_path)
@@ -145,6 +149,7 @@ def test_outside_of_a_job_there_is_no_current_one() -> None:
     assert "elastic-" not in str(os.listdir(os.environ["TMPDIR"]))
 
 
+@pytest.mark.long
 def test_a_worker_that_has_finished_stays_until_all_have(tmp_path: Path) -> None:
     """Its links carry what others still wait for, and their closing would look like its death."""
     assert elastic.run(functions.finishes_last, workers=2, args=[str(tmp_path)]).value is True

@@ -71,6 +71,7 @@ member_of_grain = [0, 0, 0, 0, 0, 0, 0, 0]
         elastic.run(functions.announces, workers=3, plan=path)
 
 
+@pytest.mark.long
 def test_what_is_found_for_a_cluster_like_this_machine_runs_here(tmp_path: Path) -> None:
     cluster, workload, path = tmp_path / "cluster.toml", tmp_path / "work.json", tmp_path / "plan.toml"
     cluster.write_text(

@@ -163,7 +163,7 @@ def alone(launcher: Launcher, leftovers: Leftovers) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("terminate", [alone, everywhere])
+@pytest.mark.parametrize("terminate", [pytest.param(alone, marks=pytest.mark.long), everywhere])
 def test_sigterm_stops_at_a_step_saves_it_and_leaves_nothing(
     launch: type[Launcher], leftovers: Leftovers, tmp_path: Path, terminate: Callable[[Launcher, Leftovers], None]
 ) -> None:
@@ -202,6 +202,7 @@ def test_sigterm_to_all_while_the_job_starts_and_again_to_stop_at_once(launch: t
     assert "Traceback" not in err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sigterm_to_one_worker_is_its_death(launch: type[Launcher], leftovers: Leftovers) -> None:
     launcher = launch("never_stops", "3")

@@ -66,6 +66,7 @@ def test_state_that_differs_and_that_nobody_saw_change_is_not_trained_on() -> No
         run(flips, steps=54, every=1000, workers=2, stages=1)
 
 
+@pytest.mark.long
 def test_survivors_whose_copies_contradict_each_other_go_on_from_neither() -> None:
     """Inventories carry digests of what is known: here the spare of worker 1, and what worker 2 keeps of it."""
     flips = {"2": [["forward", 6, "wrong replica", "exp_avg"]], "0": [["reduce", 6, "kill", ""]]}
@@ -73,6 +74,7 @@ def test_survivors_whose_copies_contradict_each_other_go_on_from_neither() -> No
         run(flips, workers=3, stages=1)
 
 
+@pytest.mark.long
 def test_parameters_that_change_again_and_again_are_not_chance() -> None:
     flips = {str(worker): [["forward", step, "live", "param"] for step in range(3, 9)] for worker in range(2)}
     with pytest.raises(TrainerError, match=r"memory at rest has changed 3 times within 10 steps; .*trainer.after_step"):

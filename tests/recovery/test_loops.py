@@ -45,7 +45,12 @@ def check(calm: tuple[Lines, str], logs: dict[int, Lines], result: Any, *, found
     ("dies", "options"),
     [
         pytest.param({"1": ["replicate", 3, 1], "2": ["loop", 7, 1]}, {"workers": 3, "stages": 2, "respawn": False}, id="and nobody joins"),
-        pytest.param({"1": ["evaluate", 4, 1], "2": ["backward", 8, 1]}, {"workers": 2, "min_workers": 2}, id="and others join at once"),
+        pytest.param(
+            {"1": ["evaluate", 4, 1], "2": ["backward", 8, 1]},
+            {"workers": 2, "min_workers": 2},
+            id="and others join at once",
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             {"1": ["apply", 2, 1], "2": ["gather", 5, 1]}, {"workers": 3, "stages": 1}, id="and others join", marks=pytest.mark.long
         ),

@@ -125,6 +125,7 @@ def test_what_survivors_have_finished_of_a_step_is_kept_twice(tmp_path: Path, ca
     assert death["micro_batches_kept"] in (2, 3)
 
 
+@pytest.mark.long
 def test_who_dies_before_the_job_is_founded_is_replaced(tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
     run = Run(tmp_path, MOMENTUM, dies={"0": ["start"], "1": ["start"]}, workers=3, stages=2)
     run.check(calm[MOMENTUM], 5)
@@ -149,6 +150,7 @@ def test_the_coordinator_dies_and_then_the_next(tmp_path: Path, calm: dict[str, 
     assert run.result.value["workers"] == [2]
 
 
+@pytest.mark.long
 def test_deaths_in_the_first_step_by_lack_of_memory_and_behind_the_last_step(tmp_path: Path, calm: dict[str, Any]) -> None:
     last = STEPS[INITIAL] - 1
     dies = {"1": ["forward", 0, 2], "3": ["memory", 4], "2": ["ready", last, 2]}
@@ -194,6 +196,7 @@ def test_an_input_that_ends_whoever_computes_it_ends_the_job(data: str, tmp_path
         elastic.run(trainings.trains_on_poison, workers=4, stages=1, args=[data], directory=tmp_path)
 
 
+@pytest.mark.long
 def test_whoever_is_killed_at_the_same_micro_batch_again_and_again_is_no_victim_of_the_input(tmp_path: Path, calm: dict[str, Any]) -> None:
     """Nobody declares these kills."""
     dies = {"1": ["backward", 6, 1], "2": ["backward", 6, 2], "3": ["backward", 6, 3]}
@@ -202,6 +205,7 @@ def test_whoever_is_killed_at_the_same_micro_batch_again_and_again_is_no_victim_
     assert sorted(worker for lost in run.lost for worker in lost) == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_neither_stderr_nor_the_run_directory_is_needed(tmp_path: Path, calm: dict[str, Any]) -> None:
     """The reader of stderr is gone, and the run directory is deleted, before a worker dies and is replaced."""
     reader, writer = os.pipe()
