@@ -1,6 +1,6 @@
 """The reference cost rules that the published Sailor data is compared by: see "Reference cost rules" where the data is described.
 
-A common yardstick, not the truth: `elastic.plan.division.physical` is nearer to what was measured.
+A common measure, not the truth: `elastic.plan.division.physical` is nearer to what was measured.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from killing import LINGER_S, STEP, WORKERS, End, KillCell, Scene
+from killing import DELAY_S, STEP, WORKERS, End, KillCell, Scene
 
 from elastic.chaos.faults import Fault
 from elastic.layout.replicas import replica_holders
@@ -98,9 +98,9 @@ def while_committing(who: str) -> KillCell:
         with stopped(etcd):
             for worker in others:
                 scene.seen(worker, "commit", 1)
-            time.sleep(LINGER_S)  # their votes arrive
+            time.sleep(DELAY_S)  # their votes arrive
             scene.hit(runtime, "commit", 1)
-            time.sleep(LINGER_S)
+            time.sleep(DELAY_S)
 
     return KillCell(name=f"recovery: etcd commits: {who}", plan=plan, delays=("gate",), deaths=1, respawn=True)
 

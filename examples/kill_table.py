@@ -3,7 +3,7 @@
     python examples/kill_table.py
     python examples/kill_table.py --only apply --json table.json
 
-Every line is a real job: a small GPT on four workers in three stages. Where a phase is too short to be hit, workers linger in it.
+Every line is a real job: a small GPT on four workers in three stages. Where a phase is too short to be hit, workers wait in it.
 """
 
 from __future__ import annotations

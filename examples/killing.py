@@ -32,7 +32,7 @@ LONG_STEPS, LONG_PAUSE_S = 60, 0.06
 """Of jobs that go on until a new worker has joined: they take their time until then."""
 
 SAVED_EVERY = 2
-LINGER_S = 0.04
+DELAY_S = 0.04
 GONE_S = 3.0
 
 
@@ -201,7 +201,7 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillCell:
-    """One job: what is done to it, where its workers linger, and how it must end (None: bit for bit as the undisturbed one).
+    """One job: what is done to it, where its workers wait, and how it must end (None: bit for bit as the undisturbed one).
 
     `deaths` is how many incidents must come of them, where that is known; `joins` has it go on until a new worker has joined. One that
     `saves` checkpoints must go back to one.
@@ -234,7 +234,7 @@ def run_job(directory: Path, cell: KillCell | None, *, joins: bool) -> tuple[Out
     run.mkdir()
     tmp.mkdir()
     if cell is not None and cell.delays:
-        phase_delay.write(run, cell.delays, LINGER_S, STEP)
+        phase_delay.write(run, cell.delays, DELAY_S, STEP)
     scene = None if cell is None else Scene(run, cell.plan)
     saved = str(directory / "saved") if cell is not None and cell.saves else None
     result = error = None

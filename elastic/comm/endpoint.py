@@ -1,6 +1,6 @@
 """What every communicator shares: the mailbox of its worker, and `install`, which edits the set of links in place.
 
-Installing an era is agreed on link by link: each end sends the other one HELLO of the new era, over the link they kept or over a new
+Installing an attempt is agreed on link by link: each end sends the other one HELLO of the new attempt, over the link they kept or over a new
 one, and the link counts as *joined* when both have. So neither end can believe in a link that the other has dropped, and the loss of a
 link that is not joined yet is no failure: it is made anew, or its peer turns out to be gone.
 """
@@ -37,7 +37,7 @@ class MemberLike(Protocol):
 
 
 class LinkLike(Protocol):
-    """A connection to one peer; `joined` is the era both ends have agreed on."""
+    """A connection to one peer; `joined` is the attempt both ends have agreed on."""
 
     peer: int
     joined: Era | None
@@ -104,7 +104,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def _settle(self) -> None:
-        """After the mailbox advanced: from here on nothing of an earlier era is written to memory."""
+        """After the mailbox advanced: from here on nothing of an earlier attempt is written to memory."""
 
     def _wait(self, waiter: Waiter, peer: int) -> None:
         """Until the waiter is woken."""
@@ -113,10 +113,10 @@ class Endpoint(ABC):
     # --- links
 
     def install(self, epoch: int, attempt: int, members: Sequence[MemberLike], peers: Iterable[int], timeout_s: float = 30.0) -> None:
-        """Moves to an era: drops links to workers that are no members, keeps the others, makes those to `peers` that are missing.
+        """Moves to an attempt: drops links to workers that are no members, keeps the others, makes those to `peers` that are missing.
 
-        Collective: returns when every peer has installed the same era with this worker among its peers. The higher worker id dials. May be
-        called again with the same era to add peers. Ends posts, waits and messages of earlier eras; those of a later one are kept for it.
+        Collective: returns when every peer has installed the same attempt with this worker among its peers. The higher worker id dials. May be
+        called again with the same attempt to add peers. Ends posts, waits and messages of earlier attempts; those of a later one are kept for it.
         Raises LinkError naming the peers that did not come in time or were refused, PeerLost if one is gone, what `interrupt` was given.
         """
         by_worker = {member.worker: member for member in members}
@@ -183,7 +183,7 @@ class Endpoint(ABC):
 
     def post(self, peer: int, tag: Tag, buffer: Memory) -> None:
         """The message with this tag is to end in `buffer` (writable, C-contiguous), straight from the socket if it has not begun to
-        arrive. The memory belongs to the network until the message was received, the peer dropped, or a later era installed.
+        arrive. The memory belongs to the network until the message was received, the peer dropped, or a later attempt installed.
         Raises ValueError if the memory cannot be used; a wrong size makes `receive` raise LinkError."""
         self._box.post((self._box.attempt_id, peer, tag), as_writable_bytes(buffer))
 
@@ -191,7 +191,7 @@ class Endpoint(ABC):
         """The message with this tag as flat uint8 memory: the posted one, or fresh 64-byte aligned memory that the caller owns.
 
         Blocks until it is whole. A message that has arrived is returned whatever happened since; else raises PeerLost as soon as the link
-        to the peer (with `fail_any`, any joined link) is lost, Interrupted if a later era is installed, what was given to `interrupt`.
+        to the peer (with `fail_any`, any joined link) is lost, Interrupted if a later attempt is installed, what was given to `interrupt`.
         """
         attempt_id = self._box.attempt_id
         key = (attempt_id, peer, tag)
@@ -236,7 +236,7 @@ class Endpoint(ABC):
     # --- for implementations
 
     def _fail(self, link: LinkLike, error: LinkError) -> None:
-        """A link was lost and is closed. Only if it was joined in this era this is a failure that others need to hear of."""
+        """A link was lost and is closed. Only if it was joined in this attempt this is a failure that others need to hear of."""
         with self._box.lock:
             if self._links.get(link.peer) is link:
                 del self._links[link.peer]

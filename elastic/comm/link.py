@@ -82,7 +82,7 @@ class Link:
             self._reader.release()
 
     def settle(self, attempt_id: Era) -> None:
-        """After the mailbox advanced: nothing of an earlier era is written to memory, or begun to be sent, any more."""
+        """After the mailbox advanced: nothing of an earlier attempt is written to memory, or begun to be sent, any more."""
         with self._recalled():
             self._receiver.settle()
         self.sender.retire(attempt_id)

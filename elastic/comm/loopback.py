@@ -108,7 +108,7 @@ class LoopbackNetwork(Endpoint):
         self._box.wake_all()
 
     def _settle(self) -> None:
-        # A message of an earlier era that is being copied in: once this lock was free, none is.
+        # A message of an earlier attempt that is being copied in: once this lock was free, none is.
         with self._delivery:
             return
 

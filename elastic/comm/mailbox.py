@@ -1,7 +1,7 @@
 """Where messages wait for their receiver, and receivers for their messages.
 
 A slot is one message to be: `post` may make it before the message begins, the link makes it when a header arrives, `take` removes it
-when it is complete. Slots of one key (era, peer, tag) are a queue: messages with equal tags are received in the order they were sent.
+when it is complete. Slots of one key (attempt, peer, tag) are a queue: messages with equal tags are received in the order they were sent.
 
 All wake-ups happen under the mailbox's lock, and a waiter looks at the state only after clearing its signal, so that none is missed.
 """
@@ -46,7 +46,7 @@ class Slot:
 
 
 class Mailbox:
-    """The messages of one worker, its current era, and what stops its waits."""
+    """The messages of one worker, its current attempt, and what stops its waits."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -117,14 +117,14 @@ class Mailbox:
         return slot.result(key)
 
     def owns(self, key: Key, slot: Slot) -> bool:
-        """Whether the slot is still of interest: false once its era is over or its peer is gone."""
+        """Whether the slot is still of interest: false once its attempt is over or its peer is gone."""
         with self.lock:
             return slot in self._slots.get(key, ())
 
     # --- what stops a wait
 
     def check(self, attempt_id: Era, peer: int | None = None) -> None:
-        """Raises what must stop a wait begun in `attempt_id`: an interruption, a later era, a lost link (any, or only that to `peer`)."""
+        """Raises what must stop a wait begun in `attempt_id`: an interruption, a later attempt, a lost link (any, or only that to `peer`)."""
         with self.lock:
             self._check_interruption()
             if attempt_id != self.attempt_id:
@@ -154,7 +154,7 @@ class Mailbox:
                 self._interruption = None
 
     def advance(self, attempt_id: Era) -> None:
-        """Begins an era: forgets messages, posts and failures of earlier ones and calls off waits begun in them."""
+        """Begins an attempt: forgets messages, posts and failures of earlier ones and calls off waits begun in them."""
         with self.lock:
             self._check_interruption()
             if attempt_id < self.attempt_id:

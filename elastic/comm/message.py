@@ -61,7 +61,7 @@ class Tag(NamedTuple):
 
 
 Key: TypeAlias = "tuple[Era, int, Tag]"
-"""What a receiver waits for: the era, the sender, the tag."""
+"""What a receiver waits for: the attempt, the sender, the tag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

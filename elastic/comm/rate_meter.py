@@ -81,7 +81,7 @@ def within_host() -> tuple[float, float]:
     """
     here, there = socket.socketpair()
     with here, there:
-        answering = threading.Thread(target=_answer, args=(there,), name="elastic-gauge", daemon=True)
+        answering = threading.Thread(target=_answer, args=(there,), name="elastic-rates", daemon=True)
         answering.start()
         trips = [_round_trip(here) for _ in range(_PINGS)]
         rate = max(_burst(here) for _ in range(_BURSTS))

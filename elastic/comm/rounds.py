@@ -64,7 +64,7 @@ def decode(message: np.ndarray) -> Payload:
 
 
 class Rounds:
-    """One member's part in the rounds of an installed era. Members that are not the coordinator need a link to it only.
+    """One member's part in the rounds of an installed attempt. Members that are not the coordinator need a link to it only.
 
     Every method must be called by all members with the same number. They raise what `receive` raises.
     """

@@ -64,7 +64,7 @@ class Sender:
                 self._emptied()
 
     def retire(self, attempt_id: Era) -> None:
-        """Messages of earlier eras that were not begun are not sent any more. One that was begun must be finished: it is one stream."""
+        """Messages of earlier attempts that were not begun are not sent any more. One that was begun must be finished: it is one stream."""
         with self.lock:
             for message in list(self._queue):
                 if message.attempt_id < attempt_id and not message.begun:

@@ -6,7 +6,7 @@
                                |
                             PAUSED   fewer workers than the job may shrink to: waits for joiners
 
-An attempt is known by its era (epoch, attempt); what carries another era is stale and ignored. Once a commit is under way the attempt
+An attempt is known by its id (epoch, attempt); what carries another one is stale and ignored. Once a commit is under way the attempt
 cannot be left: it may have happened. A death is remembered then, and handled from whichever view it turns out to be. Worker ids are never
 used again, so the set of the dead only grows.
 """

@@ -21,8 +21,8 @@ from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.view import View
 
 
-class ClerkLike(Protocol):
-    """What a driver needs of the clerk."""
+class EtcdThreadLike(Protocol):
+    """What a driver needs of the thread that talks to etcd."""
 
     def run(self, task: EtcdTask) -> None: ...
 
@@ -78,7 +78,7 @@ class World:
 
     carrier: Carrier
     timers: Timers
-    etcd_thread: ClerkLike
+    etcd_thread: EtcdThreadLike
     attempts: AttemptsLike
     directory: RunDirectory
     end: Callable[[Message], None]

@@ -18,7 +18,7 @@ _TURNS = 4
 
 
 class EffortReport(NamedTuple):
-    """Seconds in the layers since the view began: by the clock, of the processor, by the workload. And those of the yardstick."""
+    """Seconds in the layers since the view began: by the clock, of the processor, by the workload. And those of the speed reference."""
 
     computed_s: float
     cpu_s: float
@@ -41,7 +41,7 @@ class Effort:
         self.computed_s += time.perf_counter() - self._began_s
 
     def told(self, reference: SpeedReference) -> EffortReport:
-        """As it stands, with a fresh measurement of the yardstick."""
+        """As it stands, with a fresh measurement of the speed reference."""
         return EffortReport(self.computed_s, self.cpu_s, self.expected_s, reference.measure())
 
 

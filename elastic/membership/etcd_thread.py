@@ -1,4 +1,4 @@
-"""A thread that does a loop's errands at etcd, one after the other, and repeats them while etcd is away; not for ever."""
+"""A thread that does a loop's tasks at etcd, one after the other, and repeats them while etcd is away; not for ever."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable,
 
 RETRY_S = 0.2
 TOLD_S = (0.0, 10.0, 30.0)  # into an outage, when it is told; then every minute
-DEADLINE_S = 600.0  # how long an errand waits for etcd
+DEADLINE_S = 600.0  # how long a task waits for etcd
 _STOP_S = 1.0  # a call that etcd does not answer takes longer, and its result is wanted by nobody
 
 
 def _ignore(_: Any) -> None:
-    """For errands whose result nobody wants."""
+    """For tasks whose result nobody wants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class EtcdThread:
         self._unanswered = unanswered
         self._tasks: queue.SimpleQueue[EtcdTask | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="elastic-clerk", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="elastic-etcd", daemon=True)
         self._thread.start()
 
     def run(self, task: EtcdTask) -> None:

@@ -1,6 +1,6 @@
-"""An aid for faults in short phases: workers linger where a phase begins, so that whoever polls what they are doing can hit it.
+"""An aid for faults in short phases: workers wait where a phase begins, so that whoever polls what they are doing can hit it.
 
-A run directory that holds `phase_delay.json` when its job starts has all workers do so. Lingering changes no bit: it only takes time.
+A run directory that holds `phase-delay.json` when its job starts has all workers do so. Waiting changes no bit: it only takes time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = "phase-delay.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseDelay:
-    """Workers linger for `seconds` where one of `phases` begins; where it is a phase of a step, in this `step` only (None: in every one).
+    """Workers wait for `seconds` where one of `phases` begins; where it is a phase of a step, in this `step` only (None: in every one).
 
     Raises SettingsError if there is no such phase.
     """
@@ -39,7 +39,7 @@ class PhaseDelay:
 
 
 def write(directory: Path | str, phases: Iterable[str], seconds: float, step: int | None = None) -> None:
-    """Has the workers of the next job in this run directory linger."""
+    """Has the workers of the next job in this run directory wait there."""
     phase_delay = PhaseDelay(phases=tuple(phases), seconds=seconds, step=step)
     Path(directory, NAME).write_text(json.dumps(asdict(phase_delay)))
 

@@ -2,7 +2,7 @@
 
 Of a proposal, before anything moves (agent and workers):
 
-era           the epoch follows the last one, and the attempt is one
+attempt           the epoch follows the last one, and the attempt is one
 membership    everyone who is named is a member, every member has a place, survivors are who they were, and at least one survives
 routes        each stage computes every grain of the same batch once
 stages        plan and layout tell the same members and layers, of the same model

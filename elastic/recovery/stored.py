@@ -1,4 +1,4 @@
-"""The rung below replicas: where no copy of some part of the state is left, all members begin the next view with the newest checkpoint.
+"""The fallback below replicas: where no copy of some part of the state is left, all members begin the next view with the newest checkpoint.
 
 Steps that were handed out before are taken again, and not handed out again: user code notices nothing but the time it takes. Where nothing
 was saved yet, new workers begin again with the initial state: only who has not trained yet still has it.

@@ -1,4 +1,4 @@
-"""Editing the links in place: what is kept, dropped, made anew, and what becomes of messages of other eras."""
+"""Editing the links in place: what is kept, dropped, made anew, and what becomes of messages of other attempts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def exchange(c: Cluster, workers: list[int]) -> None:
-    """Everybody sends to everybody, in the present era."""
+    """Everybody sends to everybody, in the present attempt."""
     for me in workers:
         for other in workers:
             if me != other:
@@ -101,7 +101,7 @@ def test_a_message_of_an_earlier_era_is_dropped_and_counted(cluster):
     c[0].send(1, tag(), b"too late")
     until(lambda: c[1].arrived(0, tag()))
     members = c.members([0, 1])
-    # Worker 1 moves on while worker 0 is still in the old era and says one more thing.
+    # Worker 1 moves on while worker 0 is still in the old attempt and says one more thing.
     ahead = c.blocked(1, lambda: c[1].install(2, 0, members, [0]))
     c[0].send(1, tag(2), b"stale")
     until(lambda: c[1].stats.stale_dropped == 1)
@@ -116,7 +116,7 @@ def test_a_message_of_a_later_era_waits_for_it(cluster):
     c = cluster(3)
     members = c.members([0, 1, 2])
     before = c[2].stats.messages_received
-    # Workers 0 and 1 are linked in the new era; worker 0 still waits there for worker 2.
+    # Workers 0 and 1 are linked in the new attempt; worker 0 still waits there for worker 2.
     slow = c.blocked(0, lambda: c[0].install(2, 0, members, [1, 2]))
     c[1].install(2, 0, members, [0])
     c[1].send(2, tag(), b"ahead")

@@ -32,7 +32,7 @@ def test_waiting_within_counts_by_the_clock_only_and_outside_not_at_all():
     assert told.reference_s > 0
 
 
-def test_the_yardstick_leaves_random_numbers_alone():
+def test_the_speed_reference_leaves_random_numbers_alone():
     before = torch.get_rng_state()
     assert SpeedReference().measure() < 0.05
     assert torch.equal(torch.get_rng_state(), before)

@@ -41,7 +41,7 @@ def failing(times: int, error: Exception) -> Callable[[], int]:
     return call
 
 
-def test_errands_are_done_in_order_and_answered_in_the_loops_thread(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
+def test_tasks_are_done_in_order_and_answered_in_the_loops_thread(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
     for number in range(3):
         etcd_thread.run(EtcdTask(call=lambda number=number: number, done=said.append))
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_a_refusal_is_not_repeated(etcd_thread: EtcdThread, posted: Any, said: l
     assert len(calls) == 1
 
 
-def test_a_bug_in_an_errand_is_told_and_ends_no_thread(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
+def test_a_bug_in_a_task_is_told_and_ends_no_thread(etcd_thread: EtcdThread, posted: Any, said: list[Any]) -> None:
     etcd_thread.run(EtcdTask(call=failing(1, KeyError("epoch"))))
     etcd_thread.run(EtcdTask(call=lambda: "next", done=said.append))
     for _ in range(2):

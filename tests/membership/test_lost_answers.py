@@ -73,7 +73,7 @@ def votes(here: Agent, attempt_id: tuple[int, int]) -> None:
 
 
 def commit(here: Agent, after: View, before: View) -> None:
-    """As the agent's errand does it: repeated while etcd is away."""
+    """As the agent's task does it: repeated while etcd is away."""
     for _ in range(2):
         try:
             here.attempts.vote((after.epoch, after.attempt), {0: None, 1: None})

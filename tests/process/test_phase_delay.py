@@ -9,7 +9,7 @@ from elastic.errors import SettingsError
 from elastic.observe import phase_delay
 
 
-def test_it_lingers_in_its_phases_and_where_they_are_of_a_step_in_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_in_its_phases_and_where_they_are_of_a_step_in_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     assert phase_delay.read(tmp_path) is None
@@ -30,5 +30,5 @@ def test_what_it_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="there is no phase aply: use idle, forward"):
         phase_delay.write(tmp_path, ["aply"], 0.1)
     (tmp_path / phase_delay.NAME).write_text("{}")
-    with pytest.raises(SettingsError, match=r"linger\.json is not what .* writes: 'phases'"):
+    with pytest.raises(SettingsError, match=r"phase-delay\.json is not what .* writes: 'phases'"):
         phase_delay.read(tmp_path)

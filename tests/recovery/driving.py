@@ -86,8 +86,8 @@ class FakeAttempts:
         self._note("sweep")
 
 
-class FakeClerk:
-    """Does errands at once, as long as etcd is there."""
+class FakeEtcdThread:
+    """Does tasks at once, as long as etcd is there."""
 
     def __init__(self) -> None:
         self.away = False
@@ -138,7 +138,7 @@ class Scene:
     crew: FakeCrew
     carrier: LocalCarrier
     attempts: FakeAttempts
-    etcd_thread: FakeClerk
+    etcd_thread: FakeEtcdThread
     timers: FakeTimers
     directory: RunDirectory
     outcomes: list[dict[str, Any]]
@@ -193,7 +193,7 @@ class Scene:
 
 def scene_of(tmp_path: Path, workers: int = 3, **options: Any) -> Scene:
     """A driver behind its first view; its run directory is `tmp_path`."""
-    crew, attempts, etcd_thread, timers, directory = FakeCrew(), FakeAttempts(), FakeClerk(), FakeTimers(), RunDirectory(tmp_path)
+    crew, attempts, etcd_thread, timers, directory = FakeCrew(), FakeAttempts(), FakeEtcdThread(), FakeTimers(), RunDirectory(tmp_path)
     outcomes: list[dict[str, Any]] = []
     said: list[str] = []
     for number in range(workers):

@@ -20,7 +20,7 @@ ALONE = view_of([0, 1], stages=2)
 
 
 def reported(*slowdowns: list[float], view: View = VIEW, waits: Sequence[float] = (), slow: Sequence[float] = ()) -> Reports:
-    """Of each worker; the last one again and again. `waits`: by the clock over of the processor. `slow`: of the yardstick."""
+    """Of each worker; the last one again and again. `waits`: by the clock over of the processor. `slow`: of the speed reference."""
     reports = Reports()
     tell(reports, slowdowns, view, waits, slow)
     return reports
@@ -112,7 +112,7 @@ def test_one_that_is_alone_and_waits_for_its_processor_gives_layers_away_and_get
     assert changed(view, well, 2).plan.summary == ALONE.plan.summary
 
 
-def test_one_that_is_alone_with_a_slower_processor_is_found_by_the_yardstick():
+def test_one_that_is_alone_with_a_slower_processor_is_found_by_the_speed_reference():
     assert reported([1.0], [2.5], view=ALONE, slow=[1.0, 2.5]).relative(ALONE) == {0: 1.0, 1: 2.5}
     assert reported([2.0], [1.0], view=ALONE, slow=[2.0, 1.0]).relative(ALONE) == {0: 2.0, 1: 1.0}
 

@@ -187,7 +187,7 @@ def test_below_the_minimum_with_nobody_to_come_the_job_ends() -> None:
     assert "new workers die" in job.ended()
 
 
-# The rung below replicas
+# The fallback below replicas
 
 
 def lost_state(job: Machine) -> Machine:

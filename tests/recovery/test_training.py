@@ -171,7 +171,7 @@ def test_deaths_in_an_evaluation_and_in_the_digest_behind_the_loop(tmp_path: Pat
 
 @pytest.mark.parametrize("phase", ["quiesce", pytest.param("propose", marks=pytest.mark.long)])
 def test_a_survivor_dies_during_the_recovery(phase: str, tmp_path: Path, calm: dict[str, Any]) -> None:
-    """The others still linger in the first attempt when the second one begins; what they keep is asked for in the second only."""
+    """The others still wait in the first attempt when the second one begins; what they keep is asked for in the second only."""
     (tmp_path / "run").mkdir()
     phase_delay.write(tmp_path / "run", ["quiesce"], 0.1)
     run = Run(tmp_path, GROUPS, dies={"1": ["backward", 6, 2], "3": [phase, -1, 1]}, workers=4, stages=2, respawn=False)
@@ -249,7 +249,7 @@ def test_ctrl_c_during_a_recovery_stops_behind_it(tmp_path: Path, calm: dict[str
     assert run.lost == [(1,)]
 
 
-# The rung below replicas: what is in nobody's memory any more comes from the newest checkpoint
+# The fallback below replicas: what is in nobody's memory any more comes from the newest checkpoint
 
 
 def saves(folder: Path) -> dict[str, Any]:
