@@ -1,7 +1,7 @@
 """What every communicator shares: the mailbox of its worker, and `install`, which edits the set of links in place.
 
-Installing an attempt is agreed on link by link: each end sends the other one HELLO of the new attempt, over the link they kept or over a new
-one, and the link counts as *joined* when both have. So neither end can believe in a link that the other has dropped, and the loss of a
+Installing an attempt is agreed on link by link: each end sends the other one HELLO of the new attempt, over the link they kept or over a
+new one, and the link counts as *joined* when both have. So neither end can believe in a link that the other has dropped, and the loss of a
 link that is not joined yet is no failure: it is made anew, or its peer turns out to be gone.
 """
 
@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from elastic.comm.mailbox import Mailbox, copy_of, lost
-from elastic.comm.message import Era, Key, MessageKind, Tag
+from elastic.comm.message import AttemptId, Key, MessageKind, Tag
 from elastic.comm.rate_meter import LinkRates
 from elastic.comm.waiter import Waiter
 from elastic.errors import LinkError
@@ -40,7 +40,7 @@ class LinkLike(Protocol):
     """A connection to one peer; `joined` is the attempt both ends have agreed on."""
 
     peer: int
-    joined: Era | None
+    joined: AttemptId | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +115,9 @@ class Endpoint(ABC):
     def install(self, epoch: int, attempt: int, members: Sequence[MemberLike], peers: Iterable[int], timeout_s: float = 30.0) -> None:
         """Moves to an attempt: drops links to workers that are no members, keeps the others, makes those to `peers` that are missing.
 
-        Collective: returns when every peer has installed the same attempt with this worker among its peers. The higher worker id dials. May be
-        called again with the same attempt to add peers. Ends posts, waits and messages of earlier attempts; those of a later one are kept for it.
+        Collective: returns when every peer has installed the same attempt with this worker among its peers. The higher worker id dials. May
+        be called again with the same attempt to add peers. Ends posts, waits and messages of earlier attempts; those of a later one are kept
+        for it.
         Raises LinkError naming the peers that did not come in time or were refused, PeerLost if one is gone, what `interrupt` was given.
         """
         by_worker = {member.worker: member for member in members}
@@ -147,7 +148,7 @@ class Endpoint(ABC):
                     raise LinkError(f"worker {self.worker} has no link to workers {names} after {timeout_s:g} s", peer=names[0])
                 waiter.wait(left)
 
-    def _join_one(self, member: MemberLike, attempt_id: Era, greeted: dict[int, LinkLike | None]) -> bool:
+    def _join_one(self, member: MemberLike, attempt_id: AttemptId, greeted: dict[int, LinkLike | None]) -> bool:
         """One step towards a joined link; `greeted` is the link that our HELLO went over, None while one is being made."""
         peer = member.worker
         if error := self._refusals.pop(peer, None):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from elastic.comm.mailbox import Mailbox, Slot
-from elastic.comm.message import Era
+from elastic.comm.message import AttemptId
 from elastic.comm.rate_meter import LinkRates
 from elastic.comm.reactor import READABLE, WRITABLE, Reactor
 from elastic.comm.receiving import Receiver
@@ -43,7 +43,7 @@ class Link:
     ) -> None:
         self.peer = peer
         self.latency_s = latency_s
-        self.joined: Era | None = None
+        self.joined: AttemptId | None = None
         self.broken: LinkError | None = None
         self.sender = Sender(sock, arm=self._arm, emptied=emptied)
         self._receiver = Receiver(sock, worker, peer, box)
@@ -81,7 +81,7 @@ class Link:
         finally:
             self._reader.release()
 
-    def settle(self, attempt_id: Era) -> None:
+    def settle(self, attempt_id: AttemptId) -> None:
         """After the mailbox advanced: nothing of an earlier attempt is written to memory, or begun to be sent, any more."""
         with self._recalled():
             self._receiver.settle()

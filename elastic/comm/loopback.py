@@ -9,7 +9,7 @@ import numpy as np
 
 from elastic.comm.endpoint import Endpoint, LinkLike, MemberLike, Stats
 from elastic.comm.mailbox import lost
-from elastic.comm.message import HEADER_BYTES, Era, Key, MessageKind, Tag
+from elastic.comm.message import HEADER_BYTES, AttemptId, Key, MessageKind, Tag
 from elastic.errors import Interrupted, PeerLost
 from elastic.memory.raw import Memory, as_bytes
 
@@ -27,7 +27,7 @@ class LoopbackLink:
 
     def __init__(self, peer: LoopbackNetwork) -> None:
         self.peer = peer.worker
-        self.joined: Era | None = None
+        self.joined: AttemptId | None = None
         self.network = peer
         self.open = True
         self.other: LoopbackLink | None = None

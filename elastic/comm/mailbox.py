@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from elastic.comm.message import Era, Key
+from elastic.comm.message import AttemptId, Key
 from elastic.comm.waiter import Waiter
 from elastic.errors import Interrupted, LinkError, PeerLost
 from elastic.memory import raw
@@ -50,7 +50,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.attempt_id: Era = (0, 0)
+        self.attempt_id: AttemptId = (0, 0)
         self.failures: dict[int, LinkError] = {}
         self.stale_dropped = 0
         self._slots: dict[Key, deque[Slot]] = {}
@@ -123,8 +123,8 @@ class Mailbox:
 
     # --- what stops a wait
 
-    def check(self, attempt_id: Era, peer: int | None = None) -> None:
-        """Raises what must stop a wait begun in `attempt_id`: an interruption, a later attempt, a lost link (any, or only that to `peer`)."""
+    def check(self, attempt_id: AttemptId, peer: int | None = None) -> None:
+        """Raises what must stop a wait begun in `attempt_id`: an interruption, a later attempt, a lost link (any, or that to `peer`)."""
         with self.lock:
             self._check_interruption()
             if attempt_id != self.attempt_id:
@@ -153,7 +153,7 @@ class Mailbox:
             if not self._closed:
                 self._interruption = None
 
-    def advance(self, attempt_id: Era) -> None:
+    def advance(self, attempt_id: AttemptId) -> None:
         """Begins an attempt: forgets messages, posts and failures of earlier ones and calls off waits begun in them."""
         with self.lock:
             self._check_interruption()

@@ -16,7 +16,7 @@ from crc32c import crc32c
 from elastic.errors import LinkError
 from elastic.memory.raw import view
 
-Era: TypeAlias = "tuple[int, int]"
+AttemptId: TypeAlias = "tuple[int, int]"
 """(epoch, attempt): compared as a pair, never goes back."""
 
 MAX_BYTES = 1 << 40
@@ -60,7 +60,7 @@ class Tag(NamedTuple):
     c: int = 0
 
 
-Key: TypeAlias = "tuple[Era, int, Tag]"
+Key: TypeAlias = "tuple[AttemptId, int, Tag]"
 """What a receiver waits for: the attempt, the sender, the tag."""
 
 
@@ -68,7 +68,7 @@ Key: TypeAlias = "tuple[Era, int, Tag]"
 class MessageHeader:
     """What precedes the memory of a message; `bytes` is the size of what follows, `checksum` what `checksum` gives for it."""
 
-    attempt_id: Era
+    attempt_id: AttemptId
     tag: Tag
     bytes: int
     checksum: int = 0
@@ -97,7 +97,7 @@ def checksum(memory: memoryview, before: int = 0) -> int:
     return crc32c(memory, before)
 
 
-def described(attempt_id: Era, tag: Tag) -> str:
+def described(attempt_id: AttemptId, tag: Tag) -> str:
     """A message for people: its kind, epoch, attempt, and step or collective."""
     number = tag.step & ~_COLLECTIVE
     where = f"collective {number}" if tag.step & _COLLECTIVE else f"step {number // 2 if tag.kind in _ROUNDS else number}"

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from elastic.comm.message import Era, MessageHeader
+from elastic.comm.message import AttemptId, MessageHeader
 from elastic.comm.sockets import SCARCE
 from elastic.memory import raw
 
@@ -19,7 +19,7 @@ _MAX_VECTOR = 512
 class Outgoing:
     """A message on its way out: `views` is what the kernel has not taken yet."""
 
-    attempt_id: Era
+    attempt_id: AttemptId
     views: list[memoryview]
     begun: bool = False
 
@@ -63,7 +63,7 @@ class Sender:
             if empty:
                 self._emptied()
 
-    def retire(self, attempt_id: Era) -> None:
+    def retire(self, attempt_id: AttemptId) -> None:
         """Messages of earlier attempts that were not begun are not sent any more. One that was begun must be finished: it is one stream."""
         with self.lock:
             for message in list(self._queue):

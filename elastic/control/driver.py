@@ -331,7 +331,7 @@ class Driver:
     def _idle(self) -> bool:
         return self._incident_log.current is None and self.state.phase is Phase.RUNNING
 
-    def _at_etcd(self, attempt_id: events.Era, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
+    def _at_etcd(self, attempt_id: events.AttemptId, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
         """For an attempt, and only as long as it is the one."""
 
         def refused(error: Conflict) -> None:
@@ -391,9 +391,9 @@ def _loss(view: View, death: Death) -> MicroBatchLoss:
     )
 
 
-def _attempt_id(message: Message) -> events.Era:
+def _attempt_id(message: Message) -> events.AttemptId:
     return message["epoch"], message["attempt"]
 
 
-def _attempt_fields(attempt_id: events.Era) -> dict[str, int]:
+def _attempt_fields(attempt_id: events.AttemptId) -> dict[str, int]:
     return {"epoch": attempt_id[0], "attempt": attempt_id[1]}

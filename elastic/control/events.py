@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from elastic.recovery.proposal import Proposal
     from elastic.view import Member, View
 
-Era = tuple[int, int]
+AttemptId = tuple[int, int]
 """Epoch and attempt: ordered, and never used twice."""
 
 
@@ -75,7 +75,7 @@ class LostLink:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventoried:
     worker: int
-    attempt_id: Era
+    attempt_id: AttemptId
     inventory: Inventory
 
 
@@ -94,7 +94,7 @@ class PausedAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposed:
-    attempt_id: Era
+    attempt_id: AttemptId
     proposal: Proposal
 
 
@@ -102,14 +102,14 @@ class Proposed:
 class Unproposable:
     """There is no way on from these inventories: `kind` names the error class."""
 
-    attempt_id: Era
+    attempt_id: AttemptId
     kind: str
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voted:
-    attempt_id: Era
+    attempt_id: AttemptId
     vote: Vote
 
 
@@ -122,7 +122,7 @@ class Committed:
 class CommitFailed:
     """etcd refused what the attempt wanted to write, and holds another view than its own."""
 
-    attempt_id: Era
+    attempt_id: AttemptId
     reason: str
 
 
@@ -191,7 +191,7 @@ class Quiesce:
     With `restore` also for the newest checkpoint that it sees. `damaged` are those of them that have given up copies.
     """
 
-    attempt_id: Era
+    attempt_id: AttemptId
     workers: tuple[int, ...]
     restore: bool = False
     damaged: tuple[int, ...] = ()
@@ -204,7 +204,7 @@ class Propose:
     With `restore` all begin with the newest checkpoint, or `afresh`, where nothing was saved yet.
     """
 
-    attempt_id: Era
+    attempt_id: AttemptId
     view: View
     inventories: dict[int, Inventory]
     joiners: dict[int, Member]
@@ -218,7 +218,7 @@ class Propose:
 class Offer:
     """Publish the proposal, and have its members migrate to it and vote."""
 
-    attempt_id: Era
+    attempt_id: AttemptId
     proposal: Proposal
 
 
@@ -226,7 +226,7 @@ class Offer:
 class Commit:
     """Every member has voted for it: make it the view. Answered by Committed or CommitFailed, once and surely."""
 
-    attempt_id: Era
+    attempt_id: AttemptId
     proposal: Proposal
     votes: dict[int, Vote]
 

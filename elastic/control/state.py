@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from elastic.control.blame import MicroBatchLoss
-from elastic.control.events import Era, Vote
+from elastic.control.events import AttemptId, Vote
 
 if TYPE_CHECKING:
     from elastic.recovery.inventory import Inventory
@@ -98,7 +98,7 @@ class ControlState:
     nag_at: float | None = None
 
     @property
-    def attempt_id(self) -> Era:
+    def attempt_id(self) -> AttemptId:
         """Of the attempt under way, else of the view."""
         return (self.view.epoch + 1, self.attempt) if self.attempt else (self.view.epoch, self.view.attempt)
 

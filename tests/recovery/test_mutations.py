@@ -202,7 +202,7 @@ UPDATE = Tag(MessageKind.PARAMETER, 7, 1)
 
 
 def deliver_late() -> tuple[np.ndarray, int]:
-    """Worker 0 sends an update in attempt (1, 0) and again in (2, 1), which worker 1 is in already: what that one gets, messages dropped."""
+    """Worker 0 sends an update in attempt (1, 0) and again in (2, 1), which worker 1 is in already: what it gets, messages dropped."""
     hub = LoopbackHub()
     sender, receiver = LoopbackNetwork(0, hub), LoopbackNetwork(1, hub)
     other = threading.Thread(target=lambda: sender.install(1, 0, PEERS, [1]))
