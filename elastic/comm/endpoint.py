@@ -116,8 +116,8 @@ class Endpoint(ABC):
         """Moves to an attempt: drops links to workers that are no members, keeps the others, makes those to `peers` that are missing.
 
         Collective: returns when every peer has installed the same attempt with this worker among its peers. The higher worker id dials. May
-        be called again with the same attempt to add peers. Ends posts, waits and messages of earlier attempts; those of a later one are kept
-        for it.
+        be called again with the same attempt to add peers. Ends posts, waits and messages of earlier attempts; those of a later one
+        are kept for it.
         Raises LinkError naming the peers that did not come in time or were refused, PeerLost if one is gone, what `interrupt` was given.
         """
         by_worker = {member.worker: member for member in members}

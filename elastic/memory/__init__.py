@@ -20,8 +20,8 @@ The tensor must not be written to before that. A device with a copy of its own c
 
 **Writing (host to device).** A `Landing` is a tensor with the bytes that it is filled through. `bytes` belongs to whoever fills it (a link
 from `Endpoint.post` until the message was received, the peer dropped or a later attempt installed; a file until the read returns); the
-tensor must be neither read nor written to meanwhile. `Landing.take` ends that and returns the tensor. On a device, it is what copies the bytes up
-and makes the computation wait for them, so it is called on the CPU too, where the bytes are the tensor.
+tensor must be neither read nor written to meanwhile. `Landing.take` ends that and returns the tensor. On a device, it is what copies the
+bytes up and makes the computation wait for them, so it is called on the CPU too, where the bytes are the tensor.
 
 **Waiting.** The host waits for a device, never the other way: no kernel waits for a peer, so giving up is closing a socket. Computation
 waits for bytes in `take`; links and files wait for computation in `bytes_of`, `values_of` and `now`. No other code synchronises.
