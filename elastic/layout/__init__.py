@@ -1,1 +1,1 @@
-"""Who holds which run of which layer: coordinates, layouts, the transfers between them, and their invariants. Pure values."""
+"""Layouts: which worker holds which run of which layer; their coordinates, transfers and invariants. Values and pure functions."""

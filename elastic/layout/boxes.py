@@ -1,4 +1,4 @@
-"""Runs and boxes: a run is `[start, stop)` in row-major order, a box is offsets and sizes. Pure arithmetic, no I/O."""
+"""Converts between runs and boxes: a run is `[start, stop)` in row-major order, a box is offsets and sizes. Pure arithmetic, no I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def boxes_of_run(shape: Sequence[int], start: int, stop: int) -> Iterator[Box]:
-    """The run as boxes, in order; each is contiguous in the tensor's row-major order. At most 2 x dimensions - 1 of them."""
+    """Yields the run as boxes, ascending, each contiguous in the tensor's row-major order: at most 2 x dimensions - 1 boxes."""
     if start >= stop:
         return
     if not shape:
@@ -42,7 +42,7 @@ def _in_row(shape: Sequence[int], row: int, start: int, stop: int) -> Iterator[B
 
 
 def intersection(left: Box, right: Box) -> Box | None:
-    """What two boxes share, None if nothing."""
+    """Returns the box that two boxes share, or None."""
     offsets, sizes = [], []
     for a, n, b, m in zip(left[0], left[1], right[0], right[1], strict=True):
         low, high = max(a, b), min(a + n, b + m)
@@ -54,7 +54,7 @@ def intersection(left: Box, right: Box) -> Box | None:
 
 
 def runs_of_box(shape: Sequence[int], box: Box) -> Iterator[Run]:
-    """A box's contiguous runs in a tensor of `shape`, in the box's row-major order; an empty box may have empty ones."""
+    """Yields a box's contiguous runs in a tensor of `shape`, in the box's row-major order; those of an empty box may be empty."""
     offsets, sizes = box
     split = len(shape)
     while split and offsets[split - 1] == 0 and sizes[split - 1] == shape[split - 1]:
@@ -71,12 +71,12 @@ def runs_of_box(shape: Sequence[int], box: Box) -> Iterator[Run]:
 
 
 def tiling_fault(shape: Sequence[int], boxes: Sequence[Box]) -> str | None:
-    """Why `boxes` do not tile a tensor of `shape` exactly once, None if they do. Quadratic in boxes, vectorized."""
+    """Returns why `boxes` do not tile a tensor of `shape` exactly once, or None if they do. Quadratic in boxes, vectorized."""
     for offsets, sizes in boxes:
         if len(offsets) != len(shape) or len(sizes) != len(shape):
             return f"the chunk at {list(offsets)} has another number of dimensions than {list(shape)}"
         if any(o < 0 or n < 0 or o + n > extent for o, n, extent in zip(offsets, sizes, shape, strict=True)):
-            return f"the chunk at {list(offsets)} of {list(sizes)} leaves the shape {list(shape)}"
+            return f"the chunk at {list(offsets)} of {list(sizes)} exceeds the shape {list(shape)}"
     boxes = [box for box in boxes if math.prod(box[1])]
     covered, whole = sum(math.prod(sizes) for _, sizes in boxes), math.prod(shape)
     if covered != whole:

@@ -1,9 +1,9 @@
-"""What every layout must satisfy. Each invariant has a name, which begins the message of the error that reports its breach.
+"""Checks layouts. Each invariant has a name, which starts the message of the error that reports its violation.
 
 order        layers 0, 1, ... in order; the layers of a stage are neighbours, and no worker is in two stages
 members      every layer has members, none twice
 coverage     the intervals of a layer leave nothing out and stay inside it
-single owner no element is in two intervals, and intervals are not empty
+coverage     the intervals of a layer cover every element and stay inside the layer
 ownership    owners are members of the layer's stage
 alignment    intervals start at allowed cut points
 replication  the replica is another worker of the layout, and is missing only when there is one worker
@@ -61,10 +61,10 @@ def _check_coverage(layer: LayerLayout, size: int) -> None:
         if interval.start < position:
             _refuse("single owner", layer.layer, (interval.start, min(position, interval.stop)), "in two intervals, or out of order")
         if interval.start > position:
-            _refuse("coverage", layer.layer, (position, interval.start), "nobody owns it")
+            _refuse("coverage", layer.layer, (position, interval.start), "no worker owns it")
         position = interval.stop
     if position < size:
-        _refuse("coverage", layer.layer, (position, size), "nobody owns it")
+        _refuse("coverage", layer.layer, (position, size), "no worker owns it")
     if position > size:
         _refuse("coverage", layer.layer, (size, position), f"it is owned and lies outside of the layer, which has {size} elements")
 

@@ -1,7 +1,7 @@
-"""Who owns, replicates and gathers which run of each layer, and the one rule that makes such a layout from a list of stages.
+"""The layout: which workers own, replicate and gather each run of each layer; and `spread`, which makes a layout from a list of stages.
 
-ZeRO is interleaved: every layer is spread over all members of its stage, so a layer that moves to another stage, or a member
-that leaves, becomes transfers between many disjoint pairs of workers.
+ZeRO is interleaved: every layer is spread over all members of its stage. A layer that moves to another stage, or a member that
+leaves, therefore becomes transfers between many disjoint pairs of workers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Interval", "LayerLayout", "Layout", "replica_holders", "spread"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """The run `[start, stop)` (elements) of a layer's vector, the worker that updates it, and the one that keeps a copy."""
+    """The run `[start, stop)` (elements) of a layer's vector, its owner (the worker that updates it), and the worker that keeps a copy."""
 
     start: int
     stop: int
@@ -30,7 +30,7 @@ class Interval:
 
     @property
     def run(self) -> Run:
-        """As a pair."""
+        """The run as a pair."""
         return self.start, self.stop
 
     @property
@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerLayout:
-    """One layer: the members of its stage, which all hold its parameters, and its intervals in ascending order."""
+    """One layer: the members of its stage, each of which holds all its parameters, and its intervals in ascending order."""
 
     layer: int
     members: tuple[int, ...]
@@ -50,7 +50,7 @@ class LayerLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """All layers. Nothing is checked here: `elastic.layout.invariants.check` does that."""
+    """The layouts of all layers. The constructor checks nothing: `elastic.layout.invariants.check` does."""
 
     model: ModelSpec
     layers: tuple[LayerLayout, ...]
@@ -61,15 +61,15 @@ class Layout:
         return tuple(dict.fromkeys(worker for layer in self.layers for worker in layer.members))
 
     def owned(self, worker: int) -> list[tuple[int, Interval]]:
-        """`(layer, interval)` of everything that `worker` owns, ascending."""
+        """The `(layer, interval)` pairs that `worker` owns, ascending."""
         return [(layer.layer, interval) for layer in self.layers for interval in layer.intervals if interval.owner == worker]
 
     def members(self, layer: int) -> tuple[int, ...]:
-        """The workers of the layer's stage: all hold its parameters whole."""
+        """The workers of the layer's stage. Each holds all the layer's parameters."""
         return self.layers[layer].members
 
     def users(self, layer: int) -> tuple[int, ...]:
-        """The members, and behind them the members of other stages that use one of the layer's parameters by a tie."""
+        """The members, followed by the members of other stages that use a tied parameter of this layer."""
         tied = [
             worker
             for other in self.layers[layer + 1 :]
@@ -83,7 +83,7 @@ class Layout:
         return tuple(layer.layer for layer in self.layers if worker in layer.members)
 
     def to_json(self) -> dict[str, Any]:
-        """Each distinct member list once; intervals as flat `gap, length, owner, replica`, the gap being to the interval before."""
+        """Writes each distinct member list once; intervals are flat `gap, length, owner, replica`, with the gap to the interval before."""
         groups: dict[tuple[int, ...], int] = {}
         layers: list[list[Any]] = []
         for layer in self.layers:
@@ -115,13 +115,13 @@ def _intervals(flat: Sequence[Any]) -> tuple[Interval, ...]:
 def spread(
     model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None = None, near: Layout | None = None
 ) -> Layout:
-    """Cuts every layer over its stage's members, in near-equal contiguous intervals.
+    """Cuts every layer into near-equal contiguous intervals, one for each member of its stage.
 
-    What rounding to cut points gives a member too much in one layer it gets less in the next: with block cuts, totals stay within a block
-    or two of each other. A replica goes to another worker, on another host if `hosts` (worker to host name) knows of one; it is None only
-    when there is a single worker. With `near`, the layout before a loss or a join, intervals stay with their owner and replica as far as
-    balance allows: then a member may have several in one layer. Raises LayoutError unless the stages are non-empty, disjoint in workers,
-    and cover the layers in order, or if `near` is of another model.
+    A member that rounding to cut points gave too much in one layer gets less in the next: with block cuts, totals differ by at most a
+    block or two. A replica goes to another worker, if possible on another host (`hosts`: worker to host name); it is None only if there is
+    a single worker. With `near`, the layout before a loss or a join, intervals keep their owner and replica as far as balance allows; a
+    member may then have several in one layer. Raises LayoutError unless the stages are non-empty, have disjoint workers and cover the
+    layers in order, or if `near` is of another model.
     """
     _check_stages(len(model.layers), stages)
     if near is not None:

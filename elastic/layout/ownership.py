@@ -1,6 +1,6 @@
-"""Who owns which run: cut afresh, or as near to an earlier ownership as balance allows.
+"""Assigns owners to runs: a new cut, or one as near to an earlier ownership as balance allows.
 
-Only numbers go in and out, so that it knows nothing of layouts; `elastic.layout.layout.spread` is what others use.
+This module works on plain numbers and imports no layout. Use `elastic.layout.layout.spread` to make a layout.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from elastic.layout.regions import BLOCK, ModelSpec
 from elastic.layout.runs import shared
 
 FREE = -1
-"""The owner of what has none yet."""
+"""The owner of a run that has none yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedRun:
-    """The run `[start, stop)` (elements) of a layer, its owner or `FREE`, and its earlier owner and replica."""
+    """The run `[start, stop)` (elements) of a layer, its owner or `FREE`, and in `had` its earlier owner and replica."""
 
     start: int
     stop: int
@@ -34,13 +34,13 @@ class OwnedRun:
 
 
 def cut(model: ModelSpec, layer: int, totals: dict[int, int]) -> Iterator[tuple[int, int, int]]:
-    """`(start, stop, owner)` of one layer, in the order of the members; adds what each member got to `totals` (elements)."""
+    """Yields `(start, stop, owner)` of one layer, in the order of the members; adds each member's elements to `totals`."""
     size = model.layers[layer].size
     points = model.cut_points(layer)
     everything = sum(totals.values()) + size
     start = before = 0
     for place, owner in enumerate(totals, 1):
-        # The ideal end makes up for what rounding gave to this member and those before it in the layers done so far.
+        # The ideal end compensates for rounding in the layers before, of this member and of those before it.
         before += totals[owner]
         ideal = everything * place / len(totals) - before
         stop = max(start, _nearest(points, size, ideal)) if place < len(totals) else size
@@ -51,11 +51,11 @@ def cut(model: ModelSpec, layer: int, totals: dict[int, int]) -> Iterator[tuple[
 
 
 def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mapping[int, Sequence[OwnedRun]]) -> dict[int, list[OwnedRun]]:
-    """Every layer's pieces with their owners: the earlier ones where they are among `members`, as far as shares stay equal.
+    """Returns each layer's pieces with their owners: the earlier owner where it is in `members`, as far as shares stay equal.
 
-    Runs whose owner has left go to members below their fair share of the stage; members above it, as when somebody joined, give ends of
-    their runs. A layer that would be in more than two runs per member loses its smallest ones to their neighbours first, or, where that
-    does not help, is cut afresh.
+    Runs whose owner has left go to members below their fair share of the stage. Members above it, as after a join, give up ends of their
+    runs. If a layer would have more than two runs per member, its smallest runs are first merged into their neighbours; if that does not
+    help, the layer is cut anew.
     """
     crowded: Counter[int] = Counter()
     while True:
@@ -69,9 +69,10 @@ def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mappin
 
 
 class _StageOwners:
-    """`short` is what each member has too little of the layers considered so far (elements; below 0: too much).
+    """The owners within one stage while `keep` assigns them.
 
-    `carry` is what rounding to cut points has left over from one member to the next: many halves of a block would add up.
+    `short` is how many elements each member lacks in the layers considered so far (negative: it has too many). `carry` is the rounding
+    error that one member passes to the next; without it, many halves of a block would add up.
     """
 
     def __init__(
@@ -102,17 +103,17 @@ class _StageOwners:
             self.short[member] += self.size[layer] / len(self.members)
 
     def _simplify(self, layer: int) -> None:
-        """Leaves at most one run per member, by giving the smallest ones to a neighbour."""
+        """Leaves at most one run per member, by merging the smallest runs into a neighbour."""
         while len(runs := self.runs(layer)) > len(self.members):
             place = min(range(len(runs)), key=lambda i: runs[i][2] - runs[i][1])
-            beside = [runs[i] for i in (place - 1, place + 1) if 0 <= i < len(runs)]
-            owner = min(beside, key=lambda run: (run[0] == FREE, run[2] - run[1]))[0]
+            neighbours = [runs[i] for i in (place - 1, place + 1) if 0 <= i < len(runs)]
+            owner = min(neighbours, key=lambda run: (run[0] == FREE, run[2] - run[1]))[0]
             self._give(layer, *runs[place][1:], owner)
 
     def take(self) -> None:
-        """Frees what members have too much: whole runs first, from layers of which they own much and others have freed little."""
+        """Frees the surplus of members: whole runs first, from layers where the member owns much and others have freed little."""
         runs: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        excess: Counter[tuple[int, int]] = Counter()  # of a member in a layer: what it owns, less what has been freed there
+        excess: Counter[tuple[int, int]] = Counter()  # by member and layer: elements owned, less those freed there
         for layer in self.pieces:
             for owner, start, stop in self.runs(layer):
                 runs[owner].append((layer, start, stop))
@@ -136,9 +137,9 @@ class _StageOwners:
             self.carry = max(-BLOCK, min(surplus, BLOCK))
 
     def deal(self) -> None:
-        """Gives all that is free to members that have too little."""
+        """Gives all free runs to members that have too little."""
         self.carry = 0.0
-        # Small pieces are left over for the layers that come last: those that are in few runs.
+        # Layers in few runs come last and get the small pieces that are left over.
         for layer in sorted(self.pieces.keys() - set(self.open), key=lambda layer: (-len(self.runs(layer)), layer)):
             for owner, start, stop in self.runs(layer):
                 if owner == FREE:
@@ -147,7 +148,7 @@ class _StageOwners:
             self._deal_layer(layer)
 
     def _deal_layer(self, layer: int) -> None:
-        """A layer of which nobody keeps anything: in equal shares, in the order in which they had it, if they did."""
+        """Divides a layer that has no owner left into equal shares, in the order of its earlier owners."""
         self._consider(layer)
         middle: dict[int, int] = {}
         for piece in self.pieces[layer]:
@@ -164,7 +165,7 @@ class _StageOwners:
             start = stop
 
     def _deal_run(self, layer: int, start: int, stop: int) -> None:
-        """To a neighbour, which makes no new run; else whole to whoever lacks most, but not too much of one layer to one member."""
+        """Gives the run to a neighbour, which adds no run, or to the member that lacks most. No member gets too much of one layer."""
         most = 2 * self.size[layer] / len(self.members) + BLOCK
         owned = dict.fromkeys(self.members, 0)
         for piece in self.pieces[layer]:
@@ -185,13 +186,13 @@ class _StageOwners:
             self._give(layer, start, end, owner)
             satisfied = end < stop and wanted[owner] == self.short[owner]
             self.short[owner] -= end - start
-            if satisfied or self.short[owner] < BLOCK / 2:  # else it can still get something
+            if satisfied or self.short[owner] < BLOCK / 2:  # otherwise it can still get more
                 self.carry = max(-BLOCK, min(self.carry + self.short[owner], BLOCK))
             owned[owner] += end - start
             start = end
 
     def _end(self, layer: int, start: int, stop: int, elements: float) -> int:
-        """The allowed end in `(start, stop]` that is nearest to `elements` behind `start`."""
+        """Returns the allowed end in `(start, stop]` that is nearest to `start + elements`."""
         points, ideal = self.points[layer], max(start + elements, start + 1)
         above = bisect_left(points, ideal)
         options = [point for point in points[max(above - 1, 0) : above + 1] if start < point < stop]
@@ -213,11 +214,11 @@ class _StageOwners:
                 continue
             first, last = both
             parts = ((piece.start, first, piece.owner), (first, last, owner), (last, piece.stop, piece.owner))
-            changed += (OwnedRun(start=a, stop=b, owner=who, had=piece.had) for a, b, who in parts if a < b)
+            changed += (OwnedRun(start=a, stop=b, owner=holder, had=piece.had) for a, b, holder in parts if a < b)
         self.pieces[layer] = changed
 
 
 def _nearest(points: Sequence[int], size: int, position: float) -> int:
-    """The one of `points` (ascending) and `size` that is nearest to `position`, the lower one of two."""
+    """Returns the one of `points` (ascending) and `size` that is nearest to `position`; the lower one if two are equally near."""
     above = bisect_left(points, position)
     return min([*points[max(above - 1, 0) : above + 1], size], key=lambda point: abs(point - position))

@@ -1,8 +1,8 @@
 """The coordinates of state: a model is a sequence of layers, and a layer is one flat vector of elements.
 
-A layer's trainable parameters lie in its vector in definition order, each starting at a multiple of `ALIGNMENT`; the padding
-behind a parameter belongs to the vector and is zero. Every state of an element (the parameter itself, each optimizer state)
-has the same coordinate `(layer, position)`.
+A layer's vector holds its trainable parameters in definition order, each starting at a multiple of `ALIGNMENT`. The padding behind
+a parameter belongs to the vector and is zero. Every state of an element (the parameter itself, each optimizer state) has the same
+coordinate `(layer, position)`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CutRule = Literal["block", "tensor"]
 
 
 def align(position: int) -> int:
-    """The first multiple of `ALIGNMENT` that is not below `position` (elements)."""
+    """Returns the lowest multiple of `ALIGNMENT` that is at least `position` (elements)."""
     return -(-position // ALIGNMENT) * ALIGNMENT
 
 
@@ -67,7 +67,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tie:
-    """A use of parameter `name` of the lower-numbered layer `home` by another layer."""
+    """Parameter `name` of the lower-numbered layer `home`, used by another layer."""
 
     name: str
     home: int
@@ -75,7 +75,7 @@ class Tie:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One layer's flat vector. It may hold no parameter at all; then its size is 0."""
+    """One layer's flat vector. Its size is 0 if it has no parameters."""
 
     index: int
     parameters: tuple[ParameterSpec, ...]
@@ -96,7 +96,7 @@ class LayerSpec:
 
     @classmethod
     def build(cls, index: int, parameters: Iterable[tuple[str, Sequence[int], str]], ties: Iterable[Tie] = ()) -> LayerSpec:
-        """Places `(name, shape, dtype)` parameters one behind the other, in the given order."""
+        """Places the parameters `(name, shape, dtype)` one after the other, in the given order."""
         placed: list[ParameterSpec] = []
         position = 0
         for name, shape, dtype in parameters:
@@ -119,7 +119,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """All layers in order, and where their vectors may be cut between owners."""
+    """All layers in order, and the rule where their vectors may be cut between owners."""
 
     layers: tuple[LayerSpec, ...]
     cut: CutRule = "block"
@@ -134,9 +134,9 @@ class ModelSpec:
                 self.layers[tie.home].parameter(tie.name)
 
     def cut_points(self, layer: int) -> Sequence[int]:
-        """Ascending positions at which an interval of `layer` may start, 0 included (it may end at these, or at the layer's end).
+        """The ascending positions, 0 included, at which an interval of `layer` may start. It ends at one of these or at the layer's end.
 
-        These are the multiples of `BLOCK`, or the starts of parameters for optimizers that need whole tensors.
+        They are the multiples of `BLOCK`, or the starts of parameters for optimizers that need whole tensors.
         """
         spec = self.layers[layer]
         if self.cut == "block":
@@ -149,7 +149,7 @@ class ModelSpec:
         return tuple((home, parameter.start, align(parameter.stop)) for home, parameter in found)
 
     def to_json(self) -> dict[str, Any]:
-        """Layers that are equal but for the common prefix of their names, as in most transformers, share one description."""
+        """Writes one description for all layers that differ only in the common prefix of their parameters' names."""
         forms: dict[str, int] = {}
         shared: list[list[list[Any]]] = []
         layers: list[list[Any]] = []

@@ -1,4 +1,4 @@
-"""Who keeps the copy of what another worker owns: another worker, on another host where there is one."""
+"""Chooses the worker that keeps the copy of another worker's run: on another host if there is one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from elastic.layout.regions import BLOCK
 OwnedRuns = Sequence[OwnedRun]
 
 EXCESS = 1.6
-"""A worker may keep earlier copies up to this many times the mean, or to the largest share that one worker owns, and a block.
+"""A worker keeps its earlier copies up to a limit: this many times the mean, or the largest share one worker owns; plus a block.
 
-With a third worker beside two the earlier copies are 1.5 times the mean: they stay.
+When a third worker joins two, the earlier copies are 1.5 times the mean, and stay.
 """
 
 
 def replica_holders(workers: Sequence[int], hosts: Mapping[int, str] | None = None) -> dict[int, int | None]:
-    """Who keeps the copy of what each worker owns: a ring, stepped so that it leaves every host where that is possible."""
+    """Maps each worker to the one that keeps its copies: a step along a ring of all workers, which leaves the host if possible."""
     host = _host_of(workers, hosts)
     ranks = {name: rank for rank, name in enumerate(dict.fromkeys(host.values()))}
     ring = sorted(workers, key=lambda worker: ranks[host[worker]])
@@ -36,7 +36,7 @@ def _partner(ring: Sequence[int], place: int, step: int, host: Mapping[int, int 
     worker, other = ring[place], ring[(place + step) % len(ring)]
     if host[other] != host[worker]:
         return other
-    # More than half of all workers share this host: their copies are dealt out over the few workers elsewhere.
+    # More than half of all workers share this host: the few workers elsewhere take turns to keep their copies.
     elsewhere = [candidate for candidate in ring if host[candidate] != host[worker]]
     if elsewhere:
         return elsewhere[place % len(elsewhere)]
@@ -46,10 +46,10 @@ def _partner(ring: Sequence[int], place: int, step: int, host: Mapping[int, int 
 def keep_replicas(
     layers: Sequence[tuple[Sequence[int], OwnedRuns]], hosts: Mapping[int, str] | None
 ) -> Iterator[list[tuple[OwnedRun, int | None]]]:
-    """Per layer, given as `(members, pieces)` with their owners: runs with their replica, neighbours with equal holders joined.
+    """Yields the runs of each layer with their replica, given `(members, pieces)` with owners; joins neighbours with equal holders.
 
-    Whoever has a copy already keeps it, if it may and is not overloaded; other runs go to the worker that keeps least. A layer has at
-    most two runs per member.
+    A worker that already has a copy keeps it if it is allowed to and not overloaded; other runs go to the worker that keeps least. A
+    layer has at most two runs per member.
     """
     workers = list(dict.fromkeys(worker for members, _ in layers for worker in members))
     keepers = _Keepers(workers, hosts, [piece for _, pieces in layers for piece in pieces])
@@ -57,14 +57,14 @@ def keep_replicas(
     for (members, pieces), chosen in zip(layers, kept, strict=True):
         for place, piece in enumerate(pieces):
             if chosen[place] is None:
-                beside = [i for i in (place - 1, place + 1) if 0 <= i < len(pieces) and pieces[i].owner == piece.owner]
-                chosen[place] = keepers.new(piece, [chosen[i] for i in beside], members)
+                near = [i for i in (place - 1, place + 1) if 0 <= i < len(pieces) and pieces[i].owner == piece.owner]
+                chosen[place] = keepers.new(piece, [chosen[i] for i in near], members)
         joined = _joined(pieces, chosen)
         yield joined if len(joined) <= 2 * len(members) else _one_per_owner(joined)
 
 
 class _Keepers:
-    """How many elements each worker keeps for others so far, and who may keep what."""
+    """Counts the elements that each worker keeps for others so far, and lists which workers may keep a run."""
 
     def __init__(self, workers: Sequence[int], hosts: Mapping[int, str] | None, pieces: OwnedRuns) -> None:
         self.host = _host_of(workers, hosts)
@@ -79,7 +79,7 @@ class _Keepers:
             owned[self._host(piece)] += piece.elements
             shares[piece.owner] += piece.elements
         self.share = max(shares.values(), default=0)
-        # The mean over all workers cannot be reached where most of what is owned is on one host.
+        # No assignment reaches the mean over all workers if one host owns most elements.
         everything = owned.total() / len(workers)
         self.mean = {name: max(everything, owned[name] / max(len(others), 1)) for name, others in elsewhere.items()}
 
@@ -87,7 +87,7 @@ class _Keepers:
         return self.host[piece.owner]
 
     def earlier(self, piece: OwnedRun) -> int | None:
-        """The earlier replica, or the earlier owner, if it may keep the copy and is not overloaded by it."""
+        """Returns the earlier replica, else the earlier owner, if it may keep the copy and is not overloaded by it; else None."""
         owner, replica = piece.had
         limit = max(EXCESS * self.mean[self._host(piece)], self.share) + BLOCK
         for worker in (replica, owner):
@@ -99,7 +99,7 @@ class _Keepers:
         return None
 
     def new(self, piece: OwnedRun, beside: Sequence[int | None], members: Sequence[int]) -> int | None:
-        """One that keeps the copy of a run beside it, if it keeps no more than the mean; else the one that keeps least."""
+        """Returns one of `beside`, the holders of neighbouring runs, if that stays within the mean; else the worker that keeps least."""
         allowed = self.allowed[piece.owner]
         near = [worker for worker in allowed if worker in beside]
         if not allowed:
@@ -121,7 +121,7 @@ def _joined(pieces: OwnedRuns, replicas: Sequence[int | None]) -> list[tuple[Own
 
 
 def _one_per_owner(runs: Sequence[tuple[OwnedRun, int | None]]) -> list[tuple[OwnedRun, int | None]]:
-    """Neighbours of one owner get the replica of the longest of them."""
+    """Gives neighbouring runs of one owner the replica of the longest of them, and joins them."""
     joined: list[tuple[OwnedRun, int | None]] = []
     for _, same in groupby(runs, lambda run: run[0].owner):
         group = list(same)

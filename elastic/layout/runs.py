@@ -13,13 +13,13 @@ S = TypeVar("S")
 
 
 def shared(one: Run, other: Run) -> Run | None:
-    """What two runs have in common, None if nothing."""
+    """Returns the run that two runs share, or None."""
     start, stop = max(one[0], other[0]), min(one[1], other[1])
     return (start, stop) if start < stop else None
 
 
 def joined(runs: Iterable[Run]) -> list[Run]:
-    """The union, as ascending runs that do not touch."""
+    """Returns the union as ascending runs that do not touch."""
     found: list[Run] = []
     for start, stop in sorted(runs):
         if found and start <= found[-1][1]:
@@ -30,7 +30,7 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 
 
 def missing(wanted: Iterable[Run], had: Sequence[Run]) -> list[Run]:
-    """The union of `wanted` without the union of `had`, as ascending disjoint runs; both are sorted and may overlap within themselves."""
+    """Returns the union of `wanted` minus the union of `had`, as ascending disjoint runs. Both are sorted; their runs may overlap."""
     gaps: list[Run] = []
     done = 0
     for start, stop in wanted:
@@ -48,7 +48,7 @@ def missing(wanted: Iterable[Run], had: Sequence[Run]) -> list[Run]:
 
 @dataclass(frozen=True, slots=True)
 class Lack(Generic[S]):
-    """`destination` needs the run `[start, stop)` and has none of it; each of `sources` has all of it. Nobody has it if there are none."""
+    """`destination` needs the run `[start, stop)` and has none of it; each of `sources` has all of it. No sources: the run is lost."""
 
     destination: int
     start: int
@@ -57,10 +57,10 @@ class Lack(Generic[S]):
 
 
 def lacking(needed: Mapping[int, Sequence[Run]], had: Mapping[int, Sequence[Run]], offers: Sequence[tuple[S, Run]]) -> Iterator[Lack[S]]:
-    """What each worker needs of one vector and does not have, cut where the sources change: who can send what to whom.
+    """Yields the runs of one vector that each worker needs and does not have, cut where the set of possible senders changes.
 
-    `needed` and `had` are by worker, ascending. `offers` says what each source has; sources are whatever tells them apart, and may be more
-    than a worker's number. They are listed in the order of the offers.
+    `needed` and `had` map workers to ascending runs. `offers` lists which source has which run; a source is any key that identifies a
+    sender, not only a worker's number. `Lack.sources` is in the order of the offers.
     """
     for destination, runs in needed.items():
         mine = had.get(destination, ())

@@ -1,7 +1,7 @@
-"""What must move between workers so that a new layout holds: one computation for recovery, scaling, save and load.
+"""Computes what must move between workers so that a new layout holds. Recovery, scaling, saving and loading all use it.
 
-A `Holding` says that a worker has (or must have) one state of one run. A layout *needs* a set of holdings; whatever a worker
-needs and does not have is sent to it, once, by somebody who has it.
+A `Holding` states that a worker has (or must have) one state of one run. A layout *needs* a set of holdings. Whatever a worker
+needs and does not have, one worker that has it sends to it, once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PARAM = "param"
 PIECE = 256 * BLOCK
 """Elements. A longer run that several workers can send is divided between them in pieces of this length."""
 
-# A gathered parameter is as fresh as its owner's, and drawing on all who have it is what balances the sources.
+# A gathered parameter is as fresh as its owner's; using all workers that have it balances the senders.
 _PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "previous": 1, "replica": 2}
 
 
@@ -33,7 +33,7 @@ _PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "previous": 1, "replic
 class Holding:
     """`worker` has the elements `[start, stop)` of `state` of `layer`.
 
-    As owner: live, or the spare of the step before. As another worker: replica, or gathered parameter.
+    An owner's role is live, or previous (the copy from the step before); another worker's is replica, or gathered parameter.
     """
 
     worker: int
@@ -44,7 +44,7 @@ class Holding:
     role: Role
 
     def to_json(self) -> list[Any]:
-        """One flat list."""
+        """Writes one flat list."""
         return [self.worker, self.state, self.layer, self.start, self.stop, self.role]
 
     @classmethod
@@ -74,7 +74,7 @@ class Transfer:
         return f"{self.source}>{self.destination} {self.state} {self.layer}[{self.start}:{self.stop}]"
 
     def to_json(self) -> list[Any]:
-        """One flat list."""
+        """Writes one flat list."""
         return [self.source, self.destination, self.state, self.layer, self.start, self.stop]
 
     @classmethod
@@ -85,11 +85,11 @@ class Transfer:
 
 
 def needs(layout: Layout, states: Sequence[str]) -> tuple[Holding, ...]:
-    """What every worker must hold under `layout`; `states` are names, of which `PARAM` is the parameter itself.
+    """Returns what every worker must hold under `layout`. `states` are names; `PARAM` is the parameter itself.
 
-    The parameter: every member of the stage needs the layer whole, every member of a stage that uses a tied parameter needs that
-    parameter's run of the home layer, and the replica needs its interval, on which it repeats what the owner does. Any other state: the
-    owner and the replica need their interval. A worker may need a run twice, as a member and as replica; it is sent to it only once.
+    Parameter: every member of the stage needs the whole layer; every member of a stage that uses a tied parameter needs that parameter's
+    run of the home layer; the replica needs its interval, to repeat the owner's update. Any other state: the owner and the replica need
+    their interval. A worker may need a run twice, as a member and as a replica; it is sent only once.
     """
     return tuple(
         need
@@ -120,7 +120,7 @@ def _parameter_needs(layout: Layout, layer: int) -> Iterator[Holding]:
 
 
 def updates(layout: Layout, layer: int, worker: int) -> Iterator[Transfer]:
-    """What `worker` sends and receives of a layer's parameters behind every step: each who needs a run gets it from its owner."""
+    """Yields the parameter transfers of a layer that `worker` takes part in after every step: each run goes from its owner to its users."""
     wanted = [(need.worker, (need.start, need.stop)) for need in _parameter_needs(layout, layer) if need.role == "gathered"]
     for interval in layout.layers[layer].intervals:
         for member, run in wanted:
@@ -136,15 +136,15 @@ def _state_needs(layout: Layout, layer: int, state: str) -> Iterator[Holding]:
 
 
 def holdings_of(layout: Layout, states: Sequence[str], alive: Collection[int]) -> tuple[Holding, ...]:
-    """What the workers `alive` hold when `layout` is in force: its needs, and nothing else."""
+    """Returns what the workers `alive` hold while `layout` is in force: exactly its needs."""
     return tuple(holding for holding in needs(layout, states) if holding.worker in alive)
 
 
 def transfers(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> tuple[Transfer, ...]:
-    """The moves after which `layout` holds, in ascending coordinates; `holdings` are those of live workers, all of one step.
+    """Returns the transfers after which `layout` holds, in ascending coordinates. `holdings` are those of live workers, all of one step.
 
-    Each missing run goes once to each destination that misses it, from a live owner (or a gathered copy) rather than a spare, and from
-    that rather than a replica; among equals from the one that sends the fewest elements so far. Raises CoverageLost if nobody holds a run.
+    Each destination gets each run it misses once: from a live owner or a gathered copy if possible, then from an owner's copy of the step
+    before, then from a replica; among equals, from the worker that sends the fewest elements so far. Raises CoverageLost for a lost run.
     """
     offers = _grouped(holdings)
     load: dict[int, int] = defaultdict(int)
@@ -176,7 +176,7 @@ def _runs_by_worker(holdings: Iterable[Holding]) -> dict[int, list[Run]]:
 
 
 def _freshest(lacks: Iterable[Lack[tuple[int, int]]]) -> Iterator[Lack[int]]:
-    """With the workers of the best rank only; neighbouring runs with the same ones are one."""
+    """Keeps only the workers with the best preference; joins neighbouring runs that then have the same workers."""
     last: Lack[int] | None = None
     for lack in lacks:
         best = min(lack.sources, default=(0, 0))[0]
@@ -192,7 +192,7 @@ def _freshest(lacks: Iterable[Lack[tuple[int, int]]]) -> Iterator[Lack[int]]:
 
 
 def _least_loaded(lack: Lack[int], load: dict[int, int]) -> Iterator[tuple[int, int, int]]:
-    """`(source, start, stop)`: pieces go to the worker that sends least, and neighbouring ones of one worker are one."""
+    """Yields `(source, start, stop)`: each piece goes to the worker that sends least; neighbouring pieces of one worker are joined."""
     size = PIECE if len(lack.sources) > 1 else lack.stop - lack.start
     begun = lack.start
     chosen = None
@@ -209,14 +209,14 @@ def _least_loaded(lack: Lack[int], load: dict[int, int]) -> Iterator[tuple[int, 
 
 
 def minimum_elements(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> int:
-    """The fewest elements that any set of transfers can move: an oracle that shares no code with `needs` and `transfers`."""
+    """Returns the fewest elements that any set of transfers can move. An oracle: it shares no code with `needs` and `transfers`."""
     return sum(minimum_by_layer(holdings, layout, states).values())
 
 
 def minimum_by_layer(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> dict[tuple[str, int], int]:
-    """The same for every `(state, layer)`.
+    """Returns the fewest elements for every `(state, layer)`.
 
-    It goes over the model element by element (in fact: between neighbouring boundaries), and counts those who need it and do not have it.
+    It goes through the model from boundary to boundary, and counts the workers that need the elements in between and do not have them.
     """
     had: dict[tuple[str, int], list[Holding]] = {(state, layer.layer): [] for layer in layout.layers for state in states}
     for holding in holdings:

@@ -82,7 +82,7 @@ def test_slabs_that_are_split_off_and_joined_are_the_tensor(shape, data):
     [
         ([((0, 0), (2, 3)), ((2, 0), (1, 3))], "9 of 12"),
         ([((0, 0), (2, 3)), ((1, 0), (2, 3))], "overlap"),
-        ([((0, 0), (5, 3))], "leaves the shape"),
+        ([((0, 0), (5, 3))], "exceeds the shape"),
         ([((0,), (12,))], "another number of dimensions"),
     ],
 )
