@@ -1,1 +1,1 @@
-"""Faults on purpose: who is killed, when, and what was really hit."""
+"""Fault injection: kills and slows workers of a running job, and records what was hit."""

@@ -1,4 +1,4 @@
-"""Faults as values that are written like `1@8` and read back."""
+"""Faults as values, with a text form such as `1@8` that can be parsed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _HELP = "write a place, @ and a step, such as 1@8, 0@22:reduce or 1,2@8"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The workers at `places` die in `phase` of `step`, or at a random moment of it; place 0 coordinates.
+    """The death of the workers at `places` in `phase` of `step`, or at a random moment of it; place 0 is the coordinator.
 
-    Several die at once, when the first of them is there. A phase of a recovery is that of the first recovery after `step` has begun.
-    Raises SettingsError if places are missing, negative or named twice, if the step is negative, or if there is no such phase.
+    Several workers die together, when the first of them reaches the phase. A phase of a recovery means the first recovery after `step` has
+    begun. Raises SettingsError if places are missing, negative or named twice, if the step is negative, or if there is no such phase.
     """
 
     places: tuple[int, ...]
@@ -29,7 +29,7 @@ class Fault:
         if not self.places or min(self.places) < 0:
             raise SettingsError(f"places={self.places}: a fault needs at least one place, counted from 0")
         if len(set(self.places)) < len(self.places):
-            raise SettingsError(f"{self}: a place is named twice, and dies only once")
+            raise SettingsError(f"{self}: a place is named twice; name each place once")
         if self.step < 0:
             raise SettingsError(f"{self}: steps are counted from 0")
         if self.phase is not None and self.phase not in (*STEP_PHASES, *RECOVERY_PHASES):
@@ -46,7 +46,7 @@ class Fault:
 
 
 def parse(text: str) -> Fault:
-    """The inverse of `str(fault)`. Raises SettingsError."""
+    """Parses the text form of a fault, the inverse of `str(fault)`. Raises SettingsError."""
     match = _FORM.fullmatch(text.strip())
     if match is None:
         raise SettingsError(f"{text!r} is not a fault: {_HELP}")
@@ -54,5 +54,5 @@ def parse(text: str) -> Fault:
 
 
 def in_order(faults: Iterable[Fault]) -> tuple[Fault, ...]:
-    """By step; those of the same step as they are given."""
+    """Sorts faults by step; faults of the same step keep their order."""
     return tuple(sorted(faults, key=lambda fault: fault.step))

@@ -1,7 +1,7 @@
-"""Kills workers of a running job, as planned, and finds out what it really hit.
+"""Kills workers of a running job as planned, and records in faults.jsonl what each kill hit.
 
-The line in faults.jsonl is complete before the signal is sent, since the agent reads it when it handles the death. What a victim was doing
-is only known from what it entered last, once it is dead: a second line, with `observed`, tells.
+The line of a kill is complete before the signal is sent, since the agent reads it when it handles the death. What the victim was really
+doing is known only after its death, from the phase that it entered last: a second line reports it as `observed`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _DEATH_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """One worker that was killed for `fault`, `at` this time.monotonic(). `seen` is what it did just before.
+    """One worker that was killed for `fault`; `at` is the time.monotonic() of the kill. `seen` is its activity just before.
 
-    `observed` is what it had entered last, read after its death; None as long as it is not dead.
+    `observed` is the activity that it entered last, read after its death; None until it is dead.
     """
 
     fault: Fault
@@ -42,7 +42,7 @@ class Shot:
     observed: Doing | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Its line in faults.jsonl: that of the kill, or, once it is known, that of what was observed."""
+        """Returns a line for faults.jsonl: the kill, or, once `observed` is set, the observation."""
         line = {"at": self.at, "worker": self.worker, "pid": self.pid, "place": self.place, "asked": str(self.fault)}
         if self.observed is None:
             return {**line, "step": self.seen.step, "phase": self.seen.phase, "kind": "kill"}
@@ -61,11 +61,11 @@ class Missed:
 
 
 class Killer:
-    """Injects faults into the job with this run directory, from a thread of its own, by step; those of one step in the order given.
+    """Injects faults into the job of this run directory, in its own thread, ordered by step; those of one step in the order given.
 
-    Each strikes members of the newest view; one that hits a step waits for the view behind the fault before it. Where a phase was too
-    short to be seen, the next one that is seen is hit. A fault without a phase strikes at a random moment of its step, drawn from `seed`.
-    Only workers of this host can be hit. It may be started before the job, even before the directory is there.
+    Each fault hits members of the newest view. A fault in a step waits for a view newer than the one that the previous fault hit. If a
+    phase was too short to be seen, the next phase that is seen is hit. A fault without a phase hits a random moment of its step, drawn from
+    `seed`. Only workers of this host can be hit. A Killer may be started before the job, even before the directory exists.
     """
 
     def __init__(self, directory: Path | str, faults: Iterable[Fault], seed: int = 0) -> None:
@@ -90,7 +90,7 @@ class Killer:
         self.close()
 
     def close(self) -> tuple[Missed, ...]:
-        """Injects nothing from now on. Returns the faults that did not fire."""
+        """Stops injecting. Returns the faults that did not fire."""
         self._closing.set()
         self._thread.join()
         return self.missed
@@ -102,7 +102,7 @@ class Killer:
 
     @property
     def shots(self) -> tuple[Shot, ...]:
-        """The workers that were killed, in that order."""
+        """The workers that were killed, in order of the kills."""
         return tuple(self._shots)
 
     def _run(self) -> None:
@@ -117,7 +117,7 @@ class Killer:
                 target.close()
 
     def _inject(self, index: int, fault: Fault) -> None:
-        """Waits until the fault is due and strikes; returns without where that can no longer be, or this is closed."""
+        """Waits until the fault is due and injects it. Returns without injecting it if it can no longer fire, or after `close`."""
         trigger = self._trigger(fault)
         while not self._closing.is_set():
             roster = self._renew()
@@ -150,7 +150,7 @@ class Killer:
         )
 
     def _renew(self) -> Roster | None:
-        """The newest view; its members are the targets from now on, held at once, while their pids are surely theirs."""
+        """Returns the newest view and makes its members the targets. Opens their pidfds at once, while the pids are surely theirs."""
         roster = self._rosters.read()
         if roster is not None and roster != self._roster:
             self._roster = roster
@@ -187,7 +187,7 @@ class Killer:
         self._closing.wait(seconds)
 
     def _bury(self, patience_s: float) -> None:
-        """Notes what the victims that are dead, or die within this time, did last."""
+        """Records the last activity of each victim that is dead or dies within `patience_s` seconds."""
         left = []
         for number, target in self._dying:
             doing = target.look() if target.ended(patience_s) else None
@@ -204,7 +204,7 @@ class Killer:
 
 @dataclass(frozen=True, slots=True)
 class _Aim:
-    """What all of a fault's victims do, nothing if one of them cannot be hit, and in words where they are."""
+    """The activity of all victims of a fault (empty if one of them cannot be hit), and a sentence about where they are."""
 
     seen: tuple[Doing, ...]
     where: str

@@ -1,4 +1,4 @@
-"""Whom a fault can hit: the members of the newest view as the run directory names them, and a hold on each of their processes."""
+"""The possible victims of a fault: the members of the newest view, as listed in the run directory, and a pidfd of each of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elastic.observe.activity import ActivityReader, Doing
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """The workers of the view of this epoch as (worker, pid), by place; `forkserver` is the parent of all, None where it is not known."""
+    """The workers of the view of this epoch as (worker, pid), by place; `forkserver` is the pid of their parent, None if unknown."""
 
     epoch: int
     members: tuple[tuple[int, int], ...]
@@ -30,7 +30,7 @@ class Roster:
 
 
 class RosterFile:
-    """Reads members.json again whenever it was replaced."""
+    """Reads members.json, again whenever it was replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,7 +38,7 @@ class RosterFile:
         self._roster: Roster | None = None
 
     def read(self) -> Roster | None:
-        """The newest view that there was; None before the first."""
+        """Returns the newest view; None before the first."""
         with suppress(FileNotFoundError):
             stat = self._path.stat()
             version = stat.st_ino, stat.st_mtime_ns
@@ -49,7 +49,7 @@ class RosterFile:
 
 
 class Victim:
-    """One worker: looked at, and killed, through a descriptor of its process, so that nobody who gets its pid later is hit."""
+    """One worker, observed through shared memory and signalled through a pidfd, so that no later process with its pid is hit."""
 
     def __init__(self, directory: Path, worker: int, pid: int, parent: int | None) -> None:
         self.worker, self.pid = worker, pid
@@ -62,7 +62,7 @@ class Victim:
             self._end.register(self._pidfd, select.POLLIN)
 
     def look(self) -> Doing | None:
-        """What it does, or did last; None where it has not said so."""
+        """Returns the worker's activity, or its last one; None if it has recorded none."""
         if self._watch is None:
             with suppress(FileNotFoundError):
                 self._watch = ActivityReader(self._directory, self.worker)
@@ -73,21 +73,21 @@ class Victim:
         return doing
 
     def ended(self, patience_s: float = 0.0) -> bool:
-        """Whether it is dead, or dies within this time."""
+        """Whether the worker is dead, or dies within `patience_s` seconds."""
         return self._pidfd is None or bool(self._end.poll(patience_s * 1000))
 
     def kill(self) -> None:
-        """SIGKILL, which also ends a stopped process."""
+        """Sends SIGKILL, which also ends a stopped process."""
         self.send(signal.SIGKILL)
 
     def send(self, number: int) -> None:
-        """Sends a signal such as SIGSTOP, to whoever is not dead yet."""
+        """Sends a signal such as SIGSTOP, if the worker is not dead yet."""
         if self._pidfd is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self) -> None:
-        """Lets go of the process. May be called again."""
+        """Closes the pidfd and the activity reader. May be called again."""
         if self._watch is not None:
             self._watch.close()
         if self._pidfd is not None:
@@ -96,7 +96,7 @@ class Victim:
 
 
 def _hold(pid: int, parent: int | None) -> int | None:
-    """A descriptor of the process; None if it is gone, or the pid is no longer, or on this host not, that of a child of `parent`."""
+    """Returns a pidfd of the process; None if the process is gone, or if the pid on this host belongs to no child of `parent`."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

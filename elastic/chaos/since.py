@@ -1,4 +1,4 @@
-"""Figures of an incident from the moment of an injected fault: the job itself knows only when the first worker was missed."""
+"""Times of an incident measured from an injected fault; the job itself measures from when the first worker was missed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def since_fault(incident: Mapping[str, Any], at: float) -> dict[str, Any]:
-    """An incident as JSON, with its times from the monotonic time `at`, at which the fault was injected.
+    """Returns an incident as JSON, with its times measured from the monotonic time `at` at which the fault was injected.
 
-    `stall_ms` stays: it counts from when the step would have been committed.
+    `stall_ms` stays: it is measured from when the step would have been committed.
     """
     earlier = 1000 * (incident["at"] - at)
     changes = {"detected_ms": earlier, "running_ms": earlier, "lost_ms": -earlier}

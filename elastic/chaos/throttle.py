@@ -1,6 +1,6 @@
-"""Slows workers of a running job down, really: their processes are stopped and let go on in turns.
+"""Slows down workers of a running job: stops and continues their processes in turns (SIGSTOP, SIGCONT).
 
-A worker slowed by 3 runs a third of the time, in slices that are short beside a layer.
+A worker slowed by 3 runs a third of the time, in slices that are short compared with a layer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _LOOK_S = 0.05
 
 
 class Throttle:
-    """Slows the members at these places of the job's newest view by these factors, from a thread of its own, until it is closed.
+    """Slows the members at these places of the newest view by these factors, in its own thread, until it is closed.
 
-    `cycles` counts how often a worker was stopped. Raises SettingsError on a factor below 1.
+    `cycles` counts the periods in which workers were stopped. Raises SettingsError on a factor below 1.
     """
 
     def __init__(self, directory: Path | str, factors: Mapping[int, float]) -> None:
@@ -40,7 +40,7 @@ class Throttle:
         self.close()
 
     def close(self) -> None:
-        """All run at full speed from now on."""
+        """Ends the slowdown: all workers run at full speed again."""
         self._closing.set()
         self._thread.join()
 
@@ -65,7 +65,7 @@ class Throttle:
                 target.close()
 
     def _cycle(self, targets: Mapping[int, Victim]) -> None:
-        """One period: all are stopped, and each goes on when its share of the period is left."""
+        """Runs one period: stops all targets, and continues each one when its share of the period is left."""
         if not targets:
             self._closing.wait(_LOOK_S)
             return

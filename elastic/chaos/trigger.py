@@ -1,4 +1,4 @@
-"""When a fault is due: a pure function of what its victim was seen to do. Time is passed in."""
+"""Decides when a fault is due, purely, from the observed activity of its victim. Time is passed in."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _BEFORE_ALL, _AFTER_ALL = -1, len(RECOVERY_PHASES)
 
 @dataclass(slots=True)
 class StepPace:
-    """How long steps take, from what one worker was seen to do."""
+    """The duration of steps, from the observed activity of one worker."""
 
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _last: Doing | None = None
 
     def see(self, doing: Doing) -> None:
-        """Notes a step that has passed. One that a recovery interrupted does not count."""
+        """Records the duration of a step that has passed. A step that a recovery interrupted does not count."""
         last = self._last
         if doing.phase not in STEP_PHASES:
             self._last = None
@@ -36,7 +36,7 @@ class StepPace:
 
     @property
     def step_s(self) -> float:
-        """The median; 0 until a step has passed."""
+        """Median seconds of a step; 0 until a step has passed."""
         return statistics.median(self._times) if self._times else 0.0
 
 
@@ -44,9 +44,9 @@ class StepPace:
 class Trigger:
     """Decides when `fault` is due.
 
-    `fraction`, from 0 to 1, places a fault without a phase within its step. `struck` is the epoch in which the fault before this one hit,
-    None if there was none, and `mid_recovery` tells that it hit a recovery: then this one is for a later view, or for that recovery.
-    `reached` is the newest step that any worker was seen in.
+    `fraction`, from 0 to 1, places a fault without a phase within its step. `struck` is the epoch in which the previous fault hit, None if
+    there was none. `mid_recovery`: the previous fault hit a recovery, so this one is for a later view, or for that recovery. `reached` is
+    the newest step in which any worker was seen.
     """
 
     fault: Fault
@@ -62,17 +62,17 @@ class Trigger:
         if self.reached >= self.fault.step:
             self._since = self.struck
         if self.mid_recovery:
-            self._phase = _AFTER_ALL  # its phases were that recovery's; only those of the next attempt count as passed over
+            self._phase = _AFTER_ALL  # the phases seen so far belong to the previous fault; only the next attempt's can be skipped
 
     def due(self, doing: Doing, epoch: int, now: float, step_s: float) -> bool:
-        """Whether to strike now, given what the victim, a member of view `epoch`, does, and how long steps take."""
+        """Whether to inject the fault now, given the activity of the victim, a member of view `epoch`, and the seconds of a step."""
         self.reached = max(self.reached, doing.step)
         if self.fault.in_recovery:
             return self.reached >= self.fault.step and self._due_in_recovery(doing, epoch)
         return self._stepping(doing, epoch) and self._due_in_step(doing, now, step_s)
 
     def _stepping(self, doing: Doing, epoch: int) -> bool:
-        """Whether the victim takes steps in this view, which is newer than the one that the fault before hit."""
+        """Whether the victim takes steps in this view, and the view is newer than the one that the previous fault hit."""
         newer = self.struck is None or epoch > self.struck
         return newer and doing.epoch == epoch and doing.phase in STEP_PHASES
 
@@ -96,10 +96,10 @@ class Trigger:
         return self._phase == wanted or before < wanted < self._phase
 
     def passed(self, doing: Doing, epoch: int) -> bool:
-        """Whether it is too late, given what some member of view `epoch` does: for a fault whose place is not in the view."""
+        """Whether it is too late for a fault whose place is not in the view, given the activity of some member of view `epoch`."""
         return self._stepping(doing, epoch) and doing.step > self.fault.step
 
     @property
     def pause_s(self) -> float:
-        """How long to look away before the next look."""
+        """Seconds until the next look at the victim."""
         return _NEAR_S if self.reached >= self.fault.step - 1 else FAR_S

@@ -1,8 +1,8 @@
-"""A position-sensitive 128-bit digest of memory, at the speed of memory (8 GB/s on one core; SHA-1 does 2).
+"""A position-sensitive 128-bit digest of memory, at the speed of memory (8 GB/s on one core; SHA-1 reaches 2).
 
-Two sums of 64-bit words, each times an odd weight of its position, modulo 2**64: one over the words as they lie, one over those that start
-four bytes later, since a change of the highest bit of two words would cancel in one sum. It finds swapped, shifted, torn and flipped
-memory; it does not stand against somebody who makes collisions on purpose, which the links' handshake is there for.
+It is two sums of 64-bit words, each multiplied by an odd weight of its position, modulo 2**64. The second sum starts four bytes later,
+since a change of the highest bit of two words would cancel in one sum. It detects swapped, shifted, torn and flipped memory. It does not
+resist deliberate collisions; the links' handshake keeps attackers out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _odd(count: int, seed: int) -> np.ndarray:
 
 _WEIGHTS = _odd(_COLUMNS, 1)
 _STEP = 0x9E3779B97F4A7C15
-"""Weights of rows are its odd powers."""
+"""Odd base of the rows' weights: row i has weight `_STEP ** i`."""
 _row_weights = np.ones(1, dtype=np.uint64)
 
 
@@ -54,7 +54,7 @@ def _sum(memory: np.ndarray, start: int) -> int:
 
 
 def digest(memory: np.ndarray | torch.Tensor) -> str:
-    """32 hex digits, of contiguous memory and its length in bytes."""
+    """Returns 32 hex digits that depend on the contents of contiguous memory and on its length in bytes."""
     flat = bytes_of(memory) if isinstance(memory, torch.Tensor) else memory.reshape(-1).view(np.uint8)
     if not flat.size:
         return "0" * 32
@@ -64,9 +64,9 @@ def digest(memory: np.ndarray | torch.Tensor) -> str:
 
 
 def checksum(memory: np.ndarray) -> str:
-    """CRC-32C of contiguous bytes (uint8), 8 hex digits: for what is compared with itself, at more than twice the digest's speed.
+    """Returns the CRC-32C of contiguous bytes (uint8) as 8 hex digits, to detect changes of the same memory; twice as fast as `digest`.
 
-    It finds every flip of up to three bits among 2**31 - 1, 268 MB (Koopman's tables of CRC polynomials: 0x1EDC6F41 has Hamming distance
+    It detects every flip of up to three bits among 2**31 - 1, 268 MB (Koopman's tables of CRC polynomials: 0x1EDC6F41 has Hamming distance
     4), and all but one in 2**32 of other changes.
     """
     return f"{crc32c(memory.data):08x}"
