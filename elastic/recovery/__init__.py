@@ -1,1 +1,1 @@
-"""How a job goes on after its members change: one state machine, and the pure decisions it takes."""
+"""Pure decisions about a change of members: inventories, the step to resume, the proposal of the next view, and its checks."""

@@ -1,4 +1,4 @@
-"""What one worker still has after it has abandoned a step. Pure values.
+"""Inventories: the state that one worker has after abandoning a step. Pure values.
 
 An inventory is a promise: after sending it, its worker applies, acknowledges and replicates nothing for the old epoch. State "at step s" is
 the state after applying step s; -1 is the initial state. All values in scalars, progress and results are JSON values.
@@ -14,14 +14,14 @@ from elastic.layout.transfer import Role
 from elastic.recovery.stored import Checkpoint
 
 Scalars = dict[str, dict[str, Any]]
-"""Parameter name -> optimizer state that has not the parameter's shape, such as a step count -> value."""
+"""Maps parameter name and optimizer state (one without the parameter's shape, such as a step count) to its value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
     """The run `[start, stop)` (elements) of a layer as of `step`: parameter and all optimizer states, or the parameter only if gathered.
 
-    `scalars`: whether the inventory has the scalars of its parameters at that step; of some replicas only their living owners know them.
+    `scalars`: whether the inventory has its parameters' scalars at that step; those of some replicas are known only to their living owners.
     """
 
     layer: int
@@ -34,7 +34,7 @@ class Copy:
 
     @property
     def full(self) -> bool:
-        """Whether it has the optimizer's states too."""
+        """Whether the copy includes the optimizer states."""
         return self.role != "gathered"
 
     def to_json(self) -> list[Any]:
@@ -50,10 +50,10 @@ class Copy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What goes with a step besides tensors: its `apply` decision, and the settings after it: scheduler, parameter groups, and attributes
-    of layers that loop bodies have set. `body`: what the step's own loop body changed is in these already.
+    """A step's values besides tensors: its `apply` decision, and the settings after it (scheduler, parameter groups, layer attributes).
 
-    The decision is None where the step was taken by another job, or before all who live: it came from a checkpoint.
+    The attributes are those that loop bodies have set. `body`: the settings include the changes of the step's own loop body. `apply` is
+    None for a step loaded from a checkpoint: another job took it, or it was taken before all living workers joined.
     """
 
     step: int
@@ -76,9 +76,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedGrains:
-    """What is left of step `step` that a worker gave up: it has gradient sums of `layers`, in which `grains` are finished.
+    """The gradient sums that a worker keeps of an abandoned step: sums of `layers`, in which `grains` are finished.
 
-    Some of the sums cover `summed` grains: they are of use only to the worker that is to compute all of these.
+    The sums cover the `summed` grains: they are usable only if the worker is assigned all of these.
     """
 
     step: int
@@ -99,17 +99,17 @@ class FinishedGrains:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inventory:
-    """Everything of one worker: the newest step it has yielded (-1: none), its complete verified copies, and what goes with each step.
+    """One worker's state: the newest step it has yielded (-1: none), its complete verified copies, and the values of each step.
 
-    `amid`: it is in the loop body of that step still, in something that others take part in. `changes` is what loop bodies have changed,
-    as `History.changes` tells it, and `objects` has `[step, states]` of registered objects behind the newest loop body that is over here.
+    `amid`: the worker is still in that step's loop body, inside a collective call. `changes` lists what loop bodies have changed (as
+    `History.changes` returns it). `objects` is `[step, states]` of registered objects after the newest loop body that has ended here.
 
-    `finished` is what it has of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same" where
-    that is the layer's. `scalars` and `progress` are by step.
-    `results` are `[name, result]` of the last collectives, such as evaluations, that were finished here. `rewound`: yielded steps are
-    being taken again, from a checkpoint on. `checkpoint` is the newest one that the worker sees, where it was asked
-    for that, and `unreadable` names those that it could not read.
-    `buffers` has the steps behind which the worker knows the buffers that training changes, with digests; it is empty where there are none.
+    `finished` is the worker's part of a step that it did not complete. `states` maps each optimizer state to its dtype name, or to "same"
+    for the layer's dtype. `scalars` and `progress` are by step.
+    `results` are `[name, result]` of the last collectives, such as evaluations, that finished here. `rewound`: yielded steps are being
+    taken again from a checkpoint. `checkpoint` is the newest one that the worker sees, if it was asked for it; `unreadable` names those
+    that it could not read.
+    `buffers` maps steps to digests of the buffers that training changes, as of these steps; it is empty if there are no such buffers.
     """
 
     worker: int
@@ -130,12 +130,12 @@ class Inventory:
 
     @property
     def floor(self) -> int:
-        """The oldest step that this worker can go on from: only the newest of what it has handed out is taken again, or everything."""
+        """The oldest step that this worker can resume at: one before the newest yielded step; -1 (any) while steps are taken again."""
         return -1 if self.rewound else max(-1, self.yielded - 1)
 
     @property
     def seen(self) -> int:
-        """The newest step whose loop body is over here."""
+        """The newest step whose loop body has ended on this worker."""
         return self.yielded - self.amid
 
     def to_json(self) -> dict[str, Any]:

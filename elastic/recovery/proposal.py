@@ -1,4 +1,4 @@
-"""The next view, and what must be moved and installed before it can be committed: worked out once from inventories, then published."""
+"""Proposals: the next view, and the state to move and install before it is committed. Computed once from inventories, then published."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from elastic.recovery.stored import INITIAL, Checkpoint, newest
 from elastic.view import Member, View
 
 REPLACED_S = 1.5
-"""From a loss until a new worker trains, where that was not measured yet: building a small model and joining takes about so long."""
+"""Seconds from a loss until a new worker trains, before any was measured: about the time to build a small model and join."""
 
 SAME = "same"
-"""The dtype of an optimizer state that is in its layer's dtype."""
+"""Stands for the layer's dtype, as the dtype of an optimizer state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """The buffers that training changes, behind the resumed step: `source` sends them `to` those who do not know them."""
+    """The buffers that training changes, as of the resumed step: worker `source` sends them to the workers `to`, which lack them."""
 
     source: int
     to: tuple[int, ...]
@@ -51,15 +51,15 @@ class Buffers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """`view` is to go on from the state at step `resume`, once `transfers` are done and the `scalars` of that step installed.
+    """The next `view`, which resumes from the state at step `resume` once `transfers` are done and that step's `scalars` are installed.
 
-    `yielded` is the newest step that a survivor has handed out, and `seen` the newest whose loop body is over on all of them: whoever joins
-    goes on behind it, and so takes part in all that they still do together. `changes` is what joiners have to know of loop bodies, and
-    `objects` has `[step, states]` of registered objects behind these.
-    `finished` are the grains of the next step that every stage has finished already. With `restore` nothing moves: every member reads its
-    part of that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the
-    first step. `why` is a sentence for people, and `planned` one about what the plan is predicted to cost. `holdings` is what the survivors
-    hold of that step; it does not travel.
+    `yielded` is the newest step that a survivor has yielded. `seen` is the newest step whose loop body has ended on all survivors: joiners
+    start after it, and so take part in every collective that is still to come. `changes` has the changes of loop bodies that joiners need,
+    and `objects` has `[step, states]` of registered objects, as of these steps.
+    `finished` are the grains of the next step that every stage has finished. With `restore` nothing moves: every member reads its part of
+    that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the first step.
+    `why` is a sentence for people, `planned` one about the plan's predicted cost. `holdings` is what the survivors hold of step `resume`;
+    it is not sent.
     """
 
     view: View
@@ -82,9 +82,9 @@ class Proposal:
 
     @property
     def bytes_minimum(self) -> int | None:
-        """What any transfers must move, by an oracle; None where the proposal was not worked out.
+        """The least number of bytes that any transfers must move; None if the proposal was read from JSON, and so has no holdings.
 
-        It takes longer than the transfers themselves to work out: for when the job runs again.
+        Computing it takes longer than computing the transfers: read it once the job runs again.
         """
         if self.restore is not None:
             return 0
@@ -153,15 +153,16 @@ def propose(
     replaced_s: float = REPLACED_S,
     prepared: Answers | None = None,
 ) -> Proposal:
-    """The survivors, which are those with an inventory, go on in their order of `last`, and the joiners come behind, ascending.
+    """Computes the next view's proposal: survivors (the workers with an inventory) in their order of `last`, then joiners, ascending.
 
-    `stages` is what the job asks for; fewer where there are fewer workers, and None leaves it to the planner. A view that will be `brief`,
-    since replacements are on their way, has to pay within `replaced_s` seconds. `slowdowns` are the workers', 1 of those not named, and
-    `links` what was measured of links since the view of before. What was `prepared` is not searched for again.
+    `stages` is the number that the job asks for (fewer if there are fewer workers); None leaves it to the planner. `brief`: replacements
+    are starting, so a change of plan must pay off within `replaced_s` seconds. `slowdowns` are by worker, 1 by default. `links` are
+    measurements made since the last view. `prepared` has plans that were searched for in advance.
 
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
-        CopiesConflict: if survivors hold different digests, scalars, dtypes or decisions of what must be equal.
+        CopiesConflict: if survivors hold different scalars, dtypes or decisions that must be equal.
+        StateUnproven: if survivors hold copies or buffers of one step with different digests.
         MismatchError: if an inventory is of a worker that is not a member of `last`, or a joiner is one.
     """
     _check_known(last, inventories, joiners)
@@ -211,14 +212,15 @@ def fall_back(
     links: Mapping[Pair, LinkSpeed] | None = None,
     afresh: bool = False,
 ) -> Proposal:
-    """As `propose`, but all begin with the newest checkpoint that any of them sees and none found damaged.
+    """Computes a proposal in which all members begin with the newest checkpoint that any of them sees and none found damaged.
 
-    `inventories` are of joiners too; all may be joiners. These may begin `afresh`, with the initial state, if nothing was saved yet.
+    `inventories` include those of joiners; all workers may be joiners. Then, with `afresh`, they begin with the initial state if nothing
+    was saved yet. The other arguments are those of `propose`.
 
     Raises:
         NothingSaved: if there is no checkpoint yet.
-        CoverageLost: if all are damaged.
-        MismatchError: if an inventory is of a stranger, or a joiner is a member of `last`.
+        CoverageLost: if all checkpoints are damaged.
+        MismatchError: if an inventory is of a worker that is neither a member of `last` nor a joiner, or a joiner is a member of `last`.
     """
     survivors = {worker: inventory for worker, inventory in inventories.items() if worker not in joiners}
     _check_known(last, survivors, joiners)
@@ -226,13 +228,15 @@ def fall_back(
     checkpoint = newest((inventory.checkpoint for inventory in inventories.values()), unreadable)
     if checkpoint is None and unreadable:
         damaged = ", ".join(sorted(unreadable))
-        raise CoverageLost(f"no good checkpoint is left ({damaged}: damaged), and some of the state is in nobody's memory any more")
+        raise CoverageLost(f"no good checkpoint is left ({damaged}: damaged), and part of the state is lost from all workers' memory")
     if checkpoint is None and afresh and not survivors:
         checkpoint = INITIAL
     if checkpoint is None:
-        raise NothingSaved("no good checkpoint has been saved yet, and some of the state is in nobody's memory any more")
+        raise NothingSaved("no good checkpoint has been saved yet, and part of the state is lost from all workers' memory")
     members, site = _members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
-    planned = plan(Fleet.of(members, site), last.workload, stages=stages)  # all read what they need, wherever it was before
+    planned = plan(
+        Fleet.of(members, site), last.workload, stages=stages
+    )  # every member reads its part, so the previous plan does not matter
     view = _view(last, attempt, members, planned.plan, site)
     left = list(inventories.values())
     return Proposal(
@@ -256,7 +260,7 @@ def fall_back(
 def _check_known(last: View, survivors: Iterable[int], joiners: Iterable[int]) -> None:
     if strangers := set(survivors).difference(last.workers) | set(joiners).intersection(last.workers):
         raise MismatchError(
-            f"workers {sorted(strangers)}: an inventory must be a member's of epoch {last.epoch}, and a joiner not one of them"
+            f"workers {sorted(strangers)}: inventories must be of members of epoch {last.epoch}, and joiners must not be its members"
         )
 
 
@@ -270,7 +274,7 @@ def _results(inventories: Iterable[Inventory]) -> list[Any]:
 
 
 def holdings_at(inventories: Iterable[Inventory], step: int, states: Sequence[str]) -> list[Holding]:
-    """What the workers hold of one step; `states` are those besides the parameter."""
+    """Lists what the workers hold of one step; `states` are those besides the parameter."""
     return [
         Holding(worker=inventory.worker, state=state, layer=copy.layer, start=copy.start, stop=copy.stop, role=copy.role)
         for inventory in inventories
@@ -281,17 +285,17 @@ def holdings_at(inventories: Iterable[Inventory], step: int, states: Sequence[st
 
 
 def itemsize(model: ModelSpec, layer: int, dtype: str) -> int:
-    """Bytes of one element of a layer's state; `dtype` is a name, or "same" for the layer's own."""
+    """Returns the bytes of one element of a layer's state; `dtype` is a name, or "same" for the layer's own."""
     return model.layers[layer].parameters[0].itemsize if dtype == SAME else ITEMSIZE[dtype]
 
 
 def bytes_moved(model: ModelSpec, moves: Iterable[Transfer], states: Mapping[str, str]) -> int:
-    """Bytes of all transfers together."""
+    """Returns the bytes of all transfers together."""
     return sum(move.elements * itemsize(model, move.layer, states.get(move.state, SAME)) for move in moves)
 
 
 def steps_until(seconds: float, view: View) -> float:
-    """How many steps of the view's plan are taken in so many seconds, at least one."""
+    """Returns how many steps of the view's plan take `seconds`, at least 1."""
     return max(1.0, seconds / view.plan.step_s) if view.plan.step_s > 0 else HORIZON
 
 
@@ -328,7 +332,7 @@ def _scalars(inventories: Iterable[Inventory], step: int) -> Scalars:
                 if ours.setdefault(state, value) != value:
                     raise CopiesConflict(
                         f"{state!r} of parameter {name!r} at step {step} is {ours[state]} on worker {source} and {value} on worker "
-                        f"{inventory.worker}: optimizers have taken different steps"
+                        f"{inventory.worker}: their optimizers have taken different steps"
                     )
     return merged
 
@@ -338,31 +342,31 @@ def _buffers(inventories: Sequence[Inventory], view: View, step: int) -> Buffers
     if not any(inventory.buffers for inventory in inventories):
         return None
     if not known:
-        raise CoverageLost(f"no worker that is left has the buffers that training changes as they were behind step {step}")
+        raise CoverageLost(f"no surviving worker has the buffers that training changes as of step {step}")
     source = min(known)
     for worker, digest in known.items():
         if digest != known[source]:
             raise StateUnproven(
-                f"the buffers that training changes differ behind step {step} between workers {source} and {worker}, "
-                "and nothing tells which are right"
+                f"the buffers that training changes differ after step {step} between workers {source} and {worker}, "
+                "and the runtime cannot find out which are right"
             )
     return Buffers(source=source, to=tuple(worker for worker in view.workers if worker not in known), digest=known[source])
 
 
 def _changes(survivors: Sequence[Inventory], joiners: Collection[int]) -> list[Any]:
-    """What joiners have to know of loop bodies that did not run there: survivors remember their own."""
+    """Returns the changes by loop bodies that joiners need, since these bodies did not run there; survivors have their own."""
     return [inventory.changes for inventory in survivors if inventory.changes] if joiners else []
 
 
 def _objects(survivors: Sequence[Inventory], joiners: Collection[int]) -> list[Any]:
-    """Where somebody lacks the states of registered objects: these, behind each step that a survivor is behind."""
+    """Returns the states of registered objects by step, as survivors have them; nothing if every member has its own."""
     found = {inventory.objects[0]: inventory.objects[1] for inventory in survivors if inventory.objects is not None}
     needed = joiners or any(inventory.objects is None for inventory in survivors)
     return [[step, found[step]] for step in sorted(found)] if needed else []
 
 
 def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
-    """Of the step; from before its loop body where anybody knows that, since the body may be still to come."""
+    """Returns the step's progress, from before its loop body if a survivor has that, since the body may still have to run."""
     found: tuple[Progress, int] | None = None
     for inventory in inventories:
         progress = inventory.progress.get(step) if step >= 0 else None
@@ -372,7 +376,7 @@ def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
             found = progress, inventory.worker
         elif not _same(found[0].apply, progress.apply):
             raise CopiesConflict(
-                f"apply of step {step} was {found[0].apply} for worker {found[1]} and {progress.apply} for worker {inventory.worker}"
+                f"the decision of step {step} was {found[0].apply} on worker {found[1]} and {progress.apply} on worker {inventory.worker}"
             )
         elif found[0].body and not progress.body:
             found = progress, inventory.worker

@@ -1,4 +1,4 @@
-"""From which step a job can go on: decided from inventories alone."""
+"""Finds the step at which a job can resume, from inventories alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from elastic.recovery.inventory import Copy, Inventory
 
 
 def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
-    """The newest step of which every coordinate of every layer has a full copy (live, spare or replica), its scalars included.
+    """Returns the newest step of which every coordinate of every layer has a full copy (live, previous or replica) with its scalars.
 
-    Raises StateUnproven if two copies of one run and step have different digests, and CoverageLost, naming the runs that nobody has,
-    if no step is complete, or only steps before the one behind which the newest was yielded: that step was complete then, and nothing older
-    is kept.
+    Raises StateUnproven if two copies of one run and step have different digests. Raises CoverageLost, naming the missing runs, if no step
+    from the highest `Inventory.floor` on is complete: that step was complete on all workers once, and nothing older is kept.
     """
     check_digests(inventories)
     floor = max((inventory.floor for inventory in inventories), default=-1)
@@ -34,8 +33,8 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
     runs = ", ".join(f"layer {layer} [{start}, {stop})" for layer, (start, stop) in lost[nearest])
     seen = f"; step {floor} was complete everywhere, so no earlier one is kept" if floor >= 0 else ""
     raise CoverageLost(
-        f"no worker that is left has a full copy of {runs} of step {nearest}; the last step known is {max(by_step)}{seen}: "
-        "more was lost at once than there are copies of"
+        f"no surviving worker has a full copy of {runs} of step {nearest}; the last step known is {max(by_step)}{seen}: "
+        "more workers were lost at once than there are copies"
     )
 
 
@@ -52,7 +51,7 @@ def check_digests(inventories: Iterable[Inventory]) -> None:
                 raise StateUnproven(
                     f"layer {copy.layer}, run [{copy.start}, {copy.stop}) of step {copy.step} has digest {digest} on worker {worker} "
                     f"({role}) and {copy.digest} on worker {inventory.worker} ({copy.role}): one of the copies is corrupt, "
-                    "and nothing tells which. Start again from a checkpoint that was saved before, and test the memory of both hosts"
+                    "and the runtime cannot find out which. Start again from an earlier checkpoint, and test the memory of both hosts"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Which grains of the interrupted step need not be computed again: those that every stage of the next view has finished. Pure."""
+"""Finds the grains of an interrupted step that need not be computed again: those that every stage of the next view has finished. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from elastic.view import View
 
 
 def usable(view: View, inventory: Inventory, step: int) -> frozenset[int]:
-    """The grains of step `step` that the inventory's worker has finished, and that are of use in `view`.
+    """Returns the grains of step `step` that the inventory's worker has finished and can use in `view`.
 
-    They are if it is a member there, holds no other layers than it has sums of, and is to compute all that these sums cover.
+    They are usable if the worker is a member of `view`, has sums of all layers it holds there, and is routed all grains that these sums
+    cover.
     """
     worker, finished = inventory.worker, inventory.finished
     if finished is None or finished.step != step or worker not in view.workers:
@@ -25,6 +26,6 @@ def usable(view: View, inventory: Inventory, step: int) -> frozenset[int]:
 
 
 def finished_everywhere(view: View, inventories: Mapping[int, Inventory], step: int) -> tuple[int, ...]:
-    """The grains of step `step` of which every stage of `view` has the sums where they are to be computed, ascending."""
+    """Returns, ascending, the grains of step `step` that in every stage of `view` are finished on the worker they are routed to."""
     found = {worker: usable(view, inventory, step) for worker, inventory in inventories.items()}
     return tuple(grain for grain in range(view.workload.grains) if all(grain in found.get(route[grain], ()) for route in view.plan.routes))

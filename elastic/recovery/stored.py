@@ -1,7 +1,7 @@
-"""The fallback below replicas: where no copy of some part of the state is left, all members begin the next view with the newest checkpoint.
+"""Checkpoint fallback: if no copy of some part of the state is left, all members begin the next view with the newest checkpoint.
 
-Steps that were handed out before are taken again, and not handed out again: user code notices nothing but the time it takes. Where nothing
-was saved yet, new workers begin again with the initial state: only who has not trained yet still has it.
+Steps that were yielded before are taken again without being yielded again: user code notices only the time it takes. If nothing was saved
+yet, new workers begin with the initial state: only workers that have not trained still have it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from elastic.observe.incident import INITIAL_STATE
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Checkpoint:
-    """A committed checkpoint, by its `order` (steps taken, epoch, attempt) and the name of its directory. Newer is greater."""
+    """A committed checkpoint: its `order` (steps taken, epoch, attempt) and the name of its directory. A newer one compares greater."""
 
     order: tuple[int, int, int]
     name: str
@@ -25,7 +25,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """The newest step that is in it."""
+        """The newest step in the checkpoint."""
         return self.order[0] - 1
 
     def to_json(self) -> list[Any]:
@@ -40,9 +40,9 @@ class Checkpoint:
 
 
 INITIAL = Checkpoint(order=(0, 0, 0), name=INITIAL_STATE)
-"""The state before the first step, which workers have built from the seed and not trained yet."""
+"""The state before the first step, as workers build it from the seed."""
 
 
 def newest(seen: Iterable[Checkpoint | None], unreadable: Collection[str] = ()) -> Checkpoint | None:
-    """Of those that workers see: what one of them sees is committed, so the others find it too. Without those that are `unreadable`."""
+    """Returns the newest checkpoint that a worker sees and none found `unreadable`: one that any worker sees is committed for all."""
     return max((checkpoint for checkpoint in seen if checkpoint is not None and checkpoint.name not in unreadable), default=None)

@@ -1,1 +1,1 @@
-"""The user's script: how it is named and loaded, and the digests of its code."""
+"""The user's script: names it, loads it, and digests its code."""

@@ -1,7 +1,7 @@
-"""The source code of the user's modules. A job runs the code that it began with, though its files may be edited while it runs.
+"""The source code of the user's modules. A job runs the code that it began with, even if the files are edited while it runs.
 
-When a job is founded each worker tells the digests of the user's modules that it has imported. The fork server then reads these files, and
-workers that it forks later import them from its memory (`frozen`). What they import besides is compared when they announce themselves.
+When a job starts, each worker announces the digests of the user's modules that it has imported. The fork server then reads these files, and
+workers that it forks later import them from its memory (`frozen`). Any other module that they import is compared when they announce.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOT_THE_USERS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """A module's file. `package`: it is the `__init__.py` of one."""
+    """A module's file. `package`: it is the `__init__.py` of a package."""
 
     path: str
     digest: str
@@ -34,11 +34,11 @@ class SourceFile:
 
 _imported: dict[str, SourceFile] = {}
 _frozen: dict[str, tuple[SourceFile, bytes]] = {}
-_others: dict[str, ModuleType] = {}  # those that are not the user's: looking at thousands of modules takes long
+_others: dict[str, ModuleType] = {}  # modules that are not the user's: examining thousands of them each time is slow
 
 
 def note_imported() -> dict[str, SourceFile]:
-    """The user's modules, by name, each as its file was when this was called for the first time behind its import."""
+    """Returns the user's imported modules by name, each with its file's digest at the first call of this function after the import."""
     for name, module in list(sys.modules.items()):
         if name in _imported or _others.get(name) is module:
             continue
@@ -58,7 +58,7 @@ def to_json(sources: Mapping[str, SourceFile]) -> dict[str, list[Any]]:
 
 
 def freeze(modules: Mapping[str, Sequence[Any]]) -> None:
-    """Keeps these modules (as `to_json` has them) in memory, where their files are still what the digests say."""
+    """Keeps these modules (as `to_json` returns them) in memory, except those whose files no longer have the digest."""
     for name, (path, digest, package) in modules.items():
         with suppress(OSError):
             content = Path(path).read_bytes()
@@ -69,7 +69,7 @@ def freeze(modules: Mapping[str, Sequence[Any]]) -> None:
 
 
 def frozen(name: str) -> ModuleSpec | None:
-    """How to import a module that is kept, None if it is not."""
+    """Returns the spec to import a kept module, None if it is not kept."""
     if name not in _frozen:
         return None
     source, content = _frozen[name]
@@ -79,12 +79,12 @@ def frozen(name: str) -> ModuleSpec | None:
 
 
 def changed(here: Mapping[str, Sequence[Any]], there: Mapping[str, Sequence[Any]]) -> str | None:
-    """The file of a module that two workers have imported differently, None if there is none."""
+    """Returns the file of a module that two workers have imported with different contents, None if there is none."""
     return next((here[name][0] for name in here if name in there and here[name][1] != there[name][1]), None)
 
 
 def own_file(module: ModuleType | None) -> str | None:
-    """The file of a module that is the user's: not installed, not Python's, not ours."""
+    """Returns the file of a user's module; None if the module is installed, Python's or this package's."""
     path = getattr(module, "__file__", None)
     if not isinstance(path, str) or path.endswith((".so", ".pyc")) or any(part in path for part in _INSTALLED):
         return None
@@ -97,7 +97,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _FrozenLoader(SourceFileLoader):
-    """Compiles what it is given, whatever the file, and Python's cache of it, holds by now."""
+    """Compiles the given content, and ignores the file and its bytecode cache."""
 
     def __init__(self, name: str, path: str, content: bytes) -> None:
         super().__init__(name, path)

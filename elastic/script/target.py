@@ -1,7 +1,7 @@
-"""Naming a train function, so that another process can import it, and importing it there.
+"""Names a train function so that another process can import it, and imports it there.
 
 A name is `module:qualified.name`, or `path.py:qualified.name` for a function of the script itself; a script without `.py` is named by its
-whole path.
+absolute path.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from elastic.errors import TrainFunctionError
 from elastic.script.sources import frozen, own_file
 
 MAIN_MODULE = "__mp_main__"
-"""What multiprocessing calls a script that is imported: children that a worker spawns find its functions under the same name."""
+"""The name that multiprocessing gives to an imported script: children that a worker spawns find the script's functions under it."""
 
 _ADVICE = "workers are other processes and import it by name: define it with `def` at the top level of a module or script file"
 
 
 def name_of(train_fn: Callable[..., Any] | str, argument_count: int = 0) -> str:
-    """The name under which a worker finds `train_fn`. Raises TrainFunctionError if there is none, or if it cannot take the arguments."""
+    """Returns the name under which a worker finds `train_fn`.
+
+    Raises TrainFunctionError if there is none, or if the function does not take the arguments.
+    """
     if isinstance(train_fn, str):
         return _checked_name(train_fn)
     qualified = getattr(train_fn, "__qualname__", None)
     if inspect.isbuiltin(train_fn):
-        raise TrainFunctionError(f"train_fn is {qualified}, a function of Python's own or of an extension; {_ADVICE}")
+        raise TrainFunctionError(f"train_fn is {qualified}, a builtin function of Python or of an extension; {_ADVICE}")
     if not callable(train_fn) or qualified is None:
         raise TrainFunctionError(f"train_fn is a {type(train_fn).__name__}, not a function; {_ADVICE}")
     if "<lambda>" in qualified:
@@ -40,7 +43,7 @@ def name_of(train_fn: Callable[..., Any] | str, argument_count: int = 0) -> str:
     if "<locals>" in qualified:
         raise TrainFunctionError(f"train_fn {qualified} is defined inside another function; {_ADVICE}")
     if _attribute(sys.modules.get(train_fn.__module__), qualified) is not train_fn:
-        raise TrainFunctionError(f"{train_fn.__module__}.{qualified} is not train_fn but something else of this name; {_ADVICE}")
+        raise TrainFunctionError(f"{train_fn.__module__}.{qualified} is not train_fn but another object of this name; {_ADVICE}")
     _refuse_unrun(train_fn, qualified)
     call_arguments(train_fn, None, (None,) * argument_count)
     return f"{_module_name(train_fn.__module__)}:{qualified}"
@@ -61,20 +64,20 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def _refuse_unrun(function: Callable[..., Any], qualified: str) -> None:
-    """Refuses a function of which a call runs nothing yet."""
+    """Refuses a function whose call does not run its body: async functions and generators."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TrainFunctionError(f"train_fn {qualified} is an async function, and calling it runs nothing: define it with a plain `def`")
     if inspect.isgeneratorfunction(function):
         raise TrainFunctionError(
-            f"train_fn {qualified} is a generator (it has a `yield`), and calling it runs nothing: return what it is to give, and use "
-            "trainer.log for what is written in each step"
+            f"train_fn {qualified} is a generator (it has a `yield`), and calling it runs nothing: return the result, and use trainer.log "
+            "for values of each step"
         )
 
 
 def check_hidden(modules: Mapping[str, str]) -> None:
-    """Raises TrainFunctionError if one of these modules, which the launcher has imported from the file named, cannot be had here.
+    """Raises TrainFunctionError if one of `modules` (name to the launcher's file) has the name of another module loaded in this worker.
 
-    A worker has torch, and what that needs, from its first instruction on.
+    A worker starts with torch and its dependencies already imported.
     """
     for name, path in modules.items():
         known = getattr(sys.modules.get(name), "__file__", None)
@@ -83,12 +86,12 @@ def check_hidden(modules: Mapping[str, str]) -> None:
 
 
 def own_modules() -> dict[str, str]:
-    """The files of the top-level modules that this process has imported, but for those that are installed."""
+    """Returns the files of the user's top-level modules that this process has imported."""
     return {name: path for name, module in list(sys.modules.items()) if "." not in name and (path := own_file(module)) is not None}
 
 
 def call_arguments(train_fn: Callable[..., Any], job: Any, args: Sequence[Any]) -> tuple[Any, ...]:
-    """`(job, *args)` if that fits the function's signature, else `args` if that does. Raises TrainFunctionError if neither fits."""
+    """Returns `(job, *args)` if that fits the function's signature, else `args`. Raises TrainFunctionError if neither fits."""
     try:
         signature = inspect.signature(train_fn)
     except ValueError:  # a builtin without one
@@ -100,7 +103,7 @@ def call_arguments(train_fn: Callable[..., Any], job: Any, args: Sequence[Any]) 
             continue
         return candidate
     name = getattr(train_fn, "__qualname__", train_fn)
-    raise TrainFunctionError(f"train_fn {name}{signature} takes neither the job and the {len(args)} values of args, nor args alone")
+    raise TrainFunctionError(f"train_fn {name}{signature} takes neither (job, *args) nor (*args): args has {len(args)} values")
 
 
 def _checked_name(name: str) -> str:
@@ -120,14 +123,14 @@ def _module_name(module: str) -> str:
         return module
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name != "__main__":  # python -m package.module; else a directory or archive that holds __main__.py
+    if spec is not None and spec.name != "__main__":  # python -m package.module; "__main__" is a directory or archive
         return spec.name
     named = getattr(main, "__file__", None)
     if named is None or named.startswith("<"):  # <stdin>
         raise TrainFunctionError(f"train_fn was typed into an interpreter or notebook and is in no file; {_ADVICE}")
     path = Path(named).resolve()
     if not path.is_file():
-        raise TrainFunctionError(f"train_fn's script {path} is no file any more, or lies in an archive; {_ADVICE}")
+        raise TrainFunctionError(f"train_fn's script {path} no longer exists as a file, or lies in an archive; {_ADVICE}")
     return str(path)
 
 
@@ -146,15 +149,15 @@ def _is_path(place: str) -> bool:
 
 def _load_script(path: Path) -> ModuleType:
     spec = frozen(MAIN_MODULE) or importlib.util.spec_from_file_location(MAIN_MODULE, path)
-    if spec is None:  # its name does not end as a script's does
+    if spec is None:  # its name does not end in .py
         spec = importlib.util.spec_from_loader(MAIN_MODULE, SourceFileLoader(MAIN_MODULE, str(path)))
     if spec is None or spec.loader is None or not (path.is_file() or frozen(MAIN_MODULE)):
         raise TrainFunctionError(f"train_fn's script {path} cannot be read")
     module = importlib.util.module_from_spec(spec)
-    module.__spec__ = None  # as in a script that Python runs: multiprocessing then looks for its file, and not for a module of this name
-    if str(path.parent) not in sys.path:  # given by its path: what lies beside it can be imported, as if Python ran it
+    module.__spec__ = None  # as in a script that Python runs: multiprocessing then imports by file, not by module name
+    if str(path.parent) not in sys.path:  # as when Python runs a script: modules of its folder can be imported
         sys.path.insert(0, str(path.parent))
-    # As multiprocessing does: what was pickled as __main__.Name in the script must be found here too.
+    # As multiprocessing does: objects pickled as __main__.Name in the script must be found here too.
     sys.modules[MAIN_MODULE] = sys.modules["__main__"] = module
     spec.loader.exec_module(module)
     return module

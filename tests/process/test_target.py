@@ -66,8 +66,8 @@ def nested() -> Any:
         (nested(), "defined inside another function"),
         (functools.partial(at_top_level, count=1), "is a partial, not a function"),
         (Holder(), "is a Holder, not a function"),
-        (Holder().method, "something else of this name"),
-        (original_shadowed, "something else of this name"),
+        (Holder().method, "another object of this name"),
+        (original_shadowed, "another object of this name"),
         (3, "is a int, not a function"),
         ("nowhere", "use 'module:function'"),
         (":function", "use 'module:function'"),
@@ -81,7 +81,7 @@ def test_what_workers_could_not_import_is_refused_before_anything_starts(functio
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TrainFunctionError, match=r"at_top_level\(job.* takes neither the job and the 3 values"):
+    with pytest.raises(TrainFunctionError, match=r"at_top_level\(job.* takes neither \(job, \*args\) nor \(\*args\): args has 3 values"):
         elastic.run(at_top_level, workers=1, args=[1, 2, 3])
 
 
@@ -168,5 +168,5 @@ def test_a_function_of_which_a_call_runs_nothing_is_refused(function: Any) -> No
 
 
 def test_a_builtin_is_refused_in_one_sentence() -> None:
-    with pytest.raises(TrainFunctionError, match=r"^train_fn is len, a function of Python's own or of an extension; workers are"):
+    with pytest.raises(TrainFunctionError, match=r"^train_fn is len, a builtin function of Python or of an extension; workers are"):
         name_of(len)

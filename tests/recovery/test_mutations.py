@@ -175,7 +175,7 @@ def test_deaths_before_the_first_step_of_the_new_view_are_survived(kills: dict[s
     ("mutation", "kills"), [(freed_with_the_vote, {"at_commit": kill_one}), (freed_with_the_view, {"committed": kill_two})]
 )
 def test_without_the_old_copies_they_are_not(mutation: Callable[[Job], None], kills: dict[str, Any]) -> None:
-    with pytest.raises(CoverageLost, match="no worker that is left has a full copy of"):
+    with pytest.raises(CoverageLost, match="no surviving worker has a full copy of"):
         forks.run(4, 4, prepare=mutation, **kills)
 
 

@@ -128,7 +128,7 @@ def test_scalars_that_differ_are_a_conflict():
 
 
 def test_decisions_that_differ_are_a_conflict():
-    with pytest.raises(CopiesConflict, match=r"apply of step 5 was .* for worker 0 and .* for worker 3"):
+    with pytest.raises(CopiesConflict, match=r"the decision of step 5 was .* on worker 0 and .* on worker 3"):
         with_changed(3, progress={5: Progress(step=5, apply={"clip": 0.5})})
 
 

@@ -89,5 +89,5 @@ def test_the_gate_refuses_grains_that_are_not_there(claimed):
 def test_the_gate_refuses_a_proposal_of_another_worker_that_forgot():
     found = inventories(0, 2, 3)
     made = proposal(found)
-    with pytest.raises(GateRefused, match=r"grains .* of step 6 are said to be finished, and worker 0 has not"):
+    with pytest.raises(GateRefused, match=r"grains .* of step 6 are listed as finished, but worker 0 has no usable sums"):
         check_proposal(made, LAST, replace(found[0], finished=None))
