@@ -1,7 +1,7 @@
 """Elastic training that keeps taking exactly the same steps while machines come and go.
 
-`run` starts a job from any script; inside its workers a `Trainer` takes the steps. What needs torch loads on first use, so that
-`import elastic` alone does not import it.
+`run` starts a job from any script; a `Trainer` takes the steps inside its workers. Names that need torch are loaded on first use, so that
+`import elastic` does not import torch.
 """
 
 from __future__ import annotations

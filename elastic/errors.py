@@ -1,35 +1,35 @@
 """Every exception the runtime raises on purpose.
 
     ElasticError
-    ├── SettingsError            an argument is wrong: says which and what to do (also a ValueError)
+    ├── SettingsError            an argument is wrong: names it and what to do (also a ValueError)
     │   ├── PlanError            no plan exists for this request
     │   ├── TrainFunctionError   train_fn cannot be imported by another process
     │   └── TrainerError         model, loss, data or optimizer cannot be trained as given
-    ├── NotInJob                 used outside of a worker of a running job
+    ├── NotInJob                 the call is allowed only in a worker of a running job
     ├── LayoutError              a layout breaks an invariant
     │   └── CoverageLost         no live worker holds a needed run of state
-    │       └── NothingSaved     nor is there a checkpoint yet
+    │       └── NothingSaved     the same, and no checkpoint has been saved yet
     ├── CopiesConflict           survivors hold different copies of what must be equal
-    │   └── StateUnproven        an owner's state and its replica differ, and nothing tells which of them is right
-    ├── MemoryDamaged            memory changed while nothing wrote to it: its worker gives that copy up
+    │   └── StateUnproven        an owner's state and its replica differ, and no check shows which of them is right
+    ├── MemoryDamaged            memory changed while nothing wrote to it: its worker discards that copy
     ├── GateRefused              a migration must not commit (`check`: the name of the check that failed)
     ├── LinkError                a link could not be made, or broke its protocol
     │   └── PeerLost             the process at the other end is gone
-    ├── Interrupted              a wait was called off
+    ├── Interrupted              a wait was cancelled
     ├── EtcdUnavailable          etcd cannot be started, reached or logged in to
     │   ├── EtcdFull             etcd answers, but has no space left to write
-    │   └── EtcdRefused          etcd answers, and refuses for good: to try again does not help
-    ├── Conflict                 a compare-and-swap lost: somebody else wrote first
+    │   └── EtcdRefused          etcd answers, and refuses permanently: a retry does not help
+    ├── Conflict                 a compare-and-swap lost: another client wrote first
     ├── MismatchError            workers disagree on what must be equal
     ├── CheckpointError          a checkpoint cannot be read, written or mapped: names file and reason
-    │   └── CheckpointDamaged    what is in it cannot be read, or is not what was written: an older one may be good
+    │   └── CheckpointDamaged    its contents cannot be read, or are not what was written: an older one may be good
     ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
     └── JobFailed                the job ended with an error of one of its workers
         └── NameLost             another job has taken this job's name at etcd
 
-Beside it stands Terminated, a SystemExit: SIGTERM or SIGHUP arrived, and the job has stopped.
+Terminated is outside this tree, a SystemExit: SIGTERM or SIGHUP arrived, and the job has stopped.
 
-`surely_not_done` tells, for an operation on another process, whether it surely did not happen (True), or may have (False).
+`surely_not_done`: an operation on another process surely did not happen (True), or may have happened (False).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from typing import Any
 
 
 class ElasticError(Exception):
-    """Base of all."""
+    """Base of all of them."""
 
     surely_not_done: bool = True
 
@@ -60,7 +60,7 @@ class TrainerError(SettingsError):
 
 
 class NotInJob(ElasticError, RuntimeError):
-    """Used outside of a worker of a running job."""
+    """The call is allowed only in a worker of a running job."""
 
 
 class LayoutError(ElasticError):
@@ -80,11 +80,11 @@ class CopiesConflict(ElasticError):
 
 
 class StateUnproven(CopiesConflict):
-    """An owner's state and its replica differ, and nothing tells which of them is right."""
+    """An owner's state and its replica differ, and no check shows which of them is right."""
 
 
 class MemoryDamaged(ElasticError):
-    """Memory changed while nothing wrote to it: its worker gives that copy up."""
+    """Memory changed while nothing wrote to it: its worker discards that copy."""
 
 
 class GateRefused(ElasticError):
@@ -110,7 +110,7 @@ class PeerLost(LinkError):
 
 
 class Interrupted(ElasticError):
-    """A wait was called off."""
+    """A wait was cancelled."""
 
 
 class EtcdUnavailable(ElasticError, ConnectionError):
@@ -126,13 +126,13 @@ class EtcdFull(EtcdUnavailable):
 
 
 class EtcdRefused(EtcdUnavailable):
-    """etcd answers, and refuses for good: to try again does not help."""
+    """etcd answers, and refuses permanently: a retry does not help."""
 
     surely_not_done = True
 
 
 class Conflict(ElasticError):
-    """A compare-and-swap lost: somebody else wrote first; nothing was written."""
+    """A compare-and-swap lost: another client wrote first; nothing was written."""
 
 
 class MismatchError(ElasticError):
@@ -140,11 +140,11 @@ class MismatchError(ElasticError):
 
 
 class CheckpointError(ElasticError):
-    """A checkpoint cannot be read, written or mapped; nothing was loaded, and nothing that was good is harmed."""
+    """A checkpoint cannot be read, written or mapped; nothing was loaded, and no good checkpoint is damaged."""
 
 
 class CheckpointDamaged(CheckpointError):
-    """What is in a checkpoint cannot be read, or is not what was written."""
+    """The contents of a checkpoint cannot be read, or are not what was written."""
 
 
 class NonFinite(ElasticError, ArithmeticError):
@@ -162,9 +162,9 @@ class NameLost(JobFailed):
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP ends this program, and the job has stopped. `code` is what a shell shows for the signal: 143 or 129.
+    """SIGTERM or SIGHUP ends this program, and the job has stopped. `code` is the shell's exit code for the signal: 143 or 129.
 
-    `result` is the `JobResult` of a job that stopped at a step boundary; None where a second signal stopped it at once.
+    `result` is the `JobResult` of a job that stopped at a step boundary; None if a second signal stopped it at once.
     """
 
     def __init__(self, code: int, result: Any = None) -> None:

@@ -1,6 +1,6 @@
 """The settings of a job, and the only reader of the process environment.
 
-What bits depend on is fixed in the environment of the fork server before it executes: the libraries read it once, when they load.
+Variables that change the bits of results are fixed in the environment of the fork server before its exec: libraries read them on load.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _AGENT_VARIABLES = {
     "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",  # etcd3's generated code needs it
     "GRPC_VERBOSITY": "NONE",
 }
-_NOT_FOR_THE_AGENT = ("PYTHONWARNINGS",)  # etcd3 and protobuf warn of each other's age
+_NOT_FOR_THE_AGENT = ("PYTHONWARNINGS",)  # etcd3 and protobuf emit deprecation warnings
 _NEEDED_BY_ETCD = ("ETCD_UNSUPPORTED_ARCH",)
 _UNITS = {"b": 1} | {f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024))}
 _BYTES = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})?", re.IGNORECASE)
@@ -47,14 +47,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """What one job was asked to be. Times are in seconds.
+    """The settings of one job. Times are in seconds.
 
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
     `[user:password@]host:port`. Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies,
-    `rebalance` shifts work from workers that are steadily slower. `memory` is what a worker may take, in bytes; None is its share of the
-    host's. `plan` is the saved plan to begin with, as `SavedPlan.to_json` has it; with `plans_only` the job ends with its first plan
-    and trains nothing. `directory` is the run's, kept when it ends; None is a temporary one. `grace_s` bounds how long a finished worker
-    waits for the others to finish, and how long all may take to exit. Raises SettingsError.
+    `rebalance` shifts work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the
+    host's memory. `plan` is the saved plan to begin with, in the form of `SavedPlan.to_json`; with `plans_only` the job ends with its
+    first plan and trains nothing. `directory` is the run directory, kept when the job ends; None makes a temporary one. `grace_s` bounds
+    how long a finished worker waits for the others to finish, and how long all may take to exit. Raises SettingsError.
     """
 
     name: str
@@ -99,7 +99,7 @@ class JobSettings:
         return dataclasses.asdict(self)
 
     def record(self) -> dict[str, Any]:
-        """What etcd is told: no `etcd`, which may hold a password, and of `args`, which may be large, only the SHA-256 of its JSON."""
+        """Returns what etcd stores: without `etcd`, which may hold a password; `args`, which may be large, as the SHA-256 of its JSON."""
         kept = {name: value for name, value in self.to_json().items() if name not in ("etcd", "args")}
         return {**kept, "args_sha256": hashlib.sha256(json.dumps(self.args).encode()).hexdigest()}
 
@@ -114,7 +114,7 @@ def _check_count(field: str, value: object) -> None:
 
 
 def byte_count(value: int | str) -> int:
-    """Bytes from a number, or from such as `2GiB`, `1.5 GB` or `512MiB`. Raises SettingsError."""
+    """Returns the bytes of a number, or of a text such as `2GiB`, `1.5 GB` or `512MiB`. Raises SettingsError."""
     found = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
     if found is not None:
         return round(float(found[1]) * _UNITS[(found[2] or "B").lower()])
@@ -135,7 +135,7 @@ def _check_args(args: tuple[Any, ...]) -> None:
 
 
 def detect_isa(cpuinfo: str, machine: str) -> str:
-    """The widest instruction set that the fixed kernels may use, from the text of /proc/cpuinfo."""
+    """Returns the widest instruction set that the fixed kernels may use, from the text of /proc/cpuinfo."""
     if machine not in ("x86_64", "AMD64"):
         return "default"
     line = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
@@ -159,15 +159,15 @@ def worker_environment(threads: int, isa: str) -> dict[str, str]:
 
 
 def default_environment(directory: str) -> dict[str, str]:
-    """What the user's own settings go before: torch's caches, which it makes on import, in the job's directory, and huge pages.
+    """Defaults that the user's own variables override: torch's caches, which it makes on import, in the job's directory; huge pages.
 
-    With huge pages a killed process of 320 MB is gone, and its links broken, after 4 ms instead of 20, and fresh memory costs half.
+    With huge pages a killed process of 320 MB exits, and its links break, after 4 ms instead of 20; fresh memory costs half.
     """
     return {"TORCHINDUCTOR_CACHE_DIR": f"{directory}/torchinductor", **HUGE_PAGES}
 
 
 def job_mark(directory: str) -> tuple[str, str]:
-    """A variable, and its value, by which a process that `train_fn` starts is known, and ended with the job, unless it is taken out."""
+    """The variable and its value that mark processes started by `train_fn`: ended with the job, unless they unset the variable."""
     return "ELASTIC_JOB", directory
 
 
@@ -177,19 +177,19 @@ def own_environment() -> dict[str, str]:
 
 
 def agent_environment() -> dict[str, str]:
-    """This process's environment, made fit for an agent. Workers get the unchanged one: their packages may want another protobuf."""
+    """This process's environment, adapted for an agent. Workers get the unchanged one: their packages may need another protobuf."""
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_THE_AGENT}
     return {**kept, **_AGENT_VARIABLES}
 
 
 def etcd_environment() -> dict[str, str]:
-    """This process's environment without what would set up a private etcd otherwise than its flags do, or make it print traces."""
+    """This process's environment without variables that would override the flags of a private etcd or make it print traces."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_") or name in _NEEDED_BY_ETCD}
     return {**kept, "GOTRACEBACK": "none"}
 
 
 def fingerprint() -> dict[str, str]:
-    """What the bits of this training process depend on, to be equal on all workers. Imports torch."""
+    """Returns what the bits of this training process depend on; it must be equal on all workers. Imports torch."""
     import torch
 
     names = [*worker_environment(1, "default")]

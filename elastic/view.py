@@ -16,10 +16,10 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One worker of the job: its id (never used again), its host's name, and the address at which it accepts links.
+    """One worker of the job: its id (never reused), its host's name, and the address at which it accepts links.
 
-    A layer takes it `slowdown` times as long as the workload says. Its process may take `memory` bytes, None for its share of the host's;
-    `base` of these it takes before it holds a layer.
+    It computes a layer in `slowdown` times the workload's time. Its process may use `memory` bytes (None: its share of the host's);
+    it uses `base` of them before it holds a layer.
     """
 
     worker: int
@@ -42,9 +42,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """Epoch `epoch`, reached at try `attempt`. The order of members is their place, and the one at place 0 coordinates.
+    """Epoch `epoch`, committed in attempt `attempt`. A member's place is its index in `members`; the member at place 0 coordinates.
 
-    Raises SettingsError if there is no member, one is there twice, or the plan names a worker that is not a member.
+    Raises SettingsError if there is no member, a member occurs twice, or the plan names a worker that is not a member.
     """
 
     epoch: int
@@ -74,23 +74,23 @@ class View:
 
     @property
     def slowdowns(self) -> dict[int, float]:
-        """By worker."""
+        """The slowdown of each member, by worker."""
         return {member.worker: member.slowdown for member in self.members}
 
     @property
     def fleet(self) -> Fleet:
-        """The members as the planner sees them."""
+        """The members in the planner's form."""
         return Fleet.of(self.members, self.site)
 
     def place(self, worker: int) -> int:
-        """The worker's position among the members, from 0; SettingsError if it is not one."""
+        """Returns the worker's index among the members, from 0. Raises SettingsError if it is not a member."""
         for place, member in enumerate(self.members):
             if member.worker == worker:
                 return place
         raise SettingsError(f"worker {worker} is not a member of epoch {self.epoch}, whose members are {self.workers}")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only; `from_json` gives back an equal view."""
+        """Returns JSON types only; `from_json` returns an equal view."""
         return {
             "epoch": self.epoch,
             "attempt": self.attempt,

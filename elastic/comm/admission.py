@@ -1,4 +1,4 @@
-"""Handshakes under way, bounded in number and in time: whoever does not authenticate is let go of, and nobody waits for it."""
+"""Handshakes in progress, bounded in number and time: a connection that does not authenticate is closed, and nothing waits for it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from elastic.comm.handshake import Greeting
 from elastic.comm.reactor import Reactor
 
 GREETING_S = 10.0
-"""How long a handshake may take."""
+"""The longest time a handshake may take."""
 
 _MOST, _FEWEST, _SHARE = 256, 8, 8
 
 
 def room() -> int:
-    """How many connections may be unauthenticated at the same time: an eighth of this process's descriptors, 8 to 256."""
+    """Returns how many connections may be unauthenticated at the same time: an eighth of this process's descriptors, 8 to 256."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST if limit == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, limit // _SHARE))
 
 
 class Admission:
-    """Handshakes begun by others give way, oldest first, when there are more than `limit` of them: one of ours takes milliseconds, and is
-    begun anew by its dialer if it was the one. All but `add` of dialled ones and `discard` is for the I/O thread."""
+    """The handshakes in progress. Beyond `limit` incoming ones the oldest is closed: a genuine handshake takes milliseconds, and its dialer
+    repeats it if it was closed. Call everything on the I/O thread, except `discard` and `add` for dialled connections."""
 
     def __init__(self, reactor: Reactor, limit: int, patience_s: float = GREETING_S) -> None:
         self.limit, self._patience_s = limit, patience_s
@@ -38,7 +38,7 @@ class Admission:
         return iter(list(self._since))
 
     def add(self, greeting: Greeting, *, stranger: bool) -> None:
-        """A handshake begins; `stranger` if the other side dialled."""
+        """Adds a handshake that begins; `stranger` if the other side dialled."""
         while stranger and len(self._strangers) >= self.limit:
             self.relieve()
         with self._lock:
@@ -50,13 +50,13 @@ class Admission:
             self._reactor.call_after(self._patience_s, self._sweep)
 
     def discard(self, greeting: Greeting) -> None:
-        """It is over."""
+        """Removes a handshake that has ended."""
         with self._lock:
             self._since.pop(greeting, None)
             self._strangers.pop(greeting, None)
 
     def relieve(self) -> None:
-        """Lets go of the connection that has been a stranger's for longest, if there is one, and so frees its descriptor."""
+        """Closes the oldest incoming connection that has not authenticated, if there is one, and so frees its descriptor."""
         with self._lock:
             oldest = next(iter(self._strangers), None)
         if oldest is not None:
@@ -64,7 +64,7 @@ class Admission:
             oldest.expire()
 
     def _sweep(self) -> None:
-        """Ends what takes too long. One timer for all: a flood of connections does not pile up deadlines."""
+        """Ends handshakes that take too long. One timer serves all, so that a flood of connections makes no flood of timers."""
         now = time.monotonic()
         with self._lock:
             late = [greeting for greeting, since in self._since.items() if since + self._patience_s <= now]

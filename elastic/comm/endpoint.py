@@ -1,8 +1,8 @@
-"""What every communicator shares: the mailbox of its worker, and `install`, which edits the set of links in place.
+"""The base class of communicators: the mailbox of a worker, and `install`, which edits the set of links in place.
 
-Installing an attempt is agreed on link by link: each end sends the other one HELLO of the new attempt, over the link they kept or over a
-new one, and the link counts as *joined* when both have. So neither end can believe in a link that the other has dropped, and the loss of a
-link that is not joined yet is no failure: it is made anew, or its peer turns out to be gone.
+Both ends of each link agree on an attempt: each sends one HELLO of the new attempt, over the link they kept or over a new one, and the link
+counts as *joined* when both have sent it. So neither end relies on a link that the other has dropped. The loss of a link that is not joined
+yet is no failure: the link is made again, or its peer proves to be gone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HELLO = Tag(MessageKind.HELLO, 0)
 
 
 class MemberLike(Protocol):
-    """A worker and where to reach it: `elastic.view.Member` is one."""
+    """A worker and its address: `elastic.view.Member` is one."""
 
     @property
     def worker(self) -> int: ...
@@ -45,8 +45,8 @@ class LinkLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counted at the sockets since the start, headers included; `messages` were sent whole. `transferred` are the received bytes of state
-    that moved in a migration, without headers."""
+    """Counts at the sockets since the start, headers included; `messages` counts those sent whole. `transferred` counts the received bytes
+    of state that moved in a migration, without headers."""
 
     bytes_sent: int
     bytes_received: int
@@ -58,7 +58,7 @@ class Stats:
 
 
 class Endpoint(ABC):
-    """One worker's end of all its links. Threads may send and receive concurrently; `install`, `drop`, `close` are for one at a time.
+    """One worker's end of all its links. Threads may send and receive concurrently; one at a time may `install`, `drop`, `close`.
 
     `on_failure(peer, error)` is called on the I/O thread when a joined link is lost; not for links dropped at this end.
     """
@@ -70,55 +70,54 @@ class Endpoint(ABC):
         self._links: dict[int, LinkLike] = {}
         self._refusals: dict[int, LinkError] = {}
 
-    # --- what an implementation provides
+    # --- to implement
 
     @property
     @abstractmethod
     def address(self) -> str:
-        """Where the others reach this worker."""
+        """The address at which other workers reach this one."""
 
     @property
     @abstractmethod
     def stats(self) -> Stats:
-        """Figures so far."""
+        """The counts so far."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Returns when everything queued was handed to the kernel. Raises as `receive` does."""
+        """Returns when everything queued was handed to the kernel. Raises what `receive` raises."""
 
     @abstractmethod
     def drop(self, peer: int) -> None:
-        """Closes the link to a peer at once, if there is one; posted memory is not written to any more when this returns."""
+        """Closes the link to a peer at once, if there is one; posted memory is not written after this returns."""
 
     @abstractmethod
     def close(self) -> None:
-        """Closes everything at once: peers see their link lost, waits here raise Interrupted. What is queued is lost: see `flush`."""
+        """Closes everything at once: peers lose their link, waits here raise Interrupted. Queued messages are lost: see `flush`."""
 
     @abstractmethod
     def _send(self, link: LinkLike, tag: Tag, buffers: Sequence[Memory]) -> None:
-        """Sends on a link; a link that is lost swallows it."""
+        """Sends on a link; on a lost link the message is discarded."""
 
     @abstractmethod
     def _reach(self, member: MemberLike) -> None:
-        """Begins to make the missing link to a peer, if this side is the one that dials. Raises PeerLost if it is gone."""
+        """Begins to make the missing link to a peer, if this side dials. Raises PeerLost if the peer is gone."""
 
     @abstractmethod
     def _settle(self) -> None:
-        """After the mailbox advanced: from here on nothing of an earlier attempt is written to memory."""
+        """Ends writes to memory by messages of earlier attempts; called after the mailbox advanced."""
 
     def _wait(self, waiter: Waiter, peer: int) -> None:
-        """Until the waiter is woken."""
+        """Waits until the waiter is woken."""
         waiter.wait()
 
     # --- links
 
     def install(self, epoch: int, attempt: int, members: Sequence[MemberLike], peers: Iterable[int], timeout_s: float = 30.0) -> None:
-        """Moves to an attempt: drops links to workers that are no members, keeps the others, makes those to `peers` that are missing.
+        """Moves to an attempt: drops links to workers that are not members, keeps the others, makes the missing links to `peers`.
 
         Collective: returns when every peer has installed the same attempt with this worker among its peers. The higher worker id dials. May
-        be called again with the same attempt to add peers. Ends posts, waits and messages of earlier attempts; those of a later one
-        are kept for it.
-        Raises LinkError naming the peers that did not come in time or were refused, PeerLost if one is gone, what `interrupt` was given.
+        be called again with the same attempt to add peers. Ends posts, waits and messages of earlier attempts; keeps those of later ones.
+        Raises LinkError naming the peers that did not join in time or were refused, PeerLost if one is gone, the error of `interrupt`.
         """
         by_worker = {member.worker: member for member in members}
         wanted = sorted(set(peers) - {self.worker})
@@ -149,7 +148,7 @@ class Endpoint(ABC):
                 waiter.wait(left)
 
     def _join_one(self, member: MemberLike, attempt_id: AttemptId, greeted: dict[int, LinkLike | None]) -> bool:
-        """One step towards a joined link; `greeted` is the link that our HELLO went over, None while one is being made."""
+        """Takes one step towards a joined link; `greeted` holds the link over which our HELLO was sent, None while a link is being made."""
         peer = member.worker
         if error := self._refusals.pop(peer, None):
             raise error
@@ -174,8 +173,8 @@ class Endpoint(ABC):
     # --- messages
 
     def send(self, peer: int, tag: Tag, *buffers: Memory) -> None:
-        """Sends the buffers (C-contiguous), concatenated, as one message. Returns at once; nothing is copied, so they must not change until
-        the message was received or `flush` returned. Raises PeerLost if there is no link to the peer, ValueError on other memory."""
+        """Sends the buffers (C-contiguous), concatenated, as one message. Returns at once and copies nothing: the buffers must not change
+        until the message was received or `flush` returned. Raises PeerLost if there is no link to the peer, ValueError on other memory."""
         link = self._links.get(peer)
         if link is None:
             error = self._box.failures.get(peer)
@@ -183,16 +182,17 @@ class Endpoint(ABC):
         self._send(link, tag, buffers)
 
     def post(self, peer: int, tag: Tag, buffer: Memory) -> None:
-        """The message with this tag is to end in `buffer` (writable, C-contiguous), straight from the socket if it has not begun to
-        arrive. The memory belongs to the network until the message was received, the peer dropped, or a later attempt installed.
-        Raises ValueError if the memory cannot be used; a wrong size makes `receive` raise LinkError."""
+        """Posts `buffer` (writable, C-contiguous) for the message with this tag. It is filled straight from the socket if the message has
+        not begun to arrive. The memory belongs to the network until the message was received, the peer dropped, or a later attempt
+        installed. Raises ValueError if the memory cannot be used; a wrong size makes `receive` raise LinkError."""
         self._box.post((self._box.attempt_id, peer, tag), as_writable_bytes(buffer))
 
     def receive(self, peer: int, tag: Tag, *, fail_any: bool = True) -> np.ndarray:
-        """The message with this tag as flat uint8 memory: the posted one, or fresh 64-byte aligned memory that the caller owns.
+        """Returns the message with this tag as flat uint8 memory: the posted buffer, or new 64-byte aligned memory that the caller owns.
 
-        Blocks until it is whole. A message that has arrived is returned whatever happened since; else raises PeerLost as soon as the link
-        to the peer (with `fail_any`, any joined link) is lost, Interrupted if a later attempt is installed, what was given to `interrupt`.
+        Blocks until it is whole. A message that has arrived is returned even if its link was lost since. Otherwise raises PeerLost as soon
+        as the link to the peer (with `fail_any`, any joined link) is lost, Interrupted if a later attempt is installed, and the error that
+        was given to `interrupt`.
         """
         attempt_id = self._box.attempt_id
         key = (attempt_id, peer, tag)
@@ -206,7 +206,7 @@ class Endpoint(ABC):
                 self._wait(waiter, peer)
 
     def check(self) -> None:
-        """Raises what a wait would raise now: for code that computes for long between its waits."""
+        """Raises what a wait would raise now, for code that computes for a long time between its waits."""
         self._box.check(self._box.attempt_id)
 
     def arrived(self, peer: int, tag: Tag) -> bool:
@@ -223,21 +223,21 @@ class Endpoint(ABC):
         return found
 
     def interrupt(self, error: BaseException) -> None:
-        """Every present and later wait of this worker raises `error`, until `resume`. Any thread."""
+        """Makes every present and later wait of this worker raise `error`, until `resume`. Any thread may call it."""
         self._box.interrupt(error)
 
     def resume(self) -> None:
-        """Waits are possible again."""
+        """Ends an interruption: waits are possible again."""
         self._box.resume()
 
     def seen(self) -> dict[int, LinkRates]:
-        """How fast the links to peers are, as far as that was observed."""
+        """Returns the observed rates of the links to peers, by peer."""
         return {}
 
     # --- for implementations
 
     def _fail(self, link: LinkLike, error: LinkError) -> None:
-        """A link was lost and is closed. Only if it was joined in this attempt this is a failure that others need to hear of."""
+        """Removes a link that was lost and is closed. Records and reports a failure only if the link was joined in this attempt."""
         with self._box.lock:
             if self._links.get(link.peer) is link:
                 del self._links[link.peer]

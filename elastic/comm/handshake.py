@@ -1,12 +1,12 @@
-"""The mutual challenge by which two workers prove to each other that they know the job's secret.
+"""The mutual challenge by which two workers prove to each other that they have the job's secret.
 
     acceptor -> dialer    magic, nonce A
     dialer -> acceptor    dialer, acceptor (worker ids), nonce D, HMAC-SHA256(secret, "dialer", A, D, ids)
     acceptor -> dialer    HMAC-SHA256(secret, "acceptor", A, D, ids)
 
-`Handshake` decides, without a socket; `Greeting` carries it out on a non-blocking one. Every part has a fixed size and neither side sends
-on before it has verified the other, so not a byte of the first message can be read by mistake. An acceptor that refuses sends zeros for
-its proof: so a dialer can tell a refusal from a peer that died.
+`Handshake` decides, without a socket; `Greeting` runs it on a non-blocking one. Every part has a fixed size, and neither side continues
+before it has verified the other, so no byte of the first message can be read as part of the handshake. An acceptor that refuses sends zeros
+as its proof, so that a dialer can distinguish a refusal from a peer that died.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class HungUp(PeerLost):
 
 
 class Handshake:
-    """One side of the challenge. `peer` is the worker to dial, or None to accept whoever proves to be one.
+    """One side of the challenge. `peer` is the worker to dial, or None to accept any worker of the job.
 
-    `expected` is the number of bytes to read next, 0 when done; then `peer` is the proven id of the other side.
+    `expected` is the number of bytes to read next, 0 when done; then `peer` is the verified id of the other side.
     """
 
     def __init__(self, *, secret: bytes, worker: int, peer: int | None) -> None:
@@ -57,7 +57,7 @@ class Handshake:
             self._step = self._answer_challenge
 
     def feed(self, received: bytes) -> bytes:
-        """Takes `expected` bytes of the other side, returns what to send. Raises LinkError if they prove nothing."""
+        """Takes `expected` bytes of the other side, returns the bytes to send. Raises LinkError if they are no valid proof."""
         return self._step(received)
 
     def _answer_challenge(self, received: bytes) -> bytes:
@@ -76,7 +76,7 @@ class Handshake:
         dialer, acceptor = _IDS.unpack(self._ids)
         self._require(proof, b"dialer")
         if acceptor != self._worker:
-            raise LinkError(f"worker {dialer} looks for worker {acceptor}, this is {self._worker}", peer=dialer)
+            raise LinkError(f"worker {dialer} dialled worker {acceptor}, but this is worker {self._worker}", peer=dialer)
         self.peer = dialer
         self.expected = 0
         return self._proof(b"acceptor")
@@ -91,13 +91,13 @@ class Handshake:
 
     def _require(self, proof: bytes, role: bytes) -> None:
         if not hmac.compare_digest(proof, self._proof(role)):
-            raise LinkError("the other side has another secret, or is not the worker it should be", peer=self.peer)
+            raise LinkError("the other side has another secret, or is not the expected worker", peer=self.peer)
 
 
 class Greeting:
-    """A handshake on a non-blocking socket. Calls `done(socket, peer)` or `failed(error)` once, and leaves the socket to `done`.
+    """A handshake on a non-blocking socket. Calls `done(socket, peer)` or `failed(error)` once; `done` takes the socket over.
 
-    `round_trip_s` is how long the other side took for its last answer.
+    `round_trip_s` is the time the other side took for its last answer.
     """
 
     def __init__(
@@ -113,19 +113,19 @@ class Greeting:
         self._failed = failed
 
     def open(self) -> None:
-        """Sends what this side has to say first, if anything."""
+        """Sends the opening of this side, if it has one."""
         if self._handshake.opening:
             self._attempt(lambda: self._send(self._handshake.opening))
 
     def on_event(self, _events: int) -> None:
-        """There is something to read."""
+        """Reads from the socket, which is readable, and continues the handshake."""
         self._attempt(self._advance)
         if not self.over and self._handshake.expected == 0 and self._handshake.peer is not None:
             self.over = True
             self._done(self.sock, self._handshake.peer)
 
     def expire(self) -> None:
-        """The other side took too long."""
+        """Fails the handshake because the other side took too long."""
         self._fail(LinkError("no answer in time", peer=self._handshake.peer))
 
     def _attempt(self, action: Callable[[], None]) -> None:
@@ -155,12 +155,12 @@ class Greeting:
 
     def _send(self, data: bytes) -> None:
         self._sent_at = time.perf_counter()
-        # A fresh socket has room for these few bytes; if not, the other side is not one of ours.
+        # A new socket has room for these few bytes; if not, the other side does not follow this protocol.
         if self.sock.send(data) != len(data):
             raise LinkError("no room for a handshake")
 
     def _refuse(self, error: LinkError) -> None:
-        # If it does not wait for our answer any more, it does not matter.
+        # An error here does not matter: the other side no longer waits for an answer.
         with contextlib.suppress(OSError):
             self.sock.send(self._handshake.refusal)
         self._fail(error)

@@ -1,9 +1,9 @@
-"""One link: a non-blocking stream socket to one peer, its two halves, and who may touch them.
+"""One link: a non-blocking stream socket to one peer, and the locks of its two halves.
 
-The receiving half belongs to whoever holds the reader lock, the sending half to whoever holds the sender's; both are usually free. The
-I/O thread reads what arrives; a thread that waits for a message of this peer *borrows* the receiving half instead and reads for itself,
-which saves a hand-over between threads. A thread that sends writes to the socket at once and leaves only what the kernel has no room for
-to the I/O thread. Whoever meets the end of the stream notes it in `broken`; the I/O thread draws the consequence.
+The receiving half belongs to the holder of the reader lock, the sending half to the holder of the sender's lock; both are usually free.
+The I/O thread reads what arrives. A thread that waits for a message of this peer *borrows* the receiving half instead and reads the socket
+itself, which saves a hand-over between threads. A thread that sends writes to the socket at once and leaves to the I/O thread only the
+bytes that the kernel has no room for. The thread that reads the end of the stream sets `broken`; the I/O thread then closes the link.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MESSAGES_PER_TURN = 64
 
 
 class Link:
-    """See the top of this file. `emptied` is called when everything queued was handed to the kernel, `lost` on the I/O thread when the link
-    broke: it is to close it."""
+    """A link, as described at the top of this file. `emptied` is called when everything queued was handed to the kernel; `lost` is called
+    on the I/O thread when the link broke, and must close it."""
 
     def __init__(
         self,
@@ -62,17 +62,17 @@ class Link:
 
     @property
     def counts(self) -> tuple[int, int, int, int, int]:
-        """Bytes sent and received, messages sent and received whole, and the received bytes of state that moved, headers excluded."""
+        """Bytes sent, bytes received, messages sent whole, messages received whole, received bytes of moved state (without headers)."""
         sender, receiver = self.sender, self._receiver
         return sender.bytes, receiver.bytes, sender.messages, receiver.messages, receiver.transferred
 
     @property
     def seen(self) -> LinkRates:
-        """How fast it is, as far as it was used."""
+        """The observed rates of this link."""
         return LinkRates(self.latency_s, self._receiver.rate_meter.bytes_per_s)
 
     def receive(self, waiter: Waiter) -> None:
-        """Receives on the calling thread until it is woken or the link breaks; returns at once if the receiving half is not free."""
+        """Receives on the calling thread until it is woken or the link breaks; returns at once if another thread has the receiving half."""
         if self.broken is not None or self._recalls or not self._reader.acquire(blocking=False):
             return
         try:
@@ -82,13 +82,13 @@ class Link:
             self._reader.release()
 
     def settle(self, attempt_id: AttemptId) -> None:
-        """After the mailbox advanced: nothing of an earlier attempt is written to memory, or begun to be sent, any more."""
+        """Ends writes to memory and begins no more sends for earlier attempts; called after the mailbox advanced."""
         with self._recalled():
             self._receiver.settle()
         self.sender.retire(attempt_id)
 
     def close(self) -> bool:
-        """At once; the peer sees the end of the stream. True for the first call: from then on `filling` is not written to."""
+        """Closes the link at once; the peer reads the end of the stream. `filling` is not written after it. True for the first call."""
         with self._recalled(), self.sender.lock:
             if self._closed:
                 return False
@@ -100,7 +100,7 @@ class Link:
             return True
 
     def abandon(self) -> None:
-        """In a forked child: closes this process's copy of the socket; the link of the parent goes on."""
+        """Closes a forked child's copy of the socket; the parent's link stays open."""
         self._closed = True
         self._sock.close()
 
@@ -118,13 +118,13 @@ class Link:
         finally:
             waiter.unwatch(self._descriptor)
             if self.broken is not None:
-                # The I/O thread has to hear of it, also where the stream goes on and nothing more is in it for now.
+                # Wakes the I/O thread, also if the stream is still open and has no more data for now.
                 with suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
             self._lend(False)
 
     def _read(self, waiter: Waiter) -> bool:
-        """Reads what is there, at most up to the message that the waiter waits for. True if it was woken."""
+        """Reads what has arrived, at most up to the message that the waiter waits for. Returns True if it was woken."""
         while not waiter.signalled and self._receiver.read():
             continue
         self.broken = self.broken or self._receiver.broken
@@ -132,7 +132,7 @@ class Link:
 
     @contextmanager
     def _recalled(self) -> Iterator[None]:
-        """The receiving half in the hands of the calling thread, taken back from a borrower."""
+        """Holds the receiving half for the calling thread; a borrower gives it back first."""
         self._recalls += 1
         self._box.wake_all()
         try:
@@ -155,7 +155,7 @@ class Link:
         if self.broken is not None:
             self._lost(self)
 
-    # --- what the I/O thread looks at
+    # --- events that the I/O thread polls
 
     def _arm(self, armed: bool) -> None:
         with self._interest:

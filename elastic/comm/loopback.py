@@ -1,4 +1,4 @@
-"""Links among workers that are threads of one process: the same interface and the same rules, without sockets."""
+"""Links among workers that are threads of one process: the interface and rules of `network`, without sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elastic.memory.raw import Memory, as_bytes
 
 
 class LoopbackHub:
-    """Where the workers of one process find each other. One per job."""
+    """The registry of the workers of one process, one per job."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -34,8 +34,8 @@ class LoopbackLink:
 
 
 class LoopbackNetwork(Endpoint):
-    """One worker's end. Messages are copied by the sending thread, straight into posted memory; failures are reported on the thread that
-    causes them. Worker ids are unique in a hub."""
+    """One worker's end. The sending thread copies messages straight into posted memory; failures are reported on the thread that causes
+    them. Worker ids are unique in a hub."""
 
     def __init__(self, worker: int, hub: LoopbackHub) -> None:
         super().__init__(worker)
@@ -63,7 +63,7 @@ class LoopbackNetwork(Endpoint):
         )
 
     def flush(self) -> None:
-        """Nothing is ever queued."""
+        """Returns at once, since nothing is ever queued. Raises what `receive` raises."""
         self._box.check(self._box.attempt_id)
 
     def drop(self, peer: int) -> None:
@@ -108,12 +108,12 @@ class LoopbackNetwork(Endpoint):
         self._box.wake_all()
 
     def _settle(self) -> None:
-        # A message of an earlier attempt that is being copied in: once this lock was free, none is.
+        # A message of an earlier attempt may be in the middle of its copy; once this lock was free, none is.
         with self._delivery:
             return
 
     def deliver(self, link: LoopbackLink, key: Key, views: list[np.ndarray], size: int) -> None:
-        """A message for this worker; `link` is this end of the pair. On the sender's thread."""
+        """Delivers a message to this worker, on the sender's thread; `link` is this end of the pair."""
         with self._delivery:
             slot = self._box.begin(key, size) if link.open else None
             if link.open:
@@ -130,7 +130,7 @@ class LoopbackNetwork(Endpoint):
             self._box.finish(key, slot)
 
     def _part(self, link: LoopbackLink) -> None:
-        """This end dropped the link: the other end loses it."""
+        """Closes a link that this end dropped; the other end loses it."""
         self._shut(link)
         if link.other is not None:
             link.network._lose(link.other)
@@ -140,7 +140,7 @@ class LoopbackNetwork(Endpoint):
             self._fail(link, lost(link.peer, "the other end closed it"))
 
     def _shut(self, link: LoopbackLink) -> bool:
-        """True for the first call; then nothing is delivered over this end any more."""
+        """Shuts this end: nothing is delivered over it after this. Returns True for the first call."""
         with self._delivery:
             first, link.open = link.open, False
         if first:

@@ -1,9 +1,9 @@
-"""Where messages wait for their receiver, and receivers for their messages.
+"""The messages of a worker that have arrived or are expected, and the threads that wait for them.
 
-A slot is one message to be: `post` may make it before the message begins, the link makes it when a header arrives, `take` removes it
+A slot holds one message: `post` may make it before the message begins, otherwise the link makes it when a header arrives; `take` removes it
 when it is complete. Slots of one key (attempt, peer, tag) are a queue: messages with equal tags are received in the order they were sent.
 
-All wake-ups happen under the mailbox's lock, and a waiter looks at the state only after clearing its signal, so that none is missed.
+All wake-ups happen under the mailbox's lock, and a waiter reads the state only after clearing its signal, so that none is missed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOTHING = raw.empty(0)
 
 
 class Slot:
-    """One message: the memory it arrives in, and the memory its receiver wants it in."""
+    """One message: the memory in which it arrives (`target`), and the memory that its receiver posted."""
 
     __slots__ = ("begun", "complete", "posted", "target")
 
@@ -35,7 +35,7 @@ class Slot:
         self.complete = False
 
     def result(self, key: Key) -> np.ndarray:
-        """The received memory, in the posted place if there is one. Raises LinkError if the sizes differ."""
+        """Returns the received memory: the posted memory if there is some. Raises LinkError if the sizes differ."""
         if self.posted is None or self.posted is self.target:
             return self.target
         if self.posted.nbytes != self.target.nbytes:
@@ -46,7 +46,7 @@ class Slot:
 
 
 class Mailbox:
-    """The messages of one worker, its current attempt, and what stops its waits."""
+    """The messages of one worker, its current attempt, and the errors that stop its waits."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -62,7 +62,7 @@ class Mailbox:
     # --- messages
 
     def post(self, key: Key, memory: np.ndarray) -> None:
-        """The next message of this key that has no place yet is to end in `memory`."""
+        """Posts `memory` for the next message of this key that has no posted memory yet."""
         with self.lock:
             queue = self._slots.setdefault(key, deque())
             for slot in queue:
@@ -72,9 +72,9 @@ class Mailbox:
             queue.append(Slot(memory))
 
     def begin(self, key: Key, size: int) -> Slot | None:
-        """A header arrived: the slot whose target is to be filled with `size` bytes; None if the message is stale.
+        """Returns the slot of a message whose header arrived; its target takes `size` bytes. None if the message is stale.
 
-        Raises MemoryError, and leaves everything as it was, if there is no memory for it.
+        Raises MemoryError, and changes nothing, if there is no memory for it.
         """
         with self.lock:
             if key[0] < self.attempt_id:
@@ -91,7 +91,7 @@ class Mailbox:
         return slot
 
     def finish(self, key: Key, slot: Slot) -> None:
-        """The target is full."""
+        """Marks a slot complete, since its target is full, and wakes its waiters."""
         with self.lock:
             slot.complete = True
             for waiter in self._waiters:
@@ -99,13 +99,13 @@ class Mailbox:
                     waiter.wake()
 
     def has(self, key: Key) -> bool:
-        """Whether `take` would find the message."""
+        """Whether `take` would return the message."""
         with self.lock:
             queue = self._slots.get(key)
             return bool(queue) and queue[0].complete
 
     def take(self, key: Key) -> np.ndarray | None:
-        """The memory of the message if it has arrived whole, else None. Raises what was given to `interrupt`, LinkError on a wrong size."""
+        """Returns the message if it has arrived whole, else None. Raises the error given to `interrupt`, LinkError on a wrong size."""
         with self.lock:
             self._check_interruption()
             queue = self._slots.get(key)
@@ -117,11 +117,11 @@ class Mailbox:
         return slot.result(key)
 
     def owns(self, key: Key, slot: Slot) -> bool:
-        """Whether the slot is still of interest: false once its attempt is over or its peer is gone."""
+        """Whether the slot is still needed: false once its attempt is over or its peer is gone."""
         with self.lock:
             return slot in self._slots.get(key, ())
 
-    # --- what stops a wait
+    # --- errors that stop a wait
 
     def check(self, attempt_id: AttemptId, peer: int | None = None) -> None:
         """Raises what must stop a wait begun in `attempt_id`: an interruption, a later attempt, a lost link (any, or that to `peer`)."""
@@ -141,7 +141,7 @@ class Mailbox:
             raise self._interruption
 
     def interrupt(self, error: BaseException) -> None:
-        """Every present and later wait raises `error`."""
+        """Makes every present and later wait raise `error`."""
         with self.lock:
             if not self._closed:
                 self._interruption = error
@@ -154,7 +154,7 @@ class Mailbox:
                 self._interruption = None
 
     def advance(self, attempt_id: AttemptId) -> None:
-        """Begins an attempt: forgets messages, posts and failures of earlier ones and calls off waits begun in them."""
+        """Begins an attempt: removes messages, posts and failures of earlier ones, and cancels waits begun in them."""
         with self.lock:
             self._check_interruption()
             if attempt_id < self.attempt_id:
@@ -167,7 +167,7 @@ class Mailbox:
             self._wake_all()
 
     def forget(self, peer: int, begun: Slot | None) -> None:
-        """The link to a peer is gone; lock held. What arrived whole stays, `begun` and what was only posted goes."""
+        """Removes slots of a peer whose link is gone; lock held. Keeps whole messages, removes `begun` and slots that were only posted."""
         for key, queue in list(self._slots.items()):
             if key[1] == peer:
                 kept = deque(slot for slot in queue if slot is not begun and (slot.begun or key[0] > self.attempt_id))
@@ -177,7 +177,7 @@ class Mailbox:
                     del self._slots[key]
 
     def close(self, error: BaseException) -> None:
-        """As `interrupt`, for good."""
+        """Interrupts every present and later wait permanently."""
         with self.lock:
             self._interruption = error
             self._closed = True
@@ -198,7 +198,7 @@ class Mailbox:
 
     @contextmanager
     def waiter(self, key: Key | None) -> Iterator[Waiter]:
-        """A waiter of the calling thread, woken from here on."""
+        """A waiter of the calling thread; it is woken while the context lasts."""
         with self.lock:
             waiter = self._idle.pop() if self._idle else Waiter()
             waiter.assign(key)
@@ -216,14 +216,14 @@ class Mailbox:
 
 
 def copy_of(error: LinkError) -> LinkError:
-    """The same news as a fresh exception: each waiting thread raises its own."""
+    """Returns a new exception equal to `error`: each waiting thread raises its own."""
     fresh = type(error)(str(error), peer=error.peer)
     fresh.__cause__ = error.__cause__
     return fresh
 
 
 def lost(peer: int, reason: str, cause: BaseException | None = None) -> PeerLost:
-    """The news that the link to a worker is gone."""
+    """Returns the error for a lost link to a worker."""
     error = PeerLost(f"lost the link to worker {peer}: {reason}", peer=peer)
     error.__cause__ = cause
     return error

@@ -1,7 +1,7 @@
-"""What travels on a link: a header of fixed size, then raw memory.
+"""The format of a message on a link: a header of fixed size, then raw memory.
 
-The header carries a checksum of the memory and one of itself, CRC-32C, which processors compute at 25 GB/s: every single flipped bit and
-every run of up to 32 wrong bits is found, and of other damage all but one in 4 billion. Nothing of a message is used before it is verified.
+The header holds a checksum of the memory and one of itself, both CRC-32C, which processors compute at 25 GB/s. It detects every single
+flipped bit, every run of up to 32 wrong bits, and all but one in 4 billion of other damages. A message is used only after verification.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from elastic.errors import LinkError
 from elastic.memory.raw import view
 
 AttemptId: TypeAlias = "tuple[int, int]"
-"""(epoch, attempt): compared as a pair, never goes back."""
+"""(epoch, attempt): compared as a pair, never decreases."""
 
 MAX_BYTES = 1 << 40
 _VERSION = int.from_bytes(b"elx2", "little")
-"""Where the header's checksum starts from, so that it is also the mark of this protocol."""
+"""The initial value of the header's checksum, which so also identifies the protocol."""
 _OWN = struct.Struct("<I")
 _HEADER = struct.Struct("<IIIQIIIIQ")
 HEADER_BYTES = _OWN.size + _HEADER.size
@@ -29,7 +29,7 @@ _COLLECTIVE = 1 << 63
 
 
 class MessageKind(IntEnum):
-    """What a message is for. `HELLO` belongs to `Network.install`; the rest to its callers."""
+    """The purpose of a message. `Endpoint.install` sends `HELLO`; its callers send the others."""
 
     HELLO = 1
     CONTROL_READY = 2
@@ -51,7 +51,7 @@ _ROUNDS = (MessageKind.CONTROL_READY, MessageKind.CONTROL_APPLY)
 
 
 class Tag(NamedTuple):
-    """Names one message between two workers in one epoch and attempt: unsigned, `step` of 64 bits, the others of 32."""
+    """Identifies a message between two workers within an attempt. The fields are unsigned; `step` has 64 bits, the others have 32."""
 
     kind: int
     step: int
@@ -61,12 +61,12 @@ class Tag(NamedTuple):
 
 
 Key: TypeAlias = "tuple[AttemptId, int, Tag]"
-"""What a receiver waits for: the attempt, the sender, the tag."""
+"""The key of a message for its receiver: the attempt, the sender, the tag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageHeader:
-    """What precedes the memory of a message; `bytes` is the size of what follows, `checksum` what `checksum` gives for it."""
+    """The header of a message; `bytes` is the size of the memory that follows, `checksum` its CRC-32C."""
 
     attempt_id: AttemptId
     tag: Tag
@@ -74,7 +74,7 @@ class MessageHeader:
     checksum: int = 0
 
     def pack(self) -> bytes:
-        """`HEADER_BYTES` bytes, little-endian. Raises LinkError if a field does not fit."""
+        """Returns `HEADER_BYTES` bytes, little-endian. Raises LinkError if a field does not fit."""
         kind, step, a, b, c = self.tag
         try:
             fields = _HEADER.pack(*self.attempt_id, kind, step, a, b, c, self.checksum, self.bytes)
@@ -84,7 +84,7 @@ class MessageHeader:
 
     @classmethod
     def unpack(cls, raw: bytes | bytearray | memoryview) -> MessageHeader:
-        """The inverse of `pack`. Raises LinkError if this is no header, or a damaged one."""
+        """The inverse of `pack`. Raises LinkError if the bytes are no header, or a damaged one."""
         (own,), fields = _OWN.unpack_from(raw), view(raw)[_OWN.size :]
         epoch, attempt, kind, step, a, b, c, checksum, size = _HEADER.unpack(fields)
         if own != crc32c(fields, _VERSION) or size > MAX_BYTES:
@@ -93,12 +93,12 @@ class MessageHeader:
 
 
 def checksum(memory: memoryview, before: int = 0) -> int:
-    """CRC-32C of memory that follows what has the checksum `before`."""
+    """Returns the CRC-32C of `memory`, continued from the checksum `before` of the bytes that precede it."""
     return crc32c(memory, before)
 
 
 def described(attempt_id: AttemptId, tag: Tag) -> str:
-    """A message for people: its kind, epoch, attempt, and step or collective."""
+    """Returns a description of a message for users: its kind, epoch, attempt, and step or collective."""
     number = tag.step & ~_COLLECTIVE
     where = f"collective {number}" if tag.step & _COLLECTIVE else f"step {number // 2 if tag.kind in _ROUNDS else number}"
     return f"the {_KINDS.get(tag.kind, f'kind {tag.kind}')} message of epoch {attempt_id[0]}, attempt {attempt_id[1]}, {where}"

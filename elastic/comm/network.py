@@ -1,4 +1,4 @@
-"""Links between processes: UNIX sockets within a host, TCP between hosts, one I/O thread for all of them."""
+"""Links between processes: UNIX sockets within a host, TCP between hosts, and one I/O thread for all of them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NETWORKS: weakref.WeakSet[Network] = weakref.WeakSet()
 
 
 class Network(Endpoint):
-    """The links of one worker process. `secret` is the job's, `directory` the place for its sockets: it is made, for this user alone.
+    """The links of one worker process. `secret` is the job's; `directory` holds its sockets and is created for this user alone.
 
-    With `tcp` it is reachable from other hosts at `interface`, an IP address.
+    With `tcp`, other hosts can reach it at `interface`, an IP address.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Network(Endpoint):
 
     @property
     def rejected(self) -> int:
-        """Connections that did not get through the handshake."""
+        """The number of connections that failed the handshake."""
         return self._reception.rejected
 
     def _send(self, link: LinkLike, tag: Tag, buffers: Sequence[Memory]) -> None:
@@ -107,7 +107,7 @@ class Network(Endpoint):
                 self._flushing -= 1
 
     def _on_emptied(self) -> None:
-        # A flusher counts itself in before it looks at the queues, so it either sees this queue empty or is seen here.
+        # `flush` increments the counter before it checks the queues: it either finds this queue empty or is woken here.
         if self._flushing:
             self._box.wake_all()
 
@@ -148,7 +148,7 @@ class Network(Endpoint):
         if link is None:
             return
         link.receive(waiter)
-        # Somebody else reads this link, or it is broken: the I/O thread has news for us. Returns at once if there was some already.
+        # Another thread reads this link, or it is broken: the I/O thread wakes the waiter. Returns at once if it was woken already.
         waiter.wait()
 
     def _discard(self, link: Link) -> None:
@@ -158,7 +158,7 @@ class Network(Endpoint):
                 self._box.forget(link.peer, link.filling)
 
     def abandon(self) -> None:
-        """In a forked child: lets go of the sockets, without a lock, since the threads that held them do not exist here."""
+        """Closes a forked child's copies of the sockets, without locks, since the threads that held them do not exist here."""
         for link in self._links.values():
             cast(Link, link).abandon()
         self._reception.close()
@@ -171,7 +171,7 @@ class Network(Endpoint):
             old = cast("Link | None", self._links.get(peer))
             self._links[peer] = link
         if old is not None:
-            # The peer dials only if it has no link: what this one carried is lost.
+            # The peer dials only if it has no link: messages on the old link are lost.
             old.broken = lost(peer, "the other end dropped it")
             self._lose(old)
         self._box.wake_all()

@@ -1,8 +1,8 @@
-"""How fast messages pass: over links, while they are used; and within a host, before there is a link.
+"""Measures latency and rate: of links while they are used, and within a host before there is a link.
 
-A link's rate is taken from large messages that arrive while their receiver waits for them: from the moment at which it found nothing to
-read until the last byte. What lay ready does not count, since the kernel hands that over as fast as it copies. A sender that is slow makes
-a rate too low, so an upper quantile of the last ones is what the link can do, at least. Its latency is half a round trip of its handshake.
+A link's rate is measured on large messages that arrive while their receiver waits for them, from the moment at which it found nothing to
+read until the last byte. Bytes that had arrived before do not count, since the kernel returns them as fast as it copies. A slow sender
+makes a rate too low, so an upper quantile of the last rates is a lower bound of the link's. Its latency is half a handshake round trip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from elastic.memory.raw import room
 
 MEASURED_BYTES = 128 << 10
-"""The least that must have arrived behind the wait."""
+"""The least bytes that must arrive after the wait began for a rate to count."""
 
 _KEPT = 64
 _QUANTILE = 0.9
@@ -28,14 +28,14 @@ _BURSTS, _BURST_BYTES = 4, 2 << 20
 
 
 class LinkRates(NamedTuple):
-    """What is known of one link; None where nothing was observed."""
+    """The observed latency and rate of one link; None where nothing was observed."""
 
     latency_s: float | None
     bytes_per_s: float | None
 
 
 class RateMeter:
-    """The last rates of one direction of a link. For one thread at a time, but `bytes_per_s` for any."""
+    """The last rates of one direction of a link. One thread at a time may use it; any thread may read `bytes_per_s`."""
 
     def __init__(self) -> None:
         self._rates: deque[float] = deque(maxlen=_KEPT)
@@ -43,29 +43,29 @@ class RateMeter:
         self._bytes = 0
 
     def waits(self) -> None:
-        """Nothing more of the message is there."""
+        """Starts the measurement, if it has not started: the receiver found nothing more to read."""
         if self._since is None:
             self._since, self._bytes = time.perf_counter(), 0
 
     def got(self, count: int) -> None:
-        """So many bytes of it have come."""
+        """Counts received bytes of the message."""
         self._bytes += count
 
     def ends(self) -> None:
-        """The message is whole."""
+        """Ends the measurement, since the message is whole."""
         if self._since is not None and self._bytes >= MEASURED_BYTES:
             self._rates.append(self._bytes / max(time.perf_counter() - self._since, 1e-9))
         self._since = None
 
     @property
     def bytes_per_s(self) -> float | None:
-        """What the link can do; None before a large message was waited for."""
+        """The link's rate, at least; None before a receiver waited for a large message."""
         rates = sorted(self._rates.copy())
         return rates[min(len(rates) - 1, int(_QUANTILE * len(rates)))] if rates else None
 
 
 def news(seen: Mapping[int, LinkRates], told: Mapping[int, LinkRates]) -> dict[int, LinkRates]:
-    """What has changed so much by peer, beside what was told before, that it is worth telling."""
+    """Returns the rates, by peer, that differ enough from those reported before (`told`) to be reported again."""
     return {peer: now for peer, now in seen.items() if _changed(now, told.get(peer, LinkRates(None, None)))}
 
 
@@ -75,9 +75,9 @@ def _changed(now: LinkRates, before: LinkRates) -> bool:
 
 
 def within_host() -> tuple[float, float]:
-    """Seconds of latency and bytes a second between two threads of this process over a pair of UNIX sockets, in a few milliseconds.
+    """Measures latency (seconds) and bytes a second between two threads over a pair of UNIX sockets, in a few milliseconds.
 
-    Sockets between processes are the same ones; who waits for them is woken alike.
+    Sockets between processes are of the same kind, and their waiters are woken in the same way.
     """
     here, there = socket.socketpair()
     with here, there:
@@ -91,7 +91,7 @@ def within_host() -> tuple[float, float]:
 
 
 def _answer(sock: socket.socket) -> None:
-    """Sends a byte back for each ping, and one behind each burst."""
+    """Sends a byte back for each ping, and one after each burst."""
     buffer = room(_BURST_BYTES)
     for _ in range(_PINGS):
         sock.recv_into(buffer[:1])

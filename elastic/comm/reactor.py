@@ -1,4 +1,4 @@
-"""The one I/O thread of a process: epoll, a handler per descriptor, and a few deadlines."""
+"""The I/O thread of a worker's links: epoll, a handler per descriptor, and a few delayed calls."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ WRITABLE = select.EPOLLOUT
 
 
 class Reactor:
-    """Calls `handler(events)` for a registered descriptor, and due calls, on its own thread.
+    """Calls the handler of a ready descriptor with its events, and delayed calls, on its own thread.
 
-    `crashed` is called with an exception that a handler let out: it is a defect, the thread ends.
+    If a handler raises, which is a defect, `crashed` is called with the exception and the thread ends.
     """
 
     def __init__(self, name: str, *, crashed: Callable[[BaseException], None]) -> None:
@@ -34,7 +34,7 @@ class Reactor:
         self._thread.start()
 
     def add(self, descriptor: int, events: int, handler: Callable[[int], None]) -> None:
-        """From now on `handler` is called with the events of this descriptor. Any thread.
+        """Registers `handler` for the events of a descriptor. Any thread may call it.
 
         Raises OSError if the kernel has no room for it.
         """
@@ -46,12 +46,12 @@ class Reactor:
             raise
 
     def modify(self, descriptor: int, events: int) -> None:
-        """Other events from now on. Any thread, as are the next two."""
+        """Changes the events of a descriptor. Any thread may call this and the next two."""
         if not self._epoll.closed:
             self._epoll.modify(descriptor, events)
 
     def remove(self, descriptor: int) -> None:
-        """The inverse of `add`; before the descriptor is closed."""
+        """The inverse of `add`; call it before the descriptor is closed."""
         self._handlers.pop(descriptor, None)
         if not self._epoll.closed:
             self._epoll.unregister(descriptor)
@@ -64,7 +64,7 @@ class Reactor:
                 os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
-        """Ends the thread; returns when it has ended, or at once when called on it."""
+        """Ends the thread; returns when it has ended, or at once when called on that thread."""
         with self._lock:
             if not self._stopping:
                 self._stopping = True

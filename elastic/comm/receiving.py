@@ -1,4 +1,4 @@
-"""The receiving half of a link: headers, then memory straight from the socket to where the mailbox wants it."""
+"""The receiving half of a link: reads a header, then memory straight from the socket into the mailbox's target."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from elastic.memory.raw import room
 
 _BUDGET_BYTES = 4 << 20
 _SCRAP = room(256 << 10)
-"""Where unwanted bytes go, on every link: nobody ever reads it."""
+"""The memory for discarded bytes of all links; it is never read."""
 
 
 class Receiver:
-    """For one thread at a time: the link sees to it. `broken` is why there is nothing more to come, once this is so."""
+    """The receiving half; the link lets one thread at a time use it. `broken` is the reason, once no more bytes can come."""
 
     def __init__(self, sock: socket.socket, worker: int, peer: int, box: Mailbox) -> None:
         self.bytes = self.messages = self.transferred = 0
@@ -28,17 +28,17 @@ class Receiver:
         self._worker = worker
         self._peer = peer
         self._box = box
-        # `_rest` is the unfilled part of the header (no key yet) or of the target of `filling`; `_excess` bytes are to be thrown away.
+        # `_rest` is the unfilled part of the header (no key yet) or of the target of `filling`; `_excess` bytes are to be discarded.
         self._header = room(HEADER_BYTES)
         self._rest = self._header
-        # `_sum` is the checksum of what has arrived of the target, `_expected` what it must be in the end.
+        # `_sum` is the checksum of the target's bytes so far, `_expected` the sender's checksum of all of them.
         self._excess = 0
         self._sum = self._expected = 0
         self._key: Key | None = None
         self._counts_as_transfer = False
 
     def read(self) -> bool:
-        """Receives until one message is whole (True), or nothing more is there or it is the turn of others (False)."""
+        """Receives until one message is whole (True), or until nothing more is there or the budget for one call is used up (False)."""
         budget = _BUDGET_BYTES
         while budget > 0 and self.broken is None:
             try:
@@ -48,7 +48,7 @@ class Receiver:
                     self.rate_meter.waits()
                 return False
             except OSError as error:
-                if error.errno in SCARCE:  # the kernel has no memory for now: it is still there
+                if error.errno in SCARCE:  # the kernel has no memory for now; the bytes are not lost
                     return False
                 self.broken = lost(self._peer, error.strerror or str(error), error)
                 return False
@@ -66,13 +66,13 @@ class Receiver:
         return False
 
     def settle(self) -> None:
-        """If the message that is arriving is of no interest any more, the rest of it is thrown away instead of written to its memory."""
+        """Discards the rest of the arriving message, instead of writing it to its memory, if it is no longer needed."""
         if self._key is not None and self.filling is not None and not self._box.owns(self._key, self.filling):
             self.filling = None
             self._excess = len(self._rest)
 
     def _advance(self, count: int) -> bool:
-        """Accounts for `count` received bytes. True if they complete a message."""
+        """Accounts for `count` received bytes. Returns True if they complete a message."""
         if self._excess:
             self._excess -= count
             return self._excess == 0 and self._finish()
@@ -111,7 +111,7 @@ class Receiver:
                 attempt_id, _, tag = self._key
                 self.broken = LinkError(
                     f"worker {self._worker} did not get what worker {self._peer} sent, {described(attempt_id, tag)}: checksums differ "
-                    f"({self._sum:08x}, sent {self._expected:08x}), so memory or the network changed it; nothing of it was used",
+                    f"({self._sum:08x}, sent {self._expected:08x}), so memory or the network changed it; the message was discarded",
                     peer=self._peer,
                 )
                 return False

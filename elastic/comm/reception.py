@@ -1,8 +1,7 @@
-"""Where links come from: listening sockets, dialling, and the handshakes under way.
+"""Makes links: listening sockets, dialling, and handshakes.
 
-Nothing that a stranger does, and no lack of descriptors or memory, gets out of here onto the I/O thread: a connection that cannot be
-served is closed, a listener that cannot accept rests for a moment, and a dialer tries again for as long as it does not know that its peer
-is gone.
+No action of an unauthenticated peer, and no lack of descriptors or memory, raises an exception on the I/O thread: a connection that cannot
+be served is closed, a listener that cannot accept pauses for a moment, and a dialer retries until its deadline, unless its peer is gone.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from elastic.errors import LinkError, PeerLost
 _REST_S = 0.05
 _AGAIN_S = 0.02
 _TRANSIENT = sockets.SCARCE | {errno.EAGAIN, errno.EADDRNOTAVAIL, errno.ENOENT, errno.EINTR}
-"""What a connection may fail with though its peer lives: it is busy, has no descriptors, or has still to make its socket file anew."""
+"""Errors of a connection whose peer may be alive: it is busy, has no descriptors, or has not made its socket file again yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dial:
-    """A link to make, and until when to try. `address` is for people."""
+    """A link to make, and the deadline for it. `address` is for messages only."""
 
     peer: int
     address: str
@@ -73,11 +72,11 @@ class Reception:
         self.address = ",".join(parts)
 
     def dialling(self, peer: int) -> bool:
-        """Whether a handshake with this peer, begun at this end, is under way; false only after `connected` or `refused`."""
+        """Whether a handshake with this peer, begun at this end, is in progress; false only after `connected` or `refused`."""
         return peer in self._dialling
 
     def dial(self, peer: int, address: str, *, local: bool) -> None:
-        """Begins to make a link to a peer, over UNIX if `local`. Raises PeerLost if nobody listens there any more."""
+        """Begins to make a link to a peer, over a UNIX socket if `local`. Raises PeerLost if no process listens there any more."""
         family, target = sockets.target_of(peer, address, local=local)
         self._dialling.add(peer)
         try:
@@ -87,7 +86,7 @@ class Reception:
             raise
 
     def probe(self, peer: int, address: str, *, local: bool) -> None:
-        """Raises PeerLost if it is certain that nobody listens at that address of this host any more."""
+        """Raises PeerLost if certainly no process listens at that address of this host any more."""
         family, target = sockets.target_of(peer, address, local=local)
         if family is not socket.AF_UNIX:
             return
@@ -95,17 +94,17 @@ class Reception:
             with sockets.stream(family) as sock:
                 sockets.connect(sock, target)
         except ConnectionRefusedError as error:
-            raise PeerLost(f"worker {peer} is gone: nobody listens at {address}", peer=peer) from error
+            raise PeerLost(f"worker {peer} is gone: no process listens at {address}", peer=peer) from error
         except OSError:
-            return  # it is busy, perhaps, or has still to make its socket file anew
+            return  # it may be busy, or has not made its socket file again yet
 
     def renew(self) -> None:
-        """Listens at a new file where somebody has removed this worker's, on the I/O thread: for dialers that find none."""
+        """Makes this worker's socket file again if it was removed, on the I/O thread, so that dialers find it."""
         if self._file is not None:
             self._reactor.call_after(0.0, self._renew)
 
     def close(self) -> None:
-        """Closes the listening sockets and abandons the handshakes under way; the reactor must have stopped."""
+        """Closes the listening sockets and those of handshakes in progress; the reactor must have stopped."""
         self._closed = True
         for listener in self._listeners:
             listener.close()
@@ -124,7 +123,7 @@ class Reception:
         except (BlockingIOError, ConnectionAbortedError):
             return
         except OSError as error:
-            # No descriptors or memory; or an error of that connection, which accept(2) passes on.
+            # No descriptors or memory; or an error of that connection, which accept(2) returns.
             if error.errno in sockets.SCARCE:
                 self.admission.relieve()
             self._rest(listener)
@@ -137,7 +136,7 @@ class Reception:
         self._greet(sock, Handshake(secret=self._secret, worker=self._worker, peer=None), None)
 
     def _rest(self, listener: socket.socket) -> None:
-        """Leaves the connections that wait where they are, for a moment: there is nothing to be had by trying at once."""
+        """Pauses a listener for a moment: an immediate retry would fail again."""
 
         def wake() -> None:
             if listener in self._listeners:
@@ -149,7 +148,7 @@ class Reception:
     def _renew(self) -> None:
         if self._closed or self._file is None or self._file.exists():
             return
-        with suppress(OSError):  # no room, perhaps: the next install tries again
+        with suppress(OSError):  # perhaps no space: the next `install` tries again
             fresh = sockets.listen_at(self._file)
             old, self._local = self._local, fresh
             self._listeners.remove(old)
@@ -172,11 +171,11 @@ class Reception:
                 sock.close()
                 self._put_off(dial, error)
                 return
-            # Under way (TCP): the handshake begins with the peer's challenge, or with the error.
+            # TCP is still connecting: the handshake begins with the peer's challenge, or fails with the error.
         self._greet(sock, Handshake(secret=self._secret, worker=self._worker, peer=dial.peer), dial)
 
     def _put_off(self, dial: Dial, error: OSError) -> None:
-        """Dials again in a moment. Raises PeerLost, or LinkError when it is too late, if that is of no use."""
+        """Dials again in a moment. Raises PeerLost if the error is permanent, LinkError after the deadline."""
         reason = f"worker {dial.peer} cannot be reached at {dial.address}: {error.strerror or error}"
         if error.errno not in _TRANSIENT:
             raise PeerLost(reason, peer=dial.peer) from error
@@ -197,7 +196,7 @@ class Reception:
     # --- handshakes
 
     def _greet(self, sock: socket.socket, handshake: Handshake, dial: Dial | None) -> None:
-        """Of a dialled peer, or of whoever has dialled."""
+        """Starts the handshake on a connection; `dial` is None if the other side dialled."""
 
         def done(sock: socket.socket, peer: int) -> None:
             self.admission.discard(greeting)
@@ -231,10 +230,10 @@ class Reception:
 
     def _failed(self, dial: Dial | None, error: LinkError) -> None:
         if dial is None:
-            # A peer that only looks whether this worker is there hangs up too.
+            # A peer's `probe` also connects and hangs up.
             self.rejected += not isinstance(error, PeerLost)
         elif isinstance(error, HungUp) and time.monotonic() < dial.deadline:
-            # The peer let go of it in favour of others; or it is dead, and then nobody answers the next time.
+            # The peer closed it to make room for others, or it died: then the next dial fails.
             self._reactor.call_after(_AGAIN_S, lambda: self._again(dial))
         else:
             kind = PeerLost if isinstance(error, PeerLost) else LinkError

@@ -1,8 +1,7 @@
-"""Small agreements of all members through one of them, the coordinator: a star of two messages per member and round.
+"""Agreements of all members through one of them, the coordinator: a star with two messages per member and round.
 
-`commit` is what makes a step count. Every member sends READY(step); only when all have arrived does the coordinator decide, and APPLY
-carries the decision. So whoever holds APPLY(step) knows that every member was ready, and nobody applies a step that somebody else has
-not finished.
+`commit` commits a step. Every member sends READY(step); the coordinator decides when all of them have arrived, and sends the decision as
+APPLY(step). So APPLY(step) proves that every member was ready, and no member applies a step that another has not finished.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ _NUMERIC = "biufc"
 
 
 def encode(payload: Payload) -> list[Memory]:
-    """The buffers of one message: u32 length, JSON, then each array's raw little-endian memory, all padded to 64 bytes.
+    """Returns the buffers of one message: u32 length, JSON, then each array's raw little-endian memory, all padded to 64 bytes.
 
-    Raises TypeError if the object is no JSON or an array is not numeric.
+    Raises TypeError if the object is not JSON or an array is not numeric.
     """
     value, arrays = payload
     index: list[tuple[str, str, tuple[int, ...]]] = []
     memory: list[Memory] = []
     for name, array in (arrays or {}).items():
         if array.dtype.kind not in _NUMERIC:
-            raise TypeError(f"array {name!r} of dtype {array.dtype} cannot travel")
+            raise TypeError(f"array {name!r} has dtype {array.dtype}, which cannot be sent: use a numeric dtype")
         little = little_endian(array)
         index.append((name, little.dtype.str, little.shape))
         memory += [little, _PADDING[: -little.nbytes % ALIGNMENT_BYTES]]
@@ -48,7 +47,7 @@ def encode(payload: Payload) -> list[Memory]:
 
 
 def decode(message: np.ndarray) -> Payload:
-    """The inverse; the arrays are views of `message` (uint8). Raises LinkError if this is no payload."""
+    """The inverse of `encode`; the arrays are views of `message` (uint8). Raises LinkError if it holds no payload."""
     try:
         (length,) = _LENGTH.unpack(message[: _LENGTH.size].tobytes())
         start = _LENGTH.size + length
@@ -64,9 +63,9 @@ def decode(message: np.ndarray) -> Payload:
 
 
 class Rounds:
-    """One member's part in the rounds of an installed attempt. Members that are not the coordinator need a link to it only.
+    """One member's part in the rounds of an installed attempt. Members other than the coordinator need a link only to it.
 
-    Every method must be called by all members with the same number. They raise what `receive` raises.
+    All members must call a method with the same number. The methods raise what `Endpoint.receive` raises.
     """
 
     def __init__(self, network: Endpoint, worker: int, members: Sequence[int], coordinator: int) -> None:
@@ -81,16 +80,16 @@ class Rounds:
         return self._worker == self._coordinator
 
     def commit(self, step: int, ready: Payload, decide: Callable[[dict[int, Payload]], Payload]) -> Payload:
-        """Returns, on every member, what `decide` made on the coordinator of every member's `ready`, by worker."""
+        """Returns on every member the result of `decide`, which the coordinator calls with every member's `ready`, by worker."""
         collected = self._collect(Tag(MessageKind.CONTROL_READY, step), ready)
         return self._spread(Tag(MessageKind.CONTROL_APPLY, step), None if collected is None else decide(collected))
 
     def gather(self, sequence: int, payload: Payload) -> dict[int, Payload] | None:
-        """Every member's payload by worker, on the coordinator; None on the others."""
+        """Returns every member's payload by worker on the coordinator, None on the others."""
         return self._collect(Tag(MessageKind.COLLECT, sequence, 0), payload)
 
     def broadcast(self, sequence: int, payload: Payload | None) -> Payload:
-        """The coordinator's payload; what the others pass is ignored."""
+        """Returns the coordinator's payload on every member; the payloads of the others are ignored."""
         return self._spread(Tag(MessageKind.COLLECT, sequence, 1), payload)
 
     def _collect(self, tag: Tag, payload: Payload) -> dict[int, Payload] | None:
@@ -107,11 +106,11 @@ class Rounds:
         if not self.leads:
             return decode(self._network.receive(self._coordinator, tag))
         if payload is None:
-            raise ValueError("the coordinator of a round must have something to say")
+            raise ValueError("the coordinator of a round must pass a payload, not None")
         buffers = encode(payload)
         for member in self._others:
             self._network.send(member, tag, *buffers)
-        # What the others get: the coordinator must not go on with a tuple where they have a list.
+        # Decoded as on the other members: the coordinator must not have a tuple where they have a list.
         return decode(_joined(buffers))
 
 

@@ -1,4 +1,4 @@
-"""The sending half of a link: a queue of messages, handed to the kernel by the sending thread as far as there is room."""
+"""The sending half of a link: a queue of messages; the sending thread hands the kernel as much as it has room for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_VECTOR = 512
 
 @dataclass(slots=True)
 class Outgoing:
-    """A message on its way out: `views` is what the kernel has not taken yet."""
+    """A queued message: `views` are the bytes that the kernel has not taken yet."""
 
     attempt_id: AttemptId
     views: list[memoryview]
@@ -25,8 +25,8 @@ class Outgoing:
 
 
 class Sender:
-    """Any thread may send. `arm(True)` asks for a call of `push(ready=True)` on the I/O thread when the socket has room again, `arm(False)`
-    calls that off; `emptied` is called when the last queued message was handed over. The socket is used only under `lock`."""
+    """The sending half; any thread may send. `arm(True)` requests a call of `push(ready=True)` on the I/O thread when the socket has room
+    again, `arm(False)` cancels it; `emptied` is called when the last queued message was handed over. `lock` guards the socket."""
 
     def __init__(self, sock: socket.socket, *, arm: Callable[[bool], None], emptied: Callable[[], None]) -> None:
         self.bytes = self.messages = 0
@@ -40,17 +40,17 @@ class Sender:
 
     @property
     def pending(self) -> bool:
-        """Whether something queued was not handed to the kernel yet."""
+        """Whether a queued message was not handed to the kernel yet."""
         return bool(self._queue)
 
     def send(self, header: MessageHeader, views: list[memoryview]) -> None:
-        """Queues a message and hands to the kernel what it takes at once."""
+        """Queues a message and hands the kernel as much as it takes at once."""
         self._queue.append(Outgoing(header.attempt_id, [raw.view(header.pack()), *views]))
         self.push()
 
     def push(self, *, ready: bool = False) -> None:
-        """Hands queued messages to the kernel. While armed that is left to the I/O thread (`ready`)."""
-        # Whoever holds the lock looks at the queue again after its release: a message queued meanwhile is never left behind.
+        """Hands queued messages to the kernel. While armed, only the I/O thread (`ready`) does so."""
+        # The holder of the lock checks the queue again after releasing it, so that no message queued in between is left behind.
         while (ready or (self._queue and not self._armed)) and self.lock.acquire(blocking=False):
             try:
                 empty = self._transmit()
@@ -64,19 +64,19 @@ class Sender:
                 self._emptied()
 
     def retire(self, attempt_id: AttemptId) -> None:
-        """Messages of earlier attempts that were not begun are not sent any more. One that was begun must be finished: it is one stream."""
+        """Discards messages of earlier attempts that were not begun. One that was begun must be finished: all share one stream."""
         with self.lock:
             for message in list(self._queue):
                 if message.attempt_id < attempt_id and not message.begun:
                     message.views.clear()
 
     def close(self) -> None:
-        """Nothing more is sent; with the lock held."""
+        """Stops sending; call it with the lock held."""
         self._closed = True
         self._queue.clear()
 
     def _transmit(self) -> bool:
-        """True if the queue is empty, False if the kernel is full."""
+        """Hands messages to the kernel. Returns True if the queue is empty, False if the kernel has no room."""
         if self._closed:
             self._queue.clear()
         while self._queue:
@@ -104,7 +104,7 @@ class Sender:
         return True
 
     def _hang_up(self) -> None:
-        # What the peer sent before it went is still to be read; after it the reader finds the end of the stream.
+        # The reader still reads what the peer sent before it left, then finds the end of the stream.
         self._queue.clear()
         try:
             self._sock.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""Sockets and addresses: where a worker listens, how its address reads, and which connections may be its peers' at all.
+"""Sockets and addresses: listening, address format, and the check of a connection's user.
 
-Within a host a worker listens at a socket file in the job's private directory, which no other user can reach. Where there is no such
-directory, or no file can be made in it, the socket lies in the abstract namespace, which every user of the host can reach: so each end of
-a UNIX connection also looks at the user of the other one.
+Within a host a worker listens at a socket file in the job's private directory, which no other user can reach. If there is no such
+directory, or no file can be made in it, the socket is in the abstract namespace, which every user of the host can reach. Therefore each end
+of a UNIX connection also checks the user of the other end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 from elastic.errors import LinkError
 
 SCARCE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC})
-"""Errors that say that this process or host has no descriptors or memory left for now."""
+"""Errors that mean that this process or host has no descriptors or memory left for now."""
 
 SocketAddress = bytes | tuple[str, int]
 
@@ -34,24 +34,24 @@ _KEEPALIVE = {
     socket.TCP_KEEPIDLE: 2,
     socket.TCP_KEEPINTVL: 1,
     socket.TCP_KEEPCNT: 3,
-    # A host that vanished with data under way; a stopped worker keeps acknowledging for longer than its agent lets it live.
+    # For a host that vanished with unacknowledged data. The kernel of a stopped worker keeps acknowledging until its agent kills it.
     socket.TCP_USER_TIMEOUT: 20_000,
 }
 
 
 def stream(family: socket.AddressFamily) -> socket.socket:
-    """A new non-blocking socket that no child inherits."""
+    """Returns a new non-blocking stream socket that no child inherits."""
     return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 
 def listen_tcp(interface: str) -> tuple[socket.socket, str]:
-    """A listening socket at a free port of an IP address, and its part of an address."""
+    """Returns a socket that listens at a free port of an IP address, and its part of the worker's address."""
     sock = _listening(_family(interface), (interface, 0))
     return sock, f"tcp:{interface}:{sock.getsockname()[1]}"
 
 
 def listen_unix(directory: Path | None, name: str) -> tuple[socket.socket, str, Path | None]:
-    """A listening socket at the file `directory/name`, or in the abstract namespace; its part of an address, and the file if it has one."""
+    """Returns a socket that listens at the file `directory/name` or in the abstract namespace, its part of an address, and its file."""
     if directory is not None:
         path = directory.absolute() / name
         with suppress(OSError):
@@ -61,18 +61,18 @@ def listen_unix(directory: Path | None, name: str) -> tuple[socket.socket, str, 
 
 
 def listen_at(path: Path) -> socket.socket:
-    """A socket that listens at a new file, in a directory that it makes for this user alone.
+    """Returns a socket that listens at a new file, in a directory that it makes for this user alone.
 
-    Raises OSError if it cannot, or if somebody else has made the directory.
+    Raises OSError if it cannot, or if another user has made the directory.
     """
     _make_private(path.parent)
-    unheard = path.with_name(f"{path.name}.new")  # between `bind` and `listen` a dialer would be told that nobody is there any more
+    temporary = path.with_name(f"{path.name}.new")  # between `bind` and `listen` a dialer is refused, as if nobody were there
     with suppress(FileNotFoundError):
-        unheard.unlink()
-    with _short(unheard) as short:
+        temporary.unlink()
+    with _short(temporary) as short:
         sock = _listening(socket.AF_UNIX, short)
     try:
-        os.rename(unheard, path)
+        os.rename(temporary, path)
     except OSError:
         sock.close()
         raise
@@ -89,19 +89,19 @@ def connect(sock: socket.socket, target: SocketAddress | Path) -> None:
 
 
 def target_of(peer: int, address: str, *, local: bool) -> tuple[socket.AddressFamily, SocketAddress | Path]:
-    """What to connect to for an address such as `unix:PATH,tcp:IP:PORT`. Raises LinkError if it has no part that fits."""
+    """Returns family and target to connect to for an address such as `unix:PATH,tcp:IP:PORT`. Raises LinkError if no part fits."""
     parts = dict(part.split(":", 1) for part in address.split(",") if ":" in part)
     if local and "unix" in parts:
         name = parts["unix"]
         return socket.AF_UNIX, b"\0" + name[1:].encode() if name.startswith("@") else Path(unquote(name))
     ip, _, port = parts.get("tcp", "").rpartition(":")
     if not port.isdigit():
-        raise LinkError(f"worker {peer} is on another host and has no address for it: {address}", peer=peer)
+        raise LinkError(f"worker {peer} is on another host and has no TCP address: {address}", peer=peer)
     return _family(ip), (ip, int(port))
 
 
 def of_this_user(sock: socket.socket) -> bool:
-    """Whether the other end of a connection within the host belongs to a process of this user; True for TCP, where nobody knows."""
+    """Whether the other end of a connection within the host belongs to this user; True for TCP, where it cannot be checked."""
     if sock.family is not socket.AF_UNIX:
         return True
     _, user, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
@@ -109,7 +109,7 @@ def of_this_user(sock: socket.socket) -> bool:
 
 
 def tune(sock: socket.socket) -> None:
-    """Large buffers, and for TCP what finds a vanished host. Raises OSError if the connection is gone."""
+    """Sets large buffers, and for TCP the timeouts that detect a vanished host. Raises OSError if the connection is gone."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
     if sock.family is not socket.AF_UNIX:
@@ -134,7 +134,7 @@ def _family(ip: str) -> socket.AddressFamily:
 
 
 def _make_private(directory: Path) -> None:
-    """Makes the directory for this user alone. Raises OSError if it cannot, or somebody else has made one of that name."""
+    """Makes the directory for this user alone. Raises OSError if it cannot, or if another user has made one of that name."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
@@ -143,7 +143,7 @@ def _make_private(directory: Path) -> None:
 
 @contextmanager
 def _short(path: Path) -> Iterator[bytes]:
-    """The path as the kernel takes it for a socket: of at most 107 bytes, through a descriptor of its directory where it is longer."""
+    """A path of at most 107 bytes, the kernel's limit for a socket; a longer one goes through a descriptor of its directory."""
     whole = os.fsencode(path)
     if len(whole) <= _PATH_BYTES:
         yield whole

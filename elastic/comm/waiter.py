@@ -1,4 +1,4 @@
-"""One waiting thread, with an event descriptor: it can wait for a wake-up and for a socket with one system call, and no polling."""
+"""A waiting thread with an event descriptor: it waits for a wake-up and for a socket in one system call, without polling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elastic.comm.message import Key
 
 
 class Waiter:
-    """`key` is the message that the thread waits for, None to be woken by everything."""
+    """The waiter of one thread. `key` is the message that the thread waits for, or None for a wake-up by every message."""
 
     __slots__ = ("_event", "_poll", "_thread", "key", "signalled")
 
@@ -43,7 +43,7 @@ class Waiter:
                 return
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Until woken, or a watched descriptor has news, or the time is over."""
+        """Waits until it is woken, a watched descriptor is ready, or the time is over."""
         if not self.signalled:
             self._poll.poll(None if timeout_s is None else max(0, timeout_s * 1000))
 

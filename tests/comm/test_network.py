@@ -67,7 +67,7 @@ def test_an_address_that_another_worker_has_taken_over_is_refused(cluster):
     c = cluster(2, installed=False)
     c.start(2)
     wrong = [c.members([0])[0].__class__(1, c.host(1), c[0].address), *c.members([2])]
-    with pytest.raises(LinkError, match="not the worker it should be"):
+    with pytest.raises(LinkError, match="not the expected worker"):
         c[2].install(1, 0, wrong, [1], timeout_s=PATIENCE_S)
 
 
