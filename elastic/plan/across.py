@@ -1,8 +1,8 @@
-"""Plans for devices of one kind in several zones: every stage may have members in any of them, placed by the links.
+"""Plans for devices of one kind in several zones: a stage may have members in any zone, placed by the links.
 
-The exact search takes a stage's replicas from one zone, since devices of a zone are alike to it. Here all devices are taken to be in one
-zone with the slowest links, layers are divided for that, and then devices are placed by the links as they are. What comes out is predicted
-by the cluster's own cost model, and competes with what the exact search found.
+The exact search takes all replicas of a stage from one zone, since it treats the devices of a zone as equal. Here all devices are first
+assumed to be in one zone with the slowest links, and the layers are divided for that. Then devices are placed by the actual links. The
+result is predicted by the cluster's own cost model, and competes with the result of the exact search.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from elastic.plan.placement import place
 
 MOST_DEVICES = 256
 BUDGET = 4_000_000
-"""The effort of the placement, in pairs of devices: under half a second."""
+"""Effort of the placement, in pairs of devices: under half a second."""
 
 _SIZE = 64e6
-"""Bytes by which links are called slow."""
+"""Message size, in bytes, at which links are compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slowest:
-    """The slowest link of a cluster, between any two places."""
+    """Links that are all as slow as the slowest one between any two places of a cluster."""
 
     links: Links
     places: tuple[LinkEnd, ...]
@@ -43,7 +43,7 @@ class Slowest:
 
 
 def across_zones(rules: PhysicalRules, batch: int, limits: SearchLimits, available: Collection[Device]) -> Deployed | None:
-    """The plan for all `available` devices of a cluster; None if they are of several kinds or in one zone, or nothing was found."""
+    """Returns a plan for all `available` devices of a cluster; None if they are of several kinds or in one zone, or no plan was found."""
     cluster = rules.cluster
     zones = tuple(LinkEnd(zone, kind) for kind, zone in cluster.counts())
     if len(zones) == 1 or len(cluster.kinds) > 1 or len(available) > MOST_DEVICES:
@@ -54,7 +54,7 @@ def across_zones(rules: PhysicalRules, batch: int, limits: SearchLimits, availab
         if any(shape.tp > 1 for stage in division.stages for shape in stage.makeup.shapes):
             return None
         return _placed(rules, division, sorted(available))
-    except PlanError:  # not connected, or it does not fit: the exact search says so where that matters
+    except PlanError:  # not connected, or it does not fit: the exact search reports that
         return None
 
 
@@ -78,7 +78,7 @@ def _placed(rules: PhysicalRules, division: Division, available: Sequence[Device
 
 
 def _links(cluster: Cluster, devices: Sequence[Device], size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of latency, and bytes a second for messages of this size, (devices, devices); 0 bytes where they are not connected."""
+    """Returns seconds of latency, and bytes/s for messages of `size` bytes, both (devices, devices); 0 bytes/s without a connection."""
     hosts = {host.name: LinkEnd(host.zone, host.kind, 1, host.name) for host in cluster.hosts}
     names = list(hosts)
     latency_s, bytes_per_s = np.zeros((2, len(names), len(names)))

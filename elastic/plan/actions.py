@@ -1,4 +1,4 @@
-"""Actions and schedules, and how they print and read back: `2F0` is stage 2, forward, micro-batch 0, as in torch.distributed.pipelining."""
+"""Actions and schedules, printed and parsed: `2F0` is stage 2, forward, micro-batch 0, as in torch.distributed.pipelining."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Schedule = Mapping[int, tuple[Action, ...]]
 """The actions of each worker, in the order in which it runs them."""
 
 Cell = tuple[int, int]
-"""A worker, and an index into its list of actions."""
+"""A worker, and an index into its actions."""
 
 
 def format(schedule: Schedule, marked: Collection[Cell] = ()) -> str:
-    """Prints one line a worker: `3: 0F0 0F1 0B0 0B1`; marked cells as `>0F1<`."""
+    """Prints one line per worker, such as `3: 0F0 0F1 0B0 0B1`; marked cells as `>0F1<`."""
     return "\n".join(_line(worker, actions, {place for other, place in marked if other == worker}) for worker, actions in schedule.items())
 
 
@@ -42,12 +42,12 @@ def _line(worker: int, actions: Iterable[Action], marked: Collection[int]) -> st
 
 
 def parse(text: str) -> dict[int, tuple[Action, ...]]:
-    """The inverse of `format`; raises PlanError naming the line or cell that it cannot read."""
+    """The inverse of `format`. Raises PlanError, naming the line or cell that it cannot read."""
     schedule: dict[int, tuple[Action, ...]] = {}
     for line in text.splitlines():
         worker, colon, cells = line.partition(":")
         if not (colon and worker.strip().isdecimal()) or int(worker) in schedule:
-            raise PlanError(f"a line of a schedule starts with a worker that no other line has, and a colon; this one does not: {line!r}")
+            raise PlanError(f"a line of a schedule starts with a worker that is on no other line, and a colon; this one does not: {line!r}")
         schedule[int(worker)] = tuple(_parse_action(cell) for cell in cells.split())
     return schedule
 

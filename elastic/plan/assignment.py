@@ -1,4 +1,4 @@
-"""Assigns workers to the slots of a new plan so that as much as possible of the layers that they hold is of use."""
+"""Assigns workers to the slots of a new plan so that they keep as much as possible of the layers that they hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elastic.plan.plan import Plan, Stage
 
 
 class Edge(NamedTuple):
-    """An old and a new stage that have layers in common, and what these weigh."""
+    """An old and a new stage with layers in common, and the weight of these layers."""
 
     old: int
     new: int
@@ -19,10 +19,10 @@ class Edge(NamedTuple):
 
 
 def assign(new: Plan, old: Plan, weights: Sequence[int]) -> Plan:
-    """`new` with its workers exchanged among themselves, and its routes with them.
+    """Returns `new` with its workers exchanged among themselves, also in its routes, so that least moves.
 
-    The sum over workers of the `weights` (such as bytes, one per layer) of layers that they have both in `old` and in the result is the
-    greatest possible. Members of a stage are in the order of `old`; workers that `old` does not know come behind, in the order of `new`.
+    It maximises the sum, over workers, of the `weights` (one per layer, such as bytes) of the layers that a worker has both in `old` and
+    in the result. Members of a stage are in the order of `old`; workers that are not in `old` follow, in the order of `new`.
     """
     place = {worker: i for i, worker in enumerate(old.workers)}
     present = set(new.workers)
@@ -45,7 +45,7 @@ def assign(new: Plan, old: Plan, weights: Sequence[int]) -> Plan:
 
 
 def _edges(old: Plan, new: Plan, weights: Sequence[int]) -> Iterator[Edge]:
-    """In ascending order of both stages: each has a stage in common with the one before, or begins where that ends."""
+    """Yields edges in ascending order of both stages: each shares a stage with the edge before, or begins where that one ends."""
     for i, before in enumerate(old.stages):
         for j, after in enumerate(new.stages):
             common = range(max(before.layers.start, after.layers.start), min(before.layers.stop, after.layers.stop))
@@ -54,11 +54,11 @@ def _edges(old: Plan, new: Plan, weights: Sequence[int]) -> Iterator[Edge]:
 
 
 def _best(edges: Sequence[Edge], workers: Sequence[int], slots: Sequence[int]) -> list[tuple[Edge, int]]:
-    """How many workers go along each edge: exact, since two ordered cuts of the same layers overlap in a chain of edges."""
+    """Returns how many workers use each edge. Exact, because two ordered cuts of the same layers overlap in a chain of edges."""
 
     @cache
     def best(at: int, left: int, room: int) -> tuple[int, tuple[int, ...]]:
-        """`left` workers of the edge's old stage and `room` slots of its new one are not used by earlier edges."""
+        """The best counts from edge `at` on, if earlier edges leave `left` workers of its old stage and `room` slots of its new one."""
         if at == len(edges):
             return 0, ()
         here = edges[at]

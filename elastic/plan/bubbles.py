@@ -1,4 +1,4 @@
-"""When and why workers are idle in a step."""
+"""Bubbles: when and why workers are idle in a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Cause = Literal["fill", "wait", "sync", "drain"]
 
 
 class Gap(NamedTuple):
-    """A time in which a worker does nothing, in seconds since the step began."""
+    """A time in which a worker is idle, in seconds since the step began."""
 
     start_s: float
     end_s: float
@@ -21,7 +21,7 @@ class Gap(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bubbles:
-    """Seconds that a worker is idle: until its first action, between actions, for others of its stage or for all, and after its last."""
+    """Seconds that a worker is idle: before its first action, between actions, waiting for its stage or for all, and at the end."""
 
     fill_s: float = 0.0
     wait_s: float = 0.0
@@ -30,15 +30,15 @@ class Bubbles:
 
     @property
     def idle_s(self) -> float:
-        """All of it."""
+        """All idle seconds."""
         return self.fill_s + self.wait_s + self.sync_s + self.drain_s
 
 
 def gaps(timeline: StepTimeline, worker: int) -> tuple[Gap, ...]:
-    """All times in which `worker` is idle, ascending, within the step.
+    """Returns all times of the step in which `worker` is idle, ascending.
 
-    The cause is "fill" before its first forward, "wait" (for what another worker gives) before any other action, "sync" before its stage's
-    synchronisation or its update, and "drain" from its last span to the end of the step.
+    The cause is "fill" before its first forward, "wait" (for the input from another worker) before any other action, "sync" before its
+    stage's synchronisation or its update, and "drain" from its last span to the end of the step.
     """
     found: list[Gap] = []
     before_s, begun = 0.0, False
@@ -53,7 +53,7 @@ def gaps(timeline: StepTimeline, worker: int) -> tuple[Gap, ...]:
 
 
 def breakdown(timeline: StepTimeline) -> dict[int, Bubbles]:
-    """Each worker's idle seconds by cause; with its busy seconds they add up to the whole step."""
+    """Returns each worker's idle seconds by cause; with its busy seconds they add up to the step."""
     return {worker: _sum(gaps(timeline, worker)) for worker in timeline.spans}
 
 
@@ -65,6 +65,6 @@ def _sum(idle: Iterable[Gap]) -> Bubbles:
 
 
 def bubble_share(timeline: StepTimeline) -> float:
-    """Idle time of all workers as a share of all their time, between 0 and 1."""
+    """Returns the idle time of all workers as a share of their total time, between 0 and 1."""
     whole_s = timeline.end_s * len(timeline.spans)
     return sum(each.idle_s for each in breakdown(timeline).values()) / whole_s if whole_s else 0.0

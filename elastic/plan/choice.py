@@ -1,4 +1,4 @@
-"""Chooses among several plans the one that takes least over the steps to come, the change to it included."""
+"""Chooses the plan that takes least time over the next steps, the change to it included."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 HORIZON = 1000
-"""Steps over which a migration has to pay, unless asked for otherwise."""
+"""Default number of steps over which a migration has to pay off."""
 
 
 class Option(Protocol):
     """A plan to change to."""
 
     def over_s(self, horizon: float) -> float:
-        """Seconds of so many of its steps, and of the change to it."""
+        """Seconds of `horizon` of its steps, plus the change to it."""
         ...
 
 
@@ -21,10 +21,10 @@ O = TypeVar("O", bound=Option)  # noqa: E741
 
 
 def least(candidates: Iterable[tuple[float, Callable[[], Iterable[O]]]], horizon: float, known: O | None = None) -> O | None:
-    """The best option over `horizon` steps, `known` if none is better.
+    """Returns the best option over `horizon` steps, or `known` if none is better.
 
-    A candidate is the seconds of its step and what makes options of it. To work out what a change costs takes time, so that is only done
-    for candidates whose steps alone take less than the best option so far.
+    A candidate is the seconds of its step, and a function that makes options of it. The cost of a change takes time to work out, so the
+    function is called only if the candidate's steps alone take less than the best option so far.
     """
     best = known
     for step_s, options in candidates:

@@ -1,4 +1,4 @@
-"""Devices, where they are, and how fast they reach each other."""
+"""A cluster: its devices, where they are, and how fast they reach each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic.plan.fields import item, name, number, positive, sequence, whole
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceKind:
-    """Memory in bytes, and peak FLOPS where known (only used to guess missing profiles, on request)."""
+    """A kind of device: memory in bytes; peak FLOPS if known (only used to estimate missing profiles, on request)."""
 
     name: str
     memory_bytes: float
@@ -40,7 +40,7 @@ class Host:
 
 
 class LinkEnd(NamedTuple):
-    """One end of a link: `devices` devices of a kind at a host (empty: any host of the zone, but never the same as another end's)."""
+    """One end of a link: `devices` devices of a kind at a host. With an empty `host`: any host of the zone, but not the other end's."""
 
     zone: str
     kind: str
@@ -52,13 +52,13 @@ class Links(Protocol):
     """How long messages take between two places."""
 
     def curve(self, sender: LinkEnd, receiver: LinkEnd) -> Curve:
-        """Raises PlanError if the two are not connected."""
+        """Returns the time by size. Raises PlanError if the two are not connected."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """Links by level. A level that is None does not connect."""
+    """Links by level: a level that is None does not connect."""
 
     within_host: Curve | None = None
     within_zone: Curve | None = None
@@ -78,20 +78,20 @@ class Levels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkMatrix:
-    """Links between each two places, from sender to receiver, whatever their hosts."""
+    """Links from each place to each other one, regardless of hosts."""
 
     curves: Mapping[tuple[LinkEnd, LinkEnd], Curve]
 
     def curve(self, sender: LinkEnd, receiver: LinkEnd) -> Curve:
         found = self.curves.get((sender._replace(host=""), receiver._replace(host="")))
         if found is None:
-            raise PlanError(f"{_end(sender)} and {_end(receiver)} are not connected: the matrix has no link from the one to the other")
+            raise PlanError(f"{_end(sender)} and {_end(receiver)} are not connected: the matrix has no link between them in this direction")
         return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Kinds by name, hosts and links. Raises PlanError for no devices, an unknown kind, two hosts of one name, hosts without a link."""
+    """Kinds by name, hosts and links. Raises PlanError on no devices, unknown kinds, duplicate host names and hosts without a link."""
 
     kinds: Mapping[str, DeviceKind]
     hosts: tuple[Host, ...]
@@ -111,18 +111,18 @@ class Cluster:
 
     @property
     def devices(self) -> int:
-        """How many there are."""
+        """How many devices there are."""
         return sum(host.count for host in self.hosts)
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """Devices by kind and zone, in the order of the hosts."""
+        """Returns the number of devices by kind and zone, in the order of the hosts."""
         found: dict[tuple[str, str], int] = {}
         for host in self.hosts:
             found[host.kind, host.zone] = found.get((host.kind, host.zone), 0) + host.count
         return found
 
     def _check_connected(self) -> None:
-        """Every two hosts, by their zone and kind; and devices of one host, where it has several."""
+        """Checks that there are links between every two hosts, by their zone and kind, and within each host of several devices."""
         spots = {(host.zone, host.kind) for host in self.hosts}
         alone = {spot for spot in spots if sum((host.zone, host.kind) == spot for host in self.hosts) == 1}
         for one in sorted(spots):
@@ -137,7 +137,7 @@ class Cluster:
 
     @classmethod
     def from_json(cls, data: Any) -> Cluster:
-        """A cluster from a file. Raises PlanError naming the field that is wrong."""
+        """Reads a cluster from a file's data. Raises PlanError naming the wrong field."""
         kinds = sequence(item(data, "kinds", "cluster"), "kinds", _kind, " of tables")
         hosts = sequence(item(data, "hosts", "cluster"), "hosts", _host, " of tables")
         return cls(kinds={kind.name: kind for kind in kinds}, hosts=hosts, links=_links(item(data, "links", "cluster")))

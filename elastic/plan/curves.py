@@ -1,4 +1,4 @@
-"""How long a message takes, by its size: latency and bandwidth, as measured."""
+"""The time of a message as a function of its size, from measured latency and bandwidth."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Seconds = NDArray[np.float64]
 
 
 class Curve(Protocol):
-    """Time over size."""
+    """Time as a function of size."""
 
     def seconds(self, size: ArrayLike) -> Seconds:
-        """Seconds for messages of `size` bytes, any shape; nothing for no bytes."""
+        """Seconds for messages of `size` bytes, any shape; 0 for 0 bytes."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
-    """A latency, and the same bandwidth for every size."""
+    """A latency, and one bandwidth for all sizes."""
 
     latency_s: float = 0.0
     bytes_per_s: float
@@ -42,7 +42,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A latency, and bandwidths measured at ascending sizes; linear in between, constant beyond the ends."""
+    """A latency, and bandwidths measured at ascending sizes: linear in between, constant outside."""
 
     latency_s: float = 0.0
     sizes: tuple[float, ...]
@@ -62,9 +62,9 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Polynomial:
-    """A latency, and a bandwidth in GB/s that is a polynomial in log2(size / 1e6), highest power first, as fitted to measurements.
+    """A latency, and a bandwidth in GB/s: a polynomial in log2(size / 1e6), highest power first, as fitted to measurements.
 
-    Where it is not positive (far from what was measured) the message takes infinitely long.
+    Where the polynomial is not positive (far from the measured sizes) the message takes infinitely long.
     """
 
     latency_s: float = 0.0
@@ -81,13 +81,13 @@ class Polynomial:
         bandwidth = np.zeros_like(x)
         for coefficient in self.coefficients:
             bandwidth = bandwidth * x + coefficient
-        with np.errstate(over="ignore"):  # hardly positive is infinitely long too
+        with np.errstate(over="ignore"):  # a bandwidth close to 0 also means infinitely long
             moved = np.divide(size / 1e9, bandwidth, out=np.full_like(x, math.inf), where=bandwidth > 0)
         return np.where(size > 0, self.latency_s + moved, 0.0)
 
 
 def curve_from_json(data: Any, field: str) -> Curve:
-    """Any curve from a file. Raises PlanError naming the field that is wrong."""
+    """Reads any kind of curve from a file's data. Raises PlanError naming the wrong field."""
     if not isinstance(data, Mapping):
         raise PlanError(f"{field} must be a table with bytes_per_s or coefficients, not {data!r}")
     latency_s = number(data.get("latency_s", 0.0), f"{field}.latency_s")

@@ -1,4 +1,4 @@
-"""From a division to a plan: which device of a cluster serves which replica of which stage.
+"""Turns a division into a plan: which device of a cluster serves which replica of which stage.
 
 A *slot* is one device's place: a stage, a replica, and a tensor-parallel rank.
 """
@@ -24,7 +24,7 @@ from elastic.plan.workload import MOST_GRAINS
 
 
 class Device(NamedTuple):
-    """One device, as `HOST/INDEX`."""
+    """One device, printed as `HOST/INDEX`."""
 
     host: str
     index: int
@@ -34,7 +34,7 @@ class Device(NamedTuple):
 
 
 class DeviceSlot(NamedTuple):
-    """A place in a division."""
+    """The place of one device in a division."""
 
     stage: int
     replica: int
@@ -42,14 +42,14 @@ class DeviceSlot(NamedTuple):
 
 
 class Unplaceable(PlanError):
-    """There are enough devices, but not in the same hosts."""
+    """There are enough devices, but not enough of them on one host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
-    """A division with a device in each of its slots: the plan that this is, what it is predicted to take, and why it was chosen.
+    """A division with a device in each slot, the resulting plan, and its prediction.
 
-    The plan's members are numbers: indices of `members`.
+    The plan's members are indices of `members`.
     """
 
     cluster: Cluster
@@ -61,7 +61,7 @@ class Deployed:
 
     @classmethod
     def of(cls, cluster: Cluster, rules: PhysicalRules, division: Division, devices: Mapping[DeviceSlot, Device], why: str) -> Deployed:
-        """With the plan, and its prediction. `why` says among which the division was chosen."""
+        """Makes the plan and its prediction. `why` names the alternatives that the division was chosen from."""
         number = {device: place for place, device in enumerate(_members(cluster, devices))}
         stages: list[Stage] = []
         pools: dict[int, int] = {}
@@ -78,35 +78,35 @@ class Deployed:
         predicted = predict(costs, stages, routes)
         slowest = predicted.bottleneck
         layers, took_s = stages[slowest].layers, predicted.stage_s[slowest]
-        told = (
-            f"{why}: stage {slowest} (layers {layers.start} to {layers.stop - 1}) is the bottleneck with {took_s:.3g} s a "
+        reason = (
+            f"{why}: stage {slowest} (layers {layers.start} to {layers.stop - 1}) is the bottleneck with {took_s:.3g} s per "
             f"micro-batch, of {division.micro_batches}; gradients take {predicted.exchange_s:.3g} s"
         )
-        plan = Plan(stages=tuple(stages), routes=routes, step_s=predicted.step_s, why=told)
+        plan = Plan(stages=tuple(stages), routes=routes, step_s=predicted.step_s, why=reason)
         return cls(cluster=cluster, rules=rules, division=division, devices=devices, plan=plan, prediction=predicted)
 
     @property
     def members(self) -> list[Device]:
-        """The devices that it uses, in the order of the hosts."""
+        """The devices in use, in the order of the hosts."""
         return _members(self.cluster, self.devices)
 
     @property
     def idle(self) -> list[Device]:
-        """The devices that it does not use."""
+        """The devices that are not in use."""
         return sorted(set(devices(self.cluster)) - set(self.devices.values()))
 
     def stage(self, number: int) -> list[Device]:
-        """The devices of a stage, by replica and rank."""
+        """Returns the devices of a stage, by replica and rank."""
         return [device for slot, device in sorted(self.devices.items()) if slot.stage == number]
 
     def moved_to(self, devices: Mapping[DeviceSlot, Device]) -> Deployed:
-        """The same with its devices exchanged within their pools, which changes no prediction."""
+        """Returns the same plan with devices exchanged within their pools, which changes no prediction."""
         number = {device: place for place, device in enumerate(self.members)}
         plan = self.plan.renamed({number[device]: number[devices[slot]] for slot, device in self.devices.items()})
         return replace(self, devices=devices, plan=plan)
 
     def saved(self) -> SavedPlan:
-        """For a file; a replica takes consecutive grains."""
+        """Returns the plan for a file; a replica takes consecutive grains."""
         return SavedPlan(
             plan=self.plan,
             hosts=tuple(device.host for device in self.members),
@@ -122,18 +122,18 @@ def _members(cluster: Cluster, used: Mapping[DeviceSlot, Device]) -> list[Device
 
 
 def _grains(micro_batches: int, replicas: int) -> int:
-    """As many as a trainer takes by default, where every replica can have equally many of these; else the most up to that, or one each."""
+    """The most grains that all replicas can share equally, up to a trainer's default limit; one per replica if there are more replicas."""
     counts = range(replicas, max(MOST_GRAINS, replicas) + 1, replicas)
     return max(grains for grains in counts if micro_batches % grains == 0)
 
 
 def devices(cluster: Cluster) -> list[Device]:
-    """All of them, in the order of the hosts."""
+    """Returns all devices, in the order of the hosts."""
     return [Device(host.name, index) for host in cluster.hosts for index in range(host.count)]
 
 
 def lost(cluster: Cluster, what: str) -> set[Device]:
-    """The devices that `HOST` or `HOST/INDEX` names. Raises PlanError if there are none."""
+    """Returns the devices that `HOST` or `HOST/INDEX` names. Raises PlanError if there are none."""
     name, _, index = what.partition("/")
     found = {device for device in devices(cluster) if device.host == name and (not index or str(device.index) == index)}
     if not found:
@@ -142,14 +142,14 @@ def lost(cluster: Cluster, what: str) -> set[Device]:
 
 
 def without(cluster: Cluster, gone: Collection[Device]) -> Cluster:
-    """The cluster of the devices that are left. Raises PlanError if none are."""
+    """Returns the cluster of the remaining devices. Raises PlanError if none are left."""
     left = [replace(host, count=count) for host in cluster.hosts if (count := host.count - sum(d.host == host.name for d in gone))]
     used = {host.kind for host in left}
     return replace(cluster, hosts=tuple(left), kinds={name: kind for name, kind in cluster.kinds.items() if name in used})
 
 
 def deploy(division: Division, cluster: Cluster, pools: Sequence[Pool], available: Collection[Device]) -> dict[DeviceSlot, Device]:
-    """Devices for all slots: a replica's ranks share a host, and hosts are filled one after the other. Raises Unplaceable if not."""
+    """Chooses devices for all slots: a replica's ranks share a host, and hosts are filled in turn. Raises Unplaceable if impossible."""
     free: dict[tuple[str, str], list[list[Device]]] = defaultdict(list)
     for host in cluster.hosts:
         free[host.kind, host.zone].append([device for device in sorted(available) if device.host == host.name])
@@ -159,7 +159,7 @@ def deploy(division: Division, cluster: Cluster, pools: Sequence[Pool], availabl
         for number, stage in enumerate(division.stages)
         for replica, shape in enumerate(stage.makeup.each())
     ]
-    # The largest first, or they may not fit.
+    # The largest replicas first: otherwise they may not fit.
     for tp, number, replica, pool in sorted(wanted, key=lambda want: (-want[0], want[1], want[2])):
         rooms = [room for room in free[pool.kind, pool.zone] if len(room) >= tp]
         if not rooms:

@@ -1,4 +1,4 @@
-"""Describes a job's plan for people: one row a stage, with its workers, predicted seconds and memory."""
+"""Describes a job's plan for people: one row per stage, with its workers, predicted seconds and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elastic.plan.workload import Workload
 
 
 def described(plan: Plan, fleet: Fleet, workload: Workload) -> dict[str, Any]:
-    """JSON types: `plan` as `SavedPlan.to_json` has it, predicted seconds, and for each stage its members with their grains and memory."""
+    """Returns JSON types: the plan as `SavedPlan.to_json` writes it, predicted seconds, and per stage its members, grains and memory."""
     predicted, needed = predict(JobCosts(workload, fleet), plan.stages, plan.routes), needs(workload, plan.stages, plan.routes)
     places = {worker: place for place, worker in enumerate(fleet.workers)}
     stages: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Values from files: what they must be. Everything raises PlanError naming the field."""
+"""Checks values from files and returns them. Each function raises PlanError naming the field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def item(row: Any, key: str, field: str) -> Any:
-    """What a table has under `key`; `field` is the table's own name, empty for the whole file."""
+    """Returns the value under `key` of a table; `field` is the table's own name, empty for the whole file."""
     if not isinstance(row, Mapping):
         raise PlanError(f"{field or 'the file'} must be a table, not {row!r}")
     if key not in row:
@@ -21,47 +21,47 @@ def item(row: Any, key: str, field: str) -> Any:
 
 
 def join(field: str, key: str) -> str:
-    """The name of what a table has under `key`."""
+    """Returns the full name of the field `key` of a table."""
     return f"{field}.{key}" if field else key
 
 
 def sequence(value: Any, field: str, each: Callable[[Any, str], T], of: str = "") -> tuple[T, ...]:
-    """A list, each item of which is checked by `each`."""
+    """Checks a list, and each item with `each`."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise PlanError(f"{field} must be a list{of}, not {value!r}")
     return tuple(each(one, f"{field}[{place}]") for place, one in enumerate(value))
 
 
 def text(value: Any, field: str) -> str:
-    """A string."""
+    """Checks a string."""
     if not isinstance(value, str):
         raise PlanError(f"{field} must be text, not {value!r}")
     return value
 
 
 def name(value: Any, field: str) -> str:
-    """A string that is not empty."""
+    """Checks a string that is not empty."""
     if not isinstance(value, str) or not value:
         raise PlanError(f"{field} must be a name, not {value!r}")
     return value
 
 
 def whole(value: Any, field: str) -> int:
-    """A whole number, which may be written as 2.0."""
+    """Checks a whole number, which may be written as 2.0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise PlanError(f"{field} must be a whole number, not {value!r}")
     return int(value)
 
 
 def number(value: Any, field: str) -> float:
-    """A number."""
+    """Checks a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PlanError(f"{field} must be a number, not {value!r}")
     return float(value)
 
 
 def numbers(values: Any, field: str) -> tuple[float, ...]:
-    """A list of numbers."""
+    """Checks a list of numbers."""
     return sequence(values, field, number, " of numbers")
 
 

@@ -1,4 +1,4 @@
-"""Clusters and workloads from TOML and JSON files."""
+"""Reads clusters and workloads from TOML and JSON files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ else:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What is trained: samples of a step, and what its layers cost."""
+    """What to train: samples per step, and the costs of the layers."""
 
     batch: int
     profiles: Profiles
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """The table in a file that ends in .toml or .json. Raises PlanError, naming file and place, if it cannot be read as that."""
+    """Reads the table in a .toml or .json file. Raises PlanError, naming file and place, if it cannot be read."""
     try:
         text = path.read_text()
         data = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -44,15 +44,15 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def cluster(path: Path) -> Cluster:
-    """Kinds, hosts and links. Raises PlanError naming the file and the field that is wrong."""
+    """Reads kinds, hosts and links. Raises PlanError naming the file and the wrong field."""
     with _named(path):
         return Cluster.from_json(read(path))
 
 
 def work(path: Path, cluster: Cluster, *, interpolate: bool = False) -> Work:
-    """`batch`, and either measured profiles (`seconds` and `bytes`) or a `transformer` whose costs follow from FLOPS.
+    """Reads `batch`, and either measured profiles (`seconds` and `bytes`) or a `transformer` whose costs follow from FLOPS.
 
-    With `interpolate` kinds without a profile are scaled from others by FLOPS. Raises PlanError naming the file and the field.
+    With `interpolate`, kinds without a profile are scaled from others by FLOPS. Raises PlanError naming the file and the field.
     """
     data = read(path)
     with _named(path):
@@ -69,7 +69,7 @@ def work(path: Path, cluster: Cluster, *, interpolate: bool = False) -> Work:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Puts the file's name in front of what a PlanError says."""
+    """Puts the file's name in front of the message of a PlanError."""
     try:
         yield
     except PlanError as error:

@@ -1,4 +1,4 @@
-"""The workers that a plan is made for: speed, memory and host of each, and the links between hosts."""
+"""The fleet: the workers that a plan is made for, with their speed, memory and host, and the links between hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARE = 0.9
 
 
 class FleetMember(Protocol):
-    """`elastic.view.Member` is one."""
+    """What a fleet needs of a member; `elastic.view.Member` has it."""
 
     @property
     def worker(self) -> int: ...
@@ -35,8 +35,8 @@ class FleetMember(Protocol):
 class Fleet:
     """Workers by id, in the order in which stages are filled.
 
-    A layer takes a worker `slowdowns[worker]` times as long as the workload says, 1 for those not named. `memory` is in bytes, unlimited
-    for those not named; `hosts` are one and the same for those not named. Raises PlanError unless there are workers, each once.
+    A layer takes a worker `slowdowns[worker]` times as long as the workload states, 1 for workers not listed. `memory` is in bytes,
+    unlimited for workers not listed; those not in `hosts` share one host. Raises PlanError unless there are workers, each once.
     """
 
     workers: tuple[int, ...]
@@ -51,7 +51,7 @@ class Fleet:
 
     @classmethod
     def of(cls, members: Sequence[FleetMember], site: Site) -> Fleet:
-        """The members of a view. Each may use the memory that it was given, or an even share of its host's, less its base."""
+        """Makes a fleet of a view's members. Each may use the memory it was given, or an even share of its host's, minus its base."""
         at = Counter(member.host for member in members)
         shares = {
             member.worker: member.memory if member.memory is not None else int(SHARE * site.memory[member.host] / at[member.host])
@@ -74,17 +74,17 @@ class Fleet:
 
     @property
     def equal(self) -> bool:
-        """Whether all are equally fast."""
+        """Whether all workers are equally fast."""
         return len({self.slowdown(worker) for worker in self.workers}) == 1
 
     def link(self, some: Iterable[int], others: Iterable[int]) -> LinkSpeed:
-        """The slowest between a worker of `some` and one of `others`."""
+        """Returns the slowest link between a worker of `some` and one of `others`."""
         return self.site.slowest({self.host(worker) for worker in some}, {self.host(worker) for worker in others})
 
     def ordered(self, workers: Sequence[int]) -> Fleet:
-        """The same workers in this order."""
+        """Returns the same workers in this order."""
         return replace(self, workers=tuple(workers))
 
     def least_memory(self, workers: Collection[int]) -> float:
-        """Of these workers, in bytes; infinite if it is limited for none."""
+        """Returns the least memory of these workers in bytes; infinite if none is limited."""
         return min((self.memory[worker] for worker in workers if worker in self.memory), default=float("inf"))

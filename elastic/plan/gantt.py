@@ -1,4 +1,4 @@
-"""A picture of one step: a row a worker, a box an action, and what is left empty is a bubble. A timeline in, the text of an SVG out."""
+"""Draws one step as SVG: a row per worker, a box per action; empty space is a bubble. Takes a timeline, returns the text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _COLOURS: dict[ActivityKind, tuple[str, str, str]] = {
     "sync": ("#8a5fb5", "#ffffff", "synchronisation"),
     "update": ("#d9822b", "#ffffff", "update"),
 }
-"""Of each activity: the box, the text in it, and its name in the legend."""
+"""For each activity: the box colour, the colour of its text, and its name in the legend."""
 
 _INK, _FAINT, _LINE = "#1f2328", "#59636e", "#d1d9e0"
 _LEFT, _RIGHT, _HEAD, _FOOT = 146, 186, 62, 44
-"""Pixels beside, above and below the rows."""
+"""Pixels left, right, above and below the rows."""
 _GLYPH = 0.62
 """The width of a digit, in font sizes."""
 _TICKS = 8
@@ -31,7 +31,7 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scale:
-    """From seconds to pixels, and where each worker's row is."""
+    """Converts seconds to pixels; has the row of each worker."""
 
     end_s: float
     plot: float
@@ -44,7 +44,7 @@ class _Scale:
 
 
 def svg(timeline: StepTimeline, title: str = "One step", width: int = 1280, row_height: int = 22) -> str:
-    """The picture, `width` pixels wide; rows are in the order of the stages, and say for how much of the step their worker is idle.
+    """Returns the picture, `width` pixels wide. Rows are in the order of the stages, and show how long their worker is idle.
 
     Numbers in boxes are micro-batches, left out where they do not fit.
     """
@@ -83,7 +83,7 @@ def _text(x: float, y: float, text: str, more: str = "") -> str:
 
 
 def _head(timeline: StepTimeline, title: str, width: int) -> Iterator[str]:
-    """The title, what the whole step comes to, and the legend of what occurs."""
+    """The title, the total of the step, and a legend of the activities that occur."""
     yield _text(12, 22, title, 'font-size="15" font-weight="bold"')
     summary = f"{duration(timeline.end_s)}, {100 * bubble_share(timeline):.1f} % bubbles"
     yield _text(width - 12, 22, summary, 'font-size="13" text-anchor="end"')
@@ -107,7 +107,7 @@ def _axis(scale: _Scale) -> Iterator[str]:
 
 
 def _row(timeline: StepTimeline, worker: int, scale: _Scale) -> Iterator[str]:
-    """The whole step as a bubble, and what the worker does on top of it."""
+    """The whole step as a bubble, with the worker's activities on top of it."""
     top = scale.rows[worker]
     yield f'<rect x="{_LEFT}" y="{top:g}" width="{scale.plot:g}" height="{scale.height:g}" fill="url(#bubble)"/>'
     for span in timeline.spans[worker]:
@@ -117,7 +117,7 @@ def _row(timeline: StepTimeline, worker: int, scale: _Scale) -> Iterator[str]:
 def _box(span: Span, top: float, scale: _Scale) -> Iterator[str]:
     left, right = scale.x(span.start_s), scale.x(span.end_s)
     fill, ink, name = _COLOURS[span.activity]
-    # An outline of its own would hide boxes of a few pixels.
+    # A separate outline would hide boxes of a few pixels.
     edge = min(0.5, (right - left) / 8)
     shape = f'x="{left + edge / 2:.2f}" y="{top:g}" width="{right - left - edge:.2f}" height="{scale.height:g}" fill="{fill}"'
     label = str(span.micro_batch) if span.computes else span.activity
@@ -130,7 +130,7 @@ def _box(span: Span, top: float, scale: _Scale) -> Iterator[str]:
 
 
 def _labels(timeline: StepTimeline, scale: _Scale, width: int) -> Iterator[str]:
-    """Stages and workers on the left; on the right how idle each is, and mostly why."""
+    """Stages and workers on the left; how idle each worker is, and the main cause, on the right."""
     font = min(11.0, scale.height * 0.8)
     bubbles = breakdown(timeline)
     middle = scale.height / 2 + font * 0.36
@@ -146,7 +146,7 @@ def _labels(timeline: StepTimeline, scale: _Scale, width: int) -> Iterator[str]:
 
 
 def _idle(bubbles: Bubbles, end_s: float) -> str:
-    """Such as `27.3 %, mostly drain`."""
+    """Returns a text such as `27.3 %, mostly drain`."""
     if not bubbles.idle_s:
         return "0.0 %"
     causes = {"fill": bubbles.fill_s, "dependencies": bubbles.wait_s, "sync wait": bubbles.sync_s, "drain": bubbles.drain_s}
@@ -154,13 +154,13 @@ def _idle(bubbles: Bubbles, end_s: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as `1.25 s`, `80 ms` or `3.5 µs`: three digits, in the unit that suits."""
+    """Returns a text such as `1.25 s`, `80 ms` or `3.5 µs`: three digits, in a suitable unit."""
     factor, unit = _unit(seconds)
     return f"{seconds / factor:.3g} {unit}"
 
 
 def ticks(end_s: float) -> tuple[float, float, str]:
-    """Seconds between ticks, which are 1, 2 or 5 times a power of ten, so that there are at most a few; and the axis's unit, in seconds."""
+    """Returns the seconds between ticks (1, 2 or 5 times a power of ten, so that there are few), and the axis's unit with its seconds."""
     factor, unit = _unit(end_s)
     if end_s <= 0:
         return 0.0, factor, unit

@@ -1,4 +1,4 @@
-"""The cost model of a running job: measured layers, the simulated schedule, and workers and links as they are."""
+"""The cost model of a running job: measured layers, the simulated schedule, and the actual workers and links."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class JobCosts:
-    """`stage_s` of its predictions is what the member that computes longest computes in a step. Memory is checked by `memory.shortfall`."""
+    """Predicts plans of a job. `stage_s` is the seconds per step of the member that computes longest. Memory: `memory.shortfall`."""
 
     workload: Workload
     fleet: Fleet
@@ -44,7 +44,7 @@ class JobCosts:
         )
 
     def _linked(self, timing: Timing, stages: Sequence[Stage]) -> Timing:
-        """With the slowest link of each boundary; a gradient is as large as the activation that it is of."""
+        """Adds the slowest link of each boundary. A gradient is as large as its activation."""
         seconds = [
             self.fleet.link(below.members, above.members).seconds(self.workload.layers[below.layers.stop - 1].output_bytes)
             for below, above in pairwise(stages)
@@ -58,7 +58,7 @@ class JobCosts:
         return 2 * self.fleet.link(stage.members, stage.members).seconds(size * others / len(stage.members)) if others else 0.0
 
     def _crowded_s(self, busy_s: dict[int, float]) -> float:
-        """A worker that is slow for another reason than its host's other workers leaves room for them."""
+        """Least seconds on the most crowded host. A worker that is slow for another reason than its neighbours leaves room for them."""
         fleet, total = self.fleet, dict[str, float]()
         for worker, seconds in busy_s.items():
             total[fleet.host(worker)] = total.get(fleet.host(worker), 0.0) + seconds

@@ -1,7 +1,7 @@
-"""Bytes that a worker must hold to be a member of a stage: the sum of what `docs/design.md` says is kept.
+"""Bytes that a worker must hold as a member of a stage: the sum of the copies that `docs/design.md` lists.
 
-All but activations is spread evenly over the members, as layouts do; activations are those of the micro-batches that 1F1B has in flight,
-S - s of them at stage s of S. Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021), has that bound.
+Everything but activations is spread evenly over the members, as in layouts. Activations are those of the micro-batches that 1F1B has in
+flight: S - s of them at stage s of S. Source of this bound: Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Bytes: parameters of the stage's layers; optimizer states, and the spare, of what the worker owns; replicas with their updates;
-    gradient sums, its own and received; activations in flight and what crosses the boundary for them."""
+    """Bytes of one worker: the stage's parameters; optimizer states of what it owns, and their copy from the step before; replicas with
+    their updates; gradient sums, its own and received; activations in flight, with their inputs from the stage before."""
 
     parameters: float
     states: float
@@ -39,9 +39,9 @@ class Need:
 
 
 def need(workload: Workload, layers: range, members: int, workers: int, ahead: int, grains: int) -> Need:
-    """Of one member of a stage with `members` of all `workers`, and `ahead` = S - s stages from it to the end; it computes `grains`.
+    """Returns the need of one member of a stage with `members` of all `workers`, `ahead` = S - s stages from the end, computing `grains`.
 
-    It keeps its part of the replicas of all: the least that can be said without the other stages.
+    Its replicas are an even share of all replicas: a lower bound, which needs no other stages.
     """
     costs = [workload.layers[layer] for layer in layers]
     parameters = sum(cost.parameter_bytes for cost in costs)
@@ -60,7 +60,7 @@ def need(workload: Workload, layers: range, members: int, workers: int, ahead: i
 
 
 def needs(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> dict[int, Need]:
-    """The need of every worker of a plan. A copy needs as much as its owner owns, which is most where the owner is alone in its stage."""
+    """Returns the need of every worker of a plan. A replica is as large as its owner's part: most if the owner is alone in its stage."""
     workers = sum(len(stage.members) for stage in stages)
     owned = [(copied_bytes(workload, stage.layers) / len(stage.members), number) for number, stage in enumerate(stages)]
     found: dict[int, Need] = {}
@@ -77,40 +77,40 @@ def needs(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence
 
 
 def copied_bytes(workload: Workload, layers: range) -> float:
-    """A replica of whole layers: parameters and states, and the gradients that bring these up to date."""
+    """Returns the bytes of a replica of whole layers: parameters, states, and the gradients that update them."""
     return sum(2 * workload.layers[layer].parameter_bytes + workload.state_bytes_of(layer) for layer in layers)
 
 
 def subtrees(grains: int) -> int:
-    """The most subtree sums that wait at once where so many consecutive grains are folded, one by one."""
+    """Returns the most subtree sums that wait at once when so many consecutive grains are folded one by one."""
     return max((i.bit_count() + 1 for i in range(grains)), default=0)
 
 
 def shortfall(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet) -> tuple[float, str]:
-    """The bytes that the worker with the greatest lack lacks, and a sentence about it; 0 and an empty one where all fit."""
-    worst, said = 0.0, ""
+    """Returns the bytes that the worker with the largest shortfall lacks, and a sentence about it; 0 and an empty sentence if all fit."""
+    worst, problem = 0.0, ""
     for worker, needed in needs(workload, stages, routes).items() if fleet.memory else ():
         lacking = needed.total - fleet.memory.get(worker, math.inf)
         if lacking > worst:
             number = next(number for number, stage in enumerate(stages) if worker in stage.members)
             layers, worst = stages[number].layers, lacking
-            said = (
+            problem = (
                 f"stage {number} (layers {layers.start} to {layers.stop - 1}) needs {readable(needed.total)} on worker {worker}, which is "
-                f"{round(lacking)} bytes more than the {readable(fleet.memory[worker])} it has beside what its process takes ({needed})"
+                f"{round(lacking)} bytes more than the {readable(fleet.memory[worker])} it has besides its process ({needed})"
             )
-    return worst, said
+    return worst, problem
 
 
 def refuse(count: str, said: str) -> PlanError:
-    """The error to raise where nothing fits."""
+    """Returns the error to raise if no plan fits."""
     return PlanError(
-        f"the model does not fit into memory in {count}: at best {said}; give workers more memory=, take more workers or stages, smaller "
-        "micro-batches, or checkpoint_activations=True"
+        f"the model does not fit into memory in {count}. In the closest plan, {said}. Give workers more memory=, use more workers or "
+        "stages, smaller micro-batches, or checkpoint_activations=True"
     )
 
 
 def readable(size: float) -> str:
-    """In decimal units, such as `1.5 GB`."""
+    """Formats a size in decimal units, such as `1.5 GB`."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size /= 1000

@@ -1,7 +1,7 @@
-"""What moves when devices of a cluster are lost: what each device holds, who keeps what, and who sends what to whom.
+"""Works out what moves when devices of a cluster are lost: what each device holds, which copies there are, and which device sends what.
 
-A slot holds its part of the stage's parameters; what the optimizer keeps is spread over the replicas of the stage (ZeRO-1), and a copy of
-what nobody else has is with another slot. Losing a device loses its slot; the others keep what they hold.
+A slot holds its part of the stage's parameters. The optimizer's state is spread over the replicas of the stage (ZeRO-1). State that only
+one host has is copied to another slot. Losing a device loses its slot; the others keep what they hold.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from elastic.plan.relabel import ByteRange, relabel
 from elastic.plan.sending import Balance, balance, missing
 
 OPTIMIZER_BYTES = 2.0
-"""Of optimizer state for each byte of parameters: two moments, as Adam has."""
+"""Bytes of optimizer state for each byte of parameters: two moments, as in Adam."""
 
 
 def holdings(deployed: Deployed, profiles: Profiles) -> dict[DeviceSlot, list[ByteRange]]:
-    """What each slot needs, in bytes of each layer: parameters as layer 2i, optimizer state as layer 2i + 1.
+    """Returns the bytes of each layer that each slot needs: parameters as layer 2i, optimizer state as layer 2i + 1.
 
-    What only one host has is kept a second time by a slot in another one, where there is one.
+    State that only one host has is also kept by a slot on another host, if there is one.
     """
     found: dict[DeviceSlot, list[ByteRange]] = {}
     single: dict[DeviceSlot, list[ByteRange]] = {}
@@ -46,7 +46,7 @@ def holdings(deployed: Deployed, profiles: Profiles) -> dict[DeviceSlot, list[By
 
 
 def _keeper(slot: DeviceSlot, others: Sequence[DeviceSlot], deployed: Deployed) -> DeviceSlot:
-    """The first of the others, from half-way round on, that is in another host; if there is none, any; if it is alone, itself."""
+    """Returns the first other slot, from half-way round on, on another host; any other slot if there is no such host; itself if alone."""
     half = len(others) // 2
     turned = [*others[half:], *others[:half]]
     host = deployed.devices[slot].host
@@ -60,9 +60,9 @@ def _part(layer: int, size: int, place: int, parts: int) -> list[ByteRange]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """The device of each slot after a change, what devices still have, what is sent, and how long the busiest link takes.
+    """A change of plan: the device of each slot afterwards, the bytes kept and moved, the transfers, and how long the busiest link takes.
 
-    Transfers name devices by number; `senders` says which these are.
+    Transfers name devices by number; `senders` maps these numbers to devices.
     """
 
     devices: Mapping[DeviceSlot, Device]
@@ -73,10 +73,10 @@ class Move:
 
 
 def change(before: Deployed, after: Deployed, profiles: Profiles, rates: Mapping[Device, float]) -> Move:
-    """From `before` to `after`, whose devices may exchange their slots so that least moves, and who sends what.
+    """Works out the change from `before` to `after`; devices of `after` may exchange their slots so that least moves.
 
-    Slots are exchanged between devices of the same pool and degree only, whole hosts apart. `rates` has the bytes a second of each device
-    that is left. Raises PlanError if a part of the state is on no device any more.
+    Slots are exchanged only within a pool, and with tensor parallelism only within a host. `rates` has the bytes a second of each device
+    that is left. Raises PlanError if no device is left that has a part of the state.
     """
     gone = set(before.devices.values()) - set(rates)
     had: dict[Device, list[ByteRange]] = {device: [] for device in rates}
@@ -106,7 +106,7 @@ def change(before: Deployed, after: Deployed, profiles: Profiles, rates: Mapping
 
 
 def _exchangeable(deployed: Deployed) -> dict[tuple[int, int], list[DeviceSlot]]:
-    """Slots whose devices may change places: of one pool; with tensor parallelism only within a host, which its ranks share."""
+    """Groups slots whose devices may be exchanged: of one pool; with tensor parallelism only within a host, which its ranks share."""
     groups: dict[tuple[int, int], list[DeviceSlot]] = defaultdict(list)
     hosts = {host: number for number, host in enumerate(sorted({device.host for device in deployed.devices.values()}))}
     for slot, device in sorted(deployed.devices.items()):
@@ -116,7 +116,7 @@ def _exchangeable(deployed: Deployed) -> dict[tuple[int, int], list[DeviceSlot]]
 
 
 def _joined(pieces: Sequence[ByteRange]) -> list[ByteRange]:
-    """Without overlaps: runs that touch are one."""
+    """Joins runs that overlap or touch."""
     layers: dict[int, list[Run]] = defaultdict(list)
     for layer, start, stop in pieces:
         layers[layer].append((start, stop))

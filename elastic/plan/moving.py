@@ -1,7 +1,7 @@
-"""Estimates what a change of plan moves, from the two plans alone: the bytes that each worker receives, and the seconds.
+"""Estimates the cost of a change of plan from the two plans alone: the bytes that each worker receives, and the seconds.
 
-The exact transfers follow from layouts and inventories. The estimate assumes that ownership, and the copies that workers keep of what
-others own, are spread evenly: of n workers each keeps 1 / (n - 1) of what another one owns.
+The exact transfers follow from layouts and inventories. The estimate assumes that ownership is spread evenly, and copies too: each of n
+workers keeps 1 / (n - 1) of what another one owns.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moving:
-    """Bytes that all workers together receive, and seconds until the one that receives most has them over its slowest link."""
+    """Bytes that all workers receive in total, and seconds until the one that receives most has them over its slowest link."""
 
     bytes: float
     seconds: float
 
 
 def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) -> Moving:
-    """From `old`, some of whose workers may be gone, to the stages `new`, whose workers are `fleet`."""
+    """Estimates the change from `old`, some of whose workers may be gone, to the stages `new`, whose workers are `fleet`."""
     received = {worker: 0.0 for stage in new for worker in stage.members}
     before = {layer: stage.members for stage in old.stages for layer in stage.layers}
     known = set(old.workers)
@@ -36,7 +36,7 @@ def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) ->
                 more = share - 1 / len(before[layer]) if worker in before[layer] else share
                 size = max(0.0, more) * states + (0 if worker in before[layer] else parameters)
                 received[worker] += size * (lacked if worker in known else 1.0)
-    if len(received) > 1:  # else there is nobody to keep the copies that the lost had kept
+    if len(received) > 1:  # otherwise no worker is left to keep the copies that the lost ones had
         lost = len(known.difference(received)) / len(known)
         whole = sum(layer.parameter_bytes + workload.state_bytes_of(number) for number, layer in enumerate(workload.layers))
         for worker in received:
