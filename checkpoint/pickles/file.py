@@ -80,7 +80,7 @@ def load_bare(path: Path, *, files: Files, limits: PickleLimits | None = None) -
 
 
 def load(path: str | os.PathLike[str], *, trusted: bool = False, limits: PickleLimits | None = None, files: Files | None = None) -> Any:
-    """The object in a file of `torch.save`, its tensors as `elastic.checkpoint.stored.Readable`, which read through `files`.
+    """The object in a file of `torch.save`, its tensors as `elastic.checkpoint.stored.ReadableTensor`, which read through `files`.
 
     Untrusted (the default): nothing of the file's choice is imported or called; unknown classes become `Opaque`. Trusted: the pickle is
     run, whatever it does, and files of torch before 1.6 are read too. Raises CheckpointError naming the file and the reason.

@@ -165,7 +165,7 @@ class Job:
 
         `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
         `told` gives what there is to tell besides; it is asked when something is sent. `effort` are the fields of
-        `elastic.engine.effort.Told`, `links` has `[peer, latency_s, bytes_per_s]` of links of which there is news.
+        `elastic.engine.effort.EffortReport`, `links` has `[peer, latency_s, bytes_per_s]` of links of which there is news.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()

@@ -306,8 +306,8 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(tmp_path):
 MEASURE = """
 import sys
 from pathlib import Path
-from elastic.checkpoint.convert.run import Request, convert
-convert(Request(source=Path(sys.argv[1]), target=Path(sys.argv[2]), to=sys.argv[3], max_memory=int(sys.argv[4])))
+from elastic.checkpoint.convert.run import Conversion, convert
+convert(Conversion(source=Path(sys.argv[1]), target=Path(sys.argv[2]), to=sys.argv[3], max_memory=int(sys.argv[4])))
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 """Prints the peak in KiB. Not ru_maxrss: that begins with what the process that made this one had."""
