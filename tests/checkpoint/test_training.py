@@ -82,6 +82,7 @@ def test_one_process_can_save_into_its_memory() -> None:
     assert elastic.run(saved_trainings.into_memory, args=[3, 2], workers=1).value == [3, 2]
 
 
+@pytest.mark.long
 def test_memory_that_workers_do_not_share_is_refused() -> None:
     with pytest.raises(ElasticError, match=r"memory://run: every process has a memory of its own"):
         elastic.run(saved_trainings.into_memory, args=[2, None], workers=2)
@@ -154,6 +155,7 @@ def test_a_job_whose_directory_another_one_took_says_that_it_saves_no_more(
     assert f"warning: {result.saves.warning}" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_only_the_newest_are_kept_and_what_dead_savers_left_is_collected(tmp_path: Path) -> None:
     elastic.run(saved_trainings.beside_other_savers, args=[str(tmp_path)], workers=2, stages=1, rebalance=False)
     names = [entry.name for entry in found(LocalStore(tmp_path))]
@@ -246,6 +248,7 @@ def damage(folder: Path, pattern: str, place: float) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("second", "pattern"),
     [

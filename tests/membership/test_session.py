@@ -211,11 +211,11 @@ def test_a_private_etcd_that_stands_still_or_is_full_is_replaced(tmp_path: Path,
 @pytest.mark.parametrize(
     ("moment", "signal_"),
     [
-        ("starting", signal.SIGSTOP),
+        pytest.param("starting", signal.SIGSTOP, marks=pytest.mark.long),
         ("connecting", signal.SIGSTOP),
         ("connecting", signal.SIGKILL),
         ("founding", signal.SIGSTOP),
-        ("begin", signal.SIGSTOP),
+        pytest.param("begin", signal.SIGSTOP, marks=pytest.mark.long),
         ("commit", signal.SIGKILL),
         *(pytest.param(call, signal.SIGSTOP, marks=pytest.mark.long) for call in ("publish", "vote", "commit")),
         *(pytest.param(call, signal.SIGKILL, marks=pytest.mark.long) for call in ("begin", "publish", "vote")),

@@ -127,6 +127,7 @@ def test_a_private_etcd_that_is_stopped_for_ever_is_replaced_in_seconds(tmp_path
     assert "the private etcd cannot be reached (no answer in time): it is ended and started again" in capfd.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("removed", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(
     removed: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -205,6 +206,7 @@ def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+@pytest.mark.long
 def test_the_last_workers_death_ends_the_job(launch: type[Launcher], leftovers: Leftovers) -> None:
     launcher = launch("joins", "1")
     (worker,) = launcher.lines(1)

@@ -69,6 +69,7 @@ def test_ctrl_c_once_stops_at_a_step_boundary(launch: type[Launcher], leftovers:
     assert lines == ["elastic: stopping at the next step boundary; press Ctrl-C again to stop at once"]
 
 
+@pytest.mark.long
 def test_ctrl_c_twice_stops_at_once(launch: type[Launcher], leftovers: Leftovers) -> None:
     launcher = launch("never_stops", "2")
     launcher.lines(2)
@@ -82,6 +83,7 @@ def test_ctrl_c_twice_stops_at_once(launch: type[Launcher], leftovers: Leftovers
     assert err.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.long
 def test_the_launchers_death_ends_the_job_even_stopped_workers(launch: type[Launcher], leftovers: Leftovers) -> None:
     launcher = launch("never_stops", "2")
     running = launcher.lines(2)

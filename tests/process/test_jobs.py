@@ -105,6 +105,7 @@ def test_the_cause_is_reported_and_not_its_consequences() -> None:
     assert "PeerLost" not in text
 
 
+@pytest.mark.long
 def test_an_exception_that_train_fn_swallows_ends_the_job_all_the_same() -> None:
     with pytest.raises(JobFailed, match=r"(?s)Error: the end of the training.*train_fn caught this exception and neither raised"):
         elastic.run(functions.swallows, workers=2)

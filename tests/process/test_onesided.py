@@ -164,6 +164,7 @@ def train(job: Any, what: str) -> int:
     return report.step
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("worker", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_leaving_behind_the_last_step_is_running_to_the_end(worker: int, leftovers: Any) -> None:
@@ -201,7 +202,7 @@ def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFix
             r"worker 0 waits in trainer\.state_dict\(\) \(.*\) behind step 3, and worker 1 in trainer\.digest\(\) \(",
             marks=pytest.mark.long,
         ),
-        ("break", r"worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers"),
+        pytest.param("break", r"worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers", marks=pytest.mark.long),
     ],
 )
 def test_it_ends_within_seconds(what: str, said: str, leftovers: Any) -> None:

@@ -44,6 +44,7 @@ def test_a_plan_for_this_machine_is_saved_and_run(tmp_path: Path) -> None:
     assert "as saved" in view.plan.why
 
 
+@pytest.mark.long
 def test_a_job_begins_with_what_the_file_says_and_not_with_the_planner_s_own(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     text = f"""
@@ -109,6 +110,7 @@ def test_what_can_be_refused_before_anything_is_started_is(tmp_path: Path) -> No
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "said"),
     [

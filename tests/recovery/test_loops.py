@@ -63,6 +63,7 @@ def test_what_loop_bodies_set_is_the_same_whoever_dies(
     check(calm, logs, result, founders=options["workers"], lost=[1, 2])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_steps_behind_a_checkpoint_are_taken_again_with_what_loop_bodies_had_set(tmp_path: Path, calm: tuple[Lines, str]) -> None:
     saves = {"checkpoint": str(tmp_path / "saved"), "every": 4}

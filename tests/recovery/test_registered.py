@@ -202,6 +202,7 @@ def test_whoever_joins_counts_on(whole: list[Any], kills: dict[str, int], option
     assert found.value == whole
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",

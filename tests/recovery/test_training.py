@@ -109,6 +109,7 @@ def test_a_bit_that_changes_on_its_way_is_no_wrong_bit(tmp_path: Path, calm: dic
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_what_survivors_have_finished_of_a_step_is_kept_twice(tmp_path: Path, calm: dict[str, Any]) -> None:
     """Of the three grains that two workers each have computed when another dies, all count, or all but the last.
 
@@ -218,6 +219,7 @@ def test_neither_stderr_nor_the_run_directory_is_needed(tmp_path: Path, calm: di
     assert (kinds, value["digest"], value["workers"]) == (["death", "join"], calm[GROUPS]["digest"], [0, 2, 3])
 
 
+@pytest.mark.long
 def test_the_only_worker_dies(tmp_path: Path) -> None:
     with pytest.raises(CoverageLost, match=r"SIGKILL.* it was the only worker: no copy of the state is left"):
         Run(tmp_path, WHOLE, dies={"0": ["backward", 2, 1]}, workers=1)
@@ -293,6 +295,7 @@ def test_all_workers_die_and_new_ones_go_on(tmp_path: Path, calm: dict[str, Any]
         assert _read(tmp_path / f"steps-{worker}.jsonl") == lines
 
 
+@pytest.mark.long
 def test_before_the_first_checkpoint_the_training_begins_again_at_step_0(
     tmp_path: Path, calm: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
