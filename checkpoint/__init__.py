@@ -1,1 +1,1 @@
-"""Checkpoints that a person can open with plain safetensors, that no crash corrupts, and that resume on any layout."""
+"""Checkpoints that plain safetensors can open, that no crash corrupts, and that resume on any layout."""

@@ -1,11 +1,11 @@
-"""Digests of file blocks that several writers can make together.
+"""Digests of file blocks, computed by several writers together.
 
 A file is cut into blocks of 256 KiB at multiples of 256 KiB; the last may be shorter. A block's digest is the CRC-32C of its bytes
-(Castagnoli; RFC 3720, appendix B.4), which processors compute: 24 GB/s on one core, where SHA-1, the fastest of hashlib, does 1.7.
+(Castagnoli; RFC 3720, appendix B.4). Processors have an instruction for it: 24 GB/s on one core; SHA-1, the fastest of hashlib, does 1.7.
 
-CRCs are linear: but for what it makes of zeros, that of a block is the sum (exclusive or) of what each piece of it contributes with zeros
-elsewhere. So writers whose runs meet inside a block each digest their own bytes, and nobody reads a block back. It finds accidents, not
-somebody who makes collisions on purpose.
+CRCs are linear: up to the CRC of zeros, the CRC of a block is the exclusive or of one contribution for each piece (the piece, with zeros
+elsewhere). So writers whose runs meet inside a block each digest their own bytes, and no writer reads a block back. CRCs detect accidents,
+not collisions made on purpose.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _ZEROS = raw.view(bytes(BLOCK_BYTES))
 
 
 def block_count(size: int) -> int:
-    """Blocks of a file of `size` bytes."""
+    """Returns the number of blocks of a file of `size` bytes."""
     return -(-size // BLOCK_BYTES)
 
 
 def checksums(memory: np.ndarray) -> np.ndarray:
-    """Of whole blocks (flat, uint8; the last one may be the shorter one of a file): `[blocks]`, uint32."""
+    """Returns the checksums (`[blocks]`, uint32) of whole blocks (flat, uint8); a file's last block may be shorter."""
     return np.array([crc32c(memory[start : start + BLOCK_BYTES].data) for start in range(0, memory.size, BLOCK_BYTES)], dtype=np.uint32)
 
 
@@ -41,12 +41,12 @@ def _of_zeros(size: int) -> int:
 
 
 def _register(data: memoryview, before: int) -> int:
-    """CRC's shift register behind the data: a linear function of both."""
+    """Returns the CRC's shift register after the data: a linear function of the data and of the register before."""
     return crc32c(data, before ^ _ONES) ^ _ONES
 
 
 def contributions(memory: np.ndarray, offset: int, size: int) -> tuple[int, np.ndarray]:
-    """What bytes (flat, uint8, at least one) at `offset` of a file of `size` add to its blocks: the first block, and `[blocks]`, uint32."""
+    """Returns what bytes (flat, uint8, at least one) at `offset` of a file add to its blocks: the first block, and `[blocks]`, uint32."""
     first, stop = offset // BLOCK_BYTES, offset + memory.size
     found: list[int] = []
     for number in range(first, block_count(stop)):
@@ -57,7 +57,7 @@ def contributions(memory: np.ndarray, offset: int, size: int) -> tuple[int, np.n
 
 
 def combined(sums: np.ndarray, size: int) -> np.ndarray:
-    """`[blocks]`, uint32: the checksums of a file of `size` bytes, from the sum (exclusive or) of all contributions to each block."""
+    """Returns the checksums (`[blocks]`, uint32) of a file of `size` bytes from the exclusive or of all contributions to each block."""
     found = sums ^ np.uint32(_of_zeros(BLOCK_BYTES))
     if size % BLOCK_BYTES:
         found[-1] = sums[-1] ^ np.uint32(_of_zeros(size % BLOCK_BYTES))
@@ -65,12 +65,12 @@ def combined(sums: np.ndarray, size: int) -> np.ndarray:
 
 
 def block_digests(checksums: np.ndarray) -> str:
-    """8 hex digits a block."""
+    """Encodes checksums as 8 hex digits a block."""
     return checksums.astype(">u4").tobytes().hex()
 
 
 def checksums_of(digests: str) -> np.ndarray:
-    """The inverse of `block_digests`. Raises ValueError if it is not such a string."""
+    """Decodes a string of `block_digests`. Raises ValueError if it is malformed."""
     data = bytes.fromhex(digests)
     if len(data) % 4 or len(digests) != 2 * len(data):
         raise ValueError("block digests are not 8 hex digits a block")
@@ -78,5 +78,5 @@ def checksums_of(digests: str) -> np.ndarray:
 
 
 def file_digest(size: int, digests: str) -> str:
-    """SHA-256 over the file's size in bytes (decimal digits, a newline) and its block digests as one string: a hash tree of two levels."""
+    """Returns the SHA-256 of the file's size in bytes (decimal digits, a newline) and its block digests: a hash tree of two levels."""
     return hashlib.sha256(f"{size}\n{digests}".encode()).hexdigest()

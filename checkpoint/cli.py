@@ -1,4 +1,4 @@
-"""`elastic checkpoint`, also `python -m elastic.checkpoint`: look into checkpoints of any format, compare, convert and clean up."""
+"""The command `elastic checkpoint`, also `python -m elastic.checkpoint`: inspects, verifies, compares, converts and removes checkpoints."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError, ElasticError
 
 app = typer.Typer(
-    help="Look into checkpoints of any format, compare, convert and clean up.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Inspect, compare and convert checkpoints of any format, and clean up.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 Where = Annotated[str, typer.Argument(help="Directory or file, whose format is detected; or a URL of our own format.")]
-Trust = Annotated[bool, typer.Option("--trust-pickle", help="Run pickles that are not on the list of harmless ones. They can do anything.")]
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Trust = Annotated[bool, typer.Option("--trust-pickle", help="Load pickles with calls not known to be harmless. They can run any code.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RulesFile = Annotated[Path | None, typer.Option("--rules", help="TOML or JSON file of rules; see docs/converters.md.")]
 Memory = Annotated[str, typer.Option("--max-memory", help="Memory for values, such as 500MiB or 2GiB.")]
 
@@ -54,16 +54,16 @@ _UNITS = {
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of `2GiB`, `500 MB`, `1048576`."""
+    """Parses an amount such as `2GiB`, `500 MB` or `1048576` into bytes. Raises CheckpointError if it is malformed."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
-        raise CheckpointError(f"{text!r} is no amount of memory; write it such as 500MiB or 2GiB")
+        raise CheckpointError(f"{text!r} is not an amount of memory; write, for example, 500MiB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @app.command("inspect")
 def inspect_command(path: Where, as_json_: Json = False, rules: RulesFile = None, trust_pickle: Trust = False) -> None:
-    """Format, step, tensors, bytes, tensor-parallel slices and optimizer groups; and what is there that cannot be read."""
+    """Prints format, step, tensors, bytes, tensor-parallel slices and optimizer groups, and what cannot be read."""
     with _looked_into(path, rules, trust_pickle) as (detected, source):
         slicings = getattr(source, "slicings", {})
         if as_json_:
@@ -76,7 +76,7 @@ def inspect_command(path: Where, as_json_: Json = False, rules: RulesFile = None
 def verify_command(
     path: Where, as_json_: Json = False, rules: RulesFile = None, trust_pickle: Trust = False, max_memory: Memory = "256MiB"
 ) -> None:
-    """Reads everything and checks what checksums there are."""
+    """Reads the whole checkpoint and checks all checksums that its format has."""
     limit = run_bytes(parse_bytes(max_memory))
     with _looked_into(path, rules, trust_pickle) as (detected, source):
         with _progress() as bar:
@@ -97,15 +97,15 @@ def diff_command(
     as_json_: Json = False,
     rules: Annotated[
         list[Path] | None,
-        typer.Option("--rules", help="File of rules for both (docs/converters.md); given twice, for the first and the second."),
+        typer.Option("--rules", help="File of rules for both (docs/converters.md). Give it twice for one file each."),
     ] = None,
     trust_pickle: Trust = False,
     max_memory: Memory = "256MiB",
 ) -> None:
-    """What differs between two checkpoints of any formats; exit status 1 if something does."""
+    """Prints the differences between two checkpoints of any formats; exit status 1 if there are any."""
     limit, files = run_bytes(parse_bytes(max_memory)), [*(rules or [None])]
     if len(files) > 2:
-        raise CheckpointError("--rules is given once for both checkpoints, or twice: for the first and for the second")
+        raise CheckpointError("give --rules at most twice: once for both checkpoints, or once for each")
     with (
         _looked_into(first, files[0], trust_pickle) as (_, left),
         _looked_into(second, files[-1], trust_pickle) as (_, right),
@@ -115,9 +115,9 @@ def diff_command(
         found = compare(left, right, limit=limit, told=lambda count: bar.update(comparing, advance=count))
         unread = [unread_of(source.contents) for source in (left, right)]
         if as_json_:
-            told = differences_as_json(found, unread)
-            differs = bool(told["different"])
-            typer.echo(json.dumps(told))
+            report = differences_as_json(found, unread)
+            differs = bool(report["different"])
+            typer.echo(json.dumps(report))
         else:
             differs = show_differences(Console(soft_wrap=True), found)
             for which, texts in zip(("first", "second"), unread, strict=True):
@@ -128,7 +128,7 @@ def diff_command(
 
 @contextmanager
 def _looked_into(path: str, rules: Path | None, trust_pickle: bool) -> Iterator[tuple[Detected, Source]]:
-    """A checkpoint that is only read: what cannot be read is listed."""
+    """Opens a checkpoint leniently: what cannot be read is listed, not an error."""
     found = load_rules(rules) if rules else Rules()
     detected, source = open_any(place(path), trust_pickle=trust_pickle, rules=found, lenient=True)
     try:
@@ -138,7 +138,7 @@ def _looked_into(path: str, rules: Path | None, trust_pickle: bool) -> Iterator[
 
 
 def _progress() -> Bar:
-    """On a terminal only, and gone when it is over."""
+    """Returns a progress bar that shows on a terminal only, and disappears at the end."""
     return Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
@@ -147,14 +147,14 @@ def convert_command(
     source: Where,
     target: Annotated[str, typer.Argument(help="What to write; nothing may be there, except for our own format.")],
     to: Annotated[str, typer.Option("--to", help=f"One of {', '.join(TARGETS)}.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, and write nothing.")] = False,
     max_memory: Memory = f"{DEFAULT_MEMORY >> 30}GiB",
     rules: RulesFile = None,
     tensor_parallel: Annotated[
-        int | None, typer.Option("--tensor-parallel", min=1, help="Keep slices for this many ranks, by the rules; 1 (or not given): whole.")
+        int | None, typer.Option("--tensor-parallel", min=1, help="Keep slices for this many ranks, by the rules; default: whole tensors.")
     ] = None,
     trust_pickle: Trust = False,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read again what was written.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not read back what was written.")] = False,
 ) -> None:
     """Converts a checkpoint with its optimizer state, tensor by tensor."""
     request = Conversion(
@@ -191,21 +191,21 @@ def convert_command(
 def gc_command(
     path: Annotated[str, typer.Argument(help="A directory, or URL, of our own checkpoints.")],
     older_than: Annotated[float, typer.Option("--older-than", help="Seconds since an unfinished save last wrote.")] = 3600.0,
-    keep_last: Annotated[int | None, typer.Option("--keep-last", min=1, help="Keep this many newest checkpoints.")] = None,
+    keep_last: Annotated[int | None, typer.Option("--keep-last", min=1, help="Keep this many of the newest checkpoints.")] = None,
     keep_every: Annotated[
         int | None, typer.Option("--keep-every", min=1, help="Keep checkpoints of steps that are multiples of it.")
     ] = None,
 ) -> None:
-    """Removes what unfinished saves left behind and, if asked to, old checkpoints; never the last good one."""
+    """Removes what unfinished saves left behind and, on request, old checkpoints; never the last good one."""
     where = place(path)
     if isinstance(where, Path) and not where.is_dir():
-        raise CheckpointError(f"{where} is no directory, so there are no checkpoints in it")
+        raise CheckpointError(f"{where} is not a directory, so it holds no checkpoints")
     removed = garbage(where, older_than_s=older_than, now=time.time()) + retire(where, last=keep_last, every=keep_every)
     typer.echo("\n".join(f"removed {name}" for name in removed) if removed else "nothing to remove")
 
 
 def main(arguments: list[str] | None = None, prog_name: str = "checkpoint") -> None:
-    """Runs the command; what it refuses is one line and exit status 2."""
+    """Runs the command. An error is printed as one line, with exit status 2."""
     try:
         app(arguments, prog_name=prog_name)
     except ElasticError as error:

@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""The output of the commands: tables, lines and JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _size(spec: Spec) -> int:
 
 
 def readable(count: float) -> str:
-    """Bytes for people."""
+    """Formats a number of bytes with a unit, such as `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"
@@ -36,7 +36,7 @@ def readable(count: float) -> str:
 
 
 def as_json(detected: Detected, contents: Contents, slicings: Slicings) -> dict[str, Any]:
-    """All that `inspect` knows."""
+    """Returns the JSON of `inspect`."""
     return {
         "format": detected.name,
         "why": detected.why,
@@ -62,7 +62,7 @@ def _tensor(spec: Spec, slicing: Slicing | None) -> dict[str, Any]:
 
 
 def _sliced(slicings: Slicings) -> Table:
-    """How many tensors of the model are sliced in each way."""
+    """Returns a table with the number of tensors of each slicing, and one tensor's name as an example."""
     table = Table("tensor-parallel slices", "tensors", "such as")
     names: dict[Slicing, list[str]] = {}
     for (name, state), slicing in slicings.items():
@@ -85,7 +85,7 @@ def _kinds(contents: Contents) -> Table:
 
 
 def show(console: Console, detected: Detected, contents: Contents, slicings: Slicings) -> None:
-    """A page about a checkpoint."""
+    """Prints the page of `inspect`."""
     step = "unknown" if contents.step is None else contents.step
     console.print(f"format {detected.name} ({escape(detected.why)}), step {step}", highlight=False)
     console.print(_kinds(contents))
@@ -109,13 +109,13 @@ def show(console: Console, detected: Detected, contents: Contents, slicings: Sli
 
 
 def show_unread(console: Console, unread: Iterable[str], where: str = "") -> None:
-    """What is there and was not read."""
+    """Prints what the checkpoint holds that was not read."""
     for text in unread:
         console.print(f"not read{where}: {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def show_differences(console: Console, differences: Iterable[Difference]) -> bool:
-    """Prints what differs, then counts; whether anything does."""
+    """Prints the differences, then counts. Returns whether there are any."""
     equal = unequal = 0
     for found in differences:
         if found.equal:
@@ -128,7 +128,7 @@ def show_differences(console: Console, differences: Iterable[Difference]) -> boo
 
 
 def differences_as_json(differences: Iterable[Difference], unread: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """All that `diff` finds. unread: of the first and the second, what was not read and so not compared."""
+    """Returns the JSON of `diff`. unread: what was not read of the first and the second, and so not compared."""
     found = list(differences)
     return {
         "equal": sum(one.equal for one in found),
@@ -138,7 +138,7 @@ def differences_as_json(differences: Iterable[Difference], unread: Sequence[Sequ
 
 
 def show_outline(console: Console, outline: Outline, to: str, done: Location | None = None) -> None:
-    """What is written, or was."""
+    """Prints what a conversion would write or, if `done`, what it wrote."""
     if done is None:
         table = Table("tensor", "state", "shape", "dtype", "bytes")
         for planned in outline.tensors:
@@ -150,5 +150,5 @@ def show_outline(console: Console, outline: Outline, to: str, done: Location | N
     what = f"{len(outline.tensors)} tensors, {readable(outline.size)}, from {outline.detected.name} ({outline.detected.why}) to {to}"
     console.print(escape(f"would write {what}" if done is None else f"wrote {what}: {done}"), highlight=False, soft_wrap=True)
     for text in outline.left_out:
-        console.print(f"left out, since {to} has no place for it: {escape(text)}", highlight=False, soft_wrap=True)
+        console.print(f"left out, because {to} cannot hold it: {escape(text)}", highlight=False, soft_wrap=True)
     show_unread(console, outline.unread)

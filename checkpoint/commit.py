@@ -1,18 +1,18 @@
-"""How a save becomes a checkpoint, all of it or nothing.
+"""Commits a save atomically: all of it becomes a checkpoint, or nothing.
 
-    coordinator   begin    a directory that only this try uses, named by step, epoch, attempt and a random token; a token file in it, which
-                           lists the files; every file at its full size (a full disk is found here); headers and index
-    every worker  write_runs   looks for the token (no token: this host does not see that directory), writes its runs, syncs, answers with
+    coordinator   begin    makes a directory for this try alone, named by step, epoch, attempt and a random token; in it, a token file that
+                           lists the files; every file at its full size (this finds a full disk); headers and index
+    every worker  write_runs   checks the token (no token: this host does not see that directory), writes its runs, syncs, returns
                            a receipt: byte ranges and sums
-    coordinator   commit   every byte of every file is in exactly one receipt; sizes as planned; manifest written and synced; directory
-                           synced; token removed; directory synced; renamed to its final name; parent synced; then the hint `latest`
+    coordinator   commit   checks that every byte of every file is in exactly one receipt, and sizes; writes and syncs the manifest; syncs
+                           the directory; removes the token; syncs the directory; renames it; syncs the parent; updates the hint `latest`
 
-A crash before the rename leaves a directory that no reader looks at; the rename is one step; after it everything is on disk already. A
-store without rename (objects) gets the final name from the start, and the manifest, written last, is the commit. Where workers cannot write
-into one file, `join` makes the files of what they wrote, before the receipts are given.
+A crash before the rename leaves a directory that no reader looks at. The rename is atomic, and everything is on disk before it. A store
+without rename (objects) uses the final name from the start; there the manifest, written last, is the commit. Where workers cannot write
+into one file, `join` makes the files from the parts that they wrote, before the receipts are sent.
 
-An evicted writer that wakes: it writes to its own directory, which either was committed (then its receipt had been given, so it had written
-all and writes no more) or never will be; its final name, if taken, is not taken again; `latest` never moves back.
+An evicted writer that wakes up does no harm. It writes to its own directory only. If that was committed, its receipt had been sent, so it
+had written everything and writes no more; else it will never be committed. A final name is never taken twice; `latest` never moves back.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MAX_TOKEN_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """One try at one save; goes to every worker that has something to write. `fingerprint` is that of the plan."""
+    """One try at one save; every worker that writes gets it. `fingerprint` is that of the plan."""
 
     step: int
     epoch: int
@@ -59,32 +59,32 @@ class Ticket:
     fingerprint: str
 
     def to_json(self) -> dict[str, Any]:
-        """For the way to the workers; `Ticket(**data)` is the inverse."""
+        """Returns the JSON that is sent to the workers; `Ticket(**data)` is the inverse."""
         return asdict(self)
 
 
 def final_name(step: int) -> str:
-    """The usual one."""
+    """Returns the usual name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def retry_name(step: int, epoch: int, attempt: int) -> str:
-    """Where the usual name is taken by a directory that is no checkpoint, or by one of an older epoch."""
+    """Returns the name for when the usual one is taken by a directory that is not a checkpoint, or by one of an older epoch."""
     return f"{final_name(step)}-e{epoch}-a{attempt}"
 
 
 def nameless(step: int, epoch: int, attempt: int) -> str:
-    """A new name of a directory that is to be removed: nobody looks for it, and it is collected like those of dead savers."""
+    """Returns a new name for a directory before its removal: no reader opens it, and `collect` removes what is left of it."""
     return f"{TEMPORARY}{retry_name(step, epoch, attempt)}-{new_token()}"
 
 
 def new_token(tag: str = "") -> str:
-    """Names one try at one save, and no other: 16 hex digits, of which `tag` are the first."""
+    """Returns a unique token for one try at one save: 16 hex digits, beginning with `tag`."""
     return tag + os.urandom(8).hex()[len(tag) :]
 
 
 def ticket_of(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0, token: str) -> Ticket:
-    """For those who know the coordinator's token. Raises CheckpointError if a number is negative."""
+    """Returns the ticket that the coordinator makes with this token. Raises CheckpointError if a number is negative."""
     if min(step, epoch, attempt) < 0:
         raise CheckpointError(f"step {step}, epoch {epoch} and attempt {attempt} must not be negative")
     name = f"{retry_name(step, epoch, attempt)}-{token}"
@@ -93,13 +93,13 @@ def ticket_of(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attemp
 
 
 def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: int = 0, token: str | None = None) -> Ticket:
-    """Makes the directory and all files in it. Raises CheckpointError, leaving nothing, if that fails."""
+    """Makes the directory and all files in it. Raises CheckpointError if that fails, and leaves nothing."""
     ticket = ticket_of(store, plan, step=step, epoch=epoch, attempt=attempt, token=token or new_token())
     directory = ticket.directory
     store.make_directory(directory)
     try:
         put_token(store, directory, ticket.token, [file.name for file in plan.files])
-        store.sync_directory(directory)  # no file is there without the list in which it is
+        store.sync_directory(directory)  # no file exists before the list that names it
         for file in plan.files:
             store.create(f"{directory}/{file.name}", file.size)
             _write_own(store, directory, file)
@@ -110,17 +110,17 @@ def begin(store: Store, plan: FilePlan, *, step: int, epoch: int = 0, attempt: i
 
 
 def put_token(store: Store, directory: str, token: str, files: Sequence[str]) -> None:
-    """Says whose directory this is, and which files belong there, for whoever has to clean up."""
+    """Writes the directory's token and the list of its files, which a later clean-up reads."""
     store.put(f"{directory}/{TOKEN}", token_bytes(token, files))
 
 
 def token_bytes(token: str, files: Iterable[str]) -> bytes:
-    """What `put_token` writes."""
+    """Returns the bytes that `put_token` writes."""
     return "\n".join([token, *files]).encode()
 
 
 def listed(store: Store, directory: str) -> list[str]:
-    """The files that belong in a directory, as far as it says; a token comes first."""
+    """Returns the files that the directory's token lists or, without a token, its manifest; nothing if neither can be read."""
     for name, limit in ((TOKEN, _MAX_TOKEN_BYTES), (MANIFEST, MAX_MANIFEST_BYTES)):
         path = f"{directory}/{name}"
         if store.size(path) is not None:
@@ -143,20 +143,20 @@ def _write_own(store: Store, directory: str, file: PlannedFile) -> None:
 
 
 def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[TensorRun], *, threads: int = 2) -> PartReceipt:
-    """What each worker does.
+    """Writes this worker's runs, and returns the receipt.
 
     Raises CheckpointError if its plan differs, if it does not see the coordinator's directory, or if writing fails.
     """
     if plan.fingerprint != ticket.fingerprint:
         raise CheckpointError(
-            f"{store.where(ticket.directory)}: this worker plans other files than the coordinator: shapes or names differ"
+            f"{store.where(ticket.directory)}: this worker plans other files than the coordinator: shapes or names of tensors differ"
         )
     path = f"{ticket.directory}/{TOKEN}"
     try:
         found = read_all(store, path, _MAX_TOKEN_BYTES).partition(b"\n")[0]
     except CheckpointError as error:
         raise CheckpointError(
-            f"{store.where(ticket.directory)}: this host does not see what the coordinator made there ({error}): "
+            f"{store.where(ticket.directory)}: this host does not see the coordinator's directory ({error}): "
             "checkpoints need a directory that all hosts share"
         ) from error
     if found != ticket.token.encode():
@@ -165,20 +165,20 @@ def write_runs(plan: FilePlan, store: Store, ticket: Ticket, runs: Iterable[Tens
 
 
 def join(plan: FilePlan, store: Store, ticket: Ticket, place: int = 0, workers: int = 1) -> bool:
-    """Makes those files that are given to the worker at `place`, where the store has only parts of them; False while some are missing."""
+    """Joins the parts of the files of the worker at `place`, in a store that has parts. Returns False while parts are missing."""
     return all(store.join(f"{ticket.directory}/{file.name}", file.size) for file in plan.files[place::workers])
 
 
 def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[PartReceipt], *, layout: Any = None) -> str:
-    """Makes it a checkpoint, and returns its name. `layout` is any JSON.
+    """Makes the save a checkpoint, and returns its name. `layout` is any JSON.
 
     Raises CheckpointError unless every byte was written once; if the step was saved before by this or a later epoch; if writing fails.
-    After an error call `abandon`. An error of the last sync or of `latest` leaves a checkpoint that is complete.
+    After an error, call `abandon`. After an error of the last sync or of `latest`, the checkpoint is complete.
     """
     _check_epoch(store, ticket)
     files = {file.name: _stored(store, ticket, file, receipts) for file in plan.files}
-    told = {name: values for part in [plan.contents, *receipts] for name, values in part.scalars.items()}
-    scalars = {name: told[name] for name in [*plan.contents.tensors, *told] if name in told}
+    reported = {name: values for part in [plan.contents, *receipts] for name, values in part.scalars.items()}
+    scalars = {name: reported[name] for name in [*plan.contents.tensors, *reported] if name in reported}
     saved = replace(plan, contents=replace(plan.contents, step=ticket.step, scalars=scalars))
     manifest = manifest_of(saved, files, step=ticket.step, epoch=ticket.epoch, attempt=ticket.attempt, layout=layout)
     data = encode(manifest, store.where(f"{ticket.directory}/{MANIFEST}"))
@@ -186,7 +186,7 @@ def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[Part
         raise CheckpointError(f"{store.where(ticket.directory)}: its manifest would have {len(data)} bytes, above {MAX_MANIFEST_BYTES}")
     store.put(f"{ticket.directory}/{MANIFEST}", data)
     store.sync_directory(ticket.directory)
-    with nullcontext() if store.renames else suppress(CheckpointError):  # there it is a checkpoint already
+    with nullcontext() if store.renames else suppress(CheckpointError):  # without renames it is a checkpoint already
         store.remove(f"{ticket.directory}/{TOKEN}")
     store.sync_directory(ticket.directory)
     name = _rename(store, ticket) if store.renames else ticket.directory
@@ -196,7 +196,7 @@ def commit(store: Store, plan: FilePlan, ticket: Ticket, receipts: Sequence[Part
 
 
 def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[PartReceipt]) -> StoredFile:
-    """The digests of a file of which everybody wrote a part."""
+    """Returns the digests of a file from the receipts of all its writers."""
     where = store.where(f"{ticket.directory}/{file.name}")
     parts = [receipt.files[file.name] for receipt in [_own_receipt(ticket, file), *receipts] if file.name in receipt.files]
     if any(receipt.token != ticket.token for receipt in receipts):
@@ -215,7 +215,7 @@ def _stored(store: Store, ticket: Ticket, file: PlannedFile, receipts: Sequence[
 
 
 def _own_receipt(ticket: Ticket, file: PlannedFile) -> PartReceipt:
-    """Of the coordinator's part: the head, and padding, whose zeros add nothing to the sums."""
+    """Returns the receipt of the coordinator's part: the head, and padding, whose zeros add nothing to the sums."""
     sums = PartSums()
     for start, stop in file.zeros:
         sums.add(file.name, start, stop - start, 0, np.array([], dtype=np.uint32))
@@ -232,7 +232,7 @@ def _rename(store: Store, ticket: Ticket) -> str:
     if order is None or order < (ticket.step, ticket.epoch, ticket.attempt):
         retry = retry_name(ticket.step, ticket.epoch, ticket.attempt)
         if store.rename(ticket.directory, retry):
-            _log.warning("%s is taken by something else; this checkpoint is %s", store.where(name), retry)
+            _log.warning("%s exists and is not this checkpoint; this one is named %s", store.where(name), retry)
             return retry
     raise CheckpointError(f"{store.where(name)}: exists already; it is not overwritten")
 
@@ -246,13 +246,13 @@ def _order_of(store: Store, name: str) -> tuple[int, int, int] | None:
 
 
 def abandon(store: Store, plan: FilePlan, ticket: Ticket) -> None:
-    """Removes the ticket's directory, as far as the store lets it; what was committed stays."""
+    """Removes the ticket's directory as far as the store permits; a committed checkpoint stays."""
     if not store.renames and store.size(f"{ticket.directory}/{MANIFEST}") is not None:
         return
     names = [file.name for file in plan.files]
     if not store.shared_writes:
         path = f"{ticket.directory}/{TOKEN}"
-        with suppress(CheckpointError):  # nobody's any more, so others stop waiting for parts; it lists the files as long as there are any
+        with suppress(CheckpointError):  # an empty token stops others' waits for parts; its list stays until the files are gone
             if store.size(path) is not None:
                 store.replace(path, token_bytes("", names))
         with suppress(CheckpointError):
@@ -261,29 +261,29 @@ def abandon(store: Store, plan: FilePlan, ticket: Ticket) -> None:
 
 
 def take_over(store: Store, plan: FilePlan, ticket: Ticket) -> None:
-    """Removes the directory of a coordinator that is gone, as far as the store lets it; what was committed stays.
+    """Removes the directory of a coordinator that is gone, as far as the store permits; a committed checkpoint stays.
 
-    It gets another name first: a coordinator that still runs somewhere cannot commit what lacks files then. Where nothing can be renamed
-    it is left to be collected.
+    The directory is renamed first, so that a coordinator that still runs cannot commit it with files missing. A store without renames
+    leaves it to `collect`.
     """
     if store.renames:
         directory = nameless(ticket.step, ticket.epoch, ticket.attempt)
-        with suppress(CheckpointError):  # it has been committed, or removed
+        with suppress(CheckpointError):  # it was committed or removed already
             store.rename(ticket.directory, directory)
             remove_all(store, directory, [file.name for file in plan.files], tolerant=True)
 
 
 def remove_all(store: Store, directory: str, names: Iterable[str], *, tolerant: bool = False) -> None:
-    """Removes files, then what lists them, then the directory, whenever the power goes; a directory that holds anything else stays.
+    """Removes files, then the lists of them, then the directory, in an order that survives power loss. With other files in it, it stays.
 
-    Raises CheckpointError unless it is `tolerant`: then it goes on.
+    Raises CheckpointError unless `tolerant`: then it ignores errors.
     """
     ignored = suppress(CheckpointError) if tolerant else nullcontext()
     for name in names:
         with ignored:
             store.remove(f"{directory}/{name}")
     with ignored:
-        if store.names(directory):  # it has not been removed by somebody else
+        if store.names(directory):  # no other process has removed it
             store.sync_directory(directory)
     for name in (MANIFEST, TOKEN):
         with ignored:
@@ -293,7 +293,7 @@ def remove_all(store: Store, directory: str, names: Iterable[str], *, tolerant: 
 
 
 def read_latest(store: Store) -> tuple[str, tuple[int, int, int]] | None:
-    """What the hint says: a name and its (step, epoch, attempt). None if there is none that makes sense."""
+    """Reads the hint `latest`: a name and its (step, epoch, attempt). Returns None if it is missing or malformed."""
     try:
         data = json.loads(read_all(store, LATEST, _MAX_SMALL_BYTES))
         return str(data["name"]), (int(data["step"]), int(data["epoch"]), int(data["attempt"]))
@@ -302,7 +302,7 @@ def read_latest(store: Store) -> tuple[str, tuple[int, int, int]] | None:
 
 
 def advance_latest(store: Store, name: str, order: tuple[int, int, int]) -> None:
-    """Lets the hint name this checkpoint, unless it names a newer one."""
+    """Sets the hint `latest` to this checkpoint, unless it names this one or a newer one."""
     hint = read_latest(store)
     if hint is not None and hint[1] >= order:
         return
@@ -315,8 +315,8 @@ def _check_epoch(store: Store, ticket: Ticket) -> None:
     hint = read_latest(store)
     if hint is not None and hint[1][1] > ticket.epoch:
         raise CheckpointError(
-            f"{store.where(ticket.directory)}: it is of epoch {ticket.epoch}, and {hint[0]} was saved in epoch {hint[1][1]}: "
-            "this writer was evicted"
+            f"{store.where(ticket.directory)}: this save is of epoch {ticket.epoch}, and {hint[0]} was saved in epoch {hint[1][1]}: "
+            "this writer was evicted from the job, so its save is not committed"
         )
 
 
@@ -333,7 +333,7 @@ def save(
     threads: int = 2,
     slicings: Mapping[TensorKey, Slicing] = MappingProxyType({}),
 ) -> str:
-    """All of it from one process. Returns the checkpoint's name. Raises CheckpointError, with nothing left behind."""
+    """Writes a checkpoint from one process, and returns its name. Raises CheckpointError, with nothing left behind."""
     plan = plan_files(contents, max_file_bytes, slicings)
     ticket = begin(store, plan, step=step, epoch=epoch, attempt=attempt)
     try:

@@ -1,4 +1,4 @@
-"""The checkpoints in a directory, and the newest that is good."""
+"""Lists the checkpoints in a directory, finds the newest good one, and removes what dead savers left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = re.compile(r"step-(\d{8,18})(?:-e(\d+)-a(\d+)(?:-[0-9a-f]{16})?)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundCheckpoint:
-    """A directory with the name of a checkpoint: opened, or the reason why it cannot be."""
+    """A directory with the name of a checkpoint: opened, or the error that opening it raised."""
 
     name: str
     step: int
@@ -29,13 +29,16 @@ class FoundCheckpoint:
 
 
 def named_step(name: str) -> int | None:
-    """The step in the name of a checkpoint; None for any other name."""
+    """Returns the step in the name of a checkpoint; None for any other name."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def found(store: Store) -> Iterator[FoundCheckpoint]:
-    """Newest first. A directory without manifest is nothing yet, where manifests come last. Opened one step at a time."""
+    """Yields the store's checkpoints, newest first, opened one step at a time.
+
+    In a store without renames the manifest is the commit, so a directory without one is skipped.
+    """
     steps: dict[int, list[str]] = {}
     for name in store.names(""):
         step = named_step(name)
@@ -47,7 +50,7 @@ def found(store: Store) -> Iterator[FoundCheckpoint]:
 
 
 def _age(entry: FoundCheckpoint) -> tuple[int, int, int]:
-    """What cannot be opened comes first: it may be newer."""
+    """Returns the order in time; what cannot be opened counts as newest, because it may be."""
     return entry.source.manifest.order if entry.source else (1 << 63, 0, 0)
 
 
@@ -59,23 +62,21 @@ def _open(store: Store, name: str, step: int) -> FoundCheckpoint:
     try:
         source = ElasticSource(store, name)
         if source.manifest.step != step:
-            raise CheckpointError(f"{store.where(name)}: it is of step {source.manifest.step}, and its name says {step}")
+            raise CheckpointError(f"{store.where(name)}: its manifest is of step {source.manifest.step}, its name of step {step}")
     except CheckpointError as error:
         return FoundCheckpoint(name=name, step=step, error=error)
     return FoundCheckpoint(name=name, step=step, source=source)
 
 
 def newest(store: Store, *, verify: bool = False, only: Callable[[ElasticSource], bool] = lambda source: True) -> ElasticSource | None:
-    """The newest good checkpoint of those for which `only` is true; None if there is no directory with a checkpoint's name.
+    """Returns the newest good checkpoint for which `only` is true; None if none has a checkpoint's name, or `only` refuses all good ones.
 
-    Those that are damaged are logged with the reason.
-
-    Good: the manifest's digest is right and files have their sizes; with `verify`, every block is read. What is read later is checked
-    anyway.
+    Good means: the manifest's digest is right and files have their sizes; with `verify`, every block is read and checked. Later reads are
+    checked in any case. Damaged checkpoints are logged with the reason.
 
     Raises:
-        OtherVersion: the newest was written in another version of the format; passing over it would silently lose steps.
-        CheckpointError: there are some, and none is good.
+        OtherVersion: the newest has another version of the format; skipping it would silently lose steps.
+        CheckpointError: there are damaged ones, and no good one for which `only` is true.
     """
     reasons: list[str] = []
     for entry in found(store):
@@ -96,23 +97,23 @@ def newest(store: Store, *, verify: bool = False, only: Callable[[ElasticSource]
             reasons.append(str(error))
             if entry.source is not None:
                 entry.source.close()
-        _log.warning("%s is passed over: %s", entry.name, reasons[-1])
+        _log.warning("checkpoint %s is skipped: %s", entry.name, reasons[-1])
     if reasons:
         raise CheckpointError(f"{store.where('')}: no good checkpoint among {len(reasons)}: " + "; ".join(reasons))
     return None
 
 
 def temporary(store: Store) -> list[str]:
-    """Directories of saves that have not been committed (yet)."""
+    """Returns the directories of saves that are not (yet) committed."""
     if store.renames:
         return [name for name in store.names("") if name.startswith(TEMPORARY) and named_step(name[len(TEMPORARY) :]) is not None]
     return [name for name in store.names("") if named_step(name) is not None and not _has_manifest(store, name)]
 
 
 def collect(store: Store, *, older_than_s: float, now: float, tag: str = "") -> list[str]:
-    """Removes temporary directories in which nothing has changed since `now - older_than_s` (seconds since 1970): their savers are dead.
+    """Removes temporary directories in which nothing changed since `now - older_than_s` (seconds since 1970), and returns their names.
 
-    With `tag`, only those of saves whose token begins with it. Returns their names. Only files that a save makes are removed; a directory
+    Their savers count as dead. `tag` selects the saves whose token begins with it. Only files that a save makes are removed; a directory
     that holds anything else stays.
     """
     removed: list[str] = []
@@ -123,8 +124,8 @@ def collect(store: Store, *, older_than_s: float, now: float, tag: str = "") -> 
         touched = [store.changed(f"{name}/{file}") for file in files] + ([store.changed(name)] if store.renames else [])
         if max(touched, default=0.0) > now - older_than_s:
             continue
-        said = {INDEX, *listed(store, name)}
-        ours = [file for file in files if file in said or file.endswith(".safetensors") or file.startswith(PART)]
+        named = {INDEX, *listed(store, name)}
+        ours = [file for file in files if file in named or file.endswith(".safetensors") or file.startswith(PART)]
         remove_all(store, name, ours)
         removed.append(name)
     return removed

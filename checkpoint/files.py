@@ -1,4 +1,4 @@
-"""safetensors by hand: headers under strict bounds, and the place of every tensor's bytes, so that runs can be read and written alone.
+"""Reads and writes safetensors headers under strict bounds, and places every tensor's bytes, so that single runs can be read and written.
 
 The format (huggingface/safetensors, README): 8 bytes little-endian length of the header, the header in JSON, then the tensors' bytes
 without gaps.
@@ -35,7 +35,7 @@ CODES = {
     "float64": "F64",
     "complex64": "C64",
 }
-"""What safetensors calls each dtype of torch."""
+"""The safetensors name of each dtype of torch."""
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _BITS = {"8": 1, "6": 2, "2": 4, "4": 8}
 
@@ -46,10 +46,10 @@ _LENGTH_BYTES = 8
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of one element. Raises CheckpointError for a dtype that safetensors does not know."""
+    """Returns the bytes of one element. Raises CheckpointError for a dtype that safetensors does not have."""
     code = CODES.get(dtype)
     if code is None:
-        raise CheckpointError(f"dtype {dtype!r} cannot be stored; known are {', '.join(CODES)}")
+        raise CheckpointError(f"dtype {dtype!r} cannot be stored in safetensors; supported are {', '.join(CODES)}")
     if code == "BOOL" or code.startswith("F8"):
         return 1
     return 8 if code == "C64" else _BITS[code[-1]]
@@ -57,7 +57,7 @@ def itemsize(dtype: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafetensorsEntry:
-    """One tensor; `[start, stop)` are bytes behind the header."""
+    """One tensor; `[start, stop)` are byte offsets after the header."""
 
     name: str
     dtype: str
@@ -68,7 +68,7 @@ class SafetensorsEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafetensorsHeader:
-    """What a file holds, in the order of its bytes; these begin at byte `data_start`."""
+    """The tensors of a file, in the order of their bytes; these begin at byte `data_start`."""
 
     entries: tuple[SafetensorsEntry, ...]
     data_start: int
@@ -81,7 +81,7 @@ class SafetensorsHeader:
 
 
 def layout_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[SafetensorsEntry, ...]:
-    """Places `(name, dtype, shape)` one behind the other."""
+    """Places tensors `(name, dtype, shape)` one after another."""
     entries: list[SafetensorsEntry] = []
     position = 0
     for name, dtype, shape in tensors:
@@ -92,7 +92,10 @@ def layout_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple
 
 
 def encode_header(entries: Iterable[SafetensorsEntry], metadata: Mapping[str, str], where: str) -> bytes:
-    """The file's bytes before the first tensor: a multiple of 64, filled up with spaces."""
+    """Returns the file's bytes before the first tensor, padded with spaces to a multiple of 64.
+
+    Raises CheckpointError if the header is longer than safetensors permits.
+    """
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for entry in entries:
         table[entry.name] = {"dtype": CODES[entry.dtype], "shape": list(entry.shape), "data_offsets": [entry.start, entry.stop]}
@@ -104,7 +107,7 @@ def encode_header(entries: Iterable[SafetensorsEntry], metadata: Mapping[str, st
 
 
 def read_header(read: Callable[[int, int], bytes], size: int, where: str) -> SafetensorsHeader:
-    """The header of a file of `size` bytes, of which `read(offset, count)` gives bytes.
+    """Reads the header of a file of `size` bytes; `read(offset, count)` returns bytes of the file.
 
     Raises CheckpointError, before anything large is read, unless the tensors fill the file exactly, without gap or overlap.
     """

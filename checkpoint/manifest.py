@@ -1,6 +1,7 @@
-"""The manifest: what a checkpoint holds, where, with which digests. It is written last, and a checkpoint without a good one does not exist.
+"""The manifest lists a checkpoint's tensors, their places and the files' digests. It is written last; without a good one there is no
+checkpoint.
 
-The file is JSON, whose first line holds the SHA-256 of all bytes behind that line, so a reader needs no canonical form of JSON to check it.
+The file is JSON. Its first line holds the SHA-256 of all bytes after that line, so a reader checks it without a canonical form of JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from elastic.errors import CheckpointError
 MANIFEST = "manifest.json"
 FORMAT = "elastic-checkpoint"
 VERSION = 3
-"""1 and 2 had other digests, and were never released."""
+"""Versions 1 and 2 had other digests, and were never released."""
 MAX_MANIFEST_BYTES = 1 << 30
 _FIRST_LINE = b'{"sha256": "%s",\n'
 _FIRST_LINE_BYTES = len(_FIRST_LINE) - 2 + 64
@@ -46,25 +47,25 @@ _KEYS = {
 
 
 class OtherVersion(CheckpointError):
-    """Another version of this package wrote it: not damaged, but not to be read, nor passed over, by this one."""
+    """The checkpoint has another version of the format: it is not damaged, but this program must neither read nor skip it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A file's bytes, and its blocks' digests as one string."""
+    """A file's size in bytes, and its blocks' digests as one string."""
 
     size: int
     blocks: str
 
     @property
     def digest(self) -> str:
-        """Of the whole file."""
+        """The digest of the whole file."""
         return file_digest(self.size, self.blocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """`epoch` and `attempt` say which view and try wrote it; `layout` is any JSON that its writer wants remembered."""
+    """A decoded manifest. `epoch` and `attempt` are those of the save; `layout` is any JSON of its writer."""
 
     contents: Contents
     places: Mapping[TensorKey, StoredTensor]
@@ -76,17 +77,17 @@ class Manifest:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """Newer is greater."""
+        """The order in time: newer is greater."""
         return self.step, self.epoch, self.attempt
 
 
 def manifest_of(plan: FilePlan, files: Mapping[str, StoredFile], *, step: int, epoch: int, attempt: int, layout: Any) -> Manifest:
-    """The manifest of what was written by this plan."""
+    """Returns the manifest of files that were written by this plan."""
     return Manifest(contents=plan.contents, places=plan.places, files=files, step=step, epoch=epoch, attempt=attempt, layout=layout)
 
 
 def encode(manifest: Manifest, where: str) -> bytes:
-    """The file. Raises CheckpointError if settings or extra are not JSON."""
+    """Returns the bytes of the file. Raises CheckpointError if settings or extra are not JSON."""
     contents = manifest.contents
     tensors: dict[str, dict[str, Any]] = {name: {} for name in contents.tensors}
     for name, states in contents.tensors.items():
@@ -113,7 +114,7 @@ def encode(manifest: Manifest, where: str) -> bytes:
 
 
 def slicing_json(slicing: Slicing) -> dict[str, Any]:
-    """As the manifest has it."""
+    """Returns a slicing as JSON for the manifest."""
     return {
         "dim": slicing.dim,
         "widths": [list(part) for part in slicing.widths],
@@ -128,19 +129,19 @@ def _where(place: StoredTensor) -> dict[str, Any]:
 
 
 def decode(data: bytes, where: str) -> Manifest:
-    """Raises CheckpointError naming `where` and the reason, OtherVersion if a newer program wrote it, or a very old one."""
+    """Parses and checks a manifest. Raises CheckpointError with `where` and the reason, OtherVersion for another format version."""
     text = data[_FIRST_LINE_BYTES:]
     if data[:_FIRST_LINE_BYTES] != _FIRST_LINE % hashlib.sha256(text).hexdigest().encode():
         raise CheckpointError(f"{where}: damaged: its first line is not the digest of the rest")
     body = loads(data, where)
     del body["sha256"]
     if body.get("format") != FORMAT or type(body.get("version")) is not int:
-        raise CheckpointError(f"{where}: not a manifest of {FORMAT!r}")
+        raise CheckpointError(f"{where}: not a manifest of the format {FORMAT!r}")
     if body["version"] != VERSION:
-        advice = "update it" if body["version"] > VERSION else "read it with the program that wrote it"
-        raise OtherVersion(f"{where}: format version {body['version']}, and this program reads {VERSION}: {advice}")
+        advice = "update this program" if body["version"] > VERSION else "read it with the program that wrote it"
+        raise OtherVersion(f"{where}: it has format version {body['version']}, and this program reads {VERSION}: {advice}")
     if missing := _KEYS - body.keys():
-        raise CheckpointError(f"{where}: it lacks {', '.join(sorted(missing))}")
+        raise CheckpointError(f"{where}: these entries are missing: {', '.join(sorted(missing))}")
     try:
         return _manifest(body)
     except (KeyError, TypeError, ValueError, AttributeError, CheckpointError) as error:
@@ -183,7 +184,7 @@ def _manifest(body: Mapping[str, Any]) -> Manifest:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ValueError(f"{value!r} where a count should be")
+        raise ValueError(f"{value!r} is not a count")
     return value
 
 
@@ -202,7 +203,7 @@ def _file_name(name: str) -> str:
 def _stored(name: str, fields: Mapping[str, Any]) -> StoredFile:
     file = StoredFile(size=_count(fields["size"]), blocks=str(fields["blocks"]))
     if len(file.blocks) != DIGITS * block_count(file.size) or not re.fullmatch("[0-9a-f]*", file.blocks) or file.digest != fields["digest"]:
-        raise ValueError(f"the digests of {name} do not fit together")
+        raise ValueError(f"the digests of {name} contradict each other")
     return file
 
 
@@ -220,11 +221,11 @@ def _place(what: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]
 
 
 def _sliced(what: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> Sliced:
-    spec, said = _spec(what, fields), fields["slicing"]
+    spec, cut = _spec(what, fields), fields["slicing"]
     slicing = Slicing(
-        dim=_count(said["dim"]),
-        widths=tuple(tuple(map(_count, part)) for part in said["widths"]),
-        padded=None if said["padded"] is None else tuple(map(_count, said["padded"])),
+        dim=_count(cut["dim"]),
+        widths=tuple(tuple(map(_count, part)) for part in cut["widths"]),
+        padded=None if cut["padded"] is None else tuple(map(_count, cut["padded"])),
     )
     slicing.check(spec.shape)
     if len(fields["slices"]) != slicing.ranks:

@@ -1,12 +1,12 @@
 """Checkpoints in object stores, and anywhere else that fsspec reaches: `s3://bucket/run`, `gs://...`, `memory://run`.
 
-Objects are written whole and cannot be renamed, so two things differ from a directory. The manifest, written last, is the commit. And a
-file of which several workers have a part is made in two steps: every worker uploads what it has of it as one object, a *part*, and when the
-parts cover the file one worker (each is given some of the files) joins them and removes them.
+Objects are written whole and cannot be renamed, so two things differ from a directory. The manifest, written last, is the commit. A file
+that several workers write is made in two steps: every worker uploads its bytes of the file as one object, a *part*; when the parts cover
+the file, one worker (each has some of the files) joins them and removes them.
 
-    .part-FILE-TOKEN    runs of bytes one behind the other; then JSON `[[start, stop], ...]`, its length in 8 bytes, 8 magic bytes
+    .part-FILE-TOKEN    runs of bytes one after another; then JSON `[[start, stop], ...]`, its length in 8 bytes, 8 magic bytes
 
-What a part holds is written at its end, so a part of which something is missing counts for nothing.
+The list of runs is at the end of a part, so an incomplete part is recognized and ignored.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _MOST_RUNS_BYTES = 64 << 20
 
 
 Location = Path | str
-"""A path of this machine, or a URL: a string."""
+"""A path on this machine (Path), or a URL (str)."""
 
 
 def place(text: str) -> Location:
-    """What a person named. `file://` is a path: directories can be renamed and synced there."""
+    """Parses a path or a URL of a user. `file://` becomes a path, because directories can be renamed and synced there."""
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
     return text if "://" in text else Path(text)
 
 
 def open_store(where: str | os.PathLike[str]) -> Store:
-    """The store at a path, or at a URL. Raises CheckpointError if nothing here can open such URLs."""
+    """Opens the store at a path or URL. Raises CheckpointError if no installed package can open such URLs."""
     named = place(os.fspath(where))
     return ObjectStore(named) if isinstance(named, str) else LocalStore(named)
 
@@ -60,18 +60,18 @@ def _named(where: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise CheckpointError(f"{where}: {error.strerror or error or type(error).__name__}") from error
-    except Exception as error:  # a plug-in's boundary: what clients of object stores raise is theirs to choose
+    except Exception as error:  # a plug-in's boundary: clients of object stores raise errors of any class
         raise CheckpointError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _connected(url: str) -> tuple[Any, str]:
-    """The file system that fsspec has for a URL, and the path in it."""
+    """Returns fsspec's file system for a URL, and the path in it."""
     try:
         return importlib.import_module("fsspec.core").url_to_fs(url)
-    except ImportError as error:  # fsspec says what to install
+    except ImportError as error:  # fsspec's message names the package to install
         raise CheckpointError(f"{url}: {error}") from error
     except ValueError as error:
-        raise CheckpointError(f"{url}: {error}; known are {', '.join(sorted(_protocols()))}") from error
+        raise CheckpointError(f"{url}: {error}; supported are {', '.join(sorted(_protocols()))}") from error
     except Exception as error:  # as in `_named`
         raise CheckpointError(f"{url}: {type(error).__name__}: {error}") from error
 
@@ -91,7 +91,7 @@ class _PartRun:
 
 
 class ObjectStore:
-    """A prefix of an object store. `filesystem` is fsspec's for this URL, or one that records and breaks."""
+    """A prefix of an object store. `filesystem` is fsspec's for this URL, or a test's that records calls and injects faults."""
 
     renames = False
     shared_writes = False
@@ -110,11 +110,11 @@ class ObjectStore:
         return f"{self._root}/{path}" if path else self._root
 
     def _check_bucket(self) -> None:
-        """Some clients would make a missing bucket, whose name may be a slip of the pen."""
+        """Raises CheckpointError if the bucket is missing: some clients would create it, and its name may be a typing error."""
         above, slash, rest = self._root.partition("/")
         top = above or slash + rest.partition("/")[0]
         if not self.private and not self._fs.exists(top):
-            raise CheckpointError(f"{self._url}: there is no {top!r}: make it first, if this is what you mean")
+            raise CheckpointError(f"{self._url}: there is no {top!r}: create it first, or correct the URL")
 
     def make_directory(self, path: str) -> None:
         with _named(self.where(path)):
@@ -122,7 +122,7 @@ class ObjectStore:
             self._fs.makedirs(self._at(path), exist_ok=False)
 
     def create(self, path: str, size: int) -> None:
-        """Nothing: its parts make the file."""
+        """Does nothing: `join` makes the file from its parts."""
 
     def open_write(self, path: str) -> PartWritable:
         directory, _, name = path.rpartition("/")
@@ -170,7 +170,7 @@ class ObjectStore:
         return True
 
     def _runs(self, part: str) -> list[_PartRun]:
-        """What a part holds; nothing if it is not (yet) whole."""
+        """Returns the runs of a part; an empty list if it is not (yet) complete."""
         size = self.size(part)
         if size is None or size < _END_BYTES:
             return []
@@ -187,13 +187,13 @@ class ObjectStore:
                 found.append(_PartRun(start=start, stop=stop, part=part, offset=offset))
                 offset += stop - start
         except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.where(part)}: damaged: it does not say what it holds ({error})") from error
+            raise CheckpointError(f"{self.where(part)}: damaged: its list of runs cannot be read ({error})") from error
         if offset != size - _END_BYTES - length:
             raise CheckpointError(f"{self.where(part)}: damaged: it should hold {offset} bytes")
         return found
 
     def sync_directory(self, path: str) -> None:
-        """An object is safe when its upload has ended."""
+        """Does nothing: an object is durable when its upload has ended."""
 
     def rename(self, old: str, new: str) -> bool:
         raise CheckpointError(f"{self.where(old)}: objects cannot be renamed")
@@ -228,18 +228,18 @@ class ObjectStore:
     def remove_directory(self, path: str) -> None:
         if self.names(path):
             return
-        with suppress(OSError, NotImplementedError):  # where there are no directories, the last object's removal was theirs
+        with suppress(OSError, NotImplementedError):  # without directories there is nothing to remove
             self._fs.rmdir(self._at(path))
 
 
 def part_of(name: str) -> str | None:
-    """The file that an object of this name is a part of; None if it is no part."""
+    """Returns the file that an object of this name is a part of; None if it is not a part."""
     match = _PART_NAME.fullmatch(name)
     return match["file"] if match else None
 
 
 class PartWritable:
-    """One worker's part of a file: streamed to an object of its own, whatever the order of writes."""
+    """One worker's part of a file, streamed to its own object; writes may come in any order."""
 
     def __init__(self, file: Any, where: str) -> None:
         self._file, self._where = file, where
@@ -256,7 +256,7 @@ class PartWritable:
                 self._runs.append([offset, offset + memory.size])
 
     def sync(self) -> None:
-        """The object is there when this returns, and takes no more."""
+        """Ends the upload. The object exists when this returns, and no more can be written."""
         text = json.dumps(self._runs, separators=(",", ":")).encode()
         with self._lock, _named(self._where):
             self._file.write(text + len(text).to_bytes(8, "little") + _MAGIC)
@@ -265,7 +265,7 @@ class PartWritable:
 
     def close(self) -> None:
         if not self._whole:
-            with suppress(CheckpointError), _named(self._where):  # what is uploaded by that counts for nothing, and is removed
+            with suppress(CheckpointError), _named(self._where):  # this may upload an incomplete part, which is ignored and removed
                 self._file.close()
 
 
@@ -285,4 +285,4 @@ class ObjectReadable:
         memory[:] = as_bytes(data)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: no file is open."""

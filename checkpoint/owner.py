@@ -1,8 +1,8 @@
-"""Which job may save into a directory of checkpoints: the last one that began there.
+"""Ownership of a directory of checkpoints: only the last job that began there may save into it.
 
-`owner.json` holds a random id of that job. A job claims the directory when it begins, and looks before each save: if another job has
-claimed it meanwhile, this one's saves are refused. So a job that was thought dead never mixes its steps with its successor's. Nothing here
-is a lock: two jobs that claim at the same moment both believe, until the next save, that the directory is theirs.
+`owner.json` holds a random id of that job. A job claims the directory when it begins, and checks it before each save: if another job has
+claimed it since, the save is refused. So a job that was thought dead never mixes its steps with its successor's. This is not a lock: if
+two jobs claim at the same moment, one of them learns only at its next save that it is not the owner.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ TAG_DIGITS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """`job` is 16 hex digits; `began_from` is the order (step, epoch, attempt) of the checkpoint that the job went on from, if it did."""
+    """The owner: `job` is 16 hex digits; `began_from` is the order (step, epoch, attempt) of the checkpoint it resumed from, or None."""
 
     job: str
     began_from: tuple[int, int, int] | None
 
     @property
     def tag(self) -> str:
-        """The first digits of the token of each of the job's saves, with which the names of their temporary directories end."""
+        """The first digits of the tokens of the job's saves; a save's temporary directory has a name that ends in its token."""
         return self.job[:TAG_DIGITS]
 
 
 def read_owner(store: Store) -> Owner | None:
-    """Whose directory it is; None if nobody has claimed it, or the file makes no sense."""
+    """Returns the owner; None if no job has claimed the directory, or the file is malformed."""
     try:
         data = json.loads(read_all(store, OWNER, _MAX_BYTES))
         if data["began_from"] is None:
@@ -45,7 +45,7 @@ def read_owner(store: Store) -> Owner | None:
 
 
 def claim(store: Store, owner: Owner) -> None:
-    """Makes it the owner. Raises CheckpointError if that cannot be written."""
+    """Writes the owner. Raises CheckpointError if that fails."""
     with suppress(CheckpointError):
         store.make_directory("")  # else it exists already
     text = json.dumps({"job": owner.job, "began_from": owner.began_from})
@@ -57,6 +57,6 @@ def check_owner(store: Store, job: str) -> None:
     owner = read_owner(store)
     if owner is not None and owner.job != job:
         raise CheckpointError(
-            f"{store.where('')}: another job has begun to save here, so this one no longer does. If both shall run, "
+            f"{store.where('')}: another job has begun to save here, so this job no longer saves. To run both, "
             "give each a directory of its own"
         )

@@ -1,7 +1,7 @@
-"""Which file holds which tensor at which byte: a pure function of shapes, the same on every worker.
+"""Plans which file holds which tensor at which byte: a pure function of shapes, the same on every worker.
 
-A weight is one contiguous tensor of one safetensors file, whoever writes its runs, so that other programs can open the file. Where it is
-kept as tensor-parallel slices, each slice is, in a file that has its rank in its name.
+A weight is one contiguous tensor of one safetensors file, even if several workers write its runs, so that other programs can open the
+file. If a weight is kept as tensor-parallel slices, each slice is one contiguous tensor, in a file with its rank in its name.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}\.(json|txt|model|jinja|t
 _OURS = re.compile(r"manifest\.json|model(-tp\d+)?\.safetensors\.index\.json")
 
 TensorKey = tuple[str, str]
-"""Name of a parameter or buffer, and name of the state."""
+"""The name of a parameter or buffer, and the name of the state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlace:
-    """Where a tensor's first byte lies."""
+    """The place of a tensor: its file, and the offset of its first byte."""
 
     file: str
     offset: int
@@ -46,13 +46,13 @@ class TensorPlace:
 
     @property
     def elements(self) -> int:
-        """Of the whole tensor."""
+        """Elements of the whole tensor."""
         return math.prod(self.spec.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sliced:
-    """Where a tensor's slices lie, by rank. `spec` is that of the whole tensor."""
+    """The places of a tensor's slices, by rank. `spec` is that of the whole tensor."""
 
     spec: Spec
     slicing: Slicing
@@ -65,7 +65,7 @@ class Sliced:
 
     @property
     def elements(self) -> int:
-        """Of the whole tensor, padding not counted."""
+        """Elements of the whole tensor, without padding."""
         return math.prod(self.spec.shape)
 
 
@@ -74,7 +74,7 @@ StoredTensor = TensorPlace | Sliced
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFile:
-    """A file of `size` bytes, of which the first are known beforehand (all of them, for an index), and `zeros`: byte ranges of padding."""
+    """A file of `size` bytes that begins with `head` (for an index, the whole file). `zeros`: byte ranges of padding."""
 
     name: str
     size: int
@@ -84,7 +84,7 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePlan:
-    """All files but the manifest."""
+    """All files of a checkpoint, except the manifest."""
 
     contents: Contents
     files: tuple[PlannedFile, ...]
@@ -92,31 +92,31 @@ class FilePlan:
 
     @property
     def fingerprint(self) -> str:
-        """Equal on two workers if and only if they would put everything at the same places."""
+        """A digest that is equal on two workers if and only if their plans put everything at the same places."""
         text = b"".join(b"%s %d %d\n%s\n" % (file.name.encode(), file.size, len(file.head), file.head) for file in self.files)
         cuts = [f"{key} {place.slicing}\n" for key, place in self.places.items() if isinstance(place, Sliced)]
         return hashlib.sha256(text + "".join(cuts).encode()).hexdigest()
 
     def runs(self) -> Iterator[tuple[str, str, int]]:
-        """`(name, state, elements)` of every tensor, in the order of the files."""
+        """Yields `(name, state, elements)` of every tensor, in the order of the files."""
         for (name, state), place in self.places.items():
             yield name, state, place.elements
 
 
 def stored_name(name: str, state: str) -> str:
-    """What a tensor is called in its file: weights as in the model, optimizer state `exp_avg` of `w` is `w/exp_avg`."""
+    """Returns a tensor's name in its file: a weight's name as in the model; `w/exp_avg` for optimizer state `exp_avg` of `w`."""
     return name if state == PARAM else f"{name}/{state}"
 
 
 def stored_parts(place: StoredTensor) -> tuple[TensorPlace, ...]:
-    """The contiguous tensors that lie in files: the whole one, or each rank's slice."""
+    """Returns the contiguous tensors in files: the whole tensor, or each rank's slice."""
     return place.slices if isinstance(place, Sliced) else (place,)
 
 
 def plan_files(
     contents: Contents, max_file_bytes: int = DEFAULT_FILE_BYTES, slicings: Mapping[TensorKey, Slicing] = MappingProxyType({})
 ) -> FilePlan:
-    """Files of at most this many bytes of tensors, unless one tensor (or slice) alone has more. `slicings`: of what is kept as slices.
+    """Plans files of at most `max_file_bytes` of tensors, unless one tensor or slice has more. `slicings`: of tensors kept as slices.
 
     Raises CheckpointError if a dtype or a name cannot be stored, or if a slicing does not fit.
     """
@@ -144,7 +144,7 @@ def plan_files(
 
 
 def index_tables(places: Mapping[TensorKey, StoredTensor]) -> dict[str, dict[str, TensorPlace]]:
-    """Each index of weights by its file's name: one of all, as Hugging Face has it; where some are slices, one of what each rank has."""
+    """Returns the indices of weights by file name: one of all weights, as Hugging Face writes it; with slices, one for each rank."""
     weights = {name: place for (name, state), place in places.items() if state == PARAM}
     ranks = max((place.slicing.ranks for place in weights.values() if isinstance(place, Sliced)), default=0)
     tables: dict[str, dict[str, TensorPlace]] = {f"model-tp{rank}.safetensors.index.json": {} for rank in range(ranks)} or {INDEX: {}}
@@ -167,7 +167,7 @@ def _check_slicings(contents: Contents, slicings: Mapping[TensorKey, Slicing]) -
     for (name, state), slicing in slicings.items():
         spec = contents.tensors.get(name, {}).get(state)
         if spec is None:
-            raise CheckpointError(f"{name!r}, {state!r} is to be kept as slices, and there is no such tensor")
+            raise CheckpointError(f"{name!r}, {state!r} is to be kept as slices, but there is no such tensor")
         try:
             slicing.check(spec.shape)
         except CheckpointError as error:
@@ -175,14 +175,14 @@ def _check_slicings(contents: Contents, slicings: Mapping[TensorKey, Slicing]) -
 
 
 def is_extra_file(name: str) -> bool:
-    """Whether a file of this name may lie beside the weights: one of those that models and tokenizers bring, and none of the format."""
+    """Returns whether a file of this name may accompany the weights: a model's or a tokenizer's file, none of this format."""
     return _BESIDE.fullmatch(name) is not None and _OURS.fullmatch(name) is None
 
 
 def _check_names(contents: Contents) -> None:
     for name in contents.files:
         if not is_extra_file(name):
-            raise CheckpointError(f"a file beside the weights cannot be called {name!r}: use letters, digits and .json, .txt or .model")
+            raise CheckpointError(f"an extra file cannot be called {name!r}: use letters, digits, and .json, .txt or .model at the end")
     for name, states in contents.tensors.items():
         if not name or name == "__metadata__":
             raise CheckpointError(f"a tensor cannot be called {name!r}")
@@ -191,7 +191,7 @@ def _check_names(contents: Contents) -> None:
                 raise CheckpointError(f"tensor {name!r}: a state cannot be called {state!r}")
     for tied, base in contents.ties.items():
         if base not in contents.tensors or tied in contents.tensors:
-            raise CheckpointError(f"{tied!r} is tied to {base!r}: the base must be stored and the other must not")
+            raise CheckpointError(f"{tied!r} is tied to {base!r}: only {base!r} must be stored")
 
 
 def _plan_kind(
@@ -201,7 +201,7 @@ def _plan_kind(
     found: dict[TensorKey, list[TensorPlace]],
     padding: Mapping[TensorKey, Sequence[tuple[int, int]]] = MappingProxyType({}),
 ) -> list[PlannedFile]:
-    """The files of one kind, or of one rank's slices. `padding`: in elements of a slice. Adds a place to each key's in `found`."""
+    """Plans the files of one kind, or of one rank's slices, and adds each key's place to `found`. `padding`: runs in elements."""
     shards = _shards(specs, most)
     files: list[PlannedFile] = []
     for number, shard in enumerate(shards, 1):
@@ -233,7 +233,7 @@ def _shards(specs: Mapping[TensorKey, Spec], most: int) -> list[list[TensorKey]]
 
 
 def _plan_file(name: str, specs: Mapping[TensorKey, Spec]) -> tuple[bytes, dict[TensorKey, TensorPlace]]:
-    """Header and places. Wide elements come first, so that every tensor is aligned to its elements, as safetensors' own writer does."""
+    """Returns header and places. Wide elements come first, as in safetensors' own writer, so every tensor is aligned to its elements."""
     ordered = sorted(specs, key=lambda key: -itemsize(specs[key].dtype))
     entries = layout_entries((stored_name(*key), specs[key].dtype, specs[key].shape) for key in ordered)
     if len({entry.name for entry in entries}) < len(entries):

@@ -1,4 +1,4 @@
-"""Reads our own format: only the blocks that hold what is asked for, each checked before anything of it is handed out."""
+"""Reads our own format: only the blocks that hold the requested values, each checked before any of it is returned."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _CACHED_BLOCKS = 32
 
 
 class ElasticSource:
-    """One checkpoint directory, as a `elastic.checkpoint.state.Source`. `bytes_read` counts what came from files, the manifest excepted.
+    """One checkpoint directory, as an `elastic.checkpoint.state.Source`. `bytes_read` counts bytes read from files, without the manifest.
 
-    Blocks at the ends of runs are kept for a while (8 MiB in all), so runs read in the order of the files read each block once.
+    It caches blocks at the ends of runs (8 MiB in all), so runs that are read in the order of the files read each block once.
     """
 
     format = "elastic"
 
     def __init__(self, store: Store, directory: str, *, threads: int = 2) -> None:
-        """`threads` read and check one large run together.
+        """Opens a checkpoint. `threads` threads read and check one large run together.
 
-        Raises CheckpointError if the manifest is missing or damaged, or a file is missing or of another size.
+        Raises CheckpointError if the manifest is missing or damaged, or a file is missing or has another size.
         """
         self._store, self._directory = store, directory
         path = f"{directory}/{MANIFEST}"
@@ -49,7 +49,7 @@ class ElasticSource:
         self._stored: Mapping[str, str] = {}
         self.name = directory
         self.bytes_read = 0
-        self._told: Callable[[int], None] = lambda _bytes: None
+        self._on_read: Callable[[int], None] = lambda _bytes: None
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
         self._opened: dict[str, ReadableStore] = {}
@@ -62,7 +62,7 @@ class ElasticSource:
 
     @property
     def contents(self) -> Contents:
-        """With the files beside the weights, which are read when this is first asked for. Raises CheckpointError if one is damaged."""
+        """The contents with the extra files, which are read at the first use. Raises CheckpointError if one is damaged."""
         if self._contents is None:
             files = {name: self._bytes(name, 0, file.size) for name, file in self.manifest.files.items() if is_extra_file(name)}
             self._contents = replace(self.listed, files=files)
@@ -70,23 +70,23 @@ class ElasticSource:
 
     @property
     def listed(self) -> Contents:
-        """What the manifest lists, without the files beside the weights: nothing more is read."""
+        """The contents by the manifest, without the extra files: no file is read."""
         return renamed(self.manifest.contents, {stored: name for name, stored in self._stored.items()})
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Shows tensors by other names from now on, by the names that the files have. The manifest keeps these."""
+        """Renames tensors from now on: `names` maps the names in the files to new ones. The manifest keeps the names in the files."""
         self._stored = {name: stored for stored, name in names.items()}
         self._contents = None
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
-        """The run `[start, stop)` of one tensor, in elements. Raises CheckpointError if it is not there, or damaged."""
+        """Reads the run `[start, stop)` (elements) of one tensor. Raises CheckpointError if it does not exist or is damaged."""
         place = self._run(name, state, start, stop)
         values = empty(stop - start, getattr(torch, place.spec.dtype))
         self._fill_values(place, start, values)
         return values
 
     def read_into(self, name: str, state: str, start: int, values: torch.Tensor) -> None:
-        """As `read`, to where the values are wanted: flat contiguous host memory of the tensor's dtype. Damaged bytes may be there then."""
+        """Reads a run into `values`: flat contiguous host memory of the tensor's dtype. Raises as `read`; bytes in it may be wrong then."""
         place = self._run(name, state, start, start + values.numel())
         if str(values.dtype) != f"torch.{place.spec.dtype}" or not values.is_contiguous():
             raise CheckpointError(f"{name!r}, {state!r} is {place.spec.dtype}; it cannot be read into {values.dtype}, {values.stride()}")
@@ -107,7 +107,7 @@ class ElasticSource:
             landing.take()
 
     def place(self, name: str, state: str = PARAM) -> StoredTensor:
-        """Where a tensor lies, or the one that it is tied to."""
+        """Returns the place of a tensor, or of the one that it is tied to."""
         stored = self._stored.get(name, name)
         place = self.manifest.places.get((self.manifest.contents.ties.get(stored, stored), state))
         if place is None:
@@ -116,15 +116,15 @@ class ElasticSource:
 
     @property
     def slicings(self) -> dict[TensorKey, Slicing]:
-        """Of the tensors that are kept as slices."""
+        """The slicings of the tensors that are kept as slices."""
         return {key: place.slicing for key, place in self.manifest.places.items() if isinstance(place, Sliced)}
 
     def watch(self, told: Callable[[int], None]) -> None:
         """Calls `told` with the bytes of each read from now on."""
-        self._told = told
+        self._on_read = told
 
     def close(self) -> None:
-        """Lets go of files."""
+        """Closes the files, and stops the threads."""
         while self._opened:
             self._opened.popitem()[1].close()
         self._cached.clear()
@@ -133,12 +133,12 @@ class ElasticSource:
             self._pool = None
 
     def verify(self) -> None:
-        """Reads everything. Raises CheckpointError with every problem that it found."""
+        """Reads and checks everything. Raises CheckpointError with every problem that it found."""
         if problems := list(self.problems()):
             raise CheckpointError("\n".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """One sentence for each file that is damaged or does not agree with the manifest."""
+        """Yields one sentence for each file that is damaged or contradicts the manifest."""
         for name in self.manifest.files:
             try:
                 self._verify_file(name)
@@ -184,7 +184,7 @@ class ElasticSource:
             raise CheckpointDamaged(str(error)) from error
 
     def _fill_checked(self, file: str, memory: np.ndarray, offset: int) -> None:
-        """Whole blocks are read to where they are wanted; of the first and the last, if they are wanted in part, a checked copy is kept."""
+        """Fills `memory` directly with whole blocks, and with parts of the first and the last block from checked, cached copies."""
         stop = offset + memory.size
         position = offset
         while position < stop:
@@ -212,14 +212,14 @@ class ElasticSource:
         return block
 
     def _read_blocks(self, file: str, memory: np.ndarray, start: int) -> None:
-        """Fills memory from the start of a block to the end of one, and checks it."""
+        """Fills memory that begins and ends at block boundaries, and checks it."""
         if not memory.size:
             return
         if file not in self._opened:
             self._opened[file] = self._store.open_read(f"{self._directory}/{file}")
             self._sums[file] = checksums_of(self.manifest.files[file].blocks)
         self.bytes_read += memory.size
-        self._told(memory.size)
+        self._on_read(memory.size)
         share = max(_SHARE_BYTES, -(-block_count(memory.size) // self._threads) * BLOCK_BYTES)
         if self._threads > 1 and memory.size > share:
             if self._pool is None:
@@ -238,7 +238,7 @@ class ElasticSource:
             self._read_share(file, memory, start)
 
     def _read_share(self, file: str, memory: np.ndarray, start: int) -> None:
-        """In pieces that the store likes to be asked for."""
+        """Reads and checks in pieces of the store's `read_bytes`."""
         for place in range(0, memory.size, self._store.read_bytes):
             piece = memory[place : place + self._store.read_bytes]
             self._opened[file].read_into(piece, start + place)
@@ -250,5 +250,5 @@ class ElasticSource:
         if wrong.size:
             at = (first + int(wrong[0])) * BLOCK_BYTES
             raise CheckpointError(
-                f"{self._where(file)}: damaged: bytes from {at} on, for {BLOCK_BYTES}, do not have the digest of the manifest"
+                f"{self._where(file)}: damaged: bytes from {at} on (a block of {BLOCK_BYTES}) do not have the digest of the manifest"
             )

@@ -1,4 +1,4 @@
-"""A checkpoint's contents under other names."""
+"""Renames tensors in a checkpoint's contents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from elastic.checkpoint.state import Contents, Group
 
 
 def renamed(contents: Contents, names: Mapping[str, str]) -> Contents:
-    """The same with every name that `names` has replaced; the others stay."""
+    """Returns the contents with each name that is a key of `names` replaced by its value; other names stay."""
     new = lambda name: names.get(name, name)  # noqa: E731
     return replace(
         contents,

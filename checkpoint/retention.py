@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and the removal of the others: never the last good one, and no file that a save did not make."""
+"""Removes checkpoints that no policy keeps: never the last good one, and no file that a save did not make."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class RetentionPolicy(Protocol):
     """One reason to keep a checkpoint."""
 
     def keeps(self, step: int, newer: int) -> bool:
-        """`newer`: how many good checkpoints are newer than this one."""
+        """Returns whether to keep the checkpoint of `step`; `newer` good checkpoints are newer than it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class KeepLast:
-    """The newest `count`."""
+    """Keeps the newest `count`."""
 
     count: int
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise CheckpointError(f"at least the last checkpoint is kept, not {self.count}")
+            raise CheckpointError(f"the number of checkpoints to keep is {self.count}; it must be at least 1")
 
     def keeps(self, step: int, newer: int) -> bool:
         return newer < self.count
@@ -41,34 +41,34 @@ class KeepLast:
 
 @dataclass(frozen=True, slots=True)
 class KeepEvery:
-    """Those of steps that are multiples of `steps`."""
+    """Keeps the checkpoints of steps that are multiples of `steps`."""
 
     steps: int
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise CheckpointError(f"every {self.steps} steps is not a policy")
+            raise CheckpointError(f"checkpoints of every {self.steps} steps cannot be kept; the number must be at least 1")
 
     def keeps(self, step: int, newer: int) -> bool:
         return step % self.steps == 0
 
 
 def doomed(steps: Sequence[int], policies: Sequence[RetentionPolicy]) -> list[int]:
-    """Positions, in the steps of good checkpoints (newest first), of those that no policy keeps. Never the first."""
+    """Returns the positions, in the steps of good checkpoints (newest first), that no policy keeps; never the first."""
     return [newer for newer, step in enumerate(steps) if newer and not any(policy.keeps(step, newer) for policy in policies)]
 
 
 def retire(store: Store, policies: Sequence[RetentionPolicy], *, verify: bool = True) -> list[str]:
-    """Removes what no policy keeps; returns the names. What cannot be opened is left alone.
+    """Removes the checkpoints that no policy keeps, and returns their names. Those that cannot be opened stay.
 
-    With `verify`, every block of the newest is read before anything is removed; if it is damaged, it is left alone and the next one counts
+    With `verify`, every block of the newest is read before anything is removed; if it is damaged, it stays, and the next one counts
     as the newest. Raises CheckpointError if removal fails half-way: the rest is then a temporary directory, for `collect`.
     """
     opened = [entry.source for entry in found(store) if entry.source is not None]
     good = list(opened)
     try:
         chosen = doomed([source.manifest.step for source in good], policies)
-        while verify and chosen and not _is_good(good[0]):  # it counts no more: the newest good one is behind it
+        while verify and chosen and not _is_good(good[0]):  # damaged: the next one counts as the newest
             del good[0]
             chosen = doomed([source.manifest.step for source in good], policies)
         removed = [good[position] for position in chosen]
@@ -83,12 +83,12 @@ def retire(store: Store, policies: Sequence[RetentionPolicy], *, verify: bool = 
 def _is_good(source: ElasticSource) -> bool:
     problems = list(source.problems())
     for problem in problems:
-        _log.warning("a damaged checkpoint does not count as one that is kept: %s", problem)
+        _log.warning("a damaged checkpoint is not counted among those to keep: %s", problem)
     return not problems
 
 
 def _remove(store: Store, name: str, manifest: Manifest) -> None:
-    """It stops being a checkpoint at once; then its files go, by the list in its manifest, or a copy of the list: whatever is last."""
+    """Ends the checkpoint atomically (by a rename, or by removing its manifest), then removes its files."""
     directory = name
     if store.renames:
         directory = nameless(*manifest.order)

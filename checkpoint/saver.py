@@ -1,12 +1,11 @@
-"""Saving while training goes on: every member writes what it owns in a thread; the coordinator makes it a checkpoint.
+"""Saves while training goes on: every member writes what it owns in a thread; the coordinator commits the checkpoint.
 
-    all          start: the same contents, each with its own runs and numbers; a thread makes the directory or waits for it, writes, syncs
-    all          receipt: once its writing is over; the caller brings it to the coordinator
-    coordinator  take: when all members' receipts are there, and the members are still the same: commit, in a thread; then `retain`
+    all          start: the same contents, each with its own runs and scalars; a thread makes the directory or waits for it, writes, syncs
+    all          receipt: returned once, when writing is over; the caller sends it to the coordinator
+    coordinator  take: when all receipts have arrived, and the members are still the same: commits in a thread, then calls `retain`
 
-A save that loses a member is given up; its directory is removed by the coordinator, or by the first member that is left, or is later
-collected. No step waits for a disk, nor for the plan of a save's files, and at most one save is under way: whoever is `busy` leaves out the
-next one.
+A save that loses a member is given up; the coordinator or the first remaining member removes its directory, or `collect` does later. No
+step waits for a disk, nor for the plan of a save's files. At most one save is under way: a member that is `busy` leaves out the next one.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ _PATIENCE_S = 20.0
 _RARER, _RAREST = 8, 20
 
 Prepare = Callable[[], tuple[Contents, Sequence[TensorRun]]]
-"""What the checkpoint holds, and what of it this member writes; of `scalars`, those that this member knows."""
+"""Returns the checkpoint's contents (of `scalars`, those that this member has), and the runs that this member writes."""
 
 
 def newest_epoch(store: Store) -> int:
-    """The epoch of the newest checkpoint, as far as the store says; 0 if there is none."""
+    """Returns the epoch of the newest checkpoint by the store's hint; 0 if there is none."""
     found = read_latest(store)
     return 0 if found is None else found[1][1]
 
 
 @dataclass(slots=True, kw_only=True)
 class _Save:
-    """One save under way. `key`, which is step and epoch, and `token` are the same on all members."""
+    """One save under way. `key` (step and epoch) and `token` are the same on all members."""
 
     key: tuple[int, int]
     token: str
@@ -67,14 +66,14 @@ class _Save:
     sent: bool = False
     over: bool = False
     dropped: bool = False
-    told: bool = False
+    reported: bool = False
     left: tuple[int, ...] = ()
     lock: threading.Lock = field(default_factory=threading.Lock)
     receipts: dict[int, PartReceipt] = field(default_factory=dict)
 
 
 class Backoff:
-    """A wait for what others make, with looks that get rarer: an eighth of the time so far lies between them, at least `look_s` and at
+    """A wait for other members' files, polled less and less often: a pause is an eighth of the time so far, at least `look_s` and at
     most 20 times that."""
 
     def __init__(self, look_s: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -83,19 +82,19 @@ class Backoff:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the wait began."""
         return self._clock() - self._began
 
     def pause(self) -> None:
-        """Until the next look."""
+        """Sleeps until the next poll."""
         self._sleep(min(max(self._look_s, self.seconds / _RARER), _RAREST * self._look_s))
 
 
 class Saver:
-    """One worker's part of all saves, in a store. `retain` is called with the store after each commit.
+    """One worker's part of all saves in a store. `retain` is called with the store after each commit.
 
-    `allowed` is asked by the coordinator before a save begins and before it is committed; it raises CheckpointError if this job may not
-    save there. `tell(step, None)` says that this coordinator has saved a step, `tell(step, reason)` that it could not.
+    The coordinator calls `allowed` before a save begins and before it is committed; it raises CheckpointError if this job may not
+    save there. The coordinator reports a saved step by `tell(step, None)`, a failed one by `tell(step, reason)`.
     """
 
     def __init__(
@@ -109,14 +108,14 @@ class Saver:
     ) -> None:
         self._store, self._worker, self._retain, self._allowed, self._tell = store, worker, retain, allowed, tell
         self._save: _Save | None = None
-        self._told: _Save | None = None  # whose receipt is with the coordinator
+        self._sent: _Save | None = None  # its receipt was sent to the coordinator
         self._ending: threading.Thread | None = None  # commits the last save, or removes what is left of it
         self.saved: int | None = None
         """The newest step whose save this worker committed."""
 
     @property
     def busy(self) -> bool:
-        """Whether the last save is under way here: being written, waiting for receipts, being committed or removed."""
+        """Whether this worker still writes the last save, waits for its receipts, commits it or removes it."""
         return self._save is not None or (self._ending is not None and self._ending.is_alive())
 
     def start(
@@ -130,9 +129,9 @@ class Saver:
         layout: Any = None,
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepares and writes in a thread; the runs' memory must stay as it is until the thread calls `release`.
+        """Starts a save in a thread. The runs' memory must not change until the thread calls `release`.
 
-        All members call it, for the same step of the same view, with the same new `token`; the first of `members` coordinates.
+        All members call it for the same step of the same view, with the same new `token`; the first of `members` coordinates.
         """
         self.drop()
         save = _Save(key=(step, epoch), token=token, members=members, layout=layout, release=release)
@@ -143,7 +142,7 @@ class Saver:
         go.set()
 
     def _write(self, save: _Save, prepare: Prepare, go: threading.Event) -> None:
-        go.wait()  # a new thread would keep the interpreter for its first 5 ms, and `start` would wait for it
+        go.wait()  # a new thread would hold the interpreter lock for its first 5 ms, and `start` would wait for it
         step, epoch = save.key
         try:
             contents, runs = prepare()
@@ -159,7 +158,7 @@ class Saver:
             save.receipt = replace(receipt, scalars=contents.scalars)
         except CheckpointError as error:
             self._failed(save, str(error))
-        except Exception as error:  # the thread's boundary, such as no memory: training goes on, and so may the next save
+        except Exception as error:  # the thread's boundary (out of memory, for example): training goes on, and the next save may succeed
             _log.exception("the state after %d steps is not saved", step)
             self._tell_failed(save, f"{type(error).__name__}: {error}")
         finally:
@@ -174,20 +173,20 @@ class Saver:
         self._tell_failed(save, reason)
 
     def _tell_failed(self, save: _Save, reason: str) -> None:
-        if self._coordinates(save) and not save.told:
-            save.told = True
+        if self._coordinates(save) and not save.reported:
+            save.reported = True
             self._tell(save.key[0], reason)
 
     def _coordinates(self, save: _Save) -> bool:
         return self._worker == save.members[0]
 
     def _await(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
-        """The directory that the coordinator makes."""
+        """Waits for the directory that the coordinator makes."""
         waiting = Backoff(self._store.look_s)
-        for name, size in self._made(plan, ticket):  # one that is there is not looked at again
+        for name, size in self._made(plan, ticket):  # a file that exists is not checked again
             while self._store.size(f"{ticket.directory}/{name}") != size:
                 if save.dropped:
-                    raise CheckpointError("it was given up")
+                    raise CheckpointError("the save was given up")
                 if waiting.seconds > _PATIENCE_S:
                     raise CheckpointError(
                         f"{self._store.where(ticket.directory)}: the coordinator's directory did not appear in {_PATIENCE_S:g} s: "
@@ -196,33 +195,33 @@ class Saver:
                 waiting.pause()
 
     def _made(self, plan: FilePlan, ticket: Ticket) -> list[tuple[str, int]]:
-        """Names and sizes of what the coordinator makes: the token, or the files one after the other where they are not made of parts."""
-        if not self._store.shared_writes:  # and a put may be seen half done
+        """Returns names and sizes of the files that the coordinator makes: only the token where files are joined from parts."""
+        if not self._store.shared_writes:  # with shared writes, a put may be seen half done
             return [(TOKEN, len(token_bytes(ticket.token, (file.name for file in plan.files))))]
         return [(file.name, file.size) for file in plan.files]
 
     def _join(self, save: _Save, plan: FilePlan, ticket: Ticket) -> None:
-        """The files that this member has to make of everybody's parts."""
+        """Joins the files of this member from all members' parts; waits for missing parts."""
         place = save.members.index(self._worker)
         waiting = Backoff(self._store.look_s)
         while not join(plan, self._store, ticket, place, len(save.members)):
             waiting.pause()
             there = (self._store.size(f"{ticket.directory}/{name}") == size for name, size in self._made(plan, ticket))
             if save.dropped or not all(there):
-                raise CheckpointError("it was given up")
+                raise CheckpointError("the save was given up")
 
     def receipt(self) -> dict[str, Any] | None:
-        """What the coordinator has to get when this worker's writing is over: its receipt, once; that is None if writing failed."""
+        """Returns the message to the coordinator, once, when this worker's writing is over; its `receipt` is None if writing failed."""
         save = self._save
         if save is None or save.sent or not save.over:
             return None
         save.sent = True
         if not self._coordinates(save):
-            self._save, self._told = None, save
+            self._save, self._sent = None, save
         return {"key": list(save.key), "receipt": None if save.receipt is None else save.receipt.to_json()}
 
     def take(self, told: Mapping[int, Mapping[str, Any]], members: tuple[int, ...]) -> None:
-        """Receipts of members of the present view, of which the coordinator takes note: it commits when all are there."""
+        """Collects receipts of members of the present view on the coordinator, and commits when all have arrived."""
         save = self._save
         if save is None or save.members != members or not self._coordinates(save):
             return
@@ -258,7 +257,7 @@ class Saver:
             _log.warning("the state after %d steps is saved, but older checkpoints were not removed: %s", save.key[0], error)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Returns when this worker's writing is over, or the time: whether it is over."""
+        """Waits at most `seconds` until this worker's writing is over, and returns whether it is."""
         thread = None if self._save is None else self._save.thread
         if thread is None:
             return True
@@ -266,14 +265,14 @@ class Saver:
         return not thread.is_alive()
 
     def finish(self) -> None:
-        """Returns when everything that was begun is over."""
+        """Waits until writing, and the commit or removal that was begun, are over."""
         self.wait()
         if self._ending is not None:
             self._ending.join()
 
     def drop(self, why: str = "the members changed", left: tuple[int, ...] | None = None) -> None:
-        """Gives up a save that is not committed. `left` are the members that there are now, by default all."""
-        save, self._save, self._told = self._save or self._told, None, None
+        """Gives up a save that is not committed. `left` are the remaining members, by default all."""
+        save, self._save, self._sent = self._save or self._sent, None, None
         if save is None:
             return
         if self._coordinates(save):
@@ -281,11 +280,11 @@ class Saver:
         save.left = save.members if left is None else tuple(worker for worker in save.members if worker in left)
         with save.lock:
             save.dropped, over = True, save.over
-        if over and self._removes(save):  # else the thread does this itself
+        if over and self._removes(save):  # else the writing thread removes it
             self._end("checkpoint-remove", self._remove, save)
 
     def _removes(self, save: _Save) -> bool:
-        """Whoever of the members comes first does it for all."""
+        """Returns whether this worker removes the directory: the first remaining member does it."""
         return save.left[:1] == (self._worker,)
 
     def _remove(self, save: _Save) -> None:

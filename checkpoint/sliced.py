@@ -1,4 +1,4 @@
-"""Values between a whole tensor and the slices of it that lie in files: in long runs also where rows are cut, whatever the dimension."""
+"""Copies values between a whole tensor and its slices in files, in long runs even where a slicing cuts rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elastic.memory import raw
 from elastic.memory.tensors import Landing, bytes_of
 
 _MOST_BYTES = 64 * BLOCK_BYTES
-"""Of the copy in which rows are put together."""
+"""Largest buffer in which rows are assembled."""
 _WORDS = {1: "u1", 2: "i2", 4: "i4", 8: "i8"}
 
 Fill = Callable[[str, np.ndarray, int], None]
@@ -22,15 +22,15 @@ Fill = Callable[[str, np.ndarray, int], None]
 
 
 def words(memory: np.ndarray, itemsize: int) -> np.ndarray:
-    """A tensor's bytes (flat) as one integer for each element: copied bit for bit, whatever the dtype.
+    """Views a tensor's bytes (flat) as one integer for each element, so that any dtype is copied bit for bit.
 
-    By NumPy: torch would wake its threads for each of many short copies, which took up to 20 times as long on busy cores.
+    NumPy copies them: torch would wake its threads for each of many short copies, which took up to 20 times as long on busy cores.
     """
     return raw.typed(memory, _WORDS[itemsize])
 
 
 def gather(place: Sliced, start: int, values: torch.Tensor, fill: Fill) -> None:
-    """Fills `values` (flat, contiguous) with the run of the whole tensor that begins at element `start`. Padding is not kept."""
+    """Fills `values` (flat, contiguous) with the run of the whole tensor that begins at element `start`. Padding is not read."""
     landing = Landing(values)
     run = words(landing.bytes, values.element_size())
     for whole in place.slicing.patches(place.spec.shape, start, start + run.size):
@@ -38,7 +38,7 @@ def gather(place: Sliced, start: int, values: torch.Tensor, fill: Fill) -> None:
             part = place.slices[patch.rank]
             if patch.rows == 1:
                 _fill_row(part, patch, 0, run, start, fill)
-            elif (patch.stride - patch.width) * part.itemsize >= BLOCK_BYTES:  # between rows there are blocks that need not be read
+            elif (patch.stride - patch.width) * part.itemsize >= BLOCK_BYTES:  # whole blocks between rows need not be read
                 for row in range(patch.rows):
                     _fill_row(part, patch, row, run, start, fill)
             else:
@@ -50,7 +50,7 @@ def gather(place: Sliced, start: int, values: torch.Tensor, fill: Fill) -> None:
 
 
 def scatter(place: Sliced, start: int, values: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
-    """`(file, offset, bytes)` of a run of the whole tensor that begins at element `start`, of any shape; padding is left alone."""
+    """Yields `(file, offset, bytes)` for a run (of any shape) of the whole tensor that begins at element `start`; without padding."""
     run = words(bytes_of(values), values.element_size())
     for whole in place.slicing.patches(place.spec.shape, start, start + run.size):
         for patch in whole.divided(_MOST_BYTES // place.itemsize):
@@ -70,7 +70,7 @@ def scatter(place: Sliced, start: int, values: torch.Tensor) -> Iterator[tuple[s
 
 
 def _fill_row(part: TensorPlace, patch: Patch, row: int, run: np.ndarray, start: int, fill: Fill) -> None:
-    """One row's pieces go straight to where they are wanted."""
+    """Fills one row's pieces of `run` directly."""
     offset = patch.at + row * patch.stride
     for first, count in patch.pieces:
         fill(part.file, raw.as_bytes(run[first + row * patch.pitch - start :][:count]), part.offset + offset * part.itemsize)
@@ -78,7 +78,7 @@ def _fill_row(part: TensorPlace, patch: Patch, row: int, run: np.ndarray, start:
 
 
 def _matched(patch: Patch, memory: np.ndarray, stride: int, run: np.ndarray, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Views of `[rows, count]`, for each piece: in memory, its rows `stride` elements apart, and in the run that begins at `start`."""
+    """Yields two views `[rows, count]` of each piece: in `memory`, with rows `stride` elements apart, and in the run from `start` on."""
     position = 0
     for first, count in patch.pieces:
         yield raw.rows(memory[position:], patch.rows, count, stride), raw.rows(run[first - start :], patch.rows, count, patch.pitch)

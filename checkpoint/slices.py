@@ -1,6 +1,6 @@
-"""Tensor-parallel slices as runs: a box of a tensor is a list of runs in its row-major order. Widths are always said, never guessed.
+"""Tensor-parallel slices as runs: a box of a tensor is a list of runs in its row-major order. Widths are always given, never guessed.
 
-`Slice` is what one rank has of a tensor, `Slicing` how all ranks share one, `Patch` where a run of the whole lies in a rank's slice.
+`Slice` describes one rank's share of a tensor, `Slicing` the shares of all ranks, `Patch` the place of a run of the whole in a slice.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from elastic.memory.tensors import zeros
 
 
 def slice_runs(shape: Sequence[int], dim: int, start: int, stop: int) -> list[Run]:
-    """Ascending runs (elements) of the part of a tensor that has indices `[start, stop)` in dimension `dim`; not empty, apart."""
+    """Returns the runs (elements) of a tensor's part with indices `[start, stop)` in dimension `dim`: ascending, not empty, disjoint.
+
+    Raises CheckpointError if the tensor has no such part.
+    """
     if not 0 <= dim < len(shape):
-        raise CheckpointError(f"dimension {dim} of a tensor of shape {tuple(shape)}")
+        raise CheckpointError(f"a tensor of shape {tuple(shape)} has no dimension {dim}")
     if not 0 <= start <= stop <= shape[dim]:
-        raise CheckpointError(f"[{start}, {stop}) is not inside of dimension {dim} of shape {tuple(shape)}")
+        raise CheckpointError(f"[{start}, {stop}) is not inside dimension {dim} of shape {tuple(shape)}")
     box = tuple(start if i == dim else 0 for i in range(len(shape))), tuple(stop - start if i == dim else n for i, n in enumerate(shape))
     return [run for run in runs_of_box(shape, box) if run[0] < run[1]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """What one tensor-parallel worker has of a tensor: in dimension `dim`, the `cuts` one behind the other, then zeros up to `padded`.
+    """One tensor-parallel rank's share of a tensor: in dimension `dim`, the `cuts` one after another, then zeros up to `padded`.
 
-    One cut is the plain case. A fused tensor has one for each of its parts, such as query, key and value, with the widths of that part
-    (fewer heads for key and value), or gate and up. `padded` (None: not) is for a vocabulary that is filled up to a round size.
+    A plain tensor has one cut. A fused tensor has one for each of its parts, such as query, key and value, with the widths of that part
+    (fewer heads for key and value), or gate and up. `padded` (None: no padding) is for a vocabulary that is padded to a round size.
     """
 
     dim: int
@@ -52,7 +55,7 @@ class Slice:
 
 
 def fused_slice(dim: int, parts: Sequence[Sequence[int]], rank: int, padded: int | None = None) -> Slice:
-    """Of a fused tensor: `parts[i][r]` is the width that worker `r` has of part `i`; parts follow each other, workers inside of parts."""
+    """Returns a rank's slice of a fused tensor: `parts[i][r]` is rank `r`'s width of part `i`; parts follow each other, ranks within."""
     cuts: list[Run] = []
     position = 0
     for widths in parts:
@@ -64,10 +67,10 @@ def fused_slice(dim: int, parts: Sequence[Sequence[int]], rank: int, padded: int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """What a run of a whole tensor has in common with the slice of `rank`: `rows` rows that are alike. All numbers are elements.
+    """The elements that a run of a whole tensor shares with the slice of `rank`, as `rows` equal rows. All numbers are elements.
 
-    In the slice, row `i` is the run of `width` from `at + i * stride` on. It consists of `pieces`, each `(start, count)`, one behind the
-    other; piece `(start, count)` of row `i` lies in the whole tensor from `start + i * pitch` on.
+    In the slice, row `i` is the run of `width` from `at + i * stride` on. It consists of `pieces`, each `(start, count)`, one after
+    another; piece `(start, count)` of row `i` lies in the whole tensor from `start + i * pitch` on.
     """
 
     rank: int
@@ -79,11 +82,11 @@ class Patch:
 
     @property
     def width(self) -> int:
-        """Of one row."""
+        """Elements of one row."""
         return sum(count for _, count in self.pieces)
 
     def divided(self, most: int) -> Iterator[Patch]:
-        """The same in patches of whole rows, each of a single row or of at most `most` elements of the slice."""
+        """Splits this into patches of whole rows, each of a single row or spanning at most `most` elements of the slice."""
         count = max(1, most // max(self.stride, 1))
         for row in range(0, self.rows, count):
             yield Patch(
@@ -98,9 +101,9 @@ class Patch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slicing:
-    """How all ranks share a tensor: rank `r` has `widths[i][r]` of part `i` of dimension `dim`; parts follow each other.
+    """The division of a tensor among ranks: rank `r` has `widths[i][r]` of part `i` of dimension `dim`; parts follow each other.
 
-    A plain tensor is one part. `padded` (None: not): the extent of each rank's slice, filled up with zeros behind what it has.
+    A plain tensor is one part. `padded` (None: no padding): the extent of each rank's slice with zeros at its end.
     """
 
     dim: int
@@ -111,8 +114,8 @@ class Slicing:
         ranks = {len(part) for part in self.widths}
         if self.dim < 0 or len(ranks) != 1 or 0 in ranks or any(width < 0 for part in self.widths for width in part):
             raise CheckpointError(
-                f"slices of dimension {self.dim} by widths {self.widths}: a dimension and widths are not negative, "
-                "and each part has one width for each rank"
+                f"slices of dimension {self.dim} by widths {self.widths}: dimension and widths must not be negative, "
+                "and each part must have one width for each rank"
             )
         if self.padded is not None and (len(self.padded) != self.ranks or any(map(int.__lt__, self.padded, self._own))):
             raise CheckpointError(f"slices of {list(self._own)} cannot be padded to {list(self.padded)}")
@@ -124,7 +127,7 @@ class Slicing:
 
     @property
     def ranks(self) -> int:
-        """How many share the tensor."""
+        """Number of ranks that share the tensor."""
         return len(self.widths[0])
 
     @property
@@ -133,27 +136,27 @@ class Slicing:
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Of each rank's slice in `dim`, padding included."""
+        """Extent of each rank's slice in `dim`, with padding."""
         return self._own if self.padded is None else self.padded
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """What each rank has."""
+        """Each rank's slice."""
         return _slices(self)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Raises CheckpointError unless it is a slicing of tensors of this shape."""
+        """Raises CheckpointError unless this slicing fits tensors of this shape."""
         if self.dim >= len(shape) or sum(self._own) != shape[self.dim]:
             raise CheckpointError(f"{self} is not a slicing of a tensor of shape {list(shape)}")
 
     def shape(self, shape: Sequence[int], rank: int) -> tuple[int, ...]:
-        """Of that rank's slice of a tensor of `shape`."""
+        """Returns the shape of that rank's slice of a tensor of `shape`."""
         return (*shape[: self.dim], self.extents[rank], *shape[self.dim + 1 :])
 
     def patches(self, shape: Sequence[int], start: int, stop: int) -> Iterator[Patch]:
-        """Where the run `[start, stop)` (elements) of the whole tensor lies in slices: each of its elements in one patch.
+        """Yields the patches of the run `[start, stop)` (elements) of the whole tensor; each element is in one patch.
 
-        A run is a part of a first row, whole rows, and a part of a last row, a row being all of dimension `dim` and those behind it.
+        A row is all of dimension `dim` and of the later ones. A run is a part of a first row, whole rows, and a part of a last row.
         """
         row = math.prod(shape[self.dim :])
         if start >= stop:
@@ -171,7 +174,7 @@ class Slicing:
             yield from self._rows(shape, last, 1, 0, high)
 
     def _rows(self, shape: Sequence[int], first: int, rows: int, low: int, high: int) -> Iterator[Patch]:
-        """Of `rows` rows, elements `[low, high)` of each. What one rank has of an interval is an interval of its slice."""
+        """Yields the patches of elements `[low, high)` of `rows` rows. A rank's share of an interval is an interval of its slice."""
         inner = math.prod(shape[self.dim + 1 :])
         row = shape[self.dim] * inner
         for rank, own in enumerate(self.slices):
@@ -187,7 +190,7 @@ class Slicing:
                 yield Patch(rank=rank, rows=rows, at=at, stride=stride, pieces=tuple(pieces), pitch=row)
 
     def padding(self, shape: Sequence[int], rank: int) -> Iterator[Run]:
-        """Runs (elements) of that rank's slice that hold no element of the tensor, but zeros."""
+        """Yields the runs (elements) of padding in that rank's slice."""
         inner = math.prod(shape[self.dim + 1 :])
         extent, own = self.extents[rank] * inner, self._own[rank] * inner
         if own < extent:
@@ -202,7 +205,7 @@ def _slices(slicing: Slicing) -> tuple[Slice, ...]:
 
 
 def read_slice(source: Source, name: str, state: str, wanted: Slice) -> torch.Tensor:
-    """That slice, in its own shape. Reads only its runs. Raises CheckpointError if the tensor or the slice of it does not exist."""
+    """Reads a slice, in its own shape, and nothing else. Raises CheckpointError if the tensor or the slice of it does not exist."""
     spec = source.contents.tensors.get(source.contents.ties.get(name, name), {}).get(state)
     if spec is None:
         raise CheckpointError(f"there is no {state!r} of {name!r}")

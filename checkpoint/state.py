@@ -1,7 +1,7 @@
-"""What any checkpoint holds, whatever its format: the one interface between readers, writers and converters.
+"""The contents of a checkpoint of any format: the one interface between readers, writers and converters.
 
-Everything is named by the parameter's fully qualified name. A *run* is `[start, stop)` in a tensor's row-major order, in elements: the unit
-of reading and writing, so that nothing needs a whole model, or a whole tensor, in memory.
+State is keyed by the parameter's fully qualified name. A *run* is `[start, stop)` in a tensor's row-major order, in elements. Runs are the
+unit of reading and writing, so that no program needs a whole model, or a whole tensor, in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 PARAM = "param"
-"""The parameter's own values among the states of its name."""
+"""The state name of the parameter's own values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +34,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """What is in a checkpoint, besides the values.
+    """The contents of a checkpoint, without the values.
 
     tensors: of every parameter and buffer, `PARAM` and each optimizer state that is a tensor of its own (`exp_avg`, ...).
-    scalars: per parameter, optimizer state that is a number (`step`). groups: empty where there is no optimizer state.
-    ties: name -> the name whose tensor it is. frozen, buffers: names that no optimizer updates.
-    step: of the training that it was saved at (the number of steps taken), None if it does not say.
-    extra: what the format carries besides and can be JSON (scheduler, seed, data cursor, model configuration), by key.
-    files: small files that lie beside the weights for the programs that open them (`config.json`, a tokenizer's), by name.
-    unread: what is there besides and was not read, in words.
+    scalars: per parameter, optimizer state that is a number (`step`). groups: empty if there is no optimizer state.
+    ties: a tied name -> the name under which the tensor is stored. frozen, buffers: names that no optimizer updates.
+    step: the number of training steps taken at the save, None if the checkpoint does not hold it.
+    extra: other data of the format that can be JSON (scheduler, seed, data cursor, model configuration), by key.
+    files: small files that accompany the weights for other programs (`config.json`, a tokenizer's), by name.
+    unread: descriptions of data that the checkpoint holds and that was not read.
     """
 
     tensors: Mapping[str, Mapping[str, Spec]]
@@ -64,20 +64,20 @@ class Source(Protocol):
 
     @property
     def contents(self) -> Contents:
-        """What is in it."""
+        """The contents of the checkpoint."""
         ...
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
-        """The run of one tensor, flat, in its dtype. Raises CheckpointError naming file and reason if it is damaged."""
+        """Reads a run of one tensor, flat, in its dtype. Raises CheckpointError with file and reason if it is damaged."""
         ...
 
     def close(self) -> None:
-        """Lets go of files."""
+        """Closes the files."""
         ...
 
 
 class DirectSource(Source, Protocol):
-    """One that reads to where values are wanted, without a copy in between."""
+    """A source that reads into given memory, without a copy in between."""
 
     def read_into(self, name: str, state: str, start: int, values: torch.Tensor) -> None:
         """Fills flat contiguous host memory of the tensor's dtype with the run from `start` on. Raises CheckpointError as `read`."""

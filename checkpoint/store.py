@@ -1,7 +1,6 @@
-"""Where checkpoints lie: a thin interface over a directory tree, and its local implementation.
+"""Storage for checkpoints: a thin interface over a directory tree, and its local implementation.
 
-Paths are relative to the store's root, with `/`. Every failure of the file system becomes a CheckpointError that names the path and the
-reason.
+Paths are relative to the store's root, with `/`. Every failure of the file system becomes a CheckpointError with the path and the reason.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from elastic.errors import CheckpointError
 from elastic.memory import raw
 
 PART = ".part-"
-"""Begins the name of what one worker wrote of a file, where several cannot write into it."""
+"""Prefix of the names of parts: one worker's bytes of a file, in stores where several workers cannot write into one file."""
 
 
 class Writable(Protocol):
     """A file that is open for writing; its size was given when it was created."""
 
     def write(self, memory: np.ndarray, offset: int) -> None:
-        """Puts flat uint8 memory at `offset`. Several threads may."""
+        """Writes flat uint8 memory at `offset`. Several threads may call it."""
         ...
 
     def sync(self) -> None:
-        """Returns when all that was written is on disk."""
+        """Returns when everything written is on disk."""
         ...
 
     def close(self) -> None:
-        """Lets go of it, without sync."""
+        """Closes the file, without sync."""
         ...
 
 
@@ -46,20 +45,20 @@ class ReadableStore(Protocol):
     size: int
 
     def read_into(self, memory: np.ndarray, offset: int) -> None:
-        """Fills flat uint8 memory from `offset`. Raises CheckpointError if the file ends before."""
+        """Fills flat uint8 memory from `offset`. Raises CheckpointError if the file ends too early."""
         ...
 
     def close(self) -> None:
-        """Lets go of it."""
+        """Closes the file."""
         ...
 
 
 class Store(Protocol):
     """A tree of files.
 
-    renames: a directory can be renamed at once. shared_writes: several workers may write one file at its places; else what is written
-    are parts, of which `join` makes the file. private: no other process sees it. look_s: seconds between two looks for what others make.
-    read_bytes: of one good read.
+    renames: directories can be renamed atomically. shared_writes: several workers may write into one file; else they write parts, and
+    `join` makes the file from them. private: no other process sees the store. look_s: seconds between two polls for other workers' files.
+    read_bytes: an efficient size of one read.
     """
 
     renames: bool
@@ -69,15 +68,15 @@ class Store(Protocol):
     read_bytes: int
 
     def where(self, path: str) -> str:
-        """How to name the path to a person."""
+        """Returns the path or URL for messages."""
         ...
 
     def make_directory(self, path: str) -> None:
-        """Makes it, and what is above it; it must not exist."""
+        """Makes a directory, which must not exist, and its parents."""
         ...
 
     def create(self, path: str, size: int) -> None:
-        """Makes a file of this many bytes (zeros, as long as nobody writes them) for `open_write`."""
+        """Makes a file of this many bytes (zeros until they are written) for `open_write`."""
         ...
 
     def open_write(self, path: str) -> Writable:
@@ -85,7 +84,7 @@ class Store(Protocol):
         ...
 
     def join(self, path: str, size: int) -> bool:
-        """Makes the file of the parts that were written and synced, if it is not there; False while some byte of it is missing."""
+        """Makes the file, if it does not exist, from the parts that were written and synced; False while some byte of it is missing."""
         ...
 
     def open_read(self, path: str) -> ReadableStore:
@@ -93,11 +92,11 @@ class Store(Protocol):
         ...
 
     def put(self, path: str, data: bytes) -> None:
-        """Makes a whole new file and syncs it; it must not exist."""
+        """Writes a new file, which must not exist, and syncs it."""
         ...
 
     def replace(self, path: str, data: bytes) -> None:
-        """Makes or replaces a file at once: readers see the old or the new content."""
+        """Writes or replaces a file atomically: readers see the old or the new content."""
         ...
 
     def sync_directory(self, path: str) -> None:
@@ -105,36 +104,36 @@ class Store(Protocol):
         ...
 
     def rename(self, old: str, new: str) -> bool:
-        """Renames a directory; False if there is something of that name already. Never overwrites."""
+        """Renames a directory; returns False if the new name exists already, which is never overwritten."""
         ...
 
     def names(self, path: str) -> list[str]:
-        """Sorted entries of a directory; none if there is no such directory."""
+        """Returns the sorted entries of a directory; none if there is no such directory."""
         ...
 
     def size(self, path: str) -> int | None:
-        """Bytes of a regular file; None if there is none."""
+        """Returns the bytes of a regular file; None if there is no such file."""
         ...
 
     def changed(self, path: str) -> float:
-        """When a file or directory was last changed, in seconds since 1970."""
+        """Returns the time of a file's or directory's last change, in seconds since 1970."""
         ...
 
     def remove(self, path: str) -> None:
-        """Deletes a file; nothing happens if it is gone."""
+        """Deletes a file, if it exists."""
         ...
 
     def remove_directory(self, path: str) -> None:
-        """Deletes an empty directory; nothing happens if it is gone or not empty."""
+        """Deletes a directory, if it exists and is empty."""
         ...
 
 
 def read_all(store: Store, path: str, limit: int) -> bytes:
-    """A whole file. Raises CheckpointError if it is missing or has more than `limit` bytes."""
+    """Reads a whole file. Raises CheckpointError if it is missing or has more than `limit` bytes."""
     file = store.open_read(path)
     try:
         if file.size > limit:
-            raise CheckpointError(f"{store.where(path)}: {file.size} bytes are more than the {limit} that it may have")
+            raise CheckpointError(f"{store.where(path)}: it has {file.size} bytes, above the limit of {limit}")
         memory = raw.empty(file.size)
         file.read_into(memory, 0)
         return memory.tobytes()
@@ -151,14 +150,14 @@ def _named(path: Path) -> Iterator[None]:
 
 
 class LocalStore:
-    """A directory of this machine, or one that all hosts mount. `calls` is the `os` module, or one that records and breaks."""
+    """A directory on this machine, or one that all hosts mount. `calls` is the `os` module, or a test's that injects faults."""
 
     renames = True
     shared_writes = True
     private = False
     look_s = 0.005
     read_bytes = 512 << 10
-    """Still in the processor's cache when they are digested."""
+    """Small enough to be in the processor's cache still when it is digested."""
 
     def __init__(self, root: str | os.PathLike[str], *, calls: ModuleType | Any = os) -> None:
         self._root = Path(root).absolute()
@@ -189,7 +188,7 @@ class LocalStore:
         return True
 
     def create(self, path: str, size: int) -> None:
-        """Space is taken now, so that a full disk is found before anything is written."""
+        """Makes a file and reserves its space, so that a full disk is found before anything is written."""
         target = self._root / path
         with _named(target):
             descriptor = self._os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -213,7 +212,7 @@ class LocalStore:
             return LocalWritable(self._os, self._os.open(target, os.O_WRONLY | os.O_CLOEXEC), target)
 
     def join(self, path: str, size: int) -> bool:
-        """All parts are in the file already."""
+        """Does nothing: workers write into the file itself."""
         return True
 
     def open_read(self, path: str) -> LocalReadable:
@@ -237,15 +236,15 @@ class LocalStore:
             file.close()
 
     def replace(self, path: str, data: bytes) -> None:
-        beside = f".{path}.{os.getpid()}-{os.urandom(4).hex()}"
+        temporary = f".{path}.{os.getpid()}-{os.urandom(4).hex()}"
         try:
-            self.put(beside, data)
+            self.put(temporary, data)
             with _named(self._root / path):
-                self._os.replace(self._root / beside, self._root / path)
+                self._os.replace(self._root / temporary, self._root / path)
                 self._sync_directory((self._root / path).parent)
         except CheckpointError:
             with suppress(CheckpointError):
-                self.remove(beside)
+                self.remove(temporary)
             raise
 
     def sync_directory(self, path: str) -> None:
@@ -260,7 +259,7 @@ class LocalStore:
             self._os.close(descriptor)
 
     def rename(self, old: str, new: str) -> bool:
-        """A directory with files in it is never replaced by rename(2)."""
+        """Renames a directory. rename(2) never replaces a directory with files in it."""
         with _named(self._root / new):
             try:
                 self._os.rename(self._root / old, self._root / new)
@@ -303,7 +302,7 @@ class LocalStore:
 
 
 class LocalWritable:
-    """A file descriptor; writes go to their places independently of each other."""
+    """A file descriptor for writes at given offsets."""
 
     def __init__(self, calls: Any, descriptor: int, target: Path) -> None:
         self._os, self._descriptor, self._target = calls, descriptor, target
@@ -324,7 +323,7 @@ class LocalWritable:
 
 
 class LocalReadable:
-    """A file descriptor."""
+    """A file descriptor for reads at given offsets."""
 
     def __init__(self, calls: Any, descriptor: int, target: Path, size: int) -> None:
         self._os, self._descriptor, self._target = calls, descriptor, target
@@ -345,7 +344,7 @@ class LocalReadable:
                 self._os.close(descriptor)
 
     def __del__(self) -> None:
-        """Whoever forgets a source does not keep its files."""
+        """Closes the file if its source was not closed."""
         if self._descriptor >= 0:
             with suppress(OSError):
                 os.close(self._descriptor)

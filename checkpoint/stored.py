@@ -1,4 +1,4 @@
-"""Tensors as they lie in files: read by byte range, a run at a time, never a whole file."""
+"""Tensors in files of any format, read by byte range, a run at a time, never a whole file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from elastic.memory.raw import room
 from elastic.memory.tensors import Landing, bytes_of, empty, strided
 
 STRIDED_LIMIT = 256 << 20
-"""Bytes: the largest span that is read at once for a tensor whose strides are no permutation of a dense one."""
+"""Largest span (bytes) that is read at once for a tensor whose strides are not a permutation of dense ones."""
 
 
 OPEN_LIMIT = 64
-"""Files of one checkpoint that are open at a time: some formats have one for every state of every parameter."""
+"""Most files of one checkpoint that are open at a time: some formats have one for every state of every parameter."""
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The dtype that torch calls `name`. Raises CheckpointError."""
+    """Returns the dtype of torch with this name. Raises CheckpointError if there is none."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"unknown dtype {name!r}")
@@ -34,32 +34,32 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """What torch calls the dtype, without `torch.`."""
+    """Returns torch's name of the dtype, without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
 def itemsize(name: str) -> int:
-    """Bytes of one element."""
+    """Returns the bytes of one element of this dtype."""
     return dtype_of(name).itemsize
 
 
 def memory_of(flat: torch.Tensor) -> memoryview:
-    """The memory of a contiguous flat tensor, to be filled."""
+    """Returns the memory of a contiguous flat tensor, to be filled."""
     return Landing(flat).bytes.data.cast("B") if flat.numel() else room(0)
 
 
 def raw(flat: torch.Tensor) -> memoryview:
-    """The memory of a flat tensor, or of a contiguous copy, to be read."""
+    """Returns the memory of a flat tensor, or of a contiguous copy, to be read."""
     return bytes_of(flat).data if flat.numel() else room(0)
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether the value is a tensor in a file."""
+    """Returns whether the value is a tensor in a file (a `ReadableTensor`)."""
     return hasattr(value, "spec") and hasattr(value, "run")
 
 
 class Files:
-    """Files of one checkpoint, by path; every read says where it is from. Those that were used last are open.
+    """Reads files of one checkpoint, by path. The most recently used ones stay open; errors give path and offset.
 
     told: called with the bytes of each read.
     """
@@ -72,7 +72,7 @@ class Files:
         self.close()
 
     def size(self, path: Path) -> int:
-        """Bytes. Raises CheckpointError if there is no such file."""
+        """Returns the file's size in bytes. Raises CheckpointError if there is no such file."""
         return self._file(path)[1]
 
     def _file(self, path: Path) -> tuple[int, int]:
@@ -93,20 +93,20 @@ class Files:
         descriptor, size = self._file(path)
         if offset < 0 or offset + len(memory) > size:
             raise CheckpointError(
-                f"{path} has {size} bytes; bytes {offset} to {offset + len(memory)} were to be read: it is truncated or damaged"
+                f"{path} has {size} bytes, too few to read bytes {offset} to {offset + len(memory)}: it is truncated or damaged"
             )
         self.told(len(memory))
         while memory:
             try:
                 count = os.preadv(descriptor, [memory], offset)
             except OSError as error:
-                raise CheckpointError(f"{path} cannot be read at {offset}: {error.strerror}") from error
+                raise CheckpointError(f"{path} cannot be read at byte {offset}: {error.strerror}") from error
             if not count:
-                raise CheckpointError(f"{path} ended at {offset} while it was read")
+                raise CheckpointError(f"{path} ended at byte {offset} while it was read")
             memory, offset = memory[count:], offset + count
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
-        """Bytes of a range."""
+        """Reads a range of bytes. Raises CheckpointError if the file is shorter."""
         if length < 0 or offset + length > self.size(path):
             raise CheckpointError(f"{path} has {self.size(path)} bytes; it should have at least {offset + length}")
         memory = room(length)
@@ -114,14 +114,14 @@ class Files:
         return bytes(memory)
 
     def elements(self, path: Path, offset: int, count: int, dtype: str) -> torch.Tensor:
-        """A flat tensor of `count` elements from a byte offset."""
+        """Reads a flat tensor of `count` elements from a byte offset."""
         flat = empty(count, dtype_of(dtype))
         if count:
             self.read_into(path, offset, memory_of(flat))
         return flat
 
     def close(self) -> None:
-        """Closes all."""
+        """Closes all files."""
         for descriptor, _ in self._open.values():
             os.close(descriptor)
         self._open.clear()
@@ -138,9 +138,9 @@ class ReadableTensor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strided:
-    """A tensor in one place of a file: byte offset of its first element, strides in elements.
+    """A tensor in one place of a file. offset: byte of its first element; strides: in elements.
 
-    conjugate, negative: torch's lazy bits, with which a view is saved as its base; values are read with both applied.
+    conjugate, negative: torch's lazy bits of a view, whose file holds the base's values; reads apply both.
     """
 
     files: Files
@@ -152,12 +152,12 @@ class Strided:
     negative: bool = False
 
     def _resolved(self, values: torch.Tensor) -> torch.Tensor:
-        """Values as they lie in the file, with the lazy bits applied."""
+        """Applies the lazy bits to values from the file."""
         values = torch.conj_physical(values) if self.conjugate else values
         return torch.neg(values) if self.negative else values
 
     def _order(self) -> list[int] | None:
-        """The dimensions from outermost to innermost in the file; None if the memory is not dense."""
+        """Returns the dimensions from outermost to innermost in the file; None if the memory is not dense."""
         shape = self.spec.shape
         order = sorted(range(len(shape)), key=lambda dim: (-self.strides[dim], dim) if shape[dim] > 1 else (-math.inf, dim))
         expected = 1
@@ -168,7 +168,7 @@ class Strided:
         return order
 
     def box(self, box: Box) -> torch.Tensor:
-        """The values of a box, in its shape."""
+        """Reads a box, in its shape."""
         return self._resolved(self._box(box))
 
     def _box(self, box: Box) -> torch.Tensor:
@@ -187,13 +187,14 @@ class Strided:
         return out.view(sizes).permute(inverse)
 
     def _rows(self, first: int, count: int) -> torch.Tensor:
-        """Indices `[first, first + count)` of the first dimension, with what lies between them in memory."""
+        """Reads indices `[first, first + count)` of the first dimension, and the memory between them."""
         shape = (count, *self.spec.shape[1:])
         span = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, self.strides, strict=True))
         width = itemsize(self.spec.dtype)
         if span * width > STRIDED_LIMIT:
             raise CheckpointError(
-                f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} is too large to be read"
+                f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} spans more than "
+                f"{STRIDED_LIMIT} bytes of its file and cannot be read"
             )
         memory = self.files.elements(self.path, self.offset + first * self.strides[0] * width, span, self.spec.dtype)
         return strided(memory, shape, self.strides)
@@ -216,11 +217,11 @@ class Boxed(Protocol):
 
 
 Chunk = tuple[tuple[int, ...], tuple[int, ...], Callable[[], Boxed]]
-"""Offsets, sizes, and what opens it."""
+"""Offsets and sizes of a box, and a function that opens it."""
 
 
 def gather(spec: Spec, chunks: Sequence[Chunk], start: int, stop: int) -> torch.Tensor:
-    """A run of a tensor that lies in chunks which tile it."""
+    """Reads a run of a tensor from chunks that tile it."""
     out, position = empty(stop - start, dtype_of(spec.dtype)), 0
     for box in boxes_of_run(spec.shape, start, stop):
         count = math.prod(box[1])
@@ -237,7 +238,7 @@ def gather(spec: Spec, chunks: Sequence[Chunk], start: int, stop: int) -> torch.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunked:
-    """A tensor that lies in chunks; they tile it."""
+    """A tensor in chunks that tile it."""
 
     spec: Spec
     chunks: tuple[Chunk, ...]

@@ -1,6 +1,6 @@
-"""JSON from files that nobody vouches for: no duplicate keys, no NaN, no surprise in size or depth.
+"""JSON from untrusted files: duplicate keys, NaN, and excessive size or depth are errors.
 
-Python floats that JSON has no word for (an infinite clip norm is a legal hyperparameter) are written as `{"$float": "inf"}`.
+Python floats that JSON cannot represent (an infinite clip norm is a legal hyperparameter) are written as `{"$float": "inf"}`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from elastic.errors import CheckpointError
 
 MAX_ITEMS = 16_000_000
-"""Commas and opening brackets in one document: a list costs 56 times the memory of its text `[],`."""
+"""Most commas and opening brackets in one document: a list takes 56 times the memory of its text `[],`."""
 _FLOAT = "$float"
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -38,7 +38,7 @@ def _finite(text: str) -> float:
 
 
 def loads(data: bytes, where: str) -> Any:
-    """The document. Raises CheckpointError naming `where` and the reason."""
+    """Parses a document. Raises CheckpointError with `where` and the reason."""
     if sum(map(data.count, (b",", b"[", b"{"))) > MAX_ITEMS:
         raise CheckpointError(f"{where}: more than {MAX_ITEMS} items")
     try:
@@ -48,7 +48,7 @@ def loads(data: bytes, where: str) -> Any:
 
 
 def dumps(value: Any, where: str) -> bytes:
-    """Compact, in the order of the dicts. Raises CheckpointError if the value is not JSON."""
+    """Writes a value compactly, in the order of the dicts. Raises CheckpointError if it is not JSON."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -56,7 +56,7 @@ def dumps(value: Any, where: str) -> bytes:
 
 
 def with_special_floats(value: Any) -> Any:
-    """The value with NaN and infinities written as objects, and tuples as lists."""
+    """Returns the value with NaN and infinities as objects, and tuples as lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return {_FLOAT: repr(value)}
     if isinstance(value, Mapping):
@@ -65,7 +65,7 @@ def with_special_floats(value: Any) -> Any:
 
 
 def without_special_floats(value: Any) -> Any:
-    """The inverse of `with_special_floats`, but for tuples."""
+    """Inverts `with_special_floats`, except that tuples stay lists."""
     if isinstance(value, dict):
         if value.keys() == {_FLOAT} and value[_FLOAT] in list(_SPECIAL):
             return _SPECIAL[value[_FLOAT]]

@@ -1,4 +1,4 @@
-"""What one worker does in a save: its own runs go to their places in the shared files, digested on the way. Nothing is gathered."""
+"""Writes one worker's runs of a save to their places in the shared files, and digests them. No tensor is gathered on one worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Written = tuple[str, int, int, int, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePart:
-    """What one worker wrote of one file: byte ranges `[start, stop)`, ascending and joined, and what they add to which blocks."""
+    """One worker's part of a file: byte ranges `[start, stop)`, ascending and joined, and their contributions (`sums`) to `blocks`."""
 
     ranges: tuple[tuple[int, int], ...]
     blocks: tuple[int, ...]
@@ -41,14 +41,14 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartReceipt:
-    """Of what one worker did, by file name; made only after what it lists was synced. `scalars`: of the checkpoint's, those it knows."""
+    """Lists what one worker wrote, by file name; made after all of it was synced. `scalars`: those of the checkpoint that it has."""
 
     token: str
     files: Mapping[str, FilePart]
     scalars: Mapping[str, Mapping[str, float | int | bool]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """For the way to the coordinator."""
+        """Returns the JSON that is sent to the coordinator."""
         files = {name: [list(map(list, part.ranges)), list(part.blocks), part.sums.hex()] for name, part in self.files.items()}
         return {"token": self.token, "files": files, "scalars": {name: dict(values) for name, values in self.scalars.items()}}
 
@@ -63,21 +63,21 @@ class PartReceipt:
 
 
 class PartSums:
-    """Collects what goes into a receipt."""
+    """Collects byte ranges and sums for a receipt."""
 
     def __init__(self) -> None:
         self._ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self._sums: dict[str, dict[int, np.uint32]] = defaultdict(dict)
 
     def add(self, file: str, offset: int, size: int, first: int, sums: np.ndarray) -> None:
-        """Bytes `[offset, offset + size)` and their contributions."""
+        """Adds bytes `[offset, offset + size)`, and their contributions to the blocks from `first` on."""
         self._ranges[file].append((offset, offset + size))
         found = self._sums[file]
         for number, each in enumerate(sums, first):
             found[number] = found[number] ^ each if number in found else each
 
     def receipt(self, token: str) -> PartReceipt:
-        """Raises CheckpointError if some byte was written twice."""
+        """Returns the receipt. Raises CheckpointError if some byte was written twice."""
         files: dict[str, FilePart] = {}
         for name, ranges in self._ranges.items():
             blocks = tuple(sorted(self._sums[name]))
@@ -87,7 +87,7 @@ class PartSums:
 
 
 def joined(ranges: Iterable[tuple[int, int]], where: str) -> tuple[tuple[int, int], ...]:
-    """Ascending, neighbours joined. Raises CheckpointError if two overlap."""
+    """Returns the ranges in ascending order, adjacent ones joined. Raises CheckpointError if two overlap."""
     found: list[tuple[int, int]] = []
     for start, stop in sorted(ranges):
         if found and start < found[-1][1]:
@@ -99,9 +99,9 @@ def joined(ranges: Iterable[tuple[int, int]], where: str) -> tuple[tuple[int, in
 
 
 def chunks(plan: FilePlan, runs: Iterable[TensorRun]) -> Iterator[tuple[str, int, np.ndarray]]:
-    """`(file, offset, memory)` of at most 4 MiB, cut at multiples of the block.
+    """Yields `(file, offset, memory)` of at most 4 MiB, cut at multiples of 4 MiB in the file.
 
-    Raises CheckpointError for a run that the plan has no place for.
+    Raises CheckpointError for a run that has no place in the plan.
     """
     for name, state, start, tensor in runs:
         place = plan.places.get((name, state))
@@ -118,7 +118,7 @@ def chunks(plan: FilePlan, runs: Iterable[TensorRun]) -> Iterator[tuple[str, int
 
 
 def _placed(place: StoredTensor, start: int, tensor: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
-    """`(file, offset, memory)` of a run: one, or those of the slices that have a part in it."""
+    """Yields `(file, offset, memory)` of a run: one, or several for a tensor that is kept as slices."""
     if isinstance(place, TensorPlace):
         yield place.file, place.offset + start * place.itemsize, bytes_of(tensor)
     else:
@@ -127,13 +127,13 @@ def _placed(place: StoredTensor, start: int, tensor: torch.Tensor) -> Iterator[t
 
 def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: StoredTensor) -> None:
     if str(tensor.dtype) != f"torch.{place.spec.dtype}":
-        raise CheckpointError(f"{name!r}, {state!r} is {tensor.dtype}, and was announced as {place.spec.dtype}")
+        raise CheckpointError(f"{name!r}, {state!r} is {tensor.dtype}, but the contents list it as {place.spec.dtype}")
     if start < 0 or start + tensor.numel() > place.elements:
         raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {start + tensor.numel()}) of {place.elements} elements")
 
 
 class _PartWriter:
-    """Digesting and writing both release the interpreter's lock, so two threads overlap them."""
+    """Digests and writes pieces. Both release the interpreter's lock, so two threads overlap them."""
 
     def __init__(self, plan: FilePlan, store: Store, directory: str) -> None:
         self._store, self._directory = store, directory
@@ -174,13 +174,13 @@ class _PartWriter:
             file.sync()
 
     def close(self) -> None:
-        """Only when no thread writes any more: a descriptor's number is soon another file's."""
+        """Closes the files. Call it only when no thread writes any more: the system reuses a closed descriptor's number."""
         while self._opened:
             self._opened.popitem()[1].close()
 
 
 def write_part(plan: FilePlan, store: Store, directory: str, token: str, runs: Iterable[TensorRun], threads: int) -> PartReceipt:
-    """Writes and syncs `runs`; `commit.write_runs` is what checks the ticket first."""
+    """Writes and syncs `runs`, and returns the receipt; `commit.write_runs` checks the ticket first."""
     part = _PartWriter(plan, store, directory)
     try:
         pieces = chunks(plan, runs)

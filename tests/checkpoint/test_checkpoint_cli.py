@@ -51,7 +51,7 @@ def test_convert_there_and_diff_finds_nothing(source, tmp_path):
     assert "wrote 18 tensors" in run("convert", source, tmp_path / "b.pt", "--to", "torch", "--max-memory", "1MiB")
     assert "0 different" in run("diff", source, tmp_path / "b.pt")
     text = run("convert", source, tmp_path / "c", "--to", "hf")
-    assert "left out, since hf has no place for it: 12 tensors of optimizer state" in text
+    assert "left out, because hf cannot hold it: 12 tensors of optimizer state" in text
 
 
 def test_diff_says_what_and_where_and_fails(source, tmp_path):

@@ -135,10 +135,10 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(b'{"sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'",\n' + text)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(4, "update it"), (2, "read it with the program that wrote it"), (-1, "read it with")])
+@pytest.mark.parametrize(("version", "advice"), [(4, "update this"), (2, "read it with the program that wrote it"), (-1, "read it with")])
 def test_another_version_is_refused_and_not_passed_over(copy: Path, version: int, advice: str) -> None:
     rewrite(copy / "step-00000012" / MANIFEST, lambda body: body.update(version=version))
-    with pytest.raises(OtherVersion, match=rf"12/manifest.json: format version {version}, and this program reads 3: {advice}"):
+    with pytest.raises(OtherVersion, match=rf"12/manifest.json: it has format version {version}, and this program reads 3: {advice}"):
         newest(LocalStore(copy))
 
 
@@ -163,19 +163,19 @@ def _move(file: str) -> Callable[[dict[str, Any]], None]:
     [
         (_put("format", value="other"), "not a manifest of"),
         (_put("version", value="1"), "not a manifest of"),
-        (lambda body: body.pop("groups"), "it lacks groups"),
-        (_put("step", value=-1), "-1 where a count should be"),
-        (_put("step", value=True), "True where a count should be"),
-        (_put("step", value=13), "it is of step 13, and its name says 12"),
-        (_put("tensors", "a", "param", "offset", value=-8), "-8 where a count"),
+        (lambda body: body.pop("groups"), "these entries are missing: groups"),
+        (_put("step", value=-1), "-1 is not a count"),
+        (_put("step", value=True), "True is not a count"),
+        (_put("step", value=13), "its manifest is of step 13, its name of step 12"),
+        (_put("tensors", "a", "param", "offset", value=-8), "-8 is not a count"),
         (_put("tensors", "a", "param", "offset", value=1 << 40), "'a', 'param' lies outside of its file"),
         (_put("tensors", "a", "param", "shape", value=[1 << 62, 1 << 62]), "outside of its file"),
         (_put("tensors", "a", "param", "shape", value=7), "malformed"),
         (_put("tensors", "a", "param", "dtype", value="object"), "unknown dtype 'object'"),
         (_put("tensors", "a", "param", "file", value="../../etc/passwd"), "outside of its file"),
         (_put("tensors", value=[]), "malformed"),
-        (_put("files", INDEX, "blocks", value=""), "digests of model.safetensors.index.json do not fit"),
-        (_put("files", INDEX, "size", value=1 << 62), "do not fit together"),
+        (_put("files", INDEX, "blocks", value=""), "digests of model.safetensors.index.json contradict each other"),
+        (_put("files", INDEX, "size", value=1 << 62), "contradict each other"),
         (_put("groups", 0, "names", value="ab"), "a list of names"),
         (_move("../escape"), "'../escape' cannot be the name"),
         (_move("/etc/passwd"), "'/etc/passwd' cannot be the name"),

@@ -65,7 +65,7 @@ def test_an_unfinished_save_is_collected_with_them(tmp_path: Path) -> None:
     "name", ["../config.json", "manifest.json", "model.safetensors.index.json", "weights.safetensors", ".json", "a/b.json"]
 )
 def test_names_that_are_ours_or_lead_elsewhere_are_refused(name: str) -> None:
-    with pytest.raises(CheckpointError, match="a file beside the weights cannot be called"):
+    with pytest.raises(CheckpointError, match="an extra file cannot be called"):
         plan_files(replace(contents_of(VALUES), files={name: b""}))
 
 

@@ -147,7 +147,7 @@ def test_a_padded_vocabulary_ends_in_zeros(source: ElasticSource) -> None:
 def test_impossible_slices_are_refused(source: ElasticSource) -> None:
     with pytest.raises(CheckpointError, match="has no dimension 2"):
         read_slice(source, "qkv", PARAM, Slice(dim=2, cuts=((0, 1),)))
-    with pytest.raises(CheckpointError, match=r"\[20, 25\) is not inside of dimension 0"):
+    with pytest.raises(CheckpointError, match=r"\[20, 25\) is not inside dimension 0"):
         read_slice(source, "qkv", PARAM, Slice(dim=0, cuts=((20, 25),)))
     with pytest.raises(CheckpointError, match="cannot be padded to 3"):
         Slice(dim=0, cuts=((0, 4),), padded=3)

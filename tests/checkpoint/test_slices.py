@@ -252,11 +252,11 @@ def _slicing(**changed: Any) -> Callable[[dict[str, Any]], None]:
         (_entry(slicing=None), "malformed"),
         (_entry(shape=[71, 1000]), r"is not a slicing of a tensor of shape \[71, 1000\]"),
         (_slicing(dim=2), "is not a slicing of"),
-        (_slicing(dim=-1), "-1 where a count should be"),
+        (_slicing(dim=-1), "-1 is not a count"),
         (_slicing(widths=[[40, 31]]), "is not a slicing of"),
         (_slicing(widths=[[40, 20], [10]]), "one width for each rank"),
         (_slicing(widths=[]), "one width for each rank"),
-        (_slicing(widths=[[80, -10]]), "-10 where a count should be"),
+        (_slicing(widths=[[80, -10]]), "-10 is not a count"),
         (_slicing(padded=[40, 29]), "cannot be padded to"),
         (_slicing(padded=[40]), "cannot be padded to"),
         (_slicing(padded=[40, 1 << 40]), "lies outside of its file"),
@@ -293,7 +293,7 @@ def test_slicings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     contents = sample_contents(VALUES)
     with pytest.raises(CheckpointError, match=r"'bias', 'param': dimension 0 by 2: 20\+8 \| 6\+3 \| 6\+3 is not a slicing of .* \[33\]"):
         plan_files(contents, 1 << 30, {("bias", PARAM): QKV})
-    with pytest.raises(CheckpointError, match="'x', 'param' is to be kept as slices, and there is no such tensor"):
+    with pytest.raises(CheckpointError, match="'x', 'param' is to be kept as slices, but there is no such tensor"):
         plan_files(contents, 1 << 30, {("x", PARAM): QKV})
     with pytest.raises(CheckpointError, match="cannot be padded to"):
         replace(EMBED, padded=(40, 29))

@@ -91,7 +91,7 @@ def test_runs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refusal(tmp_path, [run for run in runs if run is not bias], "of its .* bytes were written; byte .* was not")
     refusal(tmp_path, [*runs, ("x", PARAM, 0, bias[3])], "'x', 'param' is not in the plan")
     refusal(tmp_path, [("b", PARAM, 1, bias[3])], r"run \[1, 66\) of 65 elements")
-    refusal(tmp_path, [("b", PARAM, 0, bias[3].double())], "is torch.float64, and was announced as float32")
+    refusal(tmp_path, [("b", PARAM, 0, bias[3].double())], "is torch.float64, but the contents list it as float32")
 
 
 @pytest.mark.parametrize(
