@@ -1,1 +1,1 @@
-"""Who is in the job: etcd, the only authority, and what is kept in it. Lives in the agent, away from torch and the user's packages."""
+"""The members of the job in etcd, the only authority for them. Runs in the agent, separate from torch and the user's packages."""

@@ -1,12 +1,12 @@
-"""The attempts at the next view, as etcd keeps them: the number last burned, one proposal and one key of votes per agent for each.
+"""The attempts at the next view in etcd: the number last burned; for each attempt a proposal and one key of votes per agent.
 
     attempt                           "<epoch>.<attempt>"
-    proposals/<epoch>.<attempt>       the proposal's digest, once; the proposal goes over the agent's own connections
+    proposals/<epoch>.<attempt>       the proposal's digest, once; the proposal itself goes over the agent's own connections
     votes/<epoch>.<attempt>/<agent>   {worker: reason of its refusal or null}
 
-All calls raise EtcdUnavailable, may then be repeated, and mean the same when they are. Where etcd has lost what this agent wrote (it came
-back empty, a lease ran out, or somebody deleted or overwrote it), `begin` and `commit` write it again, unless another incarnation has the
-name or another agent coordinates.
+All calls raise EtcdUnavailable and may then be repeated: they are idempotent. If etcd has lost what this agent wrote (it came back empty, a
+lease ran out, or another client deleted or overwrote it), `begin` and `commit` write it again, unless another incarnation has the name or
+another agent coordinates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _REASON_LETTERS = 200
 
 
 class AttemptStore(Protocol):
-    """What attempts need of an etcd client."""
+    """The part of an etcd client that attempts need."""
 
     def get(self, key: str) -> KeyValue | None: ...
     def get_prefix(self, prefix: str) -> list[KeyValue]: ...
@@ -44,7 +44,7 @@ class AttemptStore(Protocol):
 class Attempts:
     """One agent's part in the attempts of a job.
 
-    `lease` gives the one that the keys hang on, `reclaim` takes the job's name again where etcd has lost that.
+    `lease` returns the lease of the keys; `reclaim` takes the job's name again if etcd has lost it.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Attempts:
         self._voted: tuple[AttemptId, str] | None = None
 
     def begin(self, attempt_id: AttemptId) -> None:
-        """Burns the number.
+        """Burns the attempt's number.
 
-        Raises Conflict if another agent coordinates, or this number or a later one was burned by somebody, and NameLost.
+        Raises Conflict if another agent coordinates or a later number was burned, and NameLost.
         """
         self._begun = None
         try:
             self._burn(attempt_id)
-        except Conflict:  # also if the thread that keeps the lease has written again what is lost just now
+        except Conflict:  # also if the lease's thread has just restored a lost key
             self.restore()
             self._burn(attempt_id)
 
@@ -87,7 +87,7 @@ class Attempts:
         self._store.get(self._key)
 
     def publish(self, attempt_id: AttemptId, proposal: Mapping[str, Any]) -> None:
-        """Puts the digest of the proposal, once. Raises Conflict if there is another."""
+        """Writes the digest of the proposal, once. Raises Conflict if there is another."""
         key, text = f"{self._prefix}proposals/{_name(attempt_id)}", digest(proposal)
         try:
             self._store.put_if_absent(key, text, lease=self._lease())
@@ -97,15 +97,15 @@ class Attempts:
                 raise
 
     def vote(self, attempt_id: AttemptId, votes: Mapping[int, str | None]) -> None:
-        """Puts the votes of this agent's workers: None, or the reason of a refusal."""
+        """Writes the votes of this agent's workers: None, or the reason of a refusal."""
         short = {worker: reason and reason[:_REASON_LETTERS] for worker, reason in votes.items()}
         self._voted = attempt_id, json.dumps(short, separators=(",", ":"))
         self._put_votes()
 
     def commit(self, attempt_id: AttemptId, view: View, before: View) -> None:
-        """Makes `view` the job's, in one transaction. What it demands: `before` is the committed view, this incarnation has the name, this
-        attempt, this coordinator, and the votes of all members. Raises Conflict if one of these is not so, unless this very view is
-        committed already, or etcd had only lost what it had, and nobody else has written since. Raises NameLost.
+        """Commits `view` in one transaction. It demands that `before` is the committed view, that this incarnation has the name, this
+        attempt is current, this agent coordinates, and all members have voted for it. Raises Conflict if a demand fails, unless this view
+        is committed already, or etcd had only lost keys that no other client has written since. Raises NameLost.
         """
         if self._begun != attempt_id:
             raise Conflict(f"attempt {_name(attempt_id)} is not the one that this agent has begun")
@@ -113,21 +113,21 @@ class Attempts:
         try:
             self._swap(attempt_id, view, before)
         except Conflict:
-            # An earlier try may have gone through, with its answer lost. If etcd has lost the view too, the watch may have seen it.
+            # An earlier try may have succeeded and its answer been lost. If etcd has lost the view too, the watch may have seen it.
             if not self._views.knows(text) and not self._views.holds(text):
                 self._renew(attempt_id)
                 self._swap(attempt_id, view, before)
         self._views.committed(text)
 
     def sweep(self) -> None:
-        """Deletes the proposals and votes of all attempts: for when a view is committed."""
+        """Deletes the proposals and votes of all attempts, once a view is committed."""
         for kind in ("proposals/", "votes/"):
             self._store.delete_prefix(f"{self._prefix}{kind}")
 
     def restore(self) -> bool:
-        """Writes again what etcd has lost of what this agent knows, the claim and the view; whether that was something.
+        """Writes the claim and the view again if etcd has lost them. Returns whether it had.
 
-        Raises NameLost if another incarnation has the name, and Conflict if etcd has a view that this agent does not know.
+        Raises NameLost if another incarnation has the name, and Conflict if etcd has a view that this agent has not proposed.
         """
         entry = self._store.get(self._claim.key)
         gone = entry is None or entry.value != self._claim.held.value
@@ -137,7 +137,7 @@ class Attempts:
         if lost is not None:
             try:
                 self._restore(lost)
-            except Conflict:  # the thread that keeps the lease restores too
+            except Conflict:  # the lease's thread restores too
                 lost = self._views.missing()
                 if lost is not None:
                     self._restore(lost)
@@ -152,14 +152,14 @@ class Attempts:
         self._store.transaction(demands, {self._views.key: self._views.propose(view)}, lease=self._lease())
 
     def _renew(self, attempt_id: AttemptId) -> None:
-        """Writes again what etcd has lost of an attempt that was begun. Raises Conflict if somebody else has gone on, as `begin` does."""
+        """Writes the keys of a begun attempt again if etcd has lost them. Raises what `begin` raises."""
         self.restore()
         self._burn(attempt_id)
         if self._voted is not None and self._voted[0] == attempt_id:
             self._put_votes()
 
     def _put_votes(self) -> None:
-        assert self._voted is not None  # both callers see to it
+        assert self._voted is not None  # both callers ensure it
         attempt_id, text = self._voted
         self._store.put(f"{self._prefix}votes/{_name(attempt_id)}/{self._agent}", text, lease=self._lease())
 
@@ -176,11 +176,11 @@ class Attempts:
         self._begun, self._demands = attempt_id, (self._claim.held, held, Compare(key=self._key, value=_name(attempt_id)))
 
     def _votes(self, attempt_id: AttemptId, view: View) -> list[Compare]:
-        """Demands that the votes are as they were read here. Raises Conflict if one is missing or refuses."""
+        """Returns demands that the votes have not changed since they were read here. Raises Conflict if one is missing or refuses."""
         entries = self._store.get_prefix(f"{self._prefix}votes/{_name(attempt_id)}/")
         votes: dict[int, str | None] = {}
         for entry in entries:
-            with suppress(ValueError, AttributeError):  # what nobody of this job wrote is no vote
+            with suppress(ValueError, AttributeError):  # a value that no agent of this job wrote is no vote
                 votes.update({int(worker): refusal for worker, refusal in json.loads(entry.value or "{}").items()})
         without = [worker for worker in view.workers if votes.get(worker, "no vote") is not None]
         if without:
@@ -193,7 +193,7 @@ def _name(attempt_id: AttemptId) -> str:
 
 
 def _parsed(name: str | None) -> AttemptId | None:
-    """None for what is no attempt."""
+    """Returns epoch and attempt of a name, None if it is no attempt."""
     with suppress(ValueError, AttributeError):
         epoch, attempt = (name or "").split(".")
         return int(epoch), int(attempt)

@@ -1,11 +1,11 @@
-"""A job's name at etcd, and which incarnation of the job has it.
+"""A job's name at etcd, and the incarnation of the job that has it.
 
     /elastic/<name>/incarnation     {incarnation, host, process, settings}, with the agent's lease
     /elastic/<name>/<incarnation>/  everything else of that job
 
-The name is taken in one transaction that demands that nobody has it. An agent whose lease ran out (it, its host or the network stood
-still) takes the name again if nobody else has; if another incarnation has it, this job ends. Nobody deletes or overwrites what is another
-incarnation's.
+The name is taken in one transaction that demands that the key does not exist. An agent whose lease ran out (it, its host or the network
+stood still) takes the name again if it is free; if another incarnation has it, this job ends. No job deletes or overwrites keys of another
+incarnation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from elastic.membership.etcd import ROOT, Compare, KeyValue
 
 
 class ClaimStore(Protocol):
-    """What a claim needs of an etcd client."""
+    """The part of an etcd client that a claim needs."""
 
     def get(self, key: str) -> KeyValue | None: ...
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
@@ -33,7 +33,7 @@ class ClaimStore(Protocol):
 
 
 class Claim:
-    """The claim of one incarnation (a random text) on a name. `settings` is a digest of the job's, for people."""
+    """The claim of one incarnation (a random text) on a name. `settings` is a digest of the job's settings, for information only."""
 
     def __init__(self, store: ClaimStore, name: str, incarnation: str, settings: str = "") -> None:
         self._store = store
@@ -45,11 +45,11 @@ class Claim:
 
     @property
     def held(self) -> Compare:
-        """What a transaction demands so that it counts only while this incarnation has the name."""
+        """The demand of a transaction that this incarnation has the name."""
         return Compare(key=self.key, value=self._value)
 
     def take(self, lease: int) -> None:
-        """Raises SettingsError if a job has the name, EtcdUnavailable."""
+        """Takes the name. Raises SettingsError if a job has it, EtcdUnavailable."""
         try:
             self._store.put_if_absent(self.key, self._value, lease=lease)
         except Conflict as error:
@@ -62,8 +62,8 @@ class Claim:
         entry = self._store.get(self.key)
         if entry is not None and entry.value != self._value and _incarnation(entry.value) is not None:
             raise NameLost(
-                f"this job's lease at etcd ran out, and another job has taken its name {self._name!r} meanwhile "
-                f"({_described(entry.value)}): this one ends, so that there are not two; nothing of the other's was touched"
+                f"this job's lease at etcd ran out, and another job has taken its name {self._name!r} since "
+                f"({_described(entry.value)}): this job ends, so that only one has the name; the other job's keys were not touched"
             )
         try:
             self._store.compare_and_put(self.key, self._value, 0 if entry is None else entry.mod_revision, lease=lease)
@@ -77,7 +77,7 @@ class Claim:
 
 
 def _incarnation(value: str | None) -> str | None:
-    """Which incarnation a claim is of; None for what is no claim."""
+    """Returns the incarnation of a claim, None if the value is no claim."""
     with suppress(ValueError, TypeError, KeyError):
         found = json.loads(value or "")["incarnation"]
         return found if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""Which agent speaks for the job: the one whose key is there. The key goes with its lease.
+"""The election of the agent that coordinates the job: the one that the key names. The key expires with its lease.
 
 coordinator    {agent}
 """
@@ -15,14 +15,14 @@ from elastic.membership.etcd import Compare, KeyValue
 
 
 class ElectionStore(Protocol):
-    """What an election needs of an etcd client."""
+    """The part of an etcd client that an election needs."""
 
     def get(self, key: str) -> KeyValue | None: ...
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
 
 
 class Election:
-    """The candidate `name`, which must be unique among all agents; `lease` gives the lease that it holds now."""
+    """The candidate `name`, which must be unique among all agents; `lease` returns its current lease."""
 
     def __init__(self, store: ElectionStore, key: str, name: str, lease: Callable[[], int]) -> None:
         self._store = store
@@ -31,8 +31,7 @@ class Election:
         self._lease = lease
 
     def hold(self) -> Compare:
-        """Wins the election if nobody holds it, or what is there is no agent; what a transaction demands so that it counts only while this
-        agent still does.
+        """Wins the election if no agent holds it. Returns the demand of a transaction that this agent still holds it.
 
         Raises Conflict if another agent holds it, EtcdUnavailable.
         """
@@ -48,7 +47,7 @@ class Election:
 
 
 def _elected(value: str | None) -> str | None:
-    """The agent that the key names; None for what is no agent."""
+    """Returns the agent that the value names, None if it names none."""
     with suppress(ValueError, TypeError, KeyError):
         found = json.loads(value or "")["agent"]
         return found if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""The address of an etcd, with the login it wants."""
+"""The address of an etcd, with its login."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TEXT = re.compile(rf"{_LOGIN}(?:unix:(?P<path>/.+)|(?P<host>[^@]+):(?P<port>[0-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdEndpoint:
-    """Where etcd is: `[user:password@]host:port`, or `[user:password@]unix:/path` of a socket on this host."""
+    """The address of etcd: `[user:password@]host:port`, or `[user:password@]unix:/path` of a socket on this host."""
 
     host: str = ""
     port: int = 0
@@ -24,7 +24,7 @@ class EtcdEndpoint:
 
     @classmethod
     def parse(cls, text: str) -> EtcdEndpoint:
-        """Raises SettingsError."""
+        """Parses an address. Raises SettingsError."""
         found = _TEXT.fullmatch(text)
         if found is None:
             raise SettingsError(
@@ -39,5 +39,5 @@ class EtcdEndpoint:
 
     @property
     def title(self) -> str:
-        """As messages call it."""
+        """Its name in messages."""
         return "the private etcd" if self.private else f"etcd at {self}"

@@ -1,4 +1,4 @@
-"""The etcd client: the little of it that the runtime needs, with errors that say what to do. Only this module imports etcd3."""
+"""The etcd client: the operations that the runtime needs, with errors that advise what to do. Only this module imports etcd3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.membership.refusals import login_ran_out, meaning
 
-with warnings.catch_warnings():  # protobuf and etcd3 call each other old
+with warnings.catch_warnings():  # protobuf and etcd3 emit deprecation warnings
     warnings.simplefilter("ignore", DeprecationWarning)
     import etcd3
     import etcd3.utils
@@ -25,9 +25,9 @@ etcdrpc: Any = _etcdrpc  # generated at run time, without types
 kv_pb2: Any = _kv_pb2
 
 ROOT = "/elastic/"  # all keys of all jobs lie under it
-VALUE_BYTES = 64 << 10  # no value is larger: etcd holds what must be agreed, never bulk
+VALUE_BYTES = 64 << 10  # no value is larger: etcd holds agreements, never bulk data
 _OPTIONS = [
-    ("grpc.enable_http_proxy", 0),  # a proxy from the environment would swallow loopback and cluster addresses
+    ("grpc.enable_http_proxy", 0),  # a proxy from the environment would also be used for loopback and cluster addresses
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
@@ -35,7 +35,7 @@ _OPTIONS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyValue:
-    """One key as read or watched. `value` is None where a watch saw it deleted; what is no text has replacement characters."""
+    """One key as read or watched. `value` is None if a watch saw it deleted; bytes that are no text become replacement characters."""
 
     key: str
     value: str | None
@@ -44,7 +44,7 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compare:
-    """What a transaction demands of a key: this mod_revision (0: there is no such key), or this value."""
+    """A transaction's demand on a key: this mod_revision (0: there is no such key), or this value."""
 
     key: str
     mod_revision: int | None = None
@@ -53,7 +53,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyState:
-    """What is under a prefix, as of `revision` of the etcd cluster `cluster`."""
+    """The keys under a prefix, at `revision` of the etcd cluster `cluster`."""
 
     entries: list[KeyValue]
     revision: int
@@ -63,18 +63,18 @@ class KeyState:
 class EtcdClient:
     """A connection to etcd; any thread may call.
 
-    Every call raises EtcdUnavailable within `timeout_s` when it cannot be served: EtcdRefused where it never will be, EtcdFull where etcd
-    has no space. A login that ran out is renewed.
+    Every call raises EtcdUnavailable within `timeout_s` if it cannot be served: EtcdRefused if a retry cannot help, EtcdFull if etcd has no
+    space. A login that ran out is renewed.
     """
 
     def __init__(self, endpoint: EtcdEndpoint, *, timeout_s: float = 5.0) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        # etcd3 joins the two by a colon: that makes gRPC's name of a UNIX socket as well.
+        # etcd3 joins the two by a colon, which gives gRPC's name of a UNIX socket as well.
         place: tuple[Any, Any] = ("unix", endpoint.path) if endpoint.path else (endpoint.host, endpoint.port)
         self._client = etcd3.client(host=place[0], port=place[1], grpc_options=_OPTIONS)
         self._login = threading.Lock()
-        # The token travels as metadata; as call credentials gRPC refuses to send it over a plain connection.
+        # The token is sent as metadata; gRPC refuses to send call credentials over an unencrypted connection.
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._watches: list[Any] = []
         try:
@@ -93,7 +93,7 @@ class EtcdClient:
         return self.find(prefix).entries
 
     def find(self, prefix: str) -> KeyState:
-        """What is under the prefix, and as of when."""
+        """Returns the keys under the prefix and the revision at which they were read."""
         found = self._call(self._client.kvstub.Range, etcdrpc.RangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
         return KeyState(entries=[entry(pair) for pair in found.kvs], revision=found.header.revision, cluster=found.header.cluster_id)
 
@@ -101,7 +101,7 @@ class EtcdClient:
         self._call(self._client.kvstub.Put, _put(key, value, lease))
 
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int:
-        """The new mod_revision. Raises Conflict if the key exists."""
+        """Writes a new key and returns its mod_revision. Raises Conflict if the key exists."""
         return self.compare_and_put(key, value, 0, lease=lease)
 
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int:
@@ -111,9 +111,9 @@ class EtcdClient:
     def transaction(
         self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()
     ) -> int:
-        """Writes all of `puts` and deletes `deletes` if all demands are met, at once; their mod_revision.
+        """Atomically writes `puts` and deletes `deletes` if all demands are met. Returns their mod_revision.
 
-        Raises Conflict, and then has written nothing.
+        Raises Conflict, having written nothing.
         """
         request = etcdrpc.TxnRequest(
             compare=[comparison.build_message() for demand in demands for comparison in self._comparisons(demand)],
@@ -124,7 +124,7 @@ class EtcdClient:
         )
         response = self._call(self._client.kvstub.Txn, request)
         if not response.succeeded:
-            raise Conflict(f"etcd: somebody else wrote {' or '.join(demand.key for demand in demands)} in the meantime")
+            raise Conflict(f"etcd: another client wrote {' or '.join(demand.key for demand in demands)} since it was read here")
         return response.header.revision
 
     def delete(self, key: str) -> None:
@@ -134,11 +134,11 @@ class EtcdClient:
         self._call(self._client.kvstub.DeleteRange, etcdrpc.DeleteRangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
 
     def grant(self, ttl_s: int) -> int:
-        """A new lease."""
+        """Grants a new lease."""
         return self._call(self._client.leasestub.LeaseGrant, etcdrpc.LeaseGrantRequest(TTL=ttl_s)).ID
 
     def refresh(self, lease: int) -> bool:
-        """Whether the lease is still alive, now for its whole time again."""
+        """Renews a lease for its whole time to live. Returns whether it was still alive."""
 
         def keep_alive(request: Any, timeout_s: float, metadata: Any) -> Any:
             return next(self._client.leasestub.LeaseKeepAlive(iter([request]), timeout_s, metadata=metadata))
@@ -151,22 +151,22 @@ class EtcdClient:
     def watch_prefix(
         self, prefix: str, callback: Callable[[KeyValue], None], failed: Callable[[ElasticError], None] = lambda _: None
     ) -> None:
-        """Calls back from a thread for every key under the prefix: for what is there now, then for each change, in order, once.
+        """Calls back from a thread for every key under the prefix: for the current ones, then for each change, in order, once.
 
-        Goes on where it was after an outage. Calls `failed` once, and watches no more, where etcd refuses for good.
+        Resumes where it was after an outage. Calls `failed` once, and stops watching, if etcd refuses permanently.
         """
-        from elastic.membership.watch import KeyWatch  # which uses the client
+        from elastic.membership.watch import KeyWatch  # imports this module
 
         watch = KeyWatch(self, prefix, callback, failed)
         self._watches.append(watch)
         watch.start()
 
     def watch_stream(self, requests: Iterable[Any]) -> Any:
-        """The answers to requests for watches. Raises gRPC's errors."""
+        """Returns the stream of answers to watch requests. Raises gRPC's errors."""
         return etcdrpc.WatchStub(self._client.channel).Watch(requests, metadata=self._metadata)
 
     def log_in(self, token: tuple[tuple[str, str], ...] | None = None) -> None:
-        """Gets a new token, unless another thread got one in place of `token` meanwhile."""
+        """Gets a new token, unless another thread has already replaced `token`."""
         with self._login:
             if self.endpoint.user is None or (token is not None and token is not self._metadata):
                 return
@@ -220,11 +220,11 @@ def _put(key: str, value: str, lease: int | None) -> Any:
 
 
 def entry(pair: Any, *, deleted: bool = False) -> KeyValue:
-    """What etcd tells of a key."""
+    """Converts a key from etcd's form."""
     value = None if deleted else pair.value.decode(errors="replace")
     return KeyValue(key=pair.key.decode(errors="replace"), value=value, mod_revision=pair.mod_revision)
 
 
 def end_of(prefix: str) -> bytes:
-    """The end of the range of keys that begin with the prefix."""
+    """Returns the end of the range of keys that begin with the prefix."""
     return etcd3.utils.increment_last_byte(prefix.encode())

@@ -1,4 +1,4 @@
-"""A thread that does a loop's tasks at etcd, one after the other, and repeats them while etcd is away; not for ever."""
+"""A thread that runs a loop's etcd tasks one after another, and retries them, up to a deadline, while etcd is unavailable."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
 
 RETRY_S = 0.2
-TOLD_S = (0.0, 10.0, 30.0)  # into an outage, when it is told; then every minute
+TOLD_S = (0.0, 10.0, 30.0)  # seconds into an outage at which it is reported; then every minute
 DEADLINE_S = 600.0  # how long a task waits for etcd
-_STOP_S = 1.0  # a call that etcd does not answer takes longer, and its result is wanted by nobody
+_STOP_S = 1.0  # a call that etcd does not answer takes longer, and its result is no longer needed
 
 
 def _ignore(_: Any) -> None:
-    """For tasks whose result nobody wants."""
+    """Ignores the result of a task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdTask:
-    """`call` is repeated until it returns or raises Conflict, which `done` or `refused` gets; unless `wanted` says no before a try.
+    """A task at etcd. `call` is retried until it returns (to `done`), raises Conflict (to `refused`), or `wanted` is False.
 
-    One that is not `needed` is tried once, and may be refused. After `deadline_s` of an outage the job is given up.
+    A task that is not `needed` is tried once, and its failure is ignored. After `deadline_s` of an outage the job fails.
     """
 
     call: Callable[[], Any]
@@ -38,10 +38,10 @@ class EtcdTask:
 
 
 class EtcdThread:
-    """`post` hands what `done`, `refused`, `away` (now and then in an outage, with its seconds), `unanswered` (each try of what is needed,
-    with the same), `back` and `failed` have to do to the loop's thread.
+    """Runs tasks in order; every callback goes to the loop's thread through `post`.
 
-    `failed` gets what no other try will change: etcd refuses for good, was away until the deadline, the name is lost, or a bug.
+    In an outage, with its seconds: `unanswered` is called at each failed try of a needed task, `away` now and then; `back` when it ends.
+    `failed` gets errors that a retry cannot change: etcd refuses permanently or was away until the deadline, the name is lost, or a bug.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class EtcdThread:
         self._thread.start()
 
     def run(self, task: EtcdTask) -> None:
-        """Has it done after those before it; does not wait."""
+        """Queues a task; does not wait for it."""
         self._tasks.put(task)
 
     def stop(self) -> None:
-        """Leaves what is not done undone."""
+        """Stops the thread; queued tasks are not run."""
         self._stopped.set()
         self._tasks.put(None)
         self._thread.join(_STOP_S)
@@ -80,8 +80,8 @@ class EtcdThread:
                 self._do(task)
             except (EtcdRefused, NameLost) as error:
                 self._post(lambda error=error: self._failed(error))
-            except Exception:  # the thread's boundary: a recovery would wait for it for ever
-                bug = JobFailed(f"the thread that speaks with etcd failed:\n{traceback.format_exc()}")
+            except Exception:  # the thread's boundary: otherwise a recovery would wait for it for ever
+                bug = JobFailed(f"the agent's thread for etcd failed, so the job ends; this is a bug:\n{traceback.format_exc()}")
                 self._post(lambda bug=bug: self._failed(bug))
 
     def _do(self, task: EtcdTask) -> None:
@@ -120,9 +120,9 @@ class EtcdThread:
 
 
 def _due(told: int) -> float:
-    """How far into an outage it is told for the next time."""
+    """Returns the seconds into an outage at which it is reported next."""
     return TOLD_S[told] if told < len(TOLD_S) else 60.0 * (told - len(TOLD_S) + 1)
 
 
 def _given_up(error: EtcdUnavailable) -> EtcdUnavailable:
-    return EtcdUnavailable(f"{error}; the job's recovery waited {DEADLINE_S / 60:.0f} minutes for it, and ends")
+    return EtcdUnavailable(f"{error}; the job's recovery waited {DEADLINE_S / 60:.0f} minutes for etcd, so the job ends")

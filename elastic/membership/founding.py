@@ -1,4 +1,4 @@
-"""The first view of a job, decided purely from what its workers announced."""
+"""Decides the first view of a job, as a pure function of its workers' announcements."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """A worker that can be a member. `profile` has the fields of `elastic.plan.workload.LayerCost` of a micro-batch, per layer.
+    """The announcement of a worker that can be a member. `profile` has the fields of `elastic.plan.workload.LayerCost` for each layer.
 
-    `state_bytes` are the optimizer's beside an element of a parameter. The process may take `memory` bytes, None for its share of the
-    host's, and takes `base` of them before it holds a layer. `link` is `[latency_s, bytes_per_s]` of a message within its host, where it
-    measured that. `checkpoint` names the one that it would go on from; only founders do.
-    `code` are the user's modules, as `elastic.script.sources.to_json` has them.
+    `state_bytes` is the optimizer's state for one parameter element. The process may use `memory` bytes (None: its share of the host's);
+    it uses `base` of them before it holds a layer. `link` is `[latency_s, bytes_per_s]` of a message within its host, if measured.
+    `checkpoint` names the checkpoint that a founder would resume from. `code` holds the user's modules, in the form of
+    `elastic.script.sources.to_json`.
     """
 
     host: str
@@ -47,12 +47,12 @@ class Ready:
     code: dict[str, list[Any]] = field(default_factory=dict)
 
     def member(self, worker: int) -> Member:
-        """As a member of a view."""
+        """Returns the worker as a member of a view."""
         return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], host: str, memory: int | None = None) -> Ready:
-        """Raises MismatchError if a field is missing or unknown."""
+        """Builds it from a worker's message. Raises MismatchError if a field is missing or unknown."""
         try:
             return cls(host=host, memory=memory, **data)
         except TypeError as error:
@@ -60,7 +60,7 @@ class Ready:
 
 
 def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = None, saved: SavedPlan | None = None) -> View:
-    """Returns epoch 1, of all workers that are ready; `site` is what agents know of hosts, to which workers add what they have measured.
+    """Returns epoch 1 with all ready workers as members; `site` describes the hosts, and the workers' measured links are added to it.
 
     The plan is the planner's, or the `saved` one. Raises MismatchError if the workers differ, PlanError if the model does not fit the
     stages or the memory, or if the saved plan is for another job.
@@ -85,7 +85,7 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
 
 
 def check_equal(ready: Mapping[int, Ready]) -> None:
-    """Raises MismatchError naming the workers that differ from the lowest one, and where they do first."""
+    """Raises MismatchError naming the workers that differ from the lowest one, and their first difference."""
     reference = min(ready)
     _check_code(ready, reference)
     for name in _EQUAL:
@@ -104,13 +104,13 @@ def _check_code(ready: Mapping[int, Ready], reference: int) -> None:
     for worker in sorted(ready):
         if (path := changed(ready[reference].code, ready[worker].code)) is not None:
             raise MismatchError(
-                f"worker {worker} cannot train together with worker {reference}: {path} was edited when worker {reference} had imported "
-                "it, and is other code there; put the old text back while the job runs, or start the job again"
+                f"worker {worker} cannot train together with worker {reference}: {path} was edited after worker {reference} had imported "
+                "it, so their code differs; restore the old text while the job runs, or start the job again"
             )
 
 
 def first_difference(place: str, here: Any, there: Any) -> tuple[str, Any, Any]:
-    """Where two unequal JSON values differ first, as `settings.batch_size` or `model.layers[2]`, and the two values there."""
+    """Returns the place where two unequal JSON values differ first, such as `settings.batch_size` or `model.layers[2]`, and both values."""
     if isinstance(here, dict) and isinstance(there, dict):
         for key in [*here, *(key for key in there if key not in here)]:
             if here.get(key) != there.get(key):

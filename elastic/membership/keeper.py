@@ -1,7 +1,7 @@
-"""Keeps the private etcd running: whenever it ends, it is started again on its data, and without them where that does not help.
+"""Keeps the private etcd running: whenever it ends, it is restarted on its data, and without its data if that does not help.
 
-Nothing is lost by the second: the agent writes again what it knows (`Attempts.restore`), and there is no other agent. All of it happens in
-the agent's loop, whose thread the etcd is tied to; meanwhile the training goes on.
+A restart without data loses nothing: the agent writes its keys again (`Attempts.restore`), and there is no other agent. All of this runs in
+the agent's loop, since etcd dies with the loop's thread. Training continues during a restart.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, Protocol
 from elastic.errors import EtcdFull, EtcdUnavailable
 from elastic.membership.server import PrivateEtcd, how_it_ended
 
-STABLE_S = 5.0  # one that has run for so long was started well
-SILENT_S = 4.0  # one that has not answered for so long, though its process is there, is ended; the next time after twice as long
-_PATIENCE_S = 60.0  # at most; and one that has run for so long was no hopeless case
+STABLE_S = 5.0  # a start counts as successful after running for so long
+SILENT_S = 4.0  # an etcd whose process lives but has not answered for so long is killed; the next time after twice as long
+_PATIENCE_S = 60.0  # the longest such time; an etcd that has run for so long gets the shortest again
 _LONGEST_S = 10.0
 _TIMER = "etcd"
 
 
 class LoopLike(Protocol):
-    """What a keeper needs of the agent's loop."""
+    """The part of the agent's loop that a keeper needs."""
 
     def watch(self, source: Any, act: Callable[[], None]) -> None: ...
     def forget(self, source: Any) -> None: ...
@@ -35,14 +35,14 @@ class LoopLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStart:
-    """How to start it again, and after how many seconds."""
+    """How to restart etcd (`anew`: without its data), and after how many seconds."""
 
     anew: bool
     after_s: float
 
 
 def next_start(failures: int) -> NextStart:
-    """`failures`: how often in a row it did not start, or ended soon after."""
+    """Decides the next start after `failures` starts in a row that failed or ended soon after."""
     if failures == 0:
         return NextStart(anew=False, after_s=0.0)
     return NextStart(anew=True, after_s=0.0 if failures == 1 else min(2.0 ** (failures - 2), _LONGEST_S))
@@ -58,7 +58,7 @@ class Keeper:
         self._loop = loop
         self._say = say
         self._clock = clock
-        self._failures = -1  # the first end is none, however early it comes
+        self._failures = -1  # the first end does not count as a failure, however early it comes
         self._anew = False
         self._ending = False
         self._patience_s = SILENT_S
@@ -68,7 +68,7 @@ class Keeper:
         self._watch()
 
     def unanswered(self, error: EtcdUnavailable, seconds: float) -> None:
-        """It has not answered somebody for so long. Ends one that stands still or has no space, so that it is started again."""
+        """Kills an etcd that has not answered for `seconds`, or has no space, so that it is restarted."""
         running_s = self._clock() - self._started_at
         if self._ending or self._pidfd is None:
             return
@@ -78,19 +78,19 @@ class Keeper:
             self._anew = True
         elif min(seconds, running_s) < self._patience_s:
             return
-        else:  # on a machine with too much to do it may only be slow, and is not ended again and again
+        else:  # on an overloaded machine it may only be slow: it must not be killed again and again
             self._patience_s = min(2 * self._patience_s, _PATIENCE_S)
         self._ending = True
-        self._tell(f"{error}: it is ended and started again")
+        self._tell(f"{error}: it is killed and restarted")
         self._server.kill()
 
     def tend(self) -> None:
-        """Starts it again if it has ended: for a loop that does not turn."""
+        """Restarts etcd if it has ended, for a caller that blocks the loop."""
         if self._pidfd is not None and os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
             self._ended()
 
     def close(self) -> None:
-        """Lets it end."""
+        """Stops watching: etcd is not restarted any more."""
         self._loop.clear_timer(_TIMER)
         self._forget()
 
@@ -115,8 +115,8 @@ class Keeper:
         self._failures = 0 if well else self._failures + 1
         following = next_start(self._failures)
         anew = following.anew or self._anew
-        how = "anew, from what this agent knows" if anew else "again on its data"
-        self._tell(f"{happened}: it is started {how}; the training goes on")
+        how = "without its data, which the agent writes again" if anew else "on its data"
+        self._tell(f"{happened}: it is restarted {how}; training continues")
         if following.after_s:
             self._loop.set_timer(following.after_s, lambda: self._start(anew=anew), _TIMER)
         else:
@@ -130,11 +130,11 @@ class Keeper:
         except EtcdUnavailable as error:
             self._again(str(error), well=False)
         else:
-            with suppress(ProcessLookupError):  # it is a child that only this thread reaps
+            with suppress(ProcessLookupError):  # cannot happen: it is a child that only this thread reaps
                 self._watch()
 
     def _tell(self, sentence: str) -> None:
-        """Once, however often it happens."""
+        """Reports a sentence, unless it equals the last one."""
         if sentence != self._said:
             self._say(sentence)
         self._said = sentence

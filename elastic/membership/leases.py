@@ -1,4 +1,4 @@
-"""A lease: its keys say that somebody lives, and vanish soon after it stops saying so."""
+"""A lease: its keys show that the owner lives, and expire soon after it stops renewing them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Protocol
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
 
 _KEPT_EVERY_S = 5.0  # at least
-AWAY_S = 10.0  # an etcd that is away for so long is spoken of, though nobody needs it now
+AWAY_S = 10.0  # an outage of etcd that lasts so long is reported, though nothing needs etcd now
 
 
 class LeaseStore(Protocol):
-    """What a lease needs of an etcd client."""
+    """The part of an etcd client that a lease needs."""
 
     def grant(self, ttl_s: int) -> int: ...
     def refresh(self, lease: int) -> bool: ...
@@ -30,11 +30,11 @@ def _nothing(*_: object) -> None:
 
 
 class Lease:
-    """Keys under one lease. `keep` renews it, and after an outage in which it expired makes a new one with the same keys.
+    """Keys under one lease. `keep` renews the lease; if it expired in an outage, `keep` makes a new one with the same keys.
 
-    `start` runs `keep` three times per time to live, and at least every `every_s`, in a thread, where no training code can hold it up. A
-    new lease is told to `renewed` before its keys are written. `lost` gets, once, what ends the thread: NameLost, a refusal of etcd, or a
-    bug. `away` gets each error of an outage, with its seconds; `say` gets a sentence when it has been long, and when etcd is back.
+    `start` runs `keep` three times per time to live, and at least every `every_s`, in a thread, where no training code can delay it.
+    `renewed` gets the id of a new lease before its keys are written. `lost` gets, once, the error that ends the thread: NameLost, a refusal
+    of etcd, or a bug. `away` gets each error of an outage, with its seconds; `say` gets a sentence about a long outage, and about its end.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Lease:
 
     @property
     def id(self) -> int:
-        """Of the lease as it is now; after an outage it may be another."""
+        """The id of the current lease; it may change after an outage."""
         return self._id
 
     def put(self, key: str, value: str) -> None:
-        """Writes a key that lives as long as the lease; if etcd is away, as soon as it is back."""
+        """Writes a key that lives as long as the lease; if etcd is unavailable, as soon as it is back."""
         with self._lock:
             self._entries[key] = value
             self._unwritten.add(key)
@@ -76,7 +76,7 @@ class Lease:
                 self._write()
 
     def drop(self, key: str) -> None:
-        """Deletes one of the lease's keys; if etcd is away, as soon as it is back."""
+        """Deletes one of the lease's keys; if etcd is unavailable, as soon as it is back."""
         with self._lock:
             if self._entries.pop(key, None) is not None:
                 self._unwritten.discard(key)
@@ -85,7 +85,7 @@ class Lease:
                 self._write()
 
     def keep(self) -> bool:
-        """Renews once; whether etcd confirmed it. Raises NameLost and EtcdRefused."""
+        """Renews once. Returns whether etcd confirmed it. Raises NameLost and EtcdRefused."""
         try:
             self._keep()
         except EtcdRefused:
@@ -100,7 +100,7 @@ class Lease:
         self._thread.start()
 
     def stop(self, *, revoke: bool = True) -> None:
-        """Stops renewing and gives the lease up, with its keys. An unreachable etcd does so by itself."""
+        """Stops renewing and revokes the lease with its keys. If etcd cannot be reached, the lease expires."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join()
@@ -132,8 +132,8 @@ class Lease:
             self._keep_on()
         except (NameLost, EtcdRefused) as error:
             self._lost(error)
-        except Exception:  # the thread's boundary: without it the lease would run out in silence
-            self._lost(JobFailed(f"the thread that keeps the job's lease at etcd failed:\n{traceback.format_exc()}"))
+        except Exception:  # the thread's boundary: otherwise the lease would expire without a message
+            self._lost(JobFailed(f"the agent's thread for its lease at etcd failed; this is a bug:\n{traceback.format_exc()}"))
 
     def _keep_on(self) -> None:
         since: float | None = None
@@ -152,5 +152,5 @@ class Lease:
             if not told and seconds > AWAY_S and not self._stopped.is_set():
                 told = True
                 self._say(
-                    f"etcd has been away for {AWAY_S:.0f} s: the training goes on, but the recovery of a lost worker would wait for it"
+                    f"etcd has not answered for {AWAY_S:.0f} s: training continues, but the recovery from a lost worker would wait for etcd"
                 )

@@ -1,4 +1,4 @@
-"""What an error of etcd means: an outage, which passes; no space; a login that ran out; or a refusal, which no other try changes."""
+"""Classifies an error of etcd: an outage, which may pass; no space; a login that ran out; or a refusal, which a retry cannot change."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _REFUSING = (
 
 
 def login_ran_out(error: Exception) -> bool:
-    """Whether another login may help: the token is too old, or etcd has been started anew, or its users have changed."""
+    """Whether another login may help: the token is too old, etcd was restarted, or its users have changed."""
     return any(said in _said(error) for said in _LOGIN_RAN_OUT)
 
 
 def meaning(endpoint: EtcdEndpoint, error: Exception) -> EtcdUnavailable:
-    """The error to raise for one of gRPC, or for the reason why etcd ended a watch, as text in a ValueError."""
+    """Returns the error to raise for an error of gRPC, or for a ValueError with etcd's reason for ending a watch."""
     code = error.code() if isinstance(error, grpc.Call) else None
     said = _said(error)
     if "database space exceeded" in said:
@@ -43,7 +43,7 @@ def meaning(endpoint: EtcdEndpoint, error: Exception) -> EtcdUnavailable:
     if code in _REFUSING:
         return EtcdRefused(f"{endpoint.title} refused ({said})")
     if code is grpc.StatusCode.NOT_FOUND:
-        return EtcdUnavailable(f"{endpoint.title} has forgotten this agent's lease ({said})")
+        return EtcdUnavailable(f"{endpoint.title} no longer has this agent's lease ({said})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         said = "no answer in time"
     advice = "" if endpoint.private else ": check that it runs, and that this is its client port"

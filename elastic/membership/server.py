@@ -1,7 +1,7 @@
-"""A private etcd for a job on one host that was given none.
+"""A private etcd for a job on one host without an `etcd=` argument.
 
-It is reached by a UNIX socket in a directory that only this user may enter, and listens on no port: another user of the host can neither
-read nor write what it holds.
+It listens at a UNIX socket in a directory that only this user may enter, and on no port: no other user of the host can read or write its
+keys.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from elastic.host.process import tied_command
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.settings import etcd_environment
 
-# etcd wants `host:port` also of a UNIX socket: that is the name of the file, in its working directory.
+# etcd requires `host:port` for a UNIX socket too: it is the name of the socket's file in etcd's working directory.
 _CLIENT, _PEER = "client:0", "peer:0"
 _DATA = "data"
 _FLAGS = {
@@ -37,9 +37,9 @@ _FLAGS = {
     "initial-cluster": f"default=unix://{_PEER}",
     "heartbeat-interval": "20",  # ms; leases of a dead agent expire after the election timeout at the earliest
     "election-timeout": "200",
-    "unsafe-no-fsync": "true",  # its data dies with the job
+    "unsafe-no-fsync": "true",  # its data is not needed after the job
     "enable-grpc-gateway": "false",  # would dial the advertised address for ever
-    "quota-backend-bytes": str(64 << 20),  # of the default, 2 GB, it maps 11 GB at once
+    "quota-backend-bytes": str(64 << 20),  # with the default, 2 GB, it maps 11 GB at once
     "auto-compaction-mode": "revision",
     "auto-compaction-retention": "1000",
     "logger": "zap",
@@ -52,7 +52,7 @@ _PRIVATE = 0o700
 
 
 def find_etcd() -> str:
-    """The path of the etcd binary: on PATH, else beside this interpreter. Raises EtcdUnavailable."""
+    """Returns the path of the etcd binary: on PATH, else in this interpreter's directory. Raises EtcdUnavailable."""
     beside = Path(sys.executable).parent
     found = shutil.which("etcd") or shutil.which("etcd", path=str(beside))
     if found is None:
@@ -64,9 +64,9 @@ def find_etcd() -> str:
 
 
 class PrivateEtcd:
-    """An etcd process that keeps its data and sockets in `directory`/etcd, and dies with the thread that started it.
+    """An etcd process with its data and sockets in `directory`/etcd; it dies with the thread that started it.
 
-    `start` starts it again after it has ended, at the same address. Raises EtcdUnavailable.
+    `start` restarts it after it has ended, at the same address. Raises EtcdUnavailable.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -82,19 +82,19 @@ class PrivateEtcd:
 
     @property
     def pid(self) -> int:
-        assert self._process is not None  # started when it was made
+        assert self._process is not None  # the constructor starts it
         return self._process.popen.pid
 
     @property
     def address(self) -> EtcdEndpoint:
-        """Where it is, or will be. By a short way in this process, where the path is too long for a socket."""
+        """Its address, also before it listens. A path too long for a socket is replaced by a short one that only this process can use."""
         path = self._directory / _CLIENT
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES and self._opened is not None:
             path = Path(f"/proc/self/fd/{self._opened}/{_CLIENT}")
         return EtcdEndpoint(path=str(path), private=True)
 
     def start(self, *, anew: bool = False) -> None:
-        """Starts it with the data that is there, or without; the one before must have ended."""
+        """Starts it on the existing data, or `anew` without data; the process before must have ended."""
         if self._process is not None:
             self._process.end()
         if anew:
@@ -107,41 +107,41 @@ class PrivateEtcd:
         self._process = _Process([self._binary, *(f"--{name}={value}" for name, value in _FLAGS.items())], self._directory)
 
     def endpoint(self, timeout_s: float = START_S) -> EtcdEndpoint:
-        """Its address, as soon as it answers. Raises EtcdUnavailable if it does not in time, or ended."""
+        """Waits until it answers and returns its address. Raises EtcdUnavailable if it does not answer in time, or ended."""
         assert self._process is not None  # as above
         self._process.decided.wait(timeout_s)
         if not self._process.serving:
             happened = "ended as soon as it was started" if self._process.decided.is_set() else f"did not start within {timeout_s:g} s"
-            raise EtcdUnavailable(f"the private etcd {happened}; it said: {self.said}")
+            raise EtcdUnavailable(f"the private etcd {happened}; its log: {self.said}")
         return self.address
 
     @property
     def serving(self) -> bool:
-        """Whether it answers, or has done so before it ended."""
+        """Whether it answers, or answered before it ended."""
         return self._process is not None and self._process.serving
 
     @property
     def running(self) -> bool:
-        """Whether its process is there, though it may stand still."""
+        """Whether its process lives; it may be stopped."""
         return self._process is not None and self._process.popen.poll() is None
 
     @property
     def said(self) -> str:
-        """Why it ended, in its words."""
+        """The line of its log that gives the reason of its end."""
         return "nothing" if self._process is None else last_words(self._process.lines)
 
     def kill(self) -> None:
-        """Ends it, to be started again."""
+        """Kills it, so that it can be restarted."""
         if self._process is not None:
             self._process.popen.kill()
 
     def reap(self) -> int:
-        """Its exit status, as subprocess has it, when it has ended."""
+        """Returns its exit status in subprocess's form; call it after it has ended."""
         assert self._process is not None  # as above
         return self._process.end()
 
     def stop(self) -> None:
-        """Ends it at once: nobody needs its data."""
+        """Kills it; its data is not needed any more."""
         if self._process is not None:
             self._process.end()
         if self._opened is not None:
@@ -149,7 +149,7 @@ class PrivateEtcd:
             self._opened = None
 
     def _open(self) -> None:
-        """Makes the directory, or makes sure that it is ours; whoever deletes it while the job runs takes the sockets with it."""
+        """Makes the directory, or checks that only this user may enter it; needed again if it was deleted while the job ran."""
         try:
             self._directory.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
@@ -160,7 +160,7 @@ class PrivateEtcd:
         owner = os.fstat(opened)
         if owner.st_uid != os.geteuid() or owner.st_mode & 0o077:
             os.close(opened)
-            raise EtcdUnavailable(f"the private etcd does not use {self._directory}: other users of this host may enter it; remove it")
+            raise EtcdUnavailable(f"the private etcd cannot use {self._directory}: other users of this host may enter it; remove it")
         if self._opened is None:
             self._opened = opened
         else:
@@ -169,7 +169,7 @@ class PrivateEtcd:
 
 
 class _Process:
-    """One run of it. `decided` is set when it serves, or has ended."""
+    """One run of etcd. `decided` is set when it serves, or has ended."""
 
     def __init__(self, command: list[str], directory: Path) -> None:
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -206,7 +206,7 @@ class _Process:
 
 
 def last_words(lines: Iterable[str]) -> str:
-    """What etcd's log, lines of JSON, or the runtime that it is built on, says of its end; in one line, without the trace."""
+    """Returns one line with the reason of etcd's end, from its log (lines of JSON) or from the Go runtime, without the trace."""
     kept = [line for line in lines if line]
     for line in kept:
         level, said = _entry(line)
@@ -216,7 +216,7 @@ def last_words(lines: Iterable[str]) -> str:
 
 
 def _entry(line: str) -> tuple[str, str]:
-    """The level of a line of the log, "" where it is none, and what it says."""
+    """Returns level and text of a line of the log; the level is "" if it is not of the log."""
     try:
         entry = json.loads(line)
         said = [entry["msg"], *(entry[name] for name in ("error", "limit") if name in entry)]
@@ -226,7 +226,7 @@ def _entry(line: str) -> tuple[str, str]:
 
 
 def how_it_ended(status: int) -> str:
-    """An exit status, as subprocess has it, in words."""
+    """Describes an exit status in subprocess's form."""
     if status >= 0:
         return f"ended with exit status {status}"
     return f"was killed by {signal.Signals(-status).name if -status in set(signal.Signals) else f'signal {-status}'}"

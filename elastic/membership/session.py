@@ -1,4 +1,4 @@
-"""One agent's place in the membership: its etcd, its leases, the claim on the job's name and the view."""
+"""One agent's connection to the membership: its etcd, its leases, the claim on the job's name, and the view."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from elastic.membership.views import ViewStore, digest
 from elastic.settings import JobSettings
 from elastic.view import View
 
-_AGENT_TTL_S = 2  # so soon others see that an agent is gone
-_LOOKS_S = 0.7  # how often it is looked whether etcd still has what it had
-_JOB_TTL_S = 3600  # what a killed agent leaves in etcd goes after that
+_AGENT_TTL_S = 2  # an agent's death is visible to others after this time
+_LOOKS_S = 0.7  # how often the lease is renewed, which also detects an etcd that lost its data
+_JOB_TTL_S = 3600  # the keys of a killed agent expire after this time
 _FOUNDING_S = 30.0  # how long the first view waits for etcd
-_CLOSING_S = 1.0  # what an etcd that does not answer may cost when the job is over
+_CLOSING_S = 1.0  # the timeout of a call when the job is over
 _RETRY_S = 0.2
-_TRIES = 3  # to start a private etcd and to claim the name there
-_STARTED_S = 10.0  # how long one may take to start, but for the last
+_TRIES = 3  # to start a private etcd and claim the name there
+_STARTED_S = 10.0  # how long each try but the last may take to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notices:
-    """Whom a session tells, from any thread: of a committed view, of what ends the job, and what the user should know."""
+    """A session's callbacks, called from any thread: a committed view, the error that ends the job, a sentence for the user."""
 
     view: Callable[[View], None]
     lost: Callable[[ElasticError], None]
@@ -80,7 +80,7 @@ class Session:
             raise
 
     def _connect(self, settings: JobSettings) -> tuple[EtcdClient, Claim]:
-        """Claims the name. A private etcd that ends or stands still meanwhile is started again, some times."""
+        """Claims the name. A private etcd that ends or does not answer is restarted, up to `_TRIES` tries in all."""
         for left in reversed(range(_TRIES)):
             try:
                 return self._claimed(settings, _STARTED_S if left else START_S)
@@ -98,7 +98,7 @@ class Session:
         notices, server = self._notices, self._server
         endpoint = EtcdEndpoint.parse(settings.etcd or "") if server is None else server.endpoint(started_s)
         self._client = client = EtcdClient(endpoint) if server is None else EtcdClient(endpoint, timeout_s=keeper.SILENT_S)
-        # Nobody waits for a private etcd's lease to run out, and on a machine with too much to do a short one would.
+        # Nothing depends on the expiry of a lease at a private etcd, and a short one would expire on an overloaded machine.
         ttl_s = _AGENT_TTL_S if server is None else _JOB_TTL_S
         lease = Lease(client, ttl_s, every_s=_LOOKS_S, renewed=self._renewed, lost=self._lost, away=self._away, say=notices.say)
         self._lease, self._job_lease = lease, Lease(client, _JOB_TTL_S, lost=self._lost)
@@ -108,27 +108,27 @@ class Session:
         return client, claim
 
     def tend(self, loop: LoopLike) -> None:
-        """Has the loop, which must be this thread's, keep a private etcd running."""
+        """Keeps a private etcd running from `loop`, which must be this thread's."""
         if self._server is not None:
             self._loop = loop
             self._keeper = Keeper(self._server, loop, self._notices.say)
 
     def unanswered(self, error: EtcdUnavailable, seconds: float) -> None:
-        """Somebody has been waiting for etcd for so long; called in the loop."""
+        """Reports that etcd has not answered for `seconds`; call it in the loop."""
         if self._keeper is not None:
             self._keeper.unanswered(error, seconds)
 
     def admit(self, worker: int, ready: Ready) -> None:
-        """Lists a worker that is ready, for as long as this agent lives."""
+        """Lists a ready worker in etcd, for as long as this agent lives."""
         entry = {"host": ready.host, "address": ready.address, "fingerprint": digest(ready.fingerprint)}
         self._lease.put(f"{self._claim.prefix}workers/{worker}", json.dumps(entry))
 
     def dismiss(self, worker: int) -> None:
-        """Takes a dead worker off the list."""
+        """Removes a dead worker from the list."""
         self._lease.drop(f"{self._claim.prefix}workers/{worker}")
 
     def publish(self, view: View) -> None:
-        """Commits the first view, as the coordinator. Raises Conflict, EtcdUnavailable if etcd stays away."""
+        """Commits the first view, as the coordinator. Raises Conflict, and EtcdUnavailable if etcd does not come back in time."""
         began = time.monotonic()
         while True:
             try:
@@ -141,13 +141,13 @@ class Session:
                 seconds = time.monotonic() - began
                 if seconds > _FOUNDING_S:
                     raise
-                if self._keeper is not None:  # the loop waits here
+                if self._keeper is not None:  # this call blocks the loop
                     self._keeper.unanswered(error, seconds)
                     self._keeper.tend()
                 time.sleep(_RETRY_S)
 
     def close(self) -> None:
-        """Leaves nothing of the job in etcd."""
+        """Closes the connection and deletes all keys of the job."""
         if self._keeper is not None:
             self._keeper.close()
         if self._server is not None:
@@ -162,14 +162,14 @@ class Session:
             lease.stop(revoke=False)
         if self._server is not None or not self._leases:
             return
-        with suppress(EtcdUnavailable):  # what is left then goes with its lease
+        with suppress(EtcdUnavailable):  # the remaining keys then expire with their leases
             self._claim.give_up()
             client.delete_prefix(self._claim.prefix)
             for lease in self._leases:
                 client.revoke(lease.id)
 
     def _renewed(self, lease: int) -> None:
-        """The agent's lease had run out, and others may have taken the name meanwhile; or etcd has come back without its data."""
+        """Restores the job's keys after the agent's lease expired, when another job may have taken the name, or etcd lost its data."""
         self._job_lease.keep()
         self._claim.retake(lease)
         self.attempts.restore()
@@ -180,6 +180,6 @@ class Session:
 
     def _lost(self, error: ElasticError) -> None:
         if isinstance(error, EtcdRefused):
-            self._notices.say(f"{error}; the training goes on, but this job can take no more loss of a worker")
+            self._notices.say(f"{error}; training continues, but this job cannot recover from the loss of another worker")
         else:
             self._notices.lost(error)

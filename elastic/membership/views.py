@@ -1,4 +1,4 @@
-"""The committed view in etcd: one key, changed only by compare-and-swap. It holds which view that is, not the view: those have no bound.
+"""The committed view in etcd: one key, changed only by compare-and-swap. It identifies the view by its digest: a view has no size limit.
 
 view    {epoch, attempt, digest}
 """
@@ -17,11 +17,11 @@ from elastic.errors import Conflict, ElasticError, EtcdUnavailable
 from elastic.membership.etcd import Compare, KeyValue
 from elastic.view import View
 
-_REMEMBERED = 8  # views whose marks a watch may still tell of
+_REMEMBERED = 8  # views whose marks a watch may still deliver
 
 
 class KeyStore(Protocol):
-    """What the view needs of an etcd client."""
+    """The part of an etcd client that the view needs."""
 
     def get(self, key: str) -> KeyValue | None: ...
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
@@ -29,17 +29,17 @@ class KeyStore(Protocol):
 
 
 def digest(data: Any) -> str:
-    """Of JSON values: what stands in etcd for what is too large for it."""
+    """Returns the SHA-256 of a JSON value, which stands for a value that is too large for etcd."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def mark(view: View) -> str:
-    """The value of the key when `view` is the committed one."""
+    """Returns the key's value for the committed view `view`."""
     return json.dumps({"epoch": view.epoch, "attempt": view.attempt, "digest": digest(view.to_json())})
 
 
 def number(text: str | None) -> tuple[int, int] | None:
-    """Epoch and attempt of a mark; None where it is none."""
+    """Returns epoch and attempt of a mark, None if the text is no mark."""
     with suppress(ValueError, TypeError, KeyError):
         data = json.loads(text or "")
         epoch, attempt = data["epoch"], data["attempt"]
@@ -57,27 +57,27 @@ class Missing:
 
 
 class ViewStore:
-    """The views of one job, whose keys lie under `prefix`. `lease` gives the one that they hang on."""
+    """The views of one job, whose keys are under `prefix`. `lease` returns the lease of the keys."""
 
     def __init__(self, store: KeyStore, prefix: str, lease: Callable[[], int | None] = lambda: None) -> None:
         self._store = store
         self._lease = lease
         self.key = f"{prefix}view"
-        self._lock = threading.Lock()  # a commit and the watch that sees it are two threads
-        self._committed: str | None = None  # the mark of the newest view that this agent knows to be committed
+        self._lock = threading.Lock()  # a commit and the watch that sees it run in two threads
+        self._committed: str | None = None  # the mark of the newest view that this agent has seen committed
         self._views: dict[str, View] = {}
-        self._unanswered = False  # a try to publish the first one
+        self._unanswered = False  # whether a try to publish the first view got no answer
 
     def publish(self, view: View) -> None:
-        """Makes `view` the first one of the job.
+        """Commits `view` as the first one of the job.
 
-        Raises Conflict if there is another, EtcdUnavailable if etcd is away: then it may be published, and repeating this finds out.
+        Raises Conflict if there is another, EtcdUnavailable if etcd does not answer: then it may be committed; a repeated call finds out.
         """
         text = self.propose(view)
         try:
             self._store.compare_and_put(self.key, text, 0, lease=self._lease())
         except EtcdUnavailable:
-            self._unanswered = True  # the answer was lost, maybe not the write
+            self._unanswered = True  # the write may have succeeded and only its answer been lost
             if not self.holds(text):
                 raise
         except Conflict:
@@ -86,7 +86,7 @@ class ViewStore:
         self.committed(text)
 
     def propose(self, view: View) -> str:
-        """Its mark, under which a watch will find it."""
+        """Stores a proposed view and returns its mark, by which the watch finds it."""
         text = next((text for text, known in self._views.items() if known is view), None) or mark(view)
         self._views[text] = view
         while len(self._views) > _REMEMBERED:
@@ -99,27 +99,27 @@ class ViewStore:
         return entry is not None and entry.value == text
 
     def demand(self, before: View) -> Compare:
-        """What a transaction demands so that it counts only while `before` is the committed view."""
+        """Returns the demand of a transaction that `before` is the committed view."""
         return Compare(key=self.key, value=self.propose(before))
 
     def unchanged(self) -> list[Compare]:
-        """What a transaction demands so that it counts only while the committed view is the one that this agent knows, if it knows one."""
+        """Returns the demand of a transaction that the committed view is the newest that this agent has seen, if it has seen one."""
         return [] if self._committed is None else [Compare(key=self.key, value=self._committed)]
 
     def committed(self, text: str) -> None:
-        """The view of this mark was committed; it is the committed one unless a newer one is known."""
+        """Records that the view of this mark was committed, unless a newer one is recorded."""
         with self._lock:
             if self._committed is None or (number(self._committed) or ()) < (number(text) or ()):
                 self._committed = text
 
     def knows(self, text: str) -> bool:
-        """Whether this agent knows the view of this mark to be the committed one; etcd may have lost it since."""
+        """Whether this agent has recorded the view of this mark as the committed one; etcd may have lost it since."""
         return text == self._committed
 
     def missing(self) -> Missing | None:
-        """What to write where etcd has lost the mark of the committed view, has an older one, or something that is no mark.
+        """Returns what to write if etcd has lost the mark of the committed view, or has an older mark or no valid one; else None.
 
-        Raises Conflict if it has a newer one that this agent has not proposed.
+        Raises Conflict if etcd has a newer mark that this agent has not proposed.
         """
         committed = self._committed
         if committed is None:
@@ -138,18 +138,18 @@ class ViewStore:
         strange: Callable[[str], None] = lambda _: None,
         failed: Callable[[ElasticError], None] = lambda _: None,
     ) -> None:
-        """Calls back, from a thread, with every committed view that this agent has proposed; `strange` gets a sentence about what else is
-        written there."""
+        """Calls back, from a thread, with every committed view that this agent has proposed; `strange` gets a sentence about any other
+        value of the key."""
 
         def changed(entry: KeyValue) -> None:
             if entry.key != self.key or entry.value is None:
                 return
             view = self._views.get(entry.value)
             if view is not None:
-                # Workers will train in it. If the answer to the commit, and then etcd's data, are lost, nobody else knows.
+                # Workers will train in it. If the answer to the commit and etcd's data are lost, this is the only record of it.
                 self.committed(entry.value)
                 callback(view)
             elif entry.value != self._committed:
-                strange(f"{self.key} was overwritten by somebody with {entry.value[:60]!r}")
+                strange(f"another client has overwritten the etcd key {self.key} with {entry.value[:60]!r}")
 
         self._store.watch_prefix(self.key, changed, failed)

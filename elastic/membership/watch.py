@@ -1,4 +1,4 @@
-"""A watch that outlives connections: etcd3's own forgets its watches when one breaks, and then spins."""
+"""A watch that survives broken connections: etcd3's own watcher loses its watches when a connection breaks, and then spins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RETRY_S = 0.2
 
 
 class KeyWatch:
-    """Tells of every key under a prefix, from a thread; resumes after the last revision that it saw, as long as the etcd is the same."""
+    """Delivers every key under a prefix, from a thread; resumes after the last revision it saw, as long as the etcd cluster is the same."""
 
     def __init__(
         self, client: EtcdClient, prefix: str, callback: Callable[[KeyValue], None], failed: Callable[[ElasticError], None]
@@ -53,12 +53,12 @@ class KeyWatch:
                 return
             except EtcdUnavailable:
                 self._stopped.wait(_RETRY_S)
-            except Exception:  # the thread's boundary: it would end in silence
-                self._failed(JobFailed(f"the thread that watches etcd failed:\n{traceback.format_exc()}"))
+            except Exception:  # the thread's boundary: otherwise it would end without a message
+                self._failed(JobFailed(f"the agent's thread that watches etcd failed; this is a bug:\n{traceback.format_exc()}"))
                 return
 
     def _catch_up(self) -> None:
-        """Tells what has changed, unless the stream can: one that is to begin behind an etcd's last revision would wait in silence."""
+        """Delivers changes that the stream cannot: a stream that begins after etcd's last revision would deliver nothing, without error."""
         found = self._client.find(self._prefix)
         same = found.cluster == self._cluster and self._next_revision is not None and found.revision + 1 >= self._next_revision
         if same:
@@ -66,7 +66,7 @@ class KeyWatch:
         if found.cluster != self._cluster:
             self._seen = dict.fromkeys(self._seen, 0)  # revisions of another etcd
         current = {entry.key: entry.mod_revision for entry in found.entries}
-        for key in self._seen.keys() - current.keys():  # deleted while nobody looked
+        for key in self._seen.keys() - current.keys():  # deleted while there was no stream
             self._deliver(KeyValue(key=key, value=None, mod_revision=found.revision))
         for known in sorted(found.entries, key=lambda entry: entry.mod_revision):
             if self._seen.get(known.key) != known.mod_revision:
@@ -96,16 +96,16 @@ class KeyWatch:
             ended.set()
 
     def _canceled(self, response: Any) -> None:
-        """etcd ended the watch and not the stream; `compact_revision` is set where the history has gone."""
+        """Handles the end of the watch, but not of the stream; `compact_revision` is set if the history was compacted."""
         if response.compact_revision:
             self._next_revision = None
         else:
             self._broken(ValueError(response.cancel_reason or "it ended a watch"))
 
     def _broken(self, error: Exception) -> None:
-        if login_ran_out(error) or "permission denied" in str(error):  # etcd says the one for the other where it ends a watch
+        if login_ran_out(error) or "permission denied" in str(error):  # etcd confuses the two when it ends a watch
             self._client.log_in()
-            self._client.find(self._prefix)  # what is refused here is refused
+            self._client.find(self._prefix)  # raises EtcdRefused if the permission is really missing
             raise EtcdUnavailable("the login ran out and was renewed")
         raise meaning(self._client.endpoint, error) from error
 

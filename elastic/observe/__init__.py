@@ -1,1 +1,1 @@
-"""What people and other programs see of a running job."""
+"""What users and other programs can observe of a running job: activity, progress, incidents."""

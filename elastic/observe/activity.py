@@ -1,8 +1,8 @@
-"""What each worker is doing right now, in shared memory: a file of 64 bytes per worker, which anyone on the host may read at any time.
+"""What each worker is doing now, in shared memory: a file of 64 bytes per worker, which anyone on the host may read at any time.
 
 The file holds two records that are written in turn, each between two copies of its number: the writer stores number, content, number, and
-a reader loads them the other way round, so that equal numbers mean a whole record. Whoever dies within a write leaves the record before it.
-Processors that reorder stores would need barriers, which Python lacks; even there a reader would have to be overtaken by two writes.
+a reader loads them in the reverse order, so that equal numbers mean a whole record. A worker that dies within a write leaves the record
+before it. Processors that reorder stores would need barriers, which Python lacks; even there two writes would have to overtake a reader.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SIZE = 64
 _RECORD = struct.Struct("@HBxiIidH")  # number, phase, step, epoch, micro-batch, at, number
 _NUMBER = struct.Struct("@H")
 _PID = struct.Struct("@I")
-_SECOND = 32  # where the second record is: that of odd numbers
+_SECOND = 32  # offset of the second record, for odd numbers
 _LAST = _RECORD.size - _NUMBER.size
 _PID_AT = _SECOND - _PID.size
-_NUMBERS = 65534  # numbers are 1 to this, and even, so that odd and even still alternate when they start again; 0 is: never written
-_TRIES = 30  # a record that is still not whole then was left by a death
+_NUMBERS = 65534  # numbers run from 1 to this even number, so that odd and even alternate across the wrap; 0 means never written
+_TRIES = 30  # a record that is not whole after so many tries was left by a death
 
 _CODES = {phase: code for code, phase in enumerate(PHASES)}
 _pack, _now = _RECORD.pack_into, time.monotonic
@@ -37,7 +37,7 @@ _pack, _now = _RECORD.pack_into, time.monotonic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doing:
-    """`phase` began in `step` at `at` (time.monotonic()); in `micro_batch`, where that is not -1."""
+    """A worker's activity: `phase` began in `step` at `at` (time.monotonic()), in `micro_batch` unless that is -1."""
 
     worker: int
     pid: int
@@ -49,9 +49,9 @@ class Doing:
 
 
 class Activity:
-    """The record of this process, `worker`; for one thread. At first it is `idle` in step -1. It outlives `close`, and the process.
+    """The activity record of this process, `worker`; for one thread. It begins as `idle` in step -1, and outlives `close` and the process.
 
-    Where its file cannot be made (no room, or the directory is gone), nobody can read it, and all else is as usual.
+    If its file cannot be made (no space, or the directory is gone), the record cannot be read, and nothing else changes.
     """
 
     def __init__(self, directory: Path | str, worker: int) -> None:
@@ -63,20 +63,20 @@ class Activity:
         for _ in range(2):  # both records
             self.enter("idle", -1, 0)
         with suppress(OSError):
-            new.rename(path)  # whoever can open it finds a record
+            new.rename(path)  # a file that can be opened always has a record
 
     def enter(self, phase: str, step: int, epoch: int, micro_batch: int = -1) -> None:
-        """Says that `phase`, one of PHASES (else KeyError), begins now."""
+        """Records that `phase`, one of PHASES (else KeyError), begins now."""
         self._number = number = self._number % _NUMBERS + 1
         _pack(self._memory, (number & 1) << 5, number, _CODES[phase], step, epoch, micro_batch, _now(), number)
 
     def close(self) -> None:
-        """Lets go of the memory; what was entered last can still be read."""
+        """Unmaps the memory; the last record can still be read from the file."""
         self._memory.close()
 
 
 class ActivityReader:
-    """Reads the activity of one worker again and again. Raises FileNotFoundError where it has none (yet)."""
+    """Reads the activity of one worker repeatedly. Raises FileNotFoundError if it has none (yet)."""
 
     def __init__(self, directory: Path | str, worker: int) -> None:
         self._worker = worker
@@ -84,10 +84,10 @@ class ActivityReader:
             self._memory = mmap.mmap(file.fileno(), _SIZE, access=mmap.ACCESS_READ)
 
     def read(self) -> Doing | None:
-        """What was entered last; None if nothing whole was."""
+        """Returns the last record, None if none is whole."""
         record = None
         for attempt in range(_TRIES):
-            if attempt % 2:  # in turns, or a writer in step with this loop would spoil every try
+            if attempt % 2:  # the order alternates: a writer in step with this loop would otherwise spoil every try
                 odd, even = self._record(_SECOND), self._record(0)
             else:
                 even, odd = self._record(0), self._record(_SECOND)
@@ -109,13 +109,13 @@ class ActivityReader:
         return record if first == last != 0 else None
 
     def close(self) -> None:
-        """Lets go of the memory."""
+        """Unmaps the memory."""
         self._memory.close()
 
 
 def read(directory: Path | str, worker: int) -> Doing | None:
-    """What `worker` of the job with this directory is doing, or did last; None where it never said."""
-    with suppress(OSError, ValueError, IndexError):  # it cannot be read, is cut short, or is something else
+    """Returns what `worker` of the job with this directory is doing, or did last; None without a record."""
+    with suppress(OSError, ValueError, IndexError):  # the file cannot be read, is cut short, or is something else
         watch = ActivityReader(directory, worker)
         try:
             return watch.read()
@@ -125,7 +125,7 @@ def read(directory: Path | str, worker: int) -> Doing | None:
 
 
 def _shared(new: Path) -> mmap.mmap:
-    """Memory of a new file, or of none if that cannot be made."""
+    """Returns the memory of a new file, or anonymous memory if the file cannot be made."""
     try:
         new.parent.mkdir(parents=True, exist_ok=True)
         found = new.parent.lstat()

@@ -1,4 +1,4 @@
-"""What a job says to people, on stderr: in a thread of its own, so that neither a closed nor a full stderr ends or stops anything."""
+"""Writes a job's messages to stderr, in a thread of its own, so that a closed or full stderr neither ends nor blocks the job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DRAIN_S = 1.0
 
 
 class Console:
-    """Writes sentences in order to `stream`, by default stderr. Where they cannot be written, or too many wait, they are lost."""
+    """Writes sentences in order to `stream`, by default stderr. Sentences that cannot be written, or exceed the queue, are discarded."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
@@ -21,7 +21,7 @@ class Console:
         self._thread: threading.Thread | None = None
 
     def say(self, sentence: str) -> None:
-        """Returns at once."""
+        """Queues a sentence and returns at once."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="elastic-console", daemon=True)
             self._thread.start()
@@ -29,7 +29,7 @@ class Console:
             self._sentences.put_nowait(sentence)
 
     def drain(self, patience_s: float = _DRAIN_S) -> None:
-        """Returns when all is written, or nobody has taken it for so long."""
+        """Returns when everything is written, or after `patience_s`."""
         written = threading.Event()
         if self._thread is not None:
             with suppress(queue.Full):
@@ -46,7 +46,7 @@ class Console:
 
     def _write(self, sentence: str) -> None:
         stream = self._stream or sys.stderr
-        if stream is not None:  # it is closed since before this process began
+        if stream is not None:  # None: it was closed before this process began
             with suppress(OSError, ValueError):  # its reader is gone, the disk is full, or it was closed
                 print(f"elastic: {sentence}", file=stream, flush=True)
 

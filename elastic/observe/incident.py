@@ -1,4 +1,4 @@
-"""Incidents: one recovery each, from the fault to the first committed step, with its figures; and the JSON lines they are kept in."""
+"""Incidents: the record of one recovery each, from the fault to the first committed step, with its figures; stored as JSON lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elastic.observe.activity import RECOVERY_PHASES
 
 KINDS = ("death", "eviction", "damage", "drain", "join", "rebalance")
 INITIAL_STATE = "initial state"
-"""What was restored where the training began again at step 0."""
+"""The value of `Incident.restored` if training began again at step 0."""
 
 _HAPPENED = {
     "death": "died",
@@ -30,20 +30,20 @@ _HAPPENED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """One recovery. What is not known is None; times are in milliseconds. Raises SettingsError if `kind` is none of KINDS.
+    """One recovery. Unknown values are None; times are in milliseconds. Raises SettingsError if `kind` is none of KINDS.
 
-    kind: what began it; to worker `worker` at place `place`, in phase `phase` of step `step`; `why` in words, where there is more to say.
-    also: further workers that were lost in the same recovery. joined: workers that are in the new view and were not in the old.
-    epoch, attempts: of the view that it led to, and how many tries that took.
-    at: the monotonic time of the fault, which is when the first one missed the worker. detected_ms: from then until the agent knew.
+    kind: the kind of fault; it hit worker `worker` at place `place`, in phase `phase` of step `step`. why: a reason in words, if any.
+    also: further workers that were lost in the same recovery. joined: workers that are in the new view and not in the old one.
+    epoch: of the resulting view. attempts: how many attempts it took.
+    at: the monotonic time of the fault, when the first process missed the worker. detected_ms: from then until the agent noticed.
     phases_ms: how long each of RECOVERY_PHASES took, in the last attempt.
-    lost_ms: from the beginning of the oldest step that had to be redone until the fault: the work thrown away, but for
+    lost_ms: from the beginning of the oldest step that had to be redone until the fault: the discarded work, except for
     micro_batches_kept, which the survivors had finished and need not compute again.
     running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
-    stall_ms: how much later than without the fault that step was committed.
-    restored: the checkpoint that all members began with, where some of the state was in nobody's memory any more; or INITIAL_STATE.
-    planned: what the plan is predicted to cost, and what it would have been to leave the layers in place.
-    samples_lost: samples that no committed step has used. bytes_moved, bytes_minimum: what was counted, and what an oracle says is needed.
+    stall_ms: how much later that step was committed than without the fault.
+    restored: the checkpoint that all members loaded, if some of the state was in no worker's memory any more; or INITIAL_STATE.
+    planned: the predicted cost of the plan, and of the alternative that leaves the layers in place.
+    samples_lost: samples that no committed step has used. bytes_moved: as counted. bytes_minimum: the least that an oracle computes.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class Incident:
             raise SettingsError(f"phases_ms has {', '.join(unknown)}: use {', '.join(RECOVERY_PHASES)}")
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only; `from_json` gives back an equal incident."""
+        """Returns JSON types only; `from_json` returns an equal incident."""
         data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         return {**data, "also": list(self.also), "joined": list(self.joined), "phases_ms": dict(self.phases_ms)}
 
@@ -94,12 +94,12 @@ class Incident:
 
 
 def append(path: Path | str, incident: Incident) -> None:
-    """Adds the incident to a file of one JSON line each."""
+    """Appends the incident to a file of JSON lines."""
     append_lines(path, [incident.to_json()])
 
 
 def read(path: Path | str) -> list[Incident]:
-    """The incidents in a file, none if there is no file. Raises SettingsError if it is not of incidents."""
+    """Returns the incidents in a file, none if there is no file. Raises SettingsError if it is no file of incidents."""
     try:
         return [Incident.from_json(line) for line in read_lines(path)]
     except (TypeError, KeyError) as error:
@@ -107,7 +107,7 @@ def read(path: Path | str) -> list[Incident]:
 
 
 def append_lines(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None:
-    """Adds a JSON line for each record in one write: on return, whoever reads the file sees all of them. Follows no symbolic link."""
+    """Appends a JSON line for each record in one write: after it, a reader of the file sees all of them. Follows no symbolic link."""
     text = "".join(json.dumps(record) + "\n" for record in records)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o666), "ab", buffering=0) as file:
@@ -115,7 +115,7 @@ def append_lines(path: Path | str, records: Sequence[Mapping[str, Any]]) -> None
 
 
 def read_lines(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines; a last line without its end is still being written, and left out. Raises SettingsError."""
+    """Returns the records of a file of JSON lines, without a last line that is still being written. Raises SettingsError."""
     text = ""
     with suppress(FileNotFoundError):
         text = Path(path).read_bytes().decode()
@@ -129,7 +129,7 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
 
 
 def timeline(incident: Incident) -> str:
-    """The incident in a few lines for a terminal; times count from the fault. Says only what is known, such as:
+    """Formats the incident in a few lines for a terminal; times count from the fault. Unknown values are left out, such as:
 
     worker 1 (place 1) died in step 8, backward
       +0.9 ms detected | quiesce 3.1 | propose 4.0 | migrate 12.5 | gate 0.8 | commit 2.2
@@ -162,7 +162,7 @@ def _subjects(incident: Incident) -> tuple[int, ...]:
 
 
 def _people(workers: Sequence[int]) -> str:
-    """Such as `worker 4`, `workers 4 and 5`, `workers 4, 5 and 6`."""
+    """Formats workers such as `worker 4`, `workers 4 and 5`, `workers 4, 5 and 6`."""
     if not workers:
         return "a worker"
     *others, last = map(str, workers)
@@ -170,7 +170,7 @@ def _people(workers: Sequence[int]) -> str:
 
 
 def _place(incident: Incident) -> str:
-    """Of the first worker, where there is one only."""
+    """Formats the place of the worker, if there is only one."""
     alone = len(_subjects(incident)) == 1 and incident.worker is not None
     return f" (place {incident.place})" if alone and incident.place is not None and incident.kind != "join" else ""
 
@@ -233,7 +233,7 @@ def _outcome(incident: Incident) -> str:
 
 
 def _redone(incident: Incident) -> str:
-    """The steps whose work was thrown away: the one in flight, and those before it."""
+    """Formats the steps whose work was discarded: the one in flight, and those before it."""
     count = incident.steps_redone
     if count is not None and count > 1:
         return f"steps {max(0, incident.step - count + 1)} to {incident.step}" if incident.step is not None else f"{count} steps"
@@ -249,7 +249,7 @@ def _seconds(milliseconds: float) -> str:
 
 
 def _size(count: int) -> str:
-    """In decimal units, as link speeds are."""
+    """Formats a byte count in decimal units, like link speeds."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"

@@ -1,6 +1,6 @@
-"""An aid for faults in short phases: workers wait where a phase begins, so that whoever polls what they are doing can hit it.
+"""An aid to inject faults in short phases: workers wait at the beginning of a phase, so that a fault injector that polls them can hit it.
 
-A run directory that holds `phase-delay.json` when its job starts has all workers do so. Waiting changes no bit: it only takes time.
+All workers of a job do so if its run directory holds `phase-delay.json` when it starts. Waiting takes time and changes no bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = "phase-delay.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseDelay:
-    """Workers wait for `seconds` where one of `phases` begins; where it is a phase of a step, in this `step` only (None: in every one).
+    """Makes workers wait for `seconds` when one of `phases` begins; phases of a step only in this `step` (None: in every one).
 
     Raises SettingsError if there is no such phase.
     """
@@ -33,19 +33,19 @@ class PhaseDelay:
             raise SettingsError(f"{NAME}: there is no phase {', '.join(unknown)}: use {', '.join(PHASES)}")
 
     def __call__(self, phase: str, step: int) -> None:
-        """This worker has just entered `phase`."""
+        """Waits, if required, in `phase`, which this worker has just entered."""
         if phase in self.phases and (self.step in (None, step) or phase not in STEP_PHASES):
             time.sleep(self.seconds)
 
 
 def write(directory: Path | str, phases: Iterable[str], seconds: float, step: int | None = None) -> None:
-    """Has the workers of the next job in this run directory wait there."""
+    """Makes the workers of the next job in this run directory wait in `phases`."""
     phase_delay = PhaseDelay(phases=tuple(phases), seconds=seconds, step=step)
     Path(directory, NAME).write_text(json.dumps(asdict(phase_delay)))
 
 
 def read(directory: Path | str) -> PhaseDelay | None:
-    """What `write` has written, None if nothing. Raises SettingsError if it is something else."""
+    """Reads what `write` has written, None if there is no file. Raises SettingsError if it has other contents."""
     path = Path(directory, NAME)
     if not path.exists():
         return None

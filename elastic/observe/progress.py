@@ -1,4 +1,4 @@
-"""One live line about a running job; a line now and then where the output is not a terminal."""
+"""One live line about a running job; if the output is not a terminal, a line every few seconds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StepLike(Protocol):
 
 
 def describe(report: StepLike, steps: int) -> str:
-    """Such as `12 of 40 steps done  loss 3.1416  5,210 tokens/s  epoch 1  4 workers  [0-4]x2 [5-9]x2`."""
+    """Formats a report, such as `12 of 40 steps done  loss 3.1416  5,210 tokens/s  epoch 1  4 workers  [0-4]x2 [5-9]x2`."""
     tokens = report.tokens_per_second
     speed = f"{tokens:,.0f} tokens/s" if tokens else f"{report.samples_per_second:,.1f} samples/s"
     people = "1 worker" if report.workers == 1 else f"{report.workers} workers"
@@ -40,7 +40,7 @@ def describe(report: StepLike, steps: int) -> str:
 
 
 class ProgressLine:
-    """Shows reports of the leader, and nothing on other workers."""
+    """Shows the leader's reports, and nothing on other workers."""
 
     def __init__(self, steps: int, console: Console | None = None) -> None:
         self._steps = steps

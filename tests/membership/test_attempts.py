@@ -106,7 +106,7 @@ def test_whatever_changed_since_it_was_read_stops_the_commit(client: EtcdClient,
     here.views.publish(first)
     here.attempts.begin((2, 1))
     here.attempts.vote((2, 1), {0: None, 1: None})
-    with pytest.raises(Conflict, match="somebody else wrote"):
+    with pytest.raises(Conflict, match="another client wrote"):
         here.attempts.commit((2, 1), following(first), first)
     assert committed(client) == ("{}" if broken == "first/view" else mark(first))
 
@@ -243,9 +243,9 @@ def test_an_agent_whose_name_another_incarnation_has_writes_nothing_more(client:
     client.delete(here.claim.key)  # its lease has run out
     there = agent(client, "there", "second")
     before = client.get_prefix("/elastic/job/")
-    with pytest.raises(NameLost, match=r"another job has taken its name 'job' meanwhile"):
+    with pytest.raises(NameLost, match=r"another job has taken its name 'job' since"):
         here.attempts.commit((2, 1), following(first), first)
-    with pytest.raises(NameLost, match=r"another job has taken its name 'job' meanwhile \(on host .* incarnation second\)"):
+    with pytest.raises(NameLost, match=r"another job has taken its name 'job' since \(on host .* incarnation second\)"):
         here.attempts.begin((2, 2))
     here.claim.give_up()
     assert client.get_prefix("/elastic/job/") == before, "nothing of either is changed"

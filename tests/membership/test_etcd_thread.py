@@ -105,7 +105,7 @@ def test_an_outage_is_told_now_and_then_and_not_waited_for_longer_than_its_deadl
     etcd_thread.stop()
     assert unanswered == [float(second) for second in range(3, 601, 3)], "counted from when it was first asked"
     assert told == [3.0, 12.0, 30.0, *(float(second) for second in range(60, 601, 60))]
-    assert str(failures[0]) == "etcd is away; the job's recovery waited 10 minutes for it, and ends"
+    assert str(failures[0]) == "etcd is away; the job's recovery waited 10 minutes for etcd, so the job ends"
 
 
 @pytest.mark.parametrize("error", [EtcdRefused("too large"), NameLost("another has the name")])

@@ -133,7 +133,7 @@ def test_an_etcd_that_is_away_for_long_is_told_once(monkeypatch: pytest.MonkeyPa
     lease = Lease(store, ttl_s=0, say=said.put)
     store.error = EtcdUnavailable("away")
     lease.start()
-    assert "etcd has been away" in said.get(timeout=5)
+    assert "etcd has not answered" in said.get(timeout=5)
     store.error = None
     assert said.get(timeout=5) == "etcd is back"
     lease.stop()

@@ -135,7 +135,7 @@ def test_one_that_ends_at_once_is_an_error_with_its_last_words(tmp_path: Path, m
     fake_etcd(tmp_path, "echo cannot do that >&2; exit 3").rename(tmp_path / "binary")
     monkeypatch.setattr(server, "find_etcd", lambda: str(tmp_path / "binary"))
     etcd = PrivateEtcd(tmp_path)
-    with pytest.raises(EtcdUnavailable, match="ended as soon as it was started; it said: cannot do that"):
+    with pytest.raises(EtcdUnavailable, match="ended as soon as it was started; its log: cannot do that"):
         etcd.endpoint(timeout_s=60)
     etcd.stop()
 
@@ -144,7 +144,7 @@ def test_one_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     fake_etcd(tmp_path, "exec tail -f /dev/null").rename(tmp_path / "binary")
     monkeypatch.setattr(server, "find_etcd", lambda: str(tmp_path / "binary"))
     etcd = PrivateEtcd(tmp_path)
-    with pytest.raises(EtcdUnavailable, match=r"did not start within 0\.05 s; it said: nothing"):
+    with pytest.raises(EtcdUnavailable, match=r"did not start within 0\.05 s; its log: nothing"):
         etcd.endpoint(timeout_s=0.05)
     etcd.stop()
 

@@ -174,10 +174,10 @@ def test_a_private_etcd_that_ends_is_started_again(tmp_path: Path, view: View, d
     os.kill(pid, signal.SIGKILL)
     agent.until(lambda: agent.pid != pid and agent.keys.keys() >= before.keys() - {"coordinator", "attempt"})
     agent.until(lambda: agent.goes_on(view))
-    assert agent.said[0] == "the private etcd was killed by SIGKILL: it is started again on its data; the training goes on"
+    assert agent.said[0] == "the private etcd was killed by SIGKILL: it is restarted on its data; training continues"
     assert len(agent.said) == (2 if data == "broken" else 1)
     if data == "broken":
-        assert agent.said[1].endswith("it is started anew, from what this agent knows; the training goes on")
+        assert agent.said[1].endswith("it is restarted without its data, which the agent writes again; training continues")
     assert agent.lost.empty()
     agent.session.close()
 
@@ -199,7 +199,7 @@ def test_a_private_etcd_that_stands_still_or_is_full_is_replaced(tmp_path: Path,
     pid = agent.pid
     os.kill(pid, signal.SIGSTOP)
     agent.until(lambda: agent.pid != pid and agent.keys)
-    assert agent.said[0] == "the private etcd cannot be reached (no answer in time): it is ended and started again"
+    assert agent.said[0] == "the private etcd cannot be reached (no answer in time): it is killed and restarted"
     pid = agent.pid
     agent.session.unanswered(EtcdFull("full"), 0.0)
     agent.until(lambda: agent.pid != pid and "view" in agent.keys)
@@ -317,7 +317,7 @@ def test_one_that_cannot_be_started_is_told_once_and_tried_again(tmp_path: Path,
     os.kill(agent.pid, signal.SIGKILL)
     agent.until(lambda: agent.session._keeper is not None and agent.session._keeper._failures > 5)
     assert len(agent.said) == 2
-    assert agent.said[1].startswith("the private etcd needs 66 MB of disk: it is started anew")
+    assert agent.said[1].startswith("the private etcd needs 66 MB of disk: it is restarted without its data")
     failing.set()
     agent.until(lambda: agent.goes_on(view))
     agent.session.close()

@@ -22,7 +22,7 @@ def test_a_stopped_worker_is_named_once_within_seconds() -> None:
     assert silence.sentences(workers, 100.0) == []
     (said,) = silence.sentences(workers, 100.0 + STOPPED_S)
     assert said == (
-        "worker 1 (process 71) does not answer: it is in backward of step 7, micro-batch 3 since 3.0 s; "
+        "worker 1 (process 71) makes no progress: it has been in backward of step 7, micro-batch 3 for 3.0 s; "
         "its process is stopped, and the others wait for it"
     )
     assert silence.sentences(workers, 110.0) == []
@@ -40,14 +40,14 @@ def test_of_those_that_do_not_move_the_first_is_named() -> None:
     workers = [seen(0, 100.2), seen(1, 100.1), seen(2, 100.3), seen(3, 90.0, phase="replicate")]
     assert silence.sentences(workers, 100.0 + COMPUTING_S) == []
     (said,) = silence.sentences(workers, 101.0 + COMPUTING_S)
-    assert said.startswith("worker 1 (process 71) does not answer: it is in backward of step 7")
+    assert said.startswith("worker 1 (process 71) makes no progress: it has been in backward of step 7")
 
 
 def test_who_left_no_word() -> None:
     silence, mute = Silence(), SilentWorker(worker=4, pid=74, stopped=True, doing=None)
     assert silence.sentences([mute], 5.0) == []
     assert silence.sentences([mute], 5.0 + STOPPED_S) == [
-        "worker 4 (process 74) does not answer: its process is stopped, and the others wait for it"
+        "worker 4 (process 74) makes no progress: its process is stopped, and the others wait for it"
     ]
 
 

@@ -124,7 +124,7 @@ def test_a_private_etcd_that_is_stopped_for_ever_is_replaced_in_seconds(tmp_path
     chaos.result()
     assert result.value == {"epoch": 2, "members": [0, 2]}
     assert 3000 < result.incidents[0]["stall_ms"] < 15000
-    assert "the private etcd cannot be reached (no answer in time): it is ended and started again" in capfd.readouterr().err
+    assert "the private etcd cannot be reached (no answer in time): it is killed and restarted" in capfd.readouterr().err
 
 
 @pytest.mark.long
@@ -149,7 +149,7 @@ def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(
     result = elastic.run(functions.obeys, workers=3, args=[str(tmp_path)], directory=tmp_path / "run", respawn=False)
     chaos.result()
     assert result.value == {"epoch": 3, "members": [0]}
-    assert "the private etcd was killed by SIGKILL: it is started" in capfd.readouterr().err
+    assert "the private etcd was killed by SIGKILL: it is restarted" in capfd.readouterr().err
 
 
 @pytest.mark.long

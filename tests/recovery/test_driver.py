@@ -208,7 +208,7 @@ def test_a_stopped_worker_is_named(scene: Callable[..., Scene], monkeypatch: pyt
     for _ in range(5):
         job.now += 1.0
         job.timers.timers["silence"][1]()
-    assert job.said == ["worker 1 (process 1001) does not answer: its process is stopped, and the others wait for it"]
+    assert job.said == ["worker 1 (process 1001) makes no progress: its process is stopped, and the others wait for it"]
 
 
 def test_a_planned_change_waits_for_etcd_while_the_training_goes_on(scene: Callable[..., Scene]) -> None:
