@@ -1,11 +1,11 @@
-"""Contiguous layers to ordered stages, and workers to stages: exact, in two steps.
+"""Divides contiguous layers among ordered stages, and workers among stages: exact, in two steps.
 
-1. The least bottleneck M. For a given M the fewest workers that keep every stage below it follow from a small recursion over stages and
-   layers; M is one of finitely many values, found by bisection.
-2. Among all partitions with that bottleneck, the least sum over stages, then the least of the largest stages' parameters: a dynamic
-   programme over (stages left, first layer, workers left), which only visits what step 1 leaves possible.
+1. Find the least bottleneck M. For a given M, a small recursion over stages and layers gives the fewest workers that keep every stage
+   within it. M is one of finitely many values, found by bisection.
+2. Among all partitions with that bottleneck, find the least sum over stages, then the least parameters of the largest stage: a dynamic
+   programme over (stages left, first layer, workers left), which only visits states that step 1 leaves possible.
 
-Seconds are counted in whole picoseconds, so that equal costs tie exactly, whatever the rounding of sums.
+Seconds are counted in whole picoseconds, so that equal costs tie exactly, regardless of rounding in sums.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from elastic.errors import PlanError
 from elastic.plan.workload import Workload
 
 Choice = tuple[int, int, tuple[tuple[int, int], ...]]
-"""Sum of stage times, parameters of the largest stage, and (first layer behind the stage, workers) for each stage."""
+"""Sum of stage times, parameters of the largest stage, and per stage (first layer of the next stage, workers)."""
 
 _NONE: Choice = (0, 0, ())
 
 _FEW = 4096
-"""Limits that are listed and sorted at once: about a millisecond."""
+"""Number of limits that are listed and sorted at once: about a millisecond."""
 
 
 def partitioning(workload: Workload, workers: int, stages: int) -> Generator[None, None, tuple[tuple[range, int], ...]]:
-    """The layers and the number of workers of each stage; all workers are given out. Yields every few milliseconds.
+    """Returns the layers and the number of workers of each stage, using all workers. Yields every few milliseconds.
 
     Minimises the largest over stages of (forward + backward seconds per micro-batch) x ceil(grains / workers of the stage), then the sum of
-    these, then the parameters of the stage that has most. Raises PlanError if there are more stages than layers or workers, or none.
+    these, then the parameters of the largest stage. Raises PlanError if there are more stages than layers or workers, or none.
     """
     return (yield from _Programme(workload, workers, stages).solving())
 
@@ -42,7 +42,7 @@ class _Programme:
         self.grains, self.workers, self.stages, self.layers = workload.grains, workers, stages, len(workload.layers)
         self.seconds = [0, *accumulate(round((layer.forward_s + layer.backward_s) * 1e12) for layer in workload.layers)]
         self.parameters = [0, *accumulate(layer.parameters for layer in workload.layers)]
-        # Only the fewest workers for each number of rounds are worth considering: more than that gain nothing.
+        # Only the fewest workers for each number of rounds are considered: more gain nothing.
         previous = workers - stages + 1
         fewest = {-(-self.grains // n): n for n in range(previous, 0, -1)}
         self.options = [(n, rounds) for rounds, n in sorted(fewest.items(), reverse=True)]
@@ -56,13 +56,13 @@ class _Programme:
         return tuple(zip(runs, self._give_out(runs, [n for _, n in steps]), strict=True))
 
     def _bottleneck(self) -> Generator[None, None, int]:
-        """The least limit that enough workers can keep: some stage's time in some number of rounds.
+        """Returns the least limit that the workers can keep: some stage's time in some number of rounds.
 
-        Halves the range of limits until it has few such products, and then these.
+        Halves the range of limits until it contains few such products, then searches these.
         """
         times = sorted({self.seconds[stop] - self.seconds[start] for start, stop in combinations(range(self.layers + 1), 2)})
         rounds = [each for _, each in self.options]
-        below, limit = -1, times[-1] * max(rounds)  # that is enough: a worker a stage, however long that takes
+        below, limit = -1, times[-1] * max(rounds)  # this limit suffices: one worker per stage, however long that takes
         while _products(times, rounds, below, limit) > _FEW:
             yield
             middle = (below + limit) // 2
@@ -77,12 +77,12 @@ class _Programme:
         return candidates[low]
 
     def _suffices(self, limit: int) -> Generator[None, None, bool]:
-        """Whether the workers can keep to this limit."""
+        """Returns whether the workers can keep this limit."""
         fewest = yield from self._fewest_workers(limit)
         return fewest[self.stages][0] <= self.workers
 
     def _fewest_workers(self, limit: int) -> Generator[None, None, list[list[int]]]:
-        """[stages left][first layer] -> the fewest workers with which no stage exceeds `limit`; more than there are if none do."""
+        """Returns [stages left][first layer]: the fewest workers with which no stage exceeds `limit`; workers + 1 if impossible."""
         never = self.workers + 1
         table = [[never] * self.layers + [0]]
         for left in range(1, self.stages + 1):
@@ -122,7 +122,7 @@ class _Programme:
         return best(self.stages, 0, self.workers)
 
     def _give_out(self, runs: list[range], given: list[int]) -> list[int]:
-        """Workers that cannot speed up anything go where most parameters are kept per worker."""
+        """Adds the workers that speed up nothing to the stages with most parameters per worker."""
         for _ in range(self.workers - sum(given)):
             sizes = [self.parameters[run.stop] - self.parameters[run.start] for run in runs]
             place = max(range(len(runs)), key=lambda stage: sizes[stage] / given[stage])
@@ -131,12 +131,12 @@ class _Programme:
 
 
 def _products(times: list[int], rounds: list[int], below: int, limit: int) -> int:
-    """How many products of one of the times, ascending, and of a number of rounds are in (below, limit]."""
+    """Counts the products, of one of the ascending times and one of the numbers of rounds, in (below, limit]."""
     return sum(bisect(times, limit // each) - bisect(times, below // each) for each in rounds)
 
 
 def check_feasible(layers: int, workers: int, stages: int) -> None:
-    """Raises PlanError, saying what to do, unless every stage can have a layer and a worker."""
+    """Raises PlanError, with advice, unless every stage can have a layer and a worker."""
     if stages < 1:
         raise PlanError(f"{stages} stages were asked for: ask for at least one, or leave `stages` out")
     if stages > layers:

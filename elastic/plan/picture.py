@@ -1,4 +1,4 @@
-"""One step of a plan on a cluster as a timeline, which can be drawn."""
+"""Makes a timeline, which can be drawn, of one step of a plan on a cluster."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST_ROWS = 40
 
 
 def timeline(division: Division, rules: PhysicalRules) -> tuple[StepTimeline, int]:
-    """The simulated step, and how many of the division's replicas are in it: all if they are few, else the first, which the others equal.
+    """Returns the simulated step, and how many replicas it shows: all if they are few, else the first, since all are equal.
 
-    Worker s D + j is replica j of stage s; each of D pipelines takes its own micro-batches.
+    Worker s D + j is replica j of stage s; each of the D pipelines takes its own micro-batches.
     """
     depth, profiles = len(division.stages), rules.profiles
     shown = division.replicas if depth * division.replicas <= MOST_ROWS else 1
@@ -47,7 +47,7 @@ def timeline(division: Division, rules: PhysicalRules) -> tuple[StepTimeline, in
 
 
 def _crossings(division: Division, rules: PhysicalRules) -> tuple[list[float], list[float]]:
-    """Seconds of activations and of gradients over each boundary, between the slowest pair of replicas."""
+    """Returns seconds of activations and of gradients over each boundary, for the slowest pair of replicas."""
     onward: list[float] = []
     back: list[float] = []
     for stage, following in zip(division.stages, division.stages[1:], strict=False):

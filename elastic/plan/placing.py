@@ -1,7 +1,7 @@
-"""Which worker of a job takes which place in a plan, where its hosts are joined by links that differ.
+"""Places a job's workers in a plan by the network, if the links between its hosts differ.
 
-The search fills stages in the order of the fleet. That order is arbitrary where workers are alike but links are not: members of a stage
-exchange gradients, and neighbouring stages hand on activations.
+The search fills stages in the order of the fleet. This order is arbitrary if workers are equal but links are not: members of a stage
+exchange gradients, and neighbouring stages exchange activations.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from elastic.plan.plan import Stage
 from elastic.plan.workload import Workload
 
 MOST_WORKERS = 64
-"""More than these take too long for a recovery that waits."""
+"""With more workers, placement takes too long while a recovery waits."""
 
 BUDGET = 200_000
-"""The effort of one placement, in pairs of workers: about 10 ms."""
+"""Effort of one placement, in pairs of workers: about 10 ms."""
 
 
 def placed(stages: Sequence[Stage], workload: Workload, fleet: Fleet) -> tuple[Stage, ...] | None:
-    """The same stages with workers placed by the network; None where that changes nothing or is not known to help.
+    """Returns the stages with workers placed by the network; None if that changes nothing or is not known to help.
 
-    It is tried where several hosts have measured links between them, workers are alike, and numbers of members differ by at most one.
+    It tries this only if links between hosts were measured, workers are equal, and numbers of members differ by at most one.
     """
     widths = [len(stage.members) for stage in stages]
     if len(stages) == 1 or max(widths) - min(widths) > 1 or len(fleet.workers) > MOST_WORKERS:
@@ -36,7 +36,7 @@ def placed(stages: Sequence[Stage], workload: Workload, fleet: Fleet) -> tuple[S
     known = any(fleet.site.link(one, other).measured for one, other in combinations(hosts, 2))
     if not known or not fleet.equal or len(set(fleet.memory.values())) > 1:
         return None
-    from elastic.plan.placement import place  # agents of one host need not load it
+    from elastic.plan.placement import place  # agents of one host need not load this
 
     links = {(one, other): fleet.site.link(one, other) for one in hosts for other in hosts}
     at = [fleet.host(worker) for worker in fleet.workers]

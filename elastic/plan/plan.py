@@ -1,4 +1,4 @@
-"""The plan: which worker holds which layers and computes which grains. One type for a running job, for clusters and for files."""
+"""The plan: which worker holds which layers and computes which grains. Jobs, clusters and files use the same type."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from elastic.plan.workload import Workload
 class Stage:
     """A contiguous run of layers and the workers that hold them.
 
-    With tensor parallelism a member is a group of devices: `groups` has each member's, which begin with the member itself. Empty where
-    every member is one device.
+    With tensor parallelism a member is a group of devices: `groups` lists each member's group, which begins with the member itself. It is
+    empty if every member is one device.
     """
 
     layers: range
@@ -28,11 +28,11 @@ class Stage:
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """All that hold a part of the layers."""
+        """All devices that hold a part of the layers."""
         return tuple(device for group in self.groups for device in group) if self.groups else self.members
 
     def renamed(self, names: Mapping[int, int]) -> Stage:
-        """The same stage with other workers in the same places."""
+        """Returns the same stage with other workers in the same places."""
         groups = tuple(tuple(names[device] for device in group) for group in self.groups)
         return replace(self, members=tuple(names[worker] for worker in self.members), groups=groups)
 
@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Stages in order; for each stage the worker of each grain; the predicted seconds of a step; and a sentence saying why this plan.
+    """Stages in order; per stage, the worker of each grain; the predicted seconds of a step; and a sentence on why this plan was chosen.
 
     Raises PlanError unless the stages hold layers 0, 1, ... in order, no worker is in two stages, and routes stay within their stage.
     """
@@ -56,7 +56,7 @@ class Plan:
         start = 0
         for number, stage in enumerate(self.stages):
             if stage.layers.start != start or not stage.layers or stage.layers.step != 1 or not stage.members:
-                raise PlanError(f"stage {number} has layers {stage.layers} and members {stage.members}, and layer {start} comes next")
+                raise PlanError(f"stage {number} has layers {stage.layers} and members {stage.members}; layer {start} comes next")
             start = stage.layers.stop
         devices = self.devices
         if len(set(devices)) < len(devices):
@@ -74,33 +74,33 @@ class Plan:
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """All devices, in the order of their stages: the workers, where none of these is a group."""
+        """All devices, in the order of their stages; equal to the workers if no member is a group."""
         return tuple(device for stage in self.stages for device in stage.devices)
 
     def renamed(self, names: Mapping[int, int]) -> Plan:
-        """The same plan with other workers in the same places."""
+        """Returns the same plan with other workers in the same places."""
         routes = tuple(tuple(names[worker] for worker in route) for route in self.routes)
         return replace(self, stages=tuple(stage.renamed(names) for stage in self.stages), routes=routes)
 
     @property
     def summary(self) -> str:
-        """Such as `[0-4]x2 [5-9]x2`: the layers of each stage, and its number of workers."""
+        """The layers and the number of workers of each stage, such as `[0-4]x2 [5-9]x2`."""
         return " ".join(str(stage) for stage in self.stages)
 
     def stage_of(self, worker: int) -> int:
-        """The number of the worker's stage; PlanError if it has none."""
+        """Returns the number of the worker's stage. Raises PlanError if it has none."""
         for number, stage in enumerate(self.stages):
             if worker in stage.members:
                 return number
         raise PlanError(f"worker {worker} has no stage in the plan {self.summary}")
 
     def micro_batches_of(self, worker: int, workload: Workload) -> tuple[int, ...]:
-        """The micro-batches that are routed to `worker`, ascending."""
+        """Returns the micro-batches that are routed to `worker`, ascending."""
         route = self.routes[self.stage_of(worker)]
         return tuple(micro_batch for grain, to in enumerate(route) if to == worker for micro_batch in workload.micro_batches_of(grain))
 
     def to_json(self) -> dict[str, Any]:
-        """A short list per stage and per route."""
+        """Writes a short list per stage and per route."""
         stages: list[Sequence[Any]] = [[stage.layers.start, stage.layers.stop, list(stage.members)] for stage in self.stages]
         return {"stages": stages, "routes": [list(route) for route in self.routes], "step_s": self.step_s, "why": self.why}
 

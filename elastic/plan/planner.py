@@ -1,6 +1,6 @@
-"""The planner of a running job: chooses the plan with the least predicted time, the change of plan included.
+"""The planner of a running job: chooses the plan with the least predicted time, including the change of plan.
 
-Candidates are the best of `elastic.plan.search`, and the previous plan with its layers left in place.
+Candidates are the best plans of `elastic.plan.search`, and the previous plan with its layers left in place.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from elastic.plan.workload import Workload
 __all__ = ["HORIZON", "Plan", "PlannedChange", "Stage", "fastest", "given", "plan", "staying", "step_s"]
 
 INTERRUPTED = 0.5
-"""Share of a step that is lost on average where a loss interrupts it and layers do not stay in place."""
+"""Share of a step that is lost on average if a loss interrupts it and layers do not stay in place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChange:
-    """A plan, with what is predicted of its steps and why it was chosen, and what the change to it moves."""
+    """A plan, and the estimated cost of the change to it."""
 
     plan: Plan
     moving: Moving
@@ -62,12 +62,12 @@ def plan(
     brief: bool = False,
     prepared: Answers | None = None,
 ) -> PlannedChange:
-    """The plan that takes least over `horizon` steps, the migration from `previous` included.
+    """Returns the plan that takes least time over `horizon` steps, the migration from `previous` included.
 
-    Candidates are the best plans, whose workers are exchanged so that least moves, and the previous plan, each stage of which keeps its
-    layers. `stages` is what the job asks for; it gets fewer where there are fewer workers. With `brief` a step was interrupted, of which
-    only workers that stay in place keep what is done, and the layers go back when the lost are replaced. What was `prepared` is not
-    searched for again, which changes nothing else. Raises PlanError if nothing is possible.
+    Candidates are the best plans, with workers exchanged so that least moves, and the previous plan with each stage's layers in place.
+    `stages` is the number that the job asks for; it gets fewer if there are fewer workers. `brief` means that a loss interrupted a step
+    and the lost workers will be replaced: then only workers that stay in place keep their work on the step, and the layers later move
+    back. Answers in `prepared` are not searched for again; they change nothing else. Raises PlanError if no plan is possible.
     """
     costs = JobCosts(workload, fleet)
     if previous is None:
@@ -89,17 +89,17 @@ def plan(
 
 
 def fastest(fleet: Fleet, workload: Workload, stages: int | None = None) -> Plan:
-    """The plan with the fastest step, in `stages` stages or in the number that is fastest; ties go to fewer.
+    """Returns the plan with the fastest step, in `stages` stages or in the fastest number of stages; ties go to fewer stages.
 
-    Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits into memory.
+    Raises PlanError, with advice, if there are more stages than layers or workers, or if no plan fits into memory.
     """
     return _plan(_best(_searched(asking(fleet, workload, None)._replace(stages=stages), fleet, None)), JobCosts(workload, fleet))
 
 
 def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
-    """The saved plan for these workers, with what is predicted here.
+    """Returns the saved plan for these workers, with predictions for them.
 
-    Raises PlanError if it is for other members, another model or another batch, saying what differs, or if it does not fit into memory.
+    Raises PlanError if it is for other members, another model or another batch, listing the differences, or does not fit into memory.
     """
     if differs := saved.differences([fleet.host(worker) for worker in fleet.workers], workload):
         raise PlanError(f"the saved plan is for another job: {'; '.join(differs)}. Make one for this job with `elastic plan`")
@@ -112,15 +112,15 @@ def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
 
 
 def step_s(plan: Plan, workload: Workload, fleet: Fleet) -> float:
-    """The predicted seconds of a step of `plan` with these workers."""
+    """Returns the predicted seconds of a step of `plan` with these workers."""
     return predict(JobCosts(workload, fleet), plan.stages, plan.routes).step_s
 
 
 def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:
-    """`previous` with these workers, where each stage keeps its layers. None if a stage would have nobody.
+    """Returns `previous` for these workers, with the layers of each stage in place; None if a stage would have no worker.
 
-    Each worker that `previous` does not know goes to the stage with most work per worker, first of all to a stage that has none left.
-    Grains stay where they are as far as shares in proportion to the workers' speeds allow.
+    Each worker that is not in `previous` goes to the stage with most work per worker, and first to a stage that has no worker left.
+    Grains keep their worker as far as shares proportional to the workers' speeds allow.
     """
     costs = JobCosts(workload, fleet)
     found = _staying(previous, costs)
@@ -147,7 +147,7 @@ def _staying(previous: Plan, costs: JobCosts) -> Candidate | None:
 
 
 def _stayed(previous: Plan, costs: JobCosts, stages: int | None) -> _JobOption | None:
-    """The previous plan, if the job wants so many stages, and they fit."""
+    """Returns the previous plan if it has the number of stages that the job asks for and fits into memory; else None."""
     found = _staying(previous, costs)
     if found is None or asked(costs.fleet, stages) not in (None, len(found.stages)):
         return None
@@ -163,7 +163,7 @@ def _searched(question: Question, fleet: Fleet, prepared: Answers | None) -> tup
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """Compares what workers could do by themselves: a host that has too many of them hides the differences between plans."""
+    """Compares steps without the crowding of hosts, which would hide the differences between plans."""
     return min(candidates, key=lambda each: each.predicted.apart_s)
 
 
@@ -172,7 +172,7 @@ def _options(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) ->
 
 
 def _relabelled(new: Candidate, old: Plan, costs: JobCosts) -> Iterator[Candidate]:
-    """The candidate as it is; and where workers are alike, with their places exchanged so that less moves."""
+    """Yields the candidate, and, if workers are equal, the candidate with workers exchanged so that less moves."""
     fleet, workload = costs.fleet, costs.workload
     yield new
     if not fleet.equal or len(set(fleet.memory.values())) > 1:
@@ -185,7 +185,7 @@ def _relabelled(new: Candidate, old: Plan, costs: JobCosts) -> Iterator[Candidat
 
 
 def _plan(candidate: Candidate, costs: JobCosts, wanted: int | None = None) -> Plan:
-    """`wanted` is the number of stages that the job asks for."""
+    """Makes the plan of a candidate; `wanted` is the number of stages that the job asks for."""
     return Plan(
         stages=candidate.stages,
         routes=candidate.routes,
@@ -211,12 +211,12 @@ def _why(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | N
         why += "; a host has more workers than it can compute for at the same time"
     if idle := [worker for stage, route in zip(stages, candidate.routes, strict=True) for worker in stage.members if worker not in route]:
         who = f"worker {idle[0]} gets" if len(idle) == 1 else f"workers {idle} get"
-        why += f"; {who} no grain, of which there {'is' if workload.grains == 1 else 'are'} only {workload.grains}"
+        why += f"; {who} no grain: there {'is' if workload.grains == 1 else 'are'} only {workload.grains}"
     if slow := {worker: fleet.slowdown(worker) for worker in fleet.workers if fleet.slowdown(worker) != 1.0}:
         why += "; " + ", ".join(f"worker {worker} takes {factor:.2g} times as long" for worker, factor in sorted(slow.items()))
     link = fleet.link(fleet.workers, fleet.workers)
     if len(fleet.workers) > 1 and not link.measured:
-        why += f"; links that nobody has measured are taken for {readable(link.bytes_per_s)}/s"
+        why += f"; links without a measurement are assumed to carry {readable(link.bytes_per_s)}/s"
     return why
 
 
@@ -227,14 +227,14 @@ def _option(previous: Plan, new: Candidate, costs: JobCosts, *, brief: bool) -> 
 
 
 def _compared(chosen: _JobOption, stayed: _JobOption | None, horizon: float) -> str:
-    """Says what the choice moves, and what a step takes if the layers stay where they are."""
+    """Describes what the choice moves, and how long a step would take if the layers stayed in place."""
     moved = f"about {readable(chosen.moving.bytes)} move in {chosen.moving.seconds:.2g} s"
     if stayed is None:
-        return f"{moved}; the layers cannot stay where they were"
+        return f"{moved}; the layers cannot stay in place"
     if stayed is chosen:
-        return f"{moved}; no other is faster over {_counted(horizon, 'step')}"
+        return f"{moved}; no other plan is faster over {_counted(horizon, 'step')}"
     stay_s = stayed.candidate.predicted.step_s
-    return f"{moved}; with all layers where they were a step takes {stay_s:.3g} s, over {_counted(horizon, 'step')}"
+    return f"{moved}; with all layers in place a step would take {stay_s:.3g} s, compared over {_counted(horizon, 'step')}"
 
 
 def _counted(number: float, noun: str) -> str:

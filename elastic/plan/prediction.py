@@ -1,4 +1,4 @@
-"""What a step of a plan is predicted to take; and the interface of the cost models that say so, for a job and for a cluster."""
+"""The prediction of a plan's step, and the interface of the cost models (of a job, of a cluster) that make it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from elastic.plan.slicing import finish
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Seconds of a step: of its micro-batches with their messages, of the longest exchange of gradients and of the longest update.
+    """Predicted seconds of a step: its micro-batches with their messages, the longest exchange of gradients and the longest update.
 
-    `stage_s` is by stage, as the cost model counts: see there. `crowded_s` is the least that hosts need which cannot compute for all their
-    workers at the same time, 0 without such a host. `stage_bytes` are those of the member of each stage that needs most, and `fits` whether
-    all members have that memory; a model that checks memory by itself leaves them out.
+    `stage_s` is per stage; each cost model defines what it counts. `crowded_s` is the least time that hosts need which cannot compute for
+    all their workers at once, 0 without such a host. `stage_bytes` are those of each stage's member that needs most; `fits` is whether all
+    members have that memory. A cost model whose memory is checked elsewhere leaves out both.
     """
 
     compute_s: float
@@ -29,28 +29,28 @@ class Prediction:
 
     @property
     def apart_s(self) -> float:
-        """Of a step, if every worker computes on something of its own."""
+        """Seconds of a step if no worker shares its processors with others."""
         return self.compute_s + self.update_s + self.exchange_s
 
     @property
     def step_s(self) -> float:
-        """Of a step, where it is computed."""
+        """Seconds of a step on the actual hosts."""
         return max(self.compute_s, self.crowded_s) + self.update_s + self.exchange_s
 
     @property
     def bottleneck(self) -> int:
-        """The stage that takes longest, the first of equals."""
+        """The stage that takes longest; the first of equals."""
         return max(range(len(self.stage_s)), key=lambda number: self.stage_s[number])
 
 
 class CostModel(Protocol):
-    """Predicts plans from what is known of members, layers and links: `JobCosts` of a running job, `ClusterCosts` of a cluster."""
+    """Predicts plans from data on members, layers and links: `JobCosts` for a running job, `ClusterCosts` for a cluster."""
 
     def predicting(self, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> Generator[None, None, Prediction]:
-        """Yields every few milliseconds, where the caller may do something else."""
+        """Returns the prediction; yields every few milliseconds, so that the caller can do something else."""
         ...
 
 
 def predict(costs: CostModel, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> Prediction:
-    """The prediction, in one go."""
+    """Returns the prediction without yielding."""
     return finish(costs.predicting(stages, routes))

@@ -1,4 +1,4 @@
-"""Searches done before they are needed, in slices of a few milliseconds: for a running job and for a cluster."""
+"""Searches made before they are needed, in slices of a few milliseconds: for a running job and for a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Answer = TypeVar("Answer")
 
 
 class Prepared(Generic[Question, Answer]):
-    """Answers to questions of which one may come; equal questions are searched for once. What is impossible has no answer."""
+    """Answers to questions that may come up. Equal questions are searched for once; an impossible one has no answer."""
 
     def __init__(self, questions: Iterable[Question], search: Callable[[Question], Generator[None, None, Answer]]) -> None:
         self._found: list[tuple[Question, Answer]] = []
@@ -21,17 +21,17 @@ class Prepared(Generic[Question, Answer]):
 
     @property
     def classes(self) -> int:
-        """How many searches were begun."""
+        """Number of searches begun."""
         return len(self._asked)
 
     def advance(self) -> bool:
-        """Takes the search a few milliseconds further; False once everything is found, or known to be impossible."""
+        """Continues the search for a few milliseconds. Returns False once every question is answered or known to be impossible."""
         return next(self._going, False)
 
     def _all(
         self, questions: Iterator[Question], search: Callable[[Question], Generator[None, None, Answer]]
     ) -> Generator[Literal[True], None, None]:
-        """A question is made only when it is its turn: for a thousand workers that takes a millisecond or two."""
+        """Makes each question only at its turn: for a thousand workers that takes a millisecond or two."""
         for question in questions:
             yield True
             if question in self._asked:
@@ -46,9 +46,9 @@ class Prepared(Generic[Question, Answer]):
                         self._found.append((question, end.value))
                         break
                     yield True
-            except PlanError:  # the one who asks searches again, and gets the error
+            except PlanError:  # the caller who needs the answer searches again, and gets the error
                 continue
 
     def answer(self, question: Question) -> Answer | None:
-        """What `search` would give, if that is known by now."""
+        """Returns the result of `search` for this question, or None if it is not known yet."""
         return next((found for known, found in self._found if known == question), None)

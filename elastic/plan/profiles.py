@@ -1,4 +1,4 @@
-"""Measured or computed costs of layers: seconds per device kind, micro-batch size and tensor-parallel degree; bytes per degree."""
+"""Costs of layers, measured or computed: seconds per device kind, micro-batch size and tensor-parallel degree; bytes per degree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elastic.plan.fields import item, not_negative, numbers, sequence, text, who
 
 
 class LayerSeconds(NamedTuple):
-    """One layer: forward and backward of one micro-batch, and the update, once a step."""
+    """Seconds of one layer: forward and backward of one micro-batch, and the update, once a step."""
 
     forward_s: float
     backward_s: float
@@ -20,7 +20,7 @@ class LayerSeconds(NamedTuple):
 
 
 class LayerBytes(NamedTuple):
-    """One layer on one device: parameters; per sample, activations kept for backward, and what is sent to the next layer."""
+    """Bytes of one layer on one device: parameters; per sample, activations kept for backward, and the output sent to the next layer."""
 
     parameters: float
     activations: float
@@ -28,7 +28,7 @@ class LayerBytes(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a profile is of: a device kind, samples per micro-batch, and over how many devices each layer is spread."""
+    """The key of a profile: a device kind, samples per micro-batch, and the number of devices that each layer is spread over."""
 
     kind: str
     size: int
@@ -37,7 +37,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profiles:
-    """Every profile has one entry per layer. Raises PlanError naming what is missing, negative or NaN."""
+    """All profiles, each with one entry per layer. Raises PlanError naming the entry that is missing, negative or NaN."""
 
     seconds: Mapping[Measured, tuple[LayerSeconds, ...]]
     bytes: Mapping[int, tuple[LayerBytes, ...]]
@@ -60,11 +60,11 @@ class Profiles:
         return tuple(sorted({measured.size for measured in self.seconds}))
 
     def degrees(self, kind: str, size: int) -> tuple[int, ...]:
-        """The tensor-parallel degrees with both seconds and bytes, ascending."""
+        """The tensor-parallel degrees for which both seconds and bytes are known, ascending."""
         return tuple(sorted(m.tp for m in self.seconds if m.kind == kind and m.size == size and m.tp in self.bytes))
 
     def of(self, kind: str, size: int, tp: int) -> tuple[LayerSeconds, ...]:
-        """One profile. Raises PlanError if there is none."""
+        """Returns one profile. Raises PlanError if there is none."""
         found = self.seconds.get(Measured(kind, size, tp))
         if found is None:
             known = sorted(f"{m.size}/{m.tp}" for m in self.seconds if m.kind == kind)
@@ -72,15 +72,15 @@ class Profiles:
         return found
 
     def check_kinds(self, kinds: Mapping[str, DeviceKind]) -> None:
-        """Raises PlanError if a device kind has no profile at all."""
+        """Raises PlanError if a device kind has no profile."""
         for kind in kinds:
             if not any(measured.kind == kind for measured in self.seconds):
                 raise PlanError(f"there is no profile for device kind {kind}: measure one, or ask for interpolation from FLOPS")
 
     def interpolated(self, kinds: Mapping[str, DeviceKind]) -> Profiles:
-        """With profiles for kinds that have none, scaled by FLOPS from the kind whose FLOPS are nearest.
+        """Adds profiles for kinds that have none, scaled by FLOPS from the kind whose FLOPS are nearest.
 
-        Only by explicit request: a guess. Raises PlanError if FLOPS of a kind without profile are not known, or of none with one.
+        This is a guess, made only on request. Raises PlanError if FLOPS of a kind without profile, or of all kinds with one, are unknown.
         """
         seconds = dict(self.seconds)
         measured = {m.kind for m in self.seconds}
@@ -90,7 +90,7 @@ class Profiles:
                 continue
             if kind.flops is None or not sources:
                 raise PlanError(
-                    f"device kind {name} has no profile and cannot be interpolated: FLOPS of it and of a profiled kind are needed"
+                    f"device kind {name} has no profile and cannot be interpolated: its FLOPS and those of a profiled kind are needed"
                 )
             source = _nearest(sources, kind.flops)
             factor = sources[source] / kind.flops
@@ -101,7 +101,7 @@ class Profiles:
         return Profiles(seconds=seconds, bytes=self.bytes)
 
     def without_noise(self) -> Profiles:
-        """With no layer slower than it was measured for larger micro-batches: more samples are never less work."""
+        """Makes no layer slower than it was measured for larger micro-batches: more samples are never less work."""
         seconds = dict(self.seconds)
         for m in sorted(self.seconds, key=lambda m: -m.size):
             larger = [other for other in self.seconds if (other.kind, other.tp) == (m.kind, m.tp) and other.size > m.size]
@@ -112,7 +112,7 @@ class Profiles:
 
     @classmethod
     def from_json(cls, data: Any) -> Profiles:
-        """Profiles from a file. Raises PlanError naming the field that is wrong."""
+        """Reads profiles from a file's data. Raises PlanError naming the wrong field."""
         seconds: dict[Measured, tuple[LayerSeconds, ...]] = {}
         for place, row in enumerate(_rows(data, "seconds")):
             field = f"seconds[{place}]"

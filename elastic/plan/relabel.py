@@ -1,9 +1,9 @@
 """Assigns the remaining workers to the slots of a new plan so that least state moves.
 
-`assignment.assign` does the first for whole layers: members of a stage are alike there, two ordered cuts of the same layers overlap in a
-chain, and a small exact recursion keeps workers in order. Here slots are not alike: each needs its own runs of layers (the interval that it
-owns, and the one that it replicates), so this is a linear assignment over all workers and slots. Use it where every slot has its runs, and
-`assign` where a plan knows only stages.
+`assignment.assign` does this for whole layers. There the members of a stage are equal, two ordered cuts of the same layers overlap in a
+chain, and a small exact recursion keeps workers in order. Here slots differ: each needs its own runs of layers (the interval that it owns,
+and the one that it replicates), so this is a linear assignment over all workers and slots. Use `relabel` if every slot has its own runs,
+and `assign` if a plan has only stages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from elastic.errors import PlanError
 
 
 class ByteRange(NamedTuple):
-    """The bytes `[start, stop)` of a layer's state. Several states of a layer have numbers of their own."""
+    """The bytes `[start, stop)` of a layer's state. Each state of a layer has its own layer number."""
 
     layer: int
     start: int
@@ -31,7 +31,7 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relabelling:
-    """The worker of each slot, and the bytes that slots need which their workers have, and have not."""
+    """The worker of each slot, and how many of the bytes that slots need their workers have, and lack."""
 
     workers: tuple[int, ...]
     kept_bytes: int
@@ -39,10 +39,10 @@ class Relabelling:
 
 
 def relabel(held: Mapping[int, Sequence[ByteRange]], slots: Sequence[Sequence[ByteRange]]) -> Relabelling:
-    """Workers to slots so that the bytes that must move are fewest: exact.
+    """Assigns workers to slots so that the fewest bytes must move: exact.
 
-    `held` has, by worker, disjoint pieces (none for who joins), `slots` the disjoint pieces that each slot needs. Workers beyond the number
-    of slots are left out. Raises PlanError if there are fewer workers than slots, and on pieces that are empty or overlap in one place.
+    `held` maps workers to disjoint pieces (none for a worker that joins); `slots` lists the disjoint pieces that each slot needs. Surplus
+    workers are left out. Raises PlanError if there are fewer workers than slots, and on pieces that are empty or overlap in one place.
     """
     workers = sorted(held)
     if len(workers) < len(slots):
@@ -56,13 +56,13 @@ def relabel(held: Mapping[int, Sequence[ByteRange]], slots: Sequence[Sequence[By
 
 
 def kept_bytes(held: Sequence[Sequence[ByteRange]], slots: Sequence[Sequence[ByteRange]]) -> NDArray[np.int64]:
-    """(workers, slots): how many bytes that the slot needs the worker has.
+    """Returns (workers, slots): how many of the bytes that the slot needs the worker has.
 
-    Equal pieces of many workers are compared once: what matters is the number of different ones, and how many of them overlap.
+    Equal pieces of many workers are compared once: the effort depends on the number of different pieces and of their overlaps.
     """
     has, had = _incidence(held)
     needs, wanted = _incidence(slots)
-    # All pairs of a layer, without a loop: `wanted` is sorted by layer, and each of `had` meets a run of it.
+    # Compares all pairs of a layer without a loop: `wanted` is sorted by layer, and each of `had` meets a run of it.
     first, last = (np.searchsorted(wanted[:, 0], had[:, 0], side=side) for side in ("left", "right"))
     met = last - first
     one = np.repeat(np.arange(len(had)), met)
@@ -74,7 +74,7 @@ def kept_bytes(held: Sequence[Sequence[ByteRange]], slots: Sequence[Sequence[Byt
 
 
 def _incidence(places: Sequence[Sequence[ByteRange]]) -> tuple[csr_array, NDArray[np.int64]]:
-    """(places, different pieces) of ones and zeros, and these pieces, ascending, as (pieces, 3). Raises PlanError as `relabel` does."""
+    """Returns (places, pieces) of ones and zeros, and the distinct pieces, ascending, as (pieces, 3). Raises as `relabel` does."""
     flat = chain.from_iterable(chain.from_iterable(places))
     pieces = np.fromiter(flat, dtype=np.int64).reshape(-1, 3)
     place = np.repeat(np.arange(len(places)), [len(of_place) for of_place in places])

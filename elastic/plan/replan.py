@@ -1,4 +1,4 @@
-"""The best plan for a cluster, and the next one when devices are lost: compared with what can be done without moving anything."""
+"""Finds the best plan for a cluster, and the next one when devices are lost, compared with the alternative of moving nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from elastic.plan.profiles import Profiles
 
 ANY = SearchLimits()
 MOST_ZONES = 4
-"""Of one kind, for which the exact search takes a second or two; with more zones stages go across them."""
+"""Zones of one kind up to which the exact search takes only a second or two; with more, only stages across zones are considered."""
 
 _SLOWER = 1.2
 _MOST_ORDERS = 24
@@ -32,7 +32,7 @@ _MESSAGE_BYTES = 64e6
 
 
 class WholeHosts(PhysicalRules):
-    """Without degrees of tensor parallelism that do not divide the devices of every host of their pool."""
+    """Rules without the tensor-parallel degrees that do not divide the devices of every host of their pool."""
 
     def shapes(self, size: int) -> tuple[Shape, ...]:
         return tuple(shape for shape in super().shapes(size) if self._divides(shape))
@@ -44,9 +44,9 @@ class WholeHosts(PhysicalRules):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replanned:
-    """What follows a loss. `stay_s` is a step of the old plan without the replicas that were hit, None if a stage had no other.
+    """The plan after a loss. `stay_s` is a step of the old plan without the replicas that were hit; None if a stage had only such replicas.
 
-    `over_horizon_s` and `stay_over_horizon_s` are the seconds of so many steps, the migration included.
+    `over_horizon_s` and `stay_over_horizon_s` are the seconds of `horizon` steps, the migration included.
     """
 
     deployed: Deployed
@@ -67,7 +67,7 @@ class Replanned:
 
 
 def plan_for(cluster: Cluster, profiles: Profiles, batch: int, limits: SearchLimits = ANY) -> Deployed:
-    """The best plan, with a device for every slot. Raises PlanError if nothing fits, saying where."""
+    """Returns the best plan, with a device for every slot. Raises PlanError, naming the place, if nothing fits."""
     why = "the best of all depths, replicas, degrees and micro-batch sizes"
     rules = PhysicalRules(cluster, profiles)
     across = across_zones(rules, batch, limits, devices(cluster))
@@ -82,11 +82,11 @@ def plan_for(cluster: Cluster, profiles: Profiles, batch: int, limits: SearchLim
 
 
 Pools = tuple[Pool, ...]
-"""What is left after a loss. Which device of a pool is lost makes no difference."""
+"""The pools left after a loss. Losses of any device of a pool are the same question."""
 
 
 def prepare(deployed: Deployed, batch: int, limits: SearchLimits = ANY) -> Prepared[Pools, Division]:
-    """Divisions for the loss of any one device, and of any one host: found before it happens, since to search takes longer than to move."""
+    """Finds divisions for the loss of any one device or host in advance, since searching takes longer than moving."""
     there = devices(deployed.cluster)
     hosts = [{device for device in there if device.host == host.name} for host in deployed.cluster.hosts]
     rules: dict[Pools, PhysicalRules] = {}
@@ -115,10 +115,10 @@ def after_loss(
     horizon: int = HORIZON,
     prepared: Prepared[Pools, Division] | None = None,
 ) -> Replanned:
-    """What to do without these devices: the better, over so many steps, of the best plan, and of the old one without what was hit.
+    """Chooses the plan without these devices: over `horizon` steps, the better of the best plan and the old one without the hit replicas.
 
-    What is `prepared` is not searched for again. Raises PlanError if nothing fits on what is left, or a part of the state was only on these
-    devices.
+    Divisions in `prepared` are not searched for again. Raises PlanError if nothing fits on the remaining devices, or if only lost devices
+    had a part of the state.
     """
     profiles = deployed.rules.profiles
     cluster = without(deployed.cluster, gone)
@@ -148,7 +148,7 @@ def after_loss(
 
 
 def _placed(rules: PhysicalRules, division: Division, batch: int, limits: SearchLimits, rates: Mapping[Device, float]) -> Deployed:
-    """With devices; another division, where those that are left are in the wrong hosts for this one."""
+    """Deploys the division; if too few of the remaining devices share a host, deploys another division."""
     try:
         return _deployed(rules, division, "the best for what is left", rates)
     except Unplaceable:
@@ -163,7 +163,7 @@ def _deployed(rules: PhysicalRules, division: Division, why: str, available: Col
 
 
 def _kept(deployed: Deployed, gone: Collection[Device], batch: int, rules: PhysicalRules) -> Division | None:
-    """The old division with as many replicas as every stage still has; None if one has none, or it does not fit any more."""
+    """Returns the old division with as many replicas as every stage still has; None if a stage has none, or it no longer fits."""
     old, hit = deployed.division, set(gone)
     whole: list[list[int]] = []
     for number, stage in enumerate(old.stages):
@@ -184,13 +184,13 @@ def _kept(deployed: Deployed, gone: Collection[Device], batch: int, rules: Physi
 
 
 def _renumbered(before: PhysicalRules, after: PhysicalRules, makeup: Makeup) -> Makeup:
-    """The same replicas by the pools of the cluster that is left."""
+    """Returns the same replicas, numbered by the pools of the remaining cluster."""
     numbers = {pool[:2]: number for number, pool in enumerate(after.pools)}
     return together(shape._replace(pool=numbers[before.pools[shape.pool][:2]]) for shape in makeup.each())
 
 
 def _elsewhere(division: Division, rules: PhysicalRules) -> list[Division]:
-    """The same division with the zones of each kind exchanged, where that is not much slower: less may have to move."""
+    """Returns the division with the zones of each kind exchanged, where that is not much slower: less may have to move."""
     of_kind: dict[str, list[int]] = {}
     for number, pool in enumerate(rules.pools):
         of_kind.setdefault(pool.kind, []).append(number)
@@ -210,9 +210,9 @@ def _elsewhere(division: Division, rules: PhysicalRules) -> list[Division]:
 
 
 def _rates(cluster: Cluster, left: Collection[Device]) -> Mapping[Device, float]:
-    """Bytes a second at which each device sends and receives large messages: over the slowest link that its host has to another."""
+    """Returns the bytes a second of each device for large messages, over the slowest link from its host to another."""
     places = {host.name: LinkEnd(host.zone, host.kind, 1, host.name) for host in cluster.hosts}
-    spots = {place._replace(host="") for place in places.values()}  # hosts of a spot are alike to others
+    spots = {place._replace(host="") for place in places.values()}  # hosts of a spot have equal links to others
     found: dict[str, float] = {}
     for host in cluster.hosts:
         place = places[host.name]
@@ -221,7 +221,7 @@ def _rates(cluster: Cluster, left: Collection[Device]) -> Mapping[Device, float]
         for other in others:
             try:
                 seconds.append(float(cluster.links.curve(place, other).seconds(_MESSAGE_BYTES)))
-            except PlanError:  # not connected: nothing goes that way
+            except PlanError:  # not connected: nothing is sent there
                 continue
         found[host.name] = _MESSAGE_BYTES / max(seconds) if seconds else _MESSAGE_BYTES
     return {device: found[device.host] for device in left}

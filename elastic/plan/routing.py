@@ -1,7 +1,7 @@
-"""Which worker of a stage computes which grain, and which partial sums of the gradient tree it can send.
+"""Routes: which worker of a stage computes which grain, and which partial sums of the gradient tree it can send.
 
 The tree over grains is binary and fixed: node `(level, index)` is the sum over grains `[index << level, (index + 1) << level)`, cut off
-at the number of grains. A worker sends the sums of the maximal nodes that its grains cover, and the owner adds in tree order.
+at the number of grains. A worker sends the sums of the maximal nodes that its grains cover; the owner adds them in tree order.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Node(NamedTuple):
         return Node(self.level + 1, self.index >> 1)
 
     def grains(self, grains: int) -> range:
-        """The grains that it covers, of `grains` in all."""
+        """The grains that the node covers, of `grains` in total."""
         return range(min(self.index << self.level, grains), min((self.index + 1) << self.level, grains))
 
 
 def even_routes(grains: int, members: Sequence[int]) -> tuple[int, ...]:
-    """The worker of each grain: contiguous runs in member order, whose sizes differ by at most one, the longer ones first."""
+    """Returns the worker of each grain: contiguous runs in member order, whose sizes differ by at most one, the longer ones first."""
     if grains < 1 or not members:
         raise PlanError(f"cannot route {grains} grains to {len(members)} workers: both must be at least one")
     share, longer = divmod(grains, len(members))
@@ -39,9 +39,9 @@ def even_routes(grains: int, members: Sequence[int]) -> tuple[int, ...]:
 
 
 def weighted_shares(grains: int, slowdowns: Sequence[float]) -> tuple[int, ...]:
-    """How many grains each worker computes so that the last is done as early as possible; a grain takes a worker `slowdown` times as long.
+    """Returns how many grains each worker computes so that the last one ends as early as possible; a grain takes `slowdown` units of time.
 
-    Exact: each grain goes to the worker that would be done with it first, the earlier of equals.
+    Exact: each grain goes to the worker that would finish it first; the earlier one of equals.
     """
     if grains < 1 or not slowdowns or not all(math.isfinite(slowdown) and slowdown > 0 for slowdown in slowdowns):
         raise PlanError(f"cannot route {grains} grains to workers with slowdowns {list(slowdowns)}: these must be above 0 and finite")
@@ -56,16 +56,16 @@ def weighted_shares(grains: int, slowdowns: Sequence[float]) -> tuple[int, ...]:
 
 
 def weighted_routes(grains: int, members: Sequence[int], slowdowns: Mapping[int, float]) -> tuple[int, ...]:
-    """The worker of each grain: contiguous runs in member order, of the lengths that `weighted_shares` gives."""
+    """Returns the worker of each grain: contiguous runs in member order, of the lengths that `weighted_shares` returns."""
     shares = weighted_shares(grains, [slowdowns.get(member, 1.0) for member in members])
     return tuple(member for member, share in zip(members, shares, strict=True) for _ in range(share))
 
 
 def near_routes(before: Sequence[int], members: Sequence[int], slowdowns: Mapping[int, float] | None = None) -> tuple[int, ...]:
-    """Routes to `members`, even or weighted, that leave as many grains as possible where they were in `before`, which may name others too.
+    """Returns even or weighted routes to `members` that leave as many grains as possible with their worker in `before`.
 
-    What a member has computed of an interrupted step is then still of use. The other grains go, ascending, to the member that has the
-    nearest one of those who have room.
+    This keeps the work of members on an interrupted step. `before` may name other workers. Each other grain, ascending, goes to the member
+    with free room that has the nearest grain.
     """
     grains = len(before)
     kept: dict[int, list[int]] = {member: [] for member in members}
@@ -87,15 +87,15 @@ def near_routes(before: Sequence[int], members: Sequence[int], slowdowns: Mappin
 
 
 def root(grains: int) -> Node:
-    """The node that covers all grains: the lowest level at which one node does."""
+    """Returns the node that covers all grains, on the lowest possible level."""
     return Node((grains - 1).bit_length(), 0)
 
 
 def maximal_nodes(grains_covered: Iterable[int], grains: int) -> tuple[Node, ...]:
-    """The fewest nodes that together cover exactly these grains, ascending.
+    """Returns the fewest nodes that together cover exactly these grains, ascending.
 
-    Where nodes of several levels cover the same grains, since the tree is cut off at the number of grains, it is the highest of
-    them: so every node but the root has a sibling with something in it. Raises PlanError on a grain outside `[0, grains)`.
+    The tree is cut off at the number of grains, so nodes of several levels may cover the same grains: then it is the highest of them.
+    Every node except the root therefore has a non-empty sibling. Raises PlanError on a grain outside `[0, grains)`.
     """
     level, top = 0, root(grains).level
     nodes = {grain: Node(0, grain) for grain in grains_covered}

@@ -1,6 +1,6 @@
-"""Plans in files: TOML that people can read, and that a job can begin with where its members, model and batch are the plan's.
+"""Plans in files: readable TOML, from which a job can start if its members, model and batch are those of the plan.
 
-Members have no worker ids in a file but places, 0, 1, ... in the order of a job's workers.
+A file has no worker ids: members are places, 0, 1, ... in the order of a job's workers.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 VERSION = 1
-"""Of the file's form. A reader refuses every other one."""
+"""Version of the file format. A reader refuses all others."""
 
 CLOSE = 0.01
-"""Share by which a layer's bytes may differ from the plan's: parameters are padded in a job, and estimated in files."""
+"""Share by which a layer's bytes may differ from the plan's: a job pads parameters, files estimate them."""
 
 _HEAD = """\
-# A plan of `elastic plan`: which members hold which layers, and which of them computes which grain (a run of micro-batches).
-# `elastic run --plan FILE` begins with it. Members are places: 0 is the job's first worker.
+# A plan of `elastic plan`: which members hold which layers, and which member computes which grain (a run of micro-batches).
+# Start a job with it: `elastic run --plan FILE`. Members are places: 0 is the job's first worker.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedPlan:
-    """A plan whose members are places, and what it is for: the host of each place, bytes of each layer's parameters, and the batch.
+    """A plan whose members are places, and the job it is for: the host of each place, bytes of each layer's parameters, and the batch.
 
-    `micro_batch` is how many samples a micro-batch has, None where that is not known. Raises PlanError if a member has no host, or the
-    parts do not fit together.
+    `micro_batch` is the number of samples in a micro-batch, None if unknown. Raises PlanError if a member has no host, or the parts are
+    inconsistent.
     """
 
     plan: Plan
@@ -60,7 +60,7 @@ class SavedPlan:
 
     @property
     def grains(self) -> int:
-        """Of a step."""
+        """Grains of a step."""
         return len(self.plan.routes[0])
 
     @classmethod
@@ -75,7 +75,7 @@ class SavedPlan:
         )
 
     def differences(self, hosts: Sequence[str], workload: Workload) -> list[str]:
-        """What of a job is not what the plan is for: clauses for people, none if it can begin with this plan."""
+        """Returns how a job differs from the one that the plan is for, as clauses for people; empty if the job can start with this plan."""
         found = self._other_members(hosts)
         count = len(workload.layers)
         if count != len(self.parameter_bytes):
@@ -93,7 +93,7 @@ class SavedPlan:
         ours, theirs = _sizes(self.hosts), _sizes(hosts)
         found = [] if ours == theirs else [f"its workers are {_on(ours)}, and this job's {_on(theirs)}"]
         if any(stage.groups for stage in self.plan.stages):
-            found.append("it spreads layers over several devices by tensor parallelism, which jobs cannot do yet")
+            found.append("it spreads layers over several devices by tensor parallelism, which jobs do not support yet")
         return found
 
     def _other_layers(self, sizes: Sequence[int]) -> list[str]:
@@ -107,7 +107,7 @@ class SavedPlan:
         return self.plan.renamed(dict(enumerate(workers)))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types, and what a file holds; `from_json` gives back an equal value."""
+        """Returns the content of a file as JSON types; `from_json` returns an equal value."""
         step = {"micro_batches": self.micro_batches} | ({} if self.micro_batch is None else {"micro_batch": self.micro_batch})
         return {
             "version": VERSION,
@@ -121,10 +121,10 @@ class SavedPlan:
 
     @classmethod
     def from_json(cls, data: Any) -> SavedPlan:
-        """The inverse of `to_json`. Raises PlanError naming the version, or the field that is wrong."""
+        """The inverse of `to_json`. Raises PlanError naming the version or the wrong field."""
         found = whole(item(data, "version", ""), "version")
         if found != VERSION:
-            raise PlanError(f"version is {found}, and this elastic reads version {VERSION}: make the plan again with `elastic plan`")
+            raise PlanError(f"version is {found}, and this elastic reads only version {VERSION}: make the plan again with `elastic plan`")
         rows = sequence(item(data, "stages", ""), "stages", _stage_from_json)
         if not rows:
             raise PlanError("stages is empty: a plan has at least one")
@@ -140,7 +140,7 @@ class SavedPlan:
         )
 
     def to_toml(self) -> str:
-        """The text of a file."""
+        """Returns the text of a file."""
         data = self.to_json()
         tables = {name: value for name, value in data.items() if isinstance(value, Mapping)}
         parts = [_HEAD + _lines({name: data[name] for name in ("version", "step_s", "why")})]
@@ -150,7 +150,7 @@ class SavedPlan:
 
 
 def save(saved: SavedPlan, path: str | os.PathLike[str]) -> None:
-    """Writes a file, which replaces one of that name. Raises PlanError if it cannot be written."""
+    """Writes a file, replacing one of that name. Raises PlanError if it cannot be written."""
     try:
         Path(path).write_text(saved.to_toml(), encoding="utf-8")
     except OSError as error:
@@ -158,7 +158,7 @@ def save(saved: SavedPlan, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> SavedPlan:
-    """Reads a file of `save`. Raises PlanError naming the file, and the version or the field that is wrong."""
+    """Reads a file that `save` wrote. Raises PlanError naming the file, and the version or the wrong field."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -195,7 +195,7 @@ def _toml(value: Any) -> str:
 
 
 def _sizes(hosts: Sequence[str]) -> list[int]:
-    """How many workers that follow each other are on one host."""
+    """Returns the numbers of consecutive workers that share a host."""
     return [len(list(same)) for _, same in groupby(hosts)]
 
 

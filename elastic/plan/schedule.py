@@ -1,8 +1,8 @@
-"""The order in which each worker runs the forwards and backwards of its micro-batches.
+"""Builds schedules: the order in which each worker runs the forwards and backwards of its micro-batches.
 
 A worker at stage s of S holds the activations of at most S - s micro-batches (1F1B's bound: Narayanan et al., "PipeDream", 2019, with a
-flush), and takes forwards, and backwards, in ascending order. That cannot deadlock: micro-batches before the first unfinished one have left
-every worker, and no later one can be at a worker that has not had it, so the worker that must run it next is free to do so.
+flush). It runs forwards, and backwards, in ascending order. This cannot deadlock: all micro-batches before the first unfinished one have
+left every worker, and no worker runs a later one before it, so the worker that must run it next is free to do so.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["Action", "Schedule", "build", "format", "parse"]
 
 
 def build(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> dict[int, tuple[Action, ...]]:
-    """Makes the schedule by list scheduling over simulated time, with the workload's seconds and links that take no time.
+    """Builds the schedule by list scheduling over simulated time, with the workload's seconds and links that take no time.
 
-    Whenever a worker is free it runs a backward if one is ready, else a forward that is ready and within the bound, else whatever becomes
-    so first. `routes[stage][grain]` is a worker; a member without a grain has no actions. With equal costs and equal numbers of workers
-    this is classic 1F1B.
+    A free worker runs a backward if one is ready, else a forward that is ready and within the bound, else the first of these that becomes
+    ready. `routes[stage][grain]` is a worker; a member without a grain has no actions. With equal costs and equal numbers of workers this
+    is classic 1F1B.
     """
     return simulate(workload, stages, routes)[0]

@@ -1,6 +1,6 @@
-"""List scheduling: runs a step in simulated time, and so makes the schedule.
+"""List scheduling: runs a step in simulated time, which yields the schedule.
 
-The result is free of deadlock at any speeds: the simulated run is an order in which everything can be run.
+The result is free of deadlock at any speeds: the simulated run is a valid order of all actions.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from elastic.plan.timing import Timing
 from elastic.plan.workload import Workload
 
 _BACKWARD, _FORWARD = range(2)
-"""Of what can start at the same time, that which others wait for more comes first."""
+"""Priority among actions that can start at the same time: the one that more others wait for is first."""
 
 _KINDS: tuple[ActionKind, ActionKind] = ("B", "F")
 
 _AT_A_TIME = 128
-"""Actions between two points at which a run can be interrupted: about 2 ms."""
+"""Actions between two points at which a run can yield: about 2 ms."""
 
 _Next = tuple[float, int, int]
-"""When a worker can start what it runs next, what that is, and the worker's place: a schedule does not depend on workers' names."""
+"""When a worker can start its next action, its kind, and the worker's place (schedules do not depend on workers' ids)."""
 
 
 class _SimulatedWorker:
-    """What a worker has to do, how far it is, and what it has run; backwards are in the order of its forwards."""
+    """The work of one worker, its progress, and the actions it has run. Backwards are in the order of its forwards."""
 
     __slots__ = (
         "arrived",
@@ -48,8 +48,8 @@ class _SimulatedWorker:
         self.id, self.place, self.stage, self.seconds, self.bound = worker, place, stage, seconds, bound
         self.micro_batches: list[int] = []
         self.arrived: dict[int, float] = {}
-        """When the input of each micro-batch's forward is there, as far as it is known."""
-        self.ran: list[int] = []  # numbers, which the garbage collector never looks at: 2 x micro-batch + what
+        """When the input of each micro-batch's forward arrives, as far as known."""
+        self.ran: list[int] = []  # 2 x micro-batch + kind: plain numbers, which the garbage collector ignores
         self.starts: list[float] = []
         self.forwards = self.backwards = 0
         self.free = 0.0
@@ -57,12 +57,12 @@ class _SimulatedWorker:
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """What it has run, in that order."""
+        """The actions it has run, in order."""
         return tuple(Action(self.stage, _KINDS[number & 1], number >> 1) for number in self.ran)
 
 
 class Scheduler:
-    """Runs the earliest possible action of all workers, again and again; what it enables can only start later."""
+    """Repeatedly runs the earliest possible action of all workers; actions that it enables can only start later."""
 
     def __init__(self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> None:
         self.timing, self.last = timing, len(timing.members) - 1
@@ -70,13 +70,13 @@ class Scheduler:
         self.workers: dict[int, _SimulatedWorker] = {}
         self.home: list[list[_SimulatedWorker]] = []
         self.gradients: list[list[float]] = []
-        """When what each stage's backward of each micro-batch needs is there, as far as it is known."""
+        """By stage and micro-batch: when the input of the backward arrives, as far as known."""
         self.links: dict[tuple[int, int], tuple[float, float]] = {}
-        """Of each pair that has sent: seconds of a message, and when the link is free."""
+        """By pair of sender and receiver: seconds of a message, and when the link is free."""
         self.agenda: list[_Next] = []
 
     def _entering(self) -> Generator[None, None, None]:
-        """Gives every worker its micro-batches."""
+        """Assigns every worker its micro-batches."""
         workload, timing = self._workload, self.timing
         grains = [workload.grain_of(micro_batch) for micro_batch in range(workload.micro_batches)]
         for stage, (group, route) in enumerate(zip(timing.members, self._routes, strict=True)):
@@ -94,7 +94,7 @@ class Scheduler:
             yield
 
     def running(self) -> Generator[None, None, float]:
-        """Runs everything, and can be interrupted after every few hundred actions; the seconds until the last action ends."""
+        """Runs all actions, yielding after every few hundred. Returns the seconds until the last one ends."""
         yield from self._entering()
         for worker in self.workers.values():
             self._consider(worker)
@@ -135,7 +135,7 @@ class Scheduler:
         self._consider(worker)
 
     def _sent(self, sender: _SimulatedWorker, receiver: _SimulatedWorker) -> float:
-        """When a message that is sent now arrives."""
+        """Returns when a message that is sent now arrives."""
         if self.timing.links is None:
             return sender.free
         pair = sender.id, receiver.id
@@ -145,7 +145,7 @@ class Scheduler:
         return end
 
     def _consider(self, worker: _SimulatedWorker) -> None:
-        """Notes the earliest action that the worker can start, as far as it is known by now."""
+        """Updates the earliest action that the worker can start, as far as known."""
         free, forwards, backwards = worker.free, worker.forwards, worker.backwards
         start, what = math.inf, _BACKWARD
         if backwards < forwards:

@@ -1,14 +1,14 @@
 """Enumerates feasible plans for a fleet, ignoring the current layout.
 
-Workers have no names here, only their places in the fleet. So the result for one fleet holds for every fleet that looks the same, such as
-the workers that are left when another one of several equal workers is lost.
+Workers are identified only by their places in the fleet. So the result for one fleet holds for every equal-looking fleet, such as the
+workers that are left after another one of several equal workers is lost.
 
-The partition with the least bottleneck is what a stage's workers could do if they never waited. They wait where neighbouring stages have
-different numbers of workers: micro-batches go in ascending order, so a narrow stage feeds the workers of a wide one after each other. So
-stages of equal time and width are tried as well, and the simulated schedule decides.
+The partition with the least bottleneck is optimal if workers never wait. They do wait where neighbouring stages have different numbers of
+workers: micro-batches go in ascending order, so a narrow stage feeds the workers of a wide one after each other. So stages of equal time
+and width are tried too, and the simulated schedule decides.
 
 Where workers differ in speed, each stage takes neighbours in the order of their speeds, the slowest or the fastest first. Where a plan does
-not fit into memory, layers are divided again within these limits. Where links between hosts differ, workers are also placed by these.
+not fit into memory, layers are divided again within these limits. Where links between hosts differ, workers are also placed by the links.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Routes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Stages and routes, what is predicted of them, and among what they were chosen."""
+    """Stages and routes, their prediction, and the set that they were chosen from."""
 
     stages: tuple[Stage, ...]
     routes: Routes
@@ -42,7 +42,7 @@ class Candidate:
     reason: str
 
     def renamed(self, names: Mapping[int, int]) -> Candidate:
-        """With other workers in the same places."""
+        """Returns the candidate with other workers in the same places."""
         return replace(
             self,
             stages=tuple(stage.renamed(names) for stage in self.stages),
@@ -51,7 +51,7 @@ class Candidate:
 
 
 class Question(NamedTuple):
-    """A nameless fleet, what it computes, and the number of stages, None for any."""
+    """A nameless fleet, its workload, and the number of stages (None: any)."""
 
     fleet: Fleet
     workload: Workload
@@ -59,7 +59,7 @@ class Question(NamedTuple):
 
 
 def nameless(fleet: Fleet) -> Fleet:
-    """The same workers, called by their places."""
+    """Returns the same fleet with places as worker ids."""
     places = {worker: place for place, worker in enumerate(fleet.workers)}
     return Fleet(
         workers=tuple(range(len(places))),
@@ -71,9 +71,9 @@ def nameless(fleet: Fleet) -> Fleet:
 
 
 def searching(question: Question) -> Generator[None, None, tuple[Candidate, ...]]:
-    """All candidates that fit into memory, fewer stages first; yields every few milliseconds.
+    """Returns all candidates that fit into memory, fewer stages first; yields every few milliseconds.
 
-    Raises PlanError, saying what to do, if the stages are more than the layers or the workers, or nothing fits.
+    Raises PlanError, with advice, if there are more stages than layers or workers, or if nothing fits.
     """
     fleet, workload, stages = question
     costs = JobCosts(workload, fleet)
@@ -119,21 +119,21 @@ def searching(question: Question) -> Generator[None, None, tuple[Candidate, ...]
 
 
 def _orders(fleet: Fleet) -> list[Fleet]:
-    """Workers in the orders in which they may fill the stages."""
+    """Returns the workers in each order in which they may fill the stages."""
     if fleet.equal:
         return [fleet]
     return [fleet.ordered(sorted(fleet.workers, key=lambda worker: sign * fleet.slowdown(worker))) for sign in (1, -1)]
 
 
 def _divisions(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, StageParts] | None]:
-    """Workers in order, and the layers and the number of workers of each stage; None where it may pause."""
+    """Yields an order of workers, and per stage its layers and number of workers; None where the search may pause."""
     for order in _orders(fleet):
         parts = _partitions(workload, len(order.workers), count) if fleet.equal else [divide(workload, order, count)]
         yield from (None if each is None else (order, each) for each in parts)
 
 
 def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tuple[Fleet, StageParts]]:
-    """The same, within the memory that workers have."""
+    """Yields the same as `_divisions`, within the workers' memory."""
     for order in _orders(fleet):
         parts = divide_within(workload, order, count)
         if parts is not None:
@@ -141,9 +141,9 @@ def _within_memory(fleet: Fleet, workload: Workload, count: int) -> Iterator[tup
 
 
 def _partitions(workload: Workload, workers: int, count: int) -> Generator[StageParts | None, None, None]:
-    """The partition with the least bottleneck, and the one into stages of equal time with equal numbers of workers, where they differ.
+    """Yields the partition with the least bottleneck; and, if different, the one into stages of equal time with equal numbers of workers.
 
-    None where it may pause.
+    Yields None where the search may pause.
     """
     least = yield from partitioning(workload, workers, count)
     yield least
@@ -158,7 +158,7 @@ def _partitions(workload: Workload, workers: int, count: int) -> Generator[Stage
 
 
 def _filled(fleet: Fleet, parts: StageParts, workload: Workload) -> tuple[tuple[Stage, ...], Routes]:
-    """Stages with their workers, and routes."""
+    """Returns the stages with their workers, and the routes."""
     rest = iter(fleet.workers)
     stages = tuple(Stage(layers=layers, members=tuple(next(rest) for _ in range(share))) for layers, share in parts)
     return stages, _routes(stages, workload, fleet)
@@ -169,15 +169,15 @@ def _routes(stages: Iterable[Stage], workload: Workload, fleet: Fleet) -> Routes
 
 
 def preparing(fleets: Iterable[Fleet], workload: Workload, stages: int | None) -> Prepared[Question, tuple[Candidate, ...]]:
-    """Searches for fleets of which one may come; those that look the same are searched for once."""
+    """Prepares searches for fleets that may come up; equal-looking ones are searched for once."""
     return Prepared((asking(fleet, workload, stages) for fleet in fleets), searching)
 
 
 def asking(fleet: Fleet, workload: Workload, stages: int | None) -> Question:
-    """The question for a fleet: of the stages that a job asks for it gets as many as there are workers, if these are fewer."""
+    """Returns the question for a fleet, with at most as many stages as it has workers."""
     return Question(nameless(fleet), workload, asked(fleet, stages))
 
 
 def asked(fleet: Fleet, stages: int | None) -> int | None:
-    """The stages that a job asks for, or as many as there are workers if these are fewer."""
+    """Returns the number of stages that a job asks for, at most the number of workers."""
     return None if stages is None else min(stages, len(fleet.workers))

@@ -1,4 +1,4 @@
-"""Chooses who sends what workers lack, so that the last link to finish does so earliest."""
+"""Chooses the sender of each piece that a worker lacks, so that the last link finishes as early as possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elastic.layout.runs import Run, lacking
 from elastic.plan.relabel import ByteRange
 
 BLOCK = 1 << 20
-"""Bytes. What several workers can send is divided between them in multiples of this, and in larger ones beyond 2^29 of them."""
+"""Bytes. A piece that several workers can send is divided in multiples of this; the unit grows above 2^29 blocks in total."""
 
 
 class Lacking(NamedTuple):
@@ -38,7 +38,7 @@ class Send(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """What is sent, the seconds until the most loaded link has finished, and a bound in seconds that no choice of sources beats."""
+    """The sends, the seconds until the most loaded link has finished, and a lower bound in seconds for any choice of sources."""
 
     sends: tuple[Send, ...]
     finish_s: float
@@ -46,7 +46,7 @@ class Balance:
 
 
 def missing(held: Mapping[int, Sequence[ByteRange]], needed: Mapping[int, Sequence[ByteRange]]) -> tuple[Lacking, ...]:
-    """What each worker needs and does not have, cut where its sources change. Raises PlanError if nobody has it."""
+    """Returns what each worker needs and does not have, cut where its sources change. Raises PlanError if no worker has it."""
     had, wanted = _by_layer(held), _by_layer(needed)
     found: list[Lacking] = []
     for layer, needs in wanted.items():
@@ -59,7 +59,7 @@ def missing(held: Mapping[int, Sequence[ByteRange]], needed: Mapping[int, Sequen
 
 
 def _by_layer(pieces: Mapping[int, Sequence[ByteRange]]) -> dict[int, dict[int, list[Run]]]:
-    """The runs of each worker in each layer, ascending."""
+    """Returns the runs of each worker in each layer, ascending."""
     found: dict[int, dict[int, list[Run]]] = defaultdict(dict)
     for worker, some in pieces.items():
         for layer, start, stop in sorted(some):
@@ -68,11 +68,11 @@ def _by_layer(pieces: Mapping[int, Sequence[ByteRange]]) -> dict[int, dict[int, 
 
 
 def balance(lacking: Sequence[Lacking], bytes_per_s: Mapping[int, float], *, block: int = BLOCK) -> Balance:
-    """A source for every block of what is missing, so that the last link to finish does so earliest: exact in whole blocks.
+    """Chooses a source for every block that is lacking, so that the last link finishes as early as possible: exact in whole blocks.
 
-    A worker sends and receives at once, each at its `bytes_per_s`. What goes in is given; what goes out is a flow from pieces to
-    sources whose capacity grows with the time: the least time is found by Newton's method on the minimum cut (Radzik 1992), each cut
-    being pieces whose sources together are too slow. Raises PlanError on a piece without source or a rate that is not positive.
+    A worker sends and receives at the same time, each at its `bytes_per_s`. What each worker receives is given. What it sends is a flow
+    from pieces to sources whose capacity grows with time; Newton's method on the minimum cut (Radzik 1992) finds the least time. Each cut
+    is a set of pieces whose sources together are too slow. Raises PlanError on a piece without source or a rate that is not positive.
     """
     _check_sendable(lacking, bytes_per_s, block)
     kinds: dict[tuple[int, ...], list[Lacking]] = defaultdict(list)
@@ -96,14 +96,14 @@ def _check_sendable(lacking: Sequence[Lacking], bytes_per_s: Mapping[int, float]
         raise PlanError(f"a block has {block} bytes; it must have at least one")
     for lack in lacking:
         if not lack.sources:
-            raise PlanError(f"nobody has {lack.piece}, which worker {lack.destination} needs")
+            raise PlanError(f"no worker has {lack.piece}, which worker {lack.destination} needs")
     for worker in sorted({worker for lack in lacking for worker in (lack.destination, *lack.sources)}):
         if not 0 < (rate := bytes_per_s.get(worker, 0)) < np.inf:
-            raise PlanError(f"worker {worker} has a rate of {rate} bytes/s; whoever sends or receives needs one that is finite and above 0")
+            raise PlanError(f"worker {worker} has a rate of {rate} bytes/s; to send or receive it needs a finite rate above 0")
 
 
 class _Flow:
-    """Pieces of one kind have the same sources. Nodes: the start, the kinds, the sources, the end; flow is in units of whole blocks."""
+    """The flow problem. A kind is all pieces with the same sources. Nodes: start, kinds, sources, end; flow is in whole blocks."""
 
     def __init__(self, kinds: Mapping[tuple[int, ...], Sequence[Lacking]], bytes_per_s: Mapping[int, float], block: int) -> None:
         sizes = [[lack.piece.stop - lack.piece.start for lack in lacks] for lacks in kinds.values()]
@@ -116,7 +116,7 @@ class _Flow:
         self.rate = np.array([bytes_per_s[source] for source in self.sources], dtype=float)
 
     def solve(self) -> tuple[list[dict[int, int]], float]:
-        """Per kind, how many units each source sends; and the largest of the bounds that the cuts gave, in seconds."""
+        """Returns, per kind, how many units each source sends; and the largest bound of all cuts, in seconds."""
         kinds, sources = np.ones(len(self.units), dtype=bool), np.ones(len(self.sources), dtype=bool)
         bound_s = 0.0
         while kinds.any():
@@ -132,7 +132,7 @@ class _Flow:
         return np.floor(seconds * self.rate / self.unit * (1 + 1e-12)).astype(np.int64)
 
     def _least_time(self, kinds: NDArray[np.bool_], sources: NDArray[np.bool_]) -> float:
-        """When these sources can have sent these kinds in whole units: by bisection between no rounding and the most."""
+        """Returns when these sources can have sent these kinds in whole units: by bisection between no rounding and the most."""
         units, pace = self.units[kinds].sum(), self.rate[sources].sum() / self.unit
         early, late = units / pace, (units + sources.sum()) / pace
         if self._capacity(early)[sources].sum() >= units:
@@ -143,7 +143,7 @@ class _Flow:
         return late
 
     def _maximum(self, capacity: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
-        """The flow of each pair; and if it is not all, the kinds and sources on the start's side of a minimum cut."""
+        """Returns the flow of each pair; and, if the flow is incomplete, the kinds and sources on the start's side of a minimum cut."""
         kinds, sources = len(self.units), len(self.sources)
         first, end = kinds + 1, kinds + sources + 1
         rows = np.concatenate([np.zeros(kinds, dtype=int), self.pairs[:, 0] + 1, np.arange(first, end)])
@@ -161,7 +161,7 @@ class _Flow:
 
 
 def _cut(lacks: Sequence[Lacking], share: Mapping[int, int], unit: int) -> Iterator[Send]:
-    """The pieces of one kind, handed to its sources in turn until each has its units."""
+    """Yields the pieces of one kind, assigned to its sources in turn until each has its units."""
     left = iter(share.items())
     source, units = next(left)
     for destination, piece, _ in lacks:

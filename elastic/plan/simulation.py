@@ -1,9 +1,9 @@
-"""A discrete-event simulation of one step: it makes the schedule, and it is the judge of how long a plan takes.
+"""A discrete-event simulation of one step. It makes the schedule, and determines how long a plan takes.
 
-A worker runs its actions one after the other, each as soon as what it needs has arrived. A link carries one message at a time, in the
-order in which they are sent, while both its ends compute on; different links do not slow each other down. When all members of a stage
-have ended their last action the stage synchronises its gradients, and then each of them updates; a stage whose synchronisation takes no
-time does not meet for it.
+A worker runs its actions one after the other, each as soon as its input has arrived. A link carries one message at a time, in the order
+in which they are sent, while both its ends compute on; different links do not slow each other down. When all members of a stage have ended
+their last action the stage synchronises its gradients, and then each member updates. Members of a stage whose synchronisation takes no
+time do not wait for each other.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from elastic.plan.workload import Workload
 def simulate(
     workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None
 ) -> tuple[dict[int, tuple[Action, ...]], float]:
-    """The schedule (see `elastic.plan.schedule.build`), and the seconds until its last action ends."""
+    """Returns the schedule (see `elastic.plan.schedule.build`), and the seconds until its last action ends."""
     scheduler = Scheduler(workload, routes, timing or Timing.of(workload, stages))
     seconds = finish(scheduler.running())
     return {worker: state.actions for worker, state in scheduler.workers.items()}, seconds
 
 
 def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> Generator[None, None, float]:
-    """The seconds until the last action ends; can be interrupted every few milliseconds."""
+    """Returns the seconds until the last action ends; yields every few milliseconds."""
     scheduler = Scheduler(workload, routes, timing)
     yield
     return (yield from scheduler.running())
 
 
 def judge(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None) -> StepTimeline:
-    """The whole step of a plan: actions, synchronisation and updates."""
+    """Returns the timeline of a plan's whole step: actions, synchronisation and updates."""
     timing = timing or Timing.of(workload, stages)
     scheduler = Scheduler(workload, routes, timing)
     finish(scheduler.running())

@@ -1,6 +1,6 @@
-"""Where a job runs: how many workers its hosts can compute for at the same time, and how fast messages pass between hosts.
+"""The site of a job: how many workers each host can compute for at the same time, and how fast messages pass between hosts.
 
-For a pair of hosts that was not measured yet a default is assumed, and plans say so.
+For a pair of hosts that was not measured yet a default is assumed; plans report this.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSpeed:
-    """A message of n bytes takes `latency_s + n / bytes_per_s`. `measured` is False where this is assumed."""
+    """The speed of a link: a message of n bytes takes `latency_s + n / bytes_per_s`. `measured` is False if this is assumed."""
 
     latency_s: float
     bytes_per_s: float
@@ -30,11 +30,11 @@ class LinkSpeed:
             raise PlanError(f"a link of {self.bytes_per_s} bytes/s with a latency of {self.latency_s} s is impossible: measure it again")
 
     def seconds(self, size: float) -> float:
-        """Of a message of `size` bytes; nothing takes none."""
+        """Returns the seconds of a message of `size` bytes; 0 for 0 bytes."""
         return self.latency_s + size / self.bytes_per_s if size else 0.0
 
     def slower(self, other: LinkSpeed) -> LinkSpeed:
-        """The worse of both in each respect."""
+        """Returns the worse of both links in each respect."""
         return LinkSpeed(
             latency_s=max(self.latency_s, other.latency_s),
             bytes_per_s=min(self.bytes_per_s, other.bytes_per_s),
@@ -51,8 +51,8 @@ BETWEEN = LinkSpeed(latency_s=2e-4, bytes_per_s=1e9, measured=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Links by pair of hosts; by host how many of its workers can compute at the same time, and its bytes of memory: unlimited where that
-    is not known."""
+    """Links by pair of hosts; `places`: how many workers of a host can compute at the same time; `memory`: bytes of a host. A host that is
+    not listed is unlimited."""
 
     links: Mapping[Pair, LinkSpeed] = field(default_factory=dict)
     places: Mapping[str, float] = field(default_factory=dict)
@@ -60,29 +60,29 @@ class Site:
 
     def __post_init__(self) -> None:
         if bad := {host: places for host, places in self.places.items() if not places > 0}:
-            raise PlanError(f"hosts must have room for a worker to compute, not {bad}")
+            raise PlanError(f"hosts must have room for a worker to compute; these have none: {bad}")
 
     def link(self, one: str, other: str) -> LinkSpeed:
-        """Between a worker on the host `one` and another on `other`, which may be the same."""
+        """Returns the link between a worker on the host `one` and another on `other`, which may be the same host."""
         return self.links.get(pair(one, other), WITHIN if one == other else BETWEEN)
 
     def slowest(self, some: Collection[str], others: Collection[str]) -> LinkSpeed:
-        """The worst between a host of `some` and one of `others`."""
+        """Returns the worst link between a host of `some` and one of `others`."""
         one, other = frozenset(some), frozenset(others)
         both = one & other
         found = [self.links.get((host, host), WITHIN) for host in both]
         found += [link for (a, b), link in self.links.items() if a != b and ((a in one and b in other) or (b in one and a in other))]
-        pairs = len(one) * len(other) - len(both) * (len(both) - 1) // 2  # each counted once, a host with itself too
+        pairs = len(one) * len(other) - len(both) * (len(both) - 1) // 2  # each pair counted once, also a host with itself
         if len(found) < pairs:
-            found.append(BETWEEN)  # nobody has measured some of them
+            found.append(BETWEEN)  # some were not measured
         return reduce(LinkSpeed.slower, found) if found else WITHIN
 
     def knowing(self, links: Mapping[Pair, LinkSpeed]) -> Site:
-        """With these measured in place of what was known of the same pairs."""
+        """Returns the site with these measured links added or replaced."""
         return replace(self, links={**self.links, **links})
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only; `from_json` gives back an equal site."""
+        """Returns JSON types only; `from_json` returns an equal site."""
         links = [[*hosts, link.latency_s, link.bytes_per_s] for hosts, link in sorted(self.links.items())]
         return {"links": links, "places": dict(self.places), "memory": dict(self.memory)}
 
@@ -94,5 +94,5 @@ class Site:
 
 
 def pair(one: str, other: str) -> Pair:
-    """The name of what connects two hosts."""
+    """Returns the key of the link between two hosts."""
     return (one, other) if one <= other else (other, one)

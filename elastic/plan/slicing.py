@@ -1,4 +1,4 @@
-"""Long computations that can be interrupted: generators that yield every few milliseconds and return their result."""
+"""Long computations in slices: generators that yield every few milliseconds and return their result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def finish(going: Generator[None, None, T]) -> T:
-    """Runs the rest without interruption and returns the result."""
+    """Runs the rest without pause and returns the result."""
     while True:
         try:
             next(going)

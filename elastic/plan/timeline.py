@@ -1,4 +1,4 @@
-"""What ran when: the result of simulating a step."""
+"""The timeline of a step: the result of a simulation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ActivityKind = Literal[ActionKind, "sync", "update"]
 
 
 class Span(NamedTuple):
-    """What a worker does from one time to another, in seconds since the step began; the micro-batch is -1 where there is none."""
+    """One activity of a worker, in seconds since the step began; the micro-batch is -1 if there is none."""
 
     start_s: float
     end_s: float
@@ -27,12 +27,12 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimeline:
-    """The workers of each stage, and what each does in ascending order of time: the actions of its schedule, then its update."""
+    """The workers of each stage, and the spans of each in ascending order of time: the actions of its schedule, then its update."""
 
     members: tuple[tuple[int, ...], ...]
     spans: Mapping[int, tuple[Span, ...]]
 
     @property
     def end_s(self) -> float:
-        """Seconds until everything has ended."""
+        """Seconds until the last span ends."""
         return max((spans[-1].end_s for spans in self.spans.values() if spans), default=0.0)

@@ -1,4 +1,4 @@
-"""How long everything in a step takes: per worker its actions and its update, per boundary the messages, per stage its synchronisation."""
+"""The durations in a step: per worker its actions and its update, per boundary the messages, per stage its synchronisation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MemberSeconds:
             _check_seconds(getattr(self, name), f"{name} of a worker")
 
     def slowed(self, factor: float) -> MemberSeconds:
-        """Everything takes `factor` times as long."""
+        """Returns the seconds with everything `factor` times as long."""
         if factor == 1.0:
             return self
         return MemberSeconds(forward_s=self.forward_s * factor, backward_s=self.backward_s * factor, update_s=self.update_s * factor)
@@ -32,9 +32,9 @@ class MemberSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Boundaries:
-    """Seconds that a message occupies the link between two workers, by their boundary: activations up, and gradients down.
+    """Seconds that a message occupies the link between two workers, by boundary: activations go up, gradients down.
 
-    `stage` has each worker's stage; index s of the others is the boundary between stages s and s + 1.
+    `stage` maps workers to stages; index s of the others is the boundary between stages s and s + 1.
     """
 
     stage: Mapping[int, int]
@@ -67,7 +67,7 @@ class Timing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stage", {worker: number for number, group in enumerate(self.members) for worker in group})
         if lacking := [worker for worker in self.stage if worker not in self.paces]:
-            raise PlanError(f"workers {lacking} have no pace: measure them, or derive theirs from their device's")
+            raise PlanError(f"workers {lacking} have no pace: measure them, or derive it from their device's")
         if len(self.sync_s) != len(self.members):
             raise PlanError(f"{len(self.members)} stages have seconds of synchronisation for {len(self.sync_s)}")
         for seconds in self.sync_s:
@@ -75,7 +75,7 @@ class Timing:
 
     @classmethod
     def of(cls, workload: Workload, stages: Sequence[Stage]) -> Timing:
-        """The workload's own seconds on every worker; updates, links and synchronisation take none."""
+        """Uses the workload's own seconds for every worker; updates, links and synchronisation take no time."""
         paces: dict[int, MemberSeconds] = {}
         for stage in stages:
             layers = [workload.layers[layer] for layer in stage.layers]
@@ -84,11 +84,11 @@ class Timing:
         return cls(members=tuple(stage.members for stage in stages), paces=paces, sync_s=(0.0,) * len(stages))
 
     def slowed(self, factors: Mapping[int, float]) -> Timing:
-        """What a worker computes takes `factors[worker]` times as long; those not named keep their pace."""
+        """Makes the actions of each worker `factors[worker]` times as long; workers not listed keep their pace."""
         return replace(self, paces={worker: pace.slowed(factors.get(worker, 1.0)) for worker, pace in self.paces.items()})
 
     def linked(self, activations_s: Sequence[float], gradients_s: Sequence[float]) -> Timing:
-        """With these seconds per boundary: index s is between the stages s and s + 1."""
+        """Sets the seconds per boundary: index s is between the stages s and s + 1."""
         if not len(activations_s) == len(gradients_s) == len(self.members) - 1:
             raise PlanError(
                 f"{len(self.members)} stages have {len(self.members) - 1} boundaries, not {len(activations_s)} and {len(gradients_s)}"

@@ -1,4 +1,4 @@
-"""What the layers of a transformer cost, from its dimensions alone: where nothing was measured, and the user says so.
+"""Computes the costs of a transformer's layers from its dimensions alone, on request, if nothing was measured.
 
 Floating-point operations: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), section 5.1. Bytes of
 activations: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), equations 1 and 2, in 16 bits.
@@ -26,8 +26,8 @@ _WHOLE_NUMBERS = ("layers", "hidden", "heads", "sequence", "vocabulary")
 class Transformer:
     """A decoder: an embedding, `layers` blocks and a head. `utilisation` is the part of a device's peak FLOPS that is reached.
 
-    `sizes` are samples a micro-batch and `degrees` of tensor parallelism that may be used; `parameter_bytes` those of one parameter.
-    Raises PlanError naming the field that cannot be.
+    `sizes` are the possible numbers of samples per micro-batch, `degrees` the possible tensor-parallel degrees; `parameter_bytes` is the
+    size of one parameter. Raises PlanError naming the invalid field.
     """
 
     layers: int
@@ -45,18 +45,18 @@ class Transformer:
             if getattr(self, name) < 1:
                 raise PlanError(f"transformer.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.utilisation <= 1:
-            raise PlanError(f"transformer.utilisation is {self.utilisation}; it is a part of the peak, above 0 and at most 1")
+            raise PlanError(f"transformer.utilisation is {self.utilisation}; it must be a share of the peak, above 0 and at most 1")
         if not self.sizes or not self.degrees or min(*self.sizes, *self.degrees) < 1:
-            raise PlanError(f"transformer.sizes {list(self.sizes)} and degrees {list(self.degrees)} need numbers of at least 1")
+            raise PlanError(f"transformer.sizes {list(self.sizes)} and degrees {list(self.degrees)} must not be empty or below 1")
         if bad := [tp for tp in self.degrees if self.heads % tp or self.hidden % tp]:
             raise PlanError(f"transformer.degrees: {self.heads} heads and a hidden size of {self.hidden} cannot be split {bad[0]} ways")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Transformer:
-        """From a table of its fields. Raises PlanError naming one that is missing, unknown or no number."""
+        """Reads a table of the fields. Raises PlanError naming one that is missing, unknown or not a number."""
         known = {*_WHOLE_NUMBERS, "utilisation", "parameter_bytes", "sizes", "degrees"}
         if strange := sorted(set(data) - known):
-            raise PlanError(f"transformer.{strange[0]} is not known; there are {', '.join(sorted(known))}")
+            raise PlanError(f"transformer.{strange[0]} is not known; the fields are {', '.join(sorted(known))}")
         values: dict[str, Any] = {name: whole(item(data, name, "transformer"), f"transformer.{name}") for name in _WHOLE_NUMBERS}
         values["utilisation"] = number(item(data, "utilisation", "transformer"), "transformer.utilisation")
         if "parameter_bytes" in data:
@@ -70,12 +70,12 @@ class Transformer:
         return 12 * self.hidden**2 + 13 * self.hidden
 
     def forward_flops(self, samples: int) -> tuple[float, float]:
-        """Of one block, and of the head."""
+        """Returns the floating-point operations of one block, and of the head."""
         tokens = samples * self.sequence
         return 24 * tokens * self.hidden**2 + 4 * tokens * self.sequence * self.hidden, 2 * tokens * self.hidden * self.vocabulary
 
     def profiles(self, cluster: Cluster) -> Profiles:
-        """For every kind of the cluster. Raises PlanError for a kind without FLOPS. The update is left out: memory bounds it."""
+        """Returns profiles for all kinds of the cluster, without updates (bound by memory). Raises PlanError for a kind without FLOPS."""
         seconds = {
             Measured(kind.name, size, tp): self._seconds(kind, size, tp, cluster)
             for kind in cluster.kinds.values()
@@ -87,10 +87,10 @@ class Transformer:
 
     def _seconds(self, kind: DeviceKind, size: int, tp: int, cluster: Cluster) -> tuple[LayerSeconds, ...]:
         if kind.flops is None:
-            raise PlanError(f"kinds.{kind.name}: its FLOPS are needed, since nothing was measured on it")
+            raise PlanError(f"kinds.{kind.name} needs flops, since nothing was measured on it")
         rate = kind.flops * self.utilisation * tp
         block, head = self.forward_flops(size)
-        joining_s = self._joining_s(kind, size, tp, cluster)  # twice in each direction: behind attention and behind the MLP
+        joining_s = self._joining_s(kind, size, tp, cluster)  # twice in each direction: after attention and after the MLP
         inner = LayerSeconds(block / rate + 2 * joining_s, 2 * block / rate + 2 * joining_s, 0.0)
         return LayerSeconds(0.0, 0.0, 0.0), *(inner,) * self.layers, LayerSeconds(head / rate, 2 * head / rate, 0.0)
 

@@ -1,8 +1,8 @@
-"""Contiguous layers and unequal workers to ordered stages: the least bottleneck, exact for a given order of the workers.
+"""Divides contiguous layers and unequal workers among ordered stages: the least bottleneck, exact for a given order of the workers.
 
-Workers of a stage share its micro-batches in inverse proportion to their slowdowns, as if these could be divided at will; whole grains
-are dealt out afterwards. The bottleneck is found by bisection: for a limit, a dynamic programme over stages and workers tells how far
-layers can be covered. To get furthest is not always best, since every stage takes a layer, and the next one may be too long.
+Workers of a stage share its micro-batches in inverse proportion to their slowdowns, as if micro-batches were divisible; whole grains are
+distributed later. Bisection finds the bottleneck: for a limit, a dynamic programme over stages and workers finds the layers that can be
+covered. Covering as many layers as possible is not always best: every stage takes at least one, and the next one may be too long.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ StageParts = tuple[tuple[range, int], ...]
 
 
 def divide(workload: Workload, fleet: Fleet, stages: int) -> StageParts:
-    """The layers and the number of workers of each stage; workers are given out in their order in `fleet`.
+    """Returns the layers and the number of workers of each stage; workers are used in their order in `fleet`.
 
     Minimises the largest over stages of (seconds of the stage's layers for all micro-batches) / (sum of 1 / slowdown of its workers).
     Raises PlanError if there are more stages than layers or workers, or none.
@@ -37,7 +37,7 @@ def divide(workload: Workload, fleet: Fleet, stages: int) -> StageParts:
 
 
 def divide_within(workload: Workload, fleet: Fleet, stages: int) -> StageParts | None:
-    """As `divide`, where every worker has the memory for its stage's layers (with an even share of the grains); None if that cannot be."""
+    """Does the same as `divide`, within the memory of each worker (with an even share of the grains); None if impossible."""
     check_feasible(len(workload.layers), len(fleet.workers), stages)
     return _least(workload, fleet, stages, [_fitting(workload, fleet, stages - number) for number in range(stages)])
 
@@ -59,7 +59,7 @@ def _least(workload: Workload, fleet: Fleet, stages: int, fitting: Sequence[np.n
 
 
 def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
-    """[first worker, one past the last, first layer] -> one past the last layer that they can hold as a stage, `ahead` from the end."""
+    """Returns [first worker, one past the last, first layer] -> one past the last layer that fits, as the stage `ahead` from the end."""
     layers, workers = len(workload.layers), len(fleet.workers)
     found = np.zeros((workers + 1, workers + 1, layers + 1), dtype=np.int64)
     needs: dict[int, list[list[float]]] = {}
@@ -78,11 +78,11 @@ def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
 
 
 def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float, fitting: Sequence[np.ndarray]) -> StageParts | None:
-    """A division in which no stage is above `limit` (seconds of layers per unit of power), if there is one."""
+    """Returns a division in which no stage is above `limit` (seconds of layers per unit of power), or None."""
     layers, workers = len(seconds) - 1, len(power) - 1
     room = limit * np.maximum(power[None, :] - power[:, None], 0.0) * (1 + _TINY)  # seconds of a stage of workers [first, last)
     reach = np.searchsorted(seconds, seconds[None, None, :] + room[:, :, None], side="right") - 1  # [first, last, first layer]
-    reached = np.zeros((workers + 1, layers + 1), dtype=bool)  # by the first workers: a set of layers, which may have gaps
+    reached = np.zeros((workers + 1, layers + 1), dtype=bool)  # [first workers, layers]: may have gaps
     reached[0, 0] = True
     history = [reached]
     reaches = [np.minimum(reach, fits) for fits in fitting] or [reach] * stages
@@ -93,7 +93,7 @@ def _cover(seconds: np.ndarray, power: np.ndarray, stages: int, limit: float, fi
 
 
 def _extended(reached: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """What is reached with one more stage, of at least one worker and one layer."""
+    """Returns what is reached with one more stage, of at least one worker and one layer."""
     count, width = reached.shape
     found = np.zeros_like(reached)
     for last in range(1, count):
@@ -108,7 +108,7 @@ def _extended(reached: np.ndarray, reach: np.ndarray) -> np.ndarray:
 
 
 def _parts(history: Sequence[np.ndarray], reaches: Sequence[np.ndarray]) -> StageParts:
-    """Back to front, of all ways the one whose earlier stages have fewest workers and layers."""
+    """Traces back the division whose earlier stages have fewest workers and layers."""
     last, stop = (size - 1 for size in history[-1].shape)
     parts: list[tuple[range, int]] = []
     for reached, reach in zip(reversed(history[:-1]), reversed(reaches), strict=True):

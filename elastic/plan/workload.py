@@ -1,4 +1,4 @@
-"""What one step costs: per layer and micro-batch, and how the step's global batch is cut."""
+"""The workload: the costs of a step per layer and micro-batch, and how its global batch is cut."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MOST_GRAINS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """One layer and one micro-batch: seconds forward and backward, elements of trainable parameters, bytes of kept activations.
+    """Costs of one layer for one micro-batch: seconds forward and backward, elements of trainable parameters, bytes of kept activations.
 
-    `output_bytes` is what goes to the next layer; an element of a parameter has `item_bytes`.
+    `output_bytes` is the size of the output to the next layer; an element of a parameter has `item_bytes`.
     """
 
     forward_s: float
@@ -34,7 +34,7 @@ class LayerCost:
 
     @property
     def parameter_bytes(self) -> int:
-        """Of the whole layer."""
+        """Bytes of all the layer's parameters."""
         return self.parameters * self.item_bytes
 
 
@@ -45,7 +45,7 @@ _FIELDS = tuple(field.name for field in fields(LayerCost))
 class Workload:
     """The layers in order, the micro-batches of a step, and the grains: equal runs of consecutive micro-batches, the unit of routing.
 
-    Beside each element of a parameter the optimizer keeps `state_bytes`.
+    The optimizer keeps `state_bytes` for each element of a parameter.
     """
 
     layers: tuple[LayerCost, ...]
@@ -63,12 +63,12 @@ class Workload:
             )
 
     def micro_batches_of(self, grain: int) -> range:
-        """The micro-batches of one grain."""
+        """Returns the micro-batches of one grain."""
         size = self.micro_batches // self.grains
         return range(grain * size, (grain + 1) * size)
 
     def grain_of(self, micro_batch: int) -> int:
-        """The grain that holds a micro-batch."""
+        """Returns the grain that contains a micro-batch."""
         return micro_batch * self.grains // self.micro_batches
 
     def state_bytes_of(self, layer: int) -> float:
@@ -76,7 +76,7 @@ class Workload:
         return self.layers[layer].parameters * self.state_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """One short list per layer."""
+        """Writes one short list per layer."""
         return {
             "layers": [[getattr(layer, name) for name in _FIELDS] for layer in self.layers],
             "micro_batches": self.micro_batches,
@@ -91,10 +91,10 @@ class Workload:
 
 
 def costs(profile: Sequence[Sequence[Any]]) -> tuple[LayerCost, ...]:
-    """Layer costs from a measured profile: per layer the fields of LayerCost in their order; the last ones may be left out."""
+    """Makes layer costs from a measured profile: per layer the fields of LayerCost in order; the last ones may be missing."""
     return tuple(LayerCost(**dict(zip(_FIELDS, row, strict=False))) for row in profile)
 
 
 def default_grains(micro_batches: int) -> int:
-    """The largest divisor of `micro_batches` up to `MOST_GRAINS`."""
+    """Returns the largest divisor of `micro_batches` up to `MOST_GRAINS`."""
     return max(grains for grains in range(1, MOST_GRAINS + 1) if micro_batches % grains == 0)

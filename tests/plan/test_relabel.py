@@ -192,7 +192,7 @@ def test_no_choice_of_sources_finishes_earlier(lacking, rates):
 @pytest.mark.parametrize(
     ("lack", "rates", "message"),
     [
-        (Lacking(1, ByteRange(0, 0, 4), ()), {1: 1.0}, "nobody has"),
+        (Lacking(1, ByteRange(0, 0, 4), ()), {1: 1.0}, "no worker has"),
         (Lacking(1, ByteRange(0, 0, 4), (2,)), {1: 1.0}, "worker 2 has a rate of 0"),
         (Lacking(1, ByteRange(0, 0, 4), (2,)), {1: float("nan"), 2: 1.0}, "worker 1 has a rate of nan"),
     ],

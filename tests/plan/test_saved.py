@@ -99,7 +99,7 @@ def test_tensor_parallel_plans_are_for_people_only_so_far():
     stage = Stage(layers=range(6), members=(0, 2), groups=((0, 1), (2, 3)))
     plan = Plan(stages=(stage,), routes=((0, 2),), step_s=1.0, why="")
     file = SavedPlan(plan=plan, hosts=("h",) * 4, parameter_bytes=(4000,) * 6, micro_batches=8)
-    with pytest.raises(PlanError, match="tensor parallelism, which jobs cannot do yet"):
+    with pytest.raises(PlanError, match="tensor parallelism, which jobs do not support yet"):
         begun_with(file, fleet(range(4)), WORKLOAD)
 
 
