@@ -90,7 +90,7 @@ class Profiles:
                 continue
             if kind.flops is None or not sources:
                 raise PlanError(
-                    f"device kind {name} has no profile and cannot be interpolated: its FLOPS and those of a profiled kind are needed"
+                    f"device kind {name} has no profile and cannot be interpolated: FLOPS of it and of a profiled kind are needed"
                 )
             source = _nearest(sources, kind.flops)
             factor = sources[source] / kind.flops

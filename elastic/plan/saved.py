@@ -124,7 +124,7 @@ class SavedPlan:
         """The inverse of `to_json`. Raises PlanError naming the version or the wrong field."""
         found = whole(item(data, "version", ""), "version")
         if found != VERSION:
-            raise PlanError(f"version is {found}, and this elastic reads only version {VERSION}: make the plan again with `elastic plan`")
+            raise PlanError(f"version is {found}, and this elastic reads version {VERSION}: make the plan again with `elastic plan`")
         rows = sequence(item(data, "stages", ""), "stages", _stage_from_json)
         if not rows:
             raise PlanError("stages is empty: a plan has at least one")

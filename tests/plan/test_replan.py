@@ -170,7 +170,7 @@ def test_tensor_parallelism_pays_for_its_messages():
         ({"layers": 0}, "transformer.layers is 0"),
         ({"utilisation": 1.5}, "utilisation is 1.5"),
         ({"degrees": (3,)}, "cannot be split 3 ways"),
-        ({"sizes": ()}, "need numbers of at least 1"),
+        ({"sizes": ()}, "must not be empty or below 1"),
     ],
 )
 def test_a_transformer_that_cannot_be(changes: dict[str, Any], said: str):
@@ -181,7 +181,7 @@ def test_a_transformer_that_cannot_be(changes: dict[str, Any], said: str):
 def test_a_kind_without_flops_is_told():
     there = cluster(1, 1)
     kinds = {name: replace(kind, flops=None) for name, kind in there.kinds.items()}
-    with pytest.raises(PlanError, match=r"kinds\.fast: its FLOPS are needed"):
+    with pytest.raises(PlanError, match=r"kinds\.fast needs flops"):
         SMALL.profiles(replace(there, kinds=kinds))
 
 
