@@ -1,4 +1,4 @@
-"""An attempt at the next view, from its opening to its commit: transitions of the state machine. Pure."""
+"""Transitions of the state machine for an attempt at the next view, from its opening to its commit. Pure."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from elastic.control.transitions import (
 if TYPE_CHECKING:
     pass
 
-SETTLING_S = 0.3  # how long a new view has for its first step before new workers are started
-PATIENCE_S = 10.0  # after which it is said who is waited for
-FAILED_ATTEMPTS = 3  # that nobody's death explains
+SETTLING_S = 0.3  # how long new workers are delayed for the first step of a new view
+PATIENCE_S = 10.0  # after which the user is informed which workers have not answered
+FAILED_ATTEMPTS = 3  # failures without a death that end the job
 _LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict")
 
 
 def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> Transition:
-    """The next attempt, of all who live; or a pause, or the end, where they are too few.
+    """Opens the next attempt with all live members; if they are too few, pauses or ends the job.
 
-    Whoever is ready joins at a boundary only, where nobody is in the middle of an evaluation, or where the job were too small otherwise.
+    Ready workers join only at a boundary, where no member is in the middle of an evaluation, or if the job would be too small without them.
     """
     joining = joining or len(state.live) < state.policy.min_workers
     state = replace(
@@ -57,7 +57,7 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
         nag_at=None,
     )
     if state.live and state.afresh:
-        return replace(state, phase=Phase.PAUSED), []  # until the last of them is ended
+        return replace(state, phase=Phase.PAUSED), []  # until the last live member is ended
     if not state.live:
         return _begin_again(state, now) if state.policy.checkpoints else end_job(state, "CoverageLost", _all_lost(state))
     workers = (*state.live, *(sorted(state.ready) if joining else ()))
@@ -73,7 +73,7 @@ def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Trans
 
 
 def _begin_again(state: ControlState, now: float) -> Transition:
-    """Nobody is left: new workers begin with the newest checkpoint, all that can be started at once."""
+    """Handles the loss of all members: starts as many new workers as possible, together, from the newest checkpoint."""
     state, started = replenished(replace(state, fallen=True))
     if state.starting:
         how = "new workers begin with the newest checkpoint, or at step 0 where there is none"
@@ -86,9 +86,9 @@ def _begin_again(state: ControlState, now: float) -> Transition:
 
 
 def _begin_afresh(state: ControlState, why: str, now: float) -> Transition:
-    """New workers begin again at step 0. Those that live have trained: they have not the initial state any more, and are ended."""
+    """Begins again at step 0 with new workers, and evicts the live ones: they have trained, so they no longer have the initial state."""
     lost = f"{why}. " + f"The last loss: {state.cause}. " * bool(state.cause)
-    again = "The training begins again at step 0, from the seed: it comes to the same steps, bit for bit"
+    again = "The training begins again at step 0, from the seed, and repeats the same steps bit for bit"
     told: list[ControlAction] = [Tell(sentence=lost + again)]
     state = replace(state, afresh=True)
     if not state.live:
@@ -181,15 +181,15 @@ def _refused(state: ControlState, vote: Vote, now: float) -> Transition:
     if peer is not None and peer != vote.worker and peer in state.participants:
         return suspected(state, vote.worker, peer, now), []
     reason = vote.refusal or f"cannot reach worker {peer}"
-    if vote.unreadable:  # that checkpoint's fault, not the worker's; there are not endlessly many
+    if vote.unreadable:  # the checkpoint is at fault, not the worker; ends when no checkpoint is left
         return followed_by([Tell(sentence=unreadable(vote.worker, reason))], open_attempt(state, now))
     if vote.worker in state.ready:
         return evict(state, vote.worker, reason)
-    return attempt_failed(state, f"worker {vote.worker} refuses: {reason}", now)
+    return attempt_failed(state, f"worker {vote.worker} rejected the proposal: {reason}", now)
 
 
 def unreadable(worker: int, reason: str) -> str:
-    return f"worker {worker} cannot begin with the newest checkpoint, and an older one is tried: {reason}"
+    return f"worker {worker} cannot read the newest checkpoint; all workers try an older one: {reason}"
 
 
 def commit_failed(state: ControlState, event: CommitFailed, now: float) -> Transition:
@@ -199,14 +199,15 @@ def commit_failed(state: ControlState, event: CommitFailed, now: float) -> Trans
 
 
 def attempt_failed(state: ControlState, reason: str, now: float) -> Transition:
-    """Another attempt by the same workers; not for ever."""
+    """Opens another attempt by the same workers, or ends the job after FAILED_ATTEMPTS failures."""
     if state.finished:
         return close_job(state, now)
     state = replace(state, failed_attempts=state.failed_attempts + 1)
-    epoch, attempt = state.attempt_id
+    epoch, _ = state.attempt_id
     if state.failed_attempts >= FAILED_ATTEMPTS:
-        return end_job(state, "JobFailed", f"epoch {epoch} could not be reached in {state.failed_attempts} attempts; the last: {reason}")
-    return followed_by([Tell(sentence=f"attempt {attempt} at epoch {epoch} failed: {reason}")], open_attempt(state, now))
+        return end_job(state, "JobFailed", f"epoch {epoch} was not reached in {state.failed_attempts} attempts; the last failure: {reason}")
+    again = f"{reason}; the workers try again (failure {state.failed_attempts} of {FAILED_ATTEMPTS} at epoch {epoch})"
+    return followed_by([Tell(sentence=again)], open_attempt(state, now))
 
 
 def committed(state: ControlState, event: Committed, now: float) -> Transition:
@@ -230,7 +231,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         nag_at=None,
     )
     announced: list[ControlAction] = [Announce(view=view)]
-    if state.finished:  # a member that had returned before it could hear of the attempt
+    if state.finished:  # a member that had finished before the attempt reached it
         return followed_by(announced, close_job(state, now))
     if len(state.live) < len(view.workers):
         return followed_by(announced, open_attempt(state, now))

@@ -1,13 +1,13 @@
 """Decides whether workers differ in speed so much, and so steadily, that another plan pays. Pure: measurements go in.
 
-A worker's slowdown is the ratio of the time of its layers to the workload's time for them. The workload can be wrong about layers, so a
-worker is only compared with the members of its stage, which have the same layers. The difference counts only if it has the same sign in
-each of the last reports, since processors are noisy.
+A worker's slowdown is the ratio of the measured time of its layers to the time that the workload predicts. The workload can be wrong about
+layers, so a worker is compared only with the members of its stage, which have the same layers. A difference counts only if it has the same
+sign in each of the last reports, since processors are noisy.
 
 A worker that is alone in its stage is compared with all other workers by two ratios that do not depend on layers: wall-clock time over CPU
 time of its layers, and the CPU time of a computation that is the same on all workers. This measure is coarser (a worker with more to do is
-also interrupted more), and layers move because of it. So the ratio must be larger, and each change of the plan doubles the number of
-reports that must agree, up to MOST_REPORTS: a wrong verdict is not repeated often.
+also interrupted more), and it causes layers to move. So the ratio must be larger, and each change of the plan doubles the number of reports
+that must agree, up to MOST_REPORTS: a wrong verdict is not repeated often.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from elastic.plan.planner import fastest, step_s
 from elastic.view import View
 
 REPORTS = 8
-"""How many of a worker's last reports must agree."""
+"""Number of a worker's last reports that must agree."""
 
 MOST_REPORTS = 64
-"""The same for a worker that is alone in its stage, when the plan has changed often."""
+"""Largest number of reports that must agree for a worker that is alone in its stage, reached after several changes of the plan."""
 
 NOISE = 1.15
 """Ratios up to this count as 1."""
@@ -34,14 +34,14 @@ APART = 1.5
 """Ratios up to this count as 1 between workers with different layers."""
 
 GAIN = 1.1
-"""How much longer a step must take than with the best plan: what a change costs is soon paid back then."""
+"""Least ratio of the step time to that of the best plan that justifies a change: its cost is then soon repaid."""
 
 
 _WEIGHED_EVERY_S = 1.0
 
 
 class Reports:
-    """The last slowdowns that the members of one view have measured."""
+    """The last slowdowns reported by the members of one view."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -51,7 +51,7 @@ class Reports:
         self._last: dict[int, tuple[float, float, float]] = {}
 
     def note(self, epoch: int, worker: int, computed_s: float, cpu_s: float, expected_s: float, reference_s: float) -> None:
-        """One worker's report, the fields of `elastic.engine.effort.EffortReport`. Those of earlier epochs are forgotten."""
+        """Records one worker's report, the fields of `elastic.engine.effort.EffortReport`. Reports of earlier epochs are dropped."""
         if epoch > self._epoch:
             self._epoch, self._of, self._alone, self._last = epoch, {}, {}, {}
         if epoch < self._epoch:
@@ -64,18 +64,18 @@ class Reports:
             self._alone.setdefault(worker, deque(maxlen=MOST_REPORTS)).append(spent_s / used_s * reference_s)
 
     def acted(self) -> None:
-        """Notes that the plan is changed because of these reports."""
+        """Records that the plan is changed because of these reports."""
         self._changes += 1
 
     @property
     def patience(self) -> int:
-        """How many reports of a worker that is alone in its stage must agree."""
+        """Number of reports that must agree for a worker that is alone in its stage."""
         return min(MOST_REPORTS, REPORTS << self._changes)
 
     def relative(self, view: View) -> dict[int, float] | None:
-        """Each member's slowdown: that of the view, unless its reports steadily say another one beside the fastest of its stage.
+        """Returns each member's slowdown: the view's, or another if the member's reports differ steadily from the fastest of its stage.
 
-        None until all have reported enough.
+        None until all members have reported enough.
         """
         told = {worker: [*self._of.get(worker, ())] for worker in view.workers}
         if view.epoch != self._epoch or any(len(reports) < REPORTS for reports in told.values()):
@@ -93,7 +93,10 @@ class Reports:
 def _compared(
     told: Mapping[int, Sequence[float]], known: Mapping[int, float], among: Iterable[int], judged: Iterable[int], noise: float
 ) -> dict[int, float]:
-    """The slowdowns of those `judged` that are other than known, beside the fastest `among` those that are known as fast."""
+    """Returns the slowdowns of the workers in `judged` that differ from `known`.
+
+    The unit is the time of the fastest class in `among`: the workers with the least known slowdown.
+    """
     usual = {worker: statistics.median(told[worker]) for worker in among}
     least = min(known[worker] for worker in usual)
     unit = statistics.median_low(usual[worker] for worker in usual if known[worker] == least) / least
@@ -121,17 +124,17 @@ def wanted(view: View, measured: Mapping[int, float], stages: int | None) -> boo
 
 
 class Weighing:
-    """Decides when to ask for another plan, from what the members of a view report. Looks into it once a second at most."""
+    """Decides when to ask for another plan, from the reports of a view's members. Checks at most once a second."""
 
     def __init__(self, stages: int | None) -> None:
         self._stages, self._reports, self._next_at = stages, Reports(), 0.0
 
     def note(self, epoch: int, worker: int, effort: Sequence[float]) -> None:
-        """One worker's report: the fields of `elastic.engine.effort.EffortReport`."""
+        """Records one worker's report: the fields of `elastic.engine.effort.EffortReport`."""
         self._reports.note(epoch, worker, *effort)
 
     def weigh(self, view: View, now: float) -> dict[int, float] | None:
-        """Returns the slowdowns that make another plan worth it; None if the plan stays."""
+        """Returns the slowdowns that justify another plan; None if the plan stays."""
         if now < self._next_at:
             return None
         measured = self._reports.relative(view)
@@ -145,7 +148,7 @@ class Weighing:
 
 
 def sentence(slowdowns: Mapping[int, float]) -> str:
-    """Such as `worker 1 takes 3.1 times as long as others`."""
+    """Returns a sentence such as `worker 1 takes 3.1 times as long as others`."""
     slow = {worker: factor for worker, factor in sorted(slowdowns.items()) if factor != 1.0}
     if not slow:
         return "all workers are equally fast again"

@@ -1,7 +1,8 @@
-"""Whether an input is to blame for deaths: decided from what was lost alone, whoever brought it about. Pure.
+"""Decides whether an input caused deaths of workers, from the recorded losses alone. Pure.
 
-An input kills whoever computes it, and nobody else. So it is to blame if the same micro-batch in the same layers has killed three workers,
-each by its own process's doing, and nothing else was lost while that step was tried. What is killed from outside is never blamed on it.
+A bad input kills every worker that computes it, and no other worker. So it is to blame if the same micro-batch in the same layers has
+killed three workers, each time through the process itself, and no other worker was lost while that step was tried. Deaths caused from
+outside the process are never blamed on the input.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ DEATHS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatchLoss:
-    """A member of view `epoch` that was lost while it was in `step`; None where it was between steps, or nobody knows.
+    """The loss of a member of view `epoch` in `step`; `step` is None if the worker was between steps, or if the step is unknown.
 
-    `micro_batch` is what it computed in its `layers` then, None if it did not compute. `own`: its process ended by its own doing. `host` is
-    where it ran, `elsewhere` whether others of the job ran on another one.
+    `micro_batch` is the one that it was computing in its `layers`, None if it was not computing. `own`: the process ended by itself, not
+    from outside. `host` is where it ran; `elsewhere`: other workers of the job ran on other hosts.
     """
 
     worker: int
@@ -32,7 +33,7 @@ class MicroBatchLoss:
 
 
 def blamed(losses: Sequence[MicroBatchLoss]) -> str | None:
-    """The sentence that blames the input for the last of these losses, None if it may be something else."""
+    """Returns a sentence that blames the input for the last of these losses; None if the cause may be something else."""
     last = losses[-1]
     if last.step is None or last.micro_batch is None:
         return None
@@ -52,6 +53,6 @@ def blamed(losses: Sequence[MicroBatchLoss]) -> str | None:
 
 
 def _share_a_layer(losses: Sequence[MicroBatchLoss]) -> bool:
-    """Whether enough of them computed the same layer; its stage may have had other layers in each epoch."""
+    """Whether DEATHS of them computed the same layer; a worker's stage may have had other layers in each epoch."""
     counts = Counter(layer for loss in losses for layer in loss.layers)
     return max(counts.values(), default=0) >= DEATHS

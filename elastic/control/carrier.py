@@ -1,4 +1,4 @@
-"""What control and the agents tell each other of workers: requests that an agent carries out, and reports that it brings back.
+"""The interface between control and the agents: requests that an agent carries out for workers, and reports that it returns.
 
 Control names workers by number only. Processes, sockets and shared memory belong to the agent of the worker's host.
 """
@@ -19,8 +19,8 @@ from elastic.view import View
 class Death:
     """The end of a worker's process, as its agent reports it.
 
-    `how` is one line for the user; `own`: the process ended by its own doing; `evicted`: why we ended it, "" if we did not. `step` is the
-    last one that the worker told, `doing` what it last entered, None where that is not known.
+    `how` is one line for the user. `own`: the process ended by itself, not from outside. `evicted` is the reason if the runtime ended it,
+    else "". `step` is the last step that the worker reported, `doing` the activity that it entered last; None if unknown.
     """
 
     worker: int
@@ -32,7 +32,7 @@ class Death:
 
 
 class Carrier(Protocol):
-    """Carries requests to workers, on whichever hosts they run. Requests for workers that are gone are dropped."""
+    """Carries requests to workers on any host. Requests for workers that have ended are dropped."""
 
     def start(self, workers: Iterable[int]) -> None:
         """Starts new workers with these numbers."""
@@ -43,11 +43,11 @@ class Carrier(Protocol):
         ...
 
     def end(self, worker: int, why: str) -> None:
-        """Kills the worker. Its death is reported with the first reason that was given."""
+        """Kills the worker. Its death is reported with the first reason given."""
         ...
 
     def look(self, workers: Iterable[int]) -> list[SilentWorker]:
-        """Returns what each of these workers does."""
+        """Returns the current activity of each of these workers."""
         ...
 
     def record(self, view: View) -> None:

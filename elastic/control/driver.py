@@ -1,4 +1,4 @@
-"""Carries out what the state machine decides: tells workers, has etcd written to, and keeps the run directory."""
+"""Executes the actions of the state machine: sends messages to workers, writes to etcd, and maintains the run directory."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _COMPUTING = ("forward", "backward")
 
 
 class Driver:
-    """Keeps one job going from its first committed view on. All calls belong to the agent's loop.
+    """Runs one job from its first committed view on. All calls must come from the agent's event loop.
 
-    `founder` is what the coordinator of the first view announced: joiners must equal it.
+    `founder` is the announcement of the first view's coordinator: joiners must equal it.
     """
 
     def __init__(self, world: World, settings: JobSettings, view: View, founder: Ready) -> None:
@@ -66,24 +66,24 @@ class Driver:
 
     @property
     def view(self) -> View:
-        """The last committed one."""
+        """The last committed view."""
         return self.state.view
 
     @property
     def incidents(self) -> list[dict[str, Any]]:
-        """What became of members, as `elastic.observe.incident.Incident` has it, in JSON."""
+        """The job's incidents, as JSON of `elastic.observe.incident.Incident`."""
         return self._incident_log.incidents
 
-    # What happens
+    # Calls from the agent
 
     def heard(self, worker: int, message: Message) -> None:
-        """A message of a worker that is about the members of the job; others are ignored."""
+        """Handles a worker's message about the members of the job; ignores other messages."""
         handler = _MESSAGES.get(message["type"])
         if handler is not None:
             handler(self, worker, message)
 
     def died(self, death: Death) -> None:
-        """A worker's process has ended before it finished."""
+        """Handles the end of a worker's process before the worker finished."""
         now = self._world.clock()
         self._dead.add(death.worker)
         loss = None
@@ -95,42 +95,42 @@ class Driver:
         self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.dismiss(death.worker)))
 
     def finished(self, worker: int) -> None:
-        """The worker has sent its result."""
+        """Handles a worker's result."""
         self._finished.add(worker)
         if self.joining(worker):
-            self._end_worker(worker, "train_fn returned there before making a Trainer")
+            self._end_worker(worker, "train_fn returned before it made a Trainer")
         else:
             self.feed(events.WorkerFinished(worker=worker))
 
     def failed_to_join(self, worker: int, why: str) -> None:
-        """A worker that is no member yet raised an exception."""
+        """Handles an exception of a worker that is not a member yet."""
         self._end_worker(worker, why)
 
     def joining(self, worker: int) -> bool:
-        """Whether it is no member (yet)."""
+        """Whether the worker is not a member (yet)."""
         return worker not in self.state.view.workers
 
     def seen(self, view: View) -> None:
-        """etcd has this view."""
+        """Handles a view that is committed in etcd."""
         self.feed(events.Committed(view=view))
 
     def stop(self) -> None:
-        """The user wants the job to stop at the next step boundary."""
+        """Stops the job at the next step boundary, as the user asked."""
         self.feed(events.Stopping())
 
     def away(self, error: EtcdUnavailable, seconds: float = 0.0) -> None:
-        """etcd cannot be had while a recovery needs it, for so long."""
+        """Informs the user that etcd has been unavailable for `seconds` while a recovery or a planned change needs it."""
         since = f", {seconds:.0f} s by now; the job ends after {DEADLINE_S:.0f} s" if seconds >= 1.0 else ""
         what = "the training goes on, and a planned change" if self.state.phase is Phase.BOUNDARY else "the recovery"
         since = since if self.state.phase is not Phase.BOUNDARY else ""
         self._world.say(f"{error}; {what} waits for it{since}")
 
     def back(self) -> None:
-        """etcd answers again."""
-        self._world.say("etcd is back: what waited for it goes on")
+        """Informs the user that etcd answers again."""
+        self._world.say("etcd answers again: the work that waited for it continues")
 
     def close(self) -> None:
-        """The job is over."""
+        """Ends all timers, preparations and the open incident, when the job is over."""
         self._world.timers.clear_timer("machine")
         self._world.timers.clear_timer("silence")
         self._preparing.close()
@@ -138,12 +138,12 @@ class Driver:
 
     @property
     def complete(self) -> bool:
-        """Whether all members have finished, as far as they live, and the leader among them."""
+        """Whether all live members have finished, the leader among them."""
         workers = self.view.workers
         return workers[0] in self._finished and self._finished.union(self._dead).issuperset(workers)
 
     def feed(self, event: events.Event) -> None:
-        """Has the machine decide, and does what it says; events that this brings about come after."""
+        """Passes an event to the state machine and executes the actions; events that result are handled afterwards."""
         self._events.append(event)
         if self._feeding:
             return
@@ -165,7 +165,7 @@ class Driver:
             self._world.timers.set_timer(wait, lambda: self.feed(events.Timeout()), "machine")
 
     def _listen(self) -> None:
-        """Says who does not move, while the others wait for it."""
+        """Informs the user about workers that make no progress while the others wait for them, every LOOK_S seconds."""
         now = self._world.clock()
         seen = self._world.carrier.look(worker for worker in self.state.live if worker not in self.state.finished)
         for sentence in self._silence.sentences(seen, now):
@@ -237,7 +237,7 @@ class Driver:
     # Actions
 
     def _ask_boundary(self, action: events.AskBoundary) -> None:
-        """Once etcd answers: whoever stands at a boundary waits for it, and losing etcd does not stop the training."""
+        """Sends the request once etcd answers: a worker at a boundary waits for etcd, and a loss of etcd must not stop the training."""
 
         def asked(_: Any = None) -> bool:
             return self.state.phase is Phase.BOUNDARY and self.view.epoch == epoch
@@ -255,7 +255,7 @@ class Driver:
         what = {"lost": lost, "restore": action.restore, "damaged": list(action.damaged)}
 
         def burned(_: Any) -> None:
-            """Only now may anybody hear of the attempt: whoever coordinates next must not use its number again."""
+            """Announces the attempt only after its number is burned: a later coordinator must not use the number again."""
             if self.state.attempt_id == action.attempt_id:
                 self._world.carrier.tell(action.workers, {"type": "quiesce", **_attempt_fields(action.attempt_id), **what})
 
@@ -274,7 +274,7 @@ class Driver:
         except ElasticError as error:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
-                kind = "CoverageLost"  # a checkpoint that there was is gone: to begin again would lose what it had
+                kind = "CoverageLost"  # a saved checkpoint is gone: beginning again at step 0 would lose its steps
             self.feed(events.Unproposable(attempt_id=action.attempt_id, kind=kind, message=str(error)))
         else:
             self.feed(events.Proposed(attempt_id=action.attempt_id, proposal=proposal))
@@ -332,7 +332,7 @@ class Driver:
         return self._incident_log.current is None and self.state.phase is Phase.RUNNING
 
     def _at_etcd(self, attempt_id: events.AttemptId, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
-        """For an attempt, and only as long as it is the one."""
+        """Runs a task for this attempt, unless another attempt has begun by then."""
 
         def refused(error: Conflict) -> None:
             self.feed(events.CommitFailed(attempt_id=attempt_id, reason=str(error)))
@@ -374,7 +374,7 @@ _ACTIONS: dict[type[events.ControlAction], Callable[[Driver, Any], None]] = {
 
 
 def _loss(view: View, death: Death) -> MicroBatchLoss:
-    """What a member did when it died, as far as it has left word of it."""
+    """Returns what a member was doing when it died, as far as it recorded that."""
     hosts = {member.worker: member.host for member in view.members}
     doing = death.doing
     did = doing if doing is not None and doing.phase in STEP_PHASES else None

@@ -1,4 +1,4 @@
-"""What can happen to a job, and what its state machine can ask for: values only."""
+"""Events that a job's state machine handles, and actions that it asks for: values only."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AttemptId = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """A worker's word on a proposal. `refusal` is None where its gate passed; `failed_peer` is the one it could not reach.
+    """A worker's answer to a proposal. `refusal` is None if its gate passed; `failed_peer` is a worker that it could not reach.
 
-    `unreadable`: it could not read the checkpoint that all were to begin with.
+    `unreadable`: it could not read the checkpoint from which all workers were to begin.
 
-    `times` are monotonic seconds: state `installed`, all `moved`, contents `checked`. `links` counts those kept, dropped and made.
+    `times` are monotonic seconds: state `installed`, all `moved`, contents `checked`. `links` counts links kept, dropped and made.
     """
 
     worker: int
@@ -39,7 +39,7 @@ class Vote:
 
     @classmethod
     def from_json(cls, worker: int, message: dict[str, Any]) -> Vote:
-        """From the worker's message; its type, epoch and attempt are left out."""
+        """Reads a vote from the worker's message; type, epoch and attempt of the message are left out."""
         names = ("refusal", "failed_peer", "unreadable", "received_bytes", "links", "times")
         return cls(worker=worker, **{name: message[name] for name in names if message.get(name) is not None})
 
@@ -49,7 +49,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDied:
-    """A process ended without having finished. `how` is a sentence; `loss` tells what it did, if it was a member."""
+    """A worker's process ended before it finished. `how` is a sentence; `loss` is what a member was doing, None for a non-member."""
 
     worker: int
     how: str
@@ -58,10 +58,10 @@ class WorkerDied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostLink:
-    """`reporter` cannot go on: it lost `peer`, or refuses what it received from it, or (None) cannot tell whose fault it is.
+    """Report that `reporter` cannot go on: it lost `peer` or rejects data received from it; `peer` is None if the cause is unknown.
 
-    `damaged`: it gives up copies of its own, whose memory has changed.
-    `unreadable`: it is a founder that could not read the checkpoint, and there is no fault but the checkpoint's.
+    `damaged`: the reporter discards copies that it holds, since their memory has changed. `unreadable`: the reporter is a founder that
+    could not read the checkpoint; only the checkpoint is at fault.
     """
 
     reporter: int
@@ -100,7 +100,7 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unproposable:
-    """There is no way on from these inventories: `kind` names the error class."""
+    """No proposal is possible from these inventories: `kind` names the error class."""
 
     attempt_id: AttemptId
     kind: str
@@ -120,7 +120,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitFailed:
-    """etcd refused what the attempt wanted to write, and holds another view than its own."""
+    """etcd refused a write of the attempt, and does not hold the attempt's view."""
 
     attempt_id: AttemptId
     reason: str
@@ -154,7 +154,7 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout:
-    """Time has passed; `State.wake_at` says when this is due."""
+    """A timer event; `ControlState.wake_at` is when it is due."""
 
 
 Event = (
@@ -186,9 +186,9 @@ class AskBoundary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quiesce:
-    """Opens the attempt `attempt_id`: burns its number, and asks every one of these workers for its inventory.
+    """Open the attempt `attempt_id`: burn its number, and ask each of these workers for its inventory.
 
-    With `restore` also for the newest checkpoint that it sees. `damaged` are those of them that have given up copies.
+    With `restore`, also for the newest checkpoint that it sees. `damaged` are the workers among them that have discarded copies.
     """
 
     attempt_id: AttemptId
@@ -199,9 +199,9 @@ class Quiesce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Propose:
-    """Work out the next view of these members; answered by Proposed or Unproposable. It is `brief` if more workers are to come.
+    """Compute the next view of these members; answered by Proposed or Unproposable. `brief`: more workers will join soon.
 
-    With `restore` all begin with the newest checkpoint, or `afresh`, where nothing was saved yet.
+    With `restore` all members begin with the newest checkpoint; with `afresh` at step 0, since nothing was saved yet.
     """
 
     attempt_id: AttemptId
@@ -216,7 +216,7 @@ class Propose:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """Publish the proposal, and have its members migrate to it and vote."""
+    """Publish the proposal, and ask its members to migrate to it and vote."""
 
     attempt_id: AttemptId
     proposal: Proposal
@@ -224,7 +224,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Every member has voted for it: make it the view. Answered by Committed or CommitFailed, once and surely."""
+    """Commit the proposal's view, for which every member has voted. Answered by Committed or CommitFailed, once and surely."""
 
     attempt_id: AttemptId
     proposal: Proposal
@@ -244,7 +244,7 @@ class Evict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Respawn:
-    """Start workers of these new numbers."""
+    """Start workers with these new numbers."""
 
     workers: tuple[int, ...]
 

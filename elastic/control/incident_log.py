@@ -1,4 +1,4 @@
-"""What becomes of the members of a job: one incident at a time is timed, and recorded once the job goes on."""
+"""Times one incident at a time (deaths, evictions, damage, joins, rebalances), and records it once the job goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elastic.view import View
 
 
 class IncidentLog:
-    """Of one job. `incidents` are the recorded ones, as JSON; a micro-batch has `samples_per_micro_batch` samples."""
+    """The incident log of one job. `incidents` are the recorded ones, as JSON; a micro-batch has `samples_per_micro_batch` samples."""
 
     def __init__(self, world: World, samples_per_micro_batch: int) -> None:
         self.incidents: list[dict[str, Any]] = []
@@ -26,41 +26,44 @@ class IncidentLog:
 
     @property
     def current(self) -> Timeline | None:
-        """Of the incident that is not over yet."""
+        """The timeline of the open incident; None if there is none."""
         return self._timeline
 
     def told(self, worker: int, progress: Message) -> None:
-        """A member's newest report of its progress."""
+        """Stores a member's newest progress report."""
         self._progress[worker] = progress
 
     def forget(self, worker: int) -> None:
-        """The worker is gone: what it told says nothing of the others."""
+        """Drops the progress report of a worker that has ended."""
         self._progress.pop(worker, None)
 
     def missed(self, epoch: int, worker: int, at: float) -> None:
-        """Somebody has lost this worker at that time, which is when it died if it is dead."""
+        """Records that a peer lost this worker at time `at`; this is the time of death if the worker turns out to be dead."""
         self._missed_at = {key: known for key, known in self._missed_at.items() if key[0] >= epoch}
         self._missed_at.setdefault((epoch, worker), at)
 
     def lost(self, view: View, death: Death, now: float) -> None:
-        """A member of `view` has ended: an incident begins, or becomes one of several workers. It ended when it was first missed."""
+        """Handles the end of a member of `view`: opens an incident, or adds the worker to the open one.
+
+        The time of the fault is when a peer first missed the worker.
+        """
         fault = min(now, self._missed_at.get((view.epoch, death.worker), now))
         if self._timeline is not None and self._timeline.kind != "join":
             self._timeline.lost(death.worker)
             return
-        if self._timeline is not None and self._timeline.before.epoch < view.epoch:  # they have joined; this is another matter
+        if self._timeline is not None and self._timeline.before.epoch < view.epoch:  # the join is complete; this death is another incident
             self._conclude(self._timeline)
         kind, doing = "eviction" if death.evicted else "death", death.doing
         step, phase = (death.step, None) if doing is None else (doing.step, doing.phase)
         self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None)
 
     def changes(self, view: View, kind: str, step: int, why: str | None) -> None:
-        """The members of `view` pause behind `step`, since others join or layers move."""
+        """Opens an incident for a planned change: the members of `view` pause after `step`, since workers join or layers move."""
         now = self._world.clock()
         self._begin(view, kind, now, now, step=step, why=why)
 
     def damaged(self, view: View, worker: int, step: int, why: str, fault: float) -> None:
-        """A member of `view` gives up copies of its state: an incident, or a part of the one that is under way."""
+        """Handles the discarding of damaged copies by a member of `view`: opens an incident, or adds this to the open one."""
         current = self._timeline
         if current is not None and current.kind in ("join", "rebalance") and current.before.epoch < view.epoch:
             self._conclude(current)
@@ -70,14 +73,14 @@ class IncidentLog:
             self._timeline.also_damaged(worker, why)
 
     def note(self, act: Callable[[Timeline, float], None]) -> None:
-        """Has the incident that is not over, if there is one, take note of what happens now; it may be over then."""
+        """Calls `act` with the open incident, if there is one, and the current time; records the incident if it is then over."""
         if self._timeline is not None:
             act(self._timeline, self._world.clock())
             if self._timeline.over:
                 self._conclude(self._timeline)
 
     def close(self) -> None:
-        """The job is over; an incident that did not get to its first committed step is kept as far as it got."""
+        """Records the open incident at the end of the job, as far as it got, even without a committed step."""
         if self._timeline is not None:
             self._conclude(self._timeline)
 
@@ -88,7 +91,7 @@ class IncidentLog:
         )
 
     def _pace(self, view: View) -> TrainingPace:
-        """From the member that told last. `committed` of a progress message is the step committed at `committed_at`."""
+        """Returns the training pace, from the latest report. A progress message's `committed` is the step committed at `committed_at`."""
         reports = [self._progress[worker] for worker in view.workers if worker in self._progress]
         told = [progress for progress in reports if progress.get("epoch") == view.epoch and "committed_at" in progress]
         last = max(told, key=lambda progress: progress["committed_at"] or 0.0, default={})
@@ -105,6 +108,6 @@ class IncidentLog:
         self._timeline = None
         found = timeline.incident()
         self.incidents.append(found.to_json())
-        with suppress(OSError):  # no room, or the directory is gone: no reason to end a job that runs
+        with suppress(OSError):  # the disk is full or the directory is gone: no reason to end a running job
             incident.append(self._world.directory.incidents, found)
         self._world.say(incident.timeline(found))

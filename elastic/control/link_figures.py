@@ -1,4 +1,4 @@
-"""What workers tell of their links, by pair of hosts."""
+"""Speeds of links between hosts, as workers measure them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from elastic.plan.site import LinkSpeed, Pair, Site, pair
 
 
 class LinkFigures:
-    """The newest figures of each link between two workers."""
+    """The newest measurements of each link between two workers."""
 
     def __init__(self) -> None:
         self._told: dict[tuple[int, int], tuple[float | None, float | None]] = {}
 
     def note(self, worker: int, rows: Iterable[Sequence[float | None]]) -> None:
-        """What a worker has observed: `[peer, latency_s, bytes_per_s]`, None where it does not know."""
+        """Records a worker's measurements, rows `[peer, latency_s, bytes_per_s]`; None where a value is unknown."""
         for peer, latency_s, bytes_per_s in rows:
             if peer is not None:
                 self._told[worker, int(peer)] = latency_s, bytes_per_s
 
     def keep(self, workers: Iterable[int]) -> None:
-        """Forgets the links of whoever is not one of these any more."""
+        """Drops the links of workers that are not among these."""
         kept = set(workers)
         self._told = {link: told for link, told in self._told.items() if kept.issuperset(link)}
 
     def links(self, hosts: Mapping[int, str], site: Site) -> dict[Pair, LinkSpeed]:
-        """Of each pair of hosts between which large messages have passed; `hosts` are the members'.
+        """Returns the speed for each pair of hosts between which large messages have passed; `hosts` maps members to hosts.
 
-        Every rate is one that a link did reach, and every latency one that it kept below: so the best of a pair's links are the pair's.
+        Measured rates are lower bounds of a link's rate, and measured latencies are upper bounds. So a pair gets the best values of its
+        links.
         """
         latencies: dict[Pair, list[float]] = {}
         rates: dict[Pair, list[float]] = {}

@@ -1,4 +1,4 @@
-"""The one state machine that changes who trains. It decides purely: what happened and the time go in, what to do comes out.
+"""The state machine that changes the members of a job. It decides purely: an event and the time go in, the next state and actions come out.
 
     RUNNING -> BOUNDARY -> QUIESCING -> PROPOSING -> MIGRATING -> COMMITTING -> RUNNING
        |   planned change      ^             |            |           |
@@ -6,9 +6,9 @@
                                |
                             PAUSED   fewer workers than the job may shrink to: waits for joiners
 
-An attempt is known by its id (epoch, attempt); what carries another one is stale and ignored. Once a commit is under way the attempt
-cannot be left: it may have happened. A death is remembered then, and handled from whichever view it turns out to be. Worker ids are never
-used again, so the set of the dead only grows.
+An attempt is identified by (epoch, attempt); events with another id are stale and ignored. Once a commit is under way the attempt cannot be
+abandoned: the commit may have happened. A death is then recorded, and handled once the outcome is known, from the view that is valid then.
+Worker ids are never used again, so the set of the dead only grows.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ LOSSES_KEPT = 100
 
 
 def running(view: View, policy: JobPolicy) -> ControlState:
-    """The state when the first view is committed."""
+    """Returns the state of a job whose first view is committed."""
     return ControlState(policy=policy, view=view, next_worker=max(view.workers) + 1)
 
 
 def step(state: ControlState, event: Event, now: float) -> Transition:
-    """What becomes of `state` by `event` at the time `now` (monotonic seconds), and what is to be done."""
+    """Returns the state after `event` at the time `now` (monotonic seconds), and the actions to execute."""
     if state.phase is Phase.ENDED:
         return state, []
     return _HANDLERS[type(event)](state, event, now)
@@ -117,7 +117,7 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
             return end_job(state, "JobFailed", f"{why}; the last of them: {event.how}")
     state, actions = replenished(state, recovering=True)
     told: list[ControlAction] = [Tell(sentence=event.how), *actions]
-    # What is being committed may be the view already.
+    # The view that is being committed may be committed already.
     return (state, told) if state.phase is Phase.COMMITTING else followed_by(told, open_attempt(state, now))
 
 
@@ -133,7 +133,7 @@ def _joiner_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
 
 
 def _lost(state: ControlState, event: LostLink, now: float) -> Transition:
-    """While an attempt is under way, links are dropped on purpose; the votes tell of those that are needed."""
+    """Handles a lost link. During an attempt it is ignored: links are dropped on purpose then, and votes report those that are needed."""
     if event.damaged:
         return _damaged(state, event, now)
     if state.phase not in (Phase.RUNNING, Phase.BOUNDARY) or event.epoch != state.view.epoch or event.reporter not in state.live:
@@ -152,7 +152,7 @@ def _lost(state: ControlState, event: LostLink, now: float) -> Transition:
 
 
 def _damaged(state: ControlState, event: LostLink, now: float) -> Transition:
-    """All go on without the copies that the reporter has given up. What it says in an attempt comes before its inventory."""
+    """Opens an attempt without the copies that the reporter has discarded. During an attempt this report precedes its inventory."""
     if event.epoch != state.view.epoch or event.reporter not in state.live:
         return state, []
     if state.finished:
@@ -163,10 +163,10 @@ def _damaged(state: ControlState, event: LostLink, now: float) -> Transition:
 
 
 def _judge(state: ControlState, now: float) -> Transition:
-    """Evicts the one whom most have lost; of equals the one that came last."""
+    """Evicts the worker that most peers have lost; among equals the one with the highest number."""
     worker = max(state.suspects, key=lambda peer: (len(state.suspects[peer].reporters), peer))
     reporters = ", ".join(map(str, sorted(state.suspects[worker].reporters)))
-    return evict(state, worker, f"lost by {reporters}, though its process still runs after {SUSPICION_S:g} s")
+    return evict(state, worker, f"workers [{reporters}] lost their links to it, and its process still runs after {SUSPICION_S:g} s")
 
 
 def _joiner_ready(state: ControlState, event: JoinerReady, now: float) -> Transition:
@@ -186,7 +186,7 @@ def _ask_boundary(state: ControlState, now: float) -> Transition:
 
 
 def _unbalanced(state: ControlState, event: Unbalanced, now: float) -> Transition:
-    """The members change their plan, and those who are ready join at the same time."""
+    """Asks for a boundary at which the members change their plan; ready workers join at the same time."""
     return _boundary(replace(state, slowdowns=dict(event.slowdowns)), now)
 
 
@@ -197,7 +197,7 @@ def _boundary(state: ControlState, now: float) -> Transition:
 
 
 def _paused_at(state: ControlState, event: PausedAt, now: float) -> Transition:
-    """Should they stand at different steps, their inventories will tell; nothing is lost by going on."""
+    """Records a paused member; opens the attempt once all have paused. They may pause at different steps: inventories resolve that."""
     if state.phase is not Phase.BOUNDARY or event.epoch != state.view.epoch or event.worker not in state.live:
         return state, []
     state = replace(state, paused={**state.paused, event.worker: event.step})
@@ -215,7 +215,7 @@ def _has_finished(state: ControlState, event: WorkerFinished, now: float) -> Tra
     if event.worker not in state.live:
         return state, []
     state = replace(state, finished=state.finished | {event.worker}, join_at=None)
-    if state.phase is Phase.BOUNDARY:  # the training ended before it got there
+    if state.phase is Phase.BOUNDARY:  # the training ended before the boundary
         return replace(state, phase=Phase.RUNNING, paused={}, nag_at=None), []
     if state.phase in (*ATTEMPTING, Phase.PAUSED):
         return close_job(state, now)
@@ -232,7 +232,7 @@ def _timeout(state: ControlState, event: Timeout, now: float) -> Transition:
         return end_job(state, "JobFailed", state.cause)
     actions: list[ControlAction] = []
     if state.nag_at is not None and now >= state.nag_at:
-        actions.append(Tell(sentence=f"{state.phase.value}: waiting for workers {list(state.missing)}"))
+        actions.append(Tell(sentence=f"waiting for workers {list(state.missing)} for over {PATIENCE_S:g} s ({state.phase.value})"))
         state = replace(state, nag_at=None)
     if any(now >= suspicion.due for suspicion in state.suspects.values()):
         state, more = _judge(state, now)

@@ -1,4 +1,4 @@
-"""How a job ends, as the launcher is told."""
+"""The outcome message of a job, which is sent to the launcher."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Searches plans for the loss of any one worker while nothing happens: in slices on the agent's thread, which handles events in between.
+"""Searches plans for the loss of any one worker while the job runs undisturbed, in slices on the agent's thread, between its events.
 
-A search needs no names of workers, so losses that leave equal workers in the same order are one class. Links are measured all the time. A
-preparation uses the links that are known when it begins, and proposals use the same links until the next preparation begins. So a proposal
-is the same, whether it was prepared or not.
+A search does not depend on worker numbers, so losses that leave equal workers in the same order are one class. Links are measured all the
+time. A preparation uses the links known when it begins, and proposals use the same links until the next preparation begins. So a proposal
+does not depend on whether it was prepared.
 """
 
 from __future__ import annotations
@@ -19,35 +19,41 @@ if TYPE_CHECKING:
     from elastic.view import Member, View
 
 SLICE_S = 0.01
-"""Seconds of one slice, in which the agent handles no event. It ends before, where another step as long as those before might exceed it."""
+"""Seconds of one slice, in which the agent handles no event.
+
+A slice ends earlier if another step, as long as the longest so far, might exceed it.
+"""
 
 PAUSE_S = 0.03
-"""Seconds between slices: so it takes a fifth of a processor at most."""
+"""Seconds between slices: the preparation takes a quarter of a processor at most."""
 
 BUDGET_S = 2.0
-"""Seconds of one preparation, all slices together."""
+"""Seconds of one preparation, summed over its slices."""
 
 SETTLED_S = 2.0
-"""Seconds from the beginning of a view until the preparation begins: its links have been used by then."""
+"""Seconds from the beginning of a view until the preparation begins: by then its links have been used."""
 
 RENEWED_S = 30.0
-"""Seconds until links are compared again."""
+"""Seconds until measured links are compared again with those of the preparation."""
 
 _CHANGE = 1.25
 
 _FADING = 0.9
-"""Of the longest step, from slice to slice: one that was interrupted is soon forgotten."""
+"""Factor on the longest step from slice to slice, so that the effect of an interrupted step fades."""
 
 
 class Timers(Protocol):
-    """The part of the event loop that it uses."""
+    """The part of the event loop that `Preparing` uses."""
 
     def set_timer(self, seconds: float, act: Callable[[], None], name: str = "") -> None: ...
     def clear_timer(self, name: str = "") -> None: ...
 
 
 class Preparing:
-    """`links` and `prepared` are for proposals. `measured` gives the links as they are now, `idle` whether there is nothing to do."""
+    """Prepares plans for the loss of one worker. `links` and `prepared` are inputs of proposals.
+
+    `measured` returns the current links; `idle` returns whether the job runs undisturbed.
+    """
 
     def __init__(
         self,
@@ -65,7 +71,7 @@ class Preparing:
         self._longest_s = SLICE_S / 2
 
     def begin(self, view: View) -> None:
-        """Another view is committed: what was prepared is of no use any more."""
+        """Drops the preparation for the last view and schedules one for `view`."""
         self._view, self.prepared, self._spent_s = view, None, 0.0
         self._timers.set_timer(SETTLED_S, self._look, "prepare")
 
@@ -73,7 +79,7 @@ class Preparing:
         self._timers.clear_timer("prepare")
 
     def _look(self) -> None:
-        """Begins a preparation, unless there is one for links that are as fast as these."""
+        """Begins a preparation, unless there is one for links of about the same speed."""
         view, links = self._view, self._measured()
         if view is None or not self._idle() or (self.prepared is not None and not _differ(links, self.links)):
             self._timers.set_timer(RENEWED_S, self._look, "prepare")
@@ -98,8 +104,10 @@ class Preparing:
 
 
 def _losses(members: Sequence[Member]) -> list[int]:
-    """The places whose loss is worth a look: not the only one, and of neighbours that are alike only the first, since what is left looks
-    the same."""
+    """Returns the places whose loss is worth preparing; none if there is one member.
+
+    Of neighbours that are alike only the first counts, since the remaining fleet is the same.
+    """
     named = [(member.host, member.slowdown, member.memory, member.base) for member in members]
     return [place for place, what in enumerate(named) if place == 0 or what != named[place - 1]] if len(named) > 1 else []
 

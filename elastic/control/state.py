@@ -1,4 +1,4 @@
-"""Where a job stands on its way from one view to the next: a value, which only `machine.step` makes anew."""
+"""The state of a job between one view and the next: an immutable value; `machine.step` returns the next one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Phase(Enum):
     MIGRATING = "migrating"
     COMMITTING = "committing"
     PAUSED = "paused"
-    CLOSING = "closing"  # some have finished and another died: no way to recover, unless the rest finish as well
+    CLOSING = "closing"  # some have finished and another died: the job fails unless the rest finish as well
     ENDED = "ended"
 
 
@@ -33,7 +33,7 @@ ATTEMPTING = (Phase.QUIESCING, Phase.PROPOSING, Phase.MIGRATING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPolicy:
-    """How many workers the job wants, how few it goes on with, whether replacements are started, and whether it saves checkpoints."""
+    """The wanted number of workers, the least number to go on with, whether replacements are started, and whether checkpoints are saved."""
 
     workers: int
     min_workers: int = 1
@@ -49,7 +49,7 @@ class Suspicion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """An attempt to be opened by itself: a worker stopped, and no death has explained it."""
+    """A pending attempt: a worker stopped, and no death has explained why."""
 
     due: float
     why: str
@@ -57,12 +57,12 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlState:
-    """Where the job stands. `attempt` is the last one burned on the way from `view`; `participants` are those of that attempt.
+    """The state of a job. `attempt` is the number of the last attempt since `view`, `participants` its workers.
 
-    `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view, of which no step is
-    committed yet. `fallen`: the next view begins with a checkpoint, since the state is in nobody's memory; `afresh`: or at step 0, with new
-    workers only, since nothing was saved yet. `slowdowns` are those that the next plan is made for. `losses` are those of all members so
-    far, in order. `damaged` members of the view have given up copies of their state.
+    `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view and have no committed step
+    yet. `fallen`: the next view begins with a checkpoint, since some of the state is in no worker's memory; `afresh`: or at step 0, with
+    new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
+    so far, in order. `damaged` members of the view have discarded copies of their state.
     """
 
     policy: JobPolicy
@@ -99,7 +99,7 @@ class ControlState:
 
     @property
     def attempt_id(self) -> AttemptId:
-        """Of the attempt under way, else of the view."""
+        """The id of the attempt under way, else that of the view."""
         return (self.view.epoch + 1, self.attempt) if self.attempt else (self.view.epoch, self.view.attempt)
 
     @property
@@ -109,7 +109,7 @@ class ControlState:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Whose answer the phase waits for."""
+        """The workers whose answers the phase waits for."""
         if self.phase is Phase.BOUNDARY:
             return tuple(worker for worker in self.live if worker not in self.paused)
         if self.phase is Phase.QUIESCING:
@@ -120,7 +120,7 @@ class ControlState:
 
     @property
     def wake_at(self) -> float | None:
-        """When a Timeout is due."""
+        """The time at which a Timeout is due; None if none is."""
         retry_at = None if self.retry is None else self.retry.due
         dues = [suspicion.due for suspicion in self.suspects.values()]
         times = [self.start_at, self.join_at, self.close_at, self.nag_at, retry_at, *dues]

@@ -1,4 +1,4 @@
-"""The clock of one recovery: notes when what happened, and makes an incident of it. Times are monotonic seconds and passed in."""
+"""Records the times of one recovery and makes an Incident of them. Times are monotonic seconds and passed in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPace:
-    """How the training went when something happened: step `committed` was the last one seen to be committed, at `at`; a step took `step_s`.
+    """The progress of the training when an incident began: `committed` is the last step seen committed, at `at`; a step took `step_s`.
 
     `begun` is the newest step that a worker had begun and not abandoned by itself, None between two steps.
     """
@@ -27,13 +27,13 @@ class TrainingPace:
     begun: int | None = None
 
     def last_commit(self, now: float) -> float | None:
-        """When the last step before `now` was committed, as far as the pace tells."""
+        """Returns when the last step before `now` was committed, as far as the pace allows to estimate."""
         if self.at is None or not self.step_s or now < self.at:
             return self.at
         return now - (now - self.at) % self.step_s
 
     def remaining(self, now: float, step: int) -> float:
-        """How long after `now` the step would have been committed if nothing had happened."""
+        """Returns how long after `now` the step would have been committed without the incident."""
         if self.at is None or self.committed is None or not self.step_s:
             return 0.0
         return max(0.0, self.at + (step - self.committed) * self.step_s - now)
@@ -41,7 +41,7 @@ class TrainingPace:
 
 @dataclass(slots=True, kw_only=True)
 class Timeline:
-    """One recovery so far. `kind`, `worker`, `step` and `phase` are as in Incident."""
+    """The times and figures of one recovery so far. `kind`, `worker`, `step` and `phase` are as in Incident."""
 
     kind: str
     before: View
@@ -68,19 +68,19 @@ class Timeline:
         self._opened = self.detected
 
     def lost(self, worker: int) -> None:
-        """Another worker died before the recovery was over; what was committed meanwhile no longer counts."""
+        """Records the death of another worker before the recovery is over; a view committed since the first death no longer counts."""
         self.also.append(worker)
         self._view, self._first = None, None
         self._resumed.clear()
 
     def also_damaged(self, worker: int, why: str) -> None:
-        """A member gives up copies of its state before the recovery is over."""
+        """Records that a member discards copies of its state before the recovery is over."""
         if self.kind == "damage" and worker != self.worker and worker not in self.also:
             self.also.append(worker)
         self.why = "; ".join(filter(None, (self.why, why)))
 
     def opened(self, now: float) -> None:
-        """An attempt began; the figures are those of the last one."""
+        """Records the beginning of an attempt; the figures are those of the last attempt."""
         if self._inventoried is not None or self._votes:
             self._opened = now
         self._inventoried = self._proposed = self._committed = None
@@ -107,11 +107,11 @@ class Timeline:
 
     @property
     def over(self) -> bool:
-        """Whether all run in the new view, and a step has been committed there."""
+        """Whether all members run in the new view, and it has a committed step."""
         return self._first is not None and self._view is not None and self._resumed.keys() >= set(self._view.workers)
 
     def incident(self) -> Incident:
-        """What is known so far."""
+        """Returns the incident, as far as it is known."""
         view, proposal = self._view, self._proposal
         votes = [vote for _, vote in self._votes]
         links = {name: sum(vote.links.get(name, 0) for vote in votes) if votes else None for name in ("kept", "dropped", "made")}
@@ -150,7 +150,7 @@ class Timeline:
         )
 
     def _phases(self) -> Mapping[str, float]:
-        """Each phase from the end of the one before it, as far as the recovery got."""
+        """Returns the milliseconds of each phase, from the end of the one before, as far as the recovery got."""
         moved = max((vote.times["moved"] for _, vote in self._votes if "moved" in vote.times), default=None)
         voted = max((at for at, _ in self._votes), default=None)
         marks = {
@@ -170,7 +170,7 @@ class Timeline:
         return phases
 
     def _lost(self, redone: int | None) -> float | None:
-        """From the last commit that still counts until the fault."""
+        """Returns the milliseconds from the last commit that still counts until the fault."""
         if redone == 0:
             return 0.0
         last = self.pace.last_commit(self.fault)
@@ -186,17 +186,17 @@ class Timeline:
 
 
 def steps_redone(proposal: Proposal, begun: int | None) -> int:
-    """The steps behind the resumed one that somebody had begun, or even handed out where a checkpoint was all that is left."""
+    """Returns how many steps after the resumed one a worker had begun, or had returned to the user if only a checkpoint was left."""
     return max(proposal.resume if begun is None else begun, proposal.yielded, proposal.resume) - proposal.resume
 
 
 def kept(proposal: Proposal) -> int:
-    """The micro-batches of the interrupted step that nobody has to compute again."""
+    """Returns how many micro-batches of the interrupted step no worker has to compute again."""
     return sum(len(proposal.view.workload.micro_batches_of(grain)) for grain in proposal.finished)
 
 
 def samples_lost(view: View) -> int:
-    """The micro-batches of a step that some stage computes on no worker of it."""
+    """Returns how many micro-batches of a step some stage computes on none of its workers."""
     whole = range(view.workload.micro_batches)
     done = (
         {micro_batch for worker in stage.members for micro_batch in view.plan.micro_batches_of(worker, view.workload)}

@@ -1,4 +1,4 @@
-"""What transitions of the state machine share: ending, closing, evicting, starting new workers. Pure."""
+"""Parts shared by transitions of the state machine: ending, closing, evicting, starting new workers. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import replace
 from elastic.control.events import ControlAction, EndJob, Evict, Respawn
 from elastic.control.state import ControlState, Phase, Suspicion
 
-SUSPICION_S = 1.0  # how long a lost peer may take to be seen dead before it is evicted
+SUSPICION_S = 1.0  # how long the death of a lost peer is awaited before the peer is evicted
 GATHERING_S = 0.05  # how long a joiner waits for those that were started with it
 CLOSING_S = 1.0  # how long the others may take to finish when one died at the end of the training
 FAILED_JOINS = 3
 
 Transition = tuple[ControlState, list[ControlAction]]
-"""The next state, and what is to be done."""
+"""The next state, and the actions to execute."""
 
 
 def without_attempt(state: ControlState) -> ControlState:
-    """Forgets what members have said in an attempt, or before one."""
+    """Clears the answers of members to an attempt or to a request for a boundary."""
     return replace(state, participants=frozenset(), paused={}, inventories={}, proposal=None, votes={}, suspects={}, retry=None)
 
 
@@ -29,15 +29,15 @@ def end_job(state: ControlState, kind: str, message: str) -> Transition:
 
 
 def followed_by(first: list[ControlAction], rest: Transition) -> Transition:
-    """Puts actions before those of a step."""
+    """Returns the transition `rest` with the actions `first` in front."""
     return rest[0], [*first, *rest[1]]
 
 
 def replenished(state: ControlState, *, recovering: bool = False) -> Transition:
-    """Starts as many workers as are missing, where that is wanted and has not failed too often.
+    """Starts as many workers as are missing, unless respawn is off or has failed too often.
 
-    A new worker takes processor time from those who recover: it is started when their first step is committed, or soon if steps are long,
-    unless it is what they wait for.
+    A new worker takes processor time from a recovery. So it is started when the recovery's first step is committed, or soon if steps are
+    long, unless the recovery waits for new workers.
     """
     if recovering and len(state.live) >= state.policy.min_workers:
         return state, []
@@ -62,13 +62,13 @@ def suspected(state: ControlState, reporter: int, peer: int, now: float) -> Cont
 
 
 def without(suspects: Mapping[int, Suspicion], worker: int) -> dict[int, Suspicion]:
-    """What is left of the suspicions when `worker` is out: two that lost each other are not both to blame."""
+    """Returns the suspicions without `worker`, also as a reporter: of two workers that lost each other, only one is evicted."""
     rest = {peer: replace(known, reporters=known.reporters - {worker}) for peer, known in suspects.items() if peer != worker}
     return {peer: known for peer, known in rest.items() if known.reporters}
 
 
 def evict(state: ControlState, worker: int, why: str) -> Transition:
-    """Its death, which follows, does the rest."""
+    """Asks for the worker to be killed; its death is handled as any other."""
     if worker in state.evicted:
         return state, []
     state = replace(state, evicted=state.evicted | {worker}, suspects=without(state.suspects, worker))
@@ -76,7 +76,7 @@ def evict(state: ControlState, worker: int, why: str) -> Transition:
 
 
 def gathering(state: ControlState, now: float) -> ControlState:
-    """Sets the time at which the ready joiners are let in."""
+    """Sets the time at which ready workers join."""
     if not state.ready or state.stopping or state.finished:
         return replace(state, join_at=None)
     if not state.starting:
@@ -85,7 +85,7 @@ def gathering(state: ControlState, now: float) -> ControlState:
 
 
 def close_job(state: ControlState, now: float) -> Transition:
-    """Gives the others a moment to finish as well, since with a finished member there is no next view."""
+    """Waits CLOSING_S for the others to finish as well, since with a finished member there is no next view."""
     if state.phase is Phase.CLOSING:
         return state, []
     cause = state.cause or "a worker finished while the members of the job were changing"

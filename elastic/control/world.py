@@ -1,4 +1,4 @@
-"""What a driver acts on: the workers, the loop's timers, etcd, the run directory, the user; and how a proposal is worked out."""
+"""The driver's interfaces: workers, the loop's timers, etcd, the run directory, the user; and the computation of a proposal."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from elastic.view import View
 
 
 class EtcdThreadLike(Protocol):
-    """What a driver needs of the thread that talks to etcd."""
+    """The part of the etcd thread that a driver uses."""
 
     def run(self, task: EtcdTask) -> None: ...
 
 
 class AttemptsLike(Protocol):
-    """What a driver needs of `membership.attempts.Attempts`."""
+    """The part of `membership.attempts.Attempts` that a driver uses."""
 
     def ask(self) -> None: ...
     def begin(self, attempt_id: AttemptId) -> None: ...
@@ -40,8 +40,10 @@ class AttemptsLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What proposals depend on besides what the machine decides: the stages that the job asks for, links as they were measured, the seconds
-    from a loss until a new worker trains; and what was prepared of them."""
+    """Inputs of a proposal besides the machine's decisions.
+
+    The stages that the job asks for, the measured links, the seconds from a loss until a new worker trains, and the prepared plans.
+    """
 
     stages: int | None
     links: Mapping[Pair, LinkSpeed] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class Terms:
 
 
 def worked_out(action: Propose, terms: Terms) -> Proposal:
-    """The proposal for an attempt, checked as every worker will check it.
+    """Returns the proposal for an attempt, checked as every worker will check it.
 
     Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
     """
@@ -73,8 +75,10 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """All that a driver acts on. `end` takes the job's outcome, `admit` and `dismiss` keep the list of
-    workers, `say` is a sentence for the user."""
+    """All interfaces of a driver.
+
+    `end` takes the job's outcome, `admit` and `dismiss` maintain the list of workers, `say` takes a sentence for the user.
+    """
 
     carrier: Carrier
     timers: Timers

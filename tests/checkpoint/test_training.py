@@ -267,7 +267,7 @@ def test_a_job_begins_with_an_older_checkpoint_where_the_newest_is_damaged(
     assert after["losses"] == whole["losses"][3:]
     assert after["digest"] == whole["digest"]
     said = capfd.readouterr().err
-    assert re.search(r"worker \d cannot begin with the newest checkpoint, .* older one is tried: .*step-00000005.*: damaged", said), said
+    assert re.search(r"worker \d cannot read the newest checkpoint; all workers try an older one: .*step-00000005.*: damaged", said), said
 
 
 @pytest.mark.long

@@ -149,7 +149,7 @@ def test_a_joiner_whose_train_function_fails_or_returns_is_let_go(scene: Callabl
     assert job.crew.killed == {3: "ValueError: no"}
     job.die(3)
     job.driver.finished(4)
-    assert "returned there before" in job.crew.killed[4]
+    assert "returned before it made a Trainer" in job.crew.killed[4]
     assert job.outcomes == []
 
 
@@ -240,7 +240,7 @@ def test_a_commit_that_etcd_refuses_is_another_attempt(scene: Callable[..., Scen
     job.attempts.error = Conflict("agent there coordinates")
     job.die(1)
     assert job.attempt_id == (2, 3)
-    assert "3 attempts; the last: agent there coordinates" in job.outcomes[0]["message"]
+    assert "3 attempts; the last failure: agent there coordinates" in job.outcomes[0]["message"]
 
 
 def test_a_peer_that_is_lost_but_runs_is_ended_and_called_an_eviction(scene: Callable[..., Scene]) -> None:
@@ -256,7 +256,7 @@ def test_a_peer_that_is_lost_but_runs_is_ended_and_called_an_eviction(scene: Cal
     job.votes()
     job.driver.close()
     assert job.driver.incidents[0]["kind"] == "eviction"
-    assert "lost by 0" in job.driver.incidents[0]["why"]
+    assert "workers [0] lost their links" in job.driver.incidents[0]["why"]
 
 
 @pytest.mark.parametrize(

@@ -136,9 +136,9 @@ def test_commits_that_fail_are_tried_again_but_not_for_ever() -> None:
     for attempt in (1, 2):
         assert job.state.attempt_id == (2, attempt)
         job.inventories().feed(CommitFailed(attempt_id=job.state.attempt_id, reason="somebody else coordinates"))
-    assert "attempt 2 at epoch 2 failed: somebody else coordinates" in job.told
+    assert "somebody else coordinates; the workers try again (failure 2 of 3 at epoch 2)" in job.told
     job.inventories().proposed().votes().feed(CommitFailed(attempt_id=(2, 3), reason="again"))
-    assert "epoch 2 could not be reached in 3 attempts; the last: again" in job.ended()
+    assert "epoch 2 was not reached in 3 attempts; the last failure: again" in job.ended()
 
 
 # Votes
@@ -148,7 +148,7 @@ def test_a_refusal_opens_the_next_attempt_and_says_why() -> None:
     job = running().die(1).inventories().proposed().vote(0)
     _ = job.done
     job.vote(2, refusal="digest of layer 1 differs")
-    assert "worker 2 refuses: digest of layer 1 differs" in job.told
+    assert "worker 2 rejected the proposal: digest of layer 1 differs" in job.told
     assert job.done == [Quiesce(attempt_id=(2, 2), workers=(0, 2))]
 
 
@@ -226,7 +226,7 @@ def test_damage_that_nobody_has_another_copy_of_is_named_at_the_end() -> None:
 
 def test_a_lost_peer_that_lives_on_is_evicted() -> None:
     job = running().feed(LostLink(reporter=0, peer=1, epoch=1)).wait(SUSPICION_S)
-    assert job.done == [Evict(worker=1, why="lost by 0, though its process still runs after 1 s")]
+    assert job.done == [Evict(worker=1, why="workers [0] lost their links to it, and its process still runs after 1 s")]
 
 
 def test_of_two_that_lost_each_other_only_one_is_evicted() -> None:
@@ -330,4 +330,4 @@ def test_a_stopping_job_starts_nobody_and_lets_nobody_in() -> None:
 def test_who_keeps_the_others_waiting_is_named_once() -> None:
     job = running().die(1).feed(Inventoried(worker=0, attempt_id=(2, 1), inventory=Any))
     job.wait(PATIENCE_S).wait(PATIENCE_S)
-    assert job.told.count("quiescing: waiting for workers [2]") == 1
+    assert job.told.count("waiting for workers [2] for over 10 s (quiescing)") == 1

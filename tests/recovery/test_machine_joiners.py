@@ -257,7 +257,7 @@ def test_a_damaged_checkpoint_is_nobodys_fault() -> None:
         job.inventories().proposed()
         refusal = Vote(worker=3, refusal="step-9/model: damaged", unreadable=True)
         job.feed(Voted(attempt_id=job.state.attempt_id, vote=refusal))
-        assert "worker 3 cannot begin with the newest checkpoint, and an older one is tried: step-9/model: damaged" in job.told
+        assert "worker 3 cannot read the newest checkpoint; all workers try an older one: step-9/model: damaged" in job.told
     job.inventories().proposed().votes().committed()
     assert (job.phase, job.state.view.workers) == (Phase.RUNNING, (2, 3))
 
@@ -265,7 +265,7 @@ def test_a_damaged_checkpoint_is_nobodys_fault() -> None:
 def test_founders_that_cannot_read_the_checkpoint_look_for_another_way_at_once() -> None:
     job = saving(3)
     job.feed(LostLink(reporter=1, peer=None, epoch=1, reason="step-9/model: damaged", unreadable=True))
-    assert "worker 1 cannot begin with the newest checkpoint, and an older one is tried: step-9/model: damaged" in job.told
+    assert "worker 1 cannot read the newest checkpoint; all workers try an older one: step-9/model: damaged" in job.told
     assert job.done[-1] == Quiesce(attempt_id=(2, 1), workers=(0, 1, 2)), "the others may have copies of what it lacks"
 
 
