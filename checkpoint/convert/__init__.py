@@ -1,1 +1,1 @@
-"""Checkpoints of others: read, and written."""
+"""Readers, writers and converters for checkpoints of other programs."""

@@ -1,6 +1,6 @@
-"""Directories of Accelerate's `save_state`, and of Hugging Face's Trainer where FSDP shards the state.
+"""Reads directories of Accelerate's `save_state`, and of Hugging Face's Trainer with FSDP's sharded state.
 
-After accelerate 1.15 (`checkpointing.py`, `utils/fsdp_utils.py`). On one process, or several that hold the same: `model.safetensors` or
+From accelerate 1.15 (`checkpointing.py`, `utils/fsdp_utils.py`). On one process, or several with equal state: `model.safetensors` or
 `pytorch_model.bin`, `optimizer.bin`, `scheduler.bin`, `random_states_*.pkl`. With FSDP and sharded state dicts: a distributed checkpoint of
 torch in `pytorch_model_fsdp_0`, and one in `optimizer_0`. The states of random generators, samplers and custom objects are not read.
 """
@@ -30,7 +30,7 @@ Checks = list[Callable[[], str]]
 
 
 def recognise(path: Path) -> str | None:
-    """Why a path is such a directory, None if it is not."""
+    """Returns why a path is such a directory; None if it is not."""
     if not path.is_dir():
         return None
     if (path / SHARDED / METADATA).is_file():
@@ -45,7 +45,7 @@ def _refuse_several(path: Path) -> None:
     patterns = ("model_[1-9]*.safetensors", "pytorch_model_[1-9]*.bin", "optimizer_[1-9]*", "pytorch_model_fsdp_[1-9]*")
     more = sorted(file.name for pattern in patterns for file in path.glob(pattern))
     if more:
-        raise CheckpointError(f"{path} holds several models or optimizers ({', '.join(more)}): only directories of one are read")
+        raise CheckpointError(f"{path} holds several models or optimizers ({', '.join(more)}); only directories with one are read")
 
 
 def _sharded(path: Path, files: Files, trust: bool, rules: Rules) -> tuple[dict[str, Any], Checks]:
@@ -58,15 +58,15 @@ def _sharded(path: Path, files: Files, trust: bool, rules: Rules) -> tuple[dict[
 
 
 def open_accelerate(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
-    """Opens a directory. Raises CheckpointError; a rule must name the parameters of an optimizer beside safetensors."""
+    """Opens a directory. Raises CheckpointError; an optimizer next to safetensors needs a rule that names its parameters."""
     files, rules = Files(), rules or Rules()
     try:
         _refuse_several(path)
         sharded = (path / SHARDED / METADATA).is_file()
         weights = None if sharded else load_weights(path, files, trust=trust_pickle, rules=rules)
         tree, checks = (weights.tree, [weights.check]) if weights else _sharded(path, files, trust_pickle, rules)
-        beside, check = read_optimizers(path, files, trust=trust_pickle)
-        tree |= {**beside, **read_configs(path, files), **read_state(path, files)}
+        optimizers, check = read_optimizers(path, files, trust=trust_pickle)
+        tree |= {**optimizers, **read_configs(path, files), **read_state(path, files)}
         if weights:
             rules = replace(rules, order=replace(rules.order, by_definition=weights.ordered))
         optimizer = ("optimizer",) if "optimizer" in tree else None

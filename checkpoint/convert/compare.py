@@ -1,4 +1,4 @@
-"""Two checkpoints, tensor by tensor, bit by bit, by runs."""
+"""Compares two checkpoints, tensor by tensor, bit by bit, by runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elastic.checkpoint.stored import itemsize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One thing that differs: what it is, and how, in words. `equal`: it does not."""
+    """The result of one comparison: what was compared, and how it differs, in words. `equal`: it does not differ."""
 
     what: str
     how: str
@@ -35,7 +35,7 @@ def _bits(flat: torch.Tensor) -> torch.Tensor:
 def compare_tensor(
     left: Source, right: Source, name: str, state: str, spec: Spec, limit: int, told: Callable[[int], None] = silent_bytes
 ) -> str | None:
-    """How the values differ, None if all bits are equal. `limit`: bytes of one run. told: called with the bytes that were compared."""
+    """Returns how the values differ, None if all bits are equal. `limit`: bytes of one run. told: called with the bytes compared."""
     count, step = math.prod(spec.shape), max(1, limit // itemsize(spec.dtype))
     first, largest, differing = None, 0.0, 0
     for at in range(0, count, step):
@@ -55,14 +55,14 @@ def compare_tensor(
 
 
 def _keys(source: Source) -> dict[tuple[str, str], Spec]:
-    """Every tensor, tied names too."""
+    """Returns the specs of all tensors, also under tied names."""
     tensors = source.contents.tensors
     own = {(name, state): spec for name, states in tensors.items() for state, spec in states.items()}
     return own | {(name, PARAM): tensors[target][PARAM] for name, target in source.contents.ties.items()}
 
 
 class Untied:
-    """A source in which tied names can be read too."""
+    """A source that reads tied names too."""
 
     def __init__(self, source: Source) -> None:
         self.source, self.format, self.contents = source, source.format, source.contents
@@ -83,7 +83,7 @@ def compare(
     extra: bool = False,
     told: Callable[[int], None] = silent_bytes,
 ) -> Iterator[Difference]:
-    """Everything that both or one of them hold. `limit`: bytes of one run. extra: the extra values too.
+    """Yields a comparison of everything that one or both hold. `limit`: bytes of one run. extra: the extra values too.
 
     told: called with the bytes that were compared.
     """
@@ -118,7 +118,7 @@ def _compare_rest(left: Source, right: Source, extra: bool) -> Iterator[Differen
 
 
 def _values(what: str, left: dict[str, Any], right: dict[str, Any]) -> Difference:
-    """Compared by `repr`, to which every float is exact and NaN is equal to itself."""
+    """Compares by `repr`, which is exact for every float and makes NaN equal to itself."""
     keys = [key for key in dict.fromkeys([*left, *right]) if repr(left.get(key)) != repr(right.get(key)) or (key in left) != (key in right)]
     if not keys:
         return Difference(what=what, how="equal", equal=True)

@@ -1,4 +1,4 @@
-"""Writes DCP's `.metadata`: stand-ins, pickled by the names of torch's classes. Importing torch.distributed.checkpoint costs 120 MiB."""
+"""Writes DCP's `.metadata` by pickling stand-ins under the names of torch's classes: importing those would take 120 MiB of memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import dtype_of
 
 VERSION = "1.0.0"
-"""What torch 2.13 calls the version of its metadata."""
+"""The version of the metadata of torch 2.13."""
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 
 Chunks = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-"""Offsets and sizes."""
+"""Offsets and sizes of chunks."""
 
 Placed = tuple[Any, str, int, int]
 """`(key, offsets or None, number of the chunk or None)`, file, byte offset, length."""
 
 
 class _Standin:
-    """Pickles as an instance of the class of torch that `where` names, with `state`."""
+    """An object that pickles as an instance of the class of torch named `where`, with `state`."""
 
     where = ("", "")
 
@@ -59,7 +59,7 @@ _Info = _standin("torch.distributed.checkpoint.filesystem", "_StorageInfo")
 
 
 _Python: Any = getattr(pickle, "_Pickler")  # noqa: B009
-"""The one in C would import what it names."""
+"""The pickler in Python: the one in C would import the classes."""
 
 
 class _MetadataPickler(_Python):
@@ -73,19 +73,19 @@ class _MetadataPickler(_Python):
 
 
 def tensor_entry(spec: Spec, chunks: Chunks) -> Any:
-    """What the metadata says about a tensor."""
+    """Returns the metadata's entry of a tensor."""
     parts = [_Chunk({"offsets": torch.Size(offsets), "sizes": torch.Size(sizes)}) for offsets, sizes in chunks]
     properties = _Properties((dtype_of(spec.dtype), torch.strided, False, _Encoding(), False))
     return _Tensor({"properties": properties, "size": torch.Size(spec.shape), "chunks": parts})
 
 
 def bytes_entry() -> Any:
-    """What the metadata says about a value that is no tensor; an empty state would not be pickled."""
+    """Returns the metadata's entry of a value that is not a tensor, with state None (an empty state would not be pickled)."""
     return _Bytes(None)
 
 
 def metadata_bytes(items: Mapping[str, Any], paths: Mapping[str, tuple[str | int, ...]], places: Sequence[Placed]) -> bytes:
-    """The file."""
+    """Returns the bytes of `.metadata`."""
     storage = {}
     for (key, offsets, number), file, begin, length in places:
         index = _Index({"fqn": key, "index": number} | ({} if offsets is None else {"offset": torch.Size(offsets)}))

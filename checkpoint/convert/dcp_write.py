@@ -1,7 +1,7 @@
-"""Writes what `torch.distributed.checkpoint.load` reads: one `.distcp` file of archives, and `.metadata`.
+"""Writes checkpoints for `torch.distributed.checkpoint.load`: one `.distcp` file of archives, and `.metadata`.
 
 The optimizer's groups are written under both kinds of keys (`param_groups.0.lr`, and flattened `param_groups.NAME.lr`); the keys of its
-states are the same strings either way. So a load finds what it asks for, whichever options of `get_optimizer_state_dict` it uses.
+states are the same strings for both. So a load finds its keys with any options of `get_optimizer_state_dict`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from elastic.checkpoint.stored import itemsize, name_of
 from elastic.errors import CheckpointError
 
 CHUNK = 64 << 20
-"""Bytes of a chunk, at least a row: torch's reader loads one at a time."""
+"""Bytes of a chunk, but at least one row: torch's reader loads one chunk at a time."""
 
 DATA = "__0_0.distcp"
 
@@ -31,7 +31,7 @@ Item = tuple[tuple[str | int, ...], Any]
 
 
 def leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[Item]:
-    """What DCP's planner takes apart: dicts, and lists that hold tensors or dicts."""
+    """Flattens a value as DCP's planner does: dicts, and lists that hold tensors or dicts."""
     if isinstance(value, Mapping):
         return [item for key, inner in value.items() for item in leaves(inner, (*path, str(key)))]
     if isinstance(value, list) and _is_apart(value):
@@ -71,7 +71,7 @@ class _Writer:
     def add(self, path: tuple[str | int, ...], value: Any) -> None:
         key = ".".join(map(str, path))
         if key in self.items:
-            raise CheckpointError(f"two values have the key {key} in DCP; rename one by a rule")
+            raise CheckpointError(f"two values would have the key {key} in DCP; rename one by a rule")
         self.paths[key] = path
         if isinstance(value, Leaf):
             self._tensor(key, value)
@@ -100,7 +100,7 @@ class _Writer:
 
 
 def write_dcp(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: ConversionProgress = silent) -> None:
-    """Writes a directory; `max_memory` in bytes. Model and optimizer are `model` and `optim` unless the source says other keys."""
+    """Writes a directory; `max_memory` in bytes. The keys of model and optimizer are the source's, else `model` and `optim`."""
     tree, optimizer = tree_of(source, model="model", optimizer="optim", numbered=False)
     items = leaves(tree)
     if source.contents.groups:

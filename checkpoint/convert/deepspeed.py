@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints: without ZeRO, ZeRO stages 1, 2, 3 and Universal, read; Universal, written."""
+"""Reads DeepSpeed's checkpoints (without ZeRO, ZeRO stages 1, 2, 3, and Universal), and writes Universal ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["detect", "open_source", "write"]
 
 
 def detect(path: str | os.PathLike[str]) -> str | None:
-    """`deepspeed-universal`, `deepspeed`, or None if the directory is neither (nor names one of its own in `latest`)."""
+    """Returns `deepspeed-universal`, `deepspeed`, or None if neither the directory nor the one that its `latest` names is one."""
     folder = _folder(Path(path))
     if (folder / "zero").is_dir() and any(folder.glob("*mp_rank_*_model_states.pt")):
         return "deepspeed-universal"
@@ -28,9 +28,9 @@ def detect(path: str | os.PathLike[str]) -> str | None:
 
 
 def open_source(path: str | os.PathLike[str], *, trusted: bool = False, rules: Rules | None = None) -> Source:
-    """A DeepSpeed checkpoint, or the one that `latest` in its parent names, without the parameters that rules drop.
+    """Opens a DeepSpeed checkpoint, or the one that `latest` in the directory names, without the parameters that rules drop.
 
-    Raises CheckpointError naming file and reason.
+    Raises CheckpointError with file and reason.
     """
     folder, rules = _folder(Path(path)), rules or Rules()
     opening = Opening(folder=folder, trusted=trusted, drops=rules.drops)
@@ -45,7 +45,7 @@ def open_source(path: str | os.PathLike[str], *, trusted: bool = False, rules: R
     except CheckpointError:
         opening.files.close()
         raise
-    raise CheckpointError(f"{folder}: no *_model_states.pt of DeepSpeed, and no zero/ of a Universal checkpoint")
+    raise CheckpointError(f"{folder}: it has neither *_model_states.pt of DeepSpeed nor zero/ of a Universal checkpoint")
 
 
 def _folder(path: Path) -> Path:

@@ -1,7 +1,7 @@
-"""The `*_model_states.pt` files of DeepSpeed: what there is besides the shards of the optimizer.
+"""Reads the `*_model_states.pt` files of DeepSpeed: everything except the shards of the optimizer.
 
-Read from DeepSpeed 0.19.8, `runtime/engine.py`: `_common_checkpoint_state` (the keys), `_get_ckpt_name` (the file names),
-`_get_zero_param_shapes` (per group, or sub-group in ZeRO-3, in the order of the flat vector: round-robin order is already in it),
+From DeepSpeed 0.19.8, `runtime/engine.py`: `_common_checkpoint_state` (the keys), `_get_ckpt_name` (the file names),
+`_get_zero_param_shapes` (per group, or sub-group in ZeRO-3, in the order of the flat vector, which includes the round-robin order),
 `_get_shared_params` (alias -> name, of rank 0). Stage 1 saves frozen parameters in `module` only, stage 3 as partitions of every rank.
 A pipeline writes `module: None` and one `layer_NN-model_states.pt` per layer (`runtime/pipe/module.py`).
 """
@@ -27,14 +27,14 @@ _NOT_EXTRA = frozenset(
 )
 
 OURS = "elastic"
-"""The key under which a Universal checkpoint that we write keeps extra values of other formats, as JSON."""
+"""The key in our Universal checkpoints for extra values of other formats, as JSON."""
 
 Shapes = Sequence[Mapping[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """A directory that is opened, whether its pickles are trusted, and which names are to be left out."""
+    """A directory to open. trusted: its pickles may be run. drops: whether a rule leaves out a name."""
 
     folder: Path
     trusted: bool
@@ -42,13 +42,16 @@ class Opening:
     files: Files = field(default_factory=Files)
 
     def load(self, path: Path) -> Any:
-        """A file of the directory."""
+        """Loads a file of the directory."""
         return load(path, trusted=self.trusted, files=self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """shapes: per model-parallel rank, per group of the flat vectors. fixed: frozen parameters and buffers. extra: as in `Contents`."""
+    """The contents of the model files.
+
+    shapes: per model-parallel rank, per group of the flat vectors. fixed: frozen parameters and buffers. extra: as in `Contents`.
+    """
 
     shapes: Mapping[int, Shapes]
     fixed: Mapping[str, PiecedTensor]
@@ -60,13 +63,13 @@ class Models:
 
 
 def read_models(opening: Opening) -> Models:
-    """Everything from the model files of a checkpoint; `shapes` has dropped names too. Raises CheckpointError naming file and reason."""
+    """Reads the model files of a checkpoint; `shapes` has dropped names too. Raises CheckpointError with file and reason."""
     folder = opening.folder
     files = model_files(folder)
     states = {key: opening.load(path) for key, path in files.items()}
     for key, state in states.items():
         if not isinstance(state, dict) or not isinstance(state.get("param_shapes"), list):
-            raise CheckpointError(f"{files[key]}: it has no param_shapes: no ZeRO optimizer was saved with it")
+            raise CheckpointError(f"{files[key]}: it has no param_shapes, so it was saved without a ZeRO optimizer")
     first = states[min(states, key=lambda key: (key[1], key[0]))]
     refuse_tensor_parallel(folder, first, {mp for _, mp in states})
     shapes = {mp: [dict(group) for group in state["param_shapes"]] for (rank, mp), state in sorted(states.items()) if rank == 0}
@@ -87,21 +90,21 @@ def read_models(opening: Opening) -> Models:
 
 
 def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of model states says besides, by key, as `Contents` has it; what another format had said is as it said it."""
+    """Returns the other values of a file of model states, by key, for `Contents`; values of another format are restored as they were."""
     dropped: list[str] = []
     read = {key: plain(value, dropped) for key, value in state.items() if key not in _NOT_EXTRA}
     text = read.pop(OURS, None)
     own = {"deepspeed": {**read, "not_read": dropped} if dropped else read}
     if not isinstance(text, str):
         return own
-    ours = strict_json(text.encode(), f"what is under the key {OURS}")
+    ours = strict_json(text.encode(), f"the value under the key {OURS}")
     if not isinstance(ours, dict) or not isinstance(ours.get("extra"), dict) or "deepspeed" not in ours:
-        raise CheckpointError(f"what is under the key {OURS} is not what we write there; drop the key, or convert again")
+        raise CheckpointError(f"the value under the key {OURS} was not written by this program; drop the key, or convert again")
     return {**ours["extra"], **(own if ours["deepspeed"] else {})}
 
 
 def model_files(folder: Path) -> dict[tuple[int, int], Path]:
-    """By rank in the data-parallel group (0 where all hold the same) and model-parallel rank."""
+    """Returns the model files by rank in the data-parallel group (0 if all hold the same) and model-parallel rank."""
     found: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob("*mp_rank_*_model_states.pt")):
         if match := _MODEL.fullmatch(path.name):
@@ -112,17 +115,17 @@ def model_files(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def refuse_tensor_parallel(folder: Path, state: Mapping[str, Any], ranks: set[int]) -> None:
-    """Raises CheckpointError if the ranks hold slices, or some are missing."""
+    """Raises CheckpointError if the ranks hold tensor-parallel slices, or some ranks are missing."""
     degrees = state.get("checkpoint_parallel_dimensions") or {}
     tensor = degrees.get("tp_degree") or (1 if state.get("module") is None else len(ranks))
     if tensor > 1:
-        raise CheckpointError(f"{folder}: it was saved by {tensor} tensor-parallel ranks, whose slices no rule describes")
+        raise CheckpointError(f"{folder}: it was saved by {tensor} tensor-parallel ranks; slices of DeepSpeed are not read")
     if sorted(ranks) != list(range(len(ranks))):
-        raise CheckpointError(f"{folder}: model states of a model-parallel rank are missing; found {sorted(ranks)}")
+        raise CheckpointError(f"{folder}: model states of a model-parallel rank are missing; found ranks {sorted(ranks)}")
 
 
 def _fixed(opening: Opening, states: Mapping[tuple[int, int], Any], trained: set[str]) -> tuple[dict[str, PiecedTensor], set[str]]:
-    """Frozen parameters and buffers, and which of them are frozen parameters."""
+    """Returns frozen parameters and buffers, and the names of the frozen parameters."""
     folder = opening.folder
     found: dict[str, PiecedTensor] = {}
     frozen: set[str] = set()
@@ -141,19 +144,19 @@ def _fixed(opening: Opening, states: Mapping[tuple[int, int], Any], trained: set
             if name in trained or name in found or name in fragments or not is_tensor(held) or opening.drops(name):
                 continue
             if 0 in held.spec.shape and name not in buffers:
-                continue  # what ZeRO-3 leaves of a parameter
+                continue  # an empty placeholder of a parameter that ZeRO-3 has partitioned
             found[name] = PiecedTensor.whole(f"{folder}: {name}", held)
             frozen |= {name} - buffers
     return found | _of_layers(opening, trained, set(found)), frozen
 
 
 def _of_layers(opening: Opening, trained: set[str], found: set[str]) -> dict[str, PiecedTensor]:
-    """What the files of a pipeline's layers hold besides trained parameters; a layer's names begin with its number."""
+    """Returns the tensors in a pipeline's layer files that are not trained parameters; a layer's names begin with its number."""
     layers: dict[str, PiecedTensor] = {}
     for path in sorted(opening.folder.glob("layer_*model_states.pt")):
         match = _LAYER.fullmatch(path.name)
         if match is None:
-            raise CheckpointError(f"{path}: not a layer of a pipeline as DeepSpeed names it (experts are not read)")
+            raise CheckpointError(f"{path}: its name is not that of a DeepSpeed pipeline layer (experts are not read)")
         prefix = f"{int(match[1] or match[3])}."
         if not any(name.startswith(prefix) for name in trained):
             continue  # a layer of tied modules: its parameters are trained under `tied_modules.`

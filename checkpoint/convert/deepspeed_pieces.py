@@ -1,4 +1,4 @@
-"""A tensor that lies in pieces over the shards of several ranks, and the source that reads such tensors."""
+"""Tensors in pieces over the shards of several ranks, and the source that reads such tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elastic.layout.runs import shared
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPiece:
-    """The run `[start, stop)` of a tensor: in `held`, from its element `at` on."""
+    """The run `[start, stop)` of a tensor, which is in `held` from its element `at` on."""
 
     start: int
     stop: int
@@ -47,18 +47,18 @@ class PiecedTensor:
 
     @classmethod
     def whole(cls, what: str, held: ReadableTensor, shape: Sequence[int] | None = None) -> PiecedTensor:
-        """A tensor that lies in one place, by default in its own shape."""
+        """Returns a tensor of one piece, by default in its own shape."""
         size = math.prod(held.spec.shape)
         spec = Spec(shape=tuple(held.spec.shape if shape is None else shape), dtype=held.spec.dtype)
         return cls(what=what, spec=spec, pieces=(TensorPiece(start=0, stop=size, held=held, at=0),) if size else ())
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.spec.shape)
 
     def run(self, start: int, stop: int) -> torch.Tensor:
-        """The run, flat."""
+        """Reads a run, flat."""
         if not 0 <= start <= stop <= self.size:
             raise CheckpointError(f"{self.what} has no elements {start} to {stop}")
         parts: list[torch.Tensor] = []
@@ -84,23 +84,23 @@ class PieceSource:
         self._files = files
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
-        """The run of one tensor, flat, in its dtype."""
+        """Reads a run of one tensor, flat, in its dtype."""
         if state not in self._found.get(name, {}):
             raise CheckpointError(f"this {self.format} checkpoint has no {state!r} of {name!r}")
         return self._found[name][state].run(start, stop)
 
     def close(self) -> None:
-        """Lets go of files."""
+        """Closes the files."""
         self._files.close()
 
 
 def specs(found: TensorPieces) -> dict[str, dict[str, Spec]]:
-    """The specs of all, for `Contents`."""
+    """Returns the specs of all tensors, for `Contents`."""
     return {name: {state: pieces.spec for state, pieces in states.items()} for name, states in found.items()}
 
 
 def cut(what: str, shape: Sequence[int], held: Sequence[ReadableTensor]) -> PiecedTensor:
-    """A tensor that ZeRO-3 has cut by itself: rank r of n holds `ceil(size / n)` elements from r times that on, the last ones padded."""
+    """Returns a tensor that ZeRO-3 partitioned by itself: rank r of n holds `ceil(size / n)` elements from r times that on, or fewer."""
     size, each = math.prod(shape), -(-math.prod(shape) // len(held))
     bounds = [(min(size, rank * each), min(size, (rank + 1) * each)) for rank in range(len(held))]
     pieces = tuple(TensorPiece(start=low, stop=high, held=one, at=0) for (low, high), one in zip(bounds, held, strict=True) if low < high)

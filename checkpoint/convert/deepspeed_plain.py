@@ -1,7 +1,7 @@
-"""DeepSpeed without ZeRO (stage 0): the model and the optimizer's own state dict, both whole, in `mp_rank_00_model_states.pt`.
+"""Reads DeepSpeed without ZeRO (stage 0): model and the optimizer's own state dict, both whole, in `mp_rank_00_model_states.pt`.
 
-Read from DeepSpeed 0.19.8, `runtime/engine.py`, `_save_checkpoint`: without ZeRO `optimizer` is what the optimizer's `state_dict` gives, of
-torch in fp32, of a wrapper with flat vectors in fp16.
+From DeepSpeed 0.19.8, `runtime/engine.py`, `_save_checkpoint`: without ZeRO `optimizer` is the optimizer's `state_dict()`: in fp32 that of
+torch's optimizer, in fp16 that of a wrapper with flat vectors.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from elastic.errors import CheckpointError
 
 
 def read_plain(opening: Opening, rules: Rules) -> Nested:
-    """The source of a directory without ZeRO. Raises CheckpointError naming file and reason."""
+    """Opens a directory without ZeRO. Raises CheckpointError with file and reason."""
     found = model_files(opening.folder)
     path = found[0, 0]
     archive = Archive(path, files=opening.files)
     state = load_archive(archive, trusted=opening.trusted)
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} is not what DeepSpeed's engine saves")
+        raise CheckpointError(f"{path} was not saved by DeepSpeed's engine")
     if state.get("param_shapes") is not None:
         raise CheckpointError(f"{opening.folder}: it was saved with ZeRO, and the shards of its optimizer (*_optim_states.pt) are missing")
     refuse_tensor_parallel(opening.folder, state, {mp for _, mp in found})
@@ -37,7 +37,7 @@ def read_plain(opening: Opening, rules: Rules) -> Nested:
     optimizer = state.get("optimizer")
     if isinstance(optimizer, Mapping) and "param_groups" not in optimizer and not rules.drops("optimizer"):
         raise CheckpointError(
-            f"{path}: its optimizer is a wrapper of DeepSpeed for fp16, whose flat vectors are not read: leave it out by the rule "
+            f"{path}: its optimizer is DeepSpeed's wrapper for fp16, whose flat vectors are not read: leave it out by the rule "
             "drop = ['optimizer']"
         )
     known = set(state.get("buffer_names") or ())
@@ -56,7 +56,7 @@ def read_plain(opening: Opening, rules: Rules) -> Nested:
     tensors |= {(name, PARAM): value for name, value in buffers.items()}
 
     def check() -> str:
-        vouched, bare = archive.verify()
-        return f"CRC-32 of {vouched} bytes agree; {bare} bytes have no checksum"
+        checked, bare = archive.verify()
+        return f"CRC-32 of {checked} bytes agree; {bare} bytes have no checksum"
 
     return Nested(format="deepspeed", contents=contents, tensors=tensors, files=opening.files, check=check)

@@ -1,8 +1,8 @@
-"""DeepSpeed Universal, read: `zero/<name>/{fp32,exp_avg,...,step}.pt`, `zero/optimizer_state.pt` and the model files as they were.
+"""Reads DeepSpeed Universal: `zero/<name>/{fp32,exp_avg,...,step}.pt`, `zero/optimizer_state.pt` and the unchanged model files.
 
-Read from DeepSpeed 0.19.8, `checkpoint/ds_to_universal.py` (the files) and `checkpoint/universal_checkpoint.py`
-(`load_hp_checkpoint_state`). A state's file holds `{"param": tensor}`, from ZeRO-3 a flat tensor. ZeRO-3 leaves out `step.pt`: it is in
-`optimizer_state.pt`, which has the groups with the numbers of the (sub-)groups that `param_shapes` of the model files name.
+From DeepSpeed 0.19.8, `checkpoint/ds_to_universal.py` (the files) and `checkpoint/universal_checkpoint.py`
+(`load_hp_checkpoint_state`). A state's file holds `{"param": tensor}`, from ZeRO-3 a flat tensor. ZeRO-3 writes no `step.pt`: the step is
+in `optimizer_state.pt`, whose groups list the numbers of the (sub-)groups in `param_shapes` of the model files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ UniversalScalars = dict[str, dict[str, float | int | bool]]
 
 
 def read_universal(opening: Opening) -> PieceSource:
-    """The source of a Universal checkpoint's directory. Raises CheckpointError naming file and reason."""
+    """Opens the directory of a Universal checkpoint. Raises CheckpointError with file and reason."""
     models = read_models(opening)
     optimizer = opening.load(opening.folder / "zero" / "optimizer_state.pt")
     groups = _groups(models, optimizer, opening.drops)
@@ -49,16 +49,16 @@ def read_universal(opening: Opening) -> PieceSource:
 
 
 def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[str, PiecedTensor], dict[str, float | int | bool]]:
-    """One parameter's tensors and numbers."""
+    """Returns one parameter's tensors and numbers."""
     folder = opening.folder / "zero" / name
     tensors: dict[str, PiecedTensor] = {}
     numbers: dict[str, float | int | bool] = {}
     for path in sorted(folder.glob("*.pt")):
         value = opening.load(path)
-        wrapped = isinstance(value, dict)  # a tensor is; a number lies bare
+        wrapped = isinstance(value, dict)  # true for a tensor, false for a number
         value = value.get("param") if wrapped else value
-        if not wrapped and (told := number(value)) is not None and path.stem != "fp32":
-            numbers[path.stem] = told
+        if not wrapped and (scalar := number(value)) is not None and path.stem != "fp32":
+            numbers[path.stem] = scalar
         elif value is not None and is_tensor(value):
             tensors[PARAM if path.stem == "fp32" else path.stem] = PiecedTensor.whole(str(path), value, shape)
         else:
@@ -69,7 +69,7 @@ def _parameter(opening: Opening, name: str, shape: Sequence[int]) -> tuple[dict[
 
 
 def _shared(optimizer: Mapping[str, Any], flat: int) -> dict[str, float | int | bool]:
-    """Numbers of a (sub-)group that a ZeRO-3 checkpoint keeps in the common file."""
+    """Returns the numbers of a (sub-)group that a ZeRO-3 checkpoint keeps in the common file."""
     states = (optimizer.get("optimizer_state_dict") or {}).get("state", {})
     found = {key: number(value) for key, value in states.get(flat, {}).items()}
     return {key: value for key, value in found.items() if value is not None}

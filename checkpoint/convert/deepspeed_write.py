@@ -1,8 +1,8 @@
-"""DeepSpeed Universal, written from any source, tensor by tensor.
+"""Writes DeepSpeed Universal from any source, tensor by tensor.
 
-What DeepSpeed 0.19.8 reads back: stages 1 and 2 take every `zero/<name>/*.pt` and, by position, the settings of `param_groups` in
-`zero/optimizer_state.pt` (`runtime/base_optimizer.py`); stage 3 takes `fp32`, `exp_avg`, `exp_avg_sq`, the step of group 0 and the settings
-of group 0 for all groups (`runtime/zero/stage3.py`: its own limit). Both model files are written, since each stage opens its own name.
+DeepSpeed 0.19.8 reads back: in stages 1 and 2, every `zero/<name>/*.pt` and, by position, the settings of `param_groups` in
+`zero/optimizer_state.pt` (`runtime/base_optimizer.py`); in stage 3, `fp32`, `exp_avg`, `exp_avg_sq`, and the step and the settings of
+group 0 for all groups (a limit of `runtime/zero/stage3.py`). Both model files are written, because each stage opens its own name.
 DeepSpeed itself restores neither frozen parameters nor buffers from Universal; they are in `module` for readers that do.
 """
 
@@ -29,13 +29,13 @@ LATEST = "latest_universal"
 
 
 def write(source: Source, path: str | os.PathLike[str], *, max_memory: int, progress: ConversionProgress = silent) -> None:
-    """A Universal checkpoint in the new directory `path`, named by `latest_universal` beside it; `max_memory` in bytes.
+    """Writes a Universal checkpoint into the new directory `path`, and its name into `latest_universal` next to it.
 
-    Raises CheckpointError naming what cannot be written; then `path` does not exist.
+    `max_memory` in bytes. Raises CheckpointError with what cannot be written; then `path` does not exist.
     """
     path = Path(path)
     _check(source, path)
-    # A run is held as read, and again as gathered from pieces.
+    # a run is in memory twice: in pieces, and gathered
     reading = Reading(source=source, limit=run_bytes(max_memory // 2), progress=progress)
     with put(path, directory=True) as place:
         _write_parameters(reading, place / "zero")
@@ -63,7 +63,7 @@ def _check(source: Source, path: Path) -> None:
 
 
 def _trained(source: Source) -> list[list[str]]:
-    """Names by group; all in one where the source has no groups."""
+    """Returns names by group; all in one if the source has no groups."""
     contents = source.contents
     if contents.groups:
         return [list(group.names) for group in contents.groups]
@@ -76,7 +76,7 @@ def _streamed(reading: Reading, name: str, state: str) -> Streamed:
 
 
 def _number(value: float | int | bool) -> Any:
-    """Torch's own optimizers keep a step as a float tensor, DeepSpeed's as a number."""
+    """Returns a float as a tensor, as torch's own optimizers keep a step; other numbers (DeepSpeed's steps) stay."""
     if not isinstance(value, float):
         return value
     return scalar_tensor(value)
@@ -88,19 +88,19 @@ def _write_parameters(reading: Reading, folder: Path) -> None:
         (folder / name).mkdir(parents=True)
         for state in source.contents.tensors[name]:
             save({"param": _streamed(reading, name, state)}, folder / name / f"{'fp32' if state == PARAM else state}.pt")
-        for key, told in source.contents.scalars.get(name, {}).items():
-            save(_number(told), folder / name / f"{key}.pt")
+        for key, scalar in source.contents.scalars.get(name, {}).items():
+            save(_number(scalar), folder / name / f"{key}.pt")
 
 
 def _optimizer(source: Source) -> dict[str, Any]:
-    """What both loaders take from `optimizer_state.pt`."""
+    """Returns `optimizer_state.pt` for the loaders of all stages."""
     groups = [
         {**{key: setting(key, value) for key, value in group.settings.items()}, "params": [index]}
         for index, group in enumerate(source.contents.groups)
     ]
     firsts = [names[0] if names else "" for names in _trained(source)]
     states = {
-        index: {key: _number(told) for key, told in source.contents.scalars.get(name, {}).items()} for index, name in enumerate(firsts)
+        index: {key: _number(scalar) for key, scalar in source.contents.scalars.get(name, {}).items()} for index, name in enumerate(firsts)
     }
     kept = source.contents.extra.get("deepspeed", {})
     found: dict[str, Any] = {"ds_version": _VERSION, "zero_stage": 1, "param_groups": groups}

@@ -1,11 +1,11 @@
-"""The `*_optim_states.pt` shards of ZeRO stages 1, 2 and 3: which run of which shard is which run of which tensor.
+"""Reads the `*_optim_states.pt` shards of ZeRO stages 1, 2 and 3: maps runs of shards to runs of tensors.
 
-Read from DeepSpeed 0.19.8. Stages 1 and 2 (`runtime/zero/stage_1_and_2.py`, `state_dict`; `runtime/bf16_optimizer.py`): a group's
-parameters lie one behind the other in one vector, in the order of `param_shapes`, with `param_alignment_paddings` between them; rank r
+From DeepSpeed 0.19.8. Stages 1 and 2 (`runtime/zero/stage_1_and_2.py`, `state_dict`; `runtime/bf16_optimizer.py`): a group's
+parameters are concatenated in one vector, in the order of `param_shapes`, with `param_alignment_paddings` between them; rank r
 holds the r-th equal part. Padding at the end is stripped from `single_partition_of_fp32_groups` (not by the bf16 optimizer), not from the
 base optimizer's state. `param_slice_mappings` are not used: with `round_robin_gradients` they name other parameters than those whose
-values they point at (`_link_all_hp_params` takes the order before round-robin). Stage 3 (`runtime/zero/stage3.py`, `_rigid_state_dict`):
-every parameter is cut over the ranks by itself, and a rank's parts lie one behind the other, per sub-group;
+values they point at (`_link_all_hp_params` uses the order before round-robin). Stage 3 (`runtime/zero/stage3.py`, `_rigid_state_dict`):
+every parameter is partitioned over the ranks by itself, and a rank's parts are concatenated, per sub-group;
 `param_groups[g]["params"]` lists the sub-groups of group g.
 """
 
@@ -29,7 +29,7 @@ _SHARD = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_sta
 
 
 def read_zero(opening: Opening) -> PieceSource:
-    """The source of a ZeRO checkpoint's directory. Raises CheckpointError naming file and reason."""
+    """Opens the directory of a ZeRO checkpoint. Raises CheckpointError with file and reason."""
     models = read_models(opening)
     collected = _Collected(opening)
     stage = 0
@@ -41,7 +41,7 @@ def read_zero(opening: Opening) -> PieceSource:
 
 
 def _shards(opening: Opening, mp: int) -> list[Mapping[str, Any]]:
-    """The optimizer's state of every data-parallel rank."""
+    """Loads the optimizer's state of every data-parallel rank."""
     folder = opening.folder
     matches = [(match, path) for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))]
     files = {int(match[1]): path for match, path in matches if int(match[2]) == mp}
@@ -51,12 +51,12 @@ def _shards(opening: Opening, mp: int) -> list[Mapping[str, Any]]:
     counts = shards[0].get("partition_count", len(files))
     for count in counts if isinstance(counts, list) else [counts]:
         if count != len(files):
-            raise CheckpointError(f"{folder}: it was saved by {count} ranks, but shards of {len(files)} are there")
+            raise CheckpointError(f"{folder}: it was saved by {count} ranks, but has shards of {len(files)}")
     return shards
 
 
 class _Collected:
-    """What the shards hold, by name."""
+    """The tensors, numbers and groups of all shards, by parameter name."""
 
     def __init__(self, opening: Opening) -> None:
         self.folder, self.drops, self.files = opening.folder, opening.drops, opening.files
@@ -115,10 +115,10 @@ class _Collected:
     def _numbers(self, bases: Sequence[Any], index: int) -> dict[str, float | int | bool]:
         found: dict[str, float | int | bool] = {}
         for key, value in self._state(bases[0], index).items():
-            if (told := number(value)) is not None:
-                if any(number(self._state(base, index).get(key)) != told for base in bases):
+            if (scalar := number(value)) is not None:
+                if any(number(self._state(base, index).get(key)) != scalar for base in bases):
                     raise CheckpointError(f"{self.folder}: ranks disagree on {key!r} of group {index}")
-                found[key] = told
+                found[key] = scalar
         return found
 
     def _add_groups(self, shapes: Shapes, base: Any) -> None:
@@ -148,13 +148,13 @@ class _Collected:
 
 
 def _third(size: int, at: int, ranks: int) -> list[tuple[int, int, int, int]]:
-    """`(start, stop, rank, at)` of a parameter that is cut by itself."""
+    """Returns `(start, stop, rank, at)` for each part of a parameter that stage 3 partitions by itself."""
     each = -(-size // ranks)
     return [(rank * each, min(size, (rank + 1) * each), rank, at) for rank in range(ranks) if rank * each < size]
 
 
 def _flat(position: int, size: int, lengths: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """`(start, stop, rank, at)` of a run of a vector whose parts have these lengths."""
+    """Returns `(start, stop, rank, at)` for each part of a run of a vector that ranks hold in parts of these lengths."""
     parts: list[tuple[int, int, int, int]] = []
     first = 0
     for rank, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""Which format is at a path, and why."""
+"""Detects the format of the checkpoint at a path."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detected:
-    """A format's name, and what it was recognised by."""
+    """A format's name, and the reason why it was recognised."""
 
     name: str
     why: str
 
 
 def detect(path: Location) -> Detected:
-    """Raises CheckpointError saying what was looked for. Behind a URL there is only our own format."""
+    """Detects the format at a path; a URL always has our own format. Raises CheckpointError with what each format looks for."""
     if isinstance(path, str):
         return Detected(name="elastic", why="it is a URL")
     if not path.exists():
@@ -33,14 +33,14 @@ def detect(path: Location) -> Detected:
             return Detected(name=entry.name, why=why)
     hint = _hint(path)
     looked = "; ".join(f"{entry.name}: {entry.looks}" for entry in FORMATS.values())
-    raise CheckpointError(f"{path} is no checkpoint that is known{hint}. Looked for: {looked}")
+    raise CheckpointError(f"{path} is not a checkpoint of a known format{hint}. Looked for: {looked}")
 
 
 def _hint(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as stream:
             first = stream.read(2)
-        return ", but it may be a file of torch.save before 1.6, which is not read" if first == b"\x80\x02" else ""
+        return ", but it may be a file of torch.save before torch 1.6, which is not read" if first == b"\x80\x02" else ""
     names = sorted(entry.name for entry in path.iterdir())
     if any(name.endswith(".distcp") for name in names):
         return ": it has .distcp files but no .metadata, so its save did not finish"

@@ -1,4 +1,4 @@
-"""The formats by name: how each is recognised, opened and written. Modules are imported when they are needed."""
+"""The registry of formats: how each is recognised, opened and written. Modules are imported when they are needed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One format. Values of `recognise`, `opens` and `writes` are `module:function`; None: there is no such thing.
+    """One format. `recognise`, `opens` and `writes` are `module:function`; None: not supported.
 
-    recognise(path) -> why it is one, or None. opens(path, trust_pickle=, rules=) -> Source, with only those options that are in `options`.
-    writes(source, path, max_memory=, progress=, and slicings= if `slices`). weights_only: optimizer states, groups and extra values
-    have no place in it.
+    recognise(path) -> the reason why it is one, or None. opens(path, trust_pickle=, rules=) -> Source, with only the options in `options`.
+    writes(source, path, max_memory=, progress=, and slicings= if `slices`). weights_only: the format cannot hold optimizer states, groups
+    and extra values.
     """
 
     name: str
@@ -90,14 +90,14 @@ FORMATS = {
             recognise=f"{_HERE}.accelerate:recognise",
             opens=f"{_HERE}.accelerate:open_accelerate",
             options=_PICKLED,
-            looks="random_states_*.pkl beside weights, or pytorch_model_fsdp_0",
+            looks="random_states_*.pkl and weights, or pytorch_model_fsdp_0",
         ),
         Format(
             name="trainer",
             recognise=f"{_HERE}.trainer:recognise",
             opens=f"{_HERE}.trainer:open_trainer",
             options=_PICKLED,
-            looks="optimizer.pt or optimizer.bin beside weights",
+            looks="optimizer.pt or optimizer.bin, and weights",
         ),
         Format(
             name="hf",
@@ -118,13 +118,13 @@ FORMATS = {
         ),
     )
 }
-"""In the order in which they are tried: a directory of ours is one of Hugging Face as well, one of Megatron's one of DCP."""
+"""Formats in the order in which they are tried: our directories also look like Hugging Face's, Megatron's also like DCP's."""
 
 TARGETS = tuple(name for name, entry in FORMATS.items() if entry.writes)
 
 
 def function(reference: str, what: str) -> Callable[..., Any]:
-    """What `module:function` names. Raises CheckpointError where this installation lacks the module."""
+    """Imports the function that `module:function` names. Raises CheckpointError if this installation lacks the module."""
     module, _, name = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -133,14 +133,14 @@ def function(reference: str, what: str) -> Callable[..., Any]:
 
 
 def format_of(name: str) -> Format:
-    """The format called `name`. Raises CheckpointError."""
+    """Returns the format called `name`. Raises CheckpointError."""
     if name not in FORMATS:
-        raise CheckpointError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+        raise CheckpointError(f"there is no format {name!r}; the formats are {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def open_source(path: Location, name: str, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
-    """Opens what is at `path` in a format. Raises CheckpointError."""
+    """Opens the checkpoint at `path` in a format. Raises CheckpointError."""
     entry = format_of(name)
     if entry.opens is None:
         raise CheckpointError(f"{name} cannot be read")
@@ -159,17 +159,17 @@ def write_target(
 ) -> None:
     """Writes a source in a format; `max_memory` in bytes. Raises CheckpointError, and leaves nothing at `path` then.
 
-    `slicings`, by name and state: what is kept as slices, in a format that has a place for such.
+    `slicings`, by name and state: the tensors to keep as slices, in a format that can hold them.
     """
     entry = format_of(name)
     if entry.writes is None:
-        raise CheckpointError(f"{name} is read, not written; targets are {', '.join(TARGETS)}")
+        raise CheckpointError(f"{name} can be read, but not written; targets are {', '.join(TARGETS)}")
     if slicings and not entry.slices:
-        raise CheckpointError(f"{name} has no place for slices")
+        raise CheckpointError(f"{name} cannot hold tensor-parallel slices")
     options = {"slicings": slicings} if slicings else {}
     function(entry.writes, f"write {name}")(source, path, max_memory=max_memory, progress=progress, **options)
 
 
 def kept(name: str, state: str) -> bool:
-    """Whether a format has a place for a tensor's state."""
+    """Returns whether a format can hold a state of a tensor."""
     return state == PARAM or not format_of(name).weights_only

@@ -1,4 +1,4 @@
-"""Hugging Face directories: `model.safetensors`, or shards and their index, or an adapter; `config.json` beside them. Weights only."""
+"""Reads and writes Hugging Face directories: `model.safetensors`, or shards and their index, or an adapter; `config.json`. Weights only."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from elastic.checkpoint.stored import Files, dtype_of, itemsize
 from elastic.errors import CheckpointError
 
 HEADS = ("lm_head", "embed_out")
-"""Modules of transformers whose weight `tie_word_embeddings` is about."""
+"""Modules of transformers whose weights are tied by `tie_word_embeddings`."""
 CONFIGS = ("config", "generation_config")
-"""Keys of extra values that are files of their own here, with the ending `.json`."""
+"""Keys of extra values that are `.json` files of their own in this format."""
 BESIDE_LIMIT = 64 << 20
-"""Bytes of one file beside the weights; larger ones are something else."""
+"""Most bytes of one extra file; larger files are not read."""
 SHARD = 5 << 30
-"""Bytes of weights in one file."""
+"""Most bytes of weights in one file."""
 
 
 def recognise(path: Path) -> str | None:
-    """Why a path is such a directory or file, None if it is not."""
+    """Returns why a path is such a directory or file; None if it is not."""
     if path.is_dir() and (name := found_in(path)):
         return f"it has a file {name}"
     return "it is a safetensors file" if path.is_file() and path.suffix == ".safetensors" else None
 
 
 def read_configs(path: Path, files: Files) -> dict[str, Any]:
-    """The JSON files beside the weights, by key."""
+    """Reads the configuration files next to the weights, by key."""
     root = path if path.is_dir() else path.parent
     present = {key: root / f"{key}.json" for key in CONFIGS if (root / f"{key}.json").is_file()}
     return {key: strict_json(files.read(file, 0, files.size(file)), str(file)) for key, file in present.items()}
 
 
 def read_extra_files(path: Path, files: Files) -> dict[str, bytes]:
-    """The files that a model or tokenizer has beside the weights, as they are; none for a single file of weights."""
+    """Reads a model's or tokenizer's other files, unchanged; none for a single file of weights."""
     if not path.is_dir():
         return {}
     names = sorted(file.name for file in path.iterdir() if is_extra_file(file.name) and not file.name.endswith(".index.json"))
@@ -52,7 +52,7 @@ def read_extra_files(path: Path, files: Files) -> dict[str, bytes]:
 
 
 def files_to_write(contents: Contents) -> dict[str, bytes]:
-    """The files beside the weights: those of the source, and its configurations."""
+    """Returns the files to write with the weights: the source's files, and its configurations."""
     values = {f"{key}.json": contents.extra[key] for key in CONFIGS if isinstance(contents.extra.get(key), Mapping)}
     return {**{name: (json.dumps(value, indent=2) + "\n").encode() for name, value in values.items()}, **contents.files}
 
@@ -63,7 +63,7 @@ def open_hf(path: Path, *, trust_pickle: bool = False, rules: Rules | None = Non
     try:
         weights = load_weights(path, files, trust=trust_pickle, rules=rules)
         extra = {**read_configs(path, files), **weights.extra}
-        beside = read_extra_files(path, files)
+        others = read_extra_files(path, files)
     except CheckpointError:
         files.close()
         raise
@@ -75,7 +75,7 @@ def open_hf(path: Path, *, trust_pickle: bool = False, rules: Rules | None = Non
         ties=ties,
         buffers=frozenset(name for name, value in own.items() if not dtype_of(value.spec.dtype).is_floating_point),
         extra=extra,
-        files=beside,
+        files=others,
         unread=weights.unread,
     )
     tensors = {(name, PARAM): value for name, value in own.items()}
@@ -96,9 +96,9 @@ def _shards(leaves: Mapping[str, Leaf], limit: int) -> list[dict[str, Leaf]]:
 
 
 def tied_by_config(contents: Contents) -> frozenset[str]:
-    """Tied names that are not written: output heads, where the model's configuration says that they are the input embeddings.
+    """Returns the tied names that are not written: output heads that the model's configuration ties to the input embeddings.
 
-    Of other ties the configuration says nothing, so they are written under each name.
+    The configuration does not hold other ties, so their tensors are written under each name.
     """
     config = contents.extra.get("config")
     if config is None and "config.json" in contents.files:
@@ -109,7 +109,7 @@ def tied_by_config(contents: Contents) -> frozenset[str]:
 
 
 def weights_to_write(contents: Contents) -> dict[str, Leaf]:
-    """Names to write; tied names too, but those of `tied_by_config`."""
+    """Returns the weights to write by name, with tied names except those of `tied_by_config`."""
     leaves = {name: Leaf(name, PARAM, states[PARAM]) for name, states in contents.tensors.items() if PARAM in states}
     left = tied_by_config(contents)
     return leaves | {name: leaves[target] for name, target in contents.ties.items() if name not in left}
@@ -118,13 +118,11 @@ def weights_to_write(contents: Contents) -> dict[str, Leaf]:
 def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: ConversionProgress = silent, shard: int = SHARD) -> None:
     """Writes a directory that `from_pretrained` opens if the source has a `config.json`, or a `config` among the extra values.
 
-    Optimizer states have no place in it.
-
-    max_memory: bytes. shard: bytes of weights in one file, at least one tensor.
+    Optimizer states are left out. max_memory: bytes. shard: most bytes of weights in one file with several tensors.
     """
     reading = Reading(source=source, limit=run_bytes(max_memory), progress=progress)
-    beside, metadata = files_to_write(source.contents), source.contents.extra.get(METADATA)
-    adapter = ADAPTER_CONFIG in beside and "config.json" not in beside
+    others, metadata = files_to_write(source.contents), source.contents.extra.get(METADATA)
+    adapter = ADAPTER_CONFIG in others and "config.json" not in others
     shards = _shards(weights_to_write(source.contents), 1 << 62 if adapter else shard)
     names = (
         [ADAPTER if adapter else SINGLE]
@@ -139,10 +137,10 @@ def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress:
             total = sum(math.prod(leaf.spec.shape) * itemsize(leaf.spec.dtype) for leaves in shards for leaf in leaves.values())
             mapping = {key: name for name, leaves in zip(names, shards, strict=True) for key in leaves}
             (place / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": mapping}, indent=2) + "\n")
-        for name, data in beside.items():
+        for name, data in others.items():
             (place / name).write_bytes(data)
 
 
 def _by_alignment(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Wide dtypes first, so that every tensor is aligned to its element, as the library writes."""
+    """Sorts wide dtypes first, as the safetensors library does, so that every tensor is aligned to its elements."""
     return dict(sorted(leaves.items(), key=lambda item: -itemsize(item[1].spec.dtype)))

@@ -1,4 +1,4 @@
-"""Weights of a directory as `from_pretrained` finds them: safetensors or `.bin` files, whole or in shards, of a model or of an adapter."""
+"""Finds and reads the weights of a directory as `from_pretrained` does: safetensors or `.bin`, one file or shards, model or adapter."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SETS = (SINGLE, INDEX, BIN, BIN_INDEX, ADAPTER, "adapter_model.bin")
-"""In the order in which transformers (and, of the last two, PEFT) looks for them: the first that is there counts, and the others do not."""
+"""The order in which transformers (for the last two, PEFT) looks for weights: it reads the first that exists, and ignores the others."""
 METADATA = "safetensors_metadata"
-"""The key among the extra values for what safetensors headers say besides."""
+"""The key among the extra values for the metadata of safetensors headers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """tensors: in the order of the files. metadata: of safetensors headers. unread: what is there besides, in words.
+    """Weights that were found. tensors: in the order of the files. metadata: of safetensors headers.
 
-    ordered: the tensors come in the order of the model's definition. check: reads everything again; what that proves, in words.
+    unread: descriptions of data that was not read. ordered: the tensors are in the order of the model's definition.
+    check: reads everything again, and returns what that proves, in words.
     """
 
     tensors: Mapping[str, ReadableTensor]
@@ -40,34 +41,34 @@ class Weights:
 
     @property
     def tree(self) -> dict[str, Any]:
-        """As a training checkpoint has it."""
+        """The weights as a training checkpoint holds them."""
         return {"model": dict(self.tensors), **self.extra}
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What they say besides, by key."""
+        """The extra values, by key."""
         return {METADATA: dict(self.metadata)} if self.metadata else {}
 
 
 def found_in(path: Path) -> str | None:
-    """The file of a directory that says which weights it has, None if there is none."""
+    """Returns the file of a directory that holds or lists its weights; None if there is none."""
     return next((name for name in SETS if (path / name).is_file()), None)
 
 
 def load_weights(path: Path, files: Files, *, trust: bool = False, rules: Rules | None = None) -> Weights:
-    """The weights of a directory or a file of safetensors. Raises CheckpointError where index and files disagree, or nothing is there."""
+    """Reads the weights of a directory or of a file. Raises CheckpointError if index and files disagree, or there are none."""
     rules = rules or Rules()
     name = path.name if path.is_file() else found_in(path)
     if name is None:
         raise CheckpointError(f"{path} has no weights: looked for {', '.join(SETS)}")
     folder = path.parent if path.is_file() else path
     others = [other for other in SETS if other != name and (path / other).is_file()]
-    unread = [f"{other}, since {name} is there, which from_pretrained opens" for other in others]
+    unread = [f"{other}, because from_pretrained opens {name} instead" for other in others]
     names: dict[str, set[str] | None] = {name: None}
     order: list[str] = []
     if name in (INDEX, BIN_INDEX):
-        names, order, told = _indexed(folder / name, files)
-        unread += told
+        names, order, more = _indexed(folder / name, files)
+        unread += more
     if name == BIN_INDEX or name.endswith(".bin"):
         return _of_torch(folder, names, files, trust, rules, unread)
     weights = _of_safetensors(folder, names, files, rules, unread)
@@ -75,24 +76,24 @@ def load_weights(path: Path, files: Files, *, trust: bool = False, rules: Rules 
 
 
 def _indexed(where: Path, files: Files) -> tuple[dict[str, set[str] | None], list[str], list[str]]:
-    """Which tensors are in which file, all tensors in order, and what else the index says."""
+    """Returns the index's tensors by file, all tensors in order, and descriptions of its other metadata."""
     index = strict_json(files.read(where, 0, files.size(where)), str(where))
     mapping = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(mapping, dict) or not all(isinstance(file, str) and PurePosixPath(file).name == file for file in mapping.values()):
-        raise CheckpointError(f"{where} has no weight_map from names to files beside it")
+        raise CheckpointError(f"{where} has no weight_map from names to files in its directory")
     found: dict[str, set[str] | None] = {file: set() for file in sorted(set(mapping.values()))}
     for name, file in mapping.items():
         held = found[file]
         assert held is not None
         held.add(name)
-    said = index.get("metadata")
-    others = sorted(set(said) - {"total_size", "total_parameters"}) if isinstance(said, dict) else []
+    metadata = index.get("metadata")
+    others = sorted(set(metadata) - {"total_size", "total_parameters"}) if isinstance(metadata, dict) else []
     return found, list(mapping), [f"{where.name}: metadata {key!r}" for key in others]
 
 
 def _check_names(where: Path, wanted: set[str] | None, found: set[str]) -> None:
     if wanted is not None and wanted != found:
-        raise CheckpointError(f"{where} and the index beside it disagree about {min(wanted ^ found)}")
+        raise CheckpointError(f"{where} and its index disagree about {min(wanted ^ found)}")
 
 
 def _of_safetensors(folder: Path, names: Mapping[str, set[str] | None], files: Files, rules: Rules, unread: list[str]) -> Weights:
@@ -105,7 +106,7 @@ def _of_safetensors(folder: Path, names: Mapping[str, set[str] | None], files: F
         unread += [text for name, text in header.skipped.items() if not rules.drops(name)]
         for key, value in header.metadata.items():
             if metadata.setdefault(key, value) != value:
-                unread.append(f"{file}: metadata {key!r}, of which another file says something else")
+                unread.append(f"{file}: metadata {key!r}, which has another value in another file")
     if metadata.get("format") == "pt":
         del metadata["format"]
     return Weights(tensors=tensors, metadata=metadata, unread=tuple(unread), check=lambda: read_all(tensors))
@@ -123,7 +124,7 @@ def _of_torch(folder: Path, names: Mapping[str, set[str] | None], files: Files, 
             if is_tensor(value):
                 tensors[name] = value
             elif not rules.drops(name):
-                what = f"{folder / file}: {name} is no tensor; drop it by a rule, drop = ['{re.escape(name)}']"
+                what = f"{folder / file}: {name} is not a tensor; drop it by a rule, drop = ['{re.escape(name)}']"
                 if not rules.lenient:
                     raise CheckpointError(what)
                 unread.append(what)
@@ -136,7 +137,7 @@ def _of_torch(folder: Path, names: Mapping[str, set[str] | None], files: Files, 
 
 
 def read_all(tensors: Mapping[str, ReadableTensor]) -> str:
-    """Reads every byte; what that proves, in words."""
+    """Reads every byte, and returns what that proves, in words."""
     total = 0
     for value in tensors.values():
         count, step = math.prod(value.spec.shape), max(1, (4 << 20) // itemsize(value.spec.dtype))

@@ -1,4 +1,4 @@
-"""Values of others as JSON, and back: what JSON lacks is an object with one key that starts with `$`. Lossless, or refused."""
+"""Converts values to JSON and back without loss. A value that JSON lacks becomes an object with one key, such as `$tuple`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from elastic.checkpoint.stored import ReadableTensor, dtype_of, is_tensor, name_
 from elastic.errors import CheckpointError
 
 TENSOR_LIMIT = 1 << 20
-"""Elements of a tensor that may be kept among the extra values."""
+"""Most elements of a tensor among the extra values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """Stands for a value that could not be read, and says why."""
+    """A placeholder for a value that could not be read, with the reason."""
 
     reason: str
 
@@ -36,15 +36,15 @@ def _tensor(value: ReadableTensor, where: str) -> Any:
         top, _, below = where.partition(".")
         new = r"regex = '{}\.(.*)' to = 'NAME.\1'" if below else "exact = '{}' to = 'NAME'"
         raise CheckpointError(
-            f"{where} is a {value.spec.dtype} tensor of shape {list(value.spec.shape)} outside of model and optimizer. Drop it by a rule, "
-            f"drop = ['{re.escape(top)}'], or take it into the model by another name: [[rename]] {new.format(re.escape(top))}"
+            f"{where} is a {value.spec.dtype} tensor of shape {list(value.spec.shape)} outside model and optimizer. Drop it by a rule, "
+            f"drop = ['{re.escape(top)}'], or move it into the model by another name: [[rename]] {new.format(re.escape(top))}"
         )
     data = base64.b64encode(_bytes_of(value.run(0, count))).decode()
     return {"$tensor": {"dtype": value.spec.dtype, "shape": list(value.spec.shape), "data": data}}
 
 
 def encode(value: Any, where: str) -> Any:
-    """JSON of a value; `where` names it in errors. Raises CheckpointError for what has no form."""
+    """Encodes a value as JSON; `where` names it in errors. Raises CheckpointError for a value that cannot be encoded."""
     match value:
         case None | bool() | int() | str() if type(value) in (type(None), bool, int, str):
             return value
@@ -74,14 +74,14 @@ def encode(value: Any, where: str) -> Any:
     if isinstance(value, Opaque | Global):
         name = value.cls if isinstance(value, Opaque) else value
         raise CheckpointError(
-            f"{where} is a {name}, which is not on the list of harmless names: {rule}; or, if you trust whoever wrote it and it is made of "
-            "plain values, pass --trust-pickle"
+            f"{where} is a {name}, which is not on the list of harmless names: {rule}; or, if you trust the file's author and the object "
+            "consists of plain values, pass --trust-pickle"
         )
-    raise CheckpointError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which has no form outside of pickle; {rule}")
+    raise CheckpointError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which can only be stored as a pickle; {rule}")
 
 
 def encoded(values: Mapping[str, Any], where: str, unread: list[str] | None) -> dict[str, Any]:
-    """JSON of a dict. What has no form raises CheckpointError or, with `unread`, is listed there and left out, by itself."""
+    """Encodes a dict as JSON. A value that cannot be encoded raises CheckpointError or, with `unread`, is listed there and left out."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         at = f"{where}{key}"
@@ -98,7 +98,7 @@ def encoded(values: Mapping[str, Any], where: str, unread: list[str] | None) -> 
 
 
 def decode(value: Any) -> Any:
-    """The value that `encode` made JSON of; tensors in memory."""
+    """Inverts `encode`; tensors are in memory."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Megatron-LM's own checkpoints: `iter_*/mp_rank_TT[_PPP]/model_optim_rng.pt`, a file of `torch.save` per model-parallel rank.
+"""Reads Megatron-LM's own checkpoints: `iter_*/mp_rank_TT[_PPP]/model_optim_rng.pt`, a file of `torch.save` per model-parallel rank.
 
-After Megatron-LM's `megatron/training/checkpointing.py` (`get_checkpoint_name`, `generate_state_dict`): `model` (`model0`, `model1`, ...
-where a pipeline stage has several chunks) is the rank's part of the model, whose layers it counts from 0; `optimizer` is what
-Megatron-Core's `Float16OptimizerWithFloat16Params` or `FP32Optimizer` return. Chunk c of stage p is the (c x stages + p)-th run of layers.
-The states of a distributed optimizer lie in another file, without names, and are not read.
+From Megatron-LM's `megatron/training/checkpointing.py` (`get_checkpoint_name`, `generate_state_dict`): `model` (`model0`, `model1`, ...
+if a pipeline stage has several chunks) is the rank's part of the model, with layers numbered from 0; `optimizer` is the state of
+Megatron-Core's `Float16OptimizerWithFloat16Params` or `FP32Optimizer`. Chunk c of stage p is the (c x stages + p)-th run of layers.
+The states of a distributed optimizer are in another file, without names, and are not read.
 """
 
 from __future__ import annotations
@@ -32,44 +32,44 @@ _LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 
 FusedParts = list[ReadableTensor]
-"""What each tensor-parallel rank holds of a tensor."""
+"""Each tensor-parallel rank's part of a tensor."""
 
 
 def folder_of(path: Path) -> Path:
-    """The directory of an iteration: `path`, or the one in it that `latest_checkpointed_iteration.txt` names."""
+    """Returns the directory of an iteration: `path`, or the one in it that `latest_checkpointed_iteration.txt` names."""
     if not (path / LATEST).is_file():
         return path
-    told = (path / LATEST).read_text(errors="replace").strip()
-    folder = path / (f"iter_{int(told):07d}" if told.isascii() and told.isdigit() else "release")
+    latest = (path / LATEST).read_text(errors="replace").strip()
+    folder = path / (f"iter_{int(latest):07d}" if latest.isascii() and latest.isdigit() else "release")
     return folder if folder.is_dir() else path
 
 
 def recognise(path: Path) -> str | None:
-    """Why a path is such a checkpoint, None if it is not."""
+    """Returns why a path is such a checkpoint; None if it is not."""
     found = sorted(folder_of(path).glob(f"mp_rank_*/{_FILE}")) if path.is_dir() else []
     return f"it has a file {found[0].relative_to(path)}" if found else None
 
 
 def namespace(value: Any) -> dict[str, Any]:
-    """Megatron's `args`, whatever the file has them as."""
-    told = value.state if isinstance(value, Opaque) else getattr(value, "__dict__", value)
-    return dict(told) if isinstance(told, Mapping) else {}
+    """Returns Megatron's `args` as a dict, from a namespace or a dict."""
+    held = value.state if isinstance(value, Opaque) else getattr(value, "__dict__", value)
+    return dict(held) if isinstance(held, Mapping) else {}
 
 
 def shards(rules: Rules, args: Mapping[str, Any]) -> Sequence[ShardRule]:
-    """The rules that are stated, then those of the preset."""
+    """Returns the user's rules, then those of the preset."""
     return (*rules.shards, *(gpt(args) if rules.preset == PRESETS[0] else ()))
 
 
 class _Ranks:
-    """The files by pipeline stage and tensor-parallel rank. Raises CheckpointError where one is missing."""
+    """The files by pipeline stage and tensor-parallel rank. Raises CheckpointError if one is missing."""
 
     def __init__(self, folder: Path, files: Files, trust: bool) -> None:
         self.folder, self.archives = folder, {}
         for path in sorted(folder.glob(f"mp_rank_*/{_FILE}")):
             match = _RANK.fullmatch(path.parent.name)
             if match is None:
-                raise CheckpointError(f"{path.parent}: ranks of another kind than tensor and pipeline (experts) are not read")
+                raise CheckpointError(f"{path.parent}: only tensor-parallel and pipeline ranks are read, not experts")
             self.archives[int(match[2] or 0), int(match[1])] = Archive(path, files=files)
         self.stages, self.tensor = (1 + max(key[at] for key in self.archives) for at in (0, 1))
         missing = {(stage, rank) for stage in range(self.stages) for rank in range(self.tensor)} - set(self.archives)
@@ -78,14 +78,14 @@ class _Ranks:
         self.states = {key: load_archive(archive, trusted=trust) for key, archive in self.archives.items()}
         self.args = namespace(self.states[0, 0].get("args"))
         for key, degree in (("tensor", self.tensor), ("pipeline", self.stages)):
-            told = self.args.get(f"{key}_model_parallel_size", degree)
-            if told != degree:
-                raise CheckpointError(f"{folder}: its args say {told} {key}-parallel ranks, files of {degree} are there")
+            listed = self.args.get(f"{key}_model_parallel_size", degree)
+            if listed != degree:
+                raise CheckpointError(f"{folder}: its args list {listed} {key}-parallel ranks, but it has files of {degree}")
         if (self.args.get("expert_model_parallel_size") or 1) > 1:
-            raise CheckpointError(f"{folder}: its args say that experts are divided over ranks, which is not read")
+            raise CheckpointError(f"{folder}: by its args, experts are divided over ranks, which is not read")
 
     def chunks(self, stage: int) -> list[str]:
-        """The keys of the parts of the model that a stage has."""
+        """Returns the keys of a stage's parts of the model."""
         state = self.states[stage, 0]
         numbered = [f"model{index}" for index in range(len(state)) if f"model{index}" in state]
         if not numbered and "model" not in state:
@@ -93,13 +93,13 @@ class _Ranks:
         return numbered or ["model"]
 
     def verify(self) -> str:
-        """Reads all files; what their checksums say."""
+        """Reads all files, and returns the result of their checksums, in words."""
         sums = [archive.verify() for archive in self.archives.values()]
         return f"{len(sums)} files read; CRC-32 of {sum(a for a, _ in sums)} bytes agree; {sum(b for _, b in sums)} bytes have none"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, ReadableTensor]:
-    """The tensors of nested dicts, in order, by names with dots."""
+    """Returns the tensors of nested dicts, in order, by names with dots."""
     found: dict[str, ReadableTensor] = {}
     for key, item in value.items():
         if is_tensor(item):
@@ -110,7 +110,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, ReadableTenso
 
 
 def _global_names(ranks: _Ranks) -> dict[tuple[int, str], dict[str, str]]:
-    """By stage and chunk, the rank's name of a tensor -> its name in the whole model. Raises CheckpointError if layers do not add up."""
+    """Maps, by stage and chunk, a rank's names to names in the whole model. Raises CheckpointError if layers are missing."""
     keys = [(stage, key) for stage in range(ranks.stages) for key in ranks.chunks(stage)]
     keys.sort(key=lambda one: (ranks.chunks(one[0]).index(one[1]), one[0]))
     named: dict[tuple[int, str], dict[str, str]] = {}
@@ -124,14 +124,14 @@ def _global_names(ranks: _Ranks) -> dict[tuple[int, str], dict[str, str]]:
             name: f"{match[1]}{int(match[2]) + first}{match[3]}" if (match := _LAYER.fullmatch(name)) else name for name in names
         }
         first += len(local)
-    told = ranks.args.get("num_layers", first)
-    if told != first:
-        raise CheckpointError(f"{ranks.folder}: its args say {told} layers, its files hold {first}")
+    listed = ranks.args.get("num_layers", first)
+    if listed != first:
+        raise CheckpointError(f"{ranks.folder}: its args list {listed} layers, but its files hold {first}")
     return named
 
 
 def _read(ranks: _Ranks, rules: Rules) -> tuple[dict[tuple[str, str], FusedParts], list[RankOptimizer]]:
-    """By name and state, the parts of all tensor-parallel ranks; and each rank's optimizer."""
+    """Returns the parts of all tensor-parallel ranks by name and state, and each rank's optimizer."""
     named = _global_names(ranks)
     parts: dict[tuple[str, str], Any] = {}
     optimizers: list[RankOptimizer] = []
@@ -140,7 +140,7 @@ def _read(ranks: _Ranks, rules: Rules) -> tuple[dict[tuple[str, str], FusedParts
         for key in ranks.chunks(stage):
             held = _flat(state.get(key) or {})
             if list(held) != list(named[stage, key]):
-                raise CheckpointError(f"{ranks.archives[stage, rank].where}: {key} has other tensors than tensor rank 0 has")
+                raise CheckpointError(f"{ranks.archives[stage, rank].where}: the tensors of {key} differ from those of tensor rank 0")
             model |= {named[stage, key][name]: value for name, value in held.items()}
         optimizer = read_rank(state.get("optimizer"), model, rules, ranks.archives[stage, rank].where)
         states = {(name, PARAM): value for name, value in model.items()} | optimizer.tensors
@@ -152,7 +152,7 @@ def _read(ranks: _Ranks, rules: Rules) -> tuple[dict[tuple[str, str], FusedParts
 
 
 def _is_tied(ranks: _Ranks, stage: int) -> bool:
-    """Whether a stage's output layer is a copy of the first stage's embedding."""
+    """Returns whether a stage's output layer is a copy of the first stage's embedding."""
     return stage > 0 and ranks.args.get("untie_embeddings_and_output_weights") is False
 
 
@@ -175,7 +175,7 @@ def open_megatron(path: Path, *, trust_pickle: bool = False, rules: Rules | None
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         files.close()
-        raise CheckpointError(f"{folder}: its files have another structure than Megatron-LM's: {error}") from error
+        raise CheckpointError(f"{folder}: its files do not have Megatron-LM's structure: {error}") from error
     tied = OUTPUT in _flat(ranks.states[ranks.stages - 1, 0][ranks.chunks(ranks.stages - 1)[-1]]) and _is_tied(ranks, ranks.stages - 1)
     groups, scalars = merge_groups(optimizers)
     contents = contents_of(tensors, groups, scalars, ties={OUTPUT: EMBEDDING} if tied else {}, extra=_extra(first), rules=rules)
@@ -188,7 +188,7 @@ def open_megatron(path: Path, *, trust_pickle: bool = False, rules: Rules | None
 
 
 def _agree(copies: Sequence[tuple[str, Sequence[ReadableTensor]]]) -> int:
-    """How many copies of tensors that every rank has whole there are. Raises CheckpointError naming one that differs."""
+    """Compares the ranks' copies of whole tensors, and returns their number. Raises CheckpointError with one that differs."""
     for name, held in copies:
         whole = [part.run(0, torch.Size(part.spec.shape).numel()) for part in held]
         if any(not torch.equal(whole[0].view(torch.uint8), other.view(torch.uint8)) for other in whole[1:]):

@@ -1,9 +1,9 @@
-"""Megatron's `torch_dist`: a distributed checkpoint of torch whose keys are Megatron's, with what is no tensor in `common.pt`.
+"""Reads Megatron's `torch_dist`: a distributed checkpoint of torch with Megatron's keys, and values that are not tensors in `common.pt`.
 
-After megatron-core 0.16 (`core/dist_checkpointing`). Layers that are alike are one tensor with the layers as its first dimension, under a
-key without their number (`decoder.layers.mlp.linear_fc1.weight`); states of the optimizer are `optimizer.state.STATE.KEY`, main values
-`fp32_param` among them. `common.pt` holds the groups without their parameters, and one step for all. Tensors are whole: no rule is
-needed about ranks.
+From megatron-core 0.16 (`core/dist_checkpointing`). Equal layers are one tensor with the layers as its first dimension, under a
+key without their number (`decoder.layers.mlp.linear_fc1.weight`); states of the optimizer are `optimizer.state.STATE.KEY`, with main
+values as `fp32_param`. `common.pt` holds the groups without their parameters, and one step for all. Tensors are whole, so rules for
+ranks are not needed.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class RankRow:
 
     @property
     def spec(self) -> Spec:
-        """Shape and dtype of the layer's."""
+        """Shape and dtype of the layer's tensor."""
         return Spec(shape=self.held.spec.shape[1:], dtype=self.held.spec.dtype)
 
     def run(self, start: int, stop: int) -> torch.Tensor:
-        """The run, flat."""
+        """Reads a run, flat."""
         first = self.index * math.prod(self.spec.shape)
         return self.held.run(first + start, first + stop)
 
 
 def recognise(path: Path) -> str | None:
-    """Why a path is such a checkpoint, None if it is not."""
+    """Returns why a path is such a checkpoint; None if it is not."""
     folder = folder_of(path) if path.is_dir() else path
     if not all((folder / name).is_file() for name in (METADATA, CONFIG, COMMON)):
         return None
@@ -62,7 +62,7 @@ def recognise(path: Path) -> str | None:
 
 
 def _of_layers(name: str, held: ReadableTensor, layers: int) -> dict[str, ReadableTensor]:
-    """The tensors that a key holds, by the names that a model has. Raises CheckpointError if the layers are not as many as `args` says."""
+    """Returns a key's tensors by their names in a model. Raises CheckpointError if the number of layers is not that of `args`."""
     before, stacked, after = name.partition(".layers.")
     if not stacked or after.partition(".")[0].isdigit():
         return {name: held}
@@ -81,8 +81,8 @@ def _tensors(described: Mapping[str, Any], pieces: Any, layers: int, rules: Rule
             state, _, name = key.removeprefix(_STATES).partition(".")
         elif key.startswith(("optimizer.", "chained_")):
             raise CheckpointError(
-                f"{key} is a state of the optimizer that is not kept by parameter: save with a format that is (fully_reshardable), or "
-                'leave all out by the rule drop = ["optimizer"]'
+                f"{key} is a state of the optimizer that is not stored by parameter: save it as fully_reshardable, or "
+                'leave out the optimizer by the rule drop = ["optimizer"]'
             )
         if rules.drops(name) or rules.drops(key):
             continue
@@ -96,7 +96,7 @@ def _tensors(described: Mapping[str, Any], pieces: Any, layers: int, rules: Rule
 def _optimizer(
     common: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], rules: Rules, where: str
 ) -> tuple[list[Group], MegatronScalars]:
-    """Groups, and the numbers of every parameter."""
+    """Returns the groups, and the numbers of every parameter."""
     value = common.get("optimizer")
     if not isinstance(value, Mapping) or rules.drops("optimizer"):
         return [], {}
@@ -105,12 +105,12 @@ def _optimizer(
     step = number((inner.get("state") or {}).get("common_step"))
     found = RankOptimizer()
     for settings, names in zip(listed, grouped(listed, shapes, rules, where), strict=True):
-        told = settings_of(settings, f"{where}: a group of the optimizer")
-        own = told.pop("step", None)
+        kept = settings_of(settings, f"{where}: a group of the optimizer")
+        own = kept.pop("step", None)
         for name in names:
             if (taken := own if step is None else step) is not None:
                 found.scalars[name] = {"step": taken}
-        found.groups.append(Group(names=tuple(names), settings=told))
+        found.groups.append(Group(names=tuple(names), settings=kept))
     return found.groups, found.scalars
 
 
@@ -130,7 +130,7 @@ def open_torch_dist(path: Path, *, trust_pickle: bool = False, rules: Rules | No
         raise
     except (AttributeError, KeyError, LookupError, TypeError, ValueError) as error:
         files.close()
-        raise CheckpointError(f"{folder}: it has another structure than Megatron's torch_dist: {error}") from error
+        raise CheckpointError(f"{folder}: it does not have the structure of Megatron's torch_dist: {error}") from error
     dropped: list[str] = []
     kept = {key: plain(value, dropped) for key, value in common.items() if key not in ("optimizer", "args", "rng_state")}
     extra = {"step": common.get("iteration"), "megatron": {**kept, "args": plain(args, dropped), "not_read": dropped}}

@@ -1,9 +1,9 @@
-"""Megatron's optimizers, whose files number parameters: which number is which name, and what belongs to it.
+"""Reads Megatron's optimizers, whose files number parameters: maps numbers to names.
 
-After Megatron-Core 0.16 (`core/optimizer/__init__.py`, `core/optimizer/optimizer.py`). Parameters are grouped by multipliers, in the order
-of the model; biases and vectors are those without weight decay (`wd_mult` 0). In mixed precision `fp32_from_fp16_params` holds, by group
-and in order, the main values of the parameters that the model has in 16 bits; the others' are the model's own. Apex keeps the step in the
-group, torch in every state, `dist_checkpointing` once for all.
+From Megatron-Core 0.16 (`core/optimizer/__init__.py`, `core/optimizer/optimizer.py`). Parameters are grouped by multipliers, in the order
+of the model; biases and vectors have no weight decay (`wd_mult` 0). In mixed precision `fp32_from_fp16_params` holds, by group and in
+order, the main values of the model's 16-bit parameters; the main values of others are the model's own. Apex keeps the step in the group,
+torch in every state, `dist_checkpointing` once for all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MegatronScalars = dict[str, dict[str, float | int | bool]]
 
 @dataclass(slots=True, kw_only=True)
 class RankOptimizer:
-    """What one rank's file holds: its parts of tensors, numbers by parameter, and groups."""
+    """The optimizer of one rank's file: its parts of tensors, numbers by parameter, and groups."""
 
     tensors: dict[tuple[str, str], ReadableTensor] = field(default_factory=dict)
     scalars: MegatronScalars = field(default_factory=dict)
@@ -34,14 +34,14 @@ class RankOptimizer:
 
 
 def grouped(groups: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[int]], rules: Rules, where: str) -> list[list[str]]:
-    """The names of each group's parameters, in order; `shapes` in the order of the model.
+    """Returns the names of each group's parameters, in order; `shapes` in the order of the model.
 
-    By the rules where they say it, else by weight decay. Raises CheckpointError where that is not enough.
+    Rules that state the groups come first, then weight decay. Raises CheckpointError if weight decay does not distinguish the groups.
     """
     patterns = rules.order.groups
     if patterns:
         if len(patterns) != len(groups):
-            raise CheckpointError(f"{where}: the optimizer has {len(groups)} groups, rule optimizer.groups names {len(patterns)}")
+            raise CheckpointError(f"{where}: the optimizer has {len(groups)} groups, but rule optimizer.groups has {len(patterns)}")
         taken: list[list[str]] = [[] for _ in groups]
         for name in shapes:
             at = next((index for index, pattern in enumerate(patterns) if re.search(pattern, name)), None)
@@ -51,7 +51,7 @@ def grouped(groups: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[i
     decayed = [group.get("wd_mult", 1.0) != 0 for group in groups]
     if len(set(decayed)) < len(groups):
         raise CheckpointError(
-            f"{where}: the optimizer has {len(groups)} groups, which weight decay does not tell apart: say which parameters are in which "
+            f"{where}: the optimizer has {len(groups)} groups, which weight decay does not distinguish: state the parameters of each "
             'by a rule: [optimizer] groups = ["regex of the first group", ...]'
         )
     if len(groups) == 1:
@@ -60,7 +60,7 @@ def grouped(groups: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[i
 
 
 def read_rank(value: Any, model: Mapping[str, ReadableTensor], rules: Rules, where: str) -> RankOptimizer:
-    """One rank's optimizer; `model` is the rank's part, by the names of the whole. Empty if there is none, or a rule drops `optimizer`."""
+    """Reads one rank's optimizer; `model` is the rank's part, by names of the whole. Empty without one, or if a rule drops `optimizer`."""
     found = RankOptimizer()
     if value is None or rules.drops("optimizer"):
         return found
@@ -71,8 +71,8 @@ def read_rank(value: Any, model: Mapping[str, ReadableTensor], rules: Rules, whe
     for index, (group, names) in enumerate(zip(inner["param_groups"], named, strict=True)):
         if len(group["params"]) != len(names):
             raise CheckpointError(
-                f"{where}: group {index} of the optimizer has {len(group['params'])} parameters, the model {len(names)} such: say which "
-                'are in which by a rule: [optimizer] groups = ["regex of the first group", ...]'
+                f"{where}: group {index} of the optimizer has {len(group['params'])} parameters, but the model has {len(names)} for it: "
+                'state the parameters of each group by a rule: [optimizer] groups = ["regex of the first group", ...]'
             )
         queue = iter(mains[index] if index < len(mains) else ())
         for key, name in zip(group["params"], names, strict=True):
@@ -85,7 +85,7 @@ def read_rank(value: Any, model: Mapping[str, ReadableTensor], rules: Rules, whe
 
 def _main(value: Any, name: str, held: ReadableTensor, where: str) -> ReadableTensor:
     if value is None or not is_tensor(value) or value.spec.shape != held.spec.shape:
-        raise CheckpointError(f"{where}: the main values of {name} are not where the order of parameters says")
+        raise CheckpointError(f"{where}: the main values of {name} are not at its place in the order of parameters")
     return value
 
 
@@ -100,16 +100,16 @@ def _settings(group: Mapping[str, Any], found: RankOptimizer, names: Sequence[st
 
 def _add_states(found: RankOptimizer, name: str, states: Mapping[str, Any], held: ReadableTensor, where: str) -> None:
     for state, value in states.items():
-        if (told := number(value)) is not None:
-            found.scalars.setdefault(name, {})[state] = told
+        if (scalar := number(value)) is not None:
+            found.scalars.setdefault(name, {})[state] = scalar
         elif is_tensor(value) and value.spec.shape == held.spec.shape:
             found.tensors[name, state] = value
         elif value is not None:
-            raise CheckpointError(f"{where}: {state} of {name} has not the parameter's shape: the order of parameters is another")
+            raise CheckpointError(f"{where}: {state} of {name} does not have the parameter's shape: the order of parameters is wrong")
 
 
 def merge_groups(ranks: Sequence[RankOptimizer]) -> tuple[list[Group], MegatronScalars]:
-    """Groups and numbers of all ranks. Raises CheckpointError where ranks disagree."""
+    """Merges groups and numbers of all ranks. Raises CheckpointError if ranks disagree."""
     merged: dict[int, tuple[dict[str, None], Mapping[str, Any]]] = {}
     scalars: MegatronScalars = {}
     for rank in ranks:
@@ -133,7 +133,7 @@ def contents_of(
     extra: dict[str, Any],
     rules: Rules,
 ) -> Contents:
-    """What is in a checkpoint whose tensors are these, without what is tied or dropped."""
+    """Returns the contents of a checkpoint with these tensors; ties to tensors that it lacks, and dropped ties, are left out."""
     specs: dict[str, dict[str, Spec]] = {}
     for (name, state), value in tensors.items():
         specs.setdefault(name, {})[state] = value.spec

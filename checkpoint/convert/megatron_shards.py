@@ -1,8 +1,8 @@
-"""How Megatron-LM divides tensors over tensor-parallel ranks: stated by rules, or by a preset that a checkpoint's own arguments fill in.
+"""Joins the tensors that Megatron-LM divides over tensor-parallel ranks, by rules, or by a preset with the checkpoint's own arguments.
 
-A tensor of which every rank has a part is cut along one dimension. A fused one is made of parts that are cut each by itself: of gate and
-up projection, rank r has the r-th of the gates and, behind them, the r-th of the ups. Widths are compared with what the files hold, and
-never taken from it.
+A tensor that ranks share is cut along one dimension. A fused one consists of parts that are cut separately: of gate and up projection,
+rank r has the r-th part of the gates and then the r-th part of the ups. Widths are compared with the shapes in the files, and never taken
+from them.
 
 The preset `megatron-gpt` is Megatron-Core's GPTModel, as its `sharded_state_dict` states it (megatron-core 0.16, `core/tensor_parallel/
 layers.py`, `core/transformer/mlp.py`, `core/transformer/attention.py`). Query, key and value are fused by query group (the queries of the
@@ -33,14 +33,14 @@ def _argument(args: Mapping[str, Any], key: str) -> int:
     value = args.get(key)
     if type(value) is not int or value < 1:
         raise CheckpointError(
-            f"the checkpoint's args say {key} = {value!r}, which the preset {GPT} needs: state the layout by [[shard]] rules, and preset = "
-            '"none"'
+            f"the checkpoint's args have {key} = {value!r}, but the preset {GPT} needs a positive number: state the layout by [[shard]] "
+            'rules, and preset = "none"'
         )
     return value
 
 
 def gpt(args: Mapping[str, Any]) -> tuple[ShardRule, ...]:
-    """The rules of the preset. Raises CheckpointError naming an argument that is missing."""
+    """Returns the rules of the preset. Raises CheckpointError with an argument that is missing."""
     heads, wide = _argument(args, "num_attention_heads"), _argument(args, "ffn_hidden_size")
     channels = args.get("kv_channels") or _argument(args, "hidden_size") // heads
     groups = _argument(args, "num_query_groups") if args.get("group_query_attention") else heads
@@ -60,33 +60,33 @@ def gpt(args: Mapping[str, Any]) -> tuple[ShardRule, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShiftedChunk:
-    """A part of one rank's tensor, as a chunk of the whole: the rank's own indices begin at `shift` in dimension `dim`."""
+    """A part of one rank's tensor, as a chunk of the whole: it begins at index `shift` of the rank's tensor in dimension `dim`."""
 
     held: Strided
     dim: int
     shift: int
 
     def box(self, box: Box) -> torch.Tensor:
-        """The values of a box of the part, in its shape."""
+        """Reads a box of the part, in its shape."""
         offsets = tuple(offset + (self.shift if dim == self.dim else 0) for dim, offset in enumerate(box[0]))
         return self.held.box((offsets, box[1]))
 
 
 def rule_for(name: str, rules: Sequence[ShardRule]) -> ShardRule:
-    """The first rule about a name. Raises CheckpointError if there is none."""
+    """Returns the first rule that matches a name. Raises CheckpointError if there is none."""
     found = next((rule for rule in rules if re.fullmatch(rule.pattern, name)), None)
     if found is None:
         raise CheckpointError(
-            f"no rule says how {name} is divided over tensor-parallel ranks: add [[shard]] regex = {name!r}, with dim and parts, or "
+            f"no rule states how {name} is divided over tensor-parallel ranks: add [[shard]] regex = {name!r}, with dim and parts, or "
             "without them if every rank has it whole; or drop it"
         )
     return found
 
 
 def joined(name: str, held: Sequence[ReadableTensor], rule: ShardRule) -> ReadableTensor:
-    """The whole tensor of the parts that the ranks hold, in order. Raises CheckpointError where they are not as the rule says."""
+    """Returns the whole tensor from the ranks' parts, in order. Raises CheckpointError if they contradict the rule."""
     if len({part.spec for part in held}) > 1:
-        raise CheckpointError(f"{name}: the tensor-parallel ranks hold {[list(part.spec.shape) for part in held]}")
+        raise CheckpointError(f"{name}: the tensor-parallel ranks hold different shapes: {[list(part.spec.shape) for part in held]}")
     spec, ranks = held[0].spec, len(held)
     if rule.dim is None:
         return held[0]
@@ -103,7 +103,7 @@ def joined(name: str, held: Sequence[ReadableTensor], rule: ShardRule) -> Readab
 
 
 def _chunks(whole: Spec, held: ReadableTensor, dim: int, widths: Sequence[Sequence[int]], rank: int) -> list[Chunk]:
-    """What one rank holds, as boxes of the whole."""
+    """Returns one rank's part as boxes of the whole."""
     if not isinstance(held, Strided):
         raise CheckpointError("a tensor that was loaded whole cannot be joined; files of torch before 1.6 are not read here")
     cuts = fused_slice(dim, widths, rank).cuts

@@ -1,4 +1,4 @@
-"""A source over a tree of nested dicts, whatever file it came from; and the tree that a target writes for a source."""
+"""Interprets a tree of nested dicts from any format as a source, and makes the tree that a target writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nested:
-    """A source whose tensors are found in files."""
+    """A source with tensors in files."""
 
     format: str
     contents: Contents
@@ -30,11 +30,11 @@ class Nested:
     check: Callable[[], str]
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
-        """The run, flat."""
+        """Reads a run, flat."""
         return checked(self.tensors, name, state, start, stop).run(start, stop)
 
     def verify(self) -> str:
-        """Reads everything; what was checked, in words."""
+        """Reads everything, and returns what was checked, in words."""
         return self.check()
 
     def watch(self, told: Callable[[int], None]) -> None:
@@ -42,22 +42,22 @@ class Nested:
         self.files.told = told
 
     def close(self) -> None:
-        """Lets go of files."""
+        """Closes the files."""
         self.files.close()
 
 
 def checked(tensors: Mapping[tuple[str, str], ReadableTensor], name: str, state: str, start: int, stop: int) -> ReadableTensor:
-    """The tensor, if the run is in it."""
+    """Returns the tensor. Raises CheckpointError if it does not exist, or the run is not in it."""
     found = tensors.get((name, state))
     if found is None:
         raise CheckpointError(f"there is no {state} of {name}")
     if not 0 <= start <= stop <= math.prod(found.spec.shape):
-        raise CheckpointError(f"{state} of {name} has {math.prod(found.spec.shape)} elements; {start} to {stop} were asked for")
+        raise CheckpointError(f"{state} of {name} has {math.prod(found.spec.shape)} elements; {start} to {stop} were requested")
     return found
 
 
 def ties_of(model: Mapping[str, ReadableTensor]) -> dict[str, str]:
-    """Names whose tensor is the same memory of the same file as an earlier one's."""
+    """Returns the names of tensors at the same place of the same file as an earlier tensor, with that one's name."""
     seen: dict[Any, str] = {}
     ties = {}
     for name, value in model.items():
@@ -72,16 +72,16 @@ def ties_of(model: Mapping[str, ReadableTensor]) -> dict[str, str]:
 def interpret(
     tree: Mapping[str, Any], *, rules: Rules, found: TreeParts | None = None
 ) -> tuple[Contents, dict[tuple[str, str], ReadableTensor]]:
-    """What a tree holds, and its tensors, without what the rules drop. Raises CheckpointError naming what has no place.
+    """Returns a tree's contents and tensors, without what the rules drop. Raises CheckpointError with a value that cannot be kept.
 
-    With `rules.lenient` that is listed in `Contents.unread` instead.
+    With `rules.lenient`, such values are listed in `Contents.unread` instead.
     """
     unread: list[str] | None = [] if rules.lenient else None
     try:
         found = find(tree, rules.drops, unread) if found is None else found
         return _interpret(tree, rules, found, unread)
     except RecursionError as error:
-        raise CheckpointError("a value of it contains itself, or is nested too deeply") from error
+        raise CheckpointError("a value of the checkpoint contains itself, or is nested too deeply") from error
 
 
 def _interpret(
@@ -112,8 +112,8 @@ def _interpret(
             unread.append(f"{dotted(found.optimizer) or 'optimizer'}: {error}")
     extra = encoded(others, "", unread)
     if found.model:
-        beside = {str(key): value for key, value in inside.items() if not is_tensor(value) and not drops(str(key))}
-        for key, value in encoded(beside, "", unread).items():
+        others = {str(key): value for key, value in inside.items() if not is_tensor(value) and not drops(str(key))}
+        for key, value in encoded(others, "", unread).items():
             place(extra, (*found.model, key), value)
     extra[SPELLING] = {"model": spelled(found.model, rules.drops), "optimizer": spelled(found.optimizer, rules.drops)}
     contents = _contents(params, _trainable(params), optimizer, ties, extra)
@@ -123,10 +123,10 @@ def _interpret(
 def _moved(
     tree: Mapping[str, Any], found: TreeParts, others: dict[str, Any], rules: Rules, model: Mapping[str, ReadableTensor]
 ) -> dict[str, ReadableTensor]:
-    """Tensors outside of the model that become some of it, by path: those that a rename names, and those of several models.
+    """Returns tensors outside the model that become part of it, by path: those of several models, and those that a rename names.
 
-    They are taken out of `others`. A rename names a tensor if its pattern begins with the key that the tensor lies under; one that
-    fits any name is not about a generator's state.
+    The renamed ones are removed from `others`. A rename must begin with the tensor's top key, so that a pattern that matches any name
+    does not move, for example, a generator's state.
     """
     loose = {dotted(path): value for at in found.loose for path, value in tensors_in(element(tree, at), at)}
     renamed: dict[str, ReadableTensor] = {}
@@ -137,7 +137,7 @@ def _moved(
             renamed[name] = value
             take_out(others, path)
     if twice := sorted(set(renamed) & set(model)):
-        raise CheckpointError(f"a rule takes {twice[0]} into the model, which has such a tensor already")
+        raise CheckpointError(f"a rule moves {twice[0]} into the model, which has a tensor of this name already")
     return {name: value for name, value in loose.items() if not rules.drops(name)} | renamed
 
 
@@ -148,7 +148,7 @@ def _trainable(params: Mapping[str, ReadableTensor]) -> dict[str, Spec]:
 def _untie(optimizer: Optimizer, ties: Mapping[str, str], params: Mapping[str, ReadableTensor]) -> None:
     for name in [*optimizer.tensors, *(name for group in optimizer.groups for name in group.names)]:
         if name in ties:
-            raise CheckpointError(f"the optimizer's states of {name} are of a tensor that is tied to {ties[name]}")
+            raise CheckpointError(f"the optimizer has states of {name}, which is tied to {ties[name]}")
         if params and name not in params:
             raise CheckpointError(f"the optimizer has a parameter {name}, which the model does not have; rename one of them by a rule")
 
@@ -180,7 +180,7 @@ def _contents(
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A tensor of the source that is to be written: its name there, its state, and its spec."""
+    """A tensor of the source that is to be written."""
 
     name: str
     state: str
@@ -188,7 +188,7 @@ class Leaf:
 
 
 def tree_of(source: Source, *, model: str, optimizer: str, numbered: bool) -> tuple[dict[str, Any], tuple[str | int, ...]]:
-    """The tree to write, and the optimizer's path in it; `numbered`: as optimizers themselves number parameters."""
+    """Returns the tree to write, and the optimizer's path in it. `numbered`: parameters have numbers, as in optimizers' own state dicts."""
     contents = source.contents
     spelling = contents.extra.get(SPELLING) or {}
     at, opt = spelling.get("model") or [model], spelling.get("optimizer") or [optimizer]
@@ -216,7 +216,7 @@ def _merge(tree: dict[str, Any], key: str, value: Any) -> None:
         for inner, item in value.items():
             _merge(tree[key], inner, item)
     elif key in tree:
-        raise CheckpointError(f"the extra value {key!r} has the key of the model or the optimizer")
+        raise CheckpointError(f"the extra value {key!r} has the same key as the model, the optimizer or another value")
     else:
         tree[key] = value
 
@@ -225,7 +225,7 @@ def _optimizer(contents: Contents, numbered: bool) -> dict[str, Any]:
     names = [name for group in contents.groups for name in group.names]
     stray = sorted((set(contents.scalars) | {name for name, states in contents.tensors.items() if set(states) - {PARAM}}) - set(names))
     if stray:
-        raise CheckpointError(f"{stray[0]} has optimizer states but is in no group: torch's optimizers have no place for them")
+        raise CheckpointError(f"{stray[0]} has optimizer states but is in no group: torch's optimizers cannot hold them")
     keys: dict[str, Any] = {name: index if numbered else name for index, name in enumerate(names)}
     states: dict[Any, dict[str, Any]] = {}
     for name in names:

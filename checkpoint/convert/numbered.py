@@ -1,7 +1,8 @@
-"""Which parameter is which number, in an optimizer's state that has numbers instead of names.
+"""Names the parameters of an optimizer's state that has numbers instead of names.
 
-`torch.optim` numbers parameters in the order in which they were given, and no file says what that was. So it takes `param_names` in the
-file, a rule, or a proof: every state has the shape of one parameter only. Equal shapes prove nothing; moments would go to another layer.
+`torch.optim` numbers parameters in the order in which they were given, which no file records. So names come from `param_names` in the
+file, from a rule, or from a proof: every state has a shape that only one parameter has. Equal shapes prove nothing: a guess could assign
+moments to the wrong layer.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ NumberedStates = Mapping[Any, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """How numbered parameters get names where the file has none: each group's in order, or by regular expressions (the first that fits).
+    """The user's names for numbered parameters: a list for each group, or a regular expression for each (the first match counts).
 
-    Regular expressions state as well that within each group the order is that of the model's definition.
-    by_definition: the model's tensors come in the order of its definition, so that regular expressions say enough.
+    Regular expressions also state that the order within each group is that of the model's definition.
+    by_definition: the model's tensors are in the order of its definition, so regular expressions suffice.
     """
 
     groups: tuple[str, ...] = ()
@@ -37,9 +38,9 @@ class Order:
 
 
 def names_of(groups: ParameterGroups, states: NumberedStates, model: Mapping[str, Spec], order: Order) -> dict[Any, str]:
-    """The name of every parameter of the groups, by its key. `model`: the parameters in order, without ties.
+    """Returns the name of every parameter of the groups, by its key. `model`: the parameters in order, without ties.
 
-    Raises CheckpointError where that takes a rule; nothing is guessed.
+    Raises CheckpointError if a rule is needed; nothing is guessed.
     """
     keys = [key for group in groups for key in group["params"]]
     if len(set(keys)) < len(keys):
@@ -54,7 +55,7 @@ def names_of(groups: ParameterGroups, states: NumberedStates, model: Mapping[str
     if not order.by_definition:
         raise CheckpointError(
             f"the optimizer numbers its parameters, in groups of {counts}; safetensors files do not keep their order: list them by a rule: "
-            '[optimizer] names = [["first of the first group", ...], ...], as the groups of the optimizer had them'
+            '[optimizer] names = [["first of the first group", ...], ...], in the order of the optimizer\'s groups'
         )
     if order.groups:
         return _listed(groups, _matched(list(model), order.groups, counts), counts)
@@ -62,9 +63,9 @@ def names_of(groups: ParameterGroups, states: NumberedStates, model: Mapping[str
         return proved
     raise CheckpointError(
         f"the optimizer numbers its parameters, in groups of {counts}, and has no param_names; the model has {len(model)} parameters, "
-        "and their shapes do not tell which is which. State it by a rule: [optimizer] names = "
+        "and their shapes do not identify them. State the names by a rule: [optimizer] names = "
         '[["first of the first group", ...], ...], in the order in which the optimizer was given them; or, if each group has the order '
-        "of the model's definition (as model.parameters() gives it), "
+        "of the model's definition (that of model.parameters()), "
         '[optimizer] groups = ["regex of the first group", ...], such as [".*"] for one group of all'
     )
 
@@ -76,7 +77,7 @@ def _listed(groups: ParameterGroups, names: Sequence[Sequence[str]], counts: Seq
 
 
 def _matched(names: Sequence[str], patterns: Sequence[str], counts: Sequence[int]) -> list[list[str]]:
-    """Names per group by the first regular expression that fits."""
+    """Returns the names of each group: those for which its regular expression is the first that matches."""
     taken: list[list[str]] = [[] for _ in patterns]
     for name in names:
         for mine, pattern in zip(taken, patterns, strict=True):
@@ -91,10 +92,10 @@ def _matched(names: Sequence[str], patterns: Sequence[str], counts: Sequence[int
 
 
 def _proved(groups: ParameterGroups, states: NumberedStates, model: Mapping[str, Spec]) -> dict[Any, str] | None:
-    """The only names that the shapes of one group's states allow, None if there are others.
+    """Returns the only names that the shapes of one group's states permit; None if they are not unique.
 
     The group is all of the model or, in order, all of one of its modules; every state has a shape that only one parameter of the model
-    has. Where no parameter has a state, any order is the same.
+    has. If no parameter has a state, the order does not matter.
     """
     if len(groups) != 1:
         return None
@@ -112,7 +113,7 @@ def _proved(groups: ParameterGroups, states: NumberedStates, model: Mapping[str,
 
 
 def _is_of(state: Any, shape: tuple[int, ...], of_shape: Mapping[tuple[int, ...], int]) -> bool:
-    """Whether a parameter's state can be of a parameter of this shape only; one without state can be anyone's."""
+    """Returns whether a state can only belong to the one parameter of this shape; an empty state fits any parameter."""
     if not state:
         return True
     shapes = {value.spec.shape for name, value in state.items() if name in LIKE_PARAM and is_tensor(value)}
@@ -120,7 +121,7 @@ def _is_of(state: Any, shape: tuple[int, ...], of_shape: Mapping[tuple[int, ...]
 
 
 def _modules(names: Sequence[str], count: int) -> list[list[str]]:
-    """The parameters of every module that has `count` of them, at least two, in order."""
+    """Returns the parameters, in order, of every module that has `count` of them (at least two)."""
     modules: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")

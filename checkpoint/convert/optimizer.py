@@ -1,4 +1,4 @@
-"""An optimizer's state dict, nested or flattened, by name or by number: what is in it, by parameter name."""
+"""Reads an optimizer's state dict, nested or flattened, with names or numbers; returns its contents by parameter name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from elastic.checkpoint.stored import ReadableTensor, is_tensor
 from elastic.errors import CheckpointError
 
 SCALARS = frozenset({"step", "mu_product", "eta", "mu"})
-"""States that torch's optimizers keep as tensors without dimensions: numbers here."""
+"""States that torch's optimizers keep as tensors without dimensions; here they are numbers."""
 TUPLES = frozenset({"betas", "etas", "step_sizes"})
-"""Hyperparameters that are tuples in torch: lists here."""
+"""Hyperparameters that are tuples in torch; here they are lists."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Optimizer:
-    """By parameter name: tensors, numbers; and the groups."""
+    """An optimizer's tensors and numbers by parameter name, and its groups."""
 
     tensors: dict[str, dict[str, ReadableTensor]] = field(default_factory=dict)
     scalars: dict[str, dict[str, float | int | bool]] = field(default_factory=dict)
@@ -30,12 +30,12 @@ class Optimizer:
 
 
 def number(value: ReadableTensor) -> float | int | bool:
-    """The one element of a tensor without dimensions."""
+    """Reads the one element of a tensor without dimensions."""
     return value.run(0, 1)[0].item()
 
 
 def settings_of(group: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A group's hyperparameters as JSON."""
+    """Returns a group's hyperparameters as JSON."""
     settings = {}
     for key, value in group.items():
         if key in ("params", "param_names"):
@@ -47,19 +47,19 @@ def settings_of(group: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def setting(key: str, value: Any) -> Any:
-    """A hyperparameter as torch has it."""
+    """Returns a hyperparameter as torch keeps it."""
     value = decode(value)
     return tuple(value) if key in TUPLES and isinstance(value, list) else value
 
 
 def scalar_tensor(value: float) -> torch.Tensor:
-    """As torch's optimizers keep it: float32, or float64 where that would change the value."""
+    """Returns a number as torch's optimizers keep it: a float32 tensor, or float64 if float32 would change the value."""
     single = torch.tensor(value, dtype=torch.float32)
     return single if single.item() == value else torch.tensor(value, dtype=torch.float64)
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`state.NAME.STATE` and `param_groups.NAME.KEY` as nested; parameters of equal settings are one group, in the order of appearance."""
+    """Nests `state.NAME.STATE` and `param_groups.NAME.KEY`. Parameters with equal settings become one group, in order of appearance."""
     state: dict[str, dict[str, Any]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
@@ -77,9 +77,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def read_optimizer(
     value: Mapping[str, Any], *, flattened: bool, model: Mapping[str, Spec], order: Order, drops: Callable[[str], bool]
 ) -> Optimizer:
-    """What an optimizer's state dict holds; `model` are the parameters in order, without ties. What `drops` says is left out.
+    """Reads an optimizer's state dict; `model` holds the parameters in order, without ties. Names for which `drops` is true are left out.
 
-    Raises CheckpointError naming what has no form.
+    Raises CheckpointError with a value that cannot be kept.
     """
     nested = unflatten(value) if flattened else value
     groups = nested["param_groups"]
@@ -102,7 +102,7 @@ def read_optimizer(
 
 def _read_states(name: str, states: Mapping[str, Any], result: Optimizer, spec: Spec | None) -> None:
     if not isinstance(states, Mapping):
-        raise CheckpointError(f"the optimizer's states of {name} are no dict")
+        raise CheckpointError(f"the optimizer's states of {name} are not a dict")
     for state, value in states.items():
         if value is None:
             continue
@@ -111,7 +111,8 @@ def _read_states(name: str, states: Mapping[str, Any], result: Optimizer, spec: 
         elif is_tensor(value):
             if spec is not None and state in LIKE_PARAM and value.spec.shape != spec.shape:
                 raise CheckpointError(
-                    f"{state} of {name} has shape {list(value.spec.shape)}, the parameter {list(spec.shape)}: the order of names is wrong"
+                    f"{state} of {name} has shape {list(value.spec.shape)}, not its parameter's {list(spec.shape)}: "
+                    "the order of names is wrong"
                 )
             result.tensors.setdefault(name, {})[state] = value
         elif type(value) in (bool, int, float):

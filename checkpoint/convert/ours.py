@@ -1,4 +1,4 @@
-"""Our own format among the others: the newest checkpoint of a directory, or one of its `step-*` directories."""
+"""Adapts our own format to the registry of formats: the newest checkpoint of a directory, or one of its `step-*` directories."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from elastic.checkpoint.state import Source
 from elastic.errors import CheckpointError
 
 IN_FLIGHT = 4
-"""Runs that the writer may hold beyond one."""
+"""Factor by which a run is smaller than for other targets: the writer holds several at once."""
 
 
 def _module(name: str) -> Any:
-    """A module of our format; CheckpointError where this installation lacks it."""
+    """Imports a module of our format. Raises CheckpointError if this installation lacks it."""
     try:
         return importlib.import_module(f"elastic.checkpoint.{name}")
     except ModuleNotFoundError as error:
@@ -31,7 +31,7 @@ def _module(name: str) -> Any:
 
 
 def recognise(path: Path) -> str | None:
-    """Why a path is of our format, None if it is not."""
+    """Returns why a path is of our format; None if it is not."""
     if (path / "manifest.json").is_file():
         return "it has a file manifest.json"
     if path.is_dir() and any((entry / "manifest.json").is_file() for entry in path.glob("step-*")):
@@ -62,7 +62,7 @@ def write_elastic(
     progress: ConversionProgress = silent,
     slicings: Mapping[tuple[str, str], Slicing] | None = None,
 ) -> None:
-    """Saves into a directory, under the step of the source (0 if it does not say); `max_memory` in bytes. `slicings`: by name and state."""
+    """Saves into a directory, under the step of the source (0 if it has none); `max_memory` in bytes. `slicings`: by name and state."""
     reading = Reading(source=source, limit=run_bytes(max_memory // IN_FLIGHT), progress=progress)
 
     def runs() -> Iterator[tuple[str, str, int, torch.Tensor]]:
@@ -80,12 +80,12 @@ def write_elastic(
 
 
 def garbage(path: Location, *, older_than_s: float, now: float) -> list[str]:
-    """Removes what saves that died left behind; see `elastic.checkpoint.directory.collect`."""
+    """Removes directories of dead saves; see `elastic.checkpoint.directory.collect`."""
     return _module("directory").collect(_store(path), older_than_s=older_than_s, now=now)
 
 
 def retire(path: Location, *, last: int | None, every: int | None) -> list[str]:
-    """Removes checkpoints that are neither among the `last` newest nor of a step that is a multiple of `every`; never the last good one."""
+    """Removes checkpoints other than the `last` newest and those of steps that are multiples of `every`; never the last good one."""
     retention = _module("retention")
     policies = ([retention.KeepLast(last)] if last else []) + ([retention.KeepEvery(every)] if every else [])
     return retention.retire(_store(path), policies) if policies else []

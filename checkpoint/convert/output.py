@@ -1,4 +1,4 @@
-"""What every target does: writes beside its place and moves there when all is on disk; reads its source by runs within a budget."""
+"""Shared by all targets: writes to a temporary name, renames when all is on disk, and reads the source by runs within a memory budget."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from elastic.checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 ConversionProgress = Callable[[str, int], None]
-"""Called with a tensor's name and the bytes of it that were just written."""
+"""Called with a tensor's name and the number of its bytes that were just written."""
 
 RUN_LIMIT = 4 << 20
-"""Bytes: longer runs gain nothing, and cost memory several times over (glibc keeps blocks of up to 32 MiB in a heap that fragments)."""
+"""Most bytes of a run: longer ones are not faster, and take several times the memory (glibc's heap of blocks up to 32 MiB fragments)."""
 RUN_LEAST = 64 << 10
 
 
 def silent(_name: str, _bytes: int) -> None:
-    """No progress."""
+    """Reports no progress."""
 
 
 def silent_bytes(_bytes: int) -> None:
-    """No progress."""
+    """Reports no progress."""
 
 
 def run_bytes(max_memory: int) -> int:
-    """Bytes of one run such that source, target and what lies between stay within `max_memory` (bytes)."""
+    """Returns the bytes of one run for which source, target and buffers between them stay within `max_memory` (bytes)."""
     return max(RUN_LEAST, min(RUN_LIMIT, max_memory // 8))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The runs of a source, with progress. `limit`: bytes of one run."""
+    """Reads a source by runs, and reports progress. `limit`: bytes of one run."""
 
     source: Source
     limit: int
     progress: ConversionProgress = silent
 
     def runs(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
-        """The elements `[start, stop)` of a leaf, by default all."""
+        """Yields the elements `[start, stop)` of a leaf, by default all."""
         stop = math.prod(leaf.spec.shape) if stop is None else stop
         width = itemsize(leaf.spec.dtype)
         count = max(1, self.limit // width)
@@ -60,7 +60,7 @@ class Reading:
 
 
 def streamed(value: Any, reading: Reading, whole: Leaf | None = None, start: int = 0) -> Any:
-    """A tree to write as `pickles.write` wants it: plain dicts, and every leaf as what its runs give; equal leaves are one.
+    """Converts a tree for `pickles.write`: plain dicts, and a `Streamed` for each leaf; equal leaves become one.
 
     whole, start: the only leaf is the part of `whole` that begins at this element.
     """
@@ -78,7 +78,7 @@ def streamed(value: Any, reading: Reading, whole: Leaf | None = None, start: int
 
 
 def sync(path: Path) -> None:
-    """Puts a file or directory onto the disk."""
+    """Syncs a file or directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -87,52 +87,52 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Puts a file, or a directory with all that is below it, onto the disk."""
+    """Syncs a file, or a directory and everything in it, to disk."""
     for below in sorted(path.iterdir()) if path.is_dir() else ():
         sync_tree(below)
     sync(path)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a small file such that a reader sees the old one or the new one. Raises CheckpointError."""
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    """Writes or replaces a small file atomically. Raises CheckpointError."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        beside.write_text(text)
-        sync(beside)
-        os.replace(beside, path)
+        partial.write_text(text)
+        sync(partial)
+        os.replace(partial, path)
         sync(path.parent)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def refuse_existing(path: Path) -> None:
-    """CheckpointError if something is at `path` that writing would replace."""
+    """Raises CheckpointError if writing to `path` would replace something; an empty directory is allowed."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists() or path.is_symlink():
-        raise CheckpointError(f"{path} exists; nothing is replaced, so name another place or remove it")
+        raise CheckpointError(f"{path} exists and is not replaced: choose another path, or remove it")
 
 
 @contextmanager
 def put(path: Path, *, directory: bool) -> Iterator[Path]:
-    """A place beside `path` to write at; it becomes `path` when the body ends, and is removed when it raises."""
+    """Yields a temporary path to write to; it is renamed to `path` when the body ends, and removed if the body raises."""
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         if directory:
-            beside.mkdir()
-        yield beside
-        sync_tree(beside)
+            partial.mkdir()
+        yield partial
+        sync_tree(partial)
         refuse_existing(path)
-        os.replace(beside, path)
+        os.replace(partial, path)
         sync(path.parent)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be written: {error.strerror}") from error
     finally:
         if directory:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         else:
-            beside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Regular expressions that a user states."""
+"""Compiles the user's regular expressions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from elastic.errors import CheckpointError
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """CheckpointError if it is no regular expression."""
+    """Compiles a regular expression. Raises CheckpointError if it is not one."""
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise CheckpointError(f"a rule has the regular expression {pattern!r}: {error}") from error
+        raise CheckpointError(f"{pattern!r} in a rule is not a regular expression: {error}") from error

@@ -1,4 +1,4 @@
-"""A source as rules make it: renamed, split, merged, without what is left out. Reads stay runs of the original."""
+"""A source after rules: tensors renamed, split, merged or left out. Reads are still runs of the original."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """A slab of a tensor of `shape`: `[low, low + width)` of dimension `dim`, in elements, of an original or of what is made of some."""
+    """A slab `[low, low + width)` of dimension `dim` of a tensor of `shape`, which is an original (by name) or joined from some."""
 
     of: str | JoinedTensor
     shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class Part:
     width: int
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """`(name, start, stop)` of originals that make up the slab's run `[start, stop)`, in order."""
+        """Yields `(name, start, stop)` of originals for the slab's run `[start, stop)`, in order."""
         inner = math.prod(self.shape[self.dim + 1 :])
         block, whole = self.width * inner, self.shape[self.dim] * inner
         if block == whole:
@@ -46,14 +46,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinedTensor:
-    """A tensor put together from slabs along a dimension."""
+    """A tensor joined from slabs along a dimension."""
 
     spec: Spec
     dim: int
     parts: tuple[Part, ...]
 
     def pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """`(name, start, stop)` of originals that make up the run, in order."""
+        """Yields `(name, start, stop)` of originals for the run, in order."""
         if len(self.parts) == 1:
             yield from self.parts[0].pieces(start, stop)
             return
@@ -85,7 +85,7 @@ def _split(tensors: RuledTensors, rule: Split) -> None:
     states = tensors.pop(rule.name)
     for to in filter(None, rule.to):
         if to in tensors:
-            raise CheckpointError(f"rule split {rule.name!r}: there is a {to} already")
+            raise CheckpointError(f"rule split {rule.name!r}: there is a tensor {to} already")
         tensors[to] = {}
     for state, joined in states.items():
         shape = joined.spec.shape
@@ -105,7 +105,7 @@ def _split(tensors: RuledTensors, rule: Split) -> None:
 def _merge(tensors: RuledTensors, rule: Merge) -> None:
     for name in rule.names:
         if name not in tensors:
-            raise CheckpointError(f"rule merge to {rule.to!r}: there is no {name}")
+            raise CheckpointError(f"rule merge to {rule.to!r}: there is no tensor {name}")
     taken = [tensors.pop(name) for name in rule.names]
     if rule.to in tensors:
         raise CheckpointError(f"rule merge to {rule.to!r}: there is such a tensor already")
@@ -139,7 +139,7 @@ def _groups(groups: Sequence[Group], names: dict[str, tuple[str, ...]]) -> tuple
 
 
 class Ruled:
-    """A source after rules. Raises CheckpointError naming rule and tensor where they do not fit."""
+    """A source after rules. Raises CheckpointError with rule and tensor if a rule does not fit."""
 
     def __init__(self, source: Source, rules: Rules) -> None:
         self.source, self.format = source, source.format
@@ -187,7 +187,7 @@ class Ruled:
         )
 
     def read(self, name: str, state: str, start: int, stop: int) -> torch.Tensor:
-        """The run, put together from runs of originals."""
+        """Reads a run, assembled from runs of originals."""
         runs = list(self.tensors[name][state].pieces(start, stop))
         if len(runs) == 1:
             return self.source.read(runs[0][0], state, *runs[0][1:])
@@ -199,5 +199,5 @@ class Ruled:
         return out
 
     def close(self) -> None:
-        """Lets go of files."""
+        """Closes the files."""
         self.source.close()

@@ -1,18 +1,18 @@
-"""Rules that a user states: other names, splits and merges along a dimension, what to leave out. Nothing is inferred from shapes.
+"""The user's rules: new names, splits and merges along a dimension, tensors to leave out. Nothing is inferred from shapes.
 
 A rules file is TOML, or the same as JSON:
 
-    drop = ["regex of names or paths", ...]                   # before model and optimizer are looked for
-    preset = "megatron-gpt"                                   # shards that follow those that are stated; the default; or "none"
+    drop = ["regex of names or paths", ...]                   # applied before model and optimizer are searched
+    preset = "megatron-gpt"                                   # shard rules after the stated ones; this is the default; or "none"
     [[rename]]  exact = "a.weight"  to = "b.weight"           # or regex = 'h\\.(\\d+)\\.(.*)'  to = 'layers.\\1.\\2'
     [[split]]   name = "qkv.weight"  dim = 0  widths = [64, 16, 16]  to = ["q.weight", "k.weight", ""]      # "" leaves that part out
     [[merge]]   names = ["q.weight", "k.weight"]  dim = 0  to = "qk.weight"
     [[slice]]   regex = 'h\\.(\\d+)\\.up'  dim = 0             # kept as tensor-parallel slices; see slice_rules.py
-    [optimizer] groups = ["regex of the first group's names", ...]        # where the file numbers parameters;
-    [optimizer] names = [["first of the first group", ...], ...]          # or all of them, in the optimizer's order
+    [optimizer] groups = ["regex of the first group's names", ...]        # if the file numbers parameters;
+    [optimizer] names = [["first of the first group", ...], ...]          # or all names, in the optimizer's order
     [[shard]]   regex = '.*\\.fc1\\.weight'  dim = 0  parts = [96, 96]      # Megatron: how ranks divide it; no dim: each has it whole
 
-Splits and merges are of names after renaming.
+Splits and merges use the names after renaming.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PRESETS = ("megatron-gpt", "none")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rename:
-    """A name, or a regular expression that matches all of one, and what it becomes."""
+    """Renames a name, or the names that a regular expression matches as a whole."""
 
     pattern: str
     to: str
@@ -52,7 +52,7 @@ class Rename:
             compiled(self.pattern)
 
     def apply(self, name: str) -> str | None:
-        """The new name, None if the rule is not about it."""
+        """Returns the new name; None if the rule does not match."""
         if self.exact:
             return self.to if name == self.pattern else None
         match = re.fullmatch(self.pattern, name)
@@ -64,7 +64,7 @@ class Rename:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """A tensor that becomes several along a dimension, of stated widths in elements; an empty name leaves a part out."""
+    """Splits a tensor along a dimension into parts of stated widths (elements); an empty name leaves a part out."""
 
     name: str
     dim: int
@@ -78,12 +78,12 @@ class Split:
             or any(type(width) is not int or width < 1 for width in self.widths)
             or self.dim < 0
         ):
-            raise CheckpointError(f"rule split {self.name!r}: it takes one positive width per name, and a dimension that is not negative")
+            raise CheckpointError(f"rule split {self.name!r}: it needs one positive width per name, and a dimension that is not negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merge:
-    """Several tensors that become one along a dimension."""
+    """Merges several tensors into one along a dimension."""
 
     names: tuple[str, ...]
     dim: int
@@ -91,14 +91,14 @@ class Merge:
 
     def __post_init__(self) -> None:
         if len(self.names) < 2 or self.dim < 0:
-            raise CheckpointError(f"rule merge to {self.to!r}: it takes at least two names, and a dimension that is not negative")
+            raise CheckpointError(f"rule merge to {self.to!r}: it needs at least two names, and a dimension that is not negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRule:
-    """How tensors are divided over tensor-parallel ranks: along `dim`, each of the `parts` (widths in the whole, elements) by itself.
+    """States how tensors are divided over tensor-parallel ranks: along `dim`, each of the `parts` (widths in the whole) by itself.
 
-    dim None: every rank has the whole.
+    Widths are in elements. dim None: every rank has the whole.
     """
 
     pattern: str
@@ -109,14 +109,14 @@ class ShardRule:
         compiled(self.pattern)
         positive = all(type(width) is int and width > 0 for width in self.parts)
         if not positive or bool(self.parts) != (self.dim is not None) or (self.dim is not None and self.dim < 0):
-            raise CheckpointError(f"rule shard {self.pattern!r}: it takes a dimension and the positive widths of its parts, or neither")
+            raise CheckpointError(f"rule shard {self.pattern!r}: it needs a dimension and the positive widths of its parts, or neither")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """All rules of a conversion. preset: shards that follow those that are stated.
+    """All rules of a conversion. preset: shard rules after the stated ones.
 
-    lenient: what cannot be read is listed and left out, for commands that only look; not a rule of a file.
+    lenient: unreadable values are listed and left out, for commands that only read; not a rule of a file.
     """
 
     drop: tuple[str, ...] = ()
@@ -133,19 +133,19 @@ class Rules:
         for pattern in (*self.drop, *self.order.groups):
             compiled(pattern)
         if self.preset not in PRESETS:
-            raise CheckpointError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
+            raise CheckpointError(f"there is no preset {self.preset!r}; the presets are {', '.join(PRESETS)}")
 
     @property
     def changes(self) -> bool:
-        """Whether names or tensors become others, or are left out, after a source is opened."""
+        """Whether the rules rename, split, merge or drop tensors of an opened source."""
         return bool(self.drop or self.renames or self.splits or self.merges)
 
     def drops(self, name: str) -> bool:
-        """Whether a name is to be left out."""
+        """Returns whether a rule leaves out a name."""
         return any(re.fullmatch(pattern, name) for pattern in self.drop)
 
     def renamed(self, name: str) -> str:
-        """The name after the first rule that is about it."""
+        """Returns the name after the first rename that matches it."""
         for rule in self.renames:
             if (new := rule.apply(name)) is not None:
                 return new
@@ -158,26 +158,26 @@ def _rename(entry: Mapping[str, Any]) -> Rename:
             return Rename(pattern=name, to=to, exact=True)
         case {"regex": str(pattern), "to": str(to)} if len(entry) == 2:
             return Rename(pattern=pattern, to=to)
-    raise CheckpointError(f"a rename has either exact or regex, and to; it is {dict(entry)}")
+    raise CheckpointError(f"rule rename needs either exact or regex, and to; it is {dict(entry)}")
 
 
 def _order(entry: Mapping[str, Any]) -> Order:
     if set(entry) - {"groups", "names"}:
-        raise CheckpointError("rule optimizer has groups or names")
+        raise CheckpointError(f"rule optimizer can have groups and names, not {min(set(entry) - {'groups', 'names'})!r}")
     return Order(groups=tuple(entry.get("groups", ())), names=tuple(tuple(map(str, names)) for names in entry.get("names", ())))
 
 
 def _shard(entry: Mapping[str, Any]) -> ShardRule:
     if unknown := set(entry) - {"regex", "dim", "parts"}:
-        raise CheckpointError(f"rule shard has regex, dim and parts, not {min(unknown)!r}")
+        raise CheckpointError(f"rule shard can have regex, dim and parts, not {min(unknown)!r}")
     return ShardRule(pattern=entry["regex"], dim=entry.get("dim"), parts=tuple(entry.get("parts", ())))
 
 
 def parse_rules(data: Mapping[str, Any]) -> Rules:
-    """Rules of a parsed file. Raises CheckpointError naming what is unknown."""
+    """Returns the rules of a parsed file. Raises CheckpointError with an unknown or malformed entry."""
     known = ("drop", "rename", "split", "merge", "slice", "shard", "optimizer", "preset")
     if unknown := set(data) - set(known):
-        raise CheckpointError(f"unknown rule {min(unknown)!r}; there are {', '.join(known)}")
+        raise CheckpointError(f"unknown rule {min(unknown)!r}; the rules are {', '.join(known)}")
     try:
         return Rules(
             drop=tuple(data.get("drop", ())),
@@ -190,7 +190,7 @@ def parse_rules(data: Mapping[str, Any]) -> Rules:
             preset=data.get("preset", PRESETS[0]),
         )
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"a rule lacks something, or has too much: {error}") from error
+        raise CheckpointError(f"a rule has missing, unknown or malformed entries: {error}") from error
 
 
 def load_rules(path: Path) -> Rules:
@@ -199,11 +199,11 @@ def load_rules(path: Path) -> Rules:
         text = path.read_text()
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is no TOML: {error}") from error
+        raise CheckpointError(f"{path} is not TOML: {error}") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: rules are a table by kind of rule")
+        raise CheckpointError(f"{path}: a rules file is a table with one entry for each kind of rule")
     return parse_rules(data)

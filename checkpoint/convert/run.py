@@ -1,4 +1,4 @@
-"""A conversion: source, rules, target, and the proof that the target holds what the source does."""
+"""Runs a conversion: opens the source, applies rules, writes the target, and verifies that it equals the source."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ LEAST_MEMORY = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What to convert. `max_memory`: bytes of values that may be in memory at a time.
+    """A request to convert a checkpoint. `max_memory`: most bytes of values in memory at a time.
 
-    `tensor_parallel`: the ranks whose slices the target keeps, by the rules for slices; 1: everything whole.
+    `tensor_parallel`: the number of ranks whose slices the target keeps, by the rules for slices; 1: everything whole.
     """
 
     source: Location
@@ -46,30 +46,30 @@ class Conversion:
 
     def __post_init__(self) -> None:
         if self.to not in TARGETS:
-            raise CheckpointError(f"there is no target format {self.to!r}; there are {', '.join(TARGETS)}")
+            raise CheckpointError(f"there is no target format {self.to!r}; the targets are {', '.join(TARGETS)}")
         if self.max_memory < LEAST_MEMORY:
-            raise CheckpointError(f"max_memory is {self.max_memory} bytes; at least {LEAST_MEMORY} are needed")
+            raise CheckpointError(f"max_memory is {self.max_memory} bytes; it must be at least {LEAST_MEMORY}")
         if isinstance(self.target, str) and self.to != "elastic":
             raise CheckpointError(
-                f"{self.target}: only our own format, elastic, is written to URLs; write {self.to} to a directory and copy it"
+                f"{self.target}: only the format elastic can be written to URLs; write {self.to} to a directory and copy it"
             )
         self._check_slices()
 
     def _check_slices(self) -> None:
         ranks, slices = self.tensor_parallel, format_of(self.to).slices
         if ranks is not None and ranks < 1:
-            raise CheckpointError(f"tensor_parallel is {ranks}; it is a number of ranks")
+            raise CheckpointError(f"tensor_parallel is {ranks}; it must be a positive number of ranks")
         if ranks is not None and ranks > 1 and not slices:
-            raise CheckpointError(f"{self.to} has no place for slices; tensor_parallel is for our own format")
+            raise CheckpointError(f"{self.to} cannot hold tensor-parallel slices; tensor_parallel is for the format elastic")
         if ranks is not None and ranks > 1 and not self.rules.slices:
-            raise CheckpointError(f"tensor_parallel is {ranks}, and no rule says which tensors are sliced, and how: state [[slice]] rules")
+            raise CheckpointError(f"tensor_parallel is {ranks}, but no rule states which tensors are sliced, and how: add [[slice]] rules")
         if ranks is None and slices and self.rules.slices:
-            raise CheckpointError("there are rules for slices, and not for how many ranks: say tensor_parallel, 1 to keep everything whole")
+            raise CheckpointError("there are rules for slices, but no number of ranks: set tensor_parallel (1 keeps everything whole)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorToWrite:
-    """One tensor that is to be written."""
+    """One tensor to write."""
 
     name: str
     state: str
@@ -77,13 +77,13 @@ class TensorToWrite:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes of the tensor."""
         return math.prod(self.spec.shape) * itemsize(self.spec.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """What a conversion writes, what the target has no place for, and what of the source was not read, both in words."""
+    """A summary of a conversion: tensors to write, values that the target cannot hold, and values that were not read (both in words)."""
 
     detected: Detected
     tensors: tuple[TensorToWrite, ...]
@@ -108,7 +108,7 @@ def _left_out(contents: Contents, to: str) -> tuple[str, ...]:
 
 
 def outline(contents: Contents, detected: Detected, request: Conversion) -> Outline:
-    """What would be written. Raises CheckpointError where nothing would, or where rules for slices do not fit."""
+    """Returns what would be written. Raises CheckpointError if that is nothing, or if rules for slices do not fit."""
     to = request.to
     planned = tuple(
         TensorToWrite(name=name, state=state, spec=spec)
@@ -117,20 +117,20 @@ def outline(contents: Contents, detected: Detected, request: Conversion) -> Outl
         if kept(to, state)
     )
     if not planned:
-        raise CheckpointError(f"there is no tensor in it that {to} has a place for")
+        raise CheckpointError(f"the source has no tensor that {to} can hold")
     slicings = slicings_of(contents, request.rules.slices, request.tensor_parallel or 1)
     return Outline(detected=detected, tensors=planned, left_out=_left_out(contents, to), unread=unread_of(contents), slicings=slicings)
 
 
 def unread_of(contents: Contents) -> tuple[str, ...]:
-    """What of a checkpoint was not read, in words."""
+    """Returns what was not read of a checkpoint, in words."""
     nested = [(key, value.get("not_read")) for key, value in contents.extra.items() if isinstance(value, Mapping)]
-    told = [("", contents.extra.get("not_read")), *nested]
-    return (*contents.unread, *(f"{where}{name}" for where, names in told if isinstance(names, list) for name in names))
+    listed = [("", contents.extra.get("not_read")), *nested]
+    return (*contents.unread, *(f"{where}{name}" for where, names in listed if isinstance(names, list) for name in names))
 
 
 def open_any(path: Location, *, trust_pickle: bool = False, rules: Rules | None = None, lenient: bool = False) -> tuple[Detected, Source]:
-    """Detects and opens, and applies rules. Raises CheckpointError; lenient: lists what cannot be read in `Contents.unread`."""
+    """Detects the format, opens the source, applies rules. Raises CheckpointError; lenient: lists the unreadable in `Contents.unread`."""
     detected, rules = detect(path), replace(rules or Rules(), lenient=lenient)
     source = open_source(path, detected.name, trust_pickle=trust_pickle, rules=rules)
     if not rules.changes:
@@ -143,7 +143,7 @@ def open_any(path: Location, *, trust_pickle: bool = False, rules: Rules | None 
 
 
 def plan(request: Conversion) -> Outline:
-    """What `convert` would write, without writing."""
+    """Returns what `convert` would write, without writing."""
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
     try:
         return outline(source.contents, detected, request)
@@ -158,9 +158,9 @@ def convert(
     checking: ConversionProgress = silent,
     told: Callable[[Outline], None] | None = None,
 ) -> Outline:
-    """Converts, then reads both again and compares every bit. Raises CheckpointError.
+    """Converts, then reads source and target and compares every bit. Raises CheckpointError.
 
-    progress, checking: called as bytes are written, as tensors are compared. told: called once before anything is written.
+    progress: called as bytes are written. checking: called as tensors are compared. told: called once before anything is written.
     """
     if isinstance(request.target, Path) and request.to != "elastic":
         refuse_existing(request.target)
@@ -183,13 +183,13 @@ def _verify(source: Source, request: Conversion, checking: ConversionProgress) -
         weights_only = format_of(request.to).weights_only
         for found in compare(source, written, limit=run_bytes(request.max_memory), weights_only=weights_only):
             if not found.equal and not _is_expected(found.what, found.how, source.contents, weights_only):
-                raise CheckpointError(f"{request.target} does not hold what {request.source} does: {found.what}: {found.how}")
+                raise CheckpointError(f"{request.target} differs from {request.source} after the conversion: {found.what}: {found.how}")
             checking(found.what, 0)
     finally:
         written.close()
 
 
 def _is_expected(what: str, how: str, contents: Contents, weights_only: bool) -> bool:
-    """A tied name that the target leaves to the model's configuration, or a step that the source does not say."""
+    """Returns whether a difference is expected: a tied name that the target's configuration restores, or a step that the source lacks."""
     left = weights_only and what in tied_by_config(contents) and how == "only in the first"
     return left or (what == "step" and contents.step is None)

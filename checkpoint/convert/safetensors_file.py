@@ -1,4 +1,4 @@
-"""safetensors files: the header, by hand and with strict bounds; values by byte range; a writer by runs."""
+"""Reads safetensors files (headers under strict bounds, values by byte range), and writes them by runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elastic.checkpoint.stored import Files, Strided, itemsize, raw
 from elastic.errors import CheckpointError
 
 HEADER_LIMIT = 100_000_000
-"""Bytes: the limit that the safetensors library itself has."""
+"""Most bytes of a header: the limit of the safetensors library itself."""
 
 DTYPES = {
     "F64": "float64",
@@ -44,7 +44,7 @@ _CODES = {name: code for code, name in DTYPES.items()}
 
 
 def strict_json(data: bytes, where: str) -> Any:
-    """JSON without repeated keys. Raises CheckpointError."""
+    """Parses JSON without repeated keys. Raises CheckpointError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
@@ -54,12 +54,12 @@ def strict_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is no JSON: {error}") from error
+        raise CheckpointError(f"{where} is not JSON: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderToWrite:
-    """What a file holds: its tensors by name, its `__metadata__`; and tensors that are not read, by name, with the reason."""
+    """A file's tensors by name, its `__metadata__`, and `skipped` tensors by name, with the reason."""
 
     tensors: dict[str, Strided]
     metadata: dict[str, str]
@@ -69,20 +69,20 @@ class HeaderToWrite:
 def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambda _name: False) -> HeaderToWrite:
     """Reads the header. Raises CheckpointError unless the tensors fill the file exactly.
 
-    skip: whether a tensor whose dtype is not known may be left out; else it is refused.
+    skip: whether a tensor of an unknown dtype may be left out; otherwise it raises CheckpointError.
     """
     size = files.size(path)
     length = struct.unpack("<Q", files.read(path, 0, 8))[0] if size >= 8 else -1
     if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-        raise CheckpointError(f"{path} is no safetensors file, or it is truncated: its header should have {length} bytes")
+        raise CheckpointError(f"{path} is not a safetensors file, or it is truncated: its header should have {length} bytes")
     header = strict_json(files.read(path, 8, length), f"the header of {path}")
     if not isinstance(header, dict):
-        raise CheckpointError(f"the header of {path} is no object")
+        raise CheckpointError(f"the header of {path} is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"the header of {path} has a __metadata__ that is not of strings")
+        raise CheckpointError(f"the __metadata__ in the header of {path} is not a table of strings")
     spans = {name: _span(name, entry, path) for name, entry in header.items()}
-    skipped = {name: f"{path}: {name} is {code}, a dtype that is not read" for name, (code, *_) in spans.items() if code not in DTYPES}
+    skipped = {name: f"{path}: {name} has dtype {code}, which is not supported" for name, (code, *_) in spans.items() if code not in DTYPES}
     if refused := [text for name, text in skipped.items() if not skip(name)]:
         raise CheckpointError(refused[0])
     position = 0
@@ -91,7 +91,7 @@ def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambd
             raise CheckpointError(f"{path}: tensor {name} of {code} {list(shape)} lies at {begin} to {end}; it should begin at {position}")
         position = end
     if 8 + length + position != size:
-        raise CheckpointError(f"{path} has {size} bytes, its header says {8 + length + position}: it is truncated or damaged")
+        raise CheckpointError(f"{path} has {size} bytes, but its header describes {8 + length + position}: it is truncated or damaged")
     found = {
         name: _tensor(path, files, Spec(shape=shape, dtype=DTYPES[code]), 8 + length + begin)
         for name, (code, shape, begin, _) in spans.items()
@@ -101,7 +101,7 @@ def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambd
 
 
 def _span(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
-    """What safetensors calls the dtype, the shape, and where the bytes begin and end behind the header."""
+    """Returns an entry's dtype code, shape, and the offsets of its first byte and its end after the header."""
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [begin, end]} if all(
             type(number) is int and 0 <= number < 1 << 60 for number in (*shape, begin, end)
@@ -118,7 +118,7 @@ def _tensor(path: Path, files: Files, spec: Spec, offset: int) -> Strided:
 def write_file(
     stream: BinaryIO, tensors: Mapping[str, tuple[Spec, Iterable[torch.Tensor]]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes tensors whose values come run by run, in the given order; metadata: besides, or instead of, `{"format": "pt"}`."""
+    """Writes tensors from iterables of runs, in the given order. metadata: added to `{"format": "pt"}`, or overrides it."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for name, (spec, _) in tensors.items():

@@ -1,19 +1,19 @@
-"""Rules that say which tensors are kept as tensor-parallel slices, and how. What no rule is about stays whole.
+"""Rules for tensors to keep as tensor-parallel slices. A tensor that no rule matches stays whole.
 
 In a rules file:
 
     [[slice]]  regex = '.*\\.mlp\\.down\\.weight'  dim = 1          # or exact = "name"; divided equally among the ranks
-               parts = [64, 16, 16]                             # of a fused tensor, each divided for itself; or how many equal ones
-               widths = [[40, 24], [10, 6], [10, 6]]            # of each part, what each rank has; where it is not an equal share
+               parts = [64, 16, 16]                             # of a fused tensor, each divided separately; or a number of equal ones
+               widths = [[40, 24], [10, 6], [10, 6]]            # for each part, each rank's width, if shares are not equal
                unit = 16                                        # widths are multiples of it: a head is not cut
-               padded = 50304                                   # filled up with zeros to that many in all; or to the next that gives each
-               multiple = 128                                   # rank a multiple of this; the last ranks have the zeros
+               padded = 50304                                   # padded with zeros to this extent in all
+               multiple = 128                                   # or until each rank has a multiple of this; the last ranks have the zeros
                whole = ["exp_avg_sq_row"]                       # states that are not sliced, regular expressions
-               preset = "qkv"                                   # instead of parts and unit: a common block
+               preset = "qkv"                                   # a common block, instead of parts and unit
 
-Presets: `qkv` with `heads`, `kv_heads` and `head_dim`: query, key and value, one behind the other, cut at heads. `gate_up`: two equal
-parts. `vocab` with `padded` or `multiple`. `dim` is 0 unless a rule says otherwise. An optimizer's states are sliced as their parameter is.
-The first rule that is about a name counts, and names are those after all other rules.
+Presets: `qkv` with `heads`, `kv_heads` and `head_dim`: query, key and value, one after another, cut at heads. `gate_up`: two equal
+parts. `vocab` with `padded` or `multiple`. `dim` is 0 by default. An optimizer's states are sliced like their parameter.
+The first rule that matches a name counts. Names are those after all other rules.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SliceRule:
-    """How tensors of a name, or of names that match all of a regular expression, are divided. `parts`: sizes, or a number of equal ones.
+    """States how tensors are divided whose name is `pattern` or is matched by it as a whole. `parts`: sizes, or a number of equal ones.
 
-    `widths[i][r]` is what rank `r` has of part `i`, None: equal shares. `padded`: of all ranks together. `multiple`: of each rank.
+    `widths[i][r]` is rank `r`'s width of part `i`, None: equal shares. `padded`: extent of all ranks together. `multiple`: for each rank.
     """
 
     pattern: str
@@ -52,26 +52,26 @@ class SliceRule:
         sizes = (self.parts,) if isinstance(self.parts, int) else self.parts
         counts = [*sizes, self.unit, *(pad for pad in (self.padded, self.multiple) if pad is not None)]
         if not sizes or any(type(count) is not int or count < 1 for count in counts) or type(self.dim) is not int or self.dim < 0:
-            self._refuse("parts, unit, padded and multiple are positive numbers, and the dimension is not negative")
+            self._refuse("parts, unit, padded and multiple must be positive numbers, and the dimension must not be negative")
         if self.widths is not None and any(type(width) is not int or width < 0 for part in self.widths for width in part):
-            self._refuse("widths are lists of numbers that are not negative, one list for each part")
+            self._refuse("widths must be lists of numbers that are not negative, one list for each part")
         pads = self.padded is not None, self.multiple is not None
         if all(pads) or (any(pads) and (self.parts != 1 or self.widths is not None or self.unit != 1)):
-            self._refuse("padded or multiple is for one part in equal shares, without widths and unit")
+            self._refuse("padded and multiple exclude each other, and need one part in equal shares, without widths and unit")
 
     def _refuse(self, reason: str) -> NoReturn:
         raise CheckpointError(f"rule slice {self.pattern!r}: {reason}")
 
     def matches(self, name: str) -> bool:
-        """Whether it is about that name."""
+        """Returns whether the rule matches a name."""
         return name == self.pattern if self.exact else re.fullmatch(self.pattern, name) is not None
 
     def keeps_whole(self, state: str) -> bool:
-        """Whether that state is not sliced."""
+        """Returns whether a state is not sliced."""
         return any(re.fullmatch(pattern, state) for pattern in self.whole)
 
     def slicing(self, what: str, shape: Sequence[int], ranks: int) -> Slicing:
-        """Of a tensor of `shape`, which is `what` to a person. Raises CheckpointError, naming both, if the rule does not fit it."""
+        """Returns the slicing of a tensor of `shape`, named `what` in messages. Raises CheckpointError if the rule does not fit."""
         if self.dim >= len(shape):
             self._refuse(f"{what} of shape {list(shape)} has no dimension {self.dim}")
         try:
@@ -128,7 +128,7 @@ def _gate_up() -> dict[str, Any]:
 
 def _vocab(*, padded: int | None = None, multiple: int | None = None) -> dict[str, Any]:
     if padded is None and multiple is None:
-        raise CheckpointError("preset vocab has padded or multiple")
+        raise CheckpointError("preset vocab needs padded or multiple")
     return {"padded": padded, "multiple": multiple}
 
 
@@ -137,20 +137,20 @@ _COMMON = {"exact", "regex", "dim", "widths", "whole"}
 
 
 def parse_slice_rule(entry: Mapping[str, Any]) -> SliceRule:
-    """A rule of a parsed file. Raises CheckpointError, or TypeError for what has another form."""
+    """Returns a rule of a parsed file. Raises CheckpointError, or TypeError for a malformed value."""
     fields = dict(entry)
     if ("exact" in fields) == ("regex" in fields) or not isinstance(pattern := fields.get("exact", fields.get("regex")), str):
-        raise CheckpointError(f"a slice has either exact or regex; it is {fields}")
+        raise CheckpointError(f"rule slice needs either exact or regex; it is {fields}")
     if (name := fields.pop("preset", None)) is not None:
         if name not in PRESETS:
-            raise CheckpointError(f"rule slice {pattern!r}: there is no preset {name!r}; there are {', '.join(PRESETS)}")
+            raise CheckpointError(f"rule slice {pattern!r}: there is no preset {name!r}; the presets are {', '.join(PRESETS)}")
         try:
             preset = PRESETS[name](**{key: fields.pop(key) for key in set(fields) - _COMMON})
         except TypeError as error:
             raise CheckpointError(f"rule slice {pattern!r}: preset {name}: {error}") from error
         fields |= preset
     if unknown := set(fields) - _COMMON - {"parts", "unit", "padded", "multiple"}:
-        raise CheckpointError(f"rule slice {pattern!r} has {min(unknown)!r}, which no slice has")
+        raise CheckpointError(f"rule slice {pattern!r} has the unknown entry {min(unknown)!r}")
     exact = fields.pop("exact", None) is not None
     fields.pop("regex", None)
     for key in ("parts", "whole"):
@@ -162,9 +162,9 @@ def parse_slice_rule(entry: Mapping[str, Any]) -> SliceRule:
 
 
 def slicings_of(contents: Contents, rules: Sequence[SliceRule], ranks: int) -> dict[tuple[str, str], Slicing]:
-    """How each tensor that a rule is about is kept by `ranks` ranks, by name and state; nothing for one rank.
+    """Returns the slicing among `ranks` ranks of each tensor that a rule matches, by name and state; nothing for one rank.
 
-    Raises CheckpointError naming rule and tensor where a rule does not fit, and rules that are about nothing.
+    Raises CheckpointError with rule and tensor if a rule does not fit, or if a rule slices nothing.
     """
     if ranks == 1:
         return {}
@@ -181,12 +181,12 @@ def slicings_of(contents: Contents, rules: Sequence[SliceRule], ranks: int) -> d
             what = name if state == PARAM else f"{state} of {name}"
             if spec.shape != states.get(PARAM, spec).shape:
                 raise CheckpointError(
-                    f"rule slice {rule.pattern!r}: {what} has shape {list(spec.shape)}, which is not that of {name}; "
+                    f"rule slice {rule.pattern!r}: {what} has shape {list(spec.shape)}, which differs from that of {name}; "
                     f"keep it whole by `whole = [{state!r}]`"
                 )
             found[name, state] = rule.slicing(what, spec.shape, ranks)
     for rule in rules:
         if rule not in used:
-            tied = next((f"; {name} is tied to {base}: slice that" for name, base in contents.ties.items() if rule.matches(name)), "")
-            raise CheckpointError(f"rule slice {rule.pattern!r} is about no tensor, or only about such that an earlier rule slices{tied}")
+            tied = next((f"; {name} is tied to {base}: slice {base}" for name, base in contents.ties.items() if rule.matches(name)), "")
+            raise CheckpointError(f"rule slice {rule.pattern!r} matches no tensor, or only tensors that an earlier rule slices{tied}")
     return found

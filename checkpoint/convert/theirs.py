@@ -1,4 +1,4 @@
-"""DeepSpeed's formats, as the registry wants them."""
+"""Adapts DeepSpeed's formats to the registry of formats."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def _recognise(path: Path, name: str) -> str | None:
 
 
 def recognise_zero(path: Path) -> str | None:
-    """Why a path is a checkpoint of DeepSpeed's engine, with or without ZeRO, None if it is not."""
+    """Returns why a path is a checkpoint of DeepSpeed's engine, with or without ZeRO; None if it is not."""
     return _recognise(path, "deepspeed")
 
 
 def recognise_universal(path: Path) -> str | None:
-    """Why a path is a Universal checkpoint, None if it is not."""
+    """Returns why a path is a Universal checkpoint; None if it is not."""
     return _recognise(path, "deepspeed-universal")
 
 
 def open_deepspeed(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Source:
-    """Opens either. Raises CheckpointError."""
+    """Opens a checkpoint of either format. Raises CheckpointError."""
     return _module("deepspeed").open_source(path, trusted=trust_pickle, rules=rules)
 
 

@@ -1,4 +1,4 @@
-"""Files of `torch.save`: a state dict, or a dict of model, optimizer and more in the usual spellings, Lightning's `.ckpt` among them."""
+"""Reads and writes files of `torch.save`: a state dict, or a dict of model, optimizer and more (also Lightning's `.ckpt`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elastic.errors import CheckpointError
 
 
 def recognise(path: Path) -> str | None:
-    """Why a path is such a file, None if it is not."""
+    """Returns why a path is such a file; None if it is not."""
     if not path.is_file() or not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -27,7 +27,7 @@ def recognise(path: Path) -> str | None:
 
 
 def load_tree(path: Path, files: Files, *, trust_pickle: bool = False) -> tuple[Mapping[str, Any], Archive]:
-    """The dict that a file holds, with lazy tensors. Raises CheckpointError."""
+    """Loads the dict of a file, with lazy tensors. Raises CheckpointError."""
     archive = Archive(path, files=files)
     tree = load_archive(archive, trusted=trust_pickle)
     if not isinstance(tree, Mapping):
@@ -48,8 +48,8 @@ def open_torch(path: Path, *, trust_pickle: bool = False, rules: Rules | None = 
         raise
 
     def check() -> str:
-        vouched, bare = archive.verify()
-        return f"CRC-32 of {vouched} bytes agree; {bare} bytes have no checksum"
+        checked, bare = archive.verify()
+        return f"CRC-32 of {checked} bytes agree; {bare} bytes have no checksum"
 
     return Nested(format="torch", contents=contents, tensors=tensors, files=files, check=check)
 
@@ -57,7 +57,7 @@ def open_torch(path: Path, *, trust_pickle: bool = False, rules: Rules | None = 
 def write_torch(source: Source, path: Path, *, max_memory: int = 1 << 30, progress: ConversionProgress = silent) -> None:
     """Writes a file that `torch.load(weights_only=True)` reads; `max_memory` in bytes.
 
-    The optimizer is as its own `state_dict()` has it, by numbers, with `param_names` in each group.
+    The optimizer has the form of its own `state_dict()`, with numbers, and `param_names` in each group.
     """
     tree, _ = tree_of(source, model="model", optimizer="optimizer", numbered=True)
     reading = Reading(source=source, limit=run_bytes(max_memory), progress=progress)

@@ -1,4 +1,4 @@
-"""Directories of Hugging Face's Trainer (`checkpoint-*/`): weights, and the optimizer's file of `torch.save` beside them."""
+"""Reads directories of Hugging Face's Trainer (`checkpoint-*/`): weights, and the optimizer in a file of `torch.save`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ STATE = "trainer_state.json"
 
 
 def recognise(path: Path) -> str | None:
-    """Why a path is such a directory, None if it is not."""
+    """Returns why a path is such a directory; None if it is not."""
     if not path.is_dir() or recognise_weights(path) is None:
         return None
     return next((f"it has weights and a file {name}" for name in OPTIMIZERS if (path / name).is_file()), None)
 
 
 def _order(tree: dict[str, Any], order: Order) -> Order:
-    """Of the rules; else of the model that transformers builds (without memory) from the configuration, in Trainer's own two groups."""
+    """Returns the rules' order, else that of the model that transformers builds from the configuration on `meta`, in Trainer's groups."""
     groups = tree.get("optimizer", {}).get("param_groups", ())
     if order.names or len(groups) != 2 or "trainer_state" not in tree or "config" not in tree:
         return order
@@ -54,7 +54,10 @@ def _order(tree: dict[str, Any], order: Order) -> Order:
 
 
 def read_optimizers(path: Path, files: Files, *, trust: bool) -> tuple[dict[str, Any], Callable[[], str]]:
-    """`optimizer` and `scheduler` where they have files, and what reads those files again, in words. Raises CheckpointError."""
+    """Loads `optimizer`, `scheduler` and `scaler` if their files exist. Raises CheckpointError.
+
+    Also returns a function that reads those files again, and returns the result in words.
+    """
     tree: dict[str, Any] = {}
     archives = []
     for key, names in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS), ("scaler", SCALERS)):
@@ -66,18 +69,18 @@ def read_optimizers(path: Path, files: Files, *, trust: bool) -> tuple[dict[str,
 
 
 def read_state(path: Path, files: Files) -> dict[str, Any]:
-    """What Trainer says about its progress, if it does."""
+    """Reads Trainer's progress, if its file exists."""
     where = path / STATE
     return {"trainer_state": strict_json(files.read(where, 0, files.size(where)), str(where))} if where.is_file() else {}
 
 
 def open_trainer(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
-    """Opens a directory. Raises CheckpointError; a rule must name numbered parameters that transformers cannot tell."""
+    """Opens a directory. Raises CheckpointError; numbered parameters that transformers cannot identify need a rule with their names."""
     files, rules = Files(), rules or Rules()
     try:
         weights = load_weights(path, files, trust=trust_pickle, rules=rules)
-        beside, check = read_optimizers(path, files, trust=trust_pickle)
-        tree: dict[str, Any] = {**weights.tree, **read_configs(path, files), **beside, **read_state(path, files)}
+        optimizers, check = read_optimizers(path, files, trust=trust_pickle)
+        tree: dict[str, Any] = {**weights.tree, **read_configs(path, files), **optimizers, **read_state(path, files)}
         rules = replace(rules, order=_order(tree, replace(rules.order, by_definition=weights.ordered)))
         contents, tensors = interpret(tree, rules=rules, found=TreeParts(model=("model",), optimizer=("optimizer",)))
     except CheckpointError:

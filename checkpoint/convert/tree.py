@@ -1,4 +1,4 @@
-"""A training checkpoint as nested dicts, as torch users save it: where model and optimizer are in it, and what else it holds."""
+"""Finds model, optimizer and other values in a training checkpoint of nested dicts, as torch users save it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MODELS = ("model", "state_dict", "model_state_dict", "model_state", "module", "n
 OPTIMIZERS = ("optimizer", "optim", "optimizer_state_dict", "optimizer_state", "optim_state_dict", "optimizer_states", "optimizer_0")
 STEPS = ("step", "global_step", "global_steps", "steps", "iteration", "iter")
 SPELLING = "spelling"
-"""The key among the extra values that says which keys model and optimizer had."""
+"""The key among the extra values for the keys that model and optimizer had."""
 
 
 def element(tree: Any, path: Sequence[str | int]) -> Any:
-    """What is at a path; CheckpointError if nothing is."""
+    """Returns the value at a path. Raises CheckpointError if there is none."""
     for key in path:
         try:
             tree = tree[key]
@@ -31,7 +31,7 @@ def element(tree: Any, path: Sequence[str | int]) -> Any:
 
 
 def place(tree: Any, path: Sequence[str | int], value: Any) -> None:
-    """Puts a value at a path and makes dicts and lists on the way, as torch's DCP does."""
+    """Puts a value at a path, and makes dicts and lists on the way, as torch's DCP does."""
     at = tree
     for key, following in pairwise(path):
         fresh: Any = [] if isinstance(following, int) else {}
@@ -42,7 +42,7 @@ def place(tree: Any, path: Sequence[str | int], value: Any) -> None:
         else:
             at = at.setdefault(key, fresh)
         if not isinstance(at, dict | list):
-            raise CheckpointError(f"{'.'.join(map(str, path))} is inside of a value")
+            raise CheckpointError(f"{'.'.join(map(str, path))} is inside another value")
     if isinstance(at, list):
         at[_extend(at, path[-1])] = value
     else:
@@ -51,20 +51,20 @@ def place(tree: Any, path: Sequence[str | int], value: Any) -> None:
 
 def _extend(items: list[Any], index: Any) -> int:
     if not isinstance(index, int) or not 0 <= index < 1 << 20:
-        raise CheckpointError(f"a list has the index {index!r}")
+        raise CheckpointError(f"a list has the invalid index {index!r}")
     items.extend([None] * (index + 1 - len(items)))
     return index
 
 
 Drops = Callable[[str], bool]
-"""Whether a rule leaves out what is at a path, with dots."""
+"""Returns whether a rule leaves out the value at a path, written with dots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeParts:
-    """Where model and optimizer are; None if there is none. `flattened`: the optimizer's keys are `state.NAME.STATE`.
+    """The paths of model and optimizer; None if there is none. `flattened`: the optimizer's keys are `state.NAME.STATE`.
 
-    left: optimizers that are left out whole. loose: models of which there are several, where that is no error; their tensors are by path.
+    left: optimizers that are left out. loose: models, if there are several and that is not an error; their tensors are named by path.
     """
 
     model: Path | None
@@ -75,12 +75,12 @@ class TreeParts:
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """A path as rules name it."""
+    """Returns a path as rules name it, with dots."""
     return ".".join(map(str, path))
 
 
 def _keep_all(_path: str) -> bool:
-    """The rule without rules."""
+    """Drops nothing: the default for `Drops`."""
     return False
 
 
@@ -89,7 +89,7 @@ def _looks_like_model(value: Any) -> bool:
 
 
 def _optimizer_form(value: Any) -> bool | None:
-    """True: flattened keys; False: nested ones; None: no optimizer."""
+    """Returns True for flattened keys, False for nested ones, None if the value is not an optimizer."""
     if not isinstance(value, Mapping):
         return None
     if isinstance(value.get("param_groups"), list) and isinstance(value.get("state", {}), Mapping):
@@ -115,9 +115,9 @@ def _several(found: Sequence[Path], what: str) -> str:
 
 
 def find(tree: Mapping[str, Any], drops: Drops = _keep_all, unread: list[str] | None = None) -> TreeParts:
-    """Model and optimizer in a tree, among what rules leave; the word `optimizer` drops every optimizer.
+    """Finds model and optimizer in a tree, without what rules drop; the name `optimizer` drops every optimizer.
 
-    Raises CheckpointError where there are several of one kind; or, with `unread`, says there what is not told apart.
+    Raises CheckpointError if there are several of one kind; with `unread`, the message is added there instead.
     """
     kept = lambda path: not any(drops(dotted(path[: end + 1])) for end in range(len(path)))  # noqa: E731
     optimizers: list[tuple[Path, bool]] = []
@@ -149,7 +149,7 @@ def _say(text: str, unread: list[str] | None) -> None:
 
 
 def spelled(path: Path | None, drops: Drops) -> list[str | int] | None:
-    """A path as it is when what rules drop is gone: items of lists have moved up."""
+    """Returns a path after rules have dropped values: later items of lists have moved up."""
     if path is None:
         return None
     before = [index for index in range(path[-1]) if drops(dotted((*path[:-1], index)))] if path and isinstance(path[-1], int) else []
@@ -157,7 +157,7 @@ def spelled(path: Path | None, drops: Drops) -> list[str | int] | None:
 
 
 def rest(tree: Mapping[str, Any], found: TreeParts, drops: Drops = _keep_all) -> dict[str, Any]:
-    """What is neither model nor optimizer, without what rules drop."""
+    """Returns everything except model and optimizer, without what rules drop."""
     taken = {path for path in (found.model, found.optimizer, *found.left, *found.loose) if path}
     kept = _rest({key: tree[key] for key in tree}, (), taken, drops)
     if found.model == ():
@@ -172,7 +172,7 @@ def rest(tree: Mapping[str, Any], found: TreeParts, drops: Drops = _keep_all) ->
 
 
 def _rest(value: Any, path: Path, taken: set[Path], drops: Drops) -> Any:
-    """A container without what is taken or dropped, and without containers that held nothing but what is taken."""
+    """Returns a container without taken or dropped values, and without containers that held only taken values."""
     if not isinstance(value, dict | list):
         return value
     kept = []
@@ -187,7 +187,7 @@ def _rest(value: Any, path: Path, taken: set[Path], drops: Drops) -> Any:
 
 
 def take_out(tree: Any, path: Path) -> None:
-    """Removes what is at a path, and containers that are empty then; items of lists become None, so that others keep their places."""
+    """Removes the value at a path, and dicts that become empty; items of lists become None, so that others keep their places."""
     inner = tree[path[0]]
     if len(path) > 1:
         take_out(inner, path[1:])
@@ -199,7 +199,7 @@ def take_out(tree: Any, path: Path) -> None:
 
 
 def tensors_in(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """Every tensor of nested dicts and lists, by path."""
+    """Returns every tensor of nested dicts and lists, by path."""
     if is_tensor(value):
         return [(path, value)]
     if not isinstance(value, dict | list):
@@ -209,7 +209,7 @@ def tensors_in(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
 
 
 def step_of(extra: Mapping[str, Any]) -> int | None:
-    """The number of steps taken, if a usual key says it."""
+    """Returns the number of steps taken, if it is under one of the usual keys."""
     for where in (extra, extra.get("train_state"), extra.get("trainer_state")):
         if isinstance(where, Mapping):
             for key in STEPS:

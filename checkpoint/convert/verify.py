@@ -1,4 +1,4 @@
-"""Reads everything of a checkpoint, and says what that proves."""
+"""Reads everything of a checkpoint, and reports what that proves."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from elastic.checkpoint.stored import itemsize
 
 
 def size_of(source: Source) -> int:
-    """Bytes of all tensors."""
+    """Returns the bytes of all tensors."""
     return sum(math.prod(spec.shape) * itemsize(spec.dtype) for states in source.contents.tensors.values() for spec in states.values())
 
 
 def verify(source: Source, *, limit: int, told: Callable[[int], None] = silent_bytes) -> str:
-    """What was checked, in words. Raises CheckpointError naming what is damaged. Rules make no difference: files are checked as they are.
+    """Reads a source, and returns what was checked, in words. Raises CheckpointError with what is damaged. Rules are ignored.
 
-    limit: bytes of one run. told: called with bytes as they are read.
+    limit: bytes of one run. told: called with the number of bytes of each read.
     """
     if isinstance(source, Ruled):
         return verify(source.source, limit=limit, told=told)

@@ -1,6 +1,6 @@
-"""Files of `torch.save`, read without running them and without loading what is not asked for.
+"""Reads files of `torch.save` without running the pickle, and loads only the tensors that are requested.
 
-Usage: `load(path)` gives the object with every tensor as a lazy `Readable`; `load(path, trusted=True)` runs the pickle.
+Usage: `load(path)` returns the object with every tensor as a lazy `ReadableTensor`; `load(path, trusted=True)` runs the pickle.
 """
 
 from elastic.checkpoint.pickles.archive import Archive

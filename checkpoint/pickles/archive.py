@@ -1,7 +1,7 @@
 """The zip file that `torch.save` makes: a pickle, and one stored (never compressed) member per storage, read by byte range.
 
-Layout, from torch 2.13 `torch/serialization.py` and `caffe2/serialize/inline_container.cc`: all members lie under one folder; `data.pkl` is
-the pickle, `data/<key>` the bytes of a storage, `byteorder` says `little` or `big` (absent in old files: little). An archive may be a part
+Layout, from torch 2.13 `torch/serialization.py` and `caffe2/serialize/inline_container.cc`: all members are in one folder; `data.pkl` is
+the pickle, `data/<key>` the bytes of a storage, `byteorder` holds `little` or `big` (absent in old files: little). An archive may be a part
 of a file, as in torch's distributed checkpoints.
 """
 
@@ -19,7 +19,7 @@ from elastic.checkpoint.pickles.origin import Origin, PickleLimits
 from elastic.checkpoint.stored import Files
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Signature, then (after 22 bytes that the central directory repeats) the lengths of name and extra field."""
+"""Signature, 22 bytes that the central directory repeats, and the lengths of name and extra field."""
 
 _ENCRYPTED = 1
 _CHUNK = 4 << 20
@@ -28,7 +28,7 @@ _SMALL = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveMember:
-    """A stored run of the archive: where its local header starts, its length in bytes, and its CRC-32."""
+    """A stored member of the archive: the offset of its local header, its length in bytes, and its CRC-32."""
 
     header: int
     size: int
@@ -36,7 +36,7 @@ class ArchiveMember:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as `zipfile` wants it."""
+    """A part of a file as a stream for `zipfile`."""
 
     def __init__(self, files: Files, path: Path, offset: int, length: int) -> None:
         self._files, self._path, self._offset, self._length, self._position = files, path, offset, length, 0
@@ -63,9 +63,9 @@ class _Window(io.RawIOBase):
 
 
 class Archive(Origin):
-    """The members of one archive by their name without the folder; by default it is the whole file.
+    """One archive, with members by their name without the folder; by default it is the whole file.
 
-    offset, length: bytes. Raises CheckpointError naming the file and the reason.
+    offset, length: bytes. Raises CheckpointError with the file and the reason.
     """
 
     def __init__(
@@ -82,50 +82,50 @@ class Archive(Origin):
             raise self.refuse("its byte order is not little-endian")
 
     def size(self, name: str) -> int:
-        """Bytes of a member."""
+        """Returns the bytes of a member. Raises CheckpointError if it does not exist."""
         if name not in self._members:
             raise self.refuse(f"it has no member {name!r}")
         return self._members[name].size
 
     def begin(self, name: str) -> int:
-        """Where in the file a member's bytes begin."""
+        """Returns the offset in the file of a member's bytes."""
         self.size(name)
         start = self.offset + self._members[name].header
         header = self.files.read(self.path, start, _LOCAL_HEADER.size)
         if header[:4] != b"PK\3\4":
-            raise self.refuse(f"member {name!r} has no header where the directory says")
+            raise self.refuse(f"member {name!r} has no header at the offset that the zip directory lists")
         _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(header)
         return start + _LOCAL_HEADER.size + name_bytes + extra_bytes
 
     def storage(self, key: str) -> tuple[int, int]:
-        """Where in the file a storage begins, and its bytes."""
+        """Returns a storage's offset in the file, and its bytes."""
         name = f"data/{key}"
         return self.begin(name), self.size(name)
 
     def whole(self, name: str, limit: int) -> bytes:
-        """All bytes of a member that may have at most `limit`, compared with its CRC-32."""
+        """Reads a member of at most `limit` bytes, and checks its CRC-32."""
         size = self.size(name)
         if size > limit:
             raise self.refuse(f"member {name!r} has {size} bytes, more than the limit of {limit}")
         data = self.files.read(self.path, self.begin(name), size)
-        self._vouched(name, zlib.crc32(data))
+        self._check_crc(name, zlib.crc32(data))
         return data
 
     def verify(self) -> tuple[int, int]:
-        """Reads every member; bytes that a CRC-32 vouches for, and bytes that have none. Raises CheckpointError naming a damaged one."""
-        vouched = bare = 0
+        """Reads every member; returns the bytes with a correct CRC-32 and those without one. Raises CheckpointError for a damaged one."""
+        checked = bare = 0
         for name, member in self._members.items():
             begin, crc = self.begin(name), 0
             for at in range(0, member.size, _CHUNK):
                 crc = zlib.crc32(self.files.read(self.path, begin + at, min(_CHUNK, member.size - at)), crc)
-            if self._vouched(name, crc):
-                vouched += member.size
+            if self._check_crc(name, crc):
+                checked += member.size
             else:
                 bare += member.size
-        return vouched, bare
+        return checked, bare
 
-    def _vouched(self, name: str, crc: int) -> bool:
-        """Whether the member has a checksum (torch can be told to write 0); raises if it is another."""
+    def _check_crc(self, name: str, crc: int) -> bool:
+        """Returns whether the member has a checksum (torch has an option to write 0); raises CheckpointError if it differs."""
         expected = self._members[name].crc
         if expected and crc != expected:
             raise self.refuse(f"member {name!r} is damaged: its CRC-32 is {crc:08x} instead of {expected:08x}")
@@ -151,8 +151,8 @@ class Archive(Origin):
 
     def _check(self, info: zipfile.ZipInfo, name: str, before: dict[str, ArchiveMember]) -> None:
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & _ENCRYPTED:
-            raise self.refuse(f"member {info.filename!r} is compressed or encrypted; torch.save stores")
+            raise self.refuse(f"member {info.filename!r} is compressed or encrypted, so torch.save did not write it")
         if name in before or not name:
-            raise self.refuse(f"member {info.filename!r} is there twice, or lies in no folder")
+            raise self.refuse(f"member {info.filename!r} occurs twice, or is in no folder")
         if not 0 <= info.header_offset <= self._length or info.file_size > self._length:
-            raise self.refuse(f"member {info.filename!r} says it has {info.file_size} bytes, the whole has {self._length}")
+            raise self.refuse(f"member {info.filename!r} with {info.file_size} bytes lies outside the archive of {self._length} bytes")

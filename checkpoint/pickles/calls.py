@@ -1,4 +1,4 @@
-"""The allow-list: what a call of a known name becomes. Everything else becomes an `Opaque`.
+"""The allow-list of calls in a pickle: evaluates known names, and turns every other call into an `Opaque`.
 
 The forms of tensors are those of torch 2.13 `torch/_utils.py` (`_rebuild_*`) and `torch/serialization.py` (`persistent_id`).
 """
@@ -38,20 +38,20 @@ _UNKNOWN = object()
 
 
 def resolve(name: Global) -> Any:
-    """What a name stands for: a dtype of torch, or itself."""
+    """Returns the value of a name: a dtype of torch, or the name itself."""
     return _DTYPES.get(name.name, name) if name.module == "torch" else name
 
 
 def storage(origin: Origin, persistent: Any) -> PickledStorage:
-    """The storage that a persistent id names."""
+    """Returns the storage of a persistent id. Raises CheckpointError if it is not one of a known type."""
     match persistent:
         case ("storage", Global(module=("torch" | "torch.storage"), name=kind), str(key), str(), int(count)) if kind in STORAGES:
             return PickledStorage(key=key, dtype=STORAGES[kind], count=count)
-    raise origin.refuse("it refers to something outside of the pickle that is not a storage of a known type")
+    raise origin.refuse("it refers to something outside the pickle that is not a storage of a known type")
 
 
 def call(origin: Origin, target: Any, args: Any) -> Any:
-    """The value of `target(*args)` for a known name; an `Opaque` for what is unknown. Raises CheckpointError if it is neither."""
+    """Returns the value of `target(*args)` for a known name, an `Opaque` for an unknown one. Raises CheckpointError if it is not a name."""
     if isinstance(target, Opaque) and isinstance(args, tuple):
         return Opaque(target.cls, (target, *args))
     if not isinstance(target, Global) or not isinstance(args, tuple):
@@ -118,7 +118,7 @@ TENSORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
 }
-"""Names whose calls make tensors."""
+"""Functions that make tensors, by module and name."""
 
 _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     **TENSORS,

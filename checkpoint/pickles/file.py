@@ -1,4 +1,4 @@
-"""One file of `torch.save`: read by the restricted interpreter, or, where the user trusts it, by Python's own unpickler."""
+"""Loads a file of `torch.save` by the restricted interpreter or, if the user trusts it, by Python's own unpickler."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from elastic.checkpoint.stored import Files, name_of
 from elastic.errors import CheckpointError
 
 _FAULTS = (OSError, RuntimeError, ValueError, TypeError, EOFError, ImportError, AttributeError, LookupError, pickle.UnpicklingError)
-"""What a trusted pickle that is damaged, or that another program wrote, was seen to raise."""
+"""Exceptions that damaged or foreign pickles raise when they are run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A tensor that torch has loaded."""
+    """A tensor that torch has loaded into memory."""
 
     tensor: torch.Tensor
 
     @property
     def spec(self) -> Spec:
-        """Shape and dtype."""
+        """The tensor's shape and dtype."""
         return Spec(shape=tuple(self.tensor.shape), dtype=name_of(self.tensor.dtype))
 
     def run(self, start: int, stop: int) -> torch.Tensor:
-        """The run, flat, as a copy."""
+        """Returns a run, flat, as a copy."""
         return self.tensor.detach().resolve_conj().resolve_neg().reshape(-1)[start:stop].clone()
 
 
 class _Trusting(pickle.Unpickler):
-    """Imports and calls what the pickle says; tensors still stay in their file."""
+    """Runs a pickle with all its imports and calls; tensors still stay in their file."""
 
     def __init__(self, origin: Origin, data: bytes) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8")
@@ -60,7 +60,7 @@ class _Trusting(pickle.Unpickler):
 
 
 def load_archive(archive: Archive, *, trusted: bool = False) -> Any:
-    """The object in an archive, its tensors as `Readable`. Raises CheckpointError naming the file and the reason."""
+    """Loads the object of an archive, with lazy tensors. Raises CheckpointError with the file and the reason."""
     data = archive.whole("data.pkl", archive.limits.pickle_bytes)
     if not trusted:
         return run(archive, data)
@@ -71,7 +71,7 @@ def load_archive(archive: Archive, *, trusted: bool = False) -> Any:
 
 
 def load_bare(path: Path, *, files: Files, limits: PickleLimits | None = None) -> Any:
-    """The object of a file that is a pickle and nothing else; it refers to no tensor. Never run."""
+    """Loads the object of a file that is only a pickle and refers to no tensor. The pickle is never run."""
     origin = Origin(path, limits or PickleLimits(), files=files)
     size = files.size(path)
     if size > origin.limits.pickle_bytes:
@@ -80,10 +80,10 @@ def load_bare(path: Path, *, files: Files, limits: PickleLimits | None = None) -
 
 
 def load(path: str | os.PathLike[str], *, trusted: bool = False, limits: PickleLimits | None = None, files: Files | None = None) -> Any:
-    """The object in a file of `torch.save`, its tensors as `elastic.checkpoint.stored.ReadableTensor`, which read through `files`.
+    """Loads the object of a file of `torch.save`. Its tensors are `elastic.checkpoint.stored.ReadableTensor` that read through `files`.
 
-    Untrusted (the default): nothing of the file's choice is imported or called; unknown classes become `Opaque`. Trusted: the pickle is
-    run, whatever it does, and files of torch before 1.6 are read too. Raises CheckpointError naming the file and the reason.
+    Untrusted (the default): the file cannot choose what is imported or called; unknown classes become `Opaque`. Trusted: the pickle is
+    run, whatever it does, and files of torch before 1.6 are read too. Raises CheckpointError with the file and the reason.
     """
     path = Path(path)
     files = Files() if files is None else files

@@ -1,7 +1,7 @@
-"""An interpreter of pickles that only builds values: it imports nothing, calls nothing of the pickle's choice, and knows no other opcode.
+"""An interpreter of pickles that only builds values: it imports nothing, calls only allowed functions, and refuses all other opcodes.
 
-Python's own unpickler, even with a restricted `find_class`, allocates what a size field says and a memo table as large as an index says;
-this one reads opcodes with `pickletools.genops`, which takes nothing that the pickle does not hold.
+Python's own unpickler, even with a restricted `find_class`, allocates as much memory as a size field or a memo index in the pickle demands.
+This one reads opcodes with `pickletools.genops`, which reads only bytes that the pickle holds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _FRESH: dict[str, Callable[[], Any]] = {
 
 
 def run(origin: Origin, data: bytes) -> Any:
-    """The value of a pickle. Raises CheckpointError naming the file and what is wrong with it."""
+    """Returns the value of a pickle. Raises CheckpointError with the file and the reason."""
     machine = _Machine(origin)
     try:
         for operation, (opcode, argument, position) in enumerate(pickletools.genops(io.BytesIO(data))):
@@ -43,7 +43,7 @@ def run(origin: Origin, data: bytes) -> Any:
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
         raise origin.refuse(f"its pickle is damaged ({type(error).__name__}: {str(error)[:200]})") from error
     if len(machine.stack) != 1 or machine.stack[0] is _MARK:
-        raise origin.refuse("its pickle ends with something else than one value")
+        raise origin.refuse("its pickle does not end with exactly one value")
     return machine.stack[0]
 
 
@@ -78,7 +78,7 @@ class _Machine:
         return value
 
     def marked(self) -> list[Any]:
-        """Everything above the topmost mark, which goes too."""
+        """Pops everything above the topmost mark, and the mark; returns the values."""
         at = len(self.stack) - 1
         while self.stack[at] is not _MARK:
             at -= 1
@@ -143,7 +143,7 @@ class _Machine:
 
 
 def _key(value: Any) -> Any:
-    """Only keys whose hash is no deep recursion: nested tuples can overflow the C stack."""
+    """Returns a key after a check that its hash is not deeply recursive: hashing nested tuples can overflow the C stack."""
     flat = value if isinstance(value, tuple) else (value,)
     if all(one is None or isinstance(one, (str, int, float, bytes, Global, Opaque)) for one in flat):
         return value

@@ -1,4 +1,4 @@
-"""Where a pickle lies, and what it may ask of its reader. A pickle that lies alone refers to no storage; one in an archive does."""
+"""The file of a pickle, and limits on its size. A pickle alone in a file refers to no storage; one in an archive does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elastic.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickleLimits:
-    """What a file may ask of its reader: bytes of the pickle, its operations, members of the zip file."""
+    """Limits against exhaustion of memory and time: bytes of the pickle, its operations, members of the zip file."""
 
     pickle_bytes: int = 256 << 20
     operations: int = 20_000_000
@@ -19,7 +19,7 @@ class PickleLimits:
 
 
 class Origin:
-    """A file, or what begins at byte `offset` of it; what is read from it is read through `files`."""
+    """A file, or the part of it from byte `offset` on; it is read through `files`."""
 
     def __init__(self, path: Path, limits: PickleLimits, *, files: Files | None = None, offset: int = 0) -> None:
         self.path, self.limits, self.offset = path, limits, offset
@@ -27,13 +27,13 @@ class Origin:
 
     @property
     def where(self) -> str:
-        """The file, and the offset if it is a part of one."""
+        """The file for messages, with the offset if it is not 0."""
         return f"{self.path}" + (f" at byte {self.offset}" if self.offset else "")
 
     def refuse(self, reason: str) -> CheckpointError:
-        """The error to raise."""
+        """Returns the error to raise, with file and reason."""
         return CheckpointError(f"{self.where}: {reason}")
 
     def storage(self, key: str) -> tuple[int, int]:
-        """Where in the file a storage begins, and its bytes. Raises CheckpointError if there is none."""
-        raise self.refuse(f"it refers to storage {key!r}, but is no archive")
+        """Returns a storage's offset in the file, and its bytes. Raises CheckpointError if there is none."""
+        raise self.refuse(f"it refers to storage {key!r}, but it is not an archive")

@@ -1,4 +1,4 @@
-"""Values of a pickle as JSON, so far as they can be."""
+"""Converts values of a pickle to JSON, as far as possible."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _NODES = 1_000_000
 
 
 def plain(value: Any, dropped: list[str] | None = None) -> Any:
-    """`value` as JSON: tuples as lists, namespaces as mappings, an enum's member as its value.
+    """Returns `value` as JSON: tuples as lists, namespaces as mappings, an enum's member as its value.
 
-    What has no such form (tensors, other objects, what contains itself, infinities) becomes None, and its path is added to `dropped`.
+    Values without such a form (tensors, other objects, values that contain themselves, NaN, infinities) become None; their paths are
+    added to `dropped`.
     """
     return _Plain([] if dropped is None else dropped).convert(value, "", 0)
 
 
 def number(value: Any) -> float | int | None:
-    """The number that a value, a member of an enum, or a tensor without dimensions is; None if it is none."""
+    """Returns the number in a value, a member of an enum, or a tensor without dimensions; None for anything else."""
     if isinstance(value, Opaque):
         value = value.args[0] if len(value.args) == 1 else None
     elif is_tensor(value) and value.spec.shape == ():

@@ -1,4 +1,4 @@
-"""Tensors of a pickle: where they lie in the file, not what they hold. Every number of the pickle's is checked before it is used."""
+"""Locates the tensors of a pickle in its file without reading them. Every number from the pickle is checked before it is used."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from elastic.checkpoint.stored import Strided, dtype_of, name_of
 
 _DIMENSIONS = 64
 EXPANDED_LIMIT = 1 << 20
-"""Elements of a tensor that has more of them than its storage, as an expanded one does."""
+"""Most elements of a tensor that has more elements than its storage, as an expanded one does."""
 
 
 def tensor(origin: Origin, held: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Strided:
-    """What `torch._utils._rebuild_tensor_v2` and `_v3` are asked for.
+    """Evaluates a call of `torch._utils._rebuild_tensor_v2` or `_v3`.
 
-    Raises CheckpointError if the view leaves its storage, has many more elements than it, or has a property that is not known.
+    Raises CheckpointError if the view leaves its storage, has many more elements than it, or has an unknown property.
     """
     if not isinstance(held, PickledStorage) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise origin.refuse("it makes a tensor from something that is not a storage, a size and a stride")
@@ -32,7 +32,7 @@ def tensor(origin: Origin, held: Any, offset: Any, shape: Any, stride: Any, *res
     dtype = next((value for value in rest if isinstance(value, torch.dtype)), None) or dtype_of(held.dtype or "uint8")
     numbers = (held.count, offset, *shape, *stride)
     if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
-        raise refuse("has sizes, strides or an offset that are no lengths")
+        raise refuse("has sizes, strides or an offset that are not counts")
     if len(shape) != len(stride) or len(shape) > _DIMENSIONS:
         raise refuse(f"has {len(shape)} sizes and {len(stride)} strides")
     begin, room = origin.storage(held.key)
@@ -56,14 +56,14 @@ def tensor(origin: Origin, held: Any, offset: Any, shape: Any, stride: Any, *res
 
 
 def _lazy_bits(rest: tuple[Any, ...], dtype: torch.dtype, refuse: Callable[[str], Exception]) -> dict[str, bool]:
-    """What the last argument says, torch's `_get_tensor_metadata`: the bits of a view that is conjugated or negated when it is read."""
-    at = 3 if len(rest) > 2 and isinstance(rest[2], torch.dtype) else 2  # behind requires_grad, hooks and, in v3, the dtype
+    """Returns the bits of a lazily conjugated or negated view, from the last argument (torch's `_get_tensor_metadata`)."""
+    at = 3 if len(rest) > 2 and isinstance(rest[2], torch.dtype) else 2  # after requires_grad, hooks and, in v3, the dtype
     metadata = rest[at] if len(rest) > at else None
     if metadata is None or metadata == {}:
         return {}
     if not isinstance(metadata, dict) or set(metadata) - {"conj", "neg"} or not all(type(bit) is bool for bit in metadata.values()):
         shown = ", ".join(map(str, metadata)) if isinstance(metadata, dict) else type(metadata).__name__
-        raise refuse(f"has the properties {shown}, which are not known")
+        raise refuse(f"has the unknown properties {shown}")
     if metadata.get("conj") and not dtype.is_complex:
-        raise refuse(f"is conjugated, and {name_of(dtype)}")
+        raise refuse(f"is conjugated, but its dtype is {name_of(dtype)}")
     return {"conjugate": metadata.get("conj", False), "negative": metadata.get("neg", False)}

@@ -1,6 +1,6 @@
-"""What a pickle's names and calls become: values that do nothing.
+"""Inert values that stand for a pickle's names and calls.
 
-A name that is not known stays a `Global`, a call of it an `Opaque` that keeps what it was given. Nothing is ever imported or called.
+An unknown name stays a `Global`; a call of it becomes an `Opaque` that keeps its arguments. Nothing is ever imported or called.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Global:
 
 @dataclass(eq=False, slots=True)
 class Opaque:
-    """An object of a class that is not known: what it would have been made from, and what would have been put into it."""
+    """An object of an unknown class: the arguments of its constructor, its state, and the items that the pickle puts into it."""
 
     cls: Global
     args: tuple[Any, ...] = ()
@@ -34,14 +34,14 @@ class Opaque:
         return f"<{self.cls}, not loaded>"
 
     def attribute(self, name: str) -> Any:
-        """The attribute that its `__dict__` or its slots would hold; None without one."""
+        """Returns the attribute that its `__dict__` or its slots would hold; None if there is none."""
         parts = self.state if isinstance(self.state, tuple) and len(self.state) == 2 else (self.state,)
         return next((part[name] for part in parts if isinstance(part, dict) and name in part), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickledStorage:
-    """A reference to the member `data/<key>`: its elements and their dtype's name, None if it counts bytes."""
+    """A reference to the member `data/<key>`. count: its elements. dtype: its name, None for a storage that counts bytes."""
 
     key: str
     dtype: str | None

@@ -1,8 +1,8 @@
-"""Files that `torch.load` opens, written without holding a whole tensor.
+"""Writes files that `torch.load` opens, without a whole tensor in memory.
 
 The members are those of `torch.save` (torch 2.13, `torch/serialization.py`): `data.pkl`, `byteorder`, `data/<key>`, `version`; storages
-start at multiples of 64 bytes, so that torch can map them. The zip file is made here, with sizes of 64 bits, because it may begin anywhere
-in a stream (a chunk of a distributed checkpoint does), which `zipfile` does not write.
+start at multiples of 64 bytes, so that torch can map them. This file makes the zip archive itself, with sizes of 64 bits, because it may
+begin anywhere in a stream (as a chunk of a distributed checkpoint does), which `zipfile` does not support.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from elastic.checkpoint.stored import dtype_of, itemsize, name_of, raw
 from elastic.errors import CheckpointError
 
 ALIGNMENT = 64
-"""Bytes."""
+"""Bytes: storages start at multiples of it."""
 
 _CLASSIC = {dtype: kind for kind, dtype in STORAGES.items() if dtype}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Streamed:
-    """A tensor to write: `chunks` gives its elements in row-major order, flat, in parts of any length, when its turn comes."""
+    """A tensor to write. `chunks` returns its elements in row-major order, flat, in parts of any length; called when they are written."""
 
     spec: Spec
     chunks: Callable[[], Iterable[torch.Tensor]]
@@ -47,7 +47,7 @@ class _StorageToWrite:
 
 
 class _StatePickler(pickle.Pickler):
-    """A `Streamed` becomes a tensor of torch, and so does a real tensor, which is small; one that occurs twice is one."""
+    """Pickles a `Streamed` and a real (small) tensor as a tensor of torch; one that occurs twice is stored once."""
 
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream, protocol=2)
@@ -77,7 +77,7 @@ class _StatePickler(pickle.Pickler):
 
 
 class _Zip:
-    """A zip file of uncompressed members with sizes of 64 bits, starting where the stream is; the data of each member is aligned."""
+    """A zip file of uncompressed members with sizes of 64 bits, from the stream's position on; the data of each member is aligned."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.start, self.entries = stream, stream.tell(), []
@@ -86,7 +86,7 @@ class _Zip:
         at, stored = self.stream.tell() - self.start, f"archive/{name}".encode()
         fixed = 30 + len(stored) + 20 + 4
         padding = -(at + fixed) % ALIGNMENT
-        # An extra field of no meaning ("FB", as torch has it) pads.
+        # padding is in an extra field without meaning ("FB", as torch names it)
         extra = struct.pack("<HHQQ", 1, 16, length, length) + b"FB" + struct.pack("<H", padding) + b"Z" * padding
         header = struct.pack("<4s5H3L2H", b"PK\x03\x04", 45, 0, 0, 0, 33, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(stored), len(extra))
         self.stream.write(header + stored + extra)
@@ -95,7 +95,7 @@ class _Zip:
             self.stream.write(part)
             crc, written = zlib.crc32(part, crc), written + len(part)
         if written != length:
-            raise CheckpointError(f"member {name} should have {length} bytes, {written} came")
+            raise CheckpointError(f"member {name} should have {length} bytes, but {written} were given")
         end = self.stream.tell()
         self.stream.seek(self.start + at + 14)
         self.stream.write(struct.pack("<L", crc))
@@ -115,9 +115,9 @@ class _Zip:
 
 
 def write_archive(stream: BinaryIO, value: Any) -> None:
-    """Writes `value` at the stream's position as `torch.save` would; its tensors are `Streamed`, or small and real.
+    """Writes `value` at the stream's position as `torch.save` would; its tensors are `Streamed`, or small real ones.
 
-    Raises CheckpointError if a stream has another length than its shape.
+    Raises CheckpointError if a stream's length differs from its shape.
     """
     pickled = io.BytesIO()
     pickler = _StatePickler(pickled)

@@ -106,7 +106,7 @@ MODULE = [sys.executable, "-m", "elastic.checkpoint"]
     [
         (MODULE, ["inspect", "x"], "x does not exist"),
         (ELASTIC, ["inspect", "x"], "x does not exist"),
-        (ELASTIC, ["convert", __file__, "out", "--to", "hf"], "is no checkpoint that is known"),
+        (ELASTIC, ["convert", __file__, "out", "--to", "hf"], "is not a checkpoint of a known format"),
     ],
 )
 def test_a_refusal_is_one_line_of_either_command(tmp_path, command, arguments, reason):
@@ -177,7 +177,7 @@ def test_commands_take_urls(source, tmp_path):
         assert "nothing to remove" in run("gc", url, "--keep-last", 1)
         open_store(url).put("step-00000009-e0-a0-0123456789abcdef/.token", b"died")
         assert "removed step-00000009-e0-a0-0123456789abcdef" in run("gc", url, "--older-than", -60)
-        with pytest.raises(CheckpointError, match="only our own format, elastic, is written to URLs"):
+        with pytest.raises(CheckpointError, match="only the format elastic can be written to URLs"):
             Conversion(source=source, target=url, to="hf")
         result = CliRunner().invoke(app, ["inspect", f"{url}/nothing"])
         assert "has no checkpoint" in str(result.exception)

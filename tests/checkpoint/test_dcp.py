@@ -152,7 +152,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(plain, where, capsys):
         import torch.distributed.checkpoint as dcp
 
         dcp.save({"model": peers.model().state_dict(), "bad": Hostile()}, checkpoint_id=str(plain), no_dist=True)
-    refusal = r"not the metadata" if where == "metadata" else r"builtin(s|__)\.print.*--trust-pickle"
+    refusal = r"is not metadata" if where == "metadata" else r"builtin(s|__)\.print.*--trust-pickle"
     with pytest.raises(CheckpointError, match=refusal):
         open_dcp(plain)
     assert "it ran" not in capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_missing_chunks_are_refused(plain):
     metadata = pickle.loads((plain / ".metadata").read_bytes())
     metadata.state_dict_metadata["model.0.weight"].chunks.clear()
     (plain / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(CheckpointError, match=r"model\.0\.weight is not whole: its chunks hold 0 of 35"):
+    with pytest.raises(CheckpointError, match=r"the chunks of model\.0\.weight do not tile it: its chunks hold 0 of 35"):
         open_dcp(plain)
 
 

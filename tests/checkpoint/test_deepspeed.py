@@ -140,5 +140,5 @@ def test_a_missing_shard_is_named(made, tmp_path):
     for path in (folder / "t").iterdir():
         if "pp_rank_1" not in path.name or "optim" not in path.name:
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(CheckpointError, match="2 ranks, but shards of 1"):
+    with pytest.raises(CheckpointError, match="2 ranks, but has shards of 1"):
         open_source(tmp_path)

@@ -187,7 +187,7 @@ def test_a_header_of_impossible_length_is_refused(tmp_path, data):
 def test_an_index_that_leaves_its_directory_is_refused(tmp_path, file):
     save(tmp_path / "a", {"x": torch.zeros(1), "y": torch.zeros(1)}, 2)
     (tmp_path / "a" / INDEX).write_text(json.dumps({"weight_map": {"x": file}}))
-    with pytest.raises(CheckpointError, match="beside it"):
+    with pytest.raises(CheckpointError, match="in its directory"):
         open_hf(tmp_path / "a")
 
 

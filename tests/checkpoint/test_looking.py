@@ -167,7 +167,7 @@ EMA = {"state_dict": {"w": torch.zeros(1100, 1000)}, "state_dict_ema": {"w": tor
 )
 def test_what_a_large_tensor_outside_of_the_model_is_advised_to_works(tmp_path: Path, rule: dict[str, str]) -> None:
     torch.save(EMA, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"drop = \['state_dict_ema'\], or take it .* regex = 'state_dict_ema\\.\(\.\*\)' to = 'NAME"):
+    with pytest.raises(CheckpointError, match=r"drop = \['state_dict_ema'\], or move it .* regex = 'state_dict_ema\\.\(\.\*\)' to = 'NAME"):
         opened(tmp_path / "a.pt", [])
     _, source = open_any(tmp_path / "a.pt", rules=parse_rules({"rename": [rule]}))
     assert sorted(source.contents.tensors) == ["ema.w", "w"]

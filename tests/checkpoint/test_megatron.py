@@ -119,7 +119,7 @@ def test_query_key_and_value_are_taken_apart_by_rules(made):
 @pytest.mark.parametrize(
     ("rules", "reason"),
     [
-        ({"preset": "none"}, r"no rule says how .* is divided"),
+        ({"preset": "none"}, r"no rule states how .* is divided"),
         ({"shard": [{"regex": r".*linear_fc1\.weight", "dim": 0, "parts": [50]}]}, r"are not parts of widths \[50\]"),
         ({"shard": [{"regex": r".*linear_fc1\.weight", "dim": 2, "parts": [48]}]}, "in dimension 2"),
         ({"optimizer": {"groups": ["bias", ".*"]}}, "group 0 of the optimizer has"),

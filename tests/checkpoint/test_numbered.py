@@ -67,7 +67,7 @@ def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 def test_equal_shapes_take_a_rule_whatever_the_order(tmp_path: Path, given: Given, to: str) -> None:
     model = towers()
     expected = save(tmp_path / "a.pt", model, given(model))
-    with pytest.raises(CheckpointError, match=r"State it by a rule: \[optimizer\] names = "):
+    with pytest.raises(CheckpointError, match=r"State the names by a rule: \[optimizer\] names = "):
         convert(Conversion(source=tmp_path / "a.pt", target=tmp_path / "b", to=to))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rules = {"optimizer": {"names": [[names[id(parameter)] for parameter in given(model)]]}}

@@ -130,6 +130,6 @@ def test_a_bucket_is_not_made(bucket: str) -> None:
         lambda: newest(store),
         lambda: elastic.run(saved_trainings.train, args=["s3://no-such-bucket/run", None, 5, False, None, 0.0], workers=1),
     ):
-        with pytest.raises(ElasticError, match=r"s3://no-such-bucket/run: there is no 'no-such-bucket': make it"):
+        with pytest.raises(ElasticError, match=r"s3://no-such-bucket/run: there is no 'no-such-bucket': create it"):
             use()
     assert newest(open_store(f"{bucket}/nothing/yet")) is None

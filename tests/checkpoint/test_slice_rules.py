@@ -146,14 +146,14 @@ def test_rules_that_do_not_fit_name_rule_and_tensor(fields: dict[str, Any], shap
         ({}, "either exact or regex"),
         ({"exact": "a", "regex": "a"}, "either exact or regex"),
         ({"regex": "("}, "regular expression"),
-        ({"regex": "a", "width": 3}, "has 'width', which no slice has"),
-        ({"regex": "a", "dim": -1}, "not negative"),
+        ({"regex": "a", "width": 3}, "has the unknown entry 'width'"),
+        ({"regex": "a", "dim": -1}, "not be negative"),
         ({"regex": "a", "parts": []}, "positive numbers"),
         ({"regex": "a", "parts": [2, 0]}, "positive numbers"),
         ({"regex": "a", "widths": [[1, -1]]}, "not negative"),
-        ({"regex": "a", "padded": 8, "multiple": 2}, "for one part in equal shares"),
-        ({"regex": "a", "padded": 8, "widths": [[4, 4]]}, "for one part in equal shares"),
-        ({"regex": "a", "preset": "moe"}, "no preset 'moe'; there are qkv, gate_up, vocab"),
+        ({"regex": "a", "padded": 8, "multiple": 2}, "one part in equal shares"),
+        ({"regex": "a", "padded": 8, "widths": [[4, 4]]}, "one part in equal shares"),
+        ({"regex": "a", "preset": "moe"}, "no preset 'moe'; the presets are qkv, gate_up, vocab"),
         ({"regex": "a", "preset": "qkv", "heads": 3}, "preset qkv: .*missing"),
         ({"regex": "a", "preset": "vocab"}, "padded or multiple"),
         ({"regex": "a", "preset": "gate_up", "parts": 3}, "preset gate_up: .*unexpected"),
@@ -168,9 +168,9 @@ def test_the_first_rule_counts_and_every_rule_must() -> None:
     contents = Contents(tensors={"a": {PARAM: Spec(shape=(8,), dtype="int8")}}, ties={"b": "a"})
     first, second, tied = rule(exact="a", widths=[[3, 5]]), rule(regex="."), rule(exact="b")
     assert slicings_of(contents, [first], 2) == {("a", PARAM): Slicing(dim=0, widths=((3, 5),))}
-    with pytest.raises(CheckpointError, match=r"rule slice '\.' is about no tensor, or only about such that an earlier rule slices"):
+    with pytest.raises(CheckpointError, match=r"rule slice '\.' matches no tensor, or only tensors that an earlier rule slices"):
         slicings_of(contents, [first, second], 2)
-    with pytest.raises(CheckpointError, match=r"'b' is about no tensor.*; b is tied to a: slice that"):
+    with pytest.raises(CheckpointError, match=r"'b' matches no tensor.*; b is tied to a: slice a"):
         slicings_of(contents, [first, tied], 2)
     assert slicings_of(contents, [first, tied], 1) == {}
 
@@ -247,10 +247,10 @@ def test_renamed_and_split_tensors_are_sliced_under_their_new_names(source: Path
 def test_requests_that_do_not_fit_are_refused_and_nothing_is_written(source: Path, tmp_path: Path) -> None:
     rules = load_rules(tmp_path / "rules.toml")
     for fields, reason in (
-        ({"to": "elastic", "rules": rules}, "say tensor_parallel"),
-        ({"to": "elastic", "tensor_parallel": 2}, r"state \[\[slice\]\] rules"),
+        ({"to": "elastic", "rules": rules}, "set tensor_parallel"),
+        ({"to": "elastic", "tensor_parallel": 2}, r"add \[\[slice\]\] rules"),
         ({"to": "elastic", "rules": rules, "tensor_parallel": 0}, "tensor_parallel is 0"),
-        ({"to": "torch", "rules": rules, "tensor_parallel": 2}, "torch has no place for slices"),
+        ({"to": "torch", "rules": rules, "tensor_parallel": 2}, "torch cannot hold tensor-parallel slices"),
         (
             {"to": "elastic", "rules": rules, "tensor_parallel": 3},
             r"rule slice 'h\\\\\.\\\\d\+\\\\.qkv': h.0.qkv of shape \[32, 12\].*16 .* 3 ranks",
@@ -263,8 +263,8 @@ def test_requests_that_do_not_fit_are_refused_and_nothing_is_written(source: Pat
         "rules for slices are for our format"
     )
     (tmp_path / "bad.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match=r"bad\.json: rules are a table"):
+    with pytest.raises(CheckpointError, match=r"bad\.json: a rules file is a table"):
         load_rules(tmp_path / "bad.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"bad\.json is no JSON"):
+    with pytest.raises(CheckpointError, match=r"bad\.json is not JSON"):
         load_rules(tmp_path / "bad.json")
