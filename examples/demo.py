@@ -13,7 +13,7 @@ STEPS = 14
 
 
 def train(folder: Path, title: str, *options: str) -> dict[str, Any]:
-    """The example's report."""
+    """Runs the example and returns its report."""
     report = folder / "report.json"
     example = Path(__file__).with_name("gpt.py")
     print(f"\n== {title}", flush=True)
@@ -23,7 +23,7 @@ def train(folder: Path, title: str, *options: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """0 if a worker was killed and replaced, and parameters and losses are equal all the same."""
+    """Returns 0 if a worker was killed and replaced, and parameters and losses are still equal."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             calm = train(Path(folder), "4 workers in 2 stages")
@@ -32,7 +32,7 @@ def main() -> int:
             return error.returncode
     kinds = [incident["kind"] for incident in killed["incidents"]]
     if kinds != ["death", "join"]:
-        print(f"\nexpected a death and a join, and there was: {', '.join(kinds) or 'nothing'}")
+        print(f"\nexpected the incidents death and join, found: {', '.join(kinds) or 'none'}")
         return 1
     equal = (calm["digest"], calm["losses"]) == (killed["digest"], killed["losses"])
     verdict = "EQUAL: parameters and losses are bit for bit those of the undisturbed run" if equal else "DIFFER"

@@ -1,11 +1,11 @@
-"""Trains a byte-level GPT on the source code of Python's own standard library, or on a file of yours, over several worker processes.
+"""Trains a byte-level GPT in several worker processes, on the source code of Python's standard library or on a file of yours.
 
     python examples/gpt.py --workers 4 --stages 2 --steps 40
     python examples/gpt.py --workers 4 --stages 2 --steps 40 --kill 1@8 --kill 0@22:reduce
     python examples/gpt.py --workers 4 --stages 2 --steps 20 --checkpoint runs/a --checkpoint-every 5
     python examples/gpt.py --workers 3 --stages 3 --steps 40 --checkpoint runs/a
 
-The parameters, and every loss, come out bit for bit the same for any number of workers and stages, whoever is killed.
+The parameters and every loss are bit for bit the same for any number of workers and stages, and after any kill.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from elastic.chaos.killer import Killer, Missed
 from elastic.observe.progress import ProgressLine
 
 VOCABULARY = 256
-_KILL = "WORKER@STEP[:PHASE]: SIGKILL for the worker at that place of the current view, when it is there. May be given several times."
+_KILL = "PLACE@STEP[:PHASE]: SIGKILL for the worker at that place of the current view, in that step and phase. Repeatable."
 
 
 class Embedding(nn.Module):
@@ -48,7 +48,7 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: causal attention and a feed-forward network, (samples, seq, dim) to the same."""
+    """A pre-norm transformer block, causal attention and a feed-forward network: (samples, seq, dim) to the same shape."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Head(nn.Module):
 
 
 def build_gpt(layers: int, dim: int, heads: int, seq: int, dropout: float, *, tied: bool = False) -> nn.Sequential:
-    """`layers` blocks between an embedding and a head: `layers + 2` layers to cut between."""
+    """Builds `layers` blocks between an embedding and a head, as `layers + 2` layers to split into stages."""
     embedding, head = Embedding(dim, seq, dropout), Head(dim)
     model = nn.Sequential(embedding, *(Block(dim, heads, dropout) for _ in range(layers)), head)
     for module in model.modules():
@@ -110,14 +110,14 @@ class Text(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def read_text(path: str | None) -> bytes:
-    """A file's bytes, or all top-level modules of the standard library in name order."""
+    """Returns a file's bytes, or those of all top-level modules of the standard library in name order."""
     if path is not None:
         return Path(path).read_bytes()
     return b"\n".join(source.read_bytes() for source in sorted(Path(os.__file__).parent.glob("*.py")))
 
 
 def cross_entropy(logits: torch.Tensor, micro_batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Mean over the micro-batch's tokens."""
+    """The loss: the mean over the micro-batch's tokens."""
     return functional.cross_entropy(logits.flatten(0, 1), micro_batch[1].flatten())
 
 
@@ -164,7 +164,7 @@ def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
 
 
 class StepLog:
-    """What this worker was given of each step, in a file that outlives it: the leader at the end may not have been there from the start."""
+    """Logs this worker's report of each step to a file that outlives it: the last leader may have joined after the start."""
 
     def __init__(self, directory: Path, worker: int) -> None:
         self._file = (directory / f"steps-{worker}.jsonl").open("a", buffering=1)
@@ -180,15 +180,15 @@ class StepLog:
 
 
 def read_steps(directory: Path, *, resumed: bool = False) -> list[dict[str, Any]]:
-    """Every step once, as its leader saw it; all workers must have seen the same, and each of them no step twice.
+    """Returns every step once, as its leader reported it. Raises RuntimeError if workers disagree, or a worker reported a step twice.
 
-    The first is step 0, unless the job may have `resumed` another one.
+    The first is step 0, unless the job `resumed` at another one.
     """
     steps: dict[int, dict[str, Any]] = {}
     for path in sorted(directory.glob("steps-*.jsonl")):
         whole = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         if len({step["step"] for step in whole}) < len(whole):
-            raise RuntimeError(f"a step was handed out twice: see {path}")
+            raise RuntimeError(f"a worker got the report of a step twice: see {path}")
         for step in whole:
             known = steps.setdefault(step["step"], step)
             if (known["loss"], known["grad_norm"]) != (step["loss"], step["grad_norm"]):
@@ -197,7 +197,7 @@ def read_steps(directory: Path, *, resumed: bool = False) -> list[dict[str, Any]
                 steps[step["step"]] = step
     first = min(steps, default=0) if resumed else 0
     if sorted(steps) != list(range(first, first + len(steps))):
-        raise RuntimeError(f"steps {sorted(steps)} are not all steps from {first} on")
+        raise RuntimeError(f"steps are missing after step {first}: there are {sorted(steps)}")
     return [steps[step] for step in sorted(steps)]
 
 
@@ -206,7 +206,7 @@ def main(
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; 0 lets the planner choose.")] = 2,
     steps: Annotated[int, typer.Option(help="Steps to take.")] = 40,
     layers: Annotated[int, typer.Option(help="Transformer blocks.")] = 8,
-    dim: Annotated[int, typer.Option(help="Width.")] = 256,
+    dim: Annotated[int, typer.Option(help="Width of the model.")] = 256,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
     seq: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
     batch: Annotated[int, typer.Option(help="Samples a step.")] = 32,
@@ -214,14 +214,14 @@ def main(
     dropout: Annotated[float, typer.Option(help="Dropout rate.")] = 0.0,
     lr: Annotated[float, typer.Option(help="Learning rate, after ten steps of warm-up.")] = 1e-3,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm; none by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
     data: Annotated[str | None, typer.Option(help="A file to train on, instead of the standard library.")] = None,
     tie: Annotated[bool, typer.Option("--tie", help="Tie the head's weight to the embedding's.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="bf16 autocast with float32 parameters.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")] = False,
-    checkpoint: Annotated[str | None, typer.Option(help="Directory or URL to save into, and to go on from.")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Save after each so many steps too; the last is saved anyway.")] = None,
-    keep: Annotated[int | None, typer.Option(min=1, help="How many of the newest checkpoints stay; all by default.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Directory or URL to save into, and to resume from.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Save every so many steps; the last step is always saved.")] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="How many of the newest checkpoints to keep; all by default.")] = None,
     kill: Annotated[list[str] | None, typer.Option(help=_KILL)] = None,
     respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
     min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
@@ -234,7 +234,7 @@ def main(
     if data is not None and not Path(data).is_file():
         raise typer.BadParameter(f"--data {data}: no such file")
     if checkpoint is None and (checkpoint_every, keep) != (None, None):
-        raise typer.BadParameter("--checkpoint-every and --keep say when and how many, and --checkpoint where: give that too")
+        raise typer.BadParameter("--checkpoint-every and --keep need --checkpoint, the directory to save into")
     given = dict(locals())
     of_the_job = ("workers", "stages", "kill", "respawn", "min_workers", "etcd", "report")
     options = {name: value for name, value in given.items() if name not in of_the_job}

@@ -1,4 +1,4 @@
-"""What `kill_table.py` does to jobs: one cell for each phase and kind of worker."""
+"""The cells of `kill_table.py`: the faults for a job, one cell for each phase and kind of worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHORT = ("reduce", "ready", "apply", "gather", "replicate", *RECOVERY_PHASES)
 
 
 def victims(record: Mapping[str, Any]) -> dict[str, int]:
-    """The places of a worker alone in its stage, of one that is not, and of the one that coordinates; the first two do not."""
+    """Returns the places of a worker alone in its stage, of one that shares its stage, and of the coordinator; all three differ."""
     stages = [member["stage"] for member in record["members"]]
     alone = [place for place, stage in enumerate(stages) if stages.count(stage) == 1 and place > 0]
     others = [place for place, stage in enumerate(stages) if stages.count(stage) > 1 and place > 0]
@@ -28,7 +28,7 @@ def victims(record: Mapping[str, Any]) -> dict[str, int]:
 
 
 def holder(record: Mapping[str, Any], place: int) -> int:
-    """The place of the worker that keeps the copies of the one at `place`, in the first view."""
+    """Returns the place of the worker that holds the replica of the one at `place`, in the first view."""
     members = record["members"]
     in_stages = sorted(range(len(members)), key=lambda other: members[other]["stage"])
     held = replica_holders(in_stages)[place]
@@ -37,7 +37,7 @@ def holder(record: Mapping[str, Any], place: int) -> int:
 
 
 def opposite(record: Mapping[str, Any], place: int) -> int:
-    """The place of a worker that keeps nothing for the one at `place`, nor the other way round: of four, there is one."""
+    """Returns the place of a worker that shares no replica with the one at `place`: of four workers, there is one."""
     return holder(record, holder(record, place))
 
 
@@ -58,7 +58,7 @@ def in_recovery(phase: str, who: str, first: Callable[[Mapping[str, Any], int], 
 
 
 def in_join(phase: str, who: str | None) -> KillCell:
-    """`who` None: the worker that joins."""
+    """Kills a worker while another one joins; with `who` None, the joining worker."""
 
     def plan(scene: Scene) -> None:
         record = scene.members()
@@ -83,7 +83,7 @@ def before_first_step(who: str) -> KillCell:
 
 
 def while_committing(who: str) -> KillCell:
-    """etcd stands still from the gate on, so that the commit of the first recovery is under way when the second worker dies."""
+    """Stops etcd from the gate on, so that the second worker dies during the commit of the first recovery."""
 
     def plan(scene: Scene) -> None:
         record = scene.members()
@@ -128,7 +128,7 @@ def at_once(places: Callable[[Mapping[str, Any]], tuple[int, ...]], name: str, e
 
 
 def on_the_way_back(phase: str) -> KillCell:
-    """Two die whose loss leads back to a checkpoint, and a third one on the way."""
+    """Kills two workers whose loss requires a checkpoint, and a third one during that recovery."""
 
     def plan(scene: Scene) -> None:
         record = scene.members()

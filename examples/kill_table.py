@@ -1,9 +1,9 @@
-"""Kills workers in every phase of a step and of a recovery, and shows whether each job came out bit for bit as if undisturbed.
+"""Kills workers in every phase of a step and of a recovery, and shows whether each job has bit for bit the results of an undisturbed one.
 
     python examples/kill_table.py
     python examples/kill_table.py --only apply --json table.json
 
-Every line is a real job: a small GPT on four workers in three stages. Where a phase is too short to be hit, workers wait in it.
+Every line is a real job: a small GPT on four workers in three stages. Workers wait in phases that are too short to be hit.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from rich.table import Table
 from elastic.observe.incident import read_lines
 
 END_S = 10.0
-"""How long after the last fault a job that cannot go on may take to end."""
+"""How long after the last fault a job that cannot continue may take to end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """What came of a cell. `wrong` is empty if all is as it must be; `missed` tells that another phase than the one asked for was hit."""
+    """The result of a cell. `wrong` is empty if the job ended as it must; `missed` if the fault hit a phase other than requested."""
 
     cell: str
     hits: list[str]
@@ -48,7 +48,7 @@ class TableRow:
 
 
 def run_cell(cell: KillCell, calm: Mapping[str, Any], tries: int) -> TableRow:
-    """Tries again where another phase was hit than the one asked for, unless something is wrong."""
+    """Runs a cell; runs it again if the fault hit another phase than the requested one, unless something is wrong."""
     began, count = time.monotonic(), 0
     for _ in range(tries):
         count += 1
@@ -90,7 +90,7 @@ def _judge_survival(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mappin
     for path in sorted(scene.directory.glob("steps-*.jsonl")):
         steps = [line["step"] for line in read_lines(path)]
         if steps != list(range(steps[0], steps[0] + len(steps))) if steps else False:
-            wrong.append(f"{path.stem} was given {steps}")
+            wrong.append(f"{path.stem} has the steps {steps}")
     incidents = outcome.result.incidents
     over = [incident for incident in incidents if incident["kind"] != "join" or incident["epoch"] is not None]
     for incident in over:
@@ -100,24 +100,24 @@ def _judge_survival(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mappin
             wrong.append(f"{incident['bytes_moved']} bytes moved, the minimum is {incident['bytes_minimum']}")
     members = {line["worker"] for line in read_lines(scene.directory / "faults.jsonl")} - {WORKERS}
     told = {worker for incident in incidents for worker in (incident["worker"], *incident["also"])}
-    if members - told and not any(hit.missed for hit in scene.hits):  # who has finished may die
+    if members - told and not any(hit.missed for hit in scene.hits):  # a worker that has finished may die without an incident
         wrong.append(f"no incident names {sorted(members - told)}")
     deaths = [incident for incident in incidents if incident["kind"] == "death"]
     if cell.saves and not any(death["restored"] for death in deaths):
-        wrong.append("it did not go back to a checkpoint")
+        wrong.append("the job did not reload a checkpoint")
     if cell.deaths not in (None, len(deaths)) and not any(hit.missed for hit in scene.hits):
         wrong.append(f"there are {len(deaths)} incidents with deaths instead of {cell.deaths}")
     if cell.joins and not any(incident["joined"] and incident["epoch"] is not None for incident in incidents):
-        wrong.append("nobody has joined")
+        wrong.append("no worker has joined")
     return wrong
 
 
 def _judge_end(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mapping[str, Any]) -> list[str]:
     assert cell.end is not None
     if outcome.error is None:
-        return ["the job went on"]
-    wrong = [] if type(outcome.error).__name__ == cell.end.error else [f"it is a {type(outcome.error).__name__}"]
-    wrong += [f"the message does not tell {says!r}" for says in cell.end.says if not re.search(says, str(outcome.error))]
+        return ["the job did not fail"]
+    wrong = [] if type(outcome.error).__name__ == cell.end.error else [f"the error is a {type(outcome.error).__name__}"]
+    wrong += [f"the message lacks {says!r}" for says in cell.end.says if not re.search(says, str(outcome.error))]
     wrong += ["the message has a traceback"] if "Traceback" in str(outcome.error) else []
     took = outcome.ended - (scene.faulted or outcome.ended)
     return wrong + ([f"it took {took:.1f} s to end"] if took > END_S else [])
@@ -127,8 +127,8 @@ def _judge_end(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mapping[str
 
 
 def show(rows: list[TableRow]) -> Table:
-    table = Table(title="SIGKILL, and what became of the job", row_styles=["", "dim"])
-    for title in ("where: whom", "hit in", "end", "incidents: attempts, stall, moved"):
+    table = Table(title="SIGKILL, and how the job ended", row_styles=["", "dim"])
+    for title in ("where: which worker", "hit in", "end", "incidents: attempts, stall, moved"):
         table.add_column(title)
     table.add_column("tries", justify="right")
     table.add_column("")
@@ -158,11 +158,11 @@ def _incident(incident: Mapping[str, Any]) -> str:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Cells whose name has this in it, or matches it as a pattern with * and ?.")] = "",
-    tries: Annotated[int, typer.Option(help="How often a cell is tried until the phase that it asks for is hit.")] = 3,
+    only: Annotated[str, typer.Option(help="Cells whose name contains this, or matches it as a pattern with * and ?.")] = "",
+    tries: Annotated[int, typer.Option(help="How often a cell is tried until its phase is hit.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows to this file.")] = None,
 ) -> None:
-    """A table of kills; fails if any job is not what it should have been."""
+    """Prints a table of kills; fails if any job did not end as it must."""
     chosen = [cell for cell in cells() if only in cell.name or fnmatch.fnmatch(cell.name, only)]
     if not chosen:
         raise typer.BadParameter(f"--only {only}: no cell has such a name")

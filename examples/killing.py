@@ -29,7 +29,7 @@ T = TypeVar("T")
 WORKERS, STAGES = 4, 3
 STEP, STEPS = 8, 14
 LONG_STEPS, LONG_PAUSE_S = 60, 0.06
-"""Of jobs that go on until a new worker has joined: they take their time until then."""
+"""For jobs that must last until a new worker has joined: their steps, and a pause after each step until then."""
 
 SAVED_EVERY = 2
 DELAY_S = 0.04
@@ -37,7 +37,7 @@ GONE_S = 3.0
 
 
 def train(job: elastic.Job, steps: int, pause_s: float, saved: str | None) -> dict[str, Any] | None:
-    """Runs on every worker: a GPT with dropout, tied embeddings, clipping and a scheduler. `saved`: where it saves, if it does."""
+    """Runs on every worker: a GPT with dropout, tied embeddings, clipping and a scheduler. `saved` is the checkpoint directory, if any."""
     torch.manual_seed(0)
     model = build_gpt(3, 64, 4, 64, dropout=0.1, tied=True)
     trainer = elastic.Trainer(
@@ -58,19 +58,19 @@ def train(job: elastic.Job, steps: int, pause_s: float, saved: str | None) -> di
             if job.view is not None and max(job.view.workers) < job.workers:
                 time.sleep(pause_s)
             if saved and report.step < STEP:
-                time.sleep(LONG_PAUSE_S)  # a disk needs some time
+                time.sleep(LONG_PAUSE_S)  # time for the save
     digest = trainer.digest()
     if not trainer.leader:
         return None
     return {"digest": digest, "losses": [step["loss"] for step in read_steps(Path(job.directory))]}
 
 
-# What is done to a job
+# Faults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """One process that was killed: in which phase it was to be ("" if in any), and in which it was; None if it did not die."""
+    """One killed process: `asked` is the requested phase ("" for any), `observed` the phase it was in; None if it did not die."""
 
     at: float
     asked: str
@@ -90,7 +90,7 @@ class Over(Exception):
 
 
 class Scene:
-    """A running job, seen from outside: what a plan acts on. `faulted` is when it did so last."""
+    """A running job, observed from outside, on which a plan acts. `faulted` is the time of its last fault."""
 
     def __init__(self, directory: Path, plan: Callable[[Scene], None]) -> None:
         self.directory = directory
@@ -112,7 +112,7 @@ class Scene:
             self._error = error
 
     def close(self) -> list[Hit]:
-        """To be called when the job is over."""
+        """Stops the plan and returns the hits; call it when the job is over."""
         self._over.set()
         self._thread.join()
         if self._error is not None:
@@ -123,14 +123,14 @@ class Scene:
                 self.faulted = max(self.faulted or 0.0, shot.at)
                 here = shot.observed is not None and (shot.fault.in_recovery or shot.observed.step == shot.fault.step)
                 observed = None if shot.observed is None else shot.observed.phase if here else f"{shot.observed.phase} {shot.observed.step}"
-                # Several die at once when the first is where it is to be.
+                # Several die at once when the first of them is in the requested phase.
                 asked = shot.fault.phase or "" if shot.place == shot.fault.places[0] else ""
                 self.hits.append(Hit(at=shot.at, asked=asked, observed=observed))
         self.hits.sort(key=lambda hit: hit.at)
         return self.hits
 
     def members(self, epoch: int = 1) -> dict[str, Any]:
-        """members.json, as soon as it is of this epoch or a later one."""
+        """Returns the contents of members.json, as soon as they are of this epoch or a later one."""
 
         def read() -> dict[str, Any] | None:
             with suppress(FileNotFoundError):
@@ -141,7 +141,7 @@ class Scene:
         return self.until(read)
 
     def until(self, condition: Callable[[], T | None]) -> T:
-        """What `condition` gives, once it gives something. Raises Over."""
+        """Waits until `condition` returns a true value, and returns it. Raises Over."""
         while not self._over.is_set():
             if found := condition():
                 return found
@@ -149,7 +149,7 @@ class Scene:
         raise Over
 
     def seen(self, worker: int, phase: str | None, epoch: int, step: int = -1) -> Doing:
-        """What the worker does, once it is in this phase of this epoch, at this step or a later one."""
+        """Waits until the worker is in this phase of this epoch, at this step or a later one. Returns its activity."""
         watch = self.until(lambda: self._watch(worker))
 
         def look() -> Doing | None:
@@ -165,11 +165,11 @@ class Scene:
         return None
 
     def shoot(self, *faults: Fault) -> None:
-        """By the runtime's own injector."""
+        """Injects faults by the runtime's own injector."""
         self._killer = Killer(self.directory, faults)
 
     def hit(self, worker: int, phase: str, epoch: int) -> None:
-        """Kills a worker in this phase of this epoch, be it a member or not."""
+        """Kills a worker, a member or not, in this phase of this epoch."""
         doing = self.seen(worker, phase, epoch)
         pidfd = os.pidfd_open(doing.pid)
         try:
@@ -185,7 +185,7 @@ class Scene:
             os.close(pidfd)
 
     def end(self, process: str) -> None:
-        """SIGKILL for the agent or the fork server."""
+        """Sends SIGKILL to the agent or the fork server."""
         self.faulted = time.monotonic()
         os.kill(self.members()[process], signal.SIGKILL)
         self.hits.append(Hit(at=self.faulted, asked="", observed=f"step {STEP}"))
@@ -193,7 +193,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """How a job must end that cannot go on: the class of the error, and what its message must match."""
+    """How a job that cannot continue must end: the class of the error, and patterns that its message must match."""
 
     error: str
     says: tuple[str, ...]
@@ -201,10 +201,10 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillCell:
-    """One job: what is done to it, where its workers wait, and how it must end (None: bit for bit as the undisturbed one).
+    """One job: its faults, the phases in which its workers wait, and how it must end (None: with the results of the undisturbed job).
 
-    `deaths` is how many incidents must come of them, where that is known; `joins` has it go on until a new worker has joined. One that
-    `saves` checkpoints must go back to one.
+    `deaths` is the number of incidents that the deaths must cause, if known. With `joins` the job lasts until a new worker has joined. A
+    job that `saves` checkpoints must reload one.
     """
 
     name: str
@@ -219,7 +219,7 @@ class KillCell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a job ended, and what it left."""
+    """How a job ended, and the processes and files that it left."""
 
     result: elastic.JobResult | None
     error: Exception | None
@@ -229,7 +229,7 @@ class Outcome:
 
 
 def run_job(directory: Path, cell: KillCell | None, *, joins: bool) -> tuple[Outcome, Scene | None]:
-    """Runs a job in `directory`, whose subdirectory `tmp` is the TMPDIR of its processes: how they are found when it is over."""
+    """Runs a job in `directory`. Its processes have the subdirectory `tmp` as TMPDIR, by which they are found when it is over."""
     run, tmp = directory / "run", directory / "tmp"
     run.mkdir()
     tmp.mkdir()
@@ -256,7 +256,7 @@ def run_job(directory: Path, cell: KillCell | None, *, joins: bool) -> tuple[Out
 
 @contextmanager
 def _quiet(log: Path, tmp: Path) -> Iterator[None]:
-    """Standard error of this process and of those that it starts goes to the file `log`."""
+    """Redirects standard error of this process and its children to the file `log`, and sets their TMPDIR to `tmp`."""
     kept, before = os.dup(2), os.environ.get("TMPDIR")
     with log.open("wb") as file:
         os.dup2(file.fileno(), 2)
@@ -272,7 +272,7 @@ def _quiet(log: Path, tmp: Path) -> Iterator[None]:
 
 
 def _left(tmp: Path) -> list[str]:
-    """Processes and temporary files of a job that are still there a while after it."""
+    """Returns the processes and temporary files of a job that remain some time after its end."""
     mark, deadline = f"TMPDIR={tmp}".encode(), time.monotonic() + GONE_S
     while True:
         found = []

@@ -1,1 +1,1 @@
-"""The supervisor of one host: its event loop, the fork server, the workers' processes."""
+"""The supervisor of one host: its event loop, the fork server, the worker processes."""

@@ -1,7 +1,7 @@
-"""The supervisor process of one host: starts its workers, watches them, and speaks for them in etcd.
+"""The supervisor process of one host: starts its workers, watches them, and represents them in etcd.
 
-It imports no torch. Its loop waits for the launcher, the fork server, each worker's socket and pidfd, and for what the threads of the
-etcd client saw. The first thing that decides how the job ends is its outcome; then all that it started is ended, in whatever state.
+It does not import torch. Its loop waits for the launcher, the fork server, each worker's socket and pidfd, and for events from the threads
+of the etcd client. The first event that decides how the job ends sets the outcome; then the agent ends all processes that it started.
 
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
     agent -> launcher   done {value, epoch, stopped, incidents, saves, skipped} | failed {kind, message} | killed {}
@@ -57,11 +57,11 @@ if TYPE_CHECKING:
     from elastic.membership.session import Session
     from elastic.view import View
 
-_CAUSE_S = 1.0  # how long a worker's lost link waits for the news of why
+_CAUSE_S = 1.0  # how long a worker's error about a lost link waits for the error that caused it
 
 
 class Agent:
-    """Runs one job to its outcome: founds it, and then has a Driver keep it going."""
+    """Runs one job to its outcome: starts it, then leaves changes of its members to a Driver."""
 
     def __init__(self, launcher: Channel, start: Start) -> None:
         self.outcome: Message | None = None
@@ -77,11 +77,11 @@ class Agent:
         self._saves = SaveSummary()
         self._one_sided = OneSided()
         self._stop_watch = StopWatch()
-        self._asked_at = 0.0  # to stop
+        self._asked_at = 0.0  # when the stop was requested
         self._metrics = MetricFiles(say)
-        self._returned: dict[str, Any] = {}  # what a leader's train_fn has returned, before the rest was done
+        self._returned: dict[str, Any] = {}  # the value of the leader's train_fn, sent before its worker has finished
         self._skipped: set[int] = set()
-        self._lasting = False  # it was said that a thread is waited for
+        self._lasting = False  # whether the user was informed of threads that have not ended
         self._founders = Founders.of(start.settings.workers)
         self._loop = Loop()
         signals.obey(lambda: self._loop.post(self.stop))
@@ -124,7 +124,7 @@ class Agent:
             self._session.close()
 
     def _join(self) -> None:
-        # Here, since the import takes long and the slow fork server is under way now.
+        # Imported here, while the fork server starts: both take long.
         from elastic.membership.session import Notices, Session
 
         notices = Notices(
@@ -148,7 +148,7 @@ class Agent:
     # The launcher
 
     def stop(self) -> None:
-        """Has the job stop at the next step boundary."""
+        """Stops the job at the next step boundary."""
         if self._stopping:
             return
         self._stopping, self._asked_at = True, time.monotonic()
@@ -158,7 +158,7 @@ class Agent:
             self._driver.stop()
 
     def _still_running(self) -> None:
-        """Says what a job that was asked to stop waits for."""
+        """Informs the user what a job that was asked to stop waits for."""
         if self._over:
             return
         workers = self._crew.workers
@@ -202,7 +202,7 @@ class Agent:
         if self._over:
             return
         if message["type"] == "announce":
-            worker.announced = message["ready"] if self._driver is None else {}  # it may be large, and is needed once
+            worker.announced = message["ready"] if self._driver is None else {}  # it may be large, and is needed only for the first view
             self._check_announced()
         elif message["type"] == "progress":
             worker.epoch, worker.step = message["epoch"], message["step"]
@@ -228,7 +228,7 @@ class Agent:
             self._driver.heard(worker.number, message)
 
     def _waits(self, worker: WorkerProcess, message: Message) -> None:
-        """Ends a job in which some workers wait for what others never do."""
+        """Ends a job in which some workers wait for a call that others never make."""
         wait = Wait(**message["wait"])
         self._one_sided.heard(worker.number, wait)
         self._stop_watch.heard(worker.number, wait)
@@ -243,12 +243,12 @@ class Agent:
                 say(sentence)
 
     def _lasts(self, worker: WorkerProcess, threads: list[str]) -> None:
-        """A worker that has returned cannot end: threads of the user's are not over. Others will say the same."""
+        """Informs the user, once, that a worker has returned and cannot end, since threads of train_fn still run."""
         if not self._lasting:
             self._lasting = True
             say(
-                f"worker {worker.number} has returned from train_fn and waits for what it has started as a thread and not ended: "
-                f"{', '.join(threads)}. It is ended {self._start.settings.grace_s:.0f} s after the last worker has returned: have train_fn "
+                f"worker {worker.number} has returned from train_fn and waits for threads that train_fn started and did not end: "
+                f"{', '.join(threads)}. It is killed {self._start.settings.grace_s:.0f} s after the last worker has returned: let train_fn "
                 "end and join its threads, or make them daemons"
             )
 
@@ -261,11 +261,11 @@ class Agent:
         self._check_finished()
 
     def _raised(self, worker: WorkerProcess, message: Message) -> None:
-        """An exception of `train_fn` ends the job; one of a worker that is no member yet, or of its machine, is the end of that worker."""
+        """Ends the job on an exception of `train_fn`; one of a joining worker, or of its machine, ends only that worker."""
         if self._driver is not None and self._driver.joining(worker.number):
             self._driver.failed_to_join(worker.number, last_line(message))
         elif self._driver is not None and is_machine_failure(message) and len(self._driver.view.workers) > 1:
-            worker.failure = last_line(message)  # its process ends now
+            worker.failure = last_line(message)  # its process ends by itself
         else:
             worker.error = worker_error(worker, message)
             self._fail(worker.error, consequence=is_consequence(message["kind"]))
@@ -281,7 +281,7 @@ class Agent:
         self._check_finished()
 
     def _founder_died(self, worker: WorkerProcess) -> None:
-        """Starts another one in its place, up to as many as may fail to join."""
+        """Replaces a worker that died before the first view, as often as joins may fail."""
         others = [self._crew.workers[number] for number in self._founders.numbers]
         why = hindrance(self._founders, worker, others, respawn=self._start.settings.respawn)
         if why is not None:
@@ -290,20 +290,20 @@ class Agent:
             return
         self._founders = self._founders.without(worker.number)
         new = self._founders.numbers[-1]
-        say(f"{how_ended(worker)} before the training had begun: worker {new} is started in its place")
+        say(f"{how_ended(worker)} before training began: worker {new} is started in its place")
         self._crew.fork(new)
 
     def _fail(self, error: Message, *, consequence: bool) -> None:
-        """Ends the job with the error; one that only follows from another worker's waits for that one's."""
+        """Ends the job with the error. A mere consequence of another worker's error waits a moment for that error."""
         if not consequence:
             self._end(error)
         elif not self._loop.timing("cause"):
             self._loop.set_timer(_CAUSE_S, lambda: self._end(error), "cause")
 
-    # The beginning and the end
+    # Start and end
 
     def _check_announced(self) -> None:
-        """Founds the job when the last worker is ready."""
+        """Makes the first view when the last worker is ready."""
         workers = [self._crew.workers[number] for number in self._founders.numbers]
         waiting = [worker.number for worker in workers if worker.announced is not None]
         returned = [worker.number for worker in workers if worker.finished and worker.announced is None]
@@ -327,9 +327,9 @@ class Agent:
         self._session.publish(view)
         back, unanswered = self._with_driver(Driver.back), self._session.unanswered
         self._etcd_thread = EtcdThread(self._loop.post, self._with_driver(Driver.away), back, self._etcd_failed, unanswered=unanswered)
-        for number, each in ready.items():  # in its thread: the loop waits for no etcd
+        for number, each in ready.items():  # in its thread: the loop must not wait for etcd
             self._etcd_thread.run(EtcdTask(call=partial(self._session.admit, number, each)))
-            self._crew.workers[number].announced = {}  # it may be large, and has done its work
+            self._crew.workers[number].announced = {}  # it may be large, and is no longer needed
         world = World(
             carrier=self._carrier,
             timers=self._loop,
@@ -347,7 +347,7 @@ class Agent:
             self._driver.stop()
 
     def _site(self) -> Site:
-        """What this host has for its workers."""
+        """Returns the resources of this host for its workers."""
         memory = host.memory_bytes()
         places = {self._host: host.processors() / self._start.settings.threads}
         return Site(places=places, memory={} if memory is None else {self._host: memory})
@@ -370,7 +370,7 @@ class Agent:
     def _check_finished(self) -> None:
         workers = self._crew.workers
         members = self._founders.numbers if self._driver is None else self._driver.view.workers
-        known = all(number in workers for number in members)  # else the fork server is not ready yet
+        known = all(number in workers for number in members)  # false until the fork server is ready
         complete = known and all(workers[number].finished for number in members) if self._driver is None else self._driver.complete
         if not complete:
             return

@@ -1,4 +1,4 @@
-"""Carries control's requests to the workers of this host, and reports what becomes of them."""
+"""Carries control's requests to the workers of this host, and reports their deaths."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LocalCarrier:
         return [SilentWorker(worker=each.number, pid=each.pid, stopped=is_stopped(each.pid), doing=self._doing(each)) for each in found]
 
     def death(self, worker: WorkerProcess) -> Death:
-        """Returns the report on a worker whose process has ended. What it announced and told last is dropped."""
+        """Returns the report on a worker whose process has ended, and drops its announcement."""
         doing, step = self._doing(worker), worker.step
         if doing is not None:
             worker.epoch, worker.step = doing.epoch, doing.step
@@ -69,6 +69,6 @@ class LocalCarrier:
         )
 
     def _doing(self, worker: WorkerProcess) -> Doing | None:
-        """What the worker did last, as far as it left word of it in this job."""
+        """Returns the worker's last activity, None if it left no record in this job."""
         doing = activity.read(self._directory.path, worker.number)
         return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None

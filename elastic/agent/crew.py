@@ -1,4 +1,4 @@
-"""The worker processes of this host: the fork server starts them, sockets and pidfds tell of them."""
+"""The worker processes of this host: the fork server starts them; sockets deliver their messages, pidfds their ends."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from elastic.host.process import is_stopped
 from elastic.observe.console import say
 
 _CLOSE_S = 5.0
-_ANSWER_S = 5.0  # how long the fork server may take to start a worker, or to say how one ended
-_GIVEN_UP_AFTER = 2  # so many times that; then its word on a worker's end is not waited for any more
+_ANSWER_S = 5.0  # how long the fork server may take to start a worker, or to report an exit status
+_GIVEN_UP_AFTER = 2  # after so many times that, a worker's exit status is not waited for any more
 
 
 class Crew:
     """Starts workers by number, and calls back in the loop's thread.
 
-    `ready` is called once, when workers can be forked; `heard` with every message of a worker; `ended` when one is gone and reaped, after
-    all that it had said; `broken` with the reason when there will be no more workers. Nothing is called back after `close`.
+    `ready` is called once, when workers can be forked; `heard` with every message of a worker; `ended` when a worker is gone and reaped,
+    after its last message; `broken` with the reason when no more workers can be started. Nothing is called back after `close`.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Crew:
 
     @property
     def forkserver(self) -> int:
-        """Its pid."""
+        """The fork server's pid."""
         return self._process.pid
 
     def listen(self) -> None:
-        """Begins to act on what the fork server says."""
+        """Begins to act on the fork server's messages."""
         self._loop.watch(self._forks, self._hear_forkserver)
 
     def fork(self, number: int) -> None:
@@ -65,7 +65,7 @@ class Crew:
         worker = WorkerProcess(number=number, channel=Channel(ours))
         self.workers[number] = worker
         self._set_interest(worker)
-        self._process.send_signal(signal.SIGCONT)  # should it be stopped: a long message would not fit
+        self._process.send_signal(signal.SIGCONT)  # in case it is stopped: a long message would not fit into the socket
         with theirs:
             self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number)}, [theirs.fileno()])
         for message in self._standing:
@@ -73,7 +73,7 @@ class Crew:
         self._await_forkserver(0)
 
     def freeze(self, modules: dict[str, Any]) -> None:
-        """Makes later workers run these modules (from `script.sources.to_json`) as they are now, even if their files change."""
+        """Makes later workers run these modules (from `script.sources.to_json`) in their present state, even if their files change."""
         self._forks.send({"type": "freeze", "modules": modules})
 
     def tell(self, numbers: Iterable[int], message: Message) -> None:
@@ -86,7 +86,7 @@ class Crew:
                 self._set_interest(worker)
 
     def tell_all(self, message: Message) -> None:
-        """Sends a message to every worker, and to those that are started later."""
+        """Sends a message to every worker, also to those that are started later."""
         self._standing.append(message)
         self.tell(self.workers, message)
 
@@ -94,13 +94,13 @@ class Crew:
         self.workers[number].kill(why)
 
     def close(self) -> None:
-        """Ends all of them."""
+        """Ends all workers and the fork server."""
         self._closing = True
         for worker in self.workers.values():
             worker.kill()
-        self._process.send_signal(signal.SIGCONT)  # should it be stopped
+        self._process.send_signal(signal.SIGCONT)  # in case it is stopped
         self._loop.set_timer(_CLOSE_S, lambda: None, "close")
-        # The fork server must live until it has reaped them all.
+        # The fork server must live until it has reaped all workers.
         waiting = lambda: any(worker.status is None and not worker.unreaped for worker in self.workers.values())  # noqa: E731
         while waiting() and not self._forks.closed and self._loop.timing("close"):
             self._loop.turn()
@@ -133,7 +133,7 @@ class Crew:
         self._loop.watch(pidfd, lambda: self._gone(worker))
 
     def _set_interest(self, worker: WorkerProcess) -> None:
-        """Waits for room as well, where a worker (stopped, perhaps) has not read what was sent."""
+        """Watches a worker's socket, also for room if a worker (perhaps stopped) has not read all messages."""
         self._loop.watch(worker.channel, lambda: self._hear_worker(worker), writable=worker.channel.unsent)
 
     def _hear_worker(self, worker: WorkerProcess) -> None:
@@ -158,7 +158,7 @@ class Crew:
         self._await_forkserver(0)
 
     def _await_forkserver(self, waited: int) -> None:
-        """Sees to it that the fork server answers: one that was stopped is told to go on. `waited`: for so many times its time."""
+        """Sets a timer for the fork server's answer, after `waited` such times; then a stopped one is continued."""
         if not self._closing and not self._forks.closed and not (waited == 0 and self._loop.timing("forks")):
             self._loop.set_timer(_ANSWER_S, lambda: self._ask_forkserver(waited + 1), "forks")
 
@@ -169,8 +169,8 @@ class Crew:
             return
         stopped = is_stopped(self._process.pid)
         if waited == (1 if stopped else _GIVEN_UP_AFTER):
-            what = "was stopped, and is told to go on" if stopped else f"has not answered for {waited * _ANSWER_S:g} s"
-            say(f"the fork server (process {self._process.pid}), which starts workers and tells how they end, {what}")
+            what = "was stopped and is continued now" if stopped else f"has not answered for {waited * _ANSWER_S:g} s"
+            say(f"the fork server (process {self._process.pid}), which starts workers and reports how they end, {what}")
         self._process.send_signal(signal.SIGCONT)
         for worker in unreaped if waited >= _GIVEN_UP_AFTER else ():
             worker.unreaped = True
@@ -180,7 +180,7 @@ class Crew:
     def _check_ended(self, worker: WorkerProcess) -> None:
         if worker.ended:
             os.close(worker.pidfd)
-            self._loop.forget(worker.channel)  # also if its end was seen elsewhere than in `_hear_worker`
+            self._loop.forget(worker.channel)  # not done yet if `_gone` read its end
             worker.channel.close()
             if not self._closing:
                 self._ended(worker)

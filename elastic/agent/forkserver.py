@@ -1,7 +1,7 @@
-"""One process that imports torch once and forks the workers, each warm from its first instruction.
+"""The fork server: a process that imports torch once and forks the workers, which therefore start fast.
 
-It stays single threaded, since a fork copies only the thread that calls it and would leave the locks of the others held for ever. The
-numeric environment is fixed where it is executed: the libraries read it when they load, later is too late.
+It stays single threaded, since a fork copies only the thread that calls it and would leave the locks of other threads held for ever. The
+numeric environment is set when it is executed, since the libraries read it only when they load.
 
     agent -> fork server   fork {worker, spec}, with the worker's end of its agent socket | freeze {modules}
     fork server -> agent   ready {} | broken {message} | forked {worker, pid}, with a pidfd | exited {worker, status}
@@ -27,12 +27,12 @@ from elastic.host.channel import Channel, Message
 from elastic.host.process import default_children, die_with_parent, module_command, name_process
 from elastic.script import sources
 
-# torch imports _dynamo when the first optimizer is made: a second of work, better done once than in every worker.
+# torch imports _dynamo when the first optimizer is made, which takes a second: done once here instead of in every worker.
 _PRELOAD = ("torch", "torch._dynamo", "elastic.worker.trainer", "elastic.worker.main")
 
 
 def start(environment: Mapping[str, str], socket_fd: int) -> subprocess.Popen[bytes]:
-    """Executes a fork server that talks over `socket_fd` and dies with this process."""
+    """Executes a fork server that communicates over `socket_fd` and dies with this process."""
     command = module_command("elastic.agent.forkserver", str(socket_fd), str(os.getpid()))
     with signals.shielded():
         return subprocess.Popen(command, env=dict(environment), pass_fds=[socket_fd], stdin=subprocess.DEVNULL)
@@ -52,7 +52,7 @@ class _Server:
     children: dict[int, _Child] = field(default_factory=dict)
 
     def serve(self) -> _ForkRequest | None:
-        """Forks on request until the agent hangs up. Returns twice, as fork does: in a new worker, with what it has to run."""
+        """Forks on request until the agent closes the connection. Like fork, it returns twice: None here, the request in a new worker."""
         self.selector.register(self.channel, selectors.EVENT_READ)
         while not self.channel.closed:
             for key, _ in self.selector.select():
@@ -97,9 +97,9 @@ class _Server:
 
 @dataclass(slots=True)
 class _Leave:
-    """Registered before all other exit functions, and so called after them: ends a worker at once.
+    """An exit function that ends a worker at once; it is registered before all others, and so called after them.
 
-    Taking torch's modules apart would cost each worker half a second.
+    The finalization of torch's modules would cost each worker half a second.
     """
 
     code: int | None = None
@@ -121,11 +121,11 @@ class _ForkRequest:
 
 
 def _preload() -> None:
-    gc.disable()  # a fifth of the time that importing torch takes
+    gc.disable()  # saves a fifth of the time of importing torch
     for name in _PRELOAD:
         if importlib.util.find_spec(name) is not None:
             importlib.import_module(name)
-    sources.note_imported()  # none is the user's: its children need not look at them
+    sources.note_imported()  # none is the user's: workers need not check them
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise RuntimeError(f"importing torch started {threads - 1} threads, and only a single-threaded process can be forked safely")
@@ -134,7 +134,7 @@ def _preload() -> None:
 
 
 def main() -> None:
-    """Entry of the process: argv is the socket's descriptor and the agent's pid."""
+    """Runs the fork server, or a worker after a fork; argv is the socket's descriptor and the agent's pid."""
     die_with_parent(int(sys.argv[2]))
     name_process("elastic-forks")
     signals.outlive()
@@ -144,12 +144,12 @@ def main() -> None:
     channel = Channel.adopt(int(sys.argv[1]))
     try:
         _preload()
-    except Exception:  # the process boundary: the agent ends the job with it
+    except Exception:  # the process boundary: the agent ends the job with this message
         channel.send({"type": "broken", "message": traceback.format_exc()})
         return
     channel.send({"type": "ready"})
     job = _Server(channel).serve()
     if job is not None:
-        from elastic.worker.main import main as work  # imported already, by _preload: the agent, which imports this module, has no torch
+        from elastic.worker.main import main as work  # _preload has imported it; the agent, which imports this module, must not
 
         leave.code = work(job.spec, job.socket_fd)

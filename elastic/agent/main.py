@@ -1,4 +1,4 @@
-"""Entry of the agent's process."""
+"""The entry point of the agent's process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elastic.settings import job_mark
 
 
 def main() -> None:
-    """Entry of the process: argv is the descriptor of the launcher's socket."""
+    """Runs an agent; argv is the descriptor of the launcher's socket."""
     name_process("elastic-agent")
     continue_without_parent()
     default_children()
@@ -33,7 +33,7 @@ def main() -> None:
     if outcome is not None:
         launcher.send(outcome)
     if launcher_gone:
-        end_session(os.getpid(), "=".join(job_mark(start.directory)))  # what train_fn itself started; otherwise the launcher does this
+        end_session(os.getpid(), "=".join(job_mark(start.directory)))  # processes that train_fn started; normally the launcher ends them
         directory = RunDirectory(Path(start.directory))
         directory.remove() if start.settings.directory is None else directory.clear()
 

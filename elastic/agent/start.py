@@ -1,4 +1,4 @@
-"""What the launcher asks an agent for."""
+"""The launcher's request to an agent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elastic.settings import JobSettings, default_environment, job_mark, worker_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What the launcher asks for. `environment`, `import_path`, `argv` and `modules` are the launcher's own."""
+    """The request to run a job. `environment`, `import_path`, `argv` and `modules` are the launcher's own."""
 
     settings: JobSettings
     directory: str

@@ -1,4 +1,4 @@
-"""What an agent knows of one worker, and how the end of a worker reads to the user."""
+"""An agent's record of one worker, and the messages about a worker's end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NO_MEMORY = "can't allocate memory"  # torch's CPU allocator raises RuntimeErro
 
 @dataclass(slots=True, kw_only=True)
 class WorkerProcess:
-    """One worker process. `gone` is what its pidfd says, `status` what its parent reaped: an exit code, or minus a signal."""
+    """One worker process. `gone`: its pidfd has reported its end. `status`: an exit code or minus a signal, from its parent."""
 
     number: int
     channel: Channel
@@ -33,12 +33,12 @@ class WorkerProcess:
     error: Message | None = None
     gone: bool = False
     status: int | None = None
-    unreaped: bool = False  # gone, and its parent does not say how
-    condemned: str = ""  # why we end it
+    unreaped: bool = False  # gone, and its parent does not report its status
+    condemned: str = ""  # why the agent ends it
     failure: str = ""  # what it ran out of, in one line
 
     def kill(self, why: str = "the job ends") -> None:
-        """SIGKILL, which works on a stopped process too."""
+        """Sends SIGKILL, which works on a stopped process too."""
         if self.status is None:
             self.condemned = self.condemned or why
         if self.pidfd >= 0 and not self.gone and self.status is None:
@@ -55,7 +55,7 @@ class WorkerProcess:
 
 
 def worker_error(worker: WorkerProcess, report: Message) -> Message:
-    """The outcome for an exception that a worker reported. Wrong arguments and checkpoints keep their class, all else is JobFailed."""
+    """Returns the outcome for a worker's exception. Errors of arguments and checkpoints keep their class, others become JobFailed."""
     known = getattr(errors, report["kind"], None) if report["ours"] else None
     kind = known if known is not None and issubclass(known, SettingsError | CheckpointError) else JobFailed
     if not report["traceback"]:
@@ -65,49 +65,49 @@ def worker_error(worker: WorkerProcess, report: Message) -> Message:
 
 
 def is_consequence(kind: str) -> bool:
-    """Whether a worker's error of this class only says that something happened to another worker."""
+    """Whether a worker's error of this class is only a consequence of another worker's failure."""
     return kind in _CONSEQUENCES
 
 
 def is_machine_failure(report: Message) -> bool:
-    """Whether a worker's exception is one of its machine, out of memory above all, and not of `train_fn`."""
+    """Whether the cause of a worker's exception is its machine, such as a lack of memory, and not `train_fn`."""
     return report["kind"] in _MACHINE or (report["kind"] == "RuntimeError" and _NO_MEMORY in report["message"])
 
 
 def last_line(report: Message) -> str:
-    """A worker's exception in one line."""
+    """Returns a worker's exception in one line."""
     lines = (report["traceback"] or report["message"]).strip().splitlines() or [report["kind"]]
     return lines[-1]
 
 
 def own_doing(worker: WorkerProcess) -> bool:
-    """Whether its process ended by what it did itself: a fault of its own, or an exit. SIGKILL and the like come from outside, or may."""
+    """Whether its process ended by its own action: a fault or an exit. Signals such as SIGKILL may come from outside."""
     if worker.condemned or worker.status is None or worker.status == AGENT_GONE:
         return False
     return worker.status >= 0 or -worker.status in _FAULTS
 
 
 def how_ended(worker: WorkerProcess) -> str:
-    """How and where a worker's process ended, in one line."""
+    """Describes in one line how and where a worker's process ended."""
     status = worker.status or 0
     if worker.failure:
         how = f"failed with {worker.failure}"
     elif worker.condemned:
         how = "was ended"
     elif worker.unreaped:
-        how = "ended; how is not known, since the fork server does not answer"
+        how = "ended for an unknown reason, since the fork server does not answer"
     else:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with code {status} inside train_fn"
     return f"worker {worker.number} (process {worker.pid}) {how}{_place(worker.epoch, worker.step)}"
 
 
 def ended(worker: WorkerProcess, why: str = "") -> Message:
-    """The outcome when a worker's process ended without a word; `why` tells, behind how it ended, why that ends the job."""
+    """Returns the outcome when a worker's process ended without a message; `why`, after `how_ended`, is why the job ends."""
     return failed(JobFailed, " ".join(part for part in (how_ended(worker), why) if part))
 
 
 def returned_early(returned: list[int], waiting: list[int]) -> Message:
-    """The outcome when some workers wait for others that will never join them."""
+    """Returns the outcome when some workers wait for others that have returned."""
     return failed(JobFailed, f"train_fn returned on workers {returned} before making a Trainer, and workers {waiting} wait for them")
 
 

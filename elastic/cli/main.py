@@ -13,12 +13,12 @@ import typer
 import elastic
 from elastic.cli import plan as cli_plan
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training that takes exactly the same steps whoever is there.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training: the same steps, bit for bit, with any workers.")
 
 
 @app.callback()
 def _main() -> None:
-    """Makes `run` a subcommand even while it is the only one with arguments."""
+    """Keeps `run` a subcommand."""
 
 
 app.command()(cli_plan.plan)
@@ -26,8 +26,8 @@ app.command()(cli_plan.plan)
 
 @app.command("checkpoint", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def _checkpoint(context: typer.Context) -> None:
-    """Looks into checkpoints of any format, compares, converts and cleans up."""
-    from elastic.checkpoint.cli import main as checkpoints  # it imports torch, which running a job here need not wait for
+    """Shows, compares and converts checkpoints of any format, and cleans up their directories."""
+    from elastic.checkpoint.cli import main as checkpoints  # imports torch, which the other commands do not need
 
     checkpoints(context.args, "elastic checkpoint")
 
@@ -41,7 +41,7 @@ def version() -> None:
 @app.command()
 def run(
     target: Annotated[str, typer.Argument(help="The train function: path.py:function or module:function.")],
-    args: Annotated[list[str] | None, typer.Argument(help="Its arguments behind the job: JSON values, or plain strings.")] = None,
+    args: Annotated[list[str] | None, typer.Argument(help="Its arguments after the job: JSON values, or plain strings.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
     min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,
@@ -49,14 +49,14 @@ def run(
     name: Annotated[str | None, typer.Option(help="Name of the job, unique in its etcd.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
     isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of this machine.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all generators when the train function begins.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all generators when the train function begins.")] = 0,
     respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
     rebalance: Annotated[bool, typer.Option(help="Shift work from workers that are steadily slower.")] = True,
     plan: Annotated[Path | None, typer.Option(help="Begin with this plan, a file of `elastic plan --save`.")] = None,
-    directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; by default nowhere.")] = None,
+    directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
 ) -> None:
-    """Runs a train function on several workers; prints what its leader returned as JSON."""
-    with suppress(FileNotFoundError):  # `elastic.run` says what is wrong
+    """Runs a train function on several workers; prints the leader's return value as JSON."""
+    with suppress(FileNotFoundError):  # `elastic.run` reports the error
         sys.path.insert(0, str(Path.cwd()))
     try:
         result = elastic.run(

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from elastic.errors import ElasticError, PlanError
 
-_TARGET = "A train function, path.py:function or module:function: its job on this machine is planned, with its layers measured here."
+_TARGET = "A train function, path.py:function or module:function, to plan for on this machine; its layers are measured here."
 _CLUSTER = "TOML or JSON: kinds, hosts, links (see examples/clusters)."
 _WORKLOAD = "TOML or JSON: batch, and profiles or a transformer (see examples/clusters)."
 _JOB = "Planning a job"
@@ -23,7 +23,7 @@ _FILES = "Planning for a cluster"
 
 def plan(
     target: Annotated[str | None, typer.Argument(help=_TARGET)] = None,
-    args: Annotated[list[str] | None, typer.Argument(help="Its arguments behind the job: JSON values, or plain strings.")] = None,
+    args: Annotated[list[str] | None, typer.Argument(help="Its arguments after the job: JSON values, or plain strings.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.", rich_help_panel=_JOB)] = 2,
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the fastest number.", rich_help_panel=_JOB)] = None,
     threads: Annotated[int, typer.Option(help="Threads of one worker's operators.", rich_help_panel=_JOB)] = 1,
@@ -32,15 +32,15 @@ def plan(
     cluster: Annotated[Path | None, typer.Option(help=_CLUSTER, rich_help_panel=_FILES)] = None,
     workload: Annotated[Path | None, typer.Option(help=_WORKLOAD, rich_help_panel=_FILES)] = None,
     lose: Annotated[
-        list[str] | None, typer.Option(help="HOST or HOST/WORKER that is lost: what then? Repeatable.", rich_help_panel=_FILES)
+        list[str] | None, typer.Option(help="Also plan for the loss of this HOST or HOST/WORKER. Repeatable.", rich_help_panel=_FILES)
     ] = None,
-    horizon: Annotated[int, typer.Option(help="Steps over which a migration has to pay.", rich_help_panel=_FILES)] = 1000,
+    horizon: Annotated[int, typer.Option(help="Steps over which a migration must pay off.", rich_help_panel=_FILES)] = 1000,
     batch: Annotated[int | None, typer.Option(help="Samples a step, instead of the workload's.", rich_help_panel=_FILES)] = None,
-    interpolate: Annotated[bool, typer.Option("--interpolate", help="Guess missing profiles from FLOPS.", rich_help_panel=_FILES)] = False,
+    interpolate: Annotated[bool, typer.Option("--interpolate", help="Estimate missing profiles by FLOPS.", rich_help_panel=_FILES)] = False,
     mixed: Annotated[
-        bool, typer.Option("--mixed", help="Also look for stages of two device kinds: slower.", rich_help_panel=_FILES)
+        bool, typer.Option("--mixed", help="Also try stages of two device kinds; the search takes longer.", rich_help_panel=_FILES)
     ] = False,
-    svg: Annotated[Path | None, typer.Option(help="Draw one step into this file.", rich_help_panel=_FILES)] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw one step into this SVG file.", rich_help_panel=_FILES)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file, for `elastic run --plan`.")] = None,
 ) -> None:
@@ -78,7 +78,7 @@ def _of_job(target: str, words: list[str], **settings: Any) -> dict[str, Any]:
 
 
 def argument(text: str) -> Any:
-    """An argument of a train function: a JSON value, or else the text itself."""
+    """Returns an argument of a train function: the JSON value of the text, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -107,8 +107,8 @@ def _show_all(console: Console, shown: dict[str, Any], title: str, lose: list[st
         _show_change(console, shown["after"])
     if "drawn_step_s" in shown:
         console.print(
-            f"{svg}: one step simulated event by event, {shown['drawn_step_s']:.4g} s; what the table says adds up what each stage takes, "
-            "as the search does"
+            f"{svg}: one step simulated event by event, {shown['drawn_step_s']:.4g} s; the time in the table is the search's estimate, "
+            "which sums up the stages' times"
         )
 
 
@@ -191,7 +191,7 @@ def _change(then: Any, gone: list[str]) -> dict[str, Any]:
 
 
 def _draw(deployed: Any, path: Path) -> float:
-    """How long the step that is drawn takes, in seconds."""
+    """Draws one step and returns its time in seconds."""
     from elastic.plan import gantt, picture
 
     line, shown = picture.timeline(deployed.division, deployed.rules)
@@ -222,7 +222,7 @@ def _show(console: Console, shown: dict[str, Any], title: str) -> None:
 
 
 def _hosts(names: list[str]) -> str:
-    """Such as `a/0,1 b/3`."""
+    """Formats devices by host, such as `a/0,1 b/3`."""
     found: dict[str, list[str]] = {}
     for name in names:
         host, _, index = name.rpartition("/")
@@ -234,9 +234,9 @@ def _show_change(console: Console, after: dict[str, Any]) -> None:
     moved, kept = after["moved_bytes"] / 1e9, after["kept_bytes"] / 1e9
     console.print(f"{moved:.3g} GB move in {after['moving_s']:.3g} s, {kept:.3g} GB are where they are needed")
     if after["stay_step_s"] is None:
-        console.print("without moving anything a stage would have nobody")
+        console.print("without a migration some stage would have no devices")
     else:
         console.print(
-            f"the previous plan, without what was hit, takes {after['stay_step_s']:.4g} s a step: "
-            f"{after['stay_over_horizon_s']:.4g} s over {after['horizon_steps']} steps, and this one {after['over_horizon_s']:.4g} s"
+            f"the previous plan, without the lost parts, takes {after['stay_step_s']:.4g} s a step: "
+            f"{after['stay_over_horizon_s']:.4g} s over {after['horizon_steps']} steps; the new plan takes {after['over_horizon_s']:.4g} s"
         )

@@ -1,6 +1,6 @@
-"""JSON lines, and file descriptors with them, over a UNIX stream socket: how the processes of one host talk.
+"""The channel between the processes of one host: JSON lines, with file descriptors, over a UNIX stream socket.
 
-A message is one line of JSON. Its field `fds` counts the descriptors that travel with it; they arrive in the order of the messages.
+A message is one line of JSON. Its field `fds` counts the descriptors sent with it; they arrive in the order of the messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_FDS = 64
 
 
 class Channel:
-    """One end of a connection. `send` never blocks on a non-blocking socket: what the kernel does not take waits for `flush`."""
+    """One end of a connection. `send` never blocks on a non-blocking socket: bytes that the kernel does not take wait for `flush`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -33,7 +33,7 @@ class Channel:
 
     @classmethod
     def adopt(cls, fd: int) -> Channel:
-        """The end of a connection that a parent process left open as descriptor `fd`."""
+        """Takes over the end of a connection that a parent process left open as descriptor `fd`."""
         sock = socket.socket(fileno=fd)
         sock.set_inheritable(False)
         return cls(sock)
@@ -46,19 +46,19 @@ class Channel:
         return bool(self._outgoing)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Queues one message and sends what fits. A vanished reader is not an error here: the reading side learns of it."""
+        """Queues one message and sends what fits. A vanished reader is no error here: `receive` detects it."""
         if fds:
             self._send_with_fds(encoded({**message, "fds": len(fds)}), fds)
         else:
             self.send_line(encoded(message))
 
     def send_line(self, line: bytes) -> None:
-        """As `send`, for a message that was encoded once for many channels."""
+        """Sends a message that was encoded once for many channels, otherwise like `send`."""
         self._outgoing += line
         self.flush()
 
     def flush(self) -> None:
-        """Sends what is queued, as far as the kernel takes it."""
+        """Sends as much of the queue as the kernel takes."""
         try:
             while self._outgoing:
                 sent = self.sock.send(self._outgoing, socket.MSG_NOSIGNAL)
@@ -69,7 +69,7 @@ class Channel:
             self._outgoing.clear()
 
     def receive(self) -> list[Message]:
-        """The complete messages that the next read brings; sets `closed` at the end of the connection.
+        """Reads once and returns the messages that are complete; sets `closed` at the end of the connection.
 
         Blocks for at least one read on a blocking socket; returns nothing when a non-blocking one has nothing.
         """
@@ -84,7 +84,7 @@ class Channel:
             return []
         known = len(self._incoming)
         self._incoming += data
-        end = self._incoming.rfind(b"\n", known)  # a long message is searched, and copied, once
+        end = self._incoming.rfind(b"\n", known)  # each byte of a long message is searched and copied once
         if end < 0:
             return []
         lines = bytes(memoryview(self._incoming)[:end]).split(b"\n")
@@ -92,7 +92,7 @@ class Channel:
         return [self._decoded(line) for line in lines]
 
     def drain(self) -> list[Message]:
-        """Everything that has arrived so far, on a non-blocking socket."""
+        """Returns all messages that have arrived so far, on a non-blocking socket."""
         messages: list[Message] = []
         while not self.closed:
             size = len(self._incoming)
@@ -131,5 +131,5 @@ class Channel:
 
 
 def encoded(message: Message) -> bytes:
-    """The line of a message."""
+    """Encodes a message as a line."""
     return json.dumps(message).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""What this host has for the workers of a job: processors and memory, within the limits of its control group."""
+"""The resources of this host for the workers of a job: processors and memory, within the limits of its control group."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
 def processors() -> int:
-    """That this process may run on."""
+    """Returns how many processors this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def memory_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = _GROUPS, group: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The machine's, or the least limit of a control group that this process is in; None where nobody says."""
+    """Returns the machine's memory, or the least limit of this process's control groups; None if neither can be read."""
     found = [*_total(meminfo), *_limits(groups, group)]
     return min(found, default=None)
 
@@ -30,7 +30,7 @@ def _total(meminfo: Path) -> Iterator[int]:
 
 
 def _limits(groups: Path, group: Path) -> Iterator[int]:
-    """Of all groups from this process's own up to the root."""
+    """Yields the memory limits of all groups from this process's own up to the root."""
     own = ""
     with suppress(OSError):
         own = next((line.split("::", 1)[1] for line in group.read_text().splitlines() if line.startswith("0::")), "")
@@ -44,7 +44,7 @@ def _limits(groups: Path, group: Path) -> Iterator[int]:
 
 
 def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """What this process has in memory that no file backs; 0 where nobody says."""
+    """Returns the bytes of this process in memory that no file backs; 0 if they cannot be read."""
     with suppress(OSError, ValueError, IndexError):
         for line in status.read_text().splitlines():
             if line.startswith("RssAnon:"):

@@ -1,4 +1,4 @@
-"""What the private etcd needs of this machine's limits, and a sentence about the first that is too small."""
+"""Checks the limits of this machine that the private etcd needs, and describes the first that is too small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-# Measured with etcd 3.5.1: it refuses 150 descriptors, maps 860 MB, and its log is a file of 64 MB that it fills with zeros when it starts.
+# Measured with etcd 3.5.1: 150 descriptors are too few, it maps 860 MB, and its log is a file of 64 MB that it zeroes at its start.
 FILES = 160
 MEMORY_BYTES = 1_000_000_000
 FILE_BYTES = 64_000_000
@@ -16,7 +16,7 @@ DISK_BYTES = 66_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemLimits:
-    """What a process started here may have; None is no limit. `disk_bytes` are free in `directory`."""
+    """The limits of a process started here; None is no limit. `disk_bytes` are free in `directory`."""
 
     files: int | None = None
     memory_bytes: int | None = None
@@ -26,7 +26,7 @@ class SystemLimits:
 
     @classmethod
     def of_this_process(cls, directory: Path) -> SystemLimits:
-        """Of the files, the hard limit counts: the private etcd is started with it."""
+        """Reads the limits; for files the hard limit, with which the private etcd is started."""
         disk = os.statvfs(directory)
         return cls(
             files=_limit(resource.RLIMIT_NOFILE, hard=True),
@@ -37,7 +37,7 @@ class SystemLimits:
         )
 
     def too_small(self) -> str | None:
-        """What is too small for a private etcd, and what to do; None if nothing is."""
+        """Returns a sentence about the first limit that is too small for a private etcd, and what to do; None if none is."""
         if self.files is not None and self.files < FILES:
             return _sentence(f"{FILES} open files", f"this process may have {self.files}", "raise `ulimit -n`")
         if self.memory_bytes is not None and self.memory_bytes < MEMORY_BYTES:

@@ -1,4 +1,4 @@
-"""What a process of the runtime does to itself: die with its parent, carry a name, start another with the same import path."""
+"""Functions for the runtime's processes: die with the parent, set a name, end processes, start others with the same import path."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def continue_without_parent() -> None:
-    """Asks the kernel for a SIGCONT when the thread that started this process ends: even if stopped, it then notices, and cleans up."""
+    """Asks the kernel for SIGCONT when the thread that started this process ends, so that a stopped process notices it and cleans up."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
@@ -41,19 +41,19 @@ def name_process(name: str) -> None:
 
 
 def is_stopped(pid: int | None) -> bool:
-    """Whether a process has got SIGSTOP, or a debugger holds it."""
+    """Whether a process is stopped by SIGSTOP or by a debugger."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False
 
 
 def end_session(leader: int, mark: str, timeout_s: float = 5.0) -> None:
-    """SIGKILLs what is left of the session of `leader` but not itself, and what has `mark` in the environment that it was started with.
+    """SIGKILLs the other processes in the session of `leader`, and those whose initial environment has `mark`; waits until they have ended.
 
-    That is how helper processes are found that `train_fn` started, in sessions of their own too. Waits until they have ended.
+    `mark` finds helper processes that `train_fn` started, also in sessions of their own.
     """
     deadline = time.monotonic() + timeout_s
-    while (found := _left(leader, mark)) and time.monotonic() < deadline:  # again: one may just have started another
+    while (found := _left(leader, mark)) and time.monotonic() < deadline:  # repeated: one may just have started another
         for pid in found:
             with suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
@@ -76,27 +76,27 @@ def _left(leader: int, mark: str) -> list[int]:
 
 
 def tied_command(command: Sequence[str]) -> list[str]:
-    """`command`, made to die with this process, and allowed to open as many files as its limits can be raised to (but no more than 4,096).
+    """Returns a command that runs `command`, dies with this process, and raises its soft limit of files to the hard one (at most 4,096).
 
-    A program that is not ours cannot ask for the first itself, and the request outlives exec.
+    A foreign program cannot ask the kernel to die with its parent; the request survives exec.
     """
     return [sys.executable, "-I", "-S", "-c", _TIED, str(os.getpid()), *command]
 
 
 def import_path() -> list[str]:
-    """Where this process imports from. What Python passes over is left out: entries that are no text, a working directory that is gone."""
+    """Returns this process's import path, without entries that Python skips: non-strings, and a working directory that is gone."""
     found = []
     for entry in sys.path:
         if isinstance(entry, str):
-            with suppress(FileNotFoundError):  # by getcwd
+            with suppress(FileNotFoundError):  # from getcwd
                 found.append(entry or os.getcwd())
     return found
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """Runs `module.main()` in a new interpreter that imports from where this one does, whatever the working directory holds.
+    """Returns a command that runs `module.main()` in a new interpreter with this one's import path, in any working directory.
 
-    The directory of the script comes last: a `six.py` beside it is the script's business, and nobody else's.
+    The script's directory comes last, so that a file such as `six.py` in it does not shadow a package of the runtime.
     """
     own = _script_directories()
     path = import_path()
@@ -106,7 +106,7 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def _script_directories() -> set[str]:
-    """The script's, and the working directory; but not the one that this package was imported from."""
+    """Returns the script's directory and the working directory, except the one that this package was imported from."""
     script = getattr(sys.modules["__main__"], "__file__", None)
     found = set() if script is None else {os.path.dirname(os.path.realpath(script))}
     with suppress(FileNotFoundError):  # it was removed
@@ -115,5 +115,5 @@ def _script_directories() -> set[str]:
 
 
 def default_children() -> None:
-    """Lets this process wait for its children, which Linux forbids where whoever started it ignores SIGCHLD."""
+    """Lets this process wait for its children: it cannot if it inherited an ignored SIGCHLD."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The directory of one run: what it keeps about the job, and what is only needed while it runs."""
+"""The directory of one run: files that are kept, and files that are needed only while the job runs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 from elastic.errors import SettingsError
 
-_KEPT = ("members.json", "incidents.jsonl", "faults.jsonl")  # the last one is of whoever injects faults, and nobody else reads it
+_KEPT = ("members.json", "incidents.jsonl", "faults.jsonl")  # a fault injector writes the last one, and the runtime does not read it
 LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 
 _NEW = "members.new"
-_OPEN = 0o755  # anyone on the host may read what workers do
+_OPEN = 0o755  # anyone on the host may read the workers' activity
 _MADE = ("torchinductor", "activity")
 _SCRATCH = ("etcd", LINKS, *_MADE)
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """`members` names the processes of the last committed view, `incidents` has a line per recovery."""
+    """The directory of a run. `members` lists the processes of the last committed view, `incidents` has a line per recovery."""
 
     path: Path
 
@@ -38,9 +38,9 @@ class RunDirectory:
         return self.path / "incidents.jsonl"
 
     def prepare(self) -> None:
-        """Makes it, and removes what an earlier run in it has left. Raises SettingsError if it cannot be used.
+        """Makes the directory, and removes the files of an earlier run. Raises SettingsError if it cannot be used.
 
-        Another user who can write in it could have this user's files overwritten, by symbolic links in the places of the run's own.
+        Another user who can write in it could make the run overwrite this user's files, through symbolic links at the run's file names.
         """
         try:
             self.path.mkdir(_OPEN, parents=True, exist_ok=True)
@@ -59,17 +59,17 @@ class RunDirectory:
         owners = {found.st_uid, self.path.lstat().st_uid} - {me}
         if owners:
             raise SettingsError(
-                f"directory={str(self.path)!r} belongs to another user of this host (uid {min(owners)}), who could have files of yours "
-                f"overwritten through it: give one of your own, such as a new one in it ({str(self.path / 'run')!r})"
+                f"directory={str(self.path)!r} belongs to another user of this host (uid {min(owners)}), who could make the job overwrite "
+                f"your files: use a directory of your own, such as a new one in it ({str(self.path / 'run')!r})"
             )
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
             raise SettingsError(
-                f"directory={str(self.path)!r} can be written by every user of this host, who could have files of yours overwritten "
-                "through it: take that away (chmod o-w), or give another one"
+                f"directory={str(self.path)!r} can be written by every user of this host, who could make the job overwrite your files: "
+                "remove that permission (chmod o-w), or use another directory"
             )
 
     def clear(self) -> None:
-        """Removes what is only needed while the job runs; of a symbolic link itself, never what it points to."""
+        """Removes files needed only while the job runs; a symbolic link is removed itself, never its target."""
         for name in _SCRATCH:
             path = self.path / name
             with suppress(OSError):
@@ -78,13 +78,13 @@ class RunDirectory:
             shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
-        """Removes all of it."""
+        """Removes the whole directory."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def write_members(self, record: dict[str, Any]) -> None:
-        """Replaces the file at once: readers see the old one or the new one. Where it cannot be written, it stays as it is."""
+        """Replaces the file atomically: readers see the old one or the new one. If it cannot be written, the old one stays."""
         new = self.path / _NEW
-        with suppress(OSError):  # no room, or the directory is gone: no reason to end a job that runs
+        with suppress(OSError):  # no space, or the directory is gone: no reason to end a running job
             new.unlink(missing_ok=True)
             with new.open("x") as file:  # never through a symbolic link
                 file.write(json.dumps(record))

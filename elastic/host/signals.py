@@ -1,12 +1,12 @@
-"""What SIGINT, SIGTERM and SIGHUP do to the processes of a job: it stops at the next step boundary, saves what is due, and leaves nothing.
+"""Handles SIGINT, SIGTERM and SIGHUP in a job's processes: it stops at the next step boundary, saves what is due, and cleans up.
 
 Ctrl-C reaches the launcher. Slurm, Kubernetes and systemd send SIGTERM to the launcher, or to every process of the job at once, and SIGKILL
-some time later. So all processes have to outlive the first signal until the stop is done:
+some time later. So all processes have to survive the first signal until the job has stopped:
 
-    launcher      tells the agent to stop; the second signal ends the job at once
-    agent         stops the job as if the launcher had told it to, which may be hit in vain (a thread cannot take signals)
-    fork server   goes on
-    worker        goes on if the job stops; a signal that is for it alone ends it, a moment later
+    launcher      sends the agent a stop request; the second signal ends the job at once
+    agent         stops the job as on the launcher's request, which may not come: a launcher in a thread cannot handle signals
+    fork server   continues
+    worker        continues if the job stops; a signal sent only to this worker ends it a moment later
 
 Between exec and the first handler these signals are blocked (`shielded`, `unshield`), and delivered afterwards. A signal that was ignored
 when a process began (`nohup`, `&` in a shell without job control) stays ignored.
@@ -29,12 +29,12 @@ from elastic.host.channel import Channel
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ALONE_S = 3.0
-"""How long a worker that got SIGTERM waits for the news that the job stops."""
+"""How long a worker that got SIGTERM waits for the job's stop request."""
 
 
 @contextmanager
 def shielded() -> Iterator[None]:
-    """What is started meanwhile begins with the signals blocked, until it calls `unshield`."""
+    """Blocks the signals in processes that are started in this context, until they call `unshield`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -43,15 +43,15 @@ def shielded() -> Iterator[None]:
 
 
 def unshield() -> None:
-    """Has this process, started in `shielded`, take signals."""
+    """Unblocks the signals in a process that was started in `shielded`."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 class StopRequests:
-    """The launcher's side. `first` is the signal that asked for the stop, None if there was none.
+    """The launcher's signal handling. `first` is the signal that requested the stop, None if there was none.
 
     The first signal asks the agent to stop at a step boundary; the second to stop at once, and raises KeyboardInterrupt or Terminated.
-    Signals that come before the agent listens wait for it; none interrupts what cleans up.
+    Signals that arrive before the agent listens are kept for it; no signal interrupts the cleanup.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class StopRequests:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Takes the signals over, in the main thread; elsewhere they do what they did before."""
+        """Handles the signals in this context if called in the main thread; in another thread their handlers stay."""
         before = {}
         if threading.current_thread() is threading.main_thread():
             wanted = [number for number in STOPPING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
@@ -75,7 +75,7 @@ class StopRequests:
 
     @contextmanager
     def forwarded(self, channel: Channel) -> Iterator[None]:
-        """Tells the agent at the other end, which listens from here on, until it has had its last word."""
+        """Forwards the signals to the agent at the other end, until the context ends with the agent's last message."""
         self._channel = channel
         try:
             for number in range(1, min(self._count, 2) + 1):
@@ -92,7 +92,7 @@ class StopRequests:
             self._forward(self._count)
 
     def _forward(self, count: int) -> None:
-        assert self._channel is not None  # both callers have looked
+        assert self._channel is not None  # both callers have checked it
         assert self._last is not None
         if count == 1:
             self._channel.send({"type": "stop"})
@@ -105,7 +105,7 @@ class StopRequests:
 
 
 def exit_code(number: signal.Signals) -> int:
-    """What a shell shows for a program that a signal has ended: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+    """Returns the shell's exit code for a program that a signal has ended: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + number
 
 
@@ -118,7 +118,7 @@ def _say(number: signal.Signals) -> None:
 
 
 def obey(act: Callable[[], None]) -> None:
-    """The agent's side: calls `act` in the main thread for each of the signals."""
+    """Makes the agent call `act`, in the main thread, for each of the signals."""
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: act())
@@ -126,7 +126,7 @@ def obey(act: Callable[[], None]) -> None:
 
 
 def outlive() -> None:
-    """The fork server's side: goes on, and so does what it forks. It ends with its agent."""
+    """Makes the fork server, and the processes it forks, survive the signals. It ends with its agent."""
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -134,9 +134,9 @@ def outlive() -> None:
 
 
 def outlive_a_stop(stopping: Callable[[], bool]) -> None:
-    """A worker's side: SIGTERM and SIGHUP end it only if the job is not `stopping` a moment later. SIGINT is the launcher's business.
+    """Makes SIGTERM and SIGHUP end a worker only if the job is not `stopping` a moment later. SIGINT is ignored: the launcher handles it.
 
-    What this process starts takes signals as usual.
+    SIGTERM and SIGHUP act as usual on child processes.
     """
     alone = _Alone(stopping)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -147,7 +147,7 @@ def outlive_a_stop(stopping: Callable[[], bool]) -> None:
 
 
 class _Alone:
-    """Tells a signal for this process alone from one for all. `signal.signal` belongs to the main thread, so a thread sends it again."""
+    """Distinguishes a signal for this process alone from one for all. A thread sends it again: only the main thread may set handlers."""
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         self._stopping = stopping
@@ -163,14 +163,14 @@ class _Alone:
             _thread.start_new_thread(self._wait, (number,))  # takes no lock that the interrupted code may hold
 
     def hold(self) -> None:
-        """Around a fork: else a child could take a signal with its parent's handler."""
+        """Blocks the signals around a fork: otherwise a child could run its parent's handler."""
         self._held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
     def release(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._held.mask)
 
     def forget(self) -> None:
-        """In a child: who sends it SIGTERM wants its end."""
+        """Restores the default handlers in a child: SIGTERM and SIGHUP end it."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) == self.caught:
                 signal.signal(number, signal.SIG_DFL)

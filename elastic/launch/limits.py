@@ -1,4 +1,4 @@
-"""What a job needs of this machine's limits, whatever it trains; and a sentence about the first that is too small."""
+"""Checks the limits of this machine that any job needs, and describes the first that is too small."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from elastic.errors import SettingsError
 
 # Measured with torch 2.7 and 2 to 8 workers: with 1,024 MB the agent cannot start its threads, with 1,100 MiB a small model trains; the
-# agent has 17 to 24 descriptors beside the three or four of each worker; the run directory has a few small files, etcd not counted.
+# agent has 17 to 24 descriptors, and three or four for each worker; the run directory has a few small files, without those of etcd.
 MEMORY_BYTES = 1_125_000_000
 FILES, FILES_PER_WORKER = 32, 6
 DISK_BYTES = 1_000_000
@@ -19,7 +19,7 @@ DISK_FILES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobLimits:
-    """What each process of a job may have; None is no limit. `disk_bytes` and `disk_files` are free in `directory`."""
+    """The limits of each process of a job; None is no limit. `disk_bytes` and `disk_files` are free in `directory`."""
 
     memory_bytes: int | None = None
     files: int | None = None
@@ -29,7 +29,7 @@ class JobLimits:
 
     @classmethod
     def here(cls, directory: str) -> JobLimits:
-        """Of the files the hard limit counts, to which the job's processes raise the soft one."""
+        """Reads the limits; for files the hard limit, to which the job's processes raise the soft one."""
         disk = os.statvfs(directory)
         return cls(
             memory_bytes=_limit(resource.RLIMIT_AS, hard=False),
@@ -40,7 +40,7 @@ class JobLimits:
         )
 
     def too_small(self, workers: int) -> str | None:
-        """What is too small for a job with so many workers, and what to do; None if nothing is."""
+        """Returns a sentence about the first limit that is too small for so many workers, and what to do; None if none is."""
         files = FILES + FILES_PER_WORKER * workers
         if self.memory_bytes is not None and self.memory_bytes < MEMORY_BYTES:
             have = f"may have {_mb(self.memory_bytes)}"
@@ -62,7 +62,7 @@ def check(workers: int, directory: str | None) -> None:
     """Raises SettingsError if a job with its run directory there, by default in the temporary directory, cannot run within the limits."""
     try:
         place = tempfile.gettempdir() if directory is None else directory
-    except FileNotFoundError as error:  # it tries to write to each candidate
+    except FileNotFoundError as error:  # gettempdir tries to write to each candidate
         raise SettingsError(f"no temporary directory can be written to: set TMPDIR to one that can, or use directory= ({error})") from error
     while not os.path.isdir(place) and place != os.path.dirname(place):
         place = os.path.dirname(place)

@@ -1,4 +1,4 @@
-"""`elastic plan` for a train function on this machine: its job begins, measures its layers, and ends with the plan it would begin with."""
+"""`elastic plan` for a train function on this machine: a job starts, measures its layers, and ends with its first plan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find(
     isa: str | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The plan as `elastic.plan.described` has it; nothing is trained. Raises what `elastic.run` does, PlanError if there is no Trainer."""
+    """Returns the plan in the form of `elastic.plan.described`, without training. Raises what `run` raises; PlanError without a Trainer."""
     settings = JobSettings(
         name=f"plan-{secrets.token_hex(4)}",
         workers=workers,

@@ -1,4 +1,4 @@
-"""`run`: the launcher. It checks what it is given, starts an agent, and waits for the outcome; whatever happens, nothing is left behind."""
+"""The launcher: `run` checks its arguments, starts an agent, waits for the outcome, and always cleans up."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _AGENT_EXIT_S = 8.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """How a job ended: what the leader's `train_fn` returned (as JSON has it: tuples are lists, keys of dicts strings), the last epoch,
-    and whether it was asked to stop early.
+    """The result of a job: the return value of the leader's `train_fn` (through JSON: tuples become lists, keys of dicts strings), the
+    last epoch, and whether the job was asked to stop early.
 
-    `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`. `saves` says how many
-    checkpoints were saved, how many saves failed, and why the last one did. `skipped` has the steps that were passed over, see
+    `incidents` has, for each change of its members, the fields of `elastic.observe.incident.Incident`. `saves` counts the saved
+    checkpoints and the failed saves, with the reason of the last failure. `skipped` lists the skipped steps, see
     `Trainer(on_nonfinite=)`.
     """
 
@@ -67,40 +67,40 @@ def run(
     plan: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> JobResult:
-    """Runs `train_fn(job, *args)` in every one of `workers` processes, and waits.
+    """Runs `train_fn(job, *args)` in each of `workers` processes, and waits until the job has ended.
 
     Args:
         train_fn: a function at the top level of a module or script, or its name as `module:function` or `path.py:function`. It may
             also take only `args`, without the job.
-        workers: training processes on this host.
-        stages: pipeline stages; by default as many as are fastest.
+        workers: number of training processes on this host.
+        stages: number of pipeline stages; by default the fastest.
         min_workers: how many workers the job may shrink to, by default 1; with fewer it pauses until new ones are ready.
         etcd: `[user:password@]host:port` of a running etcd, or `unix:/path` of its socket on this host; by default a private one.
         args: JSON values.
-        name: of the job, unique in its etcd.
-        threads: of one worker's operators. Bits depend on it.
-        isa: `avx512`, `avx2` or `default`: the instruction set that fixes bits; by default the best of this machine.
-        seed: of torch's, NumPy's and Python's generators when `train_fn` begins.
+        name: the job's name, unique in its etcd.
+        threads: number of threads of one worker's operators. The bits of results depend on it.
+        isa: `avx512`, `avx2` or `default`: the instruction set, on which bits depend; by default the best of this machine.
+        seed: seed of torch's, NumPy's and Python's generators when `train_fn` begins.
         respawn: start a new worker for each that dies; it joins at a step boundary when it is ready.
         rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
-        memory: what one worker's process may take, in bytes or such as `2GiB`; by default an even share of nine tenths of what its host,
-            or control group, has. The planner refuses stages that need more.
+        memory: limit of one worker's memory, in bytes or a text such as `2GiB`; by default an even share of nine tenths of the memory of
+            its host or control group. The planner refuses stages that need more.
         plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
             decides. A plan for other members, another model, batch or version is refused.
-        directory: where the run keeps `members.json` and `incidents.jsonl`, replacing those of an earlier run; by default a temporary
+        directory: directory for `members.json` and `incidents.jsonl`, which replace those of an earlier run; by default a temporary
             directory, which is removed. One that belongs to another user, or in which every user may write, is refused.
 
-    Ctrl-C once stops at the next step boundary, where a Trainer saves, and the result says so; twice at once, with KeyboardInterrupt.
-    SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A signal that was ignored
-    before, such as SIGINT behind `&`, stays ignored. In another thread than the main one signals do what they did before.
+    The first Ctrl-C stops the job at the next step boundary, where a Trainer saves, and `JobResult.stopped` is True; the second stops it at
+    once, with KeyboardInterrupt. SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A
+    signal that was ignored before, such as SIGINT after `&`, stays ignored. Outside the main thread, signal handlers do not change.
 
     Raises:
-        SettingsError: an argument is wrong, or what the workers do with it (`TrainFunctionError`, `PlanError`, `TrainerError`).
+        SettingsError: an argument is wrong, or its use by the workers (`TrainFunctionError`, `PlanError`, `TrainerError`).
         EtcdUnavailable: etcd cannot be started, reached or logged in to.
         CheckpointError: none of the checkpoints is good, or the newest does not fit this training.
-        MismatchError: the workers did not build the same thing.
+        MismatchError: the workers differ in model, initial weights, settings, checkpoint, code or numeric environment.
         NameLost: the job could not reach its etcd for a while, and another job has taken its name; a JobFailed.
-        JobFailed: a worker raised, with its traceback; or so many died that the training cannot go on.
+        JobFailed: a worker raised, with its traceback; or so many died that the training cannot continue.
         CoverageLost: more workers died together than there are copies of the state.
         CopiesConflict: copies of the state differ that must be equal.
         Terminated: SIGTERM or SIGHUP arrived, and the job has stopped. It is a SystemExit.
@@ -128,7 +128,7 @@ def run(
 
 
 def launched(settings: JobSettings) -> JobResult:
-    """Runs the job of these settings and waits, as `run` says."""
+    """Runs the job of these settings and waits. Returns and raises what `run` does."""
     if settings.etcd is not None:
         EtcdEndpoint.parse(settings.etcd)
     limits.check(settings.workers, settings.directory)
@@ -146,8 +146,8 @@ def launched(settings: JobSettings) -> JobResult:
 
 
 def _saved_plan(path: str | os.PathLike[str], workers: int, stages: int | None) -> dict[str, Any]:
-    """The plan in a file. What of a job is known only later, its model and batch, is compared when its workers are ready."""
-    from elastic.plan.saved import load  # most jobs have no use for it
+    """Loads the plan from a file. The job's model and batch are compared with it later, when the workers are ready."""
+    from elastic.plan.saved import load  # most jobs do not need it
 
     saved = load(path)
     if workers != len(saved.hosts):
@@ -172,12 +172,12 @@ def _refuse_nowhere() -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise SettingsError(
-            "the working directory of this program was removed, and torch cannot be loaded without one: start it in a directory that exists"
+            "the working directory of this program was removed, and torch cannot be loaded without one: start it in an existing directory"
         ) from error
 
 
 def _supervise(settings: JobSettings, directory: str, requests: StopRequests) -> Message | None:
-    """The agent's last word, or None if it died without one."""
+    """Runs an agent. Returns its final message, None if it died without one."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
     with theirs, shielded():
@@ -213,12 +213,12 @@ def _last_word(channel: Channel) -> Message | None:
 
 
 def _end(agent: subprocess.Popen[bytes], channel: Channel, directory: str) -> None:
-    """Waits for the agent to leave, then ends whatever else is left of the job, such as processes that `train_fn` started."""
+    """Waits for the agent to exit, then ends the remaining processes of the job, such as those that `train_fn` started."""
     channel.close()
-    exited = os.WEXITED | os.WNOWAIT  # not reaped: until then nobody else gets its session id
+    exited = os.WEXITED | os.WNOWAIT  # not reaped: until then no other process can get its session id
     watchdog = threading.Timer(_AGENT_EXIT_S, agent.kill)
     watchdog.start()
-    with suppress(ChildProcessError):  # where the program ignores SIGCHLD, or reaps all its children itself
+    with suppress(ChildProcessError):  # if the program ignores SIGCHLD, or reaps all its children itself
         os.waitid(os.P_PID, agent.pid, exited)
     watchdog.cancel()
     end_session(agent.pid, "=".join(job_mark(directory)))

@@ -61,10 +61,10 @@ def test_saves_are_counted() -> None:
     assert (some.saved, some.newest, some.warning) == (2, 5, None)
     worse = some.heard(7, "disk full").heard(8, "no directory")
     assert worse.warning == (
-        "the newest checkpoint is that after 5 steps: 2 saves failed behind it, the last for this reason: after 8 steps: no directory"
+        "the newest checkpoint is that after 5 steps: 2 saves failed, the last for this reason: after 8 steps: no directory"
     )
     assert SaveSummary().heard(3, "disk full").warning == (
-        "nothing was saved: 1 save failed behind it, the last for this reason: after 3 steps: disk full"
+        "no checkpoint was saved: 1 save failed, the last for this reason: after 3 steps: disk full"
     )
     better = worse.heard(9, None)
     assert (better.saved, better.failed, better.newest, better.warning) == (3, 2, 9, None)

@@ -198,8 +198,8 @@ def test_a_death_is_recovered_from_though_the_fork_server_is_stopped_for_good(tm
     chaos.result()
     assert result.value == {"epoch": 2, "members": [0, 2]}
     said = capfd.readouterr().err
-    assert "which starts workers and tells how they end, was stopped, and is told to go on" in said
-    assert "ended; how is not known, since the fork server does not answer" in said
+    assert "which starts workers and reports how they end, was stopped and is continued now" in said
+    assert "ended for an unknown reason, since the fork server does not answer" in said
 
 
 def children(pid: int) -> list[str]:

@@ -64,4 +64,4 @@ def test_a_thread_that_never_ends_is_named_by_the_job(capfd: pytest.CaptureFixtu
     assert elastic.run(train, workers=2).value == 0
     said = [line for line in capfd.readouterr().err.splitlines() if "thread" in line]
     assert len(said) == 1
-    assert "worker 1 has returned from train_fn and waits for what it has started as a thread and not ended: never ends." in said[0]
+    assert "worker 1 has returned from train_fn and waits for threads that train_fn started and did not end: never ends." in said[0]

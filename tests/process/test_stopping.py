@@ -17,18 +17,18 @@ from elastic.agent.stopping import StopWatch
 from elastic.worker.onesided import Wait
 
 WAIT = {"epoch": 1, "step": 3, "computes": False, "number": 7, "what": "trainer.digest() (a.py:3)"}
-BEGIN = "the job was asked to stop 5 s ago, and has not come to its end yet: "
+BEGIN = "the job was asked to stop 5 s ago, and has not ended yet: "
 END = ". Ask again to stop at once"
 
 
 @pytest.mark.parametrize(
     ("wait", "place"),
     [
-        ({}, "in trainer.digest() (a.py:3) behind step 3, with the others or waiting for them"),
+        ({}, "in trainer.digest() (a.py:3) after step 3, with the others or waiting for them"),
         ({"step": -1}, "in trainer.digest() (a.py:3) before the first step, with the others or waiting for them"),
-        ({"busy": True, "what": "(a.py:9)"}, "in the code of train_fn behind step 3 (a.py:9)"),
+        ({"busy": True, "what": "(a.py:9)"}, "in the code of train_fn after step 3 (a.py:9)"),
         ({"computes": True, "step": 4}, "computing step 4, or waiting for the others in it"),
-        ({"leaves": True}, "returned from train_fn behind step 3, and saving"),
+        ({"leaves": True}, "returned from train_fn after step 3, and saving"),
     ],
 )
 def test_it_says_where_a_worker_is(wait: dict[str, Any], place: str) -> None:
@@ -44,7 +44,7 @@ def test_workers_at_one_place_are_named_together_and_what_is_old_does_not_count(
     watch.heard(1, Wait(**WAIT), 90.0)
     said = watch.sentence(5.0, [0, 1, 2, 3, 4], {0: 3, 1: 5, 2: 3, 3: None, 4: 9}, [4], 101.0)
     assert said == (
-        f"{BEGIN}workers 0, 2 in trainer.digest() (a.py:3) behind step 3, with the others or waiting for them; worker 1 last seen in "
+        f"{BEGIN}workers 0, 2 in trainer.digest() (a.py:3) after step 3, with the others or waiting for them; worker 1 last seen in "
         f"step 5; worker 3 in train_fn, before its first step; worker 4 returned from train_fn{END}"
     )
 
@@ -82,4 +82,4 @@ def test_a_stop_that_waits_for_a_loop_body_says_for_which(capfd: pytest.CaptureF
     assert result.value < 999
     lines = [line for line in capfd.readouterr().err.splitlines() if "asked to stop" in line]
     assert len(lines) == 1
-    assert "worker 0 computing step 3, or waiting for the others in it; worker 1 in the code of train_fn behind step 2 (test_s" in lines[0]
+    assert "worker 0 computing step 3, or waiting for the others in it; worker 1 in the code of train_fn after step 2 (test_s" in lines[0]

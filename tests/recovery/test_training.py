@@ -133,10 +133,10 @@ def test_who_dies_before_the_job_is_founded_is_replaced(tmp_path: Path, calm: di
     assert (run.result.value["workers"], run.incidents) == ([2, 3, 4], ())
     err = capfd.readouterr().err
     for worker in (0, 1):
-        said = rf"worker {worker} \(process \d+\) was killed by SIGKILL before the training had begun: worker [34] is started"
+        said = rf"worker {worker} \(process \d+\) was killed by SIGKILL before training began: worker [34] is started"
         assert re.search(said, err)
     assert "memory" not in err
-    with pytest.raises(JobFailed, match=r"was killed by SIGKILL before the training had begun, as 2 others did: no more are started$"):
+    with pytest.raises(JobFailed, match=r"was killed by SIGKILL before training began, as 2 others did: no more are started$"):
         Run(tmp_path, MOMENTUM, dies={str(number): ["start"] for number in range(9)}, workers=1)
 
 
