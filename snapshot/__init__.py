@@ -1,1 +1,1 @@
-"""Copies of training state in memory: what a worker owns and the step before it, and what it keeps for others."""
+"""Copies of training state in memory: previous copies of a worker's own shards, replicas that it keeps for others, and their digests."""

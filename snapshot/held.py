@@ -1,4 +1,4 @@
-"""What a worker can give: complete copies of runs of state, each of one step."""
+"""The copies that a worker can send: complete runs of state, each of one step."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from elastic.layout.transfer import PARAM, Role
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """`memory[state]` is the run `[start, stop)` of a layer at step `step`; of a gathered run there is only the parameter.
+    """A copy of the run `[start, stop)` of a layer at step `step`: `memory` by state; a gathered run has only the parameter.
 
-    `scalars` is the optimizer state of its parameters that has not their shape. `digest` is that of all its memory, where it is known.
+    `scalars` is the optimizer state of its parameters without their shape. `digest` is that of all its memory, where it is known.
     """
 
     layer: int
@@ -31,7 +31,7 @@ class Held:
 
 
 class UnreplayedCopy:
-    """A copy one update later than what is kept for `owner`: it is made when its memory or scalars are first asked for."""
+    """A copy one update newer than the replica kept for `owner`: it is computed when its memory or scalars are first read."""
 
     role: Role = "replica"
 
@@ -57,7 +57,7 @@ StoredCopy = Held | UnreplayedCopy
 
 
 def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str, Any]]) -> Held:
-    """A shard as something to give."""
+    """Wraps a shard as a copy that can be sent."""
     interval = shard.interval
     return Held(
         layer=shard.layer, start=interval.start, stop=interval.stop, step=step, role=role, memory=dict(shard.memory), scalars=scalars
@@ -67,9 +67,9 @@ def held(shard: Shard, step: int, role: Role, scalars: Mapping[str, Mapping[str,
 def runs(
     held: Iterable[StoredCopy], step: int, state: str, layer: int, start: int, stop: int
 ) -> list[tuple[int, int, torch.Tensor | None]]:
-    """Ascending disjoint pieces `(start, stop, memory)` of what is held of a run at a step.
+    """Returns the ascending disjoint pieces `(start, stop, memory)` that are held of a run at a step.
 
-    The memory is None where the run is held but its optimizer has not made this state: it counts as zeros.
+    The memory is None where the run is held but its optimizer has not created this state: it counts as zeros.
     """
     found: list[tuple[int, int, torch.Tensor | None]] = []
     position = start
@@ -88,7 +88,7 @@ def runs(
 
 
 def dtypes(held: Sequence[StoredCopy], parameter_dtypes: Mapping[int, torch.dtype]) -> dict[str, str]:
-    """The dtype of every optimizer state by name: `same` where it is that of the layer's parameters."""
+    """Maps every optimizer state to its dtype name: `same` where it is that of the layer's parameters."""
     found: dict[str, str] = {}
     for copy in held:
         for state, memory in copy.memory.items():

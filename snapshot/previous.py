@@ -1,6 +1,6 @@
-"""The spare: what this worker owned one step ago, so that a step that was applied on some workers only can be taken back.
+"""Previous copies: a worker's owned shards one step ago, so that a step that only some workers applied can be undone.
 
-A save of a step reads the same copy: it borrows the memory, and the spares of the steps meanwhile go to a second one.
+A save reads the same copy: it borrows the memory, and previous copies go to a second buffer until it is returned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
 
 
 class PreviousCopies:
-    """One spare of every owned shard, in memory that is used again and again."""
+    """Keeps the previous copy of every owned shard, in memory that is reused."""
 
     def __init__(self, optimizer: ShardedOptimizer) -> None:
         self._updater = optimizer.owned
@@ -30,16 +30,16 @@ class PreviousCopies:
 
     @property
     def bytes(self) -> int:
-        """Memory of all spares, that of a save included."""
+        """Memory of all buffers, including one lent to a save."""
         return sum(memory.nbytes for buffer in self._buffers for previous in buffer.values() for memory in previous.values())
 
     def take(self, step: int) -> None:
-        """Copies what is owned, which is at step `step`, unless that was done already."""
+        """Copies the owned shards, which are at step `step`, unless they were copied already."""
         if self._step == step:
             return
         if self._lent:
             self._memory, self._lent = self._another(), False
-        self._step, self.held = None, []  # of two steps ago: about to be overwritten
+        self._step, self.held = None, []  # these are two steps old and about to be overwritten
         self.held = [
             Held(
                 layer=shard.layer,
@@ -55,12 +55,12 @@ class PreviousCopies:
         self._step = step
 
     def lend(self) -> Callable[[], None]:
-        """Leaves the memory of `held` as it is until the returned function is called, by any thread. One is lent at a time."""
+        """Lends the memory of `held`: it is not written to until a thread calls the returned function. One is lent at a time."""
         lent, self._lent = self._memory, True
         return lambda: self._free.append(lent)
 
     def _another(self) -> Buffer:
-        if self._free:  # may be the one that was lent, if it is back already
+        if self._free:  # may be the lent one, if it was returned
             return self._free.pop()
         self._buffers.append({})
         return self._buffers[-1]

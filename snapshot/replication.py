@@ -1,10 +1,9 @@
 """Replicas of owned state in another worker's memory, kept up to date by *replay*.
 
-Behind every update the owner sends the gradient that it applied to the shard's holder: a third of the bytes that AdamW's state has. The
-holder keeps the shard at the step before and the gradient beside it, so that it can give both steps; when it hears that the step is
-committed, it applies the same update to its copy. The link verifies what arrives, and READY of the next step says that it has come: that
-READY cannot be sent without it is what makes a step's replicas complete before the next step is applied anywhere. Every `COMPARED_EVERY`
-steps the digests of both copies are compared as well.
+After every update the owner sends the gradient that it applied to the holder of the shard's replica: a third of the bytes of AdamW's state.
+The holder keeps the replica at the previous step and the gradient, so it can send either step; when the step is committed, it applies the
+same update to its copy. The link verifies what arrives. A worker sends READY for the next step only when its updates have arrived, so a
+step's replicas are complete before the next step is applied anywhere. Every `COMPARED_EVERY` steps the digests of both copies are compared.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ _PREFIX = _ALIGN = 64
 
 @dataclass(slots=True, kw_only=True)
 class Replica:
-    """A shard kept for its owner, at step `step` (None: at none, it went astray).
+    """A shard kept for its owner, at step `step` (None: unusable, since it is damaged or its digest differs).
 
-    `received` is the update behind it, if it has come.
+    `received` is the next update, if it has arrived.
     """
 
     shard: Shard
     step: int | None
-    landing: Landing  # uint8, what the owner's next message ends in
+    landing: Landing  # uint8, receives the owner's next message
     awaited: Tag | None = None
     received: Update | None = None
 
@@ -63,7 +62,7 @@ class Update:
 
 
 class Replicator:
-    """One worker's part in one view: sends what it owns, keeps what others own."""
+    """Replicates one worker's shards in one view: sends updates of those it owns, and keeps replicas of other workers'."""
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class Replicator:
 
     @property
     def peers(self) -> set[int]:
-        """The workers that this one replicates to or for."""
+        """The workers that hold this worker's replicas, and those whose replicas it holds."""
         holders = {shard.interval.replica for shard in self._optimizer.owned.shards.values()}
         owners = {replica.shard.interval.owner for replica in self.replicas}
         return {peer for peer in holders | owners if peer is not None} - {self._worker}
@@ -102,17 +101,17 @@ class Replicator:
 
     @property
     def update_bytes(self) -> int:
-        """Memory that owners' updates are received into."""
+        """Memory that receives the owners' updates."""
         return sum(replica.landing.size for replica in self.replicas)
 
     def begin(self, step: int, *, skipped: bool = False) -> None:
-        """Before the optimizer's step: remembers its settings, and whether all pass over it."""
+        """Stores the optimizer's settings before its step, and whether the step is skipped."""
         self._settings = {known: settings for known, settings in self._settings.items() if known >= step - 1}
         self._settings[step] = self._optimizer.settings()
         self._skipped = {known for known in self._skipped if known in self._settings} - {step} | ({step} if skipped else set())
 
     def send(self, step: int, gradients: Sequence[OwnedGradient]) -> None:
-        """Sends the updates of step `step`; returns at once. The gradients must stay as they are until `flush` of the network."""
+        """Sends the updates of step `step`; returns at once. The gradients must not change until `flush` of the network."""
         for gradient in gradients:
             holder = gradient.interval.replica
             if holder is None:
@@ -124,10 +123,10 @@ class Replicator:
             self._network.send(holder, _tag(step, shard), proof.encode().ljust(_PREFIX), bitmap, bytes_of(gradient.memory))
 
     def replay(self, step: int) -> None:
-        """Step `step` is committed: brings every replica that has its update up to it.
+        """Applies the committed step `step` to every replica that has its update.
 
         Raises:
-            StateUnproven: where the owner's digest differs from what the replay gave. Which of them is right, nobody knows.
+            StateUnproven: if the owner's digest differs from the replayed replica's. It is unknown which of them is right.
         """
         ready = [(r, r.received) for r in self.replicas if r.received is not None and r.received.step == step]
         if not ready:
@@ -142,14 +141,14 @@ class Replicator:
                 self._rest.note("replica", replica.shard.layer, replica.shard.interval.start, step, replica.shard.memory)
         astray = [r for r, update in ready if update.state_digest is not None and update.state_digest != state_digest(r.shard)]
         for replica in astray:
-            replica.step = None  # of no use to anybody
+            replica.step = None  # unusable
         if astray:
             raise self._unproven(astray[0], step)
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
-        """What this worker can give of what it keeps: every replica as it is, and the step behind it where it has the update.
+        """Returns the copies that this worker can send: every replica, and its next step if the update has arrived.
 
-        That one is made at once where the owner is among `lost`, and if it is asked for otherwise.
+        The next step is computed at once if the owner is among `lost`, else when it is first read.
         """
         found: list[StoredCopy] = []
         for replica in self.replicas:
@@ -170,18 +169,18 @@ class Replicator:
         return found
 
     def expect(self, step: int) -> None:
-        """Posts the memory for the updates of step `step`."""
+        """Posts the receive buffers for the updates of step `step`."""
         for replica in self.replicas:
             replica.awaited = _tag(step, replica.shard)
             self._network.post(replica.shard.interval.owner, replica.awaited, replica.landing.bytes)
 
     def confirm(self) -> None:
-        """Returns when every awaited update has come."""
+        """Returns when every awaited update has arrived."""
         for replica in self.replicas:
             self._take(replica)
 
     def settle(self) -> None:
-        """Takes the updates that have come, and waits for none: the last thing that is done in a view."""
+        """Takes the updates that have arrived, without waiting for others: the last call in a view."""
         for replica in self.replicas:
             if replica.awaited is not None and self._network.arrived(replica.shard.interval.owner, replica.awaited):
                 self._take(replica)
@@ -203,7 +202,7 @@ class Replicator:
         replica.received = Update(step=tag.step, parts=parts, state_digest=None if proof == _NONE else proof)
 
     def give_up(self, damaged: Collection[CopyKey]) -> None:
-        """Of these nothing is given any more."""
+        """Marks the replicas among these as unusable."""
         for replica in self.replicas:
             if ("replica", replica.shard.layer, replica.shard.interval.start) in damaged:
                 replica.step = None
@@ -211,16 +210,16 @@ class Replicator:
     def _unproven(self, replica: Replica, step: int) -> StateUnproven:
         interval, equal = replica.shard.interval, max(0, step - COMPARED_EVERY)
         return StateUnproven(
-            f"the state of layer {replica.shard.layer}, run [{interval.start}, {interval.stop}), behind step {step} differs between worker "
-            f"{interval.owner}, which owns it, and worker {self._worker}, which keeps its replica, and neither saw its memory change: "
-            f"nobody knows which of them is right, so nothing is trained or saved from either. Both were equal at step {equal}: go on from "
-            "a checkpoint of that step or an earlier one, and test the memory of both hosts; if it happens again, the optimizer does not "
-            "give the same bits twice"
+            f"the state of layer {replica.shard.layer}, run [{interval.start}, {interval.stop}), after step {step} differs between worker "
+            f"{interval.owner}, which owns it, and worker {self._worker}, which keeps its replica, and neither detected a change of its "
+            f"memory: it is unknown which is right, so nothing is trained or saved from either. Both were equal at step {equal}: resume "
+            "from a checkpoint of that step or an earlier one, and test the memory of both hosts; if it happens again, the optimizer is "
+            "not deterministic"
         )
 
 
 def state_digest(shard: Shard) -> str:
-    """One digest of all of a shard's memory."""
+    """Returns one digest of all of a shard's memory."""
     parts = "".join(f"{name}{digest(memory)}" for name, memory in sorted(shard.memory.items()))
     return digest(raw.as_bytes(parts.encode()))
 

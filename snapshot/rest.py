@@ -1,9 +1,9 @@
-"""State at rest: between two updates nothing may write to the copies that a worker holds, so their digests must stay what they are.
+"""State at rest: between two updates nothing may write to the copies that a worker holds, so their digests must not change.
 
-Copies are digested when they are complete (an owned shard behind its update, a replica behind its replay, gathered parameters when they
-have come), and again before the worker says that it is ready for the next step: so whoever has damaged memory finds that out by itself,
-before anything that was computed with it counts. Each step takes layers in turn, so that it costs a hundredth of a step at most; where
-that is enough for all layers, and at every comparison of replicas, it takes all. A spare has the digest of the shard it is a copy of.
+A copy is digested when it is complete (an owned shard after its update, a replica after its replay, gathered parameters when they have
+arrived), and again before the worker sends READY for the next step. So a worker with damaged memory detects it itself, before a result
+computed with it counts. Steps digest layers in turn, to cost at most 1 % of a step's time; if that suffices for all layers, and at every
+comparison of replicas, a step digests all. A previous copy has the digest of the shard that it is a copy of.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from elastic.snapshot.held import Held, StoredCopy
 from elastic.view import View
 
 SHARE = 0.01
-"""Of a step's time that the digests may take."""
+"""Fraction of a step's time that the digests may take."""
 
 LEAST_S = 3e-4
-"""Seconds of each step that they may take in any case."""
+"""Seconds that they may take in any step."""
 
 _BYTES_PER_S = 5e9
 _CALL_S = 3e-6
 
 CopyKey = tuple[Role, int, int]
-"""Which copy: its role, its layer and where its run starts."""
+"""Identifies a copy: its role, its layer and the start of its run."""
 
 
 def combined(checksums: Mapping[str, str]) -> str:
-    """One digest of a copy, of the checksums of its states."""
+    """Returns one digest of a copy, from the checksums of its states."""
     parts = "".join(f"{state}{value}" for state, value in sorted(checksums.items()))
     return digest(as_bytes(parts.encode()))
 
 
 def period(view: View, share: float = SHARE) -> int:
-    """In how many steps every layer's turn comes: 1 if all are digested in each step. Every member finds the same."""
+    """Returns in how many steps each layer is digested once: 1 if all are digested in each step. It is equal on all members."""
     workload, most = view.workload, 0.0
     for stage in view.plan.stages:
         layers = [workload.layers[layer] for layer in stage.layers]
@@ -55,7 +55,7 @@ def period(view: View, share: float = SHARE) -> int:
 
 _WHOSE: Mapping[Role, str] = {
     "live": "its own",
-    "previous": "the spare of its own",
+    "previous": "the previous copy of its own",
     "replica": "the replica of another worker's",
     "gathered": "the gathered",
 }
@@ -63,7 +63,7 @@ _WHOSE: Mapping[Role, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """Memory of a copy that is not what it was when nothing has written to it."""
+    """A state of a copy whose memory changed although nothing should have written to it."""
 
     role: Role
     layer: int
@@ -89,9 +89,9 @@ class _Resting:
 
 
 class Rest:
-    """What one worker knows of the contents of its copies in one view.
+    """The digests of one worker's copies in one view.
 
-    `every` is the number of steps in which each layer has its turn; `all_of(step)` says of steps whether all have.
+    `every` is the number of steps in which each layer is digested once; `all_of(step)` returns whether a step digests all layers.
     """
 
     def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False) -> None:
@@ -99,14 +99,14 @@ class Rest:
         self._resting: dict[CopyKey, _Resting] = {}
         self._views: dict[CopyKey, Mapping[str, HostBytes]] = {}
         self.damaged: dict[CopyKey, Changed] = {}
-        self.told: set[CopyKey] = set()  # the damaged copies that others know of
+        self.told: set[CopyKey] = set()  # the damaged copies that were reported
 
     def takes(self, step: int, layer: int) -> bool:
-        """Whether copies of the layer as of this step are digested."""
+        """Returns whether copies of the layer as of this step are digested."""
         return (step + layer) % self._every == 0 or self._all_of(step)
 
     def note(self, role: Role, layer: int, start: int, step: int, memory: Mapping[str, torch.Tensor]) -> None:
-        """The copy is complete; nothing writes to it until it is forgotten. Does nothing where it is not its layer's turn."""
+        """Digests a complete copy, which must not be written to until `forget`. Does nothing if it is not the layer's turn."""
         if not self.takes(step, layer):
             return
         raw = self._raw(role, layer, start, memory)
@@ -115,18 +115,18 @@ class Rest:
         self._resting[role, layer, start] = _Resting(step=step, stop=stop, memory=raw, checksums=checksums)
 
     def _raw(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor]) -> Mapping[str, HostBytes]:
-        """As bytes. A copy lies in the same tensors as long as the view lasts, so that they are looked at once."""
+        """Returns the memory as bytes. A copy lies in the same tensors as long as the view lasts, so the result is cached."""
         raw = self._views.get((role, layer, start), {})
         if raw.keys() != memory.keys() or any(raw[state].tensor is not each for state, each in memory.items()):
             raw = self._views[role, layer, start] = {state: HostBytes(each) for state, each in memory.items()}
         return raw
 
     def forget(self, *roles: Role) -> None:
-        """Copies of these roles are about to be written to."""
+        """Forgets the digests of copies of these roles, which are about to be written to."""
         self._resting = {key: resting for key, resting in self._resting.items() if key[0] not in roles}
 
     def spared(self, previous_copies: Iterable[Held]) -> None:
-        """These are copies of the shards that are owned: they must have the same contents."""
+        """Notes previous copies with the digests of the owned shards that they were copied from."""
         self.forget("previous")
         for previous in previous_copies:
             owned = self._resting.get(("live", previous.layer, previous.start))
@@ -136,7 +136,7 @@ class Rest:
                 self._resting["previous", previous.layer, previous.start] = replace(owned, memory=memory)
 
     def check(self, roles: Collection[Role] = ("live", "gathered", "replica")) -> list[Changed]:
-        """Looks at copies of these roles again: those that have changed, which are `damaged` from here on."""
+        """Digests copies of these roles again; returns those that have changed, and adds them to `damaged`."""
         found = []
         for (role, layer, start), resting in self._resting.items():
             if role not in roles:
@@ -151,12 +151,12 @@ class Rest:
         return found
 
     def digest_of(self, role: Role, layer: int, start: int, step: int) -> str | None:
-        """One digest of a copy and all of its states, if it is known."""
+        """Returns one digest of all states of a copy, None if it is unknown."""
         resting = self._resting.get((role, layer, start))
         return combined(resting.checksums) if resting is not None and resting.step == step else None
 
     def given(self, copies: Iterable[StoredCopy]) -> list[StoredCopy]:
-        """What may be given of these copies, with their digests where they are known; nothing that is damaged."""
+        """Returns these copies without the damaged ones, with their digests where they are known."""
         found: list[StoredCopy] = []
         for copy in copies:
             if self._is_damaged(copy):
@@ -167,7 +167,7 @@ class Rest:
         return found
 
     def _is_damaged(self, copy: StoredCopy) -> bool:
-        if copy.role == "gathered":  # a whole layer, with what is owned of it; or a parameter of another layer
+        if copy.role == "gathered":  # a whole layer, its owned runs included; or a tied parameter of another layer
             return any(
                 layer == copy.layer and start < copy.stop and changed.stop > copy.start
                 for (role, layer, start), changed in self.damaged.items()
@@ -177,7 +177,7 @@ class Rest:
 
 
 def intact(copy: StoredCopy) -> bool:
-    """Whether a copy that was kept for long has the contents still that it had; one whose digest is not known is held to have."""
+    """Returns whether a copy's contents still have its digest; True if the digest is unknown."""
     if not isinstance(copy, Held) or copy.digest is None:
         return True
     return combined({state: checksum(bytes_of(memory)) for state, memory in copy.memory.items()}) == copy.digest

@@ -1,1 +1,1 @@
-"""What a training process is: the trainer, its step loop, migration, saving and restoring."""
+"""A training process: the trainer, its step loop, migration, saving and restoring."""

@@ -1,4 +1,4 @@
-"""A Trainer's arguments: what they must be, and what is made of them."""
+"""Checks and converts a Trainer's arguments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic.plan.workload import default_grains
 
 
 def cut_batch(batch_size: int, micro_batch_size: int, grains: int | None) -> tuple[int, int]:
-    """Returns the number of micro-batches and of grains. Raises TrainerError where they do not divide the batch."""
+    """Returns the number of micro-batches and of grains. Raises TrainerError if they do not divide the batch."""
     if batch_size < 1 or micro_batch_size < 1:
         raise TrainerError(f"batch_size ({batch_size}) and micro_batch_size ({micro_batch_size}) must be at least 1")
     micro_batches, rest = divmod(batch_size, micro_batch_size)
@@ -33,43 +33,45 @@ def cut_batch(batch_size: int, micro_batch_size: int, grains: int | None) -> tup
 
 
 def check_choices(clip_norm: float | None, on_nonfinite: str) -> None:
-    """Raises TrainerError for a norm to clip to that is not above 0, and for an unknown way with steps that are not finite."""
+    """Raises TrainerError for a `clip_norm` that is not above 0, or an unknown `on_nonfinite`."""
     if clip_norm is not None and not clip_norm > 0:
         raise TrainerError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
     if on_nonfinite not in ("raise", "skip"):
-        raise TrainerError(f'on_nonfinite={on_nonfinite!r}: "raise" ends the job with such a step, "skip" passes over it')
+        raise TrainerError(
+            f'on_nonfinite={on_nonfinite!r}: use "raise" to end the job at a step that is not finite, or "skip" to skip the step'
+        )
 
 
 def one_optimizer(given: Any, parameters: list[nn.Parameter]) -> Optimizer:
-    """Returns the optimizer that is given, or made by the function that is given. Raises TrainerError for anything else."""
+    """Returns the given optimizer, or the one that the given function makes. Raises TrainerError for anything else."""
     made = given if isinstance(given, Optimizer) or not callable(given) else given(parameters)
     if isinstance(made, Optimizer):
         return made
     if isinstance(made, list | tuple | dict):
         raise TrainerError(
-            f"optimizer is a {type(made).__name__}, and a Trainer has one optimizer: give one with several parameter groups, which may "
-            "have settings of their own (one optimizer of its own for each part of the model, as GANs have, is not supported)"
+            f"optimizer is a {type(made).__name__}, but a Trainer has one optimizer: give one with several parameter groups, which may "
+            "have different settings (a separate optimizer for each part of the model, as in GANs, is not supported)"
         )
-    raise TrainerError(f"optimizer is a {type(made).__name__}: give a torch.optim.Optimizer, or a function that makes one of parameters")
+    raise TrainerError(f"optimizer is a {type(made).__name__}: give a torch.optim.Optimizer, or a function that makes one from parameters")
 
 
 def bind_scheduler(scheduler: Any, optimizer: Optimizer) -> Any:
-    """Returns the scheduler that is given, or made by the function that is given. Raises TrainerError for one of another optimizer."""
+    """Returns the given scheduler, or the one that the given function makes. Raises TrainerError if it belongs to another optimizer."""
     if scheduler is None:
         return None
     bound = scheduler if hasattr(scheduler, "optimizer") else scheduler(optimizer)
     if getattr(bound, "optimizer", optimizer) is not optimizer:
-        raise TrainerError("the scheduler belongs to another optimizer: make it of the one that is given to the Trainer")
+        raise TrainerError("the scheduler belongs to another optimizer: make it with the optimizer that is given to the Trainer")
     return bound
 
 
 def checkpointing_of(choice: bool | Callable[[int, nn.Module], bool]) -> Callable[[int, nn.Module], bool] | None:
-    """Returns which layers keep only their inputs: a function of index and layer, None for no layer."""
+    """Returns a function of index and layer that selects the layers to checkpoint (to keep only inputs of); None for no layer."""
     if choice is True:
         return lambda index, layer: True
     return choice if callable(choice) else None
 
 
 def group_values(optimizer: Optimizer) -> list[dict[str, str]]:
-    """Each parameter group's settings, as text."""
+    """Returns each parameter group's settings as text."""
     return [{name: repr(value) for name, value in group.items() if name != "params"} for group in optimizer.param_groups]

@@ -1,6 +1,6 @@
-"""Plain attributes of layers, such as a temperature or a rate of dropout, that a loop body sets: settings like a learning rate.
+"""Tracks plain attributes of layers that a loop body sets, such as a temperature or a dropout rate: settings like a learning rate.
 
-The loop body acts on the steps behind it. Where a step is taken again, the attributes that its body set must be what they were before it.
+A loop body acts on the steps after it. When a step is taken again, attributes that its body set must have the values from before it.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ def _plain(value: Any) -> bool:
 
 
 class Attributes:
-    """Of all layers of a model: which ones loop bodies have changed, and their values. A key is `layer's name:attribute`.
+    """The attributes of a model's layers that loop bodies have changed, and their values. A key is `layer's name:attribute`.
 
-    An attribute that a body adds is known by its absence before.
+    The original value of an attribute that a body added is `ABSENT`.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self._modules = [(name, vars(module)) for name, module in root.named_modules()]
         self._dicts = [values for _, values in self._modules]
-        self._originals: dict[str, tuple[dict[str, Any], str, Any]] = {}  # of those that were ever changed
+        self._originals: dict[str, tuple[dict[str, Any], str, Any]] = {}  # of attributes that were ever changed
         self._names: list[str] = []
         self._values: list[Any] = []
         self._sizes: list[int] = []
         self._watching = self._warned = False
 
     def watch(self) -> None:
-        """What is changed from here on was changed by the loop body."""
+        """Starts to attribute changes to the loop body."""
         self._watching = True
-        # References, not ids: the address of a value that was let go may be used again.
+        # References, not ids: the address of a freed value may be used again.
         self._names, self._values = list(itertools.chain.from_iterable(self._dicts)), self._all_values()
         self._sizes = list(map(len, self._dicts))
 
@@ -47,9 +47,9 @@ class Attributes:
         return list(itertools.chain.from_iterable(map(dict.values, self._dicts)))
 
     def changed(self) -> dict[str, Any]:
-        """The attributes that were changed since `watch` and never before, with their values at that time; absent ones are `ABSENT`.
+        """Returns the attributes first changed since `watch`, with their values at that call; absent ones are `ABSENT`.
 
-        What is changed afterwards, such as by layers that run, is not the loop body's doing, until `watch` is called again.
+        Later changes, such as by layers that run, are not attributed to the loop body until `watch` is called again.
         """
         if not self._watching:
             return {}
@@ -80,23 +80,23 @@ class Attributes:
             self._warned = True
             layer, _, attribute = key.partition(":")
             _log.warning(
-                "the loop body sets attribute %r of layer %r to a %s: only numbers, strings and tuples of them are remembered, so a step "
-                "that has to be taken again after a loss may come to other bits",
+                "the loop body sets attribute %r of layer %r to a %s: only numbers, strings and tuples of them are restored, so a step "
+                "that is taken again after a loss may have a different result; use such values",
                 attribute,
                 layer,
                 type(value).__name__,
             )
 
     def original(self, key: str) -> Any:
-        """What an attribute was before any loop body."""
+        """Returns an attribute's value before any loop body."""
         return self._originals[key][2] if key in self._originals else ABSENT
 
     def read(self) -> dict[str, Any]:
-        """The present values of those that loop bodies have changed."""
+        """Returns the current values of the attributes that loop bodies have changed."""
         return {key: values[name] for key, (values, name, _) in self._originals.items() if name in values}
 
     def write(self, settings: Mapping[str, Any]) -> None:
-        """Sets them; those that are not named get back what they were before any loop body."""
+        """Sets these attributes; resets changed ones that are not named to their values before any loop body."""
         for key in settings:
             if key not in self._originals:
                 layer, _, name = key.rpartition(":")
@@ -116,4 +116,4 @@ class _Absent:
 
 
 ABSENT = _Absent()
-"""Stands for the value of an attribute that is not there."""
+"""Stands for the value of an attribute that does not exist."""

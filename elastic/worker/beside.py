@@ -1,4 +1,4 @@
-"""Files beside the weights in a checkpoint, so that other programs open its directory as it is: a model's `config.json`, a tokenizer."""
+"""Extra files in a checkpoint, such as a model's `config.json` or a tokenizer, so that other programs can open its directory as it is."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _CONFIGS = ("config", "generation_config")
 
 
 def extra_files(model: Any, given: Mapping[str, bytes | str | os.PathLike[str]]) -> dict[str, bytes]:
-    """The given files, by name, and those that a model of Hugging Face says of itself: whatever has a `config` that writes itself as JSON.
+    """Returns the given files by name, and the configuration files of a Hugging Face model (one whose `config` has `to_json_string`).
 
-    Bytes and text are the files' contents, a path (no string) names a file. Raises TrainerError for anything else.
+    Bytes and text are contents; a `Path` names a file to read. Raises TrainerError for anything else.
     """
     found: dict[str, bytes] = {}
     for key in _CONFIGS:
@@ -38,5 +38,5 @@ def _content(name: str, value: object) -> bytes:
         try:
             return Path(value).read_bytes()
         except OSError as error:
-            raise TrainerError(f"checkpoint_files: {name} is to be {value}, which cannot be read: {error.strerror}") from error
+            raise TrainerError(f"checkpoint_files: {value}, for {name}, cannot be read: {error.strerror}") from error
     raise TrainerError(f"checkpoint_files: {name} is a {type(value).__name__}; give its content (bytes or text), or a pathlib.Path")

@@ -1,4 +1,4 @@
-"""A Trainer's checkpoints: where it begins, when it saves, and what it goes back to where the state is in nobody's memory any more."""
+"""A Trainer's checkpoints: the one it begins from, periodic saves, and reloading when part of the state is lost from all memories."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ _LAST_TRIES = 10
 
 
 class Checkpoints:
-    """Of one worker: the newest good checkpoint in `directory`, from which founders begin, and saves after each `every` steps.
+    """One worker's checkpoints: founders begin from the newest good one in `directory`; the state is saved after each `every` steps.
 
-    `every` None: only the end of the training is saved. `keep`: how many of the newest stay, None for all. `record` says which training
-    this is. `files` lie beside the weights. `naming`: what parameters are called in checkpoints. Raises TrainerError, CheckpointError.
+    `every` None: only the end of the training is saved. `keep`: the number of newest ones to keep, None for all. `record` identifies the
+    training. `files` are extra files. `naming` maps parameters to their names in checkpoints. Raises TrainerError, CheckpointError.
 
-    `stalls`: of each save but the last, the seconds that it stopped this worker, and those of them that went into the spare, which the
-    next step does not have to make then.
+    `stalls` has two values for each save except the last: the seconds that it stopped this worker, and the part of them that copied its
+    shards; the next step uses that copy as its previous copy.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Checkpoints:
         naming: Naming | None = None,
     ) -> None:
         if every is not None and every < 1:
-            raise TrainerError(f"every={every}: save after each that many steps, at least 1")
+            raise TrainerError(f"every={every}: the number of steps between saves must be at least 1")
         self._job, self._model, self._optimizer, self._record = job, model, optimizer, record
         self._files, self._naming = files or {}, naming or naming_of(model.root)
         self._policies = [] if keep is None else [KeepLast(keep)]
-        self._overtaken = Rarely()  # saves that the one before was not over for
+        self._overtaken = Rarely()  # saves left out since the previous one had not finished
         self._store, self._every = open_store(directory), every
         self._owner = DirectoryOwner(self._store, job.secret)
         self._source: ElasticSource | None = newest(self._store)
@@ -91,28 +91,29 @@ class Checkpoints:
 
     @property
     def origin(self) -> str | None:
-        """Names what founders begin from."""
+        """Names the checkpoint that founders begin from, None if there is none."""
         return None if self._source is None else f"{self._source.name} {self._source.manifest.order}"
 
     def began_with(self, digest: str) -> None:
-        """Says what the parameters were that this worker's script made; called before `begin`."""
+        """Records the digest of the initial parameters that this worker's script made; called before `begin`."""
         self._record = replace(self._record, initial=digest)
 
     def join(self) -> None:
-        """This worker joins a job that runs: the others have the state."""
+        """Joins a running job: the other workers have the state, so no checkpoint is read."""
         self._owner.join()
         self._begun(founder=False)
 
     def begin(self, view: View, history: History, runtime: WorkerRuntime) -> ViewState | None:
-        """What this founder begins with; None if there is no checkpoint yet.
+        """Reads the state that this founder begins with; None if there is no checkpoint yet.
 
         Raises:
-            CheckpointDamaged: what this worker needs of the newest one cannot be read: all members have to begin with an older one.
-            CheckpointError: the newest one does not fit this training.
+            CheckpointDamaged: this worker's part of the newest checkpoint cannot be read: all members have to begin with an older one.
+            CheckpointError: the newest checkpoint does not fit this training.
         """
         if self._store.private and len(view.workers) > 1:
             raise CheckpointError(
-                f"{self._store.where('')}: every process has a memory of its own, and this job has {len(view.workers)} workers"
+                f"{self._store.where('')}: this storage is private to a process, but the job has {len(view.workers)} workers: give a "
+                "directory that all workers share"
             )
         source, self._source = self._source, None
         if source is None:
@@ -129,9 +130,9 @@ class Checkpoints:
         return restored.state
 
     def newest(self) -> Checkpoint | None:
-        """The newest good one of this training, None if there is none: for members that have lost their state.
+        """Returns the newest good checkpoint of this job, None if there is none: for members that have lost their state.
 
-        What this worker could not read is passed over.
+        Checkpoints that this worker could not read are skipped.
         """
         try:
             source = newest(self._store, only=self._is_own)
@@ -144,10 +145,10 @@ class Checkpoints:
             return Checkpoint(order=source.manifest.order, name=source.name)
 
     def restore(self, view: View, checkpoint: Checkpoint) -> Restored:
-        """This worker's part of it in `view`. Raises CheckpointDamaged, which is remembered, or CheckpointError if it does not fit."""
+        """Reads this worker's part in `view`. Raises CheckpointDamaged (and adds to `unreadable`), CheckpointError if it does not fit."""
         with closing(ElasticSource(self._store, checkpoint.name)) as source:
             if source.manifest.order != checkpoint.order:
-                raise CheckpointError(f"{checkpoint.name} is another one on worker {self._job.worker}: hosts must share the directory")
+                raise CheckpointError(f"{checkpoint.name} differs on worker {self._job.worker}: all hosts must share the directory")
             self._naming.inward(source)
             return self._read(view, source)
 
@@ -161,7 +162,7 @@ class Checkpoints:
     def _restored(self, view: View, source: ElasticSource) -> Restored:
         contents = source.contents
         if contents.step is None:
-            raise CheckpointError(f"{source.name}: it does not say at which step it was saved")
+            raise CheckpointError(f"{source.name}: it does not record the step at which it was saved")
         extra = contents.extra.get(EXTRA, {})
         saved = [from_plain(group) for group in extra["groups"]] if "groups" in extra else [dict(g.settings) for g in contents.groups]
         sources = self._groups_of(source)
@@ -170,20 +171,21 @@ class Checkpoints:
         order = [index for index in sources if index is not None]
         if scheduler is not None and self._record.scheduler and order != sorted(order):
             raise CheckpointError(
-                f"{source.name} has its parameter groups in another order, and a scheduler knows them by it: give them as they were"
+                f"{source.name} has its parameter groups in another order, but a scheduler identifies groups by position: give them in the "
+                "checkpoint's order"
             )
         state = restored_state(self._job.worker, self._model, view, source, contents.step - 1, self._optimizer.probed.scalars)
         attributes = {name: from_plain(value) for name, value in extra.get("attributes", {}).items()}
         return Restored(state=state, groups=groups, scheduler=scheduler, attributes=attributes, objects=extra.get("objects"))
 
     def _groups_of(self, source: ElasticSource) -> list[int | None]:
-        """For each parameter group of the optimizer, the checkpoint's group that it goes on from."""
+        """Returns the index of the checkpoint's group for each parameter group of the optimizer, None for a group without one."""
         groups = source.listed.groups
         names = self._optimizer.names()
         return matched_groups(source.name, [group.names for group in groups], names, self._model.frozen) if groups else [None] * len(names)
 
     def _check_training(self, source: ElasticSource, *, warn: bool) -> None:
-        """Refuses another training's checkpoint. What may differ is told, to be said by one worker."""
+        """Refuses another training's checkpoint, and warns (on one worker) of differences that are allowed."""
         saved = _record_of(source)
         same_trained = source.listed.frozen == frozenset(self._model.frozen)  # else the digests differ anyway
         own = self._record if same_trained else replace(self._record, initial=saved.initial)
@@ -214,23 +216,23 @@ class Checkpoints:
         collect(store, older_than_s=DEAD_S, now=time.time())
 
     def message(self, engine: Engine) -> Any:
-        """What goes to the coordinator with the next READY round."""
+        """Returns the receipt to send to the coordinator with the next READY round."""
         assert self._saver is not None
         if engine.view.epoch != self._epoch:
             self._saver.drop(left=engine.view.workers)
         return self._saver.receipt()
 
     def heard(self, engine: Engine) -> None:
-        """Behind a READY round: what the coordinator was told in it."""
+        """Takes the receipts that the coordinator received in a READY round."""
         if self._saver is not None and engine.told:
             self._saver.take(engine.told, engine.view.workers)
 
     def due(self, step: int) -> bool:
-        """Whether the state behind `step` is to be saved while training goes on."""
+        """Returns whether the state after `step` must be saved while training continues."""
         return self._saver is not None and self._every is not None and step >= 0 and (step + 1) % self._every == 0
 
     def save(self, step: int, runtime: WorkerRuntime, history: History) -> None:
-        """Saves the state behind `step` while training goes on: it is exact everywhere, and nobody has applied the next one."""
+        """Saves the state after `step` while training continues: it is exact on all workers, and none has applied the next step."""
         if self._saver is None:
             return
         began = time.perf_counter()
@@ -240,9 +242,9 @@ class Checkpoints:
             self.stalls.append((time.perf_counter() - began, copying))
 
     def save_last(self, step: int, runtime: WorkerRuntime, history: History) -> None:
-        """Returns when the state is saved, or could not be. Where members are lost meanwhile, the others save it again.
+        """Returns when the state is saved, or saving failed. If members are lost during a save, the others save again.
 
-        They may hear of the loss at different places; so whatever decides how often they exchange something was told to all.
+        Members may learn of a loss at different places, so the number of exchanges depends only on values that all have received.
         """
         assert self._saver is not None
         for _ in range(_LAST_TRIES):
@@ -257,7 +259,7 @@ class Checkpoints:
         _log.warning("the state after %d steps is not saved: the members changed again and again", step + 1)
 
     def _start(self, step: int, runtime: WorkerRuntime, history: History, shards: list[tuple[Shard, Scalars]] | None) -> bool:
-        """Begins a save; `shards` is the copy of what this worker owns, None if that does not change any more. False if it is left out."""
+        """Begins a save; `shards` is a copy of the owned shards, None if they no longer change. Returns False if the save is left out."""
         saver, engine = self._saver, runtime.engine
         assert saver is not None
         given = engine.owned if shards is None else shards
@@ -270,11 +272,11 @@ class Checkpoints:
         if any(each.busy for each in told):
             if self._job.leader:
                 if (silent := self._overtaken.due()) is not None:
-                    more = f" (and {silent} more since this was said last: a save takes longer than every= leaves it)" if silent else ""
-                    _log.warning("the state after %d steps is not saved: the save before it is not over yet%s", step + 1, more)
-                self._tell(step + 1, "the save before it was not over yet")
+                    more = f" (and {silent} more since the last such line: a save takes longer than `every` steps)" if silent else ""
+                    _log.warning("the state after %d steps is not saved: the previous save has not finished%s", step + 1, more)
+                self._tell(step + 1, "the previous save had not finished")
             if not coordinator.busy:
-                saver.drop()  # the others need not wait for a directory that the coordinator gave up
+                saver.drop()  # the coordinator has no save, so the others must not wait for its directory
             return False
         self._epoch, self._base = engine.view.epoch, base_of(told)
         saver.start(
@@ -289,9 +291,9 @@ class Checkpoints:
         return True
 
     def _together(self, step: int, runtime: WorkerRuntime, history: History, states: StatesToSave) -> list[Share] | None:
-        """What every member told, None if some were lost meanwhile; who has which states is known then.
+        """Exchanges shares between all members, and the states to save. Returns the shares, None if the members changed.
 
-        The states themselves are told only where they are not the last ones that all told each other.
+        The states themselves are exchanged only if they differ from those of the last exchange.
         """
         assert self._saver is not None
         engine = runtime.engine
@@ -307,7 +309,7 @@ class Checkpoints:
         told = [Share.from_json(each) for each in runtime.together(lambda: runtime.engine.gather(share.to_json()))]
         views = {each.view for each in told}
         known = digest_of([each.states for each in told])
-        if any(each.known != known for each in told):  # whoever was lost: all that are left take part in the same collectives
+        if any(each.known != known for each in told):  # decided by values that all have, so survivors call the same collectives
             all_states = runtime.together(lambda: runtime.engine.gather({"view": share.view, "states": states}))
             views |= {each["view"] for each in all_states}
             self._known, self._states = known, merged(each["states"] for each in all_states)
@@ -317,13 +319,13 @@ class Checkpoints:
         return told
 
     def _prepare(self, step: int, engine: Engine, shards: list[tuple[Shard, Scalars]], history: History, *, amid: bool) -> Prepare:
-        """What the saving thread makes of the shards, and of everything else as it is now: training does not wait for that.
+        """Returns the function with which the saving thread prepares contents and runs; values besides shards are captured now.
 
-        `amid` the loop body, or where the loop was left in it, registered objects are those of this moment.
+        `amid`: inside a loop body, or after a loop was left in it, the present states of registered objects are saved.
         """
         view, model, names, files = engine.view, self._model, self._optimizer.names, self._files
         states = {**empty_states(model.spec), **self._states}
-        copies = view.coordinator == self._job.worker  # the others need only know what these are
+        copies = view.coordinator == self._job.worker  # the others need only names, shapes and dtypes
         running = model.running.at(step) if model.running.names else {}
         buffers = {name: running[name] if name in running else model.root.get_buffer(name).detach() for name in self._buffers}
         if copies:
@@ -363,7 +365,7 @@ class Checkpoints:
         return prepare
 
     def _finish(self, runtime: WorkerRuntime) -> None:
-        """What is under way is waited for, or given up if the members changed; all members call it."""
+        """Waits for the running save, or gives it up if the members changed; all members call it."""
         saver = self._saver
         assert saver is not None
         waiting = True
@@ -379,7 +381,7 @@ class Checkpoints:
             told = runtime.together(lambda own=own: runtime.engine.gather(own))
             saved = {each["worker"]: each["saved"] for each in told if each["saved"] is not None}
             saver.take(saved, runtime.engine.view.workers)
-            lost = any(each["receipt"] is None for each in saved.values())  # then the others need not wait for it
+            lost = any(each["receipt"] is None for each in saved.values())  # a member's part failed: the others must not wait for it
             given_up = lost or not any(each["busy"] for each in told if each["coordinates"])
             changed = len({each["view"] for each in told}) > 1
             waiting = not given_up and not changed and not all(each["over"] for each in told)
@@ -393,4 +395,4 @@ def _record_of(source: ElasticSource) -> TrainingRecord:
 
 
 def _nothing() -> None:
-    """Memory that nobody waits for."""
+    """Releases nothing: the saved memory does not change."""

@@ -1,4 +1,4 @@
-"""One worker's engine in one view: everything that depends on who the members are, built anew for each view."""
+"""One worker's engine in one view: everything that depends on the members, built anew for each view."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from elastic.view import View
 class Engine:
     """Takes steps with the other members of a view. The protocol of a step:
 
-    forward/backward -> reduce-scatter -> READY round -> APPLY -> all-gather -> the step is handed out; replicate (overlaps the next step)
+    forward/backward -> reduce-scatter -> READY round -> APPLY -> all-gather -> the step is yielded; replicate (overlaps the next step)
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Engine:
 
     @torch.inference_mode(False)
     def compute(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
-        """Computes the step's gradients and takes part in its READY round; parameters stay those of the step before."""
+        """Computes the step's gradients and takes part in its READY round; parameters stay those of the previous step."""
         answer = self._attempt(step, batch, wishes)
-        if answer.again:  # on every member alike
+        if answer.again:  # equal on all members
             self.abandon()
             self.executor.generators.all_keyed = True
             answer = self._attempt(step, batch, wishes)
@@ -83,11 +83,11 @@ class Engine:
 
     def _attempt(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
         self._model.watch.begin(step)
-        with torch.enable_grad():  # a loop body may be under way, in an evaluation without gradients
+        with torch.enable_grad():  # the loop body may be in an evaluation without gradients
             leaves = self.executor.step(step, batch)
         self._model.watch.end(step)
         self._enter("reduce", step, -1)
-        self._network.flush()  # the sums of the step before may be on their way to their replicas still
+        self._network.flush()  # the previous step's gradients may still be on the way to the replicas
         self._owned = self.reducer.collect()
         squares = terms(square_sums(self._model.spec, self._owned))
         self._check_rest()
@@ -103,7 +103,7 @@ class Engine:
         return Apply(**decided)
 
     def _tell_running(self) -> Arrays:
-        """What this worker tells of the buffers that training changes: statistics, and the values of those that it speaks for."""
+        """Returns what this worker sends of the buffers that training changes: statistics, and values for layers that it ran most."""
         running = self._model.running
         if not running.names:
             return {}
@@ -112,7 +112,7 @@ class Engine:
         return {**running.statistics.encode(self.executor.records()), **running.told(layer for s in mine for layer in s.layers)}
 
     def _hear_running(self, ready: Mapping[int, Payload]) -> Arrays | None:
-        """What all are told of them."""
+        """Merges the buffers' statistics and values of all members, to be sent to all."""
         running = self._model.running
         if not running.names:
             return None
@@ -123,7 +123,7 @@ class Engine:
 
     @torch.inference_mode(False)
     def update(self, answer: Apply) -> None:
-        """Updates the owned shards; other members must not see the parameters of the step before any more. Nothing is sent yet.
+        """Updates the owned shards. Other members' copies of their parameters are out of date from here on; nothing is sent yet.
 
         Raises:
             NonFinite: on every worker, naming step and micro-batch; nothing of the step was applied anywhere.
@@ -139,7 +139,7 @@ class Engine:
         if answer.skipped is None:
             self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
         else:
-            self._owned = [_absent(gradient) for gradient in self._owned]  # replicas replay what is sent of them
+            self._owned = [_absent(gradient) for gradient in self._owned]  # replicas replay the skipped step too
         running, told = self._model.running, self._told_running
         if running.names and answer.skipped is None:
             self._model.watch.untouched(answer.step)
@@ -148,9 +148,9 @@ class Engine:
 
     @torch.inference_mode(False)
     def publish(self) -> None:
-        """Sends what the last update changed: parameters to the members of the stage, updates to the holders of replicas."""
+        """Sends the results of the last update: parameters to the members of the stage, gradients to the holders of replicas."""
         self._enter("gather", self.step, -1)
-        self._gatherer.send(self.step)  # first: the loops of others wait for it
+        self._gatherer.send(self.step)  # first, since the other members' loops wait for it
         for shard in self._optimizer.owned.shards.values():
             self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory)
         self._enter("replicate", self.step, -1)
@@ -164,45 +164,45 @@ class Engine:
             self.rest.note("gathered", layer, start, self.step, {PARAM: memory})
 
     def _check_rest(self) -> None:
-        """Raises MemoryDamaged, before anybody hears that this worker is ready, where its copies are not what they were."""
+        """Raises MemoryDamaged if a copy's memory has changed; called before this worker sends READY."""
         if self.rest.check():
             raise self.damage
 
     @property
     def damage(self) -> MemoryDamaged:
-        """What this worker says of the copies that it gives up."""
+        """The error that reports the damaged copies."""
         found = [*self.rest.damaged.values()]
         host = next(member.host for member in self.view.members if member.worker == self.worker)
         more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
         why = "the memory of this host may be faulty"
         if any(changed.state == PARAM and changed.role in ("live", "gathered") for changed in found):
             why += (
-                ", or the loop's body changes parameters in place where torch does not see it (through `.data` or NumPy): "
+                ", or the loop body changes parameters in place without torch noticing (through `.data` or NumPy): "
                 "do that in trainer.after_step"
             )
         return MemoryDamaged(
-            f"worker {self.worker} (host {host}): memory at rest has changed: {found[0]}{more}. It gives up that copy, and takes it from "
-            f"another one; {why}"
+            f"worker {self.worker} (host {host}): memory at rest has changed: {found[0]}{more}. It discards that copy, and fetches "
+            f"an intact one; {why}"
         )
 
     def settle(self) -> None:
-        """Returns when all parameters held here are those of the newest step."""
+        """Waits until all parameters held here are those of the newest step."""
         self._gatherer.wait_all()
 
     def links(self) -> dict[int, LinkRates]:
-        """How fast the links to peers are, as far as that was observed."""
+        """Returns the observed speeds of the links to peers."""
         return self._network.seen()
 
     @property
     def owned(self) -> list[tuple[Shard, Scalars]]:
-        """The shards that this worker owns, with their optimizer state besides memory, as they are now."""
+        """The shards that this worker owns, with their scalars, as they are now."""
         updater = self._optimizer.owned
         return [(shard, updater.scalars(shard)) for shard in updater.shards.values()]
 
     def copied(self) -> list[tuple[Shard, Scalars]]:
-        """What `owned` is, in memory that stays as it is until the next step begins, or as long as it is lent (`previous_copies.lend`).
+        """Returns a copy of `owned` that does not change until the next step begins, or while it is lent (`previous_copies.lend`).
 
-        It is the spare of the next step, copied somewhat earlier: nothing is copied twice.
+        It is the next step's previous copy, made earlier: nothing is copied twice.
         """
         self.previous_copies.take(self.step)
         self.rest.spared(self.previous_copies.held)
@@ -219,15 +219,15 @@ class Engine:
         self.executor.end()
 
     def salvage(self) -> Salvage | None:
-        """What the next view can use of the step that was begun. Nothing where it may have been computed with damaged parameters."""
+        """Returns the parts of the begun step that the next view can use; None if damaged parameters may have been used."""
         return None if self.rest.damaged else self.executor.salvage()
 
     def resume(self, resumption: Resumption) -> None:
-        """The first step of this view was begun in the one before."""
+        """Resumes a step that was begun in the previous view, as the first one of this view."""
         self.executor.resume(resumption)
 
     def flush(self, step: int) -> None:
-        """An empty round: when it returns, all members hold step `step` and its replicas are complete."""
+        """Runs an empty round: when it returns, all members hold step `step` and its replicas are complete."""
         self._gatherer.wait_all()
         self._check_rest()
         self._enter("ready", step, -1)
@@ -236,7 +236,7 @@ class Engine:
         self.replicator.replay(step)
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
-        """The complete copies that this worker can give where workers `lost` are gone. Nothing is computed in this view any more."""
+        """Returns the complete copies that this worker can send once workers `lost` are gone. It is the last call in this view."""
         self.rest.check(("live", "gathered", "replica", "previous"))
         self.replicator.give_up(self.rest.damaged)
         behind = self._gatherer.settle()
@@ -262,11 +262,10 @@ class Engine:
         return asdict(decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips))
 
     def evaluate(self, micro_batches: int, batch: Any, share: Callable[[int], float] = lambda _: 1.0) -> tuple[float, float]:
-        """Sum and weight of the loss of the micro-batches `batch(i)`, added in order: the same on every layout, told to every member.
+        """Returns sum and weight of the losses of micro-batches `batch(i)`, added in order: equal on every layout and every member.
 
-        A micro-batch weighs `share(i)` where its loss gives no weight.
-
-        Micro-batches are run in chunks with a round behind each, which bounds what can be on its way.
+        A micro-batch weighs `share(i)` if its loss gives no weight. A round follows each chunk of micro-batches, which bounds the number
+        of messages on the way.
         """
         total = weight = 0.0
         chunk = 4 * len(self.view.workers)
@@ -279,7 +278,7 @@ class Engine:
         return total, weight
 
     def gather(self, value: dict[str, Any]) -> list[dict[str, Any]]:
-        """Every member's JSON value, in the order of their places; told to every member, all of which must call it."""
+        """Returns every member's JSON value, in the order of places, to every member; all must call it."""
         collected, _ = self._rounds.commit(
             self._next_sequence(),
             (value, None),
@@ -288,15 +287,12 @@ class Engine:
         return collected["values"]
 
     def whole(self, state: str) -> dict[str, torch.Tensor]:
-        """One state of every trainable parameter that has it, by name, on every member; all of them must call it."""
+        """Returns one state of every trainable parameter that has it, by name, to every member; all must call it."""
         self._gatherer.wait_all()
         return whole(self._rounds, self._next_sequence, self._optimizer.owned.shards.values(), self._model.spec, state)
 
     def digest(self) -> str:
-        """Hex SHA-256 over the bytes of all parameters in name order, and of the buffers that training changes.
-
-        It is told to every member, and all must call it.
-        """
+        """Returns the hex SHA-256 of all parameters in name order and of the buffers that training changes; all members must call it."""
         self._gatherer.wait_all()
         model, layout = self._model, self.view.layout
         homes = {name: model.layer_of(name) for name in model.names}
@@ -306,11 +302,11 @@ class Engine:
         return digest(self._rounds, self._next_sequence, self.worker, sizes, holders, model.bytes_of, behind)
 
     def _next_sequence(self) -> int:
-        """Numbers rounds beside those of the steps; equal on all members, who all call the same methods."""
+        """Returns the next number of a round that belongs to no step; equal on all members, since all call the same methods."""
         self._extra_files += 1
         return EVALUATION | self._extra_files
 
 
 def _absent(gradient: OwnedGradient) -> OwnedGradient:
-    """A gradient that no parameter has."""
+    """Returns the gradient with every parameter's part absent."""
     return replace(gradient, memory=gradient.memory.zero_(), parts=[None] * len(gradient.parts))

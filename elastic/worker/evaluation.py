@@ -28,7 +28,7 @@ class EvaluationData:
     def of(
         cls, dataset: Any, micro_batch_size: int, micro_batches: int | None, collate: Callable[[list[Any]], Any] | None, seed: int
     ) -> EvaluationData:
-        """Raises TrainerError for data that cannot be sought in, or that is empty."""
+        """Raises TrainerError for data that is empty or has no random access."""
         refuse_unseekable(dataset)
         whole = -(-len(dataset) // micro_batch_size)
         count = whole if micro_batches is None else min(micro_batches, whole)
@@ -42,11 +42,11 @@ class EvaluationData:
         return range(micro_batch * size, min((micro_batch + 1) * size, len(self.dataset)))
 
     def share(self, micro_batch: int) -> float:
-        """Its samples over those of a full micro-batch."""
+        """Returns the micro-batch's number of samples over that of a full one."""
         return len(self._samples(micro_batch)) / self.micro_batch_size
 
     def load(self, micro_batch: int) -> Any:
-        """Loads a micro-batch. What a sample draws follows from the seed and its place in the dataset."""
+        """Loads a micro-batch. A sample's random numbers are determined by the seed and its place in the dataset."""
         drawn = []
         for sample in self._samples(micro_batch):
             randomness.seed_all(self.seed, "evaluate", "sample", sample)
@@ -59,8 +59,8 @@ def evaluated(root: nn.Module, data: EvaluationData, evaluate: Callable[..., tup
     training = [(module, module.training) for module in root.modules()]
     root.eval()
     try:
-        with randomness.kept():  # what the loop draws behind it does not depend on the layers that are here
+        with randomness.kept():  # the loop's later draws must not depend on which layers are here
             return evaluate(data.count, data.load, data.share)
-    finally:  # before anything else is done, such as a step that has to be taken again
+    finally:  # before a recovery, which may take a step again
         for module, mode in training:
             module.training = mode

@@ -1,4 +1,4 @@
-"""What a member needs of the job's checkpoints when the state is nowhere in memory any more."""
+"""The interface through which a member reloads the job's checkpoints when part of the state is lost from all memories."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elastic.view import View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What a worker begins a view with: its part of a checkpoint's state, the settings with it, and states of registered objects."""
+    """A worker's start of a view from a checkpoint: its part of the state, the settings, and the states of registered objects."""
 
     state: ViewState
     groups: list[dict[str, Any]]
@@ -22,14 +22,14 @@ class Restored:
 
 
 class Fallback(Protocol):
-    """A job's checkpoints, seen by one worker. `unreadable` names those that it could not read."""
+    """A job's checkpoints as one worker sees them. `unreadable` names those that it could not read."""
 
     unreadable: set[str]
 
     def newest(self) -> Checkpoint | None:
-        """The newest good one that this worker sees and did not find damaged, None if there is none."""
+        """Returns the newest checkpoint that this worker sees and did not find damaged, None if there is none."""
         ...
 
     def restore(self, view: View, checkpoint: Checkpoint) -> Restored:
-        """This worker's part of it in `view`. Raises CheckpointDamaged, or CheckpointError if it is not of this job's model."""
+        """Reads this worker's part in `view`. Raises CheckpointDamaged, or CheckpointError if it is not of this job's model."""
         ...

@@ -1,4 +1,4 @@
-"""A scheduler's state and a parameter group's settings as they lie in a checkpoint."""
+"""Converts a scheduler's state and a parameter group's settings to their form in a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from elastic.worker.plain import to_plain
 
 
 def plain_scheduler(scheduler: dict[str, Any]) -> Any:
-    """Plain JSON. Raises CheckpointError for what cannot be."""
+    """Returns the scheduler's state as plain JSON. Raises CheckpointError for a value that has no JSON form."""
     try:
         return to_plain(scheduler)
     except TypeError as error:
@@ -17,7 +17,7 @@ def plain_scheduler(scheduler: dict[str, Any]) -> Any:
 
 
 def readable_group(group: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters as plain JSON, for other programs."""
+    """Returns hyperparameters as plain JSON, for other programs."""
     found: dict[str, Any] = {}
     for name, value in group.items():
         number = value.item() if hasattr(value, "item") and getattr(value, "numel", lambda: 0)() == 1 else value

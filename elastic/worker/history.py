@@ -1,8 +1,7 @@
-"""What a worker remembers of the last steps besides tensors: decisions, and the settings that steps were taken with.
+"""A worker's history of the last steps besides tensors: decisions, and the settings that steps were taken with.
 
 Settings are the parameter groups, the scheduler's state, and attributes of layers that the loop body has set. A step that is taken again
-has the settings that it had, though the loop body behind it may have changed them since; those are put back afterwards. So what each body
-changed is remembered, as a `Change`.
+gets the settings that it had before; the changes of the loop body after it, stored as a `Change`, are made again afterwards.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ _CHANGES_KEPT = 1000
 
 
 class History:
-    """`step` is the newest step that was applied here (-1: none)."""
+    """The decisions, settings and changes of the last steps; `step` is the newest step applied here (-1: none)."""
 
     def __init__(self, optimizer: ShardedOptimizer, scheduler: Any, attributes: Attributes, inplace: InPlace | None = None) -> None:
         self.step = -1
         self.committed_at: float | None = None
         self.attributes, self._inplace = attributes, inplace
-        self._ready: Settings | None = None  # that the next step is to be taken with
-        self.after: list[str] = []  # what is done behind each step
+        self._ready: Settings | None = None  # of the next step
+        self.after: list[str] = []  # names of the functions given to after_step
         self.registered = Registered()
         self._optimizer, self._scheduler = optimizer, scheduler
         self._before: Settings | None = None  # that `step` was taken with
-        self._after: Settings | None = None  # behind `step`, before its body
+        self._after: Settings | None = None  # after `step`, before its body
         self._changes: dict[int, Change] = {}
         self._forgotten = -1
         self._answers: dict[int, Apply] = {}
@@ -56,11 +55,11 @@ class History:
 
     @property
     def median_s(self) -> float | None:
-        """Seconds of the recent steps, from one APPLY to the next."""
+        """The median seconds of the recent steps, from one APPLY to the next."""
         return statistics.median(self._seconds) if self._seconds else None
 
     def committed(self, job: Job, epoch: int) -> None:
-        """Everybody is ready to apply the next step, so the one before counts. The agent hears of the first one in an epoch."""
+        """Notes that all workers are ready to apply the next step, so `step` is committed. Reports an epoch's first one to the agent."""
         now = time.monotonic()
         self._took[self.step + 1] = now - self._ready_at
         self._ready_at = now
@@ -71,35 +70,35 @@ class History:
         self.committed_at, self._epoch_seen = now, epoch
 
     def save(self) -> None:
-        """Before the next step is applied: whatever the body of the step before was to change is changed."""
+        """Stores the settings before the next step is applied, when the body of `step` has made all its changes."""
         self._before = self._note() if self._ready is None else self._ready
         self._ready = None
 
     def ready(self, *, known: bool = False) -> str:
-        """A digest of what the next step is taken with, equal on all workers where that is.
+        """Returns a digest of the next step's settings and registered objects, to be compared between workers.
 
-        Registered objects are in it unless that step is `known` to somebody: then not all have seen the same loop bodies.
+        Registered objects are left out if a worker took that step before (`known`): then not all have run the same loop bodies.
         """
         self._ready = self._note()
         return f"{self._ready.digest(self.attributes)} {self.after} {'' if known else self.registered.digest}"
 
     def digest(self) -> str:
-        """Of settings and registered objects as they are."""
+        """Returns a digest of the present settings and registered objects."""
         return f"{self.settings().digest(self.attributes)} {digest_of(self.registered.read())}"
 
     @property
     def told(self) -> list[Any]:
-        """All of it, to be compared value by value."""
-        after = ["what after_step was given", ", ".join(self.after) or "nothing"]
+        """The values under the digest of `ready`, to be compared one by one."""
+        after = ["the list of functions given to after_step", ", ".join(self.after) or "empty"]
         return [after, *self.settings().named(self.attributes), *self.registered.named]
 
     @property
     def decided(self) -> bool:
-        """Whether a step was taken here."""
+        """Whether a READY round was completed here."""
         return bool(self._took)
 
     def _note(self) -> Settings:
-        """The settings as they are. Notes what the body of the newest step has changed by now."""
+        """Returns the present settings, and stores what the body of the newest step has changed so far."""
         now = self._settings()
         if self._after is not None:
             change = difference(self._after, now)
@@ -113,7 +112,7 @@ class History:
         return now
 
     def applied(self, answer: Apply, *, again: bool = False) -> None:
-        """Behind it. If the step was taken `again`, what its body has changed already is put back."""
+        """Notes that a step was applied. If it was taken `again`, makes the changes of its body again."""
         self.step = answer.step
         self._answers[answer.step] = answer
         for memory in (self._answers, self._took):
@@ -124,13 +123,13 @@ class History:
             self._restore(change.made_to(self._after))
 
     def entering(self) -> None:
-        """The loop body of the newest step begins, or goes on."""
+        """Starts to watch for changes: the loop body of the newest step begins or continues."""
         self.attributes.watch()
         if self._inplace is not None:
             self._inplace.watch()
 
     def left(self) -> None:
-        """It is over, or asks for something that others take part in. Raises TrainerError if it has done what it must not."""
+        """Notes the changes of the loop body, which ends or calls a collective. Raises TrainerError for a forbidden change."""
         if self._inplace is not None:
             self._inplace.check(self.step)
         for key, value in self.attributes.changed().items():
@@ -139,15 +138,15 @@ class History:
                     settings.attributes[key] = value
 
     def answer(self, step: int) -> Apply | None:
-        """The decision on one of the last two steps, where it is known."""
+        """Returns the decision on one of the last two steps, None if it is unknown."""
         return self._answers.get(step)
 
     def seconds_of(self, step: int) -> float:
-        """How long one of the last two steps took, from the READY round before it to its own; infinite where it was taken elsewhere."""
+        """Returns the seconds of one of the last two steps, from the previous READY round to its own; infinite if not taken here."""
         return self._took.get(step, math.inf)
 
     def progress(self) -> dict[int, Progress]:
-        """What others need in order to go on from either of the last two steps: of the newest one from before its body, where known."""
+        """Returns what others need to resume after either of the last two steps; for the newest, from before its body if known."""
         found = {}
         newest = self._settings() if self._after is None else self._after
         for step, settings in ((self.step - 1, self._before), (self.step, newest)):
@@ -164,26 +163,26 @@ class History:
         return found
 
     def changes(self) -> list[Any]:
-        """What loop bodies have changed, as JSON: `[newest forgotten step, [[step, change], ...]]`."""
+        """Returns the changes of loop bodies as JSON: `[newest forgotten step, [[step, change], ...]]`."""
         return [self._forgotten, [[step, change.to_plain()] for step, change in self._changes.items()]]
 
     def learn(self, told: Iterable[Any]) -> None:
-        """What others, by `changes`, know of loop bodies that did not run here."""
+        """Adds other workers' `changes` for loop bodies that did not run here."""
         for forgotten, changes in told:
             self._forgotten = max(self._forgotten, forgotten)
             for step, change in changes:
                 self._changes.setdefault(step, Change.from_plain(change))
 
     def note(self) -> None:
-        """Before the members change: what the body of the newest step has changed so far is remembered."""
+        """Stores what the body of the newest step has changed so far; called before the members change."""
         self.left()
         self._note()
 
     def resume(self, proposal: Proposal, seen: int) -> None:
-        """Goes on from the proposal's step, with own memory of it where there is any. The bodies of steps up to `seen` do not run here.
+        """Goes back to the proposal's step, with own settings of it if there are any. Bodies of steps up to `seen` do not run here.
 
         Raises:
-            TrainerError: where the scheduler's state had to come from another worker and cannot travel.
+            TrainerError: if the scheduler's state would have to come from another worker but cannot be sent.
         """
         resume, progress = proposal.resume, proposal.progress
         if resume == self.step:
@@ -212,31 +211,31 @@ class History:
     def _stand_at(self, step: int) -> None:
         if step < self._forgotten:
             raise TrainerError(
-                f"the steps behind step {step} must be taken again, and what the loop body changed after step {self._forgotten} is not "
-                f"known any more: save checkpoints more often than every {_CHANGES_KEPT} steps, or change settings in fewer of them"
+                f"the steps after step {step} must be taken again, but the loop body's changes after step {self._forgotten} are no longer "
+                f"stored: save checkpoints more often than every {_CHANGES_KEPT} steps, or change settings in fewer of them"
             )
         self.step, self._before, self._after = step, None, None
 
     def begin(self, step: int, settings: Settings) -> None:
-        """Goes on behind `step`, which is in a checkpoint: with its settings, and its scheduler's state if there is a scheduler."""
+        """Begins after `step` of a checkpoint, with its settings, and its scheduler's state if there is a scheduler."""
         if self._scheduler is not None and settings.scheduler is None:
-            raise TrainerError(f"the checkpoint has no state of a scheduler, and the Trainer has a {type(self._scheduler).__name__}")
+            raise TrainerError(f"the checkpoint has no scheduler state, but the Trainer has a {type(self._scheduler).__name__}")
         self._restore(settings)
         self._answers.pop(step, None)
         self._stand_at(step)
 
     def settings(self) -> Settings:
-        """The groups' settings, the scheduler's state and attributes, as they are."""
+        """Returns the present settings of groups, scheduler and attributes."""
         return self._settings()
 
     def _settings(self) -> Settings:
         return read(self._optimizer, self._scheduler, self.attributes)
 
     def check(self, *, saved: bool) -> None:
-        """That settings can travel to others, and the scheduler's state too where it is `saved`. Done before the first step.
+        """Checks that settings can be sent to other workers, and, if checkpoints are `saved`, the scheduler's state; before the first step.
 
         Raises:
-            TrainerError: naming what cannot.
+            TrainerError: naming a setting that cannot be sent or saved.
         """
         now = self._settings()
         for number, group in enumerate(now.groups):
@@ -253,13 +252,13 @@ class History:
         try:
             again = from_plain(json.loads(json.dumps(to_plain(now.scheduler))))
             self._scheduler.load_state_dict(revive(again, self._scheduler.state_dict()))
-        except Exception as error:  # whatever a scheduler of the user's may raise
+        except Exception as error:  # a user's scheduler may raise anything
             raise TrainerError(
-                f"the state of {name} cannot be in a checkpoint ({type(error).__name__}: {error}): let its state_dict() give numbers, "
-                "strings, tensors and containers of them, and load_state_dict() take them"
+                f"the state of {name} cannot be in a checkpoint ({type(error).__name__}: {error}): its state_dict() must return numbers, "
+                "strings, tensors and containers of them, and load_state_dict() must accept them"
             ) from error
         if not same(to_plain(now.scheduler), to_plain(capture(self._scheduler.state_dict()))):
-            raise TrainerError(f"{name} cannot be in a checkpoint: its load_state_dict() does not bring back what its state_dict() gave")
+            raise TrainerError(f"{name} cannot be in a checkpoint: its load_state_dict() does not restore what its state_dict() returned")
 
     def _restore(self, settings: Settings) -> None:
         write(settings, self._optimizer, self._scheduler, self.attributes)

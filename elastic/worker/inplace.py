@@ -1,7 +1,7 @@
-"""What a loop body must not do: change trained parameters or optimizer state in place. It would be done on no owner that joins later, and
-not again where a step is taken again, so it is found and refused. `trainer.after_step` does it as a part of the step.
+"""Refuses loop bodies that change trained parameters or optimizer state in place: owners that join later would not have the change, and it
+would be missing when a step is taken again. `trainer.after_step` makes such a change a part of the step.
 
-Frozen parameters and buffers are looked at by `engine.watch`.
+`engine.watch` checks frozen parameters and buffers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Mark = tuple[int, int, bool]
 
 
 class InPlace:
-    """Looks at them around loop bodies, by their version counters; these do not see what goes through `.data` or NumPy."""
+    """Compares version counters before and after loop bodies; changes through `.data` or NumPy are not detected."""
 
     def __init__(self, root: nn.Module, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
@@ -27,11 +27,11 @@ class InPlace:
         self._marks: list[Any] | None = None
 
     def watch(self) -> None:
-        """From here on nothing may be changed."""
+        """Notes the present versions: nothing may change until `check`."""
         self._marks = self._now()
 
     def check(self, step: int) -> None:
-        """Raises TrainerError where something was changed since `watch`. What is changed afterwards is not watched."""
+        """Raises TrainerError if something changed since `watch`. Later changes are not watched."""
         before, self._marks = self._marks, None
         if before is None or (now := self._now()) == before:
             return
@@ -47,7 +47,7 @@ class InPlace:
                 break
         raise TrainerError(
             f"the loop body of step {step} changed {what} in place: a step that is taken again after a loss, and workers that join, would "
-            "not have that. Do it in trainer.after_step(f), as a part of the step (clamping, averages, teachers), or let a layer do it"
+            "lack the change. Make it in trainer.after_step(f), as a part of the step (clamping, averages, teachers), or in a layer"
         )
 
     def _now(self) -> list[Mark]:

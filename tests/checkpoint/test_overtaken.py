@@ -37,7 +37,7 @@ def train(job: Any, directory: str, steps: int) -> None:
 def test_a_job_whose_saves_take_longer_than_its_steps_says_so_rarely(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     result = elastic.run(train, workers=1, args=[str(tmp_path / "run"), 40])
-    lines = [line for line in capfd.readouterr().err.splitlines() if "is not saved: the save before it is not over yet" in line]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "is not saved: the previous save has not finished" in line]
     assert result.saves.failed >= 5
     assert 1 <= len(lines) <= 1 + (time.monotonic() - began) / 10.0
     assert result.saves.newest == 40

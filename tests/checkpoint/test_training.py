@@ -84,7 +84,7 @@ def test_one_process_can_save_into_its_memory() -> None:
 
 @pytest.mark.long
 def test_memory_that_workers_do_not_share_is_refused() -> None:
-    with pytest.raises(ElasticError, match=r"memory://run: every process has a memory of its own"):
+    with pytest.raises(ElasticError, match=r"memory://run: this storage is private to a process"):
         elastic.run(saved_trainings.into_memory, args=[2, None], workers=2)
 
 

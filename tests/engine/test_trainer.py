@@ -63,7 +63,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "mixed dtypes": ({"model": [nn.Sequential(nn.Linear(48, 48), nn.Linear(48, 7).double())]}, "layer 0 mixes trainable dtypes"),
     "optimizers": (
         {"optimizer": lambda parameters: [torch.optim.SGD(parameters[:1]), torch.optim.SGD(parameters[1:])]},
-        "optimizer is a list, and a Trainer has one optimizer: give one with several parameter groups",
+        "optimizer is a list, but a Trainer has one optimizer: give one with several parameter groups",
     ),
     "listed optimizers": ({"optimizer": [torch.optim.SGD([nn.Parameter(torch.ones(1))])]}, "optimizer is a list"),
     "optimizer's name": ({"optimizer": "adam"}, r"optimizer is a str: give a torch\.optim\.Optimizer"),

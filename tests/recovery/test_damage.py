@@ -42,7 +42,7 @@ def test_one_bit_in_each_kind_of_copy_changes_nothing(calm: Any, tmp_path: Path)
         ("damage", 0, 10),
     ]
     changed = ("its own exp_avg_sq", "its own param", "the gathered param", "the replica of another worker's exp_avg")
-    for each, what in zip([*damages, death], [*changed, "the spare of its own exp_avg"], strict=True):
+    for each, what in zip([*damages, death], [*changed, "the previous copy of its own exp_avg"], strict=True):
         worker = 1 if each is death else each["worker"]
         assert f"worker {worker} (host " in each["why"]
         assert f"memory at rest has changed: {what} of layer " in each["why"]

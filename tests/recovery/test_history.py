@@ -166,7 +166,7 @@ def test_what_is_not_known_any_more_is_not_made_up(monkeypatch: pytest.MonkeyPat
             group["momentum"] = step / 10
     worker.step(5)
     settings = worker.history.settings()
-    with pytest.raises(TrainerError, match="behind step 1 must be taken again, and what the loop body changed after step 2 is not"):
+    with pytest.raises(TrainerError, match="after step 1 must be taken again, but the loop body's changes after step 2 are no longer"):
         worker.history.begin(1, settings)
     worker.history.begin(2, settings)
 
@@ -323,7 +323,7 @@ class Forgetful(Secretive):
 def test_what_cannot_be_saved_is_refused_at_the_start() -> None:
     with pytest.raises(TrainerError, match=r"the state of Secretive cannot be in a checkpoint \(TypeError: a set cannot travel\)"):
         trained(0, Secretive()).history.check(saved=True)
-    with pytest.raises(TrainerError, match=r"Forgetful cannot be in a checkpoint: its load_state_dict\(\) does not bring back"):
+    with pytest.raises(TrainerError, match=r"Forgetful cannot be in a checkpoint: its load_state_dict\(\) does not restore"):
         trained(0, Forgetful()).history.check(saved=True)
     trained(0, Secretive()).history.check(saved=False)
     trained(2).history.check(saved=True)
