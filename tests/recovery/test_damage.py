@@ -62,7 +62,7 @@ def test_stages_hand_damage_on_and_nothing_of_that_step_is_kept(calm: Any) -> No
 
 def test_state_that_differs_and_that_nobody_saw_change_is_not_trained_on() -> None:
     flips = {"1": [["forward", 47, "live", "exp_avg_sq"]]}
-    with pytest.raises(JobFailed, match=r"StateUnproven: the state of layer 2, .* behind step 50 differs between worker 1, which owns it"):
+    with pytest.raises(JobFailed, match=r"StateUnproven: the state of layer 2, .* after step 50 differs between worker 1, which owns it"):
         run(flips, steps=54, every=1000, workers=2, stages=1)
 
 

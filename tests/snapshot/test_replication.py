@@ -97,7 +97,7 @@ def test_a_replica_that_went_astray_is_found_at_the_next_comparison(
     keeper.replicator.replicas[-1].shard.memory[state].view(torch.uint8)[102] ^= 64
     workers.step(2)
     workers.step(3)
-    with pytest.raises(StateUnproven, match=r"behind step 3 differs between worker 1, .* and worker 0, .* Both were equal at step 0"):
+    with pytest.raises(StateUnproven, match=r"after step 3 differs between worker 1, .* and worker 0, .* Both were equal at step 0"):
         keeper.replicator.replay(3)
     workers.workers[1].replicator.replay(3)
 
