@@ -1,4 +1,4 @@
-"""A worker's view of its job: what `train_fn` receives, and the conversation with the agent behind it."""
+"""A worker's view of its job: the object that `train_fn` receives, and the worker's messages from and to the agent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SendMessage = Callable[[dict[str, Any]], None]
 
 _ORDERS = ("view", "quiesce", "propose")
 UNHEARD_S = 20.0
-"""How long `train_fn` may deal with an exception of the training before that is taken for swallowed."""
+"""Seconds that `train_fn` may take to handle an exception of the training before it counts as swallowed."""
 _PROGRESS_EVERY_S = 0.25
 _current: Job | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
-    """What the agent tells a new worker. `first`: it measures what layers cost, and leads as long as there is no view.
+    """The start parameters that the agent sends to a new worker. `first`: it measures the layers' costs, and leads until there is a view.
 
     `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
     modules that the launcher has imported.
@@ -63,7 +63,7 @@ class WorkerSpec:
 
 
 class Waits(Protocol):
-    """Where a worker waits for others: what an order of the agent has to interrupt."""
+    """A worker's waits for others, which an order of the agent can interrupt."""
 
     def interrupt(self, error: BaseException) -> None: ...
     def resume(self) -> None: ...
@@ -72,9 +72,9 @@ class Waits(Protocol):
 class Job:
     """The running job, seen from one of its workers.
 
-    `worker` is this process's id, `workers` how many were asked for, `threads` how many torch uses, `host` names the machine, `secret`
-    authenticates links, `directory` is private to the job and removed at its end. `profile` tells that this worker is the one that measures
-    what layers cost.
+    `worker` is this process's id, `workers` the number that was asked for, `threads` the number that torch uses, `host` the machine's name.
+    `secret` authenticates links, `directory` is private to the job and removed at its end. `profile`: this worker measures the layers'
+    costs.
     """
 
     def __init__(self, spec: WorkerSpec, send: SendMessage) -> None:
@@ -89,7 +89,7 @@ class Job:
         self.secret = bytes.fromhex(spec.secret)
         self.exact = spec.settings.exact
         self.profile = self._first = spec.first
-        self.stop_requested = False  # the user pressed Ctrl-C once: stop at the next step boundary
+        self.stop_requested = False  # after the first Ctrl-C: stop at the next step boundary
         self.pause_requested = False  # the members will change: pause at the next step boundary
         self.dismissed = threading.Event()  # every worker has finished: this one may exit
         self.recovers = True  # the agent orders what to do when members are lost
@@ -104,15 +104,15 @@ class Job:
         self._waits: Waits | None = None
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
-        self.phase_delay: Callable[[str, int], None] | None = None  # called behind each beginning of a phase
-        self.trains = False  # it has a Trainer
-        self.behind: Callable[[Any], None] | None = None  # called with what `train_fn` has returned
+        self.phase_delay: Callable[[str, int], None] | None = None  # called after each phase begins
+        self.trains = False  # whether this worker has a Trainer
+        self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned
 
     def announce(self, ready: dict[str, Any]) -> View | None:
-        """Says that this worker is ready to be a member, and waits for the first view; None if the job runs already: this worker joins it.
+        """Announces that this worker is ready to be a member, and returns the first view; None if it joins a running job.
 
         `ready` is JSON: address, fingerprint, model, digest, profile (`[forward_s, backward_s, parameters, activation_bytes]` per layer
-        and micro-batch, or None where this worker did not measure), micro_batches, grains, settings, and the checkpoint to go on from, if
+        and micro-batch, or None where this worker did not measure), micro_batches, grains, settings, and the checkpoint to begin from, if
         there is one. All but address and profile must be equal on all workers, else the job ends with MismatchError.
         """
         self.trains = True
@@ -127,11 +127,11 @@ class Job:
         return view
 
     def listen_on(self, waits: Waits) -> None:
-        """An order to stop interrupts these waits from here on."""
+        """Makes `quiesce` orders interrupt these waits."""
         self._waits = waits
 
     def take_order(self) -> dict[str, Any]:
-        """The next order of the agent: `quiesce`, `propose` or `view`; waits for one. What a later `quiesce` has overtaken is left out."""
+        """Waits for the agent's next order: `quiesce`, `propose` or `view`. Orders that a later `quiesce` makes obsolete are dropped."""
         with self._ordered:
             self._ordered.wait_for(lambda: self._orders)
             quiesce = [i for i, order in enumerate(self._orders) if order["type"] == "quiesce"]
@@ -143,12 +143,12 @@ class Job:
             return order
 
     def switch(self, view: View) -> None:
-        """This worker is a member of a committed view from here on."""
+        """Makes this worker a member of a committed view."""
         self.view, self.epoch = view, view.epoch
         self.pause_requested = False
 
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
-        """Says what this worker is doing, to whoever looks."""
+        """Publishes the worker's present phase in its activity record."""
         self._activity.enter(phase, step, self.epoch, micro_batch)
         if self.phase_delay is not None:
             self.phase_delay(phase, step)
@@ -163,9 +163,9 @@ class Job:
     ) -> None:
         """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
 
-        `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the step before was seen to count,
-        `told` gives what there is to tell besides; it is asked when something is sent. `effort` are the fields of
-        `elastic.engine.effort.EffortReport`, `links` has `[peer, latency_s, bytes_per_s]` of links of which there is news.
+        `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the previous step was committed.
+        `told` returns further fields, and is called only when a message is sent: `effort` has the fields of
+        `elastic.engine.effort.EffortReport`, `links` has `[peer, latency_s, bytes_per_s]` of links with new measurements.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
@@ -175,15 +175,15 @@ class Job:
             self.send({"type": "progress", "epoch": epoch, "step": step, **times, **({} if told is None else told())})
 
     def raised(self, error: BaseException) -> None:
-        """This worker's training ended with `error`, which `train_fn` sees now. If that goes on regardless, the agent hears of it later.
+        """Notes that the training ended with `error`, which is raised in `train_fn`. If `train_fn` swallows it, the agent gets it later.
 
-        Else the other workers would wait for this one for ever.
+        Otherwise the other workers would wait for this one for ever.
         """
         self._unheard = error
         threading.Thread(target=self._await_hearing, args=(error,), name="elastic-unheard", daemon=True).start()
 
     def heard(self) -> None:
-        """The last error was seen to, or the training went on."""
+        """Notes that the last error was handled, or that the training continued."""
         self._unheard = None
 
     def _await_hearing(self, error: BaseException) -> None:
@@ -193,11 +193,11 @@ class Job:
 
     @property
     def leader(self) -> bool:
-        """Whether this worker's return value is the job's: the member at place 0, or the first worker if no view was ever needed."""
+        """Whether this worker's return value is the job's: true for the member at place 0, or the first worker if there is no view."""
         return self._first if self.view is None else self.worker == self.view.coordinator
 
     def deliver(self, message: dict[str, Any]) -> None:
-        """Takes a message of the agent; called by the thread that listens to it."""
+        """Takes a message of the agent; called by the thread that receives them."""
         if message["type"] in _ORDERS:
             with self._ordered:
                 if message["type"] == "quiesce" and self._waits is not None:
@@ -213,18 +213,18 @@ class Job:
 
 
 def enter(job: Job) -> None:
-    """Makes `job` the one of this process."""
+    """Makes `job` the current job of this process."""
     global _current
     _current = job
 
 
 def current() -> Job:
-    """The job that this process is a worker of. Raises NotInJob elsewhere."""
+    """Returns the job that this process is a worker of. Raises NotInJob in any other process."""
     if _current is None:
         raise NotInJob("this process is not a worker of a running job: call it inside the train_fn that elastic.run starts")
     return _current
 
 
 def inside() -> bool:
-    """Whether this process is a worker."""
+    """Returns whether this process is a worker."""
     return _current is not None

@@ -1,4 +1,4 @@
-"""What a loop body may change between two steps and a step is taken with: groups' settings, scheduler state, layers' attributes."""
+"""The settings that a step is taken with and a loop body may change: parameter groups, scheduler state, layers' attributes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from elastic.worker.plain import NestedObject, capture, from_plain, revive, to_p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Of one moment; `attributes` are those that loop bodies have ever changed."""
+    """The settings at one moment; `attributes` are those that any loop body has changed."""
 
     groups: list[dict[str, Any]]
     scheduler: dict[str, Any] | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def named(self, attributes: Attributes) -> list[Any]:
-        """All of it as `[[what it is, value], ...]`, where the value is text, as others can compare it."""
+        """Returns all settings as `[[name, value as text], ...]`, to be compared between workers."""
         found = [
             [f"{name} of parameter group {number}", _text(value)]
             for number, group in enumerate(self.groups)
@@ -39,12 +39,12 @@ class Settings:
         return found
 
     def digest(self, attributes: Attributes) -> str:
-        """Equal where `named` is."""
+        """Returns a digest of `named`."""
         return hashlib.blake2b(repr(self.named(attributes)).encode(), digest_size=16).hexdigest()
 
 
 def _text(value: Any) -> str:
-    """To the bit; what cannot travel, such as a function, is not compared."""
+    """Returns the exact value as text; of a value without a JSON form, such as a function, only its type."""
     if isinstance(value, bool | int | float | str | None):
         return repr(value)
     try:
@@ -54,29 +54,29 @@ def _text(value: Any) -> str:
 
 
 def compared(told: Mapping[int, Any]) -> str:
-    """Says which setting is not the same on all workers, by what each has told (`Settings.named`)."""
+    """Returns a sentence that names the first setting that differs between workers, from each worker's `Settings.named`."""
     by_worker = {worker: dict(pairs) for worker, pairs in told.items()}
     names = dict.fromkeys(name for values in by_worker.values() for name in values)
     for name in names:
         workers: dict[str, list[int]] = {}
         for worker, values in by_worker.items():
-            workers.setdefault(values.get(name, "as it was"), []).append(worker)
+            workers.setdefault(values.get(name, "unchanged"), []).append(worker)
         if len(workers) > 1:
             parts = [f"{value} on worker{'s' * (len(who) > 1)} {', '.join(map(str, who))}" for value, who in workers.items()]
             return f"{name} is {' and '.join(parts)}"
-    return "settings differ, and no value does"
+    return "digests of settings differ, but no single value does"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What one loop body changed: `groups` are `(number, setting, value)`. The scheduler's state is there as a whole, if it was changed."""
+    """The changes of one loop body: `groups` are `(number, setting, value)`; a changed scheduler's state is stored as a whole."""
 
     groups: tuple[tuple[int, str, Any], ...]
     scheduler: dict[str, Any] | None
     attributes: dict[str, Any]
 
     def made_to(self, settings: Settings) -> Settings:
-        """The settings with this change."""
+        """Returns the settings with this change applied."""
         groups = [dict(group) for group in settings.groups]
         for number, name, value in self.groups:
             groups[number][name] = value
@@ -84,13 +84,13 @@ class Change:
         return Settings(groups=groups, scheduler=scheduler, attributes={**settings.attributes, **self.attributes})
 
     def to_plain(self) -> list[Any]:
-        """JSON types only; a scheduler's state that cannot travel is left out, and a worker that joins refuses to go on without it."""
+        """Returns JSON types only. A scheduler's state without a JSON form is left out, and a joining worker then raises an error."""
         groups = [[number, name, to_plain(value)] for number, name, value in self.groups]
         return [groups, plain_or_none(self.scheduler), {name: to_plain(value) for name, value in self.attributes.items()}]
 
     @classmethod
     def from_plain(cls, data: Sequence[Any]) -> Change:
-        """The inverse."""
+        """The inverse of `to_plain`."""
         groups, scheduler, attributes = data
         return cls(
             groups=tuple((number, name, from_plain(value)) for number, name, value in groups),
@@ -100,7 +100,7 @@ class Change:
 
 
 def plain_or_none(state: Mapping[str, Any] | None) -> Any:
-    """JSON types, None for what cannot travel."""
+    """Returns the state as JSON types, None if it has no JSON form."""
     try:
         return None if state is None else to_plain(dict(state))
     except TypeError:
@@ -108,13 +108,13 @@ def plain_or_none(state: Mapping[str, Any] | None) -> Any:
 
 
 def read(optimizer: ShardedOptimizer, scheduler: Any, attributes: Attributes) -> Settings:
-    """The settings as they are now: copies."""
+    """Returns a copy of the present settings."""
     state = None if scheduler is None else capture(scheduler.state_dict())
     return Settings(groups=[capture(group) for group in optimizer.settings()], scheduler=state, attributes=attributes.read())
 
 
 def write(settings: Settings, optimizer: ShardedOptimizer, scheduler: Any, attributes: Attributes) -> None:
-    """Puts them in force."""
+    """Applies these settings to optimizer, scheduler and layers."""
     for group, values in zip(optimizer.optimizer.param_groups, settings.groups, strict=True):
         group.update(revive(values, group))
     if scheduler is not None:
@@ -123,7 +123,7 @@ def write(settings: Settings, optimizer: ShardedOptimizer, scheduler: Any, attri
 
 
 def difference(before: Settings, after: Settings) -> Change | None:
-    """What turns `before` into `after`, None if that is nothing."""
+    """Returns the change from `before` to `after`, None if they are equal."""
     groups = tuple(
         (number, name, value)
         for number, (old, new) in enumerate(zip(before.groups, after.groups, strict=True))
@@ -138,7 +138,7 @@ def difference(before: Settings, after: Settings) -> Change | None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two settings are equal, to the bit where they are tensors; what cannot be compared is equal to itself only."""
+    """Returns whether two settings are equal (tensors by value, shape and dtype); NaN equals NaN."""
     if one is other:
         return True
     if type(one) is not type(other):

@@ -1,6 +1,6 @@
-"""One training process: from the fork to the report of how `train_fn` ended.
+"""Runs one training process, from the fork to the report of how `train_fn` ended.
 
-Its one connection is to the agent; links to other workers are the trainer's.
+This module has one connection, to the agent; the trainer makes the links to other workers.
 
     worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
                       error {kind, ours, message, traceback, epoch, step} | lasts {threads}
@@ -35,7 +35,7 @@ from elastic.worker.returned import check_value, tell_of_lasting_threads
 
 
 class _AgentLine:
-    """The worker's end of its agent socket: any thread may send, one thread listens."""
+    """The worker's end of its socket to the agent: any thread may send, one thread receives."""
 
     def __init__(self, socket_fd: int) -> None:
         self._channel = Channel.adopt(socket_fd)
@@ -56,7 +56,7 @@ class _AgentLine:
 
 
 def main(spec: dict[str, Any], socket_fd: int) -> int:
-    """Runs the worker that `spec` (a WorkerSpec as JSON) describes. The process's exit code: 0, or 1 after an error."""
+    """Runs the worker that `spec` (a WorkerSpec as JSON) describes. Returns the process's exit code: 0, or 1 after an error."""
     parsed = WorkerSpec.from_json(spec)
     line = _AgentLine(socket_fd)
     job = Job(parsed, line.send)
@@ -72,12 +72,12 @@ def main(spec: dict[str, Any], socket_fd: int) -> int:
         if job.behind is not None:
             job.behind(value)
         job.heard()
-    except BaseException as error:  # the process boundary: whatever it is, the agent hears of it
+    except BaseException as error:  # the process boundary: every error is reported to the agent
         job.heard()
         line.send(_failure(job, error))
         return 1
     line.send({"type": "result", "value": value, "stopped": job.stop_requested})
-    # Others may still wait for what is queued on this worker's links, or take their closing for a death.
+    # Others may still wait for messages queued on this worker's links, or take their closing for a death.
     job.dismissed.wait(parsed.settings.grace_s)
     tell_of_lasting_threads(lambda names: line.send({"type": "lasts", "threads": names}))
     return 0
@@ -109,7 +109,7 @@ def _train(job: Job) -> Any:
 
 
 def _give_up(line: _AgentLine, job: Job, error: BaseException) -> None:
-    """`train_fn` has swallowed what ended its training, and the others would wait for ever."""
+    """Reports an error that `train_fn` has swallowed, and exits; the other workers would wait for ever otherwise."""
     report = _failure(job, error)
     report["traceback"] = "".join(traceback.format_exception(error)) + "\ntrain_fn caught this exception and neither raised it nor returned"
     line.send(report)
@@ -129,22 +129,22 @@ def _failure(job: Job, error: BaseException) -> Message:
         "kind": type(error).__name__,
         "ours": isinstance(error, ElasticError),
         "message": message,
-        "traceback": text,  # empty where the runtime refused: the message says it all
+        "traceback": text,  # empty if the runtime refused something: the message is enough
         "epoch": job.epoch,
         "step": job.step,
     }
 
 
 def _text(value: object, how: Callable[[Any], str] = str) -> str:
-    """What the user's object says of itself, where it can: an exception whose `__str__` raises is one of train_fn nevertheless."""
+    """Returns the text of a user's object; an exception whose `__str__` raises must be reported too."""
     try:
         return how(value)
-    except Exception as error:  # whatever a class of the user's does
-        return f"<a {type(value).__name__}, whose text cannot be told: {type(error).__name__}>"
+    except Exception as error:  # a user's class may raise anything
+        return f"<a {type(value).__name__} whose text raises {type(error).__name__}>"
 
 
 def _user_part(tb: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of this module and of the import system that lead to the user's code."""
+    """Returns the traceback without the leading frames of this module and of the import system."""
     rest = tb
     while rest is not None and _is_plumbing(rest.tb_frame.f_code.co_filename):
         rest = rest.tb_next

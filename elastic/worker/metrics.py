@@ -1,7 +1,7 @@
-"""Metrics of steps, in a file once, whoever dies: workers tell the agent what loop bodies log, and it writes what comes first.
+"""Metrics of steps, written to a file exactly once even if workers die: all workers send them to the agent, which writes the first copy.
 
-Written `if report.leader`, a line is lost where the leader dies in the body before it, and there twice where it dies behind it and another
-worker leads before it is given the step.
+If loops wrote them `if report.leader`, a line would be lost if the leader dies in the body before writing it, and written twice if it dies
+afterwards and another worker leads before it is given the step.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 from elastic.errors import TrainerError
 
-_UNWRITTEN = 1024 * 1024  # bytes that wait for a file that cannot be written
+_UNWRITTEN = 1024 * 1024  # bytes kept for a file that cannot be written
 
 
 class Numbers:
-    """Numbers what one worker logs in the body of a step: all workers log the same, so whoever is first, the rest can be told apart."""
+    """Numbers the records that one worker logs in the body of a step: all workers log the same ones, so the agent can drop duplicates."""
 
     def __init__(self) -> None:
         self._step, self._count = -1, 0
 
     def record(self, path: str | os.PathLike[str], step: int, values: dict[str, Any]) -> dict[str, Any]:
-        """What the agent is told. Raises TrainerError for values that are no JSON."""
+        """Returns the message for the agent. Raises TrainerError for values without a JSON form."""
         self._count = self._count + 1 if step == self._step else 0
         self._step = step
         try:
@@ -41,14 +41,14 @@ class Numbers:
 
 
 class MetricFiles:
-    """What an agent writes for its workers. `say` hears of files that cannot be written: nothing ends by that."""
+    """The metric files that an agent writes for its workers. A file that cannot be written ends nothing: `say` gets a sentence."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._files: dict[str, _File] = {}
         self._say = say
 
     def heard(self, message: dict[str, Any]) -> None:
-        """Writes a record unless another worker has told it, or one behind it, before: all tell them in the same order."""
+        """Writes a record unless this one or a later one was received before: all workers send them in the same order."""
         path, at = message["path"], (message["step"], message["number"])
         file = self._files.get(path)
         if file is None:
@@ -57,10 +57,10 @@ class MetricFiles:
             file.newest = at
             complaint = file.write(message["line"])
             if complaint is not None:
-                self._say(f"{path} cannot be written ({complaint}): what step {at[0]} and later ones log waits until it can")
+                self._say(f"{path} cannot be written ({complaint}): the values that step {at[0]} and later ones log are kept until it can")
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files."""
         for file in self._files.values():
             file.close()
 
@@ -73,7 +73,7 @@ class _File:
         self._complained = False
 
     def write(self, line: str) -> str | None:
-        """Appends the line, and what could not be written before. Says what is wrong, once."""
+        """Appends the line, after earlier ones that could not be written. Returns the first of successive errors, else None."""
         self._unwritten += line.encode() + b"\n"
         if len(self._unwritten) > _UNWRITTEN:
             self._unwritten = self._unwritten[self._unwritten.index(b"\n") + 1 :]
@@ -96,7 +96,7 @@ class _File:
 
 
 def _prune(path: Path, first: int) -> None:
-    """An earlier job may have written steps that this one takes again, from `first` on, and half a line."""
+    """Removes an earlier job's lines of steps that this one takes again, from `first` on, and an unfinished line."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""One worker's part in a migration: new memory for its place in the proposed view, filled from what it holds and from what others send.
+"""One worker's part in a migration: new memory for its place in the proposed view, filled from its own copies and from transfers.
 
-Nothing that is held is written to: if the attempt fails, everything is still there for the next one.
+The copies that it holds are not written to: if the attempt fails, they are intact for the next one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from elastic.view import View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """Memory that is to be filled with the run of a state that starts at `start`."""
+    """Memory to be filled with the run of a state that starts at `start`."""
 
     state: str
     layer: int
@@ -46,7 +46,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """What a migration did here: the monotonic times at which links stood, everything had arrived, and was checked; bytes of state."""
+    """The result of a migration here: the monotonic times at which links stood, all state had arrived, and was checked; bytes received."""
 
     installed: float
     moved: float
@@ -55,10 +55,10 @@ class Moved:
 
 
 class Migration:
-    """Prepares memory when it is made; `run` fills it.
+    """Allocates the memory when constructed; `run` fills it.
 
-    What is held whole and as it will be needed is taken over instead of copied: nothing writes to it before the first step of
-    the new view is applied, and then the new view's spares and replicas have it.
+    A copy that already has the needed form is taken over without copying: nothing writes to it before the first step of the new view is
+    applied, and then the new view's previous copies and replicas have that state.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Migration:
         network: Endpoint,
     ) -> None:
         self._worker, self._proposal, self._model, self._network = worker, proposal, model, network
-        self._before = network.stats.transferred  # now: what others send comes in as soon as links stand
+        self._before = network.stats.transferred  # read now, since transfers arrive as soon as links stand
         layout = proposal.view.layout
         self._held = [copy for copy in held if copy.step == proposal.resume]
         self._taken_over: set[int] = set()  # storages
@@ -93,7 +93,7 @@ class Migration:
         self.state = ViewState(step=proposal.resume, owned=owned, kept=kept)
 
     def _vectors(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
-        """The flat vectors of layers whose parameters are held whole."""
+        """Returns the flat vectors of layers whose parameters are held completely."""
         found = {}
         for copy in self._held:
             if (
@@ -107,7 +107,7 @@ class Migration:
 
     @property
     def retained(self) -> list[StoredCopy]:
-        """The copies of the resumed step that stay as they are when the new view takes its steps."""
+        """The copies of the resumed step that do not change when the new view takes its steps."""
         return [
             copy
             for copy in self._held
@@ -119,8 +119,8 @@ class Migration:
         self._filled.update(memory.data_ptr() for memory in copy.memory.values())
 
     def _shard(self, layer: int, interval: Interval, run: torch.Tensor | None, scalars: Scalars, optimizer: ShardedOptimizer) -> Shard:
-        """The shard of an interval; `run` is its parameters' memory if it is owned here."""
-        if self._proposal.resume < 0:  # what an optimizer starts with is the same on every worker, and does not move
+        """Returns the shard of an interval; `run` is its parameters' memory if it is owned here."""
+        if self._proposal.resume < 0:  # an optimizer's initial state is equal on every worker, and is not sent
             return optimizer.initial(layer, interval, self._zeros(PARAM, layer, interval.elements) if run is None else run)
         memory = self._held_shard(layer, interval, "replica" if run is None else "live")
         if memory is None:
@@ -131,7 +131,7 @@ class Migration:
         return shard
 
     def _held_shard(self, layer: int, interval: Interval, role: Role) -> dict[str, torch.Tensor] | None:
-        """The memory of an interval that this worker has in the same role, with every state; of an owned one without its parameters."""
+        """Returns the memory of an interval that this worker holds in the same role, by state; without parameters if it is owned."""
         for copy in self._held:
             fits = (copy.layer, copy.start, copy.stop, copy.role) == (layer, interval.start, interval.stop, role)
             if fits and copy.memory.keys() == {PARAM, *self._proposal.states}:
@@ -148,7 +148,7 @@ class Migration:
 
     @property
     def peers(self) -> set[int]:
-        """The workers that state moves to or from."""
+        """The workers that this one sends state to or receives it from."""
         return {move.destination for _, move in self._outgoing} | {move.source for _, move in self._incoming} | self._buffer_peers
 
     @property
@@ -159,10 +159,10 @@ class Migration:
         return set(buffers.to) if buffers.source == self._worker else {buffers.source} if self._worker in buffers.to else set()
 
     def run(self) -> Moved:
-        """Sends what others need, receives and verifies, fills all memory. Links must stand.
+        """Sends transfers, receives and verifies others, and fills all memory. Links must stand.
 
         Raises:
-            GateRefused: if something is missing or not what its sender has.
+            GateRefused: if something is missing or differs from the sender's copy.
         """
         installed = time.monotonic()
         landings = {move: Landing(empty(move.elements, self._dtype(move.state, move.layer))) for _, move in self._incoming}
@@ -186,7 +186,7 @@ class Migration:
         return Moved(installed=installed, moved=moved, checked=time.monotonic(), received_bytes=bytes_received)
 
     def _move_buffers(self) -> None:
-        """Sends or receives the buffers that training changes. They are kept beside what is known of other steps, and not installed yet."""
+        """Sends or receives the buffers that training changes, as of the resumed step; they are stored, but not installed yet."""
         buffers, running, step = self._proposal.buffers, self._model.running, self._proposal.resume
         if buffers is None or not self._buffer_peers:
             return
@@ -199,19 +199,19 @@ class Migration:
         self._network.post(buffers.source, tag, memory)
         self._network.receive(buffers.source, tag)
         if digest(memory) != buffers.digest:
-            raise GateRefused(f"worker {self._worker} received other buffers than worker {buffers.source} has", check="contents")
+            raise GateRefused(f"the buffers that worker {self._worker} received differ from worker {buffers.source}'s", check="contents")
         running.unpack(step, memory)
 
     def _tag(self, index: int, kind: MessageKind = MessageKind.TRANSFER) -> Tag:
         return Tag(kind, self._proposal.resume + 1, index)
 
     def _send(self, index: int, move: Transfer) -> torch.Tensor:
-        """Begins to send it: what is returned must stay as it is until the network is flushed."""
+        """Begins to send a transfer. The returned memory must not change until the network is flushed."""
         dtype = self._dtype(move.state, move.layer)
         found = runs(self._held, self._proposal.resume, move.state, move.layer, move.start, move.stop)
         if sum(stop - start for start, stop, _ in found) != move.elements:
             raise GateRefused(
-                f"worker {self._worker} is to send {move}, which it does not hold at step {self._proposal.resume}", check="coverage"
+                f"worker {self._worker} must send {move}, but does not hold it at step {self._proposal.resume}", check="coverage"
             )
         parts = [zeros(stop - start, dtype) if memory is None else memory for start, stop, memory in found]
         memory = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -255,6 +255,6 @@ def _storage(memory: torch.Tensor) -> int:
 
 
 def links(worker: int, before: frozenset[int], after: frozenset[int], view: View) -> dict[str, int]:
-    """How many links were kept, dropped and made; those between two members are counted by one of them only."""
+    """Returns how many links were kept, dropped and made; only the lower-numbered of two members counts the link between them."""
     counted = {peer for peer in before | after if peer not in view.workers or peer > worker}
     return {name: len(found & counted) for name, found in (("kept", before & after), ("dropped", before - after), ("made", after - before))}

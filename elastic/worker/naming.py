@@ -1,8 +1,8 @@
-"""The names that parameters have in checkpoints, where these are not the names in the list of layers.
+"""Translates parameter names between the list of layers and checkpoints.
 
 A model that is cut into layers is an `nn.Sequential` or a list, so its parameters are called `0.weight`, `3.attn.weight`. Programs that
-open a checkpoint know the names of the model that the layers were taken from. So names are translated where a checkpoint is written and
-read, and nowhere else: digests, messages and layouts keep the names in the list of layers.
+open a checkpoint expect the names of the model that the layers were taken from. So names are translated when a checkpoint is written or
+read, and nowhere else: digests, messages and layouts use the names in the list of layers.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from elastic.errors import CheckpointError, TrainerError
 from elastic.worker.restore import RestoredRun, persistent_buffers
 
 Names = nn.Module | Mapping[str, str] | Callable[[str], str]
-"""The module whose parameters and buffers the layers have; or a name for each name, or for each module of one; or a function of a name."""
+"""The module that the layers were taken from; or a mapping of names or module prefixes to names; or a function from name to name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """`saved`: for every parameter and persistent buffer by its name in the list of layers, the name that it has in checkpoints."""
+    """The translation of names: `saved` maps each parameter's and persistent buffer's name in the list of layers to that in checkpoints."""
 
     saved: Mapping[str, str]
 
     @property
     def digest(self) -> str:
-        """Equal on workers that would write the same names."""
+        """A digest of the translation, to be compared between workers."""
         return hashlib.sha256(json.dumps(sorted(self.saved.items())).encode()).hexdigest()[:16]
 
     @property
     def changes(self) -> bool:
-        """Whether any name is another."""
+        """Whether any name differs."""
         return any(own != saved for own, saved in self.saved.items())
 
     def outward(self, contents: Contents, runs: Iterable[RestoredRun]) -> tuple[Contents, list[RestoredRun]]:
-        """What a save holds, under the names of checkpoints."""
+        """Renames a save's contents and runs to the names in checkpoints."""
         return renamed(contents, self.saved), [run._replace(name=self.saved.get(run.name, run.name)) for run in runs]
 
     def inward(self, source: ElasticSource) -> None:
-        """Shows a checkpoint under the names in the list of layers; one that was saved under these stays as it is.
+        """Renames a checkpoint's contents to the names in the list of layers, unless it was saved under these.
 
         Raises:
-            CheckpointError: if it has neither names.
+            CheckpointError: if the checkpoint has neither kind of names.
         """
         held = source.manifest.contents
         present = {*held.tensors, *held.ties}
@@ -61,19 +61,19 @@ class Naming:
         elif len(own) == len(self.saved) and present:
             other = f" or {self.saved[own[0]]!r}" if self.changes else ""
             raise CheckpointError(
-                f"{source.name}: its parameters are called {min(present)!r} and the like, and this model's {own[0]!r}{other}. If they are "
-                "the same, say so by Trainer(..., names=...): the module that the layers were taken from, or a function from this model's "
-                "names to the checkpoint's"
+                f"{source.name}: its parameters have names such as {min(present)!r}, and this model's such as {own[0]!r}{other}. If they "
+                "are the same parameters, pass Trainer(..., names=...): the module that the layers were taken from, or a function from "
+                "this model's names to the checkpoint's"
             )
 
 
 def naming_of(root: nn.Module, names: Names | None = None) -> Naming:
-    """The names in checkpoints of what `root`, the model as the list of layers, has.
+    """Returns the naming of `root`'s parameters and buffers; `root` is the model as the list of layers.
 
-    None: those that the model's own `state_dict` gives the same tensors, which a subclass of `nn.Sequential` may change.
+    `names` None: the names in the model's own `state_dict`, which a subclass of `nn.Sequential` may change.
 
     Raises:
-        TrainerError: where a name is missing or given twice, or two parameters would exchange theirs.
+        TrainerError: if a name is missing or given twice, or a new name is another parameter's name in the list of layers.
     """
     own: dict[str, torch.Tensor] = {**dict(root.named_parameters()), **dict(persistent_buffers(root))}
     if names is None:
@@ -92,7 +92,7 @@ def naming_of(root: nn.Module, names: Names | None = None) -> Naming:
 
 
 def _names_in(module: nn.Module) -> dict[int, str]:
-    """The name of each tensor, by identity, in a module's `state_dict`; of a tied one that of its parameter."""
+    """Maps each tensor's `id` to its name in a module's `state_dict`; a tied tensor has the name of its parameter."""
     with partial():
         state = module.state_dict(keep_vars=True)
     found: dict[int, str] = {}
@@ -109,20 +109,20 @@ def _taken_from(own: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str,
     given, kind = _names_in(module), type(module).__name__
     if strange := [name for name, tensor in own.items() if id(tensor) not in given]:
         raise TrainerError(
-            f"names: {strange[0]} in the list of layers is not of the {kind} that is given as names. Take every layer from that module; or "
-            "give a mapping or a function from the names in the list of layers"
+            f"names: {strange[0]} in the list of layers is not in the {kind} given as names. Take every layer from that module; or give "
+            "a mapping or a function from the names in the list of layers"
         )
     held = {id(tensor) for tensor in own.values()}
     if missing := [name for identity, name in given.items() if identity not in held]:
         raise TrainerError(
-            f"names: no layer has {missing[0]} of the {kind} that is given as names ({len(missing)} such), so checkpoints would lack it. "
+            f"names: no layer has {missing[0]} of the {kind} given as names ({len(missing)} such names), so checkpoints would lack it. "
             "Put it into a layer; or, if it is not needed, give a mapping or a function from the names in the list of layers"
         )
     return {name: given[id(tensor)] for name, tensor in own.items()}
 
 
 def _listed(own: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
-    """By whole names, or by the longest name of a module that is given."""
+    """Looks up each name, or else its longest module prefix, in the mapping."""
     used: set[str] = set()
     found: dict[str, Any] = {}
     for name in own:
@@ -134,7 +134,7 @@ def _listed(own: Iterable[str], names: Mapping[str, str]) -> dict[str, str]:
             rest = name[len(key) :]
             found[name] = f"{names[key]}{rest}" if rest else names[key]
     if unused := sorted(set(map(str, names)) - used):
-        raise TrainerError(f"names: the model has no {unused[0]}; its names are such as {next(iter(found))}")
+        raise TrainerError(f"names: the model has no {unused[0]}; it has names such as {next(iter(found))}")
     return found
 
 
@@ -144,11 +144,11 @@ def _check(found: Mapping[str, Any]) -> None:
         if not isinstance(saved, str) or not saved or saved == "__metadata__" or "/" in saved:
             raise TrainerError(f"names: {own} would be called {saved!r} in checkpoints; a name is text without a slash")
         if saved in before:
-            raise TrainerError(f"names: {before[saved]} and {own} would both be called {saved}; every parameter needs a name of its own")
+            raise TrainerError(f"names: {before[saved]} and {own} would both be called {saved}; every parameter needs a different name")
         before[saved] = own
     if set(found) == set(before) and any(own != saved for own, saved in found.items()):
         own = next(own for own, saved in found.items() if own != saved)
         raise TrainerError(
             f"names: {own} would be called {found[own]}, which is another parameter's name in the list of layers; checkpoints with and "
-            "without these names could not be told apart. Choose names that the list of layers does not have"
+            "without these names could not be distinguished. Choose names that the list of layers does not have"
         )

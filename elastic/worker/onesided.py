@@ -1,11 +1,11 @@
-"""Finds what only some workers do: a collective that others have gone past, or a loop that others are still in. All would wait for ever.
+"""Detects calls that only some workers make: a collective that others skipped, or a loop that others are still in. All would wait for ever.
 
-A worker that waits for others for long tells the agent where, again and again (`WaitReporter`). Where one waits in what all must call
-behind step k, such as an evaluation, and another one computes step k + 1 in the same view, the second has left the loop body of step k
-without calling it. So it is where two wait in different calls, and each is the first, or the second, behind its step. That is no matter of
-time: the waits need only be long enough that nothing is on its way any more.
+A worker that waits for others for long reports to the agent where, repeatedly (`WaitReporter`). If one waits in a collective call after
+step k, such as an evaluation, and another computes step k + 1 in the same view, the second has left the loop body of step k without the
+call. The same holds if two workers wait in different calls of the same number after a step. This does not depend on speed: the waits must
+only be long enough that no message is still on its way.
 
-A worker that is in code of the user's for long says where too: nothing is wrong with that, but the others may want to know.
+A worker that is in the user's code for long reports where too: that is no error, but explains why the others wait.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from types import FrameType
 from elastic.worker.job import Job
 
 _EVERY_S, _LONG_S = 1.0, 2.0
-_TIMES = 4  # a wait is told so often before it counts
-_TIMES_BUSY = 8  # and the user's own code before it is named
-_EVERY = "Every worker must call it, at the same place: not under `if report.leader`, which is for what is done with the result"
+_TIMES = 4  # reports of a wait before it counts
+_TIMES_BUSY = 8  # reports of user code before it is named
+_EVERY = "Every worker must call it, at the same place: not under `if report.leader`, which is for using the result"
 _TOGETHER = (
-    "A loop must be left behind the same step on every worker: decide by what all of them see, such as report.loss or trainer.evaluate"
+    "A loop must be left after the same step on every worker: decide by a value that all have, such as report.loss or trainer.evaluate"
 )
 _WORKER = os.path.dirname(os.path.abspath(__file__))
 _HERE = os.path.dirname(_WORKER) + os.sep
@@ -38,11 +38,11 @@ _TRAINER = os.path.join(_WORKER, "trainer.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Where a worker waits in an epoch: it `computes` step `step`, or takes part in `what` behind it. `number` is the wait's own.
+    """A worker's wait in an epoch: it `computes` step `step`, or takes part in the call `what` after it. `number` identifies the wait.
 
-    `leaves`: its loop was left behind that step, `train_fn` has returned, and the state is to be saved. `call` numbers what members do
-    together behind the step. `loose`: others may have gone past it, and what it waits for is on its way. `busy`: it does not wait, but is
-    in the user's own code, at `what`. `closes`: until the step is complete everywhere, as at the end of a loop, whatever asked for that.
+    `leaves`: its loop was left after that step, `train_fn` has returned, and the state must be saved. `call` numbers the collective calls
+    after the step. `loose`: others may already have finished the call, with data for this worker still on its way. `busy`: it does not
+    wait, but runs the user's code at `what`. `closes`: it waits until the step is complete everywhere, as at the end of a loop.
     """
 
     epoch: int
@@ -58,20 +58,20 @@ class Wait:
 
     @property
     def called(self) -> str:
-        """What was called, without the place."""
+        """The name of the call, without its place in the code."""
         if self.closes and not self.leaves:
             return "closes"
         return "leaves" if self.leaves else self.what.partition(" ")[0]
 
 
 class WaitReporter:
-    """Tells where this worker waits, if it does so for long."""
+    """Reports to the agent where this worker waits, if it does so for long."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._now: tuple[Wait, float] | None = None
         self._last: Wait | None = None
-        self._busy: tuple[int, float] = (0, 0.0)  # behind which wait the user's code was seen first, and when
+        self._busy: tuple[int, float] = (0, 0.0)  # the wait after which the user's code was first seen, and when
         self._number = 0
         self._thread: threading.Thread | None = None
 
@@ -79,7 +79,7 @@ class WaitReporter:
     def at(
         self, epoch: int, step: int, *, computes: bool, leaves: bool = False, call: str = "", loose: bool = False, closes: bool = False
     ) -> Iterator[None]:
-        """Whatever is done meanwhile waits for others."""
+        """Marks the enclosed code as a wait for others."""
         self._number += 1
         wait = Wait(epoch=epoch, step=step, computes=computes, number=self._number, leaves=leaves, call=call, loose=loose, closes=closes)
         before, self._now, self._last = self._now, (wait, time.monotonic()), wait
@@ -94,17 +94,17 @@ class WaitReporter:
             self._now = before
 
     def tell(self, thread: int) -> None:
-        """Says where `thread` waits, or is in the user's code, if it does so for long."""
+        """Reports where `thread` waits, or is in the user's code, if it does so for long."""
         now, last = self._now, self._last
         if now is None and last is not None and self._busy[0] != last.number:
             self._busy = last.number, time.monotonic()
         since = self._busy[1] if now is None else now[1]
         if last is None or time.monotonic() - since < _LONG_S:
             return
-        frame = sys._current_frames().get(thread)  # looked at only now: it makes objects of frames that run
+        frame = sys._current_frames().get(thread)  # read only now, since it creates objects for running frames
         called = _called(frame)
         if now is not None:
-            self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": called or "something of a Trainer"}})
+            self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": called or "a Trainer's call"}})
         elif called is None and (where := _users(frame)):
             self._job.send({"type": "waits", "wait": {**asdict(last), "busy": True, "what": where}})
 
@@ -117,7 +117,7 @@ def _tell(waiting: weakref.ref[WaitReporter], thread: int) -> None:
 
 
 def _called(frame: FrameType | None) -> str | None:
-    """What of a Trainer the user's code has called, and where; None if that is not on this stack."""
+    """Returns the Trainer's method that the user's code has called, and where; None if there is none on this stack."""
     while frame is not None and (behind := frame.f_back) is not None:
         if frame.f_code.co_filename == _TRAINER and not behind.f_code.co_filename.startswith(_HERE):
             name = frame.f_code.co_name
@@ -127,7 +127,7 @@ def _called(frame: FrameType | None) -> str | None:
 
 
 def _users(frame: FrameType | None) -> str:
-    """The user's own line that is run; empty if train_fn has returned."""
+    """Returns the user's line that is running; empty if train_fn has returned."""
     while frame is not None:
         file = frame.f_code.co_filename
         if "site-packages" not in file and not file.startswith((_HERE, _LIBRARY, "<frozen")):
@@ -141,35 +141,35 @@ def _place(frame: FrameType) -> str:
 
 
 class OneSided:
-    """What the agent knows of waits."""
+    """The agent's record of workers' waits."""
 
     def __init__(self) -> None:
         self._waits: dict[int, tuple[Wait, int]] = {}
         self._said: set[tuple[int, int]] = set()
 
     def heard(self, worker: int, wait: Wait) -> None:
-        """One more word of it."""
+        """Records a report of a wait."""
         before = self._waits.get(worker)
         same = before is not None and (before[0].number, before[0].busy) == (wait.number, wait.busy)
         times = before[1] + 1 if before is not None and same else 1
         self._waits[worker] = (wait, times)
 
     def verdict(self, epoch: int, members: Collection[int], returned: Collection[int]) -> str | None:
-        """Who waits in vain, if anybody does. Members of the view of `epoch` are looked at; these have `returned` from train_fn."""
+        """Returns a sentence about a member that waits in vain, else None. The workers `returned` have returned from train_fn."""
         long = {worker: wait for worker, wait in self._long(epoch, members, _TIMES).items() if not wait.busy}
         gone = [worker for worker in members if worker in returned]
-        said = _without_the_others(long) or _in_another_call(long) or _behind_their_backs(long, gone)
+        said = _without_the_others(long) or _in_another_call(long) or _after_return(long, gone)
         return said and said + advice(epoch)
 
     def waited_for(self, epoch: int, members: Collection[int], returned: Collection[int]) -> list[str]:
-        """Who is in the user's own code for long while others wait, if that was not said yet."""
+        """Returns a sentence for each worker that is in the user's code for long while others wait, unless it was returned before."""
         waiting = [worker for worker, wait in self._long(epoch, members, _TIMES).items() if not wait.busy]
         busy = {worker: wait for worker, wait in self._long(epoch, members, _TIMES_BUSY).items() if wait.busy and worker not in returned}
         told = []
         for worker, wait in busy.items():
             if waiting and (worker, wait.number) not in self._said:
                 self._said.add((worker, wait.number))
-                where = f"behind step {wait.step}" if wait.step >= 0 else "before the first step"
+                where = f"after step {wait.step}" if wait.step >= 0 else "before the first step"
                 told.append(
                     f"worker {worker} is in the code of train_fn {where} {wait.what} for over {_TIMES_BUSY * _EVERY_S:.0f} s, "
                     f"and {_waits(waiting)} for it"
@@ -187,12 +187,12 @@ def _without_the_others(waits: Mapping[int, Wait]) -> str | None:
         gone = [other for other, theirs in waits.items() if theirs.computes and theirs.step > wait.step]
         if wait.leaves and gone:
             return (
-                f"worker {worker} has left the loop behind step {wait.step} and returned from train_fn, and {_listed(gone)} gone on to "
+                f"worker {worker} has left the loop after step {wait.step} and returned from train_fn, and {_listed(gone)} gone on to "
                 f"step {waits[gone[0]].step}. {_TOGETHER}"
             )
         if not wait.computes and not wait.loose and gone:
             return (
-                f"worker {worker} waits in {wait.what} behind step {wait.step}, and {_listed(gone)} gone on to step {waits[gone[0]].step} "
+                f"worker {worker} waits in {wait.what} after step {wait.step}, and {_listed(gone)} gone on to step {waits[gone[0]].step} "
                 f"without it. {_EVERY}"
             )
     return None
@@ -203,32 +203,32 @@ def _in_another_call(waits: Mapping[int, Wait]) -> str | None:
         for other, theirs in waits.items():
             if wait.computes or theirs.computes or (wait.step, wait.call) != (theirs.step, theirs.call) or wait.called == theirs.called:
                 continue
-            where = f"behind step {wait.step}" if wait.step >= 0 else "before the first step"
+            where = f"after step {wait.step}" if wait.step >= 0 else "before the first step"
             if theirs.leaves:
                 return f"worker {worker} waits in {wait.what} {where}, and worker {other} has returned from train_fn without it. {_EVERY}"
             if not wait.leaves:
                 return (
-                    f"worker {worker} waits in {wait.what} {where}, and worker {other} in {theirs.what}. All workers must call the "
-                    "same, in the same order: each waits for the others"
+                    f"worker {worker} waits in {wait.what} {where}, and worker {other} in {theirs.what}. All workers must make the "
+                    "same calls, in the same order: each waits for the others"
                 )
     return None
 
 
-def _behind_their_backs(waits: Mapping[int, Wait], returned: Collection[int]) -> str | None:
+def _after_return(waits: Mapping[int, Wait], returned: Collection[int]) -> str | None:
     for worker, wait in waits.items():
         if returned:
-            where = f"step {wait.step}" if wait.computes else f"{wait.what} behind step {wait.step}"
+            where = f"step {wait.step}" if wait.computes else f"{wait.what} after step {wait.step}"
             return f"{_listed(returned)} returned from train_fn, and worker {worker} waits in {where} for all workers. {_TOGETHER}"
     return None
 
 
 def advice(epoch: int) -> str:
-    """What may be the reason that workers do not do the same, where the members have changed since the first epoch."""
+    """Returns a likely reason why workers call different things after the members have changed; empty in the first epoch."""
     if epoch < 2:
         return ""
     return (
-        ". A worker that joined has its own counters of the loop (early stopping, an epoch) as train_fn begins with them, unless they "
-        "are given to trainer.register_for_checkpointing"
+        ". On a worker that joined, the loop's own counters (early stopping, an epoch) have their values from the start of train_fn, "
+        "unless they are given to trainer.register_for_checkpointing"
     )
 
 

@@ -1,4 +1,4 @@
-"""What one worker holds and has done."""
+"""Statistics of one worker: memory, traffic and micro-batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elastic.worker.engine import Engine
 def own_statistics(
     worker: int, engine: Engine, model: LayeredModel, optimizer: ShardedOptimizer, checkpoints: Checkpoints | None
 ) -> dict[str, Any]:
-    """As JSON. Sizes in bytes."""
+    """Returns the worker's statistics as JSON, sizes in bytes."""
     owned = engine.view.layout.owned(worker)
     held = sum(flat.numel() * flat.element_size() for flat in [*model.flats.values(), *model.tied.values()])
     return {

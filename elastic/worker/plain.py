@@ -1,7 +1,7 @@
-"""Optimizer and scheduler settings as values that stay as they are, as JSON, and back: numbers, containers, small tensors, without pickle.
+"""Converts optimizer and scheduler settings to unchanging copies and to JSON, and back: numbers, containers, small tensors; no pickle.
 
-`capture` copies a state. Objects in it that have a state of their own (a scheduler inside another one) stand there as `NestedObject`, and
-what is no state but belongs to the object (functions) as `Left`: `revive` takes both from the object that is to go on from it.
+`capture` copies a state. An object in it with its own state (a scheduler inside another one) becomes a `NestedObject`; a value that is no
+state (a function) becomes a `Left`. `revive` takes both from the live object that loads the state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FACTORIES: dict[str, Any] = {"int": int, "float": float, "str": str, "list": li
 
 @dataclass(frozen=True, slots=True)
 class NestedObject:
-    """The state of an object inside another one's state, and what it is."""
+    """The state of an object inside another one's state; `kind` is its type's name."""
 
     kind: str
     state: Any
@@ -36,13 +36,13 @@ class NestedObject:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Stands for what is not copied: whoever goes on has its own."""
+    """Stands for a value that is not copied: the live object has its own. `kind` is the value's type name."""
 
     kind: str
 
 
 def capture(value: Any) -> Any:
-    """A copy that does not change any more."""
+    """Returns a copy that later changes of `value` do not affect."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.Tensor):
@@ -63,16 +63,16 @@ def _kind(value: Any) -> str:
 
 
 def revive(value: Any, live: Any) -> Any:
-    """What `capture` was given, of new values but for the objects of `live`, which is such a state of who goes on.
+    """Undoes `capture`: returns new values, but takes nested objects and uncopied values from `live`, the state of the loading object.
 
     Raises:
-        TypeError: if it has not the same objects.
+        TypeError: if `live` has objects of other types.
     """
     if isinstance(value, Left):
         return live
     if isinstance(value, NestedObject):
         if type(live).__name__ != value.kind:
-            raise TypeError(f"there was a {value.kind}, and now there is a {type(live).__name__}")
+            raise TypeError(f"the saved state has a {value.kind}, but the present one a {type(live).__name__}")
         live.load_state_dict(revive(value.state, live.state_dict()))
         return live
     if type(value) is dict:
@@ -86,7 +86,7 @@ def revive(value: Any, live: Any) -> Any:
 
 
 def to_plain(value: Any) -> Any:
-    """JSON types only. Raises TypeError for what cannot travel, such as a function."""
+    """Returns the value as JSON types. Raises TypeError for a value without a JSON form, such as a function."""
     if isinstance(value, torch.Tensor):
         return {"tensor": [str(value.dtype).removeprefix("torch."), list(value.shape), value.detach().reshape(-1).tolist()]}
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf":
@@ -108,23 +108,23 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a {type(value).__name__} cannot travel")
+    raise TypeError(f"a {type(value).__name__} has no JSON form")
 
 
 def _plain_dict(value: dict[Any, Any]) -> Any:
     if any(not isinstance(key, str | int) for key in value):
-        raise TypeError(f"a dict with keys {list(value)} cannot travel")
+        raise TypeError(f"a dict with keys {list(value)} has no JSON form")
     pairs = [[key, to_plain(item)] for key, item in value.items()]
     if isinstance(value, defaultdict):
         name = getattr(value.default_factory, "__name__", None)
         if value.default_factory is not None and _FACTORIES.get(str(name)) is not value.default_factory:
-            raise TypeError(f"a defaultdict of {name} cannot travel")
+            raise TypeError(f"a defaultdict of {name} has no JSON form")
         return {"defaultdict": [name, pairs]}
     return {{Counter: "Counter", OrderedDict: "OrderedDict"}.get(type(value), "dict"): pairs}
 
 
 def from_plain(value: Any) -> Any:
-    """The inverse."""
+    """The inverse of `to_plain`."""
     if isinstance(value, list):
         return [from_plain(item) for item in value]
     if not isinstance(value, dict):

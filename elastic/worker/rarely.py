@@ -1,4 +1,4 @@
-"""Says what happens again and again now and then, with how often it did."""
+"""Limits the rate of a repeated message, and counts the ones left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _EVERY_S = 10.0
 
 
 class Rarely:
-    """Lets the first of many like sentences through, and then one in so many seconds."""
+    """Lets the first of many similar messages through, and then one in `every_s` seconds."""
 
     def __init__(self, every_s: float = _EVERY_S) -> None:
         self._every_s = every_s
@@ -16,7 +16,7 @@ class Rarely:
         self._silent = 0
 
     def due(self, now: float | None = None) -> int | None:
-        """How many sentences were left out since the last one, if this one is to be said; None if it is left out too."""
+        """Returns the number of messages left out since the last one, if this one is due; None if it is left out too."""
         moment = time.monotonic() if now is None else now
         if moment - self._said_at < self._every_s:
             self._silent += 1

@@ -1,12 +1,12 @@
-"""A worker's side of recovery: it answers the agent's orders until it is a member of a committed view.
+"""The worker's side of recovery: it answers the agent's orders until it is a member of a committed view.
 
     lost ->                    a link broke
-    <- quiesce, inventory ->   who is lost; what it holds, as a promise: it applies, acknowledges and replicates nothing any more
-    <- propose, vote ->        memory for its new place is made and filled beside what it holds, and checked
+    <- quiesce, inventory ->   the lost workers; this worker's copies, with the promise to apply, acknowledge and replicate nothing more
+    <- propose, vote ->        memory for its new place is allocated, filled and checked, while the old copies are kept
     <- view, resumed ->        the proposal is committed: only now does it switch
 
-Whatever fails on the way, the next order is `quiesce` of the next attempt, and what the worker holds is still there. It lets go of it
-when the first step of the new view is committed.
+If any step fails, the next order is `quiesce` of the next attempt, and the worker still has its old copies. It frees them when the first
+step of the new view is committed.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ Build = Callable[[View, ViewState], Engine]
 
 
 class Line(Protocol):
-    """A worker's line to its agent, as a recovery needs it: `elastic.worker.job.Job`."""
+    """A worker's connection to its agent, as far as a recovery uses it: `elastic.worker.job.Job`."""
 
     worker: int
 
     def send(self, message: dict[str, Any], /) -> None:
-        """Tells the agent something."""
+        """Sends a message to the agent."""
 
     def take_order(self) -> dict[str, Any]:
-        """The next of the agent's orders that is not overtaken; waits for it."""
+        """Waits for the agent's next order that no later one has made obsolete."""
         ...
 
     def switch(self, view: View) -> None:
-        """This worker is a member of a committed view from here on."""
+        """Makes this worker a member of a committed view."""
 
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
-        """Says what this worker is doing, to whoever looks."""
+        """Publishes the worker's present phase."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldState:
-    """What a worker has when it stops: copies, what it knows of the steps they are of, and what is left of the step it was in.
+    """A worker's state when it stops: copies, the progress of their steps, and the usable part of the interrupted step.
 
-    `rewound`: it is taking steps again that it has handed out. `amid`: it is in the loop body of the newest of these. `changes`: what loop
-    bodies have changed. `objects`: `[step, states]` of registered objects behind the newest loop body that is over here.
+    `rewound`: it is taking yielded steps again. `amid`: it is in the loop body of the newest yielded step. `changes`: the changes of loop
+    bodies. `objects`: `[step, states]` of registered objects after the newest loop body that has ended here.
     """
 
     held: Sequence[StoredCopy]
@@ -81,9 +81,9 @@ class HeldState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedView:
-    """A committed view's engine, the proposal that led to it, and the workers and what is still held of the view before.
+    """A committed view's engine and proposal, with the workers of the previous view (`before`) and its copies that are still held.
 
-    `restored`: what it began with, where that was a checkpoint.
+    `restored`: the state that was read, if the view began with a checkpoint.
     """
 
     before: tuple[int, ...]
@@ -94,9 +94,9 @@ class CommittedView:
 
 
 class RecoveryClient:
-    """One worker that recovers. `build` makes an engine of a view and the state that this worker begins it with.
+    """Recovers one worker. `build` makes an engine from a view and this worker's initial state in it.
 
-    `fallback` are the job's checkpoints, if it has any.
+    `fallback` has the job's checkpoints, None if it has none.
     """
 
     def __init__(
@@ -113,18 +113,18 @@ class RecoveryClient:
         self._worker = job.worker
 
     def report_loss(self, error: Exception, epoch: int, step: int, phase: str) -> None:
-        """Tells the agent why this worker stopped."""
+        """Reports to the agent why this worker stopped."""
         peer = error.peer if isinstance(error, LinkError) else None
         if not isinstance(error, Interrupted):
             where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic(), "damaged": isinstance(error, MemoryDamaged)}
             where["gone"] = peer is None or isinstance(error, PeerLost)  # else the peer's link is at fault
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
-    @torch.inference_mode(False)  # a loop body may be under way, in an evaluation: memory made now is trained on
+    @torch.inference_mode(False)  # the loop body may be in an evaluation, but memory allocated now is trained on
     def recover(self, held_state: Callable[[Collection[int]], HeldState], last: View | None, linked: Collection[int]) -> CommittedView:
         """Answers orders until a view with this worker is committed. `linked` are the workers that it had links to in the `last` one.
 
-        `held_state` tells what can be given where these workers are lost. It is asked once, at the first `quiesce`.
+        `held_state` returns this worker's state, given the lost workers. It is called once, at the first `quiesce`.
         """
         found: HeldState | None = None
         inventory: Inventory | None = None
@@ -135,7 +135,7 @@ class RecoveryClient:
             if order["type"] == "view":
                 view = View.from_json(order["view"])
                 if prepared is None or view != prepared.proposal.view:
-                    raise GateRefused(f"worker {self._worker} is told of epoch {view.epoch}, which it did not vote for", check="epoch")
+                    raise GateRefused(f"worker {self._worker} was sent epoch {view.epoch}, which it did not vote for", check="epoch")
                 self._job.switch(view)
                 self._job.send({"type": "resumed", "epoch": view.epoch, "attempt": view.attempt, "at": time.monotonic()})
                 return prepared
@@ -143,12 +143,12 @@ class RecoveryClient:
                 prepared = None
                 self._job.enter("quiesce", -1)
                 damaged = order.get("damaged", [])
-                without = [*order["lost"], *damaged]  # whose own copies are not there, or not all of them
+                without = [*order["lost"], *damaged]  # workers whose own copies are missing or incomplete
                 while found is None:
-                    with suppress(Interrupted):  # by the order to quiesce for a later attempt, which is answered next
+                    with suppress(Interrupted):  # by `quiesce` of a later attempt, which is answered next
                         self._network.resume()
                         found = held_state(without)
-                if damaged:  # what has been computed with such copies may be in anybody's sums
+                if damaged:  # any worker's sums may include results computed with damaged copies
                     found = replace(found, salvage=None)
                 inventory = self._inventory(found, without)
                 if order["restore"] and self._fallback is not None:
@@ -158,17 +158,17 @@ class RecoveryClient:
                 self._job.enter("propose", -1)
                 continue
             if found is None or inventory is None:
-                raise GateRefused(f"worker {self._worker} is sent a proposal before it gave an inventory", check="inventory")
+                raise GateRefused(f"worker {self._worker} was sent a proposal before it sent an inventory", check="inventory")
             proposal = Proposal.from_json(order["proposal"])
             if (proposal.view.epoch, proposal.view.attempt) != attempt_id:
-                continue  # of an attempt that is over
+                continue  # of an earlier attempt
             prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked))
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
     def _prepared(
         self, proposal: Proposal, held_state: HeldState, inventory: Inventory, last: View | None, linked: frozenset[int]
     ) -> tuple[CommittedView | None, dict[str, Any]]:
-        """An engine for the proposed view, and the vote that says so; None and the reason if that failed."""
+        """Returns an engine for the proposed view and the vote for it; None and a vote with the reason if that failed."""
         view, step = proposal.view, proposal.resume
         before = () if last is None else last.workers
         self._job.enter("migrate", step)
@@ -201,7 +201,7 @@ class RecoveryClient:
     def _restored(
         self, proposal: Proposal, checkpoint: Checkpoint, before: tuple[int, ...], linked: frozenset[int]
     ) -> tuple[CommittedView, dict[str, Any]]:
-        """As `_prepared`, where all begin with a checkpoint: what is read is compared with its digests on the way."""
+        """Does what `_prepared` does, for a proposal with a checkpoint; the reader verifies the digests."""
         view, installed = proposal.view, time.monotonic()
         restored = None if checkpoint == INITIAL else self._read(view, checkpoint)
         state = self._initial(view) if restored is None else restored.state
@@ -217,17 +217,17 @@ class RecoveryClient:
 
     def _read(self, view: View, checkpoint: Checkpoint) -> Restored:
         if self._fallback is None:
-            raise GateRefused(f"worker {self._worker} has no directory of checkpoints", check="restore")
+            raise GateRefused(f"worker {self._worker} has no checkpoint directory", check="restore")
         return self._fallback.restore(view, checkpoint)
 
     def _initial(self, view: View) -> ViewState:
-        """As founders begin."""
+        """Returns the initial state, as founders begin with it."""
         if not self._model.whole:
-            raise GateRefused(f"worker {self._worker} has not the initial parameters any more", check="restore")
+            raise GateRefused(f"worker {self._worker} no longer has the initial parameters", check="restore")
         return initial_state(self._worker, self._model, self._optimizer, view)
 
     def _check_scalars(self, proposal: Proposal, state: ViewState) -> None:
-        """What the optimizers go on with is what was proposed. Before the first step everybody has what his optimizer was made with."""
+        """Checks that the installed scalars are those of the proposal. Before the first step there is nothing to check."""
         if proposal.resume < 0:
             return
         installed = {
@@ -240,7 +240,7 @@ class RecoveryClient:
 
     def _inventory(self, held_state: HeldState, lost: Collection[int]) -> Inventory:
         steps: dict[int, Scalars] = {}
-        # Owners that live know the scalars of what is kept for them, and the dtypes; by now more of them may be lost than at first.
+        # Living owners report scalars and dtypes of their replicas; `lost` may have grown since the first attempt.
         told = [copy for copy in held_state.held if not isinstance(copy, UnreplayedCopy) or copy.owner in lost]
         for copy in told:
             for name, values in copy.scalars.items():
@@ -276,7 +276,7 @@ class RecoveryClient:
 
 
 def finished(salvage: Salvage) -> FinishedGrains:
-    """What an inventory says of it."""
+    """Returns a salvage as an inventory lists it."""
     return FinishedGrains(
         step=salvage.step, layers=salvage.layers, grains=tuple(sorted(salvage.grains)), summed=tuple(sorted(salvage.summed))
     )

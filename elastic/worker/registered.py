@@ -1,8 +1,8 @@
-"""Objects of the user's own that loop bodies change, such as a counter for early stopping: what joiners and checkpoints get of them.
+"""Registered objects: the user's own objects that loop bodies change, such as a counter for early stopping; sent to joiners and saved.
 
-A body that is over does not run again on a worker that has seen it, so these objects are never put back there. Whoever joins takes their
-states as they are behind the newest body that is over on all others, and runs everything behind that body itself. So states are noted where
-a body ends, and not when somebody asks for them: code between two loops may have changed the objects by then.
+A body that has ended does not run again on the same worker, so these objects are never reset there. A joiner takes their states from after
+the newest body that has ended on all other workers, and runs everything after that body itself. So states are noted when a body ends, not
+when they are requested: code between two loops may have changed the objects by then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from elastic.errors import TrainerError
 from elastic.worker.plain import capture, from_plain, revive, to_plain
 
 LARGEST = 256 * 1024
-"""Characters of JSON that all registered states may have together: they travel with each recovery."""
+"""Characters of JSON that all registered states may have together: they are sent in each recovery."""
 
 _SHOWN = 60
 
@@ -28,40 +28,40 @@ ObjectStates = list[list[Any]]
 
 
 class Registered:
-    """The objects of one worker. `step` is the one behind whose loop body `states` were noted."""
+    """One worker's registered objects. `states` were noted at the end of the loop body of `step`."""
 
     def __init__(self) -> None:
         self.step = -1
         self.states: ObjectStates | None = None
         self._objects: list[Any] = []
-        self._pending = False  # the states are of others, or of a checkpoint, and the loop that goes on from them has not begun
+        self._pending = False  # the states came from other workers or a checkpoint, and the next loop has not begun
         self._origin = ""
 
     def add(self, objects: tuple[Any, ...], model: nn.Module) -> None:
-        """Registers them. Raises TrainerError for what cannot be kept."""
+        """Registers objects. Raises TrainerError for one that cannot be stored."""
         for given in objects:
             _check(given, model)
             if any(given is known for known in self._objects):
-                raise TrainerError(f"a {_kind(given)} is given to register_for_checkpointing twice: once is enough")
+                raise TrainerError(f"a {_kind(given)} is given to register_for_checkpointing twice: register it once")
             self._objects.append(given)
         self.read()
         if self._pending:
             self._load(len(self._objects) - len(objects))
 
     def begin(self, *, warns: bool) -> None:
-        """A loop begins that this worker takes part in: objects are as they were behind the body before it, where that ran elsewhere."""
+        """Begins a loop: loads states into the objects if the body before it ran elsewhere."""
         if self._pending:
             self._pending = False
             known, own = [kind for kind, _ in self.states or []], [_kind(each) for each in self._objects]
             if self._objects and known != own:
                 raise TrainerError(
-                    f"{self._origin} the states of {_listed(known)}, and register_for_checkpointing was given {_listed(own)} here: give it "
+                    f"{self._origin} the states of {_listed(known)}, but register_for_checkpointing was given {_listed(own)} here: give it "
                     "the same objects in the same order, before the loop"
                 )
             if known and not own and warns:
                 warnings.warn(
-                    f"{self._origin} the states of {_listed(known)}, which nobody asks for: give trainer.register_for_checkpointing the "
-                    "objects that go on from them",
+                    f"{self._origin} the states of {_listed(known)}, which are not used: give trainer.register_for_checkpointing the "
+                    "objects that should load them",
                     stacklevel=4,
                 )
             self._load(0)
@@ -72,42 +72,42 @@ class Registered:
                 _give(self._objects[number], state)
 
     def note(self, step: int) -> None:
-        """The loop body of `step` is over here."""
+        """Notes the states at the end of the loop body of `step`."""
         self.step = step
         self.states = self.read() if self._objects else None
 
     def read(self) -> ObjectStates | None:
-        """The states as they are now; None if nothing is registered. Raises TrainerError for what cannot be kept."""
+        """Returns the present states; None if nothing is registered. Raises TrainerError for a state that cannot be stored."""
         states = [[_kind(each), _state(each)] for each in self._objects]
         size = len(json.dumps(states))
         if size > LARGEST:
             largest = max(states, key=lambda state: len(json.dumps(state)))[0]
             raise TrainerError(
-                f"the states given to register_for_checkpointing are {size:,} characters long, those of {largest} most of it, and may be "
-                f"{LARGEST:,}: they go to every worker that joins. Keep counters and small tensors in them; an average of the parameters "
-                "is trainer.average, what belongs to a parameter is the state of trainer.after_step"
+                f"the states given to register_for_checkpointing have {size:,} characters, the largest is that of {largest}; the limit is "
+                f"{LARGEST:,}, since they are sent to every worker that joins. Keep counters and small tensors in them; use "
+                "trainer.average for an average of the parameters, and the state of trainer.after_step for values of a parameter"
             )
         return states or None
 
     def learn(self, step: int, states: ObjectStates | None, origin: str) -> None:
-        """This worker goes on behind the loop body of `step`, which ran elsewhere; `origin` says who knows these states, and `has` them."""
+        """Takes the states from after the loop body of `step`, which ran elsewhere; `origin` (their source and a verb) begins messages."""
         self.step, self._origin, self.states, self._pending = step, origin, states, states is not None
 
     @property
     def told(self) -> list[Any] | None:
-        """What a worker that joins needs: `[step, states]`."""
+        """The message for a worker that joins: `[step, states]`."""
         return None if self.states is None else [self.step, self.states]
 
     @property
     def digest(self) -> str:
-        """Of the states behind the newest body; equal on all workers where these are."""
+        """The digest of the states after the newest body, to be compared between workers."""
         return digest_of(self.states)
 
     @property
     def named(self) -> list[Any]:
-        """The states as `[[what it is, value as text], ...]`, as others can compare them."""
+        """The states as `[[name, value as text], ...]`, to be compared between workers."""
         states = self.states or []
-        found = [["what register_for_checkpointing was given", _listed([kind for kind, _ in states])]]
+        found = [["the list of objects given to register_for_checkpointing", _listed([kind for kind, _ in states])]]
         for number, (kind, state) in enumerate(states):
             whose = kind if [other for other, _ in states].count(kind) == 1 else f"{kind} (number {number + 1} of those registered)"
             values = from_plain(state)
@@ -117,7 +117,7 @@ class Registered:
 
 
 def digest_of(states: ObjectStates | None) -> str:
-    """Equal for equal states; empty where nothing is registered."""
+    """Returns a digest of the states; empty if nothing is registered."""
     return "" if states is None else hashlib.blake2b(json.dumps(states).encode(), digest_size=16).hexdigest()
 
 
@@ -137,11 +137,11 @@ def _text(value: Any) -> str:
 def _check(given: Any, model: nn.Module) -> None:
     name = _kind(given)
     if isinstance(given, Optimizer) or any(given is module for module in model.modules()):
-        raise TrainerError(f"a {name} of the Trainer is given to register_for_checkpointing: it goes to workers and checkpoints anyway")
+        raise TrainerError(f"a {name} of the Trainer is given to register_for_checkpointing: it is sent and saved anyway; leave it out")
     if not callable(getattr(given, "state_dict", None)) or not callable(getattr(given, "load_state_dict", None)):
         raise TrainerError(
             f"register_for_checkpointing is given a {name}, which has no state_dict() and load_state_dict(): make a small class with both "
-            "of what the loop counts"
+            "that holds the loop's counters"
         )
     before = _state(given)
     try:
@@ -149,12 +149,12 @@ def _check(given: Any, model: nn.Module) -> None:
         after = _state(given)
     except TrainerError:
         raise
-    except Exception as error:  # whatever an object of the user's may raise
+    except Exception as error:  # a user's object may raise anything
         raise TrainerError(
-            f"{name} cannot be registered: its load_state_dict() does not take what its state_dict() gave ({type(error).__name__}: {error})"
+            f"{name} cannot be registered: its load_state_dict() refuses what its state_dict() returned ({type(error).__name__}: {error})"
         ) from error
     if json.dumps(before) != json.dumps(after):
-        raise TrainerError(f"{name} cannot be registered: its load_state_dict() does not bring back what its state_dict() gave")
+        raise TrainerError(f"{name} cannot be registered: its load_state_dict() does not restore what its state_dict() returned")
 
 
 def _give(given: Any, state: Any) -> None:
@@ -168,7 +168,7 @@ def _state(given: Any) -> Any:
     except TypeError as error:
         key = next((f" {key!r}" for key, value in state.items() if _refused(value)), "") if isinstance(state, dict) else ""
         raise TrainerError(
-            f"the state{key} of {_kind(given)} cannot be registered: {error}. Let state_dict() give numbers, strings, lists, dicts with "
+            f"the state{key} of {_kind(given)} cannot be registered: {error}. Let state_dict() return numbers, strings, lists, dicts with "
             "strings as keys, and small tensors or arrays"
         ) from error
 

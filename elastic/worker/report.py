@@ -1,4 +1,4 @@
-"""What a loop is given for each committed step."""
+"""The report that a loop receives for each committed step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One committed step. `loss` is its mean, `lr` the first group's rate that it was taken with, `grad_norm` the norm before clipping.
+    """One committed step. `loss` is its mean loss, `lr` the first group's learning rate in it, `grad_norm` the norm before clipping.
 
-    `tokens_per_second` is 0 where the model's input is not integer ids of shape (samples, tokens). `leader` is true on one worker.
-    What is written where it is, is lost for a step in whose loop body the leader dies: `trainer.log` writes each step once.
-    `stopped` says that the job was asked to stop and this step is its last, `skipped` why the step was passed over (`on_nonfinite=`).
+    `tokens_per_second` is 0 unless the model's input is integer ids of shape (samples, tokens). `leader` is true on one worker. Lines
+    written only on the leader are lost for a step in whose loop body it dies: `trainer.log` writes each step once.
+    `stopped`: the job was asked to stop, and this step is its last. `skipped` is the reason why the step was skipped (`on_nonfinite=`).
     """
 
     step: int

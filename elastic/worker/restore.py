@@ -1,6 +1,6 @@
-"""Between a worker's memory and a checkpoint: what it gives of its shards, and how it begins a view with what is on disk.
+"""Converts between a worker's memory and a checkpoint: the runs of its shards to save, and the state of a view read from disk.
 
-Only the runs that the worker's place in the layout needs are read, whatever layout they were written by.
+A worker reads only the runs that its place in the layout needs; the layout that wrote them does not matter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from elastic.view import View
 
 
 class RestoredRun(NamedTuple):
-    """`values` are elements `[start, ...)` of one state of a parameter, in the worker's own memory."""
+    """A run of one state of a parameter: `values` are its elements `[start, ...)`, in the worker's memory."""
 
     name: str
     state: str
@@ -35,7 +35,7 @@ class RestoredRun(NamedTuple):
 
 
 def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[RestoredRun]:
-    """Everything in a shard's memory, by parameter; padding is left out."""
+    """Yields all runs in a shard's memory, by parameter, without padding."""
     for parameter, start, stop in shard.parameters(spec):
         held = [PARAM, *(state for state, value in scalars.get(parameter.name, {}).items() if in_memory(value))]
         for state in held:
@@ -46,12 +46,12 @@ def runs(shard: Shard, scalars: Scalars, spec: ModelSpec) -> Iterator[RestoredRu
 
 
 def is_whole(value: Any, cut: CutRule) -> bool:
-    """Whether a state is a tensor of a shape of its own, such as the sums of a matrix's rows: whoever owns the parameter has all of it."""
+    """Returns whether a state is a tensor of another shape than its parameter, such as row sums; the parameter's owner has all of it."""
     return cut == "tensor" and isinstance(value, torch.Tensor) and value.ndim > 0
 
 
 def numbers(scalars: Scalars, cut: CutRule = "block") -> dict[str, dict[str, float | int | bool]]:
-    """Step counts and the like, by parameter."""
+    """Returns the numbers among the scalars, such as step counts, by parameter and state."""
     found: dict[str, dict[str, float | int | bool]] = {}
     for name, states in scalars.items():
         for state, value in states.items():
@@ -63,12 +63,12 @@ def numbers(scalars: Scalars, cut: CutRule = "block") -> dict[str, dict[str, flo
 def restored_state(
     worker: int, model: LayeredModel, view: View, source: DirectSource, step: int, examples: Mapping[str, Any] = MappingProxyType({})
 ) -> ViewState:
-    """What `worker` begins `view` with: the state at `step`, the newest one that is in the checkpoint, read into its layers' memory.
+    """Reads the state that `worker` begins `view` with into its layers' memory; `step` is the newest step in the checkpoint.
 
-    `examples`: by name, what a number among the optimizer's states is in memory: a tensor, or a number of that type.
+    `examples` maps a number among the optimizer's states to its form in memory: a tensor, or a number of that type.
 
     Raises:
-        CheckpointError: where the checkpoint is not of this model, lacks something, or is damaged. The model is of no use then.
+        CheckpointError: if the checkpoint is not of this model, lacks something, or is damaged. The model is unusable then.
     """
     check_fits(source.contents, model)
     model.hold(view.layout.layers_of(worker), keep=False)
@@ -93,7 +93,7 @@ def restored_state(
 
 
 def check_fits(contents: Contents, model: LayeredModel) -> None:
-    """Raises CheckpointError, naming the first difference, unless the checkpoint has every parameter and buffer of the model as it is."""
+    """Raises CheckpointError, naming the first difference, unless names, shapes and dtypes in the checkpoint are those of the model."""
     wanted: dict[str, tuple[tuple[int, ...], str]] = {p.name: (p.shape, p.dtype) for layer in model.spec.layers for p in layer.parameters}
     for name in model.frozen:
         wanted[name] = form(model.parameter(name))
@@ -105,13 +105,13 @@ def check_fits(contents: Contents, model: LayeredModel) -> None:
         if (tuple(spec.shape), spec.dtype) != (shape, dtype):
             raise CheckpointError(f"{name} is {spec.dtype} {tuple(spec.shape)} in the checkpoint and {dtype} {shape} in the model")
     if strangers := sorted(set(contents.tensors) - set(wanted) - set(contents.ties)):
-        raise CheckpointError(f"the checkpoint has {strangers[0]}, which the model has not ({len(strangers)} such names)")
+        raise CheckpointError(f"the checkpoint has {strangers[0]}, which the model does not have ({len(strangers)} such names)")
 
 
 def _shard(
     spec: ModelSpec, layer: int, interval: Interval, source: DirectSource, run: torch.Tensor | None, examples: Mapping[str, Any]
 ) -> Shard:
-    """One interval with all its states; `run` is its parameters' memory if they are there already."""
+    """Reads one interval with all its states; `run` is its parameters' memory if they were read before."""
     shard = Shard(layer=layer, interval=interval, memory={} if run is None else {PARAM: run})
     for parameter, start, stop in shard.parameters(spec):
         offset = interval.start + start - parameter.start
@@ -122,7 +122,7 @@ def _shard(
             if form.shape != parameter.shape:
                 if spec.cut != "tensor":
                     raise CheckpointError(
-                        f"the optimizer's state {state!r} of {parameter.name} is {form.shape} in the checkpoint: not this one's"
+                        f"the optimizer's state {state!r} of {parameter.name} has shape {form.shape} in the checkpoint, which does not fit"
                     )
                 values = source.read(parameter.name, state, 0, math.prod(form.shape)).view(form.shape)
                 shard.scalars.setdefault(parameter.name, {})[state] = values
@@ -136,7 +136,7 @@ def _shard(
 
 
 def _scalars(parameter: ParameterSpec, contents: Contents, examples: Mapping[str, Any]) -> dict[str, Any]:
-    """As this optimizer keeps them; as torch's do where that is not known: `step` is a tensor of its own, other numbers are plain."""
+    """Returns a parameter's scalars in the form of `examples`; without an example as in torch: `step` is a tensor, others are numbers."""
     states = contents.tensors[parameter.name].items()
     found: dict[str, Any] = {state: RUN for state, form in states if state != PARAM and form.shape == parameter.shape}
     for state, value in contents.scalars.get(parameter.name, {}).items():
@@ -158,12 +158,12 @@ def _restore_rest(root: nn.Module, source: DirectSource, frozen: Sequence[str]) 
 
 
 def persistent_buffers(root: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Those that are in the model's state_dict."""
+    """Yields the buffers that are in the model's state_dict."""
     with partial():
         held = {id(tensor) for tensor in root.state_dict(keep_vars=True).values()}  # a model may have other names there
     return ((name, buffer) for name, buffer in root.named_buffers() if id(buffer) in held)
 
 
 def form(tensor: torch.Tensor) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype name."""
+    """Returns shape and dtype name."""
     return tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Compares what a checkpoint says of the training that saved it with the training that is about to go on from it. Pure."""
+"""Compares the training that saved a checkpoint with the training that is about to resume from it. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _BITS = {
     "seed": "samples come in another order, and dropout draws other numbers",
     "samples": "samples come in another order",
 }
-"""Settings that may differ, and what follows from that."""
+"""Settings that may differ, each with the effect of a difference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
-    """What identifies a training besides its model; kept in the `extra` of each of its checkpoints.
+    """The values besides the model that identify a training; stored in the `extra` of each of its checkpoints.
 
-    `optimizer` and `scheduler` are class names, `initial` is the digest of the parameters that the training began with, `settings` has the
-    keys of `_BITS`, and `group_values` the settings of each parameter group as the script gave them, by `repr`. An empty string, or a
-    missing key, says that it is not known.
+    `optimizer` and `scheduler` are class names, `initial` is the digest of the training's initial parameters, `settings` has the keys of
+    `_BITS`, and `group_values` the `repr` of each parameter group's settings in the script. An empty string or a missing key stands for an
+    unknown value.
     """
 
     optimizer: str = ""
@@ -44,7 +44,7 @@ class TrainingRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainingRecord:
-        """What is known, of a record that an older version may have written."""
+        """Reads a record; values that an older version did not write stay unknown."""
         return cls(
             optimizer=str(data.get("optimizer", "")),
             scheduler=str(data.get("scheduler", "")),
@@ -55,43 +55,43 @@ class TrainingRecord:
 
 
 def check_same_training(name: str, saved: TrainingRecord, own: TrainingRecord) -> list[str]:
-    """What a user has to know before training goes on from checkpoint `name`: a sentence for each difference that is allowed.
+    """Returns a sentence for the user for each allowed difference between this training and that of checkpoint `name`.
 
     Raises:
-        CheckpointError: if it is another training's, or its optimizer or scheduler is of another kind.
+        CheckpointError: if the checkpoint is another training's, or its optimizer or scheduler is of another class.
     """
     began_otherwise = bool(saved.initial) and saved.initial != own.initial
     seeds = saved.settings.get("seed", own.settings.get("seed")), own.settings.get("seed")
     if began_otherwise and seeds[0] != seeds[1]:
         raise CheckpointError(
-            f"{name} belongs to another training: it began with seed={seeds[0]} and other initial parameters, and this one has "
-            f"seed={seeds[1]}. Give this training a directory of its own, or the seed of the one that it shall continue"
+            f"{name} belongs to another training: it began with seed={seeds[0]} and other initial parameters, but this one has "
+            f"seed={seeds[1]}. Give this training its own directory, or the seed of the training that it should continue"
         )
     if saved.optimizer and saved.optimizer != own.optimizer:
         raise CheckpointError(
-            f"{name} was trained with {saved.optimizer}, and this job has {own.optimizer}, which cannot go on from that state. Use "
-            f"{saved.optimizer}; or load the checkpoint's weights into the model and give the training a directory of its own"
+            f"{name} was trained with {saved.optimizer}, but this job has {own.optimizer}, which cannot load that state. Use "
+            f"{saved.optimizer}; or load the checkpoint's weights into the model and give the training its own directory"
         )
     if own.scheduler and saved.scheduler and saved.scheduler != own.scheduler:
         raise CheckpointError(
-            f"{name} was trained with the scheduler {saved.scheduler}, and this job has {own.scheduler}, which cannot go on from that "
-            f"state. Use {saved.scheduler}; or load the checkpoint's weights into the model and give the training a directory of its own"
+            f"{name} was trained with the scheduler {saved.scheduler}, but this job has {own.scheduler}, which cannot load that state. "
+            f"Use {saved.scheduler}; or load the checkpoint's weights into the model and give the training its own directory"
         )
     told = []
     if began_otherwise:
-        told.append(f"{name} belongs to a training that began with other initial parameters: a new training needs a directory of its own")
+        told.append(f"{name} belongs to a training that began with other initial parameters: a new training needs its own directory")
     if saved.scheduler and not own.scheduler:
-        told.append(f"{name} was trained with the scheduler {saved.scheduler}, and this job has none: learning rates stay as saved")
+        told.append(f"{name} was trained with the scheduler {saved.scheduler}, but this job has none: learning rates stay as saved")
     for key, effect in _BITS.items():
         if key in saved.settings and saved.settings[key] != own.settings.get(key):
-            told.append(f"{name} was trained with {key}={saved.settings[key]}, and this job has {own.settings.get(key)}: {effect}")
+            told.append(f"{name} was trained with {key}={saved.settings[key]}, but this job has {own.settings.get(key)}: {effect}")
     return told
 
 
 def changed_values(name: str, saved: TrainingRecord, own: TrainingRecord, sources: Sequence[int | None]) -> list[str]:
-    """A sentence for each setting of a parameter group that the script gives another value than the one that began the training.
+    """Returns a sentence for each parameter group's setting that this script gives another value than the script that began the training.
 
-    `sources` says which of the checkpoint's groups each of this optimizer's groups goes on from.
+    `sources` has, for each of this optimizer's groups, the index of the checkpoint's group that it loads.
     """
     pairs = [
         (index, saved.group_values[source], own.group_values[index])
@@ -100,7 +100,7 @@ def changed_values(name: str, saved: TrainingRecord, own: TrainingRecord, source
     ]
     return [
         f"{key} of parameter group {index} was {before[key]} in the script that began {name} and is {now[key]} in this one: the saved "
-        "value is used; change it in the loop, or in optimizer.param_groups behind Trainer(...)"
+        "value is used; change it in the loop, or in optimizer.param_groups after Trainer(...)"
         for index, before, now in pairs
         for key in before
         if key in now and before[key] != now[key]
@@ -110,13 +110,13 @@ def changed_values(name: str, saved: TrainingRecord, own: TrainingRecord, source
 def matched_groups(
     name: str, saved: Sequence[Collection[str]], own: Sequence[Collection[str]], frozen: Collection[str]
 ) -> list[int | None]:
-    """For each of this optimizer's parameter groups the checkpoint's group that it goes on from, by the parameters in both.
+    """Returns, for each of this optimizer's parameter groups, the index of the checkpoint's group that shares its parameters.
 
     None: all parameters of the group are new to the optimizer (they were frozen), so it keeps its own settings. `frozen` are the
-    parameters that are not trained any more.
+    parameters that are no longer trained.
 
     Raises:
-        CheckpointError: if parameters are grouped otherwise.
+        CheckpointError: if parameters are grouped differently.
     """
     place = {parameter: index for index, group in enumerate(saved) for parameter in group}
     found: list[int | None] = []
@@ -132,10 +132,10 @@ def matched_groups(
 
 
 def _grouped_otherwise(name: str, saved: Sequence[Collection[str]], own: Sequence[Collection[str]], index: int | None) -> CheckpointError:
-    which = "" if index is None else f"; parameter group {index} ({_named(own[index])}) is not one of them, or a part of one"
+    which = "" if index is None else f"; parameter group {index} ({_named(own[index])}) is neither one of them nor a part of one"
     return CheckpointError(
         f"{name} was saved by an optimizer with {len(saved)} parameter group{'s' * (len(saved) != 1)} "
-        f"({'; '.join(_named(group) for group in saved)}), and this one has {len(own)}{which}: group the parameters as they were"
+        f"({'; '.join(_named(group) for group in saved)}), and this one has {len(own)}{which}: group the parameters as in the checkpoint"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is looked at when `train_fn` has returned: its value, and the threads that it left behind."""
+"""Checks after `train_fn` has returned: its value, and threads that are still running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _END_S = 1.0
 
 
 def check_value(value: Any) -> None:
-    """Raises TrainFunctionError if the launcher would not get `value` as it is."""
+    """Raises TrainFunctionError if `value` would not reach the launcher unchanged."""
     try:
         json.dumps(value)
         key = _other_key(value)
@@ -25,13 +25,13 @@ def check_value(value: Any) -> None:
         ) from error
     if key:
         raise TrainFunctionError(
-            f"train_fn returned a dict with the key {key[0]!r}, which JSON, in which the launcher gets it, would make a string of: "
-            "use strings as keys, or a list of pairs"
+            f"train_fn returned a dict with the key {key[0]!r}, which JSON would turn into a string on the way to the launcher: use "
+            "strings as keys, or a list of pairs"
         )
 
 
 def _other_key(value: Any) -> list[Any]:
-    """A key that is no string, anywhere in `value`; empty if there is none."""
+    """Returns a list with one key in `value`, at any depth, that is not a string; empty if there is none."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -46,7 +46,7 @@ def _other_key(value: Any) -> list[Any]:
 
 
 def tell_of_lasting_threads(tell: Callable[[list[str]], None], patience_s: float = _END_S) -> None:
-    """Calls `tell` with the names of threads that keep this process from ending: no daemons, still alive so much later.
+    """Calls `tell` with the names of non-daemon threads that are alive after `patience_s` and keep this process from ending.
 
     Returns at once: idle threads of an executor end only when Python does.
     """

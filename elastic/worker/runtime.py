@@ -1,7 +1,7 @@
-"""The steps of one worker over all views: an engine that is exchanged for another one when the members change, without a step being lost.
+"""Runs one worker's steps over all views: its engine is replaced when the members change, and no step is lost.
 
-Every wait for others may end with the news that one of them is gone. Then this worker says so, becomes a member of the next view together
-with the others, and goes on from the step that the view resumes.
+Any wait for other workers may end with an error that one of them is gone. This worker then reports the loss, becomes a member of the next
+view together with the others, and continues from the step that the view resumes.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from elastic.worker.registered import ObjectStates
 T = TypeVar("T")
 
 LOST = (LinkError, Interrupted, MemoryDamaged)
-"""What a worker recovers from together with the others."""
+"""The errors that a worker recovers from together with the others."""
 
-_DAMAGES, _WITHIN = 3, 10  # so many times within so many steps, memory is not damaged by chance
+_DAMAGES, _WITHIN = 3, 10  # this many damages within this many steps are not a coincidence
 
 
 class WorkerRuntime:
-    """`engine` is that of the current view. `unseen` is the decision on the newest step, where that was applied and not handed out yet.
+    """One worker's steps and collectives. `engine` is the current view's. `unseen` is the decision on an applied step not yet yielded.
 
-    Every step is of `batch`, and `then` is what belongs to it besides parameters.
+    Steps compute `batch`; `then` is called when a step is applied, for its effects besides parameters (the scheduler).
 
-    What members do together besides steps, such as an evaluation, is named by its place: the step that it comes behind, whether that is
-    in the loop body, behind the loop or in between, and how many there were before it at that place. So whoever does not take part in
-    one, since it learnt the result otherwise or joined later, still knows which one comes next.
+    A collective, such as an evaluation, is named by its place: the step that it follows, whether it is in the loop body, after the loop or
+    in between, and the number of earlier ones at that place. So a worker that skips one, because it has the result from others or joined
+    later, still has the right name for the next.
     """
 
     def __init__(self, job: Job, member: RecoveryClient, history: History, batch: Batch, then: Callable[[Apply], None]) -> None:
@@ -53,20 +53,20 @@ class WorkerRuntime:
         self._retained: Sequence[StoredCopy] = ()
         self._retained_until = 0
         self._place, self._finished = "-1/begin", 0
-        self._calls = 0  # what was done together behind the newest step
+        self._calls = 0  # collectives after the newest step
         self._results: dict[str, Any] = {}
         self._yielded = self._yielded_by_others = -1
-        self._amid = False  # the loop body of the newest step is under way
-        self._rewound = False  # steps that were handed out are being taken again, from a checkpoint on
+        self._amid = False  # the loop body of the newest step is running
+        self._rewound = False  # yielded steps are being taken again from a checkpoint
         self._flushed = -1
-        self._save_asked = -1  # the newest step that was to be saved while training goes on
+        self._save_asked = -1  # the newest step with a periodic save
         self._reference = SpeedReference()
         self._waiting = WaitReporter(job)
         self._links_told: dict[int, LinkRates] = {}
-        self._damaged_at: list[int] = []  # steps that this worker could not be ready for
+        self._damaged_at: list[int] = []  # steps at which this worker found damaged memory
         self.unseen: Apply | None = None
         self.pausing = False
-        self.leaves = False  # `train_fn` has returned, in the middle of a loop
+        self.leaves = False  # `train_fn` has returned from within a loop
 
     @property
     def engine(self) -> Engine:
@@ -80,11 +80,11 @@ class WorkerRuntime:
 
     @property
     def decision(self) -> Apply | None:
-        """On the newest step; None where that was taken by another job, or before all who live."""
+        """The decision on the newest step; None if another job took it, or it was taken before all living workers joined."""
         return self._history.answer(self._history.step)
 
     def found(self, engine: Engine, install: Callable[[], None]) -> None:
-        """Begins with the first view's engine; `install` makes its links."""
+        """Begins with the first view's engine; `install` creates its links."""
         self._engine = engine
         try:
             install()
@@ -92,47 +92,47 @@ class WorkerRuntime:
             self._recover(error)
 
     def found_without_state(self, view: View, error: CheckpointDamaged) -> None:
-        """Begins the first view with nothing: the checkpoint that the founders begin with cannot be read here.
+        """Begins the first view without state: the founders' checkpoint cannot be read here.
 
-        The others give their copies of what this worker lacks, or all begin with an older checkpoint.
+        The others send their copies of the missing state, or all begin with an older checkpoint.
         """
         self._member.report_loss(error, view.epoch, self.step, type(error).__name__)
         self._enter_next_view(view)
 
     def begin(self, objects: ObjectStates | None, name: str) -> None:
-        """Goes on behind a step that another job took and handed out; the checkpoint `name` has the `objects` behind it."""
+        """Begins after a step that another job took and yielded; checkpoint `name` has the `objects` as of that step."""
         self._yielded = self._history.step
         self._history.registered.learn(self._yielded, objects, f"checkpoint {name} has")
 
     def join(self) -> None:
-        """Becomes a member of a job that is running, behind the newest step whose loop body is over on all others."""
+        """Becomes a member of a running job, after the newest step whose loop body has ended on all other workers."""
         self._enter_next_view()
 
     def rest(self) -> bool:
-        """Returns when the newest step is complete everywhere, so that all may pause behind it; False if there is no pause any more.
+        """Waits until the newest step is complete everywhere, so that all may pause after it; returns False if the pause was cancelled.
 
-        A loss ends it: those who are not behind the loop body yet have then not heard of it, nor has whoever joined.
+        A loss cancels it: workers that are still in the loop body, and joiners, are not informed of the pause then.
         """
         while self.pausing and self._flushed != self._history.step:
             self._flush_once()
         return self.pausing
 
     def pause(self) -> None:
-        """Stops behind the newest step, which is complete everywhere, and goes on in the view that the members change to."""
+        """Stops after the newest step, which is complete everywhere, and continues in the next view."""
         self._job.send({"type": "paused", "epoch": self.engine.view.epoch, "step": self._history.step})
         self._enter_next_view()
 
     def catch_up(self) -> None:
-        """Takes the steps again that were handed out here and given up since, with the settings that they had."""
+        """Takes again the steps that were yielded here and undone since, with the settings that they had."""
         if self._history.step >= self._yielded:
             return
-        with randomness.kept():  # a loop body may be under way
+        with randomness.kept():  # a loop body may be running
             while self._history.step < self._yielded or not self.settled():
                 if self._history.step < self._yielded and (answer := self.compute()) is not None:
                     self.apply(answer)
 
     def settled(self) -> bool:
-        """Waits for the parameters of the newest step, as other owners have updated them. False if members were lost meanwhile."""
+        """Waits for the parameters of the newest step from their owners. Returns False if members were lost."""
         try:
             self.engine.settle()
         except LOST as error:
@@ -141,14 +141,14 @@ class WorkerRuntime:
         return True
 
     def compute(self, saved: Any = None, *, save: bool = False, final: bool = False) -> Apply | None:
-        """Computes the next step and takes part in its READY round; None if that failed, and the view is another now.
+        """Computes the next step and takes part in its READY round; returns None if that failed and the view has changed.
 
-        `saved` is JSON for the coordinator; `save` asks that the step before is saved before this one is applied. Behind the `final` step
-        members do not change: whoever joined would not take part in what the others still do together.
+        `saved` is JSON for the coordinator; `save` asks to save the previous step before this one is applied. Members do not change after
+        the `final` step: a joiner would not take part in the remaining collectives.
         """
         job, step = self._job, self.step
-        known = step <= max(self._yielded, self._yielded_by_others)  # somebody is behind it already: no place to stop at
-        before = self._history.answer(step)  # what was decided of it holds
+        known = step <= max(self._yielded, self._yielded_by_others)  # a worker yielded it already, so the job cannot stop before it
+        before = self._history.answer(step)  # an earlier decision on it holds
         try:
             epoch = self.engine.view.epoch
             job.progress(epoch, step, self._history.median_s, self._history.committed_at, self._tell)
@@ -159,7 +159,7 @@ class WorkerRuntime:
             wishes = Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
             with self._waiting.at(epoch, step, computes=True):
                 answer = self.engine.compute(step, self._batch, wishes)
-            if answer.differ:  # all members hear that
+            if answer.differ:  # equal on all members
                 told = self.engine.gather({"worker": job.worker, "settings": self._history.told})
         except LOST as error:
             self._recover(error)
@@ -167,25 +167,24 @@ class WorkerRuntime:
         if answer.differ:
             difference = compared({each["worker"]: each["settings"] for each in told})
             raise MismatchError(
-                f"step {step} cannot be taken: {difference}. What a loop body sets must be the same on every worker: decide by what all "
-                "of them see, such as report.loss or trainer.evaluate, and not by report.leader or something of one worker's own"
-                + advice(epoch)
+                f"step {step} cannot be taken: {difference}. A loop body must set the same values on every worker: decide by values that "
+                "all have, such as report.loss or trainer.evaluate, and not by report.leader or a value of one worker" + advice(epoch)
             )
         self._history.committed(job, epoch)
         self._rewound = self._rewound and known
         if self.step >= self._retained_until:
-            self._retained = ()  # a step of this view is committed: what was held of the view before is not needed any more
+            self._retained = ()  # a step of this view is committed: the previous view's copies are no longer needed
         return answer
 
     def _tell(self) -> dict[str, Any]:
-        """What the agent hears of this worker's speed and links."""
+        """Returns the report of this worker's speed and links for the agent."""
         links = news(self.engine.links(), self._links_told)
         self._links_told |= links
         effort = self.engine.executor.effort.told(self._reference)
         return {"effort": effort, "links": [[peer, *seen] for peer, seen in links.items()]}
 
     def apply(self, answer: Apply) -> None:
-        """Applies a step here, and what else belongs to it; sends what changed. It is decided for ever: taken again, it is the same."""
+        """Applies a step here and sends the changes. The decision is final: if the step is taken again, its result is the same."""
         again = answer.step <= self._yielded
         self._history.save()
         self.engine.update(answer)
@@ -199,7 +198,7 @@ class WorkerRuntime:
             self._recover(error)
 
     def handing_out(self) -> Apply:
-        """The decision on the unseen step, which is handed out now: until `handed_out` its loop body is under way."""
+        """Returns the decision on the unseen step, which is yielded now: its loop body runs until `handed_out`."""
         answer, self.unseen = self.unseen, None
         assert answer is not None
         self._yielded, self._amid = answer.step, True
@@ -208,14 +207,14 @@ class WorkerRuntime:
         return answer
 
     def handed_out(self) -> None:
-        """The loop body is over, if one was under way. One that the loop was left in is not over before the next loop."""
+        """Notes the end of the loop body, if one is running. A body in which the loop was left ends when the next loop begins."""
         if self._amid:
             self._amid = False
             self._history.left()
             self._history.registered.note(self._yielded)
 
     def at(self, place: str, step: int) -> None:
-        """What is done together from here on is behind `step`: in its loop `body`, at its `save`, at the `close` or `end` of a loop."""
+        """Sets the place of the next collectives: after `step`, in its loop `body`, at its `save`, or at the `close` or `end` of a loop."""
         self._place, self._finished = f"{step}/{place}", 0
         if place in ("body", "end"):
             self._calls = 0
@@ -223,12 +222,12 @@ class WorkerRuntime:
             del self._results[name]
 
     def saving(self) -> None:
-        """A save of the newest step is begun. Once it was, it is not begun anew behind a loss."""
+        """Notes that a save of the newest step begins. It is not begun again after a loss."""
         self._save_asked = self._history.step
         self.at("save", self._history.step)
 
     def flush(self) -> bool:
-        """Returns when the newest step is complete everywhere; False if it was taken back, and has to be taken again."""
+        """Waits until the newest step is complete everywhere; returns False if it was undone and has to be taken again."""
         step = self._history.step
         while self._history.step == step and self._flushed != step:
             self._flush_once()
@@ -248,16 +247,16 @@ class WorkerRuntime:
 
     @property
     def handed(self) -> int:
-        """The newest step that was handed out here, or is not to be."""
+        """The newest step that was yielded here, or must not be."""
         return self._yielded
 
     @property
     def amid(self) -> bool:
-        """Whether the loop body of the newest step is under way, or the loop was left in it."""
+        """Whether the loop body of the newest step is running, or the loop was left in it."""
         return self._amid
 
     def complete(self) -> None:
-        """Returns when the newest step is complete everywhere: in its loop body, or behind a loop that was left in it."""
+        """Waits until the newest step is complete everywhere; called in its loop body, or after a loop that was left in it."""
         self._history.left()
         self.catch_up()
         while not self.flush():
@@ -266,10 +265,10 @@ class WorkerRuntime:
             self._history.entering()
 
     def together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
-        """The result of a collective, a JSON value that is the same on all members; taken again with those who are left if some are lost.
+        """Returns the result of a collective, a JSON value equal on all members; if members are lost, the others run it again.
 
-        Where some had finished it and others not, those take the result over. `ends_together`: nobody is through before all have begun it
-        and what others still wait for is small.
+        If some members had finished it, the others take over their result. `ends_together`: no member finishes before all have begun it,
+        and the data that others still wait for is small.
         """
         self._history.left()
         self.catch_up()
@@ -294,14 +293,14 @@ class WorkerRuntime:
 
     def _waits_for_all(self, *, loose: bool) -> AbstractContextManager[None]:
         behind, place, _ = f"{self._place}/".split("/")
-        if place == "save":  # some may be in it while others wait for the news that the next step can be applied
+        if place == "save":  # some members may be in it while others still wait for APPLY
             return nullcontext()
         call = f"{'end' if place == 'end' else 'body'} {self._calls}"
         epoch, closes = self.engine.view.epoch, place == "close"
         return self._waiting.at(epoch, int(behind), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
 
     def _recover(self, error: Exception) -> CommittedView:
-        """Goes on in the next view after a loss."""
+        """Reports a loss and enters the next view."""
         if not self._job.recovers:
             raise error
         if isinstance(error, MemoryDamaged):
@@ -313,7 +312,7 @@ class WorkerRuntime:
         return self._enter_next_view()
 
     def _enter_next_view(self, founded: View | None = None) -> CommittedView:
-        """`founded` is the first view, of which this worker is a member without an engine."""
+        """Recovers into the next view. `founded` is the first view, if this worker is a member of it without an engine."""
         engine = self._engine
         if engine is not None:
             self._history.note()
@@ -324,7 +323,7 @@ class WorkerRuntime:
                 held = [*engine.held(lost), *filter(intact, held)]
                 salvage = engine.salvage()
                 engine.abandon()
-                if engine.rest.damaged.keys() > engine.rest.told:  # found only now, since others are lost
+                if engine.rest.damaged.keys() > engine.rest.told:  # found only by this recovery's check
                     engine.rest.told.update(engine.rest.damaged)
                     self._member.report_loss(engine.damage, engine.view.epoch, self.step, "held")
             results = [[name, result] for name, result in self._results.items()]
@@ -353,7 +352,7 @@ class WorkerRuntime:
             restored = joined.restored
             settings = Settings(groups=restored.groups, scheduler=restored.scheduler, attributes=restored.attributes)
             self._history.begin(proposal.resume, settings)
-        if self._history.answer(proposal.resume) is None:  # it was taken by another job: nobody hands it out
+        if self._history.answer(proposal.resume) is None:  # another job took it: it is not yielded
             self._yielded = max(self._yielded, proposal.resume)
         if engine is None:
             self._learn(proposal, joined.restored)
@@ -361,12 +360,12 @@ class WorkerRuntime:
         self._rewound = proposal.resume < proposal.yielded - 1
         self._results.update(dict(proposal.results))
         self.pausing = False
-        # A step that was not handed out is taken back, or counts though this worker has not heard of it.
+        # A step that was not yielded here is either undone, or committed although this worker has not received its decision.
         self.unseen = self._history.answer(proposal.resume) if proposal.resume > self._yielded else None
         return joined
 
     def _learn(self, proposal: Proposal, restored: Restored | None) -> None:
-        """Takes over what loop bodies that did not run here have made of registered objects."""
+        """Takes over the states of registered objects after loop bodies that did not run here."""
         registered, seen = self._history.registered, self._yielded
         known = next((states for step, states in proposal.objects if step == seen), None)
         if known is None and restored is not None and proposal.resume == seen:
@@ -376,6 +375,6 @@ class WorkerRuntime:
 
 
 def _forgettable(name: str, step: int) -> bool:
-    """Whether nobody can be at this place any more; those outside of the loop are passed by every worker that joins."""
+    """Returns whether no worker can reach this place any more; every worker that joins passes the places outside loops."""
     behind, place, _ = name.split("/")
     return place in ("body", "save", "close") and int(behind) < step - 1

@@ -1,4 +1,4 @@
-"""What a checkpoint can hold of a model and its optimizer: found out when the Trainer is made, and not when the first save is due."""
+"""Checks that a checkpoint can hold a model and its optimizer: when the Trainer is made, not at the first save."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from elastic.worker.restore import form, is_whole, persistent_buffers
 
 
 def check_savable(model: LayeredModel, states: Mapping[str, Any], worker: int) -> None:
-    """`states`: by name, an example of each state of the optimizer that is not of its parameter's shape.
+    """Checks all tensors and states. `states` has by name an example of each optimizer state without its parameter's shape.
 
     Raises:
-        TrainerError: naming a tensor or state that no checkpoint can hold, and what to do.
+        TrainerError: naming a tensor or state that no checkpoint can hold, and the remedy.
     """
     for name, value in states.items():
         tensor = isinstance(value, torch.Tensor)
         if not (isinstance(value, bool | int | float) or (tensor and (value.numel() == 1 or is_whole(value, model.spec.cut)))):
             raise TrainerError(
-                f"the optimizer keeps a {type(value).__name__} as its state {name!r}, which cannot be in a checkpoint: numbers and tensors "
+                f"the optimizer keeps a {type(value).__name__} as its state {name!r}, which cannot be in a checkpoint; numbers and tensors "
                 "can. Use another optimizer, or leave out checkpoint="
             )
     rest = {**{name: model.parameter(name) for name in model.frozen}, **dict(persistent_buffers(model.root))}
@@ -35,8 +35,8 @@ def check_savable(model: LayeredModel, states: Mapping[str, Any], worker: int) -
         if dtype not in CODES or tensor.layout != torch.strided or tensor.is_quantized:
             kind = dtype if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
             raise TrainerError(
-                f"{name} is {kind}, which cannot be in a checkpoint: keep it in another dtype ({', '.join(CODES)}), or, if it follows from "
-                "other things, register it with persistent=False"
+                f"{name} is {kind}, which cannot be in a checkpoint: keep it in another dtype ({', '.join(CODES)}), or, if it can be "
+                "computed again, register it with persistent=False"
             )
     if worker == 0:
         forms = {p.name: (p.shape, p.dtype) for layer in model.spec.layers for p in layer.parameters}
@@ -48,5 +48,5 @@ def check_savable(model: LayeredModel, states: Mapping[str, Any], worker: int) -
 
 
 def empty_states(spec: ModelSpec) -> dict[str, dict[str, str]]:
-    """The states of parameters without an element, which nobody owns."""
+    """Returns the states of parameters without elements, which no worker owns."""
     return {p.name: {PARAM: p.dtype} for layer in spec.layers for p in layer.parameters if not p.size}

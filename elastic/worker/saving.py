@@ -1,4 +1,4 @@
-"""What members tell each other before a save, and what the checkpoint then holds: the same on each of them."""
+"""The values that members exchange before a save, and the checkpoint's contents, which follow from them and are equal on all members."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from elastic.layout.regions import ModelSpec
 from elastic.worker.restore import is_whole
 
 StatesToSave = dict[str, dict[str, str]]
-"""Parameter -> state -> dtype, as torch names it without `torch.`; where its shape is not the parameter's, with that: `float32[8, 1]`."""
+"""Maps parameter and state to the dtype's name without `torch.`; a shape that is not the parameter's is appended: `float32[8, 1]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one member tells the others before a save: which states it owns, as a digest, and whether it is busy.
+    """One member's message to the others before a save: a digest of the states that it owns, and whether it is still saving (`busy`).
 
-    All must tell it in the same `view`; where some had finished the round when others were lost, the rest hear what was told in the view
-    before. `known` is the digest of all members' states when they last told each other these: they rarely change.
+    All must send it in the same `view`; if some had finished the round when members were lost, the others receive messages of the previous
+    view. `known` is the digest of all members' states at their last exchange: they rarely change.
 
-    `token` is a new one; that of the coordinator is the save's.
+    `token` is a new one; the save uses the coordinator's.
 
-    `base` is the epoch of the newest checkpoint when its job began, None on a worker that does not know; then `hint` is that of the newest
+    `base` is the epoch of the newest checkpoint when the job began, None on a worker that joined later; `hint` is then that of the newest
     one now.
     """
 
@@ -51,12 +51,12 @@ class Share:
 
 
 def base_of(shares: Sequence[Share]) -> int:
-    """The epoch that the job's own epochs are counted from, so that those of a later job are greater. All founders may be gone."""
+    """Returns the epoch to which the job's epochs are added, so that a later job's are greater. All founders may be gone."""
     return min((share.base for share in shares if share.base is not None), default=max(share.hint for share in shares))
 
 
 def states_of(shards: Iterable[tuple[Shard, Scalars]], spec: ModelSpec) -> StatesToSave:
-    """Of the parameters in the shards. Raises CheckpointError for state that is neither a number nor of the parameter's shape."""
+    """Returns the states in the shards. Raises CheckpointError for one that is neither a number nor of the parameter's shape."""
     found: StatesToSave = {}
     for shard, scalars in shards:
         dtypes = {state: str(memory.dtype).removeprefix("torch.") for state, memory in shard.memory.items()}
@@ -81,12 +81,12 @@ def _spec(form: str, shape: tuple[int, ...]) -> Spec:
 
 
 def digest_of(value: Any) -> str:
-    """Equal for equal JSON values."""
+    """Returns the digest of a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def merged(all_states: Iterable[StatesToSave]) -> StatesToSave:
-    """Everything that is owned by somebody."""
+    """Returns the states that any member owns."""
     found: StatesToSave = {}
     for states in all_states:
         for name, dtypes in states.items():
@@ -106,7 +106,7 @@ def contents_of(
     extra: Mapping[str, Any],
     files: Mapping[str, bytes],
 ) -> Contents:
-    """What the checkpoint holds: the same on all members, but for `scalars`. `rest` are frozen parameters and buffers."""
+    """Returns the checkpoint's contents, equal on all members except for `scalars`. `rest` has frozen parameters and buffers."""
     tensors: dict[str, dict[str, Spec]] = {}
     for name, shape in shapes.items():
         ordered = [PARAM, *sorted(state for state in states[name] if state != PARAM)]

@@ -1,4 +1,4 @@
-"""The loop of steps of one worker, over all views: what is taken, handed out, and saved."""
+"""The step loop of one worker over all views: takes, yields and saves steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def told_to_the_job(run: Callable[[Steps, int], Iterator[Report]]) -> Callable[[Steps, int], Iterator[Report]]:
-    """The job hears of an exception that ends the steps, also where a loop swallows it."""
+    """Decorates a step loop so that an exception that ends it is reported to the job, even if the user's code swallows it."""
 
     @functools.wraps(run)
     def told(self: Steps, steps: int) -> Iterator[Report]:
@@ -41,7 +41,7 @@ def told_to_the_job(run: Callable[[Steps, int], Iterator[Report]]) -> Callable[[
 
 
 class Steps:
-    """Takes a Trainer's steps. `batch_size` is in samples, `seed` keys what loop bodies draw."""
+    """Takes a Trainer's steps. `batch_size` is in samples; `seed` keys the random numbers of loop bodies."""
 
     def __init__(
         self, job: Job, runtime: WorkerRuntime, history: History, checkpoints: Checkpoints | None, *, batch_size: int, seed: int
@@ -49,7 +49,7 @@ class Steps:
         self._job, self._runtime, self._history, self._checkpoints = job, runtime, history, checkpoints
         self._batch_size, self._seed = batch_size, seed
         self._saved, self._saved_with = -1, ""
-        self._unfinished: int | None = None  # the loop of so many steps was left behind its last one, and its end is to come
+        self._unfinished: int | None = None  # the length of a loop that was left in its last body and still has to end
         job.behind = self._left
 
     @told_to_the_job
@@ -60,7 +60,7 @@ class Steps:
         runtime.handed_out()
         while True:
             runtime.catch_up()
-            if runtime.step > steps:  # this worker has joined behind this loop, in a later one
+            if runtime.step > steps:  # this worker has joined in a later loop
                 runtime.at("end", steps - 1)
                 return
             self._history.registered.begin(warns=self._job.leader)
@@ -79,7 +79,7 @@ class Steps:
                 self._take_step(final=runtime.step + 1 >= steps)
 
     def _take_step(self, *, final: bool) -> None:
-        """Computes the next step and applies it; where members are lost meanwhile there may be another step to take first."""
+        """Computes and applies the next step; if members are lost, returns without applying it."""
         runtime, checkpoints = self._runtime, self._checkpoints
         message, due = None, False
         if checkpoints is not None:
@@ -94,13 +94,13 @@ class Steps:
             if answer.save:
                 runtime.saving()
                 checkpoints.save(self._history.step, runtime, self._history)
-        if runtime.engine is engine:  # else members were lost while a save began, and the step has to be computed again
+        if runtime.engine is engine:  # else members were lost when a save began, and the step must be computed again
             runtime.apply(answer)
 
     def save(self) -> None:
-        """Saves the state behind the newest step (`Trainer.save`)."""
+        """Saves the state after the newest step (`Trainer.save`)."""
         if self._checkpoints is None:
-            raise TrainerError("trainer.save() has no place to save to: give the Trainer checkpoint=")
+            raise TrainerError("trainer.save() has no directory to save to: give the Trainer checkpoint=")
         self._finish()
         runtime = self._runtime
         if runtime.amid:
@@ -108,7 +108,7 @@ class Steps:
             self._save_now()
             self._saved_with = self._history.digest()
         elif runtime.begins:
-            raise TrainerError("trainer.save() is called before the first step of this job: call it in a loop body, or behind a loop")
+            raise TrainerError("trainer.save() is called before the first step of this job: call it in a loop body, or after a loop")
 
     def _save_now(self) -> None:
         step = self._history.step
@@ -117,24 +117,22 @@ class Steps:
             self._saved = step
 
     def _check_saved(self) -> None:
-        """Says so where a loop body has set something behind its `save`."""
+        """Warns if a loop body has changed settings after its `save`."""
         saved_with, self._saved_with = self._saved_with, ""
         if saved_with and self._saved == self._history.step and saved_with != self._history.digest():
             warnings.warn(
-                f"the loop body of step {self._saved} has changed settings behind trainer.save(), and the checkpoint has those from "
-                "before: let save() be the last thing in the body",
+                f"the loop body of step {self._saved} has changed settings after trainer.save(), so the checkpoint does not have the "
+                "changes: call save() last in the body",
                 stacklevel=2,
             )
 
     def _left(self, value: Any) -> None:
-        """Behind `train_fn`, which returned `value`: where a loop was left early, its last step is saved as at the end of one.
+        """Saves the last step of a loop that was left early, after `train_fn` has returned `value`.
 
-        That takes all workers, so it is not done where the loop is left: nothing that is raised there would be heard of.
+        A save needs all workers, so it is not done when the loop is left: errors raised in a generator that is closed are lost.
         """
         early = self._checkpoints is not None and self._runtime.amid and self._saved != self._history.step
-        if self._job.leader and (
-            early or self._unfinished is not None
-        ):  # whoever leads at the end, if this worker dies, may return nothing
+        if self._job.leader and (early or self._unfinished is not None):  # if this worker dies, the next leader may have no value to return
             self._job.send({"type": "returned", "value": value})
         if self._unfinished is not None:
             self._finish()
@@ -144,27 +142,27 @@ class Steps:
             self._save_now()
 
     def _finish(self) -> None:
-        """Takes part in the end of a loop that was left behind its last step: the others may have run to it, and wait there."""
+        """Takes part in the end of a loop that was left in its last body: workers that did not leave it wait there."""
         steps, self._unfinished = self._unfinished, None
         if steps is not None and self._runtime.amid:
             for _ in self.take(steps):
                 pass
 
     def together(self, collective: Callable[[], T], *, ends_together: bool = True) -> T:
-        """A collective of all members, behind the end of a loop that was left behind its last step."""
+        """Runs a collective of all members, after the end of a loop that was left in its last body."""
         self._finish()
         return self._runtime.together(collective, ends_together=ends_together)
 
     def _close(self, steps: int) -> None:
-        """Behind the last step: its state is saved, if this job has taken it."""
+        """Saves the state after the last step, if this job has taken it."""
         step = self._history.step
         if step < steps and self._runtime.decision is not None:
             self._save_now()
         self._runtime.at("end", min(step, steps - 1))
 
     def _hand_out(self, answer: Apply, steps: int) -> Iterator[Report]:
-        randomness.seed_all(self._seed, "loop", answer.step)  # so that the loop's own draws do not depend on the layout
-        if answer.skipped is not None:  # every worker says so, as any may die; the agent counts it once
+        randomness.seed_all(self._seed, "loop", answer.step)  # the loop's own draws must not depend on the layout
+        if answer.skipped is not None:  # every worker reports it, as any may die; the agent counts it once
             self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})
         try:
             yield self._report(answer)

@@ -1,4 +1,4 @@
-"""`Trainer`: what a train function uses. It turns a model, a loss, an optimizer and data into steps that are the same on every layout."""
+"""The `Trainer` that a train function uses: turns a model, a loss, an optimizer and data into steps that are equal on every layout."""
 
 from __future__ import annotations
 
@@ -55,33 +55,33 @@ class Trainer:
 
     Args:
         model: an `nn.Sequential`, or a list of layers in order; any other module is one layer.
-        loss: `loss(output, micro_batch)` gives the micro-batch's mean loss, or `(sum, weight)`.
+        loss: `loss(output, micro_batch)` returns the micro-batch's mean loss, or `(sum, weight)`.
         optimizer: a fresh `torch.optim.Optimizer` over the model's parameters, or a function that makes one of them.
         data: a map-style dataset, or a function `batch(step, micro_batch)`. Of a tuple or list, the model gets the first element.
         batch_size, micro_batch_size: samples per step and per micro-batch; the second must divide the first.
-        scheduler: a scheduler of that optimizer, or a function that makes one of it; stepped once per step. `ReduceLROnPlateau` is not:
-            the loop's body calls `scheduler.step(metric)`, when it has one, on every worker, with the same metric (`evaluate` gives all
-            the same). Its state is saved, and goes to workers that join.
+        scheduler: a scheduler of that optimizer, or a function that makes one from it; stepped once per step. `ReduceLROnPlateau` is not:
+            the loop body calls `scheduler.step(metric)` on every worker with the same metric (`evaluate` returns the same on all). The
+            scheduler's state is saved, and sent to workers that join.
         clip_norm: the largest L2 norm of the whole gradient.
         seed: keys the order of data, dropout and every other use of torch's, NumPy's and Python's generators inside layers.
-        on_nonfinite: "raise" NonFinite where a loss or gradient is not finite, or the weights of a step's losses add up to nothing; or
-            "skip" that step: it counts, changes nothing but the scheduler, and is named in `report.skipped`, the log and `result.skipped`.
-        exact: refuse what would make bits depend on the layout (such as buffers that a forward changes, but for BatchNorm, which is exact).
-        grains: parts of the batch that are summed on their own; by default the largest divisor of the micro-batches up to 16.
+        on_nonfinite: "raise" NonFinite if a loss or gradient is not finite, or the weights of a step's losses add up to 0; or "skip" that
+            step: it counts, changes only the scheduler, and is named in `report.skipped`, the log and `result.skipped`.
+        exact: refuse whatever makes bits depend on the layout (such as buffers that a forward changes; BatchNorm's are exact).
+        grains: number of parts of the batch that are summed separately; by default the largest divisor of the micro-batches up to 16.
         autocast: run layers and loss under `torch.autocast` in this dtype; parameters, gradients and optimizer state keep theirs.
-        checkpoint_activations: keep only layers' inputs and run them again in backward: all (True), or those for which `f(index, layer)`.
+        checkpoint_activations: keep only layers' inputs and recompute in backward: all layers (True), or those with `f(index, layer)` true.
         collate: joins samples of a dataset, as a DataLoader's `collate_fn`.
-        checkpoint: a directory that all hosts share, or a URL for fsspec, such as `s3://bucket/run`. The training goes on from the newest
-            good checkpoint in it, if there is one, and saves the state behind its last step.
-        every: saves after each so many steps as well, while training goes on.
-        keep: how many of the newest checkpoints stay; all by default.
-        checkpoint_files: files that lie beside the weights, by name, such as a tokenizer's: content (bytes or text), or a `pathlib.Path`.
-            A model of Hugging Face has its `config.json` written anyway.
-        names: what parameters are called in checkpoints: the module that the layers were taken from, whose names they then have; or a
-            mapping or a function of names such as `3.attn.weight`. By default what the model's own `state_dict` calls them.
+        checkpoint: a directory that all hosts share, or a URL for fsspec, such as `s3://bucket/run`. The training resumes from the newest
+            good checkpoint in it, if there is one, and saves the state after its last step.
+        every: also save after each `every` steps, while training continues.
+        keep: the number of newest checkpoints to keep; all by default.
+        checkpoint_files: extra files of a checkpoint by name, such as a tokenizer's: content (bytes or text), or a `pathlib.Path`.
+            The `config.json` of a Hugging Face model is always written.
+        names: the parameters' names in checkpoints: the module that the layers were taken from, whose names are used; or a mapping or a
+            function of names such as `3.attn.weight`. By default the names in the model's own `state_dict`.
 
     Raises:
-        TrainerError: if any of these cannot be trained; the message says what to do.
+        TrainerError: if any of these cannot be trained; the message names the remedy.
         CheckpointError: if there are checkpoints and none is good, or the newest is of another model.
     """
 
@@ -112,8 +112,8 @@ class Trainer:
         self._job = jobs.current()
         if self._job.trains:
             raise TrainerError(
-                "train_fn makes a second Trainer, and a job has one, whose state workers that join go on from: train one model after the "
-                "other with a call of elastic.run each, or give one Trainer both as one model, with a parameter group each"
+                "train_fn makes a second Trainer, but a job has only one, whose state is sent to workers that join: train each model with "
+                "its own call of elastic.run, or give one Trainer both as one model, with a parameter group each"
             )
         self._modes = Modes(self._job.threads)
         micro_batches, grains = cut_batch(batch_size, micro_batch_size, grains)
@@ -145,7 +145,7 @@ class Trainer:
             files = extra_files(names if isinstance(names, nn.Module) else model, checkpoint_files or {})
             self._checkpoints = Checkpoints(self._job, checkpoint, every, self._model, self._optimizer, record, keep, files, self._naming)
         elif every is not None:
-            raise TrainerError(f"every={every} says when to save, and checkpoint= where: give both")
+            raise TrainerError(f"every={every} needs a directory to save to: give checkpoint= too")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=checkpointing_of(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links)
         self._job.listen_on(self._network)
@@ -183,7 +183,7 @@ class Trainer:
             self._runtime.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
 
     def _announcement(self) -> dict[str, Any]:
-        """What the others, and the planner, need to know of this worker; its settings must be those of all."""
+        """Returns this worker's announcement, for the other workers and the planner; its settings must be equal on all workers."""
         training, instance = self._training, self._optimizer.optimizer
         measures = self._job.profile
         return {
@@ -217,7 +217,7 @@ class Trainer:
 
     @property
     def leader(self) -> bool:
-        """Whether this worker is the one to print, log and save; true on exactly one."""
+        """Whether this worker should print and log for the job; true on exactly one worker."""
         return self._job.leader
 
     @property
@@ -227,7 +227,7 @@ class Trainer:
 
     @property
     def layout(self) -> str:
-        """Such as `[0-4]x2 [5-9]x2`: the layers of each stage, and its number of workers."""
+        """The layers of each stage and its number of workers, such as `[0-4]x2 [5-9]x2`."""
         return self._engine.view.plan.summary
 
     @property
@@ -238,18 +238,18 @@ class Trainer:
     def run(self, steps: int) -> Iterator[Report]:
         """Takes steps until `steps` have been taken in all, and yields each one once, on every worker.
 
-        As in a plain loop, the parameters are those of the yielded step, and step k + 1 is computed only when the loop asks for it: what
-        the loop body sets acts on it. What is decided of a step holds for ever: where it has to be taken again after a loss it has the
-        settings that it had, comes to the same bits and is not yielded again. Leaving the loop early leaves the parameters as they are;
-        leaving it behind its last step is the same as running to its end.
+        As in a plain loop, the parameters are those of the yielded step, and step k + 1 is computed only when the loop asks for it, with
+        the settings that the loop body has made. The decision on a step is final: a step that is taken again after a loss has the same
+        settings and the same bits, and is not yielded again. Leaving the loop early does not change the parameters; leaving it in its last
+        body is the same as running to its end.
         """
         yield from self._steps.take(steps)
 
     def save(self) -> None:
-        """Saves the state behind the newest step, and returns when that is done or was given up, which `result.saves` tells.
+        """Saves the state after the newest step, and returns when that is done or was given up; `result.saves` has the outcome.
 
-        Every worker calls it, at the same place: as the last thing in a loop body, since what the body sets afterwards is not in it; or
-        behind a loop that was left early, which is else saved when train_fn returns. Behind a loop that came to its end it is already.
+        Every worker must call it, at the same place: last in a loop body, since later changes of the body are not saved; or after a loop
+        that was left early, whose state is otherwise saved when train_fn returns. A loop that ran to its end has saved its state.
 
         Raises:
             TrainerError: without `checkpoint=`, or before the first step.
@@ -265,14 +265,14 @@ class Trainer:
         return self._runtime.engine
 
     def evaluate(self, dataset: Any, *, micro_batches: int | None = None) -> float:
-        """The mean loss over a map-style dataset in order (or its first `micro_batches`), without training. Every worker must call it.
+        """Returns the mean loss over a map-style dataset in order (or its first `micro_batches`). Every worker must call it.
 
-        The layers run in evaluation mode and without gradients. The last micro-batch may be smaller; it weighs as much as its samples,
-        or as its weight where the loss gives `(sum, weight)`. What layers and samples draw follows from the seed and their place in the
-        dataset: the same each time, on every layout.
+        The layers run in evaluation mode and without gradients. The last micro-batch may be smaller; it is weighted by its number of
+        samples, or by its weight if the loss returns `(sum, weight)`. Random numbers of layers and samples follow from the seed and the
+        place in the dataset: they are equal each time, on every layout.
 
         Raises:
-            TrainerError: for data that cannot be sought in, or that is empty.
+            TrainerError: for data that is empty or has no random access.
         """
         data = EvaluationData.of(dataset, self.micro_batch_size, micro_batches, self._collate, self.seed)
         total, weight = self._steps.together(lambda: evaluated(self._model.root, data, self._engine.evaluate))
@@ -281,71 +281,70 @@ class Trainer:
         return total / weight
 
     def log(self, path: str | os.PathLike[str], **values: Any) -> None:
-        """Appends `{"step": ..., **values}` to a file, as a line of JSON: each step's once, whoever dies.
+        """Appends `{"step": ..., **values}` to a file as a line of JSON, exactly once for each call, even if workers die.
 
-        Every worker calls it in the loop body, with the same values where they are to be exact: the first that arrives is written, by the
-        job's agent. Under `if report.leader` a step is lost where the leader dies in its body. Lines of an earlier job, for steps that this
-        one takes again, are replaced.
+        Every worker calls it in the loop body, with the same values if they must be exact: the job's agent writes the first that arrives.
+        Under `if report.leader` a line is lost if the leader dies in the body. Lines of an earlier job, for steps that this one takes
+        again, are replaced.
 
         Raises:
-            TrainerError: outside of a loop body, or for values that are no JSON.
+            TrainerError: outside a loop body, or for values without a JSON form.
         """
         if not self._runtime.amid:
-            raise TrainerError("trainer.log() is called outside of a loop body, and a line belongs to a step: call it in the body")
+            raise TrainerError("trainer.log() is called outside a loop body, but a line belongs to a step: call it in the body")
         self._job.send(self._numbers.record(path, self._runtime.handed, values))
 
     def after_step(self, f: AfterStep) -> AfterStep:
-        """Has `f(parameter, state)` called behind every update, as a part of the step; can be used as a decorator.
+        """Registers `f(parameter, state)` to be called after every update, as a part of the step; can be used as a decorator.
 
-        It runs on every owner behind the optimizer's update, without gradients, once for each run of a trained parameter that is owned
-        there (the whole tensor, for optimizers whose tensors are not cut): a flat tensor, to be changed in place, and a dict of its own,
-        whose `name` is the parameter's. What f keeps in that dict is state like the optimizer's: tensors of the parameter's shape are
-        spread over workers, copied, moved and saved with it, numbers go along. Where a step is taken again, f is too.
+        It runs on every owner after the optimizer's update, without gradients, once for each run of a trained parameter that is owned
+        there (the whole tensor, for optimizers whose tensors are not cut). `parameter` is a flat tensor, to be changed in place; `state` is
+        a dict for that run, whose `name` is the parameter's. What f keeps in the dict is state like the optimizer's: tensors of the
+        parameter's shape are spread over workers, copied, moved and saved with it, and so are numbers. f runs again if its step does.
 
-        Every worker gives the same functions, before the first step.
+        Every worker registers the same functions, before the first step.
 
         Raises:
-            TrainerError: if f does not treat each element on its own, or draws random numbers; or if steps have been taken here.
+            TrainerError: if f does not treat each element separately, or draws random numbers; or if steps have been taken here.
         """
         if self._history.decided:
-            raise TrainerError(f"{after.name_of(f)} is given to after_step behind a step: give it before the first one, on every worker")
+            raise TrainerError(f"{after.name_of(f)} is given to after_step after a step: give it before the first one, on every worker")
         after.check(f, self._model.dtype(self._model.vectors[0].home), self._model.spec.cut)
         self._optimizer.after.append(f)
         self._history.after.append(after.name_of(f))
         return f
 
     def register_for_checkpointing(self, *objects: Any) -> None:
-        """Keeps objects of the loop's own, which its body changes: counters, early stopping, samplers, metrics.
+        """Registers objects that the loop body changes: counters, early stopping, samplers, metrics.
 
         Each has `state_dict()` and `load_state_dict()`, of numbers, strings, lists, dicts and small tensors or arrays. A worker that joins
-        gets their states to match the next step that it is given, checkpoints have them, and the next job goes on with them; they must be
-        the same on every worker, which is checked in each step. They are loaded when they are registered, and again when the loop begins.
-        A step that is taken again is not given to the loop again, so they are not put back.
+        gets the states that match its first step, checkpoints contain them, and the next job loads them. They must be equal on every
+        worker, which is checked in each step. States are loaded when objects are registered, and again when the loop begins. A step that is
+        taken again is not yielded again, so objects are not reset.
 
-        Every worker gives the same objects in the same order, before the first step.
+        Every worker registers the same objects in the same order, before the first step.
 
         Raises:
-            TrainerError: for what cannot be kept, naming it; or if steps have been taken here.
+            TrainerError: naming an object that cannot be stored; or if steps have been taken here.
         """
         if self._history.decided:
             names = ", ".join(type(each).__name__ for each in objects)
-            raise TrainerError(f"{names} is registered behind a step: register it before the first one, on every worker")
+            raise TrainerError(f"{names} is registered after a step: register it before the first one, on every worker")
         self._history.registered.add(objects, self._model.root)
 
     def average(self, decay: float) -> None:
         """Keeps an exponential moving average of trained parameters: `average = decay * average + (1 - decay) * parameter` in each step.
 
-        It begins with the parameters behind the first step; `state_dict("average")` gives it. Every worker calls it before the first step.
+        It begins with the parameters after the first step; `state_dict("average")` returns it. Every worker calls it before the first step.
         """
         if not 0.0 <= decay < 1.0:
-            raise TrainerError(f"average(decay={decay}): the decay is at least 0 and below 1")
+            raise TrainerError(f"average(decay={decay}): the decay must be at least 0 and below 1")
         self.after_step(after.average(decay))
 
     def state_dict(self, state: str | None = None) -> dict[str, torch.Tensor]:
-        """The whole model's state_dict, on every worker, which must all call it: also of layers that are not here.
+        """Returns the whole model's state_dict on every worker, layers of other workers included. Every worker must call it.
 
-        With `state`, such as "average" or "exp_avg", that state of each trained parameter stands in its place, where it has it.
-        Tensors are copies.
+        With `state`, such as "average" or "exp_avg", that state replaces each trained parameter that has it. Tensors are copies.
         """
         while True:
             found: list[dict[str, torch.Tensor]] = []
@@ -355,7 +354,7 @@ class Trainer:
             if all(each["has"] for each in told):
                 break
         if state is not None and not any(found[1:]):
-            raise TrainerError(f"no parameter has a state {state!r}: the optimizer keeps none of that name, and nor does after_step")
+            raise TrainerError(f"no parameter has a state {state!r}: neither the optimizer nor after_step keeps one of that name")
         whole = {name: tensor for each in found for name, tensor in each.items()}
         return self._model.state_dict(whole)
 
@@ -365,12 +364,12 @@ class Trainer:
         return True
 
     def digest(self) -> str | None:
-        """Hex SHA-256 over the bytes of all parameters in name order, on the leader; None on the others. Every worker must call it."""
+        """Returns the hex SHA-256 of all parameters (in name order) and changing buffers on the leader, else None. All must call it."""
         digest = self._steps.together(lambda: self._engine.digest())
         return digest if self.leader else None
 
     def statistics(self) -> list[dict[str, Any]] | None:
-        """What each worker holds and has done, on the leader; None on the others. Every worker must call it."""
+        """Returns statistics of each worker on the leader, None on the others. Every worker must call it."""
         found = self._steps.together(lambda: self._engine.gather(self._own_statistics()))
         return found if self.leader else None
 

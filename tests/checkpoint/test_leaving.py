@@ -119,7 +119,7 @@ def test_whoever_dies_behind_a_loop_that_was_left_its_last_step_is_saved(
 
 @pytest.mark.long
 def test_a_loop_that_is_left_behind_different_steps_ends_the_job(tmp_path: Path) -> None:
-    said = "worker 1 has left the loop behind step 3 and returned from train_fn, and worker 0 has gone on to step 4. A loop must be left"
+    said = "worker 1 has left the loop after step 3 and returned from train_fn, and worker 0 has gone on to step 4. A loop must be left"
     with pytest.raises(TrainerError, match=said):
         elastic.run(train, workers=2, stages=1, args=[str(tmp_path / "apart"), "left apart"])
     assert names(tmp_path / "apart") == []

@@ -78,9 +78,9 @@ def other(model: named.Language) -> nn.ModuleList:
 @pytest.mark.parametrize(
     ("make", "names", "reason"),
     [
-        (other, "model", r"5\.weight in the list of layers is not of the Language that is given"),
-        (lambda m: nn.ModuleList(m.layers()[:-1]), "model", r"no layer has head\.scale of the Language .*\(2 such\)"),
-        (layers, {"0": "x", "9.weight": "y"}, r"the model has no 9\.weight; its names are such as 0\.weight"),
+        (other, "model", r"5\.weight in the list of layers is not in the Language given as names"),
+        (lambda m: nn.ModuleList(m.layers()[:-1]), "model", r"no layer has head\.scale of the Language .*\(2 such names\)"),
+        (layers, {"0": "x", "9.weight": "y"}, r"the model has no 9\.weight; it has names such as 0\.weight"),
         (layers, {"1": "x", "2": "x"}, r"1\.norm\.weight and 2\.norm\.weight would both be called x\.norm\.weight"),
         (layers, {"0.weight": "4.scale"}, r"would both be called 4\.scale"),
         (layers, {"1": "2", "2": "1"}, r"which is another parameter's name"),
@@ -116,7 +116,7 @@ def test_jobs_save_and_go_on_under_the_model_s_names(tmp_path: Path) -> None:
     assert theirs.contents.frozen == {"head.scale"}
     assert theirs.contents.buffers == {"head.shift"}
     assert set(theirs.contents.scalars) == {names[name] for name in own.contents.scalars}
-    with pytest.raises(CheckpointError, match=r"its parameters are called 'body\.blocks.*names="):
+    with pytest.raises(CheckpointError, match=r"its parameters have names such as 'body\.blocks.*names="):
         elastic.run(named.train, args=[str(tmp_path / "run"), False, 8], workers=1)
 
 
@@ -155,5 +155,5 @@ def test_transformers_opens_what_a_job_of_two_stages_saved(kind: str, tmp_path: 
 def test_a_checkpoint_without_any_of_the_names_says_what_to_do() -> None:
     contents = SimpleNamespace(tensors={"a.weight": {}}, ties={})
     source: Any = SimpleNamespace(name="step-00000001", manifest=SimpleNamespace(contents=contents))
-    with pytest.raises(CheckpointError, match=r"'a\.weight' and the like, and this model's '0\.weight' or 'b\.weight'.*names="):
+    with pytest.raises(CheckpointError, match=r"'a\.weight', and this model's such as '0\.weight' or 'b\.weight'.*names="):
         Naming(saved={"0.weight": "b.weight"}).inward(source)

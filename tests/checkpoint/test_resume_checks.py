@@ -23,11 +23,11 @@ def test_a_record_comes_back_from_json() -> None:
     ("change", "said"),
     [
         ({}, ""),
-        ({"settings": {**SETTINGS, "samples": 48}}, "was trained with samples=32, and this job has 48: samples come in another order"),
-        ({"settings": {**SETTINGS, "batch_size": 16}}, "batch_size=8, and this job has 16: every step has other samples"),
-        ({"settings": {**SETTINGS, "micro_batch_size": 4}}, "micro_batch_size=2, and this job has 4"),
-        ({"settings": {**SETTINGS, "seed": 2}}, "seed=1, and this job has 2"),
-        ({"scheduler": ""}, "trained with the scheduler StepLR, and this job has none"),
+        ({"settings": {**SETTINGS, "samples": 48}}, "was trained with samples=32, but this job has 48: samples come in another order"),
+        ({"settings": {**SETTINGS, "batch_size": 16}}, "batch_size=8, but this job has 16: every step has other samples"),
+        ({"settings": {**SETTINGS, "micro_batch_size": 4}}, "micro_batch_size=2, but this job has 4"),
+        ({"settings": {**SETTINGS, "seed": 2}}, "seed=1, but this job has 2"),
+        ({"scheduler": ""}, "trained with the scheduler StepLR, but this job has none"),
         ({"initial": "cd"}, "began with other initial parameters"),
     ],
 )
@@ -46,9 +46,9 @@ def test_settings_of_groups_that_the_script_changed_are_told() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"optimizer": "SGD"}, "trained with AdamW, and this job has SGD.*own"),
-        ({"scheduler": "CosineAnnealingLR"}, "scheduler StepLR, and this job has CosineAnnealingLR"),
-        ({"initial": "cd", "settings": {**SETTINGS, "seed": 2}}, "belongs to another training: .* directory of its own"),
+        ({"optimizer": "SGD"}, "trained with AdamW, but this job has SGD.*own"),
+        ({"scheduler": "CosineAnnealingLR"}, "scheduler StepLR, but this job has CosineAnnealingLR"),
+        ({"initial": "cd", "settings": {**SETTINGS, "seed": 2}}, "belongs to another training: .* its own directory"),
     ],
 )
 def test_what_may_not_differ_is_refused(change: dict[str, Any], said: str) -> None:

@@ -279,7 +279,7 @@ def test_a_job_whose_checkpoints_are_all_damaged_ends_and_names_them(tmp_path: P
 
 
 def test_every_without_a_directory_is_refused() -> None:
-    with pytest.raises(SettingsError, match="every=2 says when to save"):
+    with pytest.raises(SettingsError, match="every=2 needs a directory to save to"):
         elastic.run(_without_directory, workers=1)
 
 

@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_written_is_said_once_and_written_later(tmp_path: 
         tell(files, numbers, path, step)
     (complaint,) = said
     assert "Is a directory" in complaint
-    assert "what step 0 and later ones log waits" in complaint
+    assert "the values that step 0 and later ones log are kept" in complaint
     path.rmdir()
     tell(files, numbers, path, 3)
     assert steps(path) == [0, 1, 2, 3]

@@ -21,4 +21,4 @@ def test_an_exception_without_a_text_is_one_of_train_fn(error: BaseException) ->
     """It was taken for a crash of the worker, which was started anew."""
     report = main._failure(SimpleNamespace(epoch=1, step=2), error)  # type: ignore[arg-type]
     assert report["kind"] == type(error).__name__
-    assert "whose text cannot be told: RuntimeError" in report["message"]
+    assert "whose text raises RuntimeError" in report["message"]

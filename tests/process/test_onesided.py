@@ -28,7 +28,7 @@ def test_whoever_is_behind_the_loop_body_has_not_called_it() -> None:
     waits(found, 1, times=1, step=4, computes=True)
     said = found.verdict(1, [0, 1], [])
     assert said is not None
-    assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 has gone on to step 4 without it")
+    assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) after step 3, and worker 1 has gone on to step 4 without it")
     assert "register_for_checkpointing" not in said  # all have begun together
     assert found.verdict(2, [0, 1], []) is None  # the members have changed
     assert found.verdict(1, [0], []) is None
@@ -60,13 +60,13 @@ def test_two_in_different_calls_at_one_place_wait_for_each_other() -> None:
     assert found.verdict(1, [0, 1, 2], []) is None  # it has the result, which is on its way to the others
     waits(found, 1, call="body 1", what="trainer.evaluate() (a.py:9)", number=8, loose=True)
     assert found.verdict(1, [0, 1], []) == (
-        "worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 in trainer.evaluate() (a.py:9). All workers must call "
-        "the same, in the same order: each waits for the others"
+        "worker 0 waits in trainer.digest() (a.py:3) after step 3, and worker 1 in trainer.evaluate() (a.py:9). All workers must make "
+        "the same calls, in the same order: each waits for the others"
     )
-    waits(found, 1, call="body 1", number=9, what="something of a Trainer", leaves=True)
+    waits(found, 1, call="body 1", number=9, what="a Trainer's call", leaves=True)
     said = found.verdict(1, [0, 1], [])
     assert said is not None
-    assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) behind step 3, and worker 1 has returned from train_fn without it")
+    assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) after step 3, and worker 1 has returned from train_fn without it")
 
 
 def test_at_the_end_of_a_loop_it_does_not_matter_what_asks_for_it() -> None:
@@ -93,7 +93,7 @@ def test_who_is_in_its_own_code_for_long_is_named_once_where_others_wait() -> No
     waits(found, 0, times=1, busy=True, what="(a.py:6)")
     assert found.waited_for(1, [0], []) == []  # nobody waits
     assert found.waited_for(1, [0, 1], [0]) == []  # it has returned
-    said = ["worker 0 is in the code of train_fn behind step 3 (a.py:6) for over 8 s, and worker 1 waits for it"]
+    said = ["worker 0 is in the code of train_fn after step 3 (a.py:6) for over 8 s, and worker 1 waits for it"]
     assert found.waited_for(1, [0, 1], []) == said
     assert found.waited_for(1, [0, 1], []) == []
     assert found.verdict(1, [0, 1], []) is None
@@ -107,7 +107,7 @@ def test_whoever_has_left_the_loop_waits_for_the_others_to_save() -> None:
     waits(found, 1, step=4, computes=True)
     said = found.verdict(1, [0, 1], [])
     assert said is not None
-    assert said.startswith("worker 0 has left the loop behind step 3 and returned from train_fn, and worker 1 has gone on to step 4.")
+    assert said.startswith("worker 0 has left the loop after step 3 and returned from train_fn, and worker 1 has gone on to step 4.")
 
 
 def test_a_counter_of_a_worker_that_joined_may_be_the_reason() -> None:
@@ -116,7 +116,7 @@ def test_a_counter_of_a_worker_that_joined_may_be_the_reason() -> None:
     waits(found, 2, epoch=3, step=4, computes=True)
     said = found.verdict(3, [0, 2], [])
     assert said is not None
-    assert said.endswith("as train_fn begins with them, unless they are given to trainer.register_for_checkpointing")
+    assert said.endswith("from the start of train_fn, unless they are given to trainer.register_for_checkpointing")
 
 
 def test_whoever_returned_does_not_come() -> None:
@@ -173,7 +173,7 @@ def test_leaving_behind_the_last_step_is_running_to_the_end(worker: int, leftove
 
 @pytest.mark.slow
 def test_a_second_trainer_is_refused(leftovers: Any) -> None:
-    with pytest.raises(TrainerError, match="train_fn makes a second Trainer, and a job has one"):
+    with pytest.raises(TrainerError, match="train_fn makes a second Trainer, but a job has only one"):
         elastic.run(train, workers=2, stages=1, args=["second"])
 
 
@@ -181,7 +181,7 @@ def test_a_second_trainer_is_refused(leftovers: Any) -> None:
 @pytest.mark.long
 def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert elastic.run(train, workers=2, stages=1, args=["sleep"]).value == 7
-    assert "worker 0 is in the code of train_fn behind step 3 (test_onesided.py:" in capfd.readouterr().err
+    assert "worker 0 is in the code of train_fn after step 3 (test_onesided.py:" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -190,16 +190,16 @@ def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFix
     [
         (
             "evaluate",
-            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) behind step 3, and worker 1 has gone on to step 4",
+            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) after step 3, and worker 1 has gone on to step 4",
         ),
         pytest.param(
             "digest",
-            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) behind step 3, and worker 1 in trainer\.digest\(\) \(",
+            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) after step 3, and worker 1 in trainer\.digest\(\) \(",
             marks=pytest.mark.long,
         ),
         pytest.param(
             "state_dict",
-            r"worker 0 waits in trainer\.state_dict\(\) \(.*\) behind step 3, and worker 1 in trainer\.digest\(\) \(",
+            r"worker 0 waits in trainer\.state_dict\(\) \(.*\) after step 3, and worker 1 in trainer\.digest\(\) \(",
             marks=pytest.mark.long,
         ),
         pytest.param("break", r"worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers", marks=pytest.mark.long),

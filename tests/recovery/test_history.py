@@ -321,7 +321,7 @@ class Forgetful(Secretive):
 
 
 def test_what_cannot_be_saved_is_refused_at_the_start() -> None:
-    with pytest.raises(TrainerError, match=r"the state of Secretive cannot be in a checkpoint \(TypeError: a set cannot travel\)"):
+    with pytest.raises(TrainerError, match=r"the state of Secretive cannot be in a checkpoint \(TypeError: a set has no JSON form\)"):
         trained(0, Secretive()).history.check(saved=True)
     with pytest.raises(TrainerError, match=r"Forgetful cannot be in a checkpoint: its load_state_dict\(\) does not restore"):
         trained(0, Forgetful()).history.check(saved=True)
@@ -329,5 +329,5 @@ def test_what_cannot_be_saved_is_refused_at_the_start() -> None:
     trained(2).history.check(saved=True)
     worker = trained(2)
     worker.optimizer.param_groups[0]["odd"] = {1, 2}
-    with pytest.raises(TrainerError, match="settings of parameter group 0 cannot be sent to other workers: a set cannot travel"):
+    with pytest.raises(TrainerError, match="settings of parameter group 0 cannot be sent to other workers: a set has no JSON form"):
         worker.history.check(saved=False)

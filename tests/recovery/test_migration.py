@@ -220,7 +220,7 @@ def test_a_run_that_its_sender_does_not_hold_is_refused(make: Make) -> None:
     sender = job.workers[move.source]
     sender.held = [held for held in sender.held if held.layer != move.layer or held.role == "gathered"]
     with pytest.raises(
-        GateRefused, match=rf"worker {move.source} is to send {move.source}>.*, which it does not hold at step {STEP}"
+        GateRefused, match=rf"worker {move.source} must send {move.source}>.*, but does not hold it at step {STEP}"
     ) as caught:
         job.migrate(proposal)
     assert caught.value.check == "coverage"

@@ -284,7 +284,7 @@ def test_a_member_does_not_switch_to_an_adopted_view() -> None:
     job: Any = FakeJob()
     member = RecoveryClient(job, network, None, None, None)  # pyright: ignore[reportArgumentType]
     member._inventory = lambda held_state, lost: found  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(GateRefused, match="told of epoch 3, which it did not vote for"):
+    with pytest.raises(GateRefused, match="was sent epoch 3, which it did not vote for"):
         member.recover(lambda lost: held_state, view_of([0, 1, 2]), ())
     assert job.sent == ["inventory"]
 

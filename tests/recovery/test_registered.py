@@ -128,12 +128,12 @@ def test_whoever_begins_with_the_others_keeps_what_it_has() -> None:
         (3, "is given a int, which has no state_dict"),
         (torch.optim.SGD(MODEL.parameters(), 0.1), "a SGD of the Trainer is given"),
         (MODEL[0], "a Linear of the Trainer is given"),
-        (Counter(seen={1, 2}), "the state 'seen' of Counter cannot be registered: a set cannot travel"),
-        (Counter(raw=b"x"), "the state 'raw' of Counter cannot be registered: a bytes cannot travel"),
+        (Counter(seen={1, 2}), "the state 'seen' of Counter cannot be registered: a set has no JSON form"),
+        (Counter(raw=b"x"), "the state 'raw' of Counter cannot be registered: a bytes has no JSON form"),
         (Counter(odd={(1, 2): 3}), "the state 'odd' of Counter cannot be registered"),
-        (Counter(big=torch.zeros(LARGEST)), "may be 262,144: they go to every worker that joins"),
-        (Forgetful(), r"its load_state_dict\(\) does not bring back what"),
-        (Strict(), r"its load_state_dict\(\) does not take what its state_dict\(\) gave \(ValueError: not me\)"),
+        (Counter(big=torch.zeros(LARGEST)), "the limit is 262,144, since they are sent to every worker that joins"),
+        (Forgetful(), r"its load_state_dict\(\) does not restore what"),
+        (Strict(), r"its load_state_dict\(\) refuses what its state_dict\(\) returned \(ValueError: not me\)"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(given: Any, why: str) -> None:
@@ -154,11 +154,11 @@ def test_a_state_that_cannot_be_kept_any_more_ends_the_step() -> None:
 def test_other_objects_than_the_others_have_are_refused() -> None:
     found = Registered()
     found.learn(5, [["Counter", {"dict": [["count", 9]]}]], "the other workers have")
-    with pytest.warns(UserWarning, match="the other workers have the states of Counter, which nobody asks for"):
+    with pytest.warns(UserWarning, match="the other workers have the states of Counter, which are not used"):
         found.begin(warns=True)
     found.learn(5, [["Counter", {"dict": [["count", 9]]}], ["Sampler", 1]], "the other workers have")
     found.add((Counter(),), MODEL)
-    with pytest.raises(TrainerError, match="have the states of Counter, Sampler, and register_for_checkpointing was given Counter here"):
+    with pytest.raises(TrainerError, match="have the states of Counter, Sampler, but register_for_checkpointing was given Counter here"):
         found.begin(warns=True)
 
 
@@ -172,7 +172,7 @@ def test_a_difference_is_named() -> None:
     nothing = registered()
     nothing.note(3)
     assert compared({0: one.named, 1: nothing.named}) == (
-        "what register_for_checkpointing was given is Counter, Counter on worker 0 and nothing on worker 1"
+        "the list of objects given to register_for_checkpointing is Counter, Counter on worker 0 and nothing on worker 1"
     )
 
 
