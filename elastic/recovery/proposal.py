@@ -265,8 +265,8 @@ def _check_known(last: View, survivors: Iterable[int], joiners: Iterable[int]) -
 
 
 def _members(last: View, survivors: Collection[int], joiners: Mapping[int, Member], slowdowns: Mapping[int, float]) -> tuple[Member, ...]:
-    everybody = (*(member for member in last.members if member.worker in survivors), *(joiners[worker] for worker in sorted(joiners)))
-    return tuple(replace(member, slowdown=slowdowns.get(member.worker, 1.0)) for member in everybody)
+    members = (*(member for member in last.members if member.worker in survivors), *(joiners[worker] for worker in sorted(joiners)))
+    return tuple(replace(member, slowdown=slowdowns.get(member.worker, 1.0)) for member in members)
 
 
 def _results(inventories: Iterable[Inventory]) -> list[Any]:
@@ -384,7 +384,7 @@ def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; the loss of a skipped step may be NaN, which equals nothing."""
+    """Returns whether two JSON values are equal, NaN included: the loss of a skipped step may be NaN."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 

@@ -53,7 +53,7 @@ def note_imported() -> dict[str, SourceFile]:
 
 
 def to_json(sources: Mapping[str, SourceFile]) -> dict[str, list[Any]]:
-    """`{name: [path, digest, package]}`."""
+    """Returns the sources as JSON: `{name: [path, digest, package]}`."""
     return {name: [source.path, source.digest, source.package] for name, source in sources.items()}
 
 

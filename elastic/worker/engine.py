@@ -123,7 +123,7 @@ class Engine:
 
     @torch.inference_mode(False)
     def update(self, answer: Apply) -> None:
-        """Updates the owned shards. Other members' copies of their parameters are out of date from here on; nothing is sent yet.
+        """Updates the owned shards. Parameters of other owners are in transition from here on; nothing is sent yet.
 
         Raises:
             NonFinite: on every worker, naming step and micro-batch; nothing of the step was applied anywhere.
@@ -239,7 +239,7 @@ class Engine:
         """Returns the complete copies that this worker can send once workers `lost` are gone. It is the last call in this view."""
         self.rest.check(("live", "gathered", "replica", "previous"))
         self.replicator.give_up(self.rest.damaged)
-        behind = self._gatherer.settle()
+        outdated = self._gatherer.settle()
         self.replicator.settle()
         owned = self._optimizer.owned
         gathered = [(layer, 0, flat) for layer, flat in self._model.flats.items()]
@@ -250,7 +250,7 @@ class Engine:
             *(
                 Held(layer=layer, start=start, stop=start + m.numel(), step=self.step, role="gathered", memory={PARAM: m}, scalars={})
                 for layer, start, m in gathered
-                if layer not in behind
+                if layer not in outdated
             ),
             *self.replicator.held(lost),
         ]
@@ -298,8 +298,8 @@ class Engine:
         homes = {name: model.layer_of(name) for name in model.names}
         holders = {name: self.view.coordinator if layer is None else layout.members(layer)[0] for name, layer in homes.items()}
         sizes = {name: model.size_of(name) for name in model.names}
-        behind = [bytes_of(contiguous(buffer)) for buffer in model.running.now().values()]  # every member has them
-        return digest(self._rounds, self._next_sequence, self.worker, sizes, holders, model.bytes_of, behind)
+        buffers = [bytes_of(contiguous(buffer)) for buffer in model.running.now().values()]  # every member has them
+        return digest(self._rounds, self._next_sequence, self.worker, sizes, holders, model.bytes_of, buffers)
 
     def _next_sequence(self) -> int:
         """Returns the next number of a round that belongs to no step; equal on all members, since all call the same methods."""

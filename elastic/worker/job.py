@@ -138,7 +138,7 @@ class Job:
             latest = quiesce[-1] if quiesce else 0
             self._orders = [order for i, order in enumerate(self._orders) if i >= latest or order["type"] == "view"]
             order = self._orders.pop(0)
-            if self._waits is not None and not any(behind["type"] == "quiesce" for behind in self._orders):
+            if self._waits is not None and not any(later["type"] == "quiesce" for later in self._orders):
                 self._waits.resume()
             return order
 

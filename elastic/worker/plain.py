@@ -76,8 +76,8 @@ def revive(value: Any, live: Any) -> Any:
         live.load_state_dict(revive(value.state, live.state_dict()))
         return live
     if type(value) is dict:
-        beside = live if isinstance(live, dict) else {}
-        return {key: revive(item, beside.get(key)) for key, item in value.items() if key in beside or not isinstance(item, Left)}
+        current = live if isinstance(live, dict) else {}
+        return {key: revive(item, current.get(key)) for key, item in value.items() if key in current or not isinstance(item, Left)}
     if type(value) in (list, tuple):
         others = [*live] if isinstance(live, list | tuple) else []
         others += [None] * (len(value) - len(others))

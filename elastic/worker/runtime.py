@@ -292,12 +292,12 @@ class WorkerRuntime:
         return True
 
     def _waits_for_all(self, *, loose: bool) -> AbstractContextManager[None]:
-        behind, place, _ = f"{self._place}/".split("/")
+        after, place, _ = f"{self._place}/".split("/")
         if place == "save":  # some members may be in it while others still wait for APPLY
             return nullcontext()
         call = f"{'end' if place == 'end' else 'body'} {self._calls}"
         epoch, closes = self.engine.view.epoch, place == "close"
-        return self._waiting.at(epoch, int(behind), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
+        return self._waiting.at(epoch, int(after), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
 
     def _recover(self, error: Exception) -> CommittedView:
         """Reports a loss and enters the next view."""
@@ -376,5 +376,5 @@ class WorkerRuntime:
 
 def _forgettable(name: str, step: int) -> bool:
     """Returns whether no worker can reach this place any more; every worker that joins passes the places outside loops."""
-    behind, place, _ = name.split("/")
-    return place in ("body", "save", "close") and int(behind) < step - 1
+    after, place, _ = name.split("/")
+    return place in ("body", "save", "close") and int(after) < step - 1

@@ -217,7 +217,7 @@ class Trainer:
 
     @property
     def leader(self) -> bool:
-        """Whether this worker should print and log for the job; true on exactly one worker."""
+        """Whether this worker should print, log and save for the job; true on exactly one worker."""
         return self._job.leader
 
     @property
