@@ -2,8 +2,8 @@
 
 order        layers 0, 1, ... in order; the layers of a stage are neighbours, and no worker is in two stages
 members      every layer has members, none twice
-coverage     the intervals of a layer leave nothing out and stay inside it
 coverage     the intervals of a layer cover every element and stay inside the layer
+single owner no element is in two intervals, and intervals are not empty
 ownership    owners are members of the layer's stage
 alignment    intervals start at allowed cut points
 replication  the replica is another worker of the layout, and is missing only when there is one worker

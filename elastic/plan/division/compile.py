@@ -1,4 +1,4 @@
-"""From a cost model to tables."""
+"""Compiles a cost model into tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Between = Callable[[Shape, Shape, int], Floats]
 
 
 class Compiler:
-    """Remembers what does not depend on the number of replicas, so that the tables of many of them are made quickly."""
+    """Makes tables, and caches values that do not depend on the number of replicas, so that further tables are made quickly."""
 
     def __init__(self, rules: PoolCosts) -> None:
         self._rules = rules
@@ -27,9 +27,9 @@ class Compiler:
     def tables(
         self, size: int, micro_batches: int, makeups: Sequence[Makeup], units: NDArray[np.int64], available: NDArray[np.int64]
     ) -> Tables:
-        """The tables of these makeups, all with equally many replicas, for micro-batches of `size` samples.
+        """Returns the tables of these makeups, all with equally many replicas, for micro-batches of `size` samples.
 
-        Between two mixed makeups every shape is taken to meet every other.
+        Between two mixed makeups it assumes that every shape sends to every other.
         """
         shapes = tuple(sorted({shape for makeup in makeups for shape in makeup.shapes}))
         members = [[shapes.index(shape) for shape in makeup.shapes] for makeup in makeups]
@@ -65,7 +65,7 @@ class Compiler:
 
 
 def _slowest(of_shapes: NDArray, members: Sequence[Sequence[int]]) -> NDArray:
-    """The maximum over the members of each makeup, along the first axis."""
+    """Returns the maximum over the members of each makeup, along the first axis."""
     first, last = [group[0] for group in members], [group[-1] for group in members]
     if all(len(group) == 1 for group in members):
         return of_shapes[first]
@@ -77,7 +77,7 @@ def _many(of_shapes: NDArray, members: Sequence[Sequence[int]]) -> NDArray:
 
 
 def most_in_flight(footprint: Footprint) -> NDArray[np.int64]:
-    """How many micro-batches fit beside what is fixed; 0 if not even one."""
+    """Returns how many micro-batches fit next to the fixed bytes; 0 if not even one."""
     room = footprint.capacity - footprint.fixed
     with np.errstate(divide="ignore", invalid="ignore"):
         most = np.floor(room / footprint.in_flight)
@@ -86,5 +86,5 @@ def most_in_flight(footprint: Footprint) -> NDArray[np.int64]:
 
 
 def crossing(between: Between, one: Makeup, other: Makeup, size: int) -> Floats:
-    """The slowest transfer between the replicas of two stages that really talk to each other."""
+    """Returns the slowest transfer between the replicas of two stages that send to each other."""
     return np.max([between(a, b, size) for a, b in meeting(one, other)], axis=0)

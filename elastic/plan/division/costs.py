@@ -1,4 +1,4 @@
-"""What a division, and a plan on a cluster, is predicted to take under a cost model's rules: step time, and memory of each stage."""
+"""Predicts a division, and a plan on a cluster, with a cost model's rules: step time, and memory of each stage."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from elastic.plan.prediction import Prediction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCosts:
-    """The cost model of plans on a cluster: `rules` for micro-batches of `micro_batch` samples, `micro_batches` of them in each pipeline.
+    """The cost model of plans on a cluster: `rules` for micro-batches of `micro_batch` samples, `micro_batches` of them per pipeline.
 
-    `pools` has the pool of each member. `stage_s` of its predictions is what the stage takes for a micro-batch, its transfers included.
+    `pools` maps each member to its pool. `stage_s` of its predictions is the time of a stage for one micro-batch, with its transfers.
     """
 
     rules: PoolCosts
@@ -38,9 +38,9 @@ class ClusterCosts:
 
 
 def costs(rules: PoolCosts, stages: Sequence[Section], size: int, micro_batches: int) -> Prediction:
-    """The step of a 1F1B pipeline: `(M - 1) max + sum` over the stages, and the slowest update and synchronisation.
+    """Predicts the step of a 1F1B pipeline: `(M - 1) max + sum` over the stages, plus the slowest update and synchronisation.
 
-    A stage keeps as many micro-batches in flight as there are stages from it to the end, but no more than there are.
+    A stage has as many micro-batches in flight as there are stages from it to the end, but at most all.
     """
     stage_s = tuple(_stage_s(rules, stages, number, size) for number in range(len(stages)))
     in_flight = [min(len(stages) - number, micro_batches) for number in range(len(stages))]
@@ -70,7 +70,7 @@ def _stage_s(rules: PoolCosts, stages: Sequence[Section], number: int, size: int
 
 
 def _need(rules: PoolCosts, stage: Section, size: int, in_flight: int) -> tuple[float, float]:
-    """The most bytes on a device, and the least room that is left on one."""
+    """Returns the most bytes on a device, and the least bytes left free on one."""
     layers, shared = stage.layers, stage.makeup.replicas > 1
     feet = [rules.footprint(shape, size, shared) for shape in stage.makeup.shapes]
     needs = [float(foot.fixed[layers.start, layers.stop] + in_flight * foot.in_flight[layers.start, layers.stop]) for foot in feet]

@@ -1,4 +1,4 @@
-"""How many layers some resources can hold, when each stage on its own is bounded."""
+"""Finds how many layers some resources can hold if each stage is bounded separately."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Ints = NDArray[np.int64]
 
 
 class Resources:
-    """Amounts of each resource that may be left, numbered; the last number is everything."""
+    """All amounts of each resource that may be left, numbered; the last number is the full amount."""
 
     def __init__(self, units: Ints, available: Ints) -> None:
         dims = available + 1
@@ -21,13 +21,13 @@ class Resources:
         enough = (self.amounts[None] >= units[:, :, None]).all(axis=1)
         left = np.arange(self.count)[None] - (units @ strides)[:, None]
         self.after: Ints = np.where(enough, left, -1)
-        """(F, count): the number of what is left after one stage of a makeup, or -1."""
+        """(F, count): the number of the amounts left after one stage of a makeup, or -1."""
 
 
 def furthest(ends: Ints, resources: Resources) -> Ints:
-    """(depth + 1, ..., resources): where a prefix ends at most, by the number of stages behind it and the resources left for it.
+    """Returns (depth + 1, ..., resources): how far a prefix reaches at most, by the number of later stages and the resources left for it.
 
-    `ends` (depth, ..., F, n) is where a stage ends at most, by the number of stages behind it, its makeup and its first layer.
+    `ends` (depth, ..., F, n) is how far a stage reaches at most, by the number of later stages, its makeup and its first layer.
     """
     depth, width = len(ends), ends.shape[-1] + 1
     ends = np.maximum.accumulate(ends, axis=-1)
@@ -42,17 +42,17 @@ def furthest(ends: Ints, resources: Resources) -> Ints:
 
 
 def last_index(allowed: NDArray[np.bool_]) -> Ints:
-    """The last index along the last axis at which something is allowed, 0 if nowhere."""
+    """Returns the last index along the last axis where `allowed` is true, 0 if there is none."""
     return np.where(allowed.any(axis=-1), allowed.shape[-1] - 1 - np.argmax(allowed[..., ::-1], axis=-1), 0)
 
 
 def last_in_memory(most_in_flight: Ints, depth: int) -> Ints:
-    """(depth, F, n): where a stage that fits into memory ends at most, by the number of stages behind it, makeup and first layer."""
+    """Returns (depth, F, n): how far a stage that fits into memory reaches, by the number of later stages, makeup and first layer."""
     return last_index(np.triu(most_in_flight, 1)[None] > np.arange(depth)[:, None, None, None])
 
 
 def furthest_in_memory(most_in_flight: Ints, units: Ints, available: Ints) -> int:
-    """How many layers fit into memory at most, whatever the time."""
+    """Returns how many layers fit into memory at most, regardless of time."""
     layers = most_in_flight.shape[1] - 1
     resources = Resources(units, np.minimum(available, layers * units.max(axis=0)))
     return int(furthest(last_in_memory(most_in_flight, layers), resources)[0, -1])

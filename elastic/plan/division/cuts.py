@@ -1,9 +1,9 @@
 """The exact search among the partitions of one table: a dynamic programme from the last stage to the first.
 
-A label is a suffix of the layers, cut into stages; labels of equally many stages are extended together, by every makeup and every first
-layer. Dropped are labels that cannot become better than the best known partition (`reach` tells how far the rest can get), and those that
-another one with the same first layer, makeup and resources left equals or beats in all of: largest stage, sum of stages, synchronisation,
-update. What a stage sends back is only known with the stage before it: until then its time is `open_s`.
+A label is a suffix of the layers, cut into stages. Labels of equally many stages are extended together, by every makeup and every first
+layer. A label is dropped if it cannot lead to a better partition than the best known one (`reach` bounds the rest), or if another label
+with the same first layer, makeup and resources left is at least as good in all of: largest stage, sum of stages, synchronisation, update.
+The time that a stage needs to send gradients back depends on the stage before it; until that is known, the stage's time is `open_s`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from elastic.plan.division.tables import StageCut, Tables
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """Suffixes of equally many stages; `parent` is the number of the suffix without its first stage."""
+    """Suffixes of equally many stages; `parent` is the index of the suffix without its first stage."""
 
     start: Ints
     stop: Ints
@@ -39,12 +39,12 @@ class Labels:
         return len(self.start)
 
     def take(self, which: NDArray[np.bool_] | Ints) -> Labels:
-        """Some of them."""
+        """Selects some of the labels."""
         return Labels(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 class Search:
-    """Finds the best partition of a table that takes less than `bound_s`; `exact` turns false if more than `most_labels` had to be kept."""
+    """Finds the best partition of a table below `bound_s`. `exact` turns false if it had to drop labels beyond `most_labels`."""
 
     def __init__(self, reach: Reach, bound_s: float, most_labels: int = 200_000) -> None:
         self.tables, self.reach, self.bound_s = reach.tables, reach, bound_s
@@ -57,7 +57,7 @@ class Search:
         self.best: tuple[int, int] | None = None
 
     def run(self) -> tuple[StageCut, ...] | None:
-        """The best stages, or None if there are none below the bound."""
+        """Returns the best stages, or None if there are none below the bound."""
         labels = self._last_stages()
         while len(labels):
             self.levels.append(labels)
@@ -90,7 +90,7 @@ class Search:
         )
 
     def _extend(self, labels: Labels) -> Labels:
-        """Every label with one stage more in front of it, as far as that may lead to a partition below the bound."""
+        """Adds one stage in front of every label, in each way that may lead to a partition below the bound."""
         tables, number = self.tables, len(self.levels)
         old, makeup, start = self._places(labels, number)
         base, stop = labels.take(old), labels.start[old]
@@ -111,7 +111,7 @@ class Search:
         )
 
     def _places(self, labels: Labels, number: int) -> tuple[Ints, Ints, Ints]:
-        """Label, makeup and first layer of each possible further stage."""
+        """Returns the label, makeup and first layer of each possible further stage."""
         open_ends = np.nonzero(labels.start > 0)[0]
         left = self.reach.resources.after[:, labels.left[open_ends]]
         behind = np.append(self.furthest[number + 1], -1) if number < self.reach.depth else np.full(self.reach.resources.count + 1, -1)
@@ -128,12 +128,12 @@ class Search:
         return old[keep], makeup[keep], start[keep]
 
     def _step_s(self, labels: Labels) -> Floats:
-        """What a step takes whose stages are all in the label."""
+        """Returns the seconds of a step whose stages are all in the label."""
         worst = np.maximum(labels.worst_s, labels.open_s)
         return (self.tables.micro_batches - 1) * worst + labels.sum_s + labels.open_s + labels.sync_s + labels.update_s
 
     def _lower_s(self, labels: Labels) -> Floats:
-        """What a step with this suffix takes at least."""
+        """Returns a lower bound on the seconds of a step with this suffix."""
         reach, prices = self.reach, self.reach.prices
         worst = np.maximum(np.maximum(labels.worst_s, labels.open_s), reach.slowest_s)
         step_s = np.full(len(labels), -math.inf)
@@ -172,7 +172,7 @@ class Search:
 
 
 def _undominated(labels: Labels, lower: Floats, resources: int, tables: Tables) -> tuple[Labels, Floats]:
-    """Without labels that the most promising one of the same state equals or beats in everything."""
+    """Drops labels that the most promising label of the same state equals or beats in every measure."""
     if len(labels) < 2:
         return labels, lower
     key = (labels.start * tables.makeups + labels.makeup) * resources + labels.left
@@ -187,6 +187,6 @@ def _undominated(labels: Labels, lower: Floats, resources: int, tables: Tables) 
 
 
 def best_cuts(reach: Reach, bound_s: float = math.inf) -> tuple[tuple[StageCut, ...] | None, bool]:
-    """The stages with the least step time below `bound_s`, or None; and whether that is proven."""
+    """Returns the stages with the least step time below `bound_s`, or None; and whether this is proven."""
     search = Search(reach, bound_s)
     return search.run(), search.exact

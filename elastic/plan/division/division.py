@@ -1,4 +1,4 @@
-"""A division of layers to stages and their replicas by device kind and tensor-parallel degree, before devices are chosen; as a value."""
+"""A division: layers per stage, and each stage's replicas by device kind and tensor-parallel degree, before devices are chosen. A value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Division:
         start = 0
         for number, stage in enumerate(self.stages):
             if stage.layers.start != start or not stage.layers or stage.layers.step != 1:
-                raise PlanError(f"stage {number} has layers {stage.layers}, and layer {start} comes next")
+                raise PlanError(f"stage {number} has layers {stage.layers}; layer {start} comes next")
             start = stage.layers.stop
         if len({stage.makeup.replicas for stage in self.stages}) != 1:
             raise PlanError(f"all stages need equally many replicas, not {[stage.makeup.replicas for stage in self.stages]}")
@@ -45,7 +45,7 @@ class Division:
         return self.stages[0].makeup.replicas
 
     def summary(self, pools: Sequence[Pool]) -> str:
-        """Such as `mbs 2, 32 micro-batches: [0-8] 16xV100-16/4 | [9-25] 16xA100-40/2`: layers, replicas, kind, tensor-parallel degree."""
+        """Layers, replicas, kind and degree per stage, such as `mbs 2, 32 micro-batches: [0-8] 16xV100-16/4 | [9-25] 16xA100-40/2`."""
         stages = (
             f"[{stage.layers.start}-{stage.layers.stop - 1}] "
             + "+".join(f"{count}x{pools[shape.pool].kind}/{shape.tp}" for shape, count in stage.makeup.parts)

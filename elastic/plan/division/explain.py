@@ -1,4 +1,4 @@
-"""Why a model fits nowhere: which layer, how many bytes short, on which device."""
+"""Explains why a model does not fit: which layer, how many bytes short, on which device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elastic.plan.division.shapes import Shape
 
 
 class Shortage(NamedTuple):
-    """What the least demanding way of holding a layer lacks."""
+    """The bytes that a layer lacks on its least demanding shape."""
 
     bytes: float
     layer: int
@@ -21,7 +21,7 @@ class Shortage(NamedTuple):
 
 
 def why_nothing_fits(rules: PoolCosts, sizes: tuple[int, ...]) -> str:
-    """A sentence for the smallest of these micro-batch sizes and one replica, which needs the least memory and devices."""
+    """Returns a sentence for the smallest of these micro-batch sizes and one replica, which need the least memory and devices."""
     useful = [size for size in sorted(sizes) if any(_there(rules, shape) for shape in rules.shapes(size))]
     if not useful:
         kinds = ", ".join(f"{pool.count} {pool.kind}" for pool in rules.pools)
@@ -42,7 +42,7 @@ def _there(rules: PoolCosts, shape: Shape) -> bool:
 
 
 def _worst_layer(rules: PoolCosts, size: int) -> Shortage:
-    """The layer that lacks most on the shape that lacks least, as the last stage, alone."""
+    """Returns the layer that lacks most, each on the shape where it lacks least, alone as the last stage."""
     found: list[Shortage] = []
     for layer in range(rules.layers):
         options: list[Shortage] = []
@@ -55,7 +55,7 @@ def _worst_layer(rules: PoolCosts, size: int) -> Shortage:
 
 
 def _together(rules: PoolCosts, size: int) -> str:
-    """Every layer fits, but not all of them: by the extra bytes on every device with which they would."""
+    """Explains, if each layer fits alone but not all together: by the extra bytes per device with which they would fit."""
     if _covered(rules, size, 0.0) == rules.layers:
         return f"the {rules.layers} layers fit into memory, but no stages that do are connected to each other"
     low, high = 0.0, 1.0
@@ -75,7 +75,7 @@ def _together(rules: PoolCosts, size: int) -> str:
 
 
 def _covered(rules: PoolCosts, size: int, extra: float) -> int:
-    """How many layers one pipeline can hold at most, with that many more bytes on each device."""
+    """Returns how many layers one pipeline can hold at most, with `extra` more bytes on each device."""
     shapes = [shape for shape in rules.shapes(size) if _there(rules, shape)]
     feet = [rules.footprint(shape, size, False) for shape in shapes]
     most = [most_in_flight(Bytes(fixed=foot.fixed, in_flight=foot.in_flight, capacity=foot.capacity + extra)) for foot in feet]

@@ -1,4 +1,4 @@
-"""Stages of two shapes, from different pools: they use up what is left of pools that do not divide by the number of replicas."""
+"""Makes stages of two shapes from different pools, for pools whose devices are not a multiple of the number of replicas."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from elastic.plan.division.shapes import Makeup, ReplicaCount, Shape
 
 
 def mixtures(rules: PoolCosts, size: int, replicas: int) -> list[Makeup]:
-    """For each pair of shapes and each amount of the first one's pool, the makeup that takes the most of that and the least of the other.
+    """Returns, per pair of shapes and amount of the first one's pool, the makeup that takes most of that pool and least of the other.
 
-    What a stage takes of a pool is by how much fewer stages with `replicas` devices of it are then left. Mixtures that take as much of one
-    pool as a stage of one shape alone would are left out: that stage would be no slower.
+    The amount that a stage takes of a pool is counted as the number of stages with `replicas` devices of it that are then no longer
+    possible. Mixtures that take as much of one pool as a stage of only one shape are left out: that stage would be no slower.
     """
     found: dict[Makeup, None] = {}
     for one, other in permutations(sorted(rules.shapes(size)), 2):
@@ -24,7 +24,7 @@ def mixtures(rules: PoolCosts, size: int, replicas: int) -> list[Makeup]:
 
 
 def _counts(devices: int, shape: Shape, replicas: int) -> set[int]:
-    """The most replicas of the shape for each number, below its own tp, of whole stages that they cost."""
+    """Returns the most replicas of the shape for each number, below its tp, of whole stages that they cost."""
     whole = devices // replicas
     most = ((devices - replicas * max(whole - cost, 0)) // shape.tp for cost in range(shape.tp))
     return {count for count in most if 0 < count < replicas}

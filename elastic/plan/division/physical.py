@@ -1,15 +1,15 @@
-"""The cost model of clusters: profiles of layers, links by place, and how such programs work; nothing is fitted to measured runs.
+"""The cost model of clusters, from profiles of layers and links by place; nothing is fitted to measured runs.
 
 - A transfer between stages occupies both ends, as blocking point-to-point calls do: a stage in the middle is charged for receiving and
   sending in both directions.
 - With tensor parallelism every device sends the whole activations, which are replicated, over its own network interface: the link is that
   of one device, not of all.
-- More samples are never less work: a layer that was profiled slower for a smaller micro-batch was measured with noise.
-- Memory holds, beside parameters, gradients, moments and the activations in flight: the gradients of the layer that is running backwards,
+- More samples are never less work: if a layer was profiled slower for a smaller micro-batch, that is noise.
+- Besides parameters, gradients, moments and the activations in flight, memory holds: the gradients of the layer that is running backward,
   about as large as its activations; the bucket into which gradients are flattened; a message in each direction at each boundary; and
-  communicators, one each for tensor parallelism, data parallelism and stages.
+  one communicator each for tensor parallelism, data parallelism and stages.
 
-The update is that of a stage's first layer: profiles give all layers of a model the same, whatever their parameters.
+The update is that of a stage's first layer: profiles list the same update for all layers of a model, whatever their parameters.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from elastic.plan.profiles import Profiles
 
 BUCKET_BYTES = 5e8
 STATE_PER_PARAMETER_BYTE = 6
-"""24 bytes for each parameter of 4: values, gradients, moments, and what the optimizer needs beside them."""
+"""24 bytes for each parameter of 4: value, gradient, moments, and other bytes that the optimizer needs."""
 BASE_BYTES, COMMUNICATOR_BYTES = 2e9, 1e9
-"""What a device holds besides the model; and for each communicator."""
+"""Bytes on a device besides the model; and bytes of each communicator."""
 
 
 class PhysicalRules:
-    """See above. Raises PlanError if a kind of the cluster has no profile."""
+    """The rules described above. Raises PlanError if a kind of the cluster has no profile."""
 
     transfers = Transfers(first=(2.0,), middle=2.0, last=2.0)
 
@@ -84,11 +84,11 @@ class PhysicalRules:
         return np.full(len(sent), math.inf) if curve is None else curve.seconds(sent)
 
     def backward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:
-        """As large as the activations that came over the same boundary."""
+        """Seconds of gradients, which are as large as the activations over the same boundary."""
         return self.forward_s(receiver, sender, size)
 
     def sync_s(self, makeup: Makeup) -> Floats:
-        """The slowest ring between replicas that follow each other."""
+        """Seconds of the slowest ring between neighbouring replicas."""
         weights = self._weights / self.least_share(makeup)
         pairs = {(a, a) for a, count in makeup.parts if count > 1} | set(pairwise(makeup.shapes))
         found = np.zeros_like(weights)
@@ -98,16 +98,16 @@ class PhysicalRules:
         return found
 
     def least_share(self, makeup: Makeup) -> int:
-        """Over how many devices at least the weights of a stage are spread."""
+        """The least number of devices that the weights of a stage are spread over."""
         return min(shape.tp for shape in makeup.shapes)
 
     def place(self, shape: Shape) -> LinkEnd:
-        """One device of a replica."""
+        """One device of a replica, as the end of a link."""
         pool = self.pools[shape.pool]
         return LinkEnd(pool.zone, pool.kind)
 
     def link(self, one: LinkEnd, other: LinkEnd) -> Curve | None:
-        """None if they are not connected."""
+        """The link between two ends; None if they are not connected."""
         try:
             return self.cluster.links.curve(one, other)
         except PlanError:
@@ -115,7 +115,7 @@ class PhysicalRules:
 
 
 def all_reduce_s(size: Floats, members: int, curve: Curve) -> Floats:
-    """A ring: 2 (n - 1) messages of an n-th, one bucket after the other."""
+    """Returns the seconds of a ring all-reduce: 2 (n - 1) messages of an n-th, one bucket after the other."""
     if members < 2:
         return np.zeros_like(size)
     buckets, rest = np.divmod(size, BUCKET_BYTES)
@@ -124,7 +124,7 @@ def all_reduce_s(size: Floats, members: int, curve: Curve) -> Floats:
 
 
 def _largest(per_layer: list[float]) -> Floats:
-    """The largest value over `[first, behind)`; 0 where that is empty."""
+    """Returns the largest value over `[first, stop)`; 0 if that is empty."""
     values = np.array(per_layer)
     found = np.zeros((len(values) + 1, len(values) + 1))
     for first in range(len(values)):

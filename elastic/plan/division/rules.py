@@ -1,4 +1,4 @@
-"""The interface of a cost model: what a stage, a transfer, a synchronisation and an update take, and what a stage keeps in memory."""
+"""The interface of a cost model: seconds of a stage, a transfer, a synchronisation and an update, and bytes of a stage in memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 class Transfers:
     """How often a stage is charged, per micro-batch, for sending its activations on and its gradients back.
 
-    `first` is for the first stage, by the number of stages (its last entry stands for all above); `middle` for both directions of a stage
-    in between; `last` for the last one. A lone stage sends nothing.
+    `first` is for the first stage, indexed by the number of stages (its last entry is used for all larger ones); `middle` for both
+    directions of a stage in between; `last` for the last stage. A single stage sends nothing.
     """
 
     first: tuple[float, ...]
@@ -26,19 +26,19 @@ class Transfers:
     last: float
 
     def of_first(self, depth: int) -> float:
-        """The charge for the first of `depth` stages."""
+        """Returns the charge for the first of `depth` stages."""
         return self.first[min(depth, len(self.first)) - 1]
 
 
 class Footprint(Protocol):
-    """Bytes on one device by first layer and layer behind the last, shape (layers + 1, layers + 1)."""
+    """Bytes on one device by first layer and one past the last, shape (layers + 1, layers + 1)."""
 
     @property
     def fixed(self) -> Floats: ...
 
     @property
     def in_flight(self) -> Floats:
-        """What each micro-batch in flight adds."""
+        """Bytes that each micro-batch in flight adds."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Footprint(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bytes:
-    """The plain `Footprint`."""
+    """A `Footprint` of plain arrays."""
 
     fixed: Floats
     in_flight: Floats
@@ -55,7 +55,7 @@ class Bytes:
 
 
 class PoolCosts(Protocol):
-    """All seconds are of one micro-batch unless said otherwise; `(n, n)` is by first layer and layer behind the last, n = layers + 1."""
+    """Costs per stage. Seconds are per micro-batch unless noted; `(n, n)` is by first layer and one past the last, n = layers + 1."""
 
     @property
     def layers(self) -> int: ...
@@ -67,39 +67,39 @@ class PoolCosts(Protocol):
     def transfers(self) -> Transfers: ...
 
     def micro_batch_sizes(self) -> tuple[int, ...]:
-        """The sizes for which there is a profile."""
+        """Returns the sizes for which there is a profile."""
         ...
 
     def shapes(self, size: int) -> tuple[Shape, ...]:
-        """The shapes for which there is a profile of this micro-batch size."""
+        """Returns the shapes for which there is a profile of this micro-batch size."""
         ...
 
     def seconds(self, shape: Shape, size: int) -> Floats:
-        """Forward and backward, for each layer."""
+        """Returns the seconds forward and backward, for each layer."""
         ...
 
     def update_s(self, shape: Shape, size: int) -> Floats:
-        """The optimizer's update of a stage, once a step; (n, n)."""
+        """Returns the seconds of the optimizer's update of a stage, once a step; (n, n)."""
         ...
 
     def footprint(self, shape: Shape, size: int, shared: bool) -> Footprint:
-        """What a stage keeps on each of its devices; `shared` if it has more than one replica."""
+        """Returns the bytes of a stage on each of its devices; `shared` if it has more than one replica."""
         ...
 
     def forward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:
-        """Activations that cross the boundary before each layer; (n,)."""
+        """Returns the seconds of the activations that cross the boundary before each layer; (n,)."""
         ...
 
     def backward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:
-        """Gradients that cross the boundary before each layer; (n,)."""
+        """Returns the seconds of the gradients that cross the boundary before each layer; (n,)."""
         ...
 
     def sync_s(self, makeup: Makeup) -> Floats:
-        """Adding the gradients of a stage's replicas, once a step; (n, n)."""
+        """Returns the seconds to add the gradients of a stage's replicas, once a step; (n, n)."""
         ...
 
 
 def spans(per_layer: Floats) -> Floats:
-    """Sums over `[first, behind)` of a value per layer, shape (layers + 1, layers + 1); only `first < behind` is meaningful."""
+    """Returns sums over `[first, stop)` of a value per layer, shape (layers + 1, layers + 1); only `first < stop` is meaningful."""
     sums = np.concatenate([[0.0], np.cumsum(per_layer)])
     return sums[None, :] - sums[:, None]

@@ -1,8 +1,8 @@
-"""The choice among micro-batch sizes and numbers of replicas, each of which is one table.
+"""Chooses the micro-batch size and the number of replicas; each choice is one table.
 
 All micro-batches of a step go through `replicas` equal pipelines. For each number of micro-batches per pipeline only the least number of
-replicas is looked at: more of them would take more devices and synchronise more, for nothing. Tables are first compared by the step time
-that `reach` cannot exclude; the most promising is searched exactly, and what it yields excludes most of the others.
+replicas is considered: more replicas would use more devices and synchronise more, without a gain. Tables are first compared by the step
+time that `reach` cannot exclude; the most promising one is searched exactly, and its result excludes most of the others.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from elastic.plan.division.shapes import Makeup, alike
 from elastic.plan.division.tables import StageCut, step_seconds
 
 SHARES = (0.8, 0.85, 0.9, 0.95)
-"""Tables are searched in the order of the part of the best step time so far that they cannot be excluded from."""
+"""Tables are ordered by the largest share of the best known step time that they cannot reach; the most promising are searched first."""
 
 WIDER = (1.03, 1.1, 1.3)
-"""By how much more than the estimate a step is looked for; a narrow bound excludes most of the search."""
+"""Factors on the estimated step time up to which a step is searched for; a narrow bound excludes most of the search."""
 
 CLOSE = 1.02
-"""By how much another table has to be more promising than the most promising so far."""
+"""Factor by which another table has to be more promising than the most promising one so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchLimits:
-    """What the search leaves out: micro-batch sizes other than these (None: none), deeper pipelines, stages of several shapes."""
+    """Limits of the search: these micro-batch sizes (None: any), at most `most_stages` stages, and stages of two shapes if `mixed`."""
 
     sizes: tuple[int, ...] | None = None
     most_stages: int = 1 << 30
@@ -45,7 +45,7 @@ class SearchLimits:
 
 
 class Case(NamedTuple):
-    """A micro-batch size, and how many micro-batches each of so many replicas takes in a step."""
+    """A micro-batch size, a number of replicas, and the micro-batches of each replica in a step."""
 
     size: int
     replicas: int
@@ -62,10 +62,10 @@ class BestDivision(NamedTuple):
 
 
 def divide(rules: PoolCosts, batch: int, limits: SearchLimits = SearchLimits()) -> Division:
-    """The plan with the least step time for a global batch of `batch` samples, under the cost model `rules`.
+    """Returns the plan with the least step time for a global batch of `batch` samples, under the cost model `rules`.
 
-    Every stage has equally many replicas, all of one shape, but for at most one stage of two shapes (`mixing`); layers are contiguous.
-    Within that space the result is optimal if its `exact` says so. Raises PlanError if nothing fits into memory, saying where.
+    Every stage has equally many replicas, all of one shape, except for at most one stage of two shapes (`mixing`); layers are contiguous.
+    Within that space the result is optimal if it is marked `exact`. Raises PlanError, naming the place, if nothing fits into memory.
     """
     if batch < 1:
         raise PlanError(f"a global batch of {batch} samples cannot be trained: it must be at least 1")
@@ -113,7 +113,7 @@ class _ClusterSearch:
         return [alike(shape, case.replicas) for shape in shapes if shape.tp * case.replicas <= self.rules.pools[shape.pool].count]
 
     def _reach(self, case: Case, makeups: Sequence[Makeup], mixing: int = 0) -> Reach | None:
-        """Units are `replicas` devices of a pool; the last resource is the number of stages of mixed makeup."""
+        """Makes the tables of a case and their relaxation. A unit is `replicas` devices of a pool; the last resource: mixed stages."""
         if not makeups:
             return None
         pools = [(number, pool.count) for number, pool in enumerate(self.rules.pools)]
@@ -131,7 +131,7 @@ class _ClusterSearch:
         self._improve(reaches, makeups)
 
     def _improve(self, reaches: dict[Case, Reach], makeups: dict[Case, list[Makeup]]) -> None:
-        """Searches the tables that may contain something better, the most promising first."""
+        """Searches the tables that may contain a better partition, the most promising first."""
         waiting = dict(reaches)
         if self.found is None and (first := _most_promising(waiting)) is not None:
             self._solve(first[0], waiting.pop(first[0]), makeups[first[0]], first[1])
@@ -168,5 +168,5 @@ def _most_promising(reaches: dict[Case, Reach]) -> tuple[Case, float] | None:
 
 
 def _units(makeup: Makeup, pool: int, count: int) -> int:
-    """By how much a stage lowers the number of times that all replicas find a device of the pool."""
+    """Returns how many fewer times all replicas can each get a device of the pool, once the stage has taken its devices."""
     return count // makeup.replicas - (count - makeup.devices(pool)) // makeup.replicas

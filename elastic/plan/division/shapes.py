@@ -1,4 +1,4 @@
-"""What serves one stage: replicas, each of one device kind and tensor-parallel degree."""
+"""The replicas of one stage, each of one device kind and tensor-parallel degree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elastic.errors import PlanError
 
 
 class Pool(NamedTuple):
-    """Devices of one kind in one zone; they are interchangeable."""
+    """Interchangeable devices: those of one kind in one zone."""
 
     kind: str
     zone: str
@@ -19,14 +19,14 @@ class Pool(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """One replica: `tp` devices of the pool with this number."""
+    """One replica: `tp` devices of the pool with index `pool`."""
 
     pool: int
     tp: int
 
 
 class ReplicaCount(NamedTuple):
-    """So many replicas of one shape."""
+    """`count` replicas of one shape."""
 
     shape: Shape
     count: int
@@ -34,7 +34,7 @@ class ReplicaCount(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Makeup:
-    """The replicas of one stage, in a fixed order: replica j of a stage talks to replica j of the next.
+    """The replicas of one stage, in a fixed order: replica j of a stage exchanges messages with replica j of the next.
 
     Raises PlanError if there is no replica, or if a part has none.
     """
@@ -43,7 +43,7 @@ class Makeup:
 
     def __post_init__(self) -> None:
         if not self.parts or any(count < 1 or shape.tp < 1 for shape, count in self.parts):
-            raise PlanError(f"a stage needs replicas, and each part of it at least one: {self.parts}")
+            raise PlanError(f"a stage needs replicas, at least one in each part: {self.parts}")
 
     @property
     def replicas(self) -> int:
@@ -52,30 +52,30 @@ class Makeup:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """The shapes in it, in order."""
+        """The shapes of the parts, in order."""
         return tuple(shape for shape, _ in self.parts)
 
     def devices(self, pool: int) -> int:
-        """How many devices of a pool it takes."""
+        """Returns how many devices of a pool the stage takes."""
         return sum(shape.tp * count for shape, count in self.parts if shape.pool == pool)
 
     def each(self) -> tuple[Shape, ...]:
-        """The shape of every replica, in order."""
+        """Returns the shape of every replica, in order."""
         return tuple(shape for shape, count in self.parts for _ in range(count))
 
 
 def alike(shape: Shape, replicas: int) -> Makeup:
-    """A stage whose replicas are all of one shape."""
+    """Makes a stage whose replicas are all of one shape."""
     return Makeup((ReplicaCount(shape, replicas),))
 
 
 def together(shapes: Iterable[Shape]) -> Makeup:
-    """A stage with these replicas, in this order."""
+    """Makes a stage with these replicas, in this order."""
     return Makeup(tuple(ReplicaCount(shape, len(list(same))) for shape, same in groupby(shapes)))
 
 
 def meeting(one: Makeup, other: Makeup) -> set[tuple[Shape, Shape]]:
-    """The pairs of shapes that talk to each other when replica j of one stage talks to replica j of the other."""
+    """Returns the pairs of shapes that exchange messages, where replica j of one stage does so with replica j of the other."""
     ends: list[dict[int, Shape]] = []
     for makeup in (one, other):
         place, found = 0, {}
@@ -88,7 +88,7 @@ def meeting(one: Makeup, other: Makeup) -> set[tuple[Shape, Shape]]:
 
 
 def _at(ends: dict[int, Shape], place: int) -> Shape:
-    """The shape of the replica before `place`; a stage with fewer replicas starts over."""
+    """Returns the shape of the replica before `place`; a stage with fewer replicas starts over."""
     last = max(ends)
     wanted = (place - 1) % last + 1
     return next(shape for end, shape in ends.items() if end >= wanted)

@@ -1,4 +1,4 @@
-"""A cost model for one micro-batch size and number of replicas, as arrays; and the step time that they mean."""
+"""The values of a cost model for one micro-batch size and number of replicas, as arrays; and the step time that follows from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNLIMITED = 1 << 30
 
 
 class StageCut(NamedTuple):
-    """A stage: layers `[start, stop)`, served by the makeup with this number."""
+    """A stage: layers `[start, stop)`, served by the makeup with this index."""
 
     start: int
     stop: int
@@ -24,11 +24,11 @@ class StageCut(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Tables:
-    """F makeups, n = layers + 1, K resources.
+    """The arrays of a cost model, for F makeups, n = layers + 1, K resources.
 
-    `seconds`, `update_s`, `sync_s` and `most_in_flight` have shape (F, n, n), by first layer and layer behind the last; `forward_s` and
+    `seconds`, `update_s`, `sync_s` and `most_in_flight` have shape (F, n, n), by first layer and one past the last; `forward_s` and
     `backward_s` have shape (F, F, n), by sender, receiver and boundary. `most_in_flight` is how many micro-batches fit into memory (0: not
-    even one). `units` (F, K) is what one stage of a makeup takes of each resource, of which there are `available` (K,).
+    even one). `units` (F, K) is how much one stage of a makeup takes of each resource; `available` (K,) is how much there is.
     """
 
     micro_batches: int
@@ -54,7 +54,7 @@ class Tables:
 
 
 def stage_seconds(tables: Tables, cuts: Sequence[StageCut]) -> list[float]:
-    """Computation and transfers of each stage, for one micro-batch."""
+    """Returns the seconds of computation and transfers of each stage, for one micro-batch."""
     depth, charge = len(cuts), tables.transfers
     found: list[float] = []
     for number, (start, stop, makeup) in enumerate(cuts):
@@ -71,7 +71,7 @@ def stage_seconds(tables: Tables, cuts: Sequence[StageCut]) -> list[float]:
 
 
 def step_seconds(tables: Tables, cuts: Sequence[StageCut]) -> float:
-    """`(M - 1) max + sum` over the stages, and the slowest update, and the slowest synchronisation."""
+    """Returns `(M - 1) max + sum` over the stages, plus the slowest update and the slowest synchronisation."""
     each = stage_seconds(tables, cuts)
     update = max(float(tables.update_s[makeup, start, stop]) for start, stop, makeup in cuts)
     sync = max(float(tables.sync_s[makeup, start, stop]) for start, stop, makeup in cuts)

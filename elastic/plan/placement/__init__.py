@@ -1,7 +1,7 @@
-"""Which device serves which stage and replica group on a network whose links differ.
+"""Places devices in stages and replica groups on a network whose links differ.
 
-A group holds one stage and exchanges its gradients; consecutive groups hand activations on. Fast links can serve one or the other, and the
-best placement is somewhere between "every host is a group" and "every host is spread over all groups".
+A group holds one stage and exchanges its gradients; consecutive groups pass activations on. Fast links can serve either purpose, and the
+best placement lies between "every host is a group" and "every host is spread over all groups".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from elastic.plan.placement.search import Space, best_found
 BUDGET = 16_000_000
 
 FEW = 400
-"""Partitions that are all looked at instead of searched among: the placement is exact then."""
+"""Up to this many partitions, all are tried instead of a search: the placement is then exact."""
 
 DeviceGroups = tuple[tuple[int, ...], ...]
 
@@ -31,8 +31,8 @@ DeviceGroups = tuple[tuple[int, ...], ...]
 class Placement:
     """Groups of devices in pipeline order, and the seconds of a step's transfers and their two parts.
 
-    `exchange_s` is the gradient exchange of the slowest group, `boundary_s` that of all boundaries, forward and back. Where groups are of
-    one size, members of equal position hand on to one another. Raises PlanError on a device in two places or parts that do not add up.
+    `exchange_s` is the gradient exchange of the slowest group, `boundary_s` the sum over all boundaries, forward and back. In groups of
+    equal size, members at the same position exchange activations. Raises PlanError if a device has two places, or times do not add up.
     """
 
     groups: DeviceGroups
@@ -60,14 +60,14 @@ def place(
     seed: int = 0,
     budget: int = BUDGET,
 ) -> Placement:
-    """The placement of all devices in `groups` groups, whose sizes differ by at most one, of least cost that a search finds.
+    """Returns the best placement found of all devices in `groups` groups, whose sizes differ by at most one.
 
-    Few devices are placed at the least cost there is.
+    For few devices it is optimal.
 
     `latency_s` and `bytes_per_s` are (devices, devices); `exchange_bytes` are the gradients of one stage, `boundary_bytes` the activations
-    that a member hands on in a step. The cost is that of `network`; it is never above that of the devices in the order given. `budget` is
-    the effort, in pairs of devices looked at: the result depends on it and on `seed`, on nothing else.
-    Raises PlanError on malformed links, devices that live links do not connect, and when no placement without dead links was found.
+    that a member sends on in a step. The cost is defined in `network`; it never exceeds that of the devices in the order given. `budget` is
+    the effort, in pairs of devices looked at: the result depends only on the budget and `seed`.
+    Raises PlanError on malformed links, on devices that live links do not connect, and if no placement without dead links was found.
     """
     links = measured(latency_s, bytes_per_s, groups, exchange_bytes, boundary_bytes)
     even = _even(links)
@@ -85,12 +85,12 @@ def place(
 
 
 def _even(links: HostNetwork) -> DeviceGroups:
-    """The devices in the order given."""
+    """Returns groups of the devices in the order given."""
     return tuple(tuple(int(device) for device in run) for run in np.array_split(np.arange(links.devices), links.groups))
 
 
 def _found(links: HostNetwork, seed: int, budget: int) -> list[DeviceGroups]:
-    """What the search finds, without its blanks: of groups of unequal size, whose costs it approximates, the best few."""
+    """Returns the placements found by the search, without blanks: the best few for groups of unequal size, whose costs it approximates."""
     blanks = links.groups * links.lanes - links.devices
     space = Space(links.exchange_s(links.lanes), links.boundary_s, links.groups, blanks)
     best = best_found(space, seed, budget)[: 4 if blanks else 1]
@@ -99,7 +99,7 @@ def _found(links: HostNetwork, seed: int, budget: int) -> list[DeviceGroups]:
 
 
 def _scored(links: HostNetwork, groups: DeviceGroups) -> tuple[float, float, DeviceGroups]:
-    """Seconds of the exchange, of the boundaries in the best order, and the groups in that order, paired where their sizes are equal."""
+    """Returns seconds of the exchange, of the boundaries in the best order, and the groups in that order; equal-sized ones are paired."""
     filled = np.array([[*group, *group[:1] * (links.lanes - len(group))] for group in groups])
     bounds = boundary_bounds(links.boundary_s, filled)
     path, boundary_s = best_path(bounds, lambda i, j: links.boundary_between(groups[i], groups[j]))

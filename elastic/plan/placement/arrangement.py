@@ -1,4 +1,4 @@
-"""The best order and pairing of given groups: exact for as many groups as an exact path is (see `path`)."""
+"""Finds the best order and pairing of given groups: exact for as many groups as an exact path is (see `path`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elastic.plan.placement.path import Indices, path_cost, shortest_path
 
 
 def boundary_bounds(boundary: Matrix, groups: Indices) -> Matrix:
-    """(groups, groups): the slowest of all members' fastest links to the other group, which no pairing beats. `groups`: (groups, lanes)."""
+    """Returns (groups, groups): a lower bound per pairing, the slowest of all members' fastest links. `groups`: (groups, lanes)."""
     number, lanes = groups.shape
     cube = boundary[np.ix_(groups.reshape(-1), groups.reshape(-1))].reshape(number, lanes, number, lanes)
     least = cube.min(axis=3).max(axis=1)
@@ -22,9 +22,9 @@ def boundary_bounds(boundary: Matrix, groups: Indices) -> Matrix:
 
 
 def best_path(bounds: Matrix, exact: Callable[[int, int], float]) -> tuple[tuple[int, ...], float]:
-    """The order of groups whose boundaries, each `exact(i, j)` and at least `bounds[i, j]`, add up to least; and that sum.
+    """Returns the order of groups whose boundaries, each `exact(i, j)` and at least `bounds[i, j]`, have the least sum; and that sum.
 
-    Only boundaries that the best path for the bounds known so far uses are worked out, until it uses no others.
+    It computes only boundaries on the best path for the bounds known so far, until that path uses no others.
     """
     known = bounds.copy()
     done = np.eye(len(bounds), dtype=bool)
@@ -39,7 +39,7 @@ def best_path(bounds: Matrix, exact: Callable[[int, int], float]) -> tuple[tuple
 
 
 def arranged(devices: Indices, boundary: Matrix, stages: int) -> Indices:
-    """The same groups in the best order, each with its members in the lanes of the best pairing with the group before."""
+    """Returns the same groups in the best order, with each group's members in the lanes of the best pairing with the group before."""
     groups = devices.reshape(stages, -1)
 
     def pairing(i: int, j: int) -> float:
@@ -54,7 +54,7 @@ def arranged(devices: Indices, boundary: Matrix, stages: int) -> Indices:
 
 
 def bound(devices: Indices, exchange: Matrix, boundary: Matrix, stages: int) -> float:
-    """A lower bound of the cost of the placement when its groups are arranged, in seconds: cheap, and close to it."""
+    """Returns a lower bound, in seconds, of the cost of the placement after its groups are arranged: cheap, and close to it."""
     groups = devices.reshape(stages, -1)
     within = exchange[groups[:, :, None], groups[:, None, :]].sum(axis=2).max()
     bounds = boundary_bounds(boundary, groups)

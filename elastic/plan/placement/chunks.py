@@ -1,9 +1,9 @@
-"""Seeds that cut the pipeline where clusters of uneven size want it cut.
+"""Seeds that cut the pipeline to suit clusters of uneven size.
 
-Where consecutive stages draw on the same clusters, each lane between them is a run of near devices, here called a chunk; where they do not,
-the pipeline pays for one slow boundary. If the cuts leave runs of, say, 5 and 3 stages, then clusters of 26, 11 and 27 devices are made of
-chunks of 5 and 3 without any remainder. For every way to cut, a dynamic programme lays the chunks along the devices in near order so that
-the links inside of chunks are fastest in sum.
+Where consecutive stages use the same clusters, each lane between them is a run of near devices, here called a chunk; where they do not,
+the pipeline pays for one slow boundary. If the cuts leave runs of, say, 5 and 3 stages, then clusters of 26, 11 and 27 devices consist of
+chunks of 5 and 3 without a remainder. For every way to cut, a dynamic programme lays the chunks along the devices in near order so that
+the sum of the links inside chunks is least.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_STATES = 2500
 
 
 def chunked(order: Indices, boundary: Matrix, stages: int) -> Iterator[Indices]:
-    """Placements, as devices by slot, of the devices in `order`: for every way to cut the stages, with equal runs side by side or mixed."""
+    """Yields placements, as devices by slot, of the devices in `order`: per way to cut the stages, equal runs side by side, and mixed."""
     lanes = len(order) // stages
     cuts = sorted(_partitions(stages, stages), key=len) if stages <= 16 else [(stages,), (stages - stages // 2, stages // 2)]
     feasible = (cut for cut in cuts if _states(Counter(cut), lanes) <= MOST_STATES)
@@ -37,7 +37,7 @@ def chunked(order: Indices, boundary: Matrix, stages: int) -> Iterator[Indices]:
 
 
 def _partitions(total: int, largest: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write `total` as a sum of numbers up to `largest`, in descending order."""
+    """Yields all ways to write `total` as a sum of numbers up to `largest`, in descending order."""
     if not total:
         yield ()
     for first in range(min(total, largest), 0, -1):
@@ -50,10 +50,10 @@ def _states(runs: Counter[int], lanes: int) -> int:
 
 
 def _laid(order: Indices, boundary: Matrix, runs: Counter[int], lanes: int) -> dict[int, list[Indices]]:
-    """The chunks of each length, as devices: by the least cost for each number of chunks of each length so far."""
+    """Returns the chunks of each length, as devices: a dynamic programme over the numbers of chunks of each length so far."""
     lengths = sorted(runs, reverse=True)
     needed = [runs[length] * lanes for length in lengths]
-    # States in the order of `product`, so that one chunk of a kind less is a fixed distance before.
+    # States are in the order of `product`, so the state with one chunk of a kind less is a fixed distance before.
     back = [int(np.prod([count + 1 for count in needed[kind + 1 :]])) for kind in range(len(lengths))]
     links = np.concatenate([[0.0], np.cumsum(boundary[order[:-1], order[1:]])]).tolist()
     best, last = [0.0], [-1]
@@ -77,7 +77,7 @@ def _laid(order: Indices, boundary: Matrix, runs: Counter[int], lanes: int) -> d
 
 
 def _grid(chunks: dict[int, list[Indices]], runs: Counter[int], lanes: int, *, mixed: bool) -> Indices:
-    """Devices by slot: each chunk down one lane of a run; chunks that are neighbours in one run, or in runs of equal length by turns."""
+    """Returns devices by slot: each chunk is one lane of a run. Neighbours share a run, or, if `mixed`, alternate between equal runs."""
     rows: list[Indices] = []
     for length, these in chunks.items():
         cube = np.array(these)

@@ -1,4 +1,4 @@
-"""Every way to divide few devices into groups: where they are so few that looking at all costs less than searching well."""
+"""Enumerates every division of few devices into groups: for so few, that costs less than a good search."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from math import factorial, prod
 
 
 def partitions(sizes: Sequence[int]) -> int:
-    """How many ways there are to divide `sum(sizes)` devices into groups of these sizes, whose order does not matter."""
+    """Returns the number of ways to divide `sum(sizes)` devices into groups of these sizes, in any order."""
     alike = prod(map(factorial, Counter(sizes).values()))
     return factorial(sum(sizes)) // prod(map(factorial, sizes)) // alike
 
 
 def every_partition(devices: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Each of them once. The first device's group is chosen first, of each size that is left once."""
+    """Yields each division once. The first device's group is chosen first, in each distinct size that is left."""
     if not sizes:
         yield ()
         return

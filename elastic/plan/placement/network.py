@@ -1,8 +1,8 @@
-"""What a placement costs: the links of a network, checked, as seconds per pair of devices; and the cost of groups, exactly.
+"""The cost of a placement: checks the links of a network, converts them to seconds per pair of devices, and measures groups exactly.
 
-The cost model is that of DT-FM (Yuan et al., "Decentralized Training of Foundation Models in Heterogeneous Environments", 2022): groups
-exchange gradients at the same time, so the slowest member of the slowest group counts; activations pass from group to group, so the
-boundaries add up, each as slow as the slowest link of the best pairing, once forward and once back.
+The cost model is that of DT-FM (Yuan et al., "Decentralized Training of Foundation Models in Heterogeneous Environments", 2022). Groups
+exchange gradients at the same time, so the slowest member of the slowest group counts. Activations pass from group to group, so boundaries
+add up: each is as slow as the slowest link of the best pairing, once forward and once back.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 class HostNetwork:
     """Seconds between any two devices, (devices, devices), symmetric; `dead` marks pairs without a link, whose seconds are `penalty_s`.
 
-    An exchange of b bytes in a group of n takes `2 latency_s + byte_s / n` per pair, a boundary `boundary_s`.
+    An exchange of b bytes in a group of n takes `2 latency_s + byte_s / n` per pair; a boundary takes `boundary_s`.
     """
 
     latency_s: Matrix
@@ -35,41 +35,41 @@ class HostNetwork:
 
     @property
     def devices(self) -> int:
-        """Their number."""
+        """Number of devices."""
         return len(self.latency_s)
 
     @property
     def lanes(self) -> int:
-        """Members of the largest groups; others have one less."""
+        """Members of the largest groups; the others have one less."""
         return -(-self.devices // self.groups)
 
     def exchange_s(self, members: int) -> Matrix:
-        """Seconds that each member of a group of this size spends on each other member."""
+        """Returns the seconds that each member of a group of this size spends on each other member."""
         return 2 * self.latency_s + self.byte_s / members
 
     def slowest_member(self, group: Sequence[int]) -> tuple[float, int]:
-        """The seconds of a group's exchange, and the device that takes them."""
+        """Returns the seconds of a group's exchange, and its slowest device."""
         within = np.ix_(group, group)
         seconds = (2 * self.latency_s[within] + self.byte_s[within] / len(group)).sum(axis=1)
         return float(seconds.max()), group[int(seconds.argmax())]
 
     def boundary_between(self, one: Sequence[int], two: Sequence[int]) -> float:
-        """The slowest link of the best pairing of two groups, in seconds for one direction."""
+        """Returns the slowest link of the best pairing of two groups, in seconds for one direction."""
         larger, smaller = (one, two) if len(one) >= len(two) else (two, one)
         costs = self.boundary_s[np.ix_(larger, smaller)]
         return bottleneck_pairing(costs)[0] if len(one) == len(two) else uneven_pairing_s(costs)
 
 
 def measured(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes: float, boundary_bytes: float) -> HostNetwork:
-    """Checks the measured links and turns them into seconds.
+    """Checks the measured links and converts them to seconds.
 
-    Links that differ by direction count with the mean of both, since every cost uses a pair once in each direction. The diagonals are
-    ignored. A bandwidth of 0 is a dead link. Raises PlanError on shapes, signs, NaN, and on devices that live links do not connect.
+    A link that differs by direction counts as the mean of both, since every cost uses a pair once in each direction. The diagonals are
+    ignored. A bandwidth of 0 is a dead link. Raises PlanError on wrong shapes or signs, NaN, and devices that live links do not connect.
     """
     latency, bandwidth = _checked("latency_s", latency_s), _checked("bytes_per_s", bytes_per_s, infinite=True)
     devices = len(latency)
     if bandwidth.shape != latency.shape:
-        raise PlanError(f"latency_s is of {devices} devices and bytes_per_s of {len(bandwidth)}: both must be of the same")
+        raise PlanError(f"latency_s is of {devices} devices and bytes_per_s of {len(bandwidth)}: both must have the same number")
     if not 1 <= groups <= devices:
         raise PlanError(f"{devices} devices cannot make {groups} groups: there must be at least one group, and a device for each")
     for name, size in (("exchange_bytes", exchange_bytes), ("boundary_bytes", boundary_bytes)):
@@ -81,7 +81,7 @@ def measured(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes
     pace = np.divide(1.0, bandwidth, out=np.zeros_like(bandwidth), where=bandwidth > 0)
     latency, pace = (latency + latency.T) / 2, (pace + pace.T) / 2
     byte_s, boundary_s = 2 * exchange_bytes * pace, latency + boundary_bytes * pace
-    # Larger than any placement without a dead link, so that one with such a link is only found where there is no other.
+    # More than the cost of any placement without a dead link, so that dead links are used only if nothing else is possible.
     penalty = 2 * devices * float((2 * latency + byte_s + boundary_s).max()) + 1
     latency, boundary_s = np.where(dead, penalty, latency), np.where(dead, penalty, boundary_s)
     for matrix in (latency, byte_s, boundary_s):
@@ -90,12 +90,12 @@ def measured(latency_s: Matrix, bytes_per_s: Matrix, groups: int, exchange_bytes
 
 
 def _checked(name: str, values: Matrix, *, infinite: bool = False) -> Matrix:
-    """A copy as floats with a harmless diagonal."""
+    """Returns a copy as floats, with ones on the diagonal."""
     matrix = np.array(values, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise PlanError(f"{name} has shape {matrix.shape}; it must be (devices, devices)")
     if not len(matrix):
-        raise PlanError(f"{name} is of no devices: there is nothing to place")
+        raise PlanError(f"{name} has no devices: there is nothing to place")
     np.fill_diagonal(matrix, 1.0)
     bad = ~(matrix >= 0) | (np.isinf(matrix) & (not infinite))
     if bad.any():

@@ -1,4 +1,4 @@
-"""Who hands on to whom: the pairing of two consecutive groups whose slowest link is fastest."""
+"""Pairs the members of two consecutive groups so that the slowest link of a pair is as fast as possible."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Matrix = NDArray[np.float64]
 
 
 def bottleneck_pairing(costs: Matrix) -> tuple[float, tuple[int, ...]]:
-    """The least bottleneck of a perfect pairing of the rows of a square matrix with its columns, and the column of each row.
+    """Returns the least bottleneck of a perfect pairing of the rows of a square matrix with its columns, and the column of each row.
 
-    Exact: a threshold grows from the largest of all rows' and columns' least costs. A row that finds no augmenting path below it raises
-    it to the cheapest edge that leaves the tree of paths it has searched, which is the least that can help. Rows of bits stand for sets.
+    Exact: a threshold grows from the largest of all rows' and columns' least costs. If a row finds no augmenting path below the threshold,
+    it is raised to the cheapest edge that leaves the searched tree of paths, the least that can help. Sets are stored as bits.
     """
     rows: list[list[float]] = costs.tolist()
     limit = float(max(costs.min(axis=1).max(), costs.min(axis=0).max()))
@@ -31,7 +31,7 @@ def bottleneck_pairing(costs: Matrix) -> tuple[float, tuple[int, ...]]:
 
 
 class _Tree:
-    """What a search for an augmenting path has reached: rows, and columns as bits."""
+    """The rows, and columns as bits, that a search for an augmenting path has reached."""
 
     __slots__ = ("columns", "rows")
 
@@ -41,13 +41,13 @@ class _Tree:
 
 
 def _below(costs: Matrix, limit: float) -> list[int]:
-    """Per row, the columns whose cost is at most `limit`, as bits."""
+    """Returns, per row, the columns whose cost is at most `limit`, as bits."""
     packed = np.packbits(costs <= limit, axis=1, bitorder="little")
     return [int.from_bytes(row.tobytes(), "little") for row in packed]
 
 
 def _augment(row: int, below: Sequence[int], owner: list[int]) -> _Tree | None:
-    """Gives `row` a column, moving others if need be: None; or the tree that was searched in vain."""
+    """Gives `row` a column, moving other rows if necessary, and returns None; if impossible, returns the searched tree."""
     tree, came, free = _Tree(), {}, -1
     tree.rows.append(row)
     for at in tree.rows:
@@ -76,9 +76,9 @@ def _augment(row: int, below: Sequence[int], owner: list[int]) -> _Tree | None:
 
 
 def uneven_pairing_s(costs: Matrix) -> float:
-    """The least bottleneck when groups differ in size: every member of the larger has one partner, every one of the smaller an even share.
+    """Returns the least bottleneck for groups of different size: the members of the larger are shared evenly by those of the smaller.
 
-    `costs` is (larger, smaller). Each of the smaller has `larger // smaller` partners, and `larger % smaller` of them one more.
+    `costs` is (larger, smaller). Each member of the smaller has `larger // smaller` partners; `larger % smaller` of them have one more.
     """
     larger, smaller = costs.shape
     share, more = divmod(larger, smaller)

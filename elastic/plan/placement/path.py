@@ -1,4 +1,4 @@
-"""The order of stages: an open path through all groups whose edges cost least."""
+"""Orders stages: an open path through all groups whose edges have the least sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Indices = NDArray[np.intp]
 
 
 class _Layer(NamedTuple):
-    """All sets of some number of groups, and the one larger set that each makes with each group outside of it."""
+    """All sets of some number of groups, and the larger set that each forms with each group outside it."""
 
     sets: Indices
     source: Indices
@@ -24,19 +24,19 @@ class _Layer(NamedTuple):
 
 
 def shortest_path(costs: Matrix) -> tuple[int, ...]:
-    """The groups in the order of least cost, of `costs` (groups, groups) symmetric: exact for up to `MOST_EXACT`, else a local optimum."""
+    """Returns the path of least cost in symmetric `costs` (groups, groups): exact up to `MOST_EXACT` groups, else a local optimum."""
     if len(costs) <= 2:
         return tuple(range(len(costs)))
     return _held_karp(costs) if len(costs) <= MOST_EXACT else _local(costs)
 
 
 def path_cost(costs: Matrix, path: tuple[int, ...]) -> float:
-    """The sum of the path's edges."""
+    """Returns the sum of the path's edges."""
     return float(costs[list(path[:-1]), list(path[1:])].sum())
 
 
 def _held_karp(costs: Matrix) -> tuple[int, ...]:
-    """Held and Karp (1962): the best path over every set that ends in every one of its groups, from small sets to large."""
+    """Held and Karp (1962): computes, from small sets to large, the best path over every set that ends in each of its groups."""
     groups = len(costs)
     best = np.full((groups, 1 << groups), np.inf)
     best[np.arange(groups), 1 << np.arange(groups)] = 0
@@ -65,7 +65,7 @@ def _layers(groups: int) -> tuple[_Layer, ...]:
 
 
 def _local(costs: Matrix) -> tuple[int, ...]:
-    """The best of nearest-neighbour paths from every group, then reversals and moves of runs until none helps."""
+    """Takes the best nearest-neighbour paths, one from every group, and reverses runs until none helps."""
     starts = sorted((_nearest(costs, start) for start in range(len(costs))), key=lambda path: path_cost(costs, path))
     return min((_improve(costs, path) for path in starts[:2]), key=lambda path: path_cost(costs, path))
 
@@ -80,9 +80,9 @@ def _nearest(costs: Matrix, start: int) -> tuple[int, ...]:
 
 
 def _improve(costs: Matrix, path: tuple[int, ...]) -> tuple[int, ...]:
-    """2-opt: reverse the run that gains most, until none does; the ends of the path are free."""
+    """2-opt: reverses the run that gains most until none does; the ends of the path are free."""
     groups = len(costs)
-    # A virtual group at both ends, at no cost from anywhere, makes the open path a closed one.
+    # A virtual group at both ends, at no cost from anywhere, turns the open path into a closed one.
     padded = np.zeros((groups + 1, groups + 1))
     padded[:groups, :groups] = costs
     order = np.array([groups, *path, groups])

@@ -1,9 +1,9 @@
-"""The search: seeds ranked by a bound, the best of them improved by swaps in rounds that fewer and fewer survive.
+"""The search: ranks seeds by a bound, and improves the best of them by swaps, in rounds from which fewer and fewer go on.
 
-Each step looks at all swaps of a device that limits the cost (see `Grid.critical`) with any other, and takes the best, even if it is worse
-than before, unless it takes a device back to a stage that it left a few steps ago (tabu search). Whenever nothing has improved for some
-steps the groups are arranged again, and sooner or later a run is started again from its best with some random swaps.
-Effort is counted in pairs of devices that are looked at, so that a result depends on the budget and the seed, never on the machine.
+Each step looks at all swaps of a device that limits the cost (see `Grid.critical`) with any other. It takes the best one, even if that
+raises the cost, unless it moves a device back to a stage that it left a few steps ago (tabu search). When nothing has improved for some
+steps the groups are arranged again; after several such times the run starts again from its best placement with some random swaps.
+Effort is counted in pairs of devices looked at, so a result depends on the budget and the seed, never on the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from elastic.plan.placement.seeds import near_order, tiled
 from elastic.plan.placement.swaps import Grid, swap_costs
 
 ROUNDS = ((16, 0.4), (5, 0.3), (1, 0.3))
-"""Of the runs that are best so far, how many go on, and the share of the budget that they have together."""
+"""For each round: how many of the best runs go on, and the share of the budget that they have in total."""
 
 ARRANGED_SEEDS = 24
 PATIENCE = 25
@@ -29,36 +29,36 @@ RESTART = 4
 SHAKE = 4
 TENURE = (4, 12)
 CALLS = 20_000
-"""The effort of a step's own calls, however small the arrays: about as many pairs take as long."""
+"""Effort of a step's own calls, regardless of array sizes: the number of pairs that take equally long."""
 
 MOST_TERMS = 1 << 18
 TIE = 1e-3
 NOISE = 1e-3
-"""As a share of the cost: every other run chooses at random between swaps that differ by less, as in annealing."""
+"""Share of the cost: every other run chooses at random between swaps that differ by less, as in annealing."""
 
 
 class Space:
-    """What a search is in: seconds between devices, some of which may be blanks that fill up the smaller groups."""
+    """The data of a search: seconds between devices, some of which may be blanks that fill up the smaller groups."""
 
     def __init__(self, exchange: Matrix, boundary: Matrix, stages: int, blanks: int) -> None:
         self.slots, self.stages = stages * (-(-(len(exchange) + blanks) // stages)), stages
         self.lanes = self.slots // stages
         self.blank: Mask = np.arange(self.slots) >= len(exchange)
         self.exchange, self.boundary = _padded(exchange, blanks), _padded(boundary, blanks)
-        # A device without a partner of its own shares one, at best its nearest.
+        # A device without its own partner shares one, at best its nearest.
         nearest = np.where(np.eye(len(boundary)), np.inf, boundary).min(axis=1, initial=np.inf)
         self.boundary[: len(boundary), len(boundary) :] = nearest[:, None]
         self.boundary[len(boundary) :, : len(boundary)] = nearest
 
     @property
     def arranging(self) -> int:
-        """The effort of arranging all groups: their pairings, and their order."""
+        """Effort of arranging all groups: their pairings, and their order."""
         order = self.stages << self.stages if self.stages <= MOST_EXACT else 2000 * self.stages * self.stages
         return CALLS + 5 * self.bounding + order
 
     @property
     def bounding(self) -> int:
-        """The effort of one bound: all pairs of devices."""
+        """Effort of one bound: all pairs of devices."""
         return self.slots * self.slots
 
 
@@ -67,7 +67,7 @@ def _padded(matrix: Matrix, blanks: int) -> Matrix:
 
 
 def seeds(space: Space) -> Iterator[Indices]:
-    """Devices by slot, from the two families of seeds, with blanks in different groups."""
+    """Yields devices by slot, from the two families of seeds, with blanks in different groups."""
     real = int((~space.blank).sum())
     order = near_order(space.boundary[:real, :real])
     blanks = np.flatnonzero(space.blank)
@@ -81,7 +81,7 @@ def seeds(space: Space) -> Iterator[Indices]:
 
 
 def _one_blank_each(devices: Indices, space: Space) -> Indices:
-    """Trades surplus blanks of a group for the last devices of groups that have none."""
+    """Swaps surplus blanks of a group with the last devices of groups that have none."""
     if not space.blank.any():
         return devices
     groups = devices.reshape(space.stages, space.lanes).copy()
@@ -95,7 +95,7 @@ def _one_blank_each(devices: Indices, space: Space) -> Indices:
 
 
 class _SearchRun:
-    """One placement under improvement, and the best it has been."""
+    """One placement under improvement, and its best state so far."""
 
     def __init__(self, space: Space, devices: Indices, random: np.random.Generator, noise: float) -> None:
         self.space, self.random, self.noise = space, random, noise
@@ -106,7 +106,7 @@ class _SearchRun:
         self.steps = self.idle = 0
 
     def spend(self, budget: int) -> None:
-        """Steps until `budget` is used up."""
+        """Makes steps until `budget` is used up."""
         while budget > 0:
             rows = self._rows()
             budget -= CALLS + len(rows) * self.space.slots * self.space.lanes
@@ -139,7 +139,7 @@ class _SearchRun:
         self._note()
 
     def _crowding(self, rows: Indices) -> Mask:
-        """(rows, slots): swaps that bring a blank to a group that has one."""
+        """Returns (rows, slots): the swaps that bring a blank to a group that already has one."""
         grid = self.grid
         blank = self.space.blank[grid.devices]
         has: Mask = np.repeat(blank.reshape(grid.stages, grid.lanes).any(axis=1), grid.lanes)
@@ -152,7 +152,7 @@ class _SearchRun:
             self.best_s, self.best, self.idle = self.grid.cost_s, self.grid.devices.copy(), 0
 
     def _refresh(self) -> None:
-        """Arranges the groups, of the present placement or, after some times in vain, of the best with some swaps."""
+        """Arranges the groups of the present placement, or, after several times without success, of the best one with some swaps."""
         if self.idle % (PATIENCE * RESTART) == 0:
             self.grid.place(self._shaken(self.best))
         self.grid.place(arranged(self.grid.devices, self.space.boundary, self.space.stages))
@@ -168,7 +168,7 @@ class _SearchRun:
 
 
 def best_found(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
-    """The best placements found, as devices by slot, best first: one per run; at least one seed is tried even with no budget."""
+    """Returns the best placements found, as devices by slot, best first, one per run. Tries at least one seed even without a budget."""
     random = np.random.default_rng(seed)
     runs = [_SearchRun(space, devices, random, NOISE * (number % 2)) for number, devices in enumerate(_starts(space, budget))]
     budget -= 2 * len(runs) * space.arranging
@@ -180,7 +180,7 @@ def best_found(space: Space, seed: int, budget: int) -> tuple[Indices, ...]:
 
 
 def _starts(space: Space, budget: int) -> list[Indices]:
-    """The most promising seeds, arranged; those of equal cost once."""
+    """Returns the most promising seeds, arranged; only one of those with equal cost."""
     affordable = max(1, budget // (4 * space.bounding))
     distinct = {devices.tobytes(): devices for _, devices in zip(range(affordable), seeds(space), strict=False)}
     ranked = sorted(distinct.values(), key=lambda devices: bound(devices, space.exchange, space.boundary, space.stages))

@@ -1,8 +1,8 @@
-"""Where a search begins: the devices in an order that keeps near ones together, poured into the grid of stages and lanes in tiles.
+"""Seeds of the search: devices in an order that keeps near ones together, filled into the grid of stages and lanes in tiles.
 
-An order of the devices in which clusters, and clusters of clusters, are contiguous holds the hierarchy of the network without naming its
-levels. A grid filled stage by stage makes of every cluster whole groups (hosts that share gradients); one filled lane by lane spreads every
-cluster over all stages (hosts that hand on activations); tiles of some stages by some lanes are everything between.
+An order of the devices in which clusters, and clusters of clusters, are contiguous reflects the hierarchy of the network without naming its
+levels. A grid filled stage by stage turns every cluster into whole groups (hosts exchange gradients); one filled lane by lane spreads every
+cluster over all stages (hosts pass activations on); tiles of some stages by some lanes are everything in between.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from elastic.plan.placement.path import Indices
 
 
 def near_order(costs: Matrix) -> Indices:
-    """The devices so that clusters are contiguous: average linkage; two clusters are joined at their nearest ends."""
+    """Orders the devices so that clusters are contiguous: average linkage; two clusters are joined at their nearest ends."""
     devices = len(costs)
     ends = costs.copy()
     between = costs.copy()
@@ -35,17 +35,17 @@ def near_order(costs: Matrix) -> Indices:
 
 
 def _joined(ends: Matrix, one: list[int], two: list[int]) -> list[int]:
-    """Both runs as one, each turned so that the ends that meet are nearest."""
+    """Joins both runs, each turned so that the nearest ends meet."""
     turned = [(ends[a[-1], b[0]], a, b) for a in (one, one[::-1]) for b in (two, two[::-1])]
     _, a, b = min(turned, key=lambda choice: choice[0])
     return [*a, *b]
 
 
 def tiled(stages: int, lanes: int) -> Iterator[Indices]:
-    """All orders in which the slots `stage * lanes + lane` of the grid are filled in tiles, each once.
+    """Yields all orders in which the slots `stage * lanes + lane` of the grid are filled in tiles, each once.
 
-    Every size of tile (of larger grids some), tiles along stages or along lanes first (turning at the ends, so that
-    neighbours in the order stay neighbours), and the slots inside a tile by stage or by lane.
+    It tries every size of tile (for larger grids, some), tiles along stages or along lanes first (turning at the ends, so that neighbours
+    in the order stay neighbours), and the slots inside a tile by stage or by lane.
     """
     stage, lane = np.divmod(np.arange(stages * lanes), lanes)
     seen: set[bytes] = set()
@@ -61,5 +61,5 @@ def tiled(stages: int, lanes: int) -> Iterator[Indices]:
 
 
 def _sizes(longest: int) -> list[int]:
-    """All up to 8, else about as many, evenly spaced in the logarithm."""
+    """Returns all sizes up to 8, else about as many, evenly spaced in the logarithm."""
     return sorted({round(size) for size in np.geomspace(1, longest, 9)}) if longest > 8 else list(range(1, longest + 1))

@@ -1,8 +1,8 @@
-"""What exchanging any two devices would cost: a whole neighbourhood at once, from the sums and maxima of the present placement.
+"""Computes the cost of exchanging any two devices: a whole neighbourhood at once, from sums and maxima of the present placement.
 
-The placement is a grid: slot `stage * lanes + lane` holds a device, and the devices of one lane hand on to one another. With a fixed lane
+The placement is a grid: slot `stage * lanes + lane` holds a device, and the devices of one lane pass activations on. With a fixed lane
 per device the cost of a boundary is a maximum over lanes, and the effect of a swap takes O(lanes) for its two groups and O(1) for its (at
-most four) links; the maxima over all lanes but two are kept per boundary. The best pairing for given groups is found elsewhere, exactly.
+most four) links; the maxima over all lanes but two are kept per boundary. `arrangement` finds the best pairing of given groups, exactly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from elastic.plan.placement.path import Indices
 
 
 class Grid:
-    """A placement under change. `exchange` and `boundary` are (devices, devices), symmetric, in seconds, with zeros on the diagonal.
+    """A changing placement. `exchange` and `boundary` are (devices, devices), symmetric, in seconds, with zeros on the diagonal.
 
-    Both are kept in the order of the slots, `boundary` with a virtual stage at both ends, to which links cost nothing.
+    Both are kept in the order of the slots; `boundary` has a virtual stage at both ends, to which links cost nothing.
     """
 
     def __init__(self, exchange: Matrix, boundary: Matrix, stages: int) -> None:
@@ -54,7 +54,7 @@ class Grid:
         self.member_s = self.sums[np.arange(self.slots), self.stage].reshape(self.stages, self.lanes)
         self.stage_s = self.member_s.max(axis=1)
         shape = (self.stages, self.lanes, self.stages, self.lanes)
-        # [stage, who leaves, who stays]: seconds of the one who stays.
+        # [stage, leaving lane, staying lane]: seconds of the member that stays.
         self.staying = self.member_s[:, None, :] - self.exchange.reshape(shape)[stages, :, stages]
         self.staying[:, lanes, lanes] = -np.inf
         inner = self.padded[self.lanes : -self.lanes, self.lanes : -self.lanes]
@@ -67,7 +67,7 @@ class Grid:
         self.cost_s = float(self.stage_s.max() + 2 * self.edge_s.sum())
 
     def _maxima_without_two(self) -> Matrix:
-        """[boundary, lane, lane]: the largest link of all lanes but these (0 if there are none)."""
+        """Returns [boundary, lane, lane]: the largest link of all other lanes (0 if there are none)."""
         edges = np.arange(self.stages + 1)
         order = np.argsort(-self.links, axis=1, kind="stable")[:, :3]
         top = np.zeros((self.stages + 1, 3))
@@ -83,31 +83,31 @@ class Grid:
         return result
 
     def critical(self) -> Indices:
-        """The slots of which at least one must change if the cost is to fall: the slowest group, and the ends of every slowest link."""
+        """Returns the slots of which at least one must change to lower the cost: the slowest group, and the ends of every slowest link."""
         worst = self.links[1:-1].argmax(axis=1) + np.arange(self.stages - 1) * self.lanes
         slowest = int(self.stage_s.argmax()) * self.lanes + np.arange(self.lanes)
         return np.unique(np.concatenate([worst, worst + self.lanes, slowest]))
 
 
 class SwapCosts(NamedTuple):
-    """(rows, slots): seconds with the devices of slot `rows[k]` and of any other exchanged, and the change of all groups' sum."""
+    """(rows, slots): the cost in seconds after exchanging slot `rows[k]` with any other, and the change of the sum over groups."""
 
     cost: Matrix
     total: Matrix
 
 
 def swap_costs(grid: Grid, rows: Indices) -> SwapCosts:
-    """What exchanging the devices of these slots with those of any slot would cost; of a slot with itself, nothing of use."""
+    """Returns the costs of exchanging the devices of these slots with any slot; for a slot with itself, the value is meaningless."""
     slowest, total = _exchange(grid, rows)
     return SwapCosts(slowest + 2 * (grid.edge_s.sum() + _boundary(grid, rows)), total)
 
 
 def _exchange(grid: Grid, rows: Indices) -> tuple[Matrix, Matrix]:
-    """The slowest group, and the change of the sum over groups."""
+    """Returns the slowest group, and the change of the sum over groups."""
     stages, lanes, slots = grid.stages, grid.lanes, grid.slots
     stage = grid.stage[rows]
     columns = grid.exchange[:, rows]
-    # The group of rows[k] with the device of slot b instead: the slowest who stays, and the newcomer.
+    # The group of rows[k] with the device of slot b instead: the slowest member that stays, and the new one.
     leave = grid.staying[stage, grid.lane[rows]][:, :, None] + grid.exchange.reshape(stages, lanes, slots)[stage]
     here = np.maximum(leave.max(axis=1), grid.sums[:, stage].T - columns.T)
     # The group of slot b with the device of rows[k] instead.
@@ -126,19 +126,19 @@ def _exchange(grid: Grid, rows: Indices) -> tuple[Matrix, Matrix]:
 
 
 def _boundary(grid: Grid, rows: Indices) -> Matrix:
-    """The change of the sum over boundaries, one direction."""
+    """Returns the change of the sum over boundaries, one direction."""
     lanes, slots = grid.lanes, grid.slots
     links, mine = grid.padded[:, lanes : lanes + slots], grid.padded[rows + lanes]
     before, after = grid.without[:-1].reshape(-1), grid.without[1:].reshape(-1)
     edge_before, edge_after = np.repeat(grid.edge_s[:-1], lanes), np.repeat(grid.edge_s[1:], lanes)
-    # The device of slot b in the place of rows[k]: its link to the slot before, and to the slot after; then the other way round.
+    # The device of slot b in the place of rows[k]: its links to the slots before and after; then the reverse.
     take_before = np.maximum(before[rows][:, None], links[rows]) - edge_before[rows][:, None]
     take_after = np.maximum(after[rows][:, None], links[rows + 2 * lanes]) - edge_after[rows][:, None]
     give_before = np.maximum(before, mine[:, :slots]) - edge_before
     give_after = np.maximum(after, mine[:, 2 * lanes :]) - edge_after
     change = take_before + take_after + give_before + give_after
     cube = change.reshape(len(rows), grid.stages, lanes)
-    # Slots of neighbouring stages share a boundary, slots of one stage share two: there the terms are not independent.
+    # Slots of neighbouring stages share a boundary, slots of one stage share two: their terms are not independent.
     _neighbouring(grid, rows, 1, take_before + give_after, cube)
     _neighbouring(grid, rows, -1, take_after + give_before, cube)
     _within_stage(grid, rows, cube)
@@ -146,13 +146,13 @@ def _boundary(grid: Grid, rows: Indices) -> Matrix:
 
 
 def _neighbouring(grid: Grid, rows: Indices, step: int, rest: Matrix, change: Matrix) -> None:
-    """Sets `change` where slot b is in the stage behind (`step` 1) or before (-1) that of rows[k]; `rest` are the other boundaries."""
+    """Sets `change` where slot b is in the stage after (`step` 1) or before (-1) that of rows[k]; `rest` is the sum of other boundaries."""
     stage, lane = grid.stage[rows], grid.lane[rows]
     k = np.flatnonzero((stage + step >= 0) & (stage + step < grid.stages))
     stage, lane = stage[k], lane[k]
     edge, other = stage + (step + 1) // 2, stage + step
     within = grid.within
-    # In one lane the two devices only change the ends of their link.
+    # In one lane the two devices only swap the ends of their link.
     shared = np.maximum(np.maximum(within[stage, lane], within[other, lane]), grid.others[edge, lane])
     shared[np.arange(len(k)), lane] = grid.edge_s[edge]
     change[k, other] = rest.reshape(change.shape)[k, other] + shared - grid.edge_s[edge][:, None]
