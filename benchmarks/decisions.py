@@ -1,9 +1,9 @@
-"""How long the pure parts of planning and recovery take, on one processor:
+"""Measures how long the pure parts of planning and recovery take, on one processor:
 
     python benchmarks/decisions.py [--repeat 9] [--json FILE]
 
-Prints one JSON object: medians of processor time in milliseconds, by what is decided, and what grows with workers and parameters
-(`growth.py`). No job runs.
+Prints one JSON object: the median CPU milliseconds of each decision, and values that grow with workers and parameters (`growth.py`).
+It runs no job.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _workload(layers: int, micro_batches: int) -> Workload:
 
 
 def _stages(layers: int, widths: list[int], first: int = 0) -> tuple[Stage, ...]:
-    """Equal parts of the layers; workers in ascending order."""
+    """Divides the layers into equal parts; workers are in ascending order."""
     found: list[Stage] = []
     for number, width in enumerate(widths):
         here = range(layers * number // len(widths), layers * (number + 1) // len(widths))
@@ -72,7 +72,7 @@ def assigning() -> Decide:
 
 
 def _zero(stages: int, width: int, layers: int, size: int, lost: int) -> tuple[dict[int, list[ByteRange]], list[list[ByteRange]]]:
-    """What workers hold, and what is needed without one of them: layers whole, a share of the states of each, and a neighbour's."""
+    """Returns what workers hold, and what is needed without one of them: whole layers, a share of their states, and a neighbour's."""
 
     def share(rank: int, of: int, layer: int) -> ByteRange:
         return ByteRange(1000 + layer, size * (rank % of) // of * 3, size * (rank % of + 1) // of * 3)
@@ -126,7 +126,7 @@ DECISIONS: dict[str, Callable[[], Decide]] = {
 
 
 def median_ms(decide: Decide, repeat: int) -> float:
-    """Of processor time, so that neighbours on the machine count less."""
+    """Returns the median CPU time, which other processes on the machine distort less."""
     taken: list[float] = []
     for _ in range(repeat):
         began = time.process_time()
@@ -137,12 +137,12 @@ def median_ms(decide: Decide, repeat: int) -> float:
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--repeat", type=int, default=9, help="times that each is decided")
-    ask.add_argument("--json", type=Path, metavar="FILE", help="where to write it as well")
+    ask.add_argument("--repeat", type=int, default=9, help="number of runs of each decision")
+    ask.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
     chosen = ask.parse_args()
     if chosen.repeat < 1:
         ask.error("--repeat must be at least 1")
-    counts = {name: measure() for name, measure in COUNTS.items()}  # first: what is built for the others makes the collector slow
+    counts = {name: measure() for name, measure in COUNTS.items()}  # first: objects built for the others slow down the collector
     figures = {name: median_ms(prepare(), chosen.repeat) for name, prepare in DECISIONS.items()}
     found = json.dumps({**counts, **figures}, indent=1)
     print(found)

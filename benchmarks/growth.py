@@ -1,4 +1,4 @@
-"""What grows with the workers and the parameters of a job, as `decisions.py` measures it: 1,000 workers, 5,000 parameters."""
+"""Measurements of `decisions.py` that grow with the workers and parameters of a job: 1,000 workers, 5,000 parameters."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _BLOCKS = 7_000_000_000 // 4096
 
 
 def terms_of_blocks() -> Decide:
-    """What one of 8 workers does for READY."""
+    """The work of one of 8 workers for READY."""
     values = np.random.default_rng(0).standard_normal(_BLOCKS // 8) ** 2
     return lambda: terms(values)
 
 
 def norm_of_terms() -> Decide:
-    """What the coordinator does with it."""
-    told = [terms(np.random.default_rng(worker).standard_normal(_BLOCKS // 8) ** 2) for worker in range(8)]
-    return lambda: norm(told)
+    """The work of the coordinator on all READY messages."""
+    received = [terms(np.random.default_rng(worker).standard_normal(_BLOCKS // 8) ** 2) for worker in range(8)]
+    return lambda: norm(received)
 
 
 def digesting() -> Decide:
-    """Of 4 workers that are threads."""
+    """A digest by 4 workers, which are threads here."""
     workers, count = range(4), itertools.count(1)
     hub = LoopbackHub()
     networks = [LoopbackNetwork(worker, hub) for worker in workers]
@@ -70,14 +70,14 @@ def digesting() -> Decide:
 
 
 class _Sink:
-    """A socket that takes everything."""
+    """A socket that accepts everything."""
 
     def send(self, data: bytearray, flags: int) -> int:
         return len(data)
 
 
 def telling() -> Decide:
-    """A proposal of 1,000 moves to 1,000 workers."""
+    """Sends a proposal with 1,000 transfers to 1,000 workers."""
     message = {"type": "propose", "proposal": {"transfers": [[1, 2, "exp_avg", 3, i, i + 4096] for i in range(1000)]}}
     channels = [Channel(cast(socket.socket, _Sink())) for _ in range(1000)]
 
@@ -90,7 +90,7 @@ def telling() -> Decide:
 
 
 class _ByteSource:
-    """A socket that brings a message in small parts."""
+    """A socket that delivers a message in small parts."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._position = data, 0
@@ -101,7 +101,7 @@ class _ByteSource:
 
 
 def hearing() -> Decide:
-    """A message of 16 MB in parts of 64 KiB."""
+    """Receives a message of 16 MB in parts of 64 KiB."""
     line = json.dumps({"text": "x" * (16 << 20)}).encode() + b"\n"
 
     def hear() -> None:
@@ -126,13 +126,13 @@ def moving() -> Decide:
 
 
 def least() -> Decide:
-    """Since it is for people only, it is worked out when the job runs again."""
+    """Computes the least bytes to move: only people read them, so this runs after the job has continued."""
     holdings, layout = _loss()
     return lambda: minimum_by_layer(holdings, layout, _STATES)
 
 
 class _ManualTimers:
-    """Keeps what is to be called next."""
+    """Keeps the function to be called next."""
 
     def __init__(self) -> None:
         self.act: Callable[[], None] = lambda: None
@@ -146,7 +146,7 @@ class _ManualTimers:
 
 
 def longest_slice_ms() -> float:
-    """For how long preparing for losses keeps the agent from hearing: 125 hosts of 8 workers, 32 layers, 1,024 micro-batches."""
+    """Returns how long preparing for losses blocks the agent: 125 hosts of 8 workers, 32 layers, 1,024 micro-batches."""
     members = tuple(Member(worker=i, host=f"host-{i // 8}", address="") for i in range(1000))
     layers = tuple(LayerCost(forward_s=0.01 + 0.001 * i, backward_s=0.02, parameters=1000, activation_bytes=0) for i in range(32))
     workload = Workload(layers=layers, micro_batches=1024, grains=1024)
@@ -156,7 +156,7 @@ def longest_slice_ms() -> float:
     preparing = Preparing(timers, time.perf_counter, None, dict, lambda: True)
     preparing.begin(cast(View, view))
     gc.collect()
-    gc.freeze()  # torch and all else that this process has, and an agent has not: looking through it takes 100 ms
+    gc.freeze()  # excludes torch and other objects that an agent does not have: collecting them takes 100 ms
     taken: list[float] = []
     while not taken or timers.seconds < 1.0:
         began = time.process_time()
@@ -166,7 +166,7 @@ def longest_slice_ms() -> float:
 
 
 def looks() -> int:
-    """At one file, in a wait of 10 s for it."""
+    """Returns how often a wait of 10 s checks for one file."""
     now = [0.0]
 
     def sleep(seconds: float) -> None:
@@ -183,13 +183,13 @@ GROWTH: dict[str, Callable[[], Decide]] = {
     "READY: one of 8 workers, 7 billion parameters": terms_of_blocks,
     "READY: the norm, coordinator": norm_of_terms,
     "digest: 5,000 parameters, 4 workers": digesting,
-    "a proposal told to 1,000 workers": telling,
-    "a message of 16 MB heard": hearing,
+    "a proposal sent to 1,000 workers": telling,
+    "a message of 16 MB received": hearing,
     "transfers after a loss: 1,000 workers": moving,
-    "the least bytes, behind the recovery: 1,000 workers": least,
+    "the least bytes, after the recovery: 1,000 workers": least,
 }
 
 COUNTS: dict[str, Callable[[], float]] = {
     "preparing for losses of 1,000 workers, longest slice (ms)": longest_slice_ms,
-    "looks of a saver that waits 10 s (count)": looks,
+    "checks by a saver that waits 10 s (count)": looks,
 }

@@ -1,4 +1,4 @@
-"""Measured runs of Sailor's data, against what the physical cost model predicts for them."""
+"""Compares measured runs of Sailor's data with the predictions of the physical cost model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elastic.plan.division.physical import PhysicalRules
 
 
 def accuracy(data: Path, model: str, runs: Sequence[Path]) -> dict[str, Any]:
-    """Relative errors of step time and peak memory, and both for every run."""
+    """Returns the relative errors of step time and peak memory, on average and for every run."""
     loaded = sailor.load(data, model)
     rows = [_compare(loaded, path) for path in runs]
     times, memories = ([abs(row[key]) for row in rows] for key in ("time_error", "memory_error"))
@@ -30,15 +30,15 @@ def accuracy(data: Path, model: str, runs: Sequence[Path]) -> dict[str, Any]:
 def _compare(loaded: sailor.Sailor, path: Path) -> dict[str, Any]:
     run = sailor.load_run(path)
     rules = PhysicalRules(loaded.cluster(run.devices, run.zone), loaded.profiles)
-    told = costs(rules, run.sections(rules.pools), run.size, run.micro_batches)
+    predicted = costs(rules, run.sections(rules.pools), run.size, run.micro_batches)
     if run.step_s <= 0 or run.peak_bytes <= 0:
         raise PlanError(f"{path.name}: real and max_mem must be positive")
     return {
         "run": path.stem,
-        "step_s": told.step_s,
+        "step_s": predicted.step_s,
         "measured_step_s": run.step_s,
-        "time_error": told.step_s / run.step_s - 1,
-        "peak_bytes": max(told.stage_bytes),
+        "time_error": predicted.step_s / run.step_s - 1,
+        "peak_bytes": max(predicted.stage_bytes),
         "measured_peak_bytes": run.peak_bytes,
-        "memory_error": max(told.stage_bytes) / run.peak_bytes - 1,
+        "memory_error": max(predicted.stage_bytes) / run.peak_bytes - 1,
     }

@@ -1,4 +1,4 @@
-"""Placement of the devices of a DT-FM network."""
+"""Places the devices of a DT-FM network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from elastic.plan.placement import place as search
 
 
 def place(path: Path, repeat: int) -> dict[str, Any]:
-    """The cost of the placement, the median time of the search, and the devices of each group in pipeline order."""
+    """Returns the cost of the placement, the median time of the search, and the devices of each group in pipeline order."""
     instance = dtfm.load(path)
     sizes = (instance.latency_s, instance.bytes_per_s, instance.groups, instance.exchange_bytes, instance.boundary_bytes)
     found, search_s = timed(lambda: search(*sizes), repeat)

@@ -1,4 +1,4 @@
-"""What the loss of one device costs the planner: the plan was prepared, so it is relabelling, comparing and choosing who sends what."""
+"""Times the new plan after the loss of one device. Since it was prepared, this is relabelling, comparing and choosing senders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MODEL = Transformer(layers=24, hidden=2048, heads=16, sequence=2048, vocabulary
 
 
 def cluster(workers: int) -> Cluster:
-    """Hosts of eight, of two kinds in turns."""
+    """Hosts of eight devices, alternately of two kinds."""
     kinds = {
         "fast": DeviceKind(name="fast", memory_bytes=40 * 2**30, flops=312e12),
         "slow": DeviceKind(name="slow", memory_bytes=16 * 2**30, flops=125e12),
@@ -31,7 +31,7 @@ def cluster(workers: int) -> Cluster:
 
 
 def replan(workers: int, repeat: int) -> dict[str, Any]:
-    """Seconds to plan, to prepare for all losses of one device or host, and, the median of several, to replan when one has happened."""
+    """Returns seconds to plan, to prepare for the loss of any one device or host, and (median of `repeat`) to replan after a loss."""
     there = cluster(workers)
     batch = 4 * workers
     started = time.perf_counter()

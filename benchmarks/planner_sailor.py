@@ -1,4 +1,4 @@
-"""Plans for the models and devices of Sailor's data, under its reference cost rules."""
+"""Makes plans for the models and devices of Sailor's data, under its reference cost rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from elastic.plan.division.shapes import Pool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SailorRequest:
-    """What to plan for; None for the batch of the training configuration, and for any micro-batch size."""
+    """A planning request. `batch` None: the training configuration's batch; `size` None: any micro-batch size."""
 
     model: str
     gpus: Mapping[str, int]
@@ -42,7 +42,7 @@ def counts(text: str) -> dict[str, int]:
 
 
 def search(data: Path, request: SailorRequest, export: Path | None) -> dict[str, Any]:
-    """The best plan, its step time and the median time of the search; also written to `export`."""
+    """Returns the best plan, its step time and the median time of the search; also writes the plan to `export`."""
     loaded = sailor.load(data, request.model)
     batch = request.batch if request.batch is not None else loaded.batch
     if batch is None:
@@ -56,7 +56,7 @@ def search(data: Path, request: SailorRequest, export: Path | None) -> dict[str,
 
 
 def _shown(plan: Division, pools: Sequence[Pool]) -> dict[str, Any]:
-    """A part of a stage's replicas is `[kind, zone, tp, count]`."""
+    """Returns the plan as JSON types; a part of a stage's replicas is `[kind, zone, tp, count]`."""
     used: dict[str, int] = {}
     for number, pool in enumerate(pools):
         used[pool.kind] = used.get(pool.kind, 0) + sum(stage.makeup.devices(number) for stage in plan.stages)

@@ -1,4 +1,4 @@
-"""How long a search takes."""
+"""Times a search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def timed(work: Callable[[], T], repeat: int) -> tuple[T, float]:
-    """The result, and the median of the wall-clock seconds of `repeat` times the same work."""
+    """Returns the result, and the median wall-clock seconds of `repeat` runs of the same work."""
     taken: list[float] = []
     while True:
         start = time.perf_counter()

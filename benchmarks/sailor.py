@@ -1,4 +1,4 @@
-"""The data published with Sailor (github.com/eth-easl/sailor): profiles, links, measured runs; and plans in their form."""
+"""Reads the data published with Sailor (github.com/eth-easl/sailor): profiles, links, measured runs; writes plans in their form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ZONE = "us-central1-a"
 """The zone of their measured runs."""
 
 GIB = {"V100-16": 16, "A100-40": 40, "A100-80": 80, "GH-96": 96, "Titan-RTX": 24, "RTX-2080": 11, "RTX-3090": 24}
-"""Memory of a device; the data does not tell it."""
+"""Memory of a device in GiB; the data does not include it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,9 @@ class Sailor:
     batch: int | None
 
     def cluster(self, devices: Mapping[str, int], zone: str = ZONE) -> Cluster:
-        """So many devices of each kind (`V100-16`, or `V100-16@us-west1-b` for another zone than `zone`).
+        """Returns a cluster with these counts of devices by kind (`V100-16`, or `V100-16@us-west1-b` for another zone than `zone`).
 
-        Hosts are as large as the links were measured with; the last host of a kind may be smaller.
+        Hosts have as many devices as the largest measured link end; the last host of a kind may be smaller.
         """
         hosts: list[Host] = []
         for name, count in devices.items():
@@ -42,13 +42,13 @@ class Sailor:
             if kind not in GIB:
                 raise PlanError(f"{kind} is not a device kind of this data: {', '.join(GIB)}")
             if count < 1:
-                raise PlanError(f"{name}={count}: at least one device is needed of each kind that is named")
+                raise PlanError(f"{name}={count}: every kind on the list needs at least one device")
             hosts += _hosts(kind, count, elsewhere or zone, self.per_host(kind, elsewhere or zone))
         kinds = {host.kind: DeviceKind(name=host.kind, memory_bytes=GIB[host.kind] * 2.0**30) for host in hosts}
         return Cluster(kinds=kinds, hosts=tuple(hosts), links=self.links)
 
     def per_host(self, kind: str, zone: str) -> int:
-        """The most devices of a host that a link of the kind was measured with."""
+        """Returns the most devices of a host in any measured link of the kind."""
         return max((a.devices for a, _ in self.links.curves if (a.kind, a.zone) == (kind, zone)), default=1)
 
 
@@ -91,7 +91,7 @@ def _profiles(folder: Path, model: str) -> Profiles:
 
 
 def _in_order(rows: Mapping[str, Any], field: str) -> list[Any]:
-    """The rows of layers 0, 1, ..."""
+    """Returns the rows of layers 0, 1, ..."""
     missing = [layer for layer in range(len(rows)) if str(layer) not in rows]
     if missing:
         raise PlanError(f"{field}.{missing[0]} is missing: layers are numbered from 0 on")
@@ -123,7 +123,7 @@ def _batch(folder: Path, model: str) -> int | None:
 
 
 def plan_to_json(plan: Division, pools: Sequence[Pool], per_host: Sequence[int], batch: int) -> dict[str, Any]:
-    """The plan in the form of the measured runs: per stage and replica, hosts as `[kind, devices, zone]`, and tp."""
+    """Returns the plan in the form of the measured runs: per stage and replica, hosts as `[kind, devices, zone]`, and tp."""
     stages = [[_replica(shape.tp, pools[shape.pool], per_host[shape.pool]) for shape in s.makeup.each()] for s in plan.stages]
     pipeline = {
         "num_stages": len(plan.stages),
@@ -141,7 +141,7 @@ def _replica(tp: int, pool: Pool, per_host: int) -> list[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SailorRun:
-    """A measured run: its plan, and what was measured: seconds of an iteration, and bytes at the peak."""
+    """A measured run: its plan, the measured seconds of an iteration, and the measured peak bytes."""
 
     devices: Mapping[str, int]
     zone: str
@@ -152,7 +152,7 @@ class SailorRun:
     peak_bytes: float
 
     def sections(self, pools: Sequence[Pool]) -> tuple[Section, ...]:
-        """Its stages, for a cluster with these pools."""
+        """Returns its stages, for a cluster with these pools."""
         numbers = {pool.kind: number for number, pool in enumerate(pools)}
         return tuple(
             Section(layers=layers, makeup=together(Shape(numbers[kind], tp) for kind, tp in replicas)) for layers, replicas in self.stages
@@ -160,7 +160,7 @@ class SailorRun:
 
 
 def load_run(path: Path) -> SailorRun:
-    """Reads a run of a single pipeline. Raises PlanError naming the file and what is wrong with it."""
+    """Reads a run of a single pipeline. Raises PlanError naming the file and the error in it."""
     data = _read(path)
     try:
         (pipeline,) = data["pipeline_list"]

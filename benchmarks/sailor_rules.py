@@ -1,6 +1,6 @@
-"""The reference cost rules that the published Sailor data is compared by: see "Reference cost rules" where the data is described.
+"""The reference cost rules for comparisons on the published Sailor data: see "Reference cost rules" where the data is described.
 
-A common measure, not the truth: `elastic.plan.division.physical` is nearer to what was measured.
+They are a common measure, not the truth: `elastic.plan.division.physical` is nearer to the measurements.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from elastic.plan.profiles import Profiles
 
 
 class ReferenceRules(PhysicalRules):
-    """The rules, for a cluster and profiles. Raises PlanError if a kind of the cluster has no profile."""
+    """The reference rules, for a cluster and profiles. Raises PlanError if a kind of the cluster has no profile."""
 
     transfers = Transfers(first=(1.0, 1.0, 1.0, 2.0), middle=1.0, last=2.0)
 
@@ -40,12 +40,12 @@ class ReferenceRules(PhysicalRules):
         return self._moved_s(sender, receiver, [0.0, *(layer.output * size for layer in sent[:-1]), 0.0])
 
     def backward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:
-        """As large as the output of the stage's first layer."""
+        """Seconds of gradients, taken to be as large as the output of the stage's first layer."""
         sent = self.profiles.bytes[1]
         return self._moved_s(sender, receiver, [0.0, *(layer.output * size for layer in sent[1:]), 0.0])
 
     def _moved_s(self, sender: Shape, receiver: Shape, sizes: list[float]) -> Floats:
-        """Messages over the link between all devices of two replicas."""
+        """Returns seconds of messages over the link between all devices of two replicas."""
         curve = self.link(self._devices(sender), self._devices(receiver))
         return np.full(len(sizes), math.inf) if curve is None else curve.seconds(sizes)
 
@@ -53,5 +53,5 @@ class ReferenceRules(PhysicalRules):
         return self.place(shape)._replace(devices=min(shape.tp, self.per_host[shape.pool]))
 
     def least_share(self, makeup: Makeup) -> int:
-        """At most 4."""
+        """Number of devices that the weights are spread over, at most 4."""
         return min(4, super().least_share(makeup))

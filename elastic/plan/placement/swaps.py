@@ -1,6 +1,6 @@
 """Computes the cost of exchanging any two devices: a whole neighbourhood at once, from sums and maxima of the present placement.
 
-The placement is a grid: slot `stage * lanes + lane` holds a device, and the devices of one lane pass activations on. With a fixed lane
+The placement is a grid: slot `stage * lanes + lane` holds a device, and the devices of one lane exchange activations. With a fixed lane
 per device the cost of a boundary is a maximum over lanes, and the effect of a swap takes O(lanes) for its two groups and O(1) for its (at
 most four) links; the maxima over all lanes but two are kept per boundary. `arrangement` finds the best pairing of given groups, exactly.
 """
