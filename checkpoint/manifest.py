@@ -65,7 +65,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A decoded manifest. `epoch` and `attempt` are those of the save; `layout` is any JSON of its writer."""
+    """The values of a manifest. `epoch` and `attempt` are those of the save; `layout` is any JSON of its writer."""
 
     contents: Contents
     places: Mapping[TensorKey, StoredTensor]

@@ -47,7 +47,7 @@ def read_owner(store: Store) -> Owner | None:
 def claim(store: Store, owner: Owner) -> None:
     """Writes the owner. Raises CheckpointError if that fails."""
     with suppress(CheckpointError):
-        store.make_directory("")  # else it exists already
+        store.make_directory("")  # it may exist already
     text = json.dumps({"job": owner.job, "began_from": owner.began_from})
     store.replace(OWNER, text.encode() + b"\n")
 

@@ -191,7 +191,7 @@ def _check_names(contents: Contents) -> None:
                 raise CheckpointError(f"tensor {name!r}: a state cannot be called {state!r}")
     for tied, base in contents.ties.items():
         if base not in contents.tensors or tied in contents.tensors:
-            raise CheckpointError(f"{tied!r} is tied to {base!r}: only {base!r} must be stored")
+            raise CheckpointError(f"{tied!r} is tied to {base!r}: {base!r} must be stored, and {tied!r} must not")
 
 
 def _plan_kind(

@@ -200,7 +200,7 @@ class Strided:
         return strided(memory, shape, self.strides)
 
     def run(self, start: int, stop: int) -> torch.Tensor:
-        """The run, flat."""
+        """Reads a run, flat."""
         order = self._order()
         if order is not None and order == sorted(order):
             width = itemsize(self.spec.dtype)
@@ -244,7 +244,7 @@ class Chunked:
     chunks: tuple[Chunk, ...]
 
     def run(self, start: int, stop: int) -> torch.Tensor:
-        """The run, flat."""
+        """Reads a run, flat."""
         if len(self.chunks) == 1 and isinstance(only := self.chunks[0][2](), Strided):
             return only.run(start, stop)
         return gather(self.spec, self.chunks, start, stop)

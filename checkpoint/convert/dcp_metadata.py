@@ -21,7 +21,7 @@ Chunks = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 """Offsets and sizes of chunks."""
 
 Placed = tuple[Any, str, int, int]
-"""`(key, offsets or None, number of the chunk or None)`, file, byte offset, length."""
+"""A chunk or value: `(key, offsets or None, number of the chunk or None)`, file, byte offset, length."""
 
 
 class _Standin:

@@ -10,7 +10,7 @@ A rules file is TOML, or the same as JSON:
     [[slice]]   regex = 'h\\.(\\d+)\\.up'  dim = 0             # kept as tensor-parallel slices; see slice_rules.py
     [optimizer] groups = ["regex of the first group's names", ...]        # if the file numbers parameters;
     [optimizer] names = [["first of the first group", ...], ...]          # or all names, in the optimizer's order
-    [[shard]]   regex = '.*\\.fc1\\.weight'  dim = 0  parts = [96, 96]      # Megatron: how ranks divide it; no dim: each has it whole
+    [[shard]]   regex = '.*\\.fc1\\.weight'  dim = 0  parts = [96, 96]      # Megatron: division among ranks; without dim, each has all
 
 Splits and merges use the names after renaming.
 """

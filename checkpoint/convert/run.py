@@ -25,7 +25,7 @@ from elastic.errors import CheckpointError
 
 DEFAULT_MEMORY = 2 << 30
 LEAST_MEMORY = 1 << 20
-"""Bytes."""
+"""Bytes: the smallest `max_memory` of a conversion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

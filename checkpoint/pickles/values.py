@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name in a module, such as `deepspeed.runtime.zero.config` and `ZeroStageEnum`. Not imported."""
+    """A name in a module, such as `deepspeed.runtime.zero.config` and `ZeroStageEnum`. It is not imported."""
 
     module: str
     name: str
