@@ -43,8 +43,8 @@ class _Programme:
         self.seconds = [0, *accumulate(round((layer.forward_s + layer.backward_s) * 1e12) for layer in workload.layers)]
         self.parameters = [0, *accumulate(layer.parameters for layer in workload.layers)]
         # Only the fewest workers for each number of rounds are considered: more gain nothing.
-        previous = workers - stages + 1
-        fewest = {-(-self.grains // n): n for n in range(previous, 0, -1)}
+        most = workers - stages + 1
+        fewest = {-(-self.grains // n): n for n in range(most, 0, -1)}
         self.options = [(n, rounds) for rounds, n in sorted(fewest.items(), reverse=True)]
 
     def solving(self) -> Generator[None, None, tuple[tuple[range, int], ...]]:

@@ -67,7 +67,7 @@ class Engine:
         self._owned: list[OwnedGradient] = []
         self._told_running: Arrays = {}
         self.told: dict[int, Any] = {}
-        self._extra_files = 0
+        self._rounds_between = 0
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
         self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
 
@@ -303,8 +303,8 @@ class Engine:
 
     def _next_sequence(self) -> int:
         """Returns the next number of a round that belongs to no step; equal on all members, since all call the same methods."""
-        self._extra_files += 1
-        return EVALUATION | self._extra_files
+        self._rounds_between += 1
+        return EVALUATION | self._rounds_between
 
 
 def _absent(gradient: OwnedGradient) -> OwnedGradient:
