@@ -1,9 +1,9 @@
-"""What users have done to parameters behind each update: `trainer.after_step(f)`, as a part of the step.
+"""User functions that change parameters after each update: `trainer.after_step(f)`, as a part of the step.
 
-`f(parameter, state)` is called on every owner, behind the optimizer's update and before parameters are gathered, with each run of a
-parameter that it owns (the whole tensor, where the optimizer's cut is whole tensors) and a dict of that run's own. Holders of replicas
-replay it. What f keeps in the dict is state like the optimizer's: tensors of the parameter's shape are sharded, moved and saved with it,
-numbers go along.
+`f(parameter, state)` is called on every owner, after the optimizer's update and before parameters are gathered, with each run of a
+parameter that it owns (the whole tensor, if the optimizer is cut between tensors) and a dict for that run. Holders of replicas replay it.
+The dict's contents are state like the optimizer's: tensors of the parameter's shape are sharded, moved and saved with it, and numbers go
+along.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from elastic.memory.tensors import copy
 AfterStep = Callable[[torch.Tensor, dict[str, Any]], Any]
 
 PREFIX = "after_"
-"""Begins the names of these states, which must not be taken for the optimizer's own."""
+"""Prefix of the names of these states, which distinguishes them from the optimizer's."""
 
 _CUTS = (0, 64 * 5, BLOCK, 2 * BLOCK + 64)
 
 
 class AfterStepState(dict[str, Any]):
-    """What f keeps of one run of a parameter; `name` is the parameter's."""
+    """The state of f for one run of a parameter; `name` is the parameter's."""
 
     def __init__(self, name: str, values: Mapping[str, Any] | None = None) -> None:
         super().__init__(values or {})
@@ -37,12 +37,12 @@ class AfterStepState(dict[str, Any]):
 
 
 def name_of(f: AfterStep) -> str:
-    """How a function is called in what workers compare."""
+    """Returns the function's name, as workers compare it."""
     return getattr(f, "__qualname__", type(f).__qualname__)
 
 
 def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.Tensor]:
-    """A tensor and all state of it after three calls: whole, or cut at these elements."""
+    """Returns a tensor and all its state after three calls, whole or cut at these elements."""
     generator = torch.Generator().manual_seed(21)
     whole = torch.randn((3, BLOCK + 1024), generator=generator).to(dtype)
     moves = [torch.randn(whole.shape, generator=generator).to(dtype) for _ in range(3)]
@@ -61,7 +61,7 @@ def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.T
         if all(isinstance(value, torch.Tensor) and value.shape == piece.shape for value, piece in zip(values, pieces, strict=True)):
             found.append(torch.cat([value.detach().reshape(-1) for value in values if value is not None]))
         elif any(isinstance(value, torch.Tensor) and value.numel() > 1 for value in values):
-            raise TrainerError(f"{name_of(f)} keeps a tensor {name!r} that has not the shape of the parameter that it is given")
+            raise TrainerError(f"{name_of(f)} keeps a tensor {name!r} that does not have the shape of the parameter that it is given")
         elif not all(isinstance(value, bool | int | float | torch.Tensor) for value in values):
             kind = type(values[0]).__name__
             raise TrainerError(f"{name_of(f)} keeps {name!r}, a {kind}: keep tensors of the parameter's shape, or numbers")
@@ -69,12 +69,12 @@ def _runs(f: AfterStep, dtype: torch.dtype, cuts: Sequence[int]) -> list[torch.T
 
 
 def check(f: AfterStep, dtype: torch.dtype, cut: CutRule) -> None:
-    """Raises TrainerError unless f has the same bits on any runs of a parameter, and draws nothing."""
+    """Raises TrainerError unless f computes the same bits on any runs of a parameter and draws no random numbers."""
     drawn = torch.default_generator.get_state()
     whole = _runs(f, dtype, (0,))
     if not torch.equal(drawn, torch.default_generator.get_state()):
         raise TrainerError(
-            f"{name_of(f)} draws random numbers, and would draw others for each layout: what is done after a step must not"
+            f"{name_of(f)} draws random numbers, which would differ between layouts: an after_step function must draw none"
             f"{randomness.other_threads()}"
         )
     if cut == "tensor":
@@ -85,13 +85,13 @@ def check(f: AfterStep, dtype: torch.dtype, cut: CutRule) -> None:
         raise TrainerError(f"{name_of(f)} cannot be given runs of a parameter ({error}): it must treat each element on its own") from error
     if len(whole) != len(sliced) or not all(map(torch.equal, whole, sliced)):
         raise TrainerError(
-            f"{name_of(f)} is not elementwise: it has other bits where it is given a run of a parameter instead of the whole, and owners "
-            "have runs. It must treat each element on its own, such as clamping and averaging do"
+            f"{name_of(f)} is not elementwise: its result on a run of a parameter differs from that on the whole, and owners call it on "
+            "runs. It must treat each element on its own, as clamping and averaging do"
         )
 
 
 def average(decay: float) -> AfterStep:
-    """Keeps an exponential moving average of each parameter as `state["average"]`; the first step's parameters begin it."""
+    """Returns a function that keeps an exponential moving average of each parameter as `state["average"]`, from the first step on."""
 
     def averaged(parameter: torch.Tensor, state: dict[str, Any]) -> None:
         mean = state.get("average")

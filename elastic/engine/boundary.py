@@ -1,6 +1,6 @@
-"""What may cross a layer boundary: a tensor, or tuples, lists and string-keyed dicts of tensors and None.
+"""Values that may cross a layer boundary: a tensor, or tuples, lists and string-keyed dicts of tensors and None.
 
-Dicts of a class of their own and tuples with named fields come out as what they were.
+Subclasses of dict and tuples with named fields keep their class.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAF = _TensorLeaf()
 
 
 def flatten(value: Any, where: str) -> tuple[Any, list[torch.Tensor]]:
-    """The structure of a value with `LEAF` in place of tensors, and its tensors in order.
+    """Returns the structure of a value, with `LEAF` in place of tensors, and its tensors in order.
 
     Raises:
         TrainerError: naming `where` and the type that cannot cross.
@@ -54,7 +54,7 @@ def flatten(value: Any, where: str) -> tuple[Any, list[torch.Tensor]]:
 
 
 def unflatten(structure: Any, tensors: Sequence[torch.Tensor]) -> Any:
-    """The inverse of `flatten`."""
+    """Rebuilds a value; the inverse of `flatten`."""
     remaining = iter(tensors)
 
     def build(part: Any) -> Any:
@@ -97,7 +97,7 @@ def _structure_from_json(part: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
-    """A value on its way over a boundary: detached tensors, and for each whether it is to receive a gradient."""
+    """A value that crosses a boundary: detached tensors, and for each whether a gradient is sent back."""
 
     structure: Any
     tensors: tuple[torch.Tensor | None, ...]
@@ -108,7 +108,7 @@ _ZEROS = bytes(ALIGNMENT_BYTES)
 
 
 def encode(crossing: Crossing) -> list[bytes | np.ndarray]:
-    """Buffers for one message: a JSON header, then every tensor's raw memory, each padded to 64 bytes."""
+    """Returns the buffers of one message: a JSON header, then every tensor's raw memory, each padded to 64 bytes."""
     header = json.dumps(
         {
             "structure": _structure_to_json(crossing.structure),
@@ -127,7 +127,7 @@ def encode(crossing: Crossing) -> list[bytes | np.ndarray]:
 
 
 def decode(message: np.ndarray) -> Crossing:
-    """The inverse of `encode`; the tensors share the message's memory."""
+    """Reads a message; the inverse of `encode`. The tensors share the message's memory."""
     size = int.from_bytes(message[:4].tobytes(), "little")
     header = json.loads(message[4 : 4 + size].tobytes())
     offset = 4 + size + padding(4 + size)

@@ -1,4 +1,4 @@
-"""Micro-batches: from a map-style dataset or from a function `batch(step, micro_batch)`, the same on every worker that asks."""
+"""Micro-batches from a map-style dataset or a function `batch(step, micro_batch)`; they do not depend on the worker that loads them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Batch = Callable[[int, int], Any]
 
 
 def refuse_unseekable(data: object) -> None:
-    """Only what can be asked for any sample at any time can be replayed exactly after a failure."""
+    """Raises TrainerError for data that can only be read in order: an exact replay after a failure needs any sample at any time."""
     if isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not hasattr(data, "__getitem__")):
         raise TrainerError(
-            f"{type(data).__name__} can only be read front to back, so a lost step could not be taken again. Pass a map-style dataset "
-            "(__len__ and __getitem__), or a function batch(step, micro_batch) that returns the same micro-batch whenever it is asked."
+            f"{type(data).__name__} can only be read front to back, so a lost step could not be repeated. Pass a map-style dataset "
+            "(__len__ and __getitem__), or a function batch(step, micro_batch) that returns the same micro-batch on every call."
         )
 
 
@@ -48,10 +48,10 @@ class DatasetBatches:
 
 
 def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, collate: Callable[[list[Any]], Any] | None) -> Batch:
-    """The function (step, micro_batch) -> micro-batch.
+    """Returns the function (step, micro_batch) -> micro-batch.
 
     Raises:
-        TrainerError: for data that cannot be sought in, or that is empty.
+        TrainerError: for data that can only be read in order, or that is empty.
     """
     refuse_unseekable(data)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -66,16 +66,16 @@ def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, col
 
 
 def model_input(micro_batch: Any) -> Any:
-    """What the first layer gets: a tensor or a dict as it is, of a tuple or list the first element.
+    """Returns the first layer's input: of a tuple or list the first element; a tensor or a dict as it is.
 
-    A mapping that is no dict, such as the `BatchEncoding` of transformers, becomes one.
+    A mapping that is not a dict, such as the `BatchEncoding` of transformers, becomes one.
     """
     value = micro_batch[0] if isinstance(micro_batch, tuple | list) else micro_batch
     return dict(value) if isinstance(value, Mapping) else value
 
 
 def tokens_in(micro_batch: Any) -> int:
-    """Number of tokens where the model's input holds integer ids of shape (samples, tokens); 0 otherwise."""
+    """Returns the number of tokens if the model's input holds integer ids of shape (samples, tokens); else 0."""
     value = model_input(micro_batch)
     if isinstance(value, dict):
         value = value.get("input_ids")

@@ -1,4 +1,4 @@
-"""How a step ends: what members say with their READY, and what is decided from it. Pure."""
+"""Decides how a step ends, from the READY messages of all members. Pure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Apply:
-    """What all members are told once all are ready: how to finish step `step`, and that the step before it is committed.
+    """The coordinator's decision once all members are ready: how to finish step `step`. It also commits the step before.
 
-    `lr` is the first group's learning rate.
-
-    `stop` ends the job behind it, `pause` is for a change of members; `save` begins a save of the step before. `differ`: the members'
-    settings do, so nobody may apply it. A `refusal` says why no member may apply it, `skipped` why all pass over it: it counts, and
-    changes nothing. `again`: all must compute it anew, with every generator keyed.
+    `lr` is the first group's learning rate. `stop` ends the job after the step, `pause` stops for a change of members, `save` begins a save
+    of the step before. `differ`: the members' settings differ, so the step must not be applied. `refusal` is the reason why no member may
+    apply the step; `skipped` the reason why all skip it: the step counts and changes nothing. `again`: all must compute the step again with
+    every generator keyed.
     """
 
     step: int
@@ -44,10 +43,9 @@ class Apply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What one member asks for with its READY: to stop or pause behind the step, or to `save` the one before it, which `no_save` forbids.
+    """Requests of one member with its READY: to stop or pause after the step, or to `save` the one before it, which `no_save` forbids.
 
-    `saved` is any JSON that goes to the coordinator, and is in its `told` then, by worker. `settings` is a digest that must be equal on
-    all.
+    `saved` is any JSON for the coordinator. `settings` is a digest that must be equal on all members.
     """
 
     settings: str = ""
@@ -59,7 +57,7 @@ class Wishes:
 
 
 def decide(step: int, ready: Mapping[int, Payload], workload: Workload, *, clip_norm: float | None, lr: float, skips: bool) -> Apply:
-    """Decides how a step ends, from what every member said with its READY."""
+    """Decides how a step ends, from the READY message of every member."""
     leaves = _in_order([row for said, _ in ready.values() for row in said["leaves"]], workload.micro_batches)
     bad = next((leaf for leaf in leaves if not math.isfinite(leaf.value)), None)
     denominator = tree_sum([leaf.weight for leaf in leaves], workload.grains)

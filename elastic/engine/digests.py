@@ -1,4 +1,4 @@
-"""The digest of all parameters that a view's members hold: brought to the coordinator in few rounds, each of bounded size."""
+"""The digest of all parameters of a view: members send their bytes to the coordinator, in few rounds of bounded size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from elastic.comm.rounds import Rounds
 
 ROUND_BYTES = 16 << 20
-"""What a round brings at most, unless one parameter is larger."""
+"""Largest size of a round, unless one parameter is larger."""
 
 
 def batches(sizes: Mapping[str, int], most: int = ROUND_BYTES) -> Iterator[list[str]]:
-    """The names in their order, in runs of at most `most` bytes together, or of one name."""
+    """Yields the names in their order, in runs of at most `most` bytes together, or of one name."""
     batch: list[str] = []
     total = 0
     for name, size in sizes.items():
@@ -36,10 +36,10 @@ def digest(
     bytes_of: Callable[[str], np.ndarray],
     behind: Sequence[np.ndarray] = (),
 ) -> str:
-    """Hex SHA-256 over the bytes of all parameters in the order of `sizes` (bytes by name), told to every member, all of which call it.
+    """Returns the hex SHA-256 over the bytes of all parameters, in the order of `sizes` (bytes by name), on every member. All must call it.
 
-    `holders` names the worker that tells each parameter's bytes, which are `bytes_of` it there; `sequence` numbers the rounds. `behind`
-    comes after them: what every member has.
+    `holders` names the worker that sends each parameter's bytes, which are `bytes_of` it there; `sequence` numbers the rounds. The arrays
+    in `behind`, which every member has, are digested last.
     """
     total = hashlib.sha256()
     for names in batches(sizes):

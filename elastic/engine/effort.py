@@ -1,7 +1,7 @@
-"""What a worker's layers took, by the clock, of processor time, and by the workload; and how fast its processor is without them.
+"""Wall-clock, CPU and predicted seconds of a worker's layers, and the speed of its processor on a fixed computation.
 
-The workload may be wrong about layers. Of a worker that nobody shares its layers with, two things can be said all the same: how long it
-had to wait for its processor while it computed, and how long that takes for a computation which is the same for all workers.
+The workload's predictions may be wrong. Two ratios do not depend on them, so they serve for a worker whose layers no other worker has:
+wall-clock over CPU time of its layers (waiting for the processor), and the CPU time of a computation that is the same on all workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TURNS = 4
 
 
 class EffortReport(NamedTuple):
-    """Seconds in the layers since the view began: by the clock, of the processor, by the workload. And those of the speed reference."""
+    """Seconds in the layers since the view began (wall-clock, CPU, as the workload predicts), and CPU seconds of the speed reference."""
 
     computed_s: float
     cpu_s: float
@@ -27,7 +27,7 @@ class EffortReport(NamedTuple):
 
 
 class Effort:
-    """A context in which layers compute; waiting for others is outside of it. `expected_s` is for the caller to add to."""
+    """Context manager that times the computation of layers, without waiting for peers. The caller adds to `expected_s`."""
 
     def __init__(self) -> None:
         self.computed_s = self.cpu_s = self.expected_s = 0.0
@@ -41,19 +41,19 @@ class Effort:
         self.computed_s += time.perf_counter() - self._began_s
 
     def told(self, reference: SpeedReference) -> EffortReport:
-        """As it stands, with a fresh measurement of the speed reference."""
+        """Returns the sums so far, with a fresh measurement of the speed reference."""
         return EffortReport(self.computed_s, self.cpu_s, self.expected_s, reference.measure())
 
 
 class SpeedReference:
-    """A product of two small matrices, 0.04 ms on one core of today: it has no part in the training, and draws no random numbers."""
+    """A product of two small matrices, 0.04 ms on one current core. It does not affect the training, and draws no random numbers."""
 
     def __init__(self) -> None:
         self._factor = torch.linspace(-1.0, 1.0, _SIDE * _SIDE).reshape(_SIDE, _SIDE)
         self._product = empty((_SIDE, _SIDE), self._factor.dtype)
 
     def measure(self) -> float:
-        """Its seconds of processor time, the least of a few."""
+        """Returns its CPU seconds, the least of a few runs."""
         return min(self._once() for _ in range(_TURNS))
 
     def _once(self) -> float:

@@ -1,4 +1,4 @@
-"""Exact sums of float64 that travel as a few numbers: parts of a sum, added up anywhere in any order, come to the same bits."""
+"""Exact sums of float64 as a few numbers: partial sums, added anywhere in any order, give the same bits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 _LARGEST = 2.0**900
-"""Above it a splitting constant could overflow; no gradient that trains comes near."""
+"""Above this a splitting constant could overflow; gradients of a working training are far below."""
 
 
 def terms(values: np.ndarray) -> np.ndarray:
-    """A few float64 (about one for 30 bits of the range of `values`) whose exact sum is that of all of them; one NaN if any is not finite.
+    """Returns a few float64 (about one per 30 bits of the range of `values`) with the same exact sum; one NaN if any value is not finite.
 
-    Each round cuts all values at one power of two, so that the parts above it can be added without rounding, and goes on with the rest
+    Each round cuts all values at one power of two, so that the parts above it can be added without rounding, and continues with the rest
     (Rump, Ogita, Oishi: Accurate floating-point summation part I, ExtractVector).
     """
     rest = values.astype(np.float64, copy=False)
@@ -34,11 +34,11 @@ def terms(values: np.ndarray) -> np.ndarray:
 
 
 def _slowly(values: np.ndarray) -> list[float]:
-    """The same for any finite values: what rounding left over, again and again."""
+    """Returns the same for any finite values: collects the rounding error of each sum until none is left."""
     given, found = values.tolist(), []
     try:
         while (left := math.fsum([*given, *(-term for term in found)])) != 0.0:
             found.append(left)
-    except OverflowError:  # the sum is no float64 any more
+    except OverflowError:  # the sum exceeds float64
         return [math.inf]
     return found

@@ -1,4 +1,4 @@
-"""Runs one worker's action list of a step: receives, computes layer by layer, sends, folds gradients."""
+"""Runs one worker's actions of a step: receives, computes layer by layer, sends, folds gradients."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from elastic.view import View
 _LOADED_AT_ONCE = 4
 
 Enter = Callable[[str, int, int], None]
-"""Told of every phase of a step as it begins: its name, the step, and the micro-batch or -1."""
+"""Called at the beginning of every phase of a step, with its name, the step, and the micro-batch or -1."""
 
 
 class Executor:
-    """Forward and backward of one worker in one view; gradients go into its reducer, parameters come through its gatherer."""
+    """Forward and backward of one worker in one view; its reducer sends gradients, its gatherer receives parameters."""
 
     def __init__(
         self, worker: int, model: LayeredModel, view: View, network: Endpoint, numerics: Numerics, loss: Loss, enter: Enter
@@ -67,7 +67,7 @@ class Executor:
         self.micro_batches_run = 0
 
     def records(self) -> Records:
-        """The running statistics of this worker's part of the step."""
+        """Returns the running statistics of this worker's part of the step."""
         return self.statistics.of(range(self._workload.micro_batches), self._layers)
 
     @property
@@ -76,7 +76,7 @@ class Executor:
         return self.pipe.peers | self.reducer.peers | self.gatherer.peers
 
     def step(self, step: int, batch: Batch) -> list[LossLeaf]:
-        """Takes the micro-batches routed here through this worker's stage; gradients are left on their way to their owners.
+        """Runs the micro-batches routed to this worker through its stage; when it returns, gradients are on their way to their owners.
 
         If a layer `drew` from a generator that was not keyed, the step must be computed again with all of them keyed.
         """
@@ -96,11 +96,11 @@ class Executor:
         return list(self._leaves.values())
 
     def resume(self, resumption: Resumption) -> None:
-        """The next step was begun in the view before: what is left of it is used."""
+        """Uses the results of the next step that were computed in the view before."""
         self._resumption = resumption
 
     def _begin(self, step: int) -> Sequence[Action]:
-        """What there is to do."""
+        """Prepares a step and returns its actions."""
         self._end()
         self._step, self.drew = step, False
         self.generators.watch()
@@ -114,7 +114,7 @@ class Executor:
                 self._restore(resumed.salvage)
         self._loads = [action.micro_batch for action in actions if action.kind == "F"] if self.pipe.first or self.pipe.last else []
         self._last_backward = next((action.micro_batch for action in reversed(actions) if action.kind == "B"), -1)
-        if self.actions and not actions:  # nothing is left to do but to send what there is
+        if self.actions and not actions:  # nothing is left to compute: send the restored sums
             for vector in itertools.chain.from_iterable(self._vectors.values()):
                 self.reducer.contribute(vector)
         return actions
@@ -130,7 +130,7 @@ class Executor:
         self.statistics.begin(known)
 
     def salvage(self) -> Salvage | None:
-        """What can be used of the step that was begun, if this is its end."""
+        """Returns the reusable results of the step under way, if it is given up now."""
         if self._resumption is not None:
             return self._resumption.salvage
         if self._step is None or self.drew or self.generators.drawn():
@@ -148,7 +148,7 @@ class Executor:
         )
 
     def end(self) -> None:
-        """Drops what was computed of a step."""
+        """Drops the results of a step."""
         self._end()
         self._resumption = None
 
@@ -207,15 +207,15 @@ class Executor:
         self.generators.prepare(runner.key(step, micro_batch) for runner in [*self._runners, self._loss])
 
     def _load(self, step: int, micro_batch: int, batch: Batch) -> Any:
-        """The micro-batch; what loading it draws is its own business.
+        """Loads a micro-batch; random numbers drawn by loading are not keyed.
 
-        The next few are loaded with it: at one go, with warm caches, that takes a third of the time.
+        It loads the next few with it: in one batch, with warm caches, that takes a third of the time.
         """
         if micro_batch not in self._loaded:
             first = self._loads.index(micro_batch)
             self.drew |= self.generators.drawn()
             for ahead in self._loads[first : first + _LOADED_AT_ONCE]:
-                self._enter("forward", step, ahead)  # if this kills the worker, it is known which one did
+                self._enter("forward", step, ahead)  # so that a micro-batch whose loading kills the worker is identified
                 self._loaded[ahead] = batch(step, ahead)
             self._enter("forward", step, micro_batch)
             self.generators.watch()
@@ -237,9 +237,9 @@ class Executor:
     def evaluate(
         self, step: int, micro_batches: range, batch: Callable[[int], Any], share: Callable[[int], float] = lambda _: 1.0
     ) -> list[LossLeaf]:
-        """Forward only, of the micro-batches `batch(i)` that are dealt to this worker; `step`, marked EVALUATION, names the messages.
+        """Runs the forward of the micro-batches `batch(i)` that are dealt to this worker. `step`, marked EVALUATION, names the messages.
 
-        A micro-batch weighs `share(i)` where its loss gives no weight.
+        A micro-batch weighs `share(i)` if its loss gives no weight.
         """
         leaves: list[LossLeaf] = []
         self.gatherer.wait_all()

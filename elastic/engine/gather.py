@@ -1,4 +1,4 @@
-"""All-gather of updated parameters over links: straight into the flat vectors, awaited layer by layer as the next step needs them."""
+"""All-gather of updated parameters over links, straight into the flat vectors; the next step awaits them layer by layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elastic.view import View
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ParameterRun:
-    """One run of parameters, and the worker that it goes to or comes from."""
+    """One run of parameters, and the worker that receives or sends it."""
 
     peer: int
     layer: int
@@ -38,13 +38,13 @@ class _Received(_ParameterRun):
 
 
 class Gatherer:
-    """The parameter side of one worker in one view."""
+    """The parameter exchange of one worker in one view."""
 
     def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint) -> None:
         self._network = network
         self._model = model
         self._gathered: dict[int, list[tuple[int, torch.Tensor]]] = {}
-        self.arrived: Callable[[int], None] | None = None  # told of every layer whose parameters have come
+        self.arrived: Callable[[int], None] | None = None  # called for every layer whose parameters have arrived
         self._outgoing: list[_Sent] = []
         self._incoming: list[_Received] = []
         self._awaited: dict[int, list[tuple[int, Tag, Landing]]] = {}
@@ -58,7 +58,7 @@ class Gatherer:
         self._homes = {layer.index: [layer.index, *(tie.home for tie in layer.ties)] for layer in model.spec.layers}
 
     def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:
-        """Where the runs of a layer start that come from other owners, and their memory here."""
+        """Returns the start and the memory of each run of a layer that another worker owns."""
         if layer not in self._gathered:
             itemsize = self._model.dtype(layer).itemsize
             pieces = dict.fromkeys((p.start, p.start + p.landing.size // itemsize) for p in self._incoming if p.layer == layer)
@@ -71,7 +71,7 @@ class Gatherer:
         return {piece.peer for piece in [*self._outgoing, *self._incoming]}
 
     def begin(self, step: int) -> None:
-        """Lets the step's updates by other owners come in: from here on the parameters here are in transition."""
+        """Posts memory for the step's updates by other owners; from here on the parameters here may change."""
         for piece in self._incoming:
             tag = piece.tag(step)
             self._network.post(piece.peer, tag, piece.landing.bytes)
@@ -86,7 +86,7 @@ class Gatherer:
         """Returns when the layer's parameters, tied ones included, are up to date."""
         for home in self._homes[layer]:
             awaited = self._awaited.get(home, [])
-            while awaited:  # one that could not be received stays awaited
+            while awaited:  # a run that could not be received stays awaited
                 peer, tag, landing = awaited[0]
                 self._network.receive(peer, tag)
                 landing.take()
@@ -95,7 +95,10 @@ class Gatherer:
                 self.arrived(home)
 
     def settle(self) -> set[int]:
-        """Takes the parameters that have come, waiting for none: the layers that are not up to date. May be called again if interrupted."""
+        """Takes the parameters that have arrived, without waiting, and returns the layers that are not up to date.
+
+        May be called again if interrupted.
+        """
         for awaited in self._awaited.values():
             for message in list(awaited):
                 peer, tag, landing = message

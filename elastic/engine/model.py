@@ -1,4 +1,4 @@
-"""A user's model as layers over flat vectors: which parameter lies where, and which layers this worker holds memory for."""
+"""A user's model as layers over flat vectors: the place of each parameter, and the layers that this worker holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vector:
-    """A run of gradient coordinates that one layer's backward fills: the layer's own vector, or one tied parameter of a lower layer.
+    """The gradient that one layer's backward fills: the layer's own vector, or one tied parameter of a lower layer.
 
     `start` and `stop` are elements of layer `home`'s vector; every parameter lies at `spec.start - start` in the gradient buffer.
     """
@@ -37,12 +37,12 @@ class Vector:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return self.stop - self.start
 
 
 def vectors(spec: ModelSpec) -> tuple[Vector, ...]:
-    """All gradient vectors of a model, in layer order, each layer's own before its ties."""
+    """Returns all gradient vectors of a model, in layer order, each layer's own before its ties."""
     found: list[Vector] = []
     for layer in spec.layers:
         if layer.size:
@@ -55,7 +55,7 @@ def vectors(spec: ModelSpec) -> tuple[Vector, ...]:
 
 
 def split(model: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, tuple[nn.Module, ...]]:
-    """The root module that names parameters, and the layers in order.
+    """Returns the root module, which names parameters, and the layers in order.
 
     An `nn.Sequential` or a list of modules is a list of layers; any other module is one layer.
     """
@@ -75,22 +75,22 @@ def split(model: nn.Module | Sequence[nn.Module]) -> tuple[nn.Module, tuple[nn.M
 
 
 def refuse_aliases(root: nn.Module) -> None:
-    """Each trainable parameter gets memory of its own, which a view of the old one would not follow.
+    """Refuses trainable parameters that share memory without being one object: each gets memory of its own, so views would break.
 
     Raises:
-        TrainerError: naming two that share memory without being one object.
+        TrainerError: naming two of them.
     """
     named = [*root.named_parameters(), *root.named_buffers()]
     places = sorted(
         (*_place(tensor), name, tensor.requires_grad) for name, tensor in named if tensor.layout == torch.strided and tensor.numel()
     )
-    last: tuple[int, int, str, bool] | None = None  # that ends last, of trainable ones and of all
+    last: tuple[int, int, str, bool] | None = None  # the one that ends last so far, among all and (`trained`) among trainable ones
     trained: tuple[int, int, str, bool] | None = None
     for place in places:
         other = (last if place[3] else trained) or (0, 0, "", False)
         if place[0] < other[1]:
             raise TrainerError(
-                f"{other[2]} and {place[2]} share memory and are not one object, so they would not be tied any more: use the same "
+                f"{other[2]} and {place[2]} share memory but are not one object, so training would untie them: use the same "
                 "nn.Parameter in both places (or compute one from the other in forward, as in `functional.linear(x, self.weight.t())`)"
             )
         last = place if last is None or place[1] > last[1] else last
@@ -99,7 +99,7 @@ def refuse_aliases(root: nn.Module) -> None:
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, int]:
-    """The bytes that its elements lie among."""
+    """Returns the first and the last address of its elements."""
     reach = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
@@ -127,7 +127,7 @@ class LayeredModel:
         self._placed = {parameter.name: (layer.index, parameter) for layer in self.spec.layers for parameter in layer.parameters}
         self.vectors = vectors(self.spec)
         self.flats: dict[int, torch.Tensor] = {}
-        self.whole = True  # every parameter is here, as it was built: until the first `hold`
+        self.whole = True  # every parameter is in memory here, as built, until the first `hold`
         self.tied: dict[tuple[int, int], torch.Tensor] = {}
 
     def _describe(self, index: int, layer: nn.Module, homes: dict[int, int]) -> LayerSpec:
@@ -139,7 +139,7 @@ class LayeredModel:
             name = self._names[id(parameter)]
             if parameter.dtype not in _DTYPES or parameter.device.type != "cpu":
                 known = ", ".join(_DTYPES.values())
-                raise TrainerError(f"parameter {name} is {parameter.dtype} on {parameter.device}; what can be trained is {known} on cpu")
+                raise TrainerError(f"parameter {name} is {parameter.dtype} on {parameter.device}; only {known} on cpu can be trained")
             if id(parameter) in homes:
                 ties.append(Tie(name=name, home=homes[id(parameter)]))
             else:
@@ -153,11 +153,11 @@ class LayeredModel:
         return LayerSpec.build(index, own, ties)
 
     def parameter(self, name: str) -> nn.Parameter:
-        """The user's parameter object of that name."""
+        """Returns the user's parameter object of that name."""
         return self._parameters[name]
 
     def name_of(self, parameter: torch.Tensor) -> str | None:
-        """The (canonical) name of one of the model's parameter objects."""
+        """Returns the (canonical) name of one of the model's parameter objects; None for another tensor."""
         return self._names.get(id(parameter))
 
     @property
@@ -166,19 +166,19 @@ class LayeredModel:
         return sorted(self._parameters)
 
     def layer_of(self, name: str) -> int | None:
-        """The home layer of a trainable parameter; None for a frozen one."""
+        """Returns the home layer of a trainable parameter; None for a frozen one."""
         home = self._placed.get(name)
         return None if home is None else home[0]
 
     def size_of(self, name: str) -> int:
-        """A parameter's bytes, whether it is held here or not."""
+        """Returns a parameter's size in bytes, whether it is held here or not."""
         if name in self._placed:
             _, spec = self._placed[name]
             return spec.size * spec.itemsize
         return self._parameters[name].nbytes
 
     def digest(self) -> str:
-        """Hex SHA-256 over names, shapes, dtypes and bytes of all parameters and buffers: equal on all workers at the start of a job."""
+        """Returns the hex SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers; workers must agree on it at the start."""
         total = hashlib.sha256()
         for name, tensor in sorted([*self._parameters.items(), *self.root.named_buffers()]):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}\n".encode())
@@ -186,7 +186,7 @@ class LayeredModel:
         return total.hexdigest()
 
     def state_dict(self, whole: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The model's state_dict with these tensors in place of trained parameters; what else is in it is copied from here."""
+        """Returns the model's state_dict with the tensors of `whole` as trained parameters; everything else in it is copied from here."""
         found: dict[str, torch.Tensor] = {}
         with partial():
             for key, tensor in self.root.state_dict(keep_vars=True).items():
@@ -195,18 +195,18 @@ class LayeredModel:
         return found
 
     def bytes_of(self, name: str) -> np.ndarray:
-        """A held parameter's bytes, row-major (uint8, shares memory where it can)."""
+        """Returns a held parameter's bytes, row-major (uint8, shares memory where possible)."""
         return bytes_of(contiguous(self._parameters[name]))
 
     def dtype(self, layer: int) -> torch.dtype:
-        """The dtype of a layer's vector."""
+        """Returns the dtype of a layer's vector."""
         return getattr(torch, self.spec.layers[layer].parameters[0].dtype)
 
     def hold(self, layers: Iterable[int], *, keep: bool = True, reuse: Mapping[int, torch.Tensor] | None = None) -> None:
         """Lays the given layers out as flat vectors and frees the memory of trainable parameters of all others.
 
-        Values are kept, or left to be filled in, but for layers whose vectors are given in `reuse`. Flat vectors of before stay as they are
-        with whoever still refers to them.
+        With `keep` their values are kept, else the caller fills them in; layers in `reuse` use the given vectors. Earlier flat vectors stay
+        valid for other holders of a reference.
         """
         held = sorted(layers)
         given = reuse or {}
@@ -229,7 +229,7 @@ class LayeredModel:
                     target.data = memory[parameter.start - offset : parameter.stop - offset].view(parameter.shape)
 
     def values(self, layer: int, start: int, stop: int) -> torch.Tensor:
-        """A copy of a run of a layer's vector, while this worker has the whole model: before the first `hold`."""
+        """Returns a copy of a run of a layer's vector; only before the first `hold`, while this worker has the whole model."""
         spec = self.spec.layers[layer]
         flat = zeros(stop - start, self.dtype(layer))
         for parameter in spec.parameters:
@@ -240,7 +240,7 @@ class LayeredModel:
         return flat
 
     def run(self, layer: int, start: int, stop: int) -> torch.Tensor:
-        """The memory of the run `[start, stop)` of a layer's parameters, in the flat vector or in a tied copy that holds it."""
+        """Returns the memory of the run `[start, stop)` of a layer's parameters, in the flat vector or in a tied copy. Raises KeyError."""
         if layer in self.flats:
             return self.flats[layer][start:stop]
         for (home, first), memory in self.tied.items():

@@ -1,7 +1,7 @@
-"""Settings of torch that hold for the whole process, and that bits depend on: any code may change them, a library included.
+"""Process-wide settings of torch on which bits depend. Any code may change them, also a library.
 
-They are read where a step begins and where it ends, which costs 10 us. A change ends the job before the step counts: it would be another
-training.
+They are compared at the beginning and at the end of each step, which costs 10 us. A change ends the job before the step counts, since later
+steps would have other bits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MEANS = {
 
 
 def modes() -> dict[str, Any]:
-    """The settings as they are now, by name; JSON values."""
+    """Returns the current settings by name; JSON values."""
     backends: Any = torch.backends
     return {
         "threads": torch.get_num_threads(),
@@ -52,7 +52,7 @@ def modes() -> dict[str, Any]:
 
 
 class Modes:
-    """The settings that a training began with, `first`. `threads` is what the job asks for; another number raises TrainerError."""
+    """The settings at the beginning of a training, `first`. `threads` is the job's; another number in torch raises TrainerError."""
 
     def __init__(self, threads: int) -> None:
         self.first = modes()
@@ -76,7 +76,7 @@ class Modes:
                 )
 
     def watched(self, enter: Enter) -> Enter:
-        """`enter`, which says what phase begins, and a check where a step's first phase begins and where its gradients are complete."""
+        """Returns `enter` with a check where a step's first phase begins and where its gradients are complete."""
 
         def entering(phase: str, step: int, micro_batch: int) -> None:
             enter(phase, step, micro_batch)

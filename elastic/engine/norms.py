@@ -1,4 +1,4 @@
-"""The gradient norm, from float64 sums over a fixed grid of blocks, so that it does not depend on who owns what."""
+"""The gradient norm, from float64 sums over a fixed grid of blocks, so that it does not depend on ownership."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = 16  # 256 KiB of float32 at a time: faster than all at once
 
 
 def grid(spec: ModelSpec, layer: int, start: int, stop: int) -> list[tuple[int, int]]:
-    """The runs of an interval on whose starts blocks are laid: the interval itself, or its parameters if cuts lie between tensors."""
+    """Returns the runs of an interval that blocks are counted from: the interval itself, or its parameters if cuts lie between tensors."""
     if spec.cut == "block":
         return [(start, stop)]
     parameters = spec.layers[layer].parameters
@@ -24,10 +24,10 @@ def grid(spec: ModelSpec, layer: int, start: int, stop: int) -> list[tuple[int, 
 
 
 def block_sums(values: torch.Tensor) -> torch.Tensor:
-    """float64 sum of squares of every run of 4,096 elements; the last may be shorter.
+    """Returns the float64 sum of squares of every run of 4,096 elements; the last may be shorter.
 
-    A row norm of torch does not depend on how many rows there are; a row is below the size that is split over threads. Taking the norm
-    and squaring it is twice as fast as squaring and summing: no float64 copy is made.
+    A row norm of torch does not depend on the number of rows; a row is below the size that is split over threads. Taking the norm and
+    squaring it is twice as fast as squaring and summing: no float64 copy is made.
     """
     whole = values.numel() // BLOCK * BLOCK
     rows = values[:whole].view(-1, BLOCK)
@@ -44,7 +44,7 @@ def _row_norms(rows: torch.Tensor) -> torch.Tensor:
 
 
 def square_sums(spec: ModelSpec, gradients: Iterable[OwnedGradient]) -> np.ndarray:
-    """All block sums of what a worker owns."""
+    """Returns the block sums of all gradients that a worker owns."""
     sums = [
         block_sums(gradient.memory[start - gradient.interval.start : stop - gradient.interval.start])
         for gradient in gradients
@@ -54,8 +54,10 @@ def square_sums(spec: ModelSpec, gradients: Iterable[OwnedGradient]) -> np.ndarr
 
 
 def norm(sums: Sequence[np.ndarray]) -> float:
-    """The L2 norm from block sums, or from `exact.terms` of them: both have the same exact sum, which is rounded once (`math.fsum`), so
-    nothing depends on who owns what. Not finite if any block is not, or the sum is above what float64 holds."""
+    """Returns the L2 norm from block sums, or from `exact.terms` of them. Not finite if any block is not, or if the sum exceeds float64.
+
+    Both have the same exact sum, which is rounded once (`math.fsum`), so the norm does not depend on ownership.
+    """
     values = np.concatenate(list(sums)) if sums else np.array([])
     if not np.isfinite(values).all():
         return math.nan
@@ -66,5 +68,5 @@ def norm(sums: Sequence[np.ndarray]) -> float:
 
 
 def clip_factor(norm: float, limit: float | None) -> float:
-    """As `torch.nn.utils.clip_grad_norm_`: limit / (norm + 1e-6), at most 1."""
+    """Returns limit / (norm + 1e-6), at most 1, as `torch.nn.utils.clip_grad_norm_`."""
     return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))

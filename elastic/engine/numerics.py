@@ -1,4 +1,4 @@
-"""How a layer is run: precision, recomputation, and the alias that its input is given as."""
+"""How a layer is run: precision, recomputation, and the alias passed as its input."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class Alias(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numerics:
-    """What the bits of a layer's result depend on besides its input and parameters."""
+    """Settings on which the bits of a layer's result depend, besides its input and parameters."""
 
     seed: int
     autocast: torch.dtype | None = None
     checkpoint: Callable[[int, nn.Module], bool] | None = None
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The autocast context for one layer; casts are cached inside it and nowhere else."""
+        """Returns the autocast context for one layer; casts are cached only inside it."""
         return torch.autocast("cpu", dtype=self.autocast) if self.autocast is not None else nullcontext()
 
     def recomputes(self, layer: int, module: nn.Module) -> bool:
-        """Whether the layer keeps its input only and runs again in backward."""
+        """Whether the layer keeps only its input and runs again in backward."""
         return self.checkpoint is not None and self.checkpoint(layer, module)
 
 
 def alias(leaf: torch.Tensor) -> torch.Tensor:
-    """What the layer is given in place of the leaf."""
+    """Returns the tensor that is passed to the layer in place of the leaf."""
     return Alias.apply(leaf) if leaf.requires_grad else leaf.detach()  # pyright: ignore[reportReturnType]

@@ -1,4 +1,4 @@
-"""Point to point between neighbouring stages: activations go forward, their gradients back, each to where the micro-batch is routed."""
+"""Messages between neighbouring stages: activations go forward, gradients back, along the route of each micro-batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from elastic.engine.boundary import Crossing, decode, encode
 from elastic.view import View
 
 EVALUATION = 1 << 63
-"""Set in a tag's step: messages beside those of training steps."""
+"""Set in a tag's step to mark messages of an evaluation."""
 
 
 class Pipe:
-    """One worker's ends of the pipeline. In training micro-batches follow the plan's routes; in evaluation they are dealt out in turn."""
+    """One worker's part of the pipeline. In training, micro-batches follow the plan's routes; in evaluation they are dealt in turn."""
 
     def __init__(self, worker: int, view: View, network: Endpoint) -> None:
         self._network, self._workload, self._routes = network, view.workload, view.plan.routes
@@ -26,7 +26,7 @@ class Pipe:
 
     @property
     def peers(self) -> set[int]:
-        """All members of the neighbouring stages: evaluation may join any two."""
+        """All members of the neighbouring stages, since evaluation may connect any two."""
         near = (stage for stage in (self.stage - 1, self.stage + 1) if 0 <= stage < len(self._members))
         return {member for stage in near for member in self._members[stage]}
 
@@ -35,24 +35,24 @@ class Pipe:
         return self._at(self.stage, step, micro_batch) == self._network.worker
 
     def receive_activations(self, step: int, micro_batch: int) -> Crossing:
-        """What the stage before made of the micro-batch."""
+        """Receives the micro-batch's output of the stage before."""
         message = self._network.receive(
             self._at(self.stage - 1, step, micro_batch), Tag(MessageKind.ACTIVATION, step, self.stage, micro_batch)
         )
         return decode(message)
 
     def send_activations(self, step: int, micro_batch: int, crossing: Crossing) -> None:
-        """Hands this stage's output to the next; returns at once."""
+        """Sends this stage's output to the next; returns at once."""
         after = self.stage + 1
         self._network.send(self._at(after, step, micro_batch), Tag(MessageKind.ACTIVATION, step, after, micro_batch), *encode(crossing))
 
     def receive_gradients(self, step: int, micro_batch: int) -> Sequence[torch.Tensor | None]:
-        """The gradients of the tensors that `send_activations` sent."""
+        """Receives the gradients of the tensors that `send_activations` sent."""
         peer = self._at(self.stage + 1, step, micro_batch)
         return decode(self._network.receive(peer, Tag(MessageKind.GRADIENT, step, self.stage, micro_batch))).tensors
 
     def send_gradients(self, step: int, micro_batch: int, gradients: Sequence[torch.Tensor | None]) -> None:
-        """Hands the gradients of this stage's input to the stage before; returns at once."""
+        """Sends the gradients of this stage's input to the stage before; returns at once."""
         before = self.stage - 1
         back = Crossing(structure=None, tensors=tuple(gradients), differentiable=())
         self._network.send(self._at(before, step, micro_batch), Tag(MessageKind.GRADIENT, step, before, micro_batch), *encode(back))

@@ -1,4 +1,4 @@
-"""What each layer costs, measured once on the real model: CPU time of this thread, so that neighbours on the machine do not count."""
+"""Measures the cost of each layer once, on the real model, in CPU time of this thread, which other processes affect little."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MOST_PASSES, _ENOUGH_S = 8, 0.03
 
 
 class SavedBytes:
-    """Counts the distinct memory that autograd keeps for backward, without the parameters."""
+    """Counts the distinct memory that autograd saves for backward, without the parameters."""
 
     def __init__(self, parameters: Iterator[torch.nn.Parameter]) -> None:
         self._known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
         self.bytes = 0
 
     def note(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A pack hook for `torch.autograd.graph.saved_tensors_hooks`."""
+        """Counts a tensor's storage; a pack hook for `torch.autograd.graph.saved_tensors_hooks`."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._known:
             self._known.add(storage.data_ptr())
@@ -53,10 +53,10 @@ def _buffers_restored(model: LayeredModel) -> Iterator[None]:
 
 
 def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
-    """The fields of `elastic.plan.workload.LayerCost` per layer for one micro-batch; the last layer's times include the loss.
+    """Returns the fields of `elastic.plan.workload.LayerCost` per layer for one micro-batch; the last layer's times include the loss.
 
-    Runs the whole model once to warm up and then once, or a few times where that is quick: times are the least ones. Parameters and buffers
-    are as before, gradients are dropped.
+    Runs the whole model once to warm up, then once or, if that is quick, a few times, and takes the least times. Parameters and buffers are
+    restored, gradients are dropped.
     """
     with _buffers_restored(model):
         _pass(model, loss, numerics, batch)

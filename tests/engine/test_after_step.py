@@ -70,7 +70,7 @@ def test_it_has_the_same_bits_on_every_layout() -> None:
     [
         (lambda p, state: p.div_(p.norm()), "is not elementwise"),
         (lambda p, state: p.add_(torch.randn_like(p)), "draws random numbers"),
-        (lambda p, state: state.update(rows=torch.zeros(3)), "has not the shape"),
+        (lambda p, state: state.update(rows=torch.zeros(3)), "does not have the shape"),
         (lambda p, state: state.update(name="x"), "a str: keep tensors"),
     ],
 )
