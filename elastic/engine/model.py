@@ -178,7 +178,7 @@ class LayeredModel:
         return self._parameters[name].nbytes
 
     def digest(self) -> str:
-        """Returns the hex SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers; workers must agree on it at the start."""
+        """Returns the hex SHA-256 of names, shapes, dtypes and bytes of all parameters and buffers; equal on all workers at the start."""
         total = hashlib.sha256()
         for name, tensor in sorted([*self._parameters.items(), *self.root.named_buffers()]):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}\n".encode())
