@@ -242,8 +242,8 @@ def test_an_etcd_without_space_is_no_outage_either(tmp_path: Path) -> None:
         client = EtcdClient(dataclasses.replace(etcd.endpoint(), private=False))
         lease = client.grant(30)
 
-        def fill() -> None:
-            for number in range(100):
+        def fill() -> None:  # etcd looks at its size when it commits a batch, every 100 ms
+            for number in range(2000):
                 client.put(f"/{number}", "x" * 60000)
 
         with pytest.raises(EtcdFull, match=r"has no space left .*: compact and defragment it, .*etcdctl alarm disarm"):

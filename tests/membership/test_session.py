@@ -203,7 +203,7 @@ def test_a_private_etcd_that_stands_still_or_is_full_is_replaced(tmp_path: Path,
     pid = agent.pid
     agent.session.unanswered(EtcdFull("full"), 0.0)
     agent.until(lambda: agent.pid != pid and "view" in agent.keys)
-    assert "anew" in agent.said[-1]
+    assert "restarted without its data, which the agent writes again" in agent.said[-1]
     agent.session.close()
 
 
