@@ -99,9 +99,9 @@ def _judge_survival(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mappin
         if incident["bytes_moved"] is None or incident["bytes_moved"] != incident["bytes_minimum"]:
             wrong.append(f"{incident['bytes_moved']} bytes moved, the minimum is {incident['bytes_minimum']}")
     members = {line["worker"] for line in read_lines(scene.directory / "faults.jsonl")} - {WORKERS}
-    told = {worker for incident in incidents for worker in (incident["worker"], *incident["also"])}
-    if members - told and not any(hit.missed for hit in scene.hits):  # a worker that has finished may die without an incident
-        wrong.append(f"no incident names {sorted(members - told)}")
+    named = {worker for incident in incidents for worker in (incident["worker"], *incident["also"])}
+    if members - named and not any(hit.missed for hit in scene.hits):  # a worker that has finished may die without an incident
+        wrong.append(f"no incident names {sorted(members - named)}")
     deaths = [incident for incident in incidents if incident["kind"] == "death"]
     if cell.saves and not any(death["restored"] for death in deaths):
         wrong.append("the job did not reload a checkpoint")

@@ -235,9 +235,9 @@ class Agent:
         if self._driver is not None:
             view = self._driver.view
             returned = [number for number in view.workers if self._crew.workers[number].result is not None]
-            said = self._one_sided.verdict(view.epoch, view.workers, returned)
-            if said is not None:
-                self._end(failed(TrainerError, said))
+            verdict = self._one_sided.verdict(view.epoch, view.workers, returned)
+            if verdict is not None:
+                self._end(failed(TrainerError, verdict))
                 return
             for sentence in self._one_sided.waited_for(view.epoch, view.workers, returned):
                 say(sentence)

@@ -33,8 +33,8 @@ class StopWatch:
             wait, at = self._seen.get(worker, (None, 0.0))
             fresh = wait if moment - at <= _FRESH_S else None
             places.setdefault(_place(fresh, steps.get(worker), worker in returned), []).append(worker)
-        told = "; ".join(f"{_workers(each)} {place}" for place, each in places.items())
-        return f"the job was asked to stop {asked_s:.0f} s ago, and has not ended yet: {told}. Ask again to stop at once"
+        waiting = "; ".join(f"{_workers(each)} {place}" for place, each in places.items())
+        return f"the job was asked to stop {asked_s:.0f} s ago, and has not ended yet: {waiting}. Ask again to stop at once"
 
 
 def _place(wait: Wait | None, step: int | None, returned: bool) -> str:
@@ -42,14 +42,14 @@ def _place(wait: Wait | None, step: int | None, returned: bool) -> str:
         return "returned from train_fn"
     if wait is None:
         return "in train_fn, before its first step" if step is None else f"last seen in step {step}"
-    behind = f"after step {wait.step}" if wait.step >= 0 else "before the first step"
+    when = f"after step {wait.step}" if wait.step >= 0 else "before the first step"
     if wait.busy:
-        return f"in the code of train_fn {behind} {wait.what}"
+        return f"in the code of train_fn {when} {wait.what}"
     if wait.computes:
         return f"computing step {wait.step}, or waiting for the others in it"
     if wait.leaves:
-        return f"returned from train_fn {behind}, and saving"
-    return f"in {wait.what} {behind}, with the others or waiting for them"
+        return f"returned from train_fn {when}, and saving"
+    return f"in {wait.what} {when}, with the others or waiting for them"
 
 
 def _workers(workers: Collection[int]) -> str:

@@ -91,11 +91,11 @@ def _show_job(console: Console, shown: dict[str, Any], target: str) -> None:
         table.add_column(heading, overflow="fold")
     for number, stage in enumerate(shown["stages"]):
         mark = " (bottleneck)" if number == shown["bottleneck_stage"] else ""
-        first, behind = stage["layers"]
+        start, stop = stage["layers"]
         members = ", ".join(f"{place} ({grains})" for place, _, grains in stage["members"])
         limit = stage["memory_limit_bytes"]
         memory = f"{stage['memory_bytes'] / 2**20:.0f} MiB" + ("" if limit is None else f" of {limit / 2**20:.0f}")
-        table.add_row(f"{number}{mark}", f"{first}-{behind - 1}", members, f"{stage['busy_s']:.4g}", memory)
+        table.add_row(f"{number}{mark}", f"{start}-{stop - 1}", members, f"{stage['busy_s']:.4g}", memory)
     console.print(table)
     console.print(shown["why"])
 
@@ -211,8 +211,8 @@ def _show(console: Console, shown: dict[str, Any], title: str) -> None:
         makeup = ", ".join(f"{count} x {kind} / {tp} in {zone}" for kind, zone, tp, count in stage["replicas"])
         memory = f"{stage['memory_bytes'] / 2**30:.1f} of {stage['memory_limit_bytes'] / 2**30:.0f} GiB"
         mark = " (bottleneck)" if number == shown["bottleneck_stage"] else ""
-        first, behind = stage["layers"]
-        table.add_row(f"{number}{mark}", f"{first}-{behind - 1}", makeup, f"{stage['micro_batch_s']:.4g}", memory, _hosts(stage["devices"]))
+        start, stop = stage["layers"]
+        table.add_row(f"{number}{mark}", f"{start}-{stop - 1}", makeup, f"{stage['micro_batch_s']:.4g}", memory, _hosts(stage["devices"]))
     console.print(table)
     console.print(
         f"{shown['micro_batches']} micro-batches of {shown['micro_batch']} through each of {shown['replicas']} pipelines; {shown['why']}"

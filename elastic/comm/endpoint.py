@@ -178,7 +178,7 @@ class Endpoint(ABC):
         link = self._links.get(peer)
         if link is None:
             error = self._box.failures.get(peer)
-            raise copy_of(error) if error is not None else lost(peer, "there is none")
+            raise copy_of(error) if error is not None else lost(peer, "it was dropped or never made")
         self._send(link, tag, buffers)
 
     def post(self, peer: int, tag: Tag, buffer: Memory) -> None:
@@ -219,7 +219,7 @@ class Endpoint(ABC):
         if found is None:
             self._box.check(attempt_id, None if fail_any else peer)
             if peer not in self._links:
-                raise lost(peer, "there is none")
+                raise lost(peer, "it was dropped or never made")
         return found
 
     def interrupt(self, error: BaseException) -> None:

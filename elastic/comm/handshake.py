@@ -157,7 +157,7 @@ class Greeting:
         self._sent_at = time.perf_counter()
         # A new socket has room for these few bytes; if not, the other side does not follow this protocol.
         if self.sock.send(data) != len(data):
-            raise LinkError("no room for a handshake")
+            raise LinkError("the socket has no room for a handshake")
 
     def _refuse(self, error: LinkError) -> None:
         # An error here does not matter: the other side no longer waits for an answer.

@@ -66,7 +66,7 @@ def listen_at(path: Path) -> socket.socket:
     Raises OSError if it cannot, or if another user has made the directory.
     """
     _make_private(path.parent)
-    temporary = path.with_name(f"{path.name}.new")  # between `bind` and `listen` a dialer is refused, as if nobody were there
+    temporary = path.with_name(f"{path.name}.new")  # not yet `path`: between `bind` and `listen` dialers are refused
     with suppress(FileNotFoundError):
         temporary.unlink()
     with _short(temporary) as short:

@@ -66,9 +66,9 @@ def check(workers: int, directory: str | None) -> None:
         raise SettingsError(f"no temporary directory can be written to: set TMPDIR to one that can, or use directory= ({error})") from error
     while not os.path.isdir(place) and place != os.path.dirname(place):
         place = os.path.dirname(place)
-    said = JobLimits.here(place).too_small(workers)
-    if said is not None:
-        raise SettingsError(said)
+    too_small = JobLimits.here(place).too_small(workers)
+    if too_small is not None:
+        raise SettingsError(too_small)
 
 
 def _limit(kind: int, *, hard: bool) -> int | None:

@@ -85,7 +85,7 @@ class EtcdThread:
                 self._post(lambda bug=bug: self._failed(bug))
 
     def _do(self, task: EtcdTask) -> None:
-        began, told, outage = self._clock(), 0, False
+        began, reports, outage = self._clock(), 0, False
         while task.wanted() and not self._stopped.is_set():
             try:
                 result = task.call()
@@ -100,8 +100,8 @@ class EtcdThread:
                 if seconds > task.deadline_s:
                     self._post(lambda error=error: self._failed(_given_up(error)))
                     return
-                due = seconds >= _due(told)
-                told += due
+                due = seconds >= _due(reports)
+                reports += due
                 self._post(lambda error=error, seconds=seconds, due=due: self._failing(error, seconds, due=due))
                 self._stopped.wait(RETRY_S)
                 continue
@@ -119,9 +119,9 @@ class EtcdThread:
         self._unanswered(error, seconds)
 
 
-def _due(told: int) -> float:
-    """Returns the seconds into an outage at which it is reported next."""
-    return TOLD_S[told] if told < len(TOLD_S) else 60.0 * (told - len(TOLD_S) + 1)
+def _due(reports: int) -> float:
+    """Returns the seconds into an outage at which it is reported next, after so many reports."""
+    return TOLD_S[reports] if reports < len(TOLD_S) else 60.0 * (reports - len(TOLD_S) + 1)
 
 
 def _given_up(error: EtcdUnavailable) -> EtcdUnavailable:

@@ -56,7 +56,7 @@ class Ready:
         try:
             return cls(host=host, memory=memory, **data)
         except TypeError as error:
-            raise MismatchError(f"a worker announced itself in another form than this version of elastic expects: {error}") from error
+            raise MismatchError(f"a worker's announcement does not match the fields that this version expects: {error}") from error
 
 
 def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = None, saved: SavedPlan | None = None) -> View:

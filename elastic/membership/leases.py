@@ -137,20 +137,20 @@ class Lease:
 
     def _keep_on(self) -> None:
         since: float | None = None
-        told = False
+        reported = False
         while not self._stopped.wait(min(self._ttl_s / 3, self._every_s)):
             asked = time.monotonic()
             if self.keep():
-                if told:
+                if reported:
                     self._say("etcd is back")
-                since, told = None, False
+                since, reported = None, False
                 continue
             since = asked if since is None else since
             seconds = time.monotonic() - since
             if isinstance(self._error, EtcdUnavailable):
                 self._away(self._error, seconds)
-            if not told and seconds > AWAY_S and not self._stopped.is_set():
-                told = True
+            if not reported and seconds > AWAY_S and not self._stopped.is_set():
+                reported = True
                 self._say(
                     f"etcd has not answered for {AWAY_S:.0f} s: training continues, but the recovery from a lost worker would wait for etcd"
                 )

