@@ -17,9 +17,9 @@ from commits import GitCommit, first_of_each_step, pace, read_commits, read_line
 from measure import BenchmarkError, Task
 
 import elastic
+from elastic.chaos.fault_times import since_fault
 from elastic.chaos.faults import Fault
 from elastic.chaos.killer import Killer, Shot
-from elastic.chaos.since import since_fault
 from elastic.observe.activity import RECOVERY_PHASES
 
 _HERE = Path(__file__).resolve().parent

@@ -13,7 +13,7 @@ from elastic.plan.cluster import Cluster, DeviceKind, Host, LinkEnd, LinkMatrix
 from elastic.plan.curves import Curve, Polynomial
 from elastic.plan.division.division import Division, Section
 from elastic.plan.division.shapes import Pool, Shape, together
-from elastic.plan.fields import numbers
+from elastic.plan.file_fields import numbers
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 ZONE = "us-central1-a"

@@ -18,8 +18,8 @@ from rich.progress import Progress as Bar
 from elastic.checkpoint.cli_show import as_json, differences_as_json, show, show_differences, show_outline, show_unread
 from elastic.checkpoint.convert.compare import compare
 from elastic.checkpoint.convert.detect import Detected
+from elastic.checkpoint.convert.elastic_format import garbage, retire
 from elastic.checkpoint.convert.formats import TARGETS
-from elastic.checkpoint.convert.ours import garbage, retire
 from elastic.checkpoint.convert.output import run_bytes
 from elastic.checkpoint.convert.rules import Rules, load_rules
 from elastic.checkpoint.convert.run import DEFAULT_MEMORY, Conversion, Outline, convert, open_any, plan, unread_of

@@ -11,7 +11,7 @@ import torch
 
 from elastic.engine.zero import ShardedOptimizer
 from elastic.memory.tensors import copy
-from elastic.snapshot.held import Held
+from elastic.snapshot.held_copies import Held
 
 Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
 

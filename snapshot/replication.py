@@ -27,8 +27,8 @@ from elastic.layout.transfer import PARAM
 from elastic.memory import raw
 from elastic.memory.digest import digest
 from elastic.memory.tensors import Landing, bytes_of, empty, retyped
-from elastic.snapshot.held import StoredCopy, UnreplayedCopy, held
-from elastic.snapshot.rest import CopyKey, Rest
+from elastic.snapshot.held_copies import StoredCopy, UnreplayedCopy, held
+from elastic.snapshot.rest_digests import CopyKey, Rest
 
 COMPARED_EVERY = 50
 """Steps. A comparison reads all state once on both sides."""

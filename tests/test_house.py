@@ -91,8 +91,8 @@ def test_imports_point_down():
         ("elastic/engine/zero.py", "import elastic.worker.trainer"),
         ("elastic/engine/zero.py", "from elastic.worker import main as worker"),
         ("elastic/engine/zero.py", "from elastic import Trainer"),
-        ("elastic/engine/zero.py", "def f():\n    from elastic.snapshot import rest"),
-        ("snapshot/rest.py", "from elastic.worker import job"),
+        ("elastic/engine/zero.py", "def f():\n    from elastic.snapshot import rest_digests as rest"),
+        ("snapshot/rest_digests.py", "from elastic.worker import job"),
         ("elastic/view.py", "from elastic.host import facts"),
         ("elastic/errors.py", "from elastic.settings import JobSettings"),
     ],
@@ -103,4 +103,4 @@ def test_an_import_that_points_up_is_found(path: str, line: str):
 
 @pytest.mark.parametrize("line", ["from elastic.engine.shard import Shard", "from elastic.layout import regions", "import torch"])
 def test_an_import_that_points_down_is_none_of_them(line: str):
-    assert not upward("snapshot/rest.py", line)
+    assert not upward("snapshot/rest_digests.py", line)

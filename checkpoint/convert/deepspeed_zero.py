@@ -129,11 +129,10 @@ class _Collected:
 
     def source(self, models: Models, stage: int) -> PieceSource:
         found = {**self.found, **{name: {PARAM: pieces} for name, pieces in models.fixed.items()}}
-        for settings_index, (names, settings) in self.groups.items():
+        for names, settings in self.groups.values():
             if (step := settings.get("step")) is not None:
                 for name in names:
                     self.scalars[name].setdefault("step", step)
-            self.groups[settings_index] = (names, settings)
         contents = Contents(
             tensors=specs(found),
             scalars={name: numbers for name, numbers in self.scalars.items() if numbers},

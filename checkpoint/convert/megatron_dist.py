@@ -34,7 +34,7 @@ _MAIN = "fp32_param"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankRow:
+class LayerRow:
     """One layer of a tensor whose first dimension is the layers."""
 
     held: ReadableTensor
@@ -68,7 +68,7 @@ def _of_layers(name: str, held: ReadableTensor, layers: int) -> dict[str, Readab
         return {name: held}
     if not held.spec.shape or held.spec.shape[0] != layers:
         raise CheckpointError(f"{name} has shape {list(held.spec.shape)}; its first dimension should be the {layers} layers of args")
-    return {f"{before}.layers.{index}.{after}": RankRow(held=held, index=index) for index in range(layers)}
+    return {f"{before}.layers.{index}.{after}": LayerRow(held=held, index=index) for index in range(layers)}
 
 
 def _tensors(described: Mapping[str, Any], pieces: Any, layers: int, rules: Rules) -> dict[tuple[str, str], ReadableTensor]:

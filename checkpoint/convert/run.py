@@ -13,7 +13,7 @@ from elastic.checkpoint.convert.formats import TARGETS, format_of, kept, open_so
 from elastic.checkpoint.convert.hf import CONFIGS, tied_by_config
 from elastic.checkpoint.convert.hf_weights import METADATA
 from elastic.checkpoint.convert.output import ConversionProgress, refuse_existing, run_bytes, silent
-from elastic.checkpoint.convert.ruled import Ruled
+from elastic.checkpoint.convert.rule_source import Ruled
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.slice_rules import slicings_of
 from elastic.checkpoint.convert.tree import SPELLING

@@ -58,7 +58,7 @@ def strict_json(data: bytes, where: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeaderToWrite:
+class ParsedHeader:
     """A file's tensors by name, its `__metadata__`, and `skipped` tensors by name, with the reason."""
 
     tensors: dict[str, Strided]
@@ -66,7 +66,7 @@ class HeaderToWrite:
     skipped: dict[str, str]
 
 
-def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambda _name: False) -> HeaderToWrite:
+def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambda _name: False) -> ParsedHeader:
     """Reads the header. Raises CheckpointError unless the tensors fill the file exactly.
 
     skip: whether a tensor of an unknown dtype may be left out; otherwise it raises CheckpointError.
@@ -97,7 +97,7 @@ def read_header(path: Path, files: Files, *, skip: Callable[[str], bool] = lambd
         for name, (code, shape, begin, _) in spans.items()
         if code in DTYPES
     }
-    return HeaderToWrite(tensors=found, metadata=metadata, skipped=skipped)
+    return ParsedHeader(tensors=found, metadata=metadata, skipped=skipped)
 
 
 def _span(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from elastic.checkpoint.convert.output import silent_bytes
-from elastic.checkpoint.convert.ruled import Ruled
+from elastic.checkpoint.convert.rule_source import Ruled
 from elastic.checkpoint.state import Source
 from elastic.checkpoint.stored import itemsize
 

@@ -24,7 +24,7 @@ from elastic.agent.founders import Founders, hindrance
 from elastic.agent.loop import Loop
 from elastic.agent.save_summary import SaveSummary
 from elastic.agent.start import Start
-from elastic.agent.stopping import AGAIN_S, FIRST_S, StopWatch
+from elastic.agent.stopping import AGAIN_S, FIRST_S, StopProgress
 from elastic.agent.supervision import (
     WorkerProcess,
     ended,
@@ -51,7 +51,7 @@ from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
 from elastic.worker.job import WorkerSpec
 from elastic.worker.metrics import MetricFiles
-from elastic.worker.onesided import OneSided, Wait
+from elastic.worker.onesided_waits import OneSided, Wait
 
 if TYPE_CHECKING:
     from elastic.membership.session import Session
@@ -76,7 +76,7 @@ class Agent:
         self._driver: Driver | None = None
         self._saves = SaveSummary()
         self._one_sided = OneSided()
-        self._stop_watch = StopWatch()
+        self._stop_watch = StopProgress()
         self._asked_at = 0.0  # when the stop was requested
         self._metrics = MetricFiles(say)
         self._returned: dict[str, Any] = {}  # the value of the leader's train_fn, sent before its worker has finished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 
-from elastic.worker.onesided import Wait
+from elastic.worker.onesided_waits import Wait
 
 FIRST_S, AGAIN_S = 5.0, 30.0
 """How long after the request, and then how often, the user is informed."""
@@ -13,7 +13,7 @@ FIRST_S, AGAIN_S = 5.0, 30.0
 _FRESH_S = 3.0  # workers report every second where they wait
 
 
-class StopWatch:
+class StopProgress:
     """The last reported place of each worker. All times are of one monotonic clock."""
 
     def __init__(self) -> None:

@@ -72,7 +72,7 @@ def plan(
 
 
 def _of_job(target: str, words: list[str], **settings: Any) -> dict[str, Any]:
-    from elastic.launch.planning import find
+    from elastic.launch.plan_job import find
 
     return find(target, args=[argument(word) for word in words], **settings)
 

@@ -51,7 +51,7 @@ class Reports:
         self._last: dict[int, tuple[float, float, float]] = {}
 
     def note(self, epoch: int, worker: int, computed_s: float, cpu_s: float, expected_s: float, reference_s: float) -> None:
-        """Records one worker's report, the fields of `elastic.engine.effort.EffortReport`. Reports of earlier epochs are dropped."""
+        """Records one worker's report, the fields of `elastic.engine.layer_times.EffortReport`. Reports of earlier epochs are dropped."""
         if epoch > self._epoch:
             self._epoch, self._of, self._alone, self._last = epoch, {}, {}, {}
         if epoch < self._epoch:
@@ -130,7 +130,7 @@ class Weighing:
         self._stages, self._reports, self._next_at = stages, Reports(), 0.0
 
     def note(self, epoch: int, worker: int, effort: Sequence[float]) -> None:
-        """Records one worker's report: the fields of `elastic.engine.effort.EffortReport`."""
+        """Records one worker's report: the fields of `elastic.engine.layer_times.EffortReport`."""
         self._reports.note(epoch, worker, *effort)
 
     def weigh(self, view: View, now: float) -> dict[int, float] | None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from elastic import errors
 from elastic.control import balance, events, machine
-from elastic.control.blame import MicroBatchLoss
 from elastic.control.carrier import Death
 from elastic.control.incident_log import IncidentLog
+from elastic.control.input_blame import MicroBatchLoss
 from elastic.control.link_figures import LinkFigures
 from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elastic.control.blame import MicroBatchLoss
+    from elastic.control.input_blame import MicroBatchLoss
     from elastic.recovery.inventory import Inventory
     from elastic.recovery.proposal import Proposal
     from elastic.view import Member, View

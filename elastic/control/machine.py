@@ -29,7 +29,6 @@ from elastic.control.attempt import (
     unreadable,
     voted,
 )
-from elastic.control.blame import blamed
 from elastic.control.events import (
     AskBoundary,
     CommitFailed,
@@ -51,6 +50,7 @@ from elastic.control.events import (
     WorkerDied,
     WorkerFinished,
 )
+from elastic.control.input_blame import blamed
 from elastic.control.state import ATTEMPTING, ControlState, JobPolicy, Phase, Retry
 from elastic.control.transitions import (
     FAILED_JOINS,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from elastic.control.blame import MicroBatchLoss
 from elastic.control.events import AttemptId, Vote
+from elastic.control.input_blame import MicroBatchLoss
 
 if TYPE_CHECKING:
     from elastic.recovery.inventory import Inventory

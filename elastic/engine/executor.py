@@ -11,8 +11,8 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.engine.boundary import Crossing
 from elastic.engine.data import Batch, model_input, tokens_in
-from elastic.engine.effort import Effort
 from elastic.engine.gather import Gatherer
+from elastic.engine.layer_times import Effort
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.numerics import Numerics
 from elastic.engine.pipe import Pipe

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from elastic.engine.buffers import Running
 from elastic.engine.partial import note_whole, partial
-from elastic.engine.running import Running
-from elastic.engine.watch import ChangeWatch, saved_buffers
+from elastic.engine.unchanged import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared

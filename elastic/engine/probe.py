@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from elastic.engine import randomness
-from elastic.engine.same import plain, same
+from elastic.engine.bit_equality import plain, same
 from elastic.errors import TrainerError
 from elastic.layout.regions import ALIGNMENT, CutRule, align
 from elastic.memory import tensors as memory

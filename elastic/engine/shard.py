@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from elastic.engine.after import PREFIX, AfterStep, AfterStepState
+from elastic.engine.after_step import PREFIX, AfterStep, AfterStepState
 from elastic.engine.reduction import Parts
 from elastic.layout.layout import Interval
 from elastic.layout.regions import ModelSpec, ParameterSpec

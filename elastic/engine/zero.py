@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from elastic.engine.after import AfterStep
+from elastic.engine.after_step import AfterStep
 from elastic.engine.model import LayeredModel
 from elastic.engine.probe import Probed, probe, second
 from elastic.engine.reducer import OwnedGradient

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from elastic.errors import PlanError
 from elastic.plan.curves import Curve, curve_from_json
-from elastic.plan.fields import item, name, number, positive, sequence, whole
+from elastic.plan.file_fields import item, name, number, positive, sequence, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

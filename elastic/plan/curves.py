@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from elastic.errors import PlanError
-from elastic.plan.fields import not_negative, number, numbers, positive
+from elastic.plan.file_fields import not_negative, number, numbers, positive
 
 Seconds = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from elastic.errors import PlanError
 from elastic.plan.cluster import DeviceKind
-from elastic.plan.fields import item, not_negative, numbers, sequence, text, whole
+from elastic.plan.file_fields import item, not_negative, numbers, sequence, text, whole
 
 
 class LayerSeconds(NamedTuple):

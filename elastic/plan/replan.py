@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain, islice, permutations, product
 
 from elastic.errors import PlanError
-from elastic.plan.across import across_zones
+from elastic.plan.across_zones import across_zones
 from elastic.plan.choice import HORIZON, least
 from elastic.plan.cluster import Cluster, LinkEnd
 from elastic.plan.deploy import Deployed, Device, Unplaceable, deploy, devices, without

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from elastic.errors import PlanError
-from elastic.plan.fields import item, number, sequence, text, whole
+from elastic.plan.file_fields import item, number, sequence, text, whole
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.workload import Workload
 

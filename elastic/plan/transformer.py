@@ -15,7 +15,7 @@ import numpy as np
 from elastic.errors import PlanError
 from elastic.plan.cluster import Cluster, DeviceKind, LinkEnd
 from elastic.plan.division.physical import all_reduce_s
-from elastic.plan.fields import item, number, sequence, whole
+from elastic.plan.file_fields import item, number, sequence, whole
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 _ACTIVATION_BYTES = 2

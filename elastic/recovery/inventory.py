@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elastic.layout.transfer import Role
-from elastic.recovery.stored import Checkpoint
+from elastic.recovery.checkpoint_fallback import Checkpoint
 
 Scalars = dict[str, dict[str, Any]]
 """Maps parameter name and optimizer state (one without the parameter's shape, such as a step count) to its value."""

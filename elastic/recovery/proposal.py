@@ -17,10 +17,10 @@ from elastic.plan.memory import readable
 from elastic.plan.plan import Plan
 from elastic.plan.planner import Answers, plan
 from elastic.plan.site import LinkSpeed, Pair, Site
+from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
 from elastic.recovery.salvage import finished_everywhere
-from elastic.recovery.stored import INITIAL, Checkpoint, newest
 from elastic.view import Member, View
 
 REPLACED_S = 1.5

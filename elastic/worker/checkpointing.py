@@ -25,7 +25,7 @@ from elastic.engine.view_state import ViewState
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, TrainerError
 from elastic.memory.tensors import copy
-from elastic.recovery.stored import Checkpoint
+from elastic.recovery.checkpoint_fallback import Checkpoint
 from elastic.view import View
 from elastic.worker.directory_owner import DEAD_S, EXTRA, DirectoryOwner
 from elastic.worker.engine import Engine
@@ -35,12 +35,12 @@ from elastic.worker.history import History
 from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings
 from elastic.worker.naming import Naming, naming_of
-from elastic.worker.plain import from_plain, to_plain
-from elastic.worker.rarely import Rarely
+from elastic.worker.plain_state import from_plain, to_plain
+from elastic.worker.rate_limited import Rarely
 from elastic.worker.restore import RestoredRun, form, numbers, persistent_buffers, restored_state, runs
 from elastic.worker.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
 from elastic.worker.runtime import WorkerRuntime
-from elastic.worker.savable import check_savable, empty_states
+from elastic.worker.savable_state import check_savable, empty_states
 from elastic.worker.saving import Share, StatesToSave, base_of, contents_of, digest_of, merged, states_of
 
 _log = logging.getLogger(__name__)

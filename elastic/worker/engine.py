@@ -24,16 +24,16 @@ from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.statistics import Arrays
 from elastic.engine.view_state import Training, ViewState
-from elastic.engine.whole import whole
+from elastic.engine.whole_tensors import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import MemoryDamaged, NonFinite
 from elastic.layout.transfer import PARAM
 from elastic.memory.tensors import bytes_of, contiguous
 from elastic.snapshot import replication
-from elastic.snapshot.held import Held, StoredCopy, held
+from elastic.snapshot.held_copies import Held, StoredCopy, held
 from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
-from elastic.snapshot.rest import Rest, period
+from elastic.snapshot.rest_digests import Rest, period
 from elastic.view import View
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from elastic.engine.view_state import ViewState
-from elastic.recovery.stored import Checkpoint
+from elastic.recovery.checkpoint_fallback import Checkpoint
 from elastic.view import View
 
 

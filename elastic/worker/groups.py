@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from elastic.errors import CheckpointError
-from elastic.worker.plain import to_plain
+from elastic.worker.plain_state import to_plain
 
 
 def plain_scheduler(scheduler: dict[str, Any]) -> Any:

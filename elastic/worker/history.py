@@ -15,17 +15,17 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from elastic.engine.bit_equality import same
 from elastic.engine.decision import Apply
-from elastic.engine.same import same
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import TrainerError
 from elastic.recovery.inventory import Progress
 from elastic.recovery.proposal import Proposal
-from elastic.worker.attributes import ABSENT, Attributes
-from elastic.worker.inplace import InPlace
+from elastic.worker.inplace_changes import InPlace
 from elastic.worker.job import Job
+from elastic.worker.layer_attributes import ABSENT, Attributes
 from elastic.worker.loopsettings import Change, Settings, difference, plain_or_none, read, write
-from elastic.worker.plain import capture, from_plain, revive, to_plain
+from elastic.worker.plain_state import capture, from_plain, revive, to_plain
 from elastic.worker.registered import Registered, digest_of
 
 _RECENT_STEPS = 5

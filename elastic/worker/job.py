@@ -165,7 +165,7 @@ class Job:
 
         `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the previous step was committed.
         `told` returns further fields, and is called only when a message is sent: `effort` has the fields of
-        `elastic.engine.effort.EffortReport`, `links` has `[peer, latency_s, bytes_per_s]` of links with new measurements.
+        `elastic.engine.layer_times.EffortReport`, `links` has `[peer, latency_s, bytes_per_s]` of links with new measurements.
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()

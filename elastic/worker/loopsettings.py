@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from elastic.engine.zero import ShardedOptimizer
-from elastic.worker.attributes import ABSENT, Attributes
-from elastic.worker.plain import NestedObject, capture, from_plain, revive, to_plain
+from elastic.worker.layer_attributes import ABSENT, Attributes
+from elastic.worker.plain_state import NestedObject, capture, from_plain, revive, to_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

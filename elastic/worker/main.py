@@ -30,8 +30,8 @@ from elastic.host.channel import AGENT_GONE, Channel, Message
 from elastic.observe import phase_delay
 from elastic.script import sources, target
 from elastic.worker import job as jobs
+from elastic.worker.after_return import check_value, tell_of_lasting_threads
 from elastic.worker.job import Job, WorkerSpec
-from elastic.worker.returned import check_value, tell_of_lasting_threads
 
 
 class _AgentLine:

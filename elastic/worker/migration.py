@@ -26,7 +26,7 @@ from elastic.memory.digest import digest
 from elastic.memory.tensors import Landing, bytes_of, empty, zeros
 from elastic.recovery.gate import check_received
 from elastic.recovery.proposal import Proposal
-from elastic.snapshot.held import StoredCopy, UnreplayedCopy, runs
+from elastic.snapshot.held_copies import StoredCopy, UnreplayedCopy, runs
 from elastic.view import View
 
 

@@ -26,17 +26,17 @@ from elastic.engine.shard import Scalars
 from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
+from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Progress
 from elastic.recovery.proposal import Proposal
 from elastic.recovery.salvage import usable
-from elastic.recovery.stored import INITIAL, Checkpoint
-from elastic.snapshot.held import Held, StoredCopy, UnreplayedCopy, dtypes
+from elastic.snapshot.held_copies import Held, StoredCopy, UnreplayedCopy, dtypes
 from elastic.view import View
 from elastic.worker.engine import Engine
 from elastic.worker.fallback import Fallback, Restored
 from elastic.worker.migration import Migration, links
-from elastic.worker.plain import from_plain, to_plain
+from elastic.worker.plain_state import from_plain, to_plain
 
 Build = Callable[[View, ViewState], Engine]
 

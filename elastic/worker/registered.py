@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from elastic.errors import TrainerError
-from elastic.worker.plain import capture, from_plain, revive, to_plain
+from elastic.worker.plain_state import capture, from_plain, revive, to_plain
 
 LARGEST = 256 * 1024
 """Characters of JSON that all registered states may have together: they are sent in each recovery."""

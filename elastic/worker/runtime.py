@@ -14,18 +14,18 @@ from elastic.comm.rate_meter import LinkRates, news
 from elastic.engine import randomness
 from elastic.engine.data import Batch
 from elastic.engine.decision import Apply, Wishes
-from elastic.engine.effort import SpeedReference
+from elastic.engine.layer_times import SpeedReference
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
 from elastic.recovery.proposal import Proposal
-from elastic.snapshot.held import StoredCopy
-from elastic.snapshot.rest import intact
+from elastic.snapshot.held_copies import StoredCopy
+from elastic.snapshot.rest_digests import intact
 from elastic.view import View
 from elastic.worker.engine import Engine
 from elastic.worker.fallback import Restored
 from elastic.worker.history import History
 from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings, compared
-from elastic.worker.onesided import WaitReporter, advice
+from elastic.worker.onesided_waits import WaitReporter, advice
 from elastic.worker.recovery_client import CommittedView, HeldState, RecoveryClient
 from elastic.worker.registered import ObjectStates
 

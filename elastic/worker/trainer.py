@@ -13,16 +13,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from elastic.comm import rate_meter
 from elastic.comm.network import Network
-from elastic.engine import after, profile
-from elastic.engine.after import AfterStep
+from elastic.engine import after_step as after
+from elastic.engine import profile
+from elastic.engine.after_step import AfterStep
 from elastic.engine.data import batches
 from elastic.engine.decision import Apply
 from elastic.engine.model import LayeredModel
-from elastic.engine.modes import Modes
 from elastic.engine.numerics import Numerics
 from elastic.engine.partial import refuse_partial
 from elastic.engine.probe import probe
 from elastic.engine.stage import Loss
+from elastic.engine.torch_settings import Modes
 from elastic.engine.view_state import Training, ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
@@ -33,13 +34,13 @@ from elastic.settings import fingerprint
 from elastic.view import View
 from elastic.worker import job as jobs
 from elastic.worker.arguments import bind_scheduler, check_choices, checkpointing_of, cut_batch, group_values, one_optimizer
-from elastic.worker.attributes import Attributes
-from elastic.worker.beside import extra_files
 from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.engine import Engine
 from elastic.worker.evaluation import EvaluationData, evaluated
+from elastic.worker.extra_files import extra_files
 from elastic.worker.history import History
-from elastic.worker.inplace import InPlace
+from elastic.worker.inplace_changes import InPlace
+from elastic.worker.layer_attributes import Attributes
 from elastic.worker.metrics import Numbers
 from elastic.worker.naming import Names, naming_of
 from elastic.worker.own_statistics import own_statistics

@@ -19,7 +19,7 @@ from elastic.checkpoint.directory import collect, newest
 from elastic.checkpoint.plan import plan_files
 from elastic.checkpoint.store import LocalStore
 from elastic.errors import CheckpointError, TrainerError
-from elastic.worker.beside import extra_files
+from elastic.worker.extra_files import extra_files
 from tests.checkpoint import pretrained
 from tests.checkpoint.format_samples import contents_of, values_at, whole_runs
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import elastic
-from elastic.worker.rarely import Rarely
+from elastic.worker.rate_limited import Rarely
 
 
 def test_the_first_is_said_and_then_one_in_so_many_seconds_with_how_many_there_were() -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import nn, optim
 
 from elastic.checkpoint.state import PARAM, Contents, Spec
+from elastic.engine.bit_equality import same
 from elastic.engine.model import LayeredModel
 from elastic.engine.probe import probe
-from elastic.engine.same import same
 from elastic.engine.shard import RUN, Scalars, Shard
 from elastic.engine.view_state import initial_state
 from elastic.engine.zero import ShardedOptimizer
@@ -25,7 +25,7 @@ from elastic.plan.planner import fastest
 from elastic.plan.workload import LayerCost, Workload
 from elastic.view import Member, View
 from elastic.worker.restore import numbers, restored_state, runs
-from elastic.worker.savable import check_savable, empty_states
+from elastic.worker.savable_state import check_savable, empty_states
 from elastic.worker.saving import contents_of, states_of
 from tests.engine import models
 

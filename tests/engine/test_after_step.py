@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import elastic
-from elastic.engine import after
+from elastic.engine import after_step as after
 from elastic.errors import TrainerError
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastic.checkpoint.convert.ruled import JoinedTensor, Part
+from elastic.checkpoint.convert.rule_source import JoinedTensor, Part
 from elastic.checkpoint.state import Spec
 from elastic.checkpoint.stored import Chunked, Files, Strided
 from elastic.layout.boxes import boxes_of_run, intersection, runs_of_box, tiling_fault

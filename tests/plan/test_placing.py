@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_strategies import cost, fleet
 
-from elastic.plan.across import across_zones
+from elastic.plan.across_zones import across_zones
 from elastic.plan.cluster import Cluster, DeviceKind, Host, Levels
 from elastic.plan.curves import Constant
 from elastic.plan.deploy import Device, devices

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import elastic
-from elastic.agent.stopping import StopWatch
-from elastic.worker.onesided import Wait
+from elastic.agent.stopping import StopProgress
+from elastic.worker.onesided_waits import Wait
 
 WAIT = {"epoch": 1, "step": 3, "computes": False, "number": 7, "what": "trainer.digest() (a.py:3)"}
 BEGIN = "the job was asked to stop 5 s ago, and has not ended yet: "
@@ -32,13 +32,13 @@ END = ". Ask again to stop at once"
     ],
 )
 def test_it_says_where_a_worker_is(wait: dict[str, Any], place: str) -> None:
-    watch = StopWatch()
+    watch = StopProgress()
     watch.heard(0, Wait(**{**WAIT, **wait}), 100.0)
     assert watch.sentence(5.2, [0], {0: 3}, [], 102.0) == f"{BEGIN}worker 0 {place}{END}"
 
 
 def test_workers_at_one_place_are_named_together_and_what_is_old_does_not_count() -> None:
-    watch = StopWatch()
+    watch = StopProgress()
     watch.heard(0, Wait(**WAIT), 100.0)
     watch.heard(2, Wait(**WAIT), 100.5)
     watch.heard(1, Wait(**WAIT), 90.0)

@@ -18,7 +18,7 @@ from elastic.layout.layout import Layout, spread
 from elastic.layout.transfer import PARAM
 from elastic.recovery.inventory import Copy, Inventory
 from elastic.recovery.proposal import Proposal, propose
-from elastic.snapshot.held import Held
+from elastic.snapshot.held_copies import Held
 from elastic.view import View
 from elastic.worker.migration import Migration, Moved
 from tests import dynamo  # noqa: F401

@@ -18,8 +18,8 @@ from elastic.engine.decision import Apply
 from elastic.errors import TrainerError
 from elastic.recovery.inventory import Progress
 from elastic.worker import history as histories
-from elastic.worker.attributes import Attributes
 from elastic.worker.history import History
+from elastic.worker.layer_attributes import Attributes
 from elastic.worker.loopsettings import same
 from tests import dynamo  # noqa: F401
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from elastic.control.attempt import PATIENCE_S
-from elastic.control.blame import MicroBatchLoss
 from elastic.control.events import (
     Announce,
     Commit,
@@ -29,6 +28,7 @@ from elastic.control.events import (
     Voted,
     WorkerFinished,
 )
+from elastic.control.input_blame import MicroBatchLoss
 from elastic.control.state import Phase
 from elastic.control.transitions import CLOSING_S, GATHERING_S, SUSPICION_S
 from tests.recovery.machines import FakeProposal, FakeView, at_boundary, running

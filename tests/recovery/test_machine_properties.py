@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.control import machine
-from elastic.control.blame import MicroBatchLoss
 from elastic.control.events import (
     AskBoundary,
     Commit,
@@ -38,6 +37,7 @@ from elastic.control.events import (
     WorkerDied,
     WorkerFinished,
 )
+from elastic.control.input_blame import MicroBatchLoss
 from elastic.control.state import ControlState, JobPolicy, Phase
 from elastic.control.transitions import FAILED_JOINS
 from tests.recovery.machines import FakeProposal, FakeView

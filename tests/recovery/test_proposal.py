@@ -13,10 +13,10 @@ from elastic.errors import CopiesConflict, CoverageLost, GateRefused, MismatchEr
 from elastic.layout.transfer import PARAM, Transfer, minimum_elements
 from elastic.plan.memory import readable
 from elastic.plan.moving import moving
+from elastic.recovery.checkpoint_fallback import Checkpoint
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory, Progress
 from elastic.recovery.proposal import Proposal, bytes_moved, fall_back, holdings_at, propose
-from elastic.recovery.stored import Checkpoint
 from elastic.view import View
 from tests.recovery.recovering import STATES, inventories_of, member, view_of
 

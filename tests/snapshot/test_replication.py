@@ -11,7 +11,7 @@ from elastic.comm import MessageKind, Tag
 from elastic.errors import LinkError, StateUnproven
 from elastic.layout.transfer import PARAM
 from elastic.snapshot import replication
-from elastic.snapshot.held import Held, StoredCopy, UnreplayedCopy
+from elastic.snapshot.held_copies import Held, StoredCopy, UnreplayedCopy
 from elastic.snapshot.replication import state_digest
 from tests.snapshot.replicating import OPTIMIZERS, Pair, copied, equal
 

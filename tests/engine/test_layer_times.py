@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from elastic.engine.effort import Effort, SpeedReference
+from elastic.engine.layer_times import Effort, SpeedReference
 from elastic.engine.probe import probe
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from elastic.engine.shard import Shard
 from elastic.layout.layout import Interval
 from elastic.layout.transfer import PARAM, Role
-from elastic.snapshot.held import Held, UnreplayedCopy, dtypes, held, runs
+from elastic.snapshot.held_copies import Held, UnreplayedCopy, dtypes, held, runs
 
 SIZE = 64
 

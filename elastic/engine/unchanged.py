@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from elastic.engine.buffers import Running
 from elastic.engine.partial import partial
-from elastic.engine.running import Running
 from elastic.errors import TrainerError
 from elastic.memory.digest import checksum
 from elastic.memory.tensors import bytes_of, contiguous

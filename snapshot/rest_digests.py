@@ -18,7 +18,7 @@ from elastic.layout.transfer import PARAM, Role
 from elastic.memory.digest import checksum, digest
 from elastic.memory.raw import as_bytes
 from elastic.memory.tensors import HostBytes, bytes_of
-from elastic.snapshot.held import Held, StoredCopy
+from elastic.snapshot.held_copies import Held, StoredCopy
 from elastic.view import View
 
 SHARE = 0.01

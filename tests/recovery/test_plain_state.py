@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 
-from elastic.worker.plain import Left, capture, from_plain, revive, to_plain
+from elastic.worker.plain_state import Left, capture, from_plain, revive, to_plain
 from tests import dynamo  # noqa: F401
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import elastic
 from elastic.errors import TrainerError
-from elastic.worker.onesided import OneSided, Wait
+from elastic.worker.onesided_waits import OneSided, Wait
 
 
 def waits(found: OneSided, worker: int, times: int = 4, **fields: Any) -> None:
@@ -181,7 +181,7 @@ def test_a_second_trainer_is_refused(leftovers: Any) -> None:
 @pytest.mark.long
 def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert elastic.run(train, workers=2, stages=1, args=["sleep"]).value == 7
-    assert "worker 0 is in the code of train_fn after step 3 (test_onesided.py:" in capfd.readouterr().err
+    assert "worker 0 is in the code of train_fn after step 3 (test_onesided_waits.py:" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -190,11 +190,11 @@ def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFix
     [
         (
             "evaluate",
-            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) after step 3, and worker 1 has gone on to step 4",
+            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided_waits\.py:\d+\) after step 3, and worker 1 has gone on to step 4",
         ),
         pytest.param(
             "digest",
-            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided\.py:\d+\) after step 3, and worker 1 in trainer\.digest\(\) \(",
+            r"worker 0 waits in trainer\.evaluate\(\) \(test_onesided_waits\.py:\d+\) after step 3, and worker 1 in trainer\.digest\(\) \(",
             marks=pytest.mark.long,
         ),
         pytest.param(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from elastic.chaos.since import since_fault
+from elastic.chaos.fault_times import since_fault
 from elastic.observe.incident import Incident
 
 

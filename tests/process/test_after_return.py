@@ -12,7 +12,7 @@ import pytest
 
 import elastic
 from elastic.errors import TrainFunctionError
-from elastic.worker.returned import check_value, tell_of_lasting_threads
+from elastic.worker.after_return import check_value, tell_of_lasting_threads
 
 
 @pytest.mark.parametrize("value", [None, 1.5, "a", [1, (2, {"a": {"b": [None]}})], {"losses": [1.0], "": {}}])

@@ -10,8 +10,8 @@ import torch
 
 from elastic.layout.transfer import PARAM
 from elastic.memory.digest import checksum
-from elastic.snapshot.held import Held
-from elastic.snapshot.rest import SHARE, Rest, combined, intact, period
+from elastic.snapshot.held_copies import Held
+from elastic.snapshot.rest_digests import SHARE, Rest, combined, intact, period
 from tests.recovery.recovering import view_of
 
 STATES = (PARAM, "exp_avg", "exp_avg_sq")

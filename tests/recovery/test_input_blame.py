@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import elastic
-from elastic.control.blame import DEATHS, MicroBatchLoss, blamed
+from elastic.control.input_blame import DEATHS, MicroBatchLoss, blamed
 
 FATAL = MicroBatchLoss(worker=1, epoch=1, step=12, micro_batch=3, layers=(0, 1), own=True, host="a")
 THREE = [FATAL, replace(FATAL, worker=4, epoch=2, layers=(0,)), replace(FATAL, worker=2, epoch=3, layers=(0, 1, 2))]

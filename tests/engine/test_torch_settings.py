@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import elastic
-from elastic.engine import modes
+from elastic.engine import torch_settings as modes
 from elastic.errors import TrainerError
 
 

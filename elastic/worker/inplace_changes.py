@@ -1,7 +1,7 @@
 """Refuses loop bodies that change trained parameters or optimizer state in place: owners that join later would not have the change, and it
 would be missing when a step is taken again. `trainer.after_step` makes such a change a part of the step.
 
-`engine.watch` checks frozen parameters and buffers.
+`engine.unchanged` checks frozen parameters and buffers.
 """
 
 from __future__ import annotations
