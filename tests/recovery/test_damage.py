@@ -68,9 +68,9 @@ def test_state_that_differs_and_that_nobody_saw_change_is_not_trained_on() -> No
 
 @pytest.mark.long
 def test_survivors_whose_copies_contradict_each_other_go_on_from_neither() -> None:
-    """Inventories carry digests of what is known: here the spare of worker 1, and what worker 2 keeps of it."""
+    """Inventories carry digests of what is known: here the previous copy of worker 1, and what worker 2 keeps of it."""
     flips = {"2": [["forward", 6, "wrong replica", "exp_avg"]], "0": [["reduce", 6, "kill", ""]]}
-    with pytest.raises(StateUnproven, match=r"of step 4 has digest \w+ on worker 1 \(spare\) and \w+ on worker 2 \(replica\)"):
+    with pytest.raises(StateUnproven, match=r"of step 4 has digest \w+ on worker 1 \(previous\) and \w+ on worker 2 \(replica\)"):
         run(flips, workers=3, stages=1)
 
 
