@@ -16,7 +16,7 @@ _RECENT_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GitCommit:
+class StepCommit:
     """Step `step` counts since `at` (time.monotonic()), for the process `pid` at `place`.
 
     `attempt_id` is another one after every change of the members, `members` how many have contributed to the step.
@@ -52,16 +52,16 @@ class CommitLog:
             "pid": self._pid,
             "step": step,
             "at": time.monotonic(),
-            "attempt": attempt_id,
+            "attempt_id": attempt_id,
             "members": members,
             "loss": loss,
         }
         self._file.write(json.dumps(line) + "\n")
 
 
-def read_commits(directory: Path | str) -> list[GitCommit]:
+def read_commits(directory: Path | str) -> list[StepCommit]:
     """Of all processes so far, by time."""
-    return sorted((GitCommit(**line) for line in read_lines(Path(directory), "commits-*.jsonl")), key=lambda commit: commit.at)
+    return sorted((StepCommit(**line) for line in read_lines(Path(directory), "commits-*.jsonl")), key=lambda commit: commit.at)
 
 
 def read_lines(directory: Path, pattern: str) -> list[dict[str, Any]]:
@@ -70,16 +70,16 @@ def read_lines(directory: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def first_of_each_step(commits: Iterable[GitCommit]) -> list[GitCommit]:
-    """One for each step of each era: when the first process saw it."""
-    first: dict[tuple[int, int], GitCommit] = {}
+def first_of_each_step(commits: Iterable[StepCommit]) -> list[StepCommit]:
+    """One for each step of each view: when the first process saw it."""
+    first: dict[tuple[int, int], StepCommit] = {}
     for commit in commits:
         first.setdefault((commit.attempt_id, commit.step), commit)
     return sorted(first.values(), key=lambda commit: commit.at)
 
 
-def pace(commits: Sequence[GitCommit], at: float) -> float | None:
-    """Seconds a step at a time: the median of the last few that as many members took as the newest one, each within one era."""
+def pace(commits: Sequence[StepCommit], at: float) -> float | None:
+    """Seconds a step at a time: the median of the last few that as many members took as the newest one, each within one view."""
     seen = [commit for commit in commits if commit.at <= at]
     steps = [
         after.at - before.at
@@ -94,7 +94,7 @@ class Stall:
     """Seconds.
 
     stall: how much later than without the fault the first step after the recovery was committed. silence: how long none was.
-    lost: from the last commit of the era until the fault, 0 where the step in flight was still committed. step: what a step took before.
+    lost: from the last commit of the view until the fault, 0 where the step in flight was still committed. step: what a step took before.
     """
 
     stall: float
@@ -103,10 +103,10 @@ class Stall:
     step: float
 
 
-def stall(fault: float, commits: Sequence[GitCommit]) -> Stall | None:
+def stall(fault: float, commits: Sequence[StepCommit]) -> Stall | None:
     """From `first_of_each_step`; None where the pace before is not known, or nothing was committed after.
 
-    A commit that comes after the fault but is of the era before was on its way already.
+    A commit that comes after the fault but is of the view before was on its way already.
     """
     step_s = pace(commits, fault)
     before = [commit for commit in commits if commit.at <= fault]

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from commits import GitCommit, first_of_each_step, pace, read_commits, read_lines, spread, stall
+from commits import StepCommit, first_of_each_step, pace, read_commits, read_lines, spread, stall
 from measure import BenchmarkError, Task
 
 import elastic
@@ -158,7 +158,7 @@ def _run(task: Task, steps: int, directory: Path) -> elastic.JobResult:
     return result
 
 
-def _losses(commits: Sequence[GitCommit]) -> dict[int, float]:
+def _losses(commits: Sequence[StepCommit]) -> dict[int, float]:
     losses: dict[int, float] = {}
     for commit in commits:
         if losses.setdefault(commit.step, commit.loss) != commit.loss:
@@ -175,7 +175,7 @@ def _check_equal(killed: dict[int, float], alone: dict[int, float], digest: str,
 
 
 def _kills(
-    shots: Sequence[Shot], incidents: Sequence[dict[str, Any]], commits: Sequence[GitCommit], first: dict[int, float]
+    shots: Sequence[Shot], incidents: Sequence[dict[str, Any]], commits: Sequence[StepCommit], first: dict[int, float]
 ) -> list[dict[str, Any]]:
     """`first` is when the first step was committed in an epoch."""
     steps, struck = first_of_each_step(commits), {shot.worker: shot.at for shot in shots}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from commits import GitCommit, first_of_each_step, pace, read_commits, spread, stall
+from commits import StepCommit, first_of_each_step, pace, read_commits, spread, stall
 from measure import BenchmarkError, Task, free_port, peer_environment, reap
 
 from elastic.host.process import tied_command
@@ -112,7 +112,7 @@ def kill_peer(kind: PeerKind, task: Task, kills: int, seed: int) -> PeerKills:
     return PeerKills(kind=kind, task=task, kills=_measured(shots, first_of_each_step(commits), task), crashed=group.crashed)
 
 
-def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[GitCommit], task: Task) -> list[dict[str, Any]]:
+def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[StepCommit], task: Task) -> list[dict[str, Any]]:
     ends = [at for at, _ in shots[1:]] + [float("inf")]
     share = task.batch // task.workers
     found = []
@@ -141,8 +141,8 @@ def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[GitCommit], 
     return found
 
 
-def _later(commit: GitCommit, fault: float, commits: Sequence[GitCommit]) -> bool:
-    """Whether it is of an era that began behind the fault."""
+def _later(commit: StepCommit, fault: float, commits: Sequence[StepCommit]) -> bool:
+    """Whether it is of a view that began after the fault."""
     return commit.attempt_id > max((before.attempt_id for before in commits if before.at <= fault), default=-1)
 
 
