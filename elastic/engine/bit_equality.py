@@ -1,4 +1,4 @@
-"""Whether two values of an optimizer or a scheduler are equal to the bit."""
+"""Compares two values of an optimizer or a scheduler bit by bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elastic.memory.tensors import bytes_of
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal in type, shape and bits, so that NaN equals itself; containers by what is in them, anything else by `==`."""
+    """Returns whether type, shape and bits are equal, so NaN equals itself. Containers compare their items; other types use `==`."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         alike = one.dtype == other.dtype and one.shape == other.shape
         return alike and np.array_equal(bytes_of(one), bytes_of(other))
@@ -27,7 +27,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def plain(value: Any) -> bool:
-    """Whether it is data: numbers, strings, tensors, arrays, and containers of these."""
+    """Returns whether the value is data: numbers, strings, tensors, arrays, None, and containers of these."""
     if isinstance(value, dict):
         return all(plain(item) for item in value.values())
     if isinstance(value, list | tuple):

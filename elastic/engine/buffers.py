@@ -1,7 +1,7 @@
-"""Buffers that training changes. Every worker holds all of them, whichever layers it has, as they were behind each of the last two steps.
+"""Buffers that training changes. Every worker holds all of them, also those of layers it does not run, as of each of the last two steps.
 
-These are the running statistics of BatchNorm, which are exact (`statistics`), and with `exact=False` whatever else is saved with the model
-(`loose`): where a forward changes it, the values of the worker that ran most of a layer's micro-batches are everybody's behind the step.
+There are two kinds. The running statistics of BatchNorm are exact (`statistics`). With `exact=False`, all other buffers of the model's
+state_dict are `loose`: if a forward changes one, all workers take the values of the worker that ran most of the layer's micro-batches.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Values = dict[str, torch.Tensor]
 
 
 class Running:
-    """Of one model. `root` names its modules; `layers` are its layers in order. A model without such buffers costs nothing here."""
+    """The changing buffers of one model. `root` gives the modules their names; `layers` are the model's layers in order."""
 
     def __init__(self, root: nn.Module, layers: Sequence[nn.Module]) -> None:
         self._root = root
@@ -33,34 +33,34 @@ class Running:
 
     @property
     def names(self) -> list[str]:
-        """Of all such buffers, sorted."""
+        """The names of all these buffers, sorted."""
         return sorted({*self.statistics.buffers, *(name for names in self.loose.values() for name in names)})
 
     @property
     def steps(self) -> dict[int, str]:
-        """The steps behind which they are known, each with a digest of them; none if there are none."""
+        """The steps whose values are held here, each with a digest of the values; empty if the model has no such buffer."""
         return {step: digest(self.packed(step)) for step in self._known} if self.names else {}
 
     def loosen(self, names: Iterable[str]) -> None:
-        """These buffers may change in forward, in ways that nobody knows."""
+        """Declares that a forward may change these buffers in any way."""
         for name in sorted(set(names).difference(self.names)):
             layer = self.layer_of(name)
             self.loose[layer] = (*self.loose.get(layer, ()), name)
 
     def layer_of(self, name: str) -> int:
-        """The first layer that has the module of a buffer or parameter; 0 for what the list of layers itself has."""
+        """Returns the first layer that contains the module of a buffer or parameter; 0 if no layer does."""
         return self._layer_of.get(id(self.owner(name)), 0)
 
     def owner(self, name: str) -> nn.Module:
-        """The module that a buffer or parameter belongs to."""
+        """Returns the module that a buffer or parameter belongs to."""
         return self._root.get_submodule(name.rpartition(".")[0])
 
     def now(self) -> Values:
-        """The values as they are: the buffers themselves."""
+        """Returns the buffers themselves, detached."""
         return {name: self._root.get_buffer(name).detach() for name in self.names}
 
     def record(self, step: int) -> None:
-        """The buffers are now as they were behind `step`."""
+        """Keeps a copy of the present values as those after `step`."""
         self._known[step] = {name: copy(value) for name, value in self.now().items()}
         self._seen()
 
@@ -68,25 +68,25 @@ class Running:
         self._versions = {name: value._version for name, value in self.now().items()}
 
     def touched(self) -> list[str]:
-        """The running statistics that somebody else has changed since they were last applied."""
+        """Returns the running statistics that other code has changed since the runtime last wrote them."""
         return [name for name in self.statistics.buffers if self._root.get_buffer(name)._version != self._versions.get(name)]
 
     def changed(self) -> list[str]:
-        """The loose buffers that were changed since then."""
+        """Returns the loose buffers that were changed since the runtime last wrote them."""
         names = [name for each in self.loose.values() for name in each]
         return [name for name in names if self._root.get_buffer(name)._version != self._versions.get(name)]
 
     def told(self, layers: Iterable[int]) -> dict[str, np.ndarray]:
-        """What the worker that speaks for these layers tells of their loose buffers, by name, where they have changed."""
+        """Returns the bytes of these layers' changed loose buffers, by name. The worker whose values count sends them to all."""
         mine = {name for layer in layers for name in self.loose.get(layer, ())}
         return {f"buffer {name}": bytes_of(contiguous(self._root.get_buffer(name))) for name in self.changed() if name in mine}
 
     def apply(self, step: int, records: Records, arrays: Arrays) -> None:
-        """Brings them up to `step`, with what all members have told."""
+        """Updates the buffers to the values after `step`, from the records and loose buffers that all members sent."""
         if not self.names:
             return
         known = self._known.get(step - 1)
-        if known is not None:  # what this worker's own forwards have made of loose ones does not count, but for what is told
+        if known is not None:  # discards what this worker's forwards wrote to loose buffers; only the values sent count
             self._install({name: known[name] for names in self.loose.values() for name in names})
         self.statistics.apply(records)
         loose = {name: arrays[f"buffer {name}"] for names in self.loose.values() for name in names if f"buffer {name}" in arrays}
@@ -95,27 +95,27 @@ class Running:
         self.record(step)
 
     def restore(self, step: int) -> None:
-        """Goes back, or on, to what is known of `step`."""
+        """Writes the values held for `step` into the buffers."""
         if self.names:
             self._install(self._known[step])
             self._seen()
 
     def at(self, step: int) -> Values:
-        """The values behind a step that is known."""
+        """Returns the values after a step that is held here."""
         return self._known[step]
 
     @property
     def bytes(self) -> int:
-        """Memory of all values."""
+        """Bytes of the values of one step."""
         return sum(value.numel() * value.element_size() for value in self.now().values())
 
     def packed(self, step: int) -> np.ndarray:
-        """All values behind a step, one behind the other."""
+        """Returns the bytes of all values after a step, concatenated in the order of names."""
         parts = [bytes_of(contiguous(self._known[step][name])) for name in self.names]
         return np.concatenate(parts) if parts else np.array([], dtype=np.uint8)
 
     def unpack(self, step: int, memory: np.ndarray) -> None:
-        """The inverse, of what came from another worker."""
+        """Holds the values after a step that another worker has packed; the inverse of `packed`."""
         values, position = {}, 0
         for name, buffer in self.now().items():
             size = buffer.numel() * buffer.element_size()

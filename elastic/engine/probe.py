@@ -1,7 +1,8 @@
-"""What an optimizer does, found by trying it on tensors like the model's, with every group's own settings.
+"""Finds out how an optimizer behaves by running it on sample tensors like the model's, with each group's settings.
 
-It takes a few steps over all tensors together, over some or none of them as owners would, and over pieces of them. Gradients keep their
-direction, as in training, so that estimates over several steps grow. Compared are the bits of tensors, state and groups' settings.
+The probe takes a few steps over all samples together, over subsets (also the empty one) as owners would, and over pieces of the samples. It
+compares tensors, state and group settings bit by bit. Gradients of successive steps have similar directions, as in training, so that the
+optimizer's estimates over several steps grow.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from elastic.layout.regions import ALIGNMENT, CutRule, align
 from elastic.memory import tensors as memory
 
 _STEPS = 6
-_MOST_ELEMENTS, _FEWEST_ELEMENTS = 17_000, 5 * ALIGNMENT  # 130 x 130: some optimizers treat matrices from 128 on in another way
+_MOST_ELEMENTS, _FEWEST_ELEMENTS = 17_000, 5 * ALIGNMENT  # 130 x 130: some optimizers treat extents of 128 and more differently
 
 T = TypeVar("T")
 OptimizerState = dict[str, Any]
@@ -37,9 +38,9 @@ OptimizerState = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probed:
-    """How finely tensors may be `cut`, whether `step` changes the gradients that it is given, and bytes of state for each element.
+    """What the probe found: where tensors may be `cut`, whether `step` changes the gradients, and bytes of state per element.
 
-    `scalars`: by name, an example of each state that is not of its parameter's shape.
+    `scalars` gives, by name, an example of each state that does not have its parameter's shape.
     """
 
     cut: CutRule
@@ -50,7 +51,7 @@ class Probed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
-    """A tensor like some of the model's: `state` is what the optimizer has of them already, `share` how many elements it stands for."""
+    """A tensor like some of the model's. `state`: what the optimizer already holds for them. `share`: the elements it represents."""
 
     group: int
     shape: tuple[int, ...]
@@ -61,7 +62,10 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ProbeOutcome:
-    """What the steps made of each tensor that took part, by its number, of its pieces' states, and of all groups' settings."""
+    """The results of a run: each chosen tensor and the states of its pieces, by sample number, and all groups' settings.
+
+    `wrote`: `step` changed gradients. `changed`: an attribute of the optimizer that changed between steps.
+    """
 
     tensors: Mapping[int, torch.Tensor]
     states: Mapping[int, Sequence[OptimizerState]]
@@ -71,10 +75,10 @@ class _ProbeOutcome:
 
 
 def probe(optimizer: Optimizer) -> Probed:
-    """Tries the optimizer; it stays as it is.
+    """Probes copies of the optimizer, which itself does not change.
 
     Raises:
-        TrainerError: if it cannot be spread over workers, or what it remembers cannot move with its parameters; the message says why.
+        TrainerError: if it cannot be spread over workers, or its state cannot move with the parameters; the message says why.
     """
     name = type(optimizer).__name__
     _check_kind(optimizer, name)
@@ -112,8 +116,8 @@ def probe(optimizer: Optimizer) -> Probed:
 
 
 def second(optimizer: Optimizer) -> Optimizer:
-    """Another instance of the same kind, with groups and state of its own."""
-    other = copy.copy(optimizer)  # which has nothing but groups, state and defaults
+    """Returns another optimizer of the same kind, with the same group settings, no parameters and empty state."""
+    other = copy.copy(optimizer)  # for an Optimizer this copies only groups, state and defaults
     for attribute, value in vars(optimizer).items():
         if (
             attribute != "step" and getattr(value, "__self__", None) is not optimizer
@@ -131,13 +135,13 @@ def _check_kind(optimizer: Optimizer, name: str) -> None:
                 f"{name} wraps another optimizer ({attribute}: {type(value).__name__}), whose state cannot be spread over workers: give "
                 "the Trainer one optimizer that does all of it"
             )
-    if strangers := [key for key in optimizer.state if not isinstance(key, torch.Tensor)]:
-        raise _no_parameters_state(name, strangers[0])
+    if foreign_keys := [key for key in optimizer.state if not isinstance(key, torch.Tensor)]:
+        raise _no_parameters_state(name, foreign_keys[0])
     takes = [
         p for p in inspect.signature(type(optimizer).step).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if wanted := [p.name for p in takes[1:] if p.default is p.empty]:
-        raise TrainerError(f"{name}.step() cannot be called without arguments (it wants {wanted[0]}); closures are not supported")
+        raise TrainerError(f"{name}.step() cannot be called without arguments (it requires {wanted[0]}); closures are not supported")
 
 
 def _no_parameters_state(name: str, key: object) -> TrainerError:
@@ -150,30 +154,30 @@ def _no_parameters_state(name: str, key: object) -> TrainerError:
 def _tried(name: str, where: str, act: Callable[[], T]) -> T:
     try:
         return act()
-    except Exception as error:  # whatever the user's optimizer may raise
+    except Exception as error:  # the user's optimizer may raise anything
         raise TrainerError(
-            f"{name}.step() fails{where}, on tensors of the same number of dimensions as the model's ({type(error).__name__}: {error}). "
-            "It has to take whatever parameters are in its groups, also none, and to know nothing of them but what is in groups and state"
+            f"{name}.step() fails{where}, on tensors with as many dimensions as the model's ({type(error).__name__}: {error}). "
+            "It must work with any parameters in its groups, also none, and use nothing about them but what is in groups and state"
         ) from error
 
 
 def _check_outcome(name: str, outcome: _ProbeOutcome, trial: _Trials) -> None:
     if outcome.changed is not None:
         raise TrainerError(
-            f"{name} keeps {outcome.changed!r}, which changes from step to step, as an attribute of its own, so it could not move to "
-            "another worker or into a checkpoint: keep it in the state of each parameter, or in its group"
+            f"{name} has an attribute {outcome.changed!r} that changes from step to step, so it could not move to another worker or into a "
+            "checkpoint: keep it in the state of each parameter, or in its group"
         )
-    if trial.stranger is not None:
-        raise _no_parameters_state(name, trial.stranger)
+    if trial.foreign_key is not None:
+        raise _no_parameters_state(name, trial.foreign_key)
     still = all(same(tensor, trial.tensors[index]) for index, tensor in outcome.tensors.items())
     if still and not any(states[0] for states in outcome.states.values()) and outcome.tensors:
         raise TrainerError(
-            f"{name}.step() changed nothing when it was tried on tensors put into its groups: it has to update whatever is in them"
+            f"{name}.step() changed nothing when it was tried on sample tensors in its groups: it must update all tensors in its groups"
         )
 
 
 def _signature(value: Any) -> Any:
-    """Equal for settings that make an optimizer do the same by another amount: numbers count by their sign, and names without digits."""
+    """Returns a key that is equal for settings that differ only in amount: numbers count by their sign, strings without their digits."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), str(value.dtype), _signature(value.item()) if value.numel() == 1 else None
     if isinstance(value, float):
@@ -186,7 +190,7 @@ def _signature(value: Any) -> Any:
 
 
 def _samples(optimizer: Optimizer) -> list[_Sample]:
-    """Two tensors for each kind of parameters: those with the most elements and with the largest least extent."""
+    """Returns two samples for each kind of parameter: those with the most elements and with the largest smallest extent."""
     kinds: dict[Any, list[tuple[int, torch.Tensor]]] = {}
     for number, group in enumerate(optimizer.param_groups):
         signature = tuple((key, _signature(value)) for key, value in group.items() if key not in ("params", "param_names"))
@@ -206,7 +210,7 @@ def _samples(optimizer: Optimizer) -> list[_Sample]:
 
 
 def _shape(real: tuple[int, ...]) -> tuple[int, ...]:
-    """Of the same number of dimensions, with as many elements as are quickly computed, and enough to be cut."""
+    """Returns a sample's shape: as many dimensions as the parameter, few enough elements to be fast, and enough to be cut."""
     if not real:
         return ()
     most = bisect_right(range(2, _MOST_ELEMENTS), _MOST_ELEMENTS, key=lambda most: math.prod(min(extent, most) for extent in real)) + 1
@@ -215,7 +219,10 @@ def _shape(real: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int, ...]) -> OptimizerState:
-    """State that the optimizer has already (Adagrad has when it is made), for a tensor of another shape; none where that cannot be told."""
+    """Returns the state that the optimizer already holds (Adagrad creates it at construction), for a tensor of another shape.
+
+    Empty if the state's shape does not show how to convert it.
+    """
     found: OptimizerState = {}
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape and name != "step":
@@ -228,7 +235,7 @@ def _carried(state: Mapping[str, Any], parameter: torch.Tensor, shape: tuple[int
 
 
 class _Trials:
-    """Takes the same steps of the same samples with fresh optimizers of the user's kind."""
+    """Runs the same steps on the same samples, each time with a new optimizer of the user's kind."""
 
     def __init__(self, optimizer: Optimizer, samples: Sequence[_Sample]) -> None:
         self._optimizer, self._samples = optimizer, samples
@@ -242,10 +249,10 @@ class _Trials:
                 other = noise.reshape(-1).roll(97 * step).view(sample.shape)
                 gradients.append((0.8 * direction + 0.1 * value + 0.3 * other).to(sample.dtype))
         self._used = sorted({sample.group for sample in samples})
-        self.stranger: object = None
+        self.foreign_key: object = None
 
     def run(self, chosen: Iterable[int], *, pieces: bool = False) -> _ProbeOutcome:
-        """All groups are there, with the chosen samples in them: whole, or in pieces as owners of blocks have them."""
+        """Runs the steps on the chosen samples, whole or in pieces as owners of blocks have them. All groups exist; some may be empty."""
         chosen = list(chosen)
         trial = second(self._optimizer)
         for attribute, value in vars(trial).items():
@@ -269,7 +276,7 @@ class _Trials:
             noted = noted or self._attributes(trial)
             wrote = wrote or not all(same(gradient, kept) for _, kept, gradient in given)
         known = {id(piece) for own in parameters.values() for piece in own}
-        self.stranger = next((key for key in trial.state if id(key) not in known), self.stranger)
+        self.foreign_key = next((key for key in trial.state if id(key) not in known), self.foreign_key)
         now = self._attributes(trial)
         return _ProbeOutcome(
             tensors=tensors,
@@ -281,21 +288,21 @@ class _Trials:
 
     @staticmethod
     def _attributes(trial: Optimizer) -> OptimizerState:
-        """Data that the optimizer has besides groups and state."""
+        """Returns the optimizer's attributes that are data, except groups and state."""
         mine = {attribute: value for attribute, value in vars(trial).items() if attribute not in ("state", "param_groups", "defaults")}
         return {attribute: copy.deepcopy(value) for attribute, value in mine.items() if plain(value)}
 
     def cut(self, together: _ProbeOutcome) -> CutRule:
-        """At blocks, if pieces come out as the whole does; where the optimizer cannot even take pieces, between tensors."""
+        """Returns "block" if pieces give the same bits as the whole; otherwise, or if the optimizer fails on pieces, "tensor"."""
         try:
             sliced = self.run(range(len(self._samples)), pieces=True)
-        except Exception:  # whatever the user's optimizer may raise: it wants matrices
+        except Exception:  # the user's optimizer may raise anything, for example if it requires matrices
             return "tensor"
         return "block" if _difference(together, sliced) is None else "tensor"
 
 
 def _active(optimizer: Optimizer, group: Mapping[str, Any]) -> OptimizerState:
-    """A group's settings, copied; a rate of 0, with which a warm-up begins, would hide what the optimizer does."""
+    """Returns a copy of a group's settings. Replaces a learning rate of 0 (the start of a warm-up), since it would hide all updates."""
     settings: OptimizerState = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
     rate = settings.get("lr")
     if rate is not None and float(rate) == 0.0:
@@ -323,7 +330,7 @@ def _state_of(
 
 
 def _difference(together: _ProbeOutcome, other: _ProbeOutcome) -> str | None:
-    """What is not the same where only some tensors took part, or pieces of them; None if everything is."""
+    """Returns how the outcome for some tensors, or for pieces of them, differs from that for all together; None if it does not."""
     values = [(together.tensors[index], tensor) for index, tensor in other.tensors.items()]
     if apart := [(one, two) for one, two in values if not same(one, two)]:
         count = sum(int((one != two).sum()) for one, two in apart)
@@ -334,7 +341,7 @@ def _difference(together: _ProbeOutcome, other: _ProbeOutcome) -> str | None:
         for name in {**whole, **pieces[0]}:
             found = [piece[name] for piece in pieces if name in piece]
             if name not in whole or len(found) < len(pieces) or not _joined(whole[name], found, together.tensors[index].shape):
-                return f"the state {name!r} is another one if tensors are updated again, or apart"
+                return f"the state {name!r} differs when tensors are updated again, or apart"
     for number, (one, two) in enumerate(zip(together.groups, other.groups, strict=True)):
         for key in {**one, **two}:
             if not same(one.get(key), two.get(key)):
@@ -343,7 +350,7 @@ def _difference(together: _ProbeOutcome, other: _ProbeOutcome) -> str | None:
 
 
 def _joined(whole: Any, pieces: Sequence[Any], shape: torch.Size) -> bool:
-    """Whether a state of a tensor is what its pieces have: joined where it has the tensor's shape, else each of them the same."""
+    """Returns whether the pieces' states match a tensor's: joined if the state has the tensor's shape, otherwise each one equal to it."""
     if isinstance(whole, torch.Tensor) and whole.shape == shape:
         return all(isinstance(piece, torch.Tensor) for piece in pieces) and same(
             whole.reshape(-1), torch.cat([piece.reshape(-1) for piece in pieces])
@@ -352,7 +359,7 @@ def _joined(whole: Any, pieces: Sequence[Any], shape: torch.Size) -> bool:
 
 
 def _state_bytes(samples: Sequence[_Sample], outcome: _ProbeOutcome) -> float:
-    """For one element of the model, on average."""
+    """Returns the average bytes of state per element of the model."""
     total = 0.0
     for index, sample in enumerate(samples):
         values = [value for value in outcome.states[index][0].values() if isinstance(value, torch.Tensor) and value.ndim]

@@ -1,10 +1,10 @@
-"""Randomness keyed by where it is used, so that it does not depend on who runs it.
+"""Randomness keyed by where it is used (seed, step, micro-batch, layer), so it does not depend on which worker runs it.
 
-torch's CPU `manual_seed` keeps only 32 bits of a seed, so the *whole* Mersenne Twister state of its default generator is
-written: a SHAKE-256 expansion of the key. Python's and NumPy's generators take all 256 bits of the same hash as a seed.
+torch's CPU `manual_seed` uses only 32 bits of a seed. The runtime therefore writes the *whole* Mersenne Twister state of torch's default
+generator: a SHAKE-256 expansion of the key. The generators of Python and NumPy are seeded with 256 bits of the same hash.
 
-Between large kernels all of this runs with cold caches, and costs 0.5 ms a layer instead of 20 us: too much for Python's and
-NumPy's generators, which hardly any layer uses. So a step begins without keying them; if it finds that somebody drew from them, it
+Between large kernels this code runs with cold caches and costs 0.5 ms a layer instead of 20 us. That is too much for Python's and NumPy's
+generators, which few layers use. A step therefore starts without keying these two. If something drew from them during the step, the step
 is computed again with all three keyed (`Generators`).
 """
 
@@ -40,13 +40,13 @@ _TEMPLATE = _template()
 
 
 def expand(*key: int | str) -> np.ndarray:
-    """The key's 624 uint32 words of generator state."""
+    """Returns the 624 uint32 words of generator state for the key."""
     material = "/".join(str(part) for part in key).encode()
     return raw.typed(hashlib.shake_256(material).digest(4 * _WORDS), "<u4")
 
 
 def torch_state(words: np.ndarray) -> torch.Tensor:
-    """The words as a state of torch's default generator."""
+    """Returns the words as a state of torch's default generator."""
     state = _TEMPLATE.copy()
     raw.typed(state[_STATE : _STATE + 8 * _WORDS], "<u8")[:] = words
     return of_array(state)
@@ -59,7 +59,7 @@ def _seed_others(words: np.ndarray) -> None:
 
 
 def seed_all(*key: int | str) -> None:
-    """Puts the default generators of torch, NumPy and Python into the state named by the key."""
+    """Seeds the default generators of torch (CPU and CUDA), NumPy and Python from the key."""
     words = expand(*key)
     torch.default_generator.set_state(torch_state(words))
     _seed_others(words)
@@ -69,7 +69,7 @@ def seed_all(*key: int | str) -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """What is drawn behind the block follows from what was drawn before it."""
+    """Restores the state of all default generators when the block ends."""
     states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
@@ -83,7 +83,7 @@ def kept() -> Iterator[None]:
 
 
 def other_threads() -> str:
-    """Whom a draw may be of as well: threads of the user's, which draw from the same generators. To be put behind a sentence."""
+    """Returns a sentence to append to an error about random draws, naming the user's threads, which share the default generators."""
     names = [each.name for each in threading.enumerate() if each is not threading.current_thread() and not each.name.startswith("elastic-")]
     if not names:
         return ""
@@ -91,7 +91,7 @@ def other_threads() -> str:
 
 
 class Generators:
-    """Keys the generators before each layer of a step: torch's always, Python's and NumPy's once anybody has drawn from them."""
+    """Keys the generators before each layer of a step: torch's always, Python's and NumPy's only after something drew from them."""
 
     def __init__(self) -> None:
         self.all_keyed = False
@@ -99,11 +99,11 @@ class Generators:
         self._watched: Any = None
 
     def prepare(self, keys: Iterable[GeneratorKey]) -> None:
-        """Computes the states of the next layers at one go, while caches are warm; forgets those before."""
+        """Computes the states of the next layers in one pass, while caches are warm; drops the states computed before."""
         self._prepared = {} if self.all_keyed else {key: torch_state(expand(*key)) for key in keys}
 
     def enter(self, *key: int | str) -> None:
-        """What is drawn from here on follows from the key."""
+        """Puts the generators into the key's state."""
         state = self._prepared.get(key)
         if state is None or self.all_keyed:
             seed_all(*key)
@@ -111,12 +111,12 @@ class Generators:
             torch.default_generator.set_state(state)
 
     def watch(self) -> None:
-        """From here on draws from Python's and NumPy's generators are noticed."""
+        """Notes the states of Python's and NumPy's generators, so that `drawn` detects later draws."""
         if not self.all_keyed:
             self._watched = self._others()
 
     def drawn(self) -> bool:
-        """Whether somebody drew from Python's or NumPy's generator since `watch` and they were not keyed."""
+        """Returns whether something drew from Python's or NumPy's generator since `watch` while they were not keyed."""
         return not self.all_keyed and self._watched is not None and self._watched != self._others()
 
     @staticmethod

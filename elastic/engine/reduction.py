@@ -1,10 +1,10 @@
-"""Sums of gradients whose bits do not depend on who computed what.
+"""Sums of gradients whose bits do not depend on which worker computed which part.
 
-Left fold of micro-batches inside a grain, then a binary tree over the fixed grains. A node `(level, index)` covers the grains
-`[index << level, (index + 1) << level)`; two siblings are added, left first, as soon as both are there. Sums begin with autograd's own
-gradient tensors, which are kept and added to in place: nothing is copied, and no sum starts from a zero buffer (0.0 + -0.0 would lose
-a sign). A parameter that got no gradient in a part is absent there (None): the sum is then the other part, and a parameter absent
-everywhere is skipped by the optimizer, as torch does.
+Inside a grain, micro-batches are added in order (a left fold); grains are then added in a fixed binary tree. A node `(level, index)` covers
+the grains `[index << level, (index + 1) << level)`. Two siblings are added, left first, as soon as both are present. A sum starts with the
+gradient tensors that autograd made, and is added to in place. So nothing is copied, and no sum starts from zeros (0.0 + -0.0 would lose a
+sign). A parameter without a gradient in a part is absent there (None), and the sum is the other part. The optimizer skips a parameter
+absent from all parts, as in plain torch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from elastic.memory.tensors import copy
 from elastic.plan.routing import Node, root
 
 Parts: TypeAlias = "list[torch.Tensor | None]"
-"""One flat tensor per parameter, or per parameter's run in an interval; None where it is absent."""
+"""One flat tensor per parameter, or per parameter's run in an interval; None if it is absent."""
 
 
 def add(left: Parts, right: Parts) -> Parts:
-    """left + right, in left's memory where it has any. (Addition is commutative, to the bit.)"""
+    """Returns left + right, written to left's tensors where they are present. (Floating-point addition of two numbers is commutative.)"""
     both = [(one, other) for one, other in zip(left, right, strict=True) if one is not None and other is not None]
     if both:
         torch._foreach_add_([one for one, _ in both], [other for _, other in both])  # pyright: ignore[reportPrivateImportUsage]
@@ -30,7 +30,7 @@ def add(left: Parts, right: Parts) -> Parts:
 
 
 def add_into(left: Parts, right: Parts, target: Sequence[torch.Tensor]) -> Parts:
-    """left + right, written to `target`."""
+    """Returns left + right, written to `target`."""
     return [_sum_into(one, other, memory) for one, other, memory in zip(left, right, target, strict=True)]
 
 
@@ -45,7 +45,7 @@ def _sum_into(left: torch.Tensor | None, right: torch.Tensor | None, target: tor
 
 
 class NodeSums:
-    """The nodes of one tree that are known here. The two children of the root are left alone: `total` joins them into given memory."""
+    """The nodes of one tree that this worker has. `insert` does not add the root's two children; `total` adds them into given memory."""
 
     def __init__(self, grains: int) -> None:
         self._root = root(grains)
@@ -59,7 +59,7 @@ class NodeSums:
         return frozenset(grain for node in self.nodes for grain in node.grains(self._grains))
 
     def insert(self, node: Node, parts: Parts, *, lent: bool = False) -> None:
-        """Adds a node and merges as far up as possible. Nodes may come in any order. What is `lent` is not written to."""
+        """Inserts a node and merges upward as far as possible. Nodes may come in any order. The tensors of `lent` parts are not changed."""
         while node != self._root:
             left = Node(level=node.level, index=node.index & ~1)
             right = Node(level=node.level, index=node.index | 1)
@@ -76,7 +76,7 @@ class NodeSums:
 
     @staticmethod
     def _merged(one: Parts, one_lent: bool, other: Parts, other_lent: bool) -> Parts:
-        """Their sum, in memory that is not lent."""
+        """Returns the sum of two nodes, in memory that is not lent."""
         target, added, added_lent = (other, one, one_lent) if one_lent else (one, other, other_lent)
         if one_lent and other_lent:
             target = [None if part is None else copy(part) for part in target]
@@ -85,14 +85,14 @@ class NodeSums:
         return add(target, added)
 
     def joined(self) -> dict[Node, Parts]:
-        """The fewest nodes that say the same: what one worker sends."""
+        """Adds the root's children if both are here, and returns the nodes: the fewest that cover the same grains. A worker sends these."""
         nodes = sorted(self.nodes)
         if len(nodes) == 2 and all(node.parent == self._root for node in nodes):
             self.nodes = {self._root: add(self.nodes[nodes[0]], self.nodes[nodes[1]])}
         return self.nodes
 
     def total(self, target: Sequence[torch.Tensor]) -> Parts:
-        """The root's sum, written to `target`; KeyError while a part is missing."""
+        """Returns the root's sum, written to `target`. Raises KeyError while a part is missing."""
         if self._root in self.nodes:
             return add_into(self.nodes[self._root], [None] * len(target), target)
         level = self._root.level - 1
@@ -100,19 +100,19 @@ class NodeSums:
 
 
 class Meter:
-    """Bytes held now and at most."""
+    """Counts the bytes held now and their peak."""
 
     def __init__(self) -> None:
         self.now = self.peak = 0
 
     def change(self, by: int) -> None:
-        """Counts bytes that were taken (above 0) or given back."""
+        """Adds `by` bytes; below 0 if memory was released."""
         self.now += by
         self.peak = max(self.peak, self.now)
 
 
 class VectorFold:
-    """This worker's part of one gradient vector in one step: micro-batches come in, subtree sums stand in `sums`."""
+    """This worker's part of one gradient vector in one step: takes gradients of micro-batches, and keeps sums of subtrees in `sums`."""
 
     def __init__(self, grains: int, micro_batches_per_grain: int, vector_bytes: int, meter: Meter) -> None:
         self._per_grain = micro_batches_per_grain
@@ -124,14 +124,14 @@ class VectorFold:
         self.sums = NodeSums(grains)
 
     def restore(self, nodes: Mapping[Node, Parts]) -> None:
-        """Begins with what is known of the step already; gradients of those grains that are added again are left out."""
+        """Starts with sums salvaged from the aborted step. `add` then ignores gradients of the grains they cover."""
         for node, parts in nodes.items():
             self.sums.insert(node, parts)
         self._salvaged = self.sums.grains
         self._count(len(self.sums.nodes))
 
     def add(self, grain: int, gradients: Parts) -> None:
-        """The flat gradients of the grain's next micro-batch, one per parameter, kept; a grain's micro-batches come in ascending order."""
+        """Adds the flat gradients of the grain's next micro-batch, in ascending order: one tensor per parameter. Keeps the tensors."""
         if grain in self._salvaged:
             return
         self._count(1 + len(self.sums.nodes) + len(self._open))
@@ -144,7 +144,7 @@ class VectorFold:
         self._count(len(self.sums.nodes) + len(self._open))
 
     def release(self) -> None:
-        """Lets go of everything: the step is over."""
+        """Releases all memory at the end of the step."""
         self.sums.nodes = {}
         self._open = {}
         self._count(0)
@@ -155,7 +155,7 @@ class VectorFold:
 
 
 def tree_sum(values: Sequence[float], grains: int) -> float:
-    """The same fold and tree for one float per micro-batch (ascending), such as the loss."""
+    """Returns the sum, by the same fold and tree, of one float per micro-batch (ascending), such as the loss."""
     per_grain = len(values) // grains
     level = []
     for grain in range(grains):

@@ -1,8 +1,8 @@
-"""What is left of a step that was given up: the grains that a worker had finished need not be computed again.
+"""The results of an aborted step that need not be computed again: the grains that a worker has finished.
 
-A grain is finished at a stage when all its micro-batches have gone backward there; its gradients are in sums then, and on the last stage
-its losses are known. If every stage has a worker with the sums of a grain, and that worker is still to compute the grain in the next
-view, no one has to. Bits do not change: a sum is what computing it again would give.
+A stage has finished a grain when it has run the backward of all the grain's micro-batches. The grain's gradients are then in sums, and the
+last stage has its losses. A grain is not computed again if, at every stage, a worker has its sums and the next view routes the grain to
+the same worker. Bits do not change: computing a sum again would give the same bits.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from elastic.plan.routing import Node
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Salvage:
-    """One worker's part of step `step`, of `layers`: gradient sums by vector id, and losses.
+    """One worker's results of step `step` for `layers`: gradient sums by vector id, and losses.
 
-    `grains` are finished; `summed` are all that some sum covers, which is of use only where all of them are to be computed here.
+    `grains` are the finished grains. `summed` are all grains that some sum covers; a sum can be kept only if the next view routes all
+    grains it covers to this worker.
     """
 
     step: int
@@ -33,10 +34,11 @@ class Salvage:
 
 
 def kept(salvage: Salvage, routed: Mapping[int, Collection[int]], *, last: bool) -> Salvage:
-    """What is of use to a worker that computes the `routed` grains (with their micro-batches), at the `last` stage or another.
+    """Returns the part of the salvage that a worker keeps in the next view.
 
-    A worker that has left the last stage has losses that the new last stage computes again, and where no layer of a stage has a gradient
-    nothing else says that a grain is another worker's now: each loss is to be told once.
+    `routed` maps its grains to their micro-batches; `last` is true on the last stage. Each loss must be counted once. So a worker that has
+    left the last stage drops its losses, which the new last stage computes again; and a worker on the last stage keeps only the losses of
+    grains routed to it (`summed` does not ensure that: without a gradient at a stage it is empty).
     """
     grains = salvage.grains.intersection(routed)
     wanted = {micro_batch for grain in grains for micro_batch in routed[grain]} if last else set()
@@ -45,7 +47,7 @@ def kept(salvage: Salvage, routed: Mapping[int, Collection[int]], *, last: bool)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumption:
-    """How a view begins with step `step`: `grains` are finished by everybody; `salvage` is what this worker has of the step."""
+    """How a view starts step `step`: every stage has finished `grains`; `salvage` is what this worker keeps of the step."""
 
     step: int
     grains: frozenset[int]

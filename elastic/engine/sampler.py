@@ -1,8 +1,9 @@
-"""Which samples make up a step: a pure function of (seed, step), with O(1) seek.
+"""Chooses the samples of a step: a pure function of (seed, step), with O(1) seek.
 
-Sample stream index = step x batch + i; data epoch = index // N; position in the epoch by a keyed permutation of range(N):
-a four-round Feistel network over the next even number of bits, cycle-walked back into range (Black & Rogaway 2002,
-"Ciphers with arbitrary finite domains"). Batches may straddle data epochs. There is no state to save but the step number.
+The i-th sample of a step has the stream index step x batch + i. With a dataset of N samples its data epoch is index // N, and a keyed
+permutation of range(N) maps index % N to a sample. The permutation is a four-round Feistel network over the next even number of bits,
+cycle-walked back into range (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"). A batch may span two data epochs. The step
+number is the only state to save.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ class Permutation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleIndex:
-    """One sample of the stream: which element of the dataset, in which pass over it."""
+    """One sample of the stream: its index in the dataset, and the number of the pass over the dataset."""
 
     index: int
     data_epoch: int
 
 
 def samples(seed: int, step: int, batch_size: int, dataset_size: int, positions: Sequence[int]) -> list[SampleIndex]:
-    """The samples at `positions` (0 <= position < batch_size) of a step's global batch."""
+    """Returns the samples at `positions` (0 <= position < batch_size) of a step's global batch."""
     found = []
     for position in positions:
         data_epoch, offset = divmod(step * batch_size + position, dataset_size)

@@ -1,8 +1,8 @@
-"""One layer at a time: forward and backward with a cut at every layer boundary, also inside a stage.
+"""Runs one layer at a time: forward and backward, with the autograd graph cut at every layer boundary, also inside a stage.
 
-The input of a layer is a detached, contiguous, 64-byte aligned alias of what came before it, and the gradient handed back is
-contiguous. A micro-batch so runs the same kernels, on the same shapes and alignment, whether the boundary is also a boundary
-between workers or not; that is why layouts do not change bits.
+The input of a layer is a detached, contiguous, 64-byte aligned alias of the previous layer's output, and the gradient passed back is
+contiguous. A micro-batch therefore runs the same kernels on the same shapes and alignment, whether or not the boundary lies between two
+workers. That is why the layout does not change bits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Loss = Callable[[Any, Any], Any]
 
 @dataclass(slots=True, kw_only=True)
 class LayerRun:
-    """What one layer keeps of one micro-batch between its forward and its backward; `outputs` is None if it will be recomputed."""
+    """What one layer keeps of one micro-batch between forward and backward. `outputs` is None if backward recomputes them."""
 
     leaves: list[torch.Tensor]
     structure: Any
@@ -39,7 +39,7 @@ class LayerRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossLeaf:
-    """The loss of one micro-batch: its value (a sum where a weight is given) and its weight."""
+    """The loss of one micro-batch: its value (a weighted sum if the loss returns a weight), its weight and its number of tokens."""
 
     micro_batch: int
     value: float
@@ -48,19 +48,19 @@ class LossLeaf:
 
 
 def enter(value: Any, where: str) -> Crossing:
-    """A value at the door of the first layer: nothing in it receives a gradient."""
+    """Returns a batch as input of the first layer; no tensor in it receives a gradient."""
     structure, tensors = flatten(value, where)
     return Crossing(structure=structure, tensors=tuple(contiguous(t.detach()) for t in tensors), differentiable=(False,) * len(tensors))
 
 
 def leaves_of(crossing: Crossing) -> list[torch.Tensor]:
-    """New autograd leaves over a crossing's memory."""
+    """Returns new autograd leaves that share the memory of a crossing's tensors."""
     pairs = zip(crossing.tensors, crossing.differentiable, strict=True)
     return [tensor.detach().requires_grad_(wanted) for tensor, wanted in pairs if tensor is not None]
 
 
 def gradients_of(leaves: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-    """The gradient of each leaf that has one, contiguous."""
+    """Returns the gradient of each leaf, contiguous; None if it has none."""
     return [None if leaf.grad is None else contiguous(leaf.grad) for leaf in leaves]
 
 
@@ -75,18 +75,18 @@ class LayerRunner:
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.recomputes = numerics.recomputes(index, module)
         self._generators = generators
-        self._taken: dict[frozenset[str], bool] = {}  # whether a dict of these names is taken by keyword
+        self._taken: dict[frozenset[str], bool] = {}  # whether a dict with these names is passed as keyword arguments
 
     def key(self, step: int, micro_batch: int) -> GeneratorKey:
-        """What the layer's randomness follows from."""
+        """Returns the key of the layer's random numbers."""
         return self.numerics.seed, step, micro_batch, self.index
 
     def forward(self, step: int, micro_batch: int, crossing: Crossing) -> tuple[LayerRun, Crossing]:
-        """Runs the layer under its key; returns what backward needs, and the layer's output cut off from its graph."""
+        """Runs the layer with its key; returns what backward needs, and the layer's output, detached from its graph."""
         leaves = leaves_of(crossing)
         run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=None)
         if self.recomputes:
-            # On copies: the layer may begin with an in-place operation, and the leaves are needed again.
+            # On copies: the layer may start with an in-place operation, and the recomputation needs the leaves unchanged.
             with self._statistics.during(self.index, micro_batch), torch.no_grad():
                 structure, outputs = self._call(step, micro_batch, [copy(leaf.detach()) for leaf in leaves], crossing.structure)
             reachable = bool(self.parameters) or any(crossing.differentiable)
@@ -99,7 +99,7 @@ class LayerRunner:
         return run, Crossing(structure=structure, tensors=tuple(contiguous(o.detach()) for o in outputs), differentiable=differentiable)
 
     def backward(self, step: int, micro_batch: int, run: LayerRun, gradients: Gradients) -> list[torch.Tensor | None]:
-        """Adds to the parameters' `.grad`; returns the gradient of every input tensor, None where it has none."""
+        """Adds to the parameters' `.grad`; returns the gradient of every input tensor, None if it has none."""
         outputs = run.outputs
         if outputs is None:
             with self._statistics.during(self.index, None):
@@ -110,14 +110,14 @@ class LayerRunner:
         return gradients_of(run.leaves)
 
     def evaluate(self, step: int, micro_batch: int, crossing: Crossing) -> Crossing:
-        """Forward only, without a graph."""
+        """Runs the forward only, without a graph."""
         with torch.no_grad():
             inputs = [tensor for tensor in crossing.tensors if tensor is not None]
             structure, outputs = self._call(step, micro_batch, inputs, crossing.structure, evaluation_key(self.key(step, micro_batch)))
         return Crossing(structure=structure, tensors=tuple(contiguous(o) for o in outputs), differentiable=(False,) * len(outputs))
 
     def _by_keyword(self, value: Any) -> bool:
-        """Whether the model's first layer takes the parts of a batch by their names."""
+        """Returns whether this is the first layer and takes the items of a batch as keyword arguments."""
         if self.index > 0 or type(value) is not dict:
             return False
         names = frozenset(value)
@@ -136,26 +136,26 @@ class LayerRunner:
 
 
 def evaluation_key(key: GeneratorKey) -> GeneratorKey:
-    """What follows from `key` in an evaluation: its step only names messages, and how many there were depends on the layout."""
+    """Returns the key of an evaluation. It omits the step, because there the step is a message counter, which depends on the layout."""
     seed, _, micro_batch, layer = key
     return seed, "evaluate", micro_batch, layer
 
 
 class LossRunner:
-    """Runs the loss: `loss(output, micro_batch)` gives the micro-batch's mean loss, or `(sum, weight)`."""
+    """Runs the loss: `loss(output, micro_batch)` returns the micro-batch's mean loss, or `(sum, weight)`."""
 
     def __init__(self, layers: int, loss: Loss, numerics: Numerics, generators: Generators) -> None:
-        self.index = layers  # the key behind the last layer's
+        self.index = layers  # the key after the last layer's
         self.loss = loss
         self.numerics = numerics
         self._generators = generators
 
     def key(self, step: int, micro_batch: int) -> GeneratorKey:
-        """What the loss's randomness follows from."""
+        """Returns the key of the loss's random numbers."""
         return self.numerics.seed, step, micro_batch, self.index
 
     def forward(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int) -> tuple[LayerRun, LossLeaf]:
-        """The loss of one micro-batch, with its graph.
+        """Returns the loss of one micro-batch, with its graph.
 
         Raises:
             TrainerError: if the loss is not a scalar tensor or `(scalar tensor, weight)`, or depends on no parameter.
@@ -167,22 +167,22 @@ class LossRunner:
         weight = 1.0 if weight is None else weight
         if weight and not value.requires_grad:
             raise TrainerError(
-                f"{where} does not depend on the model's parameters, so nothing would be learned: it was cut off from what computed it, "
-                "as by detach(), no_grad(), item() or numpy()"
+                f"{where} does not depend on the model's parameters, so training would change nothing: it was detached from their graph, "
+                "for example by detach(), no_grad(), item() or numpy()"
             )
         if not weight and not math.isfinite(float(value.detach())):
-            value = torch.tensor(0.0)  # such as a mean over no token: it weighs nothing
+            value = torch.tensor(0.0)  # for example a mean over no tokens; its weight is 0
         run = LayerRun(leaves=leaves, structure=crossing.structure, outputs=[value])
         return run, LossLeaf(micro_batch=micro_batch, value=float(value.detach()), weight=weight, tokens=tokens)
 
     def backward(self, run: LayerRun) -> list[torch.Tensor | None]:
-        """The gradient of the model's output; the sum over micro-batches is divided once, later."""
+        """Returns the gradient of the model's output, not yet divided by the total weight: the sum over micro-batches is divided once."""
         if run.outputs is not None and run.outputs[0].requires_grad:
             run.outputs[0].backward()
         return gradients_of(run.leaves)
 
     def evaluate(self, step: int, micro_batch: int, crossing: Crossing, batch: Any, tokens: int, share: float = 1.0) -> LossLeaf:
-        """The loss without a graph; where it has no weight of its own the micro-batch weighs `share`."""
+        """Returns the loss without a graph. `share` is the weight of the micro-batch if the loss returns none."""
         with torch.no_grad():
             inputs = [tensor for tensor in crossing.tensors if tensor is not None]
             result = self._call(evaluation_key(self.key(step, micro_batch)), unflatten(crossing.structure, inputs), batch)
@@ -198,10 +198,10 @@ class LossRunner:
 
 
 def read_loss(result: Any, where: str) -> tuple[torch.Tensor, float | None]:
-    """What a loss function gave: a scalar tensor, and its weight, None if it gave none.
+    """Returns the scalar tensor and the weight that a loss function returned; the weight is None if it returned none.
 
     Raises:
-        TrainerError: naming `where` and what it is instead.
+        TrainerError: if it returned anything else; the message names `where` and the type or value.
     """
     value, given = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(value, torch.Tensor) or value.numel() != 1:

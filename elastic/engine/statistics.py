@@ -1,13 +1,14 @@
-"""Running statistics of BatchNorm that do not depend on who runs which micro-batch.
+"""Running statistics of BatchNorm that do not depend on which worker runs which micro-batch.
 
-A forward leaves the running buffers alone: hooks lend it others, and record the mean and the variance of the micro-batch. These travel with
-READY and APPLY, and at the end of the step every worker applies those of all layers, in the order of micro-batches and, within one, of
-calls: what plain torch does that runs them one after another. Recomputation in backward and evaluation record nothing.
+A forward does not change the running buffers. Hooks replace them by temporary ones during the call, and record the mean and variance of the
+micro-batch. Workers send these records with READY and APPLY. At the end of the step every worker applies the records of all layers, in
+the order of micro-batches and, inside one, of calls. Plain torch, which runs micro-batches one after another, does the same. Recomputation
+in backward and evaluation record nothing.
 
-The bits are those of torch, whose CPU kernels (2.x) have several ways, by how the input lies. Where it is contiguous (or channels last),
-momentum and the products are in the dtype of the buffers; input of that dtype has its variance added in float64. Elsewhere all is in
-float64, and the variance has more bits than the buffer: the hook finds these by a second look at the input. (A third one would find the
-last five.)
+The bits equal torch's. Its CPU kernels (2.x) round differently by the memory format of the input. If the input is contiguous (or channels
+last), momentum and products have the buffers' dtype; for input of that dtype the variance is added in float64. For any other format,
+everything is in float64, and the variance has more bits than the buffer can hold. The hook computes these bits in a second pass over the
+input. (A third pass would give the last five bits.)
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LayerCall = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What one call of one module saw: `mean` and `variance` (unbiased) of each channel, as float64. `way`: how torch would apply them."""
+    """Float64 `mean` and unbiased `variance` of each channel in one call of one module. `way`: how torch's kernel would apply them."""
 
     module: int
     way: int
@@ -46,12 +47,12 @@ class Record:
 
 
 Records = Mapping[LayerCall, Sequence[Record]]
-"""The calls, in order, of every forward of a layer that has such modules."""
+"""The records of the calls, in order, for every forward of a layer with such modules."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Call:
-    """A forward that is under way: the module's own buffers and momentum, and what it works on instead."""
+    """A module's own buffers and momentum, which the hooks have replaced until its forward returns."""
 
     own: dict[str, torch.Tensor | None]
     momentum: float | None
@@ -59,17 +60,17 @@ class _Call:
 
 @dataclass(slots=True, kw_only=True)
 class _Recording:
-    kept: bool  # else it is computed once more
+    kept: bool  # False for a recomputation in backward
     records: list[Record] = field(default_factory=list)
 
 
 def tracks(module: nn.Module) -> bool:
-    """Whether a module keeps running statistics that are applied in order here."""
+    """Returns whether the module keeps running statistics that `Statistics` applies."""
     return isinstance(module, _BatchNorm) and bool(module.track_running_stats) and module.running_mean is not None
 
 
 class Statistics:
-    """Of all such modules of a model, in the order of their names; `root` names them, and `layers` have them."""
+    """Records and applies the statistics of all such modules of a model, in the order of their names under `root`."""
 
     def __init__(self, root: nn.Module, layers: Sequence[nn.Module]) -> None:
         self.layers = frozenset(index for index, layer in enumerate(layers) if any(map(tracks, layer.modules())))
@@ -89,15 +90,15 @@ class Statistics:
         return [f"{name}.{buffer}" if name else buffer for name, buffer in present]
 
     def watch(self) -> None:
-        """Puts hooks on the modules; they do nothing outside of `during`."""
-        enter, leave = self._enter, self._leave  # functions: a deep copy of a module must not copy everything that belongs to this one
+        """Registers hooks on the modules; they do nothing outside of `during`."""
+        enter, leave = self._enter, self._leave  # in lambdas, since deepcopy of a module would copy the object of a bound method too
         for module in self.modules:
             module.register_forward_pre_hook(lambda module, args: enter(module))
             module.register_forward_hook(lambda module, args, output: leave(module, args), always_call=True)
 
     @contextmanager
     def during(self, layer: int, micro_batch: int | None) -> Iterator[None]:
-        """A forward of a layer; without a micro-batch nothing of it is kept."""
+        """Records the forward of a layer that runs inside the block; keeps nothing if `micro_batch` is None."""
         if layer not in self.layers:
             yield
             return
@@ -110,11 +111,11 @@ class Statistics:
             self._recording = None
 
     def begin(self, known: Records | None = None) -> None:
-        """Forgets what was found, but for what is known of the step already."""
+        """Starts a step: keeps only the records in `known`, which were salvaged when the step was aborted."""
         self._found = dict(known or {})
 
     def of(self, micro_batches: Iterable[int], layers: Iterable[int]) -> Records:
-        """What was found of these."""
+        """Returns the records of these micro-batches and layers."""
         wanted, held = set(micro_batches), set(layers)
         return {place: found for place, found in self._found.items() if place[0] in wanted and place[1] in held}
 
@@ -126,7 +127,7 @@ class Statistics:
         for name, buffer in own.items():
             if buffer is not None:
                 module._buffers[name] = zeros_like(buffer)
-        module.momentum = 1.0  # so that the buffers become what the micro-batch alone has
+        module.momentum = 1.0  # so that the buffers become the statistics of this micro-batch alone
 
     def _leave(self, module: Any, args: Sequence[Any]) -> None:
         if self._recording is None or id(module) not in self._numbers or not (module.training and module.track_running_stats):
@@ -146,7 +147,7 @@ class Statistics:
         self._recording.records.append(Record(module=number, way=way, mean=values_of(mean.double()), variance=values_of(exact)))
 
     def encode(self, found: Records) -> dict[str, np.ndarray]:
-        """As arrays that can travel."""
+        """Returns the records as arrays for a message."""
         places = sorted(found)
         index = [[*place, record.module, record.way] for place in places for record in found[place]]
         values = [each for place in places for record in found[place] for each in (record.mean, record.variance)]
@@ -157,7 +158,7 @@ class Statistics:
         }
 
     def decode(self, arrays: Arrays) -> dict[LayerCall, list[Record]]:
-        """The inverse."""
+        """Returns the records of a message; the inverse of `encode`."""
         found: dict[LayerCall, list[Record]] = {(micro_batch, layer): [] for micro_batch, layer in arrays["statistics_at"].tolist()}
         position = 0
         for micro_batch, layer, module, way in arrays["statistics_of"].tolist():
@@ -168,16 +169,16 @@ class Statistics:
         return found
 
     def merged(self, all_found: Iterable[Records], micro_batches: int) -> Records:
-        """What all members found. Raises TrainerError where a micro-batch is missing."""
+        """Returns the records of all members. Raises TrainerError unless they cover every micro-batch of every layer exactly."""
         found = {place: records for each in all_found for place, records in each.items()}
         wanted = {(micro_batch, layer) for micro_batch in range(micro_batches) for layer in self.layers}
         if found.keys() != wanted:
             strange = sorted(wanted ^ found.keys())
-            raise TrainerError(f"BatchNorm's statistics of (micro-batch, layer) {strange} are missing, or not of this step")
+            raise TrainerError(f"BatchNorm statistics of (micro-batch, layer) {strange} are missing or belong to another step")
         return found
 
     def apply(self, found: Records) -> None:
-        """Brings the running buffers up to a step, of which this is everything."""
+        """Updates the running buffers by all records of a step."""
         with torch.no_grad():
             for place in sorted(found):
                 for record in found[place]:
@@ -192,7 +193,7 @@ def _way(x: torch.Tensor, buffers: torch.dtype) -> int:
 
 
 def _beyond(x: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """Half of what the variance is more than `variance`, which was rounded to it."""
+    """Returns half the rounding error of `variance`: (exact - rounded) / 2."""
     rest, unused = -variance, -mean
     with torch.no_grad():
         torch.batch_norm_update_stats(x, unused, rest, 0.5)

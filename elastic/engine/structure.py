@@ -1,4 +1,4 @@
-"""Types of values that cross a layer boundary: dicts and tuples with names keep theirs, such as the `ModelOutput` of transformers."""
+"""Classes of values that cross a layer boundary: subclasses of dict and named tuples are rebuilt, such as `ModelOutput` of transformers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from elastic.errors import TrainerError
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A dict of a class of its own, or a tuple with named fields: the class, and its fields' structures by name."""
+    """A subclass of dict, or a tuple with named fields: the class, and the structure of each field by name."""
 
     cls: type
     fields: dict[str, Any]
 
     def build(self, fields: Mapping[str, Any]) -> Any:
-        """A value of the class with these fields."""
+        """Returns an instance of the class with these fields."""
         return self.cls(**fields)
 
     @property
     def path(self) -> str:
-        """Where the class is found by another process: `module:qualified.name`."""
+        """The import path by which another process finds the class: `module:qualified.name`."""
         return f"{self.cls.__module__}:{self.cls.__qualname__}"
 
 
 def named_fields(value: Any) -> dict[str, Any] | None:
-    """The fields of a value whose class is to be kept; None for all others."""
+    """Returns the fields of a value whose class must be kept; None for any other value."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return dict(zip(value._fields, value, strict=True))  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(value, dict) and type(value) is not dict and all(isinstance(name, str) for name in value):
@@ -38,7 +38,7 @@ def named_fields(value: Any) -> dict[str, Any] | None:
 
 
 def found_class(path: str) -> type:
-    """The class that `Named.path` names.
+    """Returns the class at a `Named.path`.
 
     Raises:
         TrainerError: if there is none, or it is neither a dict nor a tuple with named fields.
@@ -59,10 +59,10 @@ def found_class(path: str) -> type:
 
 
 def takes_keywords(call: Callable[..., Any], names: Mapping[str, Any]) -> bool:
-    """Whether `call(**values)` is meant for a dict of these names, as in `model(**batch)`.
+    """Returns whether a dict with these names is to be passed as keyword arguments, as in `model(**batch)`.
 
-    So it is if the names are those of parameters, and no parameter that has no default would be missing. A module whose one parameter
-    is a dict, or that takes anything, gets the dict itself.
+    It is if at least one name is a parameter's, the call accepts all names, and every parameter without a default is among them. Otherwise
+    the module gets the dict itself, for example if its one parameter is a dict or it takes only `**kwargs`.
     """
     if not names or not all(isinstance(name, str) for name in names):
         return False

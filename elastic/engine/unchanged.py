@@ -1,9 +1,9 @@
-"""What must not change while a model trains, and is found if it does: buffers, frozen parameters, and parameters within a step.
+"""Detects changes to tensors that must not change during training: buffers, frozen parameters, and parameters inside a step.
 
-Every worker has all buffers and frozen parameters as it built them: what one worker changes is not there on the others, in checkpoints, or
-with whoever joins. Torch counts in-place changes; what it does not count (through `.data` or NumPy) is found by checksums, of a part at
-each step. A buffer that is written with the values it had is not changed. One that is no part of the model's state may be a cache: it may
-be made anew in another shape, and filled once.
+Every worker has all buffers and frozen parameters as it built them. If one worker changes them, the change is missing on other workers, in
+checkpoints and on joiners. Torch's version counters show in-place changes. Changes that torch does not count (through `.data` or NumPy) are
+found by checksums; each step checks a part of the memory. Writing the same values again is no change. A buffer outside the state_dict may
+be a cache: it may be replaced by one of another shape, and filled once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from elastic.memory.digest import checksum
 from elastic.memory.tensors import bytes_of, contiguous
 
 PART_BYTES = 1 << 20
-"""How much is compared at each step."""
+"""Bytes whose checksums are compared in each step."""
 
 _OUTSIDE = "keep what changes outside of the model that the Trainer gets (an averaged copy: trainer.average)"
 
 
 @dataclass(slots=True, kw_only=True)
 class _Watched:
-    """One tensor: the object and its version when it was last seen, and its checksum where that was taken. `saved`: it is in state_dict."""
+    """One tensor: the object and its version at the last check, and its checksum if one was computed. `saved`: it is in the state_dict."""
 
     tensor: torch.Tensor
     version: int
@@ -40,7 +40,7 @@ class _Watched:
 
 
 class ChangeWatch:
-    """Of one worker. What `running` knows may change, since the runtime applies it in order and moves it."""
+    """Checks the tensors of one worker. The buffers in `running` may change, since the runtime applies and moves their changes."""
 
     def __init__(self, root: nn.Module, running: Running, *, exact: bool) -> None:
         self._root, self._running, self._exact = root, running, exact
@@ -51,7 +51,7 @@ class ChangeWatch:
         self.renew()
 
     def renew(self) -> None:
-        """Everything is as it should be now: it was built, or read from a checkpoint."""
+        """Accepts the present values of all tensors, after the model was built or a checkpoint was loaded."""
         saved, may_change = saved_names(self._root), set(self._running.names)
         self._watched = {
             name: _Watched(tensor=each, version=each._version, frozen=True, saved=True)
@@ -65,7 +65,7 @@ class ChangeWatch:
         self._turns = list(self._watched)
 
     def begin(self, step: int) -> None:
-        """Before the first forward of a step. Raises TrainerError for what has changed since the last one."""
+        """Checks before the first forward of a step. Raises TrainerError if a tensor has changed since the last step."""
         self.untouched(step)
         for name in self._changed():
             kind = "frozen parameter" if self._watched[name].frozen else "buffer"
@@ -78,18 +78,18 @@ class ChangeWatch:
         self._before = [parameter._version for parameter in self._parameters.values()]
 
     def untouched(self, step: int) -> None:
-        """Raises TrainerError where somebody else has changed running statistics, which are about to be brought up to a step."""
+        """Raises TrainerError if other code has changed running statistics. Called before the runtime updates them."""
         for name in self._running.touched():
             self._refuse(f"buffer {self._where(name)}, a running statistic, was changed between two steps, before step {step}", _OUTSIDE)
 
     def end(self, step: int) -> None:
-        """Behind the last one, before anything of the step counts. Raises TrainerError for what the layers have changed."""
+        """Checks after the last backward of a step, before the step can commit. Raises TrainerError if the layers have changed a tensor."""
         now = [parameter._version for parameter in self._parameters.values()]
         if now != self._before:
             name = next(name for name, one, other in zip(self._parameters, self._before, now, strict=True) if one != other)
             self._refuse(
-                f"parameter {self._where(name)} was changed in place by the forward of step {step}: other workers do not know of it, and "
-                "neither does the optimizer",
+                f"parameter {self._where(name)} was changed in place by the forward of step {step}: neither other workers nor the "
+                "optimizer get this change",
                 "leave out max_norm= and the like, or change trained parameters in trainer.after_step",
             )
         for name in [*self._changed(), *self._running.changed()]:
@@ -97,8 +97,8 @@ class ChangeWatch:
                 name,
                 f"buffer {self._where(name)} was changed by the forward of step {step}: its values depend on which worker runs which "
                 "micro-batches",
-                "use BatchNorm, whose running statistics are applied in order, or a layer without state (LayerNorm, GroupNorm); without "
-                "exactness (exact=False) the values of the worker with most micro-batches hold for all",
+                "use BatchNorm, whose running statistics are applied in order, or a layer without state (LayerNorm, GroupNorm). With "
+                "exact=False, all workers take the values of the worker that ran most micro-batches of the layer",
             )
 
     def _complain(self, name: str, what: str, advice: str) -> None:
@@ -116,7 +116,7 @@ class ChangeWatch:
         return f"{name} of layer {self._running.layer_of(name)} ({type(self._running.owner(name)).__name__})"
 
     def _changed(self) -> list[str]:
-        """The names of what has changed since this was last asked."""
+        """Returns the names of the tensors that have changed since the last call."""
         found = [name for name, watched in self._watched.items() if self._has_changed(name, watched)]
         return [*found, *self._compared(set(found))]
 
@@ -136,7 +136,7 @@ class ChangeWatch:
         return not is_cache
 
     def _compared(self, known: set[str]) -> Iterator[str]:
-        """Those of the next part that have other contents than when their turn came last."""
+        """Yields the tensors of the next part whose checksum differs from the last one, except those in `known`."""
         left = PART_BYTES
         for _ in range(len(self._turns)):
             if left <= 0:
@@ -156,12 +156,12 @@ class ChangeWatch:
 
 
 def saved_buffers(root: nn.Module) -> Iterable[str]:
-    """The names of the buffers that are part of the model's state."""
+    """Returns the names of the buffers in the model's state_dict."""
     saved = saved_names(root)
     return [name for name, _ in root.named_buffers() if name in saved]
 
 
 def saved_names(root: nn.Module) -> set[str]:
-    """What the model's own `state_dict` calls its tensors."""
+    """Returns the names of the tensors in the model's own `state_dict`."""
     with partial():
         return set(root.state_dict(keep_vars=True))

@@ -1,4 +1,4 @@
-"""Whole tensors on every member, put together of what owners have: for `trainer.state_dict()`."""
+"""Collects whole tensors on every member from the parts that owners hold, for `trainer.state_dict()`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Sequence = Callable[[], int]
 
 
 def whole(rounds: Rounds, sequence: Sequence, owned: Iterable[Shard], spec: ModelSpec, state: str) -> dict[str, torch.Tensor]:
-    """The state of every trainable parameter that has it, by name; every member must call it. One layer travels at a time."""
+    """Returns the state of every trainable parameter that has it, by name. All members must call it together. Sends one layer at a time."""
     shards = list(owned)
     found: dict[str, torch.Tensor] = {}
     for layer in spec.layers:

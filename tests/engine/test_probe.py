@@ -204,10 +204,10 @@ REFUSED: dict[str, tuple[Callable[[], optim.Optimizer], str]] = {
     "an estimate over groups": (lambda: OverAllGroups(groups({}, {}), d=0.0), r"OverAllGroups is not elementwise.*'d' of group 0 becomes"),
     "parameters known by themselves": (
         lambda: ByName([matrix()]),
-        r"ByName.step\(\) fails.* \(KeyError: .*nothing of them",
+        r"ByName.step\(\) fails.* \(KeyError: .*nothing about them",
     ),
     "a state of no parameter": (lambda: GlobalState([matrix()]), "GlobalState keeps state 'clock' that belongs to no parameter"),
-    "attributes": (lambda: Counts([matrix()]), "Counts keeps 'clock', which changes from step to step, as an attribute of its own"),
+    "attributes": (lambda: Counts([matrix()]), "Counts has an attribute 'clock' that changes from step to step"),
     "no empty group": (lambda: NeedsTwo(groups({}, {"lr": 0.2})), r"fails where a worker owns 1 of the parameters.*IndexError"),
     "noise": (lambda: Noise([matrix()]), r"Noise.step\(\) draws random numbers"),
     "NumPy's noise": (lambda: PythonNoise([matrix()]), r"PythonNoise.step\(\) draws random numbers"),
@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[Callable[[], optim.Optimizer], str]] = {
     "an optimizer around another": (lambda: Lookahead(Sgd([matrix()])), r"Lookahead wraps another optimizer \(base: Sgd\)"),
     "other bits each time": (lambda: Fickle([matrix()]), r"Fickle.step\(\) does not give the same bits twice"),
     "any exception": (lambda: NotInTrainMode([matrix()]), r"fails.*\(Exception: not in train mode when step is called\)"),
-    "a closure": (lambda: optim.LBFGS([matrix()]), r"cannot be called without arguments \(it wants closure\)"),
+    "a closure": (lambda: optim.LBFGS([matrix()]), r"cannot be called without arguments \(it requires closure\)"),
 }
 
 
