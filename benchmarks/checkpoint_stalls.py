@@ -1,12 +1,12 @@
-"""What saves cost a training that goes on: a job with AdamW, with saves and without, and a `torch.save` of as many bytes. One JSON object.
+"""Measures what saves cost a running job: AdamW, with saves and without, and a `torch.save` of as many bytes. Prints one JSON object.
 
-    stall       seconds that a save stops a worker's training thread, waiting for the other workers included, as the Trainer measures them
-    snapshot    those of them in which what the worker owns is copied aside: this is done before each step, for the case of a failure, and
-                the step behind the save need not do it
-    steps       median seconds of a step: of a job without saves; of one with, while a save is under way, and the others of it
+    stall       seconds that a save blocks a worker's training thread, including the wait for other workers, as measured by the Trainer
+    snapshot    the part of the stall in which the worker copies the state it owns; every step needs this copy for recovery, and the step
+                after the save reuses the save's copy
+    steps       median seconds of a step in a job without saves, and in a job with saves while a save is being written and otherwise
 
-Both jobs take turns, on one disk. On a machine whose cores are all computing, whatever the saving thread does (digest, copy into the
-system's cache) is taken from the steps.
+The two jobs alternate, on one disk. If all cores are computing, the work of the saving thread (digest, copy into the page cache) slows
+the steps down.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SAMPLES = 16
 
 
 def train(job: elastic.Job, layers: int, steps: int, directory: str | None, every: int) -> dict[str, Any]:
-    """Seconds of each step, whether a save was under way in it, stalls of every worker."""
+    """Trains; returns each step's seconds, whether a save was being written during it, and the stalls of every worker."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH, bias=False) for _ in range(layers)))
     where = {} if directory is None else {"checkpoint": directory, "every": every, "keep": 1}
@@ -48,7 +48,7 @@ def train(job: elastic.Job, layers: int, steps: int, directory: str | None, ever
     ends, saving = [], []
     for report in trainer.run(steps):
         ends.append(time.perf_counter())
-        begun = report.step > 0 and report.step % every == 0  # behind the step before this one
+        begun = report.step > 0 and report.step % every == 0  # a save started after the previous step
         saving.append(directory is not None and (begun or any(Path(directory).glob(".tmp-step-*"))))
     workers = trainer.statistics() or []
     return {
@@ -60,7 +60,7 @@ def train(job: elastic.Job, layers: int, steps: int, directory: str | None, ever
 
 
 def torch_save_s(megabytes: int, root: Path) -> float:
-    """Synchronous, synced."""
+    """Returns the seconds of a blocking `torch.save` with fsync."""
     state = {f"{name}/{kind}": tensor for (name, kind), tensor in state_of(megabytes).items()}
     began = time.perf_counter()
     with open(root / "torch", "wb") as file:
@@ -73,7 +73,7 @@ def torch_save_s(megabytes: int, root: Path) -> float:
 
 
 def measured(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """The figures, seconds and ratios."""
+    """Runs the jobs and returns the figures: seconds and ratios."""
     layers = max(1, options.megabytes // 12)
     plain: list[float] = []
     quiet: list[float] = []

@@ -1,8 +1,8 @@
-"""Saving and loading, against the same bytes written and read in sequence and against torch's distributed checkpoint. One JSON object.
+"""Compares saving and loading with plain sequential writes and reads of the same bytes, and with torch's distributed checkpoint.
 
-All sides take turns in one process, on one directory of one disk; every save ends with its bytes synced (torch's writer with its default
-`sync_files=True`), every load goes into fresh tensors: from files that the system has in memory, and `cold`, from the disk. Medians of the
-rounds.
+All sides alternate in one process, in one directory of one disk. Every save ends with an fsync (torch's writer has `sync_files=True` by
+default). Every load fills new tensors, from files in the page cache and (`cold`) from the disk. Prints one JSON object with the medians of
+the rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROWS = 1024
 
 
 def state_of(megabytes: int) -> dict[tuple[str, str], torch.Tensor]:
-    """Parameters and Adam's two states, float32, in matrices of 4 MiB."""
+    """Returns parameters and Adam's two states, float32, in matrices of 4 MiB."""
     count = max(1, megabytes // 12)
     generator = torch.Generator().manual_seed(0)
     keys = [(f"layers.{number}.weight", state) for number in range(count) for state in (PARAM, "exp_avg", "exp_avg_sq")]
@@ -42,7 +42,7 @@ def state_of(megabytes: int) -> dict[tuple[str, str], torch.Tensor]:
 
 
 def contents_of(state: dict[tuple[str, str], torch.Tensor]) -> Contents:
-    """What is announced of it."""
+    """Returns the checkpoint contents: shape and dtype of each state."""
     tensors: dict[str, dict[str, Spec]] = {}
     for name, kind in state:
         tensors.setdefault(name, {})[kind] = Spec(shape=(_ROWS, _ROWS), dtype="float32")
@@ -50,7 +50,7 @@ def contents_of(state: dict[tuple[str, str], torch.Tensor]) -> Contents:
 
 
 class Sides:
-    """Each method does one side's save or load once, in `root`."""
+    """The sides of the comparison. Each method does one save or load in `root`."""
 
     def __init__(self, root: Path, state: dict[tuple[str, str], torch.Tensor]) -> None:
         self._root, self._state = root, state
@@ -102,7 +102,7 @@ class Sides:
         torch.load(self._root / "torch", weights_only=True)
 
     def drop(self, side: str) -> None:
-        """The system lets go of what it has of the side's files, which are on disk."""
+        """Drops the side's files from the page cache."""
         path = self._root / side
         for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
             descriptor = os.open(file, os.O_RDONLY)
@@ -110,7 +110,7 @@ class Sides:
             os.close(descriptor)
 
     def forget(self, side: str) -> None:
-        """Every save makes new files."""
+        """Deletes the side's files, so that every save creates new ones."""
         path = self._root / side
         if path.is_dir():
             shutil.rmtree(path)
@@ -125,7 +125,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def measured(megabytes: int, rounds: int, root: Path) -> dict[str, object]:
-    """The figures, seconds and ratios."""
+    """Runs the rounds and returns the figures: seconds and ratios."""
     state = state_of(megabytes)
     sides = Sides(root, state)
     times: dict[str, list[float]] = {}

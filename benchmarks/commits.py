@@ -1,4 +1,4 @@
-"""When steps were committed, as every training process writes it down; and how long a kill stalled them: one measure for all sides."""
+"""Logs when steps were committed, in every training process, and computes how long a kill stalled them, in the same way for all sides."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _RECENT_STEPS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCommit:
-    """Step `step` counts since `at` (time.monotonic()), for the process `pid` at `place`.
+    """The process `pid` at `place` learned at `at` (time.monotonic()) that step `step` was committed.
 
-    `attempt_id` is another one after every change of the members, `members` how many have contributed to the step.
+    `attempt_id` changes with every change of the members. `members` is the number of members that contributed to the step.
     """
 
     place: int
@@ -32,7 +32,7 @@ class StepCommit:
 
 
 class CommitLog:
-    """The commits that this process sees, in a file of its own that outlives it."""
+    """Writes the commits that this process sees to its own file, which remains after the process dies."""
 
     def __init__(self, directory: Path | str, place: int) -> None:
         self._place, self._pid = place, os.getpid()
@@ -46,7 +46,7 @@ class CommitLog:
         self._file.close()
 
     def add(self, *, step: int, attempt_id: int, members: int, loss: float) -> None:
-        """Now."""
+        """Logs a commit with the present time."""
         line = {
             "place": self._place,
             "pid": self._pid,
@@ -60,18 +60,18 @@ class CommitLog:
 
 
 def read_commits(directory: Path | str) -> list[StepCommit]:
-    """Of all processes so far, by time."""
+    """Returns the commits logged so far by all processes, by time."""
     return sorted((StepCommit(**line) for line in read_lines(Path(directory), "commits-*.jsonl")), key=lambda commit: commit.at)
 
 
 def read_lines(directory: Path, pattern: str) -> list[dict[str, Any]]:
-    """The JSON lines of these files; a last line without its end is still being written, and left out."""
+    """Returns the JSON lines of these files. Skips a last line without newline, which is still being written."""
     lines = (line for path in sorted(directory.glob(pattern)) for line in path.read_text().splitlines(keepends=True))
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def first_of_each_step(commits: Iterable[StepCommit]) -> list[StepCommit]:
-    """One for each step of each view: when the first process saw it."""
+    """Returns, for each step of each view, the commit of the process that saw it first."""
     first: dict[tuple[int, int], StepCommit] = {}
     for commit in commits:
         first.setdefault((commit.attempt_id, commit.step), commit)
@@ -79,7 +79,7 @@ def first_of_each_step(commits: Iterable[StepCommit]) -> list[StepCommit]:
 
 
 def pace(commits: Sequence[StepCommit], at: float) -> float | None:
-    """Seconds a step at a time: the median of the last few that as many members took as the newest one, each within one view."""
+    """Returns seconds per step before `at`: the median of the last few steps inside one view with as many members as the newest one has."""
     seen = [commit for commit in commits if commit.at <= at]
     steps = [
         after.at - before.at
@@ -91,10 +91,10 @@ def pace(commits: Sequence[StepCommit], at: float) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """Seconds.
+    """The times of one stall, in seconds.
 
-    stall: how much later than without the fault the first step after the recovery was committed. silence: how long none was.
-    lost: from the last commit of the view until the fault, 0 where the step in flight was still committed. step: what a step took before.
+    stall: how much later than without the fault the first step after the recovery was committed. silence: the time without commits.
+    lost: from the view's last commit until the fault; 0 if the step in flight was still committed. step: the duration of a step before.
     """
 
     stall: float
@@ -104,9 +104,9 @@ class Stall:
 
 
 def stall(fault: float, commits: Sequence[StepCommit]) -> Stall | None:
-    """From `first_of_each_step`; None where the pace before is not known, or nothing was committed after.
+    """Computes the stall from `first_of_each_step`. Returns None if the pace before is unknown or no step was committed afterwards.
 
-    A commit that comes after the fault but is of the view before was on its way already.
+    A commit after the fault can still belong to the old view: it was in flight at the fault.
     """
     step_s = pace(commits, fault)
     before = [commit for commit in commits if commit.at <= fault]
@@ -118,12 +118,12 @@ def stall(fault: float, commits: Sequence[StepCommit]) -> Stall | None:
         return None
     last = [commit for commit in commits if commit.at < after.at and commit.attempt_id == attempt_id][-1]
     ahead = after.step - last.step
-    due = max(fault, last.at + ahead * step_s) if ahead > 0 else last.at  # where the last step had to be taken again, nothing was due later
+    due = max(fault, last.at + ahead * step_s) if ahead > 0 else last.at  # the last step was redone, so the next commit was due at once
     return Stall(stall=max(0.0, after.at - due), silence=after.at - last.at, lost=max(0.0, fault - last.at), step=step_s)
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float] | None:
-    """Median, 95th percentile (between neighbours, linearly), least and most; None where nothing is known."""
+    """Returns median, 95th percentile (linearly interpolated), minimum, maximum and count; None if there are no values."""
     known = sorted(value for value in values if value is not None)
     if not known:
         return None

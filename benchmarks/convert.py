@@ -1,8 +1,9 @@
-"""DeepSpeed's ZeRO checkpoints made Universal: by our converter, and by DeepSpeed's own `ds_to_universal`. One JSON object.
+"""Times the conversion of DeepSpeed's ZeRO checkpoints to Universal: by our converter and by DeepSpeed's `ds_to_universal`.
 
-The real DeepSpeed makes the checkpoint (two ranks on the CPU, AdamW, two groups). Each side then converts it in a process of its own, in
-turns, to the same disk; a round's time is the process's, imports included, and what importing alone takes is measured beside it. Ours syncs
-what it writes and, unless told otherwise, reads both again and compares every bit; DeepSpeed's does neither. Both outputs are compared.
+The real DeepSpeed makes the checkpoint (two ranks on the CPU, AdamW, two groups). The two sides then convert it alternately, each in a new
+process, to the same disk. The time of a round is that of the process, including imports; the time of the imports alone is also measured.
+Our converter syncs its output and by default reads both checkpoints again and compares every bit; DeepSpeed's does neither. The benchmark
+compares the two outputs. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _OURS = (
     "import sys; from pathlib import Path; from checkpoint.convert.run import Request, convert; "
     "convert(Request(source=Path(sys.argv[1]), target=Path(sys.argv[2]), to='deepspeed-universal', verify=sys.argv[3] == 'verify'))"
 )
-_THEIRS = (
+_DEEPSPEED = (
     "import sys; from types import SimpleNamespace; from deepspeed.checkpoint.ds_to_universal import main; "
     "main(SimpleNamespace(input_folder=sys.argv[1], output_folder=sys.argv[2], num_extract_workers=int(sys.argv[3]), "
     "num_merge_workers=int(sys.argv[3]), keep_temp_folder=False, strict=True, inject_missing_state=True))"
@@ -43,7 +44,7 @@ _IMPORTS = {
 
 
 def _timed(code: str, arguments: list[str]) -> tuple[float, int]:
-    """Seconds of a process that runs `code`, and its peak in KiB."""
+    """Returns the seconds of a process that runs `code`, and its peak memory in KiB."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-c", code + _PEAK, *arguments]
@@ -52,18 +53,18 @@ def _timed(code: str, arguments: list[str]) -> tuple[float, int]:
 
 
 def _sides(source: Path, root: Path) -> dict[str, tuple[str, list[str]]]:
-    """Code and arguments of each side, by name."""
+    """Returns code and arguments of each side, by name."""
     tag = next(path for path in source.iterdir() if path.is_dir())
     return {
         "elastic": (_OURS, [str(source), str(root / "elastic"), "verify"]),
         "elastic, not verified": (_OURS, [str(source), str(root / "elastic, not verified"), "no"]),
-        "deepspeed, 1 worker": (_THEIRS, [str(tag), str(root / "deepspeed, 1 worker"), "1"]),
-        "deepspeed, 2 workers": (_THEIRS, [str(tag), str(root / "deepspeed, 2 workers"), "2"]),
+        "deepspeed, 1 worker": (_DEEPSPEED, [str(tag), str(root / "deepspeed, 1 worker"), "1"]),
+        "deepspeed, 2 workers": (_DEEPSPEED, [str(tag), str(root / "deepspeed, 2 workers"), "2"]),
     }
 
 
 def _checked(first: Path, second: Path) -> int:
-    """Tensors that both outputs hold with the same bits. RuntimeError if one differs."""
+    """Returns the number of tensors that both outputs hold with the same bits. Raises RuntimeError if one differs."""
     (_, left), (_, right) = open_any(first), open_any(second, trust_pickle=True)
     tensors = {name if state == PARAM else f"{name} {state}" for name, states in left.contents.tensors.items() for state in states}
     found = [difference for difference in compare(left, right, limit=4 << 20) if difference.what in tensors]
@@ -75,7 +76,7 @@ def _checked(first: Path, second: Path) -> int:
 
 
 def measure(source: Path, rounds: int) -> dict[str, Any]:
-    """Medians of each side over the rounds."""
+    """Returns the medians of each side over the rounds."""
     times: dict[str, list[tuple[float, int]]] = {}
     compared = 0
     with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
@@ -98,7 +99,7 @@ def measure(source: Path, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Makes the checkpoint and measures."""
+    """Makes the checkpoint, measures and prints the JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)

@@ -142,7 +142,7 @@ def main() -> None:
     chosen = ask.parse_args()
     if chosen.repeat < 1:
         ask.error("--repeat must be at least 1")
-    counts = {name: measure() for name, measure in COUNTS.items()}  # first: objects built for the others slow down the collector
+    counts = {name: measure() for name, measure in COUNTS.items()}  # first: objects of the decisions slow the garbage collector down
     figures = {name: median_ms(prepare(), chosen.repeat) for name, prepare in DECISIONS.items()}
     found = json.dumps({**counts, **figures}, indent=1)
     print(found)

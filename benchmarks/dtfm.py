@@ -1,4 +1,4 @@
-"""Networks of the DT-FM project (DS3Lab/DT-FM): JSON with the delay in ms and the bandwidth in Gbit/s between devices; and its cost."""
+"""Reads networks of the DT-FM project (DS3Lab/DT-FM): JSON with delay in ms and bandwidth in Gbit/s between devices. Computes its cost."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from elastic.plan.placement.pairing import Matrix
 GROUPS = 8
 EXCHANGE_GB = 1.3 * 4 * 3 / 24
 BOUNDARY_GB = 2024 * 2048 * 2 * (1.25e5 / 2048) / 2**30
-"""Of their model: 3 of the 24 layers of GPT-3 XL (1.3e9 parameters of 4 bytes) a stage, an eighth of 1e6 / 8 tokens a micro-batch; as they
-have it in their scheduler, 2024 and 2^30 included."""
+"""GB sent in an exchange and over a boundary, for DT-FM's model: a stage has 3 of the 24 layers of GPT-3 XL (1.3e9 parameters of 4 bytes),
+a micro-batch an eighth of 1e6 / 8 tokens. The numbers are those of DT-FM's scheduler, including 2024 and 2^30."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """What `elastic.plan.placement.place` takes: seconds and bytes per second, both (devices, devices); groups; bytes."""
+    """The arguments of `elastic.plan.placement.place`: seconds and bytes per second, both (devices, devices); groups; bytes."""
 
     latency_s: Matrix
     bytes_per_s: Matrix
@@ -35,11 +35,11 @@ class Instance:
 
 
 def cost(instance: Instance, groups: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Seconds of the exchange and of the boundaries of given groups in their given order; their sum is the cost.
+    """Returns the seconds of the exchange and of the boundaries, for groups in the given order. Their sum is the cost.
 
     Exchange: max over groups and members of the sum over the n - 1 others of 2 (latency + exchange_bytes / (n bandwidth)). Boundaries:
     twice the sum over neighbouring groups of the slowest link, latency + boundary_bytes / bandwidth, of their best pairing. Raises
-    PlanError on malformed links and groups that are not all the devices.
+    PlanError on malformed links, or if the groups do not contain every device once.
     """
     links = measured(instance.latency_s, instance.bytes_per_s, len(groups), instance.exchange_bytes, instance.boundary_bytes)
     if sorted(device for group in groups for device in group) != list(range(links.devices)) or not all(groups):
@@ -49,7 +49,7 @@ def cost(instance: Instance, groups: Sequence[Sequence[int]]) -> tuple[float, fl
 
 
 def load(path: str | PathLike[str]) -> Instance:
-    """The network of a file, with the groups and sizes of their model. Raises PlanError that names the file and the field at fault."""
+    """Reads the network of a file, with groups and sizes of DT-FM's model. Raises PlanError naming the file and the wrong field."""
     try:
         data = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:

@@ -35,19 +35,19 @@ _BLOCKS = 7_000_000_000 // 4096
 
 
 def terms_of_blocks() -> Decide:
-    """The work of one of 8 workers for READY."""
+    """Computes what one of 8 workers sends in READY."""
     values = np.random.default_rng(0).standard_normal(_BLOCKS // 8) ** 2
     return lambda: terms(values)
 
 
 def norm_of_terms() -> Decide:
-    """The work of the coordinator on all READY messages."""
+    """Computes the norm from all READY messages, as the coordinator does."""
     received = [terms(np.random.default_rng(worker).standard_normal(_BLOCKS // 8) ** 2) for worker in range(8)]
     return lambda: norm(received)
 
 
 def digesting() -> Decide:
-    """A digest by 4 workers, which are threads here."""
+    """Computes a digest on 4 workers, which are threads here."""
     workers, count = range(4), itertools.count(1)
     hub = LoopbackHub()
     networks = [LoopbackNetwork(worker, hub) for worker in workers]
@@ -70,23 +70,23 @@ def digesting() -> Decide:
 
 
 class _Sink:
-    """A socket that accepts everything."""
+    """A socket that accepts all bytes."""
 
     def send(self, data: bytearray, flags: int) -> int:
         return len(data)
 
 
-def telling() -> Decide:
+def sending() -> Decide:
     """Sends a proposal with 1,000 transfers to 1,000 workers."""
     message = {"type": "propose", "proposal": {"transfers": [[1, 2, "exp_avg", 3, i, i + 4096] for i in range(1000)]}}
     channels = [Channel(cast(socket.socket, _Sink())) for _ in range(1000)]
 
-    def tell() -> None:
+    def send_to_all() -> None:
         line = encoded(message)
         for channel in channels:
             channel.send_line(line)
 
-    return tell
+    return send_to_all
 
 
 class _ByteSource:
@@ -100,16 +100,16 @@ class _ByteSource:
         return self._data[start : self._position], [], 0, None
 
 
-def hearing() -> Decide:
+def receiving() -> Decide:
     """Receives a message of 16 MB in parts of 64 KiB."""
     line = json.dumps({"text": "x" * (16 << 20)}).encode() + b"\n"
 
-    def hear() -> None:
+    def receive() -> None:
         channel = Channel(cast(socket.socket, _ByteSource(line)))
         while not channel.receive():
             continue
 
-    return hear
+    return receive
 
 
 def _loss() -> tuple[list[Holding], Layout]:
@@ -126,13 +126,13 @@ def moving() -> Decide:
 
 
 def least() -> Decide:
-    """Computes the least bytes to move: only people read them, so this runs after the job has continued."""
+    """Computes the least bytes to move. They are only for the report, so a job computes them after the recovery."""
     holdings, layout = _loss()
     return lambda: minimum_by_layer(holdings, layout, _STATES)
 
 
 class _ManualTimers:
-    """Keeps the function to be called next."""
+    """Stores the function of the one timer, for the benchmark to call."""
 
     def __init__(self) -> None:
         self.act: Callable[[], None] = lambda: None
@@ -165,7 +165,7 @@ def longest_slice_ms() -> float:
     return round(1000 * max(taken), 2)
 
 
-def looks() -> int:
+def checks_while_waiting() -> int:
     """Returns how often a wait of 10 s checks for one file."""
     now = [0.0]
 
@@ -183,13 +183,13 @@ GROWTH: dict[str, Callable[[], Decide]] = {
     "READY: one of 8 workers, 7 billion parameters": terms_of_blocks,
     "READY: the norm, coordinator": norm_of_terms,
     "digest: 5,000 parameters, 4 workers": digesting,
-    "a proposal sent to 1,000 workers": telling,
-    "a message of 16 MB received": hearing,
+    "a proposal sent to 1,000 workers": sending,
+    "a message of 16 MB received": receiving,
     "transfers after a loss: 1,000 workers": moving,
     "the least bytes, after the recovery: 1,000 workers": least,
 }
 
 COUNTS: dict[str, Callable[[], float]] = {
     "preparing for losses of 1,000 workers, longest slice (ms)": longest_slice_ms,
-    "checks by a saver that waits 10 s (count)": looks,
+    "checks by a saver that waits 10 s (count)": checks_while_waiting,
 }

@@ -1,4 +1,4 @@
-"""Our side of the recovery benchmark: a job whose workers are killed, and the same job left alone."""
+"""Our side of the recovery benchmark: runs a job whose workers are killed, and the same job without kills."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from elastic.chaos.killer import Killer, Shot
 from elastic.observe.activity import RECOVERY_PHASES
 
 _HERE = Path(__file__).resolve().parent
-_FIRST_KILL = 6  # the step; those before warm up
+_FIRST_KILL = 6  # the step; earlier steps are the warm-up
 _PROBED = 8
-_LEAST_SPACING = 6  # a replacement joins behind a redone step, and one more, and the pace must show again
+_LEAST_SPACING = 6  # steps: a redone step, one more until a replacement joins, and enough to measure the pace again
 _LAYOUT = re.compile(r"x(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Killed:
-    """One job. `kills` has a line of figures, in milliseconds where the name says so, for each kill."""
+    """The result of one job. `kills` has one dict of figures per kill; names with `_ms` are milliseconds."""
 
     task: Task
     steps: int
@@ -42,7 +42,7 @@ class Killed:
     step_ms: float
 
     def figures(self) -> dict[str, Any]:
-        """Spreads over the kills that hit a full job; a job that was still short of a worker is another matter."""
+        """Returns spreads over the kills that hit a job with all its workers; kills of a job that lacked a worker are not comparable."""
         full = [kill for kill in self.kills if kill["workers_before"] == self.task.workers]
         spreads = {name: spread(kill[name] for kill in full) for name in _SPREAD}
         counts: dict[str, int] = {}
@@ -92,9 +92,9 @@ _SPREAD = (
 
 
 def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool) -> Killed:
-    """A job in which a worker at a random place is killed at a random moment, again and again, at least `gap_s` apart.
+    """Runs a job and kills workers at random places at random moments, at least `gap_s` apart.
 
-    Raises BenchmarkError if losses or parameters differ from those of the same job without kills (with `check`).
+    With `check`, raises BenchmarkError if losses or parameters differ from those of the same job without kills.
     """
     step_s = _pace(task)
     spacing = max(_LEAST_SPACING, math.ceil(gap_s / step_s))
@@ -128,7 +128,7 @@ def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool) -
 
 
 def first_commits(directory: Path) -> dict[int, float]:
-    """When the first step was committed, by epoch, from the second epoch on."""
+    """Returns when the first step of each epoch was committed, from the second epoch on."""
     found: dict[int, float] = {}
     for line in read_lines(directory, "first-*.jsonl"):
         found[line["epoch"]] = min(line["at"], found.get(line["epoch"], math.inf))
@@ -177,13 +177,13 @@ def _check_equal(killed: dict[int, float], alone: dict[int, float], digest: str,
 def _kills(
     shots: Sequence[Shot], incidents: Sequence[dict[str, Any]], commits: Sequence[StepCommit], first: dict[int, float]
 ) -> list[dict[str, Any]]:
-    """`first` is when the first step was committed in an epoch."""
+    """Returns the figures of each kill. `first` maps an epoch to the time when its first step was committed."""
     steps, struck = first_of_each_step(commits), {shot.worker: shot.at for shot in shots}
     found = []
     for shot in shots:
         incident = next((i for i in incidents if i["kind"] == "death" and shot.worker in (i["worker"], *i["also"])), None)
         if incident is None:
-            raise BenchmarkError(f"worker {shot.worker} was killed for {shot.fault}, and there is no incident of that")
+            raise BenchmarkError(f"worker {shot.worker} was killed for {shot.fault}, but the job recorded no incident for it")
         incident = since_fault(incident, struck.get(incident["worker"], shot.at))
         join = next((i for i in incidents if i["joined"] and (i["epoch"] or 0) > (incident["epoch"] or 0)), None)
         again = None if join is None else first.get(join["epoch"])
@@ -231,9 +231,9 @@ _OF_INCIDENT = (
 
 
 def _derived(incident: dict[str, Any]) -> dict[str, float | None]:
-    """What the incident's figures leave of each other.
+    """Returns figures that are differences of the incident's figures.
 
-    resume_ms: from the commit until the last member had switched. slower_ms: what redoing took longer than the work that was lost.
+    resume_ms: from the commit of the view until the last member had switched. slower_ms: seconds to redo the lost work, minus those lost.
     """
     running, stalled, lost = (incident[name] for name in ("running_ms", "stall_ms", "lost_ms"))
     known = [incident["detected_ms"], *incident["phases_ms"].values()]
@@ -244,5 +244,5 @@ def _derived(incident: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _members(layout: str | None) -> int:
-    """Of a layout such as `[0-4]x2 [5-9]x2`."""
+    """Returns the number of members of a layout such as `[0-4]x2 [5-9]x2`."""
     return sum(int(count) for count in _LAYOUT.findall(layout or ""))

@@ -1,4 +1,4 @@
-"""Runs either side once, in fresh processes, and reads the clock the same way for both."""
+"""Runs one side once, in new processes, and measures time in the same way for both."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ import elastic
 from elastic.host.process import tied_command
 from elastic.settings import HUGE_PAGES, best_isa, own_environment, worker_environment
 
-SEQ = 128  # tokens a sample
+SEQ = 128  # tokens per sample
 _HERE = Path(__file__).resolve().parent
 _TIMEOUT_S = 600.0
 _SAME_LOSS = 1e-4
 
 
 class BenchmarkError(Exception):
-    """A side failed, or the two did not do the same work."""
+    """Raised if a side failed, or if the two sides did not do the same work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """`batch` and `micro_batch` in samples; `steps` are timed, after `warm_up` (at least 1) that are not."""
+    """What a run trains. `batch` and `micro_batch` are in samples; `steps` are timed, after `warm_up` untimed ones (at least 1)."""
 
     workers: int
     stages: int
@@ -44,7 +44,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Seconds of the timed steps, and from the start of the run to its first step's end; the losses from step 0; layers of each stage."""
+    """The result of a run: seconds of the timed steps, seconds from start to the end of the first step, losses, and layers per stage."""
 
     step_s: tuple[float, ...]
     first_step_s: float
@@ -66,35 +66,36 @@ class Measurement:
 
 
 def run_ours(task: Task, train: str = "train") -> Measurement:
-    """A job of `elastic.run`, timed at the leader's yields. `train` is the function of ours.py.
+    """Runs a job of `elastic.run`, timed at the leader's yields. `train` names a function of ours.py.
 
-    Step k is yielded once step k + 1 is ready everywhere, the last one after an empty round: one more step keeps that out of the figures.
+    Step k is yielded when step k + 1 is ready on all workers; only the last step is yielded after an empty round. The job therefore takes
+    one more step, which is not timed.
     """
     started = time.monotonic()
     return _run(task, started, _job(task, task.warm_up + task.steps + 1, train))
 
 
 def run_peer(task: Task, kind: str, cut: Sequence[int], *, micro_batch: int, bucket_mb: float | None) -> Measurement:
-    """Ranks of `peers.py`; `kind` is `ddp` or `pipeline`. They run `micro_batch` samples at a time, whatever the task says."""
+    """Runs ranks of `peers.py`; `kind` is `ddp` or `pipeline`. `micro_batch` replaces the task's."""
     started = time.monotonic()
     task = replace(task, micro_batch=micro_batch)
     return _run(task, started, _ranks(task, kind, cut, task.warm_up + task.steps, bucket_mb) | {"cut": cut})
 
 
 def startup_of_ours(task: Task) -> float:
-    """Seconds from the call of `elastic.run` until its leader yields the first step, in a job of one step."""
+    """Returns seconds from the call of `elastic.run` until its leader yields the first step, in a job of one step."""
     started = time.monotonic()
     return _job(task, 1)["stamps"][0] - started
 
 
 def startup_of_ddp(task: Task) -> float:
-    """Seconds from the start of the ranks until the first step has ended on rank 0."""
+    """Returns seconds from the start of the ranks until the first step has ended on rank 0."""
     started = time.monotonic()
     return _ranks(task, "ddp", (), 1, bucket_mb=None)["stamps"][0] - started
 
 
 def check_same_work(ours: Measurement, peer: Measurement) -> None:
-    """Raises BenchmarkError unless the first two losses agree: then data, first parameters, gradients and update are the same."""
+    """Raises BenchmarkError unless the first two losses agree, which depend on data, initial parameters, gradients and update."""
     for step, (a, b) in enumerate(zip(ours.losses[:2], peer.losses[:2], strict=True)):
         if abs(a - b) > _SAME_LOSS * abs(a):
             raise BenchmarkError(f"the loss of step {step} is {a} for ours and {b} for the peer: they do not train the same thing")
@@ -111,7 +112,7 @@ def _run(task: Task, started: float, found: Mapping[str, Any]) -> Measurement:
 
 
 def _job(task: Task, steps: int, train: str = "train") -> dict[str, Any]:
-    # Named, not passed: importing it would load torch here.
+    # By name: importing the function would load torch in this process.
     name = f"{_HERE / 'ours.py'}:{train}"
     result = elastic.run(name, workers=task.workers, stages=task.stages, args=(task.batch, task.micro_batch, steps))
     if result.stopped:
@@ -144,7 +145,7 @@ def _ranks(task: Task, kind: str, cut: Sequence[int], steps: int, bucket_mb: flo
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], complaints: IO[str]) -> None:
-    """Until all have left; raises BenchmarkError as soon as one has failed."""
+    """Waits until all ranks have ended. Raises BenchmarkError as soon as one has failed."""
     deadline = time.monotonic() + _TIMEOUT_S
     while running := [rank for rank in ranks if rank.poll() is None]:
         if time.monotonic() > deadline or any(rank.returncode for rank in ranks):
@@ -159,12 +160,12 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], complaints: IO[str]) -> None
 
 
 def peer_environment() -> dict[str, str]:
-    """What our workers have, and Gloo on loopback."""
+    """Returns the environment of our workers, with Gloo on loopback."""
     return {**HUGE_PAGES, **own_environment(), **worker_environment(1, best_isa()), "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def reap(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Kills these processes, and waits for them."""
+    """Kills these processes and waits until they have ended."""
     for rank in ranks:
         rank.kill()
     for rank in ranks:
@@ -172,7 +173,7 @@ def reap(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def free_port() -> int:
-    """Of loopback; free a moment ago."""
+    """Returns a port of loopback that was free a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

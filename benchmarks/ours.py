@@ -1,4 +1,4 @@
-"""Our side's train function."""
+"""The train functions of our side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import elastic
 
 
 def train(_job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
-    """The times at which steps were yielded on the leader, their losses, and how many layers each stage had."""
+    """Trains; returns the times at which steps were yielded on the leader, their losses, and the number of layers of each stage."""
     trainer = _trainer(batch, micro_batch)
     stamps, losses = [], []
     for report in trainer.run(steps):
@@ -28,7 +28,7 @@ def train(_job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[s
 
 
 def train_without_replication(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
-    """The same, with nothing kept of a worker's state elsewhere, nor of the step before: it cannot survive a death."""
+    """Trains without replicas and previous copies; such a job cannot recover from a death."""
     from elastic.snapshot.previous import PreviousCopies
     from elastic.snapshot.replication import Replicator
 
@@ -42,7 +42,7 @@ def train_without_replication(job: elastic.Job, batch: int, micro_batch: int, st
 
 
 def train_logged(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> dict[str, Any] | None:
-    """Writes the commits into the run's directory, since those who see them may die; gives the parameters' digest."""
+    """Trains and logs commits in the run directory, since a worker that sees them may be killed. Returns the parameters' digest."""
     directory = Path(job.directory)
     _note_first_commits(job, directory / f"first-{job.worker}.jsonl")
     trainer = _trainer(batch, micro_batch)
@@ -54,7 +54,7 @@ def train_logged(job: elastic.Job, batch: int, micro_batch: int, steps: int) -> 
 
 
 def _note_first_commits(job: elastic.Job, path: Path) -> None:
-    """Writes down what this worker tells the agent of an epoch's first commit, whose step may have been yielded in the epoch before."""
+    """Logs this worker's message to the agent about an epoch's first commit; the previous epoch may already have yielded its step."""
     send = job.send
 
     def noted(message: dict[str, Any]) -> None:

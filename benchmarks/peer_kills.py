@@ -1,4 +1,4 @@
-"""The peers' side of the recovery benchmark: TorchFT and torchrun, whose workers are killed, seen through their commit logs."""
+"""The peers' side of the recovery benchmark: kills workers of TorchFT and torchrun, and measures the stalls from their commit logs."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ PEERS: dict[PeerKind, str] = {
     "torchrun": "torchrun, DDP, a checkpoint a step",
 }
 TIMEOUTS: dict[PeerKind, tuple[float, float]] = {"torchft": (5, 5), "torchft-tight": (1, 2), "torchft-defaults": (5, 60)}
-"""Seconds, of the lighthouse's heartbeat and of Gloo: TorchFT stalls for the longer of them.
+"""Timeouts of the lighthouse's heartbeat and of Gloo, in seconds. TorchFT stalls for the longer of the two.
 
-A survivor that is not connected to the dead one waits in its all-reduce until Gloo's timeout, and without it there is no quorum before the
-heartbeat's. Gloo's must be longer than a healthy all-reduce ever waits for the slowest replica.
+A survivor without a connection to the dead replica waits in its all-reduce until Gloo's timeout. Without this survivor, no quorum forms
+before the heartbeat timeout. Gloo's timeout must exceed the longest wait of a healthy all-reduce for the slowest replica.
 """
 
 _HERE = Path(__file__).resolve().parent
-_STEADY = 4  # steps committed by all before a kill
+_STEADY = 4  # steps that all workers commit before a kill
 _PATIENCE_S = 150.0
 _LOOK_S = 0.05
-_ENDLESS = 2000  # steps; the peers are killed long before
+_ENDLESS = 2000  # steps; the benchmark ends the peers long before
 
 
 def missing(kind: PeerKind) -> str | None:
-    """Why this peer cannot run here."""
+    """Returns why this peer cannot run here; None if it can."""
     if kind != "torchrun" and importlib.util.find_spec("torchft") is None:
         return "torchft cannot be imported: pip install '.[bench]'"
     return None
@@ -51,7 +51,7 @@ def missing(kind: PeerKind) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerKills:
-    """One run of a peer. `kills` has a line for each, in milliseconds; `crashed` counts processes that ended without being killed."""
+    """The result of a peer's run. `kills` has figures per kill, in milliseconds; `crashed` counts processes that ended without a kill."""
 
     kind: PeerKind
     task: Task
@@ -79,16 +79,16 @@ class PeerGroup(Protocol):
     crashed: int
 
     def tend(self) -> None:
-        """Does what an operator's supervisor does; raises BenchmarkError if nothing helps."""
+        """Restarts what an operator's supervisor would restart. Raises BenchmarkError if the group cannot run on."""
 
     def kill(self, place: int) -> None: ...
     def close(self) -> None: ...
 
 
 def kill_peer(kind: PeerKind, task: Task, kills: int, seed: int) -> PeerKills:
-    """Kills a random worker at a random moment, again and again, each time when all had been committing steps together for a while.
+    """Kills random workers at random moments. Before each kill, waits until all workers have committed some steps together.
 
-    Raises BenchmarkError if that does not happen.
+    Raises BenchmarkError if they do not within the time limit.
     """
     chance = random.Random(seed)
     shots: list[tuple[float, int]] = []
@@ -119,7 +119,7 @@ def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[StepCommit],
     for (at, place), end in zip(shots, ends, strict=True):
         measured = stall(at, commits)
         if measured is None:
-            raise BenchmarkError(f"nothing can be said of the kill of place {place}: too few steps were committed")
+            raise BenchmarkError(f"the stall after the kill at place {place} cannot be measured: too few steps were committed")
         after = [commit for commit in commits if at < commit.at < end]
         full = next(commit for commit in after if _later(commit, at, commits) and commit.members == task.workers)
         members = {commit.step: commit.members for commit in after}
@@ -142,7 +142,7 @@ def _measured(shots: Sequence[tuple[float, int]], commits: Sequence[StepCommit],
 
 
 def _later(commit: StepCommit, fault: float, commits: Sequence[StepCommit]) -> bool:
-    """Whether it is of a view that began after the fault."""
+    """Returns whether the commit belongs to a view that began after the fault."""
     return commit.attempt_id > max((before.attempt_id for before in commits if before.at <= fault), default=-1)
 
 
@@ -171,7 +171,7 @@ def _start(kind: PeerKind, task: Task, directory: Path) -> PeerGroup:
 
 @dataclass(slots=True)
 class Torchrun:
-    """One torchrun, which restarts all its workers when one ends."""
+    """A torchrun process, which restarts all its workers when one ends."""
 
     task: Task
     directory: Path
@@ -182,7 +182,7 @@ class Torchrun:
         settings = {"batch": self.task.batch, "steps": _ENDLESS, "directory": str(self.directory)}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.task.workers}"]
         command += ["--max-restarts=100", str(_HERE / "restarted.py"), json.dumps(settings)]
-        # Without it the workers' store on Gloo, which is the launcher's, still holds the dead ones' addresses.
+        # Without this setting, workers use the launcher's store for Gloo, which still holds the addresses of dead workers.
         environment = {**peer_environment(), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         self._process = _spawn(command, environment, self.directory / "torchrun.log")
 
@@ -199,7 +199,7 @@ class Torchrun:
 
 @dataclass(slots=True)
 class PeerReplicas:
-    """TorchFT's lighthouse, and a process for each replica group, started again when it has ended."""
+    """TorchFT's lighthouse, and one process per replica group, which is restarted when it ends."""
 
     task: Task
     directory: Path
@@ -245,6 +245,6 @@ class PeerReplicas:
 
 
 def _spawn(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Dies with this process; what it says is added to the log."""
+    """Starts a process that ends with this one, and appends its output to the log."""
     with log.open("ab") as output:
         return subprocess.Popen(tied_command(command), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

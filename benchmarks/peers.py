@@ -1,10 +1,10 @@
-"""One rank of what ours is compared with: DistributedDataParallel, or torch.distributed.pipelining's 1F1B, both on Gloo.
+"""One rank of a peer in the throughput benchmark: DistributedDataParallel, or 1F1B of torch.distributed.pipelining, both on Gloo.
 
     MASTER_ADDR=... MASTER_PORT=... RANK=... WORLD_SIZE=... python benchmarks/peers.py '{"kind": "ddp", ...}'
 
-Rank 0 prints one JSON object: the times at which its steps ended, and the losses of the whole batch. Choices in the peers' favour: sample
-numbers are drawn before the first step, buckets share memory with gradients, the pipeline's gradients are scaled through the loss and
-not by another pass over them, its outputs are not merged, and losses are exchanged after the last step only.
+Rank 0 prints one JSON object: the times at which its steps ended, and the losses of the whole batch. Some choices favour the peers: sample
+indices are computed before the first step, buckets share memory with gradients, the pipeline's gradients are scaled by scaling the loss
+instead of in another pass, its outputs are not merged, and losses are exchanged only after the last step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TIMEOUT = timedelta(seconds=120)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerSettings:
-    """`kind` is `ddp` or `pipeline`; `cut` is the number of layers of each stage. A rank of `ddp` runs `micro_batch` samples at a time."""
+    """What a rank runs. `kind` is `ddp` or `pipeline`, `cut` the layers per stage. A `ddp` rank runs `micro_batch` samples at a time."""
 
     kind: str
     batch: int
@@ -49,7 +49,7 @@ class PeerSettings:
 
 
 class PeerLoader:
-    """The same samples, in the same order, as ours takes; `positions` are those of the batch that this rank reads."""
+    """Loads the same samples in the same order as our side. `positions` are those of the batch that this rank reads."""
 
     def __init__(self, settings: PeerSettings, positions: range) -> None:
         self._text = build_text()
@@ -58,12 +58,12 @@ class PeerLoader:
         ]
 
     def __call__(self, step: int) -> PeerBatch:
-        """Tokens and targets, each (samples, seq)."""
+        """Returns tokens and targets, each (samples, seq)."""
         return default_collate([self._text[index] for index in self._indices[step]])
 
 
 def ddp_step(settings: PeerSettings) -> PeerStep:
-    """This rank's share of the batch, in pieces of `micro_batch` samples; only the last piece's backward exchanges gradients."""
+    """Returns a step over this rank's share of the batch, `micro_batch` samples at a time; only the last backward exchanges gradients."""
     rank, share = dist.get_rank(), settings.batch // dist.get_world_size()
     load = PeerLoader(settings, range(rank * share, (rank + 1) * share))
     model = DistributedDataParallel(build_model(), gradient_as_bucket_view=True, bucket_cap_mb=settings.bucket_mb)
@@ -86,8 +86,8 @@ def ddp_step(settings: PeerSettings) -> PeerStep:
 
 
 def pipeline_step(settings: PeerSettings) -> PeerStep:
-    """This rank's stage, for all micro-batches of the batch."""
-    from torch.distributed.pipelining import PipelineStage, Schedule1F1B  # here: it is slow to import, and would count in DDP's start-up
+    """Returns a step that runs this rank's stage for all micro-batches of the batch."""
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B  # imported here: it is slow, and would count in DDP's start-up
 
     rank, stages = dist.get_rank(), dist.get_world_size()
     first, stop = list(pairwise(accumulate(settings.cut, initial=0)))[rank]
@@ -118,7 +118,7 @@ def pipeline_step(settings: PeerSettings) -> PeerStep:
 
 
 def run(settings: PeerSettings) -> dict[str, Any]:
-    """Takes the steps. Stamps are of the monotonic clock, which all processes of a machine share."""
+    """Takes the steps. Time stamps are from the monotonic clock, which all processes of a machine share."""
     torch.set_num_threads(1)
     step = ddp_step(settings) if settings.kind == "ddp" else pipeline_step(settings)
     gc.collect()
@@ -144,7 +144,7 @@ def main() -> None:
     finally:
         dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # Gloo's threads sometimes abort the interpreter's own way out
+    os._exit(0)  # Gloo's threads sometimes abort a normal exit of the interpreter
 
 
 if __name__ == "__main__":

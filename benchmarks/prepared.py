@@ -1,9 +1,9 @@
-"""A worker is lost: how long does the agent plan, afresh, and with the search done ahead? Both plans must be equal.
+"""Times the agent's planning after the loss of a worker: with a new search, and with a search done in advance. Both plans must be equal.
 
     python benchmarks/prepared.py --workers 8 --workers 64 --json build/prepared.json
 
-No process is started: it is the pure part of a proposal that is measured, for a transformer of equal blocks between an embedding and a
-head. Every loss of a single worker is planned for; figures are processor time, medians of rounds.
+It starts no process: it measures the pure part of a proposal, for a transformer of equal blocks between an embedding and a head. It plans
+for the loss of each single worker. Figures are CPU time, medians of the rounds.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ app = typer.Typer(add_completion=False)
 
 
 def transformer(blocks: int) -> Workload:
-    """The example's proportions: the embedding is quick, a block takes 10 ms, the head with its loss as long as one."""
+    """Returns a workload with the example's proportions: a fast embedding, blocks of 10 ms, and a head with loss as slow as a block."""
     block = LayerCost(forward_s=0.0033, backward_s=0.0067, parameters=790_000, activation_bytes=7_000_000, output_bytes=524_288)
     embedding = LayerCost(forward_s=0.0002, backward_s=0.0003, parameters=100_000, activation_bytes=8_192, output_bytes=524_288)
     return Workload(layers=(embedding, *[block] * blocks, block), micro_batches=16, grains=16, state_bytes=8.0)
 
 
 def measured(workers: int, stages: int | None, blocks: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds for one job."""
+    """Returns the figures of one job, in milliseconds."""
     workload, whole = transformer(blocks), tuple(range(workers))
     before = fastest(Fleet(workers=whole), workload, stages)
     losses = [Fleet(workers=tuple(worker for worker in whole if worker != lost)) for lost in whole]
@@ -83,7 +83,7 @@ def main(
 ) -> None:
     """Prints a table, and one JSON object per job."""
     table = Table(title="planning for one lost worker, milliseconds of processor time")
-    for heading in ("workers", "stages", "classes", "searched ahead", "afresh", "prepared", "ratio"):
+    for heading in ("workers", "stages", "classes", "preparing", "new search", "prepared", "ratio"):
         table.add_column(heading)
     found: list[dict[str, Any]] = []
     for count in workers or (8, 64):

@@ -1,12 +1,12 @@
-"""One worker of two is really slowed down: how much faster is a step when work is shifted away from it?
+"""Slows one of two workers down and measures how much faster a step becomes when work is shifted away from it.
 
     python benchmarks/rebalance.py --factor 3 --stages 1 --stages 2 --json build/rebalance.json
 
-In one stage the slow worker gets fewer grains; in two it is alone in its stage, and gets fewer layers.
+With one stage, the slow worker gets fewer grains. With two, it is alone in its stage and gets fewer layers.
 
-The worker at place 1 is stopped and let go on in turns, so that it runs 1/factor of the time; each worker is pinned to a core of its own.
+The worker at place 1 is stopped and continued in turns, so that it runs 1/factor of the time. Each worker is pinned to its own core.
 Each job runs undisturbed, slowed with the even plan, and slowed with rebalancing: digests and losses must be equal. A figure is the
-median time of the steps behind the change of the plan, or, with the even plan, of as many.
+median time of the steps after the change of the plan, and of the same steps of the other jobs.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ app = typer.Typer(add_completion=False)
 
 
 def train(job: elastic.Job, options: dict[str, Any]) -> dict[str, Any] | None:
-    """The GPT of the example, on a core of its own."""
+    """Trains the example's GPT, pinned to one core."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[job.worker % len(cores)]})
     return gpt.train(job, options)
 
 
 def run(steps: int, factor: float, stages: int, *, rebalance: bool) -> dict[str, Any]:
-    """One job: seconds of each step, losses, digest, and what changed."""
+    """Runs one job; returns seconds of each step, losses, digest, and the changes of the plan."""
     with tempfile.TemporaryDirectory(prefix="elastic-bench-") as directory:
         with Throttle(directory, {1: factor}) if factor > 1 else nullcontext() as throttle:
             result = elastic.run(
@@ -82,7 +82,7 @@ def run(steps: int, factor: float, stages: int, *, rebalance: bool) -> dict[str,
 
 
 def measured(steps: int, factor: float, stages: int) -> dict[str, Any]:
-    """The three jobs in so many stages, and what comes of them."""
+    """Runs the three jobs with this number of stages and returns their figures."""
     calm = run(steps, 1.0, stages, rebalance=False)
     even = run(steps, factor, stages, rebalance=False)
     shifted = run(steps, factor, stages, rebalance=True)
@@ -92,7 +92,7 @@ def measured(steps: int, factor: float, stages: int) -> dict[str, Any]:
         if (slowed["digest"], slowed["losses"]) != (calm["digest"], calm["losses"]):
             raise SystemExit(f"{name}: digest or losses differ from those of the undisturbed run")
     if not shifted["changes"]:
-        raise SystemExit(f"no work was shifted in {steps} steps: take more")
+        raise SystemExit(f"no work was shifted in {steps} steps: use more steps")
     first = shifted["changes"][-1]["step"] + 2  # the first step of the new view includes the change
     medians = {name: statistics.median(each["seconds"][first:]) for name, each in (("calm", calm), ("even", even), ("shifted", shifted))}
     return {

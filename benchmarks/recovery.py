@@ -1,15 +1,15 @@
-"""How long a killed worker stalls the training: ours, TorchFT and torchrun, with the same model, data, optimizer and threads.
+"""Measures how long a killed worker stalls training: ours, TorchFT and torchrun, with the same model, data, optimizer and threads.
 
     python benchmarks/recovery.py --json build/recovery.json
     python benchmarks/recovery.py --kills 0 --peer-kills 0 --replication
 
-Ours is one job per row: workers at random places are killed at uniformly random moments, each when the replacement of the one before has
-joined. Losses and parameters must equal, bit for bit, those of the same job without kills. Figures are those of the job's incidents;
-`measured` is the same stall taken from outside, from the times at which steps were handed out, which is how the peers' is measured:
+Our side runs one job per row. It kills workers at random places at uniformly random moments, each after the last replacement has joined.
+Losses and parameters must equal, bit for bit, those of the same job without kills. The figures are those of the job's incidents.
+`measured` is the same stall measured from outside, by the times at which steps were yielded; the peers' stall is measured in this way:
 
-    stall = first commit after the recovery - kill - what was left, without the kill, of the steps up to that commit
+    stall = first commit after the recovery - kill - time that the steps up to that commit still needed without the kill
 
-TorchFT needs `pip install '.[bench]'`; without it its rows are left out.
+TorchFT needs `pip install '.[bench]'`; without it, its rows are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from elastic.errors import ElasticError
 from elastic.observe.activity import RECOVERY_PHASES
 
 _PEER_WORKERS = 4
-_GAP_S = 6.0  # a replacement is there after 2 to 4 s
+_GAP_S = 6.0  # a replacement has joined after 2 to 4 s
 _PEER = f"One of {', '.join(PEERS)}; by default all but torchft-defaults, which stalls for a minute a kill."
 _WIDTH = 120
 _SHOWN = {
@@ -42,8 +42,8 @@ _SHOWN = {
     "detected_ms": "+ detection",
     **{f"{phase}_ms": f"+ {phase}" for phase in RECOVERY_PHASES},
     "resume_ms": "+ until all run again",
-    "slower_ms": "+ redoing, less the time of that work",
-    "micro_batches_kept": "micro-batches that need no redoing",
+    "slower_ms": "+ redoing that work, less the lost time",
+    "micro_batches_kept": "micro-batches not redone",
     "running_ms": "running again after",
     "rejoined_ms": "a replacement trains after",
     "replaced_ms": "its first step is committed after",
@@ -51,13 +51,13 @@ _SHOWN = {
 
 
 def task_for(tokens: int, workers: int, stages: int) -> Task:
-    """Micro-batches of at most 4 samples, one for each worker at least."""
+    """Returns a task with micro-batches of at most 4 samples, and at least one micro-batch per worker."""
     batch = tokens // SEQ
     return Task(workers=workers, stages=stages, batch=batch, micro_batch=max(1, min(4, batch // workers)), warm_up=3, steps=10)
 
 
 def show_ours(rows: list[dict[str, Any]], console: Console) -> None:
-    """One column a job."""
+    """Prints a table with one column per job."""
     table = Table(title="ours: milliseconds from the kill, median (95th percentile)")
     table.add_column("")
     for row in rows:
@@ -101,23 +101,23 @@ def _cell(values: dict[str, float] | None, upper: str = "p95") -> str:
 
 
 def main(
-    kills: Annotated[int, typer.Option(min=0, help="Kills of ours, for each number of workers and size; 0 leaves ours out.")] = 20,
+    kills: Annotated[int, typer.Option(min=0, help="Kills of our side, for each number of workers and size; 0 leaves it out.")] = 20,
     peer_kills: Annotated[int, typer.Option(min=0, help="Kills of each peer, for each size; 0 leaves the peers out.")] = 4,
-    workers: Annotated[list[int] | None, typer.Option(help="Of ours; 4 and 8 by default. The peers have 4.")] = None,
-    stages: Annotated[int, typer.Option(min=1, help="Of ours.")] = 2,
+    workers: Annotated[list[int] | None, typer.Option(help="Workers of our side; 4 and 8 by default. The peers have 4.")] = None,
+    stages: Annotated[int, typer.Option(min=1, help="Stages of our side.")] = 2,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens a step, a multiple of 1024; 4096 and 1024 by default.")] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(help=f"One of {', '.join(PEERS)}; by default all but torchft-defaults, which stalls a minute a kill."),
     ] = None,
-    gap: Annotated[float, typer.Option(help="Seconds between two kills of ours at least, in steps of a job without kills.")] = _GAP_S,
-    seed: Annotated[int, typer.Option(help="Of places and moments.")] = 0,
-    check: Annotated[bool, typer.Option(help="Take the same steps without kills too, and compare the bits.")] = True,
+    gap: Annotated[float, typer.Option(help="Least seconds between two kills of our side, at the pace of a job without kills.")] = _GAP_S,
+    seed: Annotated[int, typer.Option(help="Seed of places and moments.")] = 0,
+    check: Annotated[bool, typer.Option(help="Also take the same steps without kills, and compare the bits.")] = True,
     replication: Annotated[bool, typer.Option("--replication", help="Also measure tokens/s with replication against without.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs of --replication.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, instead of to the last line.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file instead of stdout.")] = None,
 ) -> None:
-    """How long a killed worker stalls the training, for ours and for peers; and what replication costs while nothing fails."""
+    """Measures how long a killed worker stalls training, for ours and for peers, and what replication costs while nothing fails."""
     sizes, counts = tokens or [4096, 1024], workers or [4, 8]
     if bad := [size for size in sizes if size < 1024 or size % 1024]:
         raise typer.BadParameter(f"--tokens {bad[0]} is not a multiple of 1024, eight samples of {SEQ} tokens")
@@ -155,7 +155,7 @@ def main(
 
 
 def _run_peer(kind: PeerKind, size: int, kills: int, seed: int, report: dict[str, Any], progress: Console) -> None:
-    """Adds the peer's row, or why there is none: a peer that fails is a result."""
+    """Adds the peer's row to the report, or the reason for leaving it out: a failing peer does not end the benchmark."""
     why = missing(kind)
     if why is None:
         progress.print(f"{PEERS[kind]}: {_PEER_WORKERS} workers, {size} tokens, {kills} kills")

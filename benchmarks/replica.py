@@ -1,9 +1,9 @@
-"""One replica group, of one worker, of what TorchFT offers: groups go on without one that dies, and its share of the samples is left out.
+"""One TorchFT replica group with one worker. When a group dies, the others go on without its share of the samples.
 
     TORCHFT_LIGHTHOUSE=http://... python benchmarks/replica.py '{"place": 0, "places": 4, "batch": 32, "directory": "...", ...}'
 
-As in TorchFT's own train_ddp.py, but for Gloo's timeout, which is given. In its favour: what a replica reads is a function of the step's
-number, so that a step that is discarded and tried again loses nothing, and a replica that comes back needs no position in its data.
+The code follows TorchFT's train_ddp.py, but sets Gloo's timeout. One choice favours TorchFT: a replica's samples are a function of the step
+number, so a step that is discarded and retried loses nothing, and a restarted replica needs no position in its data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HOST = "localhost"
 
 
 def train(place: int, places: int, batch: int, steps: int, directory: Path, gloo_timeout_s: float) -> None:
-    """Until `steps` are committed."""
+    """Trains until `steps` are committed."""
     torch.set_num_threads(1)
     share = batch // places
     load = PeerLoader(

@@ -1,4 +1,4 @@
-"""What replication costs while nothing fails: the same job with it and without, in pairs."""
+"""Measures what replication costs while nothing fails: runs the same job with and without it, in pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Cost:
 
     @property
     def ratios(self) -> list[float]:
-        """Tokens per second with replication over those without."""
+        """Ratios of tokens per second with replication to those without."""
         return [without.median_s / replicated.median_s for replicated, without in self.pairs]
 
     def to_json(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _range(values: list[float]) -> dict[str, float]:
 
 
 def cost_of_replication(task: Task, rounds: int, console: Console) -> Cost:
-    """With, without, without, with and so on. Raises BenchmarkError if the losses differ."""
+    """Runs with, without, without, with and so on. Raises BenchmarkError if the losses differ."""
     pairs: list[tuple[Measurement, Measurement]] = []
     for number in range(rounds):
         load = os.getloadavg()[0]

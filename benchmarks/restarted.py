@@ -1,8 +1,9 @@
-"""One worker of what torchrun offers: DistributedDataParallel on Gloo, a checkpoint behind every step, and all start again when one dies.
+"""One worker under torchrun: DistributedDataParallel on Gloo with a checkpoint after every step. All workers restart when one dies.
 
     torchrun ... benchmarks/restarted.py '{"batch": 32, "directory": "..."}'
 
-In its favour: only rank 0 writes, the others go on; a step is one micro-batch; data need no position but the step's number.
+Some choices favour torchrun: only rank 0 writes while the others go on, a step is one micro-batch, and the step number is the only
+position in the data.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _TIMEOUT = timedelta(seconds=60)
 
 
 def train(batch: int, steps: int, directory: Path) -> None:
-    """From the newest checkpoint on."""
+    """Trains from the newest checkpoint."""
     torch.set_num_threads(1)
     rank, world = dist.get_rank(), dist.get_world_size()
     share = batch // world

@@ -1,4 +1,4 @@
-"""Reads the data published with Sailor (github.com/eth-easl/sailor): profiles, links, measured runs; writes plans in their form."""
+"""Reads the data published with Sailor (github.com/eth-easl/sailor): profiles, links, measured runs. Writes plans in Sailor's format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elastic.plan.file_fields import numbers
 from elastic.plan.profiles import LayerBytes, LayerSeconds, Measured, Profiles
 
 ZONE = "us-central1-a"
-"""The zone of their measured runs."""
+"""The zone of Sailor's measured runs."""
 
 GIB = {"V100-16": 16, "A100-40": 40, "A100-80": 80, "GH-96": 96, "Titan-RTX": 24, "RTX-2080": 11, "RTX-3090": 24}
 """Memory of a device in GiB; the data does not include it."""

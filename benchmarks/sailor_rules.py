@@ -1,6 +1,6 @@
-"""The reference cost rules for comparisons on the published Sailor data: see "Reference cost rules" where the data is described.
+"""The reference cost rules for comparisons on the published Sailor data: see "Reference cost rules" in the description of the data.
 
-They are a common measure, not the truth: `elastic.plan.division.physical` is nearer to the measurements.
+They serve as a common measure; `elastic.plan.division.physical` predicts the measurements better.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ReferenceRules(PhysicalRules):
         return self._moved_s(sender, receiver, [0.0, *(layer.output * size for layer in sent[:-1]), 0.0])
 
     def backward_s(self, sender: Shape, receiver: Shape, size: int) -> Floats:
-        """Seconds of gradients, taken to be as large as the output of the stage's first layer."""
+        """Returns the seconds to send gradients, which the rules take to be as large as the output of the stage's first layer."""
         sent = self.profiles.bytes[1]
         return self._moved_s(sender, receiver, [0.0, *(layer.output * size for layer in sent[1:]), 0.0])
 
@@ -53,5 +53,5 @@ class ReferenceRules(PhysicalRules):
         return self.place(shape)._replace(devices=min(shape.tp, self.per_host[shape.pool]))
 
     def least_share(self, makeup: Makeup) -> int:
-        """Number of devices that the weights are spread over, at most 4."""
+        """Returns the number of devices that share the weights, at most 4."""
         return min(4, super().least_share(makeup))

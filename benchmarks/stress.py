@@ -1,9 +1,9 @@
-"""Many kills at random moments in one job: is everything still as it was, and nothing left over?
+"""Kills workers of one job many times, at random moments, and checks that results are unchanged and no resources leak.
 
     python benchmarks/stress.py --kills 50 --json build/stress.json
 
-Every kill waits until the replacement of the one before has joined. At the end digest and losses must be those of an undisturbed run, and
-threads, open descriptors, memory and links of every process, and the keys in etcd, what they were before the first kill.
+Each kill waits until the last replacement has joined. At the end, digest and losses must equal those of an undisturbed run. Threads, open
+descriptors, memory and links of every process, and the keys in etcd, must be as before the first kill.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from examples.gpt import StepLog, Text, build_gpt, cross_entropy, read_steps, re
 
 WORKERS, STAGES, SEQ, BATCH, MICRO_BATCH = 4, 2, 32, 16, 4
 DONE = "done"
-RSS_GROWTH = 1.25  # allowed, over the largest worker of the start
+RSS_GROWTH = 1.25  # allowed, relative to the largest worker at the start
 app = typer.Typer(add_completion=False)
 
 
 def train(job: elastic.Job, seed: int, steps: int | None) -> dict[str, Any] | None:
-    """Trains for `steps`, or until the launcher says that it is done; the number of steps and the digest."""
+    """Trains for `steps`, or until the launcher writes `DONE`; returns the number of steps and the digest."""
     torch.manual_seed(seed)
     model = build_gpt(layers=4, dim=64, heads=4, seq=SEQ, dropout=0.1)
     trainer = elastic.Trainer(
@@ -67,7 +67,7 @@ def train(job: elastic.Job, seed: int, steps: int | None) -> dict[str, Any] | No
 
 
 def figures(pid: int) -> dict[str, int]:
-    """Of one process: threads, descriptors, resident MiB."""
+    """Returns threads, descriptors, sockets and resident MiB of one process."""
     status = Path(f"/proc/{pid}/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines())
     sockets = sum(1 for link in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(link).startswith("socket:"))
@@ -76,20 +76,20 @@ def figures(pid: int) -> dict[str, int]:
 
 
 def keys(endpoint: str, job: str) -> int:
-    """How many keys etcd has of the job."""
+    """Returns the number of the job's keys in etcd."""
     command = [str(Path(find_etcd()).with_name("etcdctl")), "--endpoints", endpoint, "get", f"/elastic/{job}/", "--prefix", "--keys-only"]
     return len(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
 
 
 def measure(directory: Path, endpoint: str, job: str) -> dict[str, Any]:
-    """All processes of a job and its keys."""
+    """Returns the figures of all processes of a job, and the number of its keys."""
     members = json.loads((directory / "members.json").read_text())
     found = {str(member["worker"]): figures(member["pid"]) for member in members["members"]}
     return {"workers": found, "agent": figures(members["agent"]), "forkserver": figures(members["forkserver"]), "keys": keys(endpoint, job)}
 
 
 class Stress(threading.Thread):
-    """Kills a random member at a random moment, `kills` times, each when all workers are members again; then lets the job end."""
+    """Kills random members at random moments, `kills` times, each after all workers are members again; then lets the job end."""
 
     def __init__(self, directory: Path, endpoint: str, job: str, kills: int, seed: int) -> None:
         super().__init__(name="stress", daemon=True)
@@ -109,7 +109,7 @@ class Stress(threading.Thread):
             self._wait(self._random.uniform(0.0, 0.5))
             self._kill(self._random.randrange(WORKERS))
             epoch = self._whole(epoch + 1)
-        self._wait(4.0)  # a lease's time, in which keys of the dead go
+        self._wait(4.0)  # until leases of dead workers expire, with their keys
         self.after = measure(self._directory, self._endpoint, self._job)
         (self._directory / DONE).touch()
 
@@ -117,7 +117,7 @@ class Stress(threading.Thread):
         self._waiting.wait(seconds)
 
     def _whole(self, epoch: int) -> int:
-        """Waits until all workers train in a view behind `epoch`; its number."""
+        """Waits until all workers train in a view of `epoch` or later; returns its epoch."""
         while True:
             roster = self._rosters.read()
             if roster is not None and roster.epoch >= epoch and len(roster.members) == WORKERS and self._training(roster):
@@ -137,7 +137,7 @@ class Stress(threading.Thread):
 
     def _kill(self, place: int) -> None:
         roster = self._rosters.read()
-        assert roster is not None  # there was one when the last wait ended
+        assert roster is not None  # the last wait ended with one
         worker, pid = roster.members[place]
         target = Victim(self._directory, worker, pid, roster.forkserver)
         doing = target.look()
@@ -151,7 +151,7 @@ class Stress(threading.Thread):
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What did not come back to where it was."""
+    """Returns the figures that are worse than before."""
     wrong = [] if after["keys"] == before["keys"] else [f"etcd keys: {before['keys']} and then {after['keys']}"]
     for name in ("agent", "forkserver", "workers"):
         at_first = list(before["workers"].values()) if name == "workers" else [before[name]]
@@ -166,10 +166,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 @app.command()
 def main(
     kills: Annotated[int, typer.Option(help="Workers to kill.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the model, and of who is killed when.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the model, and of the kills.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures to this file.")] = None,
 ) -> None:
-    """Kills workers of one job at random moments; exit code 1 if anything is not as it was."""
+    """Kills workers of one job at random moments. Exits with 1 if results or resources differ from before."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="elastic-stress-") as folder:
         etcd = PrivateEtcd(Path(folder))
@@ -219,9 +219,9 @@ def main(
         json_file.parent.mkdir(parents=True, exist_ok=True)
         figures_found = {"before": stress.before, "after": stress.after, "wrong": wrong, "steps": steps, "incidents": killed.incidents}
         json_file.write_text(json.dumps(figures_found, indent=1) + "\n")
-    for complaint in wrong:
-        console.print(f"[red]{complaint}")
-    console.print("everything is as it was" if not wrong else f"{len(wrong)} things are not as they were")
+    for failure in wrong:
+        console.print(f"[red]{failure}")
+    console.print("nothing leaked, and all results are equal" if not wrong else f"{len(wrong)} checks failed")
     raise typer.Exit(1 if wrong else 0)
 
 

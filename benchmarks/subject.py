@@ -1,4 +1,4 @@
-"""What is trained on both sides: one model, one optimizer, one text, one order of samples. Whatever differs is what is measured."""
+"""What both sides train: the same model, optimizer, text and order of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEED = 0
 
 
 def build_model() -> nn.Sequential:
-    """The example's GPT at its defaults, with the same first parameters wherever it is built."""
+    """Returns the example's GPT at its defaults, with the same initial parameters in every process."""
     torch.manual_seed(SEED)
     return build_gpt(layers=8, dim=256, heads=8, seq=SEQ, dropout=0.0)
 

@@ -1,12 +1,12 @@
-"""Tokens per second of ours against plain torch on Gloo, side by side: the same model, data, optimizer, threads and environment.
+"""Compares our tokens per second with plain torch on Gloo, side by side: the same model, data, optimizer, threads and environment.
 
     python benchmarks/throughput.py --json build/throughput.json
 
-1. One stage, 4 workers, against DistributedDataParallel. Both sides take a worker's whole share of the batch in one micro-batch and, in
-   pairs of their own and where that is another thing, smaller micro-batches (DDP's under `no_sync`); reported is the peer's best.
-2. Two stages, 2 workers, against torch.distributed.pipelining's Schedule1F1B with the stage cut and the micro-batches that ours had.
+1. One stage, 4 workers, against DistributedDataParallel. Both sides run a worker's whole share of the batch as one micro-batch and, in
+   separate pairs if this differs, smaller micro-batches (DDP's under `no_sync`). The peer's best variant is reported.
+2. Two stages, 2 workers, against torch.distributed.pipelining's Schedule1F1B with our stage cut and micro-batches.
 
-Sides alternate, each run in fresh processes. A run's figure is the median time of its steps; ratios are taken within pairs of runs.
+Sides alternate, each run in new processes. A run's figure is the median time of its steps; ratios are computed within pairs of runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NAMES: dict[BenchmarkKind, str] = {"ddp": "DistributedDataParallel", "pipeline"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedRun:
-    """One run of ours and the peer's right after it; `load` is the machine's load average before both."""
+    """One run of ours, and one of the peer right after it. `load` is the machine's load average before both."""
 
     ours: Measurement
     peer: Measurement
@@ -45,7 +45,7 @@ class PairedRun:
 
     @property
     def ratio(self) -> float:
-        """Our tokens per second over the peer's."""
+        """The ratio of our tokens per second to the peer's."""
         return self.peer.median_s / self.ours.median_s
 
     def to_json(self) -> dict[str, Any]:
@@ -62,11 +62,11 @@ class Comparison:
 
     @property
     def variant(self) -> str:
-        """The variant that is fastest against the runs of ours beside it, which noise of minutes moves as much."""
+        """The peer's fastest variant, by the ratio to our adjacent runs: noise that lasts minutes affects both runs of a pair."""
         return min(self.pairs, key=lambda variant: statistics.median(pair.ratio for pair in self.pairs[variant]))
 
     def figures(self, variant: str) -> dict[str, Any]:
-        """Spreads over the rounds: tokens per second of both, and their ratio."""
+        """Returns spreads over the rounds: tokens per second of both sides, and their ratio."""
         tokens, pairs = self.task.batch * SEQ, self.pairs[variant]
         return {
             "ours_tokens_per_second": spread([tokens / pair.ours.median_s for pair in pairs]),
@@ -95,14 +95,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def task_for(kind: BenchmarkKind, tokens: int, warm_up: int, steps: int) -> Task:
-    """Micro-batches of 4 samples, or fewer where the batch would not be enough for four of them."""
+    """Returns a task with micro-batches of 4 samples, or fewer if the batch is too small for four such micro-batches."""
     workers, stages = _SHAPES[kind]
     batch = tokens // SEQ
     return Task(workers=workers, stages=stages, batch=batch, micro_batch=min(4, batch // 4), warm_up=warm_up, steps=steps)
 
 
 def variants_of(kind: BenchmarkKind, task: Task) -> dict[str, int]:
-    """What is tried of the peer: a name, and the samples it runs at a time."""
+    """Returns the peer's variants: a name, and the samples it runs at a time."""
     if kind == "pipeline":
         return {"micro-batches": task.micro_batch}
     share = task.batch // task.workers
@@ -113,7 +113,7 @@ def variants_of(kind: BenchmarkKind, task: Task) -> dict[str, int]:
 
 
 def compare(kind: BenchmarkKind, task: Task, rounds: int, bucket_mb: float | None, console: Console) -> Comparison:
-    """Ours, peer, ours, peer and so on. Raises BenchmarkError if a peer fails, or its losses are not ours."""
+    """Runs ours, peer, ours, peer and so on. Raises BenchmarkError if a peer fails, or its losses differ from ours."""
     variants = variants_of(kind, task)
     pairs: dict[str, list[PairedRun]] = {variant: [] for variant in variants}
     for number in range(rounds):
@@ -130,7 +130,7 @@ def compare(kind: BenchmarkKind, task: Task, rounds: int, bucket_mb: float | Non
 
 
 def start_up(rounds: int, console: Console) -> dict[str, Any]:
-    """Seconds to the first step of 4 workers in one stage."""
+    """Measures the seconds to the first step of 4 workers in one stage."""
     task = task_for("ddp", 1024, 1, 1)
     ours, peer = [], []
     for number in range(rounds):
@@ -154,7 +154,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """The table for people."""
+    """Prints the table."""
     rounds = report["options"]["rounds"]
     table = Table(title=f"tokens/s of ours and the peer, and their ratio: median of {rounds} pairs, least to most")
     for heading in ("case", "ours", "peer", "ours / peer"):
@@ -178,14 +178,14 @@ def _cell(values: dict[str, float], form: str) -> str:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs per comparison.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of a run.")] = 10,
-    warm_up: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 3,
+    warm_up: Annotated[int, typer.Option(min=1, help="Untimed steps before them.")] = 3,
     tokens: Annotated[list[int] | None, typer.Option(help="Tokens a step, a multiple of 512; 4096 and 1024 by default.")] = None,
     peer: Annotated[list[str] | None, typer.Option(help="`ddp` or `pipeline`; both by default.")] = None,
     startup: Annotated[bool, typer.Option(help="Measure the time to the first step too.")] = True,
     bucket_mb: Annotated[float | None, typer.Option(help="DDP's bucket_cap_mb; torch's default by default.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, instead of to the last line.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file instead of stdout.")] = None,
 ) -> None:
-    """Tokens per second of ours against DistributedDataParallel and torch.distributed.pipelining, side by side on this machine."""
+    """Compares our tokens per second with DistributedDataParallel and torch.distributed.pipelining on this machine."""
     sizes = tokens or [4096, 1024]
     if bad := [size for size in sizes if size < 512 or size % 512]:
         raise typer.BadParameter(f"--tokens {bad[0]} is not a multiple of 512, four samples of {SEQ} tokens")
