@@ -1,4 +1,4 @@
-"""What a worker of a made-up model announces."""
+"""The announcement of a worker with a fake model."""
 
 from __future__ import annotations
 

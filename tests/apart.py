@@ -1,7 +1,7 @@
-"""A device as far as bytes go: what the host reads of a tensor is a copy, and what it writes reaches the tensor with `Landing.take` only.
+"""A fake device whose tensors do not share memory with the host: reads are copies, and only `Landing.take` writes to a tensor.
 
-With this in place of shared memory, code that goes around the contract of `elastic.memory` has other bits: who keeps bytes of before,
-writes to bytes that were to be read, or uses a tensor before it has taken what came.
+The tests replace shared memory by this. Code that violates the contract of `elastic.memory` then computes other bits: code that keeps old
+bytes, writes to bytes that were for reading, or uses a tensor before it has taken the received bytes.
 """
 
 from __future__ import annotations

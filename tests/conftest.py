@@ -1,4 +1,4 @@
-"""Shared fixtures: a job must leave nothing behind, whichever way it ended."""
+"""Shared fixtures: a job must leave nothing behind, however it ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# How long an example takes says nothing on a machine that others use.
+# The duration of an example means nothing on a shared machine.
 hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("patient")
 
@@ -67,7 +67,7 @@ def wait_for_end(pid: int, seconds: float) -> bool:
 @pytest.fixture
 def leftovers(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Leftovers]:
     """Fails the test if, soon after it, a process or a temporary file of its jobs is left; removes what is."""
-    tmp_path_factory.getbasetemp()  # pytest's own, made elsewhere before TMPDIR changes
+    tmp_path_factory.getbasetemp()  # pytest's own directory, made before TMPDIR changes
     directory = Path(tempfile.mkdtemp(prefix="elastic-test-"))
     monkeypatch.setenv("TMPDIR", str(directory))
     monkeypatch.setattr(tempfile, "tempdir", str(directory))

@@ -1,4 +1,4 @@
-"""Imports torch._dynamo, which the first optimizer would do otherwise: it takes a second, and makes a directory that would stay in /tmp."""
+"""Imports torch._dynamo, as the first optimizer otherwise does: this takes a second and leaves a directory in /tmp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The etcd client, for tests: it wants a variable set before protobuf is first imported, which only agents have otherwise."""
+"""The etcd client for tests. It needs a variable that is set before the first import of protobuf; otherwise only agents set it."""
 
 from __future__ import annotations
 

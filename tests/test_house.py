@@ -1,4 +1,4 @@
-"""Imports point down: a room imports from rooms below it, and from no other. Every module lies in a room."""
+"""Tests that imports point down: a room imports only from rooms below it. Every module lies in a room."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Only `elastic/memory` allocates or views memory.
+"""Tests that only `elastic/memory` allocates or views memory.
 
-Refused elsewhere, as far as the syntax tree shows it:
+As far as the syntax tree shows it, other modules may not use:
 - functions of torch and NumPy that make memory which is not computed from other values (`empty`, `zeros`, `full`, `zeros_like` ...),
-  methods that do (`new_empty` ...), copies of a tensor as it is (`clone`), `bytearray` and `mmap`;
-- whatever shares memory under another type: `.numpy()`, `from_numpy`, `frombuffer`, `asarray`, `as_tensor`, `np.ndarray(...)`,
-  `as_strided`, `.view` with a dtype, `memoryview`; and what moves it between devices (`cpu`, `cuda`, `pin_memory`).
+  methods that do (`new_empty` ...), plain copies of a tensor (`clone`), `bytearray` and `mmap`;
+- functions that share memory under another type: `.numpy()`, `from_numpy`, `frombuffer`, `asarray`, `as_tensor`, `np.ndarray(...)`,
+  `as_strided`, `.view` with a dtype, `memoryview`; and those that move it between devices (`cpu`, `cuda`, `pin_memory`).
 
-Allowed: what is computed (`a + b`, `cat`, `stack`, `concatenate`, `randn`, `contiguous`, `to(dtype)`); values of Python numbers
-(`torch.tensor`, `np.array`); slices, `reshape` and `view` with a shape, of which dtype and device stay as they are; `copy_`; `tobytes`, a
-Python value.
+They may use computed values (`a + b`, `cat`, `stack`, `concatenate`, `randn`, `contiguous`, `to(dtype)`); values of Python numbers
+(`torch.tensor`, `np.array`); slices, `reshape` and `view` with a shape, which keep dtype and device; `copy_`; and `tobytes`, which returns
+a Python value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The view: places, coordinator, and an exact, small JSON form."""
+"""Tests the view: places, coordinator, and an exact, small JSON form."""
 
 from __future__ import annotations
 

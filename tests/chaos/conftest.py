@@ -1,4 +1,4 @@
-"""A job in miniature: forked children that say they do what the test tells them to, and the files that an agent would write."""
+"""A miniature job: forked children that report the activity the test sets, and the files that an agent would write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Puppet:
     def __init__(self, directory: Path, worker: int, step_s: float | None = None) -> None:
         self.worker = worker
         self._socket, far = socket.socketpair()
-        self._turn = threading.Lock()  # an answer is for whoever asked
+        self._turn = threading.Lock()  # replies go to the sender
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()

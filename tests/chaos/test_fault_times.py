@@ -1,4 +1,4 @@
-"""An incident's figures, from the moment of an injected fault."""
+"""Tests an incident's figures relative to the moment of an injected fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real processes that are really killed."""
+"""Tests that the killer kills real processes at the right moment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.chaos.conftest import PATIENCE_S, Stage
 
 pytestmark = pytest.mark.slow
 
-LONG_ENOUGH_S = 0.05  # for a killer that looks every half or every five milliseconds
+LONG_ENOUGH_S = 0.05  # killers that poll every half or every five milliseconds
 
 
 def killer(stage: Stage, *faults: str) -> Killer:

@@ -1,4 +1,4 @@
-"""A worker that is slowed down really is; work is shifted away from it, and no bit changes."""
+"""Tests that a throttled worker runs slower, that work is shifted away from it, and that no bit changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a fault is due, with steps and clocks written down here."""
+"""Tests when a fault is due, with fake steps and clocks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""One rank of FSDP2 on the CPU, whose state Accelerate's own functions save in shards; and what the optimizer held, gathered by torch.
+"""One rank of FSDP2 on the CPU. Accelerate's functions save its state in shards, and torch gathers the optimizer state for comparison.
 
 Run as `python accelerate_peer.py CASE.json` with torch's usual RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Not imported by tests.
-`Accelerator` itself takes FSDP for accelerators only, so what its `save_state` calls is called: `save_fsdp_model`, `save_fsdp_optimizer`.
+`Accelerator` accepts FSDP only on accelerators. So the functions that its `save_state` calls are called directly: `save_fsdp_model` and
+`save_fsdp_optimizer`.
 """
 
 from __future__ import annotations
@@ -46,4 +47,4 @@ if __name__ == "__main__":
     main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # what libraries do at a process's end was seen to abort it
+    os._exit(0)  # libraries sometimes abort the process at a normal exit

@@ -1,4 +1,4 @@
-"""A save into an object store, broken at the calls that it makes of fsspec."""
+"""Saves into an object store, with a fault at one of the calls to fsspec."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A save, broken at every file-system call that it makes, in every way: what can be loaded afterwards.
+"""Breaks a save at each of its file-system calls, in every way, and checks what can be loaded afterwards.
 
     python -m tests.checkpoint.crash_matrix
 
-The save is of step 12, by two workers whose runs meet inside blocks, into a directory that holds steps 10 and 11; then step 10 is
-removed by the policy "last two". After each fault the newest checkpoint must be 11 or 12, bit for bit (12, once the save had returned); and
-a save of step 13 and a clean-up in the same directory must work. Once for whole tensors, once for some that are kept as padded slices, and
-once into an object store, at every call of fsspec. Exits with 0 only if every cell holds.
+Two workers, whose runs meet inside blocks, save step 12 into a directory that holds steps 10 and 11. Then the policy "last two" removes
+step 10. After each fault the newest checkpoint must be 11 or 12, bit for bit (12 if the save had returned). A save of step 13 and a
+clean-up in the same directory must then work. The matrix runs for whole tensors, for tensors stored as padded slices, and for an object
+store at every call of fsspec. Exits with 0 only if every cell passes.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def failed(start: Path, scratch: Path, slicings: Slicings, number: int, code: in
 
 def power_lost(start: Path, scratch: Path, calls: list[Call], number: int, variant: Variant) -> str:
     """The machine goes down before that call."""
-    root = scratch.parent / "recorded"  # where the calls were recorded
+    root = scratch.parent / "recorded"  # the directory of the recorded calls
     disk = Disk(_copy(start, root))
     for call in successful(calls[:number]):
         disk.follow(call)
@@ -186,7 +186,7 @@ def _cell(counts: Counter[str]) -> str:
 
 def main() -> int:
     logging.disable(logging.WARNING)
-    from tests.checkpoint import broken_objects  # which needs this module
+    from tests.checkpoint import broken_objects  # it imports this module
 
     bad: list[str] = []
     with tempfile.TemporaryDirectory(prefix="crash-matrix-") as directory:

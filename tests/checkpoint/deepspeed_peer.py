@@ -1,4 +1,4 @@
-"""One rank of the real DeepSpeed: trains a tiny model, saves it, and records what the engine itself says its state is.
+"""One rank of the real DeepSpeed: trains a tiny model, saves it, and records the state that the engine reports.
 
 Run as `python deepspeed_peer.py CASE.json` with torch's usual RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Not imported by tests.
 """
@@ -132,7 +132,7 @@ def state_of(engine: object, model: torch.nn.Module, keys: list[str]) -> dict:
     """What the engine holds, by name, told by DeepSpeed's own utilities."""
     told: dict = {}
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-        # Without this, 0.19.8 says of stages 1 and 2 on CPU that exp_avg is "not found in optimizer state fragment".
+        # Without this, DeepSpeed 0.19.8 (stages 1 and 2 on the CPU) reports that exp_avg is "not found in optimizer state fragment".
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in model.named_parameters():
@@ -171,7 +171,7 @@ def main() -> None:
     case = json.loads(Path(sys.argv[1]).read_text())
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.manual_seed(5)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled, for minutes, and killed tests leave a lock
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # otherwise it is compiled, for minutes, and killed tests leave a lock
     if case.get("pipe"):
         deepspeed.init_distributed("gloo")
     model = pipeline(case) if case.get("pipe") else Tied(case)
@@ -197,4 +197,4 @@ if __name__ == "__main__":
     main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # what libraries do at a process's end was seen to abort it
+    os._exit(0)  # libraries sometimes abort the process at a normal exit

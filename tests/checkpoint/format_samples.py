@@ -1,4 +1,4 @@
-"""Small states to save, and how to compare what was loaded."""
+"""Small states to save, and functions that compare them with loaded ones."""
 
 from __future__ import annotations
 

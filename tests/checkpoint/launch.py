@@ -1,4 +1,4 @@
-"""Ranks of a peer, each a process of its own, joined by torch's usual variables."""
+"""Starts ranks of a peer as processes with torch's usual variables."""
 
 from __future__ import annotations
 

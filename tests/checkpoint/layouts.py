@@ -1,12 +1,12 @@
-"""Jobs that save on one layout, whose checkpoints are cut into slices, and that go on from them on another layout: every combination.
+"""Saves jobs on one layout, with checkpoints cut into slices, and resumes them on another layout: every combination.
 
     python -m tests.checkpoint.layouts
 
-Workers 1 to 6 in 1 to 3 stages as writer and as reader, and between them 1, 2 or 4 slices on disk. The model has everything that a
-checkpoint has to carry: tied, frozen and bfloat16 parameters, a buffer, two groups of an optimizer, a scheduler, a vocabulary that slices
-pad. A cell holds if losses, norms and rates of all steps, the parameters behind each, and all that the job saves at its end are those of a
-run that was never interrupted, bit for bit. Who goes on has built the model from another seed: what it has, it has from the checkpoint.
-Exits with 0 only if every cell holds.
+Writer and reader have 1 to 6 workers in 1 to 3 stages; the checkpoint has 1, 2 or 4 slices. The model has every kind of state that a
+checkpoint must contain: tied, frozen and bfloat16 parameters, a buffer, two optimizer groups, a scheduler, and a vocabulary that slices
+pad. The resumed job builds its model from another seed, so its state can only come from the checkpoint. A cell passes if the losses, norms
+and rates of all steps, the parameters after each step, and everything saved at the end equal those of an uninterrupted run, bit for bit.
+Exits with 0 only if every cell passes.
 """
 
 from __future__ import annotations
@@ -238,6 +238,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     numeric = worker_environment(1, best_isa())
-    if any(os.environ.get(name) != value for name, value in numeric.items()):  # bits depend on it, and only a new process takes it
+    if any(os.environ.get(name) != value for name, value in numeric.items()):  # bits depend on it, and only a new process can set it
         sys.exit(subprocess.run([sys.executable, "-m", "tests.checkpoint.layouts"], env={**os.environ, **numeric}, check=False).returncode)
     sys.exit(main())

@@ -1,9 +1,9 @@
-"""One rank of the real Megatron-Core on the CPU: trains a tiny GPT, saves it in both of Megatron's formats, or goes on from one.
+"""One rank of the real Megatron-Core on the CPU: trains a tiny GPT and saves it in both of Megatron's formats, or resumes from one.
 
 Run as `python megatron_peer.py CASE.json` with torch's usual RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Not imported by tests.
 
-`torch_dist` is written by `megatron.core.dist_checkpointing.save`. The legacy format is written by Megatron-LM's training code, which is no
-package: here its file is made of the state dicts that Megatron-Core's model and optimizer return, under the keys and paths of
+`megatron.core.dist_checkpointing.save` writes `torch_dist`. Megatron-LM's training code writes the legacy format, but it is not a package.
+So this file makes the legacy file from the state dicts that Megatron-Core's model and optimizer return, under the keys and paths of
 `megatron/training/checkpointing.py` (`generate_state_dict`, `get_checkpoint_name`).
 """
 
@@ -192,4 +192,4 @@ if __name__ == "__main__":
     main()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # what libraries do at a process's end was seen to abort it
+    os._exit(0)  # libraries sometimes abort the process at a normal exit

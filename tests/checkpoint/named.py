@@ -1,4 +1,4 @@
-"""Train functions over a model that is cut into a list of layers, and whose checkpoints have the model's own names."""
+"""Train functions for a model that is cut into a list of layers and whose checkpoints use the model's own names."""
 
 from __future__ import annotations
 

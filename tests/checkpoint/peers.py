@@ -1,4 +1,4 @@
-"""Checkpoints that torch itself writes: sharded by FSDP2 on two processes, and plain."""
+"""Checkpoints written by torch itself: sharded by FSDP2 on two processes, and unsharded."""
 
 import os
 import shutil
@@ -94,7 +94,7 @@ def save_sharded(root: Path) -> None:
         try:
             mp.spawn(_sharded, (port, str(root)), nprocs=2)
             return
-        except (mp.ProcessExitedException, mp.ProcessRaisedException):  # the peer's: Gloo was seen to abort once, and the port may be taken
+        except (mp.ProcessExitedException, mp.ProcessRaisedException):  # the peer failed: Gloo sometimes aborts, and the port may be taken
             if attempt == 2:
                 raise
             for left in root.iterdir():

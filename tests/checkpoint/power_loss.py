@@ -1,7 +1,7 @@
-"""What a disk may hold after the power went: recorded calls replayed on a model of a file system that promises nothing but fsync.
+"""Simulates what a disk may hold after a power loss: replays recorded calls on a model file system that guarantees only fsync.
 
-A file's bytes are on disk from its fsync on; a directory's entries from the directory's. Before that each write and each entry may be there
-or not; a rename is there as a whole or not at all.
+A file's bytes are on disk after an fsync of the file; a directory's entries after an fsync of the directory. Before that, each write and
+each entry may be present or absent. A rename is atomic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A train function over a model that has a configuration as those of Hugging Face do, and over real ones where they are installed."""
+"""Train functions for a model with a configuration like those of Hugging Face, and for real models of it if installed."""
 
 from __future__ import annotations
 

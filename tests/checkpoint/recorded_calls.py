@@ -1,4 +1,4 @@
-"""The `os` module as a store sees it, with every call numbered: it can be recorded, fail, or kill the process there."""
+"""A replacement of the `os` module for a store. It numbers every call, and can record it, fail at it or kill the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A train function of real jobs that save, and go on from what was saved."""
+"""Train functions of real jobs that save checkpoints and resume from them."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def beside_a_broken_disk(job: Any, directory: str, how: str) -> dict[str, Any] |
     root, aside = Path(directory), Path(directory + ".aside")
 
     def disturb(step: int, leader: bool) -> None:
-        if how == "no space" and step in (1, 5):  # of any file beyond 4 KiB, for this process
+        if how == "no space" and step in (1, 5):  # this process can write no file beyond 4 KiB
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]) if step == 1 else limits)
         if how == "no directory" and leader and step == 1:
             root.rename(aside)

@@ -1,4 +1,4 @@
-"""Slicings to draw, and what their slices are, written down from the format's own words and not from the code."""
+"""Strategies for slicings, and their expected slices, computed from the format's definition and not by the code under test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories of the real Accelerate: of one process, and in shards of two."""
+"""Tests directories written by the real Accelerate: by one process, and in shards by two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block digests find every change, and can be made in pieces by several writers."""
+"""Tests that block digests detect every change, and that several writers can compute them in pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line."""
+"""Tests the command line for checkpoints."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whole conversions: torch files, rules, verification, memory."""
+"""Tests whole conversions: torch files, rules, verification, memory."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""A part of `crash_matrix.py`, which breaks a save at every call; and proof that it would notice a missing fsync."""
+"""Runs a part of `crash_matrix.py`, which breaks a save at every call, and checks that it would detect a missing fsync."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged, hostile and future files: what is loaded is right, or is refused with the file and the reason; nothing is deleted."""
+"""Tests damaged, hostile and future files: a load is correct, or refused with file and reason; nothing is deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's distributed checkpoints: made by torch, read by us; written by us, loaded by torch."""
+"""Tests torch's distributed checkpoints: written by torch and read by us, and the reverse."""
 
 import pickle
 

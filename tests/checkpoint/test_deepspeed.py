@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints, made by DeepSpeed itself in processes of its own, against what its engine said it held."""
+"""Tests DeepSpeed's checkpoints, written by DeepSpeed in its own processes, against the state that its engine reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DeepSpeed without ZeRO, from files with the keys that DeepSpeed 0.19.8 writes."""
+"""Tests DeepSpeed without ZeRO, from files with the keys that DeepSpeed 0.19.8 writes."""
 
 from __future__ import annotations
 

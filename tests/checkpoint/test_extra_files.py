@@ -1,4 +1,4 @@
-"""Files beside the weights: in the manifest like any other, carried by conversions, and enough for `from_pretrained`."""
+"""Tests extra files of a checkpoint: listed in the manifest, kept by conversions, and sufficient for `from_pretrained`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face directories: by the real library where it is installed, and hostile ones by hand."""
+"""Tests Hugging Face directories: written by the real library if it is installed, and hostile ones written by hand."""
 
 import json
 import math

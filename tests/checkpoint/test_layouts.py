@@ -1,4 +1,4 @@
-"""Jobs that go on from slices, on another layout: a part of `layouts.py`, in which every layout writes once and reads once."""
+"""Runs a part of `layouts.py`, in which every layout writes once and reads once: jobs that resume from slices on another layout."""
 
 from __future__ import annotations
 

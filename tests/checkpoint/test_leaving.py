@@ -1,4 +1,4 @@
-"""A loop that is left early: what is saved, and what is said where nothing is."""
+"""Tests loops that are left early: what is saved, and the message if nothing is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that only look: they tell what tensors there are, whatever else a file holds, and list what they cannot read."""
+"""Tests commands that only read: they list the tensors of any file, and the parts that they cannot read."""
 
 from __future__ import annotations
 

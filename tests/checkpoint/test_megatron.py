@@ -1,4 +1,4 @@
-"""Megatron's checkpoints, made by the real Megatron-Core, against what Megatron itself loads on one rank."""
+"""Tests Megatron's checkpoints, written by the real Megatron-Core, against what Megatron itself loads on one rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a model that is cut into layers have the model's own names: weights, optimizer state and manifest."""
+"""Tests that checkpoints of a model cut into layers use the model's own names: weights, optimizer state and manifest."""
 
 from __future__ import annotations
 

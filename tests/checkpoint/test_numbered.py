@@ -1,4 +1,4 @@
-"""Optimizers that number their parameters: no moment ever goes to another parameter than its own."""
+"""Tests optimizers that number their parameters: each moment stays with its parameter."""
 
 from __future__ import annotations
 

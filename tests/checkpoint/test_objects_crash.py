@@ -1,6 +1,6 @@
-"""A save into an object store that ends at calls it makes, as a failure or as death: the old checkpoint is loaded, or the new one.
+"""Breaks saves into an object store at some calls, by an error or a kill: either the old or the new checkpoint can be loaded.
 
-These are some of the calls; `make crash-matrix` takes all.
+`make crash-matrix` covers all calls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Saves that the one before is not over for are said now and then, and not each."""
+"""Tests that warnings about saves skipped during an unfinished save are rate-limited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may save into a directory: the last job that began there, and no job that was thought dead."""
+"""Tests who may save into a directory: the last job that started there, and no job that was declared dead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every format that is written, into every other and back: the same bits, or the reason why not."""
+"""Tests every writable format against every other, there and back: the same bits, or a message with the reason."""
 
 from __future__ import annotations
 

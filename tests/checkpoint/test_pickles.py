@@ -1,4 +1,4 @@
-"""Files of torch.save are read as torch reads them, and hostile ones are refused without anything being run."""
+"""Tests that files of torch.save are read as torch reads them, and that hostile ones are refused and run no code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any run that is asked for equals the slice of what was saved, and little else is read."""
+"""Tests that any requested run equals the slice of the saved tensor, and that little else is read."""
 
 from __future__ import annotations
 

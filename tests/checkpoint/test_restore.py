@@ -1,4 +1,4 @@
-"""State from a checkpoint into the memory of any layout: the same bits, and only what the layout needs is read."""
+"""Tests restoring a checkpoint into any layout: the same bits, and only the parts that the layout needs are read."""
 
 from __future__ import annotations
 

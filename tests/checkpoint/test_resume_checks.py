@@ -1,4 +1,4 @@
-"""What a training must have in common with the checkpoint that it goes on from, and what it is told where they differ."""
+"""Tests what a job and the checkpoint it resumes from must have in common, and the messages if they differ."""
 
 from __future__ import annotations
 

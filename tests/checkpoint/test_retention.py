@@ -1,4 +1,4 @@
-"""What is removed is what no policy keeps, never the last good one, and never what a save did not make."""
+"""Tests that clean-up removes what no policy keeps, but never the last good checkpoint or files that no save wrote."""
 
 from __future__ import annotations
 

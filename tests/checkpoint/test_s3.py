@@ -1,4 +1,4 @@
-"""Checkpoints in S3: the real client (s3fs) over HTTP, and moto's server behind it."""
+"""Tests checkpoints in S3, with the real client (s3fs) over HTTP and moto's server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.checkpoint.format_samples import contents_of, equals, values_at, whol
 pytest.importorskip("s3fs", reason="s3fs is not installed")
 moto = pytest.importorskip("moto.server", reason="moto is not installed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # what a client and a server of others deprecate is theirs
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # deprecation warnings of client and server are not ours
 SMALL = {"a": (300, 301), "b": (65,)}
 
 

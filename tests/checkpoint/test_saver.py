@@ -1,4 +1,4 @@
-"""Members save together, in threads: the coordinator commits when it has all receipts, and nothing of a save that is given up is left."""
+"""Tests saves by several members in threads: the coordinator commits after all receipts, and aborted saves leave nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for slices, and conversions by them: to slices, from slices to other ones, and back to the files that there were."""
+"""Tests rules for slices, and conversions by them: to slices, between slicings, and back to the original files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors that are kept as slices: what is read is the whole tensor's, other programs see the slices, and everything else works on them."""
+"""Tests tensors stored as slices: reads return the whole tensor, other programs see the slices, and every command works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices as plain computation: where the elements of a run lie, where nothing lies, and what goes in comes out."""
+"""Tests the arithmetic of slices: the place of each element of a run, padding, and round trips."""
 
 from __future__ import annotations
 

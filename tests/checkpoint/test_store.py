@@ -1,4 +1,4 @@
-"""What every store does, whatever it is made of; and how files are made of parts where several workers cannot write into one."""
+"""Tests the contract of every kind of store, and files assembled from parts if several workers cannot write to one."""
 
 from __future__ import annotations
 

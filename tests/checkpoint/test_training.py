@@ -1,4 +1,4 @@
-"""Jobs that stop and go on from a checkpoint, on any layout: as if they had never stopped."""
+"""Tests jobs that stop and resume from a checkpoint, on any layout: the result equals that of an uninterrupted job."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_states_that_an_optimizer_makes_later_are_saved_from_then_on(tmp_path: P
         assert with_state == ({"1.weight", "1.bias"} if step <= 3 else set(contents.tensors))
         assert contents.scalars == {name: {"step": float(step - 3 if name == "0.bend" else step)} for name in with_state}
     assert {1, 7} <= set(saved)
-    assert exchanges == [0, 2, 1, 1, 2, 1, 1]  # a save is begun when the loop asks for the next step
+    assert exchanges == [0, 2, 1, 1, 2, 1, 1]  # a save starts when the loop requests the next step
 
 
 @pytest.mark.long

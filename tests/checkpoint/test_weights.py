@@ -1,4 +1,4 @@
-"""Directories of weights as `from_pretrained` finds them: safetensors and `.bin`, stale files, adapters, metadata, ties, unknown dtypes."""
+"""Tests directories for `from_pretrained`: safetensors and `.bin`, stale files, adapters, metadata, ties, unknown dtypes."""
 
 from __future__ import annotations
 

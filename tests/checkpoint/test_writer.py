@@ -1,4 +1,4 @@
-"""However runs are spread over writers, the files are the same bytes; other programs open them; what must not be written is refused."""
+"""Tests that files have the same bytes for any division of runs between writers, that other programs open them, and refusals."""
 
 from __future__ import annotations
 

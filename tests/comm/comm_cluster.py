@@ -1,4 +1,4 @@
-"""Several workers' networks in one process, of any implementation, and threads to drive them."""
+"""The networks of several workers in one process, for any implementation, and threads to drive them."""
 
 from __future__ import annotations
 

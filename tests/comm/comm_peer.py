@@ -1,4 +1,4 @@
-"""A worker in a process of its own, for tests that kill it: joins worker 0, says so, then does what it is told.
+"""A worker process, for tests that kill it: joins worker 0, reports that, then runs the given behaviour.
 
 comm_peer.py WORKER KIND BEHAVIOUR      stdin: worker 0's address; stdout: our address, then "joined"
 """
@@ -31,7 +31,7 @@ def main() -> None:
         os.wait()
         network.send(0, tag(), network.receive(0, tag()))
     elif behaviour == "half_a_message":
-        # Nobody reads at the other end then, so only a part of this fits the socket.
+        # Nobody reads at the other end, so only a part of this fits into the socket.
         network.receive(0, tag())
         network.send(0, tag(), np.ones(50_000_000, np.uint8))
     print("joined", flush=True)

@@ -1,4 +1,4 @@
-"""What was changed on its way is found before anybody uses it, whichever byte it is."""
+"""Tests that a change to any byte of a message is detected before the message is used."""
 
 from __future__ import annotations
 

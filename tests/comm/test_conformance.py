@@ -1,4 +1,4 @@
-"""What every communicator promises about messages and waits: one suite, run by every implementation."""
+"""Tests what every communicator guarantees about messages and waits: one suite for all implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Editing the links in place: what is kept, dropped, made anew, and what becomes of messages of other attempts."""
+"""Tests in-place changes of links: which are kept, dropped and created, and the handling of messages of other attempts."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_message_of_an_earlier_era_is_dropped_and_counted(cluster):
     c[0].send(1, tag(), b"too late")
     until(lambda: c[1].arrived(0, tag()))
     members = c.members([0, 1])
-    # Worker 1 moves on while worker 0 is still in the old attempt and says one more thing.
+    # Worker 1 starts the new attempt while worker 0 is still in the old one and sends one more message.
     ahead = c.blocked(1, lambda: c[1].install(2, 0, members, [0]))
     c[0].send(1, tag(2), b"stale")
     until(lambda: c[1].stats.stale_dropped == 1)
@@ -172,7 +172,7 @@ def test_a_peer_that_is_gone_is_found_out_at_once(cluster):
     c[2].close()
     with pytest.raises(PeerLost, match="worker 0"):
         c[1].install(1, 0, members, [0], timeout_s=PATIENCE_S)
-    if c.kind != "tcp":  # a listening side does not connect to another host just to look
+    if c.kind != "tcp":  # a listening side does not connect to another host only to check it
         with pytest.raises(PeerLost, match="worker 2"):
             c[1].install(2, 0, members, [2], timeout_s=PATIENCE_S)
 

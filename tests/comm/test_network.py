@@ -1,4 +1,4 @@
-"""What only real sockets can get wrong: strangers, broken streams, the I/O thread, and what is left behind."""
+"""Tests failures that only real sockets have: unknown peers, broken streams, the I/O thread, and leaks."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_message_half_received_does_not_touch_posted_memory_in_the_next_era(cl
         c[0].send(1, tag(), data)
         until(lambda: link._receiver.read() or link._receiver.filling)
         assert not place.all()
-    # Both ends move on at whatever point the transfer is; the memory is ours again when install returns.
+    # Both ends start the new attempt at any point of the transfer; when install returns, the memory belongs to the caller again.
     c[1]._box.advance((2, 0))
     c[1]._settle()
     place[:] = 0
@@ -143,7 +143,7 @@ def test_messages_queued_in_an_earlier_era_are_not_sent_any_more(cluster):
         c[0]._settle()
     c.install([0, 1], (3, 0))
     c[0].flush()
-    # The one that was begun must be finished, the others must not be begun.
+    # The transfer that has started must finish; the others must not start.
     assert c[0].stats.bytes_sent - sent < 21_000_000
 
 

@@ -1,4 +1,4 @@
-"""Workers in processes of their own: what a survivor sees when the kernel closes the sockets of a dead one."""
+"""Tests workers in separate processes: what a survivor sees when the kernel closes the sockets of a dead worker."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_child_of_a_killed_peer_does_not_hide_its_death(cluster, start):
     with pytest.raises(PeerLost):
         waiting.result(PATIENCE_S)
     assert time.monotonic() - killed < DETECTION_S
-    os.killpg(child.pid, 0)  # the grandchild lives: it could have hidden it
+    os.killpg(child.pid, 0)  # the grandchild lives, so it could have hidden the death
 
 
 def test_a_fork_leaves_the_links_of_the_parent_alone(cluster, start):

@@ -1,4 +1,4 @@
-"""What links are seen to do: only what was waited for counts, and only large messages."""
+"""Tests the measured rates of links: only waiting time and large messages count."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_links_tell_what_they_did(tcp):
         ends[1].install(1, 0, members, [0])
         joining.join()
         memory = np.zeros(16 << 20, dtype=np.uint8)
-        for step in range(100):  # whether a receiver has to wait in the middle of a message is up to the system
+        for step in range(100):  # the system decides whether a receiver waits in the middle of a message
             ends[0].send(1, Tag(MessageKind.BARRIER, step), memory)
             ends[1].receive(0, Tag(MessageKind.BARRIER, step))
             (seen,), (other,) = (end.seen().values() for end in (ends[1], ends[0]))

@@ -1,4 +1,4 @@
-"""Whoever can open a connection, and does not authenticate, ends nothing; and who needs not reach a worker cannot."""
+"""Tests that unauthenticated connections cannot end or block a worker, and that other users cannot reach its socket."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_unauthenticated_connections_are_bounded_in_time(cluster):
     c = cluster(2)
     admission = c[0]._reception.admission
     admission._patience_s = 0.02
-    on_io_thread(c[0], admission._sweep)  # those of the install are over; the next one begins a timer
+    on_io_thread(c[0], admission._sweep)  # those of the install are over; the next one starts a timer
     with connect(c[0]) as stranger:
         while stranger.recv(100):
             pass
@@ -181,7 +181,7 @@ def test_no_error_of_accept_ends_the_io_thread(cluster, code):
     c = cluster(2)
     listener = c[0]._reception._listeners[-1]
     on_io_thread(c[0], lambda: c[0]._reception._accept(Unwilling(listener, code)))
-    c[0]._reactor.modify(listener.fileno(), 1)  # as after its rest
+    c[0]._reactor.modify(listener.fileno(), 1)  # as after its pause
     c.start(2)
     c.install([0, 1, 2])
     talks(c)

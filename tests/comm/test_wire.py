@@ -1,4 +1,4 @@
-"""The pure parts: headers, the handshake without a socket, payloads."""
+"""Tests the pure parts: headers, the handshake without a socket, payloads."""
 
 from __future__ import annotations
 

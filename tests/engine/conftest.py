@@ -1,4 +1,4 @@
-"""One worker inside the test's own process, for what needs no second one."""
+"""One worker inside the test's process, for tests that need no second one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a train function in several forked processes that stand in for a job's workers: real links, real engine, no agent."""
+"""Runs a train function in several forked processes that act as a job's workers: real links and engine, no agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMEOUT_S = 120
 
 with tempfile.TemporaryDirectory() as _cache, pytest.MonkeyPatch.context() as _patch:
     _patch.setenv("TORCHINDUCTOR_CACHE_DIR", _cache)  # importing torch._dynamo makes a directory, which would stay in /tmp
-    import torch._dynamo  # here once: the first optimizer would import it in every process
+    import torch._dynamo  # once here: otherwise the first optimizer imports it in every process
 
     import elastic.worker.trainer  # noqa: F401
 
@@ -77,7 +77,7 @@ def _child(train: Callable[..., Any], worker: int, workers: int, pipe: Connectio
         jobs.enter(job)  # pyright: ignore[reportArgumentType]
         torch.manual_seed(0)
         pipe.send(("done", train(job, *args)))
-        pipe.recv()  # until every worker is done: a link that closes early would look like a death
+        pipe.recv()  # until every worker is done: a link that closes earlier would look like a death
     except BaseException as error:
         pipe.send(("error", (type(error).__name__, str(error), traceback.format_exc())))
     finally:

@@ -1,4 +1,4 @@
-"""What is done to parameters behind each update, what a loop body must not do, and whole tensors."""
+"""Tests changes to parameters after each update, what a loop body must not do, and whole tensors."""
 
 from __future__ import annotations
 

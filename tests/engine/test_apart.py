@@ -1,4 +1,4 @@
-"""A training whose tensors and host bytes do not share memory, as on another device, has the same bits."""
+"""Tests that training has the same bits if tensors and host bytes do not share memory, as on another device."""
 
 from __future__ import annotations
 

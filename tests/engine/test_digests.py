@@ -1,4 +1,4 @@
-"""The digest of all parameters: its bits, and how many rounds it takes."""
+"""Tests the digest of all parameters: its bits, and its number of rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a sum as a few numbers: nothing is lost, so nothing depends on how it was divided."""
+"""Tests exact partial sums as a few numbers: no rounding, so the division into parts does not matter."""
 
 from __future__ import annotations
 

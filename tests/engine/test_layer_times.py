@@ -1,4 +1,4 @@
-"""What layers took, what a layer's output weighs, and what an optimizer keeps."""
+"""Tests the measured times of layers, the bytes of a layer's output, and the bytes of optimizer state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loop body sees what a plain loop's would, and acts on the next step."""
+"""Tests that a loop body sees the same values as in a plain loop, and affects the next step."""
 
 from __future__ import annotations
 

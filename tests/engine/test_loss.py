@@ -1,4 +1,4 @@
-"""Losses as people write them, and what is refused by name; evaluations that weigh and draw the same on every layout."""
+"""Tests common forms of losses, refusals by name, and evaluations with the same weights and random numbers on every layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient and activation memory against what the rules need: measured as memory that is really held, not as what we believe we hold."""
+"""Tests gradient and activation memory against the formulas, with the memory that is measured and not the engine's own counts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_activations_are_those_of_the_micro_batches_in_flight(workers: int, stag
     for result, share in zip(results, results[0]["statistics"], strict=True):
         in_flight = min(stages - share["stage"], 16 * share["micro_batches"][str(share["stage"])])
         needed = in_flight * sum(sizes[layer] for layer in share["layers"])
-        loss = 4 * 48 * 4 * 2 * 2  # log-probabilities and friends of one micro-batch's loss
+        loss = 4 * 48 * 4 * 2 * 2  # intermediate values of one micro-batch's loss, such as log-probabilities
         assert share["micro_batches_in_flight"] == in_flight
         assert needed * 0.8 < result["peak"] <= needed * SLACK + loss
         assert share["activation_bytes"] <= needed * SLACK

@@ -1,4 +1,4 @@
-"""The engine against plain torch: one autograd graph per micro-batch, gradients added by hand in the documented order."""
+"""Tests the engine against plain torch: one autograd graph per micro-batch, gradients added in the documented order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A draw that a thread of the user's may have made is not put down to the optimizer alone."""
+"""Tests that an error about random draws also names the user's threads, and not only the optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers as people write them: what is cut, what keeps whole tensors, and what is refused, with a sentence that says why."""
+"""Tests the probe on common kinds of optimizers: which are cut, which keep whole tensors, which are refused and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient sums: the same bits whoever computed which grain."""
+"""Tests that gradient sums have the same bits for any assignment of grains to workers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def reduce(gradients: Gradients, owners: list[int], per_grain: int, meter: Meter
         if lent:
             own = sent, before
     result = total.total([torch.full((p.size,), torch.nan) for p in SPEC.parameters])
-    for node, parts in own[0].items():  # what was lent can be of use again
+    for node, parts in own[0].items():  # lent tensors can be used again
         assert all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(parts, own[1][node], strict=True))
     for fold in folds.values():
         fold.release()
@@ -126,7 +126,7 @@ def test_no_more_is_held_than_the_tree_needs() -> None:
     meter = Meter()
     gradients = make_gradients(16, set(), 0)
     reduce(gradients, [0] * 16, 1, meter)
-    assert meter.peak == 5 * SPEC.size * 4  # log2(16) subtree sums wait at most, while the newest gradient comes in
+    assert meter.peak == 5 * SPEC.size * 4  # at most log2(16) subtree sums wait while the newest gradient is added
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=12), st.integers(1, 3))

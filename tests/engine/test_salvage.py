@@ -1,4 +1,4 @@
-"""Whatever the plans before and after, and whoever had finished what: every loss and every gradient is counted once."""
+"""Tests that every loss and gradient counts once, for any plans before and after, and any set of finished grains."""
 
 from __future__ import annotations
 

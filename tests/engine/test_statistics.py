@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: torch's own bits, on every layout, whoever runs which micro-batch."""
+"""Tests BatchNorm's running statistics: torch's own bits on every layout."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_bits_are_torchs(
         inputs = [make(shape).to(dtype) for _ in range(MICRO_BATCHES)]
         expected = [theirs(x) for x in inputs]
         before = [getattr(ours, name).clone() for name in BUFFERS]
-        for micro_batch in (3, 0, 4, 2, 1):  # whoever has them, and when
+        for micro_batch in (3, 0, 4, 2, 1):  # on any worker, in any order
             with statistics.during(0, micro_batch):
                 assert torch.equal(ours(inputs[micro_batch]), expected[micro_batch])
         assert all(torch.equal(getattr(ours, name), value) for name, value in zip(BUFFERS, before, strict=True))
@@ -102,7 +102,7 @@ def test_what_is_computed_once_more_or_evaluated_or_fails_leaves_nothing(watched
     assert statistics.of(range(9), [0]) == {(0, 0): ()}
     assert layer[0].momentum == 0.1
     assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
-    layer(torch.randn(4, 8))  # outside of a step it is an ordinary module
+    layer(torch.randn(4, 8))  # outside a step it is an ordinary module
     assert layer[0].num_batches_tracked == 1
 
 

@@ -1,4 +1,4 @@
-"""Settings of torch that hold for the whole process: who changes one in the middle of a training is told."""
+"""Tests that changing torch's process-wide settings during training raises an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_setting_that_the_loop_changes_is_named_before_the_next_step(name: str
     change, back = CHANGES[name]
     run = trainer().run(5)
     next(run)
-    step = "before step [12]"  # the one after those that were computed already
+    step = "before step [12]"  # the step after those that were computed already
     change()
     try:
         with pytest.raises(TrainerError, match=rf"{step}, torch's setting of {re.escape(name)} was changed from"):

@@ -1,4 +1,4 @@
-"""What a Trainer takes, what it refuses and how it says so."""
+"""Tests the arguments that a Trainer accepts, those it refuses, and the messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes that must not: named with its layer and module, and with what to do instead."""
+"""Tests that forbidden changes of tensors are reported with layer, module and advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which optimizers may be cut where; found by trying, on every optimizer that torch has."""
+"""Tests where each of torch's optimizers may be cut, as found by the probe."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ELEMENTWISE = {
     [
         (name, dtype)
         for name, dtype in itertools.product(ELEMENTWISE, [torch.float32, torch.bfloat16, torch.float64])
-        # torch 2.13 leaves other bits in some elements of its momentum each time, so it may be refused, or not be found out.
+        # torch 2.13 leaves random bits in some elements of its momentum, so the probe may refuse it or not notice.
         if (name, dtype) != ("fused SGD", torch.bfloat16)
     ],
 )

@@ -1,4 +1,4 @@
-"""The example as a user runs it: a real job with agent, etcd, fork server and workers, tiny."""
+"""Runs the example as a user does: a tiny real job with agent, etcd, fork server and workers."""
 
 from __future__ import annotations
 

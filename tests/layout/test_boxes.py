@@ -1,4 +1,4 @@
-"""Runs and boxes against brute force."""
+"""Tests runs and boxes against brute force."""
 
 import math
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Good layouts pass; each kind of damage is refused under the name of the invariant that it breaks."""
+"""Tests that good layouts pass, and that each kind of damage is refused with the name of the broken invariant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`spread(near=...)`: after losses and joins everything holds that holds for a fresh layout, and little has moved."""
+"""Tests `spread(near=...)`: after losses and joins all invariants of a new layout hold, and little has moved."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def assert_little_moves(layout: Layout, workers: list[int], lost: int) -> None:
     alive = [worker for worker in workers if worker != lost]
     after = one_stage(layout, alive)
     moved = minimum_elements(holdings_of(layout, OPTIMIZER, alive), after, OPTIMIZER)
-    # One copy of what it owned and of what it kept must be made again, unless a single worker is left: it has one of each already.
+    # One copy of its owned state and of its replicas must be made again, unless the one worker that is left has both already.
     must = totals(layout)[lost] + copies(layout)[lost] if len(alive) > 1 else 0
     assert must * len(OPTIMIZER) <= moved <= (must + 3 * BLOCK * len(workers)) * len(OPTIMIZER)
 

@@ -1,4 +1,4 @@
-"""`spread`: coverage, balance, replicas, and what a layout answers."""
+"""Tests `spread`: coverage, balance, replicas, and the queries of a layout."""
 
 from __future__ import annotations
 

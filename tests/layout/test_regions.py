@@ -1,4 +1,4 @@
-"""Placement of parameters in layer vectors, cut points, and the checks of model descriptions."""
+"""Tests the placement of parameters in layer vectors, cut points, and the validation of model descriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transfers: minimal, sufficient, from those who have it, and refused when nobody does."""
+"""Tests transfers: minimal, sufficient, sent by workers that have the run, and refused if none has it."""
 
 from __future__ import annotations
 

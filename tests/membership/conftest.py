@@ -1,4 +1,4 @@
-"""A real etcd for the tests here."""
+"""A real etcd for these tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A successor adopts no proposal of the coordinator before it: the demands of a commit, each removed on purpose, are what forbids it."""
+"""Tests that a new coordinator adopts no proposal of the last one, and that each precondition of a commit is necessary for that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts at the next view: against a real etcd, what a commit demands, each demand broken once."""
+"""Tests attempts at the next view on a real etcd: each precondition of a commit is violated once."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_attempt_that_all_voted_for_is_committed(client: EtcdClient, first: V
     here.attempts.begin((2, 1))
     here.attempts.publish((2, 1), {"resume": 7})
     here.attempts.vote((2, 1), {0: None, 1: None})
-    for _ in range(2):  # to repeat it changes nothing
+    for _ in range(2):  # repeating it changes nothing
         here.attempts.commit((2, 1), following(first), first)
         assert committed(client) == mark(following(first))
     here.attempts.sweep()
@@ -185,7 +185,7 @@ def test_a_transaction_writes_all_or_nothing(client: EtcdClient) -> None:
     assert client.get("/c") is None
 
 
-LARGE = 2_000_000  # more than etcd takes: 1.5 MiB
+LARGE = 2_000_000  # more than etcd's limit of 1.5 MiB
 
 
 def test_a_large_proposal_and_large_refusals_leave_small_values_in_etcd(client: EtcdClient, first: View) -> None:
@@ -240,7 +240,7 @@ def test_an_agent_whose_name_another_incarnation_has_writes_nothing_more(client:
     here.views.publish(first)
     here.attempts.begin((2, 1))
     here.attempts.vote((2, 1), {0: None, 1: None})
-    client.delete(here.claim.key)  # its lease has run out
+    client.delete(here.claim.key)  # its lease has expired
     there = agent(client, "there", "second")
     before = client.get_prefix("/elastic/job/")
     with pytest.raises(NameLost, match=r"another job has taken its name 'job' since"):

@@ -242,7 +242,7 @@ def test_an_etcd_without_space_is_no_outage_either(tmp_path: Path) -> None:
         client = EtcdClient(dataclasses.replace(etcd.endpoint(), private=False))
         lease = client.grant(30)
 
-        def fill() -> None:  # etcd looks at its size when it commits a batch, every 100 ms
+        def fill() -> None:  # etcd checks its size when it commits a batch, every 100 ms
             for number in range(2000):
                 client.put(f"/{number}", "x" * 60000)
 
@@ -274,7 +274,7 @@ def test_a_login_that_ran_out_is_renewed_and_one_that_is_wrong_by_now_is_not(tmp
             return call()
 
         etcd.kill()
-        etcd.start()  # it has forgotten all tokens
+        etcd.start()  # it has lost all tokens
         assert once_it_is_back(lambda: client.refresh(lease))
         client.put("/w/1", "x")
         assert seen.get(timeout=10) == "x"

@@ -1,4 +1,4 @@
-"""Answers of etcd that are lost with its data: against a real etcd, each interleaving forced."""
+"""Tests replies of etcd that are lost together with its data, on a real etcd with each interleaving forced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.membership.test_attempts import PREFIX, Agent, agent, committed, firs
 
 __all__ = ["first"]  # the fixture
 
-LIMIT_S = 60.0  # for what takes milliseconds
+LIMIT_S = 60.0  # seconds, for something that takes milliseconds
 
 
 class Interrupted:

@@ -69,7 +69,7 @@ def test_no_other_user_can_reach_it(tmp_path: Path) -> None:
     path = etcd.endpoint().path
     assert listening(etcd.pid) == []
     assert (tmp_path / "etcd").stat().st_mode & 0o777 == 0o700
-    if os.geteuid() == 0:  # only root can become somebody else
+    if os.geteuid() == 0:  # only root can switch to another user
         for parent in (tmp_path, *tmp_path.parents[:3]):
             parent.chmod(0o755)
         os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""Sessions on a real etcd: names, leases that ran out, an etcd that comes back empty; and a private etcd that ends in every way."""
+"""Tests sessions on a real etcd: names, expired leases, an etcd that returns empty, and every way to end a private etcd."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from elastic.view import View
 from tests.etcd_access import EtcdClient, EtcdEndpoint, Notices, Session, etcd_with
 from tests.membership.test_founding import ready
 
-LIMIT_S = 20.0  # for what takes a second
+LIMIT_S = 20.0  # seconds, for something that takes one second
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_of_two_jobs_of_one_name_the_later_goes_on_and_the_earlier_ends(etcd: An
     with pytest.raises(SettingsError, match="a job of this name runs"):
         Agent(tmp_path, endpoint)
     client = EtcdClient(endpoint)
-    with first.session._lease._lock:  # it stands still, and its lease runs out
+    with first.session._lease._lock:  # it is stopped, and its lease expires
         client.revoke(first.session._lease.id)
         second = Agent(tmp_path, endpoint)
         second.founds(view)
@@ -236,7 +236,7 @@ def test_a_private_etcd_may_be_stopped_for_ever_or_killed_at_any_moment(
     endpoint = PrivateEtcd.endpoint
 
     def connecting(self: PrivateEtcd, timeout_s: float) -> EtcdEndpoint:
-        if moment == "starting":  # only stopped: one that ends before it serves is told of at once
+        if moment == "starting":  # only stopped: an etcd that ends before it serves is reported at once
             strike(self.pid)
         found = endpoint(self, timeout_s)
         if moment == "connecting":

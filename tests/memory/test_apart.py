@@ -1,4 +1,4 @@
-"""Replicas, migrations and checkpoints where tensors and host bytes do not share memory, as on another device."""
+"""Tests replicas, migrations and checkpoints if tensors and host bytes do not share memory, as on another device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The digest finds every change of content, place and length that a broken copy may have."""
+"""Tests that the digest detects every change of content, place and length that a broken copy may have."""
 
 from __future__ import annotations
 

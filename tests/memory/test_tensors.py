@@ -1,4 +1,4 @@
-"""What the package promises of tensors' memory: alignment, what is shared, what may be written to, and who may ask for bytes."""
+"""Tests the package's guarantees for the memory of tensors: alignment, sharing, writability, and access to bytes."""
 
 from __future__ import annotations
 

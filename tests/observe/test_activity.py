@@ -78,7 +78,7 @@ def test_a_record_torn_by_death_leaves_the_one_before(tmp_path: Path, torn: int,
     activity.close()
     path = tmp_path / "activity" / "0"
     data = bytearray(path.read_bytes())
-    data[torn + part] ^= 0xFF  # of the record whose turn it was: a number that was stored, or not stored yet
+    data[torn + part] ^= 0xFF  # in the record being written: the new number or the old one
     path.write_bytes(data)
     doing = read(tmp_path, 0)
     assert doing is not None

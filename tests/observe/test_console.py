@@ -1,4 +1,4 @@
-"""What is said to people cannot hold up or end whoever says it."""
+"""Tests that printing a message cannot block or end the process that prints it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom the others wait for, in words."""
+"""Tests the messages that name the worker for which the others wait."""
 
 from __future__ import annotations
 

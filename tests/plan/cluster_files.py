@@ -1,4 +1,4 @@
-"""Clusters and profiles as files have them."""
+"""Clusters and profiles as in files."""
 
 from __future__ import annotations
 

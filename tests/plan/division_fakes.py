@@ -1,4 +1,4 @@
-"""A small cost model with random numbers, and the best plan by trying all."""
+"""A small cost model with random numbers, and the best plan by exhaustive search."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def best_step_s(rules: FakeRules, batch: int) -> float | None:
         for replicas in range(1, sum(pool.count for pool in rules.pools) + 1):
             micro_batches = -(-batch // (size * replicas))
             for stages in all_plans(rules, replicas, size):
-                # The search counts on one micro-batch in flight per stage behind, also when there are fewer of them.
+                # The search assumes one micro-batch in flight per later stage, even if there are fewer.
                 if costs(rules, stages, size, len(stages)).fits:
                     found.append(costs(rules, stages, size, micro_batches).step_s)
     return min(found, default=None)

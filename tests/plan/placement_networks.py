@@ -1,4 +1,4 @@
-"""Random networks, and the cost of groups written down plainly: by trying all pairings and all orders."""
+"""Random networks, and the cost of groups computed directly from its definition: over all pairings and orders."""
 
 from __future__ import annotations
 

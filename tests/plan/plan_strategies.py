@@ -1,4 +1,4 @@
-"""Random workloads, plans, and a replay of schedules that is independent of how they were made."""
+"""Strategies for workloads and plans, and a replay of schedules that does not use the code that makes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elastic.plan.workload import LayerCost, Workload
 
 few = settings(max_examples=100, deadline=None)
 
-# Eighths of a second are exact, so that sums of them can be compared for equality.
+# Eighths of a second are exact, so sums of them can be compared for equality.
 eighths = st.integers(0, 40).map(lambda eighth: eighth / 8)
 coarse = st.sampled_from([0.0, 0.125, 0.25])
 positive_eighths = st.integers(1, 40).map(lambda eighth: eighth / 8)

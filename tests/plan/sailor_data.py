@@ -1,4 +1,4 @@
-"""Where the data published with Sailor is, if it is there."""
+"""Finds the data published with Sailor, if present."""
 
 from __future__ import annotations
 

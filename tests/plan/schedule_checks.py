@@ -1,4 +1,4 @@
-"""What a schedule must satisfy to be run: an oracle that knows nothing of how schedules are made."""
+"""An oracle that checks whether a schedule can run. It does not use the code that makes schedules."""
 
 from __future__ import annotations
 

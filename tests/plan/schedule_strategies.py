@@ -1,4 +1,4 @@
-"""Random timings, and what a step takes by an independent recursion."""
+"""Strategies for timings, and the duration of a step by an independent recursion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slots are relabelled so that least moves: as good as scipy's linear assignment, and orderly."""
+"""Tests that relabelling slots moves least: as good as scipy's linear assignment, and deterministic in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner's benchmark prints one JSON object for each of its jobs, or one line that says what is wrong."""
+"""Tests that the planner's benchmark prints one JSON object for each of its modes, or one line with the error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Idle time by cause: it adds up, and is what 1F1B is known to have."""
+"""Tests idle time by cause: the parts add up, and equal the known bubbles of 1F1B."""
 
 from __future__ import annotations
 

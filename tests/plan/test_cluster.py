@@ -1,4 +1,4 @@
-"""Clusters: round trips, lookups of links, and what is refused, by name."""
+"""Tests clusters: round trips, look-ups of links, and refusals by name."""
 
 from __future__ import annotations
 

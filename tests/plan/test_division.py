@@ -1,4 +1,4 @@
-"""Divisions against trying all; memory, devices and layers are respected; what fits nowhere is explained."""
+"""Tests divisions against exhaustive search, their limits of memory, devices and layers, and messages if nothing fits."""
 
 from __future__ import annotations
 

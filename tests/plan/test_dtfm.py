@@ -1,4 +1,4 @@
-"""The networks of DT-FM: at or under the best placements known, whatever the seed and the order of devices; and bad files are refused."""
+"""Tests placements on DT-FM's networks: at most the best known cost, for any seed and order of devices; refuses bad files."""
 
 from __future__ import annotations
 

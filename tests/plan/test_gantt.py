@@ -1,4 +1,4 @@
-"""The picture is well-formed, and has every action, bubble share, stage and tick where it belongs."""
+"""Tests that the SVG is well-formed, and has every action, bubble share, stage and tick in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The partition against all partitions."""
+"""Tests the partition against all partitions."""
 
 from __future__ import annotations
 

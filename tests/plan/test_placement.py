@@ -1,4 +1,4 @@
-"""Placements cost what they say, which is the least possible where that can be tried; and networks that cannot be placed are refused."""
+"""Tests that placements have the cost they report, which is minimal where brute force can check it, and refusals of bad networks."""
 
 from __future__ import annotations
 

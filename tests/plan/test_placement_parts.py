@@ -1,4 +1,4 @@
-"""The parts of the placement search: pairings, paths, swaps and seeds, each against something slower and plainer."""
+"""Tests the parts of the placement search: pairings, paths, swaps and seeds, each against a slower, simpler computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers are placed by the links between their hosts: in a job's search, and for clusters of many zones."""
+"""Tests that workers are placed by the links between their hosts: in a job's search, and for clusters of many zones."""
 
 from __future__ import annotations
 

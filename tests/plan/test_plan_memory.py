@@ -1,4 +1,4 @@
-"""What stages need of memory: refused where it is not there, divided so that it is, and as much as is really held."""
+"""Tests the memory of stages: refusals if it is too small, divisions that fit it, and agreement with measured memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans: conserve the batch, choose the fastest number of stages, and say why not."""
+"""Tests plans: they conserve the batch, have the fastest number of stages, and explain a refusal."""
 
 from __future__ import annotations
 

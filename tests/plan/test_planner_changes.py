@@ -1,4 +1,4 @@
-"""A change of plan has to pay: the migration's price, the horizon, and what is said about both."""
+"""Tests that a change of plan must pay: the cost of the migration, the horizon, and the messages about both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was searched for ahead is what would be found."""
+"""Tests that prepared plans equal those of a new search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles: round trips, what is missing, and guesses only on request."""
+"""Tests profiles: round trips, missing entries, and estimates only on request."""
 
 from __future__ import annotations
 

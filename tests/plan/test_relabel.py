@@ -1,4 +1,4 @@
-"""Least state moves, as by trying all permutations; and what must move is sent by whom it is sent fastest, as by trying all senders."""
+"""Tests against brute force that relabelling moves the least state, and that the chosen senders are the fastest."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_all_is_sent_once_by_who_has_it_near_a_bound_that_subsets_confirm(lackin
     assert found.finish_s == pytest.approx(seconds(found.sends, rates))
     assert found.bound_s <= bound * (1 + 1e-9)
     assert found.finish_s >= bound * (1 - 1e-9)
-    # Only whole blocks keep it from the bound: at most one per piece, and one per source.
+    # Only whole blocks separate it from the bound: at most one per piece, and one per source.
     slack = block * (len(lacking) + 4) / min(rates.values())
     assert found.finish_s <= found.bound_s + slack
 

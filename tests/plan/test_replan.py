@@ -1,4 +1,4 @@
-"""From files to devices, and what moves when devices are lost."""
+"""Tests plans from files to devices, and what moves when devices are lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes conserve grains; the nodes that workers send are the fewest, and add up to the one tree."""
+"""Tests that routes conserve grains, and that the nodes that workers send are the fewest and add up to the one tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sailor's data: plans under the reference rules are as good as they should be, cost what they say, and what is wrong is named."""
+"""Tests plans on Sailor's data under the reference rules: quality, reported cost, and messages about wrong data."""
 
 from __future__ import annotations
 

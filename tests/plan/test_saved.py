@@ -1,4 +1,4 @@
-"""Plans in files: they read back as they were written, and are refused where they are for something else, saying what differs."""
+"""Tests plans in files: round trips, and refusals that name the difference if a plan is for another job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules: 1F1B, free of deadlock, within memory, printed and read back; and damage is pointed at."""
+"""Tests schedules: 1F1B, free of deadlock, within memory, printed and parsed; a validator marks damaged cells."""
 
 from __future__ import annotations
 

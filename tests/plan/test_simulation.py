@@ -1,4 +1,4 @@
-"""The judge: closed forms, an independent recursion, lower bounds; links, slow workers, synchronisation, updates."""
+"""Tests the simulator: closed forms, an independent recursion, lower bounds; links, slow workers, synchronisation, updates."""
 
 from __future__ import annotations
 

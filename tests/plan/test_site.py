@@ -1,4 +1,4 @@
-"""Links between hosts, measured or assumed, and what they do to a plan."""
+"""Tests links between hosts, measured or assumed, and their effect on a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timing: where seconds come from, how they are changed, and what is refused."""
+"""Tests timings: the source of the seconds, their scaling, and refusals."""
 
 from __future__ import annotations
 

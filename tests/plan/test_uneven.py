@@ -1,4 +1,4 @@
-"""Unequal workers: shares are exact, divisions have the least bottleneck, and plans shift work away from the slow."""
+"""Tests unequal workers: shares are exact, divisions have the least bottleneck, and plans shift work away from slow workers."""
 
 from __future__ import annotations
 

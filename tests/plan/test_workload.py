@@ -1,4 +1,4 @@
-"""Workloads: validation, and which micro-batches are in which grain."""
+"""Tests workloads: validation, and the micro-batches of each grain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launchers as processes of their own, for tests that interrupt or kill them, or read what the user would see."""
+"""Launchers as separate processes, for tests that interrupt or kill them or read the user's output."""
 
 from __future__ import annotations
 
@@ -64,4 +64,4 @@ def launch(leftovers: Leftovers) -> Iterator[type[Launcher]]:
         launcher.process.wait()
         for pipe in (launcher.process.stdout, launcher.process.stderr):
             assert pipe is not None
-            pipe.close()  # not read to its end: what a failed test left behind may hold it open
+            pipe.close()  # not read to the end: processes that a failed test left may hold it open

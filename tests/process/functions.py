@@ -24,16 +24,16 @@ from elastic.worker import job as jobs
 from elastic.worker.job import Job
 from tests.announcement import MODEL, announcement
 
-PAUSE = threading.Event()  # never set: waiting on it is a step that takes a while
+PAUSE = threading.Event()  # never set: waiting on it makes a step slow
 
 
 def facts(job: Job, text: str, number: int) -> dict[str, Any]:
     """What a worker sees, gathered in the job's directory so that the leader can return all of it."""
-    import torch  # not above: launchers import this module too, and need none
+    import torch  # not above: launchers import this module too, without torch
 
-    subprocess.Popen(["sleep", "600"])  # a helper process that the train function forgets
-    subprocess.Popen(["sleep", "600"], start_new_session=True)  # and one that leaves its session, as a daemon does
-    subprocess.Popen(["sh", "-c", "(sleep 600 & exec sleep 600) & exit"]).wait()  # and some whose parent is gone
+    subprocess.Popen(["sleep", "600"])  # a helper process that the train function does not end
+    subprocess.Popen(["sleep", "600"], start_new_session=True)  # one that leaves its session, as a daemon does
+    subprocess.Popen(["sh", "-c", "(sleep 600 & exec sleep 600) & exit"]).wait()  # and some whose parent has ended
     own = {
         "worker": job.worker,
         "args": [text, number],

@@ -1,4 +1,4 @@
-"""The script of the process tests that need a launcher of their own: `launch.py FUNCTION WORKERS` runs one of `functions`."""
+"""Script for process tests that need a separate launcher: `launch.py FUNCTION WORKERS` runs one of `functions`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A train function that logs in its loop body, slowly, as where figures are drawn."""
+"""A train function whose loop body logs metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def train(job: Any, folder: str, kills: list[int], saves: dict[str, Any]) -> Non
     trainer = elastic.Trainer(model, lambda o, b: o.square().mean(), optimizer, data, batch_size=8, micro_batch_size=2, **saves)
     for report in trainer.run(STEPS):
         if report.workers < job.workers:
-            time.sleep(0.2)  # a replacement is on its way
+            time.sleep(0.2)  # gives a replacement time to join
         dies = report.leader and report.step in kills and not (marker := Path(folder, f"died-{report.step}")).exists()
         if dies and kills.index(report.step) % 2 == 0:
             marker.touch()

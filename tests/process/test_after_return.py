@@ -1,4 +1,4 @@
-"""What is looked at when `train_fn` has returned."""
+"""Tests the checks after `train_fn` has returned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deaths of members of a view, as far as they end a job; and what a run keeps of its changes."""
+"""Tests deaths of members of a view: which of them end a job, and what a run records of its changes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Chaos(threading.Thread):
         except BaseException as error:
             self._error = error
             traceback.print_exc()
-            for child in children(os.getpid()):  # nobody would end the job
+            for child in children(os.getpid()):  # nobody else would end the job
                 if Path(f"/proc/{child}/comm").read_text().strip() == "elastic-agent":
                     os.kill(int(child), signal.SIGKILL)
 
@@ -186,7 +186,7 @@ def test_a_death_is_recovered_from_though_the_fork_server_is_stopped_for_good(tm
         record = chaos.members(1)
         victim = next(member["pid"] for member in record["members"] if member["worker"] == 1)
         forks = int(Path(f"/proc/{victim}/stat").read_text().rpartition(")")[2].split()[1])
-        for request in (0x4206, 0x4207):  # PTRACE_SEIZE, PTRACE_INTERRUPT: SIGCONT cannot help as long as this thread lives
+        for request in (0x4206, 0x4207):  # PTRACE_SEIZE, PTRACE_INTERRUPT: SIGCONT has no effect while this thread lives
             assert ptrace(request, forks, None, None) == 0
         kill(record, 1)
         chaos.members(2)

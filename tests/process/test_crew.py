@@ -1,4 +1,4 @@
-"""The agent's table of workers, with a fork server that the test plays."""
+"""Tests the agent's table of workers, with a fake fork server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_new_worker_is_heard_on_the_descriptor_of_a_dead_one(monkeypatch: Any)
     os.close(other)
     crew._forked(first, 2, pidfd)
     first.status = -9
-    crew._gone(first)  # before the loop tells of its connection
+    crew._gone(first)  # before the loop reports its connection
     assert heard == [(0, "ended")]
     crew.fork(1)
     second = crew.workers[1]

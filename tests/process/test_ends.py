@@ -1,4 +1,4 @@
-"""Launchers that are interrupted or killed, and jobs whose processes are: whatever happens, nothing is left."""
+"""Tests that launchers that are interrupted or killed, and jobs whose processes are, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_ctrl_c_once_stops_at_a_step_boundary(launch: type[Launcher], leftovers:
     steps, epoch, stopped = json.loads(out)
     assert (code, epoch, stopped) == (0, 0, True)
     assert steps >= 1
-    lines = [line for line in err.splitlines() if "asked to stop" not in line]  # it says that on a busy machine
+    lines = [line for line in err.splitlines() if "asked to stop" not in line]  # it prints that on a busy machine
     assert lines == ["elastic: stopping at the next step boundary; press Ctrl-C again to stop at once"]
 
 
@@ -107,7 +107,7 @@ def test_the_launchers_death_ends_the_job_of_a_stopped_agent_too(launch: type[La
 def test_the_agents_death_ends_the_job(launch: type[Launcher], leftovers: Leftovers) -> None:
     launcher = launch("never_stops", "2")
     agent = launcher.lines(2)[0]["agent"]
-    launcher.process.send_signal(signal.SIGSTOP)  # it cannot help: the kernel ends the rest
+    launcher.process.send_signal(signal.SIGSTOP)  # it cannot clean up: the kernel ends the rest
     os.kill(agent, signal.SIGKILL)
     for pid in leftovers.processes().keys() - {launcher.process.pid}:
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Who takes the place of a worker that dies before the job is founded."""
+"""Tests which worker replaces one that dies before the job is founded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host has, by what the kernel says."""
+"""Tests the resources of a host as the kernel reports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs that end as they should, or because something in the workers is wrong; run from this process."""
+"""Tests jobs that end normally or by an error in the workers, run from this process."""
 
 from __future__ import annotations
 

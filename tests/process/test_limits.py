@@ -1,4 +1,4 @@
-"""Limits of the machine that are too small for any job are named at once, and one that has just what is asked for trains."""
+"""Tests that limits too small for a job are reported at once, and that a job at exactly the required limits trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What loop bodies log is in its file once, whoever dies, and whatever is the matter with the file."""
+"""Tests that each value logged by a loop body is in the file once, after any death and any file error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_first_that_tells_a_line_has_it_written(tmp_path: Path) -> None:
     for step in range(3):
         tell(files, one, path, step, a=1)
         if step == 1:
-            tell(files, other, path, 1, a=2)  # late, and the first is dead by now
+            tell(files, other, path, 1, a=2)  # late, when the first worker is dead
             tell(files, other, path, 1, b=2)
     tell(files, joiner, path, 2, a=3)
     tell(files, joiner, path, 2, b=3)
@@ -77,7 +77,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_each_step_is_there_once_whoever_leads(tmp_path: Path, leftovers: Any) -> None:
     saves = {"checkpoint": str(tmp_path / "kept"), "every": 5}
-    for _ in range(2):  # the second one finds everything done
+    for _ in range(2):  # the second run finds all steps done
         kills = [3, 6, 9]
         result = elastic.run(metrics.train, args=[str(tmp_path), kills, saves], workers=3, stages=1, rebalance=False, min_workers=2)
         assert steps(tmp_path / "metrics.jsonl") == [step for step in range(metrics.STEPS) for _ in range(2)]

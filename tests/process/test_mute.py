@@ -1,4 +1,4 @@
-"""Exceptions that cannot say what they are."""
+"""Tests exceptions whose `__str__` fails."""
 
 from __future__ import annotations
 

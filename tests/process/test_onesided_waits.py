@@ -1,4 +1,4 @@
-"""What only some workers do ends with a sentence, and not in a wait for ever."""
+"""Tests that collective calls made by only some workers end with an error, not an endless wait."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_whoever_is_behind_the_loop_body_has_not_called_it() -> None:
     waits(found, 0)
     assert found.verdict(1, [0, 1], []) is None  # worker 1 may be busy in its loop body
     waits(found, 1, times=3, step=4, computes=True)
-    assert found.verdict(1, [0, 1], []) is None  # not for long yet
+    assert found.verdict(1, [0, 1], []) is None  # it has not waited long yet
     waits(found, 1, times=1, step=4, computes=True)
     said = found.verdict(1, [0, 1], [])
     assert said is not None
     assert said.startswith("worker 0 waits in trainer.digest() (a.py:3) after step 3, and worker 1 has gone on to step 4 without it")
-    assert "register_for_checkpointing" not in said  # all have begun together
+    assert "register_for_checkpointing" not in said  # all have started together
     assert found.verdict(2, [0, 1], []) is None  # the members have changed
     assert found.verdict(1, [0], []) is None
     waits(found, 0, times=1, number=8)
@@ -39,8 +39,8 @@ def test_whoever_is_behind_the_loop_body_has_not_called_it() -> None:
 @pytest.mark.parametrize(
     "others",
     [
-        {"computes": False, "step": 3},  # in it too
-        {"computes": True, "step": 3},  # a step that is taken again
+        {"computes": False, "step": 3},  # also in a wait
+        {"computes": True, "step": 3},  # a step that is computed again
         {"computes": True, "step": 4, "epoch": 2},
     ],
 )
@@ -57,7 +57,7 @@ def test_two_in_different_calls_at_one_place_wait_for_each_other() -> None:
     waits(found, 1, call="body 1", what="trainer.digest() (b.py:9)")
     assert found.verdict(1, [0, 1], []) is None  # the same, from two lines
     waits(found, 2, call="body 2", what="trainer.evaluate() (a.py:9)")
-    assert found.verdict(1, [0, 1, 2], []) is None  # it has the result, which is on its way to the others
+    assert found.verdict(1, [0, 1, 2], []) is None  # it has the result, which is still in flight to the others
     waits(found, 1, call="body 1", what="trainer.evaluate() (a.py:9)", number=8, loose=True)
     assert found.verdict(1, [0, 1], []) == (
         "worker 0 waits in trainer.digest() (a.py:3) after step 3, and worker 1 in trainer.evaluate() (a.py:9). All workers must make "
@@ -71,7 +71,7 @@ def test_two_in_different_calls_at_one_place_wait_for_each_other() -> None:
 
 def test_at_the_end_of_a_loop_it_does_not_matter_what_asks_for_it() -> None:
     found = OneSided()
-    waits(found, 0, call="body 0", closes=True)  # it left by `break` behind the last step
+    waits(found, 0, call="body 0", closes=True)  # it left by `break` after the last step
     waits(found, 1, call="body 0", closes=True, what="trainer.run() (a.py:2)")
     assert found.verdict(1, [0, 1, 2], []) is None  # worker 2 may be in its last loop body
     waits(found, 1, call="body 0", what="trainer.run() (a.py:2)", number=8)

@@ -1,4 +1,4 @@
-"""The run directory: what of others it does not touch, and whose it must be."""
+"""Tests the run directory: symbolic links and other users' files in it, and the check of its owner and mode."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_directory_that_every_user_may_write_in_is_refused(tmp_path: Path) -> 
     tmp_path.chmod(0o777)
     with pytest.raises(SettingsError, match="can be written by every user of this host"):
         RunDirectory(tmp_path).prepare()
-    tmp_path.chmod(0o1777)  # nobody can replace what is another user's
+    tmp_path.chmod(0o1777)  # sticky: no user can replace the files of another
     RunDirectory(tmp_path).prepare()
 
 

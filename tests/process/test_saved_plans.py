@@ -1,4 +1,4 @@
-"""`elastic plan` for a train function, and jobs that begin with the plan that it saved."""
+"""Tests `elastic plan` for a train function, and jobs that start with the plan it saved."""
 
 from __future__ import annotations
 

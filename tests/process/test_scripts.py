@@ -1,4 +1,4 @@
-"""Scripts as people have them, in places and under conditions that Python itself gets along with."""
+"""Tests users' scripts in all places and conditions in which Python itself can run them."""
 
 from __future__ import annotations
 

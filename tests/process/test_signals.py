@@ -1,4 +1,4 @@
-"""Signals that end programs from outside: the job stops at a step boundary, whichever of its processes they reach, and leaves nothing."""
+"""Tests signals from outside: the job stops at a step boundary, whichever process gets the signal, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_process_that_begins_shielded_loses_no_signal() -> None:
     )
     with signals.shielded():
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    process.send_signal(signal.SIGTERM)  # long before it can have a handler
+    process.send_signal(signal.SIGTERM)  # long before it can install a handler
     assert process.communicate(timeout=20)[0] == "asked\n"
     assert process.returncode == 0
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []).intersection(signals.STOPPING)
@@ -192,7 +192,7 @@ def test_sigterm_to_all_while_the_job_starts_and_again_to_stop_at_once(launch: t
     deadline = time.monotonic() + 20
     while not any(name.startswith("elastic-") for name in leftovers.files()) and time.monotonic() < deadline:
         time.sleep(0.01)
-    for _ in range(3):  # the launcher, its agent, and the fork server, which is to be started still
+    for _ in range(3):  # the launcher, its agent, and the fork server, which has not started yet
         everywhere(launcher, leftovers)
         if launcher.process.poll() is None:
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The code of a job is what it began with."""
+"""Tests that a job's workers keep importing the source files it started with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job that was asked to stop, and cannot, says what it waits for."""
+"""Tests that a job that was asked to stop, and cannot, says what it waits for."""
 
 from __future__ import annotations
 

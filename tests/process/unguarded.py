@@ -1,4 +1,4 @@
-"""A script that forgets the `__main__` guard."""
+"""A script without the `__main__` guard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job whose stderr takes nothing, in a process of its own: `blind.py FOLDER STEPS`; what it came to is in `FOLDER/result.json`."""
+"""Runs a job whose stderr accepts nothing, in its own process: `blind.py FOLDER STEPS` writes `FOLDER/result.json`."""
 
 from __future__ import annotations
 

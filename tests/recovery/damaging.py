@@ -1,4 +1,4 @@
-"""A train function of a real job in which memory is damaged: one bit, at a step's end, in a copy of a given role."""
+"""A train function of a real job in which one bit of memory is flipped at the end of a step, in a copy of a given role."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job in forked processes: real workers, links and migrations, and an agent of a few lines that does as the test says. No etcd."""
+"""A job in forked processes: real workers, links and migrations, and a minimal agent controlled by the test. No etcd."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class Agent:
 
     def tell(self, message: Message) -> None:
         for worker in self.live:
-            with suppress(BrokenPipeError):  # it has died, which is heard next
+            with suppress(BrokenPipeError):  # it has died; the next event reports that
                 self.pipes[worker].send(message)
 
     def _hear(self) -> None:
@@ -211,7 +211,7 @@ class Agent:
             if len(self.live) >= self.least:
                 self._open()
             return
-        profile = [[0.1, 0.2, 9, 1000]] * LAYERS if worker == 0 else None  # the plan is not to depend on how fast this machine is today
+        profile = [[0.1, 0.2, 9, 1000]] * LAYERS if worker == 0 else None  # the plan must not depend on this machine's speed
         self.readies[worker] = Ready.from_json({**message["ready"], "profile": profile}, "here")
         if len(self.readies) == self.workers:
             self.view = found(self.readies, self.stages)

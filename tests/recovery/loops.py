@@ -1,4 +1,4 @@
-"""A train function whose loop body sets what the next steps are taken with, in jobs whose workers die at the moment they are told to."""
+"""Train functions whose loop body changes the settings of the next steps, in jobs whose workers die at a given moment."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def train(job: Any, folder: str, steps: int, dies: dict[str, Any] | None = None,
         if fate[:2] == ["loop", report.step]:
             die()
         if saves and report.step == 5:
-            time.sleep(0.5)  # what was saved behind step 3 is there then
+            time.sleep(0.5)  # the save after step 3 exists by then
         group["weight_decay"] = 0.01 * (report.step % 3)
         layers[0].scale = 1.0 + 0.1 * report.step
         if report.step == 2:

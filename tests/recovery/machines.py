@@ -1,4 +1,4 @@
-"""A state machine whose views and proposals are fakes, and what a test does to it."""
+"""A state machine with fake views and proposals, and the operations that tests apply to it."""
 
 from __future__ import annotations
 

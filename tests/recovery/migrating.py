@@ -1,4 +1,4 @@
-"""Workers of one process that migrate between two layouts over loopback links, and the state that all of them should have in the end."""
+"""Workers of one process that migrate between two layouts over loopback links, and the state expected at the end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A training as a plain loop writes it, and the same under `elastic.run`.
+"""The same training as a plain loop and under `elastic.run`.
 
-With a schedule in the body, early stopping by a counter, clamping, an average, BatchNorm, LARS.
+It has a schedule in the body, early stopping by a counter, clamping, an average, BatchNorm and LARS.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def train(job: Any, kind: str, kills: dict[str, int]) -> dict[str, Any] | None:
         losses[str(report.step)] = report.loss
         halve_sometimes(optimizer, report.step)
         if report.workers < job.workers:
-            time.sleep(0.3)  # a replacement is on its way
+            time.sleep(0.3)  # gives a replacement time to join
         elif kills.get(str(job.worker), STEPS) <= report.step:
             os.kill(os.getpid(), signal.SIGKILL)
         if patience.over(report.loss):

@@ -1,4 +1,4 @@
-"""Views, and the inventories that their workers would send: what they hold of a step, and of the one before."""
+"""Views, and the inventories that their workers would send: what they hold of a step and of the previous one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A train function whose model has BatchNorm: what it comes to, in parameters and in running statistics."""
+"""A train function whose model has BatchNorm; returns the resulting parameters and running statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A train function whose loop counts on its own: it lowers the rate every so many steps, and stops early."""
+"""A train function whose loop has its own counter: lowers the rate every few steps, and stops early."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def train(job: Any, registers: bool, kills: dict[str, int], options: dict[str, A
         counter.seen += 1
         counter.best = min(counter.best, report.loss)
         if report.workers < job.workers:
-            time.sleep(0.3)  # a replacement is on its way
+            time.sleep(0.3)  # gives a replacement time to join
         elif kills.get(str(job.worker), steps) <= report.step:
             os.kill(os.getpid(), signal.SIGKILL)
         if counter.seen % EVERY == 0:

@@ -1,4 +1,4 @@
-"""When the plan is changed for workers that are slower, and when not."""
+"""Tests when slower workers cause a change of the plan, and when they do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real jobs in which a bit of live memory is flipped: the damage names its holder, and the result is that of an undisturbed job."""
+"""Tests real jobs in which a bit of memory is flipped: the error names its holder, and the result equals an undisturbed job's."""
 
 from __future__ import annotations
 

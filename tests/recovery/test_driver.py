@@ -1,4 +1,4 @@
-"""The driver with a crew that only notes what it is told, an etcd that does what the test says, and a clock that is a number."""
+"""Tests the driver with a fake crew that records messages, an etcd controlled by the test, and a fake clock."""
 
 from __future__ import annotations
 

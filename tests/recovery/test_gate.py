@@ -1,4 +1,4 @@
-"""A good migration passes; each kind of defect, seeded, is refused under the name of its check."""
+"""Tests that a good migration passes, and that each kind of seeded defect is refused with the name of its check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker remembers of its last two steps: enough to take one back, and for another worker to go on from either."""
+"""Tests a worker's history of its last two steps: enough to undo one, and for another worker to continue from either."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_scheduler_that_cannot_travel_is_refused_by_a_joiner_only() -> None:
 def test_the_first_commit_of_an_epoch_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.5, 11.5, 20.0, 20.25])
     monkeypatch.setattr(histories.time, "monotonic", lambda: next(clock))
-    worker = trained(0)  # looks at the clock
+    worker = trained(0)  # reads the clock
     sent: list[dict[str, Any]] = []
     job: Any = SimpleNamespace(send=sent.append)
     history = worker.history

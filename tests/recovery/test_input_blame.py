@@ -1,4 +1,4 @@
-"""When an input is to blame, and that nobody who kills from outside ever makes it so."""
+"""Tests when an input is blamed for a death, and that kills from outside never cause that."""
 
 from __future__ import annotations
 

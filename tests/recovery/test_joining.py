@@ -1,4 +1,4 @@
-"""Joins in mid-step, where the job may not shrink: the new worker takes part in whatever is still handed out or done together."""
+"""Tests joins in mid-step if the job may not shrink: the new worker takes part in the step's remaining yields and collectives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forked workers that die anywhere, several of them, also while others recover: what is left goes on bit for bit, or says what is lost."""
+"""Tests forked workers that die at any point, also during recovery: the rest continues bit for bit, or reports what is lost."""
 
 from __future__ import annotations
 

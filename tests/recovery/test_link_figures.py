@@ -1,4 +1,4 @@
-"""Links between workers as links between hosts."""
+"""Tests the conversion of measured links between workers to links between hosts."""
 
 from __future__ import annotations
 

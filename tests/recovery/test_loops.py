@@ -1,4 +1,4 @@
-"""Loop bodies act on the next step as in a plain loop, whoever dies wherever, and whoever joins."""
+"""Tests that loop bodies affect the next step as in a plain loop, through deaths and joins."""
 
 from __future__ import annotations
 

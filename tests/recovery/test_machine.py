@@ -1,4 +1,4 @@
-"""The state machine branch by branch, with views that are nothing but members, and a clock that is a number."""
+"""Tests the state machine branch by branch, with views that have only members, and a fake clock."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_member_with_damaged_copies_goes_on_with_the_others_at_once_and_all_he
     job = running().feed(damaged(1))
     assert job.told == "worker 1: its memory has changed"
     assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 1, 2), damaged=(1,))]
-    job.feed(damaged(2))  # found while it made its inventory, which comes behind that
+    job.feed(damaged(2))  # found while it made its inventory, which arrives later
     assert job.done == [Quiesce(attempt_id=(2, 2), workers=(0, 1, 2), damaged=(1, 2))]
     job.recover().done  # noqa: B018
     job.die(0)

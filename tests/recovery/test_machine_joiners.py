@@ -1,4 +1,4 @@
-"""The state machine: workers that join, too few workers, and checkpoints instead of copies."""
+"""Tests the state machine: workers that join, too few workers, and checkpoints instead of copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order: what the machine never does, and that it always comes to rest."""
+"""Property tests of the state machine: for any order of events its invariants hold, and it always reaches a stable state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A migration fills new memory with exactly what should be there, moves no byte more than it must, and leaves what is held as it is."""
+"""Tests that a migration fills new memory with the right values, moves the least bytes, and does not change existing state."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_copies_of_another_step_are_neither_used_nor_retained(make: Make) -> Non
     assert {copy.step for migration in job.migrations.values() for copy in migration.retained} <= {STEP}
 
 
-# Attempts that come to nothing
+# Failed attempts
 
 
 def test_an_attempt_that_was_called_off_leaves_everything_for_the_next(make: Make) -> None:
@@ -157,7 +157,7 @@ def test_memory_that_was_prepared_is_none_that_is_held(make: Make) -> None:
     assert {number: worker.contents() for number, worker in job.workers.items()} == before
 
 
-# What is refused
+# Refusals
 
 
 def damage(worker: Worker, kind: MessageKind, change: Callable[[np.ndarray], object]) -> None:

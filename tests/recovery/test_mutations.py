@@ -1,4 +1,4 @@
-"""Each rule of the protocol, broken on purpose in the real code: what it is there for then goes wrong, and is seen. Beside it, unbroken."""
+"""Breaks each rule of the protocol in the real code and tests that the failure it prevents then occurs, but not otherwise."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def goes_on(agent: Agent, *left: int) -> None:
     assert digests[left[0]] == calm()["digest"]
 
 
-# READY says that the replicas of the step before are complete
+# READY means that the replicas of the previous step are complete
 
 
 def stall_updates(to: int) -> None:
@@ -186,7 +186,7 @@ def test_where_nobody_else_dies_freeing_early_is_not_seen(mutation: Callable[[Jo
     goes_on(forks.run(4, 4, prepare=mutation), 0, 2, 3)
 
 
-# A message of an earlier attempt is nobody's
+# A message of an earlier attempt is ignored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +257,7 @@ def test_without_the_machines_check_an_answer_of_an_earlier_attempt_counts(
         many_lives()
 
 
-# A successor adopts no proposal (what etcd has to say to it: tests/membership/test_adoption.py)
+# A new coordinator adopts no proposal (etcd's part: tests/membership/test_adoption.py)
 
 
 def test_a_member_does_not_switch_to_an_adopted_view() -> None:

@@ -1,4 +1,4 @@
-"""The agent's orders to a worker: which are taken, which are left out, and what they interrupt."""
+"""Tests the agent's orders to a worker: which are accepted, which are ignored, and what they interrupt."""
 
 from __future__ import annotations
 

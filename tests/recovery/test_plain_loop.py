@@ -1,4 +1,4 @@
-"""What a plain loop does, a job does: with one worker as torch alone, and on any layout, through kills, bit for bit as with one worker."""
+"""Tests that a job equals a plain loop: torch alone for one worker; on any layout and through kills, the same bits as one worker."""
 
 from __future__ import annotations
 

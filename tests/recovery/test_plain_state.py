@@ -1,4 +1,4 @@
-"""What an optimizer or a scheduler remembers, as JSON and back."""
+"""Tests the conversion of optimizer and scheduler state to JSON and back."""
 
 from __future__ import annotations
 

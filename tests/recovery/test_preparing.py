@@ -1,4 +1,4 @@
-"""Searching ahead: in slices, while nothing happens, again when links are others."""
+"""Tests preparing plans: in slices, while the agent is idle, and again after links change."""
 
 from __future__ import annotations
 

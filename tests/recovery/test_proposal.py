@@ -1,4 +1,4 @@
-"""Proposals: who goes on, from which step, with which transfers; and that they pass their own gate."""
+"""Tests proposals: the members, the step, the transfers, and that they pass the gate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects of a loop's own: what is kept of them, and when they are as others had them."""
+"""Tests registered objects of a user's loop: what is kept of them, and when their values match other workers'."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_they_are_loaded_when_they_are_registered_and_when_the_loop_begins_and_n
     found.add((counter,), MODEL)
     found.add((other,), MODEL)
     assert (counter.count, other.count) == (9, 11)
-    counter.count = 0  # by code between two loops that are over already, which runs here too
+    counter.count = 0  # by code between two loops that have ended, which also runs here
     found.begin(warns=False)
     assert counter.count == 9
     counter.count = 10
@@ -218,7 +218,7 @@ def test_the_next_job_counts_on_and_so_do_workers_behind_a_checkpoint(
 ) -> None:
     saves = {"checkpoint": str(tmp_path / "kept"), "every": 4}
     elastic.run(stopping.train, args=[True, {}, saves, 7], workers=1)
-    kills = {"0": 13, "1": 13}  # at once: nobody has all of the state any more, and all begin with what was saved behind step 11
+    kills = {"0": 13, "1": 13}  # at once: no worker has all of the state, so all start from the save after step 11
     found = elastic.run(stopping.train, args=[True, kills, saves], rebalance=False, **options)
     assert sorted(died(found)) == [0, 1]
     assert found.value == whole

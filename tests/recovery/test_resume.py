@@ -1,4 +1,4 @@
-"""Inventories go to JSON and back, and tell the newest step that every coordinate has a copy of."""
+"""Tests inventories as JSON, and the newest step of which every coordinate has a copy."""
 
 from __future__ import annotations
 

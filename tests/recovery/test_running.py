@@ -1,4 +1,4 @@
-"""Jobs whose layers keep running statistics, and whose workers die: statistics are as in an undisturbed job, everywhere and on disk."""
+"""Tests jobs with running statistics whose workers die: statistics equal an undisturbed job's, on all workers and on disk."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_statistics_survive_deaths_and_are_saved_and_resumed(tmp_path: Path) -> 
     on_disk = saved(tmp_path / "saved")
     assert {name: flat(values.tolist()) for name, values in on_disk.items()} == {name: flat(v) for name, v in value["buffers"].items()}
 
-    # The steps behind those, and the evaluation, come out alike only if all that was saved is that of an undisturbed job.
+    # The steps after those, and the evaluation, are equal only if all that was saved equals an undisturbed job's.
     longer = run({}, workers=1, steps=STEPS + 3).value
     resumed = run({}, tmp_path / "saved", workers=2, stages=2, steps=STEPS + 3).value
     assert {**resumed, "everybody": 0, "workers": 0} == {**longer, "everybody": 0, "workers": 0}

@@ -1,4 +1,4 @@
-"""What a survivor hands out: every step that counts once, in order, whatever the others had applied without it."""
+"""Tests what a survivor yields: every committed step once, in order, whatever other workers applied without it."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_whoever_joins_has_registered_objects_as_they_are_behind_the_newest_body
     counter.count = 7
     worker.recover(7)
     worker.runtime.handed_out()
-    counter.count = 100  # between two loops: whoever joins does that itself
+    counter.count = 100  # between two loops: a joiner does that itself
     worker.recover(7)
     told = [held_state.objects for held_state in worker.held_states]
     assert [(step, states[0][0]) for step, states in told] == [(6, "Counter"), (7, "Counter")]

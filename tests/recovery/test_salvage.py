@@ -1,4 +1,4 @@
-"""Which grains of an interrupted step count: those that all stages have where they are to be computed."""
+"""Tests which grains of an interrupted step count: those that all stages hold on the worker that will compute them."""
 
 from __future__ import annotations
 

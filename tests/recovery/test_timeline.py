@@ -1,4 +1,4 @@
-"""Figures of a recovery, from times that are written down here."""
+"""Tests the figures of a recovery, from fixed times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real jobs whose workers die: what they come to is, bit for bit, what they would have come to."""
+"""Tests real jobs whose workers die: the results equal those of an undisturbed job, bit for bit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Run:
         self.folder = folder / "run"
         arguments = [str(folder), name, STEPS[name], dies, pause_s, saves, still]
         self._logs = folder
-        # Which workers are slow is not up to these tests: one that is would be an incident of its own.
+        # These tests do not control which workers are slow: a slow one would cause another incident.
         self.result = elastic.run(trainings.train, args=arguments, directory=self.folder, rebalance=False, **options)
         self.incidents = self.result.incidents
 
@@ -71,7 +71,7 @@ class Run:
         if steps is None:
             assert self.result.value["digest"] == calm["digest"]
         for found in self.incidents:
-            if found["epoch"] is not None:  # the job may be over before a new worker has joined
+            if found["epoch"] is not None:  # the job may end before a new worker has joined
                 assert found["samples_lost"] == 0
                 assert found["bytes_moved"] == found["bytes_minimum"]
 
@@ -251,7 +251,7 @@ def test_ctrl_c_during_a_recovery_stops_behind_it(tmp_path: Path, calm: dict[str
     assert run.lost == [(1,)]
 
 
-# The fallback below replicas: what is in nobody's memory any more comes from the newest checkpoint
+# The fallback below replicas: state that no worker has comes from the newest checkpoint
 
 
 def saves(folder: Path) -> dict[str, Any]:

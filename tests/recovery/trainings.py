@@ -1,4 +1,4 @@
-"""Train functions of real jobs in which workers die, by worker number, at the moment they are told to."""
+"""Train functions of real jobs in which given workers die at a given moment."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What jobs come to in which nothing fails: `undisturbed.py FOLDER` runs each case on one worker, without an agent.
+"""Computes the results of undisturbed jobs: `undisturbed.py FOLDER` runs each case on one worker, without an agent.
 
-It has to be started in the environment of a worker, which bits depend on. Its arguments come and its results go as JSON.
+It must be started in a worker's environment, which affects bits. Arguments and results are JSON.
 """
 
 from __future__ import annotations

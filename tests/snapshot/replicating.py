@@ -1,4 +1,4 @@
-"""Two workers in one process that own shards of one model, and keep each other's replicas, over loopback links."""
+"""Two workers in one process that own shards of one model and keep each other's replicas, over loopback links."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which piece of what is held fills which run."""
+"""Tests which held copy fills which run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The spare is the step before, bit for bit, in memory that is used again, and left alone while a save reads it."""
+"""Tests that the previous copy equals the state after the previous step, reuses its memory, and is kept while a save reads it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_its_memory_is_used_again_and_never_the_owners(worker: Worker) -> None:
 
 def test_what_is_lent_stays_as_it_is(worker: Worker) -> None:
     worker.update(0)
-    worker.previous_copies.take(0)  # earlier than its update would
+    worker.previous_copies.take(0)  # earlier than its update
     lent = {(h.layer, h.start): h.memory for h in worker.previous_copies.held}
     before = {key: {name: values.clone() for name, values in memory.items()} for key, memory in lent.items()}
     give_back = worker.previous_copies.lend()

@@ -1,4 +1,4 @@
-"""Replicas by replay: they have their owner's bits, at both of the last steps."""
+"""Tests replicas by replay: they have their owner's bits after both of the last steps."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_what_has_not_come_is_not_waited_for_and_not_given(pair: Callable[..., P
     workers = pair()
     workers.step(0)
     one, other = workers.workers
-    one.publish(1, one.update(1))  # the other one has died before it sent its own
+    one.publish(1, one.update(1))  # the other one has died before it published its own
     one.replicator.settle()
     assert {copy.step for copy in one.replicator.held([1])} == {0}
     other.replicator.settle()
