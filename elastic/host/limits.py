@@ -29,9 +29,9 @@ class SystemLimits:
         """Reads the limits; for files the hard limit, with which the private etcd is started."""
         disk = os.statvfs(directory)
         return cls(
-            files=_limit(resource.RLIMIT_NOFILE, hard=True),
-            memory_bytes=_limit(resource.RLIMIT_AS),
-            file_bytes=_limit(resource.RLIMIT_FSIZE),
+            files=process_limit(resource.RLIMIT_NOFILE, hard=True),
+            memory_bytes=process_limit(resource.RLIMIT_AS),
+            file_bytes=process_limit(resource.RLIMIT_FSIZE),
             disk_bytes=disk.f_bavail * disk.f_frsize,
             directory=str(directory),
         )
@@ -41,16 +41,18 @@ class SystemLimits:
         if self.files is not None and self.files < FILES:
             return _sentence(f"{FILES} open files", f"this process may have {self.files}", "raise `ulimit -n`")
         if self.memory_bytes is not None and self.memory_bytes < MEMORY_BYTES:
-            return _sentence(f"{_mb(MEMORY_BYTES)} of address space", f"a process may have {_mb(self.memory_bytes)}", "raise `ulimit -v`")
+            have = f"a process may have {in_mb(self.memory_bytes)}"
+            return _sentence(f"{in_mb(MEMORY_BYTES)} of address space", have, "raise `ulimit -v`")
         if self.file_bytes is not None and self.file_bytes < FILE_BYTES:
-            return _sentence(f"files of {_mb(FILE_BYTES)}", f"a file may have {_mb(self.file_bytes)}", "raise `ulimit -f`")
+            return _sentence(f"files of {in_mb(FILE_BYTES)}", f"a file may have {in_mb(self.file_bytes)}", "raise `ulimit -f`")
         if self.disk_bytes is not None and self.disk_bytes < DISK_BYTES:
-            have = f"{self.directory} has {_mb(self.disk_bytes)} free"
-            return _sentence(f"{_mb(DISK_BYTES)} of disk", have, "free some, or choose another place with TMPDIR or directory=")
+            have = f"{self.directory} has {in_mb(self.disk_bytes)} free"
+            return _sentence(f"{in_mb(DISK_BYTES)} of disk", have, "free some, or choose another place with TMPDIR or directory=")
         return None
 
 
-def _limit(kind: int, *, hard: bool = False) -> int | None:
+def process_limit(kind: int, *, hard: bool = False) -> int | None:
+    """Returns the soft (or hard) limit of this process for a kind such as `resource.RLIMIT_AS`; None is no limit."""
     value = resource.getrlimit(kind)[1 if hard else 0]
     return None if value == resource.RLIM_INFINITY else value
 
@@ -59,5 +61,6 @@ def _sentence(needed: str, have: str, remedy: str) -> str:
     return f"the private etcd needs {needed}, and {have}: {remedy}, or name a running etcd with etcd='host:port'"
 
 
-def _mb(count: int) -> str:
+def in_mb(count: int) -> str:
+    """Returns a number of bytes as text in MB."""
     return f"{count / 1e6:.0f} MB"

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 
 from elastic.errors import SettingsError
+from elastic.host.limits import in_mb, process_limit
 
 # Measured with torch 2.7 and 2 to 8 workers: with 1,024 MB the agent cannot start its threads, with 1,100 MiB a small model trains; the
 # agent has 17 to 24 descriptors, and three or four for each worker; the run directory has a few small files, without those of etcd.
@@ -32,8 +33,8 @@ class JobLimits:
         """Reads the limits; for files the hard limit, to which the job's processes raise the soft one."""
         disk = os.statvfs(directory)
         return cls(
-            memory_bytes=_limit(resource.RLIMIT_AS, hard=False),
-            files=_limit(resource.RLIMIT_NOFILE, hard=True),
+            memory_bytes=process_limit(resource.RLIMIT_AS),
+            files=process_limit(resource.RLIMIT_NOFILE, hard=True),
             disk_bytes=disk.f_bavail * disk.f_frsize,
             disk_files=disk.f_favail if disk.f_files else None,  # some file systems do not count them
             directory=directory,
@@ -43,12 +44,12 @@ class JobLimits:
         """Returns a sentence about the first limit that is too small for so many workers, and what to do; None if none is."""
         files = FILES + FILES_PER_WORKER * workers
         if self.memory_bytes is not None and self.memory_bytes < MEMORY_BYTES:
-            have = f"may have {_mb(self.memory_bytes)}"
-            return f"each process of a job needs {_mb(MEMORY_BYTES)} of address space before it has a model, and {have}: raise `ulimit -v`"
+            needed, have = in_mb(MEMORY_BYTES), in_mb(self.memory_bytes)
+            return f"each process of a job needs {needed} of address space before it has a model, and may have {have}: raise `ulimit -v`"
         if self.files is not None and self.files < files:
             return f"a job with {workers} workers needs {files} open files, and a process may have {self.files}: raise `ulimit -n`"
         if self.disk_bytes is not None and self.disk_bytes < DISK_BYTES:
-            return self._no_room(_mb(DISK_BYTES), _mb(self.disk_bytes))
+            return self._no_room(in_mb(DISK_BYTES), in_mb(self.disk_bytes))
         if self.disk_files is not None and self.disk_files < DISK_FILES:
             return self._no_room(f"room for {DISK_FILES} files", f"room for {self.disk_files}")
         return None
@@ -69,12 +70,3 @@ def check(workers: int, directory: str | None) -> None:
     too_small = JobLimits.here(place).too_small(workers)
     if too_small is not None:
         raise SettingsError(too_small)
-
-
-def _limit(kind: int, *, hard: bool) -> int | None:
-    value = resource.getrlimit(kind)[1 if hard else 0]
-    return None if value == resource.RLIM_INFINITY else value
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:.0f} MB"

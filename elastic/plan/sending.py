@@ -132,7 +132,7 @@ class _Flow:
         return np.floor(seconds * self.rate / self.unit * (1 + 1e-12)).astype(np.int64)
 
     def _least_time(self, kinds: NDArray[np.bool_], sources: NDArray[np.bool_]) -> float:
-        """Returns the least seconds in which these sources can send these kinds in whole units. Bisects between no rounding and the most."""
+        """Returns the least seconds in which these sources can send these kinds in whole units, by bisection over the rounding."""
         units, pace = self.units[kinds].sum(), self.rate[sources].sum() / self.unit
         early, late = units / pace, (units + sources.sum()) / pace
         if self._capacity(early)[sources].sum() >= units:
