@@ -68,16 +68,15 @@ class SafetensorsEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafetensorsHeader:
-    """The tensors of a file, in the order of their bytes; these begin at byte `data_start`."""
+    """The tensors of a file, in the order of their bytes, which start at byte `data_start`.
+
+    skipped: why tensors were left out, by name.
+    """
 
     entries: tuple[SafetensorsEntry, ...]
     data_start: int
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return self.data_start + (self.entries[-1].stop if self.entries else 0)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
 
 def layout_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[SafetensorsEntry, ...]:
@@ -106,10 +105,13 @@ def encode_header(entries: Iterable[SafetensorsEntry], metadata: Mapping[str, st
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def read_header(read: Callable[[int, int], bytes], size: int, where: str) -> SafetensorsHeader:
+def read_header(
+    read: Callable[[int, int], bytes], size: int, where: str, *, skip: Callable[[str], bool] = lambda _name: False
+) -> SafetensorsHeader:
     """Reads the header of a file of `size` bytes; `read(offset, count)` returns bytes of the file.
 
-    Raises CheckpointError, before anything large is read, unless the tensors fill the file exactly, without gap or overlap.
+    skip: whether a tensor of an unknown dtype may be left out; otherwise it raises CheckpointError. Raises CheckpointError, before anything
+    large is read, unless the tensors fill the file exactly, without gap or overlap.
     """
     if size < _LENGTH_BYTES:
         raise CheckpointError(f"{where}: {size} bytes are too few for a safetensors file")
@@ -123,10 +125,14 @@ def read_header(read: Callable[[int, int], bytes], size: int, where: str) -> Saf
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{where}: __metadata__ is not a table of strings")
-    entries = sorted((_entry(name, fields, where) for name, fields in table.items()), key=lambda entry: (entry.start, entry.stop))
-    header = SafetensorsHeader(entries=tuple(entries), data_start=_LENGTH_BYTES + length, metadata=metadata)
-    _check_places(header, size, where)
-    return header
+    found = sorted((_entry(name, fields, where) for name, fields in table.items()), key=lambda entry: (entry.start, entry.stop))
+    skipped = {entry.name: f"{where}: {entry.name} has unknown dtype {entry.dtype!r}" for entry in found if entry.dtype not in CODES}
+    if refused := [text for name, text in skipped.items() if not skip(name)]:
+        raise CheckpointError(refused[0])
+    data_start = _LENGTH_BYTES + length
+    _check_places(found, size - data_start, where)
+    entries = tuple(entry for entry in found if entry.name not in skipped)
+    return SafetensorsHeader(entries=entries, data_start=data_start, metadata=metadata, skipped=skipped)
 
 
 def _is_count(value: Any) -> bool:
@@ -134,28 +140,31 @@ def _is_count(value: Any) -> bool:
 
 
 def _entry(name: str, fields: Any, where: str) -> SafetensorsEntry:
+    """Returns a checked entry; its dtype is the code in the file if it is unknown."""
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: tensor {name!r} must have dtype, shape and data_offsets")
     code, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(code, str) or code not in _DTYPES:
+    if not isinstance(code, str) or code in CODES:  # torch's names are not codes
         raise CheckpointError(f"{where}: tensor {name!r} has unknown dtype {code!r}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)) or len(shape) > 64:
         raise CheckpointError(f"{where}: tensor {name!r} has an impossible shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise CheckpointError(f"{where}: tensor {name!r} has impossible offsets")
-    dtype = _DTYPES[code]
+    dtype = _DTYPES.get(code)
     start, stop = offsets
-    if stop - start != math.prod(shape) * itemsize(dtype):
-        raise CheckpointError(f"{where}: tensor {name!r} of shape {tuple(shape)} and dtype {dtype} cannot have bytes [{start}, {stop})")
-    return SafetensorsEntry(name=name, dtype=dtype, shape=tuple(shape), start=start, stop=stop)
+    if stop < start or (dtype is not None and stop - start != math.prod(shape) * itemsize(dtype)):
+        raise CheckpointError(f"{where}: tensor {name!r} of shape {tuple(shape)} and dtype {code} cannot have bytes [{start}, {stop})")
+    return SafetensorsEntry(name=name, dtype=dtype or code, shape=tuple(shape), start=start, stop=stop)
 
 
-def _check_places(header: SafetensorsHeader, size: int, where: str) -> None:
+def _check_places(entries: Iterable[SafetensorsEntry], size: int, where: str) -> None:
     position = 0
-    for entry in header.entries:
+    for entry in entries:
         if entry.start != position:
             what = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
             raise CheckpointError(f"{where}: tensor {entry.name!r} {what} (it starts at {entry.start}, not {position})")
         position = entry.stop
-    if header.size != size:
-        raise CheckpointError(f"{where}: its header describes {header.size} bytes and the file has {size}")
+    if position != size:
+        raise CheckpointError(
+            f"{where}: its header describes {position} bytes of tensors and the file has {size}: it is truncated or damaged"
+        )

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.safetensors_file import read_header, strict_json
+from elastic.checkpoint.convert.safetensors_file import open_file, strict_json
 from elastic.checkpoint.convert.torch_save import load_tree
 from elastic.checkpoint.pickles import Archive
 from elastic.checkpoint.stored import Files, ReadableTensor, is_tensor, itemsize
@@ -100,7 +100,7 @@ def _of_safetensors(folder: Path, names: Mapping[str, set[str] | None], files: F
     tensors: dict[str, ReadableTensor] = {}
     metadata: dict[str, str] = {}
     for file, wanted in names.items():
-        header = read_header(folder / file, files, skip=lambda name: rules.lenient or rules.drops(name))
+        header = open_file(folder / file, files, skip=lambda name: rules.lenient or rules.drops(name))
         _check_names(folder / file, wanted, {*header.tensors, *header.skipped})
         tensors |= header.tensors
         unread += [text for name, text in header.skipped.items() if not rules.drops(name)]

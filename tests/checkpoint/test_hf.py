@@ -13,8 +13,9 @@ from elastic.checkpoint.convert.dcp import open_dcp
 from elastic.checkpoint.convert.dcp_write import write_dcp
 from elastic.checkpoint.convert.hf import open_hf, write_hf
 from elastic.checkpoint.convert.hf_weights import INDEX, SINGLE
-from elastic.checkpoint.convert.safetensors_file import DTYPES, read_header
+from elastic.checkpoint.convert.safetensors_file import open_file
 from elastic.checkpoint.convert.torch_save import open_torch, write_torch
+from elastic.checkpoint.files import CODES
 from elastic.checkpoint.stored import Files, dtype_of
 from elastic.errors import CheckpointError
 
@@ -50,7 +51,7 @@ def random_tensor(shape, dtype, seed):
 
 tensors = st.dictionaries(
     st.text("abc.0", min_size=1, max_size=6),
-    st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(sorted(DTYPES.values())), st.integers(0, 99)),
+    st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(sorted(CODES)), st.integers(0, 99)),
     min_size=1,
     max_size=5,
 )
@@ -173,14 +174,14 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 )
 def test_a_hostile_header_is_refused(tmp_path, header, data):
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-        read_header(header_file(tmp_path / "x.safetensors", header, data), Files())
+        open_file(header_file(tmp_path / "x.safetensors", header, data), Files())
 
 
 @pytest.mark.parametrize("data", [b"", bytes(8), struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 3) + b"{}"])
 def test_a_header_of_impossible_length_is_refused(tmp_path, data):
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-        read_header(tmp_path / "x.safetensors", Files())
+        open_file(tmp_path / "x.safetensors", Files())
 
 
 @pytest.mark.parametrize("file", ["../model-0.safetensors", "/etc/passwd", 3])
