@@ -1,4 +1,4 @@
-"""JSON from untrusted files: duplicate keys, NaN, and excessive size or depth are errors.
+"""JSON from untrusted files: duplicate keys, NaN (by default), and excessive size or depth are errors.
 
 Python floats that JSON cannot represent (an infinite clip norm is a legal hyperparameter) are written as `{"$float": "inf"}`.
 """
@@ -37,11 +37,16 @@ def _finite(text: str) -> float:
     return value
 
 
-def loads(data: bytes, where: str) -> Any:
-    """Parses a document. Raises CheckpointError with `where` and the reason."""
+def loads(data: bytes, where: str, *, special_floats: bool = False) -> Any:
+    """Parses a document. Raises CheckpointError with `where` and the reason.
+
+    special_floats: whether NaN and Infinity are accepted, as Python's json writes them, and numbers that are too large for a float.
+    """
     if sum(map(data.count, (b",", b"[", b"{"))) > MAX_ITEMS:
         raise CheckpointError(f"{where}: more than {MAX_ITEMS} items")
     try:
+        if special_floats:
+            return json.loads(data.decode(), object_pairs_hook=_pairs)
         return json.loads(data.decode(), object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: not valid JSON ({error})") from error

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from elastic.checkpoint.convert.deepspeed_pieces import PiecedTensor, cut
-from elastic.checkpoint.convert.safetensors_file import strict_json
 from elastic.checkpoint.pickles import load, plain
 from elastic.checkpoint.stored import Files, is_tensor
+from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
@@ -97,7 +97,7 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
     own = {"deepspeed": {**read, "not_read": dropped} if dropped else read}
     if not isinstance(text, str):
         return own
-    ours = strict_json(text.encode(), f"the value under the key {OURS}")
+    ours = loads(text.encode(), f"the value under the key {OURS}", special_floats=True)
     if not isinstance(ours, dict) or not isinstance(ours.get("extra"), dict) or "deepspeed" not in ours:
         raise CheckpointError(f"the value under the key {OURS} was not written by this program; drop the key, or convert again")
     return {**ours["extra"], **(own if ours["deepspeed"] else {})}

@@ -12,10 +12,11 @@ from elastic.checkpoint.convert.hf_weights import ADAPTER, ADAPTER_CONFIG, INDEX
 from elastic.checkpoint.convert.nested import Leaf, Nested, ties_of
 from elastic.checkpoint.convert.output import ConversionProgress, Reading, put, run_bytes, silent
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.safetensors_file import strict_json, write_file
+from elastic.checkpoint.convert.safetensors_file import write_file
 from elastic.checkpoint.plan import is_extra_file
 from elastic.checkpoint.state import PARAM, Contents, Source
 from elastic.checkpoint.stored import Files, dtype_of, itemsize
+from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
 HEADS = ("lm_head", "embed_out")
@@ -39,7 +40,7 @@ def read_configs(path: Path, files: Files) -> dict[str, Any]:
     """Reads the configuration files next to the weights, by key."""
     root = path if path.is_dir() else path.parent
     present = {key: root / f"{key}.json" for key in CONFIGS if (root / f"{key}.json").is_file()}
-    return {key: strict_json(files.read(file, 0, files.size(file)), str(file)) for key, file in present.items()}
+    return {key: loads(files.read(file, 0, files.size(file)), str(file), special_floats=True) for key, file in present.items()}
 
 
 def read_extra_files(path: Path, files: Files) -> dict[str, bytes]:
@@ -102,7 +103,7 @@ def tied_by_config(contents: Contents) -> frozenset[str]:
     """
     config = contents.extra.get("config")
     if config is None and "config.json" in contents.files:
-        config = strict_json(contents.files["config.json"], "config.json")
+        config = loads(contents.files["config.json"], "config.json", special_floats=True)
     if not (isinstance(config, Mapping) and config.get("tie_word_embeddings", False)):
         return frozenset()
     return frozenset(name for name in contents.ties if name.split(".")[-2:] in ([head, "weight"] for head in HEADS))

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.safetensors_file import open_file, strict_json
+from elastic.checkpoint.convert.safetensors_file import open_file
 from elastic.checkpoint.convert.torch_save import load_tree
 from elastic.checkpoint.pickles import Archive
 from elastic.checkpoint.stored import Files, ReadableTensor, is_tensor, itemsize
+from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -77,7 +78,7 @@ def load_weights(path: Path, files: Files, *, trust: bool = False, rules: Rules 
 
 def _indexed(where: Path, files: Files) -> tuple[dict[str, set[str] | None], list[str], list[str]]:
     """Returns the index's tensors by file, all tensors in order, and descriptions of its other metadata."""
-    index = strict_json(files.read(where, 0, files.size(where)), str(where))
+    index = loads(files.read(where, 0, files.size(where)), str(where), special_floats=True)
     mapping = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(mapping, dict) or not all(isinstance(file, str) and PurePosixPath(file).name == file for file in mapping.values()):
         raise CheckpointError(f"{where} has no weight_map from names to files in its directory")

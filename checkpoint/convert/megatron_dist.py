@@ -22,10 +22,10 @@ from elastic.checkpoint.convert.megatron_optimizer import MegatronScalars, RankO
 from elastic.checkpoint.convert.nested import Nested
 from elastic.checkpoint.convert.optimizer import settings_of
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.safetensors_file import strict_json
 from elastic.checkpoint.pickles import load, number, plain
 from elastic.checkpoint.state import PARAM, Group, Spec
 from elastic.checkpoint.stored import Files, ReadableTensor
+from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
 COMMON, CONFIG = "common.pt", "metadata.json"
@@ -118,7 +118,7 @@ def open_torch_dist(path: Path, *, trust_pickle: bool = False, rules: Rules | No
     """Opens a checkpoint, or the one that `latest_checkpointed_iteration.txt` names. Raises CheckpointError."""
     files, rules, folder = Files(), rules or Rules(), folder_of(path)
     try:
-        strict_json(files.read(folder / CONFIG, 0, files.size(folder / CONFIG)), str(folder / CONFIG))
+        loads(files.read(folder / CONFIG, 0, files.size(folder / CONFIG)), str(folder / CONFIG), special_floats=True)
         common = load(folder / COMMON, trusted=trust_pickle, files=files)
         args = namespace(common.get("args"))
         metadata, pieces = read_metadata(folder, files, trust=trust_pickle)

@@ -18,20 +18,6 @@ from elastic.checkpoint.stored import Files, Strided, itemsize, raw
 from elastic.errors import CheckpointError
 
 
-def strict_json(data: bytes, where: str) -> Any:
-    """Parses JSON without repeated keys. Raises CheckpointError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise CheckpointError(f"{where}: a key occurs twice")
-        return dict(pairs)
-
-    try:
-        return json.loads(data.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not JSON: {error}") from error
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedHeader:
     """A file's tensors by name, its `__metadata__`, and `skipped` tensors by name, with the reason."""

@@ -15,10 +15,10 @@ from elastic.checkpoint.convert.hf_weights import load_weights
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.numbered import Order
 from elastic.checkpoint.convert.rules import Rules
-from elastic.checkpoint.convert.safetensors_file import strict_json
 from elastic.checkpoint.convert.torch_save import load_tree
 from elastic.checkpoint.convert.tree import TreeParts
 from elastic.checkpoint.stored import Files
+from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
 OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
@@ -71,7 +71,7 @@ def read_optimizers(path: Path, files: Files, *, trust: bool) -> tuple[dict[str,
 def read_state(path: Path, files: Files) -> dict[str, Any]:
     """Reads Trainer's progress, if its file exists."""
     where = path / STATE
-    return {"trainer_state": strict_json(files.read(where, 0, files.size(where)), str(where))} if where.is_file() else {}
+    return {"trainer_state": loads(files.read(where, 0, files.size(where)), str(where), special_floats=True)} if where.is_file() else {}
 
 
 def open_trainer(path: Path, *, trust_pickle: bool = False, rules: Rules | None = None) -> Nested:
