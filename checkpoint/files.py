@@ -80,10 +80,12 @@ class SafetensorsHeader:
 
 
 def layout_entries(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> tuple[SafetensorsEntry, ...]:
-    """Places tensors `(name, dtype, shape)` one after another."""
+    """Places tensors `(name, dtype, shape)` one after another. Raises CheckpointError for a dtype that safetensors does not have."""
     entries: list[SafetensorsEntry] = []
     position = 0
     for name, dtype, shape in tensors:
+        if dtype not in CODES:
+            raise CheckpointError(f"{name} has dtype {dtype}, which safetensors cannot hold")
         stop = position + math.prod(shape) * itemsize(dtype)
         entries.append(SafetensorsEntry(name=name, dtype=dtype, shape=shape, start=position, stop=stop))
         position = stop

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
-from elastic.checkpoint.files import CODES, read_header
+from elastic.checkpoint.files import encode_header, layout_entries, read_header
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import Files, Strided, itemsize, raw
-from elastic.errors import CheckpointError
+from elastic.checkpoint.stored import Files, Strided, raw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,17 +46,8 @@ def write_file(
     stream: BinaryIO, tensors: Mapping[str, tuple[Spec, Iterable[torch.Tensor]]], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Writes tensors from iterables of runs, in the given order. metadata: added to `{"format": "pt"}`, or overrides it."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    position = 0
-    for name, (spec, _) in tensors.items():
-        if spec.dtype not in CODES:
-            raise CheckpointError(f"{name} has dtype {spec.dtype}, which safetensors cannot hold")
-        end = position + math.prod(spec.shape) * itemsize(spec.dtype)
-        header[name] = {"dtype": CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(struct.pack("<Q", len(text)) + text)
+    entries = layout_entries((name, spec.dtype, spec.shape) for name, (spec, _) in tensors.items())
+    stream.write(encode_header(entries, {"format": "pt", **(metadata or {})}, "a safetensors file"))
     for _, runs in tensors.values():
         for flat in runs:
             stream.write(raw(flat))
