@@ -9,7 +9,7 @@ import numpy as np
 
 from elastic.plan.division.compile import crossing
 from elastic.plan.division.division import Section
-from elastic.plan.division.rules import PoolCosts
+from elastic.plan.division.rules import PoolCosts, pipeline_seconds
 from elastic.plan.division.shapes import Shape, together
 from elastic.plan.plan import Stage
 from elastic.plan.prediction import Prediction
@@ -38,7 +38,7 @@ class ClusterCosts:
 
 
 def costs(rules: PoolCosts, stages: Sequence[Section], size: int, micro_batches: int) -> Prediction:
-    """Predicts the step of a 1F1B pipeline: `(M - 1) max + sum` over the stages, plus the slowest update and synchronisation.
+    """Predicts the step of a 1F1B pipeline: the seconds of the pipeline, plus the slowest update and synchronisation.
 
     A stage has as many micro-batches in flight as there are stages from it to the end, but at most all.
     """
@@ -46,7 +46,7 @@ def costs(rules: PoolCosts, stages: Sequence[Section], size: int, micro_batches:
     in_flight = [min(len(stages) - number, micro_batches) for number in range(len(stages))]
     needs = [_need(rules, stage, size, count) for stage, count in zip(stages, in_flight, strict=True)]
     return Prediction(
-        compute_s=(micro_batches - 1) * max(stage_s) + sum(stage_s),
+        compute_s=pipeline_seconds(stage_s, micro_batches),
         exchange_s=max(float(rules.sync_s(s.makeup)[s.layers.start, s.layers.stop]) for s in stages),
         update_s=max(float(rules.update_s(shape, size)[s.layers.start, s.layers.stop]) for s in stages for shape in s.makeup.shapes),
         stage_s=stage_s,
@@ -56,7 +56,7 @@ def costs(rules: PoolCosts, stages: Sequence[Section], size: int, micro_batches:
 
 
 def _stage_s(rules: PoolCosts, stages: Sequence[Section], number: int, size: int) -> float:
-    stage, depth, charge = stages[number], len(stages), rules.transfers
+    stage, depth = stages[number], len(stages)
     layers, makeup = stage.layers, stage.makeup
     computing = max(float(rules.seconds(shape, size)[layers.start : layers.stop].sum()) for shape in makeup.shapes)
     onward = back = 0.0
@@ -64,9 +64,7 @@ def _stage_s(rules: PoolCosts, stages: Sequence[Section], number: int, size: int
         onward = float(crossing(rules.forward_s, makeup, stages[number + 1].makeup, size)[layers.stop])
     if number:
         back = float(crossing(rules.backward_s, makeup, stages[number - 1].makeup, size)[layers.start])
-    if number == depth - 1:
-        return computing + charge.last * back
-    return computing + (charge.middle * (onward + back) if number else charge.of_first(depth) * onward)
+    return computing + rules.transfers.seconds(number, depth, onward, back)
 
 
 def _need(rules: PoolCosts, stage: Section, size: int, in_flight: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,17 @@ class Transfers:
     def of_first(self, depth: int) -> float:
         """Returns the charge for the first of `depth` stages."""
         return self.first[min(depth, len(self.first)) - 1]
+
+    def seconds(self, number: int, depth: int, onward: float, back: float) -> float:
+        """Returns the seconds charged to stage `number` of `depth`, which sends activations in `onward` s and gradients in `back` s."""
+        if number == depth - 1:
+            return self.last * back
+        return self.middle * (onward + back) if number else self.of_first(depth) * onward
+
+
+def pipeline_seconds(stage_s: Sequence[float], micro_batches: int) -> float:
+    """Returns the seconds of a 1F1B pipeline for M micro-batches: `(M - 1) max + sum` over the stages' seconds for one."""
+    return (micro_batches - 1) * max(stage_s) + sum(stage_s)
 
 
 class Footprint(Protocol):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from elastic.plan.division.rules import Floats, Transfers
+from elastic.plan.division.rules import Floats, Transfers, pipeline_seconds
 
 UNLIMITED = 1 << 30
 
@@ -55,24 +55,17 @@ class Tables:
 
 def stage_seconds(tables: Tables, cuts: Sequence[StageCut]) -> list[float]:
     """Returns the seconds of computation and transfers of each stage, for one micro-batch."""
-    depth, charge = len(cuts), tables.transfers
+    depth = len(cuts)
     found: list[float] = []
     for number, (start, stop, makeup) in enumerate(cuts):
         onward = float(tables.forward_s[makeup, cuts[number + 1].makeup, stop]) if number + 1 < depth else 0.0
         back = float(tables.backward_s[makeup, cuts[number - 1].makeup, start]) if number else 0.0
-        if number == depth - 1:
-            moved = charge.last * back
-        elif number == 0:
-            moved = charge.of_first(depth) * onward
-        else:
-            moved = charge.middle * (onward + back)
-        found.append(float(tables.seconds[makeup, start, stop]) + moved)
+        found.append(float(tables.seconds[makeup, start, stop]) + tables.transfers.seconds(number, depth, onward, back))
     return found
 
 
 def step_seconds(tables: Tables, cuts: Sequence[StageCut]) -> float:
-    """Returns `(M - 1) max + sum` over the stages, plus the slowest update and the slowest synchronisation."""
-    each = stage_seconds(tables, cuts)
+    """Returns the seconds of the pipeline, plus the slowest update and the slowest synchronisation."""
     update = max(float(tables.update_s[makeup, start, stop]) for start, stop, makeup in cuts)
     sync = max(float(tables.sync_s[makeup, start, stop]) for start, stop, makeup in cuts)
-    return (tables.micro_batches - 1) * max(each) + sum(each) + update + sync
+    return pipeline_seconds(stage_seconds(tables, cuts), tables.micro_batches) + update + sync
