@@ -14,9 +14,8 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from growth import COUNTS, GROWTH
+from growth import COUNTS, GROWTH, Decide
 
 from elastic.layout.layout import spread
 from elastic.layout.regions import LayerSpec, ModelSpec
@@ -30,8 +29,6 @@ from elastic.plan.sending import balance, missing
 from elastic.plan.simulation import judge
 from elastic.plan.timing import Timing
 from elastic.plan.workload import LayerCost, Workload
-
-Decide = Callable[[], Any]
 
 
 def _workload(layers: int, micro_batches: int) -> Workload:
