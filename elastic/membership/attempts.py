@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
+from elastic.comm.message import AttemptId
 from elastic.errors import Conflict
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
 from elastic.membership.etcd import Compare, KeyValue
 from elastic.membership.views import Missing, ViewStore, digest
 from elastic.view import View
-
-AttemptId = tuple[int, int]
 
 _REASON_LETTERS = 200
 
