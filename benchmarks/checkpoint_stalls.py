@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from checkpoints import state_of
+from report import write_json
 from torch import nn
 
 import elastic
@@ -121,11 +122,9 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=None, help="on the disk that is to be measured; a temporary one otherwise")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="checkpoint-benchmark-", dir=options.directory) as root:
-        told = json.dumps(measured(options, Path(root)), indent=2)
-    print(told)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(told + "\n")
+        figures = measured(options, Path(root))
+    print(json.dumps(figures, indent=2))
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

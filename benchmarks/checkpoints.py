@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from report import write_json
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
@@ -167,11 +168,9 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)
     with tempfile.TemporaryDirectory(prefix="checkpoint-benchmark-", dir=arguments.directory) as root:
-        told = json.dumps(measured(arguments.megabytes, arguments.rounds, Path(root)), indent=2)
-    print(told)
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(told + "\n")
+        figures = measured(arguments.megabytes, arguments.rounds, Path(root))
+    print(json.dumps(figures, indent=2))
+    write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

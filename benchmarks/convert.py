@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from report import write_json
+
 from elastic.checkpoint.convert.compare import compare
 from elastic.checkpoint.convert.run import open_any
 from elastic.checkpoint.state import PARAM
@@ -88,11 +90,11 @@ def measure(source: Path, rounds: int) -> dict[str, Any]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = {
         name: {
-            "median_s": statistics.median(seconds for seconds, _ in told),
-            "all_s": [seconds for seconds, _ in told],
-            "peak_mib": max(peak for _, peak in told) >> 10,
+            "median_s": statistics.median(seconds for seconds, _ in runs),
+            "all_s": [seconds for seconds, _ in runs],
+            "peak_mib": max(peak for _, peak in runs) >> 10,
         }
-        for name, told in times.items()
+        for name, runs in times.items()
     }
     imports = {name: statistics.median(_timed(code, [])[0] for _ in range(3)) for name, code in _IMPORTS.items()}
     return {"sides": found, "imports_s": imports, "states_compared": compared}
@@ -115,18 +117,15 @@ def main() -> None:
         size = sum(path.stat().st_size for path in (root / "zero").rglob("*") if path.is_file())
         for path in (root / "zero").glob("*.py"):
             path.unlink()
-        told = {
+        figures = {
             "bytes": size,
             "width": options.width,
             "layers": options.layers,
             "stage": options.stage,
             **measure(root / "zero", options.rounds),
         }
-    text = json.dumps(told, indent=2)
-    print(text)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    print(json.dumps(figures, indent=2))
+    write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from growth import COUNTS, GROWTH, Decide
+from report import write_json
 
 from elastic.layout.layout import spread
 from elastic.layout.regions import LayerSpec, ModelSpec
@@ -141,11 +142,9 @@ def main() -> None:
         ask.error("--repeat must be at least 1")
     counts = {name: measure() for name, measure in COUNTS.items()}  # first: objects of the decisions slow the garbage collector down
     figures = {name: median_ms(prepare(), chosen.repeat) for name, prepare in DECISIONS.items()}
-    found = json.dumps({**counts, **figures}, indent=1)
-    print(found)
-    if chosen.json is not None:
-        chosen.json.parent.mkdir(parents=True, exist_ok=True)
-        chosen.json.write_text(found + "\n")
+    found = {**counts, **figures}
+    print(json.dumps(found, indent=1))
+    write_json(chosen.json, found)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from report import write_json
+
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import Answers, PlannedChange, fastest, plan
 from elastic.plan.search import preparing
@@ -94,9 +96,7 @@ def main(
             table.add_row(str(count), "any" if stages is None else str(stages), str(each["classes"]), *figures)
             print(json.dumps(each), flush=True)
     Console(stderr=True).print(table)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(path, found)
 
 
 if __name__ == "__main__":

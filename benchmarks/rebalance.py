@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from report import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -133,9 +134,7 @@ def main(
         table.add_row(str(count), *seconds, f"{found[-1]['ratio']:.2f}", "equal")
         print(json.dumps({name: value for name, value in found[-1].items() if name != "runs"}), flush=True)
     Console(stderr=True).print(table)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(path, found)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from killed import kill_ours
 from measure import SEQ, BenchmarkError, Task
 from peer_kills import PEERS, PeerKind, kill_peer, missing
 from replication import cost_of_replication
+from report import write_json
 from rich.console import Console
 from rich.table import Table
 from throughput import machine
@@ -149,9 +150,7 @@ def main(
         shown.print(f"left out: {name}: {why.splitlines()[0]}")
     if json_file is None:
         print(json.dumps(report))
-    else:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(json_file, report)
 
 
 def _run_peer(kind: PeerKind, size: int, kills: int, seed: int, report: dict[str, Any], progress: Console) -> None:

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from report import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -215,10 +216,7 @@ def main(
         f"{steps} steps, {len(killed.incidents)} incidents, running again after {statistics.median(running):.0f} ms; hit in {phases}"
     )
     console.print(f"digests {killed.value['digest']} and, undisturbed, {calm.value['digest']}")
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        figures_found = {"before": stress.before, "after": stress.after, "wrong": wrong, "steps": steps, "incidents": killed.incidents}
-        json_file.write_text(json.dumps(figures_found, indent=1) + "\n")
+    write_json(json_file, {"before": stress.before, "after": stress.after, "wrong": wrong, "steps": steps, "incidents": killed.incidents})
     for failure in wrong:
         console.print(f"[red]{failure}")
     console.print("nothing leaked, and all results are equal" if not wrong else f"{len(wrong)} checks failed")

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from measure import SEQ, BenchmarkError, Measurement, Task, check_same_work, run_ours, run_peer, startup_of_ddp, startup_of_ours
+from report import write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -208,9 +209,7 @@ def main(
     show(report, Console(highlight=False))
     if json_file is None:
         print(json.dumps(report))
-    else:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(json_file, report)
 
 
 if __name__ == "__main__":
