@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +16,8 @@ from elastic.checkpoint.manifest import slicing_json
 from elastic.checkpoint.objects import Location
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents, Spec
-from elastic.checkpoint.stored import itemsize
 
 Slicings = Mapping[tuple[str, str], Slicing]
-
-
-def _size(spec: Spec) -> int:
-    return math.prod(spec.shape) * itemsize(spec.dtype)
 
 
 def readable(count: float) -> str:
@@ -45,7 +39,7 @@ def as_json(detected: Detected, contents: Contents, slicings: Slicings) -> dict[
             name: {state: _tensor(spec, slicings.get((name, state))) for state, spec in states.items()}
             for name, states in contents.tensors.items()
         },
-        "bytes": sum(_size(spec) for states in contents.tensors.values() for spec in states.values()),
+        "bytes": sum(spec.bytes for states in contents.tensors.values() for spec in states.values()),
         "scalars": {name: dict(values) for name, values in contents.scalars.items()},
         "groups": [{"names": list(group.names), "settings": dict(group.settings)} for group in contents.groups],
         "ties": dict(contents.ties),
@@ -79,7 +73,7 @@ def _kinds(contents: Contents) -> Table:
         for state, spec in values.items():
             states.setdefault(state, []).append(spec)
     for state, specs in states.items():
-        elements, size = sum(math.prod(spec.shape) for spec in specs), sum(map(_size, specs))
+        elements, size = sum(spec.elements for spec in specs), sum(spec.bytes for spec in specs)
         table.add_row(escape(state), str(len(specs)), str(elements), readable(size), ", ".join(sorted({spec.dtype for spec in specs})))
     return table
 

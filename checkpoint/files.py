@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from elastic.checkpoint.dtypes import itemsize
 from elastic.checkpoint.strict_json import dumps, loads
 from elastic.errors import CheckpointError
 
@@ -37,22 +38,11 @@ CODES = {
 }
 """The safetensors name of each dtype of torch."""
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
-_BITS = {"8": 1, "6": 2, "2": 4, "4": 8}
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of safetensors itself."""
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
-
-
-def itemsize(dtype: str) -> int:
-    """Returns the bytes of one element. Raises CheckpointError for a dtype that safetensors does not have."""
-    code = CODES.get(dtype)
-    if code is None:
-        raise CheckpointError(f"dtype {dtype!r} cannot be stored in safetensors; supported are {', '.join(CODES)}")
-    if code == "BOOL" or code.startswith("F8"):
-        return 1
-    return 8 if code == "C64" else _BITS[code[-1]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

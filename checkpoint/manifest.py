@@ -215,7 +215,7 @@ def _spec(what: str, fields: Mapping[str, Any]) -> Spec:
 
 def _place(what: str, fields: Mapping[str, Any], files: Mapping[str, StoredFile]) -> TensorPlace:
     place = TensorPlace(file=fields["file"], offset=_count(fields["offset"]), spec=_spec(what, fields))
-    if place.file not in files or place.offset + place.elements * place.itemsize > files[place.file].size:
+    if place.file not in files or place.offset + place.spec.bytes > files[place.file].size:
         raise ValueError(f"{what} lies outside of its file")
     return place
 

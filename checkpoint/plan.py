@@ -7,14 +7,13 @@ file. If a weight is kept as tensor-parallel slices, each slice is one contiguou
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 
-from elastic.checkpoint.files import encode_header, itemsize, layout_entries
+from elastic.checkpoint.files import encode_header, layout_entries
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents, Spec
 from elastic.checkpoint.strict_json import dumps
@@ -39,16 +38,6 @@ class TensorPlace:
     offset: int
     spec: Spec
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return itemsize(self.spec.dtype)
-
-    @property
-    def elements(self) -> int:
-        """Elements of the whole tensor."""
-        return math.prod(self.spec.shape)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sliced:
@@ -57,16 +46,6 @@ class Sliced:
     spec: Spec
     slicing: Slicing
     slices: tuple[TensorPlace, ...]
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return itemsize(self.spec.dtype)
-
-    @property
-    def elements(self) -> int:
-        """Elements of the whole tensor, without padding."""
-        return math.prod(self.spec.shape)
 
 
 StoredTensor = TensorPlace | Sliced
@@ -100,7 +79,7 @@ class FilePlan:
     def runs(self) -> Iterator[tuple[str, str, int]]:
         """Yields `(name, state, elements)` of every tensor, in the order of the files."""
         for (name, state), place in self.places.items():
-            yield name, state, place.elements
+            yield name, state, place.spec.elements
 
 
 def stored_name(name: str, state: str) -> str:
@@ -158,7 +137,7 @@ def index_tables(places: Mapping[TensorKey, StoredTensor]) -> dict[str, dict[str
 
 
 def _plan_index(name: str, weights: Mapping[str, TensorPlace]) -> PlannedFile:
-    total = sum(place.elements * place.itemsize for place in weights.values())
+    total = sum(place.spec.bytes for place in weights.values())
     index = dumps({"metadata": {"total_size": total}, "weight_map": {key: place.file for key, place in weights.items()}}, name)
     return PlannedFile(name=name, size=len(index), head=index)
 
@@ -210,20 +189,20 @@ def _plan_kind(
         zeros = [_byte_range(place, run) for key, place in places.items() for run in padding.get(key, ())]
         for key, place in places.items():
             found.setdefault(key, []).append(place)
-        size = len(head) + sum(place.elements * place.itemsize for place in places.values())
+        size = len(head) + sum(place.spec.bytes for place in places.values())
         files.append(PlannedFile(name=name, size=size, head=head, zeros=tuple(zeros)))
     return files
 
 
 def _byte_range(place: TensorPlace, run: tuple[int, int]) -> tuple[int, int]:
-    return place.offset + run[0] * place.itemsize, place.offset + run[1] * place.itemsize
+    return place.offset + run[0] * place.spec.itemsize, place.offset + run[1] * place.spec.itemsize
 
 
 def _shards(specs: Mapping[TensorKey, Spec], most: int) -> list[list[TensorKey]]:
     shards: list[list[TensorKey]] = []
     room = 0
     for key, spec in specs.items():
-        size = math.prod(spec.shape) * itemsize(spec.dtype)
+        size = spec.bytes
         if not shards or size > room:
             shards.append([])
             room = most
@@ -234,7 +213,7 @@ def _shards(specs: Mapping[TensorKey, Spec], most: int) -> list[list[TensorKey]]
 
 def _plan_file(name: str, specs: Mapping[TensorKey, Spec]) -> tuple[bytes, dict[TensorKey, TensorPlace]]:
     """Returns header and places. Wide elements come first, as in safetensors' own writer, so every tensor is aligned to its elements."""
-    ordered = sorted(specs, key=lambda key: -itemsize(specs[key].dtype))
+    ordered = sorted(specs, key=lambda key: -specs[key].itemsize)
     entries = layout_entries((stored_name(*key), specs[key].dtype, specs[key].shape) for key in ordered)
     if len({entry.name for entry in entries}) < len(entries):
         names = sorted(entry.name for entry in entries)

@@ -94,8 +94,8 @@ class ElasticSource:
 
     def _run(self, name: str, state: str, start: int, stop: int) -> StoredTensor:
         place = self.place(name, state)
-        if not 0 <= start <= stop <= place.elements:
-            raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {stop}) of {place.elements} elements")
+        if not 0 <= start <= stop <= place.spec.elements:
+            raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {stop}) of {place.spec.elements} elements")
         return place
 
     def _fill_values(self, place: StoredTensor, start: int, values: torch.Tensor) -> None:
@@ -103,7 +103,7 @@ class ElasticSource:
             gather(place, start, values, self._fill)
         elif values.numel():
             landing = Landing(values)
-            self._fill(place.file, landing.bytes, place.offset + start * place.itemsize)
+            self._fill(place.file, landing.bytes, place.offset + start * place.spec.itemsize)
             landing.take()
 
     def place(self, name: str, state: str = PARAM) -> StoredTensor:

@@ -34,16 +34,16 @@ def gather(place: Sliced, start: int, values: torch.Tensor, fill: Fill) -> None:
     landing = Landing(values)
     run = words(landing.bytes, values.element_size())
     for whole in place.slicing.patches(place.spec.shape, start, start + run.size):
-        for patch in whole.divided(_MOST_BYTES // place.itemsize):
+        for patch in whole.divided(_MOST_BYTES // place.spec.itemsize):
             part = place.slices[patch.rank]
             if patch.rows == 1:
                 _fill_row(part, patch, 0, run, start, fill)
-            elif (patch.stride - patch.width) * part.itemsize >= BLOCK_BYTES:  # whole blocks between rows need not be read
+            elif (patch.stride - patch.width) * part.spec.itemsize >= BLOCK_BYTES:  # whole blocks between rows need not be read
                 for row in range(patch.rows):
                     _fill_row(part, patch, row, run, start, fill)
             else:
                 memory = raw.typed(raw.empty(((patch.rows - 1) * patch.stride + patch.width) * run.itemsize), run.dtype)
-                fill(part.file, raw.as_bytes(memory), part.offset + patch.at * part.itemsize)
+                fill(part.file, raw.as_bytes(memory), part.offset + patch.at * part.spec.itemsize)
                 for theirs, ours in _matched(patch, memory, patch.stride, run, start):
                     ours[:] = theirs
     landing.take()
@@ -53,11 +53,11 @@ def scatter(place: Sliced, start: int, values: torch.Tensor) -> Iterator[tuple[s
     """Yields `(file, offset, bytes)` for a run (of any shape) of the whole tensor that begins at element `start`; without padding."""
     run = words(bytes_of(values), values.element_size())
     for whole in place.slicing.patches(place.spec.shape, start, start + run.size):
-        for patch in whole.divided(_MOST_BYTES // place.itemsize):
+        for patch in whole.divided(_MOST_BYTES // place.spec.itemsize):
             part, offset = place.slices[patch.rank], patch.at
             if patch.rows == 1:
                 for first, count in patch.pieces:
-                    yield part.file, part.offset + offset * part.itemsize, raw.as_bytes(run[first - start :][:count])
+                    yield part.file, part.offset + offset * part.spec.itemsize, raw.as_bytes(run[first - start :][:count])
                     offset += count
                 continue
             memory = raw.typed(raw.empty(patch.rows * patch.width * run.itemsize), run.dtype)
@@ -65,7 +65,7 @@ def scatter(place: Sliced, start: int, values: torch.Tensor) -> Iterator[tuple[s
                 theirs[:] = ours
             rows = [memory] if patch.stride == patch.width else memory.reshape(patch.rows, patch.width)
             for row in rows:
-                yield part.file, part.offset + offset * part.itemsize, raw.as_bytes(row)
+                yield part.file, part.offset + offset * part.spec.itemsize, raw.as_bytes(row)
                 offset += patch.stride
 
 
@@ -73,7 +73,7 @@ def _fill_row(part: TensorPlace, patch: Patch, row: int, run: np.ndarray, start:
     """Fills one row's pieces of `run` directly."""
     offset = patch.at + row * patch.stride
     for first, count in patch.pieces:
-        fill(part.file, raw.as_bytes(run[first + row * patch.pitch - start :][:count]), part.offset + offset * part.itemsize)
+        fill(part.file, raw.as_bytes(run[first + row * patch.pitch - start :][:count]), part.offset + offset * part.spec.itemsize)
         offset += count
 
 

@@ -6,11 +6,14 @@ unit of reading and writing, so that no program needs a whole model, or a whole 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+
+from elastic.checkpoint.dtypes import itemsize
 
 PARAM = "param"
 """The state name of the parameter's own values."""
@@ -22,6 +25,21 @@ class Spec:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return itemsize(self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all elements."""
+        return self.elements * self.itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

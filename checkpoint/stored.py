@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from elastic.checkpoint.dtypes import dtype_of
 from elastic.checkpoint.state import Spec
 from elastic.errors import CheckpointError
 from elastic.layout.boxes import Box, boxes_of_run, intersection, runs_of_box
@@ -23,24 +24,6 @@ STRIDED_LIMIT = 256 << 20
 
 OPEN_LIMIT = 64
 """Most files of one checkpoint that are open at a time: some formats have one for every state of every parameter."""
-
-
-def dtype_of(name: str) -> torch.dtype:
-    """Returns the dtype of torch with this name. Raises CheckpointError if there is none."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"unknown dtype {name!r}")
-    return dtype
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """Returns torch's name of the dtype, without `torch.`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def itemsize(name: str) -> int:
-    """Returns the bytes of one element of this dtype."""
-    return dtype_of(name).itemsize
 
 
 def memory_of(flat: torch.Tensor) -> memoryview:
@@ -177,7 +160,7 @@ class Strided:
             rows = self._rows(box[0][0], box[1][0])
             return rows[(slice(None), *(slice(o, o + n) for o, n in zip(box[0][1:], box[1][1:], strict=True)))]
         offsets, sizes = [box[0][dim] for dim in order], [box[1][dim] for dim in order]
-        out, width, position = empty(math.prod(sizes), dtype_of(self.spec.dtype)), itemsize(self.spec.dtype), 0
+        out, width, position = empty(math.prod(sizes), dtype_of(self.spec.dtype)), self.spec.itemsize, 0
         memory = memory_of(out)
         for start, stop in runs_of_box([self.spec.shape[dim] for dim in order], (tuple(offsets), tuple(sizes))):
             size = (stop - start) * width
@@ -190,7 +173,7 @@ class Strided:
         """Reads indices `[first, first + count)` of the first dimension, and the memory between them."""
         shape = (count, *self.spec.shape[1:])
         span = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, self.strides, strict=True))
-        width = itemsize(self.spec.dtype)
+        width = self.spec.itemsize
         if span * width > STRIDED_LIMIT:
             raise CheckpointError(
                 f"{self.path}: a tensor of shape {list(self.spec.shape)} with strides {list(self.strides)} spans more than "
@@ -203,7 +186,7 @@ class Strided:
         """Reads a run, flat."""
         order = self._order()
         if order is not None and order == sorted(order):
-            width = itemsize(self.spec.dtype)
+            width = self.spec.itemsize
             return self._resolved(self.files.elements(self.path, self.offset + start * width, stop - start, self.spec.dtype))
         if start == stop:
             return empty(0, dtype_of(self.spec.dtype))

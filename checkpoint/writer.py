@@ -120,7 +120,7 @@ def chunks(plan: FilePlan, runs: Iterable[TensorRun]) -> Iterator[tuple[str, int
 def _placed(place: StoredTensor, start: int, tensor: torch.Tensor) -> Iterator[tuple[str, int, np.ndarray]]:
     """Yields `(file, offset, memory)` of a run: one, or several for a tensor that is kept as slices."""
     if isinstance(place, TensorPlace):
-        yield place.file, place.offset + start * place.itemsize, bytes_of(tensor)
+        yield place.file, place.offset + start * place.spec.itemsize, bytes_of(tensor)
     else:
         yield from scatter(place, start, tensor)
 
@@ -128,8 +128,8 @@ def _placed(place: StoredTensor, start: int, tensor: torch.Tensor) -> Iterator[t
 def _check_run(name: str, state: str, start: int, tensor: torch.Tensor, place: StoredTensor) -> None:
     if str(tensor.dtype) != f"torch.{place.spec.dtype}":
         raise CheckpointError(f"{name!r}, {state!r} is {tensor.dtype}, but the contents list it as {place.spec.dtype}")
-    if start < 0 or start + tensor.numel() > place.elements:
-        raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {start + tensor.numel()}) of {place.elements} elements")
+    if start < 0 or start + tensor.numel() > place.spec.elements:
+        raise CheckpointError(f"{name!r}, {state!r}: run [{start}, {start + tensor.numel()}) of {place.spec.elements} elements")
 
 
 class _PartWriter:

@@ -11,7 +11,6 @@ import torch
 
 from elastic.checkpoint.convert.output import silent_bytes
 from elastic.checkpoint.state import PARAM, Source, Spec
-from elastic.checkpoint.stored import itemsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +35,7 @@ def compare_tensor(
     left: Source, right: Source, name: str, state: str, spec: Spec, limit: int, told: Callable[[int], None] = silent_bytes
 ) -> str | None:
     """Returns how the values differ, None if all bits are equal. `limit`: bytes of one run. told: called with the bytes compared."""
-    count, step = math.prod(spec.shape), max(1, limit // itemsize(spec.dtype))
+    count, step = spec.elements, max(1, limit // spec.itemsize)
     first, largest, differing = None, 0.0, 0
     for at in range(0, count, step):
         a, b = left.read(name, state, at, min(count, at + step)), right.read(name, state, at, min(count, at + step))

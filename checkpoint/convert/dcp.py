@@ -14,9 +14,10 @@ from elastic.checkpoint.convert.jsonable import Unread
 from elastic.checkpoint.convert.nested import Nested, interpret
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.tree import place
+from elastic.checkpoint.dtypes import name_of
 from elastic.checkpoint.pickles import Archive, Opaque, load_archive, load_bare
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import Chunk, Chunked, Files, Strided, name_of
+from elastic.checkpoint.stored import Chunk, Chunked, Files, Strided
 from elastic.errors import CheckpointError
 from elastic.layout.boxes import tiling_fault
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from elastic.checkpoint.dtypes import dtype_of
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import dtype_of
 
 VERSION = "1.0.0"
 """The version of the metadata of torch 2.13."""

@@ -17,9 +17,9 @@ from elastic.checkpoint.convert.dcp_metadata import bytes_entry, metadata_bytes,
 from elastic.checkpoint.convert.nested import Leaf, tree_of
 from elastic.checkpoint.convert.output import ConversionProgress, Reading, put, run_bytes, silent, streamed
 from elastic.checkpoint.convert.tree import element
+from elastic.checkpoint.dtypes import name_of
 from elastic.checkpoint.pickles.write import write_archive
 from elastic.checkpoint.state import Source, Spec
-from elastic.checkpoint.stored import itemsize, name_of
 from elastic.errors import CheckpointError
 
 CHUNK = 64 << 20
@@ -54,9 +54,9 @@ def _flattened_groups(optimizer: Mapping[str, Any], path: tuple[str | int, ...])
 
 
 def _chunks(spec: Spec) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    if not spec.shape or not math.prod(spec.shape):
+    if not spec.shape or not spec.elements:
         return [((0,) * len(spec.shape), spec.shape)]
-    rows = max(1, CHUNK // (math.prod(spec.shape[1:]) * itemsize(spec.dtype)))
+    rows = max(1, CHUNK // (math.prod(spec.shape[1:]) * spec.itemsize))
     zeros, tail = (0,) * (len(spec.shape) - 1), spec.shape[1:]
     return [((row, *zeros), (min(rows, spec.shape[0] - row), *tail)) for row in range(0, spec.shape[0], rows)]
 

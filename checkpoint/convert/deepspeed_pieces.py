@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from elastic.checkpoint.dtypes import dtype_of
 from elastic.checkpoint.state import Contents, Spec
-from elastic.checkpoint.stored import Files, ReadableTensor, dtype_of
+from elastic.checkpoint.stored import Files, ReadableTensor
 from elastic.errors import CheckpointError
 from elastic.layout.runs import shared
 
@@ -38,7 +39,7 @@ class PiecedTensor:
             if (
                 piece.start != position
                 or piece.held.spec.dtype != self.spec.dtype
-                or piece.at + piece.stop - piece.start > math.prod(piece.held.spec.shape)
+                or piece.at + piece.stop - piece.start > piece.held.spec.elements
             ):
                 raise CheckpointError(f"{self.what}: its shards do not fit together at element {position}")
             position = piece.stop
@@ -48,14 +49,14 @@ class PiecedTensor:
     @classmethod
     def whole(cls, what: str, held: ReadableTensor, shape: Sequence[int] | None = None) -> PiecedTensor:
         """Returns a tensor of one piece, by default in its own shape."""
-        size = math.prod(held.spec.shape)
+        size = held.spec.elements
         spec = Spec(shape=tuple(held.spec.shape if shape is None else shape), dtype=held.spec.dtype)
         return cls(what=what, spec=spec, pieces=(TensorPiece(start=0, stop=size, held=held, at=0),) if size else ())
 
     @property
     def size(self) -> int:
         """Number of elements."""
-        return math.prod(self.spec.shape)
+        return self.spec.elements
 
     def run(self, start: int, stop: int) -> torch.Tensor:
         """Reads a run, flat."""

@@ -82,7 +82,7 @@ class _Collected:
         self, names: Mapping[str, Sequence[int]], held: Mapping[str, Sequence[ReadableTensor]], third: bool, paddings: Sequence[int] | None
     ) -> Iterator[tuple[str, dict[str, PiecedTensor]]]:
         position = 0
-        lengths = [math.prod(one.spec.shape) for one in held[PARAM]]
+        lengths = [one.spec.elements for one in held[PARAM]]
         for number_, (name, shape) in enumerate(names.items()):
             size = math.prod(shape)
             parts = _third(size, position, len(lengths)) if third else _flat(position, size, lengths)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from elastic.checkpoint.convert.nested import Leaf, Nested, ties_of
 from elastic.checkpoint.convert.output import ConversionProgress, Reading, put, run_bytes, silent
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import write_file
+from elastic.checkpoint.dtypes import dtype_of
 from elastic.checkpoint.plan import is_extra_file
 from elastic.checkpoint.state import PARAM, Contents, Source
-from elastic.checkpoint.stored import Files, dtype_of, itemsize
+from elastic.checkpoint.stored import Files
 from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
@@ -87,7 +87,7 @@ def _shards(leaves: Mapping[str, Leaf], limit: int) -> list[dict[str, Leaf]]:
     shards: list[dict[str, Leaf]] = [{}]
     used = 0
     for name, leaf in leaves.items():
-        size = math.prod(leaf.spec.shape) * itemsize(leaf.spec.dtype)
+        size = leaf.spec.bytes
         if shards[-1] and used + size > limit:
             shards.append({})
             used = 0
@@ -135,7 +135,7 @@ def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress:
             with (place / name).open("wb") as stream:
                 write_file(stream, {key: (leaf.spec, reading.runs(leaf)) for key, leaf in _by_alignment(leaves).items()}, metadata)
         if len(shards) > 1:
-            total = sum(math.prod(leaf.spec.shape) * itemsize(leaf.spec.dtype) for leaves in shards for leaf in leaves.values())
+            total = sum(leaf.spec.bytes for leaves in shards for leaf in leaves.values())
             mapping = {key: name for name, leaves in zip(names, shards, strict=True) for key in leaves}
             (place / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": mapping}, indent=2) + "\n")
         for name, data in others.items():
@@ -144,4 +144,4 @@ def write_hf(source: Source, path: Path, *, max_memory: int = 1 << 30, progress:
 
 def _by_alignment(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """Sorts wide dtypes first, as the safetensors library does, so that every tensor is aligned to its elements."""
-    return dict(sorted(leaves.items(), key=lambda item: -itemsize(item[1].spec.dtype)))
+    return dict(sorted(leaves.items(), key=lambda item: -item[1].spec.itemsize))

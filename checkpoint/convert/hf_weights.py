@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.safetensors_file import open_file
 from elastic.checkpoint.convert.torch_save import load_tree
 from elastic.checkpoint.pickles import Archive
-from elastic.checkpoint.stored import Files, ReadableTensor, is_tensor, itemsize
+from elastic.checkpoint.stored import Files, ReadableTensor, is_tensor
 from elastic.checkpoint.strict_json import loads
 from elastic.errors import CheckpointError
 
@@ -141,7 +140,7 @@ def read_all(tensors: Mapping[str, ReadableTensor]) -> str:
     """Reads every byte, and returns what that proves, in words."""
     total = 0
     for value in tensors.values():
-        count, step = math.prod(value.spec.shape), max(1, (4 << 20) // itemsize(value.spec.dtype))
+        count, step = value.spec.elements, max(1, (4 << 20) // value.spec.itemsize)
         for at in range(0, count, step):
             total += value.run(at, min(count, at + step)).nbytes
     return f"{total} bytes read; the format has no checksums"

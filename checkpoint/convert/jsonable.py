@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 
 import torch
 
+from elastic.checkpoint.dtypes import dtype_of, name_of
 from elastic.checkpoint.pickles import Global, Opaque
-from elastic.checkpoint.stored import ReadableTensor, dtype_of, is_tensor, name_of
+from elastic.checkpoint.stored import ReadableTensor, is_tensor
 from elastic.errors import CheckpointError
 
 TENSOR_LIMIT = 1 << 20
@@ -31,7 +31,7 @@ def _bytes_of(flat: torch.Tensor) -> bytes:
 
 
 def _tensor(value: ReadableTensor, where: str) -> Any:
-    count = math.prod(value.spec.shape)
+    count = value.spec.elements
     if count > TENSOR_LIMIT:
         top, _, below = where.partition(".")
         new = r"regex = '{}\.(.*)' to = 'NAME.\1'" if below else "exact = '{}' to = 'NAME'"

@@ -8,7 +8,6 @@ ranks are not needed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ class LayerRow:
 
     def run(self, start: int, stop: int) -> torch.Tensor:
         """Reads a run, flat."""
-        first = self.index * math.prod(self.spec.shape)
+        first = self.index * self.spec.elements
         return self.held.run(first + start, first + stop)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from elastic.checkpoint.convert.optimizer import settings_of
 from elastic.checkpoint.convert.rules import Rules
+from elastic.checkpoint.dtypes import dtype_of
 from elastic.checkpoint.pickles import number
 from elastic.checkpoint.state import PARAM, Contents, Group, Spec
-from elastic.checkpoint.stored import ReadableTensor, dtype_of, is_tensor
+from elastic.checkpoint.stored import ReadableTensor, is_tensor
 from elastic.errors import CheckpointError
 
 OptimizerTensors = Mapping[tuple[str, str], ReadableTensor]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,8 +13,9 @@ from elastic.checkpoint.convert.jsonable import decode, encoded
 from elastic.checkpoint.convert.optimizer import SCALARS, Optimizer, read_optimizer, scalar_tensor, setting
 from elastic.checkpoint.convert.rules import Rules
 from elastic.checkpoint.convert.tree import SPELLING, TreeParts, dotted, element, find, place, rest, spelled, step_of, take_out, tensors_in
+from elastic.checkpoint.dtypes import dtype_of
 from elastic.checkpoint.state import PARAM, Contents, Source, Spec
-from elastic.checkpoint.stored import Files, ReadableTensor, Strided, dtype_of, is_tensor
+from elastic.checkpoint.stored import Files, ReadableTensor, Strided, is_tensor
 from elastic.errors import CheckpointError
 
 
@@ -51,8 +51,8 @@ def checked(tensors: Mapping[tuple[str, str], ReadableTensor], name: str, state:
     found = tensors.get((name, state))
     if found is None:
         raise CheckpointError(f"there is no {state} of {name}")
-    if not 0 <= start <= stop <= math.prod(found.spec.shape):
-        raise CheckpointError(f"{state} of {name} has {math.prod(found.spec.shape)} elements; {start} to {stop} were requested")
+    if not 0 <= start <= stop <= found.spec.elements:
+        raise CheckpointError(f"{state} of {name} has {found.spec.elements} elements; {start} to {stop} were requested")
     return found
 
 
@@ -61,7 +61,7 @@ def ties_of(model: Mapping[str, ReadableTensor]) -> dict[str, str]:
     seen: dict[Any, str] = {}
     ties = {}
     for name, value in model.items():
-        if isinstance(value, Strided) and math.prod(value.spec.shape):
+        if isinstance(value, Strided) and value.spec.elements:
             place = (value.path, value.offset, value.spec, value.strides, value.conjugate, value.negative)
             first = seen.setdefault(place, name)
             if first != name:

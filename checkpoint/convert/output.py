@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,6 @@ import torch
 from elastic.checkpoint.convert.nested import Leaf
 from elastic.checkpoint.pickles.write import Streamed
 from elastic.checkpoint.state import Source
-from elastic.checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 ConversionProgress = Callable[[str, int], None]
@@ -50,8 +48,8 @@ class Reading:
 
     def runs(self, leaf: Leaf, start: int = 0, stop: int | None = None) -> Iterator[torch.Tensor]:
         """Yields the elements `[start, stop)` of a leaf, by default all."""
-        stop = math.prod(leaf.spec.shape) if stop is None else stop
-        width = itemsize(leaf.spec.dtype)
+        stop = leaf.spec.elements if stop is None else stop
+        width = leaf.spec.itemsize
         count = max(1, self.limit // width)
         for at in range(start, stop, count):
             flat = self.source.read(leaf.name, leaf.state, at, min(stop, at + count))
@@ -68,7 +66,7 @@ def streamed(value: Any, reading: Reading, whole: Leaf | None = None, start: int
 
     def convert(value: Any) -> Any:
         if isinstance(value, Leaf):
-            stop = start + math.prod(value.spec.shape)
+            stop = start + value.spec.elements
             return made.setdefault(value, Streamed(spec=value.spec, chunks=lambda: reading.runs(whole or value, start, stop)))
         if isinstance(value, Mapping):
             return {key: convert(item) for key, item in value.items()}

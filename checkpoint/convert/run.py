@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from elastic.checkpoint.convert.tree import SPELLING
 from elastic.checkpoint.objects import Location
 from elastic.checkpoint.slices import Slicing
 from elastic.checkpoint.state import PARAM, Contents, Source, Spec
-from elastic.checkpoint.stored import itemsize
 from elastic.errors import CheckpointError
 
 DEFAULT_MEMORY = 2 << 30
@@ -78,7 +76,7 @@ class TensorToWrite:
     @property
     def size(self) -> int:
         """Bytes of the tensor."""
-        return math.prod(self.spec.shape) * itemsize(self.spec.dtype)
+        return self.spec.bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from elastic.checkpoint.convert.output import silent_bytes
 from elastic.checkpoint.convert.rule_source import Ruled
 from elastic.checkpoint.state import Source
-from elastic.checkpoint.stored import itemsize
 
 
 def size_of(source: Source) -> int:
     """Returns the bytes of all tensors."""
-    return sum(math.prod(spec.shape) * itemsize(spec.dtype) for states in source.contents.tensors.values() for spec in states.values())
+    return sum(spec.bytes for states in source.contents.tensors.values() for spec in states.values())
 
 
 def verify(source: Source, *, limit: int, told: Callable[[int], None] = silent_bytes) -> str:
@@ -34,7 +32,7 @@ def verify(source: Source, *, limit: int, told: Callable[[int], None] = silent_b
     total = 0
     for name, states in source.contents.tensors.items():
         for state, spec in states.items():
-            count, step = math.prod(spec.shape), max(1, limit // itemsize(spec.dtype))
+            count, step = spec.elements, max(1, limit // spec.itemsize)
             for at in range(0, count, step):
                 read = source.read(name, state, at, min(count, at + step)).nbytes
                 total += read

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from elastic.checkpoint.dtypes import name_of
 from elastic.checkpoint.pickles.archive import Archive
 from elastic.checkpoint.pickles.calls import STORAGES, TENSORS, call, storage
 from elastic.checkpoint.pickles.machine import run
 from elastic.checkpoint.pickles.origin import Origin, PickleLimits
 from elastic.checkpoint.pickles.values import Global
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import Files, name_of
+from elastic.checkpoint.stored import Files
 from elastic.errors import CheckpointError
 
 _FAULTS = (OSError, RuntimeError, ValueError, TypeError, EOFError, ImportError, AttributeError, LookupError, pickle.UnpicklingError)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from elastic.checkpoint.dtypes import dtype_of, name_of
 from elastic.checkpoint.pickles.origin import Origin
 from elastic.checkpoint.pickles.values import PickledStorage
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import Strided, dtype_of, name_of
+from elastic.checkpoint.stored import Strided
 
 _DIMENSIONS = 64
 EXPANDED_LIMIT = 1 << 20

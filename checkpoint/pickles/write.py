@@ -21,9 +21,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import _utils
 
+from elastic.checkpoint.dtypes import dtype_of, name_of
 from elastic.checkpoint.pickles.calls import STORAGES
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import dtype_of, itemsize, name_of, raw
+from elastic.checkpoint.stored import raw
 from elastic.errors import CheckpointError
 
 ALIGNMENT = 64
@@ -56,9 +57,9 @@ class _StatePickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> Any:
         if not isinstance(obj, _StorageToWrite):
             return None
-        kind, count = _CLASSIC.get(obj.spec.dtype), math.prod(obj.spec.shape)
+        kind, count = _CLASSIC.get(obj.spec.dtype), obj.spec.elements
         if kind is None:
-            return "storage", torch.storage.UntypedStorage, obj.key, "cpu", count * itemsize(obj.spec.dtype)
+            return "storage", torch.storage.UntypedStorage, obj.key, "cpu", count * obj.spec.itemsize
         return "storage", getattr(torch, kind), obj.key, "cpu", count
 
     def reducer_override(self, obj: Any) -> Any:
@@ -126,7 +127,7 @@ def write_archive(stream: BinaryIO, value: Any) -> None:
     archive.member("data.pkl", pickled.tell(), [pickled.getvalue()])
     archive.member("byteorder", 6, [b"little"])
     for key, tensor in enumerate(pickler.streams):
-        length = math.prod(tensor.spec.shape) * itemsize(tensor.spec.dtype)
+        length = tensor.spec.bytes
         archive.member(f"data/{key}", length, (raw(flat) for flat in tensor.chunks()))
     archive.member("version", 2, [b"3\n"])
     archive.finish()

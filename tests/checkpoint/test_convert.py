@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import shutil
 import struct
 import subprocess
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def whole(source, name, state="param"):
     spec = source.contents.tensors[name][state]
-    return source.read(name, state, 0, math.prod(spec.shape)).reshape(spec.shape)
+    return source.read(name, state, 0, spec.elements).reshape(spec.shape)
 
 
 def save(path, *, model="model", optimizer="optimizer", **rest):

@@ -56,7 +56,7 @@ def test_another_value_in_a_slice_would_be_noticed(tmp_path: Path) -> None:
 def _save_with_one_bit_changed(source: ElasticSource, target: Path) -> None:
     def runs() -> Iterator[TensorRun]:
         for (name, state), place in source.manifest.places.items():
-            values = source.read(name, state, 0, place.elements)
+            values = source.read(name, state, 0, place.spec.elements)
             if (name, state) == ("1.qkv.weight", "exp_avg"):
                 values[-1] *= -1
             yield name, state, 0, values

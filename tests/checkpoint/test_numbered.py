@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def moments(source: Path, rules: dict | None = None) -> dict[str, torch.Tensor]:
     _, opened = open_any(source, rules=parse_rules(rules or {}))
     try:
         specs = {name: states["exp_avg"] for name, states in opened.contents.tensors.items() if "exp_avg" in states}
-        return {name: opened.read(name, "exp_avg", 0, math.prod(spec.shape)).reshape(spec.shape) for name, spec in specs.items()}
+        return {name: opened.read(name, "exp_avg", 0, spec.elements).reshape(spec.shape) for name, spec in specs.items()}
     finally:
         opened.close()
 

@@ -18,11 +18,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elastic.checkpoint.dtypes import name_of
 from elastic.checkpoint.pickles import Global, Opaque, PickleLimits, load, number, plain
 from elastic.checkpoint.pickles.archive import Archive
 from elastic.checkpoint.pickles.write import Streamed, save
 from elastic.checkpoint.state import Spec
-from elastic.checkpoint.stored import name_of
 from elastic.errors import CheckpointError
 
 
