@@ -29,6 +29,7 @@ __all__ = [
     "change_password",
     "enable_auth",
     "etcd_with",
+    "etcd_with_login",
 ]
 
 
@@ -42,6 +43,17 @@ def etcd_with(directory: Path, **flags: str) -> Iterator[PrivateEtcd]:
     try:
         etcd.endpoint()
         yield etcd
+    finally:
+        etcd.stop()
+
+
+@contextmanager
+def etcd_with_login(directory: Path) -> Iterator[str]:
+    """A real etcd that requires a login: root with password `right`."""
+    etcd = PrivateEtcd(directory)
+    try:
+        enable_auth(etcd.endpoint())
+        yield str(etcd.endpoint())
     finally:
         etcd.stop()
 

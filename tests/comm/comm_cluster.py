@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,3 +104,16 @@ def until(condition: Callable[[], Any]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         os.sched_yield()
+
+
+def clusters(kind: str) -> Iterator[Callable[..., Cluster]]:
+    """Yields a function that makes clusters of workers 0..n-1, linked to each other; closes them afterwards."""
+    made: list[Cluster] = []
+
+    def make(size: int, installed: bool = True) -> Cluster:
+        made.append(Cluster(kind, range(size)))
+        return made[-1].install(range(size)) if installed else made[-1]
+
+    yield make
+    for each in made:
+        each.close()

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from comm_cluster import PATIENCE_S, Cluster, pattern, tag, until
+from comm_cluster import PATIENCE_S, clusters, pattern, tag, until
 
 from elastic.comm import Network
 from elastic.comm.link import Link
@@ -23,15 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture(params=["unix", "tcp"])
 def cluster(request: pytest.FixtureRequest):
-    made: list[Cluster] = []
-
-    def make(size: int, installed: bool = True) -> Cluster:
-        made.append(Cluster(request.param, range(size)))
-        return made[-1].install(range(size)) if installed else made[-1]
-
-    yield make
-    for each in made:
-        each.close()
+    yield from clusters(request.param)
 
 
 def connect(network: Network) -> socket.socket:

@@ -39,6 +39,18 @@ class Block(nn.Module):
         return x + self.dropout(self.outer(functional.gelu(self.inner(self.norm(x)))))
 
 
+class Scaled(nn.Module):
+    """A layer with a temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.scale = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.linear(x) * self.scale)
+
+
 class Transposed(nn.Module):
     """Gives a view that is not contiguous."""
 

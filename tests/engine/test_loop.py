@@ -9,22 +9,10 @@ from torch import nn
 import elastic
 
 
-class Scaled(nn.Module):
-    """A layer with a temperature."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(models.WIDTH, models.WIDTH)
-        self.scale = 1.0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.linear(x) * self.scale)
-
-
 def plain(steps: int) -> list[float]:
     """The losses of an ordinary loop."""
     torch.manual_seed(5)
-    model = nn.Sequential(Scaled(), models.Head())
+    model = nn.Sequential(models.Scaled(), models.Head())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses = []
     for step in range(steps):
@@ -38,7 +26,7 @@ def plain(steps: int) -> list[float]:
     return losses
 
 
-def body(step: int, layer: Scaled, optimizer: torch.optim.Optimizer) -> None:
+def body(step: int, layer: models.Scaled, optimizer: torch.optim.Optimizer) -> None:
     layer.scale = 1.0 + 0.1 * step
     optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
     optimizer.param_groups[0]["momentum"] = 0.5 if step % 2 else 0.9
@@ -51,7 +39,7 @@ def batch(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def elastically(steps: int) -> list[float]:
     torch.manual_seed(5)
-    model = nn.Sequential(Scaled(), models.Head())
+    model = nn.Sequential(models.Scaled(), models.Head())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loss = lambda output, data: nn.functional.cross_entropy(output, data[1])  # noqa: E731
     trainer = elastic.Trainer(model, loss, optimizer, batch, batch_size=8, micro_batch_size=8)

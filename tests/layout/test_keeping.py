@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -30,19 +31,21 @@ def one_stage(layout: Layout, members: list[int], hosts=None) -> Layout:
 
 
 def totals(layout: Layout) -> Counter[int]:
-    owned = Counter(dict.fromkeys(layout.workers, 0))
-    for layer in layout.layers:
-        for interval in layer.intervals:
-            owned[interval.owner] += interval.elements
-    return owned
+    """Elements that each worker owns."""
+    return _elements_by(layout, "owner")
 
 
 def copies(layout: Layout) -> Counter[int]:
-    kept = Counter(dict.fromkeys(layout.workers, 0))
+    """Elements that each worker keeps as a replica."""
+    return _elements_by(layout, "replica")
+
+
+def _elements_by(layout: Layout, role: Literal["owner", "replica"]) -> Counter[int]:
+    found = Counter(dict.fromkeys(layout.workers, 0))
     for layer in layout.layers:
         for interval in layer.intervals:
-            kept[interval.replica] += interval.elements
-    return kept
+            found[getattr(interval, role)] += interval.elements
+    return found
 
 
 def assert_balanced(layout: Layout, stages) -> None:

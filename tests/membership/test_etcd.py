@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from elastic.errors import Conflict, EtcdFull, EtcdRefused, EtcdUnavailable, SettingsError
-from elastic.membership.server import PrivateEtcd
-from tests.etcd_access import EtcdClient, EtcdEndpoint, KeyValue, change_password, enable_auth, etcd_with
+from tests.etcd_access import EtcdClient, EtcdEndpoint, KeyValue, change_password, enable_auth, etcd_with, etcd_with_login
 
 
 def test_an_endpoint_has_a_host_a_port_and_maybe_a_login() -> None:
@@ -195,11 +194,8 @@ def test_a_closed_client_says_so(endpoint: EtcdEndpoint) -> None:
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[str]:
-    """An etcd that wants a login: root with password `right`."""
-    server = PrivateEtcd(tmp_path)
-    enable_auth(server.endpoint())
-    yield str(server.endpoint())
-    server.stop()
+    with etcd_with_login(tmp_path) as endpoint:
+        yield endpoint
 
 
 @pytest.mark.slow

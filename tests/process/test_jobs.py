@@ -13,11 +13,10 @@ import pytest
 
 import elastic
 from elastic.errors import EtcdUnavailable, JobFailed, MismatchError, NotInJob, SettingsError, TrainFunctionError
-from elastic.membership.server import PrivateEtcd
 from elastic.settings import best_isa, worker_environment
 from elastic.view import View
 from tests.conftest import Leftovers
-from tests.etcd_access import Claim, EtcdClient, EtcdEndpoint, enable_auth
+from tests.etcd_access import Claim, EtcdClient, EtcdEndpoint, etcd_with_login
 from tests.process import functions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
@@ -51,10 +50,8 @@ def test_workers_run_in_a_sound_environment_and_leave_nothing(leftovers: Leftove
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[str]:
-    server = PrivateEtcd(tmp_path)
-    enable_auth(server.endpoint())
-    yield str(server.endpoint())
-    server.stop()
+    with etcd_with_login(tmp_path) as endpoint:
+        yield endpoint
 
 
 def test_a_given_etcd_carries_the_first_view_and_is_left_clean(guarded: str) -> None:

@@ -12,37 +12,17 @@ from torch import nn
 
 import elastic
 from tests.engine import models
-from tests.recovery.trainings import Watched, die
-
-
-class Scaled(nn.Module):
-    """A layer with a temperature."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(models.WIDTH, models.WIDTH)
-        self.scale = 1.0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.linear(x) * self.scale)
+from tests.recovery.trainings import Watched, die, die_on_entering
 
 
 def build() -> list[nn.Module]:
-    return [Scaled(), nn.Sequential(nn.Dropout(0.1), Scaled()), nn.Linear(models.WIDTH, models.WIDTH), models.Head()]
+    return [models.Scaled(), nn.Sequential(nn.Dropout(0.1), models.Scaled()), nn.Linear(models.WIDTH, models.WIDTH), models.Head()]
 
 
 def train(job: Any, folder: str, steps: int, dies: dict[str, Any] | None = None, saves: dict[str, Any] | None = None) -> str | None:
     """`dies`: by worker, the phase of a step or `loop` or `evaluate`, the step, and at which time it is there."""
     fate = (dies or {}).get(str(job.worker), [None, None, 1])
-    enter, left = job.enter, [fate[2]]
-
-    def entered(phase: str, step: int, micro_batch: int = -1) -> None:
-        enter(phase, step, micro_batch)
-        left[0] -= [phase, step] == fate[:2]
-        if not left[0]:
-            die()
-
-    job.enter = entered
+    die_on_entering(job, *fate)
     torch.manual_seed(5)
     layers = build()
     parameters = [parameter for layer in layers for parameter in layer.parameters()]

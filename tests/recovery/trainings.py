@@ -34,6 +34,19 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_on_entering(job: Any, phase: str | None, step: int | None, times: int) -> None:
+    """Has this worker die at once when it enters the phase of the step for the `times`-th time."""
+    enter, left = job.enter, [times]
+
+    def entered(now: str, number: int, micro_batch: int = -1) -> None:
+        enter(now, number, micro_batch)
+        left[0] -= (now, number) == (phase, step)
+        if not left[0]:
+            die()
+
+    job.enter = entered
+
+
 CASES: dict[str, dict[str, Any]] = {
     "tied, two groups, clipping, scheduler": {
         "model": models.tied,
@@ -109,7 +122,9 @@ def train(
         die()
     options = {"data": models.Rows(), "loss": models.cross_entropy, "batch_size": 24, "micro_batch_size": 4, **CASES[name], **(saves or {})}
     build, loss, optimizer, data = (options.pop(part) for part in ("model", "loss", "optimizer", "data"))
-    _arm(job, fate)
+    if len(fate) == 3:
+        job.phase_delay = None
+        die_on_entering(job, *fate)
     if fate[0] == "damages":
         _damage(fate[1])
     torch.manual_seed(5)
@@ -142,22 +157,6 @@ def _lasting(*arguments: Any) -> profile.LayerProfile:
     """Layers that take so long, it is said, that a replacement is there within a step. Of four layers, two and two are the best stages."""
     rows = measure(*arguments)
     return [[20.0 if place in (0, len(rows) - 1) else 10.0, 0.0, *row[2:]] for place, row in enumerate(rows)]
-
-
-def _arm(job: Any, fate: list[Any]) -> None:
-    """Has this worker die at once when it enters its phase for the last time that it may."""
-    if len(fate) != 3:
-        return
-    enter, left = job.enter, [fate[2]]
-    job.phase_delay = None
-
-    def entered(phase: str, step: int, micro_batch: int = -1) -> None:
-        enter(phase, step, micro_batch)
-        left[0] -= [phase, step] == fate[:2]
-        if not left[0]:
-            die()
-
-    job.enter = entered
 
 
 def _damage(step: int) -> None:
