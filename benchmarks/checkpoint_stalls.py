@@ -49,8 +49,8 @@ def train(job: elastic.Job, layers: int, steps: int, directory: str | None, ever
     ends, saving = [], []
     for report in trainer.run(steps):
         ends.append(time.perf_counter())
-        begun = report.step > 0 and report.step % every == 0  # a save started after the previous step
-        saving.append(directory is not None and (begun or any(Path(directory).glob(".tmp-step-*"))))
+        started = report.step > 0 and report.step % every == 0  # a save started after the previous step
+        saving.append(directory is not None and (started or any(Path(directory).glob(".tmp-step-*"))))
     workers = trainer.statistics() or []
     return {
         "seconds": [after - before for before, after in itertools.pairwise(ends)],

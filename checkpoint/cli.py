@@ -81,7 +81,7 @@ def verify_command(
     with _looked_into(path, rules, trust_pickle) as (detected, source):
         with _progress() as bar:
             reading = bar.add_task("reading", total=size_of(source))
-            proved = verify(source, limit=limit, told=lambda count: bar.update(reading, advance=count))
+            proved = verify(source, limit=limit, on_read=lambda count: bar.update(reading, advance=count))
         unread = unread_of(source.contents)
         if as_json_:
             typer.echo(json.dumps({"path": path, "format": detected.name, "checked": proved, "unread": list(unread)}))
@@ -112,7 +112,7 @@ def diff_command(
         _progress() as bar,
     ):
         comparing = bar.add_task("comparing", total=size_of(left))
-        found = compare(left, right, limit=limit, told=lambda count: bar.update(comparing, advance=count))
+        found = compare(left, right, limit=limit, on_compared=lambda count: bar.update(comparing, advance=count))
         unread = [unread_of(source.contents) for source in (left, right)]
         if as_json_:
             report = differences_as_json(found, unread)
@@ -174,7 +174,7 @@ def convert_command(
     with _progress() as bar:
         writing = bar.add_task("writing", total=None)
 
-        def told(planned: Outline) -> None:
+        def on_plan(planned: Outline) -> None:
             bar.update(writing, total=planned.size)
 
         checking = bar.add_task("checking", total=None, visible=request.verify)
@@ -182,7 +182,7 @@ def convert_command(
             request,
             progress=lambda _, count: bar.update(writing, advance=count),
             checking=lambda what, _: bar.update(checking, description=f"checking {what}"),
-            told=told,
+            on_plan=on_plan,
         )
     show_outline(console, planned, to, done=request.target)
 

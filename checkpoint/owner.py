@@ -57,6 +57,6 @@ def check_owner(store: Store, job: str) -> None:
     owner = read_owner(store)
     if owner is not None and owner.job != job:
         raise CheckpointError(
-            f"{store.where('')}: another job has begun to save here, so this job no longer saves. To run both, "
+            f"{store.where('')}: another job has started to save here, so this job no longer saves. To run both, "
             "give each a directory of its own"
         )

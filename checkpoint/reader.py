@@ -119,9 +119,9 @@ class ElasticSource:
         """The slicings of the tensors that are kept as slices."""
         return {key: place.slicing for key, place in self.manifest.places.items() if isinstance(place, Sliced)}
 
-    def watch(self, told: Callable[[int], None]) -> None:
-        """Calls `told` with the bytes of each read from now on."""
-        self._on_read = told
+    def watch(self, on_read: Callable[[int], None]) -> None:
+        """Calls `on_read` with the bytes of each read from now on."""
+        self._on_read = on_read
 
     def close(self) -> None:
         """Closes the files, and stops the threads."""

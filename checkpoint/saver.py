@@ -220,12 +220,12 @@ class Saver:
             self._save, self._sent = None, save
         return {"key": list(save.key), "receipt": None if save.receipt is None else save.receipt.to_json()}
 
-    def take(self, told: Mapping[int, Mapping[str, Any]], members: tuple[int, ...]) -> None:
+    def take(self, reports: Mapping[int, Mapping[str, Any]], members: tuple[int, ...]) -> None:
         """Collects receipts of members of the present view on the coordinator, and commits when all have arrived."""
         save = self._save
         if save is None or save.members != members or not self._coordinates(save):
             return
-        for worker, each in told.items():
+        for worker, each in reports.items():
             if tuple(each["key"]) == save.key and each["receipt"] is None:
                 self.drop(f"worker {worker} could not write its part")
                 return
@@ -265,7 +265,7 @@ class Saver:
         return not thread.is_alive()
 
     def finish(self) -> None:
-        """Waits until writing, and the commit or removal that was begun, are over."""
+        """Waits until writing, and the commit or removal that was started, are over."""
         self.wait()
         if self._ending is not None:
             self._ending.join()

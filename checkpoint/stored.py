@@ -44,12 +44,12 @@ def is_tensor(value: Any) -> bool:
 class Files:
     """Reads files of one checkpoint, by path. The most recently used ones stay open; errors give path and offset.
 
-    told: called with the bytes of each read.
+    on_read: called with the bytes of each read.
     """
 
     def __init__(self) -> None:
         self._open: dict[Path, tuple[int, int]] = {}
-        self.told: Callable[[int], None] = lambda _bytes: None
+        self.on_read: Callable[[int], None] = lambda _bytes: None
 
     def __del__(self) -> None:
         self.close()
@@ -78,7 +78,7 @@ class Files:
             raise CheckpointError(
                 f"{path} has {size} bytes, too few to read bytes {offset} to {offset + len(memory)}: it is truncated or damaged"
             )
-        self.told(len(memory))
+        self.on_read(len(memory))
         while memory:
             try:
                 count = os.preadv(descriptor, [memory], offset)

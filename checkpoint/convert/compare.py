@@ -32,14 +32,14 @@ def _bits(flat: torch.Tensor) -> torch.Tensor:
 
 
 def compare_tensor(
-    left: Source, right: Source, name: str, state: str, spec: Spec, limit: int, told: Callable[[int], None] = silent_bytes
+    left: Source, right: Source, name: str, state: str, spec: Spec, limit: int, on_compared: Callable[[int], None] = silent_bytes
 ) -> str | None:
-    """Returns how the values differ, None if all bits are equal. `limit`: bytes of one run. told: called with the bytes compared."""
+    """Returns how the values differ, None if all bits are equal. `limit`: bytes of one run. on_compared: called with the bytes compared."""
     count, step = spec.elements, max(1, limit // spec.itemsize)
     first, largest, differing = None, 0.0, 0
     for at in range(0, count, step):
         a, b = left.read(name, state, at, min(count, at + step)), right.read(name, state, at, min(count, at + step))
-        told(a.nbytes)
+        on_compared(a.nbytes)
         if torch.equal(_bits(a), _bits(b)):
             continue
         unequal = (_bits(a) != _bits(b)).reshape(len(a), -1).any(dim=1)
@@ -80,11 +80,11 @@ def compare(
     limit: int,
     weights_only: bool = False,
     extra: bool = False,
-    told: Callable[[int], None] = silent_bytes,
+    on_compared: Callable[[int], None] = silent_bytes,
 ) -> Iterator[Difference]:
     """Yields a comparison of everything that one or both hold. `limit`: bytes of one run. extra: the extra values too.
 
-    told: called with the bytes that were compared.
+    on_compared: called with the bytes that were compared.
     """
     a, b = _keys(left), _keys(right)
     left, right = Untied(left), Untied(right)
@@ -98,7 +98,7 @@ def compare(
         elif a[key] != b[key]:
             yield Difference(what=what, how=f"{a[key].dtype} {list(a[key].shape)} and {b[key].dtype} {list(b[key].shape)}")
         else:
-            how = compare_tensor(left, right, name, state, a[key], limit, told)
+            how = compare_tensor(left, right, name, state, a[key], limit, on_compared)
             yield Difference(what=what, how=how or "equal", equal=how is None)
     if not weights_only:
         yield from _compare_rest(left, right, extra)

@@ -37,9 +37,9 @@ class Nested:
         """Reads everything, and returns what was checked, in words."""
         return self.check()
 
-    def watch(self, told: Callable[[int], None]) -> None:
-        """Calls `told` with the bytes of each read from now on."""
-        self.files.told = told
+    def watch(self, on_read: Callable[[int], None]) -> None:
+        """Calls `on_read` with the bytes of each read from now on."""
+        self.files.on_read = on_read
 
     def close(self) -> None:
         """Closes the files."""

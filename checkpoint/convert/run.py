@@ -154,19 +154,19 @@ def convert(
     *,
     progress: ConversionProgress = silent,
     checking: ConversionProgress = silent,
-    told: Callable[[Outline], None] | None = None,
+    on_plan: Callable[[Outline], None] | None = None,
 ) -> Outline:
     """Converts, then reads source and target and compares every bit. Raises CheckpointError.
 
-    progress: called as bytes are written. checking: called as tensors are compared. told: called once before anything is written.
+    progress: called as bytes are written. checking: called as tensors are compared. on_plan: called once before anything is written.
     """
     if isinstance(request.target, Path) and request.to != "elastic":
         refuse_existing(request.target)
     detected, source = open_any(request.source, trust_pickle=request.trust_pickle, rules=request.rules)
     try:
         planned = outline(source.contents, detected, request)
-        if told is not None:
-            told(planned)
+        if on_plan is not None:
+            on_plan(planned)
         write_target(source, request.target, request.to, max_memory=request.max_memory, progress=progress, slicings=planned.slicings)
         if request.verify:
             _verify(source, request, checking)

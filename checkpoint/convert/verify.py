@@ -14,17 +14,17 @@ def size_of(source: Source) -> int:
     return sum(spec.bytes for states in source.contents.tensors.values() for spec in states.values())
 
 
-def verify(source: Source, *, limit: int, told: Callable[[int], None] = silent_bytes) -> str:
+def verify(source: Source, *, limit: int, on_read: Callable[[int], None] = silent_bytes) -> str:
     """Reads a source, and returns what was checked, in words. Raises CheckpointError with what is damaged. Rules are ignored.
 
-    limit: bytes of one run. told: called with the number of bytes of each read.
+    limit: bytes of one run. on_read: called with the number of bytes of each read.
     """
     if isinstance(source, Ruled):
-        return verify(source.source, limit=limit, told=told)
+        return verify(source.source, limit=limit, on_read=on_read)
     check = getattr(source, "verify", None)
     if check is not None:
         watch = getattr(source, "watch", silent_bytes)
-        watch(told)
+        watch(on_read)
         try:
             return check() or "every block agrees with its checksum"
         finally:
@@ -36,5 +36,5 @@ def verify(source: Source, *, limit: int, told: Callable[[int], None] = silent_b
             for at in range(0, count, step):
                 read = source.read(name, state, at, min(count, at + step)).nbytes
                 total += read
-                told(read)
+                on_read(read)
     return f"{total} bytes read; the format has no checksums"

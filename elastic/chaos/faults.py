@@ -18,7 +18,7 @@ class Fault:
     """The death of the workers at `places` in `phase` of `step`, or at a random moment of it; place 0 is the coordinator.
 
     Several workers die together, when the first of them reaches the phase. A phase of a recovery means the first recovery after `step` has
-    begun. Raises SettingsError if places are missing, negative or named twice, if the step is negative, or if there is no such phase.
+    started. Raises SettingsError if places are missing, negative or named twice, if the step is negative, or if there is no such phase.
     """
 
     places: tuple[int, ...]

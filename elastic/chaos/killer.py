@@ -218,7 +218,7 @@ class _Aim:
             if target.ended():
                 return cls((), f"{who} had ended" + ("" if doing is None else f" in step {doing.step}, {doing.phase}"))
             if doing is None:
-                return cls((), f"{who} had not begun")
+                return cls((), f"{who} had not started")
             seen.append(doing)
         place, target = victims[0]
         return cls(tuple(seen), f"worker {target.worker} at place {place} was last seen in step {seen[0].step}, {seen[0].phase}")

@@ -183,7 +183,7 @@ class Endpoint(ABC):
 
     def post(self, peer: int, tag: Tag, buffer: Memory) -> None:
         """Posts `buffer` (writable, C-contiguous) for the message with this tag. It is filled straight from the socket if the message has
-        not begun to arrive. The memory belongs to the network until the message was received, the peer dropped, or a later attempt
+        not started to arrive. The memory belongs to the network until the message was received, the peer dropped, or a later attempt
         installed. Raises ValueError if the memory cannot be used; a wrong size makes `receive` raise LinkError."""
         self._box.post((self._box.attempt_id, peer, tag), as_writable_bytes(buffer))
 

@@ -26,12 +26,12 @@ _NOTHING = raw.empty(0)
 class Slot:
     """One message: the memory in which it arrives (`target`), and the memory that its receiver posted."""
 
-    __slots__ = ("begun", "complete", "posted", "target")
+    __slots__ = ("complete", "posted", "started", "target")
 
     def __init__(self, posted: np.ndarray | None = None) -> None:
         self.posted = posted
         self.target = _NOTHING
-        self.begun = False
+        self.started = False
         self.complete = False
 
     def result(self, key: Key) -> np.ndarray:
@@ -81,13 +81,13 @@ class Mailbox:
                 self.stale_dropped += 1
                 return None
             queue = self._slots.setdefault(key, deque())
-            slot = next((slot for slot in queue if not slot.begun), None)
+            slot = next((slot for slot in queue if not slot.started), None)
             posted = None if slot is None else slot.posted
             target = posted if posted is not None and posted.nbytes == size else raw.empty(size)
             if slot is None:
                 slot = Slot()
                 queue.append(slot)
-            slot.begun, slot.target = True, target
+            slot.started, slot.target = True, target
         return slot
 
     def finish(self, key: Key, slot: Slot) -> None:
@@ -124,7 +124,7 @@ class Mailbox:
     # --- errors that stop a wait
 
     def check(self, attempt_id: AttemptId, peer: int | None = None) -> None:
-        """Raises what must stop a wait begun in `attempt_id`: an interruption, a later attempt, a lost link (any, or that to `peer`)."""
+        """Raises what must stop a wait started in `attempt_id`: an interruption, a later attempt, a lost link (any, or that to `peer`)."""
         with self.lock:
             self._check_interruption()
             if attempt_id != self.attempt_id:
@@ -154,7 +154,7 @@ class Mailbox:
                 self._interruption = None
 
     def advance(self, attempt_id: AttemptId) -> None:
-        """Begins an attempt: removes messages, posts and failures of earlier ones, and cancels waits begun in them."""
+        """Begins an attempt: removes messages, posts and failures of earlier ones, and cancels waits started in them."""
         with self.lock:
             self._check_interruption()
             if attempt_id < self.attempt_id:
@@ -166,11 +166,11 @@ class Mailbox:
             self._slots = {key: queue for key, queue in self._slots.items() if key[0] >= attempt_id}
             self._wake_all()
 
-    def forget(self, peer: int, begun: Slot | None) -> None:
-        """Removes slots of a peer whose link is gone; lock held. Keeps whole messages, removes `begun` and slots that were only posted."""
+    def forget(self, peer: int, partial: Slot | None) -> None:
+        """Removes slots of a peer whose link is gone; lock held. Keeps whole messages; removes `partial` and slots only posted."""
         for key, queue in list(self._slots.items()):
             if key[1] == peer:
-                kept = deque(slot for slot in queue if slot is not begun and (slot.begun or key[0] > self.attempt_id))
+                kept = deque(slot for slot in queue if slot is not partial and (slot.started or key[0] > self.attempt_id))
                 if kept:
                     self._slots[key] = kept
                 else:

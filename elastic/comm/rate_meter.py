@@ -64,9 +64,9 @@ class RateMeter:
         return rates[min(len(rates) - 1, int(_QUANTILE * len(rates)))] if rates else None
 
 
-def news(seen: Mapping[int, LinkRates], told: Mapping[int, LinkRates]) -> dict[int, LinkRates]:
-    """Returns the rates, by peer, that differ enough from those reported before (`told`) to be reported again."""
-    return {peer: now for peer, now in seen.items() if _changed(now, told.get(peer, LinkRates(None, None)))}
+def news(seen: Mapping[int, LinkRates], reported: Mapping[int, LinkRates]) -> dict[int, LinkRates]:
+    """Returns the rates, by peer, that differ enough from those reported before (`reported`) to be reported again."""
+    return {peer: now for peer, now in seen.items() if _changed(now, reported.get(peer, LinkRates(None, None)))}
 
 
 def _changed(now: LinkRates, before: LinkRates) -> bool:

@@ -72,7 +72,7 @@ class Reception:
         self.address = ",".join(parts)
 
     def dialling(self, peer: int) -> bool:
-        """Whether a handshake with this peer, begun at this end, is in progress; false only after `connected` or `refused`."""
+        """Whether a handshake with this peer, started at this end, is in progress; false only after `connected` or `refused`."""
         return peer in self._dialling
 
     def dial(self, peer: int, address: str, *, local: bool) -> None:

@@ -21,7 +21,7 @@ class Outgoing:
 
     attempt_id: AttemptId
     views: list[memoryview]
-    begun: bool = False
+    started: bool = False
 
 
 class Sender:
@@ -64,10 +64,10 @@ class Sender:
                 self._emptied()
 
     def retire(self, attempt_id: AttemptId) -> None:
-        """Discards messages of earlier attempts that were not begun. One that was begun must be finished: all share one stream."""
+        """Discards messages of earlier attempts that were not started. One that was started must be finished: all share one stream."""
         with self.lock:
             for message in list(self._queue):
-                if message.attempt_id < attempt_id and not message.begun:
+                if message.attempt_id < attempt_id and not message.started:
                     message.views.clear()
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Sender:
                     self._hang_up()
                     return True
                 self.bytes += count
-                message.begun = True
+                message.started = True
                 wanted = sum(map(len, message.views[:_MAX_VECTOR]))
                 _consume(message.views, count)
                 if count < wanted:

@@ -44,10 +44,10 @@ def digest(
     total = hashlib.sha256()
     for names in batches(sizes):
         mine = {name: bytes_of(name) for name in names if holders[name] == worker}
-        told = rounds.gather(sequence(), ({}, mine))
-        if told is not None:
+        gathered = rounds.gather(sequence(), ({}, mine))
+        if gathered is not None:
             for name in names:
-                total.update((told[holders[name]][1] or {})[name].data)
+                total.update((gathered[holders[name]][1] or {})[name].data)
     for memory in behind:
         total.update(memory.data)
     said, _ = rounds.commit(sequence(), ({}, None), lambda _: ({"digest": total.hexdigest()}, None))

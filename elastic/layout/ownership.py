@@ -55,7 +55,7 @@ def keep(model: ModelSpec, layers: range, members: Sequence[int], before: Mappin
 
     Runs whose owner has left go to members below their fair share of the stage. Members above it, as after a join, give up ends of their
     runs. If a layer would have more than two runs per member, its smallest runs are first merged into their neighbours; if that does not
-    help, the layer is cut anew.
+    help, the layer is cut again.
     """
     crowded: Counter[int] = Counter()
     while True:

@@ -194,18 +194,18 @@ def _freshest(lacks: Iterable[Lack[tuple[int, int]]]) -> Iterator[Lack[int]]:
 def _least_loaded(lack: Lack[int], load: dict[int, int]) -> Iterator[tuple[int, int, int]]:
     """Yields `(source, start, stop)`: each piece goes to the worker that sends least; neighbouring pieces of one worker are joined."""
     size = PIECE if len(lack.sources) > 1 else lack.stop - lack.start
-    begun = lack.start
+    started = lack.start
     chosen = None
     for start in range(lack.start, lack.stop, size):
         stop = min(start + size, lack.stop)
         source = min(lack.sources, key=lambda worker: (load[worker], worker))
         load[source] += stop - start
         if chosen is not None and source != chosen:
-            yield chosen, begun, start
-            begun = start
+            yield chosen, started, start
+            started = start
         chosen = source
     if chosen is not None:
-        yield chosen, begun, lack.stop
+        yield chosen, started, lack.stop
 
 
 def minimum_elements(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]) -> int:

@@ -65,7 +65,7 @@ class Attempts:
         self._reclaim = reclaim
         self._prefix = claim.prefix
         self._key = f"{self._prefix}attempt"
-        self._begun: AttemptId | None = None
+        self._started: AttemptId | None = None
         self._demands: tuple[Compare, ...] = ()
         self._voted: tuple[AttemptId, str] | None = None
 
@@ -74,7 +74,7 @@ class Attempts:
 
         Raises Conflict if another agent coordinates or a later number was burned, and NameLost.
         """
-        self._begun = None
+        self._started = None
         try:
             self._burn(attempt_id)
         except Conflict:  # also if the lease's thread has just restored a lost key
@@ -106,8 +106,8 @@ class Attempts:
         attempt is current, this agent coordinates, and all members have voted for it. Raises Conflict if a demand fails, unless this view
         is committed already, or etcd had only lost keys that no other client has written since. Raises NameLost.
         """
-        if self._begun != attempt_id:
-            raise Conflict(f"attempt {_name(attempt_id)} is not the one that this agent has begun")
+        if self._started != attempt_id:
+            raise Conflict(f"attempt {_name(attempt_id)} is not the one that this agent has started")
         text = self._views.propose(view)
         try:
             self._swap(attempt_id, view, before)
@@ -151,7 +151,7 @@ class Attempts:
         self._store.transaction(demands, {self._views.key: self._views.propose(view)}, lease=self._lease())
 
     def _renew(self, attempt_id: AttemptId) -> None:
-        """Writes the keys of a begun attempt again if etcd has lost them. Raises what `begin` raises."""
+        """Writes the keys of a started attempt again if etcd has lost them. Raises what `begin` raises."""
         self.restore()
         self._burn(attempt_id)
         if self._voted is not None and self._voted[0] == attempt_id:
@@ -167,12 +167,12 @@ class Attempts:
         last = self._store.get(self._key)
         burned = None if last is None else _parsed(last.value)
         if last is not None and burned is not None and burned > attempt_id:
-            raise Conflict(f"attempt {last.value} has begun, after {_name(attempt_id)}")
+            raise Conflict(f"attempt {last.value} has started, after {_name(attempt_id)}")
         if last is None or last.value != _name(attempt_id):
             attempt = Compare(key=self._key, mod_revision=last.mod_revision if last else 0)
             demands = [self._claim.held, held, attempt, *self._views.unchanged()]
             self._store.transaction(demands, {self._key: _name(attempt_id)}, lease=self._lease())
-        self._begun, self._demands = attempt_id, (self._claim.held, held, Compare(key=self._key, value=_name(attempt_id)))
+        self._started, self._demands = attempt_id, (self._claim.held, held, Compare(key=self._key, value=_name(attempt_id)))
 
     def _votes(self, attempt_id: AttemptId, view: View) -> list[Compare]:
         """Returns demands that the votes have not changed since they were read here. Raises Conflict if one is missing or refuses."""

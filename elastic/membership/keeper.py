@@ -35,17 +35,17 @@ class LoopLike(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStart:
-    """How to restart etcd (`anew`: without its data), and after how many seconds."""
+    """How to restart etcd (`empty`: without its data), and after how many seconds."""
 
-    anew: bool
+    empty: bool
     after_s: float
 
 
 def next_start(failures: int) -> NextStart:
     """Decides the next start after `failures` starts in a row that failed or ended soon after."""
     if failures == 0:
-        return NextStart(anew=False, after_s=0.0)
-    return NextStart(anew=True, after_s=0.0 if failures == 1 else min(2.0 ** (failures - 2), _LONGEST_S))
+        return NextStart(empty=False, after_s=0.0)
+    return NextStart(empty=True, after_s=0.0 if failures == 1 else min(2.0 ** (failures - 2), _LONGEST_S))
 
 
 class Keeper:
@@ -59,7 +59,7 @@ class Keeper:
         self._say = say
         self._clock = clock
         self._failures = -1  # the first end does not count as a failure, however early it comes
-        self._anew = False
+        self._empty = False
         self._ending = False
         self._patience_s = SILENT_S
         self._said = ""
@@ -75,7 +75,7 @@ class Keeper:
         if running_s > _PATIENCE_S:
             self._patience_s = SILENT_S
         if isinstance(error, EtcdFull):
-            self._anew = True
+            self._empty = True
         elif min(seconds, running_s) < self._patience_s:
             return
         else:  # on an overloaded machine it may only be slow: it must not be killed again and again
@@ -114,19 +114,19 @@ class Keeper:
     def _again(self, happened: str, *, well: bool) -> None:
         self._failures = 0 if well else self._failures + 1
         following = next_start(self._failures)
-        anew = following.anew or self._anew
-        how = "without its data, which the agent writes again" if anew else "on its data"
+        empty = following.empty or self._empty
+        how = "without its data, which the agent writes again" if empty else "on its data"
         self._tell(f"{happened}: it is restarted {how}; training continues")
         if following.after_s:
-            self._loop.set_timer(following.after_s, lambda: self._start(anew=anew), _TIMER)
+            self._loop.set_timer(following.after_s, lambda: self._start(empty=empty), _TIMER)
         else:
-            self._start(anew=anew)
+            self._start(empty=empty)
 
-    def _start(self, *, anew: bool) -> None:
-        self._anew = self._ending = False
+    def _start(self, *, empty: bool) -> None:
+        self._empty = self._ending = False
         self._started_at = self._clock()
         try:
-            self._server.start(anew=anew)
+            self._server.start(empty=empty)
         except EtcdUnavailable as error:
             self._again(str(error), well=False)
         else:

@@ -93,14 +93,14 @@ class PrivateEtcd:
             path = Path(f"/proc/self/fd/{self._opened}/{_CLIENT}")
         return EtcdEndpoint(path=str(path), private=True)
 
-    def start(self, *, anew: bool = False) -> None:
-        """Starts it on the existing data, or `anew` without data; the process before must have ended."""
+    def start(self, *, empty: bool = False) -> None:
+        """Starts it on the existing data, or `empty` without data; the process before must have ended."""
         if self._process is not None:
             self._process.end()
-        if anew:
+        if empty:
             shutil.rmtree(self._directory / _DATA, ignore_errors=True)
         self._open()
-        if anew or self._process is None:
+        if empty or self._process is None:
             too_small = SystemLimits.of_this_process(self._directory).too_small()
             if too_small is not None:
                 raise EtcdUnavailable(too_small)

@@ -91,7 +91,7 @@ class Session:
                 if self._client is not None:
                     self._client.close()
                 self._client, self._leases = None, []
-                server.start(anew=True)
+                server.start(empty=True)
         raise AssertionError  # the last try returns or raises
 
     def _claimed(self, settings: JobSettings, started_s: float) -> tuple[EtcdClient, Claim]:

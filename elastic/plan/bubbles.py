@@ -41,12 +41,12 @@ def gaps(timeline: StepTimeline, worker: int) -> tuple[Gap, ...]:
     stage's synchronisation or its update, and "drain" from its last span to the end of the step.
     """
     found: list[Gap] = []
-    before_s, begun = 0.0, False
+    before_s, started = 0.0, False
     for span in timeline.spans[worker]:
         if span.start_s > before_s:
-            cause: Cause = "sync" if not span.computes else "wait" if begun else "fill"
+            cause: Cause = "sync" if not span.computes else "wait" if started else "fill"
             found.append(Gap(before_s, span.start_s, cause))
-        before_s, begun = span.end_s, begun or span.computes
+        before_s, started = span.end_s, started or span.computes
     if timeline.end_s > before_s:
         found.append(Gap(before_s, timeline.end_s, "drain"))
     return tuple(found)

@@ -21,7 +21,7 @@ class Prepared(Generic[Question, Answer]):
 
     @property
     def classes(self) -> int:
-        """Number of searches begun."""
+        """Number of searches started."""
         return len(self._asked)
 
     def advance(self) -> bool:

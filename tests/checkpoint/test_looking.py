@@ -203,10 +203,10 @@ def test_verify_and_diff_tell_bytes_as_they_go(tmp_path: Path) -> None:
         run("convert", tmp_path / "a.pt", tmp_path / to, "--to", to)
         _, source = open_any(tmp_path / to)
         told: list[int] = []
-        assert verify(source, limit=1 << 16, told=told.append)
+        assert verify(source, limit=1 << 16, on_read=told.append)
         assert size_of(source) <= sum(told) <= 2 * size_of(source) + 20_000  # a header's block is read again
         assert len(told) > 1
         told.clear()
-        assert all(found.equal for found in compare(source, source, limit=1 << 16, told=told.append))
+        assert all(found.equal for found in compare(source, source, limit=1 << 16, on_compared=told.append))
         assert sum(told) == size_of(source)
         source.close()

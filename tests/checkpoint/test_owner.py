@@ -34,7 +34,7 @@ def test_the_last_one_that_claimed_it_may_save(store: Store) -> None:
         claim(store, owner)
         assert read_owner(store) == owner
         check_owner(store, owner.job)
-    with pytest.raises(CheckpointError, match=r"another job has begun to save here.*directory of its own"):
+    with pytest.raises(CheckpointError, match=r"another job has started to save here.*directory of its own"):
         check_owner(store, FIRST.job)
 
 
@@ -82,7 +82,7 @@ def joiner(store: Store, job: str) -> DirectoryOwner:
 def test_a_joiner_takes_no_directory_back_from_a_later_job(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     claim(store, SECOND)
-    with pytest.raises(CheckpointError, match="another job has begun to save here"):
+    with pytest.raises(CheckpointError, match="another job has started to save here"):
         joiner(store, FIRST.job).may_save(store)
     joiner(store, SECOND.job).may_save(store)
     assert read_owner(store) == SECOND, "what the job began from is not forgotten"

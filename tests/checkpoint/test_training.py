@@ -151,7 +151,7 @@ def test_a_job_whose_directory_another_one_took_says_that_it_saves_no_more(
     assert max(entry.step for entry in found(LocalStore(tmp_path))) <= 3
     assert result.saves.failed_since >= 2
     assert result.saves.warning is not None
-    assert "another job has begun to save here" in result.saves.warning
+    assert "another job has started to save here" in result.saves.warning
     assert f"warning: {result.saves.warning}" in capfd.readouterr().err
 
 

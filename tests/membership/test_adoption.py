@@ -46,7 +46,7 @@ class Coordinators:
 
 def test_a_successor_commits_its_own_attempt_only(client: EtcdClient) -> None:
     job = Coordinators(client)
-    with pytest.raises(Conflict, match=r"attempt 2\.1 is not the one that this agent has begun"):
+    with pytest.raises(Conflict, match=r"attempt 2\.1 is not the one that this agent has started"):
         job.there.commit((2, 1), job.proposed[1], job.first)
     with pytest.raises(Conflict, match=r"\[0, 1, 2\] have not voted for attempt 2\.2"):
         job.there.commit((2, 2), job.proposed[1], job.first)
@@ -60,7 +60,7 @@ def test_a_successor_commits_its_own_attempt_only(client: EtcdClient) -> None:
 
 def test_without_comparing_the_attempt_a_proposal_is_adopted(client: EtcdClient) -> None:
     job = Coordinators(client)
-    job.there._begun = (2, 1)
+    job.there._started = (2, 1)
     job.there.commit((2, 1), job.proposed[1], job.first)
     assert job.committed == (2, 1)
 

@@ -124,7 +124,7 @@ def test_an_attempt_that_is_not_begun_cannot_be_committed(client: EtcdClient, fi
 def test_numbers_are_burned_for_all(client: EtcdClient) -> None:
     here = agent(client)
     here.attempts.begin((2, 3))
-    with pytest.raises(Conflict, match=r"attempt 2\.3 has begun, after 2\.2"):
+    with pytest.raises(Conflict, match=r"attempt 2\.3 has started, after 2\.2"):
         here.attempts.begin((2, 2))
 
 

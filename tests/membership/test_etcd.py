@@ -293,7 +293,7 @@ def test_a_watch_sees_that_etcd_came_back_without_its_data(tmp_path: Path) -> No
         client.watch_prefix("/w/", lambda entry: seen.put((entry.key, entry.value)))
         assert seen.get(timeout=5) == ("/w/1", "4")
         etcd.kill()
-        etcd.start(anew=True)
+        etcd.start(empty=True)
         etcd.endpoint()
         assert seen.get(timeout=10) == ("/w/1", None)
         client.put("/w/2", "x")

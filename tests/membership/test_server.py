@@ -113,19 +113,19 @@ def test_it_starts_again_at_the_same_address_with_its_data_or_without(tmp_path: 
     etcd = PrivateEtcd(tmp_path)
     client = EtcdClient(etcd.endpoint())
     client.put("/key", "value")
-    for anew in (False, True):
+    for empty in (False, True):
         etcd.kill()
         assert how_it_ended(etcd.reap()) == "was killed by SIGKILL"
-        etcd.start(anew=anew)
+        etcd.start(empty=empty)
         etcd.endpoint()
         for _ in range(100):
             with suppress(EtcdUnavailable):  # until the client connects again
-                assert (client.get("/key") is None) == anew
+                assert (client.get("/key") is None) == empty
                 break
     shutil.rmtree(tmp_path / "etcd")
     etcd.kill()
     etcd.reap()
-    etcd.start(anew=True)
+    etcd.start(empty=True)
     EtcdClient(etcd.endpoint()).close()
     client.close()
     etcd.stop()

@@ -141,7 +141,7 @@ def test_an_external_etcd_that_came_back_empty_gets_what_the_agent_knows(etcd: A
     agent.founds(view)
     before = agent.keys
     etcd.kill()
-    etcd.start(anew=True)
+    etcd.start(empty=True)
     etcd.endpoint()
     agent.until(lambda: agent.goes_on(view))
     agent.until(lambda: agent.keys.keys() >= before.keys())
@@ -270,7 +270,7 @@ def test_one_that_is_slow_is_not_ended_again_and_again() -> None:
         def reap(self) -> int:
             return -signal.SIGKILL
 
-        def start(self, *, anew: bool) -> None:
+        def start(self, *, empty: bool) -> None:
             pass
 
     class NoLoop:
@@ -293,10 +293,10 @@ def test_one_that_is_slow_is_not_ended_again_and_again() -> None:
 
 
 def test_starts_that_fail_are_tried_without_the_data_and_then_less_often() -> None:
-    assert next_start(0) == NextStart(anew=False, after_s=0.0)
-    assert next_start(1) == NextStart(anew=True, after_s=0.0)
+    assert next_start(0) == NextStart(empty=False, after_s=0.0)
+    assert next_start(1) == NextStart(empty=True, after_s=0.0)
     assert [next_start(failures).after_s for failures in range(2, 8)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
-    assert all(next_start(failures).anew for failures in range(1, 8))
+    assert all(next_start(failures).empty for failures in range(1, 8))
 
 
 @pytest.mark.slow
@@ -307,13 +307,13 @@ def test_one_that_cannot_be_started_is_told_once_and_tried_again(tmp_path: Path,
     assert server is not None
     start = server.start
 
-    def cannot(*, anew: bool = False) -> None:
+    def cannot(*, empty: bool = False) -> None:
         if not failing.is_set():
             raise EtcdUnavailable("the private etcd needs 66 MB of disk")
-        start(anew=anew)
+        start(empty=empty)
 
     monkeypatch.setattr(server, "start", cannot)
-    monkeypatch.setattr(keeper, "next_start", lambda failures: NextStart(anew=True, after_s=0.01))
+    monkeypatch.setattr(keeper, "next_start", lambda failures: NextStart(empty=True, after_s=0.01))
     os.kill(agent.pid, signal.SIGKILL)
     agent.until(lambda: agent.session._keeper is not None and agent.session._keeper._failures > 5)
     assert len(agent.said) == 2

@@ -160,7 +160,7 @@ def test_an_etcd_that_takes_little_and_comes_back_empty_serves_recoveries_of_a_j
         kill(chaos.members(1), 1)
         record = chaos.members(2)
         etcd.kill()
-        etcd.start(anew=True)
+        etcd.start(empty=True)
         kill(record, 2)
         chaos.members(3)
         (tmp_path / "finish").touch()

@@ -91,7 +91,7 @@ def test_half_a_message_is_kept_until_the_rest_comes() -> None:
 def test_a_long_message_is_searched_and_copied_once() -> None:
     one, other = socket.socketpair()
     channel, pieces = Channel(other), 4096
-    begun = time.process_time()
+    started = time.process_time()
     received: list[dict[str, object]] = []
     one.sendall(b'{"text": "')
     for _ in range(pieces):
@@ -101,6 +101,6 @@ def test_a_long_message_is_searched_and_copied_once() -> None:
     while not received:
         received = channel.receive()
     assert received == [{"text": "x" * (pieces * 4096), "fds": []}]
-    assert time.process_time() - begun < 3.0, "16 MiB in 4,096 reads: 70 GB are copied if each read copies what has come so far"
+    assert time.process_time() - started < 3.0, "16 MiB in 4,096 reads: 70 GB are copied if each read copies what has come so far"
     one.close()
     channel.close()
