@@ -106,7 +106,7 @@ def kill_peer(kind: PeerKind, task: Task, kills: int, seed: int) -> PeerKills:
                 _wait_until_steady(group, directory, task.workers, since=at)
             commits = read_commits(directory)
         except BenchmarkError as error:
-            raise BenchmarkError(f"{error}\n{_last_words(directory)}") from None
+            raise BenchmarkError(f"{error}\n{_log_ends(directory)}") from None
         finally:
             group.close()
     return PeerKills(kind=kind, task=task, kills=_measured(shots, first_of_each_step(commits), task), crashed=group.crashed)
@@ -161,7 +161,7 @@ def _wait_until_steady(group: PeerGroup, directory: Path, workers: int, since: f
     raise BenchmarkError(f"the peer did not take {_STEADY} steps with all its workers within {_PATIENCE_S:.0f} s")
 
 
-def _last_words(directory: Path) -> str:
+def _log_ends(directory: Path) -> str:
     return "\n".join(f"{path.name}: {path.read_text(errors='replace')[-1500:]}" for path in sorted(directory.glob("*.log")))
 
 

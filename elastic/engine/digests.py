@@ -34,12 +34,12 @@ def digest(
     sizes: Mapping[str, int],
     holders: Mapping[str, int],
     bytes_of: Callable[[str], np.ndarray],
-    behind: Sequence[np.ndarray] = (),
+    appended: Sequence[np.ndarray] = (),
 ) -> str:
     """Returns the hex SHA-256 over the bytes of all parameters, in the order of `sizes` (bytes by name), on every member. All must call it.
 
     `holders` names the worker that sends each parameter's bytes, which are `bytes_of` it there; `sequence` numbers the rounds. The arrays
-    in `behind`, which every member has, are digested last.
+    in `appended`, which every member has, are digested last.
     """
     total = hashlib.sha256()
     for names in batches(sizes):
@@ -48,7 +48,7 @@ def digest(
         if gathered is not None:
             for name in names:
                 total.update((gathered[holders[name]][1] or {})[name].data)
-    for memory in behind:
+    for memory in appended:
         total.update(memory.data)
-    said, _ = rounds.commit(sequence(), ({}, None), lambda _: ({"digest": total.hexdigest()}, None))
-    return said["digest"]
+    answer, _ = rounds.commit(sequence(), ({}, None), lambda _: ({"digest": total.hexdigest()}, None))
+    return answer["digest"]

@@ -1,6 +1,6 @@
 """The coordinates of state: a model is a sequence of layers, and a layer is one flat vector of elements.
 
-A layer's vector holds its trainable parameters in definition order, each starting at a multiple of `ALIGNMENT`. The padding behind
+A layer's vector holds its trainable parameters in definition order, each starting at a multiple of `ALIGNMENT`. The padding after
 a parameter belongs to the vector and is zero. Every state of an element (the parameter itself, each optimizer state) has the same
 coordinate `(layer, position)`.
 """

@@ -108,8 +108,8 @@ class Keeper:
         self._forget()
         status = self._server.reap()
         well = self._server.serving and self._clock() - self._started_at > STABLE_S
-        said = "" if status < 0 else f" ({self._server.said})"
-        self._again(f"the private etcd {how_it_ended(status)}{said}", well=well)
+        reason = "" if status < 0 else f" ({self._server.reason})"
+        self._again(f"the private etcd {how_it_ended(status)}{reason}", well=well)
 
     def _again(self, happened: str, *, well: bool) -> None:
         self._failures = 0 if well else self._failures + 1

@@ -22,33 +22,33 @@ _REFUSING = (
 
 def login_ran_out(error: Exception) -> bool:
     """Whether another login may help: the token is too old, etcd was restarted, or its users have changed."""
-    return any(said in _said(error) for said in _LOGIN_RAN_OUT)
+    return any(text in _text(error) for text in _LOGIN_RAN_OUT)
 
 
 def meaning(endpoint: EtcdEndpoint, error: Exception) -> EtcdUnavailable:
     """Returns the error to raise for an error of gRPC, or for a ValueError with etcd's reason for ending a watch."""
     code = error.code() if isinstance(error, grpc.Call) else None
-    said = _said(error)
-    if "database space exceeded" in said:
+    text = _text(error)
+    if "database space exceeded" in text:
         advice = "compact and defragment it, or raise its quota, and then disarm its alarm (etcdctl alarm disarm)"
-        return EtcdFull(f"{endpoint.title} has no space left ({said})" + ("" if endpoint.private else f": {advice}"))
-    if any(known in said for known in _TOO_LARGE):
-        return EtcdRefused(f"{endpoint.title} refused a request as too large ({said}): raise its --max-request-bytes and --max-txn-ops")
-    if code is grpc.StatusCode.PERMISSION_DENIED or "permission denied" in said:
-        return EtcdRefused(f"{endpoint.title} refused ({said}): its user needs the right to read and write under /elastic/")
-    if code is grpc.StatusCode.UNAUTHENTICATED or any(known in said for known in _WRONG_LOGIN):
-        return EtcdRefused(f"{endpoint.title} refused ({said}): check user and password in etcd='user:password@host:port'")
+        return EtcdFull(f"{endpoint.title} has no space left ({text})" + ("" if endpoint.private else f": {advice}"))
+    if any(known in text for known in _TOO_LARGE):
+        return EtcdRefused(f"{endpoint.title} refused a request as too large ({text}): raise its --max-request-bytes and --max-txn-ops")
+    if code is grpc.StatusCode.PERMISSION_DENIED or "permission denied" in text:
+        return EtcdRefused(f"{endpoint.title} refused ({text}): its user needs the right to read and write under /elastic/")
+    if code is grpc.StatusCode.UNAUTHENTICATED or any(known in text for known in _WRONG_LOGIN):
+        return EtcdRefused(f"{endpoint.title} refused ({text}): check user and password in etcd='user:password@host:port'")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return EtcdRefused(f"{endpoint.title} does not answer as etcd version 3 does ({said}): check that this is its client port")
+        return EtcdRefused(f"{endpoint.title} does not answer as etcd version 3 does ({text}): check that this is its client port")
     if code in _REFUSING:
-        return EtcdRefused(f"{endpoint.title} refused ({said})")
+        return EtcdRefused(f"{endpoint.title} refused ({text})")
     if code is grpc.StatusCode.NOT_FOUND:
-        return EtcdUnavailable(f"{endpoint.title} no longer has this agent's lease ({said})")
+        return EtcdUnavailable(f"{endpoint.title} no longer has this agent's lease ({text})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        said = "no answer in time"
+        text = "no answer in time"
     advice = "" if endpoint.private else ": check that it runs, and that this is its client port"
-    return EtcdUnavailable(f"{endpoint.title} cannot be reached ({said}){advice}")
+    return EtcdUnavailable(f"{endpoint.title} cannot be reached ({text}){advice}")
 
 
-def _said(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return str(error.details()) if isinstance(error, grpc.Call) else str(error)

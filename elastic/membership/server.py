@@ -112,7 +112,7 @@ class PrivateEtcd:
         self._process.decided.wait(timeout_s)
         if not self._process.serving:
             happened = "ended as soon as it was started" if self._process.decided.is_set() else f"did not start within {timeout_s:g} s"
-            raise EtcdUnavailable(f"the private etcd {happened}; its log: {self.said}")
+            raise EtcdUnavailable(f"the private etcd {happened}; its log: {self.reason}")
         return self.address
 
     @property
@@ -126,9 +126,9 @@ class PrivateEtcd:
         return self._process is not None and self._process.popen.poll() is None
 
     @property
-    def said(self) -> str:
-        """The line of its log that gives the reason of its end."""
-        return "nothing" if self._process is None else last_words(self._process.lines)
+    def reason(self) -> str:
+        """The reason of its end, a line of its log."""
+        return "nothing" if self._process is None else reason_of_end(self._process.lines)
 
     def kill(self) -> None:
         """Kills it, so that it can be restarted."""
@@ -205,13 +205,13 @@ class _Process:
         self.decided.set()
 
 
-def last_words(lines: Iterable[str]) -> str:
+def reason_of_end(lines: Iterable[str]) -> str:
     """Returns one line with the reason of etcd's end, from its log (lines of JSON) or from the Go runtime, without the trace."""
     kept = [line for line in lines if line]
     for line in kept:
-        level, said = _entry(line)
+        level, text = _entry(line)
         if level in ("fatal", "panic") or line.startswith(("fatal error:", "panic:", "runtime: failed")):
-            return said
+            return text
     return _entry(kept[-1])[1] if kept else "nothing"
 
 
@@ -219,8 +219,8 @@ def _entry(line: str) -> tuple[str, str]:
     """Returns level and text of a line of the log; the level is "" if it is not of the log."""
     try:
         entry = json.loads(line)
-        said = [entry["msg"], *(entry[name] for name in ("error", "limit") if name in entry)]
-        return entry["level"], ": ".join(map(str, said))
+        parts = [entry["msg"], *(entry[name] for name in ("error", "limit") if name in entry)]
+        return entry["level"], ": ".join(map(str, parts))
     except (ValueError, TypeError, KeyError):
         return "", line
 

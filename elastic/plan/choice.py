@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 HORIZON = 1000
-"""Default number of steps over which a migration has to pay off."""
+"""Default number of steps over which a migration must pay off."""
 
 
 class Option(Protocol):

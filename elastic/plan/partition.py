@@ -86,13 +86,13 @@ class _Programme:
         never = self.workers + 1
         table = [[never] * self.layers + [0]]
         for left in range(1, self.stages + 1):
-            behind, row = table[-1], [never] * (self.layers + 1)
+            later, row = table[-1], [never] * (self.layers + 1)
             for start in range(self.layers - left, -1, -1):
                 for stop in range(start + 1, self.layers - left + 2):
                     here = self._workers_for(start, stop, limit)
                     if here >= never:
                         break
-                    row[start] = min(row[start], here + behind[stop])
+                    row[start] = min(row[start], here + later[stop])
             table.append(row)
             yield
         return table

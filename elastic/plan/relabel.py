@@ -90,7 +90,7 @@ def _incidence(places: Sequence[Sequence[ByteRange]]) -> tuple[csr_array, NDArra
 
 def _check(pieces: NDArray[np.int64], place: NDArray[np.int64]) -> None:
     for bad in np.flatnonzero((pieces[:, 1] < 0) | (pieces[:, 2] <= pieces[:, 1]))[:1]:
-        raise PlanError(f"{ByteRange(*pieces[bad].tolist())} has no bytes: it must start at 0 or later and stop behind its start")
+        raise PlanError(f"{ByteRange(*pieces[bad].tolist())} has no bytes: it must start at 0 or later and stop after its start")
     order = np.lexsort((pieces[:, 1], pieces[:, 0], place))
     one, two = order[:-1], order[1:]
     within = (place[one] == place[two]) & (pieces[one, 0] == pieces[two, 0])

@@ -179,7 +179,7 @@ def _stage_to_json(stage: Stage, route: Sequence[int]) -> dict[str, Any]:
 def _stage_from_json(row: Any, field: str) -> tuple[Stage, tuple[int, ...]]:
     layers, members, route = (sequence(item(row, key, field), f"{field}.{key}", whole) for key in ("layers", "members", "member_of_grain"))
     if len(layers) != 2:
-        raise PlanError(f"{field}.layers must be the first layer and the one behind the last, not {list(layers)}")
+        raise PlanError(f"{field}.layers must be the first layer and one past the last, not {list(layers)}")
     groups = sequence(row.get("groups", []), f"{field}.groups", lambda group, name: sequence(group, name, whole))
     return Stage(layers=range(*layers), members=members, groups=groups), route
 

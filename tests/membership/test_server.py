@@ -15,7 +15,7 @@ import pytest
 from elastic.errors import EtcdUnavailable
 from elastic.host.limits import DISK_BYTES, FILE_BYTES, FILES, MEMORY_BYTES, SystemLimits
 from elastic.membership import server
-from elastic.membership.server import PrivateEtcd, find_etcd, how_it_ended, last_words
+from elastic.membership.server import PrivateEtcd, find_etcd, how_it_ended, reason_of_end
 from tests.conftest import Leftovers, wait_for_end
 from tests.etcd_access import EtcdClient
 
@@ -209,9 +209,12 @@ def test_a_temporary_directory_that_is_too_small_is_named() -> None:
 def test_what_etcd_says_of_its_end_is_one_line_without_a_trace() -> None:
     fatal = '{"level":"fatal","msg":"limit of etcd process is too low","limit":64,"stacktrace":"go.etcd.io/..."}'
     assert (
-        last_words(['{"level":"info","msg":"starting"}', fatal, '{"level":"info","msg":"more"}']) == "limit of etcd process is too low: 64"
+        reason_of_end(['{"level":"info","msg":"starting"}', fatal, '{"level":"info","msg":"more"}'])
+        == "limit of etcd process is too low: 64"
     )
-    assert last_words(["fatal error: newosproc", "", "runtime stack:", "runtime.throw(0x1)"]) == "fatal error: newosproc"
-    assert last_words(['{"level":"panic","msg":"failed to create WAL","error":"file too large"}']) == "failed to create WAL: file too large"
-    assert last_words(["[1]", "{}", "", "neither"]) == "neither"
-    assert last_words([]) == "nothing"
+    assert reason_of_end(["fatal error: newosproc", "", "runtime stack:", "runtime.throw(0x1)"]) == "fatal error: newosproc"
+    assert (
+        reason_of_end(['{"level":"panic","msg":"failed to create WAL","error":"file too large"}']) == "failed to create WAL: file too large"
+    )
+    assert reason_of_end(["[1]", "{}", "", "neither"]) == "neither"
+    assert reason_of_end([]) == "nothing"

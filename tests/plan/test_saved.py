@@ -110,7 +110,7 @@ def test_tensor_parallel_plans_are_for_people_only_so_far():
         (f"version = {VERSION}", "", "version is missing"),
         ("step_s = ", "step_s = true # ", "step_s must be a number, not True"),
         ("layers = [0, 3]", "layers = [0, 2]", "stage 1 has layers"),
-        ("layers = [0, 3]", "layers = [0]", r"stages\[0\]\.layers must be the first layer and the one behind the last"),
+        ("layers = [0, 3]", "layers = [0]", r"stages\[0\]\.layers must be the first layer and one past the last"),
         ("members = [0, 1]", 'members = [0, "1"]', r"stages\[0\]\.members\[1\] must be a whole number, not '1'"),
         ("members = [0, 1]", "members = [0, 2]", "two places"),
         ("member_of_grain = [0,", "member_of_grain = [3,", r"routes of stage 0 name workers \[3\]"),

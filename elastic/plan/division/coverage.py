@@ -34,10 +34,10 @@ def furthest(ends: Ints, resources: Resources) -> Ints:
     reached = np.concatenate([ends, np.zeros((*ends.shape[:-1], 1), dtype=ends.dtype)], axis=-1)
     rows = (width * np.arange(math.prod(ends.shape[1:-1]))).reshape(*ends.shape[1:-1], 1)
     found = np.zeros((depth + 1, *ends.shape[1:-2], resources.count), dtype=np.int64)
-    behind = np.full((*ends.shape[1:-2], resources.count + 1), width - 1)
+    later = np.full((*ends.shape[1:-2], resources.count + 1), width - 1)
     for number in range(depth - 1, -1, -1):
-        behind[..., :-1] = found[number + 1]
-        found[number] = reached[number].take(rows + behind.take(resources.after, axis=-1)).max(axis=-2)
+        later[..., :-1] = found[number + 1]
+        found[number] = reached[number].take(rows + later.take(resources.after, axis=-1)).max(axis=-2)
     return found
 
 

@@ -114,10 +114,10 @@ class Search:
         """Returns the label, makeup and first layer of each possible further stage."""
         open_ends = np.nonzero(labels.start > 0)[0]
         left = self.reach.resources.after[:, labels.left[open_ends]]
-        behind = np.append(self.furthest[number + 1], -1) if number < self.reach.depth else np.full(self.reach.resources.count + 1, -1)
+        later = np.append(self.furthest[number + 1], -1) if number < self.reach.depth else np.full(self.reach.resources.count + 1, -1)
         ends = labels.start[open_ends]
         first = np.argmax(self.allowed, axis=1)[:, ends]
-        widths = np.where(left >= 0, np.minimum(behind[left], ends - 1) - first + 1, 0).clip(0)
+        widths = np.where(left >= 0, np.minimum(later[left], ends - 1) - first + 1, 0).clip(0)
         makeup, which = np.nonzero(widths)
         counts = widths[makeup, which]
         offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -32,7 +32,7 @@ WIDER = (1.03, 1.1, 1.3)
 """Factors on the estimated step time up to which a step is searched for; a narrow bound excludes most of the search."""
 
 CLOSE = 1.02
-"""Factor by which another table has to be more promising than the most promising one so far."""
+"""Factor by which another table must be more promising than the most promising one so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

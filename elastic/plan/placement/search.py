@@ -1,9 +1,9 @@
-"""The search: ranks seeds by a bound, and improves the best of them by swaps, in rounds from which fewer and fewer go on.
+"""The search: ranks seeds by a bound, and improves the best of them by swaps, in rounds with fewer and fewer of them.
 
-Each step looks at all swaps of a device that limits the cost (see `Grid.critical`) with any other. It takes the best one, even if that
+Each step evaluates all swaps of a device that limits the cost (see `Grid.critical`) with any other. It takes the best one, even if that
 raises the cost, unless it moves a device back to a stage that it left a few steps ago (tabu search). When nothing has improved for some
 steps the groups are arranged again; after several such times the run starts again from its best placement with some random swaps.
-Effort is counted in pairs of devices looked at, so a result depends on the budget and the seed, never on the machine.
+Effort is counted in evaluated pairs of devices, so a result depends on the budget and the seed, never on the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from elastic.plan.placement.seeds import near_order, tiled
 from elastic.plan.placement.swaps import Grid, swap_costs
 
 ROUNDS = ((16, 0.4), (5, 0.3), (1, 0.3))
-"""For each round: how many of the best runs go on, and the share of the budget that they have in total."""
+"""For each round: the number of best runs that continue, and their total share of the budget."""
 
 ARRANGED_SEEDS = 24
 PATIENCE = 25
