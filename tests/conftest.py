@@ -29,7 +29,7 @@ def pytest_configure() -> None:
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What the jobs started by one test leave. All their processes inherit a TMPDIR that nobody else has, which is how they are found."""
+    """What the jobs of one test leave. All their processes inherit a unique TMPDIR, by which they are found."""
 
     directory: Path
 

@@ -59,7 +59,7 @@ def etcd_with_login(directory: Path) -> Iterator[str]:
 
 
 def change_password(endpoint: EtcdEndpoint, password: str) -> None:
-    """Of root, which has the one in `endpoint`."""
+    """Changes root's password, which is the one in `endpoint` before."""
     client = EtcdClient(endpoint)
     request = etcdrpc.AuthUserChangePasswordRequest(name="root", password=password)
     etcdrpc.AuthStub(client._client.channel).UserChangePassword(request, metadata=client._metadata)

@@ -22,7 +22,7 @@ PATIENCE_S = 10.0
 
 
 class Puppet:
-    """A worker process that enters what it is told to, and nothing else; with `step_s` it runs steps of that length by itself."""
+    """A worker process that enters exactly the activities it is sent; with `step_s` it runs steps of that length without orders."""
 
     def __init__(self, directory: Path, worker: int, step_s: float | None = None) -> None:
         self.worker = worker
@@ -87,7 +87,7 @@ class Stage:
         return new
 
     def commit(self, epoch: int, members: Sequence[Puppet], **more: Any) -> None:
-        """What an agent does when a view is committed."""
+        """Does what an agent does when a view is committed."""
         listed = [{"worker": puppet.worker, "pid": puppet.pid, "host": "here", "stage": 0} for puppet in members]
         record = {"epoch": epoch, "attempt": 0, "members": listed, "coordinator": 0, "agent": 1, "forkserver": os.getpid()}
         new = self.directory / "members.new"

@@ -32,7 +32,7 @@ class Wide(nn.Module):
 
 
 def train(job: elastic.Job, steps: int | None) -> dict[str, object] | None:
-    """So many steps, or until the plan has changed, and a few more."""
+    """Trains for that many steps, or until a few steps after the plan has changed."""
     torch.manual_seed(3)
     layers = [nn.Linear(models.WIDTH, WIDTH), Wide(), Wide(), nn.Linear(WIDTH, 8)]
     trainer = elastic.Trainer(

@@ -72,7 +72,7 @@ def prepared() -> Iterator[str]:
 
 
 def broken(root: str, faults: Mapping[int, Fault], *, torn: bool = False) -> tuple[str, Breaking]:
-    """What is loaded when these happen at calls of the save."""
+    """Runs the save with these faults at its calls; returns what is loaded afterwards."""
     real = fsspec.filesystem("memory")
     if real.exists(f"{root}/run"):
         real.rm(f"{root}/run", recursive=True)

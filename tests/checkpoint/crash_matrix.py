@@ -44,7 +44,7 @@ Table = dict[tuple[str, str], Counter[str]]
 
 
 def the_save(store: Store, slicings: Slicings) -> None:
-    """What is broken. Raises CheckpointError."""
+    """Runs the save that the matrix breaks. Raises CheckpointError."""
     values = _VALUES[NEW]
     plan = plan_files(contents_of(values), 200_000, slicings)
     ticket = begin(store, plan, step=NEW)
@@ -90,7 +90,7 @@ def outcome(store: Store, remove: Callable[[str], object], *, must_be_new: bool 
 
 
 def outcome_in(root: Path, *, must_be_new: bool = False) -> str:
-    """Of a directory."""
+    """Returns the outcome in a directory."""
     return outcome(LocalStore(root), lambda name: shutil.rmtree(root / name), must_be_new=must_be_new)
 
 
@@ -105,7 +105,7 @@ def _loaded(store: Store) -> int | None:
 
 
 def calls_of_a_save(start: Path, scratch: Path, slicings: Slicings) -> list[Call]:
-    """Of one that nothing breaks."""
+    """Returns the calls of an unbroken save."""
     root = _copy(start, scratch)
     recorder = Recorder()
     the_save(LocalStore(root, calls=recorder), slicings)

@@ -129,7 +129,7 @@ def by_round_robin(engine: object, names: dict, keys: list[str]) -> dict:
 
 
 def state_of(engine: object, model: torch.nn.Module, keys: list[str]) -> dict:
-    """What the engine holds, by name, told by DeepSpeed's own utilities."""
+    """Returns the engine's state by name, as DeepSpeed's own utilities report it."""
     told: dict = {}
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         # Without this, DeepSpeed 0.19.8 (stages 1 and 2 on the CPU) reports that exp_avg is "not found in optimizer state fragment".
@@ -159,7 +159,7 @@ def record(engine: object, model: torch.nn.Module, case: dict) -> dict:
 
 
 def plain_step(engine: object, case: dict, seed: int) -> float:
-    """One step of one rank; the loss."""
+    """Takes one step of one rank; returns the loss."""
     loss = engine(torch.randint(case.get("vocab", 11), (2, 5), generator=torch.Generator().manual_seed(seed)))
     engine.backward(loss)
     engine.step()

@@ -28,7 +28,7 @@ def values_at(step: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Valu
 
 
 def contents_of(values: Values, step: int | None = None) -> Contents:
-    """What such values are announced as."""
+    """Returns the contents that describe such values."""
     tensors: dict[str, dict[str, Spec]] = {}
     for (name, state), tensor in values.items():
         tensors.setdefault(name, {})[state] = Spec(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))

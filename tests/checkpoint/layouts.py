@@ -137,7 +137,7 @@ def decaying(optimizer: torch.optim.Optimizer) -> Any:
 
 
 def train(job: Any, folder: str, steps: int, seed: int, every: int | None = None) -> dict[str, Any]:
-    """What this worker was given of each step that the job took, and the leader's digests of the parameters behind each."""
+    """Trains; returns what this worker was given in each step, and the leader's digests of the parameters after each."""
     torch.manual_seed(seed)
     options = {"batch_size": 12, "micro_batch_size": 2, "seed": 11, "clip_norm": 0.5, "scheduler": decaying}
     with warnings.catch_warnings():
@@ -152,7 +152,7 @@ def train(job: Any, folder: str, steps: int, seed: int, every: int | None = None
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How many workers, in how many stages."""
+    """A number of workers and of stages."""
 
     workers: int
     stages: int
@@ -166,7 +166,7 @@ SLICES = tuple(RULES)
 
 
 def saved(folder: Path, step: int) -> dict[str, str]:
-    """Digests of all files of values that were saved behind that many steps."""
+    """Returns digests of all files of values that were saved after that many steps."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / f"step-{step:08d}").glob("*.safetensors")}
 
 
@@ -185,7 +185,7 @@ def whole(folder: Path, steps: int) -> Whole:
 
 
 def faults(layout: Layout, folder: Path, steps: int, seed: int, expected: Whole, first: int) -> list[str]:
-    """Runs a job on `layout` that begins with step `first` and ends behind `steps` steps; in what it differs from the whole run."""
+    """Runs a job on `layout` from step `first` to the end of `steps` steps; returns its differences from the whole run."""
     results = harness.run(train, workers=layout.workers, stages=layout.stages, args=(str(folder), steps, seed))
     found = []
     if any(result["lines"] != list(expected.lines[first:steps]) for result in results):

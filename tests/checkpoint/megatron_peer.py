@@ -28,7 +28,7 @@ HIDDEN, HEADS, GROUPS, FFN, LAYERS, VOCAB, LENGTH = 16, 4, 2, 24, 4, 24, 8
 
 
 def arguments(case: dict) -> argparse.Namespace:
-    """What Megatron-LM keeps as `args`, so far as it describes the model."""
+    """Returns what Megatron-LM keeps as `args`, as far as it describes the model."""
     return argparse.Namespace(
         num_layers=LAYERS,
         hidden_size=HIDDEN,
@@ -103,7 +103,7 @@ class WithoutCuda(TorchFunctionMode):
 
 
 def gradients(model: GPTModel) -> None:
-    """Of every element by its own value, so that no layout can change them."""
+    """Sets each element's gradient from its own value, so that no layout can change the gradients."""
     for parameter in model.parameters():
         parameter.grad = torch.sin(17 * parameter.detach().float()).to(parameter.dtype)
 
@@ -121,7 +121,7 @@ def step(model: GPTModel, optim) -> None:
 
 
 def sharded(model: GPTModel, optim, loading: bool = False) -> dict:
-    """What Megatron-LM gives to `dist_checkpointing`."""
+    """Returns what Megatron-LM passes to `dist_checkpointing`."""
     model_state = model.sharded_state_dict()
     return {"model": model_state, "optimizer": optim.sharded_state_dict(model_state, is_loading=loading)}
 

@@ -17,7 +17,7 @@ VOCABULARY = 40
 
 
 class Config:
-    """What the Trainer looks for."""
+    """A configuration with the attributes that the Trainer reads."""
 
     def to_json_string(self) -> str:
         return json.dumps({"model_type": "tiny", "tie_word_embeddings": False, "note": "größe"})

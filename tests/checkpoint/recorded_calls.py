@@ -14,7 +14,7 @@ CALLS |= {"pwrite", "preadv", "fsync", "rename", "replace", "unlink", "rmdir"}
 
 @dataclass
 class Call:
-    """One call: what it was asked, and what it answered."""
+    """One call: its arguments and its result."""
 
     kind: str
     arguments: tuple[Any, ...]

@@ -33,7 +33,7 @@ def train(
     pause_s: float,
     disturb: Callable[[int, bool], None] = lambda step, leader: None,
 ) -> dict[str, Any] | None:
-    """Losses of the steps that this job took, by step, and the digest behind the last one. `disturb` is called behind each step."""
+    """Trains; returns the losses of the job's steps, by step, and the digest after the last one. Calls `disturb` after each step."""
     torch.manual_seed(5)
     where = {} if plain else {"checkpoint": directory, "every": every, "keep": keep}
     trainer = elastic.Trainer(
@@ -62,7 +62,7 @@ _HOURS_AGO = 7200.0
 
 
 def beside_other_savers(job: Any, directory: str) -> dict[str, Any] | None:
-    """Keeps two checkpoints; behind its first step others begin to save into the same directory, and one of them died long ago."""
+    """Keeps two checkpoints; after its first step other jobs start to save into the same directory, and one of them died long ago."""
 
     def disturb(step: int, leader: bool) -> None:
         if leader and step == 0:
@@ -136,7 +136,7 @@ def with_a_death_while_members_agree(job: Any, directory: str, number: int, when
 
 
 def with_a_joiner_at_the_last_step(job: Any, directory: str) -> dict[str, Any] | None:
-    """Worker 1 dies behind step 3; who takes its place is ready when only step 8, the last, is left, and the others know of it."""
+    """Worker 1 dies after step 3; its replacement is ready when only step 8, the last, is left, and the others have learned of it."""
     go = Path(directory, "go")
     waiting = time.monotonic() + 30
 
@@ -155,13 +155,13 @@ def with_a_joiner_at_the_last_step(job: Any, directory: str) -> dict[str, Any] |
 
 
 def into_memory(job: Any, steps: int, every: int | None) -> list[int | None]:
-    """The steps that are saved in this process's memory behind a training, newest first."""
+    """Returns the steps saved in this process's memory after a training, newest first."""
     train(job, "memory://run", every, steps, False, None, 0.1)
     return [entry.source.contents.step for entry in found(open_store("memory://run")) if entry.source is not None]
 
 
 def beside_a_broken_disk(job: Any, directory: str, how: str) -> dict[str, Any] | None:
-    """Saves after each of 9 steps, to a file system that refuses from behind step 1 until behind step 5."""
+    """Saves after each of 9 steps, to a file system that fails from the end of step 1 until the end of step 5."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     root, aside = Path(directory), Path(directory + ".aside")
 
@@ -197,7 +197,7 @@ def beside_another_training(job: Any, directory: str, theirs: str) -> dict[str, 
 
 
 def in_a_directory_that_another_job_takes(job: Any, directory: str) -> dict[str, Any] | None:
-    """Saves after each of 9 steps; behind step 2 another job begins in the directory."""
+    """Saves after each of 9 steps; after step 2 another job starts to save in the directory."""
 
     def disturb(step: int, leader: bool) -> None:
         if leader and step == 2:

@@ -118,7 +118,7 @@ def test_a_refusal_is_one_line_of_either_command(tmp_path, command, arguments, r
 
 
 def refused(capsys, *arguments):
-    """The one line that a command refuses with, whatever else it printed."""
+    """Returns the one line with which a command refuses."""
     with pytest.raises(SystemExit) as ended:
         elastic_main(["checkpoint", *map(str, arguments)])
     printed = capsys.readouterr()

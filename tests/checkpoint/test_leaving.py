@@ -78,7 +78,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, elastic.JobResult]:
-    """A job that saved behind its third step and behind its fifth, its last."""
+    """A job that saved after its third step and after its fifth, the last."""
     folder = tmp_path_factory.mktemp("undisturbed")
     return folder, elastic.run(train, workers=2, stages=2, args=[str(folder), "saved"])
 

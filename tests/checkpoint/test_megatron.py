@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
 
 
 def _by_model(name: str) -> str:
-    """What Megatron's model calls a tensor that `torch_dist` has under another name."""
+    """Returns the model's name of a tensor that has another name in `torch_dist`."""
     for dist, model in _DIST_NAMES.items():
         name = name.replace(dist, model)
     return name

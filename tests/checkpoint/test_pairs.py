@@ -57,7 +57,7 @@ def written(origin, tmp_path_factory):
 
 
 def _facts(contents, weights_only: bool):
-    """What must come back; a tie may be two tensors, since DCP and Hugging Face's directories know none."""
+    """Returns what must survive a round trip; a tie may become two tensors, since DCP and Hugging Face's directories have no ties."""
     tensors = {name: {s: spec for s, spec in states.items() if s == PARAM or not weights_only} for name, states in contents.tensors.items()}
     tensors |= {name: {PARAM: tensors[target][PARAM]} for name, target in contents.ties.items()}
     whole = (contents.scalars, tuple(contents.groups), contents.frozen - {"head.weight"}, contents.step)

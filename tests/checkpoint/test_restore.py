@@ -52,7 +52,7 @@ class Memory:
 
 
 class Worker:
-    """One worker's model and optimizer; as every worker, it builds the whole model first."""
+    """One worker's model and optimizer. Like every worker, it builds the whole model first."""
 
     def __init__(self, build: Callable[[], list[nn.Module]], optimizer: Callable[[Any], torch.optim.Optimizer]) -> None:
         torch.manual_seed(5)
@@ -75,7 +75,7 @@ def view_of(model: LayeredModel, workers: int, stages: int) -> View:
 
 
 def given(spec: Any, shards: Sequence[tuple[Shard, Scalars]], sizes: dict[str, int]) -> Values:
-    """What workers give together, every element once."""
+    """Returns what workers provide together, every element once."""
     found: Values = {}
     seen: dict[tuple[str, str], int] = {}
     for shard, scalars in shards:

@@ -31,7 +31,7 @@ SMALL = {"a": (300, 301), "b": (65,)}
 
 
 def halves(step: int) -> tuple[list[TensorRun], list[TensorRun]]:
-    """What two members own of the values at a step."""
+    """Returns the values that each of two members owns at a step."""
     parts: tuple[list[TensorRun], list[TensorRun]] = ([], [])
     for number, (name, state, _, tensor) in enumerate(whole_runs(values_at(step, SMALL))):
         flat = tensor.reshape(-1)

@@ -70,7 +70,7 @@ def run(*arguments: Any, code: int = 0) -> str:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Of the one checkpoint in it, but for the manifest."""
+    """Returns the files of the one checkpoint in the directory, without the manifest."""
     (directory,) = root.glob("step-*")
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "manifest.json"}
 

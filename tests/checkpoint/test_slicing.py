@@ -59,7 +59,7 @@ def test_padding_is_what_no_element_lies_in(shape: tuple[int, ...], data: st.Dat
 @given(st.data())
 @settings(max_examples=80)
 def test_any_run_goes_into_slices_and_comes_back(data: st.DataObject) -> None:
-    """In memory; also where copies are cut into pieces, and where padding is wide beside a block. What nobody writes is the padding."""
+    """In memory; also with copies in pieces, and with padding wide next to a block. Elements that nothing writes are the padding."""
     shape, dtype = data.draw(shapes), data.draw(st.sampled_from(DTYPES))
     values = {("t", PARAM): any_bits(shape, dtype, 1)}
     plan = plan_files(contents_of(values), 1 << 30, {("t", PARAM): data.draw(slicings(shape))})

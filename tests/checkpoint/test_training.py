@@ -198,7 +198,7 @@ def test_a_death_while_members_agree_on_a_save(number: int, when: str, tmp_path:
 
 
 def check_last_saved(folder: Path, result: elastic.JobResult, whole: dict[str, Any]) -> None:
-    """Worker 1 died, nobody joined, the training is that of the uninterrupted run, and its end is saved."""
+    """Checks that worker 1 died, none joined, the training equals the uninterrupted run, and its end was saved."""
     assert [(incident["kind"], incident["worker"]) for incident in result.incidents] == [("death", 1)]
     assert (result.value["losses"], result.value["digest"]) == (whole["losses"], whole["digest"])
     source = newest(LocalStore(folder), verify=True)
@@ -208,14 +208,14 @@ def check_last_saved(folder: Path, result: elastic.JobResult, whole: dict[str, A
 
 
 def test_the_last_step_is_saved_whoever_is_ready_to_join(tmp_path: Path, whole: dict[str, Any]) -> None:
-    """A pause behind the last step, for somebody to join, once meant that nobody saved it."""
+    """A pause for a joiner after the last step once meant that no worker saved it."""
     result = elastic.run(saved_trainings.with_a_joiner_at_the_last_step, args=[str(tmp_path)], workers=3, stages=1, rebalance=False)
     check_last_saved(tmp_path, result, whole)
 
 
 @pytest.mark.long
 def test_states_that_an_optimizer_makes_later_are_saved_from_then_on(tmp_path: Path) -> None:
-    """What states there are is told only where it changed: else members tell each other one thing about a save."""
+    """Members exchange their lists of states only if these changed; otherwise they exchange one message per save."""
     exchanges = elastic.run(saved_trainings.with_late_state, args=[str(tmp_path), 7, 3], workers=2, stages=1, rebalance=False).value
     saved = {entry.step: entry.source.contents for entry in found(LocalStore(tmp_path)) if entry.source is not None}
     for step, contents in saved.items():
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_another_model_refused(tmp_path:
 
 
 def damage(folder: Path, pattern: str, place: float) -> None:
-    """Flips a bit in the file's data, so far behind its beginning: its size and the manifest stay right."""
+    """Flips a bit in the file's data at this offset. Its size and the manifest stay right."""
     (path,) = folder.glob(pattern)
     data = bytearray(path.read_bytes())
     data[int(place * (len(data) - 1))] ^= 4

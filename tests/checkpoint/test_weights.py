@@ -23,7 +23,7 @@ from elastic.errors import CheckpointError
 
 
 def put(folder: Path, name: str, value: float, names: str = "ab") -> None:
-    """One set of weights, all of the same value; an index gets a file for each."""
+    """Writes one set of weights, all of the same value; an index gets one file per name."""
     folder.mkdir(exist_ok=True)
     write = torch.save if ".bin" in name else save_file
     if not name.endswith(".index.json"):

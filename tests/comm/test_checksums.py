@@ -41,7 +41,7 @@ def wire(data: bytes, of: Tag) -> bytearray:
 
 
 def received(message: bytes) -> tuple[Receiver, Mailbox]:
-    """What becomes of it."""
+    """Returns the receiver and the mailbox after this message and the end of the stream."""
     here, there = socket.socketpair()
     with here, there:
         here.setblocking(False)

@@ -24,7 +24,7 @@ class Clock:
 
 
 def message(found: RateMeter, clock: Clock, ready: int, waited: int, seconds: float) -> None:
-    """Of which `ready` bytes lay there, and the rest came within some seconds."""
+    """Records a message of which `ready` bytes had arrived before the wait, and the rest arrived in some seconds."""
     found.got(ready)
     found.waits()
     clock.now += seconds / 2

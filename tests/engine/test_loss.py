@@ -78,7 +78,7 @@ def test_a_loss_that_is_cut_off_is_refused_when_the_trainer_is_made(lone_job, cu
 
 
 def test_a_micro_batch_without_tokens_weighs_nothing(lone_job) -> None:
-    """Whatever its loss is: a sum of nothing, or a mean over nothing, which is no number; it may be cut off too."""
+    """For any loss: a sum of nothing, or a mean over nothing, which is NaN; it may also be detached."""
 
     def losses(empty: Any) -> list[float]:
         def loss(output: torch.Tensor, batch: Any) -> Any:
@@ -222,7 +222,7 @@ def test_what_is_one_object_or_apart_is_trained(how: str) -> None:
 
 
 def test_a_plateau_is_found_by_whoever_has_the_metric(lone_job) -> None:
-    """It was stepped with the training loss of each step, whatever the loop's body told it."""
+    """The scheduler once got the training loss of each step, whatever metric the loop's body passed."""
     made: list[torch.optim.lr_scheduler.ReduceLROnPlateau] = []
 
     def plateau(optimizer: torch.optim.Optimizer) -> Any:

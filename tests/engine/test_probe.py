@@ -16,7 +16,7 @@ from elastic.layout.regions import BLOCK
 
 
 class Sgd(optim.Optimizer):
-    """What the others change a part of."""
+    """The optimizer that the other ones of this module modify."""
 
     def __init__(self, params: Any, lr: Any = 0.1, **settings: Any) -> None:
         super().__init__(params, {"lr": lr, **settings})

@@ -130,7 +130,7 @@ def workload_of(micro_batches: int, grains: int) -> Workload:
 
 
 def plan_of(*stages: tuple[range, tuple[int, ...], tuple[int, ...]]) -> Plan:
-    """Of layers, members and route of each stage."""
+    """Returns a plan from layers, members and route of each stage."""
     made = tuple(Stage(layers=layers, members=members) for layers, members, _ in stages)
     return Plan(stages=made, routes=tuple(route for _, _, route in stages), step_s=1.0, why="")
 

@@ -21,7 +21,7 @@ MICRO_BATCHES = 5
 
 
 def two(kind: Any, channels: int, **options: Any) -> tuple[Any, Any]:
-    """One that plain torch runs, and one that is watched."""
+    """Two equal modules: plain torch runs one, and `Statistics` watches the other."""
     return kind(channels, **options), kind(channels, **options)
 
 

@@ -145,7 +145,7 @@ FIRSTS_OF_STEP_4 = {float(poisoned(4, micro_batch)[0][0, 1]) for micro_batch in 
 
 
 def plain_skipping() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """As a plain loop does that leaves out `optimizer.step()`, and what is done behind it: parameters and their average."""
+    """A plain loop that skips `optimizer.step()`; returns the parameters and their average."""
     torch.manual_seed(3)
     model = nn.Sequential(Poison(), nn.Linear(48, 48), models.Head())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -79,7 +79,7 @@ def held(holdings: Iterable[Holding]) -> Held:
 
 
 def wanted(layout: Layout, states: Sequence[str]) -> Held:
-    """What a layout needs, told from the words of the promise and not from `needs`."""
+    """Returns what a layout needs, from the definition and not from `needs`."""
     found: Held = {}
 
     def want(worker: int | None, state: str, layer: int, wanted_units: set[int]) -> None:
@@ -106,5 +106,5 @@ def wanted(layout: Layout, states: Sequence[str]) -> Held:
 
 
 def fewest_elements(have: Held, want: Held) -> int:
-    """Every unit that somebody needs and does not have must be sent to it, whoever sends: that many elements, and no fewer."""
+    """Returns the fewest elements to send: every unit that a worker needs and does not have must be sent to it once."""
     return sum(UNIT * len(run - have.get(key, set())) for key, run in want.items())

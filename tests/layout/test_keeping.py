@@ -127,7 +127,7 @@ def test_a_loss_moves_what_was_lost(found, data):
 
 @pytest.mark.parametrize(("layers", "tail", "workers", "lost"), [(1, 64, 5, 0), (2, 1000, 4, 3)])
 def test_whoever_gets_less_since_another_got_more_is_not_owed_anything(layers: int, tail: int, workers: int, lost: int) -> None:
-    """Else a piece is left over in the end, of which nobody has a neighbour, and the layer is cut afresh."""
+    """Otherwise a piece is left at the end that no neighbour can take, and the layer is cut again."""
     layout = spread(model_of(layers, 50, tail), [(range(layers), range(workers))])
     assert_little_moves(layout, list(range(workers)), lost)
 

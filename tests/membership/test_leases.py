@@ -11,7 +11,7 @@ from elastic.membership.leases import Lease
 
 
 class FakeStore:
-    """An etcd whose leases expire when told to, and which can be away."""
+    """An etcd whose leases expire when the test says so, and which can be unreachable."""
 
     def __init__(self) -> None:
         self.keys: dict[str, tuple[str, int | None]] = {}

@@ -35,7 +35,7 @@ def view() -> View:
 
 
 class Agent:
-    """A session with a loop, which turns where the test says; what it is told is noted."""
+    """A session with a loop that the test runs; records the messages."""
 
     def __init__(self, directory: Path, endpoint: EtcdEndpoint | None = None) -> None:
         self.lost: queue.SimpleQueue[ElasticError] = queue.SimpleQueue()

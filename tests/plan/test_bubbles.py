@@ -35,7 +35,7 @@ def test_busy_and_idle_add_up_to_the_step(case):
 @few
 @given(st.integers(1, 6), st.integers(0, 8), positive_eighths, positive_eighths)
 def test_equal_stages_are_idle_as_in_the_literature(depth, more, forward_s, backward_s):
-    """(S - 1)(f + b) at every stage: filling takes s f, draining s b, and in between it waits for the stages behind it."""
+    """(S - 1)(f + b) at every stage: filling takes s f, draining s b, and between these the stage waits for the later stages."""
     timeline = judge(*column([(forward_s, backward_s)] * depth, depth + more))
     for stage, bubbles in breakdown(timeline).items():
         behind = depth - 1 - stage

@@ -23,7 +23,7 @@ def without(whole: Fleet, lost: int) -> Fleet:
 
 
 def finish(prepared: Prepared) -> int:
-    """How often it was taken further."""
+    """Runs it to the end; returns the number of slices."""
     count = 1
     while prepared.advance():
         count += 1

@@ -101,7 +101,7 @@ def test_grains_outside_of_the_step_are_refused(grain):
 
 
 def tree(node: Node, grains: int) -> object:
-    """How a node's sum is put together: a grain, or a pair of sums; the other half of the last node may be empty."""
+    """Returns how a node's sum is built: a grain, or a pair of sums; the second half of the last node may be empty."""
     if node.level == 0:
         return node.index
     halves = [Node(node.level - 1, 2 * node.index + side) for side in (0, 1)]

@@ -89,7 +89,7 @@ def test_messages_take_their_time_where_the_link_is_slow():
 
 
 def test_a_slow_link_between_hosts_decides_for_stages_or_against():
-    """One boundary with small activations beats exchanging large gradients; and the other way round."""
+    """One boundary with small activations costs less than exchanging large gradients, and the other way round."""
     on = {0: "a", 1: "a", 2: "b", 3: "b"}
     large = Workload(layers=(replace(cost(0.01, 0.02, 50_000_000), output_bytes=1000),) * 4, micro_batches=8, grains=8)
     wide = boundary(100_000_000)

@@ -28,7 +28,7 @@ PAUSE = threading.Event()  # never set: waiting on it makes a step slow
 
 
 def facts(job: Job, text: str, number: int) -> dict[str, Any]:
-    """What a worker sees, gathered in the job's directory so that the leader can return all of it."""
+    """Returns what a worker sees, gathered in the job's directory so that the leader can return all of it."""
     import torch  # not above: launchers import this module too, without torch
 
     subprocess.Popen(["sleep", "600"])  # a helper process that the train function does not end
@@ -60,7 +60,7 @@ def facts(job: Job, text: str, number: int) -> dict[str, Any]:
 
 
 def open_descriptors() -> list[str]:
-    """What this process has open besides the standard streams."""
+    """Returns the open descriptors of this process, without the standard streams."""
     numbers = [number for number in os.listdir("/proc/self/fd") if int(number) > 2 and os.path.lexists(f"/proc/self/fd/{number}")]
     return [os.readlink(f"/proc/self/fd/{number}") for number in numbers]
 
@@ -126,7 +126,7 @@ def steps_until_stopped(job: Job) -> int:
 
 
 def trains_until_stopped(job: Job) -> int:
-    """Really: with a Trainer that saves behind its last step only. Says each step; returns the last."""
+    """Trains with a Trainer that saves only after its last step. Prints each step; returns the last."""
     import torch
 
     import elastic

@@ -17,7 +17,7 @@ STEPS = 16
 
 
 def train(job: Any, folder: str, kills: list[int], saves: dict[str, Any]) -> None:
-    """The leader dies in the body of each of the steps `kills`, before its line or, every other time, behind it."""
+    """Trains. The leader dies in the loop body of each of the steps `kills`, alternately before and after logging."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

@@ -36,7 +36,7 @@ class Chaos(threading.Thread):
         self.start()
 
     def members(self, epoch: int) -> dict[str, Any]:
-        """What members.json says as soon as this epoch or a later one is there."""
+        """Returns members.json as soon as it has this epoch or a later one."""
         for _ in range(3000):
             with suppress(FileNotFoundError):
                 record = json.loads((self.kept / "members.json").read_text())
@@ -132,7 +132,7 @@ def test_a_private_etcd_that_is_stopped_for_ever_is_replaced_in_seconds(tmp_path
 def test_a_private_etcd_that_dies_is_started_again_for_the_recovery(
     removed: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It dies twice. With `removed` its files go too the second time, by somebody who tidies up."""
+    """It dies twice. With `removed`, something also deletes its files the second time."""
 
     def plan(chaos: Chaos) -> None:
         record = chaos.members(1)

@@ -43,7 +43,7 @@ NAMES = (MAIN_MODULE, "its_package", "its_package.part")
 
 
 def noted(project: Path) -> dict[str, list[object]]:
-    """What the first worker tells of the script; then it is as if this process were another one."""
+    """Returns what the first worker reports of the script, and then makes this process look like another worker."""
     assert load(f"{project}/script:train")() == (1, 1)
     told = {name: value for name, value in sources.to_json(sources.note_imported()).items() if name in NAMES}
     forget()

@@ -15,7 +15,7 @@ from tests.recovery import trainings
 
 
 def memory(trainer: Any, role: str, state: str) -> torch.Tensor:
-    """Of a copy of that role that this worker has now."""
+    """Returns the memory of a copy of that role on this worker."""
     current, worker = trainer._runtime.engine, trainer._job.worker
     owned = [*current._optimizer.owned.shards.values()]
     if role == "live":
@@ -30,7 +30,7 @@ def memory(trainer: Any, role: str, state: str) -> torch.Tensor:
 
 
 def flip(where: torch.Tensor, bit: int = 6) -> None:
-    """One bit of the seventh element."""
+    """Flips one bit of the seventh element."""
     where.detach().reshape(-1).view(torch.uint8).numpy()[4 * 7 + 2] ^= 1 << bit
 
 

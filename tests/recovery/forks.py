@@ -152,7 +152,7 @@ class Agent:
 
     @property
     def started(self) -> int:
-        """How many workers, with those that were to replace others."""
+        """Returns the number of workers started, including replacements."""
         return len(self._processes)
 
     def _start(self) -> None:

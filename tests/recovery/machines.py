@@ -39,7 +39,7 @@ class FakeProposal:
 
 @dataclass
 class Machine:
-    """The machine, told what happens in few words; keeps what it did since the last `done`."""
+    """The state machine with short methods for events; keeps its actions since the last `done`."""
 
     state: ControlState
     now: float = 100.0
@@ -107,7 +107,7 @@ class Machine:
 
 
 def running(workers: int = 3, **policy: Any) -> Machine:
-    """A job in epoch 1; nobody is replaced unless asked for."""
+    """A job in epoch 1; dead workers are replaced only if asked for."""
     options = {"workers": workers, "respawn": False, **policy}
     return Machine(machine.running(FakeView(1, 0, tuple(range(workers))), JobPolicy(**options)))
 

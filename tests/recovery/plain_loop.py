@@ -116,7 +116,7 @@ def plain(kind: str) -> tuple[list[float], dict[str, torch.Tensor], dict[str, to
 
 
 def train(job: Any, kind: str, kills: dict[str, int]) -> dict[str, Any] | None:
-    """The same; worker `w` of `kills` dies in the body of the step that is given for it, or of the first one behind it with all workers."""
+    """Trains under `elastic.run`; worker `w` of `kills` dies in the body of the given step, or of the first later one with all workers."""
     parts = layers()
     optimizer = optimizer_of(kind, [parameter for part in parts for parameter in part.parameters()])
     loss = lambda output, batch: functional.cross_entropy(output, batch[1])  # noqa: E731

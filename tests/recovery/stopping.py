@@ -16,7 +16,7 @@ EVERY, LAST = 5, 17
 
 
 class Counter:
-    """What the loop has seen."""
+    """Counts what the loop has seen."""
 
     def __init__(self) -> None:
         self.seen, self.best = 0, float("inf")
@@ -34,7 +34,7 @@ def micro_batch(step: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(job: Any, registers: bool, kills: dict[str, int], options: dict[str, Any], steps: int = 1000) -> list[Any]:
-    """Worker `w` of `kills` dies in the body of that step, or of the first one behind it in which there are all workers."""
+    """Trains; worker `w` of `kills` dies in the body of that step, or of the first later one with all workers."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)

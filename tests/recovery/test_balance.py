@@ -20,7 +20,7 @@ ALONE = view_of([0, 1], stages=2)
 
 
 def reported(*slowdowns: list[float], view: View = VIEW, waits: Sequence[float] = (), slow: Sequence[float] = ()) -> Reports:
-    """Of each worker; the last one again and again. `waits`: by the clock over of the processor. `slow`: of the speed reference."""
+    """Returns reports of all workers; the last entry repeats. `waits`: wall-clock over CPU time. `slow`: relative time of the speed reference."""
     reports = Reports()
     tell(reports, slowdowns, view, waits, slow)
     return reports
@@ -92,7 +92,7 @@ def test_another_plan_is_wanted_once_and_again_when_the_cause_is_gone():
 
 
 def changed(view: View, slowdowns: dict[int, float], stages: int | None) -> View:
-    """The view behind a change of the plan."""
+    """Returns the view after a change of the plan."""
     found = propose(last=view, attempt=1, inventories=inventories_of(view, view.workers), joiners={}, stages=stages, slowdowns=slowdowns)
     check_proposal(found, view)
     return found.view

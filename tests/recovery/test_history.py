@@ -230,7 +230,7 @@ def test_a_step_that_it_does_not_remember_any_more_comes_from_others() -> None:
 
 
 class Secretive:
-    """A scheduler that remembers something that cannot be told."""
+    """A scheduler whose state cannot be saved."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"rule": {1, 2}}

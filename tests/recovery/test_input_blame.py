@@ -57,7 +57,7 @@ def test_victims_must_have_computed_the_same_layer() -> None:
 
 
 def test_a_host_that_kills_is_no_input() -> None:
-    """Of a job on several hosts. Where there is only one, nobody can tell."""
+    """In a job on several hosts. On a single host the two cannot be distinguished."""
     several = [replace(loss, elsewhere=True) for loss in THREE]
     assert blamed(several) is None
     assert blamed([*several[:2], replace(several[2], host="b")]) is not None

@@ -23,7 +23,7 @@ STEPS = 6
 
 
 def train(job: Job, folder: str | None = None) -> dict[str, Any]:
-    """Has everything that members do together: before the loop, within it, in saves, behind it; and a loop that changes the optimizer."""
+    """Uses every collective call: before the loop, in it, in saves, after it; and a second loop that changes the optimizer."""
     torch.manual_seed(5)
     layers = [nn.Sequential(nn.Linear(models.WIDTH, models.WIDTH), nn.Dropout(0.1)) for _ in range(forks.LAYERS)]
     optimizer = torch.optim.AdamW([parameter for layer in layers for parameter in layer.parameters()], lr=3e-3)
@@ -79,7 +79,7 @@ def calm() -> dict[str, Any]:
 
 
 def check(agent: Agent, workers: int) -> None:
-    """Everybody was told what undisturbed workers are; who joined from some step on."""
+    """Checks that every worker got what undisturbed workers get, a joiner from some step on."""
     assert len(agent.results) == workers
     for worker, result in agent.results.items():
         told, expected = result["told"], calm()["told"]
@@ -105,7 +105,7 @@ MOMENTS = [(2, 1, 20), (2, 1, 48), (2, 1, 77), (2, 1, 105), (2, 1, 133), (2, 0, 
 
 @pytest.mark.parametrize(("workers", "victim", "moment"), MOMENTS)
 def test_a_joiner_takes_part_in_all_that_is_still_done_together(workers: int, victim: int, moment: int) -> None:
-    """Before the loop, in steps and loop bodies, between two loops, behind them."""
+    """Before the loop, in steps and loop bodies, between two loops, and after them."""
     joins(workers, victim, moment)
 
 

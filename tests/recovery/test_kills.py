@@ -75,7 +75,7 @@ def test_a_death_right_behind_a_commit_reaches_whoever_has_not_heard_of_the_comm
     take = Job.take_order
 
     def slow(job: Job) -> dict[str, Any]:
-        """Of a worker that finds both the view and the order behind it."""
+        """Waits until the worker finds both the view and the order after it."""
         with job._ordered:
             job._ordered.wait_for(
                 lambda: job._orders and (job._orders[0].get("view", {}).get("epoch") != 2 or len(job._orders) > 1), forks.TIMEOUT_S

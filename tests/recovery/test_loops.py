@@ -16,7 +16,7 @@ Lines = list[list[float]]
 
 
 def run(folder: Path, **options: Any) -> tuple[dict[int, Lines], Any]:
-    """What each worker was given, and the job's result."""
+    """Runs a job; returns what each worker was given, and the job's result."""
     arguments = [str(folder), STEPS, options.pop("dies", None), options.pop("saves", None)]
     result = elastic.run(loops.train, args=arguments, directory=folder / "run", rebalance=False, **options)
     files = {int(path.stem.partition("-")[2]): path for path in folder.glob("steps-*.jsonl")}

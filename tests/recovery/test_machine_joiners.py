@@ -191,7 +191,7 @@ def test_below_the_minimum_with_nobody_to_come_the_job_ends() -> None:
 
 
 def lost_state(job: Machine) -> Machine:
-    """The attempt finds that some of the state is in nobody's memory."""
+    """The attempt finds that no worker holds some of the state."""
     return job.inventories().feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="layer 2 is gone"))
 
 

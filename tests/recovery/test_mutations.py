@@ -32,7 +32,7 @@ STEP = 2
 
 @cache
 def calm() -> dict[str, Any]:
-    """What one worker alone comes to."""
+    """Returns the results of a single worker."""
     return forks.run(1).results[0]
 
 
@@ -48,7 +48,7 @@ def goes_on(agent: Agent, *left: int) -> None:
 
 
 def stall_updates(to: int) -> None:
-    """What this worker sends to keep the replicas of STEP on worker `to` up to date does not leave."""
+    """Drops the messages by which this worker keeps the replicas of STEP on worker `to` up to date."""
     send = Endpoint.send
 
     def stalled(network: Endpoint, peer: int, tag: Tag, *buffers: Any) -> None:
@@ -115,7 +115,7 @@ def first_death(job: Job) -> None:
 
 
 def freed_with_the_vote(job: Job) -> None:
-    """Whoever has built its place in the proposed view lets go of what it held."""
+    """A worker releases its old copies once it has built its place in the proposed view."""
     first_death(job)
     prepared = RecoveryClient._prepared
 
@@ -128,7 +128,7 @@ def freed_with_the_vote(job: Job) -> None:
 
 
 def freed_with_the_view(job: Job) -> None:
-    """Whoever hears that the view is committed lets go of what it held."""
+    """A worker releases its old copies once it learns that the view is committed."""
     first_death(job)
     recover = RecoveryClient.recover
     RecoveryClient.recover = lambda member, *rest: dataclasses.replace(recover(member, *rest), retained=())
@@ -251,7 +251,7 @@ def many_lives() -> None:
 def test_without_the_machines_check_an_answer_of_an_earlier_attempt_counts(
     handler: type, seen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The property test of the machine, which passes unbroken, fails: it waits for ever, or would commit what nobody voted for."""
+    """The machine's property test, which passes unbroken, fails: it waits for ever, or would commit without votes."""
     careless(monkeypatch, handler)
     with pytest.raises(AssertionError, match=seen):
         many_lives()

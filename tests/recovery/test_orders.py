@@ -17,7 +17,7 @@ from tests.recovery.recovering import view_of
 
 
 class Waits:
-    """Notes what it is told; `interrupted` is what a wait would find now."""
+    """Records messages; `interrupted` is what a wait would find now."""
 
     def __init__(self) -> None:
         self.interrupted = False
@@ -76,7 +76,7 @@ def test_orders_are_taken_as_they_came(job: Job) -> None:
     ],
 )
 def test_what_a_later_quiesce_has_overtaken_is_left_out_but_for_views(job: Job, orders: list[Any], left: list[Any]) -> None:
-    """A view is committed: whoever was told of it is a member of it, also if it does not last."""
+    """Every worker that gets a committed view is a member of it, even if the view does not last."""
     assert taken(job, *orders) == left
 
 

@@ -49,7 +49,7 @@ class Scene:
         return seconds
 
     def finish(self) -> int:
-        """How many slices it took."""
+        """Runs all slices; returns their number."""
         slices = 0
         while self.timer is not None and self.timer[0] == PAUSE_S:
             self.wait()

@@ -268,7 +268,7 @@ def test_what_is_wrong_with_a_way_back_is_refused(changes, check):
 
 
 def test_steps_that_are_taken_again_may_be_given_up():
-    """They were handed out, but the worker is behind them: another loss does not lead to the checkpoint again."""
+    """They were yielded, but the worker has passed them: another loss does not lead to the checkpoint again."""
     left = {worker: replace(found, yielded=9, rewound=True) for worker, found in inventories_of(LAST, LAST.workers).items()}
     found = propose(last=LAST, attempt=1, inventories=left, joiners={}, stages=2)
     assert (found.resume, found.yielded) == (5, 9)

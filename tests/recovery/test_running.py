@@ -37,7 +37,7 @@ def flat(values: Any) -> list[Any]:
 
 @pytest.mark.long
 def test_statistics_survive_deaths_and_are_saved_and_resumed(tmp_path: Path) -> None:
-    """One dies when some have applied a step, its replacement joins, then the coordinator dies; another job goes on from the checkpoint."""
+    """A worker dies when some have applied a step, its replacement joins, the coordinator dies; another job resumes from the checkpoint."""
     dies = {"1": ["apply", 4], "0": ["backward", 8]}
     result = run(dies, tmp_path / "saved", workers=3, stages=2)
     assert [each["worker"] for each in result.incidents if each["kind"] == "death"] == [1, 0]

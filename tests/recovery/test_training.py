@@ -31,7 +31,7 @@ STEPS = {GROUPS: 50, MOMENTUM: 10, INITIAL: 8, WHOLE: 8}
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of each case: the lines of its one worker's log, and the digest."""
+    """Returns, for each case, the lines of its one worker's log, and the digest."""
     command = [sys.executable, "-m", "tests.recovery.undisturbed", str(tmp_path_factory.mktemp("calm")), json.dumps(STEPS)]
     environment = {**os.environ, **worker_environment(1, best_isa()), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
@@ -40,7 +40,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 class Run:
-    """One job, and what it left in its directory."""
+    """One job, and the files in its directory."""
 
     def __init__(
         self,

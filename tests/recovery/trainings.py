@@ -76,7 +76,7 @@ def kill(directory: str, workers: list[int]) -> None:
 
 
 class Watched(models.Rows):
-    """What is evaluated; `act` is called by whoever loads of it first."""
+    """Evaluation data; calls `act` when first read."""
 
     def __init__(self, act: Callable[[], None]) -> None:
         self.act = act
@@ -88,7 +88,7 @@ class Watched(models.Rows):
 
 
 class Log:
-    """What this worker was given of each step, and each evaluation, in a file that outlives it."""
+    """What this worker was given in each step and evaluation, in a file that remains after its death."""
 
     def __init__(self, folder: str, worker: int) -> None:
         self._path = Path(folder, f"steps-{worker}.jsonl")
@@ -160,7 +160,7 @@ def _lasting(*arguments: Any) -> profile.LayerProfile:
 
 
 def _damage(step: int) -> None:
-    """Flips a bit of the first tensors that this process sends in a step, behind the sender's back."""
+    """Flips a bit of the first tensors that this process sends in a step, without changing the sender's memory."""
     send, left = Sender.send, [1]
 
     def sent(self: Sender, header: MessageHeader, views: list[memoryview]) -> None:
@@ -179,7 +179,7 @@ def _damage(step: int) -> None:
 
 
 class Deadly(nn.Module):
-    """Ends whoever gets a sample that begins with 100, as a fault in a kernel would."""
+    """Kills any process that reads a sample that begins with 100, as a fault in a kernel would."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x[0, 0] == 100.0:

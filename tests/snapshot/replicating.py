@@ -48,7 +48,7 @@ OPTIMIZERS: dict[str, Make] = {
 
 
 class Worker:
-    """One of the two. `gradients` are those of the last step it took, scaled already."""
+    """One of the two workers. `gradients` are those of its last step, already scaled."""
 
     def __init__(self, worker: int, hub: LoopbackHub, make: Make) -> None:
         torch.manual_seed(1)
