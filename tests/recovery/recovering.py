@@ -35,7 +35,7 @@ def view_of(workers: Sequence[int], layers: int = 4, blocks: int = 9, stages: in
 
 
 def inventory_of(view: View, worker: int, step: int, ahead: Collection[int] = ()) -> Inventory:
-    """Returns an inventory of all of `step`, with complete replicas; workers `ahead` have applied the next step and keep `step` as a spare."""
+    """Returns an inventory of all of `step`, with complete replicas; workers `ahead` have applied the next step too."""
     copies: list[Copy] = []
     for layer in view.layout.layers:
         if worker in layer.members and worker not in ahead:

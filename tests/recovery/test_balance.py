@@ -20,7 +20,7 @@ ALONE = view_of([0, 1], stages=2)
 
 
 def reported(*slowdowns: list[float], view: View = VIEW, waits: Sequence[float] = (), slow: Sequence[float] = ()) -> Reports:
-    """Returns reports of all workers; the last entry repeats. `waits`: wall-clock over CPU time. `slow`: relative time of the speed reference."""
+    """Returns reports of all workers; the last entry repeats. `waits`: wall-clock over CPU time. `slow`: the speed reference's slowdown."""
     reports = Reports()
     tell(reports, slowdowns, view, waits, slow)
     return reports

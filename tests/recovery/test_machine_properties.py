@@ -65,7 +65,7 @@ class World:
             self.answer(action)
 
     def check_joiners(self, before: ControlState, action: ControlAction) -> None:
-        """Joiners start only outside recoveries, and are admitted when all workers have paused, unless the job is too small without them."""
+        """Joiners start only outside recoveries, and are admitted when all workers have paused, unless the job lacks workers."""
         if len(self.state.live) < self.state.policy.min_workers:
             return
         if isinstance(action, Respawn):
