@@ -68,16 +68,6 @@ class Layout:
         """The workers of the layer's stage. Each holds all the layer's parameters."""
         return self.layers[layer].members
 
-    def users(self, layer: int) -> tuple[int, ...]:
-        """The members, followed by the members of other stages that use a tied parameter of this layer."""
-        tied = [
-            worker
-            for other in self.layers[layer + 1 :]
-            if any(tie.home == layer for tie in self.model.layers[other.layer].ties)
-            for worker in other.members
-        ]
-        return tuple(dict.fromkeys([*self.members(layer), *tied]))
-
     def layers_of(self, worker: int) -> tuple[int, ...]:
         """The layers of the worker's stage, ascending."""
         return tuple(layer.layer for layer in self.layers if worker in layer.members)

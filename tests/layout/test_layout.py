@@ -11,7 +11,7 @@ from layout_strategies import few, host_maps, layouts, models, stages_for, units
 
 from elastic.errors import LayoutError
 from elastic.layout.layout import Layout, replica_holders, spread
-from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec, Tie
+from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
 
 
 def model_of(*sizes: int) -> ModelSpec:
@@ -91,14 +91,6 @@ def test_replicas_are_dealt_evenly_when_hosts_are_equal(per_host, hosts):
     workers = range(per_host * hosts)
     found = replica_holders(workers, {worker: f"host{worker % hosts}" for worker in workers})
     assert set(found.values()) == set(workers)
-
-
-def test_users_are_the_members_and_those_who_use_a_tie():
-    tied = LayerSpec.build(2, [], [Tie(name="weight", home=0)])
-    model = ModelSpec(layers=(*model_of(100, 100).layers, tied))
-    layout = spread(model, [(range(1), (4, 5)), (range(1, 2), (6,)), (range(2, 3), (7, 8))])
-    assert layout.users(0) == (4, 5, 7, 8)
-    assert layout.users(1) == (6,)
 
 
 @few
