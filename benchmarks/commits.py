@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+from elastic.observe.json_lines import read_lines
 
 _RECENT_STEPS = 5
 
@@ -61,13 +62,8 @@ class CommitLog:
 
 def read_commits(directory: Path | str) -> list[StepCommit]:
     """Returns the commits logged so far by all processes, by time."""
-    return sorted((StepCommit(**line) for line in read_lines(Path(directory), "commits-*.jsonl")), key=lambda commit: commit.at)
-
-
-def read_lines(directory: Path, pattern: str) -> list[dict[str, Any]]:
-    """Returns the JSON lines of these files. Skips a last line without newline, which is still being written."""
-    lines = (line for path in sorted(directory.glob(pattern)) for line in path.read_text().splitlines(keepends=True))
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = (line for path in sorted(Path(directory).glob("commits-*.jsonl")) for line in read_lines(path))
+    return sorted((StepCommit(**line) for line in lines), key=lambda commit: commit.at)
 
 
 def first_of_each_step(commits: Iterable[StepCommit]) -> list[StepCommit]:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from commits import StepCommit, first_of_each_step, pace, read_commits, read_lines, spread, stall
+from commits import StepCommit, first_of_each_step, pace, read_commits, spread, stall
 from measure import BenchmarkError, Task
 
 import elastic
@@ -21,6 +21,7 @@ from elastic.chaos.fault_times import since_fault
 from elastic.chaos.faults import Fault
 from elastic.chaos.killer import Killer, Shot
 from elastic.observe.activity import RECOVERY_PHASES
+from elastic.observe.json_lines import read_lines
 
 _HERE = Path(__file__).resolve().parent
 _FIRST_KILL = 6  # the step; earlier steps are the warm-up
@@ -130,8 +131,9 @@ def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool) -
 def first_commits(directory: Path) -> dict[int, float]:
     """Returns when the first step of each epoch was committed, from the second epoch on."""
     found: dict[int, float] = {}
-    for line in read_lines(directory, "first-*.jsonl"):
-        found[line["epoch"]] = min(line["at"], found.get(line["epoch"], math.inf))
+    for path in directory.glob("first-*.jsonl"):
+        for line in read_lines(path):
+            found[line["epoch"]] = min(line["at"], found.get(line["epoch"], math.inf))
     return found
 
 

@@ -30,7 +30,7 @@ import elastic
 from elastic.chaos.roster import Roster, RosterFile, Victim
 from elastic.membership.server import PrivateEtcd, find_etcd
 from elastic.observe.activity import STEP_PHASES
-from elastic.observe.incident import append_lines
+from elastic.observe.json_lines import append_lines
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 

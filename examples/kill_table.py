@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from elastic.observe.incident import read_lines
+from elastic.observe.json_lines import read_lines
 
 END_S = 10.0
 """How long after the last fault a job that cannot continue may take to end."""

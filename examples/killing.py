@@ -22,7 +22,7 @@ from elastic.chaos.faults import Fault
 from elastic.chaos.killer import Killer
 from elastic.observe import phase_delay
 from elastic.observe.activity import ActivityReader, Doing
-from elastic.observe.incident import append_lines
+from elastic.observe.json_lines import append_lines
 
 T = TypeVar("T")
 

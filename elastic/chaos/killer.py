@@ -20,7 +20,7 @@ from elastic.chaos.faults import Fault, in_order
 from elastic.chaos.roster import Roster, RosterFile, Victim
 from elastic.chaos.trigger import FAR_S, Trigger
 from elastic.observe.activity import Doing
-from elastic.observe.incident import append_lines
+from elastic.observe.json_lines import append_lines
 
 _DEATH_S = 5.0
 

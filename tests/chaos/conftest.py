@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from elastic.observe.activity import Activity
-from elastic.observe.incident import read_lines
+from elastic.observe.json_lines import read_lines
 from tests.conftest import wait_for_end
 
 PATIENCE_S = 10.0

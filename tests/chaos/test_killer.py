@@ -14,7 +14,7 @@ import pytest
 
 from elastic.chaos.faults import parse
 from elastic.chaos.killer import Killer
-from elastic.observe.incident import append_lines
+from elastic.observe.json_lines import append_lines
 from tests.chaos.conftest import PATIENCE_S, Stage
 
 pytestmark = pytest.mark.slow

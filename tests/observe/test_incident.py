@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 
 from elastic.errors import SettingsError
-from elastic.observe.incident import Incident, append, append_lines, read, read_lines, timeline
+from elastic.observe.incident import Incident, append, read, timeline
 
 DEATH = Incident(
     kind="death",
@@ -128,11 +127,3 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
     path.write_text(content)
     with pytest.raises(SettingsError, match=r"incidents\.jsonl"):
         read(path)
-
-
-def test_several_lines_are_one_write(tmp_path: Path) -> None:
-    path = tmp_path / "faults.jsonl"
-    append_lines(path, [{"a": 1}, {"b": None}])
-    append_lines(path, [{"c": [2]}])
-    assert read_lines(path) == [{"a": 1}, {"b": None}, {"c": [2]}]
-    assert [json.loads(line) for line in path.read_text().splitlines()] == read_lines(path)
