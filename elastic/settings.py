@@ -40,6 +40,9 @@ _AGENT_VARIABLES = {
 }
 _NOT_FOR_THE_AGENT = ("PYTHONWARNINGS",)  # etcd3 and protobuf emit deprecation warnings
 _NEEDED_BY_ETCD = ("ETCD_UNSUPPORTED_ARCH",)
+SEGMENTS = "ELASTIC_SEGMENTS"
+"""With the value 0, state is ordinary memory of the workers, which keep copies of each other's state, also within a host."""
+
 _UNITS = {"b": 1} | {f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024))}
 _BYTES = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ class Member:
     """One worker of the job: its id (never reused), its host's name, and the address at which it accepts links.
 
     It computes a layer in `slowdown` times the workload's time. Its process may use `memory` bytes (None: its share of the host's);
-    it uses `base` of them before it holds a layer.
+    it uses `base` of them before it holds a layer. `segment`: its state lies in memory of its host's agent, and outlives its process.
     """
 
     worker: int
@@ -28,16 +28,22 @@ class Member:
     slowdown: float = 1.0
     memory: int | None = None
     base: int = 0
+    segment: bool = False
 
     def to_json(self) -> list[Any]:
         """One flat list, in the order of the fields."""
-        return [self.worker, self.host, self.address, self.slowdown, self.memory, self.base]
+        return [self.worker, self.host, self.address, self.slowdown, self.memory, self.base, self.segment]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Member:
         """The inverse of `to_json`."""
-        worker, host, address, slowdown, memory, base = data
-        return cls(worker=worker, host=host, address=address, slowdown=slowdown, memory=memory, base=base)
+        worker, host, address, slowdown, memory, base, segment = data
+        return cls(worker=worker, host=host, address=address, slowdown=slowdown, memory=memory, base=base, segment=segment)
+
+
+def outlives(members: Iterable[Member]) -> bool:
+    """Returns whether every member's state outlives its process, so that only the loss of a host can lose it."""
+    return all(member.segment for member in members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

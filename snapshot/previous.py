@@ -5,22 +5,30 @@ A save reads the same copy: it borrows the memory, and previous copies go to a s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
 from elastic.engine.zero import ShardedOptimizer
-from elastic.memory.tensors import copy
+from elastic.memory.tensors import lasting_copy
 from elastic.snapshot.held_copies import Held
 
 Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
 
 
+class Observer(Protocol):
+    """What is informed of changes of the previous copies' memory."""
+
+    def overwrites_previous(self) -> None: ...
+    def has_previous(self, step: int, held: Sequence[Held]) -> None: ...
+
+
 class PreviousCopies:
     """Keeps the previous copy of every owned shard, in memory that is reused."""
 
-    def __init__(self, optimizer: ShardedOptimizer) -> None:
-        self._updater = optimizer.owned
+    def __init__(self, optimizer: ShardedOptimizer, observer: Observer | None = None) -> None:
+        self._updater, self._observer = optimizer.owned, observer
         self._memory: Buffer = {}
         self._free: list[Buffer] = []
         self._buffers: list[Buffer] = [self._memory]
@@ -40,6 +48,8 @@ class PreviousCopies:
         if self._lent:
             self._memory, self._lent = self._another(), False
         self._step, self.held = None, []  # these are two steps old and about to be overwritten
+        if self._observer is not None:
+            self._observer.overwrites_previous()
         self.held = [
             Held(
                 layer=shard.layer,
@@ -53,6 +63,8 @@ class PreviousCopies:
             for key, shard in self._updater.shards.items()
         ]
         self._step = step
+        if self._observer is not None:
+            self._observer.has_previous(step, self.held)
 
     def lend(self) -> Callable[[], None]:
         """Lends the memory of `held`: it is not written to until a thread calls the returned function. One is lent at a time."""
@@ -71,5 +83,5 @@ class PreviousCopies:
             if name in previous:
                 previous[name].copy_(values)
             else:
-                previous[name] = copy(values)
+                previous[name] = lasting_copy(values)
         return dict(previous)

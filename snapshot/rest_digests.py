@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from elastic.layout.transfer import PARAM, Role
-from elastic.memory.digest import checksum, digest
-from elastic.memory.raw import as_bytes
+from elastic.memory.digest import digest
+from elastic.memory.raw import as_bytes, checksum
 from elastic.memory.tensors import HostBytes, bytes_of
 from elastic.snapshot.held_copies import Held, StoredCopy
 from elastic.view import View
@@ -49,7 +49,7 @@ def period(view: View, share: float = SHARE) -> int:
         states = sum(workload.state_bytes_of(layer) for layer in stage.layers)
         owned = (parameters + states) / len(stage.members)
         copies = len(layers) * 8
-        most = max(most, 2 * ((owned + parameters + (owned if len(view.members) > 1 else 0)) / _BYTES_PER_S + copies * _CALL_S))
+        most = max(most, 2 * ((owned + parameters + (owned if view.fleet.replicated else 0)) / _BYTES_PER_S + copies * _CALL_S))
     return max(1, math.ceil(most / max(LEAST_S, share * view.plan.step_s)))
 
 
@@ -92,10 +92,11 @@ class Rest:
     """The digests of one worker's copies in one view.
 
     `every` is the number of steps in which each layer is digested once; `all_of(step)` returns whether a step digests all layers.
+    `owned_always`: every step digests all owned shards, since nobody else has a copy of them; layers are checked in turn all the same.
     """
 
-    def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False) -> None:
-        self._every, self._all_of = every, all_of
+    def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False, *, owned_always: bool = False) -> None:
+        self._every, self._all_of, self._owned_always = every, all_of, owned_always
         self._resting: dict[CopyKey, _Resting] = {}
         self._views: dict[CopyKey, Mapping[str, HostBytes]] = {}
         self.damaged: dict[CopyKey, Changed] = {}
@@ -107,7 +108,7 @@ class Rest:
 
     def note(self, role: Role, layer: int, start: int, step: int, memory: Mapping[str, torch.Tensor]) -> None:
         """Digests a complete copy, which must not be written to until `forget`. Does nothing if it is not the layer's turn."""
-        if not self.takes(step, layer):
+        if not (self.takes(step, layer) or (role == "live" and self._owned_always)):
             return
         raw = self._raw(role, layer, start, memory)
         checksums = {state: checksum(each.now()) for state, each in raw.items()}
@@ -135,11 +136,14 @@ class Rest:
                 memory = {state: raw[state] for state in owned.memory}
                 self._resting["previous", previous.layer, previous.start] = replace(owned, memory=memory)
 
-    def check(self, roles: Collection[Role] = ("live", "gathered", "replica")) -> list[Changed]:
-        """Digests copies of these roles again; returns those that have changed, and adds them to `damaged`."""
+    def check(self, roles: Collection[Role] = ("live", "gathered", "replica"), *, in_turn: bool = True) -> list[Changed]:
+        """Digests copies of these roles again; returns those that have changed, and adds them to `damaged`.
+
+        `in_turn`: only those of layers whose turn it was when they were complete.
+        """
         found = []
         for (role, layer, start), resting in self._resting.items():
-            if role not in roles:
+            if role not in roles or (in_turn and not self.takes(resting.step, layer)):
                 continue
             for state, memory in resting.memory.items():
                 if checksum(memory.now()) != resting.checksums[state]:
@@ -154,6 +158,11 @@ class Rest:
         """Returns one digest of all states of a copy, None if it is unknown."""
         resting = self._resting.get((role, layer, start))
         return combined(resting.checksums) if resting is not None and resting.step == step else None
+
+    def checksums_of(self, role: Role, step: int) -> dict[tuple[int, int], Mapping[str, str]]:
+        """Returns the known digests of the states of copies of a role as of a step, by layer and first element."""
+        resting = ((key, each) for key, each in self._resting.items() if key[0] == role and each.step == step)
+        return {(layer, start): each.checksums for (_, layer, start), each in resting}
 
     def given(self, copies: Iterable[StoredCopy]) -> list[StoredCopy]:
         """Returns these copies without the damaged ones, with their digests where they are known."""

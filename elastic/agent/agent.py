@@ -23,6 +23,7 @@ from elastic.agent.crew import Crew
 from elastic.agent.founders import Founders, hindrance
 from elastic.agent.loop import Loop
 from elastic.agent.save_summary import SaveSummary
+from elastic.agent.segments import Segments
 from elastic.agent.start import Start
 from elastic.agent.stopping import AGAIN_S, FIRST_S, StopProgress
 from elastic.agent.supervision import (
@@ -89,6 +90,7 @@ class Agent:
             self._loop,
             start.worker_environment,
             self._spec,
+            segments=Segments(wanted=start.segments),
             ready=self._fork_founders,
             heard=self._heard,
             ended=self._ended,

@@ -14,6 +14,7 @@ from elastic.host.rundir import RunDirectory
 from elastic.observe import activity
 from elastic.observe.activity import Doing
 from elastic.observe.silence import SilentWorker
+from elastic.recovery.inventory import Inventory
 from elastic.view import View
 
 
@@ -27,8 +28,16 @@ class LocalCarrier:
         for number in workers:
             self._crew.fork(number)
 
-    def tell(self, workers: Iterable[int], message: Message) -> None:
-        self._crew.tell(workers, message)
+    def tell(self, workers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None:
+        self._crew.tell(workers, message, segments)
+
+    def offers(self, workers: Iterable[int]) -> list[Inventory]:
+        found = (self._crew.segments.offer(self._crew.workers[number]) for number in workers)
+        return [inventory for inventory in found if inventory is not None]
+
+    def release(self, workers: Iterable[int]) -> None:
+        for worker in workers:
+            self._crew.segments.release(worker)
 
     def end(self, worker: int, why: str) -> None:
         self._crew.kill(worker, why)

@@ -10,8 +10,9 @@ from typing import Any
 
 from elastic.agent import forkserver
 from elastic.agent.loop import Loop
+from elastic.agent.segments import Segments
 from elastic.agent.supervision import WorkerProcess
-from elastic.host.channel import Channel, Message, encoded
+from elastic.host.channel import MAPPED, Channel, Message, encoded
 from elastic.host.process import is_stopped
 from elastic.observe.console import say
 
@@ -33,6 +34,7 @@ class Crew:
         environment: Mapping[str, str],
         spec: Callable[[int], dict[str, Any]],
         *,
+        segments: Segments,
         ready: Callable[[], None],
         heard: Callable[[WorkerProcess, Message], None],
         ended: Callable[[WorkerProcess], None],
@@ -41,6 +43,7 @@ class Crew:
         self.workers: dict[int, WorkerProcess] = {}
         self._loop = loop
         self._spec = spec
+        self.segments = segments
         self._ready, self._heard, self._ended, self._broken = ready, heard, ended, broken
         self._standing: list[Message] = []
         self._closing = self._began = False
@@ -66,8 +69,10 @@ class Crew:
         self.workers[number] = worker
         self._set_interest(worker)
         self._process.send_signal(signal.SIGCONT)  # in case it is stopped: a long message would not fit into the socket
+        segment = self.segments.create(number)
         with theirs:
-            self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number)}, [theirs.fileno()])
+            fds = [theirs.fileno()] if segment is None else [theirs.fileno(), segment]
+            self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number)}, fds)
         for message in self._standing:
             self.tell([number], message)
         self._await_forkserver(0)
@@ -76,14 +81,20 @@ class Crew:
         """Makes later workers run these modules (from `script.sources.to_json`) in their present state, even if their files change."""
         self._forks.send({"type": "freeze", "modules": modules})
 
-    def tell(self, numbers: Iterable[int], message: Message) -> None:
-        """Sends a message to each of these workers that still listens."""
+    def tell(self, numbers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None:
+        """Sends a message to each of these workers that still listens, with the segments of the workers `segments`."""
+        shared = self.segments.descriptors(segments)
         line = encoded(message)
         for number in numbers:
             worker = self.workers[number]
-            if not worker.channel.closed:
+            if worker.channel.closed:
+                continue
+            others = {each: fd for each, fd in shared.items() if each != number}
+            if others:
+                worker.channel.send({**message, MAPPED: [*others]}, [*others.values()])
+            else:
                 worker.channel.send_line(line)
-                self._set_interest(worker)
+            self._set_interest(worker)
 
     def tell_all(self, message: Message) -> None:
         """Sends a message to every worker, also to those that are started later."""

@@ -3,7 +3,7 @@
 It stays single threaded, since a fork copies only the thread that calls it and would leave the locks of other threads held for ever. The
 numeric environment is set when it is executed, since the libraries read it only when they load.
 
-    agent -> fork server   fork {worker, spec}, with the worker's end of its agent socket | freeze {modules}
+    agent -> fork server   fork {worker, spec}, with the worker's end of its agent socket, and its segment | freeze {modules}
     fork server -> agent   ready {} | broken {message} | forked {worker, pid}, with a pidfd | exited {worker, status}
 """
 
@@ -67,25 +67,27 @@ class _Server:
         return None
 
     def _fork(self, request: Message) -> _ForkRequest | None:
-        socket_fd, server = request["fds"][0], os.getpid()
+        fds, server = request["fds"], os.getpid()
         pid = os.fork()
         if pid == 0:
-            return self._become_worker(request, socket_fd, server)
+            return self._become_worker(request, server)
         child = _Child(worker=request["worker"], pid=pid, pidfd=os.pidfd_open(pid))
-        os.close(socket_fd)
+        for fd in fds:
+            os.close(fd)
         self.children[pid] = child
         self.selector.register(child.pidfd, selectors.EVENT_READ, child)
         self.channel.send({"type": "forked", "worker": child.worker, "pid": pid}, [child.pidfd])
         return None
 
-    def _become_worker(self, request: Message, socket_fd: int, server: int) -> _ForkRequest:
+    def _become_worker(self, request: Message, server: int) -> _ForkRequest:
         die_with_parent(server)
         name_process(f"elastic-w{request['worker']}")
         self.selector.close()
         self.channel.close()
         for child in self.children.values():
             os.close(child.pidfd)
-        return _ForkRequest(spec=request["spec"], socket_fd=socket_fd)
+        socket_fd, *segment = request["fds"]
+        return _ForkRequest(spec=request["spec"], socket_fd=socket_fd, segment_fd=segment[0] if segment else None)
 
     def _reap(self, child: _Child) -> None:
         _, status = os.waitpid(child.pid, 0)
@@ -118,6 +120,7 @@ class _Leave:
 class _ForkRequest:
     spec: dict[str, Any]
     socket_fd: int
+    segment_fd: int | None
 
 
 def _preload() -> None:
@@ -152,4 +155,4 @@ def main() -> None:
     if job is not None:
         from elastic.worker.main import main as work  # _preload has imported it; the agent, which imports this module, must not
 
-        leave.code = work(job.spec, job.socket_fd)
+        leave.code = work(job.spec, job.socket_fd, job.segment_fd)

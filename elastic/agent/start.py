@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from elastic.host.channel import Message
-from elastic.settings import JobSettings, default_environment, job_mark, worker_environment
+from elastic.settings import SEGMENTS, JobSettings, default_environment, job_mark, worker_environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,11 @@ class Start:
             argv=tuple(data["argv"]),
             modules=data["modules"],
         )
+
+    @property
+    def segments(self) -> bool:
+        """Whether the workers' state lies in segments, which outlive their processes."""
+        return self.environment.get(SEGMENTS) != "0"
 
     @property
     def worker_environment(self) -> dict[str, str]:

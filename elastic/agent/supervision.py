@@ -87,6 +87,11 @@ def own_doing(worker: WorkerProcess) -> bool:
     return worker.status >= 0 or -worker.status in _FAULTS
 
 
+def own_fault(worker: WorkerProcess) -> bool:
+    """Whether its process ended by a fault of its own, and may have written anywhere in its memory before."""
+    return worker.status is not None and -worker.status in _FAULTS
+
+
 def how_ended(worker: WorkerProcess) -> str:
     """Describes in one line how and where a worker's process ended."""
     status = worker.status or 0

@@ -12,6 +12,7 @@ from typing import Protocol
 from elastic.host.channel import Message
 from elastic.observe.activity import Doing
 from elastic.observe.silence import SilentWorker
+from elastic.recovery.inventory import Inventory
 from elastic.view import View
 
 
@@ -38,8 +39,16 @@ class Carrier(Protocol):
         """Starts new workers with these numbers."""
         ...
 
-    def tell(self, workers: Iterable[int], message: Message) -> None:
-        """Sends the message to each of these workers."""
+    def tell(self, workers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None:
+        """Sends the message to each of these workers, with the segments of the workers `segments` of the same host."""
+        ...
+
+    def offers(self, workers: Iterable[int]) -> list[Inventory]:
+        """Returns inventories of what the segments of these dead workers hold; those of which nothing is left are missing."""
+        ...
+
+    def release(self, workers: Iterable[int]) -> None:
+        """Frees the segments of these dead workers."""
         ...
 
     def end(self, worker: int, why: str) -> None:

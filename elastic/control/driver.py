@@ -232,6 +232,8 @@ class Driver:
     def _hear_committed(self, worker: int, message: Message) -> None:
         if message["epoch"] == self.view.epoch:
             self._incident_log.note(lambda timeline, _: timeline.first_commit(message["at"], message["step"]))
+        if message["epoch"] == self.view.epoch:  # every member has what it needs of them
+            self._world.carrier.release(self._dead.difference(self.view.workers))
         self.feed(events.FirstCommit(worker=worker, epoch=message["epoch"], step=message["step"]))
 
     # Actions
@@ -269,6 +271,7 @@ class Driver:
                 links=self._preparing.links,
                 replaced_s=self._replaced_s,
                 prepared=self._preparing.prepared,
+                offers=self._world.carrier.offers(sorted(self._dead)),
             )
             proposal = self._world.propose(action, terms)
         except ElasticError as error:
@@ -282,7 +285,8 @@ class Driver:
     def _offer(self, action: events.Offer) -> None:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
-        self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal})
+        sources = {action.proposal.transfers[place].source for place in action.proposal.copied}
+        self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal}, sorted(sources))
         self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
 
     def _commit(self, action: events.Commit) -> None:

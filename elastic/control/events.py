@@ -30,6 +30,7 @@ class Vote:
     failed_peer: int | None = None
     unreadable: bool = False
     received_bytes: int = 0
+    copied_bytes: int = 0
     links: dict[str, int] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
 
@@ -40,7 +41,7 @@ class Vote:
     @classmethod
     def from_json(cls, worker: int, message: dict[str, Any]) -> Vote:
         """Reads a vote from the worker's message; type, epoch and attempt of the message are left out."""
-        names = ("refusal", "failed_peer", "unreadable", "received_bytes", "links", "times")
+        names = ("refusal", "failed_peer", "unreadable", "received_bytes", "copied_bytes", "links", "times")
         return cls(worker=worker, **{name: message[name] for name in names if message.get(name) is not None})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from elastic.membership.founding import Ready
 from elastic.plan.planner import Answers
 from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.gate import check_proposal
+from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.view import View
 
@@ -42,13 +43,15 @@ class AttemptsLike(Protocol):
 class Terms:
     """Inputs of a proposal besides the machine's decisions.
 
-    The stages that the job asks for, the measured links, the seconds from a loss until a new worker trains, and the prepared plans.
+    The stages that the job asks for, the measured links, the seconds from a loss until a new worker trains, the prepared plans, and what
+    segments of dead workers hold.
     """
 
     stages: int | None
     links: Mapping[Pair, LinkSpeed] = field(default_factory=dict)
     replaced_s: float = REPLACED_S
     prepared: Answers | None = None
+    offers: Sequence[Inventory] = ()
 
 
 def worked_out(action: Propose, terms: Terms) -> Proposal:
@@ -68,7 +71,8 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
     if action.restore:
         proposal = fall_back(inventories=action.inventories, afresh=action.afresh, **common)
     else:
-        proposal = propose(inventories=survivors, brief=action.brief, replaced_s=terms.replaced_s, prepared=terms.prepared, **common)
+        common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared, "offers": terms.offers}
+        proposal = propose(inventories=survivors, **common)
     check_proposal(proposal, action.view)
     return proposal
 

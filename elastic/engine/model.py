@@ -16,7 +16,7 @@ from elastic.engine.unchanged import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared
-from elastic.memory.tensors import bytes_of, contiguous, copy, empty, zeros
+from elastic.memory.tensors import bytes_of, contiguous, copy, empty, lasting, zeros
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -261,7 +261,7 @@ class LayeredModel:
 
     def _pack(self, parameters: Iterable[ParameterSpec], start: int, stop: int, keep: bool) -> torch.Tensor:
         parameters = tuple(parameters)
-        flat = zeros(stop - start, getattr(torch, parameters[0].dtype))
+        flat = lasting(stop - start, getattr(torch, parameters[0].dtype))
         for parameter in parameters if keep else ():
             flat[parameter.start - start : parameter.stop - start] = self._parameters[parameter.name].detach().reshape(-1)
         return flat

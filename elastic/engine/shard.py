@@ -15,7 +15,7 @@ from elastic.engine.reduction import Parts
 from elastic.layout.layout import Interval
 from elastic.layout.regions import ModelSpec, ParameterSpec
 from elastic.layout.transfer import PARAM
-from elastic.memory.tensors import copy, zeros
+from elastic.memory.tensors import copy, lasting
 from elastic.recovery.inventory import Scalars
 
 RUN = "run"
@@ -128,7 +128,7 @@ class Updater:
     def _moved(self, shard: Shard, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         memory = shard.memory.get(name)
         if memory is None:
-            memory = shard.memory[name] = zeros(shard.interval.elements, value.dtype)
+            memory = shard.memory[name] = lasting(shard.interval.elements, value.dtype)
         return memory[start:stop].copy_(value.detach().reshape(-1))
 
     def scalars(self, shard: Shard) -> Scalars:

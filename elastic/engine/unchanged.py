@@ -18,7 +18,7 @@ from torch import nn
 from elastic.engine.buffers import Running
 from elastic.engine.partial import partial
 from elastic.errors import TrainerError
-from elastic.memory.digest import checksum
+from elastic.memory.raw import checksum
 from elastic.memory.tensors import bytes_of, contiguous
 
 PART_BYTES = 1 << 20

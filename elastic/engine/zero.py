@@ -21,7 +21,7 @@ from elastic.engine.shard import RUN, Scalars, Shard, Updater, copied
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
 from elastic.layout.transfer import PARAM
-from elastic.memory.tensors import copy, zeros
+from elastic.memory.tensors import copy, lasting
 
 
 class ShardedOptimizer:
@@ -62,7 +62,7 @@ class ShardedOptimizer:
                         )
                     scalars[name] = copied(value)
                     continue
-                memory = shard.memory.setdefault(name, zeros(interval.elements, value.dtype))
+                memory = shard.memory.setdefault(name, lasting(interval.elements, value.dtype))
                 offset = interval.start - parameter.start
                 memory[start:stop] = value.detach().reshape(-1)[start + offset : stop + offset]
                 scalars[name] = RUN

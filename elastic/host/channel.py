@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import json
+import os
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ Message = dict[str, Any]
 
 AGENT_GONE = 70
 """The exit code of a worker that has lost its agent."""
+
+MAPPED = "mapped"
+"""The field of a message that names the workers whose segments come with it, in the order of the descriptors."""
 
 _READ_BYTES = 1 << 18
 _MAX_FDS = 64
@@ -30,6 +34,7 @@ class Channel:
         self._incoming = bytearray()
         self._incoming_fds: deque[int] = deque()
         self._outgoing = bytearray()
+        self._outgoing_fds: deque[tuple[int, list[int]]] = deque()  # from which byte of the queue on they are sent
 
     @classmethod
     def adopt(cls, fd: int) -> Channel:
@@ -46,9 +51,10 @@ class Channel:
         return bool(self._outgoing)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Queues one message and sends what fits. A vanished reader is no error here: `receive` detects it."""
+        """Queues one message and sends what fits. A vanished reader is no error here: `receive` detects it. `fds` are duplicated."""
         if fds:
-            self._send_with_fds(encoded({**message, "fds": len(fds)}), fds)
+            self._outgoing_fds.append((len(self._outgoing), [os.dup(fd) for fd in fds]))
+            self.send_line(encoded({**message, "fds": len(fds)}))
         else:
             self.send_line(encoded(message))
 
@@ -61,12 +67,36 @@ class Channel:
         """Sends as much of the queue as the kernel takes."""
         try:
             while self._outgoing:
-                sent = self.sock.send(self._outgoing, socket.MSG_NOSIGNAL)
+                sent = self._send_some()
                 del self._outgoing[:sent]
+                self._outgoing_fds = deque((start - sent, fds) for start, fds in self._outgoing_fds)
         except BlockingIOError:
             return
         except OSError:
-            self._outgoing.clear()
+            self._drop()
+
+    def _send_some(self) -> int:
+        """Sends bytes up to the next descriptors, or these with the bytes behind them; returns the number of bytes."""
+        if not self._outgoing_fds:
+            return self.sock.send(self._outgoing, socket.MSG_NOSIGNAL)
+        start, fds = self._outgoing_fds[0]
+        if start > 0:
+            return self.sock.send(bytes(self._outgoing[:start]), socket.MSG_NOSIGNAL)
+        stop = self._outgoing_fds[1][0] if len(self._outgoing_fds) > 1 else len(self._outgoing)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        sent = self.sock.sendmsg([bytes(self._outgoing[:stop])], rights, socket.MSG_NOSIGNAL)
+        self._outgoing_fds.popleft()
+        for fd in fds:
+            os.close(fd)
+        return sent
+
+    def _drop(self) -> None:
+        """Drops what could not be sent."""
+        self._outgoing.clear()
+        for _, fds in self._outgoing_fds:
+            for fd in fds:
+                os.close(fd)
+        self._outgoing_fds.clear()
 
     def receive(self) -> list[Message]:
         """Reads once and returns the messages that are complete; sets `closed` at the end of the connection.
@@ -104,6 +134,7 @@ class Channel:
 
     def close(self) -> None:
         self.closed = True
+        self._drop()
         self.sock.close()
 
     def _read(self) -> bytes:
@@ -115,14 +146,6 @@ class Channel:
                 fds.frombytes(payload[: len(payload) - len(payload) % size])
                 self._incoming_fds.extend(fds)
         return data
-
-    def _send_with_fds(self, line: bytes, fds: Sequence[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        try:
-            sent = self.sock.sendmsg([line], rights, socket.MSG_NOSIGNAL)
-            self.sock.sendall(line[sent:])
-        except OSError:
-            self._outgoing.clear()
 
     def _decoded(self, line: bytes) -> Message:
         message = json.loads(line)

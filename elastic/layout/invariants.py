@@ -20,15 +20,18 @@ from elastic.layout.layout import Interval, LayerLayout, Layout
 from elastic.layout.regions import ModelSpec
 
 
-def check(layout: Layout) -> None:
-    """Raises LayoutError, naming the invariant, the layer and the run, unless every invariant holds."""
+def check(layout: Layout, *, replicated: bool = True) -> None:
+    """Raises LayoutError, naming the invariant, the layer and the run, unless every invariant holds.
+
+    `replicated`: each run needs a replica if there are two workers.
+    """
     _check_order(layout.layers, len(layout.model.layers))
     workers = set(layout.workers)
     for layer in layout.layers:
         _check_coverage(layer, layout.model.layers[layer.layer].size)
         _check_alignment(layer, layout.model)
         for interval in layer.intervals:
-            _check_holders(layer, interval, workers)
+            _check_holders(layer, interval, workers, replicated=replicated)
 
 
 def _refuse(invariant: str, layer: int, run: tuple[int, int] | None, why: str) -> NoReturn:
@@ -77,12 +80,12 @@ def _check_alignment(layer: LayerLayout, model: ModelSpec) -> None:
             _refuse("alignment", layer.layer, (interval.start, interval.stop), f"its start is not at an allowed {model.cut} cut")
 
 
-def _check_holders(layer: LayerLayout, interval: Interval, workers: Collection[int]) -> None:
+def _check_holders(layer: LayerLayout, interval: Interval, workers: Collection[int], *, replicated: bool) -> None:
     run = (interval.start, interval.stop)
     if interval.owner not in layer.members:
         _refuse("ownership", layer.layer, run, f"its owner {interval.owner} is not one of the members {layer.members}")
     if interval.replica is None:
-        if len(workers) > 1:
+        if replicated and len(workers) > 1:
             _refuse("replication", layer.layer, run, f"it has no replica, and there are {len(workers)} workers")
     elif interval.replica == interval.owner:
         _refuse("replication", layer.layer, run, f"worker {interval.owner} is both its owner and its replica")

@@ -103,20 +103,25 @@ def _intervals(flat: Sequence[Any]) -> tuple[Interval, ...]:
 
 
 def spread(
-    model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None = None, near: Layout | None = None
+    model: ModelSpec,
+    stages: Sequence[tuple[range, Sequence[int]]],
+    hosts: Mapping[int, str] | None = None,
+    near: Layout | None = None,
+    *,
+    outlive: bool = False,
 ) -> Layout:
     """Cuts every layer into near-equal contiguous intervals, one for each member of its stage.
 
     A member that rounding to cut points gave too much in one layer gets less in the next: with block cuts, totals differ by at most a
     block or two. A replica goes to another worker, if possible on another host (`hosts`: worker to host name); it is None only if there is
-    a single worker. With `near`, the layout before a loss or a join, intervals keep their owner and replica as far as balance allows; a
-    member may then have several in one layer. Raises LayoutError unless the stages are non-empty, have disjoint workers and cover the
-    layers in order, or if `near` is of another model.
+    a single worker, or if state outlives its process (`outlive`) and all workers share a host. With `near`, the layout before a loss or a
+    join, intervals keep their owner and replica as far as balance allows; a member may then have several in one layer. Raises LayoutError
+    unless the stages are non-empty, have disjoint workers and cover the layers in order, or if `near` is of another model.
     """
     _check_stages(len(model.layers), stages)
     if near is not None:
-        return _kept(model, stages, hosts, near)
-    replicas = replica_holders([worker for _, members in stages for worker in members], hosts)
+        return _kept(model, stages, hosts, near, outlive)
+    replicas = replica_holders([worker for _, members in stages for worker in members], hosts, outlive=outlive)
     layers: list[LayerLayout] = []
     for run, members in stages:
         totals = dict.fromkeys(members, 0)
@@ -127,10 +132,12 @@ def spread(
     return Layout(model=model, layers=tuple(layers))
 
 
-def _kept(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout) -> Layout:
+def _kept(
+    model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout, outlive: bool
+) -> Layout:
     if near.model != model:
         raise LayoutError("the earlier layout is of another model")
-    if _unchanged(stages, hosts, near):
+    if _unchanged(stages, hosts, near, outlive):
         return near
     before = {
         layer.layer: [OwnedRun(start=i.start, stop=i.stop, owner=i.owner, had=(i.owner, i.replica)) for i in layer.intervals]
@@ -147,16 +154,17 @@ def _kept(model: ModelSpec, stages: Sequence[tuple[range, Sequence[int]]], hosts
             members=tuple(members),
             intervals=tuple(Interval(start=p.start, stop=p.stop, owner=p.owner, replica=replica) for p, replica in found),
         )
-        for number, ((members, _), found) in enumerate(zip(owned, keep_replicas(owned, hosts), strict=True))
+        for number, ((members, _), found) in enumerate(zip(owned, keep_replicas(owned, hosts, outlive=outlive), strict=True))
     ]
     return Layout(model=model, layers=tuple(layers))
 
 
-def _unchanged(stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout) -> bool:
+def _unchanged(stages: Sequence[tuple[range, Sequence[int]]], hosts: Mapping[int, str] | None, near: Layout, outlive: bool) -> bool:
     same = [(layer.layer, layer.members) for layer in near.layers] == [(layer, tuple(members)) for run, members in stages for layer in run]
+    intervals = [interval for layer in near.layers for interval in layer.intervals]
     if not same or hosts is None or len(set(hosts.values())) == 1:
-        return same
-    return all(hosts[i.owner] != hosts[i.replica] for layer in near.layers for i in layer.intervals if i.replica is not None)
+        return same and not (outlive and any(interval.replica is not None for interval in intervals))
+    return all(interval.replica is not None and hosts[interval.owner] != hosts[interval.replica] for interval in intervals)
 
 
 def _check_stages(layers: int, stages: Sequence[tuple[range, Sequence[int]]]) -> None:

@@ -19,9 +19,14 @@ When a third worker joins two, the earlier copies are 1.5 times the mean, and st
 """
 
 
-def replica_holders(workers: Sequence[int], hosts: Mapping[int, str] | None = None) -> dict[int, int | None]:
-    """Maps each worker to the one that keeps its copies: a step along a ring of all workers, which leaves the host if possible."""
+def replica_holders(workers: Sequence[int], hosts: Mapping[int, str] | None = None, *, outlive: bool = False) -> dict[int, int | None]:
+    """Maps each worker to the one that keeps its copies: a step along a ring of all workers, which leaves the host if possible.
+
+    `outlive`: state outlives its process, so that copies within a host would be of no use, and there are none.
+    """
     host = _host_of(workers, hosts)
+    if outlive and len(set(host.values())) == 1:
+        return dict.fromkeys(workers)
     ranks = {name: rank for rank, name in enumerate(dict.fromkeys(host.values()))}
     ring = sorted(workers, key=lambda worker: ranks[host[worker]])
     step = max(Counter(host.values()).values()) if len(ranks) > 1 else 1
@@ -44,7 +49,7 @@ def _partner(ring: Sequence[int], place: int, step: int, host: Mapping[int, int 
 
 
 def keep_replicas(
-    layers: Sequence[tuple[Sequence[int], OwnedRuns]], hosts: Mapping[int, str] | None
+    layers: Sequence[tuple[Sequence[int], OwnedRuns]], hosts: Mapping[int, str] | None, *, outlive: bool = False
 ) -> Iterator[list[tuple[OwnedRun, int | None]]]:
     """Yields the runs of each layer with their replica, given `(members, pieces)` with owners; joins neighbours with equal holders.
 
@@ -52,7 +57,7 @@ def keep_replicas(
     layer has at most two runs per member.
     """
     workers = list(dict.fromkeys(worker for members, _ in layers for worker in members))
-    keepers = _Keepers(workers, hosts, [piece for _, pieces in layers for piece in pieces])
+    keepers = _Keepers(workers, hosts, [piece for _, pieces in layers for piece in pieces], outlive=outlive)
     kept = [[keepers.earlier(piece) for piece in pieces] for _, pieces in layers]
     for (members, pieces), chosen in zip(layers, kept, strict=True):
         for place, piece in enumerate(pieces):
@@ -66,10 +71,10 @@ def keep_replicas(
 class _Keepers:
     """Counts the elements that each worker keeps for others so far, and lists which workers may keep a run."""
 
-    def __init__(self, workers: Sequence[int], hosts: Mapping[int, str] | None, pieces: OwnedRuns) -> None:
+    def __init__(self, workers: Sequence[int], hosts: Mapping[int, str] | None, pieces: OwnedRuns, *, outlive: bool) -> None:
         self.host = _host_of(workers, hosts)
         self.kept = dict.fromkeys(workers, 0)
-        if len(set(self.host.values())) == 1:
+        if len(set(self.host.values())) == 1 and not outlive:
             self.host = {worker: worker for worker in workers}
         elsewhere = {name: [worker for worker in workers if self.host[worker] != name] for name in self.host.values()}
         self.allowed = {worker: elsewhere[name] for worker, name in self.host.items()}

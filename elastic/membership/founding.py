@@ -15,7 +15,7 @@ from elastic.plan.saved import SavedPlan
 from elastic.plan.site import LinkSpeed, Site, pair
 from elastic.plan.workload import Workload, costs
 from elastic.script.sources import changed
-from elastic.view import Member, View
+from elastic.view import Member, View, outlives
 
 _EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest", "checkpoint")
 
@@ -43,12 +43,13 @@ class Ready:
     link: list[float] | None = None
     memory: int | None = None
     base: int = 0
+    segment: bool = False
     checkpoint: str | None = None
     code: dict[str, list[Any]] = field(default_factory=dict)
 
     def member(self, worker: int) -> Member:
         """Returns the worker as a member of a view."""
-        return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base)
+        return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base, segment=self.segment)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], host: str, memory: int | None = None) -> Ready:
@@ -80,7 +81,9 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
     fleet = Fleet.of(members, known)
     chosen = plan(fleet, workload, stages=stages).plan if saved is None else given(saved, fleet, workload)
     hosts = {worker: announced.host for worker, announced in ready.items()}
-    layout = spread(ModelSpec.from_json(first.model), [(stage.layers, stage.members) for stage in chosen.stages], hosts)
+    layout = spread(
+        ModelSpec.from_json(first.model), [(stage.layers, stage.members) for stage in chosen.stages], hosts, outlive=outlives(members)
+    )
     return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)
 
 

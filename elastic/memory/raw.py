@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
+from crc32c import crc32c
 from numpy.lib.stride_tricks import as_strided
 
 Memory: TypeAlias = "bytes | bytearray | memoryview | np.ndarray"
@@ -74,3 +75,13 @@ def rows(memory: np.ndarray, count: int, width: int, pitch: int) -> np.ndarray:
     if count and width and (count - 1) * pitch + width > memory.size:
         raise ValueError(f"{count} rows of {width} elements, {pitch} apart, do not fit into {memory.size} elements")
     return as_strided(memory, (count, width), (pitch * memory.itemsize, memory.itemsize))
+
+
+def checksum(memory: np.ndarray) -> str:
+    """Returns the CRC-32C of contiguous bytes (uint8) as 8 hex digits, to detect changes of the same memory; twice as fast as
+    `memory.digest.digest`.
+
+    It detects every flip of up to three bits among 2**31 - 1, 268 MB (Koopman's tables of CRC polynomials: 0x1EDC6F41 has Hamming distance
+    4), and all but one in 2**32 of other changes.
+    """
+    return f"{crc32c(memory.data):08x}"

@@ -8,8 +8,38 @@ import numpy as np
 import torch
 
 from elastic.memory import raw
+from elastic.memory.segment import OwnSegment
 
 TensorShape = int | Sequence[int]
+
+_segment: OwnSegment | None = None
+
+
+def use_segment(segment: OwnSegment | None) -> None:
+    """Makes the lasting memory of this process, from now on, part of a segment; None makes it ordinary memory again."""
+    global _segment
+    _segment = segment
+
+
+def lasting(elements: int, dtype: torch.dtype) -> torch.Tensor:
+    """Allocates a flat tensor of zeros that outlives this process, if it has a segment.
+
+    Raises:
+        MemoryError: if the segment has no room.
+    """
+    if _segment is None or not elements:
+        return torch.zeros(elements, dtype=dtype)
+    return of_bytes(_segment.allocate(elements * dtype.itemsize), dtype)
+
+
+def lasting_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy of a flat tensor that outlives this process, if it has a segment."""
+    return tensor.clone() if _segment is None else lasting(tensor.numel(), tensor.dtype).copy_(tensor.detach())
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Returns the address of the tensor's first element."""
+    return tensor.data_ptr()
 
 
 def empty(shape: TensorShape, dtype: torch.dtype) -> torch.Tensor:

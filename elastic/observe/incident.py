@@ -41,7 +41,8 @@ class Incident:
     stall_ms: how much later that step was committed than without the fault.
     restored: the checkpoint that all members loaded, if some of the state was in no worker's memory any more; or INITIAL_STATE.
     planned: the predicted cost of the plan, and of the alternative that leaves the layers in place.
-    samples_lost: samples that no committed step has used. bytes_moved: as counted. bytes_minimum: the least that an oracle computes.
+    samples_lost: samples that no committed step has used. bytes_moved: as counted; of these,
+    bytes_copied were copied from segments of the same host, without a link. bytes_minimum: the least that an oracle computes.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class Incident:
     micro_batches_kept: int | None = None
     samples_lost: int | None = None
     bytes_moved: int | None = None
+    bytes_copied: int | None = None
     bytes_minimum: int | None = None
     links_kept: int | None = None
     links_dropped: int | None = None
@@ -170,7 +172,8 @@ def _changes(incident: Incident) -> str:
     elif incident.restored is not None:
         parts.append(f"reloaded the checkpoint {incident.restored}")
     elif incident.bytes_moved is not None:
-        parts.append(f"{_size(incident.bytes_moved)} moved{_against_minimum(incident)}")
+        copied = f", {_size(incident.bytes_copied)} of it from segments" if incident.bytes_copied else ""
+        parts.append(f"{_size(incident.bytes_moved)} moved{_against_minimum(incident)}{copied}")
     links = [
         (incident.links_kept, "kept"),
         (incident.links_dropped, "dropped"),

@@ -16,7 +16,10 @@ from elastic.plan.workload import Workload
 
 def described(plan: Plan, fleet: Fleet, workload: Workload) -> dict[str, Any]:
     """Returns JSON types: the plan as `SavedPlan.to_json` writes it, predicted seconds, and per stage its members, grains and memory."""
-    predicted, needed = predict(JobCosts(workload, fleet), plan.stages, plan.routes), needs(workload, plan.stages, plan.routes)
+    predicted, needed = (
+        predict(JobCosts(workload, fleet), plan.stages, plan.routes),
+        needs(workload, plan.stages, plan.routes, replicated=fleet.replicated),
+    )
     places = {worker: place for place, worker in enumerate(fleet.workers)}
     stages: list[dict[str, Any]] = []
     for number, (stage, route) in enumerate(zip(plan.stages, plan.routes, strict=True)):

@@ -29,6 +29,8 @@ class FleetMember(Protocol):
     def memory(self) -> int | None: ...
     @property
     def base(self) -> int: ...
+    @property
+    def segment(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,8 @@ class Fleet:
     """Workers by id, in the order in which stages are filled.
 
     A layer takes a worker `slowdowns[worker]` times as long as the workload states, 1 for workers not listed. `memory` is in bytes,
-    unlimited for workers not listed; those not in `hosts` share one host. Raises PlanError unless there are workers, each once.
+    unlimited for workers not listed; those not in `hosts` share one host. `outlive`: their state outlives their
+    processes. Raises PlanError unless there are workers, each once.
     """
 
     workers: tuple[int, ...]
@@ -44,6 +47,7 @@ class Fleet:
     memory: Mapping[int, int] = field(default_factory=dict)
     hosts: Mapping[int, str] = field(default_factory=dict)
     site: Site = field(default_factory=Site)
+    outlive: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.workers)) < len(self.workers) or not self.workers:
@@ -64,7 +68,13 @@ class Fleet:
             memory={member.worker: max(0, shares[member.worker] - member.base) for member in members if member.worker in shares},
             hosts={member.worker: member.host for member in members},
             site=site,
+            outlive=all(member.segment for member in members),
         )
+
+    @property
+    def replicated(self) -> bool:
+        """Whether workers keep copies of each other's state: within a host only if it does not outlive processes."""
+        return len(self.workers) > 1 and not (self.outlive and len({self.host(worker) for worker in self.workers}) == 1)
 
     def slowdown(self, worker: int) -> float:
         return self.slowdowns.get(worker, 1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -68,10 +69,8 @@ def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
             count = last - first
             if count not in needs:
                 grains = -(-workload.grains // count)
-                needs[count] = [
-                    [need(workload, range(start, stop), count, workers, ahead, grains).total for stop in range(start + 1, layers + 1)]
-                    for start in range(layers)
-                ]
+                one = partial(need, workload, members=count, workers=workers, ahead=ahead, grains=grains, replicated=fleet.replicated)
+                needs[count] = [[one(layers=range(start, stop)).total for stop in range(start + 1, layers + 1)] for start in range(layers)]
             memory = fleet.least_memory(fleet.workers[first:last])
             found[first, last, :layers] = [start + bisect_right(row, memory) for start, row in enumerate(needs[count])]
     return found

@@ -7,8 +7,10 @@ membership    every named worker is a member, every member has a stage, survivor
 routes        each stage computes every grain of the same batch once
 stages        plan and layout have the same layers and members, of the same model
 order, members, coverage, single owner, ownership, alignment, replication
-              the layout's invariants, and two copies of each interval if there are two members
-transfers     each lies in its layer, is sent once, by a survivor, to another worker; no joiner lacks state afterwards
+              the layout's invariants, and two copies of each interval if there are two members; if state outlives its process, if there
+              are two hosts
+transfers     each lies in its layer, is sent once, by a survivor, to another worker, or copied once, also from the segment of a worker
+              that has died; no joiner lacks state afterwards
 resume        the step exists, progress is of this step, scalars are of known parameters
 restore       the checkpoint is of the resumed step, and the proposal carries no state besides it
 salvage       the finished grains exist; a worker with its own inventory has usable sums of those routed to it
@@ -33,7 +35,7 @@ from elastic.layout.transfer import PARAM, Holding, Transfer, needs
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, holdings_at
 from elastic.recovery.salvage import usable
-from elastic.view import View
+from elastic.view import View, outlives
 
 StatePlace = tuple[int, str, int]
 """A worker, a state, and a layer."""
@@ -111,12 +113,15 @@ def _check_survivors(proposal: Proposal, last: View) -> None:
 
 def _check_members(proposal: Proposal) -> None:
     view = proposal.view
-    members = set(view.workers)
+    members, copied = set(view.workers), set(proposal.copied)
     replicas = {interval.replica for layer in view.layout.layers for interval in layer.intervals if interval.replica is not None}
     named = {
         "plan": set(view.plan.workers),
         "layout": {*view.layout.workers, *(i.owner for layer in view.layout.layers for i in layer.intervals), *replicas},
-        "transfers": {worker for move in proposal.transfers for worker in (move.source, move.destination)},
+        "transfers": {
+            *(move.destination for move in proposal.transfers),
+            *(move.source for place, move in enumerate(proposal.transfers) if place not in copied),
+        },
         "routes": {worker for route in view.plan.routes for worker in route},
     }
     for where, workers in named.items():
@@ -152,16 +157,17 @@ def _check_stages(view: View, last: View | None) -> None:
 
 
 def _check_layout(view: View) -> None:
+    hosts = {member.worker: member.host for member in view.members}
+    replicated = len(set(hosts.values())) > 1 if outlives(view.members) else len(view.members) > 1
     try:
-        invariants.check(view.layout)
+        invariants.check(view.layout, replicated=replicated)
     except LayoutError as error:
         name, _, why = str(error).partition(": ")
         raise GateRefused(why, check=name) from error
-    hosts = {member.worker: member.host for member in view.members}
     for layer in view.layout.layers:
         for interval in layer.intervals:
             alone = interval.replica is None or interval.replica == interval.owner
-            if alone and len(view.members) > 1:
+            if alone and replicated:
                 _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): it has only one copy")
             if interval.replica is not None and len(set(hosts.values())) > 1 and hosts[interval.owner] == hosts[interval.replica]:
                 _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): both copies are on one host")
@@ -174,14 +180,16 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
         return
     layers = proposal.view.layout.model.layers
     arriving: dict[StatePlace, list[Run]] = defaultdict(list)
-    for move in proposal.transfers:
+    copied, members = set(proposal.copied), set(proposal.view.workers)
+    for place, move in enumerate(proposal.transfers):
         if move.state != PARAM and move.state not in proposal.states:
             _refuse("transfers", f"{move}: no such state")
         if not (0 <= move.layer < len(layers) and 0 <= move.start < move.stop <= layers[move.layer].size):
             _refuse("transfers", f"{move}: outside the model")
         if move.source == move.destination:
             _refuse("transfers", f"{move}: source and destination are the same worker")
-        if last is not None and move.source not in last.workers:
+        dead = place in copied and move.source not in members
+        if last is not None and move.source not in last.workers and not dead:
             _refuse("transfers", f"{move}: the source has just joined and has no state")
         arriving[move.destination, move.state, move.layer].append((move.start, move.stop))
     for (worker, state, layer), runs in arriving.items():

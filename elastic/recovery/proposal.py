@@ -10,6 +10,7 @@ from typing import Any
 from elastic.errors import CopiesConflict, CoverageLost, MismatchError, NothingSaved, StateUnproven
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
+from elastic.layout.runs import missing
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
 from elastic.plan.choice import HORIZON
 from elastic.plan.fleet import Fleet
@@ -21,7 +22,7 @@ from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
 from elastic.recovery.salvage import finished_everywhere
-from elastic.view import Member, View
+from elastic.view import Member, View, outlives
 
 REPLACED_S = 1.5
 """Seconds from a loss until a new worker trains, before any was measured: about the time to build a small model and join."""
@@ -58,6 +59,8 @@ class Proposal:
     and `objects` has `[step, states]` of registered objects, as of these steps.
     `finished` are the grains of the next step that every stage has finished. With `restore` nothing moves: every member reads its part of
     that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the first step.
+    `copied` are the places in `transfers` of those that their destination copies from the source's segment, on the same host; the source
+    may be a worker that has died. The others are sent.
     `why` is a sentence for people, `planned` one about the plan's predicted cost. `holdings` is what the survivors hold of step `resume`;
     it is not sent.
     """
@@ -78,6 +81,7 @@ class Proposal:
     seen: int = -1
     changes: list[Any] = field(default_factory=list)
     objects: list[Any] = field(default_factory=list)
+    copied: tuple[int, ...] = ()
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -115,6 +119,7 @@ class Proposal:
             "seen": self.seen,
             "changes": self.changes,
             "objects": self.objects,
+            "copied": list(self.copied),
         }
 
     @classmethod
@@ -137,6 +142,7 @@ class Proposal:
             seen=data["seen"],
             changes=data["changes"],
             objects=data["objects"],
+            copied=tuple(data["copied"]),
         )
 
 
@@ -152,8 +158,11 @@ def propose(
     links: Mapping[Pair, LinkSpeed] | None = None,
     replaced_s: float = REPLACED_S,
     prepared: Answers | None = None,
+    offers: Sequence[Inventory] = (),
 ) -> Proposal:
     """Computes the next view's proposal: survivors (the workers with an inventory) in their order of `last`, then joiners, ascending.
+
+    `offers` are inventories of what segments of dead workers hold: the members of their hosts copy from them.
 
     `stages` is the number that the job asks for (fewer if there are fewer workers); None leaves it to the planner. `brief`: replacements
     are starting, so a change of plan must pay off within `replaced_s` seconds. `slowdowns` are by worker, 1 by default. `links` are
@@ -171,22 +180,24 @@ def propose(
     model = last.layout.model
     members = _members(last, inventories, joiners, slowdowns or {})
     left = [inventories[worker] for worker in last.workers if worker in inventories]
-    resume = resume_step(model, left)
+    sources = [*left, *offers]
+    resume = resume_step(model, sources)
     site = last.site.knowing(links or {})
     brief = brief and not joiners
     horizon = steps_until(replaced_s, last) if brief else HORIZON
     planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
     view = _view(last, attempt, members, planned.plan, site)
-    states = _states(left) if resume >= 0 else {}
+    states = _states(sources) if resume >= 0 else {}
     names = [PARAM, *states]
-    holdings = holdings_at(left, resume, list(states))
+    holdings = holdings_at(sources, resume, list(states))
     moves = transfers(holdings, view.layout, names)
     return Proposal(
         view=view,
         resume=resume,
         transfers=moves,
         states=states,
-        scalars=_scalars(left, resume),
+        copied=_copied(moves, view, sources, resume),
+        scalars=_scalars(sources, resume),
         progress=_progress(left, resume),
         results=_results(left),
         holdings=holdings,
@@ -300,10 +311,33 @@ def steps_until(seconds: float, view: View) -> float:
 
 
 def _view(last: View, attempt: int, members: tuple[Member, ...], chosen: Plan, site: Site) -> View:
-    hosts = {member.worker: member.host for member in members}
     stages = [(stage.layers, stage.members) for stage in chosen.stages]
-    layout: Layout = spread(last.layout.model, stages, hosts, near=last.layout)
+    hosts = {member.worker: member.host for member in members}
+    layout: Layout = spread(last.layout.model, stages, hosts, near=last.layout, outlive=outlives(members))
     return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout, site=site)
+
+
+_IN_SEGMENTS = ("live", "previous", "gathered")
+
+
+def _copied(moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], resume: int) -> tuple[int, ...]:
+    """Returns the places of the transfers that are copied from a segment: all from dead workers, and those within a host."""
+    members = {member.worker: member for member in view.members}
+    had: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for inventory in sources:
+        for copy in inventory.copies:
+            if copy.step == resume and copy.role in _IN_SEGMENTS:
+                had.setdefault((inventory.worker, copy.layer), []).append((copy.start, copy.stop))
+    found = []
+    for place, move in enumerate(moves):
+        source = members.get(move.source)
+        if source is not None:
+            if not source.segment or source.host != members[move.destination].host:
+                continue
+            if missing([(move.start, move.stop)], sorted(had.get((move.source, move.layer), []))):
+                continue
+        found.append(place)
+    return tuple(found)
 
 
 def _states(inventories: Iterable[Inventory]) -> dict[str, str]:

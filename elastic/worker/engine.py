@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
 from elastic.snapshot.rest_digests import Rest, period
 from elastic.view import View
+from elastic.worker.segment_contents import SegmentContents
 
 
 class Engine:
@@ -52,6 +53,7 @@ class Engine:
         optimizer: ShardedOptimizer,
         training: Training,
         state: ViewState,
+        contents: SegmentContents,
     ) -> None:
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
@@ -59,10 +61,11 @@ class Engine:
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, view, network, training.numerics, training.loss, training.enter)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
-        self.rest = Rest(period(view), lambda step: step % replication.COMPARED_EVERY == 0)
+        self.rest = Rest(period(view), lambda step: step % replication.COMPARED_EVERY == 0, owned_always=not view.fleet.replicated)
         self._gatherer.arrived = self._gathered
         self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest)
-        self.previous_copies = PreviousCopies(optimizer)
+        self._contents = contents
+        self.previous_copies = PreviousCopies(optimizer, contents)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
         self._told_running: Arrays = {}
@@ -70,6 +73,16 @@ class Engine:
         self._rounds_between = 0
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
         self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
+
+    def begin(self, retained: Sequence[StoredCopy] = ()) -> None:
+        """Notes that this engine's view is committed: from now on this worker's segment has its state, and the `retained` copies."""
+        if not self.view.fleet.replicated:
+            self._note_owned()
+        self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step))
+
+    def retain_nothing(self) -> None:
+        """Notes that the retained copies are about to be dropped."""
+        self._contents.retain_nothing()
 
     @torch.inference_mode(False)
     def compute(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
@@ -136,10 +149,12 @@ class Engine:
         self.previous_copies.take(self.step)
         self.rest.spared(self.previous_copies.held)
         self.rest.forget("live", "gathered")
+        self._contents.updates()
         if answer.skipped is None:
             self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
         else:
             self._owned = [_absent(gradient) for gradient in self._owned]  # replicas replay the skipped step too
+        self._contents.updated(answer.step)
         running, told = self._model.running, self._told_running
         if running.names and answer.skipped is None:
             self._model.watch.untouched(answer.step)
@@ -151,13 +166,17 @@ class Engine:
         """Sends the results of the last update: parameters to the members of the stage, gradients to the holders of replicas."""
         self._enter("gather", self.step, -1)
         self._gatherer.send(self.step)  # first, since the other members' loops wait for it
-        for shard in self._optimizer.owned.shards.values():
-            self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory)
+        self._note_owned()
+        self._contents.digested(self.step, self.rest.checksums_of("live", self.step))
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
         self.replicator.replay(self.step - 1)
         self.replicator.expect(self.step)
         self.abandon()
+
+    def _note_owned(self) -> None:
+        for shard in self._optimizer.owned.shards.values():
+            self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory)
 
     def _gathered(self, layer: int) -> None:
         for start, memory in self._gatherer.gathered(layer):
@@ -237,7 +256,7 @@ class Engine:
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """Returns the complete copies that this worker can send once workers `lost` are gone. It is the last call in this view."""
-        self.rest.check(("live", "gathered", "replica", "previous"))
+        self.rest.check(("live", "gathered", "replica", "previous"), in_turn=False)
         self.replicator.give_up(self.rest.damaged)
         outdated = self._gatherer.settle()
         self.replicator.settle()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from elastic.errors import Interrupted, NotInJob
 from elastic.host.rundir import LINKS
+from elastic.memory.segment import OwnSegment
 from elastic.observe.activity import Activity
 from elastic.settings import JobSettings
 from elastic.view import View
@@ -105,6 +106,7 @@ class Job:
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
         self.phase_delay: Callable[[str, int], None] | None = None  # called after each phase begins
+        self.segment: OwnSegment | None = None  # memory that outlives this process
         self.trains = False  # whether this worker has a Trainer
         self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned
 

@@ -27,6 +27,8 @@ import torch
 from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError
 from elastic.host import signals
 from elastic.host.channel import AGENT_GONE, Channel, Message
+from elastic.memory.segment import OwnSegment
+from elastic.memory.tensors import use_segment
 from elastic.observe import phase_delay
 from elastic.script import sources, target
 from elastic.worker import job as jobs
@@ -55,11 +57,13 @@ class _AgentLine:
         os._exit(AGENT_GONE)
 
 
-def main(spec: dict[str, Any], socket_fd: int) -> int:
+def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) -> int:
     """Runs the worker that `spec` (a WorkerSpec as JSON) describes. Returns the process's exit code: 0, or 1 after an error."""
     parsed = WorkerSpec.from_json(spec)
     line = _AgentLine(socket_fd)
     job = Job(parsed, line.send)
+    job.segment = None if segment_fd is None else OwnSegment(segment_fd)
+    use_segment(job.segment)
     signals.outlive_a_stop(lambda: job.stop_requested)
     _prepare(parsed)
     job.give_up = lambda error: _give_up(line, job, error)

@@ -23,8 +23,11 @@ from elastic.layout.runs import shared
 from elastic.layout.transfer import PARAM, Role, Transfer
 from elastic.memory import raw
 from elastic.memory.digest import digest
-from elastic.memory.tensors import Landing, bytes_of, empty, zeros
+from elastic.memory.segment import MappedSegment
+from elastic.memory.tensors import Landing, bytes_of, empty, lasting, zeros
+from elastic.recovery import offers
 from elastic.recovery.gate import check_received
+from elastic.recovery.offers import Contents
 from elastic.recovery.proposal import Proposal
 from elastic.snapshot.held_copies import StoredCopy, UnreplayedCopy, runs
 from elastic.view import View
@@ -46,12 +49,16 @@ class Destination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """The result of a migration here: the monotonic times at which links stood, all state had arrived, and was checked; bytes received."""
+    """The result of a migration here: the monotonic times at which links stood, all state had arrived, and was checked.
+
+    `received_bytes` came over links, `copied_bytes` were copied from segments of this host.
+    """
 
     installed: float
     moved: float
     checked: float
     received_bytes: int
+    copied_bytes: int
 
 
 class Migration:
@@ -70,7 +77,10 @@ class Migration:
         model: LayeredModel,
         optimizer: ShardedOptimizer,
         network: Endpoint,
+        segments: Mapping[int, MappedSegment],
     ) -> None:
+        self._segments, self._contents = segments, {worker: Contents.read(segment) for worker, segment in segments.items()}
+        self._copied_bytes = 0
         self._worker, self._proposal, self._model, self._network = worker, proposal, model, network
         self._before = network.stats.transferred  # read now, since transfers arrive as soon as links stand
         layout = proposal.view.layout
@@ -80,8 +90,11 @@ class Migration:
         vectors = self._vectors(layout.layers_of(worker))
         model.hold(layout.layers_of(worker), keep=False, reuse=vectors)
         self._dtypes = {layer.index: model.dtype(layer.index) for layer in model.spec.layers if layer.size}
-        self._outgoing = [(i, move) for i, move in enumerate(proposal.transfers) if move.source == worker]
-        self._incoming = [(i, move) for i, move in enumerate(proposal.transfers) if move.destination == worker]
+        copied = set(proposal.copied)
+        sent = [(i, move) for i, move in enumerate(proposal.transfers) if i not in copied]
+        self._outgoing = [(i, move) for i, move in sent if move.source == worker]
+        self._incoming = [(i, move) for i, move in sent if move.destination == worker]
+        self._copies = [move for i, move in enumerate(proposal.transfers) if i in copied and move.destination == worker]
         owned, kept = [], []
         for layer in layout.layers:
             for interval in layer.intervals:
@@ -140,7 +153,7 @@ class Migration:
         return None
 
     def _zeros(self, state: str, layer: int, elements: int) -> torch.Tensor:
-        return zeros(elements, self._dtype(state, layer))
+        return lasting(elements, self._dtype(state, layer))
 
     def _dtype(self, state: str, layer: int) -> torch.dtype:
         name = "same" if state == PARAM else self._proposal.states[state]
@@ -176,14 +189,36 @@ class Migration:
             said = self._network.receive(move.source, self._tag(index, MessageKind.TRANSFER_DIGEST))
             announced[move] = said.tobytes().decode("ascii", "replace")
         self._move_buffers()
+        targets = self._targets()
+        filled = {id(target): self._copy_from_segments(target) for target in targets}
         moved = time.monotonic()
         check_received([move for _, move in self._incoming], {move: digest(memory) for move, memory in received.items()}, announced)
-        for target in self._targets():
-            self._fill(target, received)
+        for target in targets:
+            self._fill(target, received, filled[id(target)])
         self._network.flush()  # `sent` must live until then
         del sent
         bytes_received = self._network.stats.transferred - self._before
-        return Moved(installed=installed, moved=moved, checked=time.monotonic(), received_bytes=bytes_received)
+        return Moved(
+            installed=installed, moved=moved, checked=time.monotonic(), received_bytes=bytes_received, copied_bytes=self._copied_bytes
+        )
+
+    def _copy_from_segments(self, target: Destination) -> list[tuple[int, int]]:
+        """Copies what other workers' segments have of a target, as the proposal says; returns the runs that are filled."""
+        filled: list[tuple[int, int]] = []
+        for move in self._copies:
+            both = shared((move.start, move.stop), (target.start, target.stop))
+            if (move.state, move.layer) != (target.state, target.layer) or not both:
+                continue
+            contents = self._contents.get(move.source)
+            found = [] if contents is None else offers.runs(contents, self._proposal.resume, move.state, move.layer, *both)
+            for run in found:
+                into = Landing(target.memory[run.start - target.start : run.stop - target.start])
+                if run.offset is not None:  # else the optimizer has not made this state yet: it counts as zeros
+                    into.bytes[:] = self._segments[move.source].bytes_at(run.offset, into.size)
+                into.take()
+                self._copied_bytes += into.size
+                filled.append((run.start, run.stop))
+        return filled
 
     def _move_buffers(self) -> None:
         """Sends or receives the buffers that training changes, as of the resumed step; they are stored, but not installed yet."""
@@ -231,8 +266,10 @@ class Migration:
         ]
         return [target for target in [*flats, *tied, *shards] if target.memory.data_ptr() not in self._filled]
 
-    def _fill(self, target: Destination, received: Mapping[Transfer, torch.Tensor]) -> None:
+    def _fill(self, target: Destination, received: Mapping[Transfer, torch.Tensor], filled: Sequence[tuple[int, int]]) -> None:
+        """Fills a target with what is held and what was received; the runs `filled` are in place already."""
         found = runs(self._held, self._proposal.resume, target.state, target.layer, target.start, target.stop)
+        found += [(start, stop, None) for start, stop in filled]
         for move, memory in received.items():
             both = shared((move.start, move.stop), (target.start, target.stop))
             if (move.state, move.layer) == (target.state, target.layer) and both:

@@ -12,7 +12,7 @@ step of the new view is committed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ from elastic.engine.shard import Scalars
 from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
+from elastic.host.channel import MAPPED
+from elastic.memory.segment import MappedSegment
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Progress
@@ -162,11 +164,22 @@ class RecoveryClient:
             proposal = Proposal.from_json(order["proposal"])
             if (proposal.view.epoch, proposal.view.attempt) != attempt_id:
                 continue  # of an earlier attempt
-            prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked))
+            segments = {worker: MappedSegment(fd) for worker, fd in zip(order.get(MAPPED, ()), order.get("fds", ()), strict=True)}
+            try:
+                prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked), segments)
+            finally:
+                for segment in segments.values():
+                    segment.close()
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
     def _prepared(
-        self, proposal: Proposal, held_state: HeldState, inventory: Inventory, last: View | None, linked: frozenset[int]
+        self,
+        proposal: Proposal,
+        held_state: HeldState,
+        inventory: Inventory,
+        last: View | None,
+        linked: frozenset[int],
+        segments: Mapping[int, MappedSegment],
     ) -> tuple[CommittedView | None, dict[str, Any]]:
         """Returns an engine for the proposed view and the vote for it; None and a vote with the reason if that failed."""
         view, step = proposal.view, proposal.resume
@@ -177,7 +190,7 @@ class RecoveryClient:
             if proposal.restore is not None:
                 return self._restored(proposal, proposal.restore, before, linked)
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
-            migration = Migration(self._worker, proposal, held_state.held, scalars, self._model, self._optimizer, self._network)
+            migration = Migration(self._worker, proposal, held_state.held, scalars, self._model, self._optimizer, self._network, segments)
             engine = self._build(view, migration.state)
             salvage = held_state.salvage if usable(view, inventory, step + 1) else None
             engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
@@ -191,10 +204,11 @@ class RecoveryClient:
             peer = error.peer if isinstance(error, LinkError) else None
             unreadable = isinstance(error, CheckpointDamaged)
             why = {"refusal": str(error), "failed_peer": peer, "unreadable": unreadable}
-            return None, {**why, "received_bytes": 0, "links": {}, "times": {}}
+            return None, {**why, "received_bytes": 0, "copied_bytes": 0, "links": {}, "times": {}}
         times = {"installed": moved.installed, "moved": moved.moved, "checked": moved.checked}
         figures = links(self._worker, linked, self._network.stats.links, view)
-        vote = {"refusal": None, "failed_peer": None, "received_bytes": moved.received_bytes, "links": figures, "times": times}
+        sizes = {"received_bytes": moved.received_bytes, "copied_bytes": moved.copied_bytes}
+        vote = {"refusal": None, "failed_peer": None, **sizes, "links": figures, "times": times}
         self._job.enter("commit", step)
         return CommittedView(before=before, engine=engine, proposal=proposal, retained=migration.retained), vote
 
@@ -211,7 +225,7 @@ class RecoveryClient:
         self._network.install(view.epoch, view.attempt, view.members, engine.peers)
         times = {"installed": installed, "moved": moved, "checked": time.monotonic()}
         figures = links(self._worker, linked, self._network.stats.links, view)
-        vote = {"refusal": None, "failed_peer": None, "received_bytes": 0, "links": figures, "times": times}
+        vote = {"refusal": None, "failed_peer": None, "received_bytes": 0, "copied_bytes": 0, "links": figures, "times": times}
         self._job.enter("commit", proposal.resume)
         return CommittedView(before=before, engine=engine, proposal=proposal, retained=(), restored=restored), vote
 

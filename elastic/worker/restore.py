@@ -21,7 +21,7 @@ from elastic.engine.view_state import ViewState
 from elastic.errors import CheckpointError
 from elastic.layout.layout import Interval
 from elastic.layout.regions import CutRule, ModelSpec, ParameterSpec
-from elastic.memory.tensors import filled, zeros
+from elastic.memory.tensors import filled, lasting
 from elastic.view import View
 
 
@@ -128,7 +128,7 @@ def _shard(
                 shard.scalars.setdefault(parameter.name, {})[state] = values
                 continue
             if state not in shard.memory:
-                shard.memory[state] = zeros(interval.elements, getattr(torch, form.dtype))
+                shard.memory[state] = lasting(interval.elements, getattr(torch, form.dtype))
             source.read_into(parameter.name, state, offset, shard.memory[state][start:stop])
         shard.scalars.setdefault(parameter.name, {}).update(_scalars(parameter, source.contents, examples))
     shard.scalars = {name: values for name, values in shard.scalars.items() if values}

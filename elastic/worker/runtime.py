@@ -86,6 +86,7 @@ class WorkerRuntime:
     def found(self, engine: Engine, install: Callable[[], None]) -> None:
         """Begins with the first view's engine; `install` creates its links."""
         self._engine = engine
+        engine.begin()
         try:
             install()
         except LOST as error:
@@ -172,7 +173,8 @@ class WorkerRuntime:
             )
         self._history.committed(job, epoch)
         self._rewound = self._rewound and known
-        if self.step >= self._retained_until:
+        if self._retained and self.step >= self._retained_until:
+            self.engine.retain_nothing()
             self._retained = ()  # a step of this view is committed: the previous view's copies are no longer needed
         return answer
 
@@ -343,6 +345,7 @@ class WorkerRuntime:
         joined = self._member.recover(held_state, last, linked)
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
+        joined.engine.begin(joined.retained)
         if engine is None:
             self._yielded = proposal.seen
             self._history.learn(proposal.changes)

@@ -48,6 +48,7 @@ from elastic.worker.recovery_client import RecoveryClient
 from elastic.worker.report import Report
 from elastic.worker.resume_checks import TrainingRecord
 from elastic.worker.runtime import WorkerRuntime
+from elastic.worker.segment_contents import SegmentContents
 from elastic.worker.steps import Steps
 
 
@@ -157,6 +158,7 @@ class Trainer:
             enter=self._modes.watched(self._job.enter),
             skips=on_nonfinite == "skip",
         )
+        self._contents = SegmentContents(self._job.worker, self._job.segment, self._model, self._optimizer)
         announcement = self._announcement()
         if self._checkpoints is not None:
             self._checkpoints.began_with(announcement["digest"])
@@ -197,6 +199,7 @@ class Trainer:
             "link": rate_meter.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
             "base": max(0, host.anonymous_bytes() - sum(each.nbytes for each in self._model.root.parameters())),
+            "segment": self._job.segment is not None,
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,
             "settings": {
                 "batch_size": self.batch_size,
@@ -214,7 +217,7 @@ class Trainer:
         }
 
     def _build(self, view: View, state: ViewState) -> Engine:
-        return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state)
+        return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state, self._contents)
 
     @property
     def leader(self) -> bool:

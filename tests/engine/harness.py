@@ -30,6 +30,7 @@ class FakeJob:
     """The part of `elastic.Job` that a Trainer uses; `announce` asks the parent process."""
 
     links: str | None = None
+    segment = None
     threads = 1
     trains = False  # tests make one Trainer after the other
 

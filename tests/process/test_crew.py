@@ -8,6 +8,7 @@ from typing import Any
 
 from elastic.agent.crew import Crew
 from elastic.agent.loop import Loop
+from elastic.agent.segments import Segments
 from elastic.host.channel import Channel
 
 
@@ -31,6 +32,7 @@ def crew_of(loop: Loop, heard: list[Any], monkeypatch: Any) -> tuple[Crew, socke
         loop,
         {},
         lambda number: {},
+        segments=Segments(wanted=False),
         ready=lambda: None,
         heard=lambda worker, message: heard.append((worker.number, message["type"])),
         ended=lambda worker: heard.append((worker.number, "ended")),

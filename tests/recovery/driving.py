@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from elastic.agent.carrier import LocalCarrier
+from elastic.agent.segments import Segments
 from elastic.agent.supervision import WorkerProcess
 from elastic.control.driver import Driver
 from elastic.control.world import World
@@ -39,11 +40,12 @@ class FakeCrew:
         self.workers: dict[int, WorkerProcess] = {}
         self.told: list[tuple[int, dict[str, Any]]] = []
         self.killed: dict[int, str] = {}
+        self.segments = Segments(wanted=False)
 
     def fork(self, number: int) -> None:
         self.workers[number] = WorkerProcess(number=number, channel=None, pid=FIRST_PID + number)
 
-    def tell(self, numbers: Iterable[int], message: dict[str, Any]) -> None:
+    def tell(self, numbers: Iterable[int], message: dict[str, Any], segments: Iterable[int] = ()) -> None:
         self.told += [(number, message) for number in numbers]
 
     def kill(self, number: int, why: str) -> None:
@@ -160,7 +162,7 @@ class Scene:
             raise self.refuse
         view = view_of(action.inventories, *action.attempt_id)
         told = {"planned": "", "finished": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
-        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, **told)
+        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, copied=(), **told)
 
     def inventories(self) -> None:
         for worker in self.crew.messages("quiesce"):

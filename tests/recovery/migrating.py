@@ -95,7 +95,7 @@ class Worker:
 
     def prepare(self, proposal: Proposal) -> Migration:
         scalars = {name: dict(values) for name, values in proposal.scalars.items()}
-        return Migration(self.worker, proposal, self.held, scalars, self.model, self.optimizer, self.network)
+        return Migration(self.worker, proposal, self.held, scalars, self.model, self.optimizer, self.network, {})
 
     def contents(self) -> list[bytes]:
         """All bytes that it holds."""

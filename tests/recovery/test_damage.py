@@ -26,6 +26,7 @@ def calm() -> Any:
     return run({}, workers=1).value
 
 
+@pytest.mark.usefixtures("without_segments")
 def test_one_bit_in_each_kind_of_copy_changes_nothing(calm: Any, tmp_path: Path) -> None:
     """An owner's parameter and optimizer state, a gathered parameter, a replica; at last a spare that is needed, since another one dies."""
     flips = {
@@ -60,6 +61,7 @@ def test_stages_hand_damage_on_and_nothing_of_that_step_is_kept(calm: Any) -> No
     assert [(each["kind"], each["worker"], each["micro_batches_kept"]) for each in result.incidents] == [("damage", 0, 0), ("damage", 3, 0)]
 
 
+@pytest.mark.usefixtures("without_segments")
 def test_state_that_differs_and_that_nobody_saw_change_is_not_trained_on() -> None:
     flips = {"1": [["forward", 47, "live", "exp_avg_sq"]]}
     with pytest.raises(JobFailed, match=r"StateUnproven: the state of layer 2, .* after step 50 differs between worker 1, which owns it"):
@@ -67,6 +69,7 @@ def test_state_that_differs_and_that_nobody_saw_change_is_not_trained_on() -> No
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("without_segments")
 def test_survivors_whose_copies_contradict_each_other_go_on_from_neither() -> None:
     """Inventories carry digests of what is known: here the previous copy of worker 1, and what worker 2 keeps of it."""
     flips = {"2": [["forward", 6, "wrong replica", "exp_avg"]], "0": [["reduce", 6, "kill", ""]]}

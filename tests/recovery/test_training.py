@@ -258,6 +258,7 @@ def saves(folder: Path) -> dict[str, Any]:
     return {"checkpoint": str(folder / "saved"), "every": 4}
 
 
+@pytest.mark.usefixtures("without_segments")
 @pytest.mark.parametrize("where", ["loop", pytest.param("evaluate", marks=pytest.mark.long)])
 def test_owner_and_holder_die_together(where: str, tmp_path: Path, calm: dict[str, Any]) -> None:
     """The survivor takes the steps again that the checkpoint lacks; its loop is given each of them once."""
@@ -272,6 +273,7 @@ def test_owner_and_holder_die_together(where: str, tmp_path: Path, calm: dict[st
     assert run.result.value["workers"] == [0]
 
 
+@pytest.mark.usefixtures("without_segments")
 @pytest.mark.long
 def test_another_dies_while_steps_are_taken_again(tmp_path: Path, calm: dict[str, Any]) -> None:
     """That loss costs a step, and not another way back to the checkpoint; new workers join where the steps are taken again, or later."""
@@ -284,6 +286,7 @@ def test_another_dies_while_steps_are_taken_again(tmp_path: Path, calm: dict[str
     assert 3 not in run.result.value["workers"]
 
 
+@pytest.mark.usefixtures("without_segments")
 def test_all_workers_die_and_new_ones_go_on(tmp_path: Path, calm: dict[str, Any]) -> None:
     run = Run(tmp_path, GROUPS, dies={"0": ["kills", "loop", 17, [0, 1, 2]]}, saves=saves(tmp_path), pause_s=0.03, workers=3, stages=2)
     (death,) = run.incidents

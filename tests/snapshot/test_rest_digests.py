@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elastic.layout.transfer import PARAM
-from elastic.memory.digest import checksum
+from elastic.memory.raw import checksum
 from elastic.snapshot.held_copies import Held
 from elastic.snapshot.rest_digests import SHARE, Rest, combined, intact, period
 from tests.recovery.recovering import view_of

@@ -1,0 +1,265 @@
+"""Segments: a worker's state in memory that belongs to its host's agent, so that it outlives the worker's process.
+
+A segment is an anonymous file in memory (`memfd`), which has no name in any file system. The agent creates it and gives the descriptor to
+the worker, which maps it; when the worker has died, others map it to copy what it held. It ends with its last descriptor.
+
+The first page is the header: *marks* (integers) and the places of *records* (JSON). A process can be killed between any two stores, so
+contents are stored before what refers to them: a record gets its number last, and a reader takes the newest record whose checksum is right.
+Everything behind the header belongs to the allocator of the process that maps the segment as its own.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import mmap
+import os
+import struct
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+
+PAGE = mmap.PAGESIZE
+MAGIC = b"elastic1"
+
+MARKS = 8
+RECORDS = 4
+SLOTS = 2
+NONE = -2
+"""The value of a mark that says nothing; steps begin at -1."""
+
+_MARK = struct.Struct("<q")
+_SLOT = struct.Struct("<qqqq")  # number, offset, length, CRC-32C
+_MARKS_AT = 64
+_SLOTS_AT = 256
+_POOLED_SHARE = 1 / 16  # of the bytes in use: freed memory that is kept for the next allocation, since new pages cost ten times a copy
+_POOLED_BYTES = 4 << 20
+_ADDRESSES = 64  # times the memory of the machine: blocks of different sizes are not joined
+
+
+def create() -> int:
+    """Creates an empty segment and returns its descriptor. It takes memory only where it is written to.
+
+    Raises:
+        OSError: if this system has no anonymous files in memory, or limits the size of files.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise OSError("this system has no anonymous files in memory (memfd)")
+    descriptor = os.memfd_create("elastic-segment", os.MFD_CLOEXEC)
+    try:
+        # Its end is never moved again: a worker may limit the size of its files later, and a limit would apply to that.
+        os.ftruncate(descriptor, _ADDRESSES * os.sysconf("SC_PHYS_PAGES") * PAGE)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class Header:
+    """Marks and records of a segment. `store(offset, content)` writes to it, in the order in which another process may see it."""
+
+    def __init__(self, page: np.ndarray, store: Callable[[int, bytes], None] | None = None) -> None:
+        self._page = page
+        self._store = store or self._write
+
+    def _write(self, offset: int, content: bytes) -> None:
+        self._page[offset : offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
+
+    def begin(self) -> None:
+        """Writes an empty header."""
+        for mark in range(MARKS):
+            self.set_mark(mark, NONE)
+        self._store(0, MAGIC)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the header has been written."""
+        return self._page[: len(MAGIC)].tobytes() == MAGIC
+
+    def mark(self, number: int) -> int:
+        """Returns a mark."""
+        return _MARK.unpack_from(self._page.data, _MARKS_AT + number * _MARK.size)[0]
+
+    def set_mark(self, number: int, value: int) -> None:
+        """Sets a mark, in one store."""
+        self._store(_MARKS_AT + number * _MARK.size, _MARK.pack(value))
+
+    def slot(self, record: int, slot: int) -> tuple[int, int, int, int]:
+        """Returns a slot's number (0: empty), and the offset, length and checksum of its content."""
+        return _SLOT.unpack_from(self._page.data, _slot_at(record, slot))
+
+    def empty_slot(self, record: int, slot: int) -> None:
+        """Empties a slot; called before its content is overwritten."""
+        self._store(_slot_at(record, slot), _MARK.pack(0))
+
+    def fill_slot(self, record: int, slot: int, number: int, offset: int, length: int, checksum: int) -> None:
+        """Fills a slot whose content is in place: its number is stored last."""
+        at = _slot_at(record, slot)
+        self._store(at + _MARK.size, _SLOT.pack(number, offset, length, checksum)[_MARK.size :])
+        self._store(at, _MARK.pack(number))
+
+
+def _slot_at(record: int, slot: int) -> int:
+    return _SLOTS_AT + (record * SLOTS + slot) * _SLOT.size
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    offset: int
+    size: int
+    memory: mmap.mmap
+
+
+class OwnSegment:
+    """A segment mapped by the worker whose state lies in it. One thread allocates; memory returns when its last view is dropped."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes over the descriptor of an empty segment. Raises OSError if it cannot be mapped."""
+        self._fd, self._capacity = fd, os.fstat(fd).st_size
+        self._end = PAGE
+        self._page = mmap.mmap(fd, PAGE)
+        self.header = Header(np.frombuffer(self._page, dtype=np.uint8))
+        self._free: dict[int, list[_Block]] = {}
+        self._returned: deque[_Block] = deque()
+        self._addresses: list[int] = []
+        self._blocks: list[_Block] = []
+        self._records: dict[tuple[int, int], np.ndarray] = {}
+        self.used = self.pooled = 0
+        self.header.begin()
+
+    def allocate(self, size: int) -> np.ndarray:
+        """Returns `size` zero bytes (uint8), page-aligned. Raises MemoryError if the segment is full."""
+        rounded = _rounded(size)
+        self._collect()
+        free = self._free.get(rounded)
+        if free:
+            block = free.pop()
+            self.pooled -= rounded
+            clear = True
+        else:
+            block, clear = self._grown(rounded), False
+        self.used += rounded
+        memory = np.frombuffer(block.memory, dtype=np.uint8)
+        weakref.finalize(memory, self._returned.append, block).atexit = False
+        place = bisect.bisect(self._addresses, memory.ctypes.data)
+        self._addresses.insert(place, memory.ctypes.data)
+        self._blocks.insert(place, block)
+        found = memory[:size]
+        if clear:
+            found[:] = 0
+        return found
+
+    def _grown(self, size: int) -> _Block:
+        offset = self._end
+        if offset + size > self._capacity:
+            raise MemoryError(f"a worker's segment of {self._capacity} bytes has no room for {size} bytes behind {offset}")
+        try:
+            memory = mmap.mmap(self._fd, size, offset=offset)
+        except OSError as error:
+            raise MemoryError(f"{size} bytes of a worker's segment cannot be mapped: {error}") from error
+        self._end = offset + size
+        return _Block(offset, size, memory)
+
+    def _collect(self) -> None:
+        """Takes back the memory whose last view was dropped: keeps a little for the next allocations, and frees the pages of the rest."""
+        while self._returned:
+            block = self._returned.popleft()
+            place = self._blocks.index(block)
+            del self._blocks[place], self._addresses[place]
+            self.used -= block.size
+            self._free.setdefault(block.size, []).append(block)
+            self.pooled += block.size
+            if self.pooled > max(_POOLED_BYTES, _POOLED_SHARE * self.used):
+                self._trim()
+
+    def _trim(self) -> None:
+        for blocks in self._free.values():
+            for block in blocks:
+                block.memory.madvise(mmap.MADV_REMOVE)
+        self.pooled = 0
+
+    def offset_of(self, address: int) -> int | None:
+        """Returns the offset in the segment of memory at an address; None if it lies elsewhere."""
+        place = bisect.bisect(self._addresses, address) - 1
+        if place < 0 or address >= self._addresses[place] + self._blocks[place].size:
+            return None
+        return self._blocks[place].offset + address - self._addresses[place]
+
+    def write_record(self, record: int, slot: int, number: int, content: Any) -> None:
+        """Writes JSON into a slot of a record, with a number above 0; what was in that slot is lost."""
+        data = json.dumps(content, separators=(",", ":")).encode()
+        self.header.empty_slot(record, slot)
+        memory = self._records.get((record, slot))
+        if memory is None or memory.size < len(data):
+            memory = self._records[record, slot] = self.allocate(2 * len(data))
+        memory[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+        offset = self.offset_of(memory.ctypes.data)
+        assert offset is not None  # it was allocated here
+        self.header.fill_slot(record, slot, number, offset, len(data), crc32c(data))
+
+
+def _rounded(size: int) -> int:
+    """Returns the size of the block for `size` bytes: one of eight between two powers of two, so that freed blocks fit again."""
+    step = max(PAGE, 1 << max(0, size.bit_length() - 4))
+    return max(PAGE, -(-size // step) * step)
+
+
+class MappedSegment:
+    """Another worker's segment, mapped to read what is in it."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes over the descriptor. Raises OSError if it cannot be mapped."""
+        self._fd = fd
+        self.size = os.fstat(fd).st_size
+        self._maps: dict[tuple[int, int], mmap.mmap] = {}
+        self.header = None if self.size < PAGE else Header(self.bytes_at(0, PAGE))
+
+    def close(self) -> None:
+        """Closes the descriptor; memory that is still viewed stays mapped."""
+        self._maps.clear()
+        os.close(self._fd)
+
+    def bytes_at(self, offset: int, size: int) -> np.ndarray:
+        """Returns a run of the segment, read-only. Raises ValueError if it is not inside."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise ValueError(f"bytes {offset} to {offset + size} are not inside a segment of {self.size} bytes")
+        if not size:
+            return np.empty(0, dtype=np.uint8)
+        start = offset - offset % PAGE
+        key = start, offset + size - start
+        mapped = self._maps.get(key)
+        if mapped is None:
+            mapped = self._maps[key] = mmap.mmap(self._fd, key[1], prot=mmap.PROT_READ, offset=start)
+        return np.frombuffer(mapped, dtype=np.uint8)[offset - start :]
+
+    def record(self, record: int, slot: int) -> tuple[int, Any] | None:
+        """Returns the number and the content of a slot; None if it is empty or incomplete."""
+        if self.header is None or not self.header.begun:
+            return None
+        number, offset, length, checksum = self.header.slot(record, slot)
+        if number <= 0:
+            return None
+        try:
+            data = self.bytes_at(offset, length).tobytes()
+            return (number, json.loads(data)) if crc32c(data) == checksum else None
+        except ValueError:
+            return None
+
+    def newest(self, record: int) -> Any:
+        """Returns the content of a record's slot with the highest number; None if both are empty."""
+        found = [each for slot in range(SLOTS) if (each := self.record(record, slot)) is not None]
+        return max(found, key=lambda each: each[0])[1] if found else None
+
+    def mark(self, number: int) -> int:
+        """Returns a mark, NONE if there is no header."""
+        return NONE if self.header is None or not self.header.begun else self.header.mark(number)
+
+
+def records_by_number(segment: MappedSegment, record: int) -> Mapping[int, Any]:
+    """Returns the contents of a record's slots by their numbers."""
+    return dict(each for slot in range(SLOTS) if (each := segment.record(record, slot)) is not None)

@@ -1,0 +1,183 @@
+"""Keeps this worker's segment truthful: says where its shards and their previous copies lie, and of which step they are complete.
+
+A mark is taken away before memory is written to, and set after it is complete, so that whoever reads the segment of a killed worker finds
+only complete copies. Without a segment nothing is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from elastic.engine.model import LayeredModel
+from elastic.engine.shard import Scalars, Shard
+from elastic.engine.zero import ShardedOptimizer
+from elastic.layout.transfer import PARAM, Role
+from elastic.memory.segment import NONE, SLOTS, OwnSegment
+from elastic.memory.tensors import address
+from elastic.recovery import offers
+from elastic.recovery.offers import ByCopy, Directory, Place
+from elastic.snapshot.held_copies import Held, StoredCopy, dtypes
+from elastic.worker.plain_state import to_plain
+
+CopyRun = tuple[Role, int, int, Mapping[str, torch.Tensor], int | None]
+"""A copy: its role, layer, first element, memory by state, and the step of one that does not change."""
+
+
+Digests = Mapping[tuple[int, int], Mapping[str, str]]
+"""Digests of copies by layer and first element, for each state."""
+
+
+class SegmentContents:
+    """The contents of a worker's segment over all its views; `begin` is called in each view before its first step."""
+
+    def __init__(self, worker: int, segment: OwnSegment | None, model: LayeredModel, optimizer: ShardedOptimizer) -> None:
+        self._worker, self._segment, self._model, self._optimizer = worker, segment, model, optimizer
+        self._number = 0
+        self._places: tuple[Any, ...] = ()
+        self._previous: Sequence[Held] = ()
+        self._retained: Sequence[Held] = ()
+        self._live_step = self._previous_step = NONE
+        self._scalars: dict[int, Scalars] = {}
+        self._digests: dict[int, ByCopy] = {}
+
+    @property
+    def bytes(self) -> int:
+        """The segment's memory in use, and what is kept for later use."""
+        return 0 if self._segment is None else self._segment.used + self._segment.pooled
+
+    def begin(self, step: int, retained: Sequence[StoredCopy], digests: Digests) -> None:
+        """Describes the state with which a view begins: it is complete at `step`, has these digests, and no previous copies yet.
+
+        `retained` are copies of that step which the worker held in the view before, and keeps until `retain_nothing`.
+        """
+        if self._segment is None:
+            return
+        self._previous = ()
+        self._retained = [copy for copy in retained if isinstance(copy, Held) and copy.role != "replica"]
+        self._live_step, self._previous_step = step, NONE
+        self._scalars = {step: self._plain_scalars()}
+        self._digests = {step: _by_copy(digests)}
+        for copy in self._retained:
+            for name, values in copy.scalars.items():
+                self._scalars[step].setdefault(name, to_plain(dict(values)))
+        self._describe()
+
+    def retain_nothing(self) -> None:
+        """Notes that the copies of the view before are about to be dropped."""
+        if self._retained:
+            self._retained = ()
+            self._describe()
+
+    def _plain_scalars(self) -> Scalars:
+        owned = self._optimizer.owned
+        return {name: to_plain(dict(values)) for shard in owned.shards.values() for name, values in owned.scalars(shard).items()}
+
+    def _runs(self) -> list[CopyRun]:
+        model, owned = self._model, self._optimizer.owned.shards.values()
+        gathered = [*(((layer, 0), flat) for layer, flat in model.flats.items()), *model.tied.items()]
+        live: list[CopyRun] = [("live", shard.layer, shard.interval.start, shard.memory, None) for shard in owned]
+        previous: list[CopyRun] = [("previous", held.layer, held.start, held.memory, None) for held in self._previous]
+        whole: list[CopyRun] = [("gathered", layer, start, {PARAM: memory}, None) for (layer, start), memory in gathered]
+        return live + previous + whole + [(held.role, held.layer, held.start, held.memory, held.step) for held in self._retained]
+
+    def _describe(self) -> None:
+        """Writes a directory, with the marks of what is complete; it comes into force as a whole."""
+        assert self._segment is not None  # checked by every caller
+        runs = self._runs()
+        self._places = _addresses(runs)
+        self._number += 1
+        slot = self._number % SLOTS
+        steps = [step for step in (self._live_step, self._previous_step) if step != NONE]
+        shards = self._optimizer.owned.shards.values()
+        directory = Directory(
+            worker=self._worker,
+            number=self._number,
+            places=tuple(place for run in runs if (place := self._place(*run)) is not None),
+            states=self._states(list(shards)),
+            scalars={step: self._scalars[step] for step in steps},
+            digests={step: self._digests[step] for step in steps if step in self._digests},
+        )
+        header = self._segment.header
+        header.empty_slot(offers.DIRECTORY, slot)  # the marks below are of this slot
+        header.set_mark(offers.live_mark(slot), self._live_step)
+        header.set_mark(offers.previous_mark(slot), self._previous_step)
+        self._segment.write_record(offers.DIRECTORY, slot, self._number, directory.to_json())
+
+    def _states(self, shards: Sequence[Shard]) -> dict[str, str]:
+        owned = [Held(layer=s.layer, start=0, stop=0, step=0, role="live", memory=s.memory, scalars={}) for s in shards]
+        return dtypes(owned, {shard.layer: self._model.dtype(shard.layer) for shard in shards})
+
+    def _place(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor], step: int | None) -> Place | None:
+        """Returns the place of a copy; None if a part of it lies outside the segment."""
+        assert self._segment is not None  # checked by every caller
+        states: dict[str, tuple[int, int]] = {}
+        for state, tensor in memory.items():
+            offset = self._segment.offset_of(address(tensor))
+            if offset is None:
+                return None
+            states[state] = offset, tensor.element_size()
+        stop = start + next(tensor.numel() for tensor in memory.values())
+        return Place(role=role, layer=layer, start=start, stop=stop, states=states, step=step)
+
+    def _set(self, mark: Callable[[int], int], step: int) -> None:
+        assert self._segment is not None  # checked by every caller
+        self._segment.header.set_mark(mark(self._number % SLOTS), step)
+
+    def overwrites_previous(self) -> None:
+        """Notes that the previous copies are about to be written to."""
+        if self._segment is not None:
+            self._previous_step = NONE
+            self._set(offers.previous_mark, NONE)
+
+    def has_previous(self, step: int, held: Sequence[Held]) -> None:
+        """Notes that the previous copies are complete, as of `step`."""
+        if self._segment is None:
+            return
+        self._previous, self._previous_step = held, step
+        if _addresses(self._runs()) == self._places:
+            self._set(offers.previous_mark, step)
+        else:
+            self._describe()
+
+    def updates(self) -> None:
+        """Notes that the owned shards are about to be updated."""
+        if self._segment is not None:
+            self._live_step = NONE
+            self._set(offers.live_mark, NONE)
+
+    def updated(self, step: int) -> None:
+        """Notes that the owned shards are complete, as of `step`."""
+        if self._segment is None:
+            return
+        self._scalars = {known: values for known, values in self._scalars.items() if known == self._previous_step}
+        self._scalars[step] = self._plain_scalars()
+        self._live_step = step
+        if _addresses(self._runs()) != self._places:  # the optimizer has made new state
+            self._describe()
+            return
+        self._write(offers.SCALARS, step, self._scalars[step])
+        self._set(offers.live_mark, step)
+
+    def digested(self, step: int, digests: Digests) -> None:
+        """Notes digests of owned shards as of `step`."""
+        if self._segment is not None and digests:
+            self._digests = {known: values for known, values in self._digests.items() if known == self._previous_step}
+            self._digests[step] = _by_copy(digests)
+            self._write(offers.DIGESTS, step, self._digests[step])
+
+    def _write(self, record: int, step: int, values: Mapping[str, Any]) -> None:
+        assert self._segment is not None  # checked by every caller
+        self._segment.write_record(record, offers.slot_of(step), offers.number_of(step), {"directory": self._number, "values": values})
+
+
+def _by_copy(digests: Digests) -> ByCopy:
+    return {f"{layer}:{start}": dict(states) for (layer, start), states in digests.items()}
+
+
+def _addresses(runs: Sequence[CopyRun]) -> tuple[Any, ...]:
+    return tuple(
+        (role, layer, start, step, *((state, address(each)) for state, each in memory.items())) for role, layer, start, memory, step in runs
+    )
