@@ -34,6 +34,7 @@ from elastic.control.transitions import (
     suspected,
     without_attempt,
 )
+from elastic.view import outlives
 
 if TYPE_CHECKING:
     pass
@@ -58,6 +59,8 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
     )
     if state.live and state.afresh:
         return replace(state, phase=Phase.PAUSED), []  # until the last live member is ended
+    if not state.live and outlives(state.view.members) and not state.fallen:
+        return _take_over(state, now)
     if not state.live:
         return _begin_again(state, now) if state.policy.checkpoints else end_job(state, "CoverageLost", _all_lost(state))
     workers = (*state.live, *(sorted(state.ready) if joining else ()))
@@ -70,6 +73,19 @@ def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Trans
     state = replace(state, phase=Phase.QUIESCING, attempt=state.attempt + 1, participants=frozenset(workers), nag_at=now + PATIENCE_S)
     damaged = tuple(worker for worker in workers if worker in state.damaged)
     return state, [Quiesce(attempt_id=state.attempt_id, workers=workers, restore=state.fallen, damaged=damaged)]
+
+
+def _take_over(state: ControlState, now: float) -> Transition:
+    """Handles the loss of all members whose state outlives them: starts as many new workers as possible, which take it over together."""
+    state, started = replenished(state)
+    if state.starting:
+        how = "new workers take over their memory"
+        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"all workers died: {how}")]
+        return replace(state, phase=Phase.PAUSED), [*said, *started]
+    if len(state.ready) < max(1, state.policy.min_workers):
+        why = f"new workers would take over their memory, but none can be started ({_hindrance(state)})"
+        return end_job(state, "JobFailed", f"all workers died, the last: {state.cause}; {why}")
+    return _quiesce(state, tuple(sorted(state.ready)), now)
 
 
 def _begin_again(state: ControlState, now: float) -> Transition:

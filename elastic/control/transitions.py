@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from elastic.control.events import ControlAction, EndJob, Evict, Respawn
 from elastic.control.state import ControlState, Phase, Suspicion
+from elastic.view import outlives
 
 SUSPICION_S = 1.0  # how long the death of a lost peer is awaited before the peer is evicted
 GATHERING_S = 0.05  # how long a joiner waits for those that were started with it
@@ -42,7 +43,7 @@ def replenished(state: ControlState, *, recovering: bool = False) -> Transition:
     if recovering and len(state.live) >= state.policy.min_workers:
         return state, []
     missing = state.policy.workers - len(state.live) - len(state.ready) - len(state.starting)
-    if not respawns(state) or missing <= 0 or not (state.live or state.fallen):
+    if not respawns(state) or missing <= 0 or not (state.live or state.fallen or outlives(state.view.members)):
         return state, []
     numbers = tuple(range(state.next_worker, state.next_worker + missing))
     started = replace(state, starting=state.starting | set(numbers), next_worker=state.next_worker + missing)

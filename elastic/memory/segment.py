@@ -28,7 +28,7 @@ PAGE = mmap.PAGESIZE
 MAGIC = b"elastic1"
 
 MARKS = 8
-RECORDS = 4
+RECORDS = 5
 SLOTS = 2
 NONE = -2
 """The value of a mark that says nothing; steps begin at -1."""
@@ -39,6 +39,8 @@ _MARKS_AT = 64
 _SLOTS_AT = 256
 _POOLED_SHARE = 1 / 16  # of the bytes in use: freed memory that is kept for the next allocation, since new pages cost ten times a copy
 _POOLED_BYTES = 4 << 20
+_FIRST_EXTENT = 64 << 20
+_WINDOW = 256 << 20  # a reader maps such runs as a whole: each mapping has a descriptor
 _ADDRESSES = 64  # times the memory of the machine: blocks of different sizes are not joined
 
 
@@ -109,10 +111,24 @@ def _slot_at(record: int, slot: int) -> int:
 
 
 @dataclass(slots=True, eq=False)
-class _Block:
+class _Extent:
+    """A mapped run of the segment, of which blocks are taken from the front. Each has a descriptor of its own, so there are few."""
+
     offset: int
     size: int
     memory: mmap.mmap
+    taken: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    extent: _Extent
+    start: int
+    size: int
+
+    @property
+    def offset(self) -> int:
+        return self.extent.offset + self.start
 
 
 class OwnSegment:
@@ -121,7 +137,7 @@ class OwnSegment:
     def __init__(self, fd: int) -> None:
         """Takes over the descriptor of an empty segment. Raises OSError if it cannot be mapped."""
         self._fd, self._capacity = fd, os.fstat(fd).st_size
-        self._end = PAGE
+        self._extents: list[_Extent] = []
         self._page = mmap.mmap(fd, PAGE)
         self.header = Header(np.frombuffer(self._page, dtype=np.uint8))
         self._free: dict[int, list[_Block]] = {}
@@ -144,7 +160,8 @@ class OwnSegment:
         else:
             block, clear = self._grown(rounded), False
         self.used += rounded
-        memory = np.frombuffer(block.memory, dtype=np.uint8)
+        # Its base is no array: NumPy would make views of it refer to that one, and the block would seem to be dropped.
+        memory = np.frombuffer(memoryview(block.extent.memory)[block.start : block.start + rounded], dtype=np.uint8)
         weakref.finalize(memory, self._returned.append, block).atexit = False
         place = bisect.bisect(self._addresses, memory.ctypes.data)
         self._addresses.insert(place, memory.ctypes.data)
@@ -155,15 +172,25 @@ class OwnSegment:
         return found
 
     def _grown(self, size: int) -> _Block:
-        offset = self._end
+        extent = self._extents[-1] if self._extents else None
+        if extent is None or extent.size - extent.taken < size:
+            extent = self._mapped(size)
+        extent.taken += size
+        return _Block(extent, extent.taken - size, size)
+
+    def _mapped(self, size: int) -> _Extent:
+        """Maps more of the segment, at least `size` bytes: as much again as is mapped already."""
+        last = self._extents[-1] if self._extents else None
+        offset = PAGE if last is None else last.offset + last.size
+        size = max(size, _FIRST_EXTENT, offset)
         if offset + size > self._capacity:
             raise MemoryError(f"a worker's segment of {self._capacity} bytes has no room for {size} bytes behind {offset}")
         try:
             memory = mmap.mmap(self._fd, size, offset=offset)
         except OSError as error:
             raise MemoryError(f"{size} bytes of a worker's segment cannot be mapped: {error}") from error
-        self._end = offset + size
-        return _Block(offset, size, memory)
+        self._extents.append(_Extent(offset, size, memory))
+        return self._extents[-1]
 
     def _collect(self) -> None:
         """Takes back the memory whose last view was dropped: keeps a little for the next allocations, and frees the pages of the rest."""
@@ -180,7 +207,7 @@ class OwnSegment:
     def _trim(self) -> None:
         for blocks in self._free.values():
             for block in blocks:
-                block.memory.madvise(mmap.MADV_REMOVE)
+                block.extent.memory.madvise(mmap.MADV_REMOVE, block.start, block.size)
         self.pooled = 0
 
     def offset_of(self, address: int) -> int | None:
@@ -230,12 +257,12 @@ class MappedSegment:
             raise ValueError(f"bytes {offset} to {offset + size} are not inside a segment of {self.size} bytes")
         if not size:
             return np.empty(0, dtype=np.uint8)
-        start = offset - offset % PAGE
-        key = start, offset + size - start
+        start = offset - offset % _WINDOW
+        key = start, min(-(-(offset + size) // _WINDOW) * _WINDOW, self.size) - start
         mapped = self._maps.get(key)
         if mapped is None:
             mapped = self._maps[key] = mmap.mmap(self._fd, key[1], prot=mmap.PROT_READ, offset=start)
-        return np.frombuffer(mapped, dtype=np.uint8)[offset - start :]
+        return np.frombuffer(memoryview(mapped)[offset - start : offset - start + size], dtype=np.uint8)
 
     def record(self, record: int, slot: int) -> tuple[int, Any] | None:
         """Returns the number and the content of a slot; None if it is empty or incomplete."""

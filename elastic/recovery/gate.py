@@ -101,7 +101,7 @@ def _check_survivors(proposal: Proposal, last: View) -> None:
     view = proposal.view
     known = {member.worker: member for member in last.members}
     survivors = [member for member in view.members if member.worker in known]
-    if not survivors and proposal.restore is None:
+    if not survivors and proposal.restore is None and not proposal.copied:
         _refuse("membership", f"no member of epoch {last.epoch} is a member of epoch {view.epoch}")
     for member in survivors:
         if replace(member, slowdown=known[member.worker].slowdown) != known[member.worker]:

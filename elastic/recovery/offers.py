@@ -8,15 +8,16 @@ force when its number is stored. The records of scalars and of digests have a sl
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from elastic.layout.transfer import PARAM, Role
 from elastic.memory.segment import NONE, SLOTS
 from elastic.recovery.inventory import Copy, Inventory, Scalars
 
-DIRECTORY, SCALARS, DIGESTS = 0, 1, 2
-"""Numbers of the records."""
+DIRECTORY, SCALARS, DIGESTS, BUFFERS, LOOP = range(5)
+"""Numbers of the records. The last two are there in case that all workers die: the buffers that training changes as of a step, and an
+inventory without copies, which says how far the loop is and has the settings."""
 
 _LIVE, _PREVIOUS = 0, 1
 
@@ -109,6 +110,15 @@ class Directory:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuffersPlace:
+    """Where the packed buffers as of a step lie, and their digest."""
+
+    offset: int
+    size: int
+    digest: str
+
+
 class Readable(Protocol):
     """A segment that can be read: `elastic.memory.segment.MappedSegment`."""
 
@@ -120,7 +130,7 @@ class Readable(Protocol):
 class Contents:
     """The complete copies in a segment: the steps of owned shards and previous copies (NONE where they are incomplete), and the directory.
 
-    `scalars` are by step, and so are `digests`; some copies have none.
+    `scalars`, `digests` and `buffers` are by step; some copies have no digest. `loop` is the newest record of that name.
     """
 
     directory: Directory
@@ -128,6 +138,8 @@ class Contents:
     previous: int
     scalars: Mapping[int, Scalars]
     digests: Mapping[int, ByCopy]
+    buffers: Mapping[int, BuffersPlace] = field(default_factory=dict)
+    loop: Inventory | None = None
 
     @classmethod
     def read(cls, segment: Readable) -> Contents | None:
@@ -146,7 +158,15 @@ class Contents:
                 later = segment.record(number, slot_of(step))
                 if later is not None and later[0] == number_of(step) and later[1]["directory"] == directory.number:
                     into[step] = later[1]["values"]
-        return cls(directory=directory, live=live, previous=previous, scalars=scalars, digests=digests)
+        buffers = {
+            number - number_of(0): BuffersPlace(**each)
+            for slot in range(SLOTS)
+            for number, each in [segment.record(BUFFERS, slot) or (0, None)]
+            if each is not None
+        }
+        loops = [each for slot in range(SLOTS) if (each := segment.record(LOOP, slot)) is not None]
+        loop = Inventory.from_json(max(loops, key=lambda each: each[0])[1]) if loops else None
+        return cls(directory=directory, live=live, previous=previous, scalars=scalars, digests=digests, buffers=buffers, loop=loop)
 
     def step_of(self, place: Place) -> int:
         """Returns the step of a copy; NONE if it is incomplete, or is no copy of its own (gathered parameters)."""
@@ -168,9 +188,9 @@ class Contents:
     def offered(self, places: Collection[Place]) -> Inventory:
         """Returns the dead worker's inventory, with these of its copies."""
         steps = {self.step_of(place) for place in places}
-        return Inventory(
-            worker=self.directory.worker,
-            yielded=-1,
+        return replace(
+            self.loop or Inventory(worker=self.directory.worker, yielded=-1, copies=()),
+            buffers={step: place.digest for step, place in self.buffers.items()},
             copies=tuple(
                 Copy(layer=place.layer, start=place.start, stop=place.stop, step=self.step_of(place), role=place.role) for place in places
             ),

@@ -175,12 +175,16 @@ def propose(
         MismatchError: if an inventory is of a worker that is not a member of `last`, or a joiner is one.
     """
     _check_known(last, inventories, joiners)
-    if not inventories:
+    known = [offer for offer in offers if offer.worker in last.workers]
+    if not inventories and not known:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
     members = _members(last, inventories, joiners, slowdowns or {})
     left = [inventories[worker] for worker in last.workers if worker in inventories]
-    sources = [*left, *offers]
+    if not left:  # all have died: what they knew of the loop is in their segments
+        left = known
+        offers = [_with_progress(offer, {step for each in known for step in each.progress}) for offer in offers]
+    sources = [*(inventory for inventory in left if inventory.worker in inventories), *offers]
     resume = resume_step(model, sources)
     site = last.site.knowing(links or {})
     brief = brief and not joiners
@@ -318,6 +322,11 @@ def _view(last: View, attempt: int, members: tuple[Member, ...], chosen: Plan, s
 
 
 _IN_SEGMENTS = ("live", "previous", "gathered")
+
+
+def _with_progress(inventory: Inventory, steps: Collection[int]) -> Inventory:
+    """Returns an inventory without copies of steps that nobody can go on from, since their settings are unknown."""
+    return replace(inventory, copies=tuple(copy for copy in inventory.copies if copy.step in steps or copy.step < 0))
 
 
 def _copied(moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], resume: int) -> tuple[int, ...]:

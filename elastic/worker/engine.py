@@ -29,6 +29,7 @@ from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import MemoryDamaged, NonFinite
 from elastic.layout.transfer import PARAM
 from elastic.memory.tensors import bytes_of, contiguous
+from elastic.recovery.inventory import Inventory
 from elastic.snapshot import replication
 from elastic.snapshot.held_copies import Held, StoredCopy, held
 from elastic.snapshot.previous import PreviousCopies
@@ -79,6 +80,10 @@ class Engine:
         if not self.view.fleet.replicated:
             self._note_owned()
         self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step))
+
+    def note_loop(self, inventory: Callable[[], Inventory]) -> None:
+        """Stores how far the loop is, and its settings: an inventory without copies."""
+        self._contents.loop(inventory)
 
     def retain_nothing(self) -> None:
         """Notes that the retained copies are about to be dropped."""
@@ -159,6 +164,7 @@ class Engine:
         if running.names and answer.skipped is None:
             self._model.watch.untouched(answer.step)
             running.apply(answer.step, running.statistics.decode(told), told)
+            self._contents.has_buffers(answer.step, running.packed(answer.step))
         self.step = answer.step
 
     @torch.inference_mode(False)

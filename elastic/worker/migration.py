@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from elastic.comm.endpoint import Endpoint
@@ -223,7 +224,15 @@ class Migration:
     def _move_buffers(self) -> None:
         """Sends or receives the buffers that training changes, as of the resumed step; they are stored, but not installed yet."""
         buffers, running, step = self._proposal.buffers, self._model.running, self._proposal.resume
-        if buffers is None or not self._buffer_peers:
+        if buffers is None:
+            return
+        if buffers.source in self._segments and self._worker in buffers.to:
+            contents = self._contents[buffers.source]
+            place = None if contents is None else contents.buffers.get(step)
+            if place is not None:
+                self._unpack_buffers(self._segments[buffers.source].bytes_at(place.offset, place.size))
+                return
+        if not self._buffer_peers:
             return
         tag = Tag(MessageKind.BUFFERS, step + 1)
         if buffers.source == self._worker:
@@ -233,9 +242,14 @@ class Migration:
         memory = raw.empty(running.bytes)
         self._network.post(buffers.source, tag, memory)
         self._network.receive(buffers.source, tag)
-        if digest(memory) != buffers.digest:
-            raise GateRefused(f"the buffers that worker {self._worker} received differ from worker {buffers.source}'s", check="contents")
-        running.unpack(step, memory)
+        self._unpack_buffers(memory)
+
+    def _unpack_buffers(self, memory: np.ndarray) -> None:
+        buffers = self._proposal.buffers
+        if buffers is None or digest(memory) != buffers.digest:
+            source = None if buffers is None else buffers.source
+            raise GateRefused(f"the buffers that worker {self._worker} received differ from worker {source}'s", check="contents")
+        self._model.running.unpack(self._proposal.resume, memory)
 
     def _tag(self, index: int, kind: MessageKind = MessageKind.TRANSFER) -> Tag:
         return Tag(kind, self._proposal.resume + 1, index)

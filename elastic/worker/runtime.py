@@ -16,6 +16,7 @@ from elastic.engine.data import Batch
 from elastic.engine.decision import Apply, Wishes
 from elastic.engine.layer_times import SpeedReference
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
+from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal
 from elastic.snapshot.held_copies import StoredCopy
 from elastic.snapshot.rest_digests import intact
@@ -87,6 +88,7 @@ class WorkerRuntime:
         """Begins with the first view's engine; `install` creates its links."""
         self._engine = engine
         engine.begin()
+        self._note_loop()
         try:
             install()
         except LOST as error:
@@ -194,6 +196,7 @@ class WorkerRuntime:
         self._history.applied(answer, again=again)
         self.unseen = None if again else answer
         self.pausing = answer.pause
+        self._note_loop()
         try:
             self.engine.publish()
         except LOST as error:
@@ -206,14 +209,16 @@ class WorkerRuntime:
         self._yielded, self._amid = answer.step, True
         self.at("body", answer.step)
         self._history.entering()
+        self._note_loop()
         return answer
 
     def handed_out(self) -> None:
         """Notes the end of the loop body, if one is running. A body in which the loop was left ends when the next loop begins."""
         if self._amid:
             self._amid = False
-            self._history.left()
+            self._history.note()
             self._history.registered.note(self._yielded)
+            self._note_loop()
 
     def at(self, place: str, step: int) -> None:
         """Sets the place of the next collectives: after `step`, in its loop `body`, at its `save`, or at the `close` or `end` of a loop."""
@@ -286,6 +291,7 @@ class WorkerRuntime:
             try:
                 with self._waits_for_all(loose=not ends_together):
                     self._results[name] = collective()
+                self._note_loop()
             except LOST as error:
                 self._recover(error)
                 return False
@@ -300,6 +306,22 @@ class WorkerRuntime:
         call = f"{'end' if place == 'end' else 'body'} {self._calls}"
         epoch, closes = self.engine.view.epoch, place == "close"
         return self._waiting.at(epoch, int(after), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
+
+    def _note_loop(self) -> None:
+        """Stores in this worker's segment what new workers need to go on with the loop if all workers die."""
+        self.engine.note_loop(
+            lambda: Inventory(
+                worker=self._job.worker,
+                yielded=self._yielded,
+                copies=(),
+                progress=self._history.progress(),
+                results=[[name, result] for name, result in self._results.items()],
+                rewound=self._rewound,
+                amid=self._amid,
+                changes=self._history.changes(),
+                objects=self._history.registered.told,
+            )
+        )
 
     def _recover(self, error: Exception) -> CommittedView:
         """Reports a loss and enters the next view."""
@@ -365,6 +387,7 @@ class WorkerRuntime:
         self.pausing = False
         # A step that was not yielded here is either undone, or committed although this worker has not received its decision.
         self.unseen = self._history.answer(proposal.resume) if proposal.resume > self._yielded else None
+        self._note_loop()
         return joined
 
     def _learn(self, proposal: Proposal, restored: Restored | None) -> None:

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from elastic.engine.model import LayeredModel
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.transfer import PARAM, Role
+from elastic.memory.digest import digest
 from elastic.memory.segment import NONE, SLOTS, OwnSegment
 from elastic.memory.tensors import address
 from elastic.recovery import offers
+from elastic.recovery.inventory import Inventory
 from elastic.recovery.offers import ByCopy, Directory, Place
 from elastic.snapshot.held_copies import Held, StoredCopy, dtypes
 from elastic.worker.plain_state import to_plain
@@ -42,6 +45,8 @@ class SegmentContents:
         self._live_step = self._previous_step = NONE
         self._scalars: dict[int, Scalars] = {}
         self._digests: dict[int, ByCopy] = {}
+        self._buffers: dict[int, np.ndarray] = {}
+        self._loops = 0
 
     @property
     def bytes(self) -> int:
@@ -167,6 +172,25 @@ class SegmentContents:
             self._digests = {known: values for known, values in self._digests.items() if known == self._previous_step}
             self._digests[step] = _by_copy(digests)
             self._write(offers.DIGESTS, step, self._digests[step])
+
+    def has_buffers(self, step: int, packed: np.ndarray) -> None:
+        """Stores the packed buffers that training changes, as of `step`."""
+        if self._segment is None:
+            return
+        slot = offers.slot_of(step)
+        self._segment.header.empty_slot(offers.BUFFERS, slot)
+        memory = self._buffers.get(slot)
+        if memory is None or memory.size != packed.size:
+            memory = self._buffers[slot] = self._segment.allocate(packed.size)
+        memory[:] = packed
+        place = {"offset": self._segment.offset_of(memory.ctypes.data), "size": packed.size, "digest": digest(memory)}
+        self._segment.write_record(offers.BUFFERS, slot, offers.number_of(step), place)
+
+    def loop(self, inventory: Callable[[], Inventory]) -> None:
+        """Stores an inventory without copies, for new workers that take over if all die."""
+        if self._segment is not None:
+            self._loops += 1
+            self._segment.write_record(offers.LOOP, self._loops % SLOTS, self._loops, inventory().to_json())
 
     def _write(self, record: int, step: int, values: Mapping[str, Any]) -> None:
         assert self._segment is not None  # checked by every caller

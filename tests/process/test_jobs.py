@@ -36,7 +36,8 @@ def test_workers_run_in_a_sound_environment_and_leave_nothing(leftovers: Leftove
         assert worker["current"]
         assert worker["stdin"] == "/dev/null"
         own = f"{worker['directory']}/activity/{worker['worker']}"
-        assert sorted(name.partition(":")[0] for name in worker["open"]) == [own, "socket"], "only its agent socket and its activity"
+        opened = sorted(name.partition(":")[0] for name in worker["open"])
+        assert opened == ["/memfd", "/memfd", own, "socket"], "only its agent socket, its activity, and its segment and a map of its header"
         assert worker["threads"] == 1
         assert worker["protobuf"] is None
         assert worker["mark"] == "seen"
