@@ -23,6 +23,7 @@ from elastic.control.events import (
     WorkerDied,
 )
 from elastic.control.state import ControlState, JobPolicy, Phase
+from elastic.view import Member
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class FakeView:
     epoch: int
     attempt: int
     workers: tuple[int, ...]
+    outlive: bool = False
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return tuple(Member(worker=worker, host="here", address=f"unix:{worker}", segment=self.outlive) for worker in self.workers)
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,10 @@ class Machine:
         return last.message
 
 
-def running(workers: int = 3, **policy: Any) -> Machine:
+def running(workers: int = 3, *, outlive: bool = False, **policy: Any) -> Machine:
     """A job in epoch 1; dead workers are replaced only if asked for."""
     options = {"workers": workers, "respawn": False, **policy}
-    return Machine(machine.running(FakeView(1, 0, tuple(range(workers))), JobPolicy(**options)))
+    return Machine(machine.running(FakeView(1, 0, tuple(range(workers)), outlive), JobPolicy(**options)))
 
 
 def at_boundary() -> Machine:

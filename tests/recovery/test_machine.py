@@ -131,6 +131,30 @@ def test_all_dead() -> None:
     assert alone.actions[-1].kind == "CoverageLost"
 
 
+def test_new_workers_take_over_from_all_that_died() -> None:
+    job = running(2, outlive=True, respawn=True).die(0).die(1)
+    assert "all workers died: new workers take over their memory" in job.told
+    assert Respawn(workers=(2, 3)) in job.done
+    assert job.phase is Phase.PAUSED
+    assert Quiesce(attempt_id=(2, 2), workers=(2, 3)) in job.ready(2).ready(3).done
+    job.feed(Inventoried(worker=2, attempt_id=(2, 2), inventory=None), Inventoried(worker=3, attempt_id=(2, 2), inventory=None))
+    (proposed,) = job.done
+    assert (proposed.restore, sorted(proposed.joiners)) == (False, [2, 3])
+
+
+def test_nobody_takes_over_from_all_that_died_where_none_is_started() -> None:
+    job = running(2, outlive=True).die(0).die(1)
+    assert "new workers would take over their memory, but none can be started (respawn is off)" in job.ended()
+
+
+def test_all_that_died_have_left_nothing_and_nothing_was_saved() -> None:
+    job = running(2, outlive=True, respawn=True, checkpoints=True).die(0).die(1).ready(2).ready(3)
+    job.feed(Inventoried(worker=2, attempt_id=(2, 2), inventory=None), Inventoried(worker=3, attempt_id=(2, 2), inventory=None))
+    _ = job.done
+    job.feed(Unproposable(attempt_id=(2, 2), kind="CoverageLost", message="nothing is left"))
+    assert Quiesce(attempt_id=(2, 3), workers=(2, 3), restore=True) in job.done
+
+
 def test_commits_that_fail_are_tried_again_but_not_for_ever() -> None:
     job = running().die(1)
     for attempt in (1, 2):
