@@ -64,7 +64,8 @@ class Recovering:
 
     def engine(self) -> Any:
         rest = SimpleNamespace(damaged={}, told=set())
-        nothing: Any = {"salvage": lambda: None, "abandon": lambda: None, "held": lambda lost: [], "begin": lambda retained=(): None, "note_loop": lambda inventory: None}
+        nothing: Any = {"salvage": lambda: None, "abandon": lambda: None, "held": lambda lost: []}
+        nothing |= {"begin": lambda retained=(): None, "note_loop": lambda inventory: None}
         return SimpleNamespace(view=SimpleNamespace(epoch=1), peers=(), rest=rest, **nothing)
 
     def _recover(self, held_state: Any, last: Any, linked: Any) -> Any:
