@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from elastic.agent.supervision import WorkerProcess, own_fault
 from elastic.memory import segment
@@ -11,7 +12,7 @@ from elastic.memory.raw import checksum
 from elastic.memory.segment import MappedSegment
 from elastic.observe.console import say
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.offers import Contents, Place
+from elastic.recovery.offers import BuffersPlace, Contents, Place
 
 
 class Segments:
@@ -54,6 +55,7 @@ class Segments:
             places = contents.complete
             if own_fault(worker):
                 places = [place for place in places if _intact(mapped, contents, place)]
+                contents = replace(contents, buffers=_intact_buffers(mapped, contents))
             return contents.offered(places) if places else None
         finally:
             mapped.close()
@@ -77,3 +79,10 @@ def _intact(mapped: MappedSegment, contents: Contents, place: Place) -> bool:
         )
     except (KeyError, ValueError):  # the directory itself was overwritten
         return False
+
+
+def _intact_buffers(mapped: MappedSegment, contents: Contents) -> dict[int, BuffersPlace]:
+    """Returns the buffers that still have the checksums that their worker has recorded, by step."""
+    return {
+        step: place for step, place in contents.buffers.items() if checksum(mapped.bytes_at(place.offset, place.size)) == place.checksum
+    }

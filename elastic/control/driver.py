@@ -286,6 +286,8 @@ class Driver:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
         sources = {action.proposal.transfers[place].source for place in action.proposal.copied}
+        if (buffers := action.proposal.buffers) is not None and buffers.source not in action.proposal.view.workers:
+            sources.add(buffers.source)
         self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal}, sorted(sources))
         self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
 

@@ -94,6 +94,13 @@ class Running:
         self._known = {each: values for each, values in self._known.items() if each == step - 1}
         self.record(step)
 
+    def skip(self, step: int) -> None:
+        """Makes the values after `step` those of the step before."""
+        if self.names and (known := self._known.get(step - 1)) is not None:
+            self._install(known)
+            self._known = {step - 1: known}
+            self.record(step)
+
     def restore(self, step: int) -> None:
         """Writes the values held for `step` into the buffers."""
         if self.names:

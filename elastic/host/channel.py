@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Message = dict[str, Any]
@@ -22,7 +22,7 @@ MAPPED = "mapped"
 """The field of a message that names the workers whose segments come with it, in the order of the descriptors."""
 
 _READ_BYTES = 1 << 18
-_MAX_FDS = 64
+_MAX_FDS = 253  # the most that Linux passes with one message
 
 
 class Channel:
@@ -86,16 +86,14 @@ class Channel:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         sent = self.sock.sendmsg([bytes(self._outgoing[:stop])], rights, socket.MSG_NOSIGNAL)
         self._outgoing_fds.popleft()
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         return sent
 
     def _drop(self) -> None:
         """Drops what could not be sent."""
         self._outgoing.clear()
         for _, fds in self._outgoing_fds:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
         self._outgoing_fds.clear()
 
     def receive(self) -> list[Message]:
@@ -133,8 +131,11 @@ class Channel:
         return messages
 
     def close(self) -> None:
+        """Closes the connection; descriptors that were not sent, or arrived without all of their message, are closed too."""
         self.closed = True
         self._drop()
+        close_all(self._incoming_fds)
+        self._incoming_fds.clear()
         self.sock.close()
 
     def _read(self) -> bytes:
@@ -151,6 +152,12 @@ class Channel:
         message = json.loads(line)
         message["fds"] = [self._incoming_fds.popleft() for _ in range(message.get("fds", 0))]
         return message
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Closes these descriptors."""
+    for fd in fds:
+        os.close(fd)
 
 
 def encoded(message: Message) -> bytes:

@@ -41,6 +41,7 @@ _POOLED_SHARE = 1 / 16  # of the bytes in use: freed memory that is kept for the
 _POOLED_BYTES = 4 << 20
 _FIRST_EXTENT = 64 << 20
 _WINDOW = 256 << 20  # a reader maps such runs as a whole: each mapping has a descriptor
+_RECORD_BYTES = 1 << 28  # a longer record is none: its header was overwritten
 _ADDRESSES = 64  # times the memory of the machine: blocks of different sizes are not joined
 
 
@@ -125,6 +126,7 @@ class _Block:
     extent: _Extent
     start: int
     size: int
+    emptied: bool = False  # its pages were given back
 
     @property
     def offset(self) -> int:
@@ -151,12 +153,13 @@ class OwnSegment:
     def allocate(self, size: int) -> np.ndarray:
         """Returns `size` zero bytes (uint8), page-aligned. Raises MemoryError if the segment is full."""
         rounded = _rounded(size)
-        self._collect()
+        self.collect()
         free = self._free.get(rounded)
         if free:
             block = free.pop()
-            self.pooled -= rounded
-            clear = True
+            clear = not block.emptied
+            self.pooled -= rounded * clear
+            block.emptied = False
         else:
             block, clear = self._grown(rounded), False
         self.used += rounded
@@ -192,7 +195,7 @@ class OwnSegment:
         self._extents.append(_Extent(offset, size, memory))
         return self._extents[-1]
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
         """Takes back the memory whose last view was dropped: keeps a little for the next allocations, and frees the pages of the rest."""
         while self._returned:
             block = self._returned.popleft()
@@ -207,7 +210,9 @@ class OwnSegment:
     def _trim(self) -> None:
         for blocks in self._free.values():
             for block in blocks:
-                block.extent.memory.madvise(mmap.MADV_REMOVE, block.start, block.size)
+                if not block.emptied:
+                    block.extent.memory.madvise(mmap.MADV_REMOVE, block.start, block.size)
+                    block.emptied = True
         self.pooled = 0
 
     def offset_of(self, address: int) -> int | None:
@@ -220,6 +225,7 @@ class OwnSegment:
     def write_record(self, record: int, slot: int, number: int, content: Any) -> None:
         """Writes JSON into a slot of a record, with a number above 0; what was in that slot is lost."""
         data = json.dumps(content, separators=(",", ":")).encode()
+        self.collect()  # most memory is freed some steps after the last allocation
         self.header.empty_slot(record, slot)
         memory = self._records.get((record, slot))
         if memory is None or memory.size < len(data):
@@ -269,7 +275,7 @@ class MappedSegment:
         if self.header is None or not self.header.begun:
             return None
         number, offset, length, checksum = self.header.slot(record, slot)
-        if number <= 0:
+        if number <= 0 or length > _RECORD_BYTES:
             return None
         try:
             data = self.bytes_at(offset, length).tobytes()

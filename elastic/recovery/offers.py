@@ -112,11 +112,12 @@ class Directory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuffersPlace:
-    """Where the packed buffers as of a step lie, and their digest."""
+    """Where the packed buffers as of a step lie, their digest, and their CRC-32C."""
 
     offset: int
     size: int
     digest: str
+    checksum: str
 
 
 class Readable(Protocol):
@@ -199,8 +200,10 @@ class Contents:
         )
 
 
-def _is_gathered(place: Place, state: str) -> bool:
-    return place.step is None and (place.role, state) == ("gathered", PARAM)
+def _fits(contents: Contents, place: Place, step: int, state: str) -> bool:
+    if place.role == "gathered":
+        return state == PARAM and place.step in (None, step)
+    return contents.step_of(place) == step
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +220,7 @@ def runs(contents: Contents, step: int, state: str, layer: int, start: int, stop
 
     Gathered parameters are taken to be of that step: ask for them only where the worker's own inventory says so.
     """
-    fitting = [
-        place
-        for place in contents.directory.places
-        if place.layer == layer and (contents.step_of(place) == step or _is_gathered(place, state))
-    ]
+    fitting = [place for place in contents.directory.places if place.layer == layer and _fits(contents, place, step, state)]
     found: list[Run] = []
     position = start
     while position < stop:

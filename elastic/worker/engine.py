@@ -79,6 +79,8 @@ class Engine:
         """Notes that this engine's view is committed: from now on this worker's segment has its state, and the `retained` copies."""
         if not self.view.fleet.replicated:
             self._note_owned()
+        if self.step in (running := self._model.running).steps:
+            self._contents.has_buffers(self.step, running.packed(self.step))
         self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step))
 
     def note_loop(self, inventory: Callable[[], Inventory]) -> None:
@@ -159,12 +161,15 @@ class Engine:
             self._optimizer.step(self._owned, scaling(answer.denominator, answer.clip))
         else:
             self._owned = [_absent(gradient) for gradient in self._owned]  # replicas replay the skipped step too
-        self._contents.updated(answer.step)
         running, told = self._model.running, self._told_running
-        if running.names and answer.skipped is None:
-            self._model.watch.untouched(answer.step)
-            running.apply(answer.step, running.statistics.decode(told), told)
+        if running.names:
+            if answer.skipped is None:
+                self._model.watch.untouched(answer.step)
+                running.apply(answer.step, running.statistics.decode(told), told)
+            else:
+                running.skip(answer.step)
             self._contents.has_buffers(answer.step, running.packed(answer.step))
+        self._contents.updated(answer.step)
         self.step = answer.step
 
     @torch.inference_mode(False)

@@ -168,7 +168,7 @@ class Migration:
     @property
     def _buffer_peers(self) -> set[int]:
         buffers = self._proposal.buffers
-        if buffers is None:
+        if buffers is None or buffers.source not in self._proposal.view.workers:
             return set()
         return set(buffers.to) if buffers.source == self._worker else {buffers.source} if self._worker in buffers.to else set()
 
@@ -226,12 +226,14 @@ class Migration:
         buffers, running, step = self._proposal.buffers, self._model.running, self._proposal.resume
         if buffers is None:
             return
-        if buffers.source in self._segments and self._worker in buffers.to:
-            contents = self._contents[buffers.source]
+        if buffers.source not in self._proposal.view.workers:  # it has died: all members copy them from its segment
+            contents = self._contents.get(buffers.source)
             place = None if contents is None else contents.buffers.get(step)
-            if place is not None:
-                self._unpack_buffers(self._segments[buffers.source].bytes_at(place.offset, place.size))
-                return
+            if place is None:
+                why = f"the buffers of step {step} are not in the segment of worker {buffers.source}, which has died"
+                raise GateRefused(why, check="coverage")
+            self._unpack_buffers(self._segments[buffers.source].bytes_at(place.offset, place.size))
+            return
         if not self._buffer_peers:
             return
         tag = Tag(MessageKind.BUFFERS, step + 1)

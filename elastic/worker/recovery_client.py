@@ -26,7 +26,7 @@ from elastic.engine.shard import Scalars
 from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
-from elastic.host.channel import MAPPED
+from elastic.host.channel import MAPPED, close_all
 from elastic.memory.segment import MappedSegment
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
@@ -163,6 +163,7 @@ class RecoveryClient:
                 raise GateRefused(f"worker {self._worker} was sent a proposal before it sent an inventory", check="inventory")
             proposal = Proposal.from_json(order["proposal"])
             if (proposal.view.epoch, proposal.view.attempt) != attempt_id:
+                close_all(order.get("fds", ()))
                 continue  # of an earlier attempt
             segments = {worker: MappedSegment(fd) for worker, fd in zip(order.get(MAPPED, ()), order.get("fds", ()), strict=True)}
             try:

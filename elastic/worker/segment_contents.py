@@ -17,6 +17,7 @@ from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.transfer import PARAM, Role
 from elastic.memory.digest import digest
+from elastic.memory.raw import checksum
 from elastic.memory.segment import NONE, SLOTS, OwnSegment
 from elastic.memory.tensors import address
 from elastic.recovery import offers
@@ -40,12 +41,14 @@ class SegmentContents:
         self._worker, self._segment, self._model, self._optimizer = worker, segment, model, optimizer
         self._number = 0
         self._places: tuple[Any, ...] = ()
+        self._described: list[CopyRun] = []  # of the directory in force: this memory must not be used again before the next one is
         self._previous: Sequence[Held] = ()
         self._retained: Sequence[Held] = ()
         self._live_step = self._previous_step = NONE
         self._scalars: dict[int, Scalars] = {}
         self._digests: dict[int, ByCopy] = {}
         self._buffers: dict[int, np.ndarray] = {}
+        self._known_buffers: dict[int, tuple[int, str]] = {}
         self._loops = 0
 
     @property
@@ -110,6 +113,7 @@ class SegmentContents:
         header.set_mark(offers.live_mark(slot), self._live_step)
         header.set_mark(offers.previous_mark(slot), self._previous_step)
         self._segment.write_record(offers.DIRECTORY, slot, self._number, directory.to_json())
+        self._described = runs
 
     def _states(self, shards: Sequence[Shard]) -> dict[str, str]:
         owned = [Held(layer=s.layer, start=0, stop=0, step=0, role="live", memory=s.memory, scalars={}) for s in shards]
@@ -174,16 +178,20 @@ class SegmentContents:
             self._write(offers.DIGESTS, step, self._digests[step])
 
     def has_buffers(self, step: int, packed: np.ndarray) -> None:
-        """Stores the packed buffers that training changes, as of `step`."""
+        """Stores the packed buffers that training changes, as of `step`; called before the shards are complete as of that step."""
         if self._segment is None:
             return
-        slot = offers.slot_of(step)
+        slot, known = offers.slot_of(step), (step, digest(packed))
+        if self._known_buffers.get(slot) == known:  # the step was taken again, or ended the view before
+            return
+        self._known_buffers[slot] = known
         self._segment.header.empty_slot(offers.BUFFERS, slot)
         memory = self._buffers.get(slot)
         if memory is None or memory.size != packed.size:
             memory = self._buffers[slot] = self._segment.allocate(packed.size)
         memory[:] = packed
-        place = {"offset": self._segment.offset_of(memory.ctypes.data), "size": packed.size, "digest": digest(memory)}
+        offset = self._segment.offset_of(memory.ctypes.data)
+        place = {"offset": offset, "size": packed.size, "digest": known[1], "checksum": checksum(memory)}
         self._segment.write_record(offers.BUFFERS, slot, offers.number_of(step), place)
 
     def loop(self, inventory: Callable[[], Inventory]) -> None:
