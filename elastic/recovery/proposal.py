@@ -181,9 +181,9 @@ def propose(
     model = last.layout.model
     members = _members(last, inventories, joiners, slowdowns or {})
     left = [inventories[worker] for worker in last.workers if worker in inventories]
-    if not left:  # all have died: what they knew of the loop is in their segments
-        left = known
-        offers = [_with_progress(offer, {step for each in known for step in each.progress}) for offer in offers]
+    told = [*left, *known]
+    offers = [_with_progress(offer, {step for each in told for step in each.progress}) for offer in offers]
+    left = left or known  # if all have died, what they knew of the loop is in their segments
     sources = [*(inventory for inventory in left if inventory.worker in inventories), *offers]
     resume = resume_step(model, sources)
     site = last.site.knowing(links or {})
@@ -202,14 +202,14 @@ def propose(
         states=states,
         copied=_copied(moves, view, sources, resume),
         scalars=_scalars(sources, resume),
-        progress=_progress(left, resume),
+        progress=_progress(told, resume),
         results=_results(left),
         holdings=holdings,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
         planned=planned.plan.why,
         finished=finished_everywhere(view, inventories, resume + 1),
         yielded=max(inventory.yielded for inventory in left),
-        buffers=_buffers(left, view, resume),
+        buffers=_buffers(left, known, view, resume),
         seen=min(inventory.seen for inventory in left),
         changes=_changes(left, joiners),
         objects=_objects(left, joiners),
@@ -380,10 +380,13 @@ def _scalars(inventories: Iterable[Inventory], step: int) -> Scalars:
     return merged
 
 
-def _buffers(inventories: Sequence[Inventory], view: View, step: int) -> Buffers | None:
-    known = {inventory.worker: inventory.buffers[step] for inventory in inventories if step in inventory.buffers}
+def _buffers(inventories: Sequence[Inventory], offers: Sequence[Inventory], view: View, step: int) -> Buffers | None:
+    """Returns who has the buffers: a worker of `inventories`, or else a dead one, whose segment the members copy them from."""
     if not any(inventory.buffers for inventory in inventories):
         return None
+    known: dict[int, str] = {}
+    for having in (inventories, offers):
+        known = known or {inventory.worker: inventory.buffers[step] for inventory in having if step in inventory.buffers}
     if not known:
         raise CoverageLost(f"no surviving worker has the buffers that training changes as of step {step}")
     source = min(known)

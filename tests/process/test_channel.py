@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -104,3 +107,101 @@ def test_a_long_message_is_searched_and_copied_once() -> None:
     assert time.process_time() - started < 3.0, "16 MiB in 4,096 reads: 70 GB are copied if each read copies what has come so far"
     one.close()
     channel.close()
+
+
+# Descriptors that wait
+
+
+def fresh_file(content: bytes) -> int:
+    fd = os.memfd_create("test")
+    os.write(fd, content)
+    return fd
+
+
+def opened() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def no_leak() -> Iterator[None]:
+    before = opened()
+    yield
+    assert opened() == before
+
+
+def content_of(fd: int) -> bytes:
+    with os.fdopen(fd, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+@pytest.mark.usefixtures("no_leak")
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0, 10, 30_000, 300_000]), st.integers(0, 3)), max_size=12), st.booleans())
+def test_descriptors_that_wait_for_a_reader_arrive_in_order(messages: list[tuple[int, int]], reads_early: bool) -> None:
+    """Some messages are longer than what the kernel takes at once."""
+    far, near = pair()  # `near` does not block
+    far.sock.setblocking(False)
+    received = []
+    for number, (length, count) in enumerate(messages):
+        fds = [fresh_file(f"{number}/{place}".encode()) for place in range(count)]
+        near.send({"n": number, "text": "x" * length}, fds)
+        for fd in fds:
+            os.close(fd)
+        if reads_early:
+            received += far.receive()
+    while near.unsent:
+        received += far.receive()
+        near.flush()
+    near.close()
+    received += far.drain()
+    assert [(message["n"], len(message["text"])) for message in received] == [(n, length) for n, (length, _) in enumerate(messages)]
+    for number, message in enumerate(received):
+        assert [content_of(fd) for fd in message["fds"]] == [f"{number}/{place}".encode() for place in range(messages[number][1])]
+    far.close()
+
+
+@pytest.mark.usefixtures("no_leak")
+@pytest.mark.parametrize("end", ["near closes", "far closes", "far closes before"])
+def test_descriptors_of_messages_that_are_never_read_are_closed(end: str) -> None:
+    far, near = pair()
+    if end == "far closes before":
+        far.close()
+    fd = fresh_file(b"x")
+    for _ in range(30):
+        near.send({"text": "x" * 100_000}, [fd, fd])
+    os.close(fd)
+    assert near.unsent is (end != "far closes before")
+    if end == "far closes":
+        far.close()
+        near.flush()
+        assert not near.unsent
+    near.close()
+    far.close()
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_descriptors_of_half_a_message_are_closed_with_the_channel() -> None:
+    far, near = pair()
+    far.sock.setblocking(False)
+    fd = fresh_file(b"x")
+    near.send({"text": "x" * 1_000_000}, [fd])
+    os.close(fd)
+    assert near.unsent
+    assert far.receive() == []
+    near.close()
+    assert far.drain() == []
+    far.close()
+
+
+@pytest.mark.usefixtures("no_leak")
+def test_as_many_descriptors_as_a_host_has_workers() -> None:
+    far, near = pair()
+    fd = fresh_file(b"x")
+    near.send({}, [fd] * 250)
+    os.close(fd)
+    (message,) = far.receive()
+    assert [content_of(each) for each in message["fds"]] == [b"x"] * 250
+    near.close()
+    far.close()

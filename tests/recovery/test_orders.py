@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,20 @@ def test_orders_are_taken_as_they_came(job: Job) -> None:
 def test_what_a_later_quiesce_has_overtaken_is_left_out_but_for_views(job: Job, orders: list[Any], left: list[Any]) -> None:
     """Every worker that gets a committed view is a member of it, even if the view does not last."""
     assert taken(job, *orders) == left
+
+
+def test_segments_that_come_with_an_order_that_is_left_out_are_closed(job: Job) -> None:
+    pipes = [os.pipe() for _ in range(2)]
+    for number, (_, write) in enumerate(pipes):
+        job.deliver(quiesce(2 * number))
+        job.deliver({**PROPOSE, "mapped": [0], "fds": [write]})
+    assert [order["type"] for order in taken(job)] == ["quiesce", "propose"]
+    (left_out, _), (kept, open_still) = pipes
+    assert os.read(left_out, 1) == b""  # nobody has its other end
+    os.write(open_still, b"x")
+    assert os.read(kept, 1) == b"x"
+    for fd in (left_out, kept, open_still):
+        os.close(fd)
 
 
 def test_an_order_is_waited_for(job: Job) -> None:

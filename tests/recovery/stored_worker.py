@@ -1,0 +1,137 @@
+"""A worker that keeps its state in a segment as an engine does, with known values and without a model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from elastic.engine.shard import Shard
+from elastic.layout.layout import Interval
+from elastic.layout.transfer import PARAM
+from elastic.memory.raw import checksum
+from elastic.memory.segment import OwnSegment
+from elastic.memory.tensors import bytes_of, lasting
+from elastic.recovery.inventory import Inventory
+from elastic.snapshot.held_copies import Held, held
+from elastic.snapshot.previous import PreviousCopies
+from elastic.worker.segment_contents import SegmentContents
+
+LAYERS, SIZE = (0, 1), 256
+STATES = (PARAM, "exp_avg")
+
+
+def truth(state: str, layer: int, step: int, start: int = 0, stop: int = SIZE) -> np.ndarray:
+    """Returns what a run of a state is after a step."""
+    return (np.arange(start, stop) * 0.25 + 1000 * (step + 2) + 300 * layer + 7777 * (state == PARAM)).astype(np.float32)
+
+
+def buffers(step: int) -> np.ndarray:
+    return np.full(300, step % 251 + 1, dtype=np.uint8)
+
+
+@dataclass
+class Worker:
+    """Does to its memory what an engine does, in the same order; shards are random runs of two layers."""
+
+    segment: OwnSegment
+    choice: random.Random
+    step: int = -1
+    begun: int = 0
+    retained: list[Held] = field(default_factory=list)
+    lent: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.owned: Any = SimpleNamespace(shards={}, scalars=lambda shard: {f"{shard.layer}.w": {"step": float(self.counted)}})
+        self.model: Any = SimpleNamespace(flats={}, tied={}, dtype=lambda layer: torch.float32)
+        self.optimizer: Any = SimpleNamespace(owned=self.owned)
+        self.counted = self.step
+        self.contents = SegmentContents(7, self.segment, self.model, self.optimizer)
+        self.previous = PreviousCopies(self.optimizer, self.contents)
+        self.enter_view(-1)
+
+    def enter_view(self, step: int) -> None:
+        """Begins a view that resumes at a step, with another place; the old copies are kept for two steps."""
+        scalars = self.owned.scalars
+        old = [held(shard, self.step, "live", scalars(shard)) for shard in self.owned.shards.values()] + self.previous.held
+        if self.begun:
+            for layer, flat in self.model.flats.items():
+                where = {"layer": layer, "start": 0, "stop": SIZE, "step": self.step, "scalars": {}}
+                old.append(Held(role="gathered", memory={PARAM: flat}, **where))
+        flats, shards = {}, {}
+        for layer in LAYERS:
+            flats[layer] = lasting(SIZE, torch.float32)
+            flats[layer].copy_(torch.from_numpy(truth(PARAM, layer, step)))
+            cuts = sorted({0, SIZE, *self.choice.sample(range(64, SIZE, 64), self.choice.randrange(3))})
+            for start, stop in pairwise(cuts):
+                if self.choice.random() < 0.7 or (layer, start) == (0, 0):
+                    memory = {PARAM: flats[layer][start:stop]}
+                    if step >= 0:
+                        memory["exp_avg"] = lasting(stop - start, torch.float32)
+                        memory["exp_avg"].copy_(torch.from_numpy(truth("exp_avg", layer, step, start, stop)))
+                    interval = Interval(start=start, stop=stop, owner=7)
+                    shards[layer, start] = Shard(layer=layer, interval=interval, memory=memory)
+        self.owned.shards, self.model.flats, self.step, self.counted = shards, flats, step, step
+        self.previous = PreviousCopies(self.optimizer, self.contents)
+        self.retained, self.begun = [copy for copy in old if copy.step == step], step
+        self.contents.has_buffers(step, buffers(step))
+        self.contents.begin(step, self.retained, self.digests())
+        self.note_loop()
+
+    def digests(self) -> dict[tuple[int, int], Mapping[str, str]]:
+        return {
+            key: {state: checksum(bytes_of(memory)) for state, memory in shard.memory.items()} for key, shard in self.owned.shards.items()
+        }
+
+    def note_loop(self) -> None:
+        self.contents.loop(lambda: Inventory(worker=7, yielded=self.step, copies=()))
+
+    def take_step(self, *, digested: bool) -> None:
+        if self.step >= self.begun + 1 and self.retained:
+            self.contents.retain_nothing()
+            self.retained = []
+        self.previous.take(self.step)
+        self.contents.updates()
+        step = self.step + 1
+        for (layer, start), shard in self.owned.shards.items():
+            for state in STATES:
+                if state not in shard.memory:
+                    shard.memory[state] = lasting(shard.interval.elements, torch.float32)
+                shard.memory[state].copy_(torch.from_numpy(truth(state, layer, step, start, shard.interval.stop)))
+        self.counted = step
+        self.contents.has_buffers(step, buffers(step))
+        self.contents.updated(step)
+        self.step = step
+        self.note_loop()
+        for layer, flat in self.model.flats.items():
+            flat.copy_(torch.from_numpy(truth(PARAM, layer, step)))
+        if digested:
+            self.contents.digested(step, self.digests())
+
+    def save(self) -> None:
+        self.previous.take(self.step)
+        self.lent.append(self.previous.lend())
+
+    def saved(self) -> None:
+        if self.lent:
+            self.lent.pop(0)()
+
+    def act(self, what: str) -> None:
+        if what == "step":
+            self.take_step(digested=True)
+        elif what == "step without digests":
+            self.take_step(digested=False)
+        elif what == "save" and not self.lent:
+            self.save()
+        elif what == "saved":
+            self.saved()
+        elif what == "view":
+            self.enter_view(self.step)
+        elif what == "view, one step back" and self.previous.held:
+            self.enter_view(self.previous.held[0].step)
