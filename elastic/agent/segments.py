@@ -52,11 +52,11 @@ class Segments:
             contents = Contents.read(mapped)
             if contents is None:
                 return None
-            places = contents.complete
-            if own_fault(worker):
+            places, fault = contents.complete, own_fault(worker)
+            if fault:
                 places = [place for place in places if _intact(mapped, contents, place)]
                 contents = replace(contents, buffers=_intact_buffers(mapped, contents))
-            return contents.offered(places) if places else None
+            return contents.offered(places, sums=not fault) if places else None
         finally:
             mapped.close()
 

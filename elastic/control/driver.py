@@ -285,7 +285,8 @@ class Driver:
     def _offer(self, action: events.Offer) -> None:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
-        sources = {action.proposal.transfers[place].source for place in action.proposal.copied}
+        copied = {action.proposal.transfers[place].source for place in action.proposal.copied}
+        sources = copied.union(dead for dead, _ in action.proposal.heirs)
         if (buffers := action.proposal.buffers) is not None and buffers.source not in action.proposal.view.workers:
             sources.add(buffers.source)
         self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal}, sorted(sources))

@@ -38,20 +38,19 @@ class Executor:
     ) -> None:
         self._enter = enter
         self._network = network
-        self.pipe = Pipe(worker, view, network)
-        self.reducer = Reducer(worker, model, view, network)
+        self._model, self._workload = model, view.workload
+        self._follow(view)
         self.gatherer = Gatherer(worker, model, view, network)
         self.generators = Generators()
-        self._model, self._workload = model, view.workload
         self.statistics = model.running.statistics
-        self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes).get(worker, ())
+        self.noted: Callable[[Salvage | None], None] | None = None  # called with each grain that is finished, and with None at the end
         self._runners = [
             LayerRunner(index, model.layers[index], numerics, self.generators, model.running.statistics)
             for index in view.plan.stages[self.pipe.stage].layers
         ]
         self._loss = LossRunner(len(model.layers), loss, numerics, self.generators)
         self._vectors = {runner.index: [v for v in model.vectors if v.layer == runner.index] for runner in self._runners}
-        self._layers, self._route = view.plan.stages[self.pipe.stage].layers, view.plan.routes[self.pipe.stage]
+        self._layers = view.plan.stages[self.pipe.stage].layers
         self._loads: list[int] = []
         self._loaded: dict[int, Any] = {}
         self._last_backward = -1
@@ -65,6 +64,18 @@ class Executor:
         self.most_in_flight = 0
         self.drew = False
         self.micro_batches_run = 0
+
+    def follow(self, view: View) -> None:
+        """Follows other routes of the same stages from the next step on."""
+        self.end()
+        self._follow(view)
+
+    def _follow(self, view: View) -> None:
+        worker = self._network.worker
+        self.pipe = Pipe(worker, view, self._network)
+        self.reducer = Reducer(worker, self._model, view, self._network)
+        self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes).get(worker, ())
+        self._route = view.plan.routes[self.pipe.stage]
 
     def records(self) -> Records:
         """Returns the running statistics of this worker's part of the step."""
@@ -86,6 +97,7 @@ class Executor:
                 self._enter("backward", step, action.micro_batch)
                 self._backward(step, action.micro_batch)
                 self._finished.add(action.micro_batch)
+                self._note(action.micro_batch)
                 continue
             self._enter("forward", step, action.micro_batch)
             if (leaf := self._forward(step, action.micro_batch, batch)) is not None:
@@ -147,12 +159,21 @@ class Executor:
             records=self.statistics.of((m for grain in grains for m in workload.micro_batches_of(grain)), self._layers),
         )
 
+    def _note(self, micro_batch: int) -> None:
+        """Passes on what is finished of the step, if the micro-batch was the last one of its grain."""
+        grain = self._workload.grain_of(micro_batch)
+        if self.noted is not None and self._finished.issuperset(self._workload.micro_batches_of(grain)):
+            self.noted(self.salvage())
+            self.reducer.settle()
+
     def end(self) -> None:
         """Drops the results of a step."""
         self._end()
         self._resumption = None
 
     def _end(self) -> None:
+        if self.noted is not None:
+            self.noted(None)
         self.reducer.end()
         self._step, self._loaded = None, {}
         self._finished, self._leaves = set(), {}

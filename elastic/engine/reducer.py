@@ -14,11 +14,11 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.model import LayeredModel, Vector
-from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold
+from elastic.engine.reduction import Meter, NodeSums, Parts, SumMemory, VectorFold
 from elastic.layout.layout import Interval
 from elastic.layout.runs import shared
 from elastic.memory.raw import ALIGNMENT_BYTES
-from elastic.memory.tensors import Landing, bytes_of, empty, retyped, zeros
+from elastic.memory.tensors import Landing, bytes_of, empty, outlives, retyped, zeros
 from elastic.plan.routing import Node, maximal_nodes
 from elastic.view import View
 
@@ -126,24 +126,33 @@ class Reducer:
         self._owned: dict[tuple[int, Interval], list[Overlap]] = {entry: [] for entry in layout.owned(worker)}
         self._incoming: dict[tuple[int, int], list[Incoming]] = {}
         self._totals: dict[tuple[int, int], torch.Tensor] = {}
+        self._memory: dict[int, SumMemory] = {}
+        self._peers: set[int] = set()
         for vector in model.vectors:
             stage = stage_of[vector.layer]
             found = overlaps(vector, layout.layers[vector.home].intervals)
             if vector.layer in mine and self._nodes[stage, worker]:
                 self._outgoing[vector.id] = found
+            if vector.layer in mine:
+                self._peers |= {overlap.interval.owner for overlap in found}
             for overlap in found:
                 if overlap.interval.owner == worker:
+                    self._peers.update(plan.stages[stage].members)
                     self._owned[vector.home, overlap.interval].append(overlap)
                     self._incoming[vector.id, overlap.start] = self._expect(overlap, plan.stages[stage].members, stage)
                     self._totals[vector.id, overlap.start] = zeros(overlap.stop - overlap.start, model.dtype(vector.home))
         self._folds: dict[int, VectorFold] = {}
+        if outlives():
+            self._memory = {
+                vector.id: SumMemory([each.size for each in vector.parameters], model.dtype(vector.home))
+                for vector in model.vectors
+                if vector.id in self._outgoing
+            }
 
     @property
     def peers(self) -> set[int]:
-        """The workers that this one exchanges gradients with."""
-        receivers = {o.interval.owner for found in self._outgoing.values() for o in found}
-        senders = {message.worker for messages in self._incoming.values() for message in messages}
-        return (receivers | senders) - {self._worker}
+        """The workers that this one exchanges gradients with, on whatever routes."""
+        return self._peers - {self._worker}
 
     @property
     def total_bytes(self) -> int:
@@ -169,7 +178,13 @@ class Reducer:
         """Makes ready for a step: empty folds, and memory posted for what others will send."""
         self._step = step
         self._folds = {
-            vector.id: VectorFold(self._grains, self._per_grain, vector.size * self._model.dtype(vector.home).itemsize, self.meter)
+            vector.id: VectorFold(
+                self._grains,
+                self._per_grain,
+                vector.size * self._model.dtype(vector.home).itemsize,
+                self.meter,
+                self._memory.get(vector.id),
+            )
             for vector in self._model.vectors
             if vector.id in self._outgoing
         }
@@ -187,6 +202,11 @@ class Reducer:
     def sums(self) -> dict[int, dict[Node, Parts]]:
         """The subtree sums of this worker's part as they are now, by vector id."""
         return {number: dict(fold.sums.nodes) for number, fold in self._folds.items()}
+
+    def settle(self) -> None:
+        """Allows memory of sums that are no longer needed to be used again: nobody is told of them any more."""
+        for memory in self._memory.values():
+            memory.settle()
 
     def fold(self, vector: Vector, grain: int, gradients: Sequence[torch.Tensor | None]) -> None:
         """Adds one micro-batch's gradients to this worker's part; the tensors are kept and written to."""
@@ -212,6 +232,7 @@ class Reducer:
         for fold in self._folds.values():
             fold.release()
         self._folds = {}
+        self.settle()
 
     def _total(self, layer: int, interval: Interval) -> OwnedGradient:
         own, *uses = self._owned[layer, interval]

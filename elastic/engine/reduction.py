@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 import torch
 
-from elastic.memory.tensors import copy
+from elastic.layout.regions import align
+from elastic.memory.tensors import copy, lasting
 from elastic.plan.routing import Node, root
 
 Parts: TypeAlias = "list[torch.Tensor | None]"
@@ -44,12 +45,49 @@ def _sum_into(left: torch.Tensor | None, right: torch.Tensor | None, target: tor
     return target.copy_(only)
 
 
-class NodeSums:
-    """The nodes of one tree that this worker has. `insert` does not add the root's two children; `total` adds them into given memory."""
+class SumMemory:
+    """Memory for sums of one vector that outlives this process.
 
-    def __init__(self, grains: int) -> None:
+    Other processes may be told where sums lie: so what is given back is used again only after `settle`, when they have been told anew.
+    """
+
+    def __init__(self, sizes: Sequence[int], dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._runs: list[tuple[int, int]] = []
+        end = 0
+        for size in sizes:
+            self._runs.append((end, end + size))
+            end = align(end + size)
+        self._size = end
+        self._free: list[torch.Tensor] = []
+        self._given_back: list[torch.Tensor] = []
+
+    def take(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns memory, and the views of it for each part."""
+        flat = self._free.pop() if self._free else lasting(self._size, self._dtype)
+        return flat, [flat[start:stop] for start, stop in self._runs]
+
+    def give_back(self, flat: torch.Tensor) -> None:
+        """Takes back memory that is no longer needed."""
+        self._given_back.append(flat)
+
+    def settle(self) -> None:
+        """Allows what was given back to be used again."""
+        self._free += self._given_back
+        self._given_back = []
+
+
+class NodeSums:
+    """The nodes of one tree that this worker has. `insert` does not add the root's two children; `total` adds them into given memory.
+
+    With `memory`, the sum of two nodes is put there, and no sum there is written to.
+    """
+
+    def __init__(self, grains: int, memory: SumMemory | None = None) -> None:
         self._root = root(grains)
         self._grains = grains
+        self._memory = memory
+        self._places: dict[Node, torch.Tensor] = {}
         self.nodes: dict[Node, Parts] = {}
         self._lent: set[Node] = set()
 
@@ -60,6 +98,7 @@ class NodeSums:
 
     def insert(self, node: Node, parts: Parts, *, lent: bool = False) -> None:
         """Inserts a node and merges upward as far as possible. Nodes may come in any order. The tensors of `lent` parts are not changed."""
+        place: torch.Tensor | None = None
         while node != self._root:
             left = Node(level=node.level, index=node.index & ~1)
             right = Node(level=node.level, index=node.index | 1)
@@ -67,12 +106,26 @@ class NodeSums:
                 sibling = right if node == left else left
                 if sibling not in self.nodes or node.parent == self._root:
                     break
-                parts, lent = self._merged(parts, lent, self.nodes.pop(sibling), sibling in self._lent), False
-                self._lent.discard(sibling)
+                if self._memory is None:
+                    parts, lent = self._merged(parts, lent, self.nodes.pop(sibling), sibling in self._lent), False
+                    self._lent.discard(sibling)
+                else:
+                    parts, place = self._summed(self._memory, parts, place, sibling)
             node = node.parent
         self.nodes[node] = parts
+        if place is not None:
+            self._places[node] = place
         if lent:
             self._lent.add(node)
+
+    def _summed(self, memory: SumMemory, parts: Parts, place: torch.Tensor | None, sibling: Node) -> tuple[Parts, torch.Tensor]:
+        """Returns the sum of parts, which lie in `place` if that is given, and of a node that is here; and where it lies."""
+        flat, views = memory.take()
+        found = add_into(parts, self.nodes.pop(sibling), views)
+        for old in (place, self._places.pop(sibling, None)):
+            if old is not None:
+                memory.give_back(old)
+        return found, flat
 
     @staticmethod
     def _merged(one: Parts, one_lent: bool, other: Parts, other_lent: bool) -> Parts:
@@ -88,8 +141,20 @@ class NodeSums:
         """Adds the root's children if both are here, and returns the nodes: the fewest that cover the same grains. A worker sends these."""
         nodes = sorted(self.nodes)
         if len(nodes) == 2 and all(node.parent == self._root for node in nodes):
+            if self._memory is not None:
+                parts, place = self._summed(self._memory, self.nodes.pop(nodes[0]), self._places.pop(nodes[0], None), nodes[1])
+                self.nodes, self._places = {self._root: parts}, {self._root: place}
+                return self.nodes
             self.nodes = {self._root: add(self.nodes[nodes[0]], self.nodes[nodes[1]])}
         return self.nodes
+
+    def release(self) -> None:
+        """Drops all nodes."""
+        self.nodes = {}
+        if self._memory is not None:
+            for place in self._places.values():
+                self._memory.give_back(place)
+        self._places = {}
 
     def total(self, target: Sequence[torch.Tensor]) -> Parts:
         """Returns the root's sum, written to `target`. Raises KeyError while a part is missing."""
@@ -114,14 +179,14 @@ class Meter:
 class VectorFold:
     """This worker's part of one gradient vector in one step: takes gradients of micro-batches, and keeps sums of subtrees in `sums`."""
 
-    def __init__(self, grains: int, micro_batches_per_grain: int, vector_bytes: int, meter: Meter) -> None:
+    def __init__(self, grains: int, micro_batches_per_grain: int, vector_bytes: int, meter: Meter, memory: SumMemory | None = None) -> None:
         self._per_grain = micro_batches_per_grain
         self._bytes, self._meter = vector_bytes, meter
         self._open: dict[int, Parts] = {}
         self._seen: dict[int, int] = {}
         self._counted = 0
         self._salvaged: frozenset[int] = frozenset()
-        self.sums = NodeSums(grains)
+        self.sums = NodeSums(grains, memory)
 
     def restore(self, nodes: Mapping[Node, Parts]) -> None:
         """Starts with sums salvaged from the aborted step. `add` then ignores gradients of the grains they cover."""
@@ -145,7 +210,7 @@ class VectorFold:
 
     def release(self) -> None:
         """Releases all memory at the end of the step."""
-        self.sums.nodes = {}
+        self.sums.release()
         self._open = {}
         self._count(0)
 

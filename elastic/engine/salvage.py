@@ -7,7 +7,7 @@ the same worker. Bits do not change: computing a sum again would give the same b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from elastic.engine.reduction import Parts
@@ -31,6 +31,26 @@ class Salvage:
     sums: Mapping[int, Mapping[Node, Parts]]
     leaves: tuple[LossLeaf, ...]
     records: Records = field(default_factory=dict)
+
+
+def joined(one: Salvage | None, others: Sequence[Salvage]) -> Salvage | None:
+    """Returns the parts of one step together: a worker's own and those it takes over; they are of different grains."""
+    parts = [part for part in (one, *others) if part is not None]
+    if not parts:
+        return None
+    sums: dict[int, dict[Node, Parts]] = {}
+    for part in parts:
+        for number, nodes in part.sums.items():
+            sums.setdefault(number, {}).update(nodes)
+    return Salvage(
+        step=parts[0].step,
+        layers=range(max(part.layers.start for part in parts), min(part.layers.stop for part in parts)),
+        grains=frozenset[int]().union(*(part.grains for part in parts)),
+        summed=frozenset[int]().union(*(part.summed for part in parts)),
+        sums=sums,
+        leaves=tuple(leaf for part in parts for leaf in part.leaves),
+        records={key: value for part in parts for key, value in part.records.items()},
+    )
 
 
 def kept(salvage: Salvage, routed: Mapping[int, Collection[int]], *, last: bool) -> Salvage:

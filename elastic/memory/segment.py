@@ -28,7 +28,7 @@ PAGE = mmap.PAGESIZE
 MAGIC = b"elastic1"
 
 MARKS = 8
-RECORDS = 5
+RECORDS = 6
 SLOTS = 2
 NONE = -2
 """The value of a mark that says nothing; steps begin at -1."""
@@ -40,7 +40,7 @@ _SLOTS_AT = 256
 _POOLED_SHARE = 1 / 16  # of the bytes in use: freed memory that is kept for the next allocation, since new pages cost ten times a copy
 _POOLED_BYTES = 4 << 20
 _FIRST_EXTENT = 64 << 20
-_WINDOW = 256 << 20  # a reader maps such runs as a whole: each mapping has a descriptor
+_WINDOW = 64 << 20  # a reader maps such runs as a whole: each mapping has a descriptor
 _RECORD_BYTES = 1 << 28  # a longer record is none: its header was overwritten
 _ADDRESSES = 64  # times the memory of the machine: blocks of different sizes are not joined
 
@@ -249,7 +249,7 @@ class MappedSegment:
         """Takes over the descriptor. Raises OSError if it cannot be mapped."""
         self._fd = fd
         self.size = os.fstat(fd).st_size
-        self._maps: dict[tuple[int, int], mmap.mmap] = {}
+        self._maps: dict[tuple[int, int, int], mmap.mmap] = {}
         self.header = None if self.size < PAGE else Header(self.bytes_at(0, PAGE))
 
     def close(self) -> None:
@@ -263,12 +263,21 @@ class MappedSegment:
             raise ValueError(f"bytes {offset} to {offset + size} are not inside a segment of {self.size} bytes")
         if not size:
             return np.empty(0, dtype=np.uint8)
+        return self._window(offset, size, mmap.ACCESS_READ)
+
+    def _window(self, offset: int, size: int, access: int) -> np.ndarray:
         start = offset - offset % _WINDOW
-        key = start, min(-(-(offset + size) // _WINDOW) * _WINDOW, self.size) - start
-        mapped = self._maps.get(key)
+        stop = min(-(-(offset + size) // _WINDOW) * _WINDOW, self.size)
+        mapped = self._maps.get((start, stop, access))
         if mapped is None:
-            mapped = self._maps[key] = mmap.mmap(self._fd, key[1], prot=mmap.PROT_READ, offset=start)
+            mapped = self._maps[start, stop, access] = mmap.mmap(self._fd, stop - start, access=access, offset=start)
         return np.frombuffer(memoryview(mapped)[offset - start : offset - start + size], dtype=np.uint8)
+
+    def private_bytes(self, offset: int, size: int) -> np.ndarray:
+        """Returns a run of the segment that can be written to without changing it. Raises ValueError if it is not inside."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise ValueError(f"bytes {offset} to {offset + size} are not inside a segment of {self.size} bytes")
+        return self._window(offset, size, mmap.ACCESS_COPY)
 
     def record(self, record: int, slot: int) -> tuple[int, Any] | None:
         """Returns the number and the content of a slot; None if it is empty or incomplete."""

@@ -21,6 +21,11 @@ def use_segment(segment: OwnSegment | None) -> None:
     _segment = segment
 
 
+def outlives() -> bool:
+    """Returns whether this process has a segment, in which lasting memory outlives it."""
+    return _segment is not None
+
+
 def lasting(elements: int, dtype: torch.dtype) -> torch.Tensor:
     """Allocates a flat tensor of zeros that outlives this process, if it has a segment.
 

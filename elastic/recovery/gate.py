@@ -53,6 +53,8 @@ def check_proposal(proposal: Proposal, last: View | None, inventory: Inventory |
         _refuse("attempt", f"attempt {proposal.view.attempt} is below 1")
     _check_members(proposal)
     _check_routes(proposal.view, last)
+    if proposal.routes:
+        _check_complete(proposal.view, proposal.routes)
     _check_stages(proposal.view, last)
     _check_layout(proposal.view)
     _check_transfers(proposal, last)
@@ -134,12 +136,19 @@ def _check_members(proposal: Proposal) -> None:
 def _check_routes(view: View, last: View | None) -> None:
     if last is not None and view.workload != last.workload:
         _refuse("routes", "the workload, and so the batch, differs from the previous view's")
-    for number, (stage, route) in enumerate(zip(view.plan.stages, view.plan.routes, strict=True)):
+    _check_complete(view, view.plan.routes)
+
+
+def _check_complete(view: View, routes: Sequence[Sequence[int]]) -> None:
+    """Refuses routes unless each stage computes each grain once, on a member."""
+    if len(routes) != len(view.plan.stages):
+        _refuse("routes", f"there are routes for {len(routes)} stages of {len(view.plan.stages)}")
+    for number, (stage, route) in enumerate(zip(view.plan.stages, routes, strict=True)):
         if len(route) != view.workload.grains:
             _refuse("routes", f"stage {number} computes {len(route)} grains of {view.workload.grains}")
         if strangers := set(route).difference(stage.members):
             _refuse("routes", f"stage {number} sends grains to workers {sorted(strangers)}, which are not its members")
-        computed = sorted(m for worker in stage.members for m in view.plan.micro_batches_of(worker, view.workload))
+        computed = sorted(m for grain in range(len(route)) for m in view.workload.micro_batches_of(grain))
         if computed != list(range(view.workload.micro_batches)):
             _refuse("routes", f"stage {number} computes micro-batches {computed} instead of 0 to {view.workload.micro_batches - 1}")
 
@@ -244,8 +253,10 @@ def _check_salvage(proposal: Proposal, inventory: Inventory | None) -> None:
     if inventory is None:
         return
     worker, step = inventory.worker, proposal.resume + 1
-    mine = {grain for grain in finished if worker in (route[grain] for route in view.plan.routes)}
-    if lacking := sorted(mine - usable(view, inventory, step)):
+    mine = {grain for grain in finished if worker in (route[grain] for route in proposal.routes or view.plan.routes)}
+    own = inventory.finished if usable(view, inventory, step) else None
+    lacking = sorted(mine.difference(() if own is None else own.grains))
+    if lacking and worker not in (heir for _, heir in proposal.heirs):
         _refuse("salvage", f"grains {lacking} of step {step} are listed as finished, but worker {worker} has no usable sums of them")
 
 

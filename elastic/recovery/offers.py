@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 from elastic.layout.transfer import PARAM, Role
 from elastic.memory.segment import NONE, SLOTS
-from elastic.recovery.inventory import Copy, Inventory, Scalars
+from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Scalars
 
-DIRECTORY, SCALARS, DIGESTS, BUFFERS, LOOP = range(5)
-"""Numbers of the records. The last two are there in case that all workers die: the buffers that training changes as of a step, and an
-inventory without copies, which says how far the loop is and has the settings."""
+DIRECTORY, SCALARS, DIGESTS, SUMS, BUFFERS, LOOP = range(6)
+"""Numbers of the records. `SUMS` has the gradient sums of the step under way. The last two are there in case that all workers die: the
+buffers that training changes as of a step, and an inventory without copies, which says how far the loop is and has the settings."""
 
 _LIVE, _PREVIOUS = 0, 1
 
@@ -120,11 +120,42 @@ class BuffersPlace:
     checksum: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SumsPlace:
+    """Where the gradient sums of a step lie: by vector, of each node `[level, index, offsets]`, with None for absent parameters.
+
+    `leaves` are the losses of the finished grains, as lists of the fields of a `LossLeaf`.
+    """
+
+    finished: FinishedGrains
+    nodes: Mapping[int, list[Any]]
+    leaves: list[Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only; `from_json` gives back an equal value."""
+        return {
+            "finished": self.finished.to_json(),
+            "nodes": [[number, nodes] for number, nodes in self.nodes.items()],
+            "leaves": self.leaves,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> SumsPlace:
+        """The inverse of `to_json`."""
+        return cls(finished=FinishedGrains.from_json(data["finished"]), nodes=dict(data["nodes"]), leaves=data["leaves"])
+
+
 class Readable(Protocol):
     """A segment that can be read: `elastic.memory.segment.MappedSegment`."""
 
     def mark(self, number: int) -> int: ...
     def record(self, record: int, slot: int) -> tuple[int, Any] | None: ...
+
+
+def _newest(segment: Readable, record: int) -> Any:
+    """Returns the newest content of a record; None if there is none."""
+    found = [each for slot in range(SLOTS) if (each := segment.record(record, slot)) is not None]
+    return max(found, key=lambda each: each[0])[1] if found else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +171,7 @@ class Contents:
     scalars: Mapping[int, Scalars]
     digests: Mapping[int, ByCopy]
     buffers: Mapping[int, BuffersPlace] = field(default_factory=dict)
+    sums: SumsPlace | None = None
     loop: Inventory | None = None
 
     @classmethod
@@ -165,9 +197,17 @@ class Contents:
             for number, each in [segment.record(BUFFERS, slot) or (0, None)]
             if each is not None
         }
-        loops = [each for slot in range(SLOTS) if (each := segment.record(LOOP, slot)) is not None]
-        loop = Inventory.from_json(max(loops, key=lambda each: each[0])[1]) if loops else None
-        return cls(directory=directory, live=live, previous=previous, scalars=scalars, digests=digests, buffers=buffers, loop=loop)
+        loop, sums = _newest(segment, LOOP), _newest(segment, SUMS)
+        return cls(
+            directory=directory,
+            live=live,
+            previous=previous,
+            scalars=scalars,
+            digests=digests,
+            buffers=buffers,
+            sums=None if sums is None else SumsPlace.from_json(sums),
+            loop=None if loop is None else Inventory.from_json(loop),
+        )
 
     def step_of(self, place: Place) -> int:
         """Returns the step of a copy; NONE if it is incomplete, or is no copy of its own (gathered parameters)."""
@@ -186,8 +226,8 @@ class Contents:
         known = self.digests.get(self.step_of(place), {}).get(f"{place.layer}:{place.start}", {})
         return known if known.keys() >= place.states.keys() else None
 
-    def offered(self, places: Collection[Place]) -> Inventory:
-        """Returns the dead worker's inventory, with these of its copies."""
+    def offered(self, places: Collection[Place], *, sums: bool) -> Inventory:
+        """Returns the dead worker's inventory, with these of its copies, and with its gradient sums if `sums` is true."""
         steps = {self.step_of(place) for place in places}
         return replace(
             self.loop or Inventory(worker=self.directory.worker, yielded=-1, copies=()),
@@ -197,6 +237,7 @@ class Contents:
             ),
             states=self.directory.states if places else {},
             scalars={step: self.scalars[step] for step in steps},
+            finished=self.sums.finished if sums and self.sums is not None else None,
         )
 
 

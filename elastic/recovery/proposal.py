@@ -21,7 +21,7 @@ from elastic.plan.site import LinkSpeed, Pair, Site
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
-from elastic.recovery.salvage import finished_everywhere
+from elastic.recovery.salvage import Routes, restart
 from elastic.view import Member, View, outlives
 
 REPLACED_S = 1.5
@@ -57,7 +57,8 @@ class Proposal:
     `yielded` is the newest step that a survivor has yielded. `seen` is the newest step whose loop body has ended on all survivors: joiners
     start after it, and so take part in every collective that is still to come. `changes` has the changes of loop bodies that joiners need,
     and `objects` has `[step, states]` of registered objects, as of these steps.
-    `finished` are the grains of the next step that every stage has finished. With `restore` nothing moves: every member reads its part of
+    `finished` are the grains of the next step that every stage has finished, `routes` those of that step (empty: the plan's), and `heirs`
+    pairs of a dead worker and the member that takes over its gradient sums. With `restore` nothing moves: every member reads its part of
     that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the first step.
     `copied` are the places in `transfers` of those that their destination copies from the source's segment, on the same host; the source
     may be a worker that has died. The others are sent.
@@ -82,6 +83,8 @@ class Proposal:
     changes: list[Any] = field(default_factory=list)
     objects: list[Any] = field(default_factory=list)
     copied: tuple[int, ...] = ()
+    routes: Routes = ()
+    heirs: tuple[tuple[int, int], ...] = ()
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -120,6 +123,8 @@ class Proposal:
             "changes": self.changes,
             "objects": self.objects,
             "copied": list(self.copied),
+            "routes": [list(route) for route in self.routes],
+            "heirs": [list(pair) for pair in self.heirs],
         }
 
     @classmethod
@@ -143,6 +148,8 @@ class Proposal:
             changes=data["changes"],
             objects=data["objects"],
             copied=tuple(data["copied"]),
+            routes=tuple(map(tuple, data["routes"])),
+            heirs=tuple((dead, heir) for dead, heir in data["heirs"]),
         )
 
 
@@ -191,6 +198,7 @@ def propose(
     horizon = steps_until(replaced_s, last) if brief else HORIZON
     planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
     view = _view(last, attempt, members, planned.plan, site)
+    again = restart(view, resume + 1, inventories, offers, {member.worker: member.host for member in last.members})
     states = _states(sources) if resume >= 0 else {}
     names = [PARAM, *states]
     holdings = holdings_at(sources, resume, list(states))
@@ -207,7 +215,9 @@ def propose(
         holdings=holdings,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
         planned=planned.plan.why,
-        finished=finished_everywhere(view, inventories, resume + 1),
+        finished=again.finished,
+        routes=() if again.routes == view.plan.routes else again.routes,
+        heirs=again.heirs,
         yielded=max(inventory.yielded for inventory in left),
         buffers=_buffers(left, known, view, resume),
         seen=min(inventory.seen for inventory in left),

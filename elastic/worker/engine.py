@@ -30,6 +30,7 @@ from elastic.errors import MemoryDamaged, NonFinite
 from elastic.layout.transfer import PARAM
 from elastic.memory.tensors import bytes_of, contiguous
 from elastic.recovery.inventory import Inventory
+from elastic.recovery.salvage import Routes
 from elastic.snapshot import replication
 from elastic.snapshot.held_copies import Held, StoredCopy, held
 from elastic.snapshot.previous import PreviousCopies
@@ -55,17 +56,22 @@ class Engine:
         training: Training,
         state: ViewState,
         contents: SegmentContents,
+        routes: Routes = (),
     ) -> None:
+        """`routes` are those of the first step, if they are not the plan's."""
+        first = replace(view, plan=replace(view.plan, routes=routes)) if routes else view
+        self._rerouted = state.step + 1 if routes else None
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
         self._clip_norm, self._enter, self._skips = training.clip_norm, training.enter, training.skips
         optimizer.owned.bind(state.owned)
-        self.executor = Executor(worker, model, view, network, training.numerics, training.loss, training.enter)
+        self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
         self.rest = Rest(period(view), lambda step: step % replication.COMPARED_EVERY == 0, owned_always=not view.fleet.replicated)
         self._gatherer.arrived = self._gathered
         self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest)
         self._contents = contents
+        self.executor.noted = contents.sums
         self.previous_copies = PreviousCopies(optimizer, contents)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
         self._owned: list[OwnedGradient] = []
@@ -81,7 +87,7 @@ class Engine:
             self._note_owned()
         if self.step in (running := self._model.running).steps:
             self._contents.has_buffers(self.step, running.packed(self.step))
-        self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step))
+        self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step), self.view.workload)
 
     def note_loop(self, inventory: Callable[[], Inventory]) -> None:
         """Stores how far the loop is, and its settings: an inventory without copies."""
@@ -94,6 +100,9 @@ class Engine:
     @torch.inference_mode(False)
     def compute(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
         """Computes the step's gradients and takes part in its READY round; parameters stay those of the previous step."""
+        if self._rerouted is not None and step != self._rerouted:
+            self.executor.follow(self.view)
+            self.reducer, self._rerouted = self.executor.reducer, None
         answer = self._attempt(step, batch, wishes)
         if answer.again:  # equal on all members
             self.abandon()

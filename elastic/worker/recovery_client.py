@@ -21,7 +21,7 @@ import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.engine.model import LayeredModel
-from elastic.engine.salvage import Resumption, Salvage
+from elastic.engine.salvage import Resumption, Salvage, joined
 from elastic.engine.shard import Scalars
 from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
@@ -32,15 +32,20 @@ from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Progress
 from elastic.recovery.proposal import Proposal
-from elastic.recovery.salvage import usable
+from elastic.recovery.salvage import Routes, usable
 from elastic.snapshot.held_copies import Held, StoredCopy, UnreplayedCopy, dtypes
 from elastic.view import View
 from elastic.worker.engine import Engine
 from elastic.worker.fallback import Fallback, Restored
+from elastic.worker.inheritance import inherited
 from elastic.worker.migration import Migration, links
 from elastic.worker.plain_state import from_plain, to_plain
 
-Build = Callable[[View, ViewState], Engine]
+
+class Build(Protocol):
+    """Makes an engine; `routes` are those of the first step, if they are not the plan's."""
+
+    def __call__(self, view: View, state: ViewState, routes: Routes = ()) -> Engine: ...
 
 
 class Line(Protocol):
@@ -192,8 +197,9 @@ class RecoveryClient:
                 return self._restored(proposal, proposal.restore, before, linked)
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
             migration = Migration(self._worker, proposal, held_state.held, scalars, self._model, self._optimizer, self._network, segments)
-            engine = self._build(view, migration.state)
-            salvage = held_state.salvage if usable(view, inventory, step + 1) else None
+            engine = self._build(view, migration.state, proposal.routes)
+            own = held_state.salvage if usable(view, inventory, step + 1) else None
+            salvage = joined(own, [inherited(segments[dead], self._model) for dead, heir in proposal.heirs if heir == self._worker])
             engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
             moved = migration.run()

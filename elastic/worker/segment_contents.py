@@ -7,12 +7,14 @@ only complete copies. Without a segment nothing is done.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from elastic.engine.model import LayeredModel
+from elastic.engine.salvage import Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.transfer import PARAM, Role
@@ -20,9 +22,10 @@ from elastic.memory.digest import digest
 from elastic.memory.raw import checksum
 from elastic.memory.segment import NONE, SLOTS, OwnSegment
 from elastic.memory.tensors import address
+from elastic.plan.workload import Workload
 from elastic.recovery import offers
-from elastic.recovery.inventory import Inventory
-from elastic.recovery.offers import ByCopy, Directory, Place
+from elastic.recovery.inventory import FinishedGrains, Inventory
+from elastic.recovery.offers import ByCopy, Directory, Place, SumsPlace
 from elastic.snapshot.held_copies import Held, StoredCopy, dtypes
 from elastic.worker.plain_state import to_plain
 
@@ -49,14 +52,15 @@ class SegmentContents:
         self._digests: dict[int, ByCopy] = {}
         self._buffers: dict[int, np.ndarray] = {}
         self._known_buffers: dict[int, tuple[int, str]] = {}
-        self._loops = 0
+        self._loops = self._sums = 0
+        self._grains = self._per_grain = 1
 
     @property
     def bytes(self) -> int:
         """The segment's memory in use, and what is kept for later use."""
         return 0 if self._segment is None else self._segment.used + self._segment.pooled
 
-    def begin(self, step: int, retained: Sequence[StoredCopy], digests: Digests) -> None:
+    def begin(self, step: int, retained: Sequence[StoredCopy], digests: Digests, workload: Workload) -> None:
         """Describes the state with which a view begins: it is complete at `step`, has these digests, and no previous copies yet.
 
         `retained` are copies of that step which the worker held in the view before, and keeps until `retain_nothing`.
@@ -64,6 +68,7 @@ class SegmentContents:
         if self._segment is None:
             return
         self._previous = ()
+        self._grains, self._per_grain = workload.grains, workload.micro_batches // workload.grains
         self._retained = [copy for copy in retained if isinstance(copy, Held) and copy.role != "replica"]
         self._live_step, self._previous_step = step, NONE
         self._scalars = {step: self._plain_scalars()}
@@ -193,6 +198,43 @@ class SegmentContents:
         offset = self._segment.offset_of(memory.ctypes.data)
         place = {"offset": offset, "size": packed.size, "digest": known[1], "checksum": checksum(memory)}
         self._segment.write_record(offers.BUFFERS, slot, offers.number_of(step), place)
+
+    def sums(self, salvage: Salvage | None) -> None:
+        """Says where the gradient sums of the step under way lie, as far as they are in the segment; None: they are about to be dropped."""
+        if self._segment is None or (salvage is None and not self._sums):
+            return
+        place = None if salvage is None or salvage.records else self._sums_place(salvage)
+        if place is None:
+            for slot in range(SLOTS) if self._sums else ():
+                self._segment.header.empty_slot(offers.SUMS, slot)
+            self._sums = 0
+            return
+        self._sums += 1
+        self._segment.write_record(offers.SUMS, self._sums % SLOTS, self._sums, place.to_json())
+
+    def _sums_place(self, salvage: Salvage) -> SumsPlace | None:
+        nodes: dict[int, list[Any]] = {}
+        summed: set[int] = set()
+        grains = set(salvage.grains)
+        for number, found in salvage.sums.items():
+            covered: set[int] = set()
+            nodes[number] = []
+            for node, parts in found.items():
+                offsets = [None if part is None else self._offset(part) for part in parts]
+                if all(part is None or offset is not None for part, offset in zip(parts, offsets, strict=True)):
+                    nodes[number].append([node.level, node.index, offsets])
+                    covered.update(node.grains(self._grains))
+            grains &= covered
+            summed |= covered
+        if not grains:
+            return None
+        finished = FinishedGrains(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(grains)), summed=tuple(sorted(summed)))
+        leaves = [asdict(leaf) for leaf in salvage.leaves if leaf.micro_batch // self._per_grain in grains]
+        return SumsPlace(finished=finished, nodes=nodes, leaves=leaves)
+
+    def _offset(self, tensor: torch.Tensor) -> int | None:
+        assert self._segment is not None  # checked by every caller
+        return self._segment.offset_of(address(tensor))
 
     def loop(self, inventory: Callable[[], Inventory]) -> None:
         """Stores an inventory without copies, for new workers that take over if all die."""

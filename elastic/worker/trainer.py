@@ -29,6 +29,7 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
 from elastic.layout.transfer import PARAM
+from elastic.recovery.salvage import Routes
 from elastic.script import sources
 from elastic.settings import fingerprint
 from elastic.view import View
@@ -216,8 +217,8 @@ class Trainer:
             },
         }
 
-    def _build(self, view: View, state: ViewState) -> Engine:
-        return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state, self._contents)
+    def _build(self, view: View, state: ViewState, routes: Routes = ()) -> Engine:
+        return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state, self._contents, routes)
 
     @property
     def leader(self) -> bool:
