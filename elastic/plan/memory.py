@@ -38,9 +38,20 @@ class Need:
         return ", ".join(f"{readable(getattr(self, part))} {part.replace('_', ' ')}" for part in parts if getattr(self, part))
 
 
-def need(workload: Workload, layers: range, members: int, workers: int, ahead: int, grains: int, *, replicated: bool = True) -> Need:
+def need(
+    workload: Workload,
+    layers: range,
+    members: int,
+    workers: int,
+    ahead: int,
+    grains: int,
+    *,
+    replicated: bool = True,
+    outlive: bool = False,
+) -> Need:
     """Returns the need of one member of a stage with `members` of all `workers`, `ahead` = S - s stages from the end, computing `grains`.
 
+    If state may `outlive` its process, sums of gradients are not written to in place, which takes one more of each vector.
     Its replicas, if state is `replicated`, are an even share of all replicas: a lower bound, which needs no other stages.
     """
     costs = [workload.layers[layer] for layer in layers]
@@ -54,12 +65,14 @@ def need(workload: Workload, layers: range, members: int, workers: int, ahead: i
         states=states * share,
         previous_copy=(parameters + states) * share,
         replicas=copied_bytes(workload, range(len(workload.layers))) / workers if replicated and workers > 1 else 0.0,
-        gradients=parameters * subtrees(grains) + parameters * share * max(1, members - 1),
+        gradients=parameters * (subtrees(grains) + (outlive and grains > 1)) + parameters * share * max(1, members - 1),
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),
     )
 
 
-def needs(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], *, replicated: bool = True) -> dict[int, Need]:
+def needs(
+    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], *, replicated: bool = True, outlive: bool = False
+) -> dict[int, Need]:
     """Returns the need of every worker of a plan. A replica is as large as its owner's part: most if the owner is alone in its stage."""
     workers = sum(len(stage.members) for stage in stages)
     owned = [(copied_bytes(workload, stage.layers) / len(stage.members), number) for number, stage in enumerate(stages)]
@@ -70,7 +83,8 @@ def needs(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence
         for worker in stage.members:
             count = grains[worker]
             if count not in alike:
-                mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, count, replicated=replicated)
+                kept = {"replicated": replicated, "outlive": outlive}
+                mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, count, **kept)
                 alike[count] = replace(mean, replicas=max(mean.replicas, largest) if replicated else 0.0)
             found[worker] = alike[count]
     return found
@@ -89,7 +103,9 @@ def subtrees(grains: int) -> int:
 def shortfall(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet) -> tuple[float, str]:
     """Returns the bytes that the worker with the largest shortfall lacks, and a sentence about it; 0 and an empty sentence if all fit."""
     worst, problem = 0.0, ""
-    for worker, needed in needs(workload, stages, routes, replicated=fleet.replicated).items() if fleet.memory else ():
+    for worker, needed in (
+        needs(workload, stages, routes, replicated=fleet.replicated, outlive=fleet.outlive).items() if fleet.memory else ()
+    ):
         lacking = needed.total - fleet.memory.get(worker, math.inf)
         if lacking > worst:
             number = next(number for number, stage in enumerate(stages) if worker in stage.members)

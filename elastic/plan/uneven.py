@@ -69,7 +69,8 @@ def _fitting(workload: Workload, fleet: Fleet, ahead: int) -> np.ndarray:
             count = last - first
             if count not in needs:
                 grains = -(-workload.grains // count)
-                one = partial(need, workload, members=count, workers=workers, ahead=ahead, grains=grains, replicated=fleet.replicated)
+                kept = {"replicated": fleet.replicated, "outlive": fleet.outlive}
+                one = partial(need, workload, members=count, workers=workers, ahead=ahead, grains=grains, **kept)
                 needs[count] = [[one(layers=range(start, stop)).total for stop in range(start + 1, layers + 1)] for start in range(layers)]
             memory = fleet.least_memory(fleet.workers[first:last])
             found[first, last, :layers] = [start + bisect_right(row, memory) for start, row in enumerate(needs[count])]

@@ -253,8 +253,9 @@ def _check_salvage(proposal: Proposal, inventory: Inventory | None) -> None:
     if inventory is None:
         return
     worker, step = inventory.worker, proposal.resume + 1
-    mine = {grain for grain in finished if worker in (route[grain] for route in proposal.routes or view.plan.routes)}
-    own = inventory.finished if usable(view, inventory, step) else None
+    routes = proposal.routes or view.plan.routes
+    mine = {grain for grain in finished if worker in (route[grain] for route in routes)}
+    own = inventory.finished if usable(view, routes, inventory, step) else None
     lacking = sorted(mine.difference(() if own is None else own.grains))
     if lacking and worker not in (heir for _, heir in proposal.heirs):
         _refuse("salvage", f"grains {lacking} of step {step} are listed as finished, but worker {worker} has no usable sums of them")

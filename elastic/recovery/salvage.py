@@ -19,19 +19,23 @@ Routes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restart:
-    """How a view takes the interrupted step: its routes, the grains that every stage has finished, and pairs of a dead worker and its heir."""
+    """How a view takes the interrupted step: its routes, the grains that all stages finished, and pairs of a dead worker and its heir."""
 
     routes: Routes
     finished: tuple[int, ...] = ()
     heirs: tuple[tuple[int, int], ...] = ()
 
 
-def usable(view: View, inventory: Inventory, step: int) -> bool:
-    """Returns whether a member of `view` can use the sums of step `step` in its own inventory: they cover all layers that it holds."""
-    worker = inventory.worker
-    if worker not in view.workers:
+def usable(view: View, routes: Routes, inventory: Inventory, step: int) -> bool:
+    """Returns whether a member of `view` can use the sums of step `step` in its own inventory, when that step takes these routes.
+
+    They must cover all layers that it holds, and it must be routed all grains that they cover.
+    """
+    worker, finished = inventory.worker, inventory.finished
+    if worker not in view.workers or finished is None:
         return False
-    return covers(inventory.finished, view.plan.stages[view.plan.stage_of(worker)].layers, step)
+    stage = view.plan.stage_of(worker)
+    return covers(finished, view.plan.stages[stage].layers, step) and all(routes[stage][grain] == worker for grain in finished.summed)
 
 
 def covers(finished: FinishedGrains | None, layers: range, step: int) -> bool:

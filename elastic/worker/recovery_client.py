@@ -198,7 +198,7 @@ class RecoveryClient:
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
             migration = Migration(self._worker, proposal, held_state.held, scalars, self._model, self._optimizer, self._network, segments)
             engine = self._build(view, migration.state, proposal.routes)
-            own = held_state.salvage if usable(view, inventory, step + 1) else None
+            own = held_state.salvage if usable(view, proposal.routes or view.plan.routes, inventory, step + 1) else None
             salvage = joined(own, [inherited(segments[dead], self._model) for dead, heir in proposal.heirs if heir == self._worker])
             engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)

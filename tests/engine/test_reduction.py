@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.engine.reduction import Meter, NodeSums, Parts, VectorFold, tree_sum
+from elastic.engine.reduction import Meter, NodeSums, Parts, SumMemory, VectorFold, tree_sum
 from elastic.layout.regions import LayerSpec
 from elastic.plan.routing import Node, maximal_nodes
 
@@ -45,14 +45,18 @@ def flat(gradients: list[torch.Tensor | None]) -> Parts:
     return [None if gradient is None else gradient.reshape(-1).clone() for gradient in gradients]
 
 
-def reduce(gradients: Gradients, owners: list[int], per_grain: int, meter: Meter) -> Parts:
+def memory() -> SumMemory:
+    return SumMemory([parameter.size for parameter in SPEC.parameters], torch.float32)
+
+
+def reduce(gradients: Gradients, owners: list[int], per_grain: int, meter: Meter, *, lasting: bool = False) -> Parts:
     """Every worker folds its grains, and the owner adds what all of them send, the last worker's first."""
     grains = len(owners)
     total = NodeSums(grains)
     folds: dict[int, VectorFold] = {}
     own: tuple[dict[Node, Parts], dict[Node, Parts]] = {}, {}
     for worker in sorted(set(owners)):
-        folds[worker] = VectorFold(grains, per_grain, 4 * SPEC.size, meter)
+        folds[worker] = VectorFold(grains, per_grain, 4 * SPEC.size, meter, memory() if lasting else None)
         for grain, owner in enumerate(owners):
             if owner == worker:
                 for micro_batch in range(grain * per_grain, (grain + 1) * per_grain):
@@ -98,6 +102,32 @@ def test_a_fold_goes_on_with_what_another_one_had(data: st.DataObject) -> None:
             assert a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_sums_that_others_were_told_of_are_not_written_to(data: st.DataObject) -> None:
+    """The worker may be killed at any moment: whoever was told of its sums last finds them as they were then."""
+    grains = data.draw(st.integers(1, 9))
+    gradients = make_gradients(grains, {(0, 1), (2, 2)}, data.draw(st.integers(0, 99)))
+    place = memory()
+    fold = VectorFold(grains, 1, 4 * SPEC.size, Meter(), place)
+    for step in range(2):
+        told: dict[Node, Parts] = {}
+        before: dict[Node, Parts] = {}
+        for grain in data.draw(st.permutations(range(grains))):
+            fold.add(grain, flat(gradients[grain]))
+            if data.draw(st.booleans()):
+                fold.sums.joined()
+            for node, parts in told.items():
+                for part, then in zip(parts, before[node], strict=True):
+                    assert part is None or (then is not None and torch.equal(part, then)), (step, node)
+            if data.draw(st.booleans()):
+                kept = {node: parts for node, parts in fold.sums.nodes.items() if node.level > 0}
+                told, before = kept, {node: [None if part is None else part.clone() for part in parts] for node, parts in kept.items()}
+                place.settle()
+        fold.release()
+        place.settle()
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_bits_do_not_depend_on_who_computed_what(data: st.DataObject) -> None:
@@ -106,7 +136,7 @@ def test_bits_do_not_depend_on_who_computed_what(data: st.DataObject) -> None:
     absent = set(data.draw(st.lists(cells, max_size=8)))
     gradients = make_gradients(grains * per_grain, absent, data.draw(st.integers(0, 99)))
     owners = data.draw(st.lists(st.integers(0, 3), min_size=grains, max_size=grains))
-    result = reduce(gradients, owners, per_grain, Meter())
+    result = reduce(gradients, owners, per_grain, Meter(), lasting=data.draw(st.booleans()))
     for bit in range(len(SPEC.parameters)):
         expected = oracle([gradient[bit] for gradient in gradients], grains)
         found = result[bit]

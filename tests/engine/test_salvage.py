@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,13 +18,13 @@ from elastic.engine.boundary import LEAF, Crossing, encode
 from elastic.engine.executor import Executor
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
-from elastic.engine.salvage import Resumption, Salvage
+from elastic.engine.salvage import Resumption, Salvage, joined
 from elastic.errors import Interrupted
 from elastic.layout.layout import spread
 from elastic.plan.plan import Plan, Stage
 from elastic.plan.workload import LayerCost, Workload
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.salvage import finished_everywhere, usable
+from elastic.recovery.salvage import restart, usable
 from elastic.view import Member, View
 from elastic.worker.recovery_client import finished
 from tests import dynamo  # noqa: F401
@@ -166,13 +167,19 @@ def test_every_leaf_and_every_grain_sum_is_there_once(course) -> None:
     salvages: dict[int, Salvage | None] = {}
     for plan, breaks in [*interrupted, (last, {})]:
         view = view_of(plan, model, workload)
-        inventories = {worker: inventory(worker, salvage) for worker, salvage in salvages.items()}
-        grains = frozenset(finished_everywhere(view, inventories, STEP))
-        executors = {worker: executor_of(worker, model, view, breaks.get(worker)) for worker in plan.workers}
+        told = {worker: inventory(worker, salvage) for worker, salvage in salvages.items()}
+        inventories = {worker: each for worker, each in told.items() if worker in plan.workers}
+        offers = [each for worker, each in told.items() if worker not in plan.workers and worker % 2]  # the even ones left none
+        again = restart(view, STEP, inventories, offers, dict.fromkeys(told, "host"))
+        assert all(len(route) == workload.grains for route in again.routes)
+        resumed = dataclasses.replace(view, plan=dataclasses.replace(plan, routes=again.routes))
+        executors = {worker: executor_of(worker, model, resumed, breaks.get(worker)) for worker in plan.workers}
         leaves = []
         for worker, executor in executors.items():
-            salvage = salvages.get(worker) if worker in inventories and usable(view, inventories[worker], STEP) else None
-            executor.resume(Resumption(step=STEP, grains=grains, salvage=salvage))
+            own = salvages.get(worker) if worker in inventories and usable(view, again.routes, inventories[worker], STEP) else None
+            found = [salvages[other] for other, heir in again.heirs if heir == worker]
+            salvage = joined(own, [each for each in found if each is not None])
+            executor.resume(Resumption(step=STEP, grains=frozenset(again.finished), salvage=salvage))
             try:
                 leaves += executor.step(STEP, batch)
             except Interrupted:

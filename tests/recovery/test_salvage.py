@@ -13,7 +13,7 @@ from elastic.errors import GateRefused
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import FinishedGrains, Inventory
 from elastic.recovery.proposal import Proposal, propose
-from elastic.recovery.salvage import finished_everywhere, usable
+from elastic.recovery.salvage import Restart, restart, usable
 from tests.recovery.recovering import inventories_of, view_of
 
 LAST = view_of([0, 1, 2, 3], stages=2)
@@ -65,17 +65,45 @@ def test_another_step_is_of_no_use():
 def test_a_joiner_has_nothing_and_nobody_has_if_layers_move():
     found = inventories(0, 2, 3)
     view = proposal(found).view
-    assert usable(view, replace(found[0], worker=9), 6) == frozenset()
+    routes = view.plan.routes
+    assert not usable(view, routes, replace(found[0], worker=9), 6)
     other = replace(found[0], finished=replace(finished(0), layers=range(1)))
-    assert usable(view, other, 6) == frozenset()
-    assert finished_everywhere(view, {**found, 0: other}, 6) == ()
+    assert not usable(view, routes, other, 6)
+    assert restart(view, 6, {**found, 0: other}) == Restart(routes=routes)
 
 
 def test_a_sum_that_covers_the_grain_of_another_is_of_no_use():
     found = inventories(0, 2, 3)
     view = proposal(found).view
-    mixed = replace(found[2], finished=replace(finished(2), summed=tuple(range(GRAINS))))
-    assert usable(view, mixed, 6) == frozenset()
+    mixed = {**found, 3: replace(found[3], finished=replace(finished(3), summed=tuple(range(GRAINS))))}
+    made = restart(view, 6, mixed)
+    assert usable(view, made.routes, mixed[2], 6)
+    assert not usable(view, made.routes, mixed[3], 6)
+
+
+def test_the_sums_of_a_dead_worker_go_to_a_member_of_its_stage_on_its_host():
+    found = inventories(0, 2, 3)
+    view = proposal(found).view
+    offers = [replace(inventories(1)[1], copies=())]
+    made = restart(view, 6, found, offers, {1: "host"})
+    assert made.heirs == ((1, 0),)
+    assert made.finished == tuple(range(GRAINS))
+    assert made.routes[0] == (0,) * GRAINS
+    elsewhere = restart(view, 6, found, offers, {1: "another"})
+    assert elsewhere.heirs == ()
+    assert elsewhere.finished == routed(0)
+
+
+def test_what_is_left_of_the_step_is_shared_evenly():
+    """Of the stage of two members the third has finished all its grains; those of the first have to be computed again."""
+    found = inventories(0, 2, 3)
+    view = proposal(found).view
+    found[2] = replace(found[2], finished=None)
+    made = restart(view, 6, found)
+    assert set(made.finished) == set(routed(0)) & set(routed(3))
+    rest = [worker for grain, worker in enumerate(made.routes[1]) if grain not in made.finished and grain not in routed(3)]
+    assert abs(rest.count(2) - rest.count(3)) <= len([grain for grain in routed(3) if grain not in made.finished]) + 1
+    assert [made.routes[1][grain] for grain in routed(3)] == [3] * len(routed(3))
 
 
 @pytest.mark.parametrize("claimed", [routed(1)[:1], (GRAINS,), (-1,)])
