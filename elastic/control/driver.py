@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -249,7 +250,23 @@ class Driver:
                 self._world.carrier.tell(action.workers, {"type": "boundary"})
 
         epoch = self.view.epoch
+        self._prepare_memory()
         self._world.etcd_thread.run(EtcdTask(call=self._world.attempts.ask, done=tell, wanted=asked, deadline_s=math.inf))
+
+    def _prepare_memory(self) -> None:
+        """Lets workers prepare the memory that they will need when ready workers join, while the training goes on."""
+        with suppress(ElasticError):  # the proposal will say what is wrong
+            needed = self._world.expect(
+                last=self.view,
+                joiners=self.state.ready,
+                stages=self._settings.stages,
+                slowdowns=self.state.slowdowns,
+                links=self._preparing.links,
+                prepared=self._preparing.prepared,
+            )
+            for worker, size in needed.items():
+                if size:
+                    self._world.carrier.tell([worker], {"type": "prepare", "bytes": size})
 
     def _quiesce(self, action: events.Quiesce) -> None:
         self._incident_log.note(lambda timeline, now: timeline.opened(now))

@@ -16,6 +16,7 @@ from elastic.membership.etcd_thread import EtcdTask
 from elastic.membership.founding import Ready
 from elastic.plan.planner import Answers
 from elastic.plan.site import LinkSpeed, Pair
+from elastic.recovery.expected import memory_needed
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
@@ -81,7 +82,8 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
 class World:
     """All interfaces of a driver.
 
-    `end` takes the job's outcome, `admit` and `dismiss` maintain the list of workers, `say` takes a sentence for the user.
+    `expect` returns the memory that each worker will need when others join. `end` takes the job's outcome, `admit` and `dismiss` maintain
+    the list of workers, `say` takes a sentence for the user.
     """
 
     carrier: Carrier
@@ -94,4 +96,5 @@ class World:
     dismiss: Callable[[int], None]
     say: Callable[[str], None]
     propose: Callable[[Propose, Terms], Proposal] = worked_out
+    expect: Callable[..., Mapping[int, int]] = memory_needed
     clock: Callable[[], float] = time.monotonic

@@ -15,9 +15,11 @@ import json
 import mmap
 import os
 import struct
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +44,8 @@ _POOLED_BYTES = 4 << 20
 _FIRST_EXTENT = 64 << 20
 _WINDOW = 64 << 20  # a reader maps such runs as a whole: each mapping has a descriptor
 _RECORD_BYTES = 1 << 28  # a longer record is none: its header was overwritten
+_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap does not name
+_PREPARED_AT_ONCE = 1 << 20
 _ADDRESSES = 64  # times the memory of the machine: blocks of different sizes are not joined
 
 
@@ -113,12 +117,16 @@ def _slot_at(record: int, slot: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Extent:
-    """A mapped run of the segment, of which blocks are taken from the front. Each has a descriptor of its own, so there are few."""
+    """A mapped run of the segment, of which blocks are taken from the front. Each has a descriptor of its own, so there are few.
+
+    Its first `taken` bytes are or were in blocks; the pages up to `prepared` are in memory already.
+    """
 
     offset: int
     size: int
     memory: mmap.mmap
     taken: int = 0
+    prepared: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -126,7 +134,7 @@ class _Block:
     extent: _Extent
     start: int
     size: int
-    emptied: bool = False  # its pages were given back
+    pooled: bool = False  # it is free, and its pages are in memory
 
     @property
     def offset(self) -> int:
@@ -134,7 +142,10 @@ class _Block:
 
 
 class OwnSegment:
-    """A segment mapped by the worker whose state lies in it. One thread allocates; memory returns when its last view is dropped."""
+    """A segment mapped by the worker whose state lies in it. One thread allocates; memory returns when its last view is dropped.
+
+    With `keeps`, freed memory is kept for later allocations until `trim`, but none is added to it.
+    """
 
     def __init__(self, fd: int) -> None:
         """Takes over the descriptor of an empty segment. Raises OSError if it cannot be mapped."""
@@ -148,6 +159,8 @@ class OwnSegment:
         self._blocks: list[_Block] = []
         self._records: dict[tuple[int, int], np.ndarray] = {}
         self.used = self.pooled = 0
+        self.keeps = False
+        self._lock = threading.Lock()  # of `_extents`
         self.header.begin()
 
     def allocate(self, size: int) -> np.ndarray:
@@ -155,13 +168,10 @@ class OwnSegment:
         rounded = _rounded(size)
         self.collect()
         free = self._free.get(rounded)
-        if free:
-            block = free.pop()
-            clear = not block.emptied
-            self.pooled -= rounded * clear
-            block.emptied = False
-        else:
-            block, clear = self._grown(rounded), False
+        block = free.pop() if free else self._grown(rounded)
+        clear, block.pooled = block.pooled, False
+        if clear:
+            self.pooled -= rounded
         self.used += rounded
         # Its base is no array: NumPy would make views of it refer to that one, and the block would seem to be dropped.
         memory = np.frombuffer(memoryview(block.extent.memory)[block.start : block.start + rounded], dtype=np.uint8)
@@ -174,12 +184,37 @@ class OwnSegment:
             found[:] = 0
         return found
 
+    def prepare(self, size: int) -> None:
+        """Puts `size` bytes that are not in use into memory, so that their first use costs no page faults. Any thread may call it.
+
+        It is only a preparation: without memory, or on a system that cannot do it, less is prepared.
+        """
+        with suppress(MemoryError):
+            with self._lock:
+                extent = self._room_for(size)
+                start, stop = max(extent.taken, extent.prepared), min(extent.taken + size, extent.size)
+            with suppress(OSError):
+                for at in range(start, stop, _PREPARED_AT_ONCE):
+                    end = min(at + _PREPARED_AT_ONCE, stop)
+                    extent.memory.madvise(_POPULATE_WRITE, at, end - at)  # the owner may write to these pages at the same time
+                    extent.prepared = end
+
+    @property
+    def prepared(self) -> int:
+        """Bytes that were prepared and are not in use yet."""
+        return sum(max(0, extent.prepared - extent.taken) for extent in self._extents)
+
     def _grown(self, size: int) -> _Block:
-        extent = self._extents[-1] if self._extents else None
-        if extent is None or extent.size - extent.taken < size:
-            extent = self._mapped(size)
-        extent.taken += size
+        if self.keeps:
+            self._make_room(size - self.prepared)
+        with self._lock:
+            extent = self._room_for(size)
+            extent.taken += size
         return _Block(extent, extent.taken - size, size)
+
+    def _room_for(self, size: int) -> _Extent:
+        extent = self._extents[-1] if self._extents else None
+        return self._mapped(size) if extent is None or extent.size - extent.taken < size else extent
 
     def _mapped(self, size: int) -> _Extent:
         """Maps more of the segment, at least `size` bytes: as much again as is mapped already."""
@@ -202,18 +237,47 @@ class OwnSegment:
             place = self._blocks.index(block)
             del self._blocks[place], self._addresses[place]
             self.used -= block.size
-            self._free.setdefault(block.size, []).append(block)
+            self._free.setdefault(block.size, []).append(block)  # behind those whose pages were freed
             self.pooled += block.size
-            if self.pooled > max(_POOLED_BYTES, _POOLED_SHARE * self.used):
-                self._trim()
+            block.pooled = True
+            if not self.keeps and self._pools_too_much:
+                self._empty_pool()
 
-    def _trim(self) -> None:
-        for blocks in self._free.values():
-            for block in blocks:
-                if not block.emptied:
-                    block.extent.memory.madvise(mmap.MADV_REMOVE, block.start, block.size)
-                    block.emptied = True
-        self.pooled = 0
+    @property
+    def _pools_too_much(self) -> bool:
+        return self.pooled > max(_POOLED_BYTES, _POOLED_SHARE * self.used)
+
+    def trim(self) -> None:
+        """Frees the pages of memory that was kept or prepared for later allocations, unless it is only a little."""
+        self.keeps = False
+        self.collect()
+        if self._pools_too_much:
+            self._empty_pool()
+        if self.prepared > _POOLED_BYTES:
+            for extent in self._extents:
+                if extent.prepared > extent.taken:
+                    extent.memory.madvise(mmap.MADV_REMOVE, extent.taken, extent.prepared - extent.taken)
+                    extent.prepared = extent.taken
+
+    def _make_room(self, size: int) -> None:
+        """Frees as many pages of the pool as are about to be used: the largest blocks first, since they fit worst."""
+        for block in sorted(self._pooled_blocks(), key=lambda block: -block.size):
+            if size <= 0 or not self._pools_too_much:
+                return
+            size -= block.size
+            self._free_pages(block)
+
+    def _empty_pool(self) -> None:
+        for block in self._pooled_blocks():
+            self._free_pages(block)
+
+    def _pooled_blocks(self) -> list[_Block]:
+        return [block for blocks in self._free.values() for block in blocks if block.pooled]
+
+    def _free_pages(self, block: _Block) -> None:
+        block.extent.memory.madvise(mmap.MADV_REMOVE, block.start, block.size)
+        block.pooled = False
+        self.pooled -= block.size
 
     def offset_of(self, address: int) -> int | None:
         """Returns the offset in the segment of memory at an address; None if it lies elsewhere."""

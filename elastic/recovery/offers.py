@@ -175,8 +175,8 @@ class Contents:
     loop: Inventory | None = None
 
     @classmethod
-    def read(cls, segment: Readable) -> Contents | None:
-        """Reads what a segment says; None if it says nothing yet."""
+    def read(cls, segment: Readable, *, loop: bool = True) -> Contents | None:
+        """Reads what a segment says, without `loop` only what its copies need; None if it says nothing yet."""
         found = [(slot, each) for slot in range(SLOTS) if (each := segment.record(DIRECTORY, slot)) is not None]
         if not found:
             return None
@@ -197,7 +197,7 @@ class Contents:
             for number, each in [segment.record(BUFFERS, slot) or (0, None)]
             if each is not None
         }
-        loop, sums = _newest(segment, LOOP), _newest(segment, SUMS)
+        told, sums = _newest(segment, LOOP) if loop else None, _newest(segment, SUMS)
         return cls(
             directory=directory,
             live=live,
@@ -206,7 +206,7 @@ class Contents:
             digests=digests,
             buffers=buffers,
             sums=None if sums is None else SumsPlace.from_json(sums),
-            loop=None if loop is None else Inventory.from_json(loop),
+            loop=None if told is None else Inventory.from_json(told),
         )
 
     def step_of(self, place: Place) -> int:

@@ -186,7 +186,7 @@ def propose(
     if not inventories and not known:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
-    members = _members(last, inventories, joiners, slowdowns or {})
+    members = next_members(last, inventories, joiners, slowdowns or {})
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     told = [*left, *known]
     offers = [_with_progress(offer, {step for each in told for step in each.progress}) for offer in offers]
@@ -197,7 +197,7 @@ def propose(
     brief = brief and not joiners
     horizon = steps_until(replaced_s, last) if brief else HORIZON
     planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
-    view = _view(last, attempt, members, planned.plan, site)
+    view = next_view(last, attempt, members, planned.plan, site)
     again = restart(view, resume + 1, inventories, offers, {member.worker: member.host for member in last.members})
     states = _states(sources) if resume >= 0 else {}
     names = [PARAM, *states]
@@ -258,11 +258,11 @@ def fall_back(
         checkpoint = INITIAL
     if checkpoint is None:
         raise NothingSaved("no good checkpoint has been saved yet, and part of the state is lost from all workers' memory")
-    members, site = _members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
+    members, site = next_members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
     planned = plan(
         Fleet.of(members, site), last.workload, stages=stages
     )  # every member reads its part, so the previous plan does not matter
-    view = _view(last, attempt, members, planned.plan, site)
+    view = next_view(last, attempt, members, planned.plan, site)
     left = list(inventories.values())
     return Proposal(
         view=view,
@@ -289,7 +289,10 @@ def _check_known(last: View, survivors: Iterable[int], joiners: Iterable[int]) -
         )
 
 
-def _members(last: View, survivors: Collection[int], joiners: Mapping[int, Member], slowdowns: Mapping[int, float]) -> tuple[Member, ...]:
+def next_members(
+    last: View, survivors: Collection[int], joiners: Mapping[int, Member], slowdowns: Mapping[int, float]
+) -> tuple[Member, ...]:
+    """Returns the members of the next view: the survivors in their order, then the joiners, ascending."""
     members = (*(member for member in last.members if member.worker in survivors), *(joiners[worker] for worker in sorted(joiners)))
     return tuple(replace(member, slowdown=slowdowns.get(member.worker, 1.0)) for member in members)
 
@@ -324,7 +327,8 @@ def steps_until(seconds: float, view: View) -> float:
     return max(1.0, seconds / view.plan.step_s) if view.plan.step_s > 0 else HORIZON
 
 
-def _view(last: View, attempt: int, members: tuple[Member, ...], chosen: Plan, site: Site) -> View:
+def next_view(last: View, attempt: int, members: tuple[Member, ...], chosen: Plan, site: Site) -> View:
+    """Returns the view after `last` with these members and this plan."""
     stages = [(stage.layers, stage.members) for stage in chosen.stages]
     hosts = {member.worker: member.host for member in members}
     layout: Layout = spread(last.layout.model, stages, hosts, near=last.layout, outlive=outlives(members))

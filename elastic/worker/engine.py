@@ -98,8 +98,11 @@ class Engine:
         self._contents.retain_nothing()
 
     @torch.inference_mode(False)
-    def compute(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
-        """Computes the step's gradients and takes part in its READY round; parameters stay those of the previous step."""
+    def compute(self, step: int, batch: Batch, wishes: Callable[[], Wishes]) -> Apply:
+        """Computes the step's gradients and takes part in its READY round; parameters stay those of the previous step.
+
+        `wishes` is called when this worker is ready, so that a request to stop or to pause takes effect in the step that it arrives in.
+        """
         if self._rerouted is not None and step != self._rerouted:
             self.executor.follow(self.view)
             self.reducer, self._rerouted = self.executor.reducer, None
@@ -110,7 +113,7 @@ class Engine:
             answer = self._attempt(step, batch, wishes)
         return answer
 
-    def _attempt(self, step: int, batch: Batch, wishes: Wishes) -> Apply:
+    def _attempt(self, step: int, batch: Batch, wishes: Callable[[], Wishes]) -> Apply:
         self._model.watch.begin(step)
         with torch.enable_grad():  # the loop body may be in an evaluation without gradients
             leaves = self.executor.step(step, batch)
@@ -122,7 +125,7 @@ class Engine:
         self._check_rest()
         self._enter("ready", step, -1)
         self.replicator.confirm()
-        said = {"leaves": rows(leaves), "drew": self.executor.drew, **asdict(wishes)}
+        said = {"leaves": rows(leaves), "drew": self.executor.drew, **asdict(wishes())}
         decided, arrays = self._rounds.commit(
             2 * step,
             (said, {"squares": squares, **self._tell_running()}),

@@ -21,7 +21,7 @@ def inherited(segment: MappedSegment, model: LayeredModel) -> Salvage:
     Raises:
         GateRefused: if the segment holds no gradient sums.
     """
-    contents = Contents.read(segment)
+    contents = Contents.read(segment, loop=False)
     place = None if contents is None else contents.sums
     if place is None:
         raise GateRefused("the segment of a dead worker holds no gradient sums any more", check="salvage")

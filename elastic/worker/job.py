@@ -209,6 +209,9 @@ class Job:
                     self._waits.interrupt(Interrupted("the members of the job change"))
                 self._orders.append(message)
                 self._ordered.notify()
+        elif message["type"] == "prepare":
+            if self.segment is not None:
+                threading.Thread(target=self.segment.prepare, args=(message["bytes"],), name="elastic-memory", daemon=True).start()
         elif message["type"] == "boundary":
             self.pause_requested = True
         elif message["type"] == "stop":

@@ -80,7 +80,7 @@ class Migration:
         network: Endpoint,
         segments: Mapping[int, MappedSegment],
     ) -> None:
-        self._segments, self._contents = segments, {worker: Contents.read(segment) for worker, segment in segments.items()}
+        self._segments = segments
         self._copied_bytes = 0
         self._worker, self._proposal, self._model, self._network = worker, proposal, model, network
         self._before = network.stats.transferred  # read now, since transfers arrive as soon as links stand
@@ -96,6 +96,10 @@ class Migration:
         self._outgoing = [(i, move) for i, move in sent if move.source == worker]
         self._incoming = [(i, move) for i, move in sent if move.destination == worker]
         self._copies = [move for i, move in enumerate(proposal.transfers) if i in copied and move.destination == worker]
+        needed = {move.source for move in self._copies}
+        if proposal.buffers is not None and worker in proposal.buffers.to:
+            needed.add(proposal.buffers.source)
+        self._contents = {source: Contents.read(segment, loop=False) for source, segment in segments.items() if source in needed}
         owned, kept = [], []
         for layer in layout.layers:
             for interval in layer.intervals:

@@ -155,11 +155,14 @@ class WorkerRuntime:
         try:
             epoch = self.engine.view.epoch
             job.progress(epoch, step, self._history.median_s, self._history.committed_at, self._tell)
-            stop = before.stop if before is not None else job.stop_requested and not known
-            pause = job.pause_requested and not known and not final
             no_save = known or self._save_asked >= step - 1
             settings = self._history.ready(known=known)
-            wishes = Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
+
+            def wishes() -> Wishes:
+                stop = before.stop if before is not None else job.stop_requested and not known
+                pause = job.pause_requested and not known and not final
+                return Wishes(stop=stop, pause=pause, save=save, no_save=no_save, saved=saved, settings=settings)
+
             with self._waiting.at(epoch, step, computes=True):
                 answer = self.engine.compute(step, self._batch, wishes)
             if answer.differ:  # equal on all members

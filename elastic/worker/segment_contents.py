@@ -29,6 +29,9 @@ from elastic.recovery.offers import ByCopy, Directory, Place, SumsPlace
 from elastic.snapshot.held_copies import Held, StoredCopy, dtypes
 from elastic.worker.plain_state import to_plain
 
+_SETTLED_STEPS = 8
+"""After so many steps of a view its memory is freed that was kept or prepared for later use: members often change again before that."""
+
 CopyRun = tuple[Role, int, int, Mapping[str, torch.Tensor], int | None]
 """A copy: its role, layer, first element, memory by state, and the step of one that does not change."""
 
@@ -54,11 +57,12 @@ class SegmentContents:
         self._known_buffers: dict[int, tuple[int, str]] = {}
         self._loops = self._sums = 0
         self._grains = self._per_grain = 1
+        self._steps = 0  # of the view
 
     @property
     def bytes(self) -> int:
         """The segment's memory in use, and what is kept for later use."""
-        return 0 if self._segment is None else self._segment.used + self._segment.pooled
+        return 0 if self._segment is None else self._segment.used + self._segment.pooled + self._segment.prepared
 
     def begin(self, step: int, retained: Sequence[StoredCopy], digests: Digests, workload: Workload) -> None:
         """Describes the state with which a view begins: it is complete at `step`, has these digests, and no previous copies yet.
@@ -67,6 +71,7 @@ class SegmentContents:
         """
         if self._segment is None:
             return
+        self._steps, self._segment.keeps = 0, True
         self._previous = ()
         self._grains, self._per_grain = workload.grains, workload.micro_batches // workload.grains
         self._retained = [copy for copy in retained if isinstance(copy, Held) and copy.role != "replica"]
@@ -169,6 +174,9 @@ class SegmentContents:
         self._scalars = {known: values for known, values in self._scalars.items() if known == self._previous_step}
         self._scalars[step] = self._plain_scalars()
         self._live_step = step
+        self._steps += 1
+        if self._steps == _SETTLED_STEPS:
+            self._segment.trim()
         if _addresses(self._runs()) != self._places:  # the optimizer has made new state
             self._describe()
             return

@@ -121,6 +121,52 @@ def test_dropped_memory_is_given_back_to_the_system_but_for_a_little(both: Both)
     assert kept.all()
 
 
+def test_prepared_memory_is_used_by_the_next_allocations_and_given_back_by_trim(both: Both) -> None:
+    both.own.prepare(16 * MIB)
+    if not both.own.prepared:
+        pytest.skip("this system cannot prepare memory")
+    before = both.resident
+    assert 16 * MIB == both.own.prepared <= before
+    found = both.own.allocate(6 * MIB)
+    assert not found.any()
+    found[:] = 1
+    assert (both.own.prepared, both.resident) == (10 * MIB, before)
+    both.own.prepare(8 * MIB)
+    assert (both.own.prepared, both.resident) == (10 * MIB, before), "enough is prepared already"
+    both.own.trim()
+    assert both.own.prepared == 0
+    assert both.resident == before - 10 * MIB
+    assert found.all()
+    assert not both.own.allocate(12 * MIB).any()
+
+
+def test_memory_for_more_than_fits_is_not_prepared(both: Both) -> None:
+    both.own.prepare(1 << 60)
+    assert both.own.prepared == 0
+
+
+def test_freed_memory_is_kept_for_the_next_allocations_but_none_is_added(both: Both) -> None:
+    both.own.keeps = True
+    dropped = [both.own.allocate(size * MIB) for size in (16, 8, 8, 4)]
+    for each in dropped:
+        each[:] = 1
+    del each
+    dropped.clear()
+    both.own.collect()
+    before = both.resident
+    assert both.own.pooled == 36 * MIB
+    again = both.own.allocate(8 * MIB)
+    assert not again.any()
+    assert (both.own.pooled, both.resident) == (28 * MIB, before)
+    other = both.own.allocate(10 * MIB)
+    other[:] = 1
+    assert both.own.pooled == 12 * MIB, "the block of 16 MiB made room"
+    assert both.resident <= before
+    both.own.trim()
+    assert both.own.pooled == 0
+    assert both.resident <= both.own.used + 2 * PAGE
+
+
 def test_memory_that_is_dropped_behind_the_last_allocation_returns_with_the_next_record(both: Both) -> None:
     memory = both.own.allocate(64 * MIB)
     memory[:] = 1

@@ -109,6 +109,7 @@ def test_a_replacement_joins(scene: Callable[..., Scene]) -> None:
     assert job.admitted == [3]
     assert job.timers.act is not None
     job.timers.act()
+    assert 3 in job.crew.messages("prepare"), "it prepares its memory until the others have paused"
     assert job.crew.messages("boundary") == [0, 2]
     for worker in (0, 2):
         job.say(worker, "paused", epoch=2, step=11)

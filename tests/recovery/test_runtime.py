@@ -121,6 +121,25 @@ def test_a_pause_that_a_loss_has_overtaken_is_not_waited_for() -> None:
     assert (len(worker.held_states), runtime.step) == (1, 8)
 
 
+@pytest.mark.parametrize("final", [False, True])
+def test_a_request_that_arrives_while_a_step_is_computed_is_made_with_that_step(final: bool) -> None:
+    """A joiner need not wait for another step."""
+    worker = Recovering(7, False, 7)
+    job, history = worker.runtime._job, worker.runtime._history
+    vars(job).update(worker=0, epoch=1, stop_requested=False, pause_requested=False, progress=lambda *_: None)
+    vars(history).update(median_s=None, committed_at=None, ready=lambda known: "", committed=lambda *_: None)
+    wishes = []
+
+    def compute(step: int, batch: Any, wished: Any) -> Any:
+        job.pause_requested = job.stop_requested = True
+        wishes.append(wished())
+        return SimpleNamespace(differ=False, step=step)
+
+    worker.runtime.engine.compute = compute  # pyright: ignore[reportAttributeAccessIssue]
+    assert worker.runtime.compute(final=final) is not None
+    assert [(each.pause, each.stop) for each in wishes] == [(not final, True)], "members do not change behind the last step"
+
+
 def test_what_members_do_together_is_named_by_its_place() -> None:
     """Whoever did not take part, or joined later, finds the result under the same name, and its next one has the others' next name."""
     worker = Recovering(7, True, 6)
