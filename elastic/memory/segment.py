@@ -39,7 +39,8 @@ _MARK = struct.Struct("<q")
 _SLOT = struct.Struct("<qqqq")  # number, offset, length, CRC-32C
 _MARKS_AT = 64
 _SLOTS_AT = 256
-_POOLED_SHARE = 1 / 16  # of the bytes in use: freed memory that is kept for the next allocation, since new pages cost ten times a copy
+_POOLED_SHARE = 1 / 4
+"""Of the bytes in use: freed memory that is kept for the next change of members, since new pages cost ten times a copy."""
 _POOLED_BYTES = 4 << 20
 _FIRST_EXTENT = 64 << 20
 _WINDOW = 64 << 20  # a reader maps such runs as a whole: each mapping has a descriptor
@@ -71,11 +72,13 @@ class Header:
     """Marks and records of a segment. `store(offset, content)` writes to it, in the order in which another process may see it."""
 
     def __init__(self, page: np.ndarray, store: Callable[[int, bytes], None] | None = None) -> None:
-        self._page = page
-        self._store = store or self._write
+        self._page, self._other = page, store
 
-    def _write(self, offset: int, content: bytes) -> None:
-        self._page[offset : offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
+    def _store(self, offset: int, content: bytes) -> None:
+        if self._other is not None:
+            self._other(offset, content)
+        else:
+            self._page[offset : offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
 
     def begin(self) -> None:
         """Writes an empty header."""
