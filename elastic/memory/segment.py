@@ -18,7 +18,7 @@ import struct
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -69,22 +69,19 @@ def create() -> int:
 
 
 class Header:
-    """Marks and records of a segment. `store(offset, content)` writes to it, in the order in which another process may see it."""
+    """Marks and records of a segment, in the order of its stores: another process may read between any two."""
 
-    def __init__(self, page: np.ndarray, store: Callable[[int, bytes], None] | None = None) -> None:
-        self._page, self._other = page, store
+    def __init__(self, page: np.ndarray) -> None:
+        self._page = page
 
-    def _store(self, offset: int, content: bytes) -> None:
-        if self._other is not None:
-            self._other(offset, content)
-        else:
-            self._page[offset : offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
+    def _write(self, offset: int, content: bytes) -> None:
+        self._page[offset : offset + len(content)] = np.frombuffer(content, dtype=np.uint8)
 
     def begin(self) -> None:
         """Writes an empty header."""
         for mark in range(MARKS):
             self.set_mark(mark, NONE)
-        self._store(0, MAGIC)
+        self._write(0, MAGIC)
 
     @property
     def begun(self) -> bool:
@@ -97,7 +94,7 @@ class Header:
 
     def set_mark(self, number: int, value: int) -> None:
         """Sets a mark, in one store."""
-        self._store(_MARKS_AT + number * _MARK.size, _MARK.pack(value))
+        self._write(_MARKS_AT + number * _MARK.size, _MARK.pack(value))
 
     def slot(self, record: int, slot: int) -> tuple[int, int, int, int]:
         """Returns a slot's number (0: empty), and the offset, length and checksum of its content."""
@@ -105,13 +102,13 @@ class Header:
 
     def empty_slot(self, record: int, slot: int) -> None:
         """Empties a slot; called before its content is overwritten."""
-        self._store(_slot_at(record, slot), _MARK.pack(0))
+        self._write(_slot_at(record, slot), _MARK.pack(0))
 
     def fill_slot(self, record: int, slot: int, number: int, offset: int, length: int, checksum: int) -> None:
         """Fills a slot whose content is in place: its number is stored last."""
         at = _slot_at(record, slot)
-        self._store(at + _MARK.size, _SLOT.pack(number, offset, length, checksum)[_MARK.size :])
-        self._store(at, _MARK.pack(number))
+        self._write(at + _MARK.size, _SLOT.pack(number, offset, length, checksum)[_MARK.size :])
+        self._write(at, _MARK.pack(number))
 
 
 def _slot_at(record: int, slot: int) -> int:
