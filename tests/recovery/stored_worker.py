@@ -18,6 +18,7 @@ from elastic.layout.transfer import PARAM
 from elastic.memory.raw import checksum
 from elastic.memory.segment import OwnSegment
 from elastic.memory.tensors import bytes_of, lasting
+from elastic.plan.workload import LayerCost, Workload
 from elastic.recovery.inventory import Inventory
 from elastic.snapshot.held_copies import Held, held
 from elastic.snapshot.previous import PreviousCopies
@@ -25,6 +26,8 @@ from elastic.worker.segment_contents import SegmentContents
 
 LAYERS, SIZE = (0, 1), 256
 STATES = (PARAM, "exp_avg")
+
+WORKLOAD = Workload(layers=(LayerCost(forward_s=1.0, backward_s=1.0, parameters=0, activation_bytes=0),), micro_batches=1, grains=1)
 
 
 def truth(state: str, layer: int, step: int, start: int = 0, stop: int = SIZE) -> np.ndarray:
@@ -81,7 +84,7 @@ class Worker:
         self.previous = PreviousCopies(self.optimizer, self.contents)
         self.retained, self.begun = [copy for copy in old if copy.step == step], step
         self.contents.has_buffers(step, buffers(step))
-        self.contents.begin(step, self.retained, self.digests())
+        self.contents.begin(step, self.retained, self.digests(), WORKLOAD)
         self.note_loop()
 
     def digests(self) -> dict[tuple[int, int], Mapping[str, str]]:
