@@ -92,7 +92,7 @@ class Rest:
     """The digests of one worker's copies in one view.
 
     `every` is the number of steps in which each layer is digested once; `all_of(step)` returns whether a step digests all layers.
-    `owned_always`: every step digests all owned shards, since nobody else has a copy of them; layers are checked in turn all the same.
+    `owned_always`: every step digests and checks all owned shards, since nobody else has a copy of them.
     """
 
     def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False, *, owned_always: bool = False) -> None:
@@ -106,9 +106,12 @@ class Rest:
         """Returns whether copies of the layer as of this step are digested."""
         return (step + layer) % self._every == 0 or self._all_of(step)
 
+    def _due(self, role: Role, step: int, layer: int) -> bool:
+        return self.takes(step, layer) or (role == "live" and self._owned_always)
+
     def note(self, role: Role, layer: int, start: int, step: int, memory: Mapping[str, torch.Tensor]) -> None:
         """Digests a complete copy, which must not be written to until `forget`. Does nothing if it is not the layer's turn."""
-        if not (self.takes(step, layer) or (role == "live" and self._owned_always)):
+        if not self._due(role, step, layer):
             return
         raw = self._raw(role, layer, start, memory)
         checksums = {state: checksum(each.now()) for state, each in raw.items()}
@@ -143,7 +146,7 @@ class Rest:
         """
         found = []
         for (role, layer, start), resting in self._resting.items():
-            if role not in roles or (in_turn and not self.takes(resting.step, layer)):
+            if role not in roles or (in_turn and not self._due(role, resting.step, layer)):
                 continue
             for state, memory in resting.memory.items():
                 if checksum(memory.now()) != resting.checksums[state]:

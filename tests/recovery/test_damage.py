@@ -61,6 +61,18 @@ def test_stages_hand_damage_on_and_nothing_of_that_step_is_kept(calm: Any) -> No
     assert [(each["kind"], each["worker"], each["micro_batches_kept"]) for each in result.incidents] == [("damage", 0, 0), ("damage", 3, 0)]
 
 
+def test_a_worker_whose_own_memory_changed_goes_back_to_its_previous_copy(calm: Any) -> None:
+    """There are no replicas: on one host state lies in segments."""
+    flips = {"0": [["forward", 5, "live", "param"]], "1": [["forward", 3, "live", "exp_avg_sq"], ["backward", 8, "gathered", "param"]]}
+    result = run(flips, workers=3, stages=1)
+    assert result.value == calm
+    assert [(each["kind"], each["worker"], each["step"]) for each in result.incidents] == [
+        ("damage", 1, 3),
+        ("damage", 0, 5),
+        ("damage", 1, 8),
+    ]
+
+
 @pytest.mark.usefixtures("without_segments")
 def test_state_that_differs_and_that_nobody_saw_change_is_not_trained_on() -> None:
     flips = {"1": [["forward", 47, "live", "exp_avg_sq"]]}
