@@ -191,6 +191,7 @@ class Agent:
         return WorkerSpec(
             worker=number,
             first=number == self._founders.first,
+            joins=self._driver is not None,
             host=self._host,
             directory=self._start.directory,
             secret=self._secret,

@@ -38,7 +38,8 @@ class SavedBytes:
 
 
 @contextmanager
-def _buffers_restored(model: LayeredModel) -> Iterator[None]:
+def buffers_restored(model: LayeredModel) -> Iterator[None]:
+    """Restores all buffers, and their values, when the block ends."""
     modules = list(model.root.modules())
     kept = [dict(module._buffers) for module in modules]
     values = {id(buffer): copy(buffer) for each in kept for buffer in each.values() if buffer is not None}
@@ -58,7 +59,7 @@ def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> 
     Runs the whole model once to warm up, then once or, if that is quick, a few times, and takes the least times. Parameters and buffers are
     restored, gradients are dropped.
     """
-    with _buffers_restored(model):
+    with buffers_restored(model):
         _pass(model, loss, numerics, batch)
         started, rows = time.thread_time(), _pass(model, loss, numerics, batch)
         for _ in range(_MOST_PASSES - 1):

@@ -30,6 +30,7 @@ _current: Job | None = None
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
     """The start parameters that the agent sends to a new worker. `first`: it measures the layers' costs, and leads until there is a view.
+    `joins`: the job has a view already.
 
     `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
     modules that the launcher has imported.
@@ -41,6 +42,7 @@ class WorkerSpec:
     secret: str  # hexadecimal
     settings: JobSettings
     first: bool = False
+    joins: bool = False
     import_path: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     modules: dict[str, str] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class WorkerSpec:
             "secret": self.secret,
             "settings": self.settings.to_json(),
             "first": self.first,
+            "joins": self.joins,
             "import_path": self.import_path,
             "argv": self.argv,
             "modules": self.modules,
@@ -91,6 +94,7 @@ class Job:
         self.secret = bytes.fromhex(spec.secret)
         self.exact = spec.settings.exact
         self.profile = self._first = spec.first
+        self.joins = spec.joins  # this worker joins a running job
         self.stop_requested = False  # after the first Ctrl-C: stop at the next step boundary
         self.pause_requested = False  # the members will change: pause at the next step boundary
         self.dismissed = threading.Event()  # every worker has finished: this one may exit

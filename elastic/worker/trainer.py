@@ -25,6 +25,7 @@ from elastic.engine.probe import probe
 from elastic.engine.stage import Loss
 from elastic.engine.torch_settings import Modes
 from elastic.engine.view_state import Training, ViewState, initial_state
+from elastic.engine.warm_up import warm_up
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, TrainerError
 from elastic.host import facts as host
@@ -161,6 +162,8 @@ class Trainer:
         )
         self._contents = SegmentContents(self._job.worker, self._job.segment, self._model, self._optimizer)
         announcement = self._announcement()
+        if self._job.joins:
+            warm_up(self._model, loss, numerics, lambda: self._batch(0, 0))
         if self._checkpoints is not None:
             self._checkpoints.began_with(announcement["digest"])
         view = self._job.announce({**announcement, "micro_batches": micro_batches, "grains": grains})
