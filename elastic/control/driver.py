@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from elastic.control.carrier import Death
 from elastic.control.incident_log import IncidentLog
 from elastic.control.input_blame import MicroBatchLoss
 from elastic.control.link_figures import LinkFigures
+from elastic.control.memory_ahead import prepare_memory
 from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing
 from elastic.control.state import JobPolicy, Phase
@@ -250,23 +250,8 @@ class Driver:
                 self._world.carrier.tell(action.workers, {"type": "boundary"})
 
         epoch = self.view.epoch
-        self._prepare_memory()
+        prepare_memory(self._world, self.state, self._terms())
         self._world.etcd_thread.run(EtcdTask(call=self._world.attempts.ask, done=tell, wanted=asked, deadline_s=math.inf))
-
-    def _prepare_memory(self) -> None:
-        """Lets workers prepare the memory that they will need when ready workers join, while the training goes on."""
-        with suppress(ElasticError):  # the proposal will say what is wrong
-            needed = self._world.expect(
-                last=self.view,
-                joiners=self.state.ready,
-                stages=self._settings.stages,
-                slowdowns=self.state.slowdowns,
-                links=self._preparing.links,
-                prepared=self._preparing.prepared,
-            )
-            for worker, size in needed.items():
-                if size:
-                    self._world.carrier.tell([worker], {"type": "prepare", "bytes": size})
 
     def _quiesce(self, action: events.Quiesce) -> None:
         self._incident_log.note(lambda timeline, now: timeline.opened(now))
@@ -283,14 +268,7 @@ class Driver:
     def _propose(self, action: events.Propose) -> None:
         self._incident_log.note(lambda timeline, now: timeline.inventoried(now))
         try:
-            terms = Terms(
-                stages=self._settings.stages,
-                links=self._preparing.links,
-                replaced_s=self._replaced_s,
-                prepared=self._preparing.prepared,
-                offers=self._world.carrier.offers(sorted(self._dead)),
-            )
-            proposal = self._world.propose(action, terms)
+            proposal = self._world.propose(action, self._terms(self._world.carrier.offers(sorted(self._dead))))
         except ElasticError as error:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
@@ -298,6 +276,10 @@ class Driver:
             self.feed(events.Unproposable(attempt_id=action.attempt_id, kind=kind, message=str(error)))
         else:
             self.feed(events.Proposed(attempt_id=action.attempt_id, proposal=proposal))
+
+    def _terms(self, offers: Sequence[Inventory] = ()) -> Terms:
+        links, prepared = self._preparing.links, self._preparing.prepared
+        return Terms(stages=self._settings.stages, links=links, replaced_s=self._replaced_s, prepared=prepared, offers=offers)
 
     def _offer(self, action: events.Offer) -> None:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))

@@ -168,7 +168,8 @@ class OwnSegment:
         rounded = _rounded(size)
         self.collect()
         free = self._free.get(rounded)
-        block = free.pop() if free else self._grown(rounded)
+        warm = bool(self._extents) and self._extents[-1].prepared >= self._extents[-1].taken + rounded
+        block = free.pop() if free and (free[-1].pooled or not warm) else self._grown(rounded)
         clear, block.pooled = block.pooled, False
         if clear:
             self.pooled -= rounded

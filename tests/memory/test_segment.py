@@ -140,6 +140,23 @@ def test_prepared_memory_is_used_by_the_next_allocations_and_given_back_by_trim(
     assert not both.own.allocate(12 * MIB).any()
 
 
+def test_prepared_memory_is_used_before_freed_blocks_whose_pages_were_given_back(both: Both) -> None:
+    again = both.own.allocate(8 * MIB)
+    address = again.ctypes.data
+    again[:] = 1
+    del again
+    both.own.collect()
+    both.own.prepare(8 * MIB)
+    if not both.own.prepared:
+        pytest.skip("this system cannot prepare memory")
+    first, second = both.own.allocate(8 * MIB), both.own.allocate(8 * MIB)
+    assert both.own.prepared == 0
+    assert first.ctypes.data != address
+    assert second.ctypes.data == address
+    assert not first.any()
+    assert not second.any()
+
+
 def test_memory_for_more_than_fits_is_not_prepared(both: Both) -> None:
     both.own.prepare(1 << 60)
     assert both.own.prepared == 0
