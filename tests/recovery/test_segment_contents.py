@@ -42,7 +42,7 @@ class Checked:
             whole = {contents.step_of(place) for place in contents.complete if (place.layer, place.start) in owned}
             assert steps & whole & contents.buffers.keys()
             assert contents.loop is not None
-            offered = contents.offered(contents.complete)
+            offered = contents.offered(contents.complete, sums=False)
             assert {each.step for each in offered.copies} <= offered.scalars.keys()
 
     def check(self, copy: MappedSegment, contents: Contents, place: Place) -> None:
