@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import stat
-from contextlib import suppress
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ _NEW = "members.new"
 _OPEN = 0o755  # anyone on the host may read the workers' activity
 _MADE = ("torchinductor", "activity")
 _SCRATCH = ("etcd", LINKS, *_MADE)
+_IN_USE_S = 5.0  # how long to wait for an agent whose launcher was killed: it ends its job, which empties the directory
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,30 @@ class RunDirectory:
     def incidents(self) -> Path:
         return self.path / "incidents.jsonl"
 
+    @contextmanager
+    def prepared(self) -> Generator[int]:
+        """Makes the directory, removes the files of an earlier run, and locks it. Raises SettingsError if it cannot be used.
+
+        The lock belongs to the descriptor: it lasts as long as a process has it open. So it also covers the agent's last removals of files
+        if this process is killed.
+        """
+        with self._usable():
+            self.path.mkdir(_OPEN, parents=True, exist_ok=True)
+            self._refuse_others()
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._lock(descriptor)
+            self.prepare()
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
     def prepare(self) -> None:
         """Makes the directory, and removes the files of an earlier run. Raises SettingsError if it cannot be used.
 
         Another user who can write in it could make the run overwrite this user's files, through symbolic links at the run's file names.
         """
-        try:
+        with self._usable():
             self.path.mkdir(_OPEN, parents=True, exist_ok=True)
             self._refuse_others()
             for name in (*_KEPT, _NEW):
@@ -50,9 +74,27 @@ class RunDirectory:
             self.clear()
             for name in _MADE:
                 (self.path / name).mkdir(_OPEN)
+
+    @contextmanager
+    def _usable(self) -> Generator[None]:
+        try:
+            yield
         except OSError as error:
             name = "" if error.filename in (None, str(self.path)) else f" ({os.path.basename(error.filename)})"
             raise SettingsError(f"directory={str(self.path)!r} cannot be used: {error.strerror}{name}") from error
+
+    def _lock(self, descriptor: int) -> None:
+        """Refuses a directory in which another job runs. Some network file systems cannot lock one: there nothing is refused."""
+        until = time.monotonic() + _IN_USE_S
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK:
+                    return None
+            if time.monotonic() >= until:
+                raise SettingsError(f"directory={str(self.path)!r} is in use by another job, which is still running: use one for each job")
+            time.sleep(_POLL_S)
 
     def _refuse_others(self) -> None:
         found, me = self.path.stat(), os.geteuid()

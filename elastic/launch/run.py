@@ -88,7 +88,8 @@ def run(
         plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
             decides. A plan for other members, another model, batch or version is refused.
         directory: directory for `members.json` and `incidents.jsonl`, which replace those of an earlier run; by default a temporary
-            directory, which is removed. One that belongs to another user, or in which every user may write, is refused.
+            directory, which is removed. One that belongs to another user, in which every user may write, or which another running job
+            uses, is refused.
 
     The first Ctrl-C stops the job at the next step boundary, where a Trainer saves, and `JobResult.stopped` is True; the second stops it at
     once, with KeyboardInterrupt. SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A
@@ -135,11 +136,11 @@ def launched(settings: JobSettings) -> JobResult:
     requests = StopRequests()
     with requests.caught():
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
-        own.prepare()
-        try:
-            result = _outcome(_supervise(settings, str(own.path), requests))
-        finally:
-            own.remove() if settings.directory is None else own.clear()
+        with own.prepared() as lock:
+            try:
+                result = _outcome(_supervise(settings, str(own.path), lock, requests))
+            finally:
+                own.remove() if settings.directory is None else own.clear()
     if requests.first is not None and requests.first is not signal.SIGINT:
         raise Terminated(exit_code(requests.first), result)
     return result
@@ -176,15 +177,15 @@ def _refuse_nowhere() -> None:
         ) from error
 
 
-def _supervise(settings: JobSettings, directory: str, requests: StopRequests) -> Message | None:
-    """Runs an agent. Returns its final message, None if it died without one."""
+def _supervise(settings: JobSettings, directory: str, lock: int, requests: StopRequests) -> Message | None:
+    """Runs an agent, which keeps the descriptor `lock` open. Returns its final message, None if it died without one."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
     with theirs, shielded():
         agent = subprocess.Popen(
             module_command("elastic.agent.main", str(theirs.fileno())),
             env=agent_environment(),
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), lock],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )

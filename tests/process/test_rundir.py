@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from elastic.errors import SettingsError
+from elastic.host import rundir
 from elastic.host.rundir import RunDirectory
 from elastic.observe.activity import Activity, read
 
@@ -50,6 +54,36 @@ def test_links_that_come_while_the_job_runs_are_not_followed(tmp_path: Path) -> 
     (run.path / "activity").symlink_to(tmp_path)
     Activity(run.path, 1)
     assert not (tmp_path / "1").exists()
+
+
+def test_the_directory_of_a_running_job_is_refused_to_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second job removed the etcd and the sockets of the first."""
+    monkeypatch.setattr(rundir, "_IN_USE_S", 0.1)
+    same = tmp_path / "same"
+    same.symlink_to(tmp_path / "run")
+    with RunDirectory(tmp_path / "run").prepared():
+        (tmp_path / "run" / "etcd").mkdir()
+        with pytest.raises(SettingsError, match="same' is in use by another job"), RunDirectory(same).prepared():
+            pass
+        assert (tmp_path / "run" / "etcd").is_dir()
+    with RunDirectory(same).prepared():
+        assert not (tmp_path / "run" / "etcd").exists()
+
+
+def test_the_next_job_waits_until_the_agent_of_a_killed_launcher_has_ended(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).prepared() as lock:
+        agent = subprocess.Popen(["sleep", "0.3"], pass_fds=[lock])
+    with RunDirectory(tmp_path).prepared():
+        assert agent.wait(1) == 0
+
+
+def test_where_directories_cannot_be_locked_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with RunDirectory(tmp_path).prepared(), RunDirectory(tmp_path).prepared():
+        assert (tmp_path / "activity").is_dir()
 
 
 def test_a_directory_that_every_user_may_write_in_is_refused(tmp_path: Path) -> None:
