@@ -59,6 +59,7 @@ from elastic.control.transitions import (
     close_job,
     end_job,
     evict,
+    failed_join,
     followed_by,
     gathering,
     replenished,
@@ -108,7 +109,7 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
     worker = event.worker
     if worker in state.finished:
         return state, []
-    state = replace(state, cause=event.how, failed_joins=state.failed_joins + (worker in state.newcomers))
+    state = replace(failed_join(state, worker) if worker in state.newcomers else state, cause=event.how)
     if state.finished:
         return close_job(state, now)
     if event.loss is not None:
@@ -122,10 +123,10 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
 
 
 def _joiner_died(state: ControlState, event: WorkerDied, now: float) -> Transition:
-    state = replace(state, failed_joins=state.failed_joins + 1)
+    before, state = state.failed_joins, failed_join(state, event.worker)
     state, actions = replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
     told: list[ControlAction] = [Tell(sentence=f"{event.how}, before it had joined"), *actions]
-    if state.policy.respawn and state.failed_joins == FAILED_JOINS:
+    if state.policy.respawn and before < state.failed_joins == FAILED_JOINS:
         told.append(Tell(sentence=f"{FAILED_JOINS} new workers have died before a step was committed with them: no more are started"))
     if state.phase is Phase.PAUSED or (state.phase in ATTEMPTING and event.worker in state.participants):
         return followed_by(told, open_attempt(state, now))

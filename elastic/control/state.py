@@ -63,6 +63,7 @@ class ControlState:
     yet. `fallen`: the next view begins with a checkpoint, since some of the state is in no worker's memory; `afresh`: or at step 0, with
     new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
     so far, in order. `damaged` members of the view have discarded copies of their state.
+    `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
     """
 
     policy: JobPolicy
@@ -86,6 +87,7 @@ class ControlState:
     losses: tuple[MicroBatchLoss, ...] = ()
     damaged: frozenset[int] = frozenset()
     failed_joins: int = 0
+    failed_below: int = 0
     failed_attempts: int = 0
     stopping: bool = False
     fallen: bool = False

@@ -50,6 +50,13 @@ def replenished(state: ControlState, *, recovering: bool = False) -> Transition:
     return started, [Respawn(workers=numbers)]
 
 
+def failed_join(state: ControlState, worker: int) -> ControlState:
+    """Counts the death of a new worker; workers that run together count once, since they may be killed together, from outside."""
+    if worker < state.failed_below:
+        return state
+    return replace(state, failed_joins=state.failed_joins + 1, failed_below=state.next_worker)
+
+
 def respawns(state: ControlState) -> bool:
     """Whether new workers may be started."""
     return state.policy.respawn and not state.stopping and not state.finished and state.failed_joins < FAILED_JOINS

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from elastic.control.attempt import FAILED_ATTEMPTS, SETTLING_S
 from elastic.control.events import (
     Announce,
@@ -156,6 +158,26 @@ def test_a_newcomer_that_dies_before_a_step_is_committed_counts_as_failed() -> N
     job = running(respawn=True).die(1).recover().ready(3).feed(Timeout())
     job.feed(PausedAt(worker=0, epoch=2, step=4), PausedAt(worker=2, epoch=2, step=4)).recover().die(3)
     assert job.state.failed_joins == 1
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_new_workers_that_are_killed_together_count_once(joined: bool) -> None:
+    """A job of three workers ended when all were killed, and all new ones too."""
+    job = saving(3, respawn=True).die(0).die(1).die(2)
+    if joined:
+        job.ready(3).ready(4).ready(5).inventories().proposed().votes().committed()
+    job.die(4).die(3).die(5)
+    assert job.phase is not Phase.ENDED
+    assert job.state.failed_joins == 1
+    assert job.state.starting == {6, 7, 8}
+    job.die(7)
+    assert (job.state.failed_joins, job.state.starting) == (2, {6, 8, 9})
+    job.die(9)
+    assert "no more are started" in job.told
+    assert (job.state.failed_joins, job.state.starting) == (FAILED_JOINS, {6, 8})
+    job.die(8)
+    assert job.told.count("no more are started") == 1
+    assert "new workers die" in job.die(6).ended()
 
 
 def test_an_unknown_joiner_is_ignored() -> None:
