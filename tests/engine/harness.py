@@ -31,6 +31,7 @@ class FakeJob:
 
     links: str | None = None
     segment = None
+    joins = False
     threads = 1
     trains = False  # tests make one Trainer after the other
 
