@@ -288,6 +288,7 @@ class Driver:
         sources = copied.union(dead for dead, _ in action.proposal.heirs)
         if (buffers := action.proposal.buffers) is not None and buffers.source not in action.proposal.view.workers:
             sources.add(buffers.source)
+        sources.update(action.proposal.view.workers)  # they read each other's gradients and parameters
         self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal}, sorted(sources))
         self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
 
@@ -312,7 +313,7 @@ class Driver:
         self._incident_log.note(lambda timeline, now: timeline.committed(now, view))
         if current is not None and self._lost_at is not None and set(view.workers).difference(current.before.workers):
             self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
-        self._world.carrier.tell(view.workers, {"type": "view", "view": view.to_json()})
+        self._world.carrier.tell(view.workers, {"type": "view", "view": view.to_json()}, view.workers if view.epoch == 1 else ())
         self._link_figures.keep(view.workers)
         self._world.carrier.record(view)
         self._preparing.begin(view)

@@ -19,6 +19,7 @@ from elastic.engine.pipe import Pipe
 from elastic.engine.randomness import Generators
 from elastic.engine.reducer import Reducer
 from elastic.engine.salvage import Resumption, Salvage, kept
+from elastic.engine.shared import SharedMemory
 from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossLeaf, LossRunner, enter
 from elastic.engine.statistics import Records
 from elastic.plan.schedule import Action, build
@@ -34,13 +35,21 @@ class Executor:
     """Forward and backward of one worker in one view; its reducer sends gradients, its gatherer receives parameters."""
 
     def __init__(
-        self, worker: int, model: LayeredModel, view: View, network: Endpoint, numerics: Numerics, loss: Loss, enter: Enter
+        self,
+        worker: int,
+        model: LayeredModel,
+        view: View,
+        network: Endpoint,
+        numerics: Numerics,
+        loss: Loss,
+        enter: Enter,
+        shared: SharedMemory,
     ) -> None:
         self._enter = enter
-        self._network = network
+        self._network, self._shared = network, shared
         self._model, self._workload = model, view.workload
         self._follow(view)
-        self.gatherer = Gatherer(worker, model, view, network)
+        self.gatherer = Gatherer(worker, model, view, network, shared)
         self.generators = Generators()
         self.statistics = model.running.statistics
         self.noted: Callable[[Salvage | None], None] | None = None  # called with each grain that is finished, and with None at the end
@@ -73,7 +82,7 @@ class Executor:
     def _follow(self, view: View) -> None:
         worker = self._network.worker
         self.pipe = Pipe(worker, view, self._network)
-        self.reducer = Reducer(worker, self._model, view, self._network)
+        self.reducer = Reducer(worker, self._model, view, self._network, self._shared)
         self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes).get(worker, ())
         self._route = view.plan.routes[self.pipe.stage]
 

@@ -10,8 +10,9 @@ import torch
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.model import LayeredModel
+from elastic.engine.shared import REFERENCE_BYTES, SharedMemory
 from elastic.layout.transfer import updates
-from elastic.memory.tensors import HostBytes, Landing
+from elastic.memory.tensors import HostBytes, Landing, bytes_of, empty
 from elastic.view import View
 
 
@@ -30,31 +31,38 @@ class _ParameterRun:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sent(_ParameterRun):
     values: HostBytes
+    near: bool  # the receiver reads the values in this worker's memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Received(_ParameterRun):
+    """`landing` is for the values, `reference` for where they lie if the sender is near."""
+
     landing: Landing
+    reference: Landing | None
 
 
 class Gatherer:
     """The parameter exchange of one worker in one view."""
 
-    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint) -> None:
-        self._network = network
+    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint, shared: SharedMemory) -> None:
+        self._network, self._shared = network, shared
         self._model = model
         self._gathered: dict[int, list[tuple[int, torch.Tensor]]] = {}
         self.arrived: Callable[[int], None] | None = None  # called for every layer whose parameters have arrived
         self._outgoing: list[_Sent] = []
         self._incoming: list[_Received] = []
-        self._awaited: dict[int, list[tuple[int, Tag, Landing]]] = {}
+        self._awaited: dict[int, list[tuple[Tag, _Received]]] = {}
         for layer in range(len(view.layout.layers)):
             for move in updates(view.layout, layer, worker):
                 run = model.run(layer, move.start, move.stop)
                 if worker == move.source:
-                    self._outgoing.append(_Sent(peer=move.destination, layer=layer, start=move.start, values=HostBytes(run)))
+                    peer = move.destination
+                    self._outgoing.append(_Sent(peer=peer, layer=layer, start=move.start, values=HostBytes(run), near=peer in shared))
                 else:
-                    self._incoming.append(_Received(peer=move.source, layer=layer, start=move.start, landing=Landing(run)))
+                    reference = Landing(empty(REFERENCE_BYTES, torch.uint8)) if move.source in shared else None
+                    where = {"peer": move.source, "layer": layer, "start": move.start}
+                    self._incoming.append(_Received(**where, landing=Landing(run), reference=reference))
         self._homes = {layer.index: [layer.index, *(tie.home for tie in layer.ties)] for layer in model.spec.layers}
 
     def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:
@@ -74,22 +82,21 @@ class Gatherer:
         """Posts memory for the step's updates by other owners; from here on the parameters here may change."""
         for piece in self._incoming:
             tag = piece.tag(step)
-            self._network.post(piece.peer, tag, piece.landing.bytes)
-            self._awaited.setdefault(piece.layer, []).append((piece.peer, tag, piece.landing))
+            self._network.post(piece.peer, tag, (piece.reference or piece.landing).bytes)
+            self._awaited.setdefault(piece.layer, []).append((tag, piece))
 
     def send(self, step: int) -> None:
         """Sends every owned run, as updated in the step; returns at once."""
         for piece in self._outgoing:
-            self._network.send(piece.peer, piece.tag(step), piece.values.now())
+            values = self._shared.reference(piece.values.tensor) if piece.near else piece.values.now()
+            self._network.send(piece.peer, piece.tag(step), values)
 
     def wait(self, layer: int) -> None:
         """Returns when the layer's parameters, tied ones included, are up to date."""
         for home in self._homes[layer]:
             awaited = self._awaited.get(home, [])
             while awaited:  # a run that could not be received stays awaited
-                peer, tag, landing = awaited[0]
-                self._network.receive(peer, tag)
-                landing.take()
+                self._receive(*awaited[0])
                 del awaited[0]
             if self._awaited.pop(home, None) is not None and self.arrived is not None:
                 self.arrived(home)
@@ -101,12 +108,18 @@ class Gatherer:
         """
         for awaited in self._awaited.values():
             for message in list(awaited):
-                peer, tag, landing = message
-                if self._network.arrived(peer, tag):
-                    self._network.receive(peer, tag)
-                    landing.take()
+                tag, piece = message
+                if self._network.arrived(piece.peer, tag):
+                    self._receive(tag, piece)
                     awaited.remove(message)
         return {layer for layer, awaited in self._awaited.items() if awaited}
+
+    def _receive(self, tag: Tag, piece: _Received) -> None:
+        self._network.receive(piece.peer, tag)
+        if piece.reference is not None:
+            reference = bytes_of(piece.reference.take())
+            piece.landing.bytes[:] = self._shared.values(piece.peer, reference, piece.landing.size)
+        piece.landing.take()
 
     def wait_all(self) -> None:
         """Returns when every parameter held here is up to date."""

@@ -15,6 +15,7 @@ from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.reduction import Meter, NodeSums, Parts, SumMemory, VectorFold
+from elastic.engine.shared import REFERENCE_BYTES, SharedMemory
 from elastic.layout.layout import Interval
 from elastic.layout.runs import shared
 from elastic.memory.raw import ALIGNMENT_BYTES
@@ -54,10 +55,13 @@ class Overlap:
             found.append(None if part is None else part[start + offset : stop + offset])
         return found
 
+    def present(self, parts: Parts) -> bytes:
+        """The beginning of a message: which runs are present."""
+        return sum(1 << bit for bit, part in enumerate(parts) if part is not None).to_bytes(self.prefix, "little")
+
     def encode(self, parts: Parts, itemsize: int) -> list[bytes | np.ndarray]:
         """One message: which runs are present, then all elements from `start` to `stop`, zero where there is nothing."""
-        present = sum(1 << bit for bit, part in enumerate(parts) if part is not None)
-        buffers: list[bytes | np.ndarray] = [present.to_bytes(self.prefix, "little")]
+        buffers: list[bytes | np.ndarray] = [self.present(parts)]
         position = 0
         for part, (start, stop) in zip(parts, self.runs, strict=True):
             if part is not None:
@@ -67,9 +71,12 @@ class Overlap:
 
     def decode(self, message: torch.Tensor, dtype: torch.dtype) -> Parts:
         """The inverse of `encode`, sharing the message's memory (uint8)."""
+        return self.parts(message, retyped(message[self.prefix :], dtype))
+
+    def parts(self, message: torch.Tensor, memory: torch.Tensor) -> Parts:
+        """Returns the runs in `memory` that a message (uint8) says are present."""
         present = int.from_bytes(bytes_of(message[: self.prefix]).tobytes(), "little")
-        views = self.views(retyped(message[self.prefix :], dtype))
-        return [view if present >> bit & 1 else None for bit, view in enumerate(views)]
+        return [view if present >> bit & 1 else None for bit, view in enumerate(self.views(memory))]
 
 
 def overlaps(vector: Vector, intervals: Sequence[Interval]) -> list[Overlap]:
@@ -109,8 +116,8 @@ class OwnedGradient:
 class Reducer:
     """The gradient side of one worker in one view."""
 
-    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint) -> None:
-        self._worker, self._network, self._model = worker, network, model
+    def __init__(self, worker: int, model: LayeredModel, view: View, network: Endpoint, shared: SharedMemory) -> None:
+        self._worker, self._network, self._model, self._shared = worker, network, model, shared
         workload, plan, layout = view.workload, view.plan, view.layout
         self._grains = workload.grains
         self._per_grain = workload.micro_batches // workload.grains
@@ -144,7 +151,11 @@ class Reducer:
         self._folds: dict[int, VectorFold] = {}
         if outlives():
             self._memory = {
-                vector.id: SumMemory([each.size for each in vector.parameters], model.dtype(vector.home))
+                vector.id: SumMemory(
+                    [(each.start - vector.start, each.start - vector.start + each.size) for each in vector.parameters],
+                    vector.size,
+                    model.dtype(vector.home),
+                )
                 for vector in model.vectors
                 if vector.id in self._outgoing
             }
@@ -166,9 +177,10 @@ class Reducer:
 
     def _expect(self, overlap: Overlap, members: Sequence[int], stage: int) -> list[Incoming]:
         itemsize = self._model.dtype(overlap.vector.home).itemsize
-        size = overlap.prefix + (overlap.stop - overlap.start) * itemsize
+        whole = (overlap.stop - overlap.start) * itemsize
+        size = {member: overlap.prefix + (REFERENCE_BYTES if member in self._shared else whole) for member in members}
         return [
-            Incoming(worker=member, node=node, tag=_tag(0, overlap, node), landing=Landing(empty(size, torch.uint8)))
+            Incoming(worker=member, node=node, tag=_tag(0, overlap, node), landing=Landing(empty(size[member], torch.uint8)))
             for member in members
             if member != self._worker
             for node in self._nodes[stage, member]
@@ -218,10 +230,18 @@ class Reducer:
         if not overlaps:
             return
         itemsize = self._model.dtype(vector.home).itemsize
-        for node, parts in self._folds[vector.id].sums.joined().items():
+        sums = self._folds[vector.id].sums
+        nodes = sums.joined()
+        places = sums.placed() if any(overlap.interval.owner in self._shared for overlap in overlaps) else {}
+        for node, parts in nodes.items():
             for overlap in overlaps:
-                buffers = overlap.encode(overlap.local(parts), itemsize)
-                self._network.send(overlap.interval.owner, _tag(self._step, overlap, node), *buffers)
+                owner, local = overlap.interval.owner, overlap.local(parts)
+                if owner in self._shared:
+                    start = overlap.start - vector.start
+                    buffers = [overlap.present(local), self._shared.reference(places[node][start : start + 1])]
+                else:
+                    buffers = overlap.encode(local, itemsize)
+                self._network.send(owner, _tag(self._step, overlap, node), *buffers)
 
     def collect(self) -> list[OwnedGradient]:
         """Waits for all parts of what this worker owns and adds them in tree order, uses of a tied parameter in layer order."""
@@ -248,7 +268,13 @@ class Reducer:
                 sums.insert(node, overlap.local(parts), lent=True)
         for message in self._incoming[overlap.vector.id, overlap.start]:
             self._network.receive(message.worker, message.tag)
-            sums.insert(message.node, overlap.decode(message.landing.take(), self._model.dtype(overlap.vector.home)))
+            received, dtype = message.landing.take(), self._model.dtype(overlap.vector.home)
+            if message.worker in self._shared:
+                reference = bytes_of(received[overlap.prefix :])
+                memory = self._shared.tensor(message.worker, reference, overlap.stop - overlap.start, dtype)
+                sums.insert(message.node, overlap.parts(received, memory), lent=True)
+            else:
+                sums.insert(message.node, overlap.decode(received, dtype))
         return sums.total(overlap.views(self._totals[overlap.vector.id, overlap.start]))
 
     def _add_use(self, own: Overlap, total: Parts, use: Overlap, parts: Parts) -> None:

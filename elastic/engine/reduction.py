@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 import torch
 
-from elastic.layout.regions import align
 from elastic.memory.tensors import copy, lasting
 from elastic.plan.routing import Node, root
 
@@ -51,14 +50,9 @@ class SumMemory:
     Other processes may be told where sums lie: so what is given back is used again only after `settle`, when they have been told anew.
     """
 
-    def __init__(self, sizes: Sequence[int], dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._runs: list[tuple[int, int]] = []
-        end = 0
-        for size in sizes:
-            self._runs.append((end, end + size))
-            end = align(end + size)
-        self._size = end
+    def __init__(self, runs: Sequence[tuple[int, int]], size: int, dtype: torch.dtype) -> None:
+        """Each has `size` elements; part i lies at `runs[i]` in it."""
+        self._runs, self._size, self._dtype = tuple(runs), size, dtype
         self._free: list[torch.Tensor] = []
         self._given_back: list[torch.Tensor] = []
 
@@ -147,6 +141,15 @@ class NodeSums:
                 return self.nodes
             self.nodes = {self._root: add(self.nodes[nodes[0]], self.nodes[nodes[1]])}
         return self.nodes
+
+    def placed(self) -> dict[Node, torch.Tensor]:
+        """Returns the memory in which each node lies. Those that lie elsewhere are copied to such memory first."""
+        assert self._memory is not None  # only sums with memory are placed
+        for node, parts in self.nodes.items():
+            if node not in self._places:
+                self._places[node], views = self._memory.take()
+                self.nodes[node] = [None if part is None else view.copy_(part) for part, view in zip(parts, views, strict=True)]
+        return {node: self._places[node] for node in self.nodes}
 
     def release(self) -> None:
         """Drops all nodes."""

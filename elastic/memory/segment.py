@@ -43,7 +43,7 @@ _POOLED_SHARE = 1 / 4
 """Of the bytes in use: freed memory that is kept for the next change of members, since new pages cost ten times a copy."""
 _POOLED_BYTES = 4 << 20
 _FIRST_EXTENT = 64 << 20
-_WINDOW = 64 << 20  # a reader maps such runs as a whole: each mapping has a descriptor
+_WINDOW = 1 << 30  # a reader maps such runs as a whole: each mapping has a descriptor
 _RECORD_BYTES = 1 << 28  # a longer record is none: its header was overwritten
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE (Linux 5.14), which Python's mmap does not name
 _PREPARED_AT_ONCE = 1 << 20

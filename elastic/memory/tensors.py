@@ -42,6 +42,11 @@ def lasting_copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if _segment is None else lasting(tensor.numel(), tensor.dtype).copy_(tensor.detach())
 
 
+def place_of(tensor: torch.Tensor) -> int | None:
+    """Returns the offset of the tensor's first element in this process's segment; None if it lies elsewhere."""
+    return None if _segment is None else _segment.offset_of(tensor.data_ptr())
+
+
 def address(tensor: torch.Tensor) -> int:
     """Returns the address of the tensor's first element."""
     return tensor.data_ptr()

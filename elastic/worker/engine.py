@@ -22,12 +22,14 @@ from elastic.engine.pipe import EVALUATION
 from elastic.engine.reducer import OwnedGradient
 from elastic.engine.salvage import Resumption, Salvage
 from elastic.engine.shard import Scalars, Shard
+from elastic.engine.shared import SharedMemory
 from elastic.engine.statistics import Arrays
 from elastic.engine.view_state import Training, ViewState
 from elastic.engine.whole_tensors import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
 from elastic.errors import MemoryDamaged, NonFinite
 from elastic.layout.transfer import PARAM
+from elastic.memory.segment import MappedSegment
 from elastic.memory.tensors import bytes_of, contiguous
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.salvage import Routes
@@ -56,16 +58,18 @@ class Engine:
         training: Training,
         state: ViewState,
         contents: SegmentContents,
+        segments: Mapping[int, MappedSegment],
         routes: Routes = (),
     ) -> None:
-        """`routes` are those of the first step, if they are not the plan's."""
+        """`segments` are those of the other workers of this host; `routes` are those of the first step, if they are not the plan's."""
+        shared = SharedMemory(worker, view, segments)
         first = replace(view, plan=replace(view.plan, routes=routes)) if routes else view
         self._rerouted = state.step + 1 if routes else None
         self.view, self.worker, self.step = view, worker, state.step
         self._model, self._optimizer, self._network = model, optimizer, network
         self._clip_norm, self._enter, self._skips = training.clip_norm, training.enter, training.skips
         optimizer.owned.bind(state.owned)
-        self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter)
+        self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter, shared)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
         self.rest = Rest(period(view), lambda step: step % replication.COMPARED_EVERY == 0, owned_always=not view.fleet.replicated)
         self._gatherer.arrived = self._gathered

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elastic.errors import Interrupted, NotInJob
-from elastic.host.channel import close_all
+from elastic.host.channel import MAPPED, close_all
 from elastic.host.rundir import LINKS
-from elastic.memory.segment import OwnSegment
+from elastic.memory.segment import MappedSegment, OwnSegment
 from elastic.observe.activity import Activity
 from elastic.settings import JobSettings
 from elastic.view import View
@@ -112,6 +112,7 @@ class Job:
         self._activity = Activity(Path(spec.directory), spec.worker)
         self.phase_delay: Callable[[str, int], None] | None = None  # called after each phase begins
         self.segment: OwnSegment | None = None  # memory that outlives this process
+        self.segments: dict[int, MappedSegment] = {}  # those of other workers of this host, also of dead ones
         self.trains = False  # whether this worker has a Trainer
         self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned
 
@@ -151,9 +152,19 @@ class Job:
                 self._waits.resume()
             return order
 
+    def _map(self, order: dict[str, Any]) -> None:
+        """Maps the segments that came with an order. A worker's number is never reused, so a known one is the same."""
+        for worker, fd in zip(order.get(MAPPED, ()), order.get("fds", ()), strict=True):
+            if worker in self.segments:
+                os.close(fd)
+            else:
+                self.segments[worker] = MappedSegment(fd)
+
     def switch(self, view: View) -> None:
         """Makes this worker a member of a committed view."""
         self.view, self.epoch = view, view.epoch
+        for worker in self.segments.keys() - set(view.workers):
+            self.segments.pop(worker).close()
         self.pause_requested = False
 
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
@@ -209,6 +220,7 @@ class Job:
         """Takes a message of the agent; called by the thread that receives them."""
         if message["type"] in _ORDERS:
             with self._ordered:
+                self._map(message)
                 if message["type"] == "quiesce" and self._waits is not None:
                     self._waits.interrupt(Interrupted("the members of the job change"))
                 self._orders.append(message)

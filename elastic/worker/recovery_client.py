@@ -26,7 +26,7 @@ from elastic.engine.shard import Scalars
 from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
-from elastic.host.channel import MAPPED, close_all
+from elastic.host.channel import close_all
 from elastic.memory.segment import MappedSegment
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
@@ -52,6 +52,7 @@ class Line(Protocol):
     """A worker's connection to its agent, as far as a recovery uses it: `elastic.worker.job.Job`."""
 
     worker: int
+    segments: dict[int, MappedSegment]
 
     def send(self, message: dict[str, Any], /) -> None:
         """Sends a message to the agent."""
@@ -170,12 +171,7 @@ class RecoveryClient:
             if (proposal.view.epoch, proposal.view.attempt) != attempt_id:
                 close_all(order.get("fds", ()))
                 continue  # of an earlier attempt
-            segments = {worker: MappedSegment(fd) for worker, fd in zip(order.get(MAPPED, ()), order.get("fds", ()), strict=True)}
-            try:
-                prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked), segments)
-            finally:
-                for segment in segments.values():
-                    segment.close()
+            prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked), self._job.segments)
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
     def _prepared(

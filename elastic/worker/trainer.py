@@ -221,7 +221,18 @@ class Trainer:
         }
 
     def _build(self, view: View, state: ViewState, routes: Routes = ()) -> Engine:
-        return Engine(self._job.worker, self._model, view, self._network, self._optimizer, self._training, state, self._contents, routes)
+        return Engine(
+            self._job.worker,
+            self._model,
+            view,
+            self._network,
+            self._optimizer,
+            self._training,
+            state,
+            self._contents,
+            self._job.segments,
+            routes,
+        )
 
     @property
     def leader(self) -> bool:

@@ -32,6 +32,7 @@ class FakeJob:
     links: str | None = None
     segment = None
     joins = False
+    segments: dict[int, Any] = {}  # noqa: RUF012
     threads = 1
     trains = False  # tests make one Trainer after the other
 

@@ -46,7 +46,7 @@ def flat(gradients: list[torch.Tensor | None]) -> Parts:
 
 
 def memory() -> SumMemory:
-    return SumMemory([parameter.size for parameter in SPEC.parameters], torch.float32)
+    return SumMemory([(parameter.start, parameter.start + parameter.size) for parameter in SPEC.parameters], SPEC.size, torch.float32)
 
 
 def reduce(gradients: Gradients, owners: list[int], per_grain: int, meter: Meter, *, lasting: bool = False) -> Parts:

@@ -19,6 +19,7 @@ from elastic.engine.executor import Executor
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.salvage import Resumption, Salvage, joined
+from elastic.engine.shared import SharedMemory
 from elastic.errors import Interrupted
 from elastic.layout.layout import spread
 from elastic.plan.plan import Plan, Stage
@@ -118,7 +119,8 @@ def view_of(plan: Plan, model: LayeredModel, workload: Workload) -> View:
 def executor_of(worker: int, model: LayeredModel, view: View, last: int | None) -> Executor:
     numerics = Numerics(seed=0, autocast=None, checkpoint=None)
     network: Any = Alone(worker, last)
-    return Executor(worker, model, view, network, numerics, lambda output, _: output[0].sum(), lambda *_: None)
+    shared = SharedMemory(worker, view, {})
+    return Executor(worker, model, view, network, numerics, lambda output, _: output[0].sum(), lambda *_: None, shared)
 
 
 def inventory(worker: int, salvage: Salvage | None) -> Inventory:
