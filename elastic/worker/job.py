@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elastic.errors import Interrupted, NotInJob
-from elastic.host.channel import MAPPED, close_all
+from elastic.host.channel import MAPPED
 from elastic.host.rundir import LINKS
 from elastic.memory.segment import MappedSegment, OwnSegment
 from elastic.observe.activity import Activity
@@ -144,8 +144,6 @@ class Job:
             self._ordered.wait_for(lambda: self._orders)
             quiesce = [i for i, order in enumerate(self._orders) if order["type"] == "quiesce"]
             latest = quiesce[-1] if quiesce else 0
-            for order in self._orders[:latest]:
-                close_all(order.get("fds", ()) if order["type"] != "view" else ())
             self._orders = [order for i, order in enumerate(self._orders) if i >= latest or order["type"] == "view"]
             order = self._orders.pop(0)
             if self._waits is not None and not any(later["type"] == "quiesce" for later in self._orders):
@@ -154,7 +152,7 @@ class Job:
 
     def _map(self, order: dict[str, Any]) -> None:
         """Maps the segments that came with an order. A worker's number is never reused, so a known one is the same."""
-        for worker, fd in zip(order.get(MAPPED, ()), order.get("fds", ()), strict=True):
+        for worker, fd in zip(order.get(MAPPED, ()), order.pop("fds", ()), strict=True):
             if worker in self.segments:
                 os.close(fd)
             else:

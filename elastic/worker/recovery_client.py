@@ -26,7 +26,6 @@ from elastic.engine.shard import Scalars
 from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
-from elastic.host.channel import close_all
 from elastic.memory.segment import MappedSegment
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
@@ -169,7 +168,6 @@ class RecoveryClient:
                 raise GateRefused(f"worker {self._worker} was sent a proposal before it sent an inventory", check="inventory")
             proposal = Proposal.from_json(order["proposal"])
             if (proposal.view.epoch, proposal.view.attempt) != attempt_id:
-                close_all(order.get("fds", ()))
                 continue  # of an earlier attempt
             prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked), self._job.segments)
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})

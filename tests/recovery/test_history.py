@@ -254,7 +254,7 @@ def test_a_scheduler_that_cannot_travel_is_refused_by_a_joiner_only() -> None:
 
 def test_the_first_commit_of_an_epoch_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 10.5, 11.5, 20.0, 20.25])
-    monkeypatch.setattr(histories.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(histories, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     worker = trained(0)  # reads the clock
     sent: list[dict[str, Any]] = []
     job: Any = SimpleNamespace(send=sent.append)
