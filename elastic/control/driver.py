@@ -12,7 +12,7 @@ from elastic import errors
 from elastic.control import balance, events, machine
 from elastic.control.carrier import Death
 from elastic.control.incident_log import IncidentLog
-from elastic.control.input_blame import MicroBatchLoss
+from elastic.control.input_blame import loss_of
 from elastic.control.link_figures import LinkFigures
 from elastic.control.memory_ahead import prepare_memory
 from elastic.control.outcome import failed
@@ -23,15 +23,12 @@ from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavai
 from elastic.host.channel import Message
 from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask
 from elastic.membership.founding import Ready, check_equal
-from elastic.observe.activity import STEP_PHASES
 from elastic.observe.silence import LOOK_S, Silence
 from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S
 from elastic.settings import JobSettings
 from elastic.view import View
-
-_COMPUTING = ("forward", "backward")
 
 
 class Driver:
@@ -90,7 +87,7 @@ class Driver:
         loss = None
         if death.worker in self.view.workers:
             self._incident_log.lost(self.view, death, now)
-            self._lost_at, loss = now, _loss(self.view, death)
+            self._lost_at, loss = now, loss_of(self.view, death)
         self._incident_log.forget(death.worker)
         self.feed(events.WorkerDied(worker=death.worker, how=death.how, loss=loss))
         self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.dismiss(death.worker)))
@@ -284,12 +281,7 @@ class Driver:
     def _offer(self, action: events.Offer) -> None:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
-        copied = {action.proposal.transfers[place].source for place in action.proposal.copied}
-        sources = copied.union(dead for dead, _ in action.proposal.heirs)
-        if (buffers := action.proposal.buffers) is not None and buffers.source not in action.proposal.view.workers:
-            sources.add(buffers.source)
-        sources.update(action.proposal.view.workers)  # they read each other's gradients and parameters
-        self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal}, sorted(sources))
+        self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal}, action.proposal.segments)
         self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
 
     def _commit(self, action: events.Commit) -> None:
@@ -378,24 +370,6 @@ _ACTIONS: dict[type[events.ControlAction], Callable[[Driver, Any], None]] = {
     events.EndJob: Driver._end,
     events.Tell: Driver._tell,
 }
-
-
-def _loss(view: View, death: Death) -> MicroBatchLoss:
-    """Returns what a member was doing when it died, as far as it recorded that."""
-    hosts = {member.worker: member.host for member in view.members}
-    doing = death.doing
-    did = doing if doing is not None and doing.phase in STEP_PHASES else None
-    computing = did is not None and did.phase in _COMPUTING and did.micro_batch >= 0
-    return MicroBatchLoss(
-        worker=death.worker,
-        epoch=view.epoch,
-        step=None if did is None else did.step,
-        micro_batch=did.micro_batch if did is not None and computing else None,
-        layers=tuple(view.plan.stages[view.plan.stage_of(death.worker)].layers),
-        own=death.own,
-        host=hosts[death.worker],
-        elsewhere=len(set(hosts.values())) > 1,
-    )
 
 
 def _attempt_id(message: Message) -> events.AttemptId:

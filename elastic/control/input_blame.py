@@ -11,6 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from elastic.control.carrier import Death
+from elastic.observe.activity import STEP_PHASES
+from elastic.view import View
+
 DEATHS = 3
 
 
@@ -56,3 +60,21 @@ def _share_a_layer(losses: Sequence[MicroBatchLoss]) -> bool:
     """Whether DEATHS of them computed the same layer; a worker's stage may have had other layers in each epoch."""
     counts = Counter(layer for loss in losses for layer in loss.layers)
     return max(counts.values(), default=0) >= DEATHS
+
+
+def loss_of(view: View, death: Death) -> MicroBatchLoss:
+    """Returns what a member was doing when it died, as far as it recorded that."""
+    hosts = {member.worker: member.host for member in view.members}
+    doing = death.doing
+    did = doing if doing is not None and doing.phase in STEP_PHASES else None
+    computing = did is not None and did.phase in ("forward", "backward") and did.micro_batch >= 0
+    return MicroBatchLoss(
+        worker=death.worker,
+        epoch=view.epoch,
+        step=None if did is None else did.step,
+        micro_batch=did.micro_batch if did is not None and computing else None,
+        layers=tuple(view.plan.stages[view.plan.stage_of(death.worker)].layers),
+        own=death.own,
+        host=hosts[death.worker],
+        elsewhere=len(set(hosts.values())) > 1,
+    )

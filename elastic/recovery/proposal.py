@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elastic.errors import CopiesConflict, CoverageLost, MismatchError, NothingSaved, StateUnproven
+from elastic.errors import CoverageLost, MismatchError, NothingSaved, StateUnproven
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.runs import missing
@@ -18,6 +17,7 @@ from elastic.plan.memory import readable
 from elastic.plan.plan import Plan
 from elastic.plan.planner import Answers, plan
 from elastic.plan.site import LinkSpeed, Pair, Site
+from elastic.recovery.agreement import SAME, changes_for, objects_for, progress_at, results_of, scalars_at, states_of, with_progress
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import resume_step
@@ -26,9 +26,6 @@ from elastic.view import Member, View, outlives
 
 REPLACED_S = 1.5
 """Seconds from a loss until a new worker trains, before any was measured: about the time to build a small model and join."""
-
-SAME = "same"
-"""Stands for the layer's dtype, as the dtype of an optimizer state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +83,13 @@ class Proposal:
     routes: Routes = ()
     heirs: tuple[tuple[int, int], ...] = ()
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def segments(self) -> list[int]:
+        """The workers, living and dead, whose segments the members need, each those of its own host."""
+        copied = {self.transfers[place].source for place in self.copied}
+        buffers = set[int]() if self.buffers is None else {self.buffers.source}
+        return sorted({*copied, *buffers, *(dead for dead, _ in self.heirs), *self.view.workers})
 
     @property
     def bytes_minimum(self) -> int | None:
@@ -182,14 +186,15 @@ def propose(
         MismatchError: if an inventory is of a worker that is not a member of `last`, or a joiner is one.
     """
     _check_known(last, inventories, joiners)
-    known = [offer for offer in offers if offer.worker in last.workers]
+    # Members that died before they had written anything leave the state with those of the view before, whose segments are kept that long.
+    known = [offer for offer in offers if offer.worker in last.workers] or list(offers)
     if not inventories and not known:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
     members = next_members(last, inventories, joiners, slowdowns or {})
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     told = [*left, *known]
-    offers = [_with_progress(offer, {step for each in told for step in each.progress}) for offer in offers]
+    offers = [with_progress(offer, {step for each in told for step in each.progress}) for offer in offers]
     left = left or known  # if all have died, what they knew of the loop is in their segments
     sources = [*(inventory for inventory in left if inventory.worker in inventories), *offers]
     resume = resume_step(model, sources)
@@ -199,7 +204,7 @@ def propose(
     planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
     view = next_view(last, attempt, members, planned.plan, site)
     again = restart(view, resume + 1, inventories, offers, {member.worker: member.host for member in last.members})
-    states = _states(sources) if resume >= 0 else {}
+    states = states_of(sources) if resume >= 0 else {}
     names = [PARAM, *states]
     holdings = holdings_at(sources, resume, list(states))
     moves = transfers(holdings, view.layout, names)
@@ -209,9 +214,9 @@ def propose(
         transfers=moves,
         states=states,
         copied=_copied(moves, view, sources, resume),
-        scalars=_scalars(sources, resume),
-        progress=_progress(told, resume),
-        results=_results(left),
+        scalars=scalars_at(sources, resume),
+        progress=progress_at(told, resume),
+        results=results_of(left),
         holdings=holdings,
         why=_why(last, view, resume, bytes_moved(model, moves, states)),
         planned=planned.plan.why,
@@ -221,8 +226,8 @@ def propose(
         yielded=max(inventory.yielded for inventory in left),
         buffers=_buffers(left, known, view, resume),
         seen=min(inventory.seen for inventory in left),
-        changes=_changes(left, joiners),
-        objects=_objects(left, joiners),
+        changes=changes_for(left, joiners),
+        objects=objects_for(left, joiners),
     )
 
 
@@ -271,14 +276,14 @@ def fall_back(
         states={},
         scalars={},
         progress=None,
-        results=_results(left),
+        results=results_of(left),
         why=_why(last, view, checkpoint.step, 0) + f", since all begin with {checkpoint}",
         planned=planned.plan.why,
         yielded=max(inventory.yielded for inventory in left),
         restore=checkpoint,
         seen=min((inventory.seen for inventory in survivors.values()), default=checkpoint.step),
-        changes=_changes(list(survivors.values()), joiners),
-        objects=_objects(list(survivors.values()), joiners),
+        changes=changes_for(list(survivors.values()), joiners),
+        objects=objects_for(list(survivors.values()), joiners),
     )
 
 
@@ -295,10 +300,6 @@ def next_members(
     """Returns the members of the next view: the survivors in their order, then the joiners, ascending."""
     members = (*(member for member in last.members if member.worker in survivors), *(joiners[worker] for worker in sorted(joiners)))
     return tuple(replace(member, slowdown=slowdowns.get(member.worker, 1.0)) for member in members)
-
-
-def _results(inventories: Iterable[Inventory]) -> list[Any]:
-    return [[number, result] for number, result in sorted({n: r for inventory in inventories for n, r in inventory.results}.items())]
 
 
 def holdings_at(inventories: Iterable[Inventory], step: int, states: Sequence[str]) -> list[Holding]:
@@ -338,11 +339,6 @@ def next_view(last: View, attempt: int, members: tuple[Member, ...], chosen: Pla
 _IN_SEGMENTS = ("live", "previous", "gathered")
 
 
-def _with_progress(inventory: Inventory, steps: Collection[int]) -> Inventory:
-    """Returns an inventory without copies of steps that nobody can go on from, since their settings are unknown."""
-    return replace(inventory, copies=tuple(copy for copy in inventory.copies if copy.step in steps or copy.step < 0))
-
-
 def _copied(moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], resume: int) -> tuple[int, ...]:
     """Returns the places of the transfers that are copied from a segment: all from dead workers, and those within a host."""
     members = {member.worker: member for member in view.members}
@@ -363,37 +359,6 @@ def _copied(moves: Sequence[Transfer], view: View, sources: Iterable[Inventory],
     return tuple(found)
 
 
-def _states(inventories: Iterable[Inventory]) -> dict[str, str]:
-    merged: dict[str, tuple[str, int]] = {}
-    for inventory in inventories:
-        for state, dtype in inventory.states.items():
-            known, worker = merged.setdefault(state, (dtype, inventory.worker))
-            if known == SAME:
-                merged[state] = dtype, inventory.worker
-            elif dtype not in (SAME, known):
-                raise CopiesConflict(
-                    f"optimizer state {state!r} has dtype {known} on worker {worker} and {dtype} on worker {inventory.worker}: "
-                    "the workers run different optimizers"
-                )
-    return {state: dtype for state, (dtype, _) in merged.items()}
-
-
-def _scalars(inventories: Iterable[Inventory], step: int) -> Scalars:
-    merged: Scalars = {}
-    sources: dict[tuple[str, str], int] = {}
-    for inventory in inventories:
-        for name, values in inventory.scalars.get(step, {}).items():
-            ours = merged.setdefault(name, {})
-            for state, value in values.items():
-                source = sources.setdefault((name, state), inventory.worker)
-                if ours.setdefault(state, value) != value:
-                    raise CopiesConflict(
-                        f"{state!r} of parameter {name!r} at step {step} is {ours[state]} on worker {source} and {value} on worker "
-                        f"{inventory.worker}: their optimizers have taken different steps"
-                    )
-    return merged
-
-
 def _buffers(inventories: Sequence[Inventory], offers: Sequence[Inventory], view: View, step: int) -> Buffers | None:
     """Returns who has the buffers: a worker of `inventories`, or else a dead one, whose segment the members copy them from."""
     if not any(inventory.buffers for inventory in inventories):
@@ -411,41 +376,6 @@ def _buffers(inventories: Sequence[Inventory], offers: Sequence[Inventory], view
                 "and the runtime cannot find out which are right"
             )
     return Buffers(source=source, to=tuple(worker for worker in view.workers if worker not in known), digest=known[source])
-
-
-def _changes(survivors: Sequence[Inventory], joiners: Collection[int]) -> list[Any]:
-    """Returns the changes by loop bodies that joiners need, since these bodies did not run there; survivors have their own."""
-    return [inventory.changes for inventory in survivors if inventory.changes] if joiners else []
-
-
-def _objects(survivors: Sequence[Inventory], joiners: Collection[int]) -> list[Any]:
-    """Returns the states of registered objects by step, as survivors have them; nothing if every member has its own."""
-    found = {inventory.objects[0]: inventory.objects[1] for inventory in survivors if inventory.objects is not None}
-    needed = joiners or any(inventory.objects is None for inventory in survivors)
-    return [[step, found[step]] for step in sorted(found)] if needed else []
-
-
-def _progress(inventories: Iterable[Inventory], step: int) -> Progress | None:
-    """Returns the step's progress, from before its loop body if a survivor has that, since the body may still have to run."""
-    found: tuple[Progress, int] | None = None
-    for inventory in inventories:
-        progress = inventory.progress.get(step) if step >= 0 else None
-        if progress is None:
-            continue
-        if found is None:
-            found = progress, inventory.worker
-        elif not _same(found[0].apply, progress.apply):
-            raise CopiesConflict(
-                f"the decision of step {step} was {found[0].apply} on worker {found[1]} and {progress.apply} on worker {inventory.worker}"
-            )
-        elif found[0].body and not progress.body:
-            found = progress, inventory.worker
-    return None if found is None else found[0]
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Returns whether two JSON values are equal, NaN included: the loss of a skipped step may be NaN."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _why(last: View, view: View, resume: int, moved: int) -> str:

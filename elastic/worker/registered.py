@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from elastic.errors import TrainerError
+from elastic.recovery.proposal import Proposal
 from elastic.worker.plain_state import capture, from_plain, revive, to_plain
+
+if TYPE_CHECKING:
+    from elastic.worker.fallback import Restored
 
 LARGEST = 256 * 1024
 """Characters of JSON that all registered states may have together: they are sent in each recovery."""
@@ -92,6 +96,14 @@ class Registered:
     def learn(self, step: int, states: ObjectStates | None, origin: str) -> None:
         """Takes the states from after the loop body of `step`, which ran elsewhere; `origin` (their source and a verb) begins messages."""
         self.step, self._origin, self.states, self._pending = step, origin, states, states is not None
+
+    def take_over(self, proposal: Proposal, restored: Restored | None, seen: int) -> None:
+        """Takes over the states after the loop body of step `seen`, which did not run here."""
+        known = next((states for step, states in proposal.objects if step == seen), None)
+        if known is None and restored is not None and proposal.resume == seen:
+            self.learn(seen, restored.objects, "the checkpoint has")
+        else:
+            self.learn(seen, known, "the other workers have")
 
     @property
     def told(self) -> list[Any] | None:

@@ -17,12 +17,10 @@ from elastic.engine.decision import Apply, Wishes
 from elastic.engine.layer_times import SpeedReference
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.proposal import Proposal
 from elastic.snapshot.held_copies import StoredCopy
 from elastic.snapshot.rest_digests import intact
 from elastic.view import View
 from elastic.worker.engine import Engine
-from elastic.worker.fallback import Restored
 from elastic.worker.history import History
 from elastic.worker.job import Job
 from elastic.worker.loopsettings import Settings, compared
@@ -383,7 +381,7 @@ class WorkerRuntime:
         if self._history.answer(proposal.resume) is None:  # another job took it: it is not yielded
             self._yielded = max(self._yielded, proposal.resume)
         if engine is None:
-            self._learn(proposal, joined.restored)
+            self._history.registered.take_over(proposal, joined.restored, self._yielded)
         self._yielded_by_others = proposal.yielded
         self._rewound = proposal.resume < proposal.yielded - 1
         self._results.update(dict(proposal.results))
@@ -392,15 +390,6 @@ class WorkerRuntime:
         self.unseen = self._history.answer(proposal.resume) if proposal.resume > self._yielded else None
         self._note_loop()
         return joined
-
-    def _learn(self, proposal: Proposal, restored: Restored | None) -> None:
-        """Takes over the states of registered objects after loop bodies that did not run here."""
-        registered, seen = self._history.registered, self._yielded
-        known = next((states for step, states in proposal.objects if step == seen), None)
-        if known is None and restored is not None and proposal.resume == seen:
-            registered.learn(seen, restored.objects, "the checkpoint has")
-        else:
-            registered.learn(seen, known, "the other workers have")
 
 
 def _forgettable(name: str, step: int) -> bool:
