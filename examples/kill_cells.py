@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,9 @@ def victims(record: Mapping[str, Any]) -> dict[str, int]:
     return {"stage of one": alone[-1], "stage of several": others[0], "place 0": 0}
 
 
-def holder(record: Mapping[str, Any], place: int) -> int:
-    """Returns the place of the worker that holds the replica of the one at `place`, in the first view."""
-    members = record["members"]
-    in_stages = sorted(range(len(members)), key=lambda other: members[other]["stage"])
-    held = replica_holders(in_stages)[place]
-    assert held is not None
-    return held
-
-
-def opposite(record: Mapping[str, Any], place: int) -> int:
-    """Returns the place of a worker that shares no replica with the one at `place`: of four workers, there is one."""
-    return holder(record, holder(record, place))
+def another(record: Mapping[str, Any], place: int) -> int:
+    """Returns another worker's place."""
+    return (place + 2) % len(record["members"])
 
 
 def in_step(phase: str, who: str) -> KillCell:
@@ -48,11 +40,11 @@ def in_step(phase: str, who: str) -> KillCell:
     return KillCell(name=f"step: {phase}: {who}", plan=plan, delays=(phase,) if phase in _SHORT else (), deaths=1)
 
 
-def in_recovery(phase: str, who: str, first: Callable[[Mapping[str, Any], int], int]) -> KillCell:
+def in_recovery(phase: str, who: str) -> KillCell:
     def plan(scene: Scene) -> None:
         record = scene.members()
         place = victims(record)[who]
-        scene.shoot(Fault((first(record, place),), STEP, "backward"), Fault((place,), STEP, phase))
+        scene.shoot(Fault((another(record, place),), STEP, "backward"), Fault((place,), STEP, phase))
 
     return KillCell(name=f"recovery: {phase}: {who}", plan=plan, delays=(phase,), deaths=1, respawn=True)
 
@@ -64,7 +56,7 @@ def in_join(phase: str, who: str | None) -> KillCell:
         record = scene.members()
         place = victims(record)[who or "place 0"]
         worker = record["members"][place]["worker"] if who else WORKERS
-        scene.shoot(Fault((opposite(record, place),), STEP, "forward"))
+        scene.shoot(Fault((another(record, place),), STEP, "forward"))
         scene.members(2)
         scene.hit(worker, phase, 2 if who else 0)
 
@@ -74,10 +66,9 @@ def in_join(phase: str, who: str | None) -> KillCell:
 def before_first_step(who: str) -> KillCell:
     def plan(scene: Scene) -> None:
         record = scene.members()
-        first = victims(record)["stage of several"]
-        second = {"the holder of its copies": holder(record, first), "another": opposite(record, first), "place 0": 0}[who]
-        scene.shoot(Fault((first,), STEP, "backward"))
-        scene.hit(record["members"][second]["worker"], "forward", 2)
+        found = victims(record)
+        scene.shoot(Fault((found["stage of several"],), STEP, "backward"))
+        scene.hit(record["members"][found[who]]["worker"], "forward", 2)
 
     return KillCell(name=f"before the first step of the new view: {who}", plan=plan, deaths=1)
 
@@ -89,7 +80,7 @@ def while_committing(who: str) -> KillCell:
         record = scene.members()
         place = victims(record)[who]
         runtime = record["members"][place]["worker"]
-        first = record["members"][opposite(record, place)]["worker"]
+        first = record["members"][another(record, place)]["worker"]
         others = [member["worker"] for member in record["members"] if member["worker"] != first]
         etcd = etcd_of(record["agent"])
         scene.seen(first, None, 1, STEP)
@@ -120,11 +111,54 @@ def stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def at_once(places: Callable[[Mapping[str, Any]], tuple[int, ...]], name: str, end: End | None = None, *, saves: bool = False) -> KillCell:
-    def plan(scene: Scene) -> None:
-        scene.shoot(Fault(places(scene.members()), STEP, "backward"))
+def at_once(phase: str, places: tuple[int, ...]) -> KillCell:
+    """Kills several workers at the same moment of a step."""
 
-    return KillCell(name=f"at once: {name}{', with checkpoints' * saves}", plan=plan, end=end, saves=saves, respawn=saves)
+    def plan(scene: Scene) -> None:
+        scene.shoot(Fault(places, STEP, phase))
+
+    delays = (phase,) if phase in _SHORT else ()
+    return KillCell(name=f"step: {phase}: {_named(places)}", plan=plan, delays=delays, respawn=len(places) == WORKERS)
+
+
+def at_once_in_recovery(phase: str, first: int, places: tuple[int, ...]) -> KillCell:
+    """Kills several workers at the same moment of the recovery from the death of another one."""
+
+    def plan(scene: Scene) -> None:
+        scene.shoot(Fault((first,), STEP, "backward"), Fault(places, STEP, phase))
+
+    name = f"recovery: {phase}: {_named(places)}{', all that are left' * (len(places) == WORKERS - 1)}"
+    return KillCell(name=name, plan=plan, delays=(phase,), respawn=True)
+
+
+def _named(places: tuple[int, ...]) -> str:
+    return "all places" if len(places) == WORKERS else f"places {', '.join(map(str, places))}"
+
+
+def any_at_once() -> list[KillCell]:
+    """Two, three and all workers at once, in every phase; the sets of two and three take turns."""
+    everyone = tuple(range(WORKERS))
+    found = []
+    for size in range(2, WORKERS + 1):
+        sets = cycle(combinations(everyone, size))
+        found += [at_once(phase, next(sets)) for phase in STEP_PHASES]
+    for size in range(2, WORKERS):
+        sets = cycle(combinations(everyone, size))
+        for phase in RECOVERY_PHASES:
+            places = next(sets)
+            first = next(place for place in everyone if place not in places)
+            found.append(at_once_in_recovery(phase, first, places))
+    return found
+
+
+def with_checkpoints(places: tuple[int, ...], *, segments: bool) -> KillCell:
+    """Kills workers of a job that saves checkpoints: it reloads one only if its state dies with the workers."""
+
+    def plan(scene: Scene) -> None:
+        scene.shoot(Fault(places, STEP, "backward"))
+
+    name = f"with checkpoints{', without segments' * (not segments)}: {_named(places)}"
+    return KillCell(name=name, plan=plan, saves=True, segments=segments, respawn=True)
 
 
 def on_the_way_back(phase: str) -> KillCell:
@@ -136,7 +170,16 @@ def on_the_way_back(phase: str) -> KillCell:
         third = next(place for place in range(len(record["members"])) if place not in pair)
         scene.shoot(Fault(pair, STEP, "backward"), Fault((third,), STEP, phase))
 
-    return KillCell(name=f"back to a checkpoint: {phase}", plan=plan, delays=(phase,), saves=True, respawn=True)
+    return KillCell(name=f"back to a checkpoint: {phase}", plan=plan, delays=(phase,), saves=True, segments=False, respawn=True)
+
+
+def holder(record: Mapping[str, Any], place: int) -> int:
+    """Returns the place of the worker that holds the replica of the one at `place`, in the first view of a job without segments."""
+    members = record["members"]
+    in_stages = sorted(range(len(members)), key=lambda other: members[other]["stage"])
+    held = replica_holders(in_stages)[place]
+    assert held is not None
+    return held
 
 
 def process(name: str, title: str, end: End) -> KillCell:
@@ -149,25 +192,16 @@ def process(name: str, title: str, end: End) -> KillCell:
 
 
 def cells() -> list[KillCell]:
-    lost = End(error="CoverageLost", says=(r"layer \d+ \[\d+, \d+\)", r"workers \[\d+, \d+\], which are lost", "SIGKILL"))
+    everyone = tuple(range(WORKERS))
     return [
         *(in_step(phase, who) for phase in STEP_PHASES for who in ("stage of one", "stage of several", "place 0")),
-        *(in_recovery(phase, who, opposite) for phase in RECOVERY_PHASES for who in ("stage of one", "stage of several", "place 0")),
+        *(in_recovery(phase, who) for phase in RECOVERY_PHASES for who in ("stage of one", "stage of several", "place 0")),
+        *any_at_once(),
         *(while_committing(who) for who in ("stage of several", "place 0")),
-        *(before_first_step(who) for who in ("the holder of its copies", "another", "place 0")),
+        *(before_first_step(who) for who in ("stage of one", "place 0")),
         *(in_join(phase, who) for phase in RECOVERY_PHASES for who in ("stage of several", "place 0", None)),
-        at_once(lambda record: (0, opposite(record, 0)), "place 0 and one that keeps nothing of it"),
-        at_once(lambda record: (1, opposite(record, 1)), "place 1 and one that keeps nothing of it"),
-        at_once(lambda record: (0, holder(record, 0)), "place 0 and the holder of its copies", lost),
-        at_once(lambda record: (2, holder(record, 2)), "place 2 and the holder of its copies", lost),
-        at_once(
-            lambda record: tuple(range(len(record["members"]))),
-            "all workers",
-            End(error="CoverageLost", says=("all workers died at once: no copy of the state is left",)),
-        ),
-        at_once(lambda record: (0, holder(record, 0)), "place 0 and the holder of its copies", saves=True),
-        at_once(lambda record: (2, holder(record, 2)), "place 2 and the holder of its copies", saves=True),
-        at_once(lambda record: tuple(range(len(record["members"]))), "all workers", saves=True),
+        with_checkpoints(everyone, segments=True),
+        with_checkpoints(everyone, segments=False),
         *(on_the_way_back(phase) for phase in RECOVERY_PHASES),
         process("agent", "the agent", End(error="JobFailed", says=("the agent, which supervises the workers, died",))),
         process("forkserver", "the fork server", End(error="JobFailed", says=("the fork server, parent of the workers, died",))),

@@ -3,7 +3,9 @@
     python examples/kill_table.py
     python examples/kill_table.py --only apply --json table.json
 
-Every line is a real job: a small GPT on four workers in three stages. Workers wait in phases that are too short to be hit.
+Every line is a real job: a small GPT on four workers in three stages. One worker dies, or any number at once, all four too: the job goes on
+from the memory of their host, without a checkpoint. Workers wait in phases that are too short to be hit. The workers of jobs "without
+segments" keep copies of each other's state instead, as hosts do, and go back to a checkpoint if these are lost too.
 """
 
 from __future__ import annotations
@@ -103,8 +105,9 @@ def _judge_survival(cell: KillCell, scene: Scene, outcome: Outcome, calm: Mappin
     if members - named and not any(hit.missed for hit in scene.hits):  # a worker that has finished may die without an incident
         wrong.append(f"no incident names {sorted(members - named)}")
     deaths = [incident for incident in incidents if incident["kind"] == "death"]
-    if cell.saves and not any(death["restored"] for death in deaths):
-        wrong.append("the job did not reload a checkpoint")
+    restored = any(death["restored"] for death in deaths)
+    if restored is cell.segments:
+        wrong.append("the job reloaded a checkpoint" if restored else "the job did not reload a checkpoint")
     if cell.deaths not in (None, len(deaths)) and not any(hit.missed for hit in scene.hits):
         wrong.append(f"there are {len(deaths)} incidents with deaths instead of {cell.deaths}")
     if cell.joins and not any(incident["joined"] and incident["epoch"] is not None for incident in incidents):

@@ -23,6 +23,7 @@ from elastic.chaos.killer import Killer
 from elastic.observe import phase_delay
 from elastic.observe.activity import ActivityReader, Doing
 from elastic.observe.json_lines import append_lines
+from elastic.settings import SEGMENTS
 
 T = TypeVar("T")
 
@@ -204,7 +205,7 @@ class KillCell:
     """One job: its faults, the phases in which its workers wait, and how it must end (None: with the results of the undisturbed job).
 
     `deaths` is the number of incidents that the deaths must cause, if known. With `joins` the job lasts until a new worker has joined. A
-    job that `saves` checkpoints must reload one.
+    job that `saves` checkpoints must reload one only without `segments`.
     """
 
     name: str
@@ -215,6 +216,7 @@ class KillCell:
     joins: bool = False
     respawn: bool = False
     saves: bool = False
+    segments: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,7 @@ def run_job(directory: Path, cell: KillCell | None, *, joins: bool) -> tuple[Out
     scene = None if cell is None else Scene(run, cell.plan)
     saved = str(directory / "saved") if cell is not None and cell.saves else None
     result = error = None
-    with _quiet(directory / "log", tmp):
+    with _quiet(directory / "log", tmp, segments=cell is None or cell.segments):
         try:
             result = elastic.run(
                 train,
@@ -255,20 +257,22 @@ def run_job(directory: Path, cell: KillCell | None, *, joins: bool) -> tuple[Out
 
 
 @contextmanager
-def _quiet(log: Path, tmp: Path) -> Iterator[None]:
+def _quiet(log: Path, tmp: Path, *, segments: bool) -> Iterator[None]:
     """Redirects standard error of this process and its children to the file `log`, and sets their TMPDIR to `tmp`."""
-    kept, before = os.dup(2), os.environ.get("TMPDIR")
+    names = {"TMPDIR": str(tmp), **({} if segments else {SEGMENTS: "0"})}
+    kept, before = os.dup(2), {name: os.environ.get(name) for name in names}
     with log.open("wb") as file:
         os.dup2(file.fileno(), 2)
-    os.environ["TMPDIR"] = str(tmp)
+    os.environ.update(names)
     try:
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.environ.pop("TMPDIR")
-        if before is not None:
-            os.environ["TMPDIR"] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _left(tmp: Path) -> list[str]:
