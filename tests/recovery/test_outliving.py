@@ -164,10 +164,10 @@ def test_a_worker_dies_at_a_call(tmp_path: Path, method: str, when: str, victims
 
 @pytest.mark.long
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("method", ["begin", "retain_nothing", "loop"])
+@pytest.mark.parametrize("method", ["begin", "loop"])
 def test_a_worker_dies_at_a_call_in_a_new_view(tmp_path: Path, method: str, when: str) -> None:
     times = 2 if method == "begin" else 1
-    fates = {3: ["enter", 4, 2, "backward", [3]], 1: ["call", None if method == "begin" else 5, times, method, when, [0, 1, 2]]}
+    fates = {3: ["enter", 4, 2, "backward", [3]], 1: ["call", 5 if method == "loop" else None, times, method, when, [0, 1, 2]]}
     assert died(run(tmp_path, fates, "batchnorm")) == ALL
 
 
@@ -180,13 +180,13 @@ def test_all_die_behind_a_store_into_a_header(tmp_path: Path, store: int) -> Non
 # While others copy
 
 
-@pytest.mark.parametrize("times", [pytest.param(3, marks=[pytest.mark.long]), 8, pytest.param(20, marks=[pytest.mark.long])])
+@pytest.mark.parametrize("times", [pytest.param(3, marks=[pytest.mark.long]), 8])
 def test_a_survivor_dies_while_it_copies(tmp_path: Path, times: int) -> None:
-    assert died(run(tmp_path, {3: ["enter", 4, 2, "backward", [3]], 0: ["copy", None, times, None]})) == [0, 3]
+    assert died(run(tmp_path, {3: ["enter", 4, 2, "backward", [3]], 2: ["copy", None, times, None]})) == [2, 3]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("times", [3, 8, 20])
+@pytest.mark.parametrize("times", [3, 8, 14])
 def test_a_new_worker_dies_while_it_copies(tmp_path: Path, times: int) -> None:
     assert set(died(run(tmp_path, {0: ["body", 4, 1, ALL], 5: ["copy", None, times, None]}))) >= set(ALL)
 
