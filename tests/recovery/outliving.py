@@ -124,7 +124,7 @@ class Fate:
         if kind == "call":
             self._patch(SegmentContents, self._fate[3], self._fate[4], lambda *_: self._step in (self._now, None))
         elif kind == "store":
-            self._patch(self._job.segment.header, "_store", "after", lambda *_: self._now is not None and self._now >= self._step)
+            self._patch(self._job.segment.header, "_write", "after", lambda *_: self._now is not None and self._now >= self._step)
         elif kind == "copy":
             self._patch(MappedSegment, "bytes_at", "before", lambda _, offset, size: offset >= PAGE)
 
