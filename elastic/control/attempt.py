@@ -23,6 +23,7 @@ from elastic.control.events import (
 )
 from elastic.control.state import ATTEMPTING, ControlState, Phase
 from elastic.control.transitions import (
+    FAILED_JOINS,
     Transition,
     close_job,
     end_job,
@@ -77,6 +78,8 @@ def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Trans
 
 def _take_over(state: ControlState, now: float) -> Transition:
     """Handles the loss of all members whose state outlives them: starts as many new workers as possible, which take it over together."""
+    if state.failed_joins >= FAILED_JOINS and not state.ready and state.last_tries < FAILED_JOINS:
+        state = replace(state, failed_joins=0, last_tries=state.last_tries + 1)  # nothing else can save the job
     state, started = replenished(state)
     if state.starting:
         how = "new workers take over their memory"

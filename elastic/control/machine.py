@@ -209,7 +209,7 @@ def _first_commit(state: ControlState, event: FirstCommit, now: float) -> Transi
     if event.epoch != state.view.epoch or state.attempt:
         return state, []
     failed_joins = 0 if state.newcomers else state.failed_joins
-    return replenished(replace(state, newcomers=frozenset(), failed_joins=failed_joins, start_at=None))
+    return replenished(replace(state, newcomers=frozenset(), failed_joins=failed_joins, last_tries=0, start_at=None))
 
 
 def _has_finished(state: ControlState, event: WorkerFinished, now: float) -> Transition:

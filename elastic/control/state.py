@@ -64,6 +64,7 @@ class ControlState:
     new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
     so far, in order. `damaged` members of the view have discarded copies of their state.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
+    `last_tries` counts how often new workers were started in spite of that, since all members had died and left their state in memory.
     """
 
     policy: JobPolicy
@@ -87,6 +88,7 @@ class ControlState:
     losses: tuple[MicroBatchLoss, ...] = ()
     damaged: frozenset[int] = frozenset()
     failed_joins: int = 0
+    last_tries: int = 0
     failed_below: int = 0
     failed_attempts: int = 0
     stopping: bool = False

@@ -82,7 +82,7 @@ class Machine:
         return self.feed(*(Inventoried(worker=worker, attempt_id=self.state.attempt_id, inventory=Any) for worker in self.state.missing))
 
     def proposed(self) -> Machine:
-        view = FakeView(*self.state.attempt_id, tuple(sorted(self.state.participants)))
+        view = FakeView(*self.state.attempt_id, tuple(sorted(self.state.participants)), self.state.view.members[0].segment)
         return self.feed(Proposed(attempt_id=self.state.attempt_id, proposal=FakeProposal(view)))
 
     def vote(self, worker: int, **more: Any) -> Machine:

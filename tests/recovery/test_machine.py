@@ -13,6 +13,7 @@ from elastic.control.events import (
     CommitFailed,
     Committed,
     Evict,
+    FirstCommit,
     Inventoried,
     LostLink,
     Offer,
@@ -140,6 +141,23 @@ def test_new_workers_take_over_from_all_that_died() -> None:
     job.feed(Inventoried(worker=2, attempt_id=(2, 2), inventory=None), Inventoried(worker=3, attempt_id=(2, 2), inventory=None))
     (proposed,) = job.done
     assert (proposed.restore, sorted(proposed.joiners)) == (False, [2, 3])
+
+
+def test_after_failed_joins_new_workers_are_tried_again_if_only_they_can_take_over() -> None:
+    job = running(2, outlive=True, respawn=True).die(1).recover().feed(FirstCommit(worker=0, epoch=2, step=5))
+    while job.state.starting:
+        job.die(max(job.state.starting))
+    assert job.state.failed_joins == 3
+    job.die(0)
+    assert job.phase is Phase.PAUSED
+    rounds = 0
+    while job.state.starting:
+        assert job.phase is Phase.PAUSED
+        rounds += 1
+        for worker in sorted(job.state.starting):
+            job.die(worker)
+    assert "new workers would take over their memory, but none can be started (new workers die)" in job.ended()
+    assert 6 <= rounds <= 12
 
 
 def test_nobody_takes_over_from_all_that_died_where_none_is_started() -> None:
