@@ -62,18 +62,27 @@ def lacking(needed: Mapping[int, Sequence[Run]], had: Mapping[int, Sequence[Run]
     `needed` and `had` map workers to ascending runs. `offers` lists which source has which run; a source is any key that identifies a
     sender, not only a worker's number. `Lack.sources` is in the order of the offers.
     """
+    senders = _by_run(offers)
     for destination, runs in needed.items():
         mine = had.get(destination, ())
         for gap in missing([run for run in runs if run not in mine], mine):
-            yield from _divided(destination, gap, offers)
+            yield from _divided(destination, gap, senders)
 
 
-def _divided(destination: int, gap: Run, offers: Sequence[tuple[S, Run]]) -> Iterator[Lack[S]]:
-    near = [(source, start, stop) for source, (start, stop) in offers if start < gap[1] and stop > gap[0]]
-    edges = {gap[0], gap[1], *(edge for _, *run in near for edge in run if gap[0] < edge < gap[1])}
+def _by_run(offers: Sequence[tuple[S, Run]]) -> dict[Run, dict[S, int]]:
+    """Returns the sources of each run, with their places among the offers: many sources often have the same run."""
+    found: dict[Run, dict[S, int]] = {}
+    for place, (source, run) in enumerate(offers):
+        found.setdefault(run, {}).setdefault(source, place)
+    return found
+
+
+def _divided(destination: int, gap: Run, senders: Mapping[Run, Mapping[S, int]]) -> Iterator[Lack[S]]:
+    near = [(run, sources) for run, sources in senders.items() if run[0] < gap[1] and run[1] > gap[0]]
+    edges = {*gap, *(edge for run, _ in near for edge in run if gap[0] < edge < gap[1])}
     last: Lack[S] | None = None
     for start, stop in pairwise(sorted(edges)):
-        sources = tuple(dict.fromkeys(source for source, first, end in near if first <= start and stop <= end))
+        sources = _joined([sources for (first, end), sources in near if first <= start and stop <= end])
         if last is not None and last.sources == sources:
             last = replace(last, stop=stop)
             continue
@@ -82,3 +91,14 @@ def _divided(destination: int, gap: Run, offers: Sequence[tuple[S, Run]]) -> Ite
         last = Lack(destination, start, stop, sources)
     if last is not None:
         yield last
+
+
+def _joined(found: Sequence[Mapping[S, int]]) -> tuple[S, ...]:
+    """Returns all sources, in the order of the offers."""
+    if len(found) == 1:
+        return tuple(found[0])
+    places: dict[S, int] = {}
+    for sources in found:
+        for source, place in sources.items():
+            places[source] = min(place, places.get(source, place))
+    return tuple(sorted(places, key=places.__getitem__))
