@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -92,6 +93,16 @@ def test_any_workers_may_die_at_once(dead: tuple[int, ...]) -> None:
     assert set(dead) <= copied_from(found)
     assert not {move.source for move in found.transfers} - set(LAST.workers)
     assert found.progress is not None
+
+
+def test_members_that_left_nothing_are_replaced_from_those_of_the_view_before() -> None:
+    """They were killed before they had written anything, so the segments of their predecessors are still there."""
+    later = dataclasses.replace(proposed([], [offer(worker) for worker in LAST.workers], joiners=(7, 8, 9)).view, epoch=LAST.epoch + 1)
+    found = proposed([], [offer(worker) for worker in LAST.workers], joiners=(10, 11), last=later)
+    assert found.resume == 5
+    assert copied_from(found) <= set(LAST.workers)
+    assert found.transfers
+    assert len(found.copied) == len(found.transfers)
 
 
 def test_nobody_left_and_nothing_offered() -> None:
