@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from elastic.control.events import (
     Announce,
@@ -37,9 +36,6 @@ from elastic.control.transitions import (
 )
 from elastic.view import outlives
 
-if TYPE_CHECKING:
-    pass
-
 SETTLING_S = 0.3  # how long new workers are delayed for the first step of a new view
 PATIENCE_S = 10.0  # after which the user is informed which workers have not answered
 FAILED_ATTEMPTS = 3  # failures without a death that end the job
@@ -62,8 +58,11 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
         return replace(state, phase=Phase.PAUSED), []  # until the last live member is ended
     if not state.live and outlives(state.view.members) and not state.fallen:
         return _take_over(state, now)
+    if not state.live and not state.policy.checkpoints:
+        return end_job(state, "CoverageLost", _all_lost(state))
     if not state.live:
-        return _begin_again(state, now) if state.policy.checkpoints else end_job(state, "CoverageLost", _all_lost(state))
+        how = "begin with the newest checkpoint, or at step 0 where there is none"
+        return _with_new_workers(replace(state, fallen=True), _all_lost(state), how, now)
     workers = (*state.live, *(sorted(state.ready) if joining else ()))
     if len(workers) < state.policy.min_workers:
         return _pause(state, len(workers))
@@ -77,30 +76,21 @@ def _quiesce(state: ControlState, workers: tuple[int, ...], now: float) -> Trans
 
 
 def _take_over(state: ControlState, now: float) -> Transition:
-    """Handles the loss of all members whose state outlives them: starts as many new workers as possible, which take it over together."""
+    """Handles the loss of all members whose state outlives them: new workers take it over."""
     if state.failed_joins >= FAILED_JOINS and not state.ready and state.last_tries < FAILED_JOINS:
         state = replace(state, failed_joins=0, last_tries=state.last_tries + 1)  # nothing else can save the job
+    return _with_new_workers(state, "all workers died", "take over their memory", now)
+
+
+def _with_new_workers(state: ControlState, lost: str, how: str, now: float) -> Transition:
+    """Goes on after the loss of all members with as many new workers as can be started, together; `how` says what they do."""
     state, started = replenished(state)
     if state.starting:
-        how = "new workers take over their memory"
-        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"all workers died: {how}")]
+        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{lost}: new workers {how}")]
         return replace(state, phase=Phase.PAUSED), [*said, *started]
     if len(state.ready) < max(1, state.policy.min_workers):
-        why = f"new workers would take over their memory, but none can be started ({_hindrance(state)})"
-        return end_job(state, "JobFailed", f"all workers died, the last: {state.cause}; {why}")
-    return _quiesce(state, tuple(sorted(state.ready)), now)
-
-
-def _begin_again(state: ControlState, now: float) -> Transition:
-    """Handles the loss of all members: starts as many new workers as possible, together, from the newest checkpoint."""
-    state, started = replenished(replace(state, fallen=True))
-    if state.starting:
-        how = "new workers begin with the newest checkpoint, or at step 0 where there is none"
-        said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{_all_lost(state)}: {how}")]
-        return replace(state, phase=Phase.PAUSED), [*said, *started]
-    if len(state.ready) < max(1, state.policy.min_workers):
-        why = f"new workers would begin with the newest checkpoint, but none can be started ({_hindrance(state)})"
-        return end_job(state, "JobFailed", f"{_all_lost(state)}; {why}")
+        last = f"; the last loss: {state.cause}" if state.cause and state.cause not in lost else ""
+        return end_job(state, "JobFailed", f"{lost}; new workers would {how}, but none can be started ({_hindrance(state)}){last}")
     return _quiesce(state, tuple(sorted(state.ready)), now)
 
 

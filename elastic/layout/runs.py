@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Generic, TypeVar
 
 Run = tuple[int, int]
@@ -32,14 +33,20 @@ def joined(runs: Iterable[Run]) -> list[Run]:
 def missing(wanted: Iterable[Run], had: Sequence[Run]) -> list[Run]:
     """Returns the union of `wanted` minus the union of `had`, as ascending disjoint runs. Both are sorted; their runs may overlap."""
     gaps: list[Run] = []
-    done = 0
+    held = joined(had)
+    done = place = 0
     for start, stop in wanted:
         position = max(start, done)
-        for first, last in had:
-            if position < first < stop:
+        while place < len(held) and held[place][1] <= position:
+            place += 1
+        while place < len(held) and held[place][0] < stop:
+            first, last = held[place]
+            if position < first:
                 gaps.append((position, first))
-            if first < stop:
-                position = max(position, last)
+            position = max(position, last)
+            if last >= stop:
+                break
+            place += 1
         if position < stop:
             gaps.append((position, stop))
         done = max(done, stop)
@@ -62,23 +69,36 @@ def lacking(needed: Mapping[int, Sequence[Run]], had: Mapping[int, Sequence[Run]
     `needed` and `had` map workers to ascending runs. `offers` lists which source has which run; a source is any key that identifies a
     sender, not only a worker's number. `Lack.sources` is in the order of the offers.
     """
-    senders = _by_run(offers)
+    senders = _Senders(offers)
     for destination, runs in needed.items():
         mine = had.get(destination, ())
-        for gap in missing([run for run in runs if run not in mine], mine):
+        wanted = [run for run in runs if run not in mine]
+        for gap in missing(wanted, mine) if wanted else ():
             yield from _divided(destination, gap, senders)
 
 
-def _by_run(offers: Sequence[tuple[S, Run]]) -> dict[Run, dict[S, int]]:
-    """Returns the sources of each run, with their places among the offers: many sources often have the same run."""
-    found: dict[Run, dict[S, int]] = {}
-    for place, (source, run) in enumerate(offers):
-        found.setdefault(run, {}).setdefault(source, place)
-    return found
+class _Senders(Generic[S]):
+    """The sources of each run, with their places among the offers: many sources often have the same run."""
+
+    def __init__(self, offers: Sequence[tuple[S, Run]]) -> None:
+        found: dict[Run, dict[S, int]] = {}
+        for place, (source, run) in enumerate(offers):
+            found.setdefault(run, {}).setdefault(source, place)
+        self._found = sorted(found.items(), key=lambda item: item[0])
+        self._starts = [start for (start, _), _ in self._found]
+        self._reach = list(accumulate((stop for (_, stop), _ in self._found), max))  # the largest stop so far: ascending
+
+    def near(self, gap: Run) -> list[tuple[Run, dict[S, int]]]:
+        """Returns the runs that share elements with a gap, and their sources."""
+        begun = self._found[bisect_right(self._reach, gap[0]) : bisect_left(self._starts, gap[1])]
+        return [(run, sources) for run, sources in begun if run[1] > gap[0]]
 
 
-def _divided(destination: int, gap: Run, senders: Mapping[Run, Mapping[S, int]]) -> Iterator[Lack[S]]:
-    near = [(run, sources) for run, sources in senders.items() if run[0] < gap[1] and run[1] > gap[0]]
+def _divided(destination: int, gap: Run, senders: _Senders[S]) -> Iterator[Lack[S]]:
+    near = senders.near(gap)
+    if near and all(first <= gap[0] and gap[1] <= end for (first, end), _ in near):
+        yield Lack(destination, *gap, _joined([sources for _, sources in near]))
+        return
     edges = {*gap, *(edge for run, _ in near for edge in run if gap[0] < edge < gap[1])}
     last: Lack[S] | None = None
     for start, stop in pairwise(sorted(edges)):
