@@ -12,6 +12,7 @@ from elastic.comm.endpoint import Endpoint
 from elastic.engine.boundary import Crossing
 from elastic.engine.data import Batch, model_input, tokens_in
 from elastic.engine.gather import Gatherer
+from elastic.engine.in_flight import InFlight
 from elastic.engine.layer_times import Effort
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.numerics import Numerics
@@ -20,12 +21,15 @@ from elastic.engine.randomness import Generators
 from elastic.engine.reducer import Reducer
 from elastic.engine.salvage import Resumption, Salvage, kept
 from elastic.engine.shared import SharedMemory
-from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossLeaf, LossRunner, enter
+from elastic.engine.stage import LayerRunner, Loss, LossLeaf, LossRunner, enter
 from elastic.engine.statistics import Records
+from elastic.memory.tensors import address
 from elastic.plan.schedule import Action, build
 from elastic.view import View
 
 _LOADED_AT_ONCE = 4
+_HELD_DONE = 4
+"""How many micro-batches are held after their backward: what their neighbours need of them, if these have to compute them again."""
 
 Enter = Callable[[str, int, int], None]
 """Called at the beginning of every phase of a step, with its name, the step, and the micro-batch or -1."""
@@ -67,7 +71,11 @@ class Executor:
         self._resumption: Resumption | None = None
         self._finished: set[int] = set()
         self._leaves: dict[int, LossLeaf] = {}
-        self._live: dict[int, list[LayerRun]] = {}
+        self._live: dict[int, InFlight] = {}  # between forward and backward
+        self._held: dict[int, InFlight] = {}  # of the view before, not yet used
+        self._done: dict[int, InFlight] = {}  # the last ones that have gone backward
+        self._unread: list[tuple[Callable[[int, int], object], int]] = []
+        self._addresses: dict[int, Sequence[int]] = {}
         self._seconds = sum(each.forward_s + each.backward_s for each in (view.workload.layers[layer] for layer in self._layers))
         self.effort = Effort()
         self.most_in_flight = 0
@@ -111,6 +119,8 @@ class Executor:
             self._enter("forward", step, action.micro_batch)
             if (leaf := self._forward(step, action.micro_batch, batch)) is not None:
                 self._leaves[action.micro_batch] = leaf
+        for receive, micro_batch in self._unread:  # computed again by a neighbour, but held here
+            receive(step, micro_batch)
         self.gatherer.wait_all()  # a worker without a grain has not waited yet
         self.drew |= self.generators.drawn()
         self.micro_batches_run += len(actions) // 2
@@ -124,6 +134,7 @@ class Executor:
         """Prepares a step and returns its actions."""
         self._end()
         self._step, self.drew = step, False
+        self._addresses = {runner.index: [address(each) for each in runner.module.parameters()] for runner in self._runners}
         self.generators.watch()
         self.reducer.begin(step)
         self.statistics.begin()
@@ -133,7 +144,8 @@ class Executor:
             actions = [action for action in actions if self._workload.grain_of(action.micro_batch) not in resumed.grains]
             if resumed.salvage is not None:
                 self._restore(resumed.salvage)
-        self._loads = [action.micro_batch for action in actions if action.kind == "F"] if self.pipe.first or self.pipe.last else []
+                self._hold(resumed.salvage, {action.micro_batch for action in actions})
+        self._loads = [action.micro_batch for action in actions if action.kind == "F" and self._needs_data(action.micro_batch)]
         self._last_backward = next((action.micro_batch for action in reversed(actions) if action.kind == "B"), -1)
         if self.actions and not actions:  # nothing is left to compute: send the restored sums
             for vector in itertools.chain.from_iterable(self._vectors.values()):
@@ -147,8 +159,27 @@ class Executor:
         self.reducer.restore(salvage.sums)
         self._finished = {m for grain in salvage.grains for m in self._workload.micro_batches_of(grain)}
         self._leaves = {leaf.micro_batch: leaf for leaf in salvage.leaves}
-        known = {(m, layer): found for (m, layer), found in salvage.records.items() if m in self._finished and layer in self._layers}
-        self.statistics.begin(known)
+
+    def _hold(self, salvage: Salvage, wanted: set[int]) -> None:
+        """Keeps what can be used of these micro-batches in flight."""
+        for micro_batch in wanted.intersection(salvage.in_flight):
+            state = salvage.in_flight[micro_batch]
+            grain = self._workload.grain_of(micro_batch)
+            state.fit(
+                self._layers,
+                len(self._model.layers),
+                lambda layer: self._addresses[layer] == salvage.addresses.get(layer),
+                lambda layer, grain=grain: all(self.reducer.has_sum(vector, grain) for vector in self._vectors[layer]),
+            )
+            self._held[micro_batch] = state
+        kept = {(m, layer) for m, state in self._held.items() for layer in (*state.runs, *range(state.below, self._layers.stop))}
+        kept.update((m, layer) for m in self._finished for layer in self._layers)
+        self.statistics.begin({place: found for place, found in salvage.records.items() if place in kept})
+
+    def _needs_data(self, micro_batch: int) -> bool:
+        """Whether a micro-batch has to be loaded, for the first layer or for the loss."""
+        held = self._held.get(micro_batch) or InFlight.through(self._layers)
+        return (self.pipe.first and held.reads_input) or (self.pipe.last and not held.begun and held.loss is None)
 
     def salvage(self) -> Salvage | None:
         """Returns the reusable results of the step under way, if it is given up now."""
@@ -165,7 +196,10 @@ class Executor:
             summed=frozenset(grain for nodes in sums.values() for node in nodes for grain in node.grains(workload.grains)),
             sums=sums,
             leaves=tuple(leaf for m, leaf in self._leaves.items() if workload.grain_of(m) in grains),
-            records=self.statistics.of((m for grain in grains for m in workload.micro_batches_of(grain)), self._layers),
+            records=self.statistics.of(range(workload.micro_batches), self._layers),
+            begun=frozenset(map(workload.grain_of, {*self._held, *self._live})) - grains,
+            in_flight={**self._held, **self._done, **self._live},
+            addresses=self._addresses,
         )
 
     def _note(self, micro_batch: int) -> None:
@@ -186,45 +220,67 @@ class Executor:
         self.reducer.end()
         self._step, self._loaded = None, {}
         self._finished, self._leaves = set(), {}
-        self._live.clear()
+        self._held, self._live, self._done, self._unread = {}, {}, {}, []
 
     def _forward(self, step: int, micro_batch: int, batch: Batch) -> LossLeaf | None:
-        data = self._load(step, micro_batch, batch) if self._loads else None
-        crossing = self._input(step, micro_batch, data)
-        self._prepare(step, micro_batch)
-        runs: list[LayerRun] = []
-        self._live[micro_batch] = runs
+        data = self._load(step, micro_batch, batch) if self._needs_data(micro_batch) else None
+        reads = self._held[micro_batch].reads_input if micro_batch in self._held else True
+        crossing = self._input(step, micro_batch, data) if reads else None
+        if not (reads or self.pipe.first):
+            self._unread.append((self.pipe.receive_activations, micro_batch))
+        state = self._live[micro_batch] = self._held.pop(micro_batch, None) or InFlight.through(self._layers)
         self.most_in_flight = max(self.most_in_flight, len(self._live))
+        self._prepare(step, micro_batch)
         for runner in self._runners:
-            self._network.check()
-            self.gatherer.wait(runner.index)
-            with self.effort:
-                run, crossing = runner.forward(step, micro_batch, crossing)
-            runs.append(run)
-        if not self.pipe.last:
-            self.pipe.send_activations(step, micro_batch, crossing)
-            return None
-        run, leaf = self._loss.forward(step, micro_batch, crossing, data, tokens_in(data))
-        runs.append(run)
-        return leaf
+            if runner.index in state.runs:
+                crossing = state.outputs[runner.index].crossing
+            elif runner.index < state.below and crossing is not None:
+                self._network.check()
+                self.gatherer.wait(runner.index)
+                with self.effort.of(state.fresh):
+                    run, crossing = runner.forward(step, micro_batch, crossing)
+                state.went_forward(runner.index, run, crossing)
+        if self.pipe.last and state.loss is None and not state.begun and crossing is not None:
+            state.loss, state.leaf = self._loss.forward(step, micro_batch, crossing, data, tokens_in(data))
+        if state.output is not None and not self.pipe.last:
+            self.pipe.send_activations(step, micro_batch, state.output.crossing)
+        return state.leaf
 
     def _backward(self, step: int, micro_batch: int) -> None:
-        runs = self._live.pop(micro_batch)
-        gradients = self._loss.backward(runs.pop()) if self.pipe.last else self.pipe.receive_gradients(step, micro_batch)
+        state = self._live[micro_batch]
+        if state.begun:
+            self._skip_backward(micro_batch, state)
+        else:
+            state.gradients = self._loss.backward(state.loss) if state.loss else self.pipe.receive_gradients(step, micro_batch)
+            state.loss = None
         if any(runner.recomputes for runner in self._runners):
             self._prepare(step, micro_batch)
-        found: list[tuple[Vector, list[torch.Tensor | None]]] = []
-        self.effort.expected_s += self._seconds
+        self.effort.expected_s += self._seconds * state.fresh
         for runner in reversed(self._runners):
+            if runner.index >= state.below or state.gradients is None:
+                continue
             self._network.check()
-            with self.effort:
-                gradients = runner.backward(step, micro_batch, runs.pop(), gradients)
-            found += [(vector, self._take_gradients(vector)) for vector in self._vectors[runner.index]]
+            with self.effort.of(state.fresh):
+                gradients = runner.backward(step, micro_batch, state.runs[runner.index], state.gradients)
+            state.went_backward(runner.index, gradients, [(v, self._take_gradients(v)) for v in self._vectors[runner.index]])
             if self.pipe.first:
-                self._fold(micro_batch, found)
-        if not self.pipe.first:
-            self.pipe.send_gradients(step, micro_batch, gradients)  # before folding: the stage below waits for it
-            self._fold(micro_batch, found)
+                self._fold(micro_batch, state.found)
+        if not self.pipe.first and state.gradients is not None:
+            self.pipe.send_gradients(step, micro_batch, state.gradients)  # before folding: the stage below waits for it
+        self._fold(micro_batch, state.found)
+        self._done[micro_batch] = self._live.pop(micro_batch)
+        if len(self._done) > _HELD_DONE:
+            del self._done[next(iter(self._done))]
+
+    def _skip_backward(self, micro_batch: int, state: InFlight) -> None:
+        """Prepares for the rest of a backward that the view before began: its layers are not computed again."""
+        if not self.pipe.last:
+            self._unread.append((self.pipe.receive_gradients, micro_batch))
+        if micro_batch == self._last_backward:
+            summed = [vector for layer in range(state.below, self._layers.stop) for vector in self._vectors[layer]]
+            for vector in summed:
+                if all(vector is not there for there, _ in state.found):
+                    self.reducer.contribute(vector)
 
     def _fold(self, micro_batch: int, found: list[tuple[Vector, list[torch.Tensor | None]]]) -> None:
         for vector, gradients in found:

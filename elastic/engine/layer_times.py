@@ -7,6 +7,7 @@ wall-clock over CPU time of its layers (waiting for the processor), and the CPU 
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,10 @@ class Effort:
     def __exit__(self, *_: object) -> None:
         self.cpu_s += time.thread_time() - self._began_cpu_s
         self.computed_s += time.perf_counter() - self._began_s
+
+    def of(self, counts: bool) -> AbstractContextManager[None]:
+        """Returns this, or a context manager that times nothing."""
+        return self if counts else nullcontext()
 
     def told(self, reference: SpeedReference) -> EffortReport:
         """Returns the sums so far, with a fresh measurement of the speed reference."""

@@ -215,6 +215,10 @@ class Reducer:
         """The subtree sums of this worker's part as they are now, by vector id."""
         return {number: dict(fold.sums.nodes) for number, fold in self._folds.items()}
 
+    def has_sum(self, vector: Vector, grain: int) -> bool:
+        """Whether a restored sum of this vector covers the grain."""
+        return grain in self._folds[vector.id].salvaged
+
     def settle(self) -> None:
         """Allows memory of sums that are no longer needed to be used again: nobody is told of them any more."""
         for memory in self._memory.values():

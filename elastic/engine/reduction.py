@@ -188,19 +188,19 @@ class VectorFold:
         self._open: dict[int, Parts] = {}
         self._seen: dict[int, int] = {}
         self._counted = 0
-        self._salvaged: frozenset[int] = frozenset()
+        self.salvaged: frozenset[int] = frozenset()
         self.sums = NodeSums(grains, memory)
 
     def restore(self, nodes: Mapping[Node, Parts]) -> None:
         """Starts with sums salvaged from the aborted step. `add` then ignores gradients of the grains they cover."""
         for node, parts in nodes.items():
             self.sums.insert(node, parts)
-        self._salvaged = self.sums.grains
+        self.salvaged = self.sums.grains
         self._count(len(self.sums.nodes))
 
     def add(self, grain: int, gradients: Parts) -> None:
         """Adds the flat gradients of the grain's next micro-batch, in ascending order: one tensor per parameter. Keeps the tensors."""
-        if grain in self._salvaged:
+        if grain in self.salvaged:
             return
         self._count(1 + len(self.sums.nodes) + len(self._open))
         self._seen[grain] = self._seen.get(grain, 0) + 1

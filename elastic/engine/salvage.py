@@ -2,7 +2,8 @@
 
 A stage has finished a grain when it has run the backward of all the grain's micro-batches. The grain's gradients are then in sums, and the
 last stage has its losses. A grain is not computed again if, at every stage, a worker has its sums and the next view routes the grain to
-the same worker. Bits do not change: computing a sum again would give the same bits.
+the same worker. Of other grains, a worker computes again only what it does not hold (`in_flight`); messages are sent again. Bits do not
+change: computing anything again would give the same bits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from elastic.engine.in_flight import InFlight
 from elastic.engine.reduction import Parts
 from elastic.engine.stage import LossLeaf
 from elastic.engine.statistics import Records
@@ -21,7 +23,8 @@ class Salvage:
     """One worker's results of step `step` for `layers`: gradient sums by vector id, and losses.
 
     `grains` are the finished grains. `summed` are all grains that some sum covers; a sum can be kept only if the next view routes all
-    grains it covers to this worker.
+    grains it covers to this worker. `in_flight` has what this worker holds of micro-batches, of the `begun` grains
+    and of finished ones; the parameters of each layer lie at `addresses`.
     """
 
     step: int
@@ -31,6 +34,14 @@ class Salvage:
     sums: Mapping[int, Mapping[Node, Parts]]
     leaves: tuple[LossLeaf, ...]
     records: Records = field(default_factory=dict)
+    begun: frozenset[int] = frozenset()
+    in_flight: Mapping[int, InFlight] = field(default_factory=dict)
+    addresses: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def without_sums(self) -> Salvage:
+        """What is left if the sums cannot be kept."""
+        return replace(self, grains=frozenset(), summed=frozenset(), sums={}, leaves=())
 
 
 def joined(one: Salvage | None, others: Sequence[Salvage]) -> Salvage | None:
@@ -50,6 +61,8 @@ def joined(one: Salvage | None, others: Sequence[Salvage]) -> Salvage | None:
         sums=sums,
         leaves=tuple(leaf for part in parts for leaf in part.leaves),
         records={key: value for part in parts for key, value in part.records.items()},
+        in_flight={} if one is None else one.in_flight,
+        addresses={} if one is None else one.addresses,
     )
 
 

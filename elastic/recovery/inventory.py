@@ -78,23 +78,25 @@ class Progress:
 class FinishedGrains:
     """The gradient sums that a worker keeps of an abandoned step: sums of `layers`, in which `grains` are finished.
 
-    The sums cover the `summed` grains: they are usable only if the worker is assigned all of these.
+    The sums cover the `summed` grains: they are usable only if the worker is assigned all of these. Of the `begun` grains it holds a part
+    of their computation.
     """
 
     step: int
     layers: range
     grains: tuple[int, ...]
     summed: tuple[int, ...]
+    begun: tuple[int, ...] = ()
 
     def to_json(self) -> list[Any]:
         """One short list."""
-        return [self.step, [self.layers.start, self.layers.stop], list(self.grains), list(self.summed)]
+        return [self.step, [self.layers.start, self.layers.stop], list(self.grains), list(self.summed), list(self.begun)]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> FinishedGrains:
         """The inverse of `to_json`."""
-        step, layers, grains, summed = data
-        return cls(step=step, layers=range(*layers), grains=tuple(grains), summed=tuple(summed))
+        step, layers, grains, summed, begun = data
+        return cls(step=step, layers=range(*layers), grains=tuple(grains), summed=tuple(summed), begun=tuple(begun))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

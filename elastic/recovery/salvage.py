@@ -2,16 +2,21 @@
 
 A grain is finished at a stage if a worker has the sums of its gradients: a member of the stage, or a worker that has died and left them in
 its segment; then a member of the stage on the same host, its *heir*, takes them over. Grains that every stage has finished are not computed
-again. In the interrupted step the others are routed anew: to whoever has sums that cover them, else evenly. Later steps follow the plan.
+again. In the interrupted step the others are routed anew: to whoever has sums that cover them, else evenly, counting less work where their
+forward is done. Later steps follow the plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from elastic.plan.plan import Stage
 from elastic.recovery.inventory import FinishedGrains, Inventory
 from elastic.view import View
+
+_FORWARD = 1 / 3
+"""The part of a micro-batch's computation that its forward is: a backward multiplies twice as many matrices."""
 
 Routes = tuple[tuple[int, ...], ...]
 """For each stage, the worker of each grain."""
@@ -51,43 +56,69 @@ def restart(
     """Returns how `view` takes step `step`. `hosts` are those of the dead workers whose `offers` may be used."""
     here = {member.worker: member.host for member in view.members}
     dead = [offer for offer in offers if offer.worker in (hosts or {})]
-    heirs: list[tuple[int, int]] = []
-    claims: list[dict[int, int]] = []
-    finished = set(range(view.workload.grains))
-    for stage in view.plan.stages:
-        claimed: dict[int, int] = {}
-        done: set[int] = set()
-        own = [(worker, inventories[worker]) for worker in stage.members if worker in inventories]
-        for inventory in [*(inventory for _, inventory in own), *dead]:
-            found, heir = inventory.finished, inventory.worker
-            if not covers(found, stage.layers, step) or found is None or claimed.keys() & set(found.summed):
-                continue
-            if heir not in stage.members:
-                near = [worker for worker in stage.members if here[worker] == (hosts or {})[heir]]
-                if not near:
-                    continue
-                heir = min(near, key=lambda worker: sum(1 for other in claimed.values() if other == worker))
-                heirs.append((inventory.worker, heir))
-            claimed |= dict.fromkeys(found.summed, heir)
-            done |= set(found.grains)
-        claims.append(claimed)
-        finished &= done
-    if not finished:
+    stages = [_Claims(stage, inventories, step) for stage in view.plan.stages]
+    for claims in stages:
+        for offer in dead:
+            claims.inherit(offer, step, (hosts or {})[offer.worker], here)
+    finished = set(range(view.workload.grains)).intersection(*(claims.done for claims in stages))
+    for claims in stages:
+        claims.renounce(finished)
+    if not finished and not any(claims.begun for claims in stages):
         return Restart(routes=view.plan.routes)
-    routes = tuple(_routes(view, number, claimed, finished) for number, claimed in enumerate(claims))
-    return Restart(routes=routes, finished=tuple(sorted(finished)), heirs=tuple(heirs))
+    routes = tuple(_routes(view, number, claims) for number, claims in enumerate(stages))
+    heirs = tuple((worker, heir) for claims in stages for worker, (heir, _) in claims.heirs.items())
+    return Restart(routes=routes, finished=tuple(sorted(finished)), heirs=heirs)
 
 
-def _routes(view: View, number: int, claimed: Mapping[int, int], finished: set[int]) -> tuple[int, ...]:
-    """Returns the routes of one stage: what is left goes to the worker that would finish it first, the plan's own among equals."""
+class _Claims:
+    """Which members of a stage hold sums or a part of the computation of which grains."""
+
+    def __init__(self, stage: Stage, inventories: Mapping[int, Inventory], step: int) -> None:
+        self._stage = stage
+        self.claimed: dict[int, int] = {}  # the member that has sums of a grain, or will have them as an heir
+        self.done: set[int] = set()
+        self.heirs: dict[int, tuple[int, FinishedGrains]] = {}
+        self.begun: dict[int, int] = {}
+        for worker in stage.members:
+            found = inventories[worker].finished if worker in inventories else None
+            if found is None or found.step != step:
+                continue
+            self._claim(worker, found, step)
+            if set(found.layers) & set(stage.layers):
+                self.begun |= dict.fromkeys(found.begun, worker)
+
+    def _claim(self, member: int, found: FinishedGrains | None, step: int) -> FinishedGrains | None:
+        if not covers(found, self._stage.layers, step) or found is None or self.claimed.keys() & set(found.summed):
+            return None
+        self.claimed |= dict.fromkeys(found.summed, member)
+        self.done |= set(found.grains)
+        return found
+
+    def inherit(self, offer: Inventory, step: int, host: str, hosts: Mapping[int, str]) -> None:
+        """Gives the sums of a dead worker to the member on its host that has fewest."""
+        near = [worker for worker in self._stage.members if hosts[worker] == host]
+        heir = min(near, key=lambda worker: sum(1 for other in self.claimed.values() if other == worker), default=None)
+        if heir is not None and (found := self._claim(heir, offer.finished, step)) is not None:
+            self.heirs[offer.worker] = heir, found
+
+    def renounce(self, finished: Collection[int]) -> None:
+        """Drops sums of the dead without a grain that is `finished`: others are computed again, since neighbours need their results."""
+        for dead, (_, found) in list(self.heirs.items()):
+            if not set(found.grains) & set(finished):
+                del self.heirs[dead]
+                self.claimed = {grain: member for grain, member in self.claimed.items() if grain not in found.summed}
+
+
+def _routes(view: View, number: int, claims: _Claims) -> tuple[int, ...]:
+    """Returns the routes of one stage: each grain goes to the member that holds most of it, others to the one that would finish them first.
+
+    Among equals it is the plan's own.
+    """
     members, planned, slowdowns = view.plan.stages[number].members, view.plan.routes[number], view.slowdowns
-    load = {member: sum(1 for grain, worker in claimed.items() if worker == member and grain not in finished) for member in members}
-    route: list[int] = []
+    found = {**claims.begun, **claims.claimed}
+    load = {member: sum(1 - _FORWARD for grain in claims.begun.keys() - claims.claimed if found[grain] == member) for member in members}
     for grain in range(view.workload.grains):
-        if grain in claimed:
-            route.append(claimed[grain])
-            continue
-        chosen = min(members, key=lambda member: ((load[member] + 1) * slowdowns[member], member != planned[grain]))
-        load[chosen] += 1
-        route.append(chosen)
-    return tuple(route)
+        if grain not in found:
+            found[grain] = min(members, key=lambda member: ((load[member] + 1) * slowdowns[member], member != planned[grain]))
+            load[found[grain]] += 1
+    return tuple(found[grain] for grain in range(view.workload.grains))

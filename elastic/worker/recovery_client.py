@@ -192,7 +192,9 @@ class RecoveryClient:
             scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
             migration = Migration(self._worker, proposal, held_state.held, scalars, self._model, self._optimizer, self._network, segments)
             engine = self._build(view, migration.state, proposal.routes)
-            own = held_state.salvage if usable(view, proposal.routes or view.plan.routes, inventory, step + 1) else None
+            own = held_state.salvage
+            if own is not None and not usable(view, proposal.routes or view.plan.routes, inventory, step + 1):
+                own = own.without_sums if own.step == step + 1 else None
             salvage = joined(own, [inherited(segments[dead], self._model) for dead, heir in proposal.heirs if heir == self._worker])
             engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
@@ -293,5 +295,9 @@ class RecoveryClient:
 def finished(salvage: Salvage) -> FinishedGrains:
     """Returns a salvage as an inventory lists it."""
     return FinishedGrains(
-        step=salvage.step, layers=salvage.layers, grains=tuple(sorted(salvage.grains)), summed=tuple(sorted(salvage.summed))
+        step=salvage.step,
+        layers=salvage.layers,
+        grains=tuple(sorted(salvage.grains)),
+        summed=tuple(sorted(salvage.summed)),
+        begun=tuple(sorted(salvage.begun)),
     )

@@ -25,6 +25,18 @@ CASES: dict[str, dict[str, Any]] = {
     "average, momentum": {"model": models.blocks, "optimizer": models.momentum, "average": 0.9},
     "scheduler, objects, tied": {"model": models.tied, "optimizer": models.two_groups, "scheduler": models.cosine},
     "whole tensors": {"model": models.tied, "optimizer": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-2)},
+    "in place": {"model": lambda: [*models.in_place()[:3], *models.in_place()], "optimizer": models.adamw},
+    "recompute, pairs": {
+        "model": lambda: [models.Block(), models.Pair(), models.FromPair(), models.Transposed(), models.AfterTransposed(), models.Head()],
+        "optimizer": models.adamw,
+        "checkpoint_activations": True,
+    },
+    "unused, bf16": {
+        "model": lambda: [nn.Linear(models.WIDTH, models.WIDTH), models.Rare(), models.Block(), models.Head()],
+        "optimizer": models.adamw,
+        "loss": models.weighted,
+        "autocast": torch.bfloat16,
+    },
     "skips": {"model": running.build, "optimizer": models.adamw, "on_nonfinite": "skip"},
 }
 
