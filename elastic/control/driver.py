@@ -229,7 +229,7 @@ class Driver:
 
     def _hear_committed(self, worker: int, message: Message) -> None:
         if message["epoch"] == self.view.epoch:
-            self._incident_log.note(lambda timeline, _: timeline.first_commit(message["at"], message["step"]))
+            self._incident_log.note(lambda timeline, _: timeline.first_commit(worker, message))
         if message["epoch"] == self.view.epoch:  # every member has what it needs of them
             self._world.carrier.release(self._dead.difference(self.view.workers))
         self.feed(events.FirstCommit(worker=worker, epoch=message["epoch"], step=message["step"]))

@@ -48,6 +48,7 @@ class IncidentLog:
         The time of the fault is when a peer first missed the worker.
         """
         fault = min(now, self._missed_at.get((view.epoch, death.worker), now))
+        self._close_settled()
         if self._timeline is not None and self._timeline.kind != "join":
             self._timeline.lost(death.worker)
             return
@@ -59,11 +60,13 @@ class IncidentLog:
 
     def changes(self, view: View, kind: str, step: int, why: str | None) -> None:
         """Opens an incident for a planned change: the members of `view` pause after `step`, since workers join or layers move."""
+        self._close_settled()
         now = self._world.clock()
         self._begin(view, kind, now, now, step=step, why=why)
 
     def damaged(self, view: View, worker: int, step: int, why: str, fault: float) -> None:
         """Handles the discarding of damaged copies by a member of `view`: opens an incident, or adds this to the open one."""
+        self._close_settled()
         current = self._timeline
         if current is not None and current.kind in ("join", "rebalance") and current.before.epoch < view.epoch:
             self._conclude(current)
@@ -82,6 +85,11 @@ class IncidentLog:
     def close(self) -> None:
         """Records the open incident at the end of the job, as far as it got, even without a committed step."""
         if self._timeline is not None:
+            self._conclude(self._timeline)
+
+    def _close_settled(self) -> None:
+        """Records the open incident if the job goes on, although some member has not told yet what it did in the first step."""
+        if self._timeline is not None and self._timeline.settled:
             self._conclude(self._timeline)
 
     def _begin(self, view: View, kind: str, fault: float, now: float, **more: Any) -> None:

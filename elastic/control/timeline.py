@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from elastic.control.events import Vote
+from elastic.host.channel import Message
 from elastic.observe.incident import Incident
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Timeline:
     _votes: list[tuple[float, Vote]] = field(default_factory=list)
     _view: View | None = None
     _resumed: dict[int, float] = field(default_factory=dict)
-    _first: tuple[float, int] | None = None
+    _first: dict[int, Message] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._opened = self.detected
@@ -70,7 +71,8 @@ class Timeline:
     def lost(self, worker: int) -> None:
         """Records the death of another worker before the recovery is over; a view committed since the first death no longer counts."""
         self.also.append(worker)
-        self._view, self._first = None, None
+        self._view = None
+        self._first.clear()
         self._resumed.clear()
 
     def also_damaged(self, worker: int, why: str) -> None:
@@ -101,14 +103,23 @@ class Timeline:
     def resumed(self, worker: int, at: float) -> None:
         self._resumed.setdefault(worker, at)
 
-    def first_commit(self, at: float, step: int) -> None:
-        if self._first is None or at < self._first[0]:
-            self._first = (at, step)
+    def first_commit(self, worker: int, committed: Message) -> None:
+        """Records that a member has seen the new view's first step committed: `step`, `at`, and `taken_over_s` as the worker tells it."""
+        self._first[worker] = committed
+
+    @property
+    def settled(self) -> bool:
+        """Whether all members run in the new view, and it has a committed step: a later loss is another incident."""
+        return bool(self._first) and self._view is not None and self._resumed.keys() >= set(self._view.workers)
 
     @property
     def over(self) -> bool:
-        """Whether all members run in the new view, and it has a committed step."""
-        return self._first is not None and self._view is not None and self._resumed.keys() >= set(self._view.workers)
+        """Whether it is settled, and all members have told what they did in the first step."""
+        return self.settled and self._view is not None and self._first.keys() >= set(self._view.workers)
+
+    @property
+    def _first_at(self) -> float | None:
+        return min((committed["at"] for committed in self._first.values()), default=None)
 
     def incident(self) -> Incident:
         """Returns the incident, as far as it is known."""
@@ -116,7 +127,8 @@ class Timeline:
         votes = [vote for _, vote in self._votes]
         links = {name: sum(vote.links.get(name, 0) for vote in votes) if votes else None for name in ("kept", "dropped", "made")}
         redone = None if proposal is None else steps_redone(proposal, self.pace.begun)
-        redo = self._first[0] - max(self._resumed.values()) if self._first is not None and self._resumed else None
+        first_at = self._first_at
+        redo = first_at - max(self._resumed.values()) if first_at is not None and self._resumed else None
         return Incident(
             kind=self.kind,
             at=self.fault,
@@ -132,6 +144,7 @@ class Timeline:
             lost_ms=self._lost(redone),
             running_ms=_ms(max(self._resumed.values()) - self.fault) if self._resumed else None,
             redo_ms=None if redo is None else _ms(redo),
+            redo_taken_over_ms=_ms(max(told["taken_over_s"] for told in self._first.values())) if redone and self._first else None,
             stall_ms=self._stall(),
             steps_redone=redone,
             restored=None if proposal is None or proposal.restore is None else proposal.restore.name,
@@ -180,9 +193,10 @@ class Timeline:
         return _ms(self.fault - last + (redone - 1) * (self.pace.step_s or 0.0))
 
     def _stall(self) -> float | None:
-        if self._first is None:
+        at = self._first_at
+        if at is None:
             return None
-        at, step = self._first
+        step = next(iter(self._first.values()))["step"]
         return _ms(at - self.fault - self.pace.remaining(self.fault, step))
 
 

@@ -77,7 +77,9 @@ class Executor:
         self._unread: list[tuple[Callable[[int, int], object], int]] = []
         self._addresses: dict[int, Sequence[int]] = {}
         self._seconds = sum(each.forward_s + each.backward_s for each in (view.workload.layers[layer] for layer in self._layers))
+        self._taken_over: set[int] = set()
         self.effort = Effort()
+        self.taken_over_s = 0.0  # seconds in layers for what other workers were to compute of the resumed step
         self.most_in_flight = 0
         self.drew = False
         self.micro_batches_run = 0
@@ -110,15 +112,18 @@ class Executor:
         """
         actions = self._begin(step)
         for action in actions:
+            computed_s = self.effort.computed_s
             if action.kind == "B":
                 self._enter("backward", step, action.micro_batch)
                 self._backward(step, action.micro_batch)
                 self._finished.add(action.micro_batch)
                 self._note(action.micro_batch)
-                continue
-            self._enter("forward", step, action.micro_batch)
-            if (leaf := self._forward(step, action.micro_batch, batch)) is not None:
-                self._leaves[action.micro_batch] = leaf
+            else:
+                self._enter("forward", step, action.micro_batch)
+                if (leaf := self._forward(step, action.micro_batch, batch)) is not None:
+                    self._leaves[action.micro_batch] = leaf
+            if action.micro_batch in self._taken_over:
+                self.taken_over_s += self.effort.computed_s - computed_s
         for receive, micro_batch in self._unread:  # computed again by a neighbour, but held here
             receive(step, micro_batch)
         self.gatherer.wait_all()  # a worker without a grain has not waited yet
@@ -133,7 +138,7 @@ class Executor:
     def _begin(self, step: int) -> Sequence[Action]:
         """Prepares a step and returns its actions."""
         self._end()
-        self._step, self.drew = step, False
+        self._step, self.drew, self._taken_over = step, False, set()
         self._addresses = {runner.index: [address(each) for each in runner.module.parameters()] for runner in self._runners}
         self.generators.watch()
         self.reducer.begin(step)
@@ -142,6 +147,7 @@ class Executor:
         actions = self.actions
         if resumed is not None and resumed.step == step:
             actions = [action for action in actions if self._workload.grain_of(action.micro_batch) not in resumed.grains]
+            self._taken_over = {a.micro_batch for a in actions if self._workload.grain_of(a.micro_batch) not in resumed.own}
             if resumed.salvage is not None:
                 self._restore(resumed.salvage)
                 self._hold(resumed.salvage, {action.micro_batch for action in actions})

@@ -80,8 +80,12 @@ def kept(salvage: Salvage, routed: Mapping[int, Collection[int]], *, last: bool)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumption:
-    """How a view starts step `step`: every stage has finished `grains`; `salvage` is what this worker keeps of the step."""
+    """How a view starts step `step`: every stage has finished `grains`; `salvage` is what this worker keeps of the step.
+
+    `own` are the grains that this worker was to compute in the view before; others are taken over from workers that were lost.
+    """
 
     step: int
     grains: frozenset[int]
     salvage: Salvage | None
+    own: frozenset[int] = frozenset()

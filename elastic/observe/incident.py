@@ -38,6 +38,8 @@ class Incident:
     lost_ms: from the beginning of the oldest step that had to be redone until the fault: the discarded work, except for
     micro_batches_kept, which the survivors had finished and need not compute again.
     running_ms: from the fault until every member had switched to the new view. redo_ms: from then until its first step was committed.
+    redo_taken_over_ms: how long layers computed, in that time, what lost workers were to compute of the step, on the worker with most
+    of it; the rest of redo_ms is the workers' own rest of the step, and waiting. None if no step was redone.
     stall_ms: how much later that step was committed than without the fault.
     restored: the checkpoint that all members loaded, if some of the state was in no worker's memory any more; or INITIAL_STATE.
     planned: the predicted cost of the plan, and of the alternative that leaves the layers in place.
@@ -59,6 +61,7 @@ class Incident:
     lost_ms: float | None = None
     running_ms: float | None = None
     redo_ms: float | None = None
+    redo_taken_over_ms: float | None = None
     stall_ms: float | None = None
     steps_redone: int | None = None
     restored: str | None = None
@@ -203,6 +206,8 @@ def _outcome(incident: Incident) -> str:
         parts.append(f"{incident.micro_batches_kept} of its micro-batches kept")
     if incident.samples_lost is not None:
         parts.append(f"{_count(incident.samples_lost, 'sample')} lost")
+    if incident.redo_taken_over_ms:
+        parts.append(f"{_seconds(incident.redo_taken_over_ms)} for what others were to compute")
     if incident.stall_ms is not None:
         parts.append(f"stalled {incident.stall_ms:.0f} ms")
     text = ", ".join(parts)

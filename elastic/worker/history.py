@@ -58,15 +58,18 @@ class History:
         """The median seconds of the recent steps, from one APPLY to the next."""
         return statistics.median(self._seconds) if self._seconds else None
 
-    def committed(self, job: Job, epoch: int) -> None:
-        """Notes that all workers are ready to apply the next step, so `step` is committed. Reports an epoch's first one to the agent."""
+    def committed(self, job: Job, epoch: int, taken_over_s: float) -> None:
+        """Notes that all workers are ready to apply the next step, so `step` is committed. Reports an epoch's first one to the agent.
+
+        In that step this worker has computed for `taken_over_s` what other workers were to compute in the view before.
+        """
         now = time.monotonic()
         self._took[self.step + 1] = now - self._ready_at
         self._ready_at = now
         if epoch == self._epoch_seen and self.committed_at is not None:
             self._seconds.append(now - self.committed_at)
         elif epoch > 1:
-            job.send({"type": "committed", "epoch": epoch, "step": self.step, "at": now})
+            job.send({"type": "committed", "epoch": epoch, "step": self.step, "at": now, "taken_over_s": taken_over_s})
         self.committed_at, self._epoch_seen = now, epoch
 
     def save(self) -> None:

@@ -196,7 +196,9 @@ class RecoveryClient:
             if own is not None and not usable(view, proposal.routes or view.plan.routes, inventory, step + 1):
                 own = own.without_sums if own.step == step + 1 else None
             salvage = joined(own, [inherited(segments[dead], self._model) for dead, heir in proposal.heirs if heir == self._worker])
-            engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage))
+            routed = [] if last is None or self._worker not in last.workers else last.plan.routes[last.plan.stage_of(self._worker)]
+            mine = frozenset(grain for grain, worker in enumerate(routed) if worker == self._worker)
+            engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage, own=mine))
             self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
             moved = migration.run()
             if proposal.buffers is not None:

@@ -174,7 +174,7 @@ class WorkerRuntime:
                 f"step {step} cannot be taken: {difference}. A loop body must set the same values on every worker: decide by values that "
                 "all have, such as report.loss or trainer.evaluate, and not by report.leader or a value of one worker" + advice(epoch)
             )
-        self._history.committed(job, epoch)
+        self._history.committed(job, epoch, self.engine.executor.taken_over_s)
         self._rewound = self._rewound and known
         if self._retained and self.step >= self._retained_until:
             self.engine.retain_nothing()

@@ -152,6 +152,11 @@ class Scene:
     def say(self, worker: int, kind: str, **fields: Any) -> None:
         self.driver.heard(worker, {"type": kind, **fields})
 
+    def commits(self, **fields: Any) -> None:
+        """Each member says that the view's first step is committed."""
+        for worker in self.driver.view.workers:
+            self.say(worker, "committed", taken_over_s=0.0, **fields)
+
     def die(self, worker: int, status: int = -9) -> None:
         dead = self.crew.workers[worker]
         dead.gone, dead.status = True, status

@@ -63,7 +63,7 @@ def test_the_incident_has_the_figures(scene: Callable[..., Scene]) -> None:
     job.votes()
     job.now = 50.02
     job.resume()
-    job.say(0, "committed", epoch=2, step=12, at=50.32)
+    job.commits(epoch=2, step=12, at=50.32)
     assert job.driver.incidents == [found.to_json() for found in incident.read(job.directory.incidents)]
     (found,) = incident.read(job.directory.incidents)
     assert (found.kind, found.worker, found.place, found.epoch, found.attempts) == ("death", 1, 1, 2, 1)
@@ -73,7 +73,7 @@ def test_the_incident_has_the_figures(scene: Callable[..., Scene]) -> None:
     assert (found.bytes_moved, found.bytes_minimum, found.samples_lost) == (900, 900, 0)
     assert (found.links_kept, found.links_dropped, found.links_made, found.joined) == (4, 2, 0, ())
     assert "worker 1" in job.said[-1]
-    job.say(0, "committed", epoch=2, step=13, at=50.42)
+    job.commits(epoch=2, step=13, at=50.42)
     assert len(job.driver.incidents) == 1
 
 
@@ -103,7 +103,7 @@ def test_a_replacement_joins(scene: Callable[..., Scene]) -> None:
     job.votes()
     job.resume()
     assert 3 not in job.crew.workers
-    job.say(0, "committed", epoch=2, step=12, at=job.now)
+    job.commits(epoch=2, step=12, at=job.now)
     assert 3 in job.crew.workers
     job.say(3, "announce", ready=announcement())
     assert job.admitted == [3]
@@ -116,7 +116,7 @@ def test_a_replacement_joins(scene: Callable[..., Scene]) -> None:
     job.inventories()
     job.votes()
     job.resume()
-    job.say(3, "committed", epoch=3, step=12, at=job.now)
+    job.commits(epoch=3, step=12, at=job.now)
     joined = job.driver.incidents[-1]
     assert (joined["kind"], joined["joined"], joined["steps_redone"], joined["step"]) == ("join", [3], 0, 11)
 
@@ -128,7 +128,7 @@ def replaced(scene: Callable[..., Scene]) -> Scene:
     job.inventories()
     job.votes()
     job.resume()
-    job.say(0, "committed", epoch=2, step=12, at=job.now)
+    job.commits(epoch=2, step=12, at=job.now)
     return job
 
 

@@ -259,12 +259,12 @@ def test_the_first_commit_of_an_epoch_is_told_once(monkeypatch: pytest.MonkeyPat
     sent: list[dict[str, Any]] = []
     job: Any = SimpleNamespace(send=sent.append)
     history = worker.history
-    history.committed(job, 1)
-    history.committed(job, 1)
+    history.committed(job, 1, 0.0)
+    history.committed(job, 1, 0.0)
     assert (sent, history.median_s) == ([], 1.0)
-    history.committed(job, 2)
-    assert sent == [{"type": "committed", "epoch": 2, "step": -1, "at": 20.0}]
-    history.committed(job, 2)
+    history.committed(job, 2, 0.25)
+    assert sent == [{"type": "committed", "epoch": 2, "step": -1, "at": 20.0, "taken_over_s": 0.25}]
+    history.committed(job, 2, 0.25)
     assert len(sent) == 1
     assert history.median_s == 0.625, "the time between two epochs is no step's"
     assert history.committed_at == 20.25

@@ -21,7 +21,7 @@ STEP = 4
 
 def train(job: Any, folder: str, *arguments: Any) -> Any:
     """Logs what each worker computes: forward or backward, step, micro-batch, layer."""
-    log = Path(folder, f"computed-{job.worker}").open("a", buffering=1)
+    log = Path(folder, f"computed-{job.worker}").open("a", buffering=1)  # noqa: SIM115
 
     def noting(name: str) -> None:
         run = getattr(LayerRunner, name)

@@ -52,15 +52,19 @@ def test_a_recovery_in_one_attempt() -> None:
     through(line, 100.001, view)
     assert not line.over
     line.resumed(0, 100.007)
-    line.first_commit(100.5, 13)
-    assert not line.over, "worker 2 has not told that it runs"
+    line.first_commit(0, {"at": 100.5, "step": 13, "taken_over_s": 0.03})
+    assert not line.settled, "worker 2 has not told that it runs"
     line.resumed(2, 100.008)
+    assert line.settled
+    assert not line.over, "worker 2 has not told what it did"
+    line.first_commit(2, {"at": 100.501, "step": 13, "taken_over_s": 0.2})
     assert line.over
     found = line.incident()
     assert found.detected_ms == pytest.approx(1.0)
     assert found.phases_ms == pytest.approx({"quiesce": 1.0, "propose": 1.0, "migrate": 1.0, "gate": 1.0, "commit": 1.0})
     grains = view.workload.grains
     assert found.micro_batches_kept == 2 * view.workload.micro_batches // grains
+    assert found.redo_taken_over_ms == pytest.approx(200.0)
     assert (found.redo_ms, found.stall_ms) == (pytest.approx(492.0), pytest.approx(300.0))
     assert (found.steps_redone, found.lost_ms, found.bytes_moved) == (1, pytest.approx(200.0), 6)
     assert (found.layout_before, found.layout_after) == (view_of(range(3)).plan.summary, view.plan.summary)
