@@ -40,6 +40,10 @@ class Apply:
     refusal: str | None = None
     skipped: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name; all are numbers and strings."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:

@@ -67,6 +67,7 @@ class Updater:
         self._writes_gradients = writes_gradients
         self._spec, self._group_of = spec, group_of
         self.shards: dict[tuple[int, int], Shard] = {}
+        self._scalars: dict[tuple[int, int], Scalars] = {}  # as of the last update, of shards that were asked for
 
     def bind(self, shards: Sequence[Shard]) -> None:
         """Lets go of earlier shards and works on these from here on, in place."""
@@ -74,6 +75,7 @@ class Updater:
             group["params"] = []
         self.optimizer.state.clear()
         self._kept.clear()
+        self._scalars.clear()
         self.shards = {(shard.layer, shard.interval.start): shard for shard in shards}
         for shard in shards:
             shard.pieces = [self._piece(shard, *run) for run in shard.parameters(self._spec)]
@@ -99,6 +101,7 @@ class Updater:
         Nothing is done behind a step that is `skipped`: it changes nothing.
         Gradients stay as they are: they are sent, and may be needed again.
         """
+        self._scalars.clear()
         for key, parts in gradients.items():
             for piece, part in zip(self.shards[key].pieces, parts, strict=True):
                 if piece is not None:
@@ -132,7 +135,13 @@ class Updater:
         return memory[start:stop].copy_(value.detach().reshape(-1))
 
     def scalars(self, shard: Shard) -> Scalars:
-        """The shard's state besides its memory, as it is now: copies."""
+        """The shard's state besides its memory, as it is now: copies, which callers must not change."""
+        known = self._scalars.get((shard.layer, shard.interval.start))
+        if known is None:
+            known = self._scalars[shard.layer, shard.interval.start] = self._copied_scalars(shard)
+        return known
+
+    def _copied_scalars(self, shard: Shard) -> Scalars:
         found: Scalars = {}
         for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
             if piece is None:

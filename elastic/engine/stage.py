@@ -46,6 +46,10 @@ class LossLeaf:
     weight: float
     tokens: int
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 def enter(value: Any, where: str) -> Crossing:
     """Returns a batch as input of the first layer; no tensor in it receives a gradient."""

@@ -282,10 +282,16 @@ class OwnSegment:
 
     def offset_of(self, address: int) -> int | None:
         """Returns the offset in the segment of memory at an address; None if it lies elsewhere."""
+        block, shift = self.block_at(address)
+        return address + shift if address in block else None
+
+    def block_at(self, address: int) -> tuple[range, int]:
+        """Returns the addresses of the block in which an address lies, and what is added to them to get offsets; else an empty range."""
         place = bisect.bisect(self._addresses, address) - 1
         if place < 0 or address >= self._addresses[place] + self._blocks[place].size:
-            return None
-        return self._blocks[place].offset + address - self._addresses[place]
+            return range(0), 0
+        begin, block = self._addresses[place], self._blocks[place]
+        return range(begin, begin + block.size), block.offset - begin
 
     def write_record(self, record: int, slot: int, number: int, content: Any) -> None:
         """Writes JSON into a slot of a record, with a number above 0; what was in that slot is lost."""

@@ -305,7 +305,7 @@ class Engine:
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> dict[str, Any]:
         self.told = {worker: said["saved"] for worker, (said, _) in ready.items() if said["saved"] is not None}
         lr = float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0))
-        return asdict(decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips))
+        return decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips).to_json()
 
     def evaluate(self, micro_batches: int, batch: Any, share: Callable[[int], float] = lambda _: 1.0) -> tuple[float, float]:
         """Returns sum and weight of the losses of micro-batches `batch(i)`, added in order: equal on every layout and every member.

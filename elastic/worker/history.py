@@ -12,7 +12,6 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from elastic.engine.bit_equality import same
@@ -157,7 +156,7 @@ class History:
                 answer = self._answers.get(step)
                 found[step] = Progress(
                     step=step,
-                    apply=None if answer is None else asdict(answer),
+                    apply=None if answer is None else answer.to_json(),
                     scheduler=plain_or_none(settings.scheduler),
                     groups=[to_plain(group) for group in settings.groups],
                     attributes={name: to_plain(value) for name, value in settings.attributes.items() if value is not ABSENT},

@@ -43,7 +43,7 @@ class Left:
 
 def capture(value: Any) -> Any:
     """Returns a copy that later changes of `value` do not affect."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, int | float | str):
         return value
     if isinstance(value, torch.Tensor):
         return memory.copy(value.detach())
@@ -87,6 +87,8 @@ def revive(value: Any, live: Any) -> Any:
 
 def to_plain(value: Any) -> Any:
     """Returns the value as JSON types. Raises TypeError for a value without a JSON form, such as a function."""
+    if value is None or type(value) in (str, int, float, bool):  # most values, several times a step
+        return value
     if isinstance(value, torch.Tensor):
         return {"tensor": [str(value.dtype).removeprefix("torch."), list(value.shape), value.detach().reshape(-1).tolist()]}
     if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biuf":
@@ -106,7 +108,7 @@ def to_plain(value: Any) -> Any:
         return {"tuple": [to_plain(item) for item in value]}
     if isinstance(value, list):
         return [to_plain(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, int | float | str):
         return value
     raise TypeError(f"a {type(value).__name__} has no JSON form")
 

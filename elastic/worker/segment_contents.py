@@ -7,13 +7,13 @@ only complete copies. Without a segment nothing is done.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from elastic.engine.model import LayeredModel
+from elastic.engine.reduction import Parts
 from elastic.engine.salvage import Salvage
 from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
@@ -228,8 +228,7 @@ class SegmentContents:
             covered: set[int] = set()
             nodes[number] = []
             for node, parts in found.items():
-                offsets = [None if part is None else self._offset(part) for part in parts]
-                if all(part is None or offset is not None for part, offset in zip(parts, offsets, strict=True)):
+                if (offsets := self._offsets(parts)) is not None:
                     nodes[number].append([node.level, node.index, offsets])
                     covered.update(node.grains(self._grains))
             grains &= covered
@@ -237,12 +236,23 @@ class SegmentContents:
         if not grains:
             return None
         finished = FinishedGrains(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(grains)), summed=tuple(sorted(summed)))
-        leaves = [asdict(leaf) for leaf in salvage.leaves if leaf.micro_batch // self._per_grain in grains]
+        leaves = [leaf.to_json() for leaf in salvage.leaves if leaf.micro_batch // self._per_grain in grains]
         return SumsPlace(finished=finished, nodes=nodes, leaves=leaves)
 
-    def _offset(self, tensor: torch.Tensor) -> int | None:
+    def _offsets(self, parts: Parts) -> list[int | None] | None:
+        """Returns where the parts that are present lie in the segment; None if one of them lies elsewhere."""
         assert self._segment is not None  # checked by every caller
-        return self._segment.offset_of(address(tensor))
+        found: list[int | None] = []
+        block = range(0)
+        shift = 0
+        for part in parts:
+            where = None if part is None else address(part)
+            if where is not None and where not in block:  # the parts of a sum usually lie in one block
+                block, shift = self._segment.block_at(where)
+                if where not in block:
+                    return None
+            found.append(None if where is None else where + shift)
+        return found
 
     def loop(self, inventory: Callable[[], Inventory]) -> None:
         """Stores an inventory without copies, for new workers that take over if all die."""
