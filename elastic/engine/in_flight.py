@@ -94,8 +94,10 @@ class InFlight:
         self.layers = layers
         for layer in [layer for layer in self.runs if layer not in layers or layer >= self.below or not same(layer)]:
             del self.runs[layer], self.outputs[layer]
-        if not self.begun and layers.stop - 1 not in self.runs:
-            self.output, self.loss, self.leaf = None, None, None
+        if not self.begun:
+            self.output = self.outputs.get(layers.stop - 1)
+            if self.output is None:
+                self.loss, self.leaf = None, None
         reads = not self.begun and (self.loss is None if last else True)  # whether the last layer's output is read again
         for layer in reversed(range(layers.start, self.below)):
             if layer in self.runs and reads and not self.outputs[layer].intact:

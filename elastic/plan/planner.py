@@ -27,8 +27,10 @@ from elastic.plan.workload import Workload
 
 __all__ = ["HORIZON", "Plan", "PlannedChange", "Stage", "fastest", "given", "plan", "staying", "step_s"]
 
-INTERRUPTED = 0.5
-"""Share of a step that is lost on average if a loss interrupts it and layers do not stay in place."""
+INTERRUPTED = 1.0
+"""Share of a step that is lost on average if a loss interrupts it and layers do not stay in place: half of it was computed, and the first
+step with other layers is slower. With 1.0 a kill and the return of a replacement cost 0.55 s together, with 0.5 0.66 s (docs/benchmarks.md).
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

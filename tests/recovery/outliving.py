@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "average, momentum": {"model": models.blocks, "optimizer": models.momentum, "average": 0.9},
     "scheduler, objects, tied": {"model": models.tied, "optimizer": models.two_groups, "scheduler": models.cosine},
     "whole tensors": {"model": models.tied, "optimizer": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-2)},
+    "deep": {"model": lambda: models.blocks(7), "optimizer": models.adamw},
     "in place": {"model": lambda: [*models.in_place()[:3], *models.in_place()], "optimizer": models.adamw},
     "recompute, pairs": {
         "model": lambda: [models.Block(), models.Pair(), models.FromPair(), models.Transposed(), models.AfterTransposed(), models.Head()],
