@@ -71,6 +71,10 @@ class PreviousCopies:
         lent, self._lent = self._memory, True
         return lambda: self._free.append(lent)
 
+    def release(self) -> None:
+        """Lets go of all memory, except what others use."""
+        self._buffers, self._free, self._memory, self.held, self._step = [], [], {}, [], None
+
     def _another(self) -> Buffer:
         if self._free:  # may be the lent one, if it was returned
             return self._free.pop()

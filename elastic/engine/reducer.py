@@ -258,6 +258,10 @@ class Reducer:
         self._folds = {}
         self.settle()
 
+    def release(self) -> None:
+        """Lets go of all memory; nothing else may be called afterwards."""
+        self._memory, self._totals, self._incoming = {}, {}, {}
+
     def _total(self, layer: int, interval: Interval) -> OwnedGradient:
         own, *uses = self._owned[layer, interval]
         parts = self._sum(own)

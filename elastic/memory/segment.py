@@ -20,11 +20,12 @@ import weakref
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from crc32c import crc32c
+
+from elastic.memory.free_space import Block, Extent, FreeSpace
 
 PAGE = mmap.PAGESIZE
 MAGIC = b"elastic1"
@@ -115,32 +116,6 @@ def _slot_at(record: int, slot: int) -> int:
     return _SLOTS_AT + (record * SLOTS + slot) * _SLOT.size
 
 
-@dataclass(slots=True, eq=False)
-class _Extent:
-    """A mapped run of the segment, of which blocks are taken from the front. Each has a descriptor of its own, so there are few.
-
-    Its first `taken` bytes are or were in blocks; the pages up to `prepared` are in memory already.
-    """
-
-    offset: int
-    size: int
-    memory: mmap.mmap
-    taken: int = 0
-    prepared: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Block:
-    extent: _Extent
-    start: int
-    size: int
-    pooled: bool = False  # it is free, and its pages are in memory
-
-    @property
-    def offset(self) -> int:
-        return self.extent.offset + self.start
-
-
 class OwnSegment:
     """A segment mapped by the worker whose state lies in it. One thread allocates; memory returns when its last view is dropped.
 
@@ -150,15 +125,15 @@ class OwnSegment:
     def __init__(self, fd: int) -> None:
         """Takes over the descriptor of an empty segment. Raises OSError if it cannot be mapped."""
         self._fd, self._capacity = fd, os.fstat(fd).st_size
-        self._extents: list[_Extent] = []
+        self._extents: list[Extent] = []
         self._page = mmap.mmap(fd, PAGE)
         self.header = Header(np.frombuffer(self._page, dtype=np.uint8))
-        self._free: dict[int, list[_Block]] = {}
-        self._returned: deque[_Block] = deque()
+        self._free = FreeSpace()
+        self._returned: deque[Block] = deque()
         self._addresses: list[int] = []
-        self._blocks: list[_Block] = []
+        self._blocks: list[Block] = []
         self._records: dict[tuple[int, int], np.ndarray] = {}
-        self.used = self.pooled = 0
+        self.used = 0
         self.keeps = False
         self._lock = threading.Lock()  # of `_extents`
         self.header.begin()
@@ -167,12 +142,13 @@ class OwnSegment:
         """Returns `size` zero bytes (uint8), page-aligned. Raises MemoryError if the segment is full."""
         rounded = _rounded(size)
         self.collect()
-        free = self._free.get(rounded)
-        warm = bool(self._extents) and self._extents[-1].prepared >= self._extents[-1].taken + rounded
-        block = free.pop() if free and (free[-1].pooled or not warm) else self._grown(rounded)
-        clear, block.pooled = block.pooled, False
-        if clear:
-            self.pooled -= rounded
+        block = self._free.take(rounded, warm=True)
+        if block is None and not (self._extents and self._extents[-1].prepared >= self._extents[-1].taken + rounded):
+            if self.keeps:
+                self._make_room(rounded)
+            block = self._free.take(rounded, warm=False)
+        block = block or self._grown(rounded)
+        clear = block.warm
         self.used += rounded
         # Its base is no array: NumPy would make views of it refer to that one, and the block would seem to be dropped.
         memory = np.frombuffer(memoryview(block.extent.memory)[block.start : block.start + rounded], dtype=np.uint8)
@@ -201,23 +177,26 @@ class OwnSegment:
                     extent.prepared = end
 
     @property
+    def pooled(self) -> int:
+        """Bytes that are not in use, whose pages are kept in memory."""
+        return self._free.warm
+
+    @property
     def prepared(self) -> int:
         """Bytes that were prepared and are not in use yet."""
         return sum(max(0, extent.prepared - extent.taken) for extent in self._extents)
 
-    def _grown(self, size: int) -> _Block:
-        if self.keeps:
-            self._make_room(size - self.prepared)
+    def _grown(self, size: int) -> Block:
         with self._lock:
             extent = self._room_for(size)
             extent.taken += size
-        return _Block(extent, extent.taken - size, size)
+        return Block(extent, extent.taken - size, size)
 
-    def _room_for(self, size: int) -> _Extent:
+    def _room_for(self, size: int) -> Extent:
         extent = self._extents[-1] if self._extents else None
         return self._mapped(size) if extent is None or extent.size - extent.taken < size else extent
 
-    def _mapped(self, size: int) -> _Extent:
+    def _mapped(self, size: int) -> Extent:
         """Maps more of the segment, at least `size` bytes: as much again as is mapped already."""
         last = self._extents[-1] if self._extents else None
         offset = PAGE if last is None else last.offset + last.size
@@ -228,7 +207,7 @@ class OwnSegment:
             memory = mmap.mmap(self._fd, size, offset=offset)
         except OSError as error:
             raise MemoryError(f"{size} bytes of a worker's segment cannot be mapped: {error}") from error
-        self._extents.append(_Extent(offset, size, memory))
+        self._extents.append(Extent(offset, size, memory))
         return self._extents[-1]
 
     def collect(self) -> None:
@@ -238,11 +217,9 @@ class OwnSegment:
             place = self._blocks.index(block)
             del self._blocks[place], self._addresses[place]
             self.used -= block.size
-            self._free.setdefault(block.size, []).append(block)  # behind those whose pages were freed
-            self.pooled += block.size
-            block.pooled = True
+            self._free.give(block)
             if not self.keeps and self._pools_too_much:
-                self._empty_pool()
+                self._free.cool()
 
     @property
     def _pools_too_much(self) -> bool:
@@ -253,7 +230,7 @@ class OwnSegment:
         self.keeps = False
         self.collect()
         if self._pools_too_much:
-            self._empty_pool()
+            self._free.cool()
         if self.prepared > _POOLED_BYTES:
             for extent in self._extents:
                 if extent.prepared > extent.taken:
@@ -261,24 +238,9 @@ class OwnSegment:
                     extent.prepared = extent.taken
 
     def _make_room(self, size: int) -> None:
-        """Frees as many pages of the pool as are about to be used: the largest blocks first, since they fit worst."""
-        for block in sorted(self._pooled_blocks(), key=lambda block: -block.size):
-            if size <= 0 or not self._pools_too_much:
-                return
-            size -= block.size
-            self._free_pages(block)
-
-    def _empty_pool(self) -> None:
-        for block in self._pooled_blocks():
-            self._free_pages(block)
-
-    def _pooled_blocks(self) -> list[_Block]:
-        return [block for blocks in self._free.values() for block in blocks if block.pooled]
-
-    def _free_pages(self, block: _Block) -> None:
-        block.extent.memory.madvise(mmap.MADV_REMOVE, block.start, block.size)
-        block.pooled = False
-        self.pooled -= block.size
+        """Frees as many warm pages as are about to be used, if too many are kept."""
+        if self._pools_too_much:
+            self._free.cool(size)
 
     def offset_of(self, address: int) -> int | None:
         """Returns the offset in the segment of memory at an address; None if it lies elsewhere."""

@@ -29,7 +29,8 @@ __all__ = ["HORIZON", "Plan", "PlannedChange", "Stage", "fastest", "given", "pla
 
 INTERRUPTED = 1.0
 """Share of a step that is lost on average if a loss interrupts it and layers do not stay in place: half of it was computed, and the first
-step with other layers is slower. With 1.0 a kill and the return of a replacement cost 0.55 s together, with 0.5 0.66 s (docs/benchmarks.md).
+step with other layers is slower. With 1.0 a kill and the return of a replacement cost 0.6 s together, with 0.5 0.66 s
+(docs/benchmarks.md).
 """
 
 

@@ -268,6 +268,16 @@ class Engine:
         """Returns the parts of the begun step that the next view can use; None if damaged parameters may have been used."""
         return None if self.rest.damaged else self.executor.salvage()
 
+    def release(self) -> None:
+        """Lets go of this view's memory, once the next view is in force, so that it can be used again at once.
+
+        The engine itself may live on until garbage is collected, since it is part of cycles.
+        """
+        self._gatherer.arrived = None
+        self.abandon()
+        self.executor.reducer.release()
+        self.previous_copies.release()
+
     def resume(self, resumption: Resumption) -> None:
         """Resumes a step that was begun in the previous view, as the first one of this view."""
         self.executor.resume(resumption)

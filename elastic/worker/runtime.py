@@ -369,6 +369,8 @@ class WorkerRuntime:
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
         joined.engine.begin(joined.retained)
+        if engine is not None:
+            engine.release()
         if engine is None:
             self._yielded = proposal.seen
             self._history.learn(proposal.changes)

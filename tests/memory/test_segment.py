@@ -175,10 +175,13 @@ def test_freed_memory_is_kept_for_the_next_allocations_but_none_is_added(both: B
     again = both.own.allocate(8 * MIB)
     assert not again.any()
     assert (both.own.pooled, both.resident) == (28 * MIB, before)
-    other = both.own.allocate(10 * MIB)
+    other = both.own.allocate(10 * MIB)  # freed blocks that touch are one
     other[:] = 1
-    assert both.own.pooled == 12 * MIB, "the block of 16 MiB made room"
-    assert both.resident <= before
+    assert (both.own.pooled, both.resident) == (18 * MIB, before)
+    larger = both.own.allocate(19 * MIB)
+    larger[:] = 1
+    assert both.own.pooled == 0, "what was too small made room"
+    assert both.resident <= before + MIB
     both.own.trim()
     assert both.own.pooled == 0
     assert both.resident <= both.own.used + 2 * PAGE
