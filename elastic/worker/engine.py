@@ -85,13 +85,18 @@ class Engine:
         star = set(view.workers) if worker == view.coordinator else {view.coordinator}
         self.peers = (self.executor.peers | self.replicator.peers | star) - {worker}
 
-    def begin(self, retained: Sequence[StoredCopy] = ()) -> None:
-        """Notes that this engine's view is committed: from now on this worker's segment has its state, and the `retained` copies."""
+    def begin(self, retained: Sequence[StoredCopy] = (), before: Engine | None = None) -> None:
+        """Notes that this engine's view is committed: from now on this worker's segment has its state, and the `retained` copies.
+
+        The engine of the view before lets go of its memory, which can then be used again at once.
+        """
         if not self.view.fleet.replicated:
             self._note_owned()
         if self.step in (running := self._model.running).steps:
             self._contents.has_buffers(self.step, running.packed(self.step))
         self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step), self.view.workload)
+        if before is not None:
+            before._release()
 
     def note_loop(self, inventory: Callable[[], Inventory]) -> None:
         """Stores how far the loop is, and its settings: an inventory without copies."""
@@ -268,11 +273,8 @@ class Engine:
         """Returns the parts of the begun step that the next view can use; None if damaged parameters may have been used."""
         return None if self.rest.damaged else self.executor.salvage()
 
-    def release(self) -> None:
-        """Lets go of this view's memory, once the next view is in force, so that it can be used again at once.
-
-        The engine itself may live on until garbage is collected, since it is part of cycles.
-        """
+    def _release(self) -> None:
+        """Lets go of this view's memory. The engine itself may live on until garbage is collected, since it is part of cycles."""
         self._gatherer.arrived = None
         self.abandon()
         self.executor.reducer.release()

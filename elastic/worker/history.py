@@ -49,13 +49,14 @@ class History:
         self._answers: dict[int, Apply] = {}
         self._took: dict[int, float] = {}
         self._ready_at = time.monotonic()
-        self._seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._seconds: deque[float] = deque(maxlen=_RECENT_STEPS)  # of the present view
+        self._seconds_before: float | None = None  # the median of the view before
         self._epoch_seen = 0
 
     @property
     def median_s(self) -> float | None:
-        """The median seconds of the recent steps, from one APPLY to the next."""
-        return statistics.median(self._seconds) if self._seconds else None
+        """The median seconds of the recent steps, from one APPLY to the next; of the view before, if this one has none yet."""
+        return statistics.median(self._seconds) if self._seconds else self._seconds_before
 
     def committed(self, job: Job, epoch: int, taken_over_s: float) -> None:
         """Notes that all workers are ready to apply the next step, so `step` is committed. Reports an epoch's first one to the agent.
@@ -67,7 +68,10 @@ class History:
         self._ready_at = now
         if epoch == self._epoch_seen and self.committed_at is not None:
             self._seconds.append(now - self.committed_at)
-        elif epoch > 1:
+        else:
+            self._seconds_before = self.median_s
+            self._seconds.clear()
+        if epoch != self._epoch_seen and epoch > 1:
             job.send({"type": "committed", "epoch": epoch, "step": self.step, "at": now, "taken_over_s": taken_over_s})
         self.committed_at, self._epoch_seen = now, epoch
 

@@ -178,8 +178,10 @@ class Job:
         step_s: float | None = None,
         committed_at: float | None = None,
         told: Callable[[], dict[str, Any]] | None = None,
+        *,
+        always: bool = False,
     ) -> None:
-        """Notes that `step` has begun, for error messages and the agent. Cheap enough for every step.
+        """Notes that `step` has begun, for error messages and the agent, which is told only so often unless `always` is set.
 
         `step_s` is the median of recent steps' seconds, `committed_at` the monotonic time at which the previous step was committed.
         `told` returns further fields, and is called only when a message is sent: `effort` has the fields of
@@ -187,7 +189,7 @@ class Job:
         """
         self.epoch, self.step = epoch, step
         now = time.monotonic()
-        if now - self._told_at >= _PROGRESS_EVERY_S:
+        if always or now - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = now
             times = {"step_s": step_s, "committed_at": committed_at}
             self.send({"type": "progress", "epoch": epoch, "step": step, **times, **({} if told is None else told())})

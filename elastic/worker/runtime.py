@@ -197,6 +197,8 @@ class WorkerRuntime:
         self._history.applied(answer, again=again)
         self.unseen = None if again else answer
         self.pausing = answer.pause
+        if self.pausing:  # the figures of the change need the present pace
+            self._job.progress(self.engine.view.epoch, answer.step + 1, self._history.median_s, self._history.committed_at, always=True)
         self._note_loop()
         try:
             self.engine.publish()
@@ -368,9 +370,7 @@ class WorkerRuntime:
         joined = self._member.recover(held_state, last, linked)
         proposal = joined.proposal
         self._engine, self._retained, self._retained_until = joined.engine, joined.retained, proposal.resume + 2
-        joined.engine.begin(joined.retained)
-        if engine is not None:
-            engine.release()
+        joined.engine.begin(joined.retained, engine)
         if engine is None:
             self._yielded = proposal.seen
             self._history.learn(proposal.changes)

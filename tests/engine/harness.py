@@ -64,7 +64,7 @@ class FakeJob:
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
         pass
 
-    def progress(self, epoch: int, step: int, *figures: Any) -> None:
+    def progress(self, epoch: int, step: int, *figures: Any, always: bool = False) -> None:
         self.progressed.append((epoch, step))
 
 

@@ -63,7 +63,7 @@ def test_a_stage_that_grew_or_shrank_keeps_what_it_has_of_its_layers():
     no_longer_last = fitted(forward(range(5, 8)), range(4, 7))
     assert (no_longer_last.loss, no_longer_last.leaf, sorted(no_longer_last.runs)) == (None, None, [5, 6])
     assert no_longer_last.output is no_longer_last.outputs[6], "it is sent to the stage after"
-    now_of_the_stage_before = fitted(forward(range(5, 8)), range(0, 6))
+    now_of_the_stage_before = fitted(forward(range(5, 8)), range(6))
     assert (sorted(now_of_the_stage_before.runs), now_of_the_stage_before.output) == ([5], now_of_the_stage_before.outputs[5])
 
 

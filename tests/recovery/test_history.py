@@ -266,7 +266,7 @@ def test_the_first_commit_of_an_epoch_is_told_once(monkeypatch: pytest.MonkeyPat
     assert sent == [{"type": "committed", "epoch": 2, "step": -1, "at": 20.0, "taken_over_s": 0.25}]
     history.committed(job, 2, 0.25)
     assert len(sent) == 1
-    assert history.median_s == 0.625, "the time between two epochs is no step's"
+    assert history.median_s == 0.25, "neither the time between two epochs nor a step of the epoch before"
     assert history.committed_at == 20.25
 
 

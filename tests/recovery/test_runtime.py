@@ -65,7 +65,7 @@ class Recovering:
     def engine(self) -> Any:
         rest = SimpleNamespace(damaged={}, told=set())
         nothing: Any = {"salvage": lambda: None, "abandon": lambda: None, "held": lambda lost: []}
-        nothing |= {"begin": lambda retained=(): None, "note_loop": lambda inventory: None}
+        nothing |= {"begin": lambda retained=(), before=None: None, "note_loop": lambda inventory: None}
         return SimpleNamespace(view=SimpleNamespace(epoch=1), peers=(), rest=rest, **nothing)
 
     def _recover(self, held_state: Any, last: Any, linked: Any) -> Any:
@@ -126,7 +126,7 @@ def test_a_request_that_arrives_while_a_step_is_computed_is_made_with_that_step(
     """A joiner need not wait for another step."""
     worker = Recovering(7, False, 7)
     job, history = worker.runtime._job, worker.runtime._history
-    vars(job).update(worker=0, epoch=1, stop_requested=False, pause_requested=False, progress=lambda *_: None)
+    vars(job).update(worker=0, epoch=1, stop_requested=False, pause_requested=False, progress=lambda *_, **__: None)
     vars(history).update(median_s=None, committed_at=None, ready=lambda known: "", committed=lambda *_: None)
     wishes = []
 
