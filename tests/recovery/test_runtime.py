@@ -135,7 +135,7 @@ def test_a_request_that_arrives_while_a_step_is_computed_is_made_with_that_step(
         wishes.append(wished())
         return SimpleNamespace(differ=False, step=step)
 
-    worker.runtime.engine.compute = compute  # pyright: ignore[reportAttributeAccessIssue]
+    vars(worker.runtime.engine).update(compute=compute, executor=SimpleNamespace(taken_over_s=0.0))
     assert worker.runtime.compute(final=final) is not None
     assert [(each.pause, each.stop) for each in wishes] == [(not final, True)], "members do not change behind the last step"
 
