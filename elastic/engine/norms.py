@@ -12,7 +12,9 @@ from elastic.engine.reducer import OwnedGradient
 from elastic.layout.regions import BLOCK, ModelSpec
 from elastic.memory.tensors import values_of, zeros
 
-_ROWS = 16  # 256 KiB of float32 at a time: faster than all at once
+_ROWS = 64  # 1 MiB of float32 at a time
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_LEAST, _MOST = 1e-12, 1e18
 
 
 def grid(spec: ModelSpec, layer: int, start: int, stop: int) -> list[tuple[int, int]]:
@@ -26,8 +28,7 @@ def grid(spec: ModelSpec, layer: int, start: int, stop: int) -> list[tuple[int, 
 def block_sums(values: torch.Tensor) -> torch.Tensor:
     """Returns the float64 sum of squares of every run of 4,096 elements; the last may be shorter.
 
-    A row norm of torch does not depend on the number of rows; a row is below the size that is split over threads. Taking the norm and
-    squaring it is twice as fast as squaring and summing: no float64 copy is made.
+    A row norm of torch does not depend on the number of rows; a row is below the size that is split over threads.
     """
     whole = values.numel() // BLOCK * BLOCK
     rows = values[:whole].view(-1, BLOCK)
@@ -40,7 +41,17 @@ def block_sums(values: torch.Tensor) -> torch.Tensor:
 
 
 def _row_norms(rows: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    """Returns float64 norms with the accuracy of float32 (2e-7 relative), which torch computes seven times as fast.
+
+    Rows whose squares may leave the range of float32 are computed in float64. Which rows these are depends on the row alone.
+    """
+    if rows.dtype not in _NARROW:
+        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).double()
+    if not ((norms > _LEAST) & (norms < _MOST)).all():
+        outside = ~((norms > _LEAST) & (norms < _MOST))
+        norms[outside] = torch.linalg.vector_norm(rows[outside], dim=1, dtype=torch.float64)
+    return norms
 
 
 def square_sums(spec: ModelSpec, gradients: Iterable[OwnedGradient]) -> np.ndarray:
