@@ -38,6 +38,10 @@ def train(job: Any, folder: str, *arguments: Any) -> Any:
     return outliving.train(job, folder, *arguments)
 
 
+def ranges(layout: str) -> list[str]:
+    return [stage.split("x")[0] for stage in layout.split()]
+
+
 @pytest.mark.parametrize("case", ["adamw", "batchnorm"])
 @pytest.mark.parametrize(
     ("victim", "phase", "times"),
@@ -47,12 +51,14 @@ def test_survivors_compute_nothing_twice(tmp_path: Path, victim: int, phase: str
     arguments = [str(tmp_path), case, STEPS, {str(victim): ["enter", STEP, times, phase, [victim]]}]
     result = elastic.run(train, args=arguments, directory=tmp_path / "run", rebalance=False, workers=4, stages=2)
     assert result.value == calm(case)["value"]
-    assert [incident["worker"] for incident in result.incidents if incident["kind"] == "death"] == [victim]
+    (death,) = (incident for incident in result.incidents if incident["kind"] == "death")
+    assert death["worker"] == victim
+    moved = ranges(death["layout_before"]) != ranges(death["layout_after"])  # as the planner finds, from how fast the layers were measured
     for worker in {0, 1, 2, 3} - {victim}:
         lines = Path(tmp_path, f"computed-{worker}").read_text().splitlines()
         assert any(line.startswith(f"forward {STEP} ") for line in lines)
         again = [line for line, count in Counter(lines).items() if count > 1 and line.split()[1] == str(STEP)]
-        assert again == [] or case == "batchnorm", worker  # whose stages take over layers of each other
+        assert again == [] or moved, worker
 
 
 @pytest.mark.parametrize("seed", [pytest.param(seed, marks=[] if seed < 2 else [pytest.mark.long]) for seed in range(30)])
