@@ -163,11 +163,18 @@ class Driver:
             self._world.timers.set_timer(wait, lambda: self.feed(events.Timeout()), "machine")
 
     def _listen(self) -> None:
-        """Informs the user about workers that make no progress while the others wait for them, every LOOK_S seconds."""
+        """Looks for workers that make no progress while the others wait for them, every LOOK_S seconds: tells of them, evicts stopped ones.
+
+        If all are stopped, somebody has stopped the job, and nobody waits.
+        """
         now = self._world.clock()
-        seen = self._world.carrier.look(worker for worker in self.state.live if worker not in self.state.finished)
+        awaited = {*self.state.live, *self.state.participants}.difference(self.state.finished)
+        seen = self._world.carrier.look(sorted(awaited))
         for sentence in self._silence.sentences(seen, now):
             self._world.say(sentence)
+        if (limit := self._settings.stopped_after) is not None and not all(each.stopped for each in seen):
+            for worker, why in self._silence.stopped(limit, now).items():
+                self.feed(events.Unresponsive(worker=worker, why=why))
         self._world.timers.set_timer(LOOK_S, self._listen, "silence")
 
     # Messages

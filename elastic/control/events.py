@@ -149,6 +149,14 @@ class Unbalanced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unresponsive:
+    """The evidence says that a worker does not run, while others wait for it."""
+
+    worker: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping:
     """The user asked the job to stop at the next step boundary."""
 
@@ -172,6 +180,7 @@ Event = (
     | FirstCommit
     | WorkerFinished
     | Unbalanced
+    | Unresponsive
     | Stopping
     | Timeout
 )

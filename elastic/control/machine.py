@@ -46,6 +46,7 @@ from elastic.control.events import (
     Timeout,
     Unbalanced,
     Unproposable,
+    Unresponsive,
     Voted,
     WorkerDied,
     WorkerFinished,
@@ -191,6 +192,12 @@ def _unbalanced(state: ControlState, event: Unbalanced, now: float) -> Transitio
     return _boundary(replace(state, slowdowns=dict(event.slowdowns)), now)
 
 
+def _unresponsive(state: ControlState, event: Unresponsive, now: float) -> Transition:
+    """Evicts a worker that the others wait for; nobody waits for one that has finished or is only starting."""
+    awaited = {*state.live, *state.participants}.difference(state.finished)
+    return evict(state, event.worker, event.why) if event.worker in awaited else (state, [])
+
+
 def _boundary(state: ControlState, now: float) -> Transition:
     if state.phase is not Phase.RUNNING or state.stopping or state.finished:
         return state, []
@@ -264,6 +271,7 @@ _HANDLERS: dict[type, Callable[[ControlState, Any, float], Transition]] = {
     FirstCommit: _first_commit,
     WorkerFinished: _has_finished,
     Unbalanced: _unbalanced,
+    Unresponsive: _unresponsive,
     Stopping: _stop,
     Timeout: _timeout,
 }

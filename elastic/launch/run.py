@@ -64,6 +64,7 @@ def run(
     respawn: bool = True,
     rebalance: bool = True,
     memory: int | str | None = None,
+    stopped_after: float | None = 3.0,
     plan: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> JobResult:
@@ -85,6 +86,8 @@ def run(
         rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
         memory: limit of one worker's memory, in bytes or a text such as `2GiB`; by default an even share of nine tenths of the memory of
             its host or control group. The planner refuses stages that need more.
+        stopped_after: a worker whose process is stopped (SIGSTOP, a frozen control group, a debugger) for so many seconds while others wait
+            is killed and replaced, and nothing is lost; None: it is waited for.
         plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
             decides. A plan for other members, another model, batch or version is refused.
         directory: directory for `members.json` and `incidents.jsonl`, which replace those of an earlier run; by default a temporary
@@ -122,6 +125,7 @@ def run(
         respawn=respawn,
         rebalance=rebalance,
         memory=None if memory is None else byte_count(memory),
+        stopped_after=stopped_after,
         plan=None if plan is None else _saved_plan(plan, workers, stages),
         directory=None if directory is None else os.path.abspath(directory),
     )

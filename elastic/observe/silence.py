@@ -1,4 +1,4 @@
-"""Describes silent workers in a sentence: what one was doing, and since when. This is for information only: it decides nothing."""
+"""Describes silent workers in a sentence: what one was doing, and since when; and says whose process has been stopped for how long."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from elastic.observe.activity import Doing
 
-LOOK_S = 1.0
+LOOK_S = 0.5
 STOPPED_S = 2.0
 """How long a process may be stopped before it is reported."""
 
@@ -33,6 +33,7 @@ class Silence:
     def __init__(self) -> None:
         self._stopped_at: dict[tuple[int, float], float] = {}
         self._said: set[tuple[int, float]] = set()
+        self._stopped: dict[int, tuple[float, SilentWorker]] = {}
 
     def sentences(self, seen: Sequence[SilentWorker], now: float) -> list[str]:
         """Returns the new sentences about these workers at the time `now`, in seconds of time.monotonic()."""
@@ -41,9 +42,26 @@ class Silence:
         lasting = [each for each in stopped if now - self._stopped_at[_key(each)] >= STOPPED_S]
         slow = [each for each in seen if each.doing is not None and each.doing.phase in _COMPUTING and now - each.doing.at >= COMPUTING_S]
         silent = lasting or sorted(slow, key=lambda each: _key(each)[1])[:1]
+        self._stopped = {each.worker: (self._stopped_at[_key(each)], each) for each in stopped}
         new = [each for each in silent if _key(each) not in self._said]
         self._said = {_key(each) for each in silent}
         return [_sentence(each, now) for each in new]
+
+    def stopped(self, least_s: float, now: float) -> dict[int, str]:
+        """Returns, of the workers that `sentences` was given last, those stopped for at least `least_s`, and what is wrong with each."""
+        lasting = {worker: found for worker, found in self._stopped.items() if now - found[0] >= least_s}
+        return {worker: f"its process has been stopped for {now - at:.1f} s{_since(seen)}" for worker, (at, seen) in lasting.items()}
+
+
+def _since(seen: SilentWorker) -> str:
+    if seen.doing is None:
+        return ""
+    return f", in {seen.doing.phase}{_place(seen.doing)}"
+
+
+def _place(doing: Doing) -> str:
+    step = f" of step {doing.step}" if doing.step >= 0 else ""
+    return step + (f", micro-batch {doing.micro_batch}" if doing.micro_batch >= 0 else "")
 
 
 def _key(seen: SilentWorker) -> tuple[int, float]:
@@ -56,6 +74,4 @@ def _sentence(seen: SilentWorker, now: float) -> str:
     what = "its process is stopped, and the others wait for it" if seen.stopped else "the others wait for it"
     if seen.doing is None:
         return f"{who} makes no progress: {what}"
-    step = f" of step {seen.doing.step}" if seen.doing.step >= 0 else ""
-    part = f", micro-batch {seen.doing.micro_batch}" if seen.doing.micro_batch >= 0 else ""
-    return f"{who} makes no progress: it has been in {seen.doing.phase}{step}{part} for {now - seen.doing.at:.1f} s; {what}"
+    return f"{who} makes no progress: it has been in {seen.doing.phase}{_place(seen.doing)} for {now - seen.doing.at:.1f} s; {what}"

@@ -32,6 +32,17 @@ def test_one_that_is_stopped_now_and_then_moves() -> None:
     silence = Silence()
     for second in range(10):
         assert silence.sentences([seen(1, 99.0 + second, stopped=True)], 100.0 + second) == []
+        assert silence.stopped(1.0, 100.0 + second) == {}
+
+
+def test_how_long_a_process_has_been_stopped() -> None:
+    silence = Silence()
+    for now in (100.0, 101.5, 103.0):
+        silence.sentences([seen(0, 99.9), seen(1, 99.0, stopped=True)], now)
+    assert silence.stopped(3.5, 103.0) == {}
+    assert silence.stopped(3.0, 103.0) == {1: "its process has been stopped for 3.0 s, in backward of step 7, micro-batch 3"}
+    silence.sentences([seen(0, 99.9), seen(1, 99.0)], 103.5)
+    assert silence.stopped(3.0, 104.0) == {}, "it was continued"
 
 
 def test_of_those_that_do_not_move_the_first_is_named() -> None:

@@ -25,6 +25,7 @@ from elastic.control.events import (
     Stopping,
     Timeout,
     Unproposable,
+    Unresponsive,
     Vote,
     Voted,
     WorkerFinished,
@@ -373,3 +374,20 @@ def test_who_keeps_the_others_waiting_is_named_once() -> None:
     job = running().die(1).feed(Inventoried(worker=0, attempt_id=(2, 1), inventory=Any))
     job.wait(PATIENCE_S).wait(PATIENCE_S)
     assert job.told.count("waiting for workers [2] for over 10 s (quiescing)") == 1
+
+
+@pytest.mark.parametrize(("worker", "evicted"), [(1, True), (9, False)])
+def test_a_worker_that_does_not_run_is_evicted_if_the_others_wait_for_it(worker: int, evicted: bool) -> None:
+    job = running().feed(Unresponsive(worker=worker, why="stopped"))
+    assert job.done == [Evict(worker=worker, why="stopped")] * evicted
+    job.feed(Unresponsive(worker=worker, why="stopped"))
+    assert job.done == []
+
+
+def test_a_worker_that_does_not_run_in_a_recovery_is_evicted_too() -> None:
+    job = running().die(1).feed(Unresponsive(worker=2, why="stopped"))
+    assert job.done[-1] == Evict(worker=2, why="stopped")
+
+
+def test_a_worker_that_has_finished_is_not_waited_for() -> None:
+    assert running().feed(WorkerFinished(worker=1)).feed(Unresponsive(worker=1, why="stopped")).done == []
