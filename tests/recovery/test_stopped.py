@@ -60,7 +60,10 @@ def test_a_stopped_worker_is_replaced(tmp_path: Path, stages: int, capfd: pytest
 def test_two_stopped_workers_are_replaced(tmp_path: Path) -> None:
     result = run(tmp_path, [0, 2], stages=1, stopped_after=1.0)
     assert result.value == calm("adamw")["value"]
-    evicted = {
-        worker for incident in result.incidents if incident["kind"] == "eviction" for worker in (incident["worker"], *incident["also"])
-    }
-    assert evicted == {0, 2}
+    assert lost(result) == {0, 2}
+
+
+def test_a_worker_that_is_stopped_while_the_others_recover_is_replaced(tmp_path: Path) -> None:
+    result = run(tmp_path, [2], {"0": ["enter", 4, 1, "forward", [0]]}, stages=1, stopped_after=1.0)
+    assert result.value == calm("adamw")["value"]
+    assert lost(result) == {0, 2}
