@@ -91,7 +91,7 @@ class Engine:
         The engine of the view before lets go of its memory, which can then be used again at once.
         """
         if not self.view.fleet.replicated:
-            self._note_owned()
+            self._note_owned(None if before is None else before.rest)
         if self.step in (running := self._model.running).steps:
             self._contents.has_buffers(self.step, running.packed(self.step))
         self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step), self.view.workload)
@@ -206,9 +206,9 @@ class Engine:
         self.replicator.expect(self.step)
         self.abandon()
 
-    def _note_owned(self) -> None:
+    def _note_owned(self, before: Rest | None = None) -> None:
         for shard in self._optimizer.owned.shards.values():
-            self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory)
+            self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory, before)
 
     def _gathered(self, layer: int) -> None:
         for start, memory in self._gatherer.gathered(layer):
@@ -277,6 +277,7 @@ class Engine:
         """Lets go of this view's memory. The engine itself may live on until garbage is collected, since it is part of cycles."""
         self._gatherer.arrived = None
         self.abandon()
+        self.rest.release()
         self.executor.reducer.release()
         self.previous_copies.release()
 

@@ -131,3 +131,17 @@ def test_layers_take_turns_so_that_the_share_of_a_step_is_bounded() -> None:
     held = 4 * 10**7 * (4 + 2 * 12 / 2)  # bytes: all parameters, and half of the state twice
     assert period(views(10**7, 1.0)) == pytest.approx(2 * held / 5e9 / SHARE, abs=1)
     assert period(views(10**7, 0.1)) == pytest.approx(10 * period(views(10**7, 1.0)), rel=0.1)
+
+
+def test_the_next_view_takes_over_digests_of_the_same_memory_only() -> None:
+    memory = {"exp_avg": torch.arange(4.0)}
+    before, after, other = (Rest(1) for _ in range(3))
+    before.note("live", 0, 0, 5, memory)
+    memory["exp_avg"][2] = -1.0  # while nobody looked
+    after.note("live", 0, 0, 5, memory, before)
+    assert [changed.state for changed in after.check()] == ["exp_avg"]
+    other.note("live", 0, 0, 5, {"exp_avg": memory["exp_avg"].clone()}, before)
+    assert other.check() == []
+    later = Rest(1)
+    later.note("live", 0, 0, 6, memory, before)
+    assert later.check() == []
