@@ -68,9 +68,9 @@ def before_first_step(who: str) -> KillCell:
         record = scene.members()
         found = victims(record)
         scene.shoot(Fault((found["stage of several"],), STEP, "backward"))
-        scene.hit(record["members"][found[who]]["worker"], "forward", 2)
+        scene.hit(record["members"][found[who]]["worker"], "ready", 2)  # earlier phases are short: little is computed again
 
-    return KillCell(name=f"before the first step of the new view: {who}", plan=plan, deaths=1)
+    return KillCell(name=f"before the first step of the new view: {who}", plan=plan, delays=("ready",), deaths=1)
 
 
 def while_committing(who: str) -> KillCell:
