@@ -289,11 +289,12 @@ class Executor:
                     self.reducer.contribute(vector)
 
     def _fold(self, micro_batch: int, found: list[tuple[Vector, list[torch.Tensor | None]]]) -> None:
+        vectors = [vector for vector, _ in found]
         for vector, gradients in found:
             self.reducer.fold(vector, self._workload.grain_of(micro_batch), gradients)
-            if micro_batch == self._last_backward:
-                self.reducer.contribute(vector)
-        found.clear()
+        found.clear()  # before links are used, which may be lost: sums may have been added to these tensors
+        for vector in vectors if micro_batch == self._last_backward else ():
+            self.reducer.contribute(vector)
 
     def _prepare(self, step: int, micro_batch: int) -> None:
         self.generators.prepare(runner.key(step, micro_batch) for runner in [*self._runners, self._loss])

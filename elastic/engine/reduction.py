@@ -189,12 +189,17 @@ class VectorFold:
         self._seen: dict[int, int] = {}
         self._counted = 0
         self.salvaged: frozenset[int] = frozenset()
+        self._restored: list[Parts] = []
         self.sums = NodeSums(grains, memory)
 
     def restore(self, nodes: Mapping[Node, Parts]) -> None:
-        """Starts with sums salvaged from the aborted step. `add` then ignores gradients of the grains they cover."""
+        """Starts with sums salvaged from the aborted step. `add` then ignores gradients of the grains they cover.
+
+        Their memory is kept to the end of the step: others may still be told where they lie when they are in the sum of more grains.
+        """
         for node, parts in nodes.items():
             self.sums.insert(node, parts)
+        self._restored = list(self.sums.nodes.values())
         self.salvaged = self.sums.grains
         self._count(len(self.sums.nodes))
 
@@ -214,7 +219,7 @@ class VectorFold:
     def release(self) -> None:
         """Releases all memory at the end of the step."""
         self.sums.release()
-        self._open = {}
+        self._open, self._restored = {}, []
         self._count(0)
 
     def _count(self, copies: int) -> None:

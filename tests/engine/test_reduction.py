@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastic.engine.reduction import Meter, NodeSums, Parts, SumMemory, VectorFold, tree_sum
 from elastic.layout.regions import LayerSpec
+from elastic.memory.segment import MappedSegment, OwnSegment, create
+from elastic.memory.tensors import lasting, use_segment
 from elastic.plan.routing import Node, maximal_nodes
 
 SPEC = LayerSpec.build(0, [("a", (70,), "float32"), ("b", (3, 5), "float32"), ("c", (64,), "float32")])
@@ -165,3 +170,36 @@ def test_scalars_go_through_the_same_tree(values: list[float], per_grain: int) -
     expected = oracle([torch.tensor(value, dtype=torch.float64) for value in values], len(values) // per_grain)
     assert expected is not None
     assert tree_sum(values, len(values) // per_grain) == expected.item()
+
+
+@pytest.mark.parametrize("grains", [4, 6])
+def test_restored_sums_stay_where_they_lie_until_the_step_ends(grains: int) -> None:
+    """Other processes were told where they lie, and are told anew only after they have been added to others."""
+    segment = OwnSegment(create())
+    segment.keeps = True
+    use_segment(segment)
+    try:
+        before = VectorFold(grains, 1, 4 * SPEC.size, Meter(), memory())
+        for grain in (0, 1):
+            before.add(grain, [torch.full((parameter.size,), float(grain + 1)) for parameter in SPEC.parameters])
+        nodes = dict(before.sums.nodes)
+        del before
+        fold = VectorFold(grains, 1, 4 * SPEC.size, Meter(), memory())
+        fold.restore(nodes)
+        del nodes
+        part = fold.sums.nodes[Node(1, 0)][0]
+        assert part is not None
+        offset = segment.offset_of(part.data_ptr())
+        assert offset is not None
+        there = MappedSegment(os.dup(segment._fd)).bytes_at(offset, 4 * part.numel()).view("float32")
+        del part
+        for grain in (2, 3):
+            fold.add(grain, [torch.full((parameter.size,), 10.0) for parameter in SPEC.parameters])
+        fold.sums.joined()
+        fold.sums.placed()
+        others = [lasting(SPEC.size, torch.float32).fill_(99.0) for _ in range(4)]
+        assert (there == 3.0).all()
+        fold.release()
+        del others
+    finally:
+        use_segment(None)

@@ -73,7 +73,8 @@ class Alone:
                 raise Interrupted
 
     def post(self, *_: Any) -> None: ...
-    def send(self, *_: Any) -> None: ...
+    def send(self, *_: Any) -> None:
+        self.check()
 
     def receive(self, _: int, tag: Tag) -> np.ndarray:
         self.check()
@@ -178,7 +179,9 @@ def test_every_leaf_and_every_grain_sum_is_there_once(course) -> None:
         executors = {worker: executor_of(worker, model, resumed, breaks.get(worker)) for worker in plan.workers}
         leaves = []
         for worker, executor in executors.items():
-            own = salvages.get(worker) if worker in inventories and usable(view, again.routes, inventories[worker], STEP) else None
+            own = salvages.get(worker)
+            if own is not None and not usable(view, again.routes, inventories[worker], STEP):
+                own = own.without_sums
             found = [salvages[other] for other, heir in again.heirs if heir == worker]
             salvage = joined(own, [each for each in found if each is not None])
             executor.resume(Resumption(step=STEP, grains=frozenset(again.finished), salvage=salvage))
@@ -197,3 +200,31 @@ def test_every_leaf_and_every_grain_sum_is_there_once(course) -> None:
         for index, _ in enumerate(vector.parameters):
             total = sum(float(parts[index][0]) for _, parts in nodes)
             assert total == 2.0**workload.micro_batches - 1, f"layer {vector.layer}"
+
+
+class Loses(Alone):
+    """A network whose links break when gradient sums are sent."""
+
+    def send(self, _: int, tag: Tag, *__: Any) -> None:
+        if tag.kind == MessageKind.PARTIAL:
+            raise Interrupted
+
+
+def test_a_gradient_in_flight_stays_what_it_is_if_links_break_when_its_sum_is_sent() -> None:
+    """Sums are added to gradients in place, and the sums cannot be kept, since the stage gets more layers."""
+    model, workload = model_of(["own"] * (LAYERS - 1)), workload_of(4, 4)
+    before = plan_of((range(2), (0,), (0, 0, 0, 0)), (range(2, LAYERS), (1, 2), (1, 1, 2, 2)))
+    executor = executor_of(1, model, view_of(before, model, workload), None)
+    executor.reducer._network = Loses(1, None)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(Interrupted):
+        executor.step(STEP, batch)
+    salvage = executor.salvage()
+    assert salvage is not None
+    alone = view_of(plan_of((range(LAYERS), (1,), (1, 1, 1, 1))), model, workload)
+    assert not usable(alone, alone.plan.routes, inventory(1, salvage), STEP)
+    again = executor_of(1, model, alone, None)
+    again.resume(Resumption(step=STEP, grains=frozenset(), salvage=salvage.without_sums))
+    again.step(STEP, batch)
+    for number, nodes in again.reducer.sums().items():
+        found = [float(part[0]) for parts in nodes.values() for part in parts if part is not None]
+        assert sum(found) / len(model.vectors[number].parameters) == 2.0**4 - 1, f"layer {model.vectors[number].layer}"
