@@ -199,7 +199,7 @@ class VectorFold:
         """
         for node, parts in nodes.items():
             self.sums.insert(node, parts)
-        self._restored = list(self.sums.nodes.values())
+        self._restored = list(nodes.values())
         self.salvaged = self.sums.grains
         self._count(len(self.sums.nodes))
 
