@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -85,3 +85,11 @@ def checksum(memory: np.ndarray) -> str:
     4), and all but one in 2**32 of other changes.
     """
     return f"{crc32c(memory.data):08x}"
+
+
+def checksum_of(memories: Iterable[np.ndarray]) -> str:
+    """Returns the `checksum` of the bytes of several arrays, one behind the other."""
+    found = 0
+    for memory in memories:
+        found = crc32c(memory.data, found)
+    return f"{found:08x}"

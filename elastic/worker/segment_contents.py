@@ -19,9 +19,10 @@ from elastic.engine.shard import Scalars, Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.transfer import PARAM, Role
 from elastic.memory.digest import digest
-from elastic.memory.raw import checksum
+from elastic.memory.raw import checksum, checksum_of
 from elastic.memory.segment import NONE, SLOTS, OwnSegment
-from elastic.memory.tensors import address
+from elastic.memory.tensors import address, bytes_of
+from elastic.plan.routing import Node
 from elastic.plan.workload import Workload
 from elastic.recovery import offers
 from elastic.recovery.inventory import FinishedGrains, Inventory
@@ -56,6 +57,7 @@ class SegmentContents:
         self._buffers: dict[int, np.ndarray] = {}
         self._known_buffers: dict[int, tuple[int, str]] = {}
         self._loops = self._sums = 0
+        self._checksums: dict[Any, str] = {}  # of gradient sums
         self._grains = self._per_grain = 1
         self._steps = 0  # of the view
 
@@ -213,6 +215,7 @@ class SegmentContents:
             return
         place = None if salvage is None or salvage.records else self._sums_place(salvage)
         if place is None:
+            self._checksums.clear()
             for slot in range(SLOTS) if self._sums else ():
                 self._segment.header.empty_slot(offers.SUMS, slot)
             self._sums = 0
@@ -229,7 +232,7 @@ class SegmentContents:
             nodes[number] = []
             for node, parts in found.items():
                 if (offsets := self._offsets(parts)) is not None:
-                    nodes[number].append([node.level, node.index, offsets])
+                    nodes[number].append([node.level, node.index, offsets, self._checksum(number, node, offsets, parts)])
                     covered.update(node.grains(self._grains))
             grains &= covered
             summed |= covered
@@ -237,7 +240,18 @@ class SegmentContents:
             return None
         finished = FinishedGrains(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(grains)), summed=tuple(sorted(summed)))
         leaves = [leaf.to_json() for leaf in salvage.leaves if leaf.micro_batch // self._per_grain in grains]
-        return SumsPlace(finished=finished, nodes=nodes, leaves=leaves)
+        sizes = {
+            number: [p.size * self._model.dtype(self._model.vectors[number].home).itemsize for p in self._model.vectors[number].parameters]
+            for number in nodes
+        }
+        return SumsPlace(finished=finished, nodes=nodes, sizes=sizes, leaves=leaves)
+
+    def _checksum(self, number: int, node: Node, offsets: list[int | None], parts: Parts) -> str:
+        """Returns the checksum of a sum, which is not written to any more: it is computed once."""
+        key = (number, node, tuple(offsets))
+        if key not in self._checksums:
+            self._checksums[key] = checksum_of(bytes_of(part) for part in parts if part is not None)
+        return self._checksums[key]
 
     def _offsets(self, parts: Parts) -> list[int | None] | None:
         """Returns where the parts that are present lie in the segment; None if one of them lies elsewhere."""
