@@ -45,7 +45,18 @@ def ranges(layout: str) -> list[str]:
 @pytest.mark.parametrize("case", ["adamw", "batchnorm"])
 @pytest.mark.parametrize(
     ("victim", "phase", "times"),
-    [(0, "forward", 2), (1, "backward", 1), (2, "backward", 2), (3, "backward", 3), (3, "forward", 1), (0, "reduce", 1), (2, "ready", 1)],
+    [
+        pytest.param(*each, marks=[] if each in ((1, "backward", 1), (3, "backward", 3)) else [pytest.mark.long])
+        for each in (
+            (0, "forward", 2),
+            (1, "backward", 1),
+            (2, "backward", 2),
+            (3, "backward", 3),
+            (3, "forward", 1),
+            (0, "reduce", 1),
+            (2, "ready", 1),
+        )
+    ],
 )
 def test_survivors_compute_nothing_twice(tmp_path: Path, victim: int, phase: str, times: int, case: str) -> None:
     arguments = [str(tmp_path), case, STEPS, {str(victim): ["enter", STEP, times, phase, [victim]]}]

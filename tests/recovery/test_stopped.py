@@ -43,7 +43,7 @@ def run(tmp_path: Path, stops: list[int], fates: dict[str, Any] | None = None, *
     return elastic.run(train, args=arguments, directory=tmp_path / "run", rebalance=False, workers=3, **options)
 
 
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("stages", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_stopped_worker_is_replaced(tmp_path: Path, stages: int, capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     result = run(tmp_path, [1], stages=stages, stopped_after=1.0)
@@ -57,6 +57,7 @@ def test_a_stopped_worker_is_replaced(tmp_path: Path, stages: int, capfd: pytest
     assert "its process has been stopped for 1." in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_two_stopped_workers_are_replaced(tmp_path: Path) -> None:
     result = run(tmp_path, [0, 2], stages=1, stopped_after=1.0)
     assert result.value == calm("adamw")["value"]
