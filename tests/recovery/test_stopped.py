@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,15 @@ def run(tmp_path: Path, stops: list[int], fates: dict[str, Any] | None = None, *
 
 @pytest.mark.parametrize("stages", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_stopped_worker_is_replaced(tmp_path: Path, stages: int, capfd: pytest.CaptureFixture[str]) -> None:
-    began = time.monotonic()
     result = run(tmp_path, [1], stages=stages, stopped_after=1.0)
     assert result.value == calm("adamw")["value"]
     (found,) = (incident for incident in result.incidents if incident["kind"] == "eviction")
     assert found["worker"] == 1
-    assert "stopped for 1." in found["why"]
-    assert f"in forward of step {found['step']}" in found["why"]
-    assert found["stall_ms"] < 10_000
-    assert time.monotonic() - began < 60
-    assert "its process has been stopped for 1." in capfd.readouterr().err
+    said = re.search(r"its process has been stopped for (\d+\.\d) s, in forward of step (\d+)", found["why"])
+    assert said is not None
+    assert float(said[1]) >= 1.0
+    assert int(said[2]) == found["step"] == 4
+    assert said[0] in capfd.readouterr().err
 
 
 @pytest.mark.long
