@@ -94,7 +94,7 @@ class JobSettings:
                 raise SettingsError(f"stages={self.stages} needs at least {self.stages} workers, and workers={self.workers}")
         if self.memory is not None:
             _check_count("memory", self.memory)
-        if self.stopped_after is not None and not self.stopped_after > 0:
+        if self.stopped_after is not None and not (isinstance(self.stopped_after, int | float) and self.stopped_after > 0):
             raise SettingsError(f"stopped_after={self.stopped_after!r}: use seconds above 0, or None to wait for a stopped worker")
         if self.isa not in _ISA_VARIABLES:
             raise SettingsError(f"isa={self.isa!r}: use one of {', '.join(_ISA_VARIABLES)}")

@@ -42,8 +42,8 @@ class Segments:
     def offer(self, worker: WorkerProcess) -> Inventory | None:
         """Returns an inventory of what a dead worker's segment holds; None if that is nothing.
 
-        A process that ended by its own fault may have written anywhere: only copies that still have their digests are offered. Gradient
-        sums must have their checksums in any case.
+        A process that ended by its own fault may have written anywhere: only copies that still have their digests are offered, and no
+        gradient sums, which it may have computed with what it wrote. The sums of others must have their checksums.
         """
         descriptor = self._descriptors.get(worker.number)
         if descriptor is None:
@@ -57,7 +57,7 @@ class Segments:
             if fault:
                 places = [place for place in places if _intact(mapped, contents, place)]
                 contents = replace(contents, buffers=_intact_buffers(mapped, contents))
-            return contents.offered(places, sums=_intact_sums(mapped, contents)) if places else None
+            return contents.offered(places, sums=not fault and _intact_sums(mapped, contents)) if places else None
         finally:
             mapped.close()
 

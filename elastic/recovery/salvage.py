@@ -2,8 +2,8 @@
 
 A grain is finished at a stage if a worker has the sums of its gradients: a member of the stage, or a worker that has died and left them in
 its segment; then a member of the stage on the same host, its *heir*, takes them over. Grains that every stage has finished are not computed
-again. In the interrupted step the others are routed anew: to whoever has sums that cover them, else evenly, counting less work where their
-forward is done. Later steps follow the plan.
+again. In the interrupted step the others are routed anew: to whoever has sums that cover them, else to whoever has begun them, else to the
+member that would finish them first. Later steps follow the plan.
 """
 
 from __future__ import annotations
