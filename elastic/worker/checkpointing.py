@@ -6,10 +6,10 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from elastic.checkpoint.commit import new_token
 from elastic.checkpoint.directory import collect, newest
@@ -45,6 +45,9 @@ from elastic.worker.saving import Share, StatesToSave, base_of, contents_of, dig
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 0.5
+
+Exchange: TypeAlias = Callable[[Callable[[], list[Any]]], list[Any] | None]
+"""Runs a collective; returns its result, or None if members were lost and the others do not run it again."""
 _LAST_TRIES = 10
 
 
@@ -238,7 +241,7 @@ class Checkpoints:
         began = time.perf_counter()
         shards = runtime.engine.copied()
         copying = time.perf_counter() - began
-        if self._start(step, runtime, history, shards):
+        if self._start(step, runtime, history, shards, runtime.attempt):
             self.stalls.append((time.perf_counter() - began, copying))
 
     def save_last(self, step: int, runtime: WorkerRuntime, history: History) -> None:
@@ -250,7 +253,7 @@ class Checkpoints:
         for _ in range(_LAST_TRIES):
             self._finish(runtime)
             engine = runtime.engine
-            started = self._start(step, runtime, history, None)
+            started = self._start(step, runtime, history, None, runtime.together)
             self._finish(runtime)
             own = {"saved": self._saver.saved == step + 1, "steady": started and runtime.engine is engine}
             told = runtime.together(lambda own=own: runtime.engine.gather(own))
@@ -258,12 +261,14 @@ class Checkpoints:
                 return
         _log.warning("the state after %d steps is not saved: the members changed again and again", step + 1)
 
-    def _start(self, step: int, runtime: WorkerRuntime, history: History, shards: list[tuple[Shard, Scalars]] | None) -> bool:
+    def _start(
+        self, step: int, runtime: WorkerRuntime, history: History, shards: list[tuple[Shard, Scalars]] | None, exchange: Exchange
+    ) -> bool:
         """Begins a save; `shards` is a copy of the owned shards, None if they no longer change. Returns False if the save is left out."""
         saver, engine = self._saver, runtime.engine
         assert saver is not None
         given = engine.owned if shards is None else shards
-        told = self._together(step, runtime, history, states_of(given, self._model.spec))
+        told = self._shares(step, runtime, history, states_of(given, self._model.spec), exchange)
         if told is None:
             if self._job.leader:
                 _log.warning("the state after %d steps is not saved%s: the members changed", step + 1, " yet" if shards is None else "")
@@ -290,7 +295,7 @@ class Checkpoints:
         )
         return True
 
-    def _together(self, step: int, runtime: WorkerRuntime, history: History, states: StatesToSave) -> list[Share] | None:
+    def _shares(self, step: int, runtime: WorkerRuntime, history: History, states: StatesToSave, exchange: Exchange) -> list[Share] | None:
         """Exchanges shares between all members, and the states to save. Returns the shares, None if the members changed.
 
         The states themselves are exchanged only if they differ from those of the last exchange.
@@ -306,11 +311,17 @@ class Checkpoints:
             base=self._base,
             hint=newest_epoch(self._store) if self._base is None else self._base,
         )
-        told = [Share.from_json(each) for each in runtime.together(lambda: runtime.engine.gather(share.to_json()))]
+        given = exchange(lambda: runtime.engine.gather(share.to_json()))
+        if given is None:
+            return None
+        told = [Share.from_json(each) for each in given]
         views = {each.view for each in told}
         known = digest_of([each.states for each in told])
         if any(each.known != known for each in told):  # decided by values that all have, so survivors call the same collectives
-            all_states = runtime.together(lambda: runtime.engine.gather({"view": share.view, "states": states}))
+            all_states = exchange(lambda: runtime.engine.gather({"view": share.view, "states": states}))
+            if all_states is None:
+                self._known = None
+                return None
             views |= {each["view"] for each in all_states}
             self._known, self._states = known, merged(each["states"] for each in all_states)
         if runtime.engine is not engine or history.step != step or views != {engine.view.epoch}:

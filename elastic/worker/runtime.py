@@ -7,7 +7,7 @@ view together with the others, and continues from the step that the view resumes
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from elastic.comm.rate_meter import LinkRates, news
@@ -224,7 +224,7 @@ class WorkerRuntime:
             self._note_loop()
 
     def at(self, place: str, step: int) -> None:
-        """Sets the place of the next collectives: after `step`, in its loop `body`, at its `save`, or at the `close` or `end` of a loop."""
+        """Sets the place of the next collectives: after `step`, in its loop `body`, or at the `close` or `end` of a loop."""
         self._place, self._finished = f"{step}/{place}", 0
         if place in ("body", "end"):
             self._calls = 0
@@ -234,7 +234,6 @@ class WorkerRuntime:
     def saving(self) -> None:
         """Notes that a save of the newest step begins. It is not begun again after a loss."""
         self._save_asked = self._history.step
-        self.at("save", self._history.step)
 
     def flush(self) -> bool:
         """Waits until the newest step is complete everywhere; returns False if it was undone and has to be taken again."""
@@ -288,6 +287,17 @@ class WorkerRuntime:
             self._history.entering()
         return self._results[f"{self._place}/{self._finished - 1}"]
 
+    def attempt(self, collective: Callable[[], T]) -> T | None:
+        """Returns the result of a collective between READY and the update of a step; None if members were lost, and the view has changed.
+
+        It is not run again then: workers that join, and those that the decision has not reached, compute the step and never come to it.
+        """
+        try:
+            return collective()
+        except LOST as error:
+            self._recover(error)
+            return None
+
     def _once(self, collective: Callable[[], Any], *, ends_together: bool = True) -> bool:
         name = f"{self._place}/{self._finished}"
         if name not in self._results:
@@ -304,8 +314,6 @@ class WorkerRuntime:
 
     def _waits_for_all(self, *, loose: bool) -> AbstractContextManager[None]:
         after, place, _ = f"{self._place}/".split("/")
-        if place == "save":  # some members may be in it while others still wait for APPLY
-            return nullcontext()
         call = f"{'end' if place == 'end' else 'body'} {self._calls}"
         epoch, closes = self.engine.view.epoch, place == "close"
         return self._waiting.at(epoch, int(after), computes=False, leaves=self.leaves, call=call, loose=loose, closes=closes)
@@ -397,4 +405,4 @@ class WorkerRuntime:
 def _forgettable(name: str, step: int) -> bool:
     """Returns whether no worker can reach this place any more; every worker that joins passes the places outside loops."""
     after, place, _ = name.split("/")
-    return place in ("body", "save", "close") and int(after) < step - 1
+    return place in ("body", "close") and int(after) < step - 1

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from elastic.comm.rounds import Rounds
+from elastic.worker.engine import Engine
 from elastic.worker.job import Job
 from elastic.worker.trainer import Trainer
 from tests.engine import models
@@ -112,6 +113,36 @@ def test_a_joiner_takes_part_in_all_that_is_still_done_together(workers: int, vi
 @pytest.mark.parametrize("moment", [80, 130, 166])
 def test_and_in_saves(moment: int, tmp_path: Path) -> None:
     joins(2, 1, moment, tmp_path)
+
+
+def dies_in_a_save(job: Job, victim: int, gathered: int) -> None:
+    """Before or after its so-manieth exchange of a save."""
+    if job.worker != victim:
+        return
+    left, gather = [gathered], Engine.gather
+
+    def moment() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            die()
+
+    def gathers(self: Engine, value: dict[str, Any]) -> list[dict[str, Any]]:
+        moment()
+        found = gather(self, value)
+        moment()
+        return found
+
+    Engine.gather = gathers
+
+
+@pytest.mark.parametrize(("victim", "gathered"), [(1, 0), (1, 1), (1, 2), (1, 3), (0, 0), (0, 2), (1, 4), (0, 5)])
+def test_a_joiner_does_not_miss_a_save_that_survivors_have_begun(victim: int, gathered: int, tmp_path: Path) -> None:
+    """Survivors are in the save before a step that the joiner computes."""
+    agent = forks.run(
+        2, train=partial(train, folder=str(tmp_path)), least=2, prepare=partial(dies_in_a_save, victim=victim, gathered=gathered)
+    )
+    assert agent.started == 3, "it did not die"
+    check(agent, 2)
 
 
 @pytest.mark.long
