@@ -5,6 +5,7 @@ the worker, which maps it; when the worker has died, others map it to copy what 
 
 The first page is the header: *marks* (integers) and the places of *records* (JSON). A process can be killed between any two stores, so
 contents are stored before what refers to them: a record gets its number last, and a reader takes the newest record whose checksum is right.
+Marks have checksums too: one whose bits have changed says nothing.
 Everything behind the header belongs to the allocator of the process that maps the segment as its own.
 """
 
@@ -36,10 +37,13 @@ SLOTS = 2
 NONE = -2
 """The value of a mark that says nothing; steps begin at -1."""
 
-_MARK = struct.Struct("<q")
-_SLOT = struct.Struct("<qqqq")  # number, offset, length, CRC-32C
+_NUMBER = struct.Struct("<q")
+_MARK = struct.Struct("<iI")  # value, CRC-32C of the mark's number and the value
+_SLOT = struct.Struct("<qqqq")  # number, offset, length, CRC-32C of these three and of the content
 _MARKS_AT = 64
 _SLOTS_AT = 256
+HEADER_BYTES = _SLOTS_AT + RECORDS * SLOTS * _SLOT.size
+"""How much of the first page the header takes."""
 _POOLED_SHARE = 1 / 4
 """Of the bytes in use: freed memory that is kept for the next change of members, since new pages cost ten times a copy."""
 _POOLED_BYTES = 4 << 20
@@ -90,12 +94,13 @@ class Header:
         return self._page[: len(MAGIC)].tobytes() == MAGIC
 
     def mark(self, number: int) -> int:
-        """Returns a mark."""
-        return _MARK.unpack_from(self._page.data, _MARKS_AT + number * _MARK.size)[0]
+        """Returns a mark; NONE if it is damaged, since what it says could be wrong."""
+        value, checksum = _MARK.unpack_from(self._page.data, _MARKS_AT + number * _MARK.size)
+        return value if checksum == _mark_checksum(number, value) else NONE
 
     def set_mark(self, number: int, value: int) -> None:
-        """Sets a mark, in one store."""
-        self._write(_MARKS_AT + number * _MARK.size, _MARK.pack(value))
+        """Sets a mark, in one store of 8 bytes."""
+        self._write(_MARKS_AT + number * _MARK.size, _MARK.pack(value, _mark_checksum(number, value)))
 
     def slot(self, record: int, slot: int) -> tuple[int, int, int, int]:
         """Returns a slot's number (0: empty), and the offset, length and checksum of its content."""
@@ -103,13 +108,22 @@ class Header:
 
     def empty_slot(self, record: int, slot: int) -> None:
         """Empties a slot; called before its content is overwritten."""
-        self._write(_slot_at(record, slot), _MARK.pack(0))
+        self._write(_slot_at(record, slot), _NUMBER.pack(0))
 
     def fill_slot(self, record: int, slot: int, number: int, offset: int, length: int, checksum: int) -> None:
         """Fills a slot whose content is in place: its number is stored last."""
         at = _slot_at(record, slot)
-        self._write(at + _MARK.size, _SLOT.pack(number, offset, length, checksum)[_MARK.size :])
-        self._write(at, _MARK.pack(number))
+        self._write(at + _NUMBER.size, _SLOT.pack(number, offset, length, checksum)[_NUMBER.size :])
+        self._write(at, _NUMBER.pack(number))
+
+
+def _mark_checksum(number: int, value: int) -> int:
+    return crc32c(struct.pack("<ii", number, value))
+
+
+def _slot_checksum(record: int, slot: int, number: int, offset: int, data: bytes) -> int:
+    """Returns the checksum of a slot and of its content, so that a slot that was damaged, or stands elsewhere, is none."""
+    return crc32c(data, crc32c(struct.pack("<iiqqq", record, slot, number, offset, len(data))))
 
 
 def _slot_at(record: int, slot: int) -> int:
@@ -266,7 +280,7 @@ class OwnSegment:
         memory[: len(data)] = np.frombuffer(data, dtype=np.uint8)
         offset = self.offset_of(memory.ctypes.data)
         assert offset is not None  # it was allocated here
-        self.header.fill_slot(record, slot, number, offset, len(data), crc32c(data))
+        self.header.fill_slot(record, slot, number, offset, len(data), _slot_checksum(record, slot, number, offset, data))
 
 
 def _rounded(size: int) -> int:
@@ -321,7 +335,7 @@ class MappedSegment:
             return None
         try:
             data = self.bytes_at(offset, length).tobytes()
-            return (number, json.loads(data)) if crc32c(data) == checksum else None
+            return (number, json.loads(data)) if _slot_checksum(record, slot, number, offset, data) == checksum else None
         except ValueError:
             return None
 

@@ -2,7 +2,8 @@
 
 The marks say of which step the owned shards and their previous copies are complete (NONE: they are being written). The *directory* record
 says where each copy lies. It has two slots, each with marks of its own: a new directory is written beside the one in force, and comes into
-force when its number is stored. The records of scalars and of digests have a slot for even steps and one for odd ones.
+force when its number is stored; then the old one is emptied. The records of scalars and of digests have a slot for even steps and one for
+odd ones.
 """
 
 from __future__ import annotations

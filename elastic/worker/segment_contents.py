@@ -125,6 +125,7 @@ class SegmentContents:
         header.set_mark(offers.live_mark(slot), self._live_step)
         header.set_mark(offers.previous_mark(slot), self._previous_step)
         self._segment.write_record(offers.DIRECTORY, slot, self._number, directory.to_json())
+        header.empty_slot(offers.DIRECTORY, 1 - slot)  # if the new one should be damaged, the old one must not count again
         self._described = runs
 
     def _states(self, shards: Sequence[Shard]) -> dict[str, str]:

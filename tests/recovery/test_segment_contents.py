@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from elastic.layout.transfer import PARAM
 from elastic.memory.digest import digest
 from elastic.memory.raw import checksum
-from elastic.memory.segment import NONE, MappedSegment
+from elastic.memory.segment import HEADER_BYTES, NONE, MappedSegment, OwnSegment, create
 from elastic.memory.tensors import use_segment
 from elastic.recovery.offers import Contents, Place, runs
 from elastic.worker.plain_state import from_plain
@@ -84,3 +86,31 @@ def test_whatever_is_said_to_be_complete_is_complete_after_every_store(acts: lis
         finally:
             use_segment(None)
         assert both.cuts > 20
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.lists(st.sampled_from(ACTS), min_size=2, max_size=7), st.integers(0, 1 << 30))
+def test_no_bit_of_the_header_that_flips_makes_it_say_what_is_not_so(acts: list[str], seed: int) -> None:
+    checked, told_less = Checked(), 0
+    fd = create()
+    mapped = MappedSegment(os.dup(fd))
+    segment = OwnSegment(fd)
+    use_segment(segment)
+    try:
+        worker = Worker(segment, random.Random(seed))
+        for act in acts:
+            worker.act(act)
+        whole = Contents.read(mapped)
+        assert whole is not None
+        page = segment.header._page
+        for place, bit in random.Random(seed).sample([*itertools.product(range(HEADER_BYTES), range(8))], 300):
+            page[place] ^= 1 << bit
+            checked(mapped)
+            contents = Contents.read(mapped, loop=False)
+            told_less += contents is None or len(contents.complete) < len(whole.complete)
+            page[place] ^= 1 << bit
+    finally:
+        use_segment(None)
+        mapped.close()
+        os.close(fd)
+    assert told_less
