@@ -55,10 +55,11 @@ class JobSettings:
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
     `[user:password@]host:port`. Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies,
     `rebalance` shifts work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the
-    host's memory. A worker whose process is stopped for `stopped_after` is replaced; None: it is waited for. `plan` is the saved plan to
-    begin with, in the form of `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `directory` is
-    the run directory, kept when the job ends; None makes a temporary one. `grace_s` bounds how long a finished worker waits for the
-    others to finish, and how long all may take to exit. Raises SettingsError.
+    host's memory. A worker whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no
+    progress for `hung_after` or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in
+    the form of `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `directory` is the run
+    directory, kept when the job ends; None makes a temporary one. `grace_s` bounds how long a finished worker waits for the others to
+    finish, and how long all may take to exit. Raises SettingsError.
     """
 
     name: str
@@ -75,7 +76,8 @@ class JobSettings:
     respawn: bool = True
     rebalance: bool = True
     memory: int | None = None
-    stopped_after: float | None = 3.0
+    stopped_after: float | None = 1.0
+    hung_after: float | None = 3.0
     plan: dict[str, Any] | None = None
     plans_only: bool = False
     directory: str | None = None
@@ -94,8 +96,10 @@ class JobSettings:
                 raise SettingsError(f"stages={self.stages} needs at least {self.stages} workers, and workers={self.workers}")
         if self.memory is not None:
             _check_count("memory", self.memory)
-        if self.stopped_after is not None and not (isinstance(self.stopped_after, int | float) and self.stopped_after > 0):
-            raise SettingsError(f"stopped_after={self.stopped_after!r}: use seconds above 0, or None to wait for a stopped worker")
+        for field, what in (("stopped_after", "stopped"), ("hung_after", "hung")):
+            value = getattr(self, field)
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise SettingsError(f"{field}={value!r}: use seconds above 0, or None to wait for a {what} worker")
         if self.isa not in _ISA_VARIABLES:
             raise SettingsError(f"isa={self.isa!r}: use one of {', '.join(_ISA_VARIABLES)}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 1 << 64:

@@ -22,6 +22,7 @@ ROOMS = (
     ("checkpoint",),
     ("recovery",),
     ("membership",),
+    ("health",),
     ("observe",),
     ("comm",),
     ("memory",),

@@ -6,14 +6,12 @@ import os
 from collections.abc import Iterable
 
 from elastic.agent.crew import Crew
+from elastic.agent.looking import Looker
 from elastic.agent.supervision import WorkerProcess, how_ended, own_doing
 from elastic.control.carrier import Death
+from elastic.health.evidence import Observed
 from elastic.host.channel import Message
-from elastic.host.process import is_stopped
 from elastic.host.rundir import RunDirectory
-from elastic.observe import activity
-from elastic.observe.activity import Doing
-from elastic.observe.silence import SilentWorker
 from elastic.recovery.inventory import Inventory
 from elastic.view import View
 
@@ -23,6 +21,7 @@ class LocalCarrier:
 
     def __init__(self, crew: Crew, directory: RunDirectory) -> None:
         self._crew, self._directory = crew, directory
+        self._looker = Looker(directory.path)
 
     def start(self, workers: Iterable[int]) -> None:
         for number in workers:
@@ -42,13 +41,13 @@ class LocalCarrier:
     def end(self, worker: int, why: str) -> None:
         self._crew.kill(worker, why)
 
-    def look(self, workers: Iterable[int]) -> list[SilentWorker]:
-        found = [self._crew.workers[number] for number in workers]
-        return [SilentWorker(worker=each.number, pid=each.pid, stopped=is_stopped(each.pid), doing=self._doing(each)) for each in found]
+    def look(self, workers: Iterable[int]) -> list[Observed]:
+        return self._looker.look(self._crew.workers[number] for number in workers)
 
     def death(self, worker: WorkerProcess) -> Death:
         """Returns the report on a worker whose process has ended, and drops its announcement."""
-        doing, step = self._doing(worker), worker.step
+        doing, step = self._looker.doing(worker), worker.step
+        self._looker.forget(worker.number)
         if doing is not None:
             worker.epoch, worker.step = doing.epoch, doing.step
         worker.announced = None
@@ -76,8 +75,3 @@ class LocalCarrier:
                 "forkserver": self._crew.forkserver,
             }
         )
-
-    def _doing(self, worker: WorkerProcess) -> Doing | None:
-        """Returns the worker's last activity, None if it left no record in this job."""
-        doing = activity.read(self._directory.path, worker.number)
-        return doing if doing is not None and doing.pid == worker.pid and doing.epoch else None

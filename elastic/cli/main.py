@@ -52,7 +52,8 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of all generators when the train function begins.")] = 0,
     respawn: Annotated[bool, typer.Option(help="Start a new worker for each that dies.")] = True,
     rebalance: Annotated[bool, typer.Option(help="Shift work from workers that are steadily slower.")] = True,
-    stopped_after: Annotated[float, typer.Option(help="Replace a worker that is stopped for so many seconds; 0: wait for it.")] = 3.0,
+    stopped_after: Annotated[float, typer.Option(help="Replace a worker that is stopped for so many seconds; 0: wait for it.")] = 1.0,
+    hung_after: Annotated[float, typer.Option(help="Replace a worker that hangs in a step for so many seconds; 0: wait for it.")] = 3.0,
     plan: Annotated[Path | None, typer.Option(help="Begin with this plan, a file of `elastic plan --save`.")] = None,
     directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
 ) -> None:
@@ -74,6 +75,7 @@ def run(
             respawn=respawn,
             rebalance=rebalance,
             stopped_after=stopped_after or None,
+            hung_after=hung_after or None,
             plan=plan,
             directory=directory,
         )

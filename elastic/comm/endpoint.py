@@ -60,12 +60,14 @@ class Stats:
 class Endpoint(ABC):
     """One worker's end of all its links. Threads may send and receive concurrently; one at a time may `install`, `drop`, `close`.
 
-    `on_failure(peer, error)` is called on the I/O thread when a joined link is lost; not for links dropped at this end.
+    `on_failure(peer, error)` is called on the I/O thread when a joined link is lost; not for links dropped at this end. `waits(peer)` is
+    called by a thread that begins to wait for a peer, and `waits(None)` when it has ended waiting.
     """
 
     def __init__(self, worker: int) -> None:
         self.worker = worker
         self.on_failure: Callable[[int, Exception], None] | None = None
+        self.waits: Callable[[int | None], None] = lambda _: None
         self._box = Mailbox()
         self._links: dict[int, LinkLike] = {}
         self._refusals: dict[int, LinkError] = {}
@@ -136,16 +138,20 @@ class Endpoint(ABC):
         greeted: dict[int, LinkLike | None] = {}
         pending = members
         with self._box.waiter(None) as waiter:
-            while True:
-                waiter.clear()
-                self._box.check(attempt_id)
-                pending = [member for member in pending if not self._join_one(member, attempt_id, greeted)]
-                if not pending:
-                    return
-                if (left := deadline - time.monotonic()) <= 0:
-                    names = [member.worker for member in pending]
-                    raise LinkError(f"worker {self.worker} has no link to workers {names} after {timeout_s:g} s", peer=names[0])
-                waiter.wait(left)
+            try:
+                while True:
+                    waiter.clear()
+                    self._box.check(attempt_id)
+                    pending = [member for member in pending if not self._join_one(member, attempt_id, greeted)]
+                    if not pending:
+                        return
+                    if (left := deadline - time.monotonic()) <= 0:
+                        names = [member.worker for member in pending]
+                        raise LinkError(f"worker {self.worker} has no link to workers {names} after {timeout_s:g} s", peer=names[0])
+                    self.waits(pending[0].worker)
+                    waiter.wait(left)
+            finally:
+                self.waits(None)
 
     def _join_one(self, member: MemberLike, attempt_id: AttemptId, greeted: dict[int, LinkLike | None]) -> bool:
         """Takes one step towards a joined link; `greeted` holds the link over which our HELLO was sent, None while a link is being made."""
@@ -199,11 +205,15 @@ class Endpoint(ABC):
         if (found := self._take(key, fail_any)) is not None:
             return found
         with self._box.waiter(key) as waiter:
-            while True:
-                waiter.clear()
-                if (found := self._take(key, fail_any)) is not None:
-                    return found
-                self._wait(waiter, peer)
+            self.waits(peer)
+            try:
+                while True:
+                    waiter.clear()
+                    if (found := self._take(key, fail_any)) is not None:
+                        return found
+                    self._wait(waiter, peer)
+            finally:
+                self.waits(None)
 
     def check(self) -> None:
         """Raises what a wait would raise now, for code that computes for a long time between its waits."""

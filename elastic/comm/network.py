@@ -99,12 +99,14 @@ class Network(Endpoint):
         with self._box.waiter(None) as waiter:
             self._flushing += 1
             try:
-                while any(cast(Link, link).sender.pending for link in list(self._links.values())):
+                while pending := [link.peer for link in list(self._links.values()) if cast(Link, link).sender.pending]:
                     self._box.check(attempt_id)
+                    self.waits(pending[0])
                     waiter.wait()
                     waiter.clear()
             finally:
                 self._flushing -= 1
+                self.waits(None)
 
     def _on_emptied(self) -> None:
         # `flush` increments the counter before it checks the queues: it either finds this queue empty or is woken here.

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from elastic.health.evidence import Observed
 from elastic.host.channel import Message
 from elastic.observe.activity import Doing
-from elastic.observe.silence import SilentWorker
 from elastic.recovery.inventory import Inventory
 from elastic.view import View
 
@@ -55,8 +55,8 @@ class Carrier(Protocol):
         """Kills the worker. Its death is reported with the first reason given."""
         ...
 
-    def look(self, workers: Iterable[int]) -> list[SilentWorker]:
-        """Returns the current activity of each of these workers."""
+    def look(self, workers: Iterable[int]) -> list[Observed]:
+        """Returns an observation of each of these workers."""
         ...
 
     def record(self, view: View) -> None:

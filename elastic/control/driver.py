@@ -18,12 +18,14 @@ from elastic.control.memory_ahead import prepare_memory
 from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing
 from elastic.control.state import JobPolicy, Phase
+from elastic.control.watch import Watch
 from elastic.control.world import Terms, World
 from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavailable, MismatchError
+from elastic.health.limits import Limits
+from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask
 from elastic.membership.founding import Ready, check_equal
-from elastic.observe.silence import LOOK_S, Silence
 from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S
@@ -58,9 +60,10 @@ class Driver:
         self._replaced_s = REPLACED_S
         self._events: deque[events.Event] = deque()
         self._feeding = False
-        self._silence = Silence()
+        limits = Limits(stopped_s=settings.stopped_after, hung_s=settings.hung_after)
+        self._watch = Watch(world, limits, lambda: self.state, self._exclude)
         self._announce(events.Announce(view=view))
-        self._listen()
+        self._watch.look()
 
     @property
     def view(self) -> View:
@@ -130,7 +133,7 @@ class Driver:
     def close(self) -> None:
         """Ends all timers, preparations and the open incident, when the job is over."""
         self._world.timers.clear_timer("machine")
-        self._world.timers.clear_timer("silence")
+        self._watch.close()
         self._preparing.close()
         self._incident_log.close()
 
@@ -162,20 +165,10 @@ class Driver:
             wait = max(0.0, self.state.wake_at - self._world.clock())
             self._world.timers.set_timer(wait, lambda: self.feed(events.Timeout()), "machine")
 
-    def _listen(self) -> None:
-        """Looks for workers that make no progress while the others wait for them, every LOOK_S seconds: tells of them, evicts stopped ones.
-
-        If all are stopped, somebody has stopped the job, and nobody waits.
-        """
-        now = self._world.clock()
-        awaited = {*self.state.live, *self.state.participants}.difference(self.state.finished)
-        seen = self._world.carrier.look(sorted(awaited))
-        for sentence in self._silence.sentences(seen, now):
-            self._world.say(sentence)
-        if (limit := self._settings.stopped_after) is not None and not all(each.stopped for each in seen):
-            for worker, why in self._silence.stopped(limit, now).items():
-                self.feed(events.Unresponsive(worker=worker, why=why))
-        self._world.timers.set_timer(LOOK_S, self._listen, "silence")
+    def _exclude(self, found: Verdict) -> None:
+        """Replaces a worker that fails without announcing it; its fault began when it was first seen in that condition."""
+        self._incident_log.found(self.view.epoch, found, self._world.clock())
+        self.feed(events.Unresponsive(worker=found.worker, why=found.why))
 
     # Messages
 
@@ -202,6 +195,9 @@ class Driver:
             slowdowns = self._weighing.weigh(self.view, self._world.clock()) if self.state.phase is Phase.RUNNING else None
             if slowdowns is not None:
                 self.feed(events.Unbalanced(slowdowns=slowdowns))
+
+    def _hear_code(self, worker: int, message: Message) -> None:
+        self._watch.heard(worker, message)
 
     def _hear_lost(self, worker: int, message: Message) -> None:
         if not message.get("gone", True):
@@ -357,6 +353,7 @@ _MESSAGES: dict[str, Callable[[Driver, int, Message], None]] = {
     "announce": Driver._hear_announce,
     "save": Driver._hear_save,
     "progress": Driver._hear_progress,
+    "code": Driver._hear_code,
     "lost": Driver._hear_lost,
     "paused": Driver._hear_paused,
     "inventory": Driver._hear_inventory,

@@ -150,7 +150,7 @@ class Unbalanced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unresponsive:
-    """The evidence says that a worker does not run, while others wait for it."""
+    """The evidence says that a worker fails without announcing it: it is stopped, or hung, or slows the others down extremely."""
 
     worker: int
     why: str

@@ -9,6 +9,7 @@ from typing import Any
 from elastic.control.carrier import Death
 from elastic.control.timeline import Timeline, TrainingPace
 from elastic.control.world import World
+from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 from elastic.observe import activity, incident
 from elastic.view import View
@@ -23,6 +24,7 @@ class IncidentLog:
         self._timeline: Timeline | None = None
         self._progress: dict[int, Message] = {}
         self._missed_at: dict[tuple[int, int], float] = {}
+        self._causes: dict[int, str] = {}
 
     @property
     def current(self) -> Timeline | None:
@@ -42,6 +44,11 @@ class IncidentLog:
         self._missed_at = {key: known for key, known in self._missed_at.items() if key[0] >= epoch}
         self._missed_at.setdefault((epoch, worker), at)
 
+    def found(self, epoch: int, verdict: Verdict, now: float) -> None:
+        """Records what is wrong with a worker that is excluded for it, and since when."""
+        self._causes[verdict.worker] = verdict.kind
+        self.missed(epoch, verdict.worker, now - verdict.for_s)
+
     def lost(self, view: View, death: Death, now: float) -> None:
         """Handles the end of a member of `view`: opens an incident, or adds the worker to the open one.
 
@@ -56,7 +63,8 @@ class IncidentLog:
             self._conclude(self._timeline)
         kind, doing = "eviction" if death.evicted else "death", death.doing
         step, phase = (death.step, None) if doing is None else (doing.step, doing.phase)
-        self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None)
+        cause = self._causes.get(death.worker)
+        self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None, cause=cause)
 
     def changes(self, view: View, kind: str, step: int, why: str | None) -> None:
         """Opens an incident for a planned change: the members of `view` pause after `step`, since workers join or layers move."""

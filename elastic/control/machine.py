@@ -193,8 +193,8 @@ def _unbalanced(state: ControlState, event: Unbalanced, now: float) -> Transitio
 
 
 def _unresponsive(state: ControlState, event: Unresponsive, now: float) -> Transition:
-    """Evicts a worker that the others wait for; nobody waits for one that has finished or is only starting."""
-    awaited = {*state.live, *state.participants}.difference(state.finished)
+    """Evicts a worker that the others wait for, or a new one that is not ready; nobody waits for one that has finished."""
+    awaited = {*state.live, *state.participants, *state.starting, *state.ready}.difference(state.finished)
     return evict(state, event.worker, event.why) if event.worker in awaited else (state, [])
 
 

@@ -42,7 +42,7 @@ class TrainingPace:
 
 @dataclass(slots=True, kw_only=True)
 class Timeline:
-    """The times and figures of one recovery so far. `kind`, `worker`, `step` and `phase` are as in Incident."""
+    """The times and figures of one recovery so far. `kind`, `cause`, `worker`, `step` and `phase` are as in Incident."""
 
     kind: str
     before: View
@@ -53,6 +53,7 @@ class Timeline:
     step: int | None = None
     phase: str | None = None
     why: str | None = None
+    cause: str | None = None
     samples_per_micro_batch: int = 1
     also: list[int] = field(default_factory=list)
     _opened: float = 0.0
@@ -133,6 +134,7 @@ class Timeline:
             kind=self.kind,
             at=self.fault,
             worker=self.worker,
+            cause=self.cause,
             place=self.before.place(self.worker) if self.worker in self.before.workers else None,
             step=self.step,
             phase=self.phase,

@@ -64,7 +64,8 @@ def run(
     respawn: bool = True,
     rebalance: bool = True,
     memory: int | str | None = None,
-    stopped_after: float | None = 3.0,
+    stopped_after: float | None = 1.0,
+    hung_after: float | None = 3.0,
     plan: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] | None = None,
 ) -> JobResult:
@@ -88,6 +89,10 @@ def run(
             its host or control group. The planner refuses stages that need more.
         stopped_after: a worker whose process is stopped (SIGSTOP, a frozen control group, a debugger) for so many seconds while others wait
             is killed and replaced, and nothing is lost; None: it is waited for.
+        hung_after: so is a worker for which others wait and that makes no progress in a phase of a step for so many seconds: it sleeps, or
+            it uses ten times as much processor time as that phase ever took. The limit is 3 times as long for data loaders, and 100 times
+            for code of `train_fn` outside steps that neither computes nor reads nor writes; such code may compute for as long as it
+            likes. None: hung workers are waited for.
         plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
             decides. A plan for other members, another model, batch or version is refused.
         directory: directory for `members.json` and `incidents.jsonl`, which replace those of an earlier run; by default a temporary
@@ -126,6 +131,7 @@ def run(
         rebalance=rebalance,
         memory=None if memory is None else byte_count(memory),
         stopped_after=stopped_after,
+        hung_after=hung_after,
         plan=None if plan is None else _saved_plan(plan, workers, stages),
         directory=None if directory is None else os.path.abspath(directory),
     )

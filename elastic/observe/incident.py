@@ -31,6 +31,7 @@ class Incident:
     """One recovery. Unknown values are None; times are in milliseconds. Raises SettingsError if `kind` is none of KINDS.
 
     kind: the kind of fault; it hit worker `worker` at place `place`, in phase `phase` of step `step`. why: a reason in words, if any.
+    cause: of an eviction, what the evidence showed: one of the kinds of `elastic.health.verdict`, such as `stopped` or `spinning`.
     also: further workers that were lost in the same recovery. joined: workers that are in the new view and not in the old one.
     epoch: of the resulting view. attempts: how many attempts it took.
     at: the monotonic time of the fault, when the first process missed the worker. detected_ms: from then until the agent noticed.
@@ -77,6 +78,7 @@ class Incident:
     layout_before: str | None = None
     layout_after: str | None = None
     why: str | None = None
+    cause: str | None = None
     planned: str | None = None
 
     def __post_init__(self) -> None:
@@ -134,7 +136,8 @@ def _headline(incident: Incident) -> str:
         text += f", {incident.phase}" if incident.phase else ""
     if incident.kind != "join" and incident.joined:
         text += f"; {_people(incident.joined)} joined"
-    return f"{text}: {incident.why}" if incident.why else text
+    why = f"{incident.cause}: {incident.why}" if incident.cause and incident.why else incident.why
+    return f"{text}: {why}" if why else text
 
 
 def _subjects(incident: Incident) -> tuple[int, ...]:

@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from elastic.errors import Interrupted, NotInJob
 from elastic.host.channel import MAPPED
 from elastic.host.rundir import LINKS
 from elastic.memory.segment import MappedSegment, OwnSegment
-from elastic.observe.activity import Activity
+from elastic.observe.activity import AGENT, Activity
 from elastic.settings import JobSettings
 from elastic.view import View
 
+P = ParamSpec("P")
+T = TypeVar("T")
 SendMessage = Callable[[dict[str, Any]], None]
 
 _ORDERS = ("view", "quiesce", "propose")
@@ -110,6 +112,7 @@ class Job:
         self._waits: Waits | None = None
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
+        self.waits = self._activity.waits  # for whom the training thread waits
         self.phase_delay: Callable[[str, int], None] | None = None  # called after each phase begins
         self.segment: OwnSegment | None = None  # memory that outlives this process
         self.segments: dict[int, MappedSegment] = {}  # those of other workers of this host, also of dead ones
@@ -126,7 +129,7 @@ class Job:
         self.trains = True
         self.send({"type": "announce", "ready": ready})
         with self._ordered:
-            self._ordered.wait_for(lambda: self._orders)
+            self._await_order()
             first = self._orders[0]["type"] == "view"
         if not first:
             return None
@@ -141,7 +144,7 @@ class Job:
     def take_order(self) -> dict[str, Any]:
         """Waits for the agent's next order: `quiesce`, `propose` or `view`. Orders that a later `quiesce` makes obsolete are dropped."""
         with self._ordered:
-            self._ordered.wait_for(lambda: self._orders)
+            self._await_order()
             quiesce = [i for i, order in enumerate(self._orders) if order["type"] == "quiesce"]
             latest = quiesce[-1] if quiesce else 0
             self._orders = [order for i, order in enumerate(self._orders) if i >= latest or order["type"] == "view"]
@@ -149,6 +152,11 @@ class Job:
             if self._waits is not None and not any(later["type"] == "quiesce" for later in self._orders):
                 self._waits.resume()
             return order
+
+    def _await_order(self) -> None:
+        self.waits(AGENT)
+        self._ordered.wait_for(lambda: self._orders)
+        self.waits(None)
 
     def _map(self, order: dict[str, Any]) -> None:
         """Maps the segments that came with an order. A worker's number is never reused, so a known one is the same."""
@@ -170,6 +178,14 @@ class Job:
         self._activity.enter(phase, step, self.epoch, micro_batch)
         if self.phase_delay is not None:
             self.phase_delay(phase, step)
+
+    def during(self, place: str, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Returns what `call` returns. Publishes meanwhile that this worker is in the code of `place`, one of `activity.PLACES`."""
+        before = self._activity.at(place)
+        try:
+            return call(*arguments, **options)
+        finally:
+            self._activity.at(before)
 
     def progress(
         self,

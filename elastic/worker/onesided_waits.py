@@ -73,6 +73,7 @@ class WaitReporter:
         self._last: Wait | None = None
         self._busy: tuple[int, float] = (0, 0.0)  # the wait after which the user's code was first seen, and when
         self._number = 0
+        self._code = ""
         self._thread: threading.Thread | None = None
 
     @contextmanager
@@ -103,10 +104,17 @@ class WaitReporter:
             return
         frame = sys._current_frames().get(thread)  # read only now, since it creates objects for running frames
         called = _called(frame)
+        self._tell_code(_users(frame))
         if now is not None:
             self._job.send({"type": "waits", "wait": {**asdict(now[0]), "what": called or "a Trainer's call"}})
         elif called is None and (where := _users(frame)):
             self._job.send({"type": "waits", "wait": {**asdict(last), "busy": True, "what": where}})
+
+    def _tell_code(self, where: str) -> None:
+        """Reports the user's line that is running, if it is another one than before."""
+        if where != self._code:
+            self._code = where
+            self._job.send({"type": "code", "code": where.strip("()")})
 
 
 def _tell(waiting: weakref.ref[WaitReporter], thread: int) -> None:

@@ -145,6 +145,7 @@ class RecoveryClient:
                     raise GateRefused(f"worker {self._worker} was sent epoch {view.epoch}, which it did not vote for", check="epoch")
                 self._job.switch(view)
                 self._job.send({"type": "resumed", "epoch": view.epoch, "attempt": view.attempt, "at": time.monotonic()})
+                self._job.enter("idle", prepared.proposal.resume)
                 return prepared
             if order["type"] == "quiesce":
                 prepared = None

@@ -128,9 +128,12 @@ class WorkerRuntime:
         if self._history.step >= self._yielded:
             return
         with randomness.kept():  # a loop body may be running
-            while self._history.step < self._yielded or not self.settled():
-                if self._history.step < self._yielded and (answer := self.compute()) is not None:
-                    self.apply(answer)
+            self._job.during("runtime", self._catch_up)
+
+    def _catch_up(self) -> None:
+        while self._history.step < self._yielded or not self.settled():
+            if self._history.step < self._yielded and (answer := self.compute()) is not None:
+                self.apply(answer)
 
     def settled(self) -> bool:
         """Waits for the parameters of the newest step from their owners. Returns False if members were lost."""

@@ -26,7 +26,7 @@ def told_to_the_job(run: Callable[[Steps, int], Iterator[Report]]) -> Callable[[
     def told(self: Steps, steps: int) -> Iterator[Report]:
         reports = run(self, steps)
         try:
-            for report in reports:
+            while (report := self._job.during("runtime", next, reports, None)) is not None:
                 self._job.heard()
                 yield report
         except GeneratorExit:
@@ -93,7 +93,7 @@ class Steps:
             checkpoints.heard(engine)
             if answer.save:
                 runtime.saving()
-                checkpoints.save(self._history.step, runtime, self._history)
+                self._job.during("save", checkpoints.save, self._history.step, runtime, self._history)
         if runtime.engine is engine:  # else members were lost when a save began, and the step must be computed again
             runtime.apply(answer)
 
@@ -113,7 +113,7 @@ class Steps:
     def _save_now(self) -> None:
         step = self._history.step
         if self._checkpoints is not None and self._saved != step:
-            self._checkpoints.save_last(step, self._runtime, self._history)
+            self._job.during("save", self._checkpoints.save_last, step, self._runtime, self._history)
             self._saved = step
 
     def _check_saved(self) -> None:

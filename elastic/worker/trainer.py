@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,6 +154,7 @@ class Trainer:
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=checkpointing_of(checkpoint_activations))
         self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links)
         self._job.listen_on(self._network)
+        self._network.waits = self._job.waits
         self._training = Training(
             numerics=numerics,
             loss=loss,
@@ -172,7 +174,8 @@ class Trainer:
         history = History(self._optimizer, self._scheduler, Attributes(root), InPlace(root, instance))
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
-        self._runtime = WorkerRuntime(self._job, self._member, history, self._batch, self._step_scheduler)
+        batch = partial(self._job.during, "data loader", self._batch)
+        self._runtime = WorkerRuntime(self._job, self._member, history, batch, self._step_scheduler)
         self._history = history
         self._numbers = Numbers()
         self._steps = Steps(self._job, self._runtime, history, self._checkpoints, batch_size=batch_size, seed=seed)

@@ -55,6 +55,12 @@ class FakeJob:
     def heard(self) -> None:
         self.error = None
 
+    def waits(self, peer: int | None) -> None:
+        pass
+
+    def during(self, place: str, call: Any, *arguments: Any) -> Any:
+        return call(*arguments)
+
     def send(self, message: dict[str, Any]) -> None:
         """What an agent would be told, such as how a save ended."""
 

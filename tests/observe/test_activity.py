@@ -20,7 +20,7 @@ def test_the_phases_are_those_of_a_step_and_of_a_recovery() -> None:
 
 def test_what_is_entered_is_read(tmp_path: Path) -> None:
     activity = Activity(tmp_path, 3)
-    assert (tmp_path / "activity" / "3").stat().st_size == 64
+    assert (tmp_path / "activity" / "3").stat().st_size == 256
     first = read(tmp_path, 3)
     assert first is not None
     assert (first.phase, first.step, first.epoch) == ("idle", -1, 0)
@@ -87,7 +87,7 @@ def test_a_record_torn_by_death_leaves_the_one_before(tmp_path: Path, torn: int,
 
 def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
     Activity(tmp_path, 0).close()
-    (tmp_path / "activity" / "0").write_bytes(bytes(64))
+    (tmp_path / "activity" / "0").write_bytes(bytes(256))
     assert read(tmp_path, 0) is None
 
 

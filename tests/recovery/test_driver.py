@@ -203,13 +203,21 @@ def test_what_a_dead_worker_announced_is_not_kept(scene: Callable[..., Scene]) -
     assert job.crew.workers[3].announced is None
 
 
-def test_a_stopped_worker_is_named(scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("elastic.agent.carrier.is_stopped", lambda pid: pid == FIRST_PID + 1)
-    job = scene()
-    for _ in range(5):
-        job.now += 1.0
-        job.timers.timers["silence"][1]()
-    assert job.said == ["worker 1 (process 1001) makes no progress: its process is stopped, and the others wait for it"]
+@pytest.mark.parametrize(("limit", "excluded"), [(1.0, True), (None, False)])
+def test_a_stopped_worker_is_replaced(
+    scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch, limit: float | None, excluded: bool
+) -> None:
+    monkeypatch.setattr("elastic.agent.looking._state", lambda pid: "T" if pid == FIRST_PID + 1 else "S")
+    job = scene(stopped_after=limit)
+    for _ in range(13):
+        job.now += 0.2
+        job.timers.timers["watch"][1]()
+    if excluded:
+        assert job.crew.killed == {1: "its process has been stopped for 1.0 s, before its first step (state T)"}
+        assert job.said == []
+    else:
+        assert job.crew.killed == {}
+        assert job.said == ["worker 1 (process 1001) is stopped: its process has been stopped for 2.0 s, before its first step (state T)"]
 
 
 def test_a_planned_change_waits_for_etcd_while_the_training_goes_on(scene: Callable[..., Scene]) -> None:

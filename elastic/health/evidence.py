@@ -1,0 +1,65 @@
+"""Evidence about one worker at one moment: its process, its activity, and what it has used so far. Plain values, from its host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic.observe.activity import NOBODY, Doing, Standing
+
+_FROZEN = ("do_freezer_trap", "__refrigerator", "refrigerator")  # where the kernel keeps processes of a frozen control group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a process has used since it began.
+
+    `ran_s` and `delayed_s` are of its training thread: on a processor, and runnable without one. `cpu_s` is the processor time of all
+    threads and descendants, `io_bytes` what the process read and wrote. `running`: some thread or descendant runs or is runnable. `wchan`
+    is the kernel function that the training thread sleeps in.
+    """
+
+    ran_s: float
+    delayed_s: float
+    cpu_s: float
+    io_bytes: int = 0
+    running: bool = False
+    wchan: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """One observation of a worker. Ages are measured by its host's clock, so no clock is compared with another.
+
+    `state` is the letter in /proc/PID/stat, empty if unknown. `doing` and `standing` are None without a record; `age_s` is how long ago its
+    activity began. `usage` is None if that is recent. `code` is the user's line that it is in, if it has reported one.
+    """
+
+    worker: int
+    pid: int | None
+    state: str = ""
+    doing: Doing | None = None
+    standing: Standing | None = None
+    age_s: float = 0.0
+    usage: Usage | None = None
+    code: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the process is stopped by a signal, by a debugger, or with its control group."""
+        return self.state in ("T", "t") or (self.usage is not None and self.usage.wchan in _FROZEN)
+
+    @property
+    def waits_for(self) -> int:
+        """The worker that it waits for, AGENT, or NOBODY."""
+        return NOBODY if self.standing is None else self.standing.waits_for
+
+    @property
+    def spot(self) -> tuple[object, ...]:
+        """Where in the code it is: equal for workers that do the same."""
+        place = None if self.standing is None else self.standing.place
+        return place, None if self.doing is None else self.doing.phase, self.code
+
+    @property
+    def moment(self) -> tuple[object, ...]:
+        """A value that changes whenever the worker makes progress."""
+        return self.pid, self.doing, self.standing

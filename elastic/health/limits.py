@@ -1,0 +1,58 @@
+"""How long a worker may take for what it is in before it counts as hung, from its own measured history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elastic.health.evidence import Observed
+from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES, TRAIN_FN
+
+HISTORY_TIMES = 10.0
+"""A phase may take so many times as long as it took at most in recent steps."""
+
+LOADER_TIMES = 3.0
+"""How many times `hung_s` a data loader may wait: storage pauses now and then."""
+
+FIRST_TIMES = 10.0
+"""How many times `hung_s` a worker may wait in the first step of a view, or between steps."""
+
+RECOVERY_TIMES = 3.0
+"""How many times `hung_s` a worker may wait in a phase of a recovery."""
+
+USER_TIMES = 100.0
+"""How many times `hung_s` the user's code outside steps, a save or the start of a worker may wait: for an upload, say, or a download."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of a job in seconds; None: never excluded for it.
+
+    `stopped_s`: how long a process may be stopped. `hung_s`: the least time without progress that counts as a hang, in a phase of a step.
+    """
+
+    stopped_s: float | None
+    hung_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """How long a worker may go without using a processor (`idle_s`), and how much processor time it may use (`ran_s`; None: any amount)."""
+
+    idle_s: float
+    ran_s: float | None = None
+
+
+def allowance(seen: Observed, hung_s: float) -> Allowance:
+    """Returns what a worker is allowed in what it is in now."""
+    doing, standing = seen.doing, seen.standing
+    if doing is None or standing is None:
+        return Allowance(idle_s=USER_TIMES * hung_s)
+    if doing.phase in RECOVERY_PHASES:
+        return Allowance(idle_s=RECOVERY_TIMES * hung_s, ran_s=USER_TIMES * hung_s)
+    if standing.place in (TRAIN_FN, "save"):
+        return Allowance(idle_s=USER_TIMES * hung_s)
+    usual = HISTORY_TIMES * standing.longest_s
+    if doing.phase not in STEP_PHASES or standing.first or not usual:
+        return Allowance(idle_s=max(FIRST_TIMES * hung_s, usual))
+    times = LOADER_TIMES if standing.place == "data loader" else 1.0
+    return Allowance(idle_s=max(times * hung_s, usual), ran_s=max(hung_s, usual))
