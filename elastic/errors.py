@@ -10,8 +10,8 @@
     │   └── CoverageLost         no live worker holds a needed run of state
     │       └── NothingSaved     the same, and no checkpoint has been saved yet
     ├── CopiesConflict           survivors hold different copies of what must be equal
-    │   └── StateUnproven        an owner's state and its replica differ, and no check shows which of them is right
-    ├── MemoryDamaged            memory changed while nothing wrote to it: its worker discards that copy
+    │   └── StateUnproven        copies of the state differ, nothing shows which is right, and no older state is in memory
+    ├── MemoryDamaged            memory changed while nothing wrote to it, or copies differ: wrong copies are discarded
     ├── GateRefused              a migration must not commit (`check`: the name of the check that failed)
     ├── LinkError                a link could not be made, or broke its protocol
     │   └── PeerLost             the process at the other end is gone
@@ -34,6 +34,7 @@ Terminated is outside this tree, a SystemExit: SIGTERM or SIGHUP arrived, and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -80,11 +81,18 @@ class CopiesConflict(ElasticError):
 
 
 class StateUnproven(CopiesConflict):
-    """An owner's state and its replica differ, and no check shows which of them is right."""
+    """Copies of the state differ, no check shows which of them is right, and no older state that was equal is in memory."""
 
 
 class MemoryDamaged(ElasticError):
-    """Memory changed while nothing wrote to it: its worker discards that copy."""
+    """Memory changed while nothing wrote to it, or copies that must be equal differ: wrong copies are discarded.
+
+    `findings` say what is wrong, as JSON of `elastic.observe.finding.Finding`.
+    """
+
+    def __init__(self, message: str, findings: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.findings = list(findings)
 
 
 class GateRefused(ElasticError):

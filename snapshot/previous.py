@@ -1,11 +1,13 @@
 """Previous copies: a worker's owned shards one step ago, so that a step that only some workers applied can be undone.
 
-A save reads the same copy: it borrows the memory, and previous copies go to a second buffer until it is returned.
+A save reads the same copy: it borrows the memory, and previous copies go to a second buffer until it is returned. Where owned shards are
+compared with replicas, a copy that was found equal is kept in the same way until the next one was: if copies differ, all go back to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -14,7 +16,13 @@ from elastic.engine.zero import ShardedOptimizer
 from elastic.memory.tensors import lasting_copy
 from elastic.snapshot.held_copies import Held
 
-Buffer = dict[tuple[int, int], dict[str, torch.Tensor]]
+
+@dataclass(slots=True, eq=False)
+class _Buffer:
+    """Memory for one copy of all owned shards. It is written to only if it is neither `lent` nor kept."""
+
+    memory: dict[tuple[int, int], dict[str, torch.Tensor]] = field(default_factory=dict)
+    lent: bool = False
 
 
 class Observer(Protocol):
@@ -25,29 +33,30 @@ class Observer(Protocol):
 
 
 class PreviousCopies:
-    """Keeps the previous copy of every owned shard, in memory that is reused."""
+    """Keeps the previous copy of every owned shard, in memory that is reused; and an older one, `kept`, to go back to."""
 
     def __init__(self, optimizer: ShardedOptimizer, observer: Observer | None = None) -> None:
         self._updater, self._observer = optimizer.owned, observer
-        self._memory: Buffer = {}
-        self._free: list[Buffer] = []
-        self._buffers: list[Buffer] = [self._memory]
-        self._lent = False
-        self._step: int | None = None
+        self._buffer = _Buffer()
+        self._buffers: list[_Buffer] = [self._buffer]
+        self._set_aside: _Buffer | None = None
+        self.step: int | None = None
         self.held: list[Held] = []
+        self.kept: list[Held] = []
 
     @property
     def bytes(self) -> int:
-        """Memory of all buffers, including one lent to a save."""
-        return sum(memory.nbytes for buffer in self._buffers for previous in buffer.values() for memory in previous.values())
+        """Memory of all buffers, including one lent to a save, and one that is kept."""
+        buffers = [previous for buffer in self._buffers for previous in buffer.memory.values()]
+        return sum(memory.nbytes for previous in buffers for memory in previous.values())
 
     def take(self, step: int) -> None:
         """Copies the owned shards, which are at step `step`, unless they were copied already."""
-        if self._step == step:
+        if self.step == step:
             return
-        if self._lent:
-            self._memory, self._lent = self._another(), False
-        self._step, self.held = None, []  # these are two steps old and about to be overwritten
+        if self._buffer.lent or self._buffer is self._set_aside:
+            self._buffer = self._another()
+        self.step, self.held = None, []  # these are two steps old and about to be overwritten
         if self._observer is not None:
             self._observer.overwrites_previous()
         self.held = [
@@ -62,27 +71,39 @@ class PreviousCopies:
             )
             for key, shard in self._updater.shards.items()
         ]
-        self._step = step
+        self.step = step
         if self._observer is not None:
             self._observer.has_previous(step, self.held)
 
+    def keep(self, digest_of: Callable[[Held], str | None]) -> None:
+        """Keeps the present previous copy, with its digests, until `keep` is called again: its memory is not written to."""
+        self._set_aside = self._buffer
+        self.kept = [replace(held, role="kept", digest=digest_of(held)) for held in self.held]
+
     def lend(self) -> Callable[[], None]:
         """Lends the memory of `held`: it is not written to until a thread calls the returned function. One is lent at a time."""
-        lent, self._lent = self._memory, True
-        return lambda: self._free.append(lent)
+        lent = self._buffer
+        lent.lent = True
+
+        def returned() -> None:
+            lent.lent = False
+
+        return returned
 
     def release(self) -> None:
         """Lets go of all memory, except what others use."""
-        self._buffers, self._free, self._memory, self.held, self._step = [], [], {}, [], None
+        self._buffers, self._buffer, self._set_aside = [], _Buffer(), None
+        self.held, self.kept, self.step = [], [], None
 
-    def _another(self) -> Buffer:
-        if self._free:  # may be the lent one, if it was returned
-            return self._free.pop()
-        self._buffers.append({})
+    def _another(self) -> _Buffer:
+        for buffer in self._buffers:
+            if not buffer.lent and buffer is not self._set_aside:
+                return buffer
+        self._buffers.append(_Buffer())
         return self._buffers[-1]
 
     def _copy(self, key: tuple[int, int], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        previous = self._memory.setdefault(key, {})
+        previous = self._buffer.memory.setdefault(key, {})
         for name, values in source.items():
             if name in previous:
                 previous[name].copy_(values)

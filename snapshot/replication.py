@@ -3,7 +3,7 @@
 After every update the owner sends the gradient that it applied to the holder of the shard's replica: a third of the bytes of AdamW's state.
 The holder keeps the replica at the previous step and the gradient, so it can send either step; when the step is committed, it applies the
 same update to its copy. The link verifies what arrives. A worker sends READY for the next step only when its updates have arrived, so a
-step's replicas are complete before the next step is applied anywhere. Every `COMPARED_EVERY` steps the digests of both copies are compared.
+step's replicas are complete before the next step is applied anywhere. Digests of both copies are compared with READY (`comparison`).
 """
 
 from __future__ import annotations
@@ -21,26 +21,18 @@ from elastic.engine.reducer import OwnedGradient
 from elastic.engine.reduction import Parts
 from elastic.engine.shard import Shard
 from elastic.engine.zero import ShardedOptimizer
-from elastic.errors import StateUnproven
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
-from elastic.memory import raw
-from elastic.memory.digest import digest
 from elastic.memory.tensors import Landing, bytes_of, empty, retyped
 from elastic.snapshot.held_copies import StoredCopy, UnreplayedCopy, held
 from elastic.snapshot.rest_digests import CopyKey, Rest
 
-COMPARED_EVERY = 50
-"""Steps. A comparison reads all state once on both sides."""
-
-_DIGEST_BYTES = 32
-_NONE = "-" * _DIGEST_BYTES
-_PREFIX = _ALIGN = 64
+_ALIGN = 64
 
 
 @dataclass(slots=True, kw_only=True)
 class Replica:
-    """A shard kept for its owner, at step `step` (None: unusable, since it is damaged or its digest differs).
+    """A shard kept for its owner, at step `step` (None: unusable, since it is damaged).
 
     `received` is the next update, if it has arrived.
     """
@@ -58,7 +50,6 @@ class Update:
 
     step: int
     parts: Parts
-    state_digest: str | None
 
 
 class Replicator:
@@ -85,7 +76,7 @@ class Replicator:
         return Landing(empty(self._prefix(shard) + shard.memory[PARAM].nbytes, torch.uint8))
 
     def _prefix(self, shard: Shard) -> int:
-        return _PREFIX + -(-len(shard.parameters(self._spec)) // (8 * _ALIGN)) * _ALIGN
+        return -(-len(shard.parameters(self._spec)) // (8 * _ALIGN)) * _ALIGN
 
     @property
     def peers(self) -> set[int]:
@@ -118,16 +109,10 @@ class Replicator:
                 continue
             shard = self._optimizer.owned.shards[gradient.layer, gradient.interval.start]
             present = sum(1 << bit for bit, part in enumerate(gradient.parts) if part is not None)
-            bitmap = present.to_bytes(self._prefix(shard) - _PREFIX, "little")
-            proof = state_digest(shard) if step % COMPARED_EVERY == 0 else _NONE
-            self._network.send(holder, _tag(step, shard), proof.encode().ljust(_PREFIX), bitmap, bytes_of(gradient.memory))
+            self._network.send(holder, _tag(step, shard), present.to_bytes(self._prefix(shard), "little"), bytes_of(gradient.memory))
 
     def replay(self, step: int) -> None:
-        """Applies the committed step `step` to every replica that has its update.
-
-        Raises:
-            StateUnproven: if the owner's digest differs from the replayed replica's. It is unknown which of them is right.
-        """
+        """Applies the committed step `step` to every replica that has its update."""
         ready = [(r, r.received) for r in self.replicas if r.received is not None and r.received.step == step]
         if not ready:
             return
@@ -137,13 +122,18 @@ class Replicator:
         self._optimizer.replay(gradients, self._settings[step], skipped=step in self._skipped)
         for replica, _ in ready:
             replica.step, replica.received = step, None
-            if self._rest is not None:
-                self._rest.note("replica", replica.shard.layer, replica.shard.interval.start, step, replica.shard.memory)
-        astray = [r for r, update in ready if update.state_digest is not None and update.state_digest != state_digest(r.shard)]
-        for replica in astray:
-            replica.step = None  # unusable
-        if astray:
-            raise self._unproven(astray[0], step)
+        self.note()
+
+    def note(self, before: Rest | None = None) -> None:
+        """Digests the replicas; digests of the view `before` are taken over where memory and step are the same."""
+        for replica in self.replicas if self._rest is not None else ():
+            if self._rest is not None and replica.step is not None:
+                self._rest.note("replica", replica.shard.layer, replica.shard.interval.start, replica.step, replica.shard.memory, before)
+
+    @property
+    def step(self) -> int | None:
+        """The step of the replicas; None if there are none."""
+        return next((replica.step for replica in self.replicas), None)
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """Returns the copies that this worker can send: every replica, and its next step if the update has arrived.
@@ -193,35 +183,17 @@ class Replicator:
         replica.awaited = None
         prefix = self._prefix(shard)
         memory = replica.landing.take()
-        head = bytes_of(memory[:prefix]).tobytes()
-        proof = head[:_DIGEST_BYTES].decode("ascii")
-        present = int.from_bytes(head[_PREFIX:], "little")
+        present = int.from_bytes(bytes_of(memory[:prefix]).tobytes(), "little")
         gradient = retyped(memory[prefix:], shard.memory[PARAM].dtype)
         runs = enumerate(shard.parameters(self._spec))
         parts: Parts = [gradient[start:stop] if present >> bit & 1 else None for bit, (_, start, stop) in runs]
-        replica.received = Update(step=tag.step, parts=parts, state_digest=None if proof == _NONE else proof)
+        replica.received = Update(step=tag.step, parts=parts)
 
     def give_up(self, damaged: Collection[CopyKey]) -> None:
         """Marks the replicas among these as unusable."""
         for replica in self.replicas:
             if ("replica", replica.shard.layer, replica.shard.interval.start) in damaged:
                 replica.step = None
-
-    def _unproven(self, replica: Replica, step: int) -> StateUnproven:
-        interval, equal = replica.shard.interval, max(0, step - COMPARED_EVERY)
-        return StateUnproven(
-            f"the state of layer {replica.shard.layer}, run [{interval.start}, {interval.stop}), after step {step} differs between worker "
-            f"{interval.owner}, which owns it, and worker {self._worker}, which keeps its replica, and neither detected a change of its "
-            f"memory: it is unknown which is right, so nothing is trained or saved from either. Both were equal at step {equal}: resume "
-            "from a checkpoint of that step or an earlier one, and test the memory of both hosts; if it happens again, the optimizer is "
-            "not deterministic"
-        )
-
-
-def state_digest(shard: Shard) -> str:
-    """Returns one digest of all of a shard's memory."""
-    parts = "".join(f"{name}{digest(memory)}" for name, memory in sorted(shard.memory.items()))
-    return digest(raw.as_bytes(parts.encode()))
 
 
 def _tag(step: int, shard: Shard) -> Tag:

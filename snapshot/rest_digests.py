@@ -27,6 +27,12 @@ SHARE = 0.01
 LEAST_S = 3e-4
 """Seconds that they may take in any step."""
 
+COMPARED_EVERY = 50
+"""Steps: all layers are digested in one of so many."""
+
+KEPT_EVERY = 10
+"""Steps: if all layers are digested in each step, a copy is kept in one of so many."""
+
 _BYTES_PER_S = 5e9
 _CALL_S = 3e-6
 
@@ -53,11 +59,17 @@ def period(view: View, share: float = SHARE) -> int:
     return max(1, math.ceil(most / max(LEAST_S, share * view.plan.step_s)))
 
 
-_WHOSE: Mapping[Role, str] = {
+def compared(step: int) -> bool:
+    """Returns whether all layers are digested as of this step."""
+    return step % COMPARED_EVERY == 0
+
+
+WHOSE: Mapping[Role, str] = {
     "live": "its own",
     "previous": "the previous copy of its own",
     "replica": "the replica of another worker's",
     "gathered": "the gathered",
+    "kept": "the kept copy of its own",
 }
 
 
@@ -71,13 +83,19 @@ class Changed:
     stop: int
     state: str
     step: int
+    digests: tuple[str, str] = ("", "")  # when it was complete, and now
 
     @property
     def key(self) -> CopyKey:
         return self.role, self.layer, self.start
 
     def __str__(self) -> str:
-        return f"{_WHOSE[self.role]} {self.state} of layer {self.layer}, run [{self.start}, {self.stop}), as of step {self.step}"
+        return f"{WHOSE[self.role]} {self.state} of layer {self.layer}, run [{self.start}, {self.stop}), as of step {self.step}"
+
+    @property
+    def copy(self) -> str:
+        """Says in words whose copy it is."""
+        return WHOSE[self.role]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +113,7 @@ class Rest:
     `owned_always`: every step digests and checks all owned shards, since nobody else has a copy of them.
     """
 
-    def __init__(self, every: int, all_of: Callable[[int], bool] = lambda step: False, *, owned_always: bool = False) -> None:
+    def __init__(self, every: int, all_of: Callable[[int], bool] = compared, *, owned_always: bool = False) -> None:
         self._every, self._all_of, self._owned_always = every, all_of, owned_always
         self._resting: dict[CopyKey, _Resting] = {}
         self._views: dict[CopyKey, Mapping[str, HostBytes]] = {}
@@ -105,6 +123,14 @@ class Rest:
     def takes(self, step: int, layer: int) -> bool:
         """Returns whether copies of the layer as of this step are digested."""
         return (step + layer) % self._every == 0 or self._all_of(step)
+
+    def keeps(self, step: int) -> bool:
+        """Returns whether all layers are digested as of this step, and a copy of it is to be kept."""
+        return self._all_of(step) or (self._every == 1 and step % KEPT_EVERY == 0)
+
+    def turn_before(self, step: int, layer: int) -> int:
+        """Returns the newest step before `step` as of which copies of the layer were digested."""
+        return next((earlier for earlier in range(step - 1, step - 1 - COMPARED_EVERY, -1) if self.takes(earlier, layer)), -1)
 
     def _due(self, role: Role, step: int, layer: int) -> bool:
         return self.takes(step, layer) or (role == "live" and self._owned_always)
@@ -160,13 +186,28 @@ class Rest:
             if role not in roles or (in_turn and not self._due(role, resting.step, layer)):
                 continue
             for state, memory in resting.memory.items():
-                if checksum(memory.now()) != resting.checksums[state]:
+                was, now = resting.checksums[state], checksum(memory.now())
+                if was != now:
                     where = {"layer": layer, "start": start, "stop": resting.stop, "state": state, "step": resting.step}
-                    found.append(Changed(role=role, **where))
+                    found.append(Changed(role=role, digests=(was, now), **where))
         for changed in found:
             self._resting.pop(changed.key, None)
             self.damaged[changed.key] = changed
         return found
+
+    def give_up(self, changed: Changed) -> None:
+        """Notes that a copy is wrong by what other workers have."""
+        self._resting.pop(changed.key, None)
+        self.damaged[changed.key] = changed
+
+    def blocks(self, role: Role, layer: int, start: int, state: str, elements: int) -> list[str]:
+        """Returns the checksums of the blocks of so many elements of a copy's state; none if the copy is not known."""
+        resting = self._resting.get((role, layer, start))
+        memory = None if resting is None else resting.memory.get(state)
+        if memory is None:
+            return []
+        raw, size = memory.now(), elements * memory.tensor.element_size()
+        return [checksum(raw[place : place + size]) for place in range(0, raw.size, size)]
 
     def digest_of(self, role: Role, layer: int, start: int, step: int) -> str | None:
         """Returns one digest of all states of a copy, None if it is unknown."""
@@ -184,7 +225,7 @@ class Rest:
         for copy in copies:
             if self._is_damaged(copy):
                 continue
-            if isinstance(copy, Held) and copy.role != "gathered":
+            if isinstance(copy, Held) and copy.role not in ("gathered", "kept"):
                 copy = replace(copy, digest=self.digest_of(copy.role, copy.layer, copy.start, copy.step))
             found.append(copy)
         return found

@@ -11,7 +11,7 @@ from typing import Any
 from elastic import errors
 from elastic.control import balance, events, machine
 from elastic.control.carrier import Death
-from elastic.control.incident_log import IncidentLog
+from elastic.control.incident_log import IncidentLog, conflicting
 from elastic.control.input_blame import loss_of
 from elastic.control.link_figures import LinkFigures
 from elastic.control.memory_ahead import prepare_memory
@@ -206,7 +206,7 @@ class Driver:
             self._incident_log.missed(message["epoch"], message["peer"], message["at"])
         damaged = message.get("damaged", False) and message["epoch"] == self.view.epoch
         if damaged:
-            self._incident_log.damaged(self.view, worker, message["step"], message["reason"], message["at"])
+            self._incident_log.damaged(self.view, worker, message)
         reporter = {"reporter": worker, "peer": message["peer"], "epoch": message["epoch"], "reason": message["reason"]}
         unreadable = message["phase"] == CheckpointDamaged.__name__
         self.feed(events.LostLink(**reporter, damaged=damaged, unreadable=unreadable))
@@ -275,6 +275,10 @@ class Driver:
                 kind = "CoverageLost"  # a saved checkpoint is gone: beginning again at step 0 would lose its steps
             self.feed(events.Unproposable(attempt_id=action.attempt_id, kind=kind, message=str(error)))
         else:
+            if proposal.conflicts:
+                why, findings = conflicting(proposal.conflicts, self.view, proposal.resume)
+                self._world.say(why)
+                self._incident_log.note(lambda timeline, _: timeline.differ(why, findings))
             self.feed(events.Proposed(attempt_id=action.attempt_id, proposal=proposal))
 
     def _terms(self, offers: Sequence[Inventory] = ()) -> Terms:

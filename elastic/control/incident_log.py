@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,8 @@ from elastic.control.world import World
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 from elastic.observe import activity, incident
+from elastic.observe.finding import Finding, parameters_in
+from elastic.recovery.resume import Conflict
 from elastic.view import View
 
 
@@ -72,16 +74,22 @@ class IncidentLog:
         now = self._world.clock()
         self._begin(view, kind, now, now, step=step, why=why)
 
-    def damaged(self, view: View, worker: int, step: int, why: str, fault: float) -> None:
-        """Handles the discarding of damaged copies by a member of `view`: opens an incident, or adds this to the open one."""
+    def damaged(self, view: View, worker: int, message: Message) -> None:
+        """Handles the discarding of damaged copies by a member of `view`: opens an incident, or adds this to the open one.
+
+        The member's message has `step`, `reason`, the time `at`, and `findings`.
+        """
+        why, findings = message["reason"], [Finding.from_json(each) for each in message.get("findings", ())]
+        named = worker if not findings or any(each.worker == worker for each in findings) else None  # else it only reports a difference
         self._close_settled()
         current = self._timeline
         if current is not None and current.kind in ("join", "rebalance") and current.before.epoch < view.epoch:
             self._conclude(current)
         if self._timeline is None:
-            self._begin(view, "damage", fault, self._world.clock(), worker=worker, step=step, why=why)
+            more: dict[str, Any] = {"worker": named, "step": message["step"], "why": why, "findings": findings}
+            self._begin(view, "damage", message["at"], self._world.clock(), **more)
         else:
-            self._timeline.also_damaged(worker, why)
+            self._timeline.also_damaged(named, why, findings)
 
     def note(self, act: Callable[[Timeline, float], None]) -> None:
         """Calls `act` with the open incident, if there is one, and the current time; records the incident if it is then over."""
@@ -127,3 +135,21 @@ class IncidentLog:
         with suppress(OSError):  # the disk is full or the directory is gone: no reason to end a running job
             incident.append(self._world.directory.incidents, found)
         self._world.say(incident.timeline(found))
+
+
+def conflicting(conflicts: Sequence[Conflict], view: View, resume: int) -> tuple[str, list[Finding]]:
+    """Returns a sentence and the findings of copies whose digests differ in inventories, so that all go back to the step `resume`."""
+    hosts = {member.worker: member.host for member in view.members}
+    found = []
+    for conflict in conflicts:
+        layer = view.layout.model.layers[conflict.layer]
+        of = {f"{role} worker {worker} (host {hosts.get(worker, 'unknown')})": digest for worker, role, digest in conflict.copies}
+        where: dict[str, Any] = {"layer": conflict.layer, "start": conflict.start, "stop": conflict.stop, "step": conflict.step}
+        names = parameters_in(layer.parameters, conflict.start, conflict.stop)
+        found.append(Finding(state="state", copy="the", good=resume, parameters=names, digests=of, **where))
+    more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"copies of the state differ that must be equal: {found[0]}{more}. Nothing shows which is wrong, so all workers go back to the "
+        f"state after step {resume}. The memory of one of these hosts may be faulty",
+        found,
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from elastic.control.events import Vote
 from elastic.host.channel import Message
+from elastic.observe.finding import Finding
 from elastic.observe.incident import Incident
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Timeline:
     cause: str | None = None
     samples_per_micro_batch: int = 1
     also: list[int] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     _opened: float = 0.0
     _inventoried: float | None = None
     _proposed: float | None = None
@@ -76,10 +78,15 @@ class Timeline:
         self._first.clear()
         self._resumed.clear()
 
-    def also_damaged(self, worker: int, why: str) -> None:
-        """Records that a member discards copies of its state before the recovery is over."""
-        if self.kind == "damage" and worker != self.worker and worker not in self.also:
+    def also_damaged(self, worker: int | None, why: str, findings: Sequence[Finding]) -> None:
+        """Records that a member discards copies of its state before the recovery is over, or that copies differ (None)."""
+        if self.kind == "damage" and worker is not None and worker != self.worker and worker not in self.also:
             self.also.append(worker)
+        self.differ(why, findings)
+
+    def differ(self, why: str, findings: Sequence[Finding]) -> None:
+        """Records that state in memory is wrong, or that copies of it differ."""
+        self.findings += findings
         self.why = "; ".join(filter(None, (self.why, why)))
 
     def opened(self, now: float) -> None:
@@ -163,6 +170,8 @@ class Timeline:
             layout_after=None if view is None else view.plan.summary,
             why=self.why,
             planned=None if proposal is None else proposal.planned,
+            findings=tuple(self.findings),
+            went_back_to=None if proposal is None or proposal.back is None else proposal.resume,
         )
 
     def _phases(self) -> Mapping[str, float]:

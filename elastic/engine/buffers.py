@@ -1,4 +1,5 @@
-"""Buffers that training changes. Every worker holds all of them, also those of layers it does not run, as of each of the last two steps.
+"""Buffers that training changes. Every worker holds all of them, also those of layers it does not run, as of each of the last two steps,
+and of the step of the state that is kept to go back to.
 
 There are two kinds. The running statistics of BatchNorm are exact (`statistics`). With `exact=False`, all other buffers of the model's
 state_dict are `loose`: if a forward changes one, all workers take the values of the worker that ran most of the layer's micro-batches.
@@ -28,6 +29,7 @@ class Running:
         self._layer_of = {id(module): index for index, layer in reversed([*enumerate(layers)]) for module in layer.modules()}
         self.statistics = Statistics(root, layers)
         self.loose: dict[int, tuple[str, ...]] = {}
+        self.kept: int | None = None  # the step of a copy of the state that all may go back to
         self._known: dict[int, Values] = {}
         self._versions: dict[str, int] = {}
 
@@ -91,14 +93,14 @@ class Running:
         self.statistics.apply(records)
         loose = {name: arrays[f"buffer {name}"] for names in self.loose.values() for name in names if f"buffer {name}" in arrays}
         self._install({name: self._read(name, memory) for name, memory in loose.items()})
-        self._known = {each: values for each, values in self._known.items() if each == step - 1}
+        self._known = {each: values for each, values in self._known.items() if each in (step - 1, self.kept)}
         self.record(step)
 
     def skip(self, step: int) -> None:
         """Makes the values after `step` those of the step before."""
         if self.names and (known := self._known.get(step - 1)) is not None:
             self._install(known)
-            self._known = {step - 1: known}
+            self._known = {each: values for each, values in self._known.items() if each in (step - 1, self.kept)}
             self.record(step)
 
     def restore(self, step: int) -> None:

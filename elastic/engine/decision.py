@@ -20,7 +20,8 @@ class Apply:
     """The coordinator's decision once all members are ready: how to finish step `step`. It also commits the step before.
 
     `lr` is the first group's learning rate. `stop` ends the job after the step, `pause` stops for a change of members, `save` begins a save
-    of the step before. `differ`: the members' settings differ, so the step must not be applied. `refusal` is the reason why no member may
+    of the step before. `differ`: the members' settings differ, so the step must not be applied; `unlike`: digests of copies of the
+    state that must be equal differ, so nobody may go on with them. `refusal` is the reason why no member may
     apply the step; `skipped` the reason why all skip it: the step counts and changes nothing. `again`: all must compute the step again with
     every generator keyed.
     """
@@ -37,6 +38,7 @@ class Apply:
     lr: float = 0.0
     save: bool = False
     differ: bool = False
+    unlike: bool = False
     refusal: str | None = None
     skipped: str | None = None
 

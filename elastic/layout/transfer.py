@@ -17,7 +17,7 @@ from elastic.layout.layout import Layout
 from elastic.layout.regions import BLOCK
 from elastic.layout.runs import Lack, Run, lacking, shared
 
-Role = Literal["live", "previous", "replica", "gathered"]
+Role = Literal["live", "previous", "replica", "gathered", "kept"]
 
 PARAM = "param"
 """The state that is the parameter itself. All other states are the optimizer's and follow ownership."""
@@ -26,14 +26,15 @@ PIECE = 256 * BLOCK
 """Elements. A longer run that several workers can send is divided between them in pieces of this length."""
 
 # A gathered parameter is as fresh as its owner's; using all workers that have it balances the senders.
-_PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "previous": 1, "replica": 2}
+_PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "previous": 1, "replica": 2, "kept": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
     """`worker` has the elements `[start, stop)` of `state` of `layer`.
 
-    An owner's role is live, or previous (the copy from the step before); another worker's is replica, or gathered parameter.
+    An owner's role is live, previous (the copy from the step before) or kept (an older one); another worker's is replica, or gathered
+    parameter.
     """
 
     worker: int

@@ -10,6 +10,7 @@ from typing import Any
 
 from elastic.errors import SettingsError
 from elastic.observe.activity import RECOVERY_PHASES
+from elastic.observe.finding import Finding
 from elastic.observe.json_lines import append_lines, read_lines
 
 KINDS = ("death", "eviction", "damage", "drain", "join", "rebalance")
@@ -44,6 +45,8 @@ class Incident:
     stall_ms: how much later that step was committed than without the fault.
     restored: the checkpoint that all members loaded, if some of the state was in no worker's memory any more; or INITIAL_STATE.
     planned: the predicted cost of the plan, and of the alternative that leaves the layers in place.
+    findings: what was wrong in memory: where, by which digests, and since when. went_back_to: the step after which all workers took steps
+    again that loops had been given, since copies of the state differed.
     samples_lost: samples that no committed step has used. bytes_moved: as counted; of these,
     bytes_copied were copied from segments of the same host, without a link. bytes_minimum: the least that an oracle computes.
     """
@@ -80,6 +83,8 @@ class Incident:
     why: str | None = None
     cause: str | None = None
     planned: str | None = None
+    findings: tuple[Finding, ...] = ()
+    went_back_to: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -90,12 +95,15 @@ class Incident:
     def to_json(self) -> dict[str, Any]:
         """Returns JSON types only; `from_json` returns an equal incident."""
         data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return {**data, "also": list(self.also), "joined": list(self.joined), "phases_ms": dict(self.phases_ms)}
+        findings = [each.to_json() for each in self.findings]
+        return {**data, "also": list(self.also), "joined": list(self.joined), "phases_ms": dict(self.phases_ms), "findings": findings}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Incident:
         """The inverse of `to_json`."""
-        return cls(**{**data, "also": tuple(data["also"]), "joined": tuple(data["joined"])})
+        known = dict(data)
+        findings = tuple(map(Finding.from_json, known.get("findings", ())))
+        return cls(**{**known, "also": tuple(data["also"]), "joined": tuple(data["joined"]), "findings": findings})
 
 
 def append(path: Path | str, incident: Incident) -> None:
@@ -130,7 +138,10 @@ def _headline(incident: Incident) -> str:
     happened = _HAPPENED[incident.kind]
     if len(subjects) > 1 and incident.kind == "eviction":
         happened = "were evicted"
-    text = happened if incident.kind == "rebalance" else f"{_people(subjects)}{_place(incident)} {happened}"
+    nobody = incident.kind == "rebalance"
+    if incident.kind == "damage" and not subjects:
+        happened, nobody = "copies of the state differed", True
+    text = happened if nobody else f"{_people(subjects)}{_place(incident)} {happened}"
     if incident.step is not None:
         text += f" {'in' if incident.kind in ('death', 'eviction', 'damage') else 'at'} step {incident.step}"
         text += f", {incident.phase}" if incident.phase else ""
@@ -173,6 +184,8 @@ def _changes(incident: Incident) -> str:
     parts = []
     if incident.layout_after is not None:
         parts.append(f"{incident.layout_before or ''} -> {incident.layout_after}".strip())
+    if incident.went_back_to is not None:
+        parts.append(f"went back to the state after step {incident.went_back_to}")
     if incident.restored == INITIAL_STATE:
         parts.append("restarted at step 0, from the seed")
     elif incident.restored is not None:

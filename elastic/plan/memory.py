@@ -19,22 +19,24 @@ from elastic.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Bytes of one worker: the stage's parameters; optimizer states of what it owns, and their copy from the step before; replicas with
-    their updates; gradient sums, its own and received; activations in flight, with their inputs from the stage before."""
+    """Bytes of one worker: the stage's parameters; optimizer states of what it owns, their copy from the step before, and an older one
+    that is kept; replicas with their updates; gradient sums, its own and received; activations in flight, with their inputs."""
 
     parameters: float
     states: float
     previous_copy: float
+    kept_copy: float
     replicas: float
     gradients: float
     activations: float
 
     @property
     def total(self) -> float:
-        return self.parameters + self.states + self.previous_copy + self.replicas + self.gradients + self.activations
+        copies = self.previous_copy + self.kept_copy + self.replicas
+        return self.parameters + self.states + copies + self.gradients + self.activations
 
     def __str__(self) -> str:
-        parts = ("parameters", "states", "previous_copy", "replicas", "gradients", "activations")
+        parts = ("parameters", "states", "previous_copy", "kept_copy", "replicas", "gradients", "activations")
         return ", ".join(f"{readable(getattr(self, part))} {part.replace('_', ' ')}" for part in parts if getattr(self, part))
 
 
@@ -64,6 +66,7 @@ def need(
         parameters=parameters,
         states=states * share,
         previous_copy=(parameters + states) * share,
+        kept_copy=(parameters + states) * share if replicated and workers > 1 else 0.0,
         replicas=copied_bytes(workload, range(len(workload.layers))) / workers if replicated and workers > 1 else 0.0,
         gradients=parameters * (subtrees(grains) + (outlive and grains > 1)) + parameters * share * max(1, members - 1),
         activations=in_flight * (sum(cost.activation_bytes for cost in costs) + entering),

@@ -14,8 +14,8 @@ transfers     each lies in its layer, is sent once, by a survivor, to another wo
 resume        the step exists, progress is of this step, scalars are of known parameters
 restore       the checkpoint is of the resumed step, and the proposal carries no state besides it
 salvage       the finished grains exist; a worker with its own inventory has usable sums of those routed to it
-inventory     (a worker, with its own inventory) at most its newest yielded step is taken again; it has all that it sends, and will
-              have all that it needs
+inventory     (a worker, with its own inventory) at most its newest yielded step is taken again, unless copies of the state differ; it
+              has all that it sends, and will have all that it needs
 
 Checks of the received state: completeness, contents, scalars.
 """
@@ -265,7 +265,9 @@ def _check_inventory(proposal: Proposal, inventory: Inventory) -> None:
     worker, resume = inventory.worker, proposal.resume
     if proposal.restore is not None:
         return
-    if resume < inventory.floor:
+    if proposal.back is not None and resume > proposal.back:
+        _refuse("inventory", f"copies of steps after {proposal.back} differ, and the proposal resumes at step {resume}")
+    if proposal.back is None and resume < inventory.floor:
         _refuse("inventory", f"worker {worker} has yielded step {inventory.yielded} and cannot go back to the state after step {resume}")
     held = holdings_at([inventory], resume, list(proposal.states))
     had: dict[StatePlace, list[Run]] = defaultdict(list)

@@ -111,6 +111,7 @@ class Inventory:
     `results` are `[name, result]` of the last collectives, such as evaluations, that finished here. `rewound`: yielded steps are being
     taken again from a checkpoint. `checkpoint` is the newest one that the worker sees, if it was asked for it; `unreadable` names those
     that it could not read.
+    `back`: copies of later steps than this one were found to differ between workers, so nothing is resumed from them; None: none were.
     `buffers` maps steps to digests of the buffers that training changes, as of these steps; it is empty if there are no such buffers.
     """
 
@@ -129,6 +130,7 @@ class Inventory:
     amid: bool = False
     changes: list[Any] = field(default_factory=list)
     objects: list[Any] | None = None
+    back: int | None = None
 
     @property
     def floor(self) -> int:
@@ -158,6 +160,7 @@ class Inventory:
             "checkpoint": None if self.checkpoint is None else self.checkpoint.to_json(),
             "unreadable": list(self.unreadable),
             "buffers": {str(step): digest for step, digest in self.buffers.items()},
+            "back": self.back,
         }
 
     @classmethod
@@ -179,4 +182,5 @@ class Inventory:
             checkpoint=None if data["checkpoint"] is None else Checkpoint.from_json(data["checkpoint"]),
             unreadable=tuple(data["unreadable"]),
             buffers={int(step): digest for step, digest in data["buffers"].items()},
+            back=data["back"],
         )

@@ -20,7 +20,7 @@ from elastic.plan.site import LinkSpeed, Pair, Site
 from elastic.recovery.agreement import SAME, changes_for, objects_for, progress_at, results_of, scalars_at, states_of, with_progress
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
 from elastic.recovery.inventory import Inventory, Progress, Scalars
-from elastic.recovery.resume import resume_step
+from elastic.recovery.resume import Conflict, Trust, resume_step
 from elastic.recovery.salvage import Routes, restart
 from elastic.view import Member, View, outlives
 
@@ -59,8 +59,9 @@ class Proposal:
     that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the first step.
     `copied` are the places in `transfers` of those that their destination copies from the source's segment, on the same host; the source
     may be a worker that has died. The others are sent.
-    `why` is a sentence for people, `planned` one about the plan's predicted cost. `holdings` is what the survivors hold of step `resume`;
-    it is not sent.
+    `back`: copies of later steps differ, so all go back to this step or an older one; steps that the loops were given are taken again.
+    `why` is a sentence for people, `planned` one about the plan's predicted cost. `holdings` is what the survivors hold of step `resume`,
+    `conflicts` are the copies in inventories that differ; both are not sent.
     """
 
     view: View
@@ -82,7 +83,9 @@ class Proposal:
     copied: tuple[int, ...] = ()
     routes: Routes = ()
     heirs: tuple[tuple[int, int], ...] = ()
+    back: int | None = None
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
+    conflicts: tuple[Conflict, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def segments(self) -> list[int]:
@@ -129,6 +132,7 @@ class Proposal:
             "copied": list(self.copied),
             "routes": [list(route) for route in self.routes],
             "heirs": [list(pair) for pair in self.heirs],
+            "back": self.back,
         }
 
     @classmethod
@@ -154,6 +158,7 @@ class Proposal:
             copied=tuple(data["copied"]),
             routes=tuple(map(tuple, data["routes"])),
             heirs=tuple((dead, heir) for dead, heir in data["heirs"]),
+            back=data["back"],
         )
 
 
@@ -182,7 +187,7 @@ def propose(
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
         CopiesConflict: if survivors hold different scalars, dtypes or decisions that must be equal.
-        StateUnproven: if survivors hold copies or buffers of one step with different digests.
+        StateUnproven: if survivors hold copies of one step with different digests and no older one that was equal, or different buffers.
         MismatchError: if an inventory is of a worker that is not a member of `last`, or a joiner is one.
     """
     _check_known(last, inventories, joiners)
@@ -197,7 +202,8 @@ def propose(
     offers = [with_progress(offer, {step for each in told for step in each.progress}) for offer in offers]
     left = left or known  # if all have died, what they knew of the loop is in their segments
     sources = [*(inventory for inventory in left if inventory.worker in inventories), *offers]
-    resume = resume_step(model, sources)
+    trust = Trust.of(sources)
+    resume = resume_step(model, sources, trust)
     site = last.site.knowing(links or {})
     brief = brief and not joiners
     horizon = steps_until(replaced_s, last) if brief else HORIZON
@@ -223,6 +229,8 @@ def propose(
         finished=again.finished,
         routes=() if again.routes == view.plan.routes else again.routes,
         heirs=again.heirs,
+        back=trust.back,
+        conflicts=trust.conflicts,
         yielded=max(inventory.yielded for inventory in left),
         buffers=_buffers(left, known, view, resume),
         seen=min(inventory.seen for inventory in left),

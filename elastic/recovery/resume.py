@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from elastic.errors import CoverageLost, StateUnproven
 from elastic.layout.regions import ModelSpec
@@ -11,24 +12,63 @@ from elastic.layout.runs import Run, missing
 from elastic.recovery.inventory import Copy, Inventory
 
 
-def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
-    """Returns the newest step of which every coordinate of every layer has a full copy (live, previous or replica) with its scalars.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """Two copies of one run and step whose digests differ: pairs of a worker with its role, and the digest."""
 
-    Raises StateUnproven if two copies of one run and step have different digests. Raises CoverageLost, naming the missing runs, if no step
-    from the highest `Inventory.floor` on is complete: that step was complete on all workers once, and nothing older is kept.
+    layer: int
+    start: int
+    stop: int
+    step: int
+    copies: tuple[tuple[int, str, str], tuple[int, str, str]]
+
+    def __str__(self) -> str:
+        (one, role, digest), (other, other_role, other_digest) = self.copies
+        return (
+            f"layer {self.layer}, run [{self.start}, {self.stop}) of step {self.step} has digest {digest} on worker {one} ({role}) and "
+            f"{other_digest} on worker {other} ({other_role})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """`back`: copies of later steps are not trusted (None: all are). `conflicts` are the copies in the inventories that differ."""
+
+    back: int | None = None
+    conflicts: tuple[Conflict, ...] = ()
+
+    @classmethod
+    def of(cls, inventories: Sequence[Inventory]) -> Trust:
+        """Returns which copies may be resumed from: none of a step at which two differ, nor of one that a worker has found to differ."""
+        found = tuple(conflicts(inventories))
+        newest = [*(conflict.step - 1 for conflict in found), *(each.back for each in inventories if each.back is not None)]
+        return cls(back=min(newest, default=None), conflicts=found)
+
+
+def resume_step(model: ModelSpec, inventories: Sequence[Inventory], trust: Trust | None = None) -> int:
+    """Returns the newest trusted step of which every coordinate of every layer has a full copy with its scalars; see `Copy.full`.
+
+    Raises StateUnproven if copies differ and no older step is complete. Raises CoverageLost, naming the missing runs, if no step from the
+    highest `Inventory.floor` on is complete: that step was complete on all workers once, and nothing older is kept otherwise.
     """
-    check_digests(inventories)
-    floor = max((inventory.floor for inventory in inventories), default=-1)
-    by_step: dict[int, list[Copy]] = defaultdict(list, {floor: []})
+    trust = Trust.of(inventories) if trust is None else trust
+    floor = max((inventory.floor for inventory in inventories), default=-1) if trust.back is None else -1
+    by_step: dict[int, list[Copy]] = defaultdict(list, {} if trust.back is not None else {floor: []})
     for inventory in inventories:
         for copy in inventory.copies:
-            if copy.full and copy.scalars:
+            if copy.full and copy.scalars and (trust.back is None or copy.step <= trust.back):
                 by_step[copy.step].append(copy)
     lost: dict[int, list[tuple[int, Run]]] = {}
     for step in sorted((step for step in by_step if step >= floor), reverse=True):
         lost[step] = _lost_runs(model, by_step[step])
         if not lost[step]:
             return step
+    if trust.back is not None:
+        why = f"{trust.conflicts[0]}: one of the copies is corrupt, and" if trust.conflicts else "copies of the state differ, and"
+        raise StateUnproven(
+            f"{why} nothing shows which. No state of step {trust.back} or before, which was the same in all copies, is complete in memory. "
+            "Start again from a checkpoint of such a step, and test the memory of the hosts"
+        )
     nearest = min(lost, key=lambda step: sum(stop - start for _, (start, stop) in lost[step]))
     runs = ", ".join(f"layer {layer} [{start}, {stop})" for layer, (start, stop) in lost[nearest])
     seen = f"; step {floor} was complete everywhere, so no earlier one is kept" if floor >= 0 else ""
@@ -38,21 +78,18 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory]) -> int:
     )
 
 
-def check_digests(inventories: Iterable[Inventory]) -> None:
-    """Raises StateUnproven if two copies of one run and step have different digests (where both are given)."""
-    known: dict[tuple[int, int, int, int, bool], tuple[str, int, str]] = {}
+def conflicts(inventories: Iterable[Inventory]) -> Iterator[Conflict]:
+    """Yields the copies of one run and step that have different digests (where both are given)."""
+    known: dict[tuple[int, int, int, int, bool], tuple[int, str, str]] = {}
     for inventory in inventories:
         for copy in inventory.copies:
             if copy.digest is None:
                 continue
             key = (copy.layer, copy.start, copy.stop, copy.step, copy.full)
-            digest, worker, role = known.setdefault(key, (copy.digest, inventory.worker, copy.role))
-            if digest != copy.digest:
-                raise StateUnproven(
-                    f"layer {copy.layer}, run [{copy.start}, {copy.stop}) of step {copy.step} has digest {digest} on worker {worker} "
-                    f"({role}) and {copy.digest} on worker {inventory.worker} ({copy.role}): one of the copies is corrupt, "
-                    "and the runtime cannot find out which. Start again from an earlier checkpoint, and test the memory of both hosts"
-                )
+            mine = inventory.worker, copy.role, copy.digest
+            first = known.setdefault(key, mine)
+            if first[-1] != copy.digest:
+                yield Conflict(layer=copy.layer, start=copy.start, stop=copy.stop, step=copy.step, copies=(first, mine))
 
 
 def _lost_runs(model: ModelSpec, copies: Iterable[Copy]) -> list[tuple[int, Run]]:

@@ -27,18 +27,19 @@ from elastic.engine.statistics import Arrays
 from elastic.engine.view_state import Training, ViewState
 from elastic.engine.whole_tensors import whole
 from elastic.engine.zero import ShardedOptimizer, scaling
-from elastic.errors import MemoryDamaged, NonFinite
+from elastic.errors import NonFinite
 from elastic.layout.transfer import PARAM
 from elastic.memory.segment import MappedSegment
 from elastic.memory.tensors import bytes_of, contiguous
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.salvage import Routes
-from elastic.snapshot import replication
+from elastic.snapshot.comparison import unlike
 from elastic.snapshot.held_copies import Held, StoredCopy, held
 from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
 from elastic.snapshot.rest_digests import Rest, period
 from elastic.view import View
+from elastic.worker.comparing import Comparing
 from elastic.worker.segment_contents import SegmentContents
 
 
@@ -71,13 +72,16 @@ class Engine:
         optimizer.owned.bind(state.owned)
         self.executor = Executor(worker, model, first, network, training.numerics, training.loss, training.enter, shared)
         self.reducer, self._gatherer = self.executor.reducer, self.executor.gatherer
-        self.rest = Rest(period(view), lambda step: step % replication.COMPARED_EVERY == 0, owned_always=not view.fleet.replicated)
+        self.rest = Rest(period(view), owned_always=not view.fleet.replicated)
+        self.comparing = Comparing(worker, view, self.rest, state.step)
+        self._replicas_at = state.step  # the step that all replicas in this view have
         self._gatherer.arrived = self._gathered
         self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest)
         self._contents = contents
         self.executor.noted = contents.sums
         self.previous_copies = PreviousCopies(optimizer, contents)
         self._rounds = Rounds(network, worker, view.workers, view.coordinator)
+        self.kept = model.running.kept = None
         self._owned: list[OwnedGradient] = []
         self._told_running: Arrays = {}
         self.told: dict[int, Any] = {}
@@ -90,8 +94,9 @@ class Engine:
 
         The engine of the view before lets go of its memory, which can then be used again at once.
         """
-        if not self.view.fleet.replicated:
-            self._note_owned(None if before is None else before.rest)
+        known = None if before is None else before.rest
+        self._note_owned(known)
+        self.replicator.note(known)
         if self.step in (running := self._model.running).steps:
             self._contents.has_buffers(self.step, running.packed(self.step))
         self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step), self.view.workload)
@@ -116,7 +121,9 @@ class Engine:
             self.executor.follow(self.view)
             self.reducer, self._rerouted = self.executor.reducer, None
         answer = self._attempt(step, batch, wishes)
-        if answer.again:  # equal on all members
+        if answer.unlike:  # equal on all members, as is `again`
+            raise self.comparing.resolve(self.step, self._replicas_at, self.gather)
+        if answer.again:
             self.abandon()
             self.executor.generators.all_keyed = True
             answer = self._attempt(step, batch, wishes)
@@ -135,6 +142,7 @@ class Engine:
         self._enter("ready", step, -1)
         self.replicator.confirm()
         said = {"leaves": rows(leaves), "drew": self.executor.drew, **asdict(wishes())}
+        said["copies"] = self.comparing.digests(self.step, self._replicas_at)
         decided, arrays = self._rounds.commit(
             2 * step,
             (said, {"squares": squares, **self._tell_running()}),
@@ -174,6 +182,7 @@ class Engine:
         self._enter("apply", answer.step, -1)
         self._gatherer.begin(answer.step)
         self.replicator.begin(answer.step, skipped=answer.skipped is not None)
+        self._keep()
         self.previous_copies.take(self.step)
         self.rest.spared(self.previous_copies.held)
         self.rest.forget("live", "gathered")
@@ -193,6 +202,15 @@ class Engine:
         self._contents.updated(answer.step)
         self.step = answer.step
 
+    def _keep(self) -> None:
+        """Keeps the previous copy if READY has just shown that it is the same as the replicas are."""
+        step = self.previous_copies.step
+        if step is None or step != self._replicas_at or not self.view.fleet.replicated:
+            return
+        if self.rest.keeps(step) or not self.previous_copies.kept:
+            self.previous_copies.keep(lambda held: self.rest.digest_of("previous", held.layer, held.start, held.step))
+            self.kept = self._model.running.kept = step
+
     @torch.inference_mode(False)
     def publish(self) -> None:
         """Sends the results of the last update: parameters to the members of the stage, gradients to the holders of replicas."""
@@ -203,6 +221,7 @@ class Engine:
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
         self.replicator.replay(self.step - 1)
+        self._replicas_at = max(self._replicas_at, self.step - 1)
         self.replicator.expect(self.step)
         self.abandon()
 
@@ -217,24 +236,7 @@ class Engine:
     def _check_rest(self) -> None:
         """Raises MemoryDamaged if a copy's memory has changed; called before this worker sends READY."""
         if self.rest.check():
-            raise self.damage
-
-    @property
-    def damage(self) -> MemoryDamaged:
-        """The error that reports the damaged copies."""
-        found = [*self.rest.damaged.values()]
-        host = next(member.host for member in self.view.members if member.worker == self.worker)
-        more = f" and of {len(found) - 1} more" if len(found) > 1 else ""
-        why = "the memory of this host may be faulty"
-        if any(changed.state == PARAM and changed.role in ("live", "gathered") for changed in found):
-            why += (
-                ", or the loop body changes parameters in place without torch noticing (through `.data` or NumPy): "
-                "do that in trainer.after_step"
-            )
-        return MemoryDamaged(
-            f"worker {self.worker} (host {host}): memory at rest has changed: {found[0]}{more}. It discards that copy, and fetches "
-            f"an intact one; {why}"
-        )
+            raise self.comparing.damage()
 
     def settle(self) -> None:
         """Waits until all parameters held here are those of the newest step."""
@@ -271,7 +273,7 @@ class Engine:
 
     def salvage(self) -> Salvage | None:
         """Returns the parts of the begun step that the next view can use; None if damaged parameters may have been used."""
-        return None if self.rest.damaged else self.executor.salvage()
+        return None if self.rest.damaged or self.back is not None else self.executor.salvage()
 
     def _release(self) -> None:
         """Lets go of this view's memory. The engine itself may live on until garbage is collected, since it is part of cycles."""
@@ -293,6 +295,10 @@ class Engine:
         self.replicator.confirm()
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
         self.replicator.replay(step)
+        self._replicas_at = step
+        told = self.gather({"worker": self.worker, "copies": self.comparing.digests(step, step)})
+        if unlike({each["worker"]: each["copies"] for each in told}):
+            raise self.comparing.resolve(step, step, self.gather)
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """Returns the complete copies that this worker can send once workers `lost` are gone. It is the last call in this view."""
@@ -306,6 +312,7 @@ class Engine:
         found = [
             *(held(shard, self.step, "live", owned.scalars(shard)) for shard in owned.shards.values()),
             *self.previous_copies.held,
+            *self.previous_copies.kept,
             *(
                 Held(layer=layer, start=start, stop=start + m.numel(), step=self.step, role="gathered", memory={PARAM: m}, scalars={})
                 for layer, start, m in gathered
@@ -313,12 +320,22 @@ class Engine:
             ),
             *self.replicator.held(lost),
         ]
-        return self.rest.given(found)
+        return [copy for copy in self.rest.given(found) if self.trusts(copy.step)]
+
+    @property
+    def back(self) -> int | None:
+        """The newest step whose copies may be used, since later ones differ between workers; None if none do."""
+        return self.comparing.back
+
+    def trusts(self, step: int) -> bool:
+        """Returns whether copies of a step may be used."""
+        return self.back is None or step <= self.back
 
     def _decide(self, step: int, ready: Mapping[int, Payload]) -> dict[str, Any]:
         self.told = {worker: said["saved"] for worker, (said, _) in ready.items() if said["saved"] is not None}
         lr = float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0))
-        return decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips).to_json()
+        decided = decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips)
+        return replace(decided, unlike=unlike({worker: said["copies"] for worker, (said, _) in ready.items()})).to_json()
 
     def evaluate(self, micro_batches: int, batch: Any, share: Callable[[int], float] = lambda _: 1.0) -> tuple[float, float]:
         """Returns sum and weight of the losses of micro-batches `batch(i)`, added in order: equal on every layout and every member.

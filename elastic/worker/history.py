@@ -43,6 +43,8 @@ class History:
         self.registered = Registered()
         self._optimizer, self._scheduler = optimizer, scheduler
         self._before: Settings | None = None  # that `step` was taken with
+        self._older: dict[int, Settings] = {}  # after the bodies of the steps that can be gone back to
+        self._kept: int | None = None
         self._after: Settings | None = None  # after `step`, before its body
         self._changes: dict[int, Change] = {}
         self._forgotten = -1
@@ -79,6 +81,12 @@ class History:
         """Stores the settings before the next step is applied, when the body of `step` has made all its changes."""
         self._before = self._note() if self._ready is None else self._ready
         self._ready = None
+        self._older[self.step] = self._before
+
+    def keep(self, step: int | None) -> None:
+        """Keeps the settings after `step`, whose state all may go back to, besides those of the last two steps."""
+        self._kept = step
+        self._older = {known: settings for known, settings in self._older.items() if known >= self.step - 1 or known == step}
 
     def ready(self, *, known: bool = False) -> str:
         """Returns a digest of the next step's settings and registered objects, to be compared between workers.
@@ -122,7 +130,7 @@ class History:
         self.step = answer.step
         self._answers[answer.step] = answer
         for memory in (self._answers, self._took):
-            for step in [known for known in memory if known < answer.step - 1]:
+            for step in [known for known in memory if known < answer.step - 1 and known != self._kept]:
                 del memory[step]
         self._after = self._settings()
         if again and (change := self._changes.get(self.step)) is not None:
@@ -152,10 +160,11 @@ class History:
         return self._took.get(step, math.inf)
 
     def progress(self) -> dict[int, Progress]:
-        """Returns what others need to resume after either of the last two steps; for the newest, from before its body if known."""
+        """Returns what others need to resume after either of the last two steps, or the kept one; for the newest, from before its body."""
         found = {}
         newest = self._settings() if self._after is None else self._after
-        for step, settings in ((self.step - 1, self._before), (self.step, newest)):
+        older = () if self._kept is None else ((self._kept, self._older.get(self._kept)),)
+        for step, settings in (*older, (self.step - 1, self._before), (self.step, newest)):
             if step >= 0 and settings is not None:
                 answer = self._answers.get(step)
                 found[step] = Progress(
@@ -193,9 +202,9 @@ class History:
         resume, progress = proposal.resume, proposal.progress
         if resume == self.step:
             return
-        after = None
-        if resume == self.step - 1 and self._before is not None:
-            self._restore(self._before)
+        after, own = None, self._before if resume == self.step - 1 else self._older.get(resume)
+        if own is not None:
+            self._restore(own)
         elif progress is not None:
             settings = Settings(
                 groups=[from_plain(group) for group in progress.groups],
@@ -221,6 +230,7 @@ class History:
                 f"stored: save checkpoints more often than every {_CHANGES_KEPT} steps, or change settings in fewer of them"
             )
         self.step, self._before, self._after = step, None, None
+        self._older, self._kept = {}, None
 
     def begin(self, step: int, settings: Settings) -> None:
         """Begins after `step` of a checkpoint, with its settings, and its scheduler's state if there is a scheduler."""

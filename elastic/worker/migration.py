@@ -31,6 +31,7 @@ from elastic.recovery.gate import check_received
 from elastic.recovery.offers import Contents
 from elastic.recovery.proposal import Proposal
 from elastic.snapshot.held_copies import StoredCopy, UnreplayedCopy, runs
+from elastic.snapshot.rest_digests import intact
 from elastic.view import View
 
 
@@ -86,6 +87,9 @@ class Migration:
         self._before = network.stats.transferred  # read now, since transfers arrive as soon as links stand
         layout = proposal.view.layout
         self._held = [copy for copy in held if copy.step == proposal.resume]
+        if changed := next((copy for copy in self._held if copy.role == "kept" and not intact(copy)), None):
+            run = f"layer {changed.layer}, run [{changed.start}, {changed.stop})"
+            raise GateRefused(f"the copy of {run} that worker {worker} kept of step {changed.step} has changed since", check="contents")
         self._taken_over: set[int] = set()  # storages
         self._filled: set[int] = set()  # addresses of memory that was taken over
         vectors = self._vectors(layout.layers_of(worker))

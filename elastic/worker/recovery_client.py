@@ -72,7 +72,8 @@ class HeldState:
     """A worker's state when it stops: copies, the progress of their steps, and the usable part of the interrupted step.
 
     `rewound`: it is taking yielded steps again. `amid`: it is in the loop body of the newest yielded step. `changes`: the changes of loop
-    bodies. `objects`: `[step, states]` of registered objects after the newest loop body that has ended here.
+    bodies. `objects`: `[step, states]` of registered objects after the newest loop body that has ended here. `back`: copies of later steps
+    differ between workers (None: of none).
     """
 
     held: Sequence[StoredCopy]
@@ -84,6 +85,7 @@ class HeldState:
     amid: bool = False
     changes: list[Any] = field(default_factory=list)
     objects: list[Any] | None = None
+    back: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ class RecoveryClient:
         if not isinstance(error, Interrupted):
             where = {"epoch": epoch, "step": step, "phase": phase, "at": time.monotonic(), "damaged": isinstance(error, MemoryDamaged)}
             where["gone"] = peer is None or isinstance(error, PeerLost)  # else the peer's link is at fault
+            where["findings"] = error.findings if isinstance(error, MemoryDamaged) else []
             self._job.send({"type": "lost", "peer": peer, "reason": str(error), **where})
 
     @torch.inference_mode(False)  # the loop body may be in an evaluation, but memory allocated now is trained on
@@ -292,6 +295,7 @@ class RecoveryClient:
             amid=held_state.amid,
             changes=held_state.changes,
             objects=held_state.objects,
+            back=held_state.back,
         )
 
 

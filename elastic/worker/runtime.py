@@ -196,6 +196,7 @@ class WorkerRuntime:
         again = answer.step <= self._yielded
         self._history.save()
         self.engine.update(answer)
+        self._history.keep(self.engine.kept)
         self._then(answer)
         self._history.applied(answer, again=again)
         self.unseen = None if again else answer
@@ -344,7 +345,7 @@ class WorkerRuntime:
         if isinstance(error, MemoryDamaged):
             self._damaged_at = [step for step in self._damaged_at if step > self.step - _WITHIN] + [self.step]
             if len(self._damaged_at) >= _DAMAGES:
-                raise TrainerError(f"memory at rest has changed {_DAMAGES} times within {_WITHIN} steps; the last: {error}") from error
+                raise TrainerError(f"memory was found to be wrong {_DAMAGES} times within {_WITHIN} steps; the last: {error}") from error
             self.engine.rest.told.update(self.engine.rest.damaged)
         self._member.report_loss(error, self.engine.view.epoch, self.step, type(error).__name__)
         return self._enter_next_view()
@@ -358,12 +359,13 @@ class WorkerRuntime:
         def held_state(lost: Collection[int]) -> HeldState:
             held, salvage = list(self._retained), None
             if engine is not None:
-                held = [*engine.held(lost), *filter(intact, held)]
+                held = [*engine.held(lost), *(copy for copy in held if intact(copy) and engine.trusts(copy.step))]
                 salvage = engine.salvage()
                 engine.abandon()
                 if engine.rest.damaged.keys() > engine.rest.told:  # found only by this recovery's check
+                    error = engine.comparing.damage()
                     engine.rest.told.update(engine.rest.damaged)
-                    self._member.report_loss(engine.damage, engine.view.epoch, self.step, "held")
+                    self._member.report_loss(error, engine.view.epoch, self.step, "held")
             results = [[name, result] for name, result in self._results.items()]
             return HeldState(
                 held=held,
@@ -375,6 +377,7 @@ class WorkerRuntime:
                 amid=self._amid,
                 changes=self._history.changes(),
                 objects=self._history.registered.told,
+                back=None if engine is None else engine.back,
             )
 
         last, linked = (founded, ()) if engine is None else (engine.view, engine.peers)

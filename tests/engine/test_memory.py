@@ -139,11 +139,11 @@ def copies(job: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "stages"), [(2, 1), (3, 2), (4, 2)])
-def test_copies_are_one_replica_one_spare_and_one_update(workers: int, stages: int) -> None:
+def test_copies_are_one_replica_one_previous_one_kept_and_one_update(workers: int, stages: int) -> None:
     """AdamW has two states beside the parameter, all in float32."""
     for found in harness.run(copies, workers=workers, stages=stages):
         assert found["replica_bytes"] == 3 * 4 * found["kept"]
-        assert found["previous_bytes"] == 3 * 4 * found["own"]
+        assert found["previous_bytes"] == 2 * 3 * 4 * found["own"]
         assert 4 * found["kept"] <= found["replica_update_bytes"] <= SLACK * 4 * found["kept"]
 
 
@@ -159,7 +159,7 @@ def needed(job: Any) -> dict[str, Any]:
     return {
         "parameters": (predicted.parameters, found["parameter_bytes"]),
         "states": (predicted.states, found["optimizer_bytes"]),
-        "previous": (predicted.previous_copy, found["previous_bytes"]),
+        "previous": (predicted.previous_copy + predicted.kept_copy, found["previous_bytes"]),
         "replicas": (predicted.replicas, found["replica_bytes"] + found["replica_update_bytes"]),
         "gradients": (predicted.gradients, found["gradient_buffer_bytes"] + found["received_gradient_bytes"]),
         "activations": (predicted.activations, live.peak),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from elastic.errors import SettingsError
+from elastic.observe.finding import Finding
 from elastic.observe.incident import Incident, append, read, timeline
 
 DEATH = Incident(
@@ -127,3 +128,32 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: str) -> No
     path.write_text(content)
     with pytest.raises(SettingsError, match=r"incidents\.jsonl"):
         read(path)
+
+
+FINDING = Finding(
+    state="exp_avg",
+    layer=3,
+    start=4096,
+    stop=8192,
+    step=5,
+    good=4,
+    copy="the",
+    parameters=("3.a", "3.b", "3.c", "3.d"),
+    digests={"owner worker 1 (host a)": "aa", "replica worker 2 (host b)": "bb"},
+)
+
+
+def test_a_finding_says_what_is_wrong_where_and_since_when():
+    assert str(FINDING) == (
+        "the exp_avg of layer 3, run [4096, 8192), as of step 5 (of 3.a, 3.b, 3.c and 1 more): aa owner worker 1 (host a), "
+        "bb replica worker 2 (host b); it was right after step 4"
+    )
+
+
+def test_copies_that_differ_are_nobodys_fault(tmp_path: Path):
+    incident = Incident(kind="damage", step=7, why=f"copies differ: {FINDING}", findings=(FINDING,), went_back_to=0)
+    first, second = lines(incident)
+    assert first == f"copies of the state differed in step 7: copies differ: {FINDING}"
+    assert second == "  went back to the state after step 0"
+    append(tmp_path / "incidents", incident)
+    assert read(tmp_path / "incidents") == [incident]

@@ -167,7 +167,7 @@ class Scene:
             raise self.refuse
         view = view_of(action.inventories, *action.attempt_id)
         told = {"planned": "", "finished": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
-        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, segments=[], **told)
+        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, segments=[], conflicts=(), back=None, **told)
 
     def inventories(self) -> None:
         for worker in self.crew.messages("quiesce"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from elastic.errors import CoverageLost, StateUnproven
 from elastic.layout.regions import BLOCK, LayerSpec, ModelSpec
 from elastic.recovery.inventory import Copy, Inventory, Progress
-from elastic.recovery.resume import resume_step
+from elastic.recovery.resume import Trust, resume_step
 
 BLOCKS = 4
 SIZE = BLOCKS * BLOCK
@@ -104,6 +105,31 @@ def test_different_digests_of_one_run_are_a_conflict():
         assert resume_step(MODEL, [inventory(copy("aa"), *rest), inventory(other, worker=1)]) == 3
 
 
+def test_copies_that_differ_are_gone_back_behind():
+    def copy(digest: str, role: str) -> Copy:
+        return Copy(layer=0, start=0, stop=SIZE, step=6, role=role, digest=digest)  # pyright: ignore[reportArgumentType]
+
+    older = [Copy(layer=layer, start=0, stop=SIZE, step=2, role="kept") for layer in (0, 2)]
+    rest = (*whole(7), *whole(6, layers=(2,)))
+    one, other = inventory(copy("aa", "previous"), *rest, *older), inventory(copy("bb", "replica"), worker=1)
+    trust = Trust.of([one, other])
+    assert trust.back == 5
+    assert [str(each) for each in trust.conflicts] == [
+        "layer 0, run [0, 16384) of step 6 has digest aa on worker 0 (previous) and bb on worker 1 (replica)"
+    ]
+    assert resume_step(MODEL, [one, other]) == 2, "also if loops were given later steps"
+
+
+def test_what_a_worker_has_found_to_differ_is_not_resumed_from():
+    older = [Copy(layer=layer, start=0, stop=SIZE, step=2, role="kept") for layer in (0, 2)]
+    unaware, aware = inventory(*whole(7), *older, yielded=7), replace(inventory(*whole(6), worker=1), back=5)
+    assert Trust.of([unaware, aware]) == Trust(back=5)
+    assert resume_step(MODEL, [unaware, aware]) == 2
+    with pytest.raises(StateUnproven, match="No state of step 5 or before, which was the same in all copies, is complete in memory"):
+        resume_step(MODEL, [replace(unaware, copies=unaware.copies[:-1]), aware])
+    assert resume_step(MODEL, [unaware]) == 7
+
+
 def test_a_model_without_parameters_needs_nothing():
     assert resume_step(ModelSpec(layers=(LayerSpec.build(0, []),)), [inventory(yielded=4)]) == 3
 
@@ -117,5 +143,6 @@ def test_json_round_trip_restores_step_numbers():
         scalars={4: {"a": {"step": 5.0}}, -1: {}},
         progress={4: Progress(step=4, apply={"clip": 0.5}, scheduler={"last_epoch": 4}, groups=[{"lr": 0.1}])},
         results=[1, {"loss": 2.0}],
+        back=3,
     )
     assert Inventory.from_json(json.loads(json.dumps(found.to_json()))) == found

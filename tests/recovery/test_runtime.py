@@ -65,7 +65,7 @@ class Recovering:
     def engine(self) -> Any:
         rest = SimpleNamespace(damaged={}, told=set())
         nothing: Any = {"salvage": lambda: None, "abandon": lambda: None, "held": lambda lost: []}
-        nothing |= {"begin": lambda retained=(), before=None: None, "note_loop": lambda inventory: None}
+        nothing |= {"begin": lambda retained=(), before=None: None, "note_loop": lambda inventory: None, "back": None}
         return SimpleNamespace(view=SimpleNamespace(epoch=1), peers=(), rest=rest, **nothing)
 
     def _recover(self, held_state: Any, last: Any, linked: Any) -> Any:

@@ -24,7 +24,7 @@ def timeline(**change: Any) -> Timeline:
 
 def proposal(resume: int = 12) -> Any:
     told = {"planned": "", "finished": (1, 3), "yielded": -1, "restore": None}
-    return SimpleNamespace(view=view_of((0, 2), 2, 1), resume=resume, bytes_minimum=5, **told)
+    return SimpleNamespace(view=view_of((0, 2), 2, 1), resume=resume, bytes_minimum=5, back=None, **told)
 
 
 def through(line: Timeline, start: float, view: View) -> None:

@@ -72,3 +72,41 @@ def test_what_is_back_before_the_next_step_needs_no_second_buffer(worker: Worker
     worker.update(1)
     worker.update(2)
     assert worker.previous_copies.bytes == whole
+
+
+def test_what_is_kept_stays_as_it_is_until_another_one_is(worker: Worker) -> None:
+    worker.update(0)
+    worker.update(1)
+    previous = worker.previous_copies
+    whole, kept = previous.bytes, [*previous.held]
+    before = [{name: values.clone() for name, values in held.memory.items()} for held in kept]
+    previous.keep(lambda held: f"digest of {held.start}")
+    for step in (2, 3, 4):
+        worker.update(step)
+        assert all(equal(held.memory, values) for held, values in zip(previous.kept, before, strict=True))
+        assert {(held.role, held.step) for held in previous.kept} == {("kept", 0)}
+        assert {held.step for held in previous.held} == {step - 1}
+    assert [held.digest for held in previous.kept] == [f"digest of {held.start}" for held in kept]
+    assert [held.scalars for held in previous.kept] == [held.scalars for held in kept]
+    assert previous.bytes == 2 * whole
+    previous.keep(lambda held: None)
+    worker.update(5)
+    pointers = {memory.data_ptr() for held in previous.held for memory in held.memory.values()}
+    assert pointers == {memory.data_ptr() for held in kept for memory in held.memory.values()}, "the memory of the one before is used"
+    assert {held.step for held in previous.kept} == {3}
+    assert previous.bytes == 2 * whole
+
+
+def test_what_is_lent_and_kept_is_not_written_to(worker: Worker) -> None:
+    worker.update(0)
+    worker.previous_copies.take(0)
+    previous = worker.previous_copies
+    before = [{name: values.clone() for name, values in held.memory.items()} for held in previous.held]
+    give_back = previous.lend()
+    worker.update(1)
+    previous.keep(lambda held: None)
+    for step in (2, 3):
+        worker.update(step)
+        give_back()
+        assert all(equal(held.memory, values) for held, values in zip(previous.kept, before, strict=True))
+    assert {held.step for held in previous.kept} == {0}

@@ -8,11 +8,8 @@ import pytest
 import torch
 
 from elastic.comm import MessageKind, Tag
-from elastic.errors import LinkError, StateUnproven
-from elastic.layout.transfer import PARAM
-from elastic.snapshot import replication
+from elastic.errors import LinkError
 from elastic.snapshot.held_copies import Held, StoredCopy, UnreplayedCopy
-from elastic.snapshot.replication import state_digest
 from tests.snapshot.replicating import OPTIMIZERS, Pair, copied, equal
 
 
@@ -82,72 +79,36 @@ def test_a_message_of_another_size_is_refused(pair: Callable[..., Pair]) -> None
         one.replicator.confirm()
 
 
-# Comparison of whole shards
-
-
-@pytest.mark.parametrize("state", [PARAM, "exp_avg", "exp_avg_sq"])
-def test_a_replica_that_went_astray_is_found_at_the_next_comparison(
-    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, state: str
-) -> None:
-    monkeypatch.setattr(replication, "COMPARED_EVERY", 3)
-    workers = pair()
-    for step in range(2):
-        workers.step(step)
-    keeper = workers.workers[0]
-    keeper.replicator.replicas[-1].shard.memory[state].view(torch.uint8)[102] ^= 64
-    workers.step(2)
-    workers.step(3)
-    with pytest.raises(StateUnproven, match=r"after step 3 differs between worker 1, .* and worker 0, .* Both were equal at step 0"):
-        keeper.replicator.replay(3)
-    workers.workers[1].replicator.replay(3)
+# A replica that is given up
 
 
 @pytest.fixture
-def astray(pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """The replicas of worker 0 are to be compared at step 3, and the first of them has gone astray."""
-    monkeypatch.setattr(replication, "COMPARED_EVERY", 3)
+def given_up(pair: Callable[..., Pair]) -> Pair:
+    """Worker 0 has given up the first of its replicas, after step 3."""
     workers = pair()
     for step in range(4):
         workers.step(step)
     keeper = workers.workers[0]
-    keeper.replicator.replicas[0].shard.memory[PARAM][0] += 1
-    with pytest.raises(StateUnproven):
-        keeper.replicator.replay(3)
+    keeper.replicator.replay(3)
+    shard = keeper.replicator.replicas[0].shard
+    keeper.replicator.give_up({("replica", shard.layer, shard.interval.start)})
     return workers
 
 
-def test_a_copy_that_was_refused_is_not_given(astray: Pair) -> None:
-    keeper, owner = astray.workers
-    refused = keeper.replicator.replicas[0].shard
-    expected = owner.optimizer.owned.shards[refused.layer, refused.interval.start].memory
-    given = [c for c in keeper.replicator.held([1]) if (c.layer, c.start, c.step) == (refused.layer, refused.interval.start, 3)]
-    assert all(equal(copy.memory, expected) for copy in given)
+def test_a_copy_that_was_given_up_is_not_given(given_up: Pair) -> None:
+    keeper, _ = given_up.workers
+    dropped = keeper.replicator.replicas[0].shard
+    assert not [c for c in keeper.replicator.held([1]) if (c.layer, c.start) == (dropped.layer, dropped.interval.start)]
 
 
-def test_the_copies_behind_one_that_was_refused_are_of_the_step_that_they_say(astray: Pair) -> None:
-    keeper, owner = astray.workers
-    before = {(h.layer, h.start): h.memory for h in owner.previous_copies.held}
+def test_the_copies_behind_one_that_was_given_up_are_of_the_step_that_they_say(given_up: Pair) -> None:
+    keeper, owner = given_up.workers
     now = {(s.layer, s.interval.start): s.memory for s in owner.shards}
-    good = [c for c in keeper.replicator.held([1]) if (c.layer, c.start) != next(iter(now))]
-    assert {copy.step for copy in good} <= {2, 3}
+    good = keeper.replicator.held([1])
+    assert len(good) == len(keeper.replicator.replicas) - 1
     for copy in good:
-        assert equal(copy.memory, {2: before, 3: now}[copy.step][copy.layer, copy.start])
-
-
-def test_only_some_steps_are_compared(pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
-    compared: list[int] = []
-    step = 0
-
-    def counted(shard: replication.Shard) -> str:
-        compared.append(step)
-        return state_digest(shard)
-
-    monkeypatch.setattr(replication, "COMPARED_EVERY", 3)
-    monkeypatch.setattr(replication, "state_digest", counted)
-    workers = pair()
-    for step in range(6):
-        workers.step(step)
-    assert set(compared) == {0, 1, 3, 4}, "by the owner when it is sent, by the holder one step later"
+        assert copy.step == 3
+        assert equal(copy.memory, now[copy.layer, copy.start])
 
 
 # What a holder can give
