@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from elastic import errors
 from elastic.launch.run import JobResult, run  # here, not lazily: loading the submodule later would hide the function of the same name
+from elastic.settings import VERSION
 
 if TYPE_CHECKING:
     from elastic.worker.job import Job
     from elastic.worker.trainer import Report, Trainer
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Job", "JobResult", "Report", "Trainer", "__version__", "errors", "run"]
 
 _LAZY = {"Job": "elastic.worker.job", "Trainer": "elastic.worker.trainer", "Report": "elastic.worker.report"}

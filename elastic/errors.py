@@ -20,6 +20,7 @@
     │   ├── EtcdFull             etcd answers, but has no space left to write
     │   └── EtcdRefused          etcd answers, and refuses permanently: a retry does not help
     ├── Conflict                 a compare-and-swap lost: another client wrote first
+    │   └── Deposed              another agent coordinates the job
     ├── MismatchError            workers disagree on what must be equal
     ├── CheckpointError          a checkpoint cannot be read, written or mapped: names file and reason
     │   └── CheckpointDamaged    its contents cannot be read, or are not what was written: an older one may be good
@@ -141,6 +142,10 @@ class EtcdRefused(EtcdUnavailable):
 
 class Conflict(ElasticError):
     """A compare-and-swap lost: another client wrote first; nothing was written."""
+
+
+class Deposed(Conflict):
+    """Another agent coordinates the job; nothing was written."""
 
 
 class MismatchError(ElasticError):

@@ -19,6 +19,7 @@ from typing import Any
 
 from elastic.errors import SettingsError
 
+VERSION = "0.1.0"
 AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
 _ISA_VARIABLES = {
     "avx512": {"MKL_CBWR": "AVX512,STRICT", "ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
@@ -58,8 +59,9 @@ class JobSettings:
     host's memory. A worker whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no
     progress for `hung_after` or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in
     the form of `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `directory` is the run
-    directory, kept when the job ends; None makes a temporary one. `grace_s` bounds how long a finished worker waits for the others to
-    finish, and how long all may take to exit. Raises SettingsError.
+    directory, kept when the job ends; None makes a temporary one. With `shared`, `workers` are those of this host, and other hosts take
+    part. `grace_s` bounds how long a finished worker waits for the others to finish, and how long all may take to exit. Raises
+    SettingsError.
     """
 
     name: str
@@ -81,6 +83,7 @@ class JobSettings:
     plan: dict[str, Any] | None = None
     plans_only: bool = False
     directory: str | None = None
+    shared: bool = False
     grace_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -88,11 +91,11 @@ class JobSettings:
             raise SettingsError(f"name={self.name!r}: use 1 to 64 letters, digits, dots, dashes and underscores")
         for field in ("workers", "threads", "min_workers"):
             _check_count(field, getattr(self, field))
-        if self.min_workers > self.workers:
+        if self.min_workers > self.workers and not self.shared:
             raise SettingsError(f"min_workers={self.min_workers} is more than workers={self.workers}")
         if self.stages is not None:
             _check_count("stages", self.stages)
-            if self.stages > self.workers:
+            if self.stages > self.workers and not self.shared:
                 raise SettingsError(f"stages={self.stages} needs at least {self.stages} workers, and workers={self.workers}")
         if self.memory is not None:
             _check_count("memory", self.memory)
@@ -161,6 +164,12 @@ def best_isa() -> str:
     """The `isa` of this machine's processor."""
     source = Path("/proc/cpuinfo")
     return detect_isa(source.read_text() if source.exists() else "", os.uname().machine)
+
+
+def isa_includes(wider: str, narrower: str) -> bool:
+    """Returns whether a processor with the instruction set `wider` can run kernels of `narrower`."""
+    order = ("default", "avx2", "avx512")
+    return order.index(wider) >= order.index(narrower)
 
 
 def worker_environment(threads: int, isa: str) -> dict[str, str]:

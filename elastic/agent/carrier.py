@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
 
 from elastic.agent.crew import Crew
 from elastic.agent.looking import Looker
@@ -11,17 +13,38 @@ from elastic.agent.supervision import WorkerProcess, how_ended, own_doing
 from elastic.control.carrier import Death
 from elastic.health.evidence import Observed
 from elastic.host.channel import Message
+from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
+from elastic.observe import incident
+from elastic.observe.activity import Doing
+from elastic.observe.incident import Incident
 from elastic.recovery.inventory import Inventory
 from elastic.view import View
 
 
 class LocalCarrier:
-    """The `Carrier` of a job whose workers all run on this host."""
+    """The `Carrier` of the workers of this host, `name`, which has room for `room` workers."""
 
-    def __init__(self, crew: Crew, directory: RunDirectory) -> None:
+    def __init__(self, crew: Crew, directory: RunDirectory, name: str = "", room: int = 0, facts: HostFacts | None = None) -> None:
+        self.name, self.room, self.facts = name, room, facts or HostFacts.here()
         self._crew, self._directory = crew, directory
         self._looker = Looker(directory.path)
+
+    @property
+    def workers(self) -> Mapping[int, WorkerProcess]:
+        """All workers of this host so far."""
+        return self._crew.workers
+
+    def fork(self, worker: int, **role: Any) -> None:
+        """Starts a worker with this role, see `Crew.fork`."""
+        self._crew.fork(worker, **role)
+
+    def freeze(self, modules: dict[str, Any]) -> None:
+        """Makes later workers run these modules in their present state."""
+        self._crew.freeze(modules)
+
+    def host_of(self, worker: int) -> str:
+        return self.name
 
     def start(self, workers: Iterable[int]) -> None:
         for number in workers:
@@ -29,6 +52,13 @@ class LocalCarrier:
 
     def tell(self, workers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None:
         self._crew.tell(workers, message, segments)
+
+    def tell_all(self, message: Message) -> None:
+        """Sends a message to every worker, also to those that are started later."""
+        self._crew.tell_all(message)
+
+    def tell_agent(self, message: Message) -> None:
+        """Sends nothing: this is the host's agent."""
 
     def offers(self, workers: Iterable[int]) -> list[Inventory]:
         found = (self._crew.segments.offer(self._crew.workers[number]) for number in workers)
@@ -46,32 +76,54 @@ class LocalCarrier:
 
     def death(self, worker: WorkerProcess) -> Death:
         """Returns the report on a worker whose process has ended, and drops its announcement."""
-        doing, step = self._looker.doing(worker), worker.step
+        doing = self.doing(worker)
         self._looker.forget(worker.number)
-        if doing is not None:
-            worker.epoch, worker.step = doing.epoch, doing.step
-        worker.announced = None
-        how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
-        return Death(worker=worker.number, how=how, own=own_doing(worker), evicted=worker.condemned, step=step, doing=doing)
+        return death_of(worker, doing)
+
+    def log(self, found: Incident) -> None:
+        with suppress(OSError):  # the disk is full or the directory is gone: no reason to end a running job
+            incident.append(self._directory.incidents, found)
+
+    @property
+    def logged(self) -> tuple[dict[str, Any], ...]:
+        """The incidents in this host's log, as JSON."""
+        with suppress(OSError):
+            return tuple(found.to_json() for found in incident.read(self._directory.incidents))
+        return ()
+
+    def replace_log(self, incidents: Iterable[dict[str, Any]]) -> None:
+        """Replaces this host's log by the job's."""
+        with suppress(OSError):
+            self._directory.incidents.unlink(missing_ok=True)
+        for found in incidents:
+            self.log(Incident.from_json(found))
 
     def record(self, view: View) -> None:
-        processes = {number: worker.pid for number, worker in self._crew.workers.items()}
-        members = [
-            {
-                "worker": member.worker,
-                "pid": processes[member.worker],
-                "host": member.host,
-                "stage": view.plan.stage_of(member.worker),
-            }
-            for member in view.members
-        ]
-        self._directory.write_members(
-            {
-                "epoch": view.epoch,
-                "attempt": view.attempt,
-                "members": members,
-                "coordinator": view.coordinator,
-                "agent": os.getpid(),
-                "forkserver": self._crew.forkserver,
-            }
-        )
+        self.write(members_of(view, {number: worker.pid for number, worker in self._crew.workers.items()}))
+
+    def write(self, members: dict[str, Any]) -> None:
+        """Writes the view's members into the run directory, with the processes of this host."""
+        self._directory.write_members({**members, "agent": os.getpid(), "forkserver": self._crew.forkserver})
+
+    def doing(self, worker: WorkerProcess) -> Doing | None:
+        """Returns the worker's last activity, None if it left no record in this job."""
+        return self._looker.doing(worker)
+
+
+def death_of(worker: WorkerProcess, doing: Doing | None) -> Death:
+    """Returns the report on a worker whose process has ended, with its last activity; drops its announcement."""
+    step = worker.step
+    if doing is not None:
+        worker.epoch, worker.step = doing.epoch, doing.step
+    worker.announced = None
+    how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
+    return Death(worker=worker.number, how=how, own=own_doing(worker), evicted=worker.condemned, step=step, doing=doing)
+
+
+def members_of(view: View, processes: Mapping[int, int | None]) -> dict[str, Any]:
+    """Returns the content of `members.json` that all hosts share; `processes` maps workers to pids on their hosts."""
+    members = [
+        {"worker": member.worker, "pid": processes.get(member.worker), "host": member.host, "stage": view.plan.stage_of(member.worker)}
+        for member in view.members
+    ]
+    return {"epoch": view.epoch, "attempt": view.attempt, "members": members, "coordinator": view.coordinator}

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from elastic.agent import forkserver
@@ -16,6 +17,14 @@ from elastic.host.channel import MAPPED, Channel, Message, encoded
 from elastic.host.process import is_stopped
 from elastic.observe.console import say
 
+
+@dataclass(slots=True, kw_only=True)
+class ForkedWorker(WorkerProcess):
+    """A worker of this host, with its connection."""
+
+    channel: Channel
+
+
 _CLOSE_S = 5.0
 _ANSWER_S = 5.0  # how long the fork server may take to start a worker, or to report an exit status
 _GIVEN_UP_AFTER = 2  # after so many times that, a worker's exit status is not waited for any more
@@ -23,6 +32,8 @@ _GIVEN_UP_AFTER = 2  # after so many times that, a worker's exit status is not w
 
 class Crew:
     """Starts workers by number, and calls back in the loop's thread.
+
+    `spec` makes the WorkerSpec, as JSON, of a worker from its number and its role.
 
     `ready` is called once, when workers can be forked; `heard` with every message of a worker; `ended` when a worker is gone and reaped,
     after its last message; `broken` with the reason when no more workers can be started. Nothing is called back after `close`.
@@ -32,7 +43,7 @@ class Crew:
         self,
         loop: Loop,
         environment: Mapping[str, str],
-        spec: Callable[[int], dict[str, Any]],
+        spec: Callable[..., dict[str, Any]],
         *,
         segments: Segments,
         ready: Callable[[], None],
@@ -40,7 +51,7 @@ class Crew:
         ended: Callable[[WorkerProcess], None],
         broken: Callable[[str], None],
     ) -> None:
-        self.workers: dict[int, WorkerProcess] = {}
+        self.workers: dict[int, ForkedWorker] = {}
         self._loop = loop
         self._spec = spec
         self.segments = segments
@@ -61,18 +72,19 @@ class Crew:
         """Begins to act on the fork server's messages."""
         self._loop.watch(self._forks, self._hear_forkserver)
 
-    def fork(self, number: int) -> None:
-        """Starts a worker; its number must be new."""
+    def fork(self, number: int, *, first: bool = False, joins: bool = True, workers: int | None = None) -> None:
+        """Starts a worker; its number must be new. `first` and `joins` are as in `WorkerSpec`; `workers` is the number that the job was
+        founded with, None if that is this host's."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        worker = WorkerProcess(number=number, channel=Channel(ours))
+        worker = ForkedWorker(number=number, channel=Channel(ours))
         self.workers[number] = worker
         self._set_interest(worker)
         self._process.send_signal(signal.SIGCONT)  # in case it is stopped: a long message would not fit into the socket
         segment = self.segments.create(number)
         with theirs:
             fds = [theirs.fileno()] if segment is None else [theirs.fileno(), segment]
-            self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number)}, fds)
+            self._forks.send({"type": "fork", "worker": number, "spec": self._spec(number, first=first, joins=joins, workers=workers)}, fds)
         for message in self._standing:
             self.tell([number], message)
         self._await_forkserver(0)
@@ -137,17 +149,17 @@ class Crew:
             self._loop.forget(self._forks)
             self._broken("the fork server, parent of the workers, died; the system may be out of memory")
 
-    def _forked(self, worker: WorkerProcess, pid: int, pidfd: int) -> None:
+    def _forked(self, worker: ForkedWorker, pid: int, pidfd: int) -> None:
         worker.pid, worker.pidfd = pid, pidfd
         if self._closing or worker.condemned:
             worker.kill()
         self._loop.watch(pidfd, lambda: self._gone(worker))
 
-    def _set_interest(self, worker: WorkerProcess) -> None:
+    def _set_interest(self, worker: ForkedWorker) -> None:
         """Watches a worker's socket, also for room if a worker (perhaps stopped) has not read all messages."""
         self._loop.watch(worker.channel, lambda: self._hear_worker(worker), writable=worker.channel.unsent)
 
-    def _hear_worker(self, worker: WorkerProcess) -> None:
+    def _hear_worker(self, worker: ForkedWorker) -> None:
         worker.channel.flush()
         for message in worker.channel.receive():
             self._hear(worker, message)
@@ -156,11 +168,11 @@ class Crew:
         else:
             self._set_interest(worker)
 
-    def _hear(self, worker: WorkerProcess, message: Message) -> None:
+    def _hear(self, worker: ForkedWorker, message: Message) -> None:
         if not self._closing:
             self._heard(worker, message)
 
-    def _gone(self, worker: WorkerProcess) -> None:
+    def _gone(self, worker: ForkedWorker) -> None:
         self._loop.forget(worker.pidfd)
         for message in worker.channel.drain():
             self._hear(worker, message)
@@ -188,7 +200,7 @@ class Crew:
             self._check_ended(worker)
         self._await_forkserver(waited)
 
-    def _check_ended(self, worker: WorkerProcess) -> None:
+    def _check_ended(self, worker: ForkedWorker) -> None:
         if worker.ended:
             os.close(worker.pidfd)
             self._loop.forget(worker.channel)  # not done yet if `_gone` read its end

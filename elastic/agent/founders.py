@@ -18,8 +18,8 @@ class Founders:
     deaths: int = 0
 
     @classmethod
-    def of(cls, workers: int) -> Founders:
-        return cls(numbers=tuple(range(workers)))
+    def of(cls, numbers: Iterable[int]) -> Founders:
+        return cls(numbers=tuple(numbers))
 
     def without(self, number: int) -> Founders:
         """Returns founders with a new worker, with a new number, in the place of this one, which has died."""

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from elastic.host.channel import Message
 from elastic.settings import SEGMENTS, JobSettings, default_environment, job_mark, worker_environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """How this host shares a job with others: the job's `secret` (hexadecimal), the IP address `interface` at which others reach it, the
+    number of hosts `least` with which the job is founded, and the settings that were `given` here and must be the founder's."""
+
+    secret: str
+    interface: str
+    least: int = 1
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """The request to run a job. `environment`, `import_path`, `argv` and `modules` are the launcher's own."""
+    """The request to run a job, or to take part in it if it is shared. `environment`, `import_path`, `argv` and `modules` are the
+    launcher's own."""
 
     settings: JobSettings
     directory: str
@@ -18,6 +31,7 @@ class Start:
     import_path: tuple[str, ...]
     argv: tuple[str, ...]
     modules: dict[str, str]
+    sharing: Sharing | None = None
 
     @classmethod
     def from_json(cls, data: Message) -> Start:
@@ -28,6 +42,7 @@ class Start:
             import_path=tuple(data["import_path"]),
             argv=tuple(data["argv"]),
             modules=data["modules"],
+            sharing=None if data.get("sharing") is None else Sharing(**data["sharing"]),
         )
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from elastic import errors
 from elastic.control.outcome import failed
 from elastic.errors import CheckpointError, JobFailed, SettingsError
-from elastic.host.channel import AGENT_GONE, Channel, Message
+from elastic.host.channel import AGENT_GONE, Message
 
 _CONSEQUENCES = frozenset({"PeerLost", "LinkError", "Interrupted"})
 _MACHINE = frozenset({"MemoryError", "OutOfMemoryError", "AcceleratorError"})
@@ -20,10 +20,9 @@ _NO_MEMORY = "can't allocate memory"  # torch's CPU allocator raises RuntimeErro
 
 @dataclass(slots=True, kw_only=True)
 class WorkerProcess:
-    """One worker process. `gone`: its pidfd has reported its end. `status`: an exit code or minus a signal, from its parent."""
+    """One worker process, on any host. `gone`: its end is known. `status`: an exit code or minus a signal, from its parent."""
 
     number: int
-    channel: Channel
     pid: int | None = None
     pidfd: int = -1
     announced: dict[str, Any] | None = None
@@ -36,6 +35,7 @@ class WorkerProcess:
     unreaped: bool = False  # gone, and its parent does not report its status
     condemned: str = ""  # why the agent ends it
     failure: str = ""  # what it ran out of, in one line
+    lost: str = ""  # why its host is lost
 
     def kill(self, why: str = "the job ends") -> None:
         """Sends SIGKILL, which works on a stopped process too."""
@@ -95,7 +95,9 @@ def own_fault(worker: WorkerProcess) -> bool:
 def how_ended(worker: WorkerProcess) -> str:
     """Describes in one line how and where a worker's process ended."""
     status = worker.status or 0
-    if worker.failure:
+    if worker.lost:
+        how = f"was lost with its host: {worker.lost}"
+    elif worker.failure:
         how = f"failed with {worker.failure}"
     elif worker.condemned:
         how = "was ended"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +9,8 @@ import typer
 
 import elastic
 from elastic.cli import plan as cli_plan
+from elastic.cli.agent import agent
+from elastic.cli.ran import printed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training: the same steps, bit for bit, with any workers.")
 
@@ -22,6 +21,7 @@ def _main() -> None:
 
 
 app.command()(cli_plan.plan)
+app.command()(agent)
 
 
 @app.command("checkpoint", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -58,34 +58,24 @@ def run(
     directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
 ) -> None:
     """Runs a train function on several workers; prints the leader's return value as JSON."""
-    with suppress(FileNotFoundError):  # `elastic.run` reports the error
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        result = elastic.run(
-            target,
-            workers=workers,
-            stages=stages,
-            min_workers=min_workers,
-            etcd=etcd,
-            args=[cli_plan.argument(text) for text in args or []],
-            name=name,
-            threads=threads,
-            isa=isa,
-            seed=seed,
-            respawn=respawn,
-            rebalance=rebalance,
-            stopped_after=stopped_after or None,
-            hung_after=hung_after or None,
-            plan=plan,
-            directory=directory,
-        )
-    except elastic.errors.ElasticError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    if result.value is not None:
-        print(json.dumps(result.value))
-    if result.stopped:
-        raise typer.Exit(130)
+    printed(
+        target,
+        args,
+        workers=workers,
+        stages=stages,
+        min_workers=min_workers,
+        etcd=etcd,
+        name=name,
+        threads=threads,
+        isa=isa,
+        seed=seed,
+        respawn=respawn,
+        rebalance=rebalance,
+        stopped_after=stopped_after or None,
+        hung_after=hung_after or None,
+        plan=plan,
+        directory=directory,
+    )
 
 
 def main() -> None:

@@ -32,6 +32,10 @@ class HungUp(PeerLost):
     """The other side ended the connection before anything was proven, without refusing it."""
 
 
+class WrongSecret(LinkError):
+    """The other side has not proven that it has the same secret."""
+
+
 class Handshake:
     """One side of the challenge. `peer` is the worker to dial, or None to accept any worker of the job.
 
@@ -91,7 +95,7 @@ class Handshake:
 
     def _require(self, proof: bytes, role: bytes) -> None:
         if not hmac.compare_digest(proof, self._proof(role)):
-            raise LinkError("the other side has another secret, or is not the expected worker", peer=self.peer)
+            raise WrongSecret("the other side has another secret, or is not the expected worker", peer=self.peer)
 
 
 class Greeting:

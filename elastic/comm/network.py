@@ -26,7 +26,7 @@ _NETWORKS: weakref.WeakSet[Network] = weakref.WeakSet()
 class Network(Endpoint):
     """The links of one worker process. `secret` is the job's; `directory` holds its sockets and is created for this user alone.
 
-    With `tcp`, other hosts can reach it at `interface`, an IP address.
+    Other hosts can reach it at `interface`, an IP address, if one is given.
     """
 
     def __init__(
@@ -36,8 +36,7 @@ class Network(Endpoint):
         secret: bytes,
         host: str,
         directory: str | os.PathLike[str] | None = None,
-        tcp: bool = False,
-        interface: str = "127.0.0.1",
+        interface: str | None = None,
     ) -> None:
         super().__init__(worker)
         self._host = host
@@ -50,7 +49,7 @@ class Network(Endpoint):
             worker=worker,
             secret=secret,
             directory=None if directory is None else Path(directory),
-            interface=interface if tcp else None,
+            interface=interface,
             connected=self._adopt,
             refused=self._refuse,
         )

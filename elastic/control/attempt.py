@@ -118,7 +118,7 @@ def _all_lost(state: ControlState) -> str:
 
 def _pause(state: ControlState, present: int) -> Transition:
     few = f"{present} worker{'s' * (present != 1)} left, and the job may not shrink below min_workers={state.policy.min_workers}"
-    if not state.starting:
+    if not state.starting and not state.policy.hosts:
         return end_job(state, "JobFailed", f"{few}; none can be started ({_hindrance(state)}); the last loss: {state.cause}")
     said = [Tell(sentence=f"{few}: paused until new workers are ready")] if state.phase is not Phase.PAUSED else []
     return replace(state, phase=Phase.PAUSED), list(said)

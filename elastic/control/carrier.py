@@ -12,6 +12,7 @@ from typing import Protocol
 from elastic.health.evidence import Observed
 from elastic.host.channel import Message
 from elastic.observe.activity import Doing
+from elastic.observe.incident import Incident
 from elastic.recovery.inventory import Inventory
 from elastic.view import View
 
@@ -35,6 +36,10 @@ class Death:
 class Carrier(Protocol):
     """Carries requests to workers on any host. Requests for workers that have ended are dropped."""
 
+    def host_of(self, worker: int) -> str:
+        """Returns the name of a worker's host."""
+        ...
+
     def start(self, workers: Iterable[int]) -> None:
         """Starts new workers with these numbers."""
         ...
@@ -57,6 +62,10 @@ class Carrier(Protocol):
 
     def look(self, workers: Iterable[int]) -> list[Observed]:
         """Returns an observation of each of these workers."""
+        ...
+
+    def log(self, found: Incident) -> None:
+        """Appends an incident to the log in each host's run directory."""
         ...
 
     def record(self, view: View) -> None:

@@ -17,10 +17,10 @@ from elastic.control.link_figures import LinkFigures
 from elastic.control.memory_ahead import prepare_memory
 from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing
-from elastic.control.state import JobPolicy, Phase
+from elastic.control.state import JobPolicy, Phase, Resumed
 from elastic.control.watch import Watch
 from elastic.control.world import Terms, World
-from elastic.errors import CheckpointDamaged, Conflict, ElasticError, EtcdUnavailable, MismatchError
+from elastic.errors import CheckpointDamaged, Conflict, Deposed, ElasticError, EtcdUnavailable, MismatchError
 from elastic.health.limits import Limits
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
@@ -36,19 +36,22 @@ from elastic.view import View
 class Driver:
     """Runs one job from its first committed view on. All calls must come from the agent's event loop.
 
-    `founder` is the announcement of the first view's coordinator: joiners must equal it.
+    `founder` is the announcement of the first view's coordinator: joiners must equal it. `resumed`: another agent has coordinated the job
+    so far, and `view` is the committed one.
     """
 
-    def __init__(self, world: World, settings: JobSettings, view: View, founder: Ready) -> None:
+    def __init__(self, world: World, settings: JobSettings, view: View, founder: Ready, resumed: Resumed | None = None) -> None:
         policy = JobPolicy(
             workers=settings.workers,
             min_workers=settings.min_workers,
             respawn=settings.respawn,
             checkpoints=bool(founder.settings.get("checkpoint")),
+            hosts=world.several,
         )
-        self.state = machine.running(view, policy)
+        self.state = machine.running(view, policy) if resumed is None else machine.resumed(view, policy, resumed)
         self._world = world
-        self._incident_log = IncidentLog(world, founder.settings.get("micro_batch_size", 1))
+        earlier = () if resumed is None else resumed.incidents
+        self._incident_log = IncidentLog(world, founder.settings.get("micro_batch_size", 1), earlier)
         self._settings = settings
         self._founding, self._founder = view.coordinator, founder
         self._weighing = balance.Weighing(settings.stages)
@@ -115,6 +118,18 @@ class Driver:
         """Handles a view that is committed in etcd."""
         self.feed(events.Committed(view=view))
 
+    def has_room(self, workers: int) -> None:
+        """Handles hosts that have come or gone: all together have room for so many workers."""
+        self.feed(events.Room(workers=workers))
+
+    def missed(self, worker: int, at: float) -> None:
+        """Notes when a member that is lost was heard last."""
+        self._incident_log.missed(self.view.epoch, worker, at)
+
+    def reopen(self) -> None:
+        """Opens an attempt although nobody has died, since workers may wait for the one that another coordinator has opened."""
+        self.feed(events.Reopened())
+
     def stop(self) -> None:
         """Stops the job at the next step boundary, as the user asked."""
         self.feed(events.Stopping())
@@ -176,7 +191,7 @@ class Driver:
         if worker not in self.state.starting:
             return
         try:
-            ready = Ready.from_json(message["ready"], self._founder.host, self._settings.memory)
+            ready = Ready.from_json(message["ready"], self._world.carrier.host_of(worker), self._settings.memory)
             check_equal({self._founding: self._founder, worker: replace(ready, checkpoint=self._founder.checkpoint)})
         except MismatchError as error:
             self._end_worker(worker, str(error))
@@ -283,7 +298,14 @@ class Driver:
 
     def _terms(self, offers: Sequence[Inventory] = ()) -> Terms:
         links, prepared = self._preparing.links, self._preparing.prepared
-        return Terms(stages=self._settings.stages, links=links, replaced_s=self._replaced_s, prepared=prepared, offers=offers)
+        return Terms(
+            stages=self._settings.stages,
+            links=links,
+            replaced_s=self._replaced_s,
+            prepared=prepared,
+            offers=offers,
+            hosts=self._world.hosts(),
+        )
 
     def _offer(self, action: events.Offer) -> None:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
@@ -303,7 +325,7 @@ class Driver:
             EtcdTask(
                 call=commit,
                 done=lambda _: self.seen(view),
-                refused=lambda error: self.feed(events.CommitFailed(attempt_id=action.attempt_id, reason=str(error))),
+                refused=lambda error: self._refused(action.attempt_id, error),
             )
         )
 
@@ -341,9 +363,15 @@ class Driver:
         """Runs a task for this attempt, unless another attempt has begun by then."""
 
         def refused(error: Conflict) -> None:
-            self.feed(events.CommitFailed(attempt_id=attempt_id, reason=str(error)))
+            self._refused(attempt_id, error)
 
         self._world.etcd_thread.run(EtcdTask(call=call, done=done, refused=refused, wanted=lambda: self.state.attempt_id == attempt_id))
+
+    def _refused(self, attempt_id: events.AttemptId, error: Conflict) -> None:
+        if isinstance(error, Deposed):
+            self._world.deposed(str(error))
+        else:
+            self.feed(events.CommitFailed(attempt_id=attempt_id, reason=str(error)))
 
     def _end_worker(self, worker: int, why: str) -> None:
         if worker not in self._ending:

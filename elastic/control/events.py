@@ -157,6 +157,18 @@ class Unresponsive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Hosts have come or gone: all together have room for so many workers."""
+
+    workers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reopened:
+    """Another agent has begun to coordinate the job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping:
     """The user asked the job to stop at the next step boundary."""
 
@@ -181,6 +193,8 @@ Event = (
     | WorkerFinished
     | Unbalanced
     | Unresponsive
+    | Room
+    | Reopened
     | Stopping
     | Timeout
 )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from elastic.control.carrier import Death
@@ -18,10 +17,11 @@ from elastic.view import View
 
 
 class IncidentLog:
-    """The incident log of one job. `incidents` are the recorded ones, as JSON; a micro-batch has `samples_per_micro_batch` samples."""
+    """The incident log of one job. `incidents` are the recorded ones, as JSON, with those that an `earlier` coordinator has recorded; a
+    micro-batch has `samples_per_micro_batch` samples."""
 
-    def __init__(self, world: World, samples_per_micro_batch: int) -> None:
-        self.incidents: list[dict[str, Any]] = []
+    def __init__(self, world: World, samples_per_micro_batch: int, earlier: Iterable[dict[str, Any]] = ()) -> None:
+        self.incidents: list[dict[str, Any]] = [*earlier]
         self._world, self._samples = world, samples_per_micro_batch
         self._timeline: Timeline | None = None
         self._progress: dict[int, Message] = {}
@@ -64,7 +64,11 @@ class IncidentLog:
         if self._timeline is not None and self._timeline.before.epoch < view.epoch:  # the join is complete; this death is another incident
             self._conclude(self._timeline)
         kind, doing = "eviction" if death.evicted else "death", death.doing
-        step, phase = (death.step, None) if doing is None else (doing.step, doing.phase)
+        if doing is None:  # its host is lost: the others know better than its last report what it was doing
+            begun = self._pace(view).begun
+            step, phase = death.step if begun is None else begun, None
+        else:
+            step, phase = doing.step, doing.phase
         cause = self._causes.get(death.worker)
         self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None, cause=cause)
 
@@ -132,8 +136,7 @@ class IncidentLog:
         self._timeline = None
         found = timeline.incident()
         self.incidents.append(found.to_json())
-        with suppress(OSError):  # the disk is full or the directory is gone: no reason to end a running job
-            incident.append(self._world.directory.incidents, found)
+        self._world.carrier.log(found)
         self._world.say(incident.timeline(found))
 
 

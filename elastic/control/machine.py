@@ -41,6 +41,8 @@ from elastic.control.events import (
     LostLink,
     PausedAt,
     Proposed,
+    Reopened,
+    Room,
     Stopping,
     Tell,
     Timeout,
@@ -52,7 +54,7 @@ from elastic.control.events import (
     WorkerFinished,
 )
 from elastic.control.input_blame import blamed
-from elastic.control.state import ATTEMPTING, ControlState, JobPolicy, Phase, Retry
+from elastic.control.state import ATTEMPTING, ControlState, JobPolicy, Phase, Resumed, Retry
 from elastic.control.transitions import (
     FAILED_JOINS,
     SUSPICION_S,
@@ -77,6 +79,13 @@ LOSSES_KEPT = 100
 def running(view: View, policy: JobPolicy) -> ControlState:
     """Returns the state of a job whose first view is committed."""
     return ControlState(policy=policy, view=view, next_worker=max(view.workers) + 1)
+
+
+def resumed(view: View, policy: JobPolicy, known: Resumed) -> ControlState:
+    """Returns the state of a job that another agent has coordinated until now."""
+    epoch, attempt = known.attempt_id
+    state = running(view, policy)
+    return replace(state, next_worker=max(state.next_worker, known.next_worker), attempt=attempt if epoch > view.epoch else 0)
 
 
 def step(state: ControlState, event: Event, now: float) -> Transition:
@@ -198,6 +207,17 @@ def _unresponsive(state: ControlState, event: Unresponsive, now: float) -> Trans
     return evict(state, event.worker, event.why) if event.worker in awaited else (state, [])
 
 
+def _room(state: ControlState, event: Room, now: float) -> Transition:
+    """Changes the wanted number of workers; new ones are started, also while the job is paused for want of them."""
+    state = replace(state, policy=replace(state.policy, workers=event.workers))
+    return replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
+
+
+def _reopened(state: ControlState, event: Reopened, now: float) -> Transition:
+    """Opens an attempt, if the view has no other reason for one."""
+    return open_attempt(state, now) if state.phase is Phase.RUNNING else (state, [])
+
+
 def _boundary(state: ControlState, now: float) -> Transition:
     if state.phase is not Phase.RUNNING or state.stopping or state.finished:
         return state, []
@@ -272,6 +292,8 @@ _HANDLERS: dict[type, Callable[[ControlState, Any, float], Transition]] = {
     WorkerFinished: _has_finished,
     Unbalanced: _unbalanced,
     Unresponsive: _unresponsive,
+    Room: _room,
+    Reopened: _reopened,
     Stopping: _stop,
     Timeout: _timeout,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastic.control.events import AttemptId, Vote
 from elastic.control.input_blame import MicroBatchLoss
@@ -33,12 +33,24 @@ ATTEMPTING = (Phase.QUIESCING, Phase.PROPOSING, Phase.MIGRATING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPolicy:
-    """The wanted number of workers, the least number to go on with, whether replacements are started, and whether checkpoints are saved."""
+    """The wanted number of workers, the least number to go on with, whether replacements are started, whether checkpoints are saved, and
+    whether more hosts may join."""
 
     workers: int
     min_workers: int = 1
     respawn: bool = True
     checkpoints: bool = False
+    hosts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """What a new coordinator knows of the work of the one before: the attempt that was burned last, the next new worker's number, and the
+    recorded incidents, as JSON."""
+
+    attempt_id: AttemptId
+    next_worker: int
+    incidents: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

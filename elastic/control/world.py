@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from elastic.control.carrier import Carrier
@@ -15,12 +15,16 @@ from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask
 from elastic.membership.founding import Ready
 from elastic.plan.planner import Answers
-from elastic.plan.site import LinkSpeed, Pair
+from elastic.plan.site import LinkSpeed, Pair, Site
 from elastic.recovery.expected import memory_needed
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.view import View
+
+
+def _ignore(_: str) -> None:
+    """A job of one agent has no other coordinator."""
 
 
 class EtcdThreadLike(Protocol):
@@ -44,8 +48,8 @@ class AttemptsLike(Protocol):
 class Terms:
     """Inputs of a proposal besides the machine's decisions.
 
-    The stages that the job asks for, the measured links, the seconds from a loss until a new worker trains, the prepared plans, and what
-    segments of dead workers hold.
+    The stages that the job asks for, the measured links, the seconds from a loss until a new worker trains, the prepared plans, what
+    segments of dead workers hold, and the resources of the present hosts.
     """
 
     stages: int | None
@@ -53,6 +57,7 @@ class Terms:
     replaced_s: float = REPLACED_S
     prepared: Answers | None = None
     offers: Sequence[Inventory] = ()
+    hosts: Site = field(default_factory=Site)
 
 
 def worked_out(action: Propose, terms: Terms) -> Proposal:
@@ -60,9 +65,10 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
 
     Raises CoverageLost, CopiesConflict, GateRefused or MismatchError.
     """
+    view = replace(action.view, site=action.view.site.having(terms.hosts))
     survivors = {worker: inventory for worker, inventory in action.inventories.items() if worker not in action.joiners}
     common: dict[str, Any] = {
-        "last": action.view,
+        "last": view,
         "attempt": action.attempt_id[1],
         "joiners": action.joiners,
         "stages": terms.stages,
@@ -74,7 +80,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
     else:
         common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared, "offers": terms.offers}
         proposal = propose(inventories=survivors, **common)
-    check_proposal(proposal, action.view)
+    check_proposal(proposal, view)
     return proposal
 
 
@@ -83,7 +89,8 @@ class World:
     """All interfaces of a driver.
 
     `expect` returns the memory that each worker will need when others join. `end` takes the job's outcome, `admit` and `dismiss` maintain
-    the list of workers, `say` takes a sentence for the user.
+    the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
+    hosts may join.
     """
 
     carrier: Carrier
@@ -95,6 +102,9 @@ class World:
     admit: Callable[[int, Ready], None]
     dismiss: Callable[[int], None]
     say: Callable[[str], None]
+    hosts: Callable[[], Site] = Site
+    several: bool = False
+    deposed: Callable[[str], None] = _ignore
     propose: Callable[[Propose, Terms], Proposal] = worked_out
     expect: Callable[..., Mapping[int, int]] = memory_needed
     clock: Callable[[], float] = time.monotonic

@@ -5,7 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What a host has for workers: processors, and bytes of memory, None if unknown."""
+
+    processors: int
+    memory: int | None = None
+
+    @classmethod
+    def here(cls) -> HostFacts:
+        """Returns the facts of this host."""
+        return cls(processors=processors(), memory=memory_bytes())
+
 
 _GROUPS = Path("/sys/fs/cgroup")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")

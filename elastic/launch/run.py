@@ -10,25 +10,31 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from elastic import errors
 from elastic.agent.save_summary import SaveSummary
+from elastic.agent.start import Sharing
 from elastic.errors import JobFailed, PlanError, SettingsError, Terminated
 from elastic.host.channel import Channel, Message
 from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
 from elastic.host.signals import StopRequests, exit_code, shielded
 from elastic.launch import limits
+from elastic.launch.sharing import sharing_of
 from elastic.membership.endpoint import EtcdEndpoint
+from elastic.observe.console import say
 from elastic.script.target import name_of, own_modules
 from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, job_mark, own_environment
 
 _AGENT_EXIT_S = 8.0
+_RESTARTS, _RESTART_S = 3, 60.0  # an agent of a shared job is restarted so often within this time
+_COMPARED = ("args", "stages", "min_workers", "threads", "seed", "respawn", "rebalance", "stopped_after", "hung_after", "memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +74,14 @@ def run(
     hung_after: float | None = 3.0,
     plan: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] | None = None,
+    secret: bytes | str | None = None,
+    hosts_min: int = 1,
+    interface: str | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in each of `workers` processes, and waits until the job has ended.
+
+    With `secret` the job may have several hosts: each runs this, or `elastic agent`, with the same `name`, `etcd` and `secret`. The first
+    host founds the job when `hosts_min` hosts are there; later ones join it. Every host gets the job's result.
 
     Args:
         train_fn: a function at the top level of a module or script, or its name as `module:function` or `path.py:function`. It may
@@ -98,6 +110,10 @@ def run(
         directory: directory for `members.json` and `incidents.jsonl`, which replace those of an earlier run; by default a temporary
             directory, which is removed. One that belongs to another user, in which every user may write, or which another running job
             uses, is refused.
+        secret: at least 16 random bytes, known to the hosts of this job alone: who has it can take part, and read the state. It is never
+            written anywhere.
+        hosts_min: how many hosts found the job. Settings are the founder's; another host's, where they are no defaults, must be equal.
+        interface: the IP address at which other hosts reach this one; by default that on the way to etcd.
 
     The first Ctrl-C stops the job at the next step boundary, where a Trainer saves, and `JobResult.stopped` is True; the second stops it at
     once, with KeyboardInterrupt. SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A
@@ -134,26 +150,50 @@ def run(
         hung_after=hung_after,
         plan=None if plan is None else _saved_plan(plan, workers, stages),
         directory=None if directory is None else os.path.abspath(directory),
+        shared=secret is not None,
     )
-    return launched(settings)
+    if secret is None:
+        return launched(settings)
+    given = {field: value for field, value in settings.to_json().items() if field in _COMPARED and value != _default(field)}
+    if isa is not None:
+        given["isa"] = isa
+    return launched(settings, sharing_of(etcd, secret, interface, hosts_min, given))
 
 
-def launched(settings: JobSettings) -> JobResult:
-    """Runs the job of these settings and waits. Returns and raises what `run` does."""
+def _default(field: str) -> Any:
+    return next(each.default for each in fields(JobSettings) if each.name == field)
+
+
+def launched(settings: JobSettings, sharing: Sharing | None = None) -> JobResult:
+    """Runs the job of these settings, with `sharing` together with other hosts, and waits. Returns and raises what `run` does."""
     if settings.etcd is not None:
         EtcdEndpoint.parse(settings.etcd)
     limits.check(settings.workers, settings.directory)
-    requests = StopRequests()
+    requests, restarts = StopRequests(), list[float]()
     with requests.caught():
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
         with own.prepared() as lock:
             try:
-                result = _outcome(_supervise(settings, str(own.path), lock, requests))
+                word = _supervise(settings, sharing, str(own.path), lock, requests)
+                while sharing is not None and requests.first is None and (why := _leaves(word, restarts)) is not None:
+                    restarts.append(time.monotonic())
+                    say(f"{why}: a new agent of this host takes part in the job")
+                    word = _supervise(settings, sharing, str(own.path), lock, requests)
+                result = _outcome(word)
             finally:
                 own.remove() if settings.directory is None else own.clear()
     if requests.first is not None and requests.first is not signal.SIGINT:
         raise Terminated(exit_code(requests.first), result)
     return result
+
+
+def _leaves(word: Message | None, restarts: list[float]) -> str | None:
+    """Returns why an agent has left a job of several hosts that may go on without it; None if the job has ended, or agents die often."""
+    if len([at for at in restarts if time.monotonic() - at < _RESTART_S]) >= _RESTARTS:
+        return None
+    if word is None:
+        return "the agent of this host died"
+    return word["why"] if word["type"] == "rejoin" else None
 
 
 def _saved_plan(path: str | os.PathLike[str], workers: int, stages: int | None) -> dict[str, Any]:
@@ -187,7 +227,7 @@ def _refuse_nowhere() -> None:
         ) from error
 
 
-def _supervise(settings: JobSettings, directory: str, lock: int, requests: StopRequests) -> Message | None:
+def _supervise(settings: JobSettings, sharing: Sharing | None, directory: str, lock: int, requests: StopRequests) -> Message | None:
     """Runs an agent, which keeps the descriptor `lock` open. Returns its final message, None if it died without one."""
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
@@ -207,6 +247,7 @@ def _supervise(settings: JobSettings, directory: str, lock: int, requests: StopR
         "import_path": import_path(),
         "argv": sys.argv,
         "modules": own_modules(),
+        "sharing": None if sharing is None else asdict(sharing),
     }
     try:
         channel.send(start)
@@ -242,6 +283,8 @@ def _outcome(word: Message | None) -> JobResult:
     if word["type"] == "failed":
         kind = getattr(errors, word["kind"])
         raise kind(word["message"])
+    if word["type"] == "rejoin":
+        raise JobFailed(f"this host leaves the job, which may go on without it: {word['why']}")
     incidents, saves = tuple(word["incidents"]), SaveSummary(**word["saves"])
     return JobResult(
         value=word["value"],

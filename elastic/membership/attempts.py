@@ -118,6 +118,11 @@ class Attempts:
                 self._swap(attempt_id, view, before)
         self._views.committed(text)
 
+    def burned(self) -> AttemptId | None:
+        """Returns the attempt that was burned last, by any agent; None if there is none."""
+        last = self._store.get(self._key)
+        return None if last is None else _parsed(last.value)
+
     def sweep(self) -> None:
         """Deletes the proposals and votes of all attempts, once a view is committed."""
         for kind in ("proposals/", "votes/"):

@@ -25,6 +25,7 @@ class ClaimStore(Protocol):
     """The part of an etcd client that a claim needs."""
 
     def get(self, key: str) -> KeyValue | None: ...
+    def refresh(self, lease: int) -> bool: ...
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
     def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
     def transaction(
@@ -33,15 +34,19 @@ class ClaimStore(Protocol):
 
 
 class Claim:
-    """The claim of one incarnation (a random text) on a name. `settings` is a digest of the job's settings, for information only."""
+    """The claim of one incarnation (a random text) on a name. `settings` is a digest of the job's settings, for information only.
 
-    def __init__(self, store: ClaimStore, name: str, incarnation: str, settings: str = "") -> None:
+    `shared`: agents of other hosts may join the incarnation.
+    """
+
+    def __init__(self, store: ClaimStore, name: str, incarnation: str, settings: str = "", *, shared: bool = False) -> None:
         self._store = store
         self._name = name
         self.key = f"{ROOT}{name}/incarnation"
         self.prefix = f"{ROOT}{name}/{incarnation}/"
         self._incarnation = incarnation
-        self._value = json.dumps({"incarnation": incarnation, "host": socket.gethostname(), "process": os.getpid(), "settings": settings})
+        value = {"incarnation": incarnation, "host": socket.gethostname(), "process": os.getpid(), "settings": settings}
+        self._value = json.dumps({**value, "shared": True} if shared else value)
 
     @property
     def held(self) -> Compare:
@@ -56,6 +61,35 @@ class Claim:
             entry = self._store.get(self.key)
             where = "" if entry is None else f" ({_described(entry.value)})"
             raise SettingsError(f"name={self._name!r}: a job of this name runs{where}; choose another") from error
+
+    def take_or_join(self, lease: int) -> bool:
+        """Takes the name, or joins the incarnation that has it. Returns whether it was taken.
+
+        Raises SettingsError if a job has it that other agents cannot join, EtcdUnavailable.
+        """
+        try:
+            self._store.put_if_absent(self.key, self._value, lease=lease)
+        except Conflict as error:
+            entry = self._store.get(self.key)
+            if entry is None or entry.value is None:
+                raise EtcdUnavailable(f"{self.key} changed while it was read") from error
+            incarnation = _incarnation(entry.value)
+            if incarnation is None or not json.loads(entry.value).get("shared"):
+                raise SettingsError(
+                    f"name={self._name!r}: a job of this name runs that other hosts cannot join ({_described(entry.value)}); choose another"
+                ) from error
+            self._value, self._incarnation = entry.value, incarnation
+            self.prefix = f"{ROOT}{self._name}/{incarnation}/"
+            return False
+        return True
+
+    def keep(self) -> bool:
+        """Renews the lease of the name's key, which another agent may have granted: the name is taken as long as any agent lives.
+
+        Returns whether this incarnation has the name. Raises EtcdUnavailable.
+        """
+        entry = self._store.get(self.key)
+        return entry is not None and entry.value == self._value and self._store.refresh(entry.lease)
 
     def retake(self, lease: int) -> None:
         """Makes sure that this incarnation has the name, under this lease. Raises NameLost if another one has it, EtcdUnavailable."""

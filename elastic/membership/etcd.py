@@ -35,11 +35,13 @@ _OPTIONS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyValue:
-    """One key as read or watched. `value` is None if a watch saw it deleted; bytes that are no text become replacement characters."""
+    """One key as read or watched. `value` is None if a watch saw it deleted; bytes that are no text become replacement characters.
+    `lease` is the id of its lease, 0 without one."""
 
     key: str
     value: str | None
     mod_revision: int
+    lease: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +224,7 @@ def _put(key: str, value: str, lease: int | None) -> Any:
 def entry(pair: Any, *, deleted: bool = False) -> KeyValue:
     """Converts a key from etcd's form."""
     value = None if deleted else pair.value.decode(errors="replace")
-    return KeyValue(key=pair.key.decode(errors="replace"), value=value, mod_revision=pair.mod_revision)
+    return KeyValue(key=pair.key.decode(errors="replace"), value=value, mod_revision=pair.mod_revision, lease=pair.lease)
 
 
 def end_of(prefix: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from elastic.errors import MismatchError
@@ -50,6 +50,10 @@ class Ready:
     def member(self, worker: int) -> Member:
         """Returns the worker as a member of a view."""
         return Member(worker=worker, host=self.host, address=self.address, memory=self.memory, base=self.base, segment=self.segment)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all fields, of JSON types: `Ready(**...)` is equal."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], host: str, memory: int | None = None) -> Ready:

@@ -33,8 +33,9 @@ class Lease:
     """Keys under one lease. `keep` renews the lease; if it expired in an outage, `keep` makes a new one with the same keys.
 
     `start` runs `keep` three times per time to live, and at least every `every_s`, in a thread, where no training code can delay it.
-    `renewed` gets the id of a new lease before its keys are written. `lost` gets, once, the error that ends the thread: NameLost, a refusal
-    of etcd, or a bug. `away` gets each error of an outage, with its seconds; `say` gets a sentence about a long outage, and about its end.
+    `renewed` gets the id of a new lease before its keys are written; `kept` is called after each renewal. `lost` gets, once, the error that
+    ends the thread: NameLost, a refusal of etcd, or a bug. `away` gets each error of an outage, with its seconds; `say` gets a sentence
+    about a long outage, and about its end.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Lease:
         *,
         every_s: float = _KEPT_EVERY_S,
         renewed: Callable[[int], None] = _nothing,
+        kept: Callable[[], None] = _nothing,
         lost: Callable[[ElasticError], None] = _nothing,
         away: Callable[[EtcdUnavailable, float], None] = _nothing,
         say: Callable[[str], None] = _nothing,
@@ -51,7 +53,7 @@ class Lease:
         self._store = store
         self._ttl_s = ttl_s
         self._every_s = every_s
-        self._renewed, self._lost, self._away, self._say = renewed, lost, away, say
+        self._renewed, self._kept, self._lost, self._away, self._say = renewed, kept, lost, away, say
         self._lock = threading.RLock()
         self._entries: dict[str, str] = {}
         self._unwritten: set[str] = set()
@@ -118,6 +120,7 @@ class Lease:
                 self._renewed(self._id)
                 self._untold = False
             self._write()
+            self._kept()
 
     def _write(self) -> None:
         for key in sorted(self._unwanted):

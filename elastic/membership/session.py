@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from elastic.errors import ElasticError, EtcdRefused, EtcdUnavailable
+from elastic.comm.message import AttemptId
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable
 from elastic.membership import keeper
 from elastic.membership.attempts import Attempts
 from elastic.membership.claim import Claim
@@ -48,10 +50,13 @@ class Session:
     """Connects and claims the job's name.
 
     `attempts` is this agent's part in finding the next view. Without `settings.etcd` it runs a private etcd under `directory`.
+    With `shared`, agents of other hosts may join the job; if a job has the name, this agent joins that one, and does not coordinate.
     Raises EtcdUnavailable, or SettingsError if the name is taken.
     """
 
-    def __init__(self, settings: JobSettings, directory: Path, notices: Notices) -> None:
+    def __init__(self, settings: JobSettings, directory: Path, notices: Notices, *, agent: str | None = None, shared: bool = False) -> None:
+        self._shared = shared
+        self.coordinates = True
         self._notices = notices
         self._server = PrivateEtcd(directory) if settings.etcd is None else None
         self._keeper: Keeper | None = None
@@ -60,9 +65,9 @@ class Session:
         self._leases: list[Lease] = []
         try:
             client, claim = self._connect(settings)
-            agent = secrets.token_hex(8)
+            agent = agent or secrets.token_hex(8)
             self._views = ViewStore(client, claim.prefix, lambda: self._job_lease.id)
-            election = Election(client, f"{claim.prefix}coordinator", agent, lambda: self._lease.id)
+            self.election = election = Election(client, f"{claim.prefix}coordinator", agent, lambda: self._lease.id)
             self.attempts = Attempts(
                 client,
                 claim,
@@ -70,11 +75,11 @@ class Session:
                 election,
                 self._views,
                 lease=lambda: self._job_lease.id,
-                reclaim=lambda: claim.retake(self._lease.id),
+                reclaim=self._reclaim,
             )
             for lease in self._leases:
                 lease.start()
-            self._views.watch(notices.view, notices.say, lambda error: notices.say(str(error)))
+            self._views.watch(notices.view, self._strange, lambda error: notices.say(str(error)))
         except BaseException:
             self.close()
             raise
@@ -100,11 +105,23 @@ class Session:
         self._client = client = EtcdClient(endpoint) if server is None else EtcdClient(endpoint, timeout_s=keeper.SILENT_S)
         # Nothing depends on the expiry of a lease at a private etcd, and a short one would expire on an overloaded machine.
         ttl_s = _AGENT_TTL_S if server is None else _JOB_TTL_S
-        lease = Lease(client, ttl_s, every_s=_LOOKS_S, renewed=self._renewed, lost=self._lost, away=self._away, say=notices.say)
+        lease = Lease(
+            client,
+            ttl_s,
+            every_s=_LOOKS_S,
+            renewed=self._renewed,
+            kept=self._keep_name,
+            lost=self._lost,
+            away=self._away,
+            say=notices.say,
+        )
         self._lease, self._job_lease = lease, Lease(client, _JOB_TTL_S, lost=self._lost)
         self._leases = [self._lease, self._job_lease]
-        claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()))
-        claim.take(self._lease.id)
+        claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()), shared=self._shared)
+        if self._shared:  # the name outlives this agent, if others live
+            self.coordinates = claim.take_or_join(client.grant(ttl_s))
+        else:
+            claim.take(self._lease.id)
         return client, claim
 
     def tend(self, loop: LoopLike) -> None:
@@ -117,6 +134,36 @@ class Session:
         """Reports that etcd has not answered for `seconds`; call it in the loop."""
         if self._keeper is not None:
             self._keeper.unanswered(error, seconds)
+
+    def campaign(self, address: Sequence[Any]) -> bool:
+        """Makes this agent the coordinator, reachable for others at `address`, unless another one is. Returns whether it is.
+
+        Raises EtcdUnavailable.
+        """
+        self.election.address = address
+        try:
+            self.election.hold()
+        except Conflict:
+            return False
+        self.coordinates = True
+        return True
+
+    @property
+    def named(self) -> bool:
+        """Whether the job still has its name: it is given up when the job ends. Raises EtcdUnavailable."""
+        return self._claim.keep()
+
+    def mark(self) -> str | None:
+        """Returns the mark of the committed view (`membership.views.mark`), None if there is no view yet. Raises EtcdUnavailable."""
+        return self._views.current()
+
+    def take_over(self, view: View) -> AttemptId:
+        """Adopts the committed view, which another agent has proposed, and returns the attempt that was burned last.
+
+        Raises EtcdUnavailable.
+        """
+        self._views.committed(self._views.propose(view))
+        return max((view.epoch, view.attempt), self.attempts.burned() or (0, 0))
 
     def admit(self, worker: int, ready: Ready) -> None:
         """Lists a ready worker in etcd, for as long as this agent lives."""
@@ -163,16 +210,35 @@ class Session:
         if self._server is not None or not self._leases:
             return
         with suppress(EtcdUnavailable):  # the remaining keys then expire with their leases
-            self._claim.give_up()
-            client.delete_prefix(self._claim.prefix)
+            if self.coordinates:
+                self._claim.give_up()
+                client.delete_prefix(self._claim.prefix)
             for lease in self._leases:
                 client.revoke(lease.id)
 
     def _renewed(self, lease: int) -> None:
         """Restores the job's keys after the agent's lease expired, when another job may have taken the name, or etcd lost its data."""
         self._job_lease.keep()
-        self._claim.retake(lease)
-        self.attempts.restore()
+        if self.coordinates:
+            self._reclaim()
+            self.attempts.restore()
+
+    def _keep_name(self) -> None:
+        """Keeps a shared job's name. Only the coordinator writes it again: when the job has ended, nobody must."""
+        if self._shared and not self._claim.keep() and self.coordinates:
+            self._reclaim()
+
+    def _reclaim(self) -> None:
+        """Makes sure that this incarnation has the job's name."""
+        client = self._client
+        if not self._shared:
+            self._claim.retake(self._lease.id)
+        elif client is not None and not self._claim.keep():
+            self._claim.retake(client.grant(_AGENT_TTL_S))
+
+    def _strange(self, sentence: str) -> None:
+        if self.coordinates:
+            self._notices.say(sentence)
 
     def _away(self, error: EtcdUnavailable, seconds: float) -> None:
         if self._loop is not None:

@@ -93,6 +93,11 @@ class ViewStore:
             del self._views[next(iter(self._views))]
         return text
 
+    def current(self) -> str | None:
+        """Returns the mark at etcd, None if there is none."""
+        entry = self._store.get(self.key)
+        return None if entry is None else entry.value
+
     def holds(self, text: str) -> bool:
         """Whether etcd has this mark."""
         entry = self._store.get(self.key)

@@ -81,6 +81,10 @@ class Site:
         """Returns the site with these measured links added or replaced."""
         return replace(self, links={**self.links, **links})
 
+    def having(self, hosts: Site) -> Site:
+        """Returns the site with the places and memory of these hosts added or replaced."""
+        return replace(self, places={**self.places, **hosts.places}, memory={**self.memory, **hosts.memory})
+
     def to_json(self) -> dict[str, Any]:
         """Returns JSON types only; `from_json` returns an equal site."""
         links = [[*hosts, link.latency_s, link.bytes_per_s] for hosts, link in sorted(self.links.items())]

@@ -190,6 +190,7 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
     layers = proposal.view.layout.model.layers
     arriving: dict[StatePlace, list[Run]] = defaultdict(list)
     copied, members = set(proposal.copied), set(proposal.view.workers)
+    relayed = {place for place, _ in proposal.relayed}
     for place, move in enumerate(proposal.transfers):
         if move.state != PARAM and move.state not in proposal.states:
             _refuse("transfers", f"{move}: no such state")
@@ -198,7 +199,7 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
         if move.source == move.destination:
             _refuse("transfers", f"{move}: source and destination are the same worker")
         dead = place in copied and move.source not in members
-        if last is not None and move.source not in last.workers and not dead:
+        if last is not None and move.source not in last.workers and not dead and place not in relayed:
             _refuse("transfers", f"{move}: the source has just joined and has no state")
         arriving[move.destination, move.state, move.layer].append((move.start, move.stop))
     for (worker, state, layer), runs in arriving.items():
@@ -274,8 +275,10 @@ def _check_inventory(proposal: Proposal, inventory: Inventory) -> None:
     for holding in held:
         had[worker, holding.state, holding.layer].append((holding.start, holding.stop))
     arriving: dict[StatePlace, list[Run]] = defaultdict(list)
-    for move in proposal.transfers:
-        if move.source == worker and missing([(move.start, move.stop)], sorted(had[worker, move.state, move.layer])):
+    relayed = {place for place, _ in proposal.relayed}
+    for place, move in enumerate(proposal.transfers):
+        own = move.source == worker and place not in relayed
+        if own and missing([(move.start, move.stop)], sorted(had[worker, move.state, move.layer])):
             _refuse("inventory", f"{move}: worker {worker} does not hold all of it at step {resume}")
         if move.destination == worker:
             arriving[worker, move.state, move.layer].append((move.start, move.stop))

@@ -9,7 +9,6 @@ from typing import Any
 from elastic.errors import CoverageLost, MismatchError, NothingSaved, StateUnproven
 from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
-from elastic.layout.runs import missing
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
 from elastic.plan.choice import HORIZON
 from elastic.plan.fleet import Fleet
@@ -19,6 +18,7 @@ from elastic.plan.planner import Answers, plan
 from elastic.plan.site import LinkSpeed, Pair, Site
 from elastic.recovery.agreement import SAME, changes_for, objects_for, progress_at, results_of, scalars_at, states_of, with_progress
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
+from elastic.recovery.from_segments import copied, reachable, relay
 from elastic.recovery.inventory import Inventory, Progress, Scalars
 from elastic.recovery.resume import Conflict, Trust, resume_step
 from elastic.recovery.salvage import Routes, restart
@@ -58,7 +58,8 @@ class Proposal:
     pairs of a dead worker and the member that takes over its gradient sums. With `restore` nothing moves: every member reads its part of
     that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the first step.
     `copied` are the places in `transfers` of those that their destination copies from the source's segment, on the same host; the source
-    may be a worker that has died. The others are sent.
+    may be a worker that has died. The others are sent; `relayed` pairs the place of one with the dead worker from whose segment its source,
+    a member of that worker's host, takes it.
     `back`: copies of later steps differ, so all go back to this step or an older one; steps that the loops were given are taken again.
     `why` is a sentence for people, `planned` one about the plan's predicted cost. `holdings` is what the survivors hold of step `resume`,
     `conflicts` are the copies in inventories that differ; both are not sent.
@@ -84,6 +85,7 @@ class Proposal:
     routes: Routes = ()
     heirs: tuple[tuple[int, int], ...] = ()
     back: int | None = None
+    relayed: tuple[tuple[int, int], ...] = ()
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
     conflicts: tuple[Conflict, ...] = field(default=(), compare=False, repr=False)
 
@@ -92,7 +94,8 @@ class Proposal:
         """The workers, living and dead, whose segments the members need, each those of its own host."""
         copied = {self.transfers[place].source for place in self.copied}
         buffers = set[int]() if self.buffers is None else {self.buffers.source}
-        return sorted({*copied, *buffers, *(dead for dead, _ in self.heirs), *self.view.workers})
+        dead = {*(dead for dead, _ in self.heirs), *(dead for _, dead in self.relayed)}
+        return sorted({*copied, *buffers, *dead, *self.view.workers})
 
     @property
     def bytes_minimum(self) -> int | None:
@@ -133,6 +136,7 @@ class Proposal:
             "routes": [list(route) for route in self.routes],
             "heirs": [list(pair) for pair in self.heirs],
             "back": self.back,
+            "relayed": [list(pair) for pair in self.relayed],
         }
 
     @classmethod
@@ -159,6 +163,7 @@ class Proposal:
             routes=tuple(map(tuple, data["routes"])),
             heirs=tuple((dead, heir) for dead, heir in data["heirs"]),
             back=data["back"],
+            relayed=tuple((place, dead) for place, dead in data["relayed"]),
         )
 
 
@@ -193,13 +198,15 @@ def propose(
     _check_known(last, inventories, joiners)
     # Members that died before they had written anything leave the state with those of the view before, whose segments are kept that long.
     known = [offer for offer in offers if offer.worker in last.workers] or list(offers)
+    hosts = {member.worker: member.host for member in last.members}
     if not inventories and not known:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
     members = next_members(last, inventories, joiners, slowdowns or {})
+    known = reachable(known, members, hosts)
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     told = [*left, *known]
-    offers = [with_progress(offer, {step for each in told for step in each.progress}) for offer in offers]
+    offers = [with_progress(offer, {step for each in told for step in each.progress}) for offer in reachable(offers, members, hosts)]
     left = left or known  # if all have died, what they knew of the loop is in their segments
     sources = [*(inventory for inventory in left if inventory.worker in inventories), *offers]
     trust = Trust.of(sources)
@@ -209,17 +216,18 @@ def propose(
     horizon = steps_until(replaced_s, last) if brief else HORIZON
     planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
     view = next_view(last, attempt, members, planned.plan, site)
-    again = restart(view, resume + 1, inventories, offers, {member.worker: member.host for member in last.members})
+    again = restart(view, resume + 1, inventories, offers, hosts)
     states = states_of(sources) if resume >= 0 else {}
     names = [PARAM, *states]
     holdings = holdings_at(sources, resume, list(states))
-    moves = transfers(holdings, view.layout, names)
+    moves, relayed = relay(transfers(holdings, view.layout, names), view.members, hosts)
     return Proposal(
         view=view,
         resume=resume,
         transfers=moves,
         states=states,
-        copied=_copied(moves, view, sources, resume),
+        copied=copied(moves, view, sources, resume),
+        relayed=relayed,
         scalars=scalars_at(sources, resume),
         progress=progress_at(told, resume),
         results=results_of(left),
@@ -342,29 +350,6 @@ def next_view(last: View, attempt: int, members: tuple[Member, ...], chosen: Pla
     hosts = {member.worker: member.host for member in members}
     layout: Layout = spread(last.layout.model, stages, hosts, near=last.layout, outlive=outlives(members))
     return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout, site=site)
-
-
-_IN_SEGMENTS = ("live", "previous", "gathered")
-
-
-def _copied(moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], resume: int) -> tuple[int, ...]:
-    """Returns the places of the transfers that are copied from a segment: all from dead workers, and those within a host."""
-    members = {member.worker: member for member in view.members}
-    had: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for inventory in sources:
-        for copy in inventory.copies:
-            if copy.step == resume and copy.role in _IN_SEGMENTS:
-                had.setdefault((inventory.worker, copy.layer), []).append((copy.start, copy.stop))
-    found = []
-    for place, move in enumerate(moves):
-        source = members.get(move.source)
-        if source is not None:
-            if not source.segment or source.host != members[move.destination].host:
-                continue
-            if missing([(move.start, move.stop)], sorted(had.get((move.source, move.layer), []))):
-                continue
-        found.append(place)
-    return tuple(found)
 
 
 def _buffers(inventories: Sequence[Inventory], offers: Sequence[Inventory], view: View, step: int) -> Buffers | None:

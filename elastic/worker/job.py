@@ -32,7 +32,7 @@ _current: Job | None = None
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
     """The start parameters that the agent sends to a new worker. `first`: it measures the layers' costs, and leads until there is a view.
-    `joins`: the job has a view already.
+    `joins`: the job has a view already. `interface` is the IP address at which workers of other hosts reach it, None on one host.
 
     `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
     modules that the launcher has imported.
@@ -45,6 +45,7 @@ class WorkerSpec:
     settings: JobSettings
     first: bool = False
     joins: bool = False
+    interface: str | None = None
     import_path: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     modules: dict[str, str] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class WorkerSpec:
             "settings": self.settings.to_json(),
             "first": self.first,
             "joins": self.joins,
+            "interface": self.interface,
             "import_path": self.import_path,
             "argv": self.argv,
             "modules": self.modules,
@@ -91,6 +93,7 @@ class Job:
         self.workers = spec.settings.workers
         self.threads = spec.settings.threads
         self.host = spec.host
+        self.interface = spec.interface
         self.directory = spec.directory
         self.links = os.path.join(spec.directory, LINKS)
         self.secret = bytes.fromhex(spec.secret)

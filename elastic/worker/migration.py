@@ -100,7 +100,8 @@ class Migration:
         self._outgoing = [(i, move) for i, move in sent if move.source == worker]
         self._incoming = [(i, move) for i, move in sent if move.destination == worker]
         self._copies = [move for i, move in enumerate(proposal.transfers) if i in copied and move.destination == worker]
-        needed = {move.source for move in self._copies}
+        self._relayed = dict(proposal.relayed)
+        needed = {move.source for move in self._copies} | {self._relayed[i] for i, _ in self._outgoing if i in self._relayed}
         if proposal.buffers is not None and worker in proposal.buffers.to:
             needed.add(proposal.buffers.source)
         self._contents = {source: Contents.read(segment, loop=False) for source, segment in segments.items() if source in needed}
@@ -218,15 +219,21 @@ class Migration:
             both = shared((move.start, move.stop), (target.start, target.stop))
             if (move.state, move.layer) != (target.state, target.layer) or not both:
                 continue
-            contents = self._contents.get(move.source)
-            found = [] if contents is None else offers.runs(contents, self._proposal.resume, move.state, move.layer, *both)
-            for run in found:
-                into = Landing(target.memory[run.start - target.start : run.stop - target.start])
-                if run.offset is not None:  # else the optimizer has not made this state yet: it counts as zeros
-                    into.bytes[:] = self._segments[move.source].bytes_at(run.offset, into.size)
-                into.take()
-                self._copied_bytes += into.size
-                filled.append((run.start, run.stop))
+            filled += self._copy_from(move.source, target, both)
+        return filled
+
+    def _copy_from(self, source: int, target: Destination, run: tuple[int, int]) -> list[tuple[int, int]]:
+        """Copies what the segment of `source` has of a run of the target; returns the runs that are filled."""
+        contents, filled = self._contents.get(source), []
+        for found in () if contents is None else offers.runs(contents, self._proposal.resume, target.state, target.layer, *run):
+            into = Landing(target.memory[found.start - target.start : found.stop - target.start])
+            if found.offset is None:  # the optimizer has not made this state yet: it counts as zeros
+                into.bytes[:] = 0
+            else:
+                into.bytes[:] = self._segments[source].bytes_at(found.offset, into.size)
+            into.take()
+            self._copied_bytes += into.size
+            filled.append((found.start, found.stop))
         return filled
 
     def _move_buffers(self) -> None:
@@ -267,13 +274,24 @@ class Migration:
     def _send(self, index: int, move: Transfer) -> torch.Tensor:
         """Begins to send a transfer. The returned memory must not change until the network is flushed."""
         dtype = self._dtype(move.state, move.layer)
+        if index in self._relayed:
+            memory = empty(move.elements, dtype)
+            target = Destination(state=move.state, layer=move.layer, start=move.start, memory=memory)
+            filled = self._copy_from(self._relayed[index], target, (move.start, move.stop))
+            if sum(stop - start for start, stop in filled) != move.elements:
+                raise GateRefused(
+                    f"worker {self._worker} must send {move} of worker {self._relayed[index]}, which has died", check="coverage"
+                )
+            return self._sent(index, move, memory)
         found = runs(self._held, self._proposal.resume, move.state, move.layer, move.start, move.stop)
         if sum(stop - start for start, stop, _ in found) != move.elements:
             raise GateRefused(
                 f"worker {self._worker} must send {move}, but does not hold it at step {self._proposal.resume}", check="coverage"
             )
         parts = [zeros(stop - start, dtype) if memory is None else memory for start, stop, memory in found]
-        memory = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._sent(index, move, parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _sent(self, index: int, move: Transfer, memory: torch.Tensor) -> torch.Tensor:
         self._network.send(move.destination, self._tag(index), bytes_of(memory))
         self._network.send(move.destination, self._tag(index, MessageKind.TRANSFER_DIGEST), digest(memory).encode())
         return memory

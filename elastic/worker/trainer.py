@@ -152,7 +152,9 @@ class Trainer:
         elif every is not None:
             raise TrainerError(f"every={every} needs a directory to save to: give checkpoint= too")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=checkpointing_of(checkpoint_activations))
-        self._network = Network(self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links)
+        self._network = Network(
+            self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links, interface=self._job.interface
+        )
         self._job.listen_on(self._network)
         self._network.waits = self._job.waits
         self._training = Training(

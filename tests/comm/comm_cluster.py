@@ -56,7 +56,8 @@ class Cluster:
             self.networks[worker] = LoopbackNetwork(worker, self.hub)
         else:
             directory = self.directory / "links" if self.kind == "unix" else None
-            self.networks[worker] = Network(worker, secret=secret, host=self.host(worker), directory=directory, tcp=self.kind == "tcp")
+            interface = "127.0.0.1" if self.kind == "tcp" else None
+            self.networks[worker] = Network(worker, secret=secret, host=self.host(worker), directory=directory, interface=interface)
         return self.networks[worker]
 
     def host(self, worker: int) -> str:

@@ -18,7 +18,7 @@ from elastic.comm import Network
 def main() -> None:
     worker, kind, behaviour = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     tcp = kind == "tcp"
-    network = Network(worker, secret=b"secret", host=f"host-{worker}" if tcp else "host", tcp=tcp)
+    network = Network(worker, secret=b"secret", host=f"host-{worker}" if tcp else "host", interface="127.0.0.1" if tcp else None)
     print(network.address, flush=True)
     members = [Peer(0, "host-0" if tcp else "host", sys.stdin.readline().strip()), Peer(worker, "host", network.address)]
     network.install(1, 0, members, [0])

@@ -91,7 +91,7 @@ def test_links_tell_what_they_did(tcp, monkeypatch):
         return unpaced(sock, [views[0][: 1 << 20]])
 
     monkeypatch.setattr(socket.socket, "sendmsg", paced)
-    ends = [Network(worker, secret=b"s", host=f"host{worker * tcp}", tcp=tcp) for worker in (0, 1)]
+    ends = [Network(worker, secret=b"s", host=f"host{worker * tcp}", interface="127.0.0.1" if tcp else None) for worker in (0, 1)]
     try:
         members = [Member(worker=end.worker, host=f"host{end.worker * tcp}", address=end.address) for end in ends]
         joining = threading.Thread(target=ends[0].install, args=(1, 0, members, [1]))

@@ -31,7 +31,7 @@ def crew_of(loop: Loop, heard: list[Any], monkeypatch: Any) -> tuple[Crew, socke
     crew = Crew(
         loop,
         {},
-        lambda number: {},
+        lambda number, **role: {},
         segments=Segments(wanted=False),
         ready=lambda: None,
         heard=lambda worker, message: heard.append((worker.number, message["type"])),

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from elastic.agent.supervision import WorkerProcess, ended, how_ended, is_consequence, is_machine_failure, last_line, worker_error
-from elastic.host.channel import Channel
 
 
 @pytest.fixture
-def worker() -> Iterator[WorkerProcess]:
-    ours, theirs = socket.socketpair()
-    yield WorkerProcess(number=3, channel=Channel(ours), pid=77)
-    ours.close()
-    theirs.close()
+def worker() -> WorkerProcess:
+    return WorkerProcess(number=3, pid=77)
 
 
 def report(**change: Any) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class FakeCrew:
         self.killed: dict[int, str] = {}
         self.segments = Segments(wanted=False)
 
-    def fork(self, number: int) -> None:
-        self.workers[number] = WorkerProcess(number=number, channel=None, pid=FIRST_PID + number)
+    def fork(self, number: int, **role: Any) -> None:
+        self.workers[number] = WorkerProcess(number=number, pid=FIRST_PID + number)
 
     def tell(self, numbers: Iterable[int], message: dict[str, Any], segments: Iterable[int] = ()) -> None:
         self.told += [(number, message) for number in numbers]

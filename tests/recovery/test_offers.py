@@ -202,7 +202,7 @@ class Died:
             self.worker.take_step(digested=last_digested or step < steps - 1)
 
     def offered(self, by: int = signal.SIGKILL) -> Inventory | None:
-        return self.segments.offer(WorkerProcess(number=7, channel=None, status=-by))  # pyright: ignore[reportArgumentType]
+        return self.segments.offer(WorkerProcess(number=7, status=-by))
 
     @property
     def contents(self) -> Contents:
@@ -243,7 +243,7 @@ def steps_of(inventory: Inventory | None, role: str) -> set[int]:
 
 def test_nothing_is_offered_of_an_empty_segment_or_without_one() -> None:
     segments = Segments(wanted=True)
-    process = WorkerProcess(number=7, channel=None, status=-9)  # pyright: ignore[reportArgumentType]
+    process = WorkerProcess(number=7, status=-9)
     assert segments.offer(process) is None
     assert segments.create(7) is not None
     assert segments.offer(process) is None

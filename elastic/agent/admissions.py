@@ -1,0 +1,158 @@
+"""Admits agents of other hosts to the job that this agent coordinates, and connects their reports to the coordinator.
+
+agent -> coordinator   hello {name, version, target, given} | ready {room, facts}, then what `remote_carrier` lists
+coordinator -> agent   welcome {settings} | refused {reason}, then what `remote_carrier` lists
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from elastic.agent.agent_link import AgentLink, AgentListener
+from elastic.agent.coordinator import Coordinator
+from elastic.agent.job_facts import JobFacts
+from elastic.agent.loop import Loop
+from elastic.agent.remote_carrier import RemoteCarrier, aged
+from elastic.agent.start import Sharing, Start
+from elastic.host.channel import Message
+from elastic.host.facts import HostFacts
+from elastic.observe.console import say
+from elastic.settings import VERSION, JobSettings, best_isa, isa_includes
+
+
+class Admissions:
+    """Admits agents that `listener` accepts, from the beginning to the end of the job, which is founded when enough hosts are there.
+
+    With `taking_over`, another agent has coordinated the job, and hosts keep the workers that it has started until `resumes` is called.
+    """
+
+    def __init__(
+        self, loop: Loop, start: Start, sharing: Sharing, coordinator: Coordinator, listener: AgentListener, *, taking_over: bool = False
+    ) -> None:
+        self._loop, self._start, self._sharing, self._coordinator = loop, start, sharing, coordinator
+        self._links: set[AgentLink] = set()
+        self._local_ready = False
+        self._taking_over = taking_over
+        self._held: list[tuple[RemoteCarrier, Message]] = []  # what hosts have told before the job goes on
+        self.facts: JobFacts | None = None  # what hosts know that keep workers of another coordinator
+        self.arrived: Callable[[], None] = lambda: None  # called for each such host
+        listener.connected = self._connected
+        ip, port = listener.address
+        if sharing.least > 1 and not taking_over:
+            say(f"waiting for {sharing.least - 1} more host{'s' * (sharing.least > 2)} at {ip}:{port}")
+
+    def local_ready(self) -> None:
+        """Notes that workers of this host can be started."""
+        self._local_ready = True
+        self._check()
+
+    def resumes(self) -> None:
+        """Notes that the job goes on: hosts that come from now on begin with new workers."""
+        self._taking_over = False
+        held, self._held = self._held, []
+        for host, message in held:
+            self._report(host, message)
+
+    def close(self, outcome: Message) -> None:
+        """Tells the other agents how the job has ended, unless it goes on without this agent."""
+        for link in list(self._links):
+            if outcome["type"] in ("done", "failed", "killed"):
+                link.send({"type": "outcome", "outcome": outcome})
+            link.close()
+
+    def _check(self) -> None:
+        hosts = self._coordinator.hosts
+        enough = len(hosts.present) >= self._sharing.least and hosts.room >= self._start.settings.min_workers
+        if self._local_ready and not self._coordinator.founded and not self._taking_over and enough:
+            self._coordinator.found()
+
+    def _connected(self, sock: socket.socket) -> None:
+        link = AgentLink(self._loop, sock, heard=lambda message: self._hello(link, message), lost=lambda _: self._links.discard(link))
+        self._links.add(link)
+
+    def _hello(self, link: AgentLink, message: Message) -> None:
+        """Compares what the agent brings with the job; `link` goes on to its next message, or is closed."""
+        if message["type"] != "hello":
+            return
+        settings = self._start.settings
+        reason = refusal(settings, message)
+        if reason is None:
+            link.heard = lambda following: self._ready(link, message["name"], following)
+            told = {**settings.to_json(), "etcd": None, "plan": None, "directory": None}
+            link.send({"type": "welcome", "settings": told, "least": self._sharing.least, "keeps": self._taking_over})
+        else:
+            say(f"host {message['name']} is refused: {reason}")
+            link.send({"type": "refused", "reason": reason})
+
+    def _ready(self, link: AgentLink, name: str, message: Message) -> None:
+        if message["type"] != "ready":
+            return
+        host = RemoteCarrier(link, name, message["room"], HostFacts(**message["facts"]))
+        host.note_held(message["workers"])
+        link.heard = lambda following: self._report(host, following)
+        link.lost = lambda why: self._lost(link, host, why)
+        if not self._coordinator.founded:
+            say(f"host {name} is there with room for {host.room} worker{'s' * (host.room != 1)}")
+        self._coordinator.host_joins(host)
+        if message["job"] is not None:
+            known = JobFacts.from_json(message["job"])
+            self.facts = known if self.facts is None else self.facts.joined(known)
+        self.arrived()
+        self._check()
+
+    def _lost(self, link: AgentLink, host: RemoteCarrier, why: str) -> None:
+        self._links.discard(link)
+        self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}"))
+
+    def _report(self, host: RemoteCarrier, message: Message) -> None:
+        kind = message["type"]
+        if self._taking_over:
+            self._held.append((host, message))
+        elif kind == "heard":
+            body = aged(message["message"], time.monotonic() - message["now"])
+            self._coordinator.heard(host.workers[message["worker"]], body)
+        elif kind == "seen":
+            host.note_seen(message)
+        elif kind == "ended":
+            self._coordinator.ended(host.note_end(message))
+        elif kind == "stop":
+            self._coordinator.stop()
+
+
+def refusal(settings: JobSettings, hello: Mapping[str, Any]) -> str | None:
+    """Returns why an agent cannot take part in the job of these settings, and what to do; None if it can."""
+    if hello["version"] != VERSION:
+        return f"it runs version {hello['version']} of this package, and the job version {VERSION}: install the same"
+    if not isa_includes(hello["isa"], settings.isa):
+        have, need = hello["isa"], settings.isa
+        return f"its processor has the instruction set {have}, and the job runs with {need}: found the job with isa={have!r}"
+    ours = json.loads(json.dumps(settings.to_json()))
+    if hello["target"] != name_in(settings.train_fn):
+        return f"it was started for {hello['target']}, and the job runs {name_in(settings.train_fn)}"
+    for name, value in hello["given"].items():
+        if ours[name] != value:
+            return f"it was started with {name}={value!r}, and the job has {name}={ours[name]!r}: give the same, or leave it out"
+    return None
+
+
+def name_in(train_fn: str) -> str:
+    """Returns the part of a train function's name that is equal on all hosts: the path of its file is not."""
+    place, _, qualified = train_fn.rpartition(":")
+    return f"{place.rpartition('/')[2]}:{qualified}"
+
+
+def hello(start: Start, name: str) -> Message:
+    """Returns an agent's first message to the coordinator."""
+    sharing = start.sharing
+    return {
+        "type": "hello",
+        "name": name,
+        "version": VERSION,
+        "isa": best_isa(),
+        "target": name_in(start.settings.train_fn),
+        "given": {} if sharing is None else sharing.given,
+    }

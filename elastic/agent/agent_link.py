@@ -1,0 +1,211 @@
+"""Links between the agents of a job: TCP connections, authenticated by the job's secret, that carry JSON lines and a regular sign of life.
+
+An agent that has been silent for SILENT_S is as lost as one whose connection ended: its host vanished, the network split, or it is stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import socket
+from collections.abc import Callable
+
+from elastic.agent.loop import Loop
+from elastic.comm.handshake import Greeting, Handshake
+from elastic.comm.sockets import listen_tcp, stream, tune
+from elastic.errors import LinkError
+from elastic.host.channel import Channel, Message
+
+BEAT_S = 0.25
+SILENT_S = 2.0
+_GREETING_S = 5.0
+_WAITING = 64  # connections that have not proven anything yet; more are refused
+_ACCEPTOR, _DIALER = 0xFFFFFFFE, 0xFFFFFFFF  # no worker has these numbers
+_ALIVE: Message = {"type": "alive"}
+
+Address = tuple[str, int]
+
+
+def secret_of(job: bytes) -> bytes:
+    """Returns the secret of agents' links: a proof for a worker's link is none for an agent's."""
+    return hmac.new(job, b"links between agents", hashlib.sha256).digest()
+
+
+class AgentLink:
+    """One connection to another agent. `heard` gets its messages, `lost` once a sentence when the connection ends or is silent.
+
+    Silence is counted in this agent's own beats: if both were stopped for a while, neither takes the other for lost. Nothing is called
+    back after `close`.
+    """
+
+    def __init__(self, loop: Loop, sock: socket.socket, *, heard: Callable[[Message], None], lost: Callable[[str], None]) -> None:
+        self.heard, self.lost = heard, lost
+        self.closed = False
+        self._loop = loop
+        self._channel = Channel(sock)
+        self._name = f"agent link {sock.fileno()}"
+        self._silent_beats = 0
+        tune(sock)
+        self._watch()
+        self._beat()
+
+    def send(self, message: Message) -> None:
+        """Queues a message; it is dropped if the link is closed."""
+        if not self.closed:
+            self._channel.send(message)
+            self._watch()
+
+    def close(self) -> None:
+        """Sends what the kernel takes at once, and closes the connection."""
+        if not self.closed:
+            self.closed = True
+            self._loop.clear_timer(self._name)
+            self._loop.forget(self._channel)
+            self._channel.flush()
+            self._channel.close()
+
+    def _watch(self) -> None:
+        self._loop.watch(self._channel, self._act, writable=self._channel.unsent)
+
+    def _act(self) -> None:
+        self._channel.flush()
+        for message in self._channel.receive():
+            self._silent_beats = 0
+            if message["type"] != _ALIVE["type"] and not self.closed:
+                self.heard(message)
+        if self.closed:
+            return
+        if self._channel.closed:
+            self._lose("its connection ended")
+        else:
+            self._silent_beats = 0  # part of a long message
+            self._watch()
+
+    def _beat(self) -> None:
+        if self._silent_beats * BEAT_S >= SILENT_S:
+            self._lose(f"it has been silent for {SILENT_S:g} s")
+            return
+        self._silent_beats += 1
+        self.send(_ALIVE)
+        self._loop.set_timer(BEAT_S, self._beat, self._name)
+
+    def _lose(self, why: str) -> None:
+        self.close()
+        self.lost(why)
+
+
+class AgentListener:
+    """Accepts other agents of the job at a free port of `interface`.
+
+    `connected` gets a socket and becomes its owner; without it (this agent does not coordinate) connections are closed.
+    """
+
+    def __init__(self, loop: Loop, secret: bytes, interface: str) -> None:
+        self._loop, self._secret = loop, secret
+        self.connected: Callable[[socket.socket], None] | None = None
+        self._sock, _ = listen_tcp(interface)
+        self.address: Address = (interface, self._sock.getsockname()[1])
+        self._greeting: set[socket.socket] = set()
+        loop.watch(self._sock, self._accept)
+
+    def close(self) -> None:
+        self._loop.forget(self._sock)
+        self._sock.close()
+        for sock in list(self._greeting):
+            self._drop(sock)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:  # it is gone again, or descriptors are scarce
+            return
+        if len(self._greeting) >= _WAITING:
+            sock.close()
+            return
+        sock.setblocking(False)
+        self._greeting.add(sock)
+        _greet(self._loop, sock, Handshake(secret=self._secret, worker=_ACCEPTOR, peer=None), self._done, lambda _: self._drop(sock))
+
+    def _done(self, sock: socket.socket) -> None:
+        self._greeting.discard(sock)
+        if self.connected is None:
+            sock.close()
+        else:
+            self.connected(sock)
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._greeting.discard(sock)
+        self._loop.forget(sock)
+        sock.close()
+
+
+def dial(
+    loop: Loop, secret: bytes, address: Address, connected: Callable[[socket.socket], None], failed: Callable[[LinkError], None]
+) -> Callable[[], None]:
+    """Connects to another agent; calls back once. Returns a function that gives up, after which nothing is called back."""
+    sock = stream(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    shake = Handshake(secret=secret, worker=_DIALER, peer=_ACCEPTOR)
+    over: list[bool] = []
+
+    def drop() -> None:
+        if not over:
+            over.append(True)
+            loop.clear_timer(_timer(sock))
+            loop.forget(sock)
+            sock.close()
+
+    def fail(error: LinkError) -> None:
+        if not over:
+            drop()
+            failed(error)
+
+    def done(ready: socket.socket) -> None:
+        over.append(True)
+        connected(ready)
+
+    def reached() -> None:
+        if over:
+            return
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            fail(LinkError(os.strerror(code)))
+            return
+        loop.forget(sock)
+        _greet(loop, sock, shake, done, fail)
+
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        refused = LinkError(error.strerror or str(error))
+        loop.post(lambda: fail(refused))
+        return drop
+    loop.watch(sock, reached, writable=True)
+    loop.set_timer(_GREETING_S, lambda: fail(LinkError(f"no answer for {_GREETING_S:g} s")), _timer(sock))
+    return drop
+
+
+def _timer(sock: socket.socket) -> str:
+    return f"greeting {sock.fileno()}"
+
+
+def _greet(
+    loop: Loop, sock: socket.socket, shake: Handshake, done: Callable[[socket.socket], None], failed: Callable[[LinkError], None]
+) -> None:
+    name = _timer(sock)
+
+    def finished(ready: socket.socket, _: int) -> None:
+        loop.clear_timer(name)
+        loop.forget(ready)
+        done(ready)
+
+    def ended(error: LinkError) -> None:
+        loop.clear_timer(name)
+        failed(error)
+
+    greeting = Greeting(sock, shake, done=finished, failed=ended)
+    loop.watch(sock, lambda: greeting.on_event(0))
+    loop.set_timer(_GREETING_S, greeting.expire, name)
+    greeting.open()

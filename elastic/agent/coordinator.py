@@ -1,0 +1,389 @@
+"""Coordinates a job: founds it, hears its workers on all hosts, leaves changes of its members to a Driver, and decides its outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastic.agent.founders import Founders, hindrance
+from elastic.agent.hosts import HostCarrier, Hosts
+from elastic.agent.job_facts import JobFacts
+from elastic.agent.loop import Loop
+from elastic.agent.save_summary import SaveSummary
+from elastic.agent.start import Start
+from elastic.agent.stopping import AGAIN_S, FIRST_S, StopProgress
+from elastic.agent.supervision import (
+    WorkerProcess,
+    ended,
+    how_ended,
+    is_consequence,
+    is_machine_failure,
+    last_line,
+    returned_early,
+    worker_error,
+)
+from elastic.control.driver import Driver
+from elastic.control.outcome import failed
+from elastic.control.state import Resumed
+from elastic.control.world import World
+from elastic.errors import ElasticError, TrainerError
+from elastic.host.channel import Message
+from elastic.host.rundir import RunDirectory
+from elastic.membership.etcd_thread import EtcdTask, EtcdThread
+from elastic.membership.founding import Ready, found
+from elastic.observe.console import say
+from elastic.plan.described import described
+from elastic.plan.saved import SavedPlan
+from elastic.plan.site import Site
+from elastic.settings import JobSettings
+from elastic.worker.metrics import MetricFiles
+from elastic.worker.onesided_waits import OneSided, Wait
+
+if TYPE_CHECKING:
+    from elastic.membership.session import Session
+    from elastic.view import View
+
+_CAUSE_S = 1.0  # how long a worker's error about a lost link waits for the error that caused it
+
+
+class Coordinator:
+    """Runs one job to its outcome, which `end` gets, once. `found` begins when the workers of all founding hosts can be started."""
+
+    def __init__(self, loop: Loop, start: Start, hosts: Hosts, session: Session, end: Callable[[Message], None]) -> None:
+        self._loop, self._start, self.hosts, self._session, self._end = loop, start, hosts, session, end
+        self._settings = start.settings
+        self._over = self._stopping = False
+        self._etcd_thread: EtcdThread | None = None
+        self._driver: Driver | None = None
+        self._founders = Founders.of(())
+        self._saves = SaveSummary()
+        self._one_sided = OneSided()
+        self._stop_watch = StopProgress()
+        self._asked_at = 0.0  # when the stop was requested
+        self._metrics = MetricFiles(say)
+        self._returned: dict[str, Any] = {}  # the value of the leader's train_fn, sent before its worker has finished
+        self._skipped: set[int] = set()
+        self._lasting = False  # whether the user was informed of threads that have not ended
+        self.facts: JobFacts | None = None  # what another agent needs to take over
+
+    @property
+    def founded(self) -> bool:
+        """Whether the founders have been started."""
+        return bool(self._founders.numbers)
+
+    def close(self, outcome: Message | None) -> None:
+        """Ends the coordination, and completes the job's outcome."""
+        self._over = True
+        if self._driver is not None:
+            self._driver.close()
+        if outcome is not None and outcome["type"] == "done":
+            outcome["incidents"] = [] if self._driver is None else self._driver.incidents
+            outcome["saves"] = self._saves.to_json()
+            outcome["skipped"] = sorted(self._skipped)
+            if self._saves.warning is not None:
+                say(f"warning: {self._saves.warning}")
+
+    def close_files(self) -> None:
+        """Ends what must outlast the workers."""
+        self._metrics.close()
+        if self._etcd_thread is not None:
+            self._etcd_thread.stop()
+
+    def _finish(self, outcome: Message) -> None:
+        if not self._over:
+            self._over = True
+            self._end(outcome)
+
+    # Founding
+
+    def found(self) -> None:
+        """Starts the founders, on each present host as many as it has room for."""
+        hosts, numbers = list(self.hosts.present.values()), iter(range(self.hosts.room))
+        places = [(next(numbers), host.name) for host in hosts for _ in range(host.room)]
+        self._settings = replace(self._settings, workers=len(places))
+        self.hosts.wanted = len(places)
+        self._founders = Founders.of([number for number, _ in places])
+        for number, host in places:
+            self._fork_founder(number, host)
+
+    def _fork_founder(self, number: int, host: str) -> None:
+        self.hosts.fork(number, host, first=number == self._founders.first, joins=False)
+
+    def host_joins(self, host: HostCarrier) -> None:
+        """Handles a host whose workers can be started."""
+        self.hosts.add(host)
+        if self.facts is not None:
+            host.tell_agent({"type": "job", "facts": self.facts.to_json()})
+        if self._driver is not None:
+            host.tell_agent({"type": "incidents", "incidents": self._driver.incidents})
+        if self._driver is not None:
+            say(f"host {host.name} joins with room for {host.room} worker{'s' * (host.room != 1)}")
+            self._driver.has_room(self.hosts.room)
+
+    def host_lost(self, host: HostCarrier, lost: Iterable[WorkerProcess]) -> None:
+        """Handles a host that is lost, with its workers that had not ended."""
+        self.hosts.remove(host.name)
+        if self._driver is not None:
+            self._driver.has_room(self.hosts.room)
+        for worker in lost:
+            self.ended(worker)
+
+    # The user
+
+    def stop(self) -> None:
+        """Stops the job at the next step boundary."""
+        if self._stopping:
+            return
+        self._stopping, self._asked_at = True, time.monotonic()
+        self._loop.set_timer(FIRST_S, self._still_running, "stopping")
+        self.hosts.tell_all({"type": "stop"})
+        if self._driver is not None:
+            self._driver.stop()
+
+    def _still_running(self) -> None:
+        """Informs the user what a job that was asked to stop waits for."""
+        if self._over:
+            return
+        workers = self.hosts.workers
+        members = [number for number in self._members if number in workers]
+        steps = {number: workers[number].step for number in members}
+        returned = [number for number in members if workers[number].finished]
+        say(self._stop_watch.sentence(time.monotonic() - self._asked_at, members, steps, returned))
+        self._loop.set_timer(AGAIN_S, self._still_running, "stopping")
+
+    # The workers
+
+    @property
+    def _members(self) -> tuple[int, ...]:
+        return self._founders.numbers if self._driver is None else self._driver.view.workers
+
+    def heard(self, worker: WorkerProcess, message: Message) -> None:
+        """Handles a worker's message."""
+        if self._over:
+            return
+        if message["type"] == "announce":
+            worker.announced = message["ready"] if self._driver is None else {}  # it may be large, and is needed only for the first view
+            self._check_announced()
+        elif message["type"] == "progress":
+            worker.epoch, worker.step = message["epoch"], message["step"]
+        elif message["type"] == "waits":
+            self._waits(worker, message)
+        elif message["type"] == "save":
+            self._saves = self._saves.heard(message["step"], message["reason"])
+        elif message["type"] == "log":
+            self._metrics.heard(message)
+        elif message["type"] == "skipped":
+            if message["step"] not in self._skipped:
+                self._skipped.add(message["step"])
+                say(f"step {message['step']} is skipped: {message['reason']}")
+        elif message["type"] == "returned":
+            self._returned = {"value": message["value"]}
+        elif message["type"] == "lasts":
+            self._lasts(worker, message["threads"])
+        elif message["type"] == "result":
+            self._finished(worker, message)
+        elif message["type"] == "error":
+            self._raised(worker, message)
+        if self._driver is not None:
+            self._driver.heard(worker.number, message)
+
+    def _waits(self, worker: WorkerProcess, message: Message) -> None:
+        """Ends a job in which some workers wait for a call that others never make."""
+        wait = Wait(**message["wait"])
+        self._one_sided.heard(worker.number, wait)
+        self._stop_watch.heard(worker.number, wait)
+        if self._driver is not None:
+            view = self._driver.view
+            returned = [number for number in view.workers if self.hosts.worker(number).result is not None]
+            verdict = self._one_sided.verdict(view.epoch, view.workers, returned)
+            if verdict is not None:
+                self._finish(failed(TrainerError, verdict))
+                return
+            for sentence in self._one_sided.waited_for(view.epoch, view.workers, returned):
+                say(sentence)
+
+    def _lasts(self, worker: WorkerProcess, threads: list[str]) -> None:
+        """Informs the user, once, that a worker has returned and cannot end, since threads of train_fn still run."""
+        if not self._lasting:
+            self._lasting = True
+            say(
+                f"worker {worker.number} has returned from train_fn and waits for threads that train_fn started and did not end: "
+                f"{', '.join(threads)}. It is killed {self._settings.grace_s:.0f} s after the last worker has returned: let train_fn "
+                "end and join its threads, or make them daemons"
+            )
+
+    def _finished(self, worker: WorkerProcess, message: Message) -> None:
+        worker.result = message
+        if self._driver is None:
+            self._check_announced()
+        else:
+            self._driver.finished(worker.number)
+        self._check_finished()
+
+    def _raised(self, worker: WorkerProcess, message: Message) -> None:
+        """Ends the job on an exception of `train_fn`; one of a joining worker, or of its machine, ends only that worker."""
+        if self._driver is not None and self._driver.joining(worker.number):
+            self._driver.failed_to_join(worker.number, last_line(message))
+        elif self._driver is not None and is_machine_failure(message) and len(self._driver.view.workers) > 1:
+            worker.failure = last_line(message)  # its process ends by itself
+        else:
+            worker.error = worker_error(worker, message)
+            self._fail(worker.error, consequence=is_consequence(message["kind"]))
+
+    def ended(self, worker: WorkerProcess) -> None:
+        """Handles the end of a worker's process."""
+        if self._over:
+            return
+        if worker.result is None and worker.error is None:
+            if self._driver is None:
+                self._founder_died(worker)
+            else:
+                self._driver.died(self.hosts.death(worker))
+        self._check_finished()
+
+    def _founder_died(self, worker: WorkerProcess) -> None:
+        """Replaces a worker that died before the first view, as often as joins may fail."""
+        others = [self.hosts.worker(number) for number in self._founders.numbers]
+        why = hindrance(self._founders, worker, others, respawn=self._settings.respawn)
+        if why is not None:
+            worker.error = ended(worker, why)
+            self._fail(worker.error, consequence=False)
+            return
+        self._founders = self._founders.without(worker.number)
+        new, host = self._founders.numbers[-1], self.hosts.host_of(worker.number)
+        say(f"{how_ended(worker)} before training began: worker {new} is started in its place")
+        self._fork_founder(new, host if host in self.hosts.present else self.hosts.emptiest())
+
+    def _fail(self, error: Message, *, consequence: bool) -> None:
+        """Ends the job with the error. A mere consequence of another worker's error waits a moment for that error."""
+        if not consequence:
+            self._finish(error)
+        elif not self._loop.timing("cause"):
+            self._loop.set_timer(_CAUSE_S, lambda: self._finish(error), "cause")
+
+    # The first view and the end
+
+    def _check_announced(self) -> None:
+        """Makes the first view when the last worker is ready."""
+        workers = [self.hosts.worker(number) for number in self._founders.numbers]
+        waiting = [worker.number for worker in workers if worker.announced is not None]
+        returned = [worker.number for worker in workers if worker.finished and worker.announced is None]
+        if self._driver is not None or not waiting:
+            return
+        if returned:
+            self._finish(returned_early(returned, waiting))
+        elif len(waiting) == len(workers):
+            try:
+                self._make_view()
+            except ElasticError as error:
+                self._finish(failed(type(error), str(error)))
+
+    def _make_view(self) -> None:
+        settings = self._settings
+        announced = {number: self.hosts.worker(number).announced or {} for number in self._founders.numbers}
+        ready = {number: Ready.from_json(each, self.hosts.host_of(number), settings.memory) for number, each in announced.items()}
+        view = found(ready, settings.stages, self._site(), None if settings.plan is None else SavedPlan.from_json(settings.plan))
+        if settings.plans_only:
+            self._finish({"type": "done", "value": described(view.plan, view.fleet, view.workload), "epoch": 0, "stopped": False})
+            return
+        first = ready[view.coordinator]
+        self.facts = JobFacts(settings=settings.to_json(), founder=first.to_json(), views=[view.to_json()])
+        self.hosts.tell_agents({"type": "job", "facts": self.facts.to_json()})  # before it is committed: then others can take over
+        self._session.publish(view)
+        self._drive(settings, view, first)
+        for number, each in ready.items():  # in its thread: the loop must not wait for etcd
+            self._admit(number, each)
+            self.hosts.worker(number).announced = {}  # it may be large, and is no longer needed
+        if self._driver is not None and self.hosts.room != settings.workers:  # a host has come or gone since the founders were started
+            self._driver.has_room(self.hosts.room)
+
+    def take_over(self, facts: JobFacts, view: View, resumed: Resumed, since: float) -> None:
+        """Goes on with a job whose coordinator is lost `since` then; `view` is the committed one, and the present hosts have been added."""
+        self.facts = facts
+        settings = replace(JobSettings.from_json(facts.settings), workers=self.hosts.room)
+        self._founders, self.hosts.wanted = Founders.of(view.workers), facts.settings["workers"]
+        members = set(view.workers)
+        for member in view.members:
+            self.hosts.miss(member.worker, member.host)
+        self._drive(settings, view, Ready(**facts.founder), resumed)
+        for number, worker in self.hosts.workers.items():
+            if number not in members and not worker.ended:
+                self.hosts.end(number, "the agent that had started it is lost")
+        for number in view.workers:
+            worker = self.hosts.worker(number)
+            if worker.ended and self._driver is not None:
+                self._driver.missed(number, since)
+                self.ended(worker)
+            elif worker.finished and self._driver is not None:
+                self._driver.finished(number)
+        if self._driver is not None:
+            self._driver.reopen()
+
+    def _drive(self, settings: JobSettings, view: View, founder: Ready, resumed: Resumed | None = None) -> None:
+        back, unanswered = self._with_driver(Driver.back), self._session.unanswered
+        self._etcd_thread = EtcdThread(self._loop.post, self._with_driver(Driver.away), back, self.etcd_failed, unanswered=unanswered)
+        self.hosts.freeze(founder.code)
+        self._driver = Driver(self._world(self._etcd_thread), settings, view, founder, resumed)
+        if self._stopping:
+            self._driver.stop()
+
+    def _admit(self, number: int, ready: Ready) -> None:
+        if self._etcd_thread is not None:
+            self._etcd_thread.run(EtcdTask(call=partial(self._session.admit, number, ready)))
+
+    def _world(self, etcd_thread: EtcdThread) -> World:
+        return World(
+            carrier=self.hosts,
+            timers=self._loop,
+            etcd_thread=etcd_thread,
+            attempts=self._session.attempts,
+            directory=RunDirectory(Path(self._start.directory)),
+            end=self._finish,
+            admit=self._session.admit,
+            dismiss=self._session.dismiss,
+            say=say,
+            hosts=self._site,
+            several=self._start.sharing is not None,
+            deposed=lambda why: self._finish({"type": "rejoin", "why": why}),
+        )
+
+    def _site(self) -> Site:
+        """Returns the resources of the hosts for their workers."""
+        facts = {host.name: host.facts for host in self.hosts.present.values()}
+        places = {name: each.processors / self._settings.threads for name, each in facts.items()}
+        return Site(places=places, memory={name: each.memory for name, each in facts.items() if each.memory is not None})
+
+    def _with_driver(self, call: Callable[..., None]) -> Callable[..., None]:
+        def act(*arguments: Any) -> None:
+            if self._driver is not None and not self._over:
+                call(self._driver, *arguments)
+
+        return act
+
+    def seen(self, view: View) -> None:
+        """Handles a view that is committed in etcd."""
+        if self._driver is not None and not self._over:
+            self._driver.seen(view)
+
+    def etcd_failed(self, error: ElasticError) -> None:
+        """Ends the job on an error of etcd that no retry changes."""
+        self._finish(failed(type(error), str(error)))
+
+    def _check_finished(self) -> None:
+        workers, members = self.hosts.workers, self._members
+        known = all(number in workers for number in members)  # false until the fork server is ready
+        complete = known and all(workers[number].finished for number in members) if self._driver is None else self._driver.complete
+        if not complete or not members:
+            return
+        result = workers[self._founders.first if self._driver is None else members[0]].result or {}
+        epoch = 0 if self._driver is None else self._driver.view.epoch
+        done = {"type": "done", "value": result["value"], "epoch": epoch, "stopped": result["stopped"], **self._returned}
+        if all(workers[number].gone for number in members):
+            self._finish(done)
+        elif not self._loop.timing("grace"):
+            self.hosts.tell(members, {"type": "leave"})
+            self._loop.set_timer(self._settings.grace_s, lambda: self._finish(done), "grace")

@@ -1,0 +1,265 @@
+"""Lends the workers of this host to the agent that coordinates the job, on another host; becomes the coordinator if that one is lost.
+
+A host that has lost the coordinator keeps its workers, which wait for their peers. A new coordinator goes on with them. The same one has
+excluded the host meanwhile: then they are ended, and new ones join.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastic.agent.admissions import hello
+from elastic.agent.agent_link import Address, AgentLink, dial, secret_of
+from elastic.agent.carrier import LocalCarrier
+from elastic.agent.crew import Crew
+from elastic.agent.job_facts import JobFacts
+from elastic.agent.loop import Loop
+from elastic.agent.remote_carrier import Ended, observations
+from elastic.agent.start import Sharing, Start
+from elastic.agent.supervision import WorkerProcess
+from elastic.comm.handshake import WrongSecret
+from elastic.control.outcome import failed
+from elastic.errors import EtcdUnavailable, JobFailed, LinkError, MismatchError, SettingsError
+from elastic.health.judge import LOOK_S
+from elastic.host.channel import Message
+from elastic.host.rundir import RunDirectory
+from elastic.observe.console import say
+from elastic.observe.incident import Incident
+from elastic.settings import JobSettings
+
+if TYPE_CHECKING:
+    from elastic.membership.session import Session
+
+_AGAIN_S = 0.3  # between two looks for the coordinator
+_NOBODY_S = 60.0  # after which a host that knows nothing of the job gives it up
+_TOLD_S = 5.0  # after which the user is informed that there is none
+
+
+class Follower:
+    """One follower, whom others can reach at `address`. `make_crew` starts the fork server once the job's settings are known; `elected` is
+    called when this agent has become the coordinator, and takes everything over; `end` gets the job's outcome."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        start: Start,
+        name: str,
+        address: Address,
+        session: Session,
+        make_crew: Callable[[JobSettings], Crew],
+        elected: Callable[[Follower], None],
+        end: Callable[[Message], None],
+    ) -> None:
+        assert start.sharing is not None  # only agents of shared jobs follow
+        self.sharing: Sharing = start.sharing
+        self.job: JobFacts | None = None
+        self.carrier: LocalCarrier | None = None
+        self.settings: JobSettings = start.settings
+        self.forks = False  # whether workers can be started
+        self.before: str | None = None  # the agent that was the coordinator last
+        self.alone_since = time.monotonic()  # since when there is no coordinator
+        self._address, self._elected = address, elected
+        self._loop, self._start, self._name, self._session, self._make_crew, self._end = loop, start, name, session, make_crew, end
+        self._link: AgentLink | None = None
+        self._crew: Crew | None = None
+        self._keeps = self._awaited = False
+        self._stopping = False
+        self._unsent: list[Message] = []  # what workers have told since the coordinator was lost
+        self._told = False
+
+    def begin(self) -> None:
+        """Looks for the coordinator until it is found, or this agent is."""
+        try:
+            leader = self._session.election.leader()
+            if leader is None and self._may_lead() and self._session.campaign(self._address):
+                self._elected(self)
+                return
+        except EtcdUnavailable as error:
+            self._unreached(LinkError(str(error)))
+            return
+        if leader is None or leader.address is None:
+            self._unreached(LinkError("no agent coordinates the job"))
+            return
+        self.before = leader.agent
+        ip, port = leader.address
+        dial(self._loop, secret_of(bytes.fromhex(self.sharing.secret)), (ip, port), self._connected, self._unreached)
+
+    def close(self, outcome: Message | None) -> None:
+        """Leaves the job."""
+        self._loop.clear_timer("coordinator")
+        self._loop.clear_timer("look")
+        if self._link is not None:
+            self._link.close()
+
+    def close_files(self) -> None:
+        """Has no files."""
+
+    def stop(self) -> None:
+        """Asks the coordinator to stop the job at the next step boundary."""
+        self._stopping = True
+        if self._link is not None:
+            self._link.send({"type": "stop"})
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the user asked this agent to stop the job."""
+        return self._stopping
+
+    @property
+    def unsent(self) -> list[Message]:
+        """What workers of this host have told since the coordinator was lost."""
+        return self._unsent
+
+    def forks_ready(self) -> None:
+        """Notes that workers of this host can be started."""
+        self.forks = True
+        self._offer()
+
+    def heard(self, worker: WorkerProcess, message: Message) -> None:
+        """Passes a worker's message on."""
+        if message["type"] == "result":
+            worker.result = message
+        self._send({"type": "heard", "worker": worker.number, "message": message, "now": time.monotonic()})
+
+    def ended(self, worker: WorkerProcess) -> None:
+        """Passes the end of a worker on, with what its segment holds."""
+        if self.carrier is None:
+            return
+        doing, offers = self.carrier.doing(worker), self.carrier.offers([worker.number])
+        report = Ended(
+            worker=worker.number,
+            status=worker.status,
+            unreaped=worker.unreaped,
+            condemned=worker.condemned,
+            failure=worker.failure,
+            doing=None if doing is None else asdict(doing),
+            offer=offers[0].to_json() if offers else None,
+        )
+        self._send({"type": "ended", "report": asdict(report), "now": time.monotonic()})
+
+    # The coordinator
+
+    def _unreached(self, error: LinkError) -> None:
+        if isinstance(error, WrongSecret):
+            why = "the agent that coordinates it has another secret: give the same secret on every host"
+            self._end(failed(SettingsError, f"this host cannot take part in the job {self._start.settings.name}: {why}"))
+            return
+        alone = time.monotonic() - self.alone_since
+        if alone > _TOLD_S and not self._told:
+            self._told = True
+            say(f"the agent that coordinates the job has not been reached for {alone:.0f} s: {error}; this host tries again and again")
+        self._loop.set_timer(_AGAIN_S, self.begin, "coordinator")
+
+    def _may_lead(self) -> bool:
+        """Whether this agent can coordinate the job: it knows it, or there is nothing to know yet."""
+        if not self._session.named:
+            self._end({"type": "rejoin", "why": f"the job {self._start.settings.name} that this host took part in has ended"})
+            return False
+        if self.job is not None:
+            return True
+        if self._session.mark() is None:
+            return True
+        if time.monotonic() - self.alone_since > _NOBODY_S:
+            why = f"no host that had a part in the job has been reached for {_NOBODY_S:g} s: its state is lost. Start the job again"
+            self._end(failed(JobFailed, why))
+        return False
+
+    def _connected(self, sock: socket.socket) -> None:
+        self._link = AgentLink(self._loop, sock, heard=self._hear, lost=self._lost)
+        self._link.send(hello(self._start, self._name))
+
+    def _lost(self, why: str) -> None:
+        self._link, self._awaited = None, False
+        self.alone_since, self._told = time.monotonic(), False
+        say(f"host {self.before}, whose agent coordinates the job, is lost: {why}")
+        self.begin()
+
+    def _send(self, message: Message) -> None:
+        if self._link is None or self._awaited:
+            self._unsent.append(message)
+        else:
+            self._link.send(message)
+
+    def _hear(self, message: Message) -> None:
+        kind, carrier = message["type"], self.carrier
+        if kind == "welcome":
+            self._welcomed(JobSettings.from_json(message["settings"]), message["least"], keeps=message["keeps"])
+        elif kind == "refused":
+            self._end(failed(MismatchError, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
+        elif kind == "outcome":
+            self._end(message["outcome"])
+        elif kind == "job":
+            self.job = JobFacts.from_json(message["facts"])
+        elif kind == "started":
+            self.job = None if self.job is None else self.job.started(message["worker"])
+        elif carrier is None:
+            return
+        elif kind == "fork":
+            carrier.fork(message["worker"], **message["role"])
+        elif kind == "tell":
+            self.job = None if self.job is None else self.job.knowing(message["message"])
+            carrier.tell(message["workers"], message["message"], message["segments"])
+        elif kind == "tell_all":
+            carrier.tell_all(message["message"])
+        elif kind == "end":
+            carrier.end(message["worker"], message["why"])
+        elif kind == "release":
+            carrier.release(message["workers"])
+        elif kind == "freeze":
+            carrier.freeze(message["modules"])
+        elif kind == "record":
+            carrier.write(message["members"])
+        elif kind == "incidents":
+            carrier.replace_log(message["incidents"])
+        elif kind == "incident":
+            carrier.log(Incident.from_json(message["incident"]))
+
+    def _welcomed(self, founder: JobSettings, least: int, *, keeps: bool) -> None:
+        """Takes the founder's settings; those of the place are this host's own. With `keeps`, the coordinator goes on with its workers."""
+        own = self._start.settings
+        self.settings = replace(founder, etcd=own.etcd, directory=own.directory, train_fn=own.train_fn, workers=own.workers)
+        self.sharing = replace(self.sharing, least=least)
+        self._told, self._awaited, self._keeps = False, True, keeps
+        if self._crew is None:
+            self._crew = self._make_crew(self.settings)
+            directory = RunDirectory(Path(self._start.directory))
+            self.carrier = LocalCarrier(self._crew, directory, self._name, room=own.workers)
+            self._crew.listen()
+        elif not keeps:
+            for worker in self._crew.workers.values():
+                worker.kill("the job goes on without it, since its host was lost for a while")
+        if self._stopping:
+            self.stop()
+        self._offer()
+
+    def _offer(self) -> None:
+        """Offers this host's room, once the fork server is ready and no worker is left that the coordinator does not go on with."""
+        carrier, link = self.carrier, self._link
+        if not (self.forks and self._awaited) or carrier is None or link is None:
+            return
+        living = [worker for worker in carrier.workers.values() if not worker.ended]
+        if living and not self._keeps:
+            self._loop.set_timer(_AGAIN_S, self._offer, "offer")
+            return
+        names = [field.name for field in fields(WorkerProcess)]
+        held = [{name: getattr(worker, name) for name in names} for worker in carrier.workers.values()] if self._keeps else []
+        job = self.job.to_json() if self.job is not None and self._keeps else None
+        link.send({"type": "ready", "room": carrier.room, "facts": asdict(carrier.facts), "workers": held, "job": job})
+        self._awaited = False
+        unsent, self._unsent = self._unsent, []
+        for message in unsent if self._keeps else ():
+            link.send(message)
+        self._loop.set_timer(LOOK_S, self._keep_looking, "look")
+
+    def _keep_looking(self) -> None:
+        """Tells the coordinator what the workers are doing, and which processes they have."""
+        if self._link is None or self._awaited or self.carrier is None:
+            return
+        living = [number for number, worker in self.carrier.workers.items() if not worker.ended]
+        self._link.send({"type": "seen", "workers": observations(self.carrier.look(living)), "now": time.monotonic()})
+        self._loop.set_timer(LOOK_S, self._keep_looking, "look")

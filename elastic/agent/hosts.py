@@ -1,0 +1,172 @@
+"""The hosts of a job, as its coordinator sees them: which worker runs where, and the `Carrier` to all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from elastic.agent.carrier import members_of
+from elastic.agent.remote_carrier import RemoteCarrier
+from elastic.agent.supervision import WorkerProcess
+from elastic.control.carrier import Carrier, Death
+from elastic.health.evidence import Observed
+from elastic.host.channel import Message
+from elastic.host.facts import HostFacts
+from elastic.observe.incident import Incident
+from elastic.recovery.inventory import Inventory
+from elastic.view import View
+
+
+class HostCarrier(Protocol):
+    """The workers of one host, on which there is `room` for so many."""
+
+    name: str
+    room: int
+    facts: HostFacts
+
+    @property
+    def workers(self) -> Any: ...
+    def fork(self, worker: int, **role: Any) -> None: ...
+    def freeze(self, modules: dict[str, Any]) -> None: ...
+    def tell(self, workers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None: ...
+    def tell_all(self, message: Message) -> None: ...
+    def tell_agent(self, message: Message) -> None: ...
+    def offers(self, workers: Iterable[int]) -> list[Inventory]: ...
+    def release(self, workers: Iterable[int]) -> None: ...
+    def end(self, worker: int, why: str) -> None: ...
+    def look(self, workers: Iterable[int]) -> list[Observed]: ...
+    def death(self, worker: WorkerProcess) -> Death: ...
+    def log(self, found: Incident) -> None: ...
+    def write(self, members: dict[str, Any]) -> None: ...
+
+
+class AbsentHost(RemoteCarrier):
+    """A host whose agent is gone, with one of its workers."""
+
+    def __init__(self, name: str, worker: int) -> None:
+        super().__init__(None, name, 0, HostFacts(processors=1))
+        gone = WorkerProcess(number=worker, gone=True, unreaped=True, lost=f"{name}: its agent is gone")
+        self.workers[worker] = gone
+
+
+class Hosts(Carrier):
+    """All hosts; the first is this one. Requests for workers of hosts that are lost are dropped."""
+
+    def __init__(self, local: HostCarrier) -> None:
+        self.local = local
+        self.present: dict[str, HostCarrier] = {local.name: local}
+        self.wanted: int | None = None  # the number of workers that the job was founded with
+        self._hosts: dict[int, HostCarrier] = dict.fromkeys(local.workers, local)  # of all workers so far
+        self._standing: list[Message] = []
+        self._frozen: dict[str, Any] | None = None
+
+    @property
+    def room(self) -> int:
+        """How many workers all hosts have room for."""
+        return sum(host.room for host in self.present.values())
+
+    def worker(self, number: int) -> WorkerProcess:
+        """Returns the record of a worker, living or dead."""
+        return self._hosts[number].workers[number]
+
+    @property
+    def workers(self) -> dict[int, WorkerProcess]:
+        """The records of all workers so far."""
+        return {number: host.workers[number] for number, host in self._hosts.items()}
+
+    def host_of(self, worker: int) -> str:
+        return self._hosts[worker].name
+
+    def add(self, host: HostCarrier) -> None:
+        """Adds a host, with the workers that it has, and on which others can be started."""
+        self.present[host.name] = host
+        self._hosts |= dict.fromkeys(host.workers, host)
+        if self._frozen is not None:
+            host.freeze(self._frozen)
+        for message in self._standing:
+            host.tell_all(message)
+
+    def remove(self, name: str) -> None:
+        """Removes a host that is lost; the records of its workers remain."""
+        self.present.pop(name, None)
+
+    def freeze(self, modules: dict[str, Any]) -> None:
+        """Makes later workers of every host run these modules in their present state."""
+        self._frozen = modules
+        for host in self.present.values():
+            host.freeze(modules)
+
+    def fork(self, worker: int, host: str, *, first: bool = False, joins: bool = True) -> None:
+        """Starts a worker on a host; `first` and `joins` are as in `Crew.fork`."""
+        self._hosts[worker] = self.present[host]
+        self.tell_agents({"type": "started", "worker": worker})
+        self.present[host].fork(worker, first=first, joins=joins, workers=self.wanted)
+
+    def miss(self, worker: int, host: str) -> None:
+        """Notes that a worker is lost, unless one of the hosts has it."""
+        if worker not in self._hosts:
+            self._hosts[worker] = AbsentHost(host, worker)
+
+    def tell_agents(self, message: Message) -> None:
+        """Sends a message to the agents of the other hosts."""
+        self.each(lambda host: host.tell_agent(message))
+
+    def start(self, workers: Iterable[int]) -> None:
+        for worker in workers:
+            self.fork(worker, self.emptiest())
+
+    def emptiest(self) -> str:
+        """Returns the host with room for most further workers."""
+        return max(self.present.values(), key=self._free).name
+
+    def _free(self, host: HostCarrier) -> int:
+        return host.room - sum(not worker.ended for worker in host.workers.values())
+
+    def tell(self, workers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None:
+        theirs = self._by_host(segments)
+        for name, numbers in self._by_host(workers).items():
+            self.present[name].tell(numbers, message, theirs.get(name, ()))
+
+    def tell_all(self, message: Message) -> None:
+        """Sends a message to every worker, also to those that are started later."""
+        self._standing.append(message)
+        for host in self.present.values():
+            host.tell_all(message)
+
+    def offers(self, workers: Iterable[int]) -> list[Inventory]:
+        return [offer for name, numbers in self._by_host(workers).items() for offer in self.present[name].offers(numbers)]
+
+    def release(self, workers: Iterable[int]) -> None:
+        for name, numbers in self._by_host(workers).items():
+            self.present[name].release(numbers)
+
+    def end(self, worker: int, why: str) -> None:
+        for name in self._by_host([worker]):
+            self.present[name].end(worker, why)
+
+    def look(self, workers: Iterable[int]) -> list[Observed]:
+        return [seen for name, numbers in self._by_host(workers).items() for seen in self.present[name].look(numbers)]
+
+    def death(self, worker: WorkerProcess) -> Death:
+        """Returns the report on a worker whose process has ended."""
+        return self._hosts[worker.number].death(worker)
+
+    def log(self, found: Incident) -> None:
+        self.each(lambda host: host.log(found))
+
+    def record(self, view: View) -> None:
+        members = members_of(view, {number: worker.pid for number, worker in self.workers.items()})
+        self.each(lambda host: host.write(members))
+
+    def each(self, act: Callable[[HostCarrier], None]) -> None:
+        """Calls `act` with every host."""
+        for host in list(self.present.values()):
+            act(host)
+
+    def _by_host(self, workers: Iterable[int]) -> dict[str, list[int]]:
+        """Returns the workers of each present host."""
+        found: dict[str, list[int]] = {}
+        for worker in workers:
+            if worker in self._hosts and self._hosts[worker].name in self.present:
+                found.setdefault(self._hosts[worker].name, []).append(worker)
+        return found

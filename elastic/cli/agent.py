@@ -1,0 +1,46 @@
+"""The command `elastic agent`: one host's part in a job of several hosts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elastic.cli.ran import printed
+from elastic.launch.sharing import read_secret
+
+
+def agent(
+    target: Annotated[str, typer.Argument(help="The train function: path.py:function or module:function.")],
+    etcd: Annotated[str, typer.Option(help="[user:password@]host:port of the etcd that all hosts use.")],
+    job: Annotated[str, typer.Option(help="The job's name: hosts that give the same train together.")],
+    secret_file: Annotated[Path, typer.Option(help="A file with the job's secret, the same on every host, readable by you alone.")],
+    args: Annotated[list[str] | None, typer.Argument(help="Its arguments after the job: JSON values, or plain strings.")] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes on this host.")] = 2,
+    hosts_min: Annotated[int, typer.Option(help="How many hosts found the job; later ones join it.")] = 1,
+    interface: Annotated[str | None, typer.Option(help="This host's IP address for the others; by default that towards etcd.")] = None,
+    stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
+    min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it waits.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
+    isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of the founder's machine.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all generators when the train function begins.")] = 0,
+    directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
+) -> None:
+    """Takes part in a job with the workers of this host: founds it, or joins it. The founder's settings count; others' are compared."""
+    printed(
+        target,
+        args,
+        lambda: {"secret": read_secret(secret_file)},
+        workers=workers,
+        etcd=etcd,
+        name=job,
+        hosts_min=hosts_min,
+        interface=interface,
+        stages=stages,
+        min_workers=min_workers,
+        threads=threads,
+        isa=isa,
+        seed=seed,
+        directory=directory,
+    )

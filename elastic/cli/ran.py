@@ -1,0 +1,33 @@
+"""What `elastic run` and `elastic agent` share: a job that runs, and its result on the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import elastic
+from elastic.cli.plan import argument
+
+
+def printed(target: str, args: list[str] | None, more: Callable[[], dict[str, Any]] = dict, **options: Any) -> None:
+    """Runs the job, prints the leader's return value as JSON, and exits with the job's code.
+
+    `more` returns further options; it may raise an ElasticError.
+    """
+    with suppress(FileNotFoundError):  # `elastic.run` reports the error
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        result = elastic.run(target, args=[argument(text) for text in args or []], **options, **more())
+    except elastic.errors.ElasticError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if result.value is not None:
+        print(json.dumps(result.value))
+    if result.stopped:
+        raise typer.Exit(130)

@@ -1,0 +1,107 @@
+"""Several hosts on one machine: agents with an etcd of their own, which share nothing but that etcd, TCP connections and a secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.etcd_access import etcd_with
+
+SCRIPT = Path(__file__).parent / "script.py"
+ROOT = Path(__file__).parents[2]
+_END_S = 60.0
+
+
+@dataclass
+class Host:
+    """One run of `elastic agent`, with a run directory of its own."""
+
+    process: subprocess.Popen[str]
+    directory: Path
+    out: Path
+    err: Path
+
+    def result(self) -> Any:
+        """The job's value, as it was printed. Raises AssertionError if the agent has failed."""
+        code = self.process.wait(_END_S)
+        assert code == 0, self.said
+        return json.loads(self.out.read_text().splitlines()[-1])
+
+    def failure(self) -> str:
+        """What the agent said when it failed."""
+        assert self.process.wait(_END_S) == 1, self.said
+        return self.said
+
+    @property
+    def said(self) -> str:
+        return self.err.read_text()
+
+    @property
+    def incidents(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / "incidents.jsonl").read_text().splitlines()]
+
+    def until(self, text: str) -> None:
+        """Waits until the agent has said this."""
+        deadline = time.monotonic() + _END_S
+        while text not in self.said:
+            assert time.monotonic() < deadline, self.said
+            assert self.process.poll() is None, self.said
+            time.sleep(0.02)
+
+
+@dataclass
+class Cluster:
+    """Starts hosts that take part in the job `job`."""
+
+    folder: Path
+    etcd: str
+    started: list[Host] = field(default_factory=list)
+
+    def secret(self, text: str = "a secret of thirty-two letters...") -> Path:
+        path = self.folder / f"secret-{len(text)}"
+        path.write_text(text)
+        path.chmod(0o600)
+        return path
+
+    def host(self, *args: Any, workers: int = 2, secret: Path | None = None, target: str = f"{SCRIPT}:train", **options: Any) -> Host:
+        """Starts `elastic agent`; options with `_` for `-`."""
+        name = f"host-{len(self.started)}"
+        directory, out, err = self.folder / name, self.folder / f"{name}.out", self.folder / f"{name}.err"
+        flags = {
+            "etcd": self.etcd,
+            "job": "job",
+            "workers": workers,
+            "secret-file": secret or self.secret(),
+            "directory": directory,
+            **options,
+        }
+        flat = [text for flag, value in flags.items() for text in (f"--{flag.replace('_', '-')}", str(value))]
+        command = [sys.executable, "-m", "elastic.cli.main", "agent", *flat, target, *(json.dumps(each) for each in args)]
+        with out.open("w") as stdout, err.open("w") as stderr:
+            process = subprocess.Popen(
+                command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            )
+        host = Host(process, directory, out, err)
+        self.started.append(host)
+        return host
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
+    """A cluster without hosts; those that are started are ended at last."""
+    with etcd_with(folder / "etcd") as etcd:
+        made = Cluster(folder, str(etcd.endpoint()))
+        try:
+            yield made
+        finally:
+            for host in made.started:
+                host.process.kill()
+                host.process.wait()

@@ -1,0 +1,43 @@
+"""A user's training script for several hosts; with fates of its own, of which the runtime is told nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import elastic
+
+WIDTH = 48
+
+
+def train(job: Any, steps: int = 12, fates: dict[str, Any] | None = None, pause_s: float = 0.0) -> dict[str, Any]:
+    """Trains. `fates` maps steps to `[worker, what]`: it kills its `agent`, or itself (`worker`), in the loop body, once."""
+    torch.manual_seed(7)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.1)) for _ in range(5)]
+    inputs = torch.randn(160, WIDTH)
+    trainer = elastic.Trainer(
+        layers,
+        lambda output, batch: functional.mse_loss(output, batch[1]),
+        lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+        torch.utils.data.TensorDataset(inputs, inputs.flip(1)),
+        batch_size=16,
+        micro_batch_size=2,
+        seed=3,
+    )
+    losses = []
+    for report in trainer.run(steps):
+        losses.append([report.step, report.loss])
+        worker, what = (fates or {}).get(str(report.step), (None, None))
+        if worker == job.worker:
+            members = json.loads((Path(job.directory) / "members.json").read_text())
+            os.kill(members["agent"] if what == "agent" else os.getpid(), signal.SIGSTOP if what == "stop" else signal.SIGKILL)
+        time.sleep(pause_s)
+    return {"losses": losses, "digest": trainer.digest()}

@@ -1,0 +1,106 @@
+"""Tests jobs of several hosts: agents with TCP links between them that found a job, are lost, take over, come back and are refused."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import elastic
+from tests.hosts import script
+from tests.hosts.agents import SCRIPT, Cluster, cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
+
+STEPS = 24
+
+
+@functools.cache
+def calm(steps: int = STEPS) -> Any:
+    """What an undisturbed job of one worker returns."""
+    return elastic.run(script.train, workers=1, args=[steps]).value
+
+
+@pytest.fixture
+def hosts(leftovers: Any, tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(leftovers.directory / "cluster") as made:
+        made.folder.mkdir(exist_ok=True)
+        yield made
+    shutil.rmtree(made.folder)
+
+
+def test_two_hosts_train_as_one(hosts: Cluster) -> None:
+    first = hosts.host(STEPS, hosts_min=2)
+    first.until("waiting for 1 more host")
+    second = hosts.host(STEPS, workers=1)
+    assert first.result() == second.result() == calm()
+
+
+@pytest.mark.long
+def test_a_lost_host_is_done_without_and_its_new_agent_joins(hosts: Cluster) -> None:
+    """The agent is killed; its launcher starts another one."""
+    fates = {"6": [2, "agent"]}
+    first = hosts.host(STEPS * 4, fates, 0.05, hosts_min=2)
+    first.until("waiting for 1 more host")
+    second = hosts.host(STEPS * 4, fates, 0.05)
+    assert first.result() == calm(STEPS * 4)
+    assert second.result() == calm(STEPS * 4)
+    lost, joined = first.incidents[:2]
+    assert (lost["kind"], sorted([lost["worker"], *lost["also"]]), joined["kind"]) == ("death", [2, 3], "join")
+    assert first.incidents == second.incidents
+    assert "was lost with its host" in first.said
+    assert "a new agent of this host takes part" in second.said
+
+
+def test_another_agent_coordinates_when_the_first_is_lost(hosts: Cluster) -> None:
+    fates = {"6": [0, "agent"]}
+    first = hosts.host(STEPS * 4, fates, 0.05, hosts_min=2)
+    first.until("waiting for 1 more host")
+    second = hosts.host(STEPS * 4, fates, 0.05)
+    assert second.result() == calm(STEPS * 4)
+    assert first.result() == calm(STEPS * 4)
+    lost = second.incidents[0]
+    assert (lost["kind"], sorted([lost["worker"], *lost["also"]])) == ("death", [0, 1])
+    assert "coordinates the job now" in second.said
+
+
+@pytest.mark.long
+def test_a_host_may_join_a_running_job(hosts: Cluster) -> None:
+    first = hosts.host(STEPS * 4, {}, 0.05, workers=1)
+    first.until("")
+    second = hosts.host(STEPS * 4, {}, 0.05)
+    assert first.result() == second.result() == calm(STEPS * 4)
+    assert [each["kind"] for each in first.incidents][:1] == ["join"]
+
+
+@pytest.mark.long
+def test_a_worker_that_dies_is_replaced_on_its_host(hosts: Cluster) -> None:
+    fates = {"6": [2, "worker"]}
+    first = hosts.host(STEPS * 4, fates, 0.05, hosts_min=2)
+    first.until("waiting for 1 more host")
+    second = hosts.host(STEPS * 4, fates, 0.05)
+    assert first.result() == second.result() == calm(STEPS * 4)
+    assert [each["kind"] for each in first.incidents][:2] == ["death", "join"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"seed": 5}, "it was started with seed=5, and the job has seed=0: give the same, or leave it out"),
+        ({"target": f"{SCRIPT}:WIDTH"}, "it was started for script.py:WIDTH, and the job runs script.py:train"),
+        ({"secret": "another secret of many letters"}, "the agent that coordinates it has another secret"),
+    ],
+)
+def test_who_does_not_fit_is_refused_with_the_reason(hosts: Cluster, options: dict[str, Any], why: str) -> None:
+    first = hosts.host(STEPS, hosts_min=2)
+    first.until("waiting for 1 more host")
+    if "secret" in options:
+        options = {"secret": hosts.secret(options["secret"])}
+    assert why in hosts.host(STEPS, **options).failure()
+    second = hosts.host(STEPS)
+    assert first.result() == second.result() == calm()
