@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import elastic
 from elastic.engine.stage import LayerRunner
 from tests.engine import models
 from tests.recovery import outliving
+from tests.recovery.trainings import Log
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
 
@@ -38,20 +43,27 @@ def awaits() -> None:
     os.read(os.pipe()[0], 1)
 
 
-def is_stopped() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
+def computes() -> None:
+    until = time.monotonic() + 6.0
+    while time.monotonic() < until:
+        pass
 
 
-FAULTS: dict[str, Callable[[], None]] = {each.__name__: each for each in (sleeps, spins, awaits, is_stopped)}
+FAULTS: dict[str, Callable[[], None]] = {each.__name__: each for each in (sleeps, spins, awaits, computes)}
 
 
-def train(job: Any, folder: str, faults: dict[str, Any], *arguments: Any) -> Any:
-    """`faults` by worker: `[fault, where, step]`; each happens once. `where`: "forward", "backward", "load", or a phase of a recovery."""
+def train(job: Any, folder: str, steps: int, faults: dict[str, Any], fates: dict[str, Any], body: dict[str, Any]) -> Any:
+    """`faults` by worker: `[fault, where, step]`; each happens once. `where`: "forward", "backward", "load", or a phase of a recovery.
+
+    The fault "slows" stays, in this process. `body`: how long a loop body sleeps or computes, by "worker step".
+    """
     fault, where, step = faults.get(str(job.worker), ("", "", 0))
 
     def happens() -> None:
         first = Path(folder, f"fault-{job.worker}")
-        if not first.exists():
+        if fault == "slows":
+            time.sleep(0.05)
+        elif not first.exists():
             first.touch()
             FAULTS[fault]()
 
@@ -59,7 +71,7 @@ def train(job: Any, folder: str, faults: dict[str, Any], *arguments: Any) -> Any
         run = getattr(LayerRunner, where)
 
         def runs(self: LayerRunner, now: int, *rest: Any) -> Any:
-            if now == step:
+            if now == step or (fault == "slows" and now > step):
                 happens()
             return run(self, now, *rest)
 
@@ -67,23 +79,45 @@ def train(job: Any, folder: str, faults: dict[str, Any], *arguments: Any) -> Any
     elif where == "load":
         take = models.Rows.__getitem__
         models.Rows.__getitem__ = lambda self, index: (happens() if job.step == step else None, take(self, index))[1]
+    elif where == "train_fn":
+        happens()
     elif where:
         enter = job.enter
         job.enter = lambda phase, now, micro_batch=-1: (enter(phase, now, micro_batch), happens() if phase == where else None)
-    return outliving.train(job, folder, *arguments)
+    seen = Log.add
+
+    def add(self: Log, what: str, number: int, *more: Any) -> None:
+        seen(self, what, number, *more)
+        kind, seconds = body.get(f"{job.worker} {number}", ("", 0)) if what == "step" else ("", 0)
+        until = time.monotonic() + seconds
+        if kind == "sleeps":
+            time.sleep(seconds)
+        while kind == "computes" and time.monotonic() < until:
+            pass
+
+    Log.add = add
+    return outliving.train(job, folder, "adamw", steps, fates)
 
 
-def run(tmp_path: Path, faults: dict[str, Any], fates: dict[str, Any] | None = None, **options: Any) -> elastic.JobResult:
-    arguments = [str(tmp_path), faults, "adamw", STEPS, fates or {}]
+def run(
+    tmp_path: Path,
+    faults: dict[str, Any],
+    fates: dict[str, Any] | None = None,
+    body: dict[str, Any] | None = None,
+    *,
+    steps: int = STEPS,
+    **options: Any,
+) -> elastic.JobResult:
+    arguments = [str(tmp_path), steps, faults, fates or {}, body or {}]
     options = {"workers": 3, "stages": 1, "rebalance": False, **options}
     return elastic.run(train, args=arguments, directory=tmp_path / "run", **options)
 
 
 @functools.cache
-def calm() -> Any:
+def calm(steps: int = STEPS) -> Any:
     """Returns the value of a job that nothing disturbs."""
     with tempfile.TemporaryDirectory() as folder:
-        return run(Path(folder), {}, workers=1).value
+        return run(Path(folder), {}, workers=1, steps=steps).value
 
 
 def lost(result: elastic.JobResult) -> set[int]:
@@ -91,20 +125,138 @@ def lost(result: elastic.JobResult) -> set[int]:
     return {worker for incident in found for worker in (incident["worker"], *incident["also"])}
 
 
+def eviction(result: elastic.JobResult) -> dict[str, Any]:
+    (found,) = (incident for incident in result.incidents if incident["kind"] == "eviction")
+    return found
+
+
 @pytest.mark.parametrize("stages", [1, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("fault", "where", "cause", "evidence"),
     [
-        ("sleeps", "forward", "hung", "it has used no processor for 1.*in forward of step 9, micro-batch .*(state S in .*sleep)"),
-        ("awaits", "backward", "hung", "it has used no processor for 1.*in backward of step 9, micro-batch .*pipe"),
-        ("spins", "forward", "spinning", "it has used 1.* s of processor time in .* in forward of step 9, micro-batch"),
+        ("sleeps", "forward", "hung", r"it has used no processor for 1.*in forward of step 9, micro-batch \d.*\(state S in .*sleep"),
+        ("awaits", "backward", "hung", r"it has used no processor for 1.*in backward of step 9, micro-batch \d.*\(state S in .*pipe"),
+        ("spins", "forward", "spinning", r"it has used 1.* s of processor time in .* in forward of step 9, micro-batch \d"),
     ],
 )
 def test_hung_in_a_step(tmp_path: Path, fault: str, where: str, cause: str, evidence: str, stages: int) -> None:
     result = run(tmp_path, {"1": [fault, where, 9]}, stages=stages, hung_after=1.0)
     assert result.value == calm()
     assert lost(result) == {1}
-    (found,) = (incident for incident in result.incidents if incident["kind"] == "eviction")
-    assert found["cause"] == cause
-    assert found["step"] == 9
+    found = eviction(result)
+    assert (found["cause"], found["step"], found["phase"]) == (cause, 9, where)
     assert re.search(evidence, found["why"])
+    assert found["why"].endswith("workers 0 and 2 wait for it")
+    assert found["detected_ms"] >= 1000
+
+
+def test_hung_in_a_data_loader(tmp_path: Path) -> None:
+    result = run(tmp_path, {"0": ["awaits", "load", 9]}, hung_after=1.0)
+    assert result.value == calm()
+    assert lost(result) == {0}
+    assert eviction(result)["cause"] == "hung in its data loader"
+    assert re.search(r"no processor for 3.*in the data loader of step 9, micro-batch \d.*test_unannounced", eviction(result)["why"])
+
+
+@pytest.mark.long
+def test_hung_in_the_code_of_train_fn(tmp_path: Path) -> None:
+    result = run(tmp_path, {}, body={"2 9": ["sleeps", 3600]}, hung_after=0.2)
+    assert result.value == calm()
+    assert lost(result) == {2}
+    assert eviction(result)["cause"] == "hung in train_fn"
+    assert re.search(r"no processor for 2\d.* s, in the code of train_fn after step 9, test_unannounced.py:\d+", eviction(result)["why"])
+
+
+@pytest.mark.parametrize(("phase", "cause"), [("quiesce", "silent in a recovery"), pytest.param("migrate", "", marks=pytest.mark.long)])
+def test_silent_in_a_recovery(tmp_path: Path, phase: str, cause: str) -> None:
+    """Worker 0 dies, and worker 2 does not answer."""
+    result = run(tmp_path, {"2": ["sleeps", phase, 0]}, {"0": ["enter", 9, 1, "forward", [0]]}, hung_after=0.7)
+    assert result.value == calm()
+    assert lost(result) == {0, 2}
+
+
+@pytest.mark.long
+def test_a_new_worker_that_never_is_ready_is_replaced(tmp_path: Path) -> None:
+    result = run(tmp_path, {"3": ["sleeps", "train_fn", 0]}, {"0": ["enter", 9, 1, "forward", [0]]}, steps=500, hung_after=0.05)
+    assert result.value == calm(500)
+    assert any(4 in incident["joined"] for incident in result.incidents)
+
+
+@pytest.mark.long
+def test_an_extremely_slow_worker_is_replaced_if_the_job_is_faster_without_it(tmp_path: Path) -> None:
+    result = run(tmp_path, {"1": ["slows", "forward", 5]}, stages=3, steps=120, rebalance=True)
+    assert result.value == calm(120)
+    assert lost(result) == {1}
+    assert eviction(result)["cause"] == "crawling"
+    assert re.search(r"it takes \d.* times as long as others; steps take", eviction(result)["why"])
+
+
+def signal_all(folder: Path, name: signal.Signals) -> None:
+    for member in json.loads((folder / "run" / "members.json").read_text())["members"]:
+        os.kill(member["pid"], name)
+
+
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(10.0, marks=pytest.mark.long)])
+def test_a_pause_of_all_workers_excludes_nobody(tmp_path: Path, seconds: float) -> None:
+    def pause() -> None:
+        wait_until(lambda: progress(tmp_path) >= 4)
+        signal_all(tmp_path, signal.SIGSTOP)
+        time.sleep(seconds)
+        signal_all(tmp_path, signal.SIGCONT)
+
+    with ThreadPoolExecutor(1) as pool:
+        paused = pool.submit(pause)
+        result = run(tmp_path, {}, steps=60)
+        paused.result()
+    assert result.value == calm(60)
+    assert result.incidents == ()
+
+
+def progress(folder: Path) -> int:
+    """How many steps the least of the workers was given."""
+    logs = [*folder.glob("steps-*.jsonl")]
+    return min((path.read_text().count('"step"') for path in logs), default=0) if len(logs) == 3 else 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seconds", [5.0, pytest.param(60.0, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"0 8": ["sleeps", 1.0]},
+        {"0 8": ["computes", 1.0]},
+        {"1 8": ["sleeps", 1.0], "2 8": ["sleeps", 0.5], "0 8": ["computes", 1.0]},
+    ],
+    ids=["the leader writes a checkpoint", "the leader evaluates", "all do"],
+)
+def test_a_long_loop_body_excludes_nobody(tmp_path: Path, body: dict[str, Any], seconds: float) -> None:
+    result = run(tmp_path, {}, body={place: [kind, share * seconds] for place, (kind, share) in body.items()})
+    assert result.value == calm()
+    assert result.incidents == ()
+
+
+def test_a_first_step_that_takes_long_excludes_nobody(tmp_path: Path) -> None:
+    """As one does in which layers are compiled."""
+    result = run(tmp_path, {"1": ["computes", "forward", 0]}, hung_after=1.0)
+    assert result.value == calm()
+    assert result.incidents == ()
+
+
+@pytest.mark.parametrize("steps", [100, pytest.param(3000, marks=pytest.mark.long)])
+def test_a_crowded_machine_excludes_nobody(tmp_path: Path, steps: int) -> None:
+    """Eight processes that never rest run next to the job."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        result = run(tmp_path, {}, stages=None, steps=steps, rebalance=True)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert result.value == calm(steps)
+    assert lost(result) == set()
