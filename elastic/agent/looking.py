@@ -51,6 +51,7 @@ class Looker:
             doing=doing,
             standing=None if reader is None else reader.standing(doing),
             age_s=age_s,
+            mute_s=time.monotonic() - reader.pulse_at if reader is not None and reader.pulse_at else 0.0,
             usage=None if worker.pid is None or (doing is not None and age_s < _RECENT_S) else self._usage(worker.pid),
         )
 

@@ -59,7 +59,8 @@ class IncidentLog:
         fault = min(now, self._missed_at.get((view.epoch, death.worker), now))
         self._close_settled()
         if self._timeline is not None and self._timeline.kind != "join":
-            self._timeline.lost(death.worker)
+            cause = self._causes.get(death.worker, "evicted")
+            self._timeline.lost(death.worker, f"worker {death.worker} is {cause}: {death.evicted}" if death.evicted else None)
             return
         if self._timeline is not None and self._timeline.before.epoch < view.epoch:  # the join is complete; this death is another incident
             self._conclude(self._timeline)

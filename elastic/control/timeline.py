@@ -71,9 +71,13 @@ class Timeline:
     def __post_init__(self) -> None:
         self._opened = self.detected
 
-    def lost(self, worker: int) -> None:
-        """Records the death of another worker before the recovery is over; a view committed since the first death no longer counts."""
+    def lost(self, worker: int, why: str | None = None) -> None:
+        """Records the loss of another worker before the recovery is over, with the reason if it was evicted.
+
+        A view committed since the first loss no longer counts.
+        """
         self.also.append(worker)
+        self.why = "; ".join(filter(None, (self.why, why))) or None
         self._view = None
         self._first.clear()
         self._resumed.clear()

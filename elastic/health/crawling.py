@@ -24,6 +24,9 @@ EXTREME = 5.0
 GAIN = 1.25
 """How many times as fast steps must be predicted to be without it."""
 
+GAIN_OBSERVED = 2.0
+"""The same, if what steps take with it is not predicted but observed: other things may slow them too."""
+
 AGAIN_S = 3600.0
 """How long after an exclusion for slowness no other follows on that host; doubles each time."""
 
@@ -36,7 +39,7 @@ class Crawling:
 
     def __init__(self, stages: int | None, min_workers: int) -> None:
         self._stages, self._min_workers = stages, min_workers
-        self._scale: float | None = None  # measured over predicted seconds of a step, with all workers well
+        self._scale: float | None = None  # measured over predicted seconds of a step, at best, with all workers well
         self._pace: tuple[int, int, float] = (0, 0, 0.0)  # epoch, its first reported step, seconds of a step; 0.0 if not known yet
         self._excluded: dict[str, tuple[int, float]] = {}  # by host: how often, and when last
         self._next_at = 0.0
@@ -50,7 +53,8 @@ class Crawling:
         if step - self._pace[1] >= _STEPS:
             self._pace = epoch, self._pace[1], seconds
             if view.fleet.equal:
-                self._scale = seconds / step_s(view.plan, view.workload, view.fleet)
+                scale = seconds / step_s(view.plan, view.workload, view.fleet)
+                self._scale = scale if self._scale is None else min(self._scale, scale)
 
     def verdict(self, view: View, measured: Mapping[int, float] | None, now: float) -> Verdict | None:
         """Returns the verdict on the slowest member. `measured` are new slowdowns for which the plan is to be changed, None without any.
@@ -67,7 +71,7 @@ class Crawling:
         if factor < EXTREME or len(view.workers) <= max(1, self._min_workers) or not self._may(host, now):
             return None
         found = self._compared(view, slowdowns, worker, planned=measured is None)
-        if found is None or found[0] <= GAIN * found[1]:
+        if found is None or found[0] <= (GAIN if measured is not None else GAIN_OBSERVED) * found[1]:
             return None
         self._excluded[host] = self._excluded.get(host, (0, 0.0))[0] + 1, now
         steps = f"steps take {found[0]:.2g} s with it, and are predicted to take {found[1]:.2g} s without it"

@@ -31,7 +31,8 @@ class Observed:
     """One observation of a worker. Ages are measured by its host's clock, so no clock is compared with another.
 
     `state` is the letter in /proc/PID/stat, empty if unknown. `doing` and `standing` are None without a record; `age_s` is how long ago its
-    activity began. `usage` is None if that is recent. `code` is the user's line that it is in, if it has reported one.
+    activity began. `mute_s` is how long ago a thread that runs every second has run in it. `usage` is None if the activity is recent.
+    `code` is the user's line that it is in, if it has reported one.
     """
 
     worker: int
@@ -40,6 +41,7 @@ class Observed:
     doing: Doing | None = None
     standing: Standing | None = None
     age_s: float = 0.0
+    mute_s: float = 0.0
     usage: Usage | None = None
     code: str = ""
 

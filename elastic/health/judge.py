@@ -3,7 +3,7 @@
 Each worker is in one of these conditions. Only a root of the wait-for graph can be blamed, except for one whose process is stopped.
 
     stopped        the process is stopped, and not all are
-    hung           it sleeps: in a step, in its data loader, in the code of train_fn, in a save, in a recovery
+    hung           it sleeps: in a step, in its data loader, in the code of train_fn, at a checkpoint, in a recovery
     spinning       it computes, far longer than it ever took for this phase
     out of processor time      it wants to run and does not get a processor; never excluded
     slow           it computes for long, and nothing is known with which this could be compared; only reported
@@ -26,7 +26,7 @@ from elastic.health.evidence import Observed
 from elastic.health.limits import USER_TIMES, Limits, allowance
 from elastic.health.stay import Stay
 from elastic.health.verdict import Verdict
-from elastic.health.waiting import awaited
+from elastic.health.waiting import awaited, believed
 from elastic.observe.activity import NOBODY, RECOVERY_PHASES, TRAIN_FN
 
 LOOK_S = 0.2
@@ -74,6 +74,7 @@ class Judge:
         if everybody or self._everybody_stopped:
             credit = 0.0
         self._looked, self._everybody_stopped = now, everybody
+        seen = believed(seen)
         waiting = awaited(seen, asked)
         known = self._stays
         self._stays = {
@@ -135,7 +136,8 @@ class Judge:
             return _verdict(seen, words.hung_kind(seen), words.idle(seen, stay, waiting), stay.still_s, excludes=True)
         if limits.hung_s is not None:
             allowed = allowance(seen, limits.hung_s).ran_s
-            if allowed is not None and stay.ran_s >= allowed * self._longer(seen, now):
+            longer = self._longer(seen, now)
+            if stay.ran_s >= allowed * longer and stay.still_s >= limits.hung_s * longer:
                 return _verdict(seen, words.SPINNING, words.busy(seen, stay, waiting), stay.still_s, excludes=True)
         return self._reported(seen, stay, waiting)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from elastic.health.evidence import Observed
-from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES, TRAIN_FN
+from elastic.observe.activity import CHECKPOINT, LOADER, RECOVERY_PHASES, STEP_PHASES, TRAIN_FN
 
 HISTORY_TIMES = 10.0
-"""A phase may take so many times as long as it took at most in recent steps."""
+"""A phase may use so many times as much processor time as it took at most in recent steps."""
+
+IDLE_TIMES = 3.0
+"""A phase may sleep so many times as long as it took at most in recent steps."""
 
 LOADER_TIMES = 3.0
 """How many times `hung_s` a data loader may wait: storage pauses now and then."""
@@ -16,11 +20,11 @@ LOADER_TIMES = 3.0
 FIRST_TIMES = 10.0
 """How many times `hung_s` a worker may wait in the first step of a view, or between steps."""
 
-RECOVERY_TIMES = 3.0
-"""How many times `hung_s` a worker may wait in a phase of a recovery."""
-
 USER_TIMES = 100.0
-"""How many times `hung_s` the user's code outside steps, a save or the start of a worker may wait: for an upload, say, or a download."""
+"""How many times `hung_s` the user's code outside steps, a checkpoint's storage or the start of a worker may wait: for an upload, say."""
+
+RAN_SHARE = 0.5
+"""Share of `hung_s` that a worker must have run to count as spinning: on a crowded machine it is not always running."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +43,7 @@ class Allowance:
     """How long a worker may go without using a processor (`idle_s`), and how much processor time it may use (`ran_s`; None: any amount)."""
 
     idle_s: float
-    ran_s: float | None = None
+    ran_s: float = math.inf
 
 
 def allowance(seen: Observed, hung_s: float) -> Allowance:
@@ -47,12 +51,14 @@ def allowance(seen: Observed, hung_s: float) -> Allowance:
     doing, standing = seen.doing, seen.standing
     if doing is None or standing is None:
         return Allowance(idle_s=USER_TIMES * hung_s)
-    if doing.phase in RECOVERY_PHASES:
-        return Allowance(idle_s=RECOVERY_TIMES * hung_s, ran_s=USER_TIMES * hung_s)
-    if standing.place in (TRAIN_FN, "save"):
+    if standing.place == CHECKPOINT:
         return Allowance(idle_s=USER_TIMES * hung_s)
-    usual = HISTORY_TIMES * standing.longest_s
-    if doing.phase not in STEP_PHASES or standing.first or not usual:
-        return Allowance(idle_s=max(FIRST_TIMES * hung_s, usual))
-    times = LOADER_TIMES if standing.place == "data loader" else 1.0
-    return Allowance(idle_s=max(times * hung_s, usual), ran_s=max(hung_s, usual))
+    if doing.phase in RECOVERY_PHASES:
+        return Allowance(idle_s=hung_s, ran_s=USER_TIMES * hung_s)
+    if standing.place == TRAIN_FN:
+        return Allowance(idle_s=USER_TIMES * hung_s)
+    longest_s = standing.longest_s
+    if doing.phase not in STEP_PHASES or standing.first or not longest_s:
+        return Allowance(idle_s=max(FIRST_TIMES * hung_s, IDLE_TIMES * longest_s))
+    times = LOADER_TIMES if standing.place == LOADER else 1.0
+    return Allowance(idle_s=max(times * hung_s, IDLE_TIMES * longest_s), ran_s=max(RAN_SHARE * hung_s, HISTORY_TIMES * longest_s))

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from elastic.health.evidence import Observed
 from elastic.health.stay import Stay
-from elastic.observe.activity import AGENT, RECOVERY_PHASES, TRAIN_FN
+from elastic.health.waiting import MUTE_S
+from elastic.observe.activity import AGENT, CHECKPOINT, LOADER, RECOVERY_PHASES, TRAIN_FN
 
 STOPPED = "stopped"
 HUNG = "hung"
 HUNG_LOADER = "hung in its data loader"
 HUNG_TRAIN_FN = "hung in train_fn"
-HUNG_SAVE = "hung in a save"
+HUNG_CHECKPOINT = "hung at a checkpoint"
 HUNG_RECOVERY = "silent in a recovery"
 SPINNING = "spinning"
 STARVED = "out of processor time"
@@ -46,9 +47,9 @@ def hung_kind(seen: Observed) -> str:
     """Returns which kind of hang it is if the worker makes no progress in what it is in."""
     if seen.doing is None or seen.standing is None:
         return UNREADY
-    if seen.doing.phase in RECOVERY_PHASES:
+    if seen.doing.phase in RECOVERY_PHASES and seen.standing.place != CHECKPOINT:
         return HUNG_RECOVERY
-    return {TRAIN_FN: HUNG_TRAIN_FN, "data loader": HUNG_LOADER, "save": HUNG_SAVE}.get(seen.standing.place, HUNG)
+    return {TRAIN_FN: HUNG_TRAIN_FN, LOADER: HUNG_LOADER, CHECKPOINT: HUNG_CHECKPOINT}.get(seen.standing.place, HUNG)
 
 
 def stopped(seen: Observed, stay: Stay, waiting: Sequence[int]) -> str:
@@ -58,7 +59,8 @@ def stopped(seen: Observed, stay: Stay, waiting: Sequence[int]) -> str:
 
 def idle(seen: Observed, stay: Stay, waiting: Sequence[int]) -> str:
     """Evidence of a worker that sleeps."""
-    return f"it has used no processor for {stay.idle_s:.1f} s{_in(seen)}{_usual(seen)} ({_kernel(seen)}){_waits(waiting)}"
+    mute = f"; no Python code has run in it for {seen.mute_s:.0f} s" if seen.mute_s >= MUTE_S else ""
+    return f"it has used no processor for {stay.idle_s:.1f} s{_in(seen)}{_usual(seen)} ({_kernel(seen)}){mute}{_waits(waiting)}"
 
 
 def busy(seen: Observed, stay: Stay, waiting: Sequence[int]) -> str:
@@ -81,19 +83,19 @@ def _in(seen: Observed) -> str:
     batch = f", micro-batch {doing.micro_batch}" if doing.micro_batch >= 0 else ""
     code = f", {seen.code}" if seen.code else ""
     place = "" if standing is None else standing.place
+    if place == CHECKPOINT:
+        return ", waiting for the storage of checkpoints"
     if doing.phase not in RECOVERY_PHASES:
         if place == TRAIN_FN:
             after = f" after step {doing.step}" if doing.step >= 0 else ""
             return f", in the code of train_fn{after}{code}"
-        if place == "data loader":
+        if place == LOADER:
             return f", in the data loader{step}{batch}{code}"
-        if place == "save":
-            return ", in a save"
     return f", in {doing.phase}{step}{batch}{code}"
 
 
 def _usual(seen: Observed) -> str:
-    longest = 0.0 if seen.standing is None or seen.standing.place in (TRAIN_FN, "save") else seen.standing.longest_s
+    longest = 0.0 if seen.standing is None or seen.standing.place in (TRAIN_FN, CHECKPOINT) else seen.standing.longest_s
     return f", which took it at most {longest:.2g} s before" if longest and seen.doing is not None and seen.doing.step >= 0 else ""
 
 

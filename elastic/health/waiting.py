@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from elastic.health.evidence import Observed
-from elastic.observe.activity import AGENT
+from elastic.observe.activity import AGENT, NOBODY
+
+MUTE_S = 5.0
+"""After how many seconds without a run of Python code a worker in a circle is not believed to wait."""
+
+
+def believed(seen: Sequence[Observed]) -> list[Observed]:
+    """Returns the observations without waits that have ended, although their worker could not record that.
+
+    If a thread holds the interpreter lock for ever, what the training thread waits for has come, and it cannot go on. All others soon wait
+    for it, which closes a circle. So a worker in a circle is not believed to wait if it is the only one there in which no code runs.
+    """
+    waits = {each.worker: each.waits_for for each in seen if each.waits_for >= 0 and not each.stopped}
+    mute = {each.worker for each in seen if each.mute_s >= MUTE_S}
+    wrong = {worker for worker in mute & waits.keys() if _circle(worker, waits) & mute == {worker}}
+    return [
+        replace(each, standing=replace(each.standing, waits_for=NOBODY)) if each.worker in wrong and each.standing else each
+        for each in seen
+    ]
+
+
+def _circle(worker: int, waits: dict[int, int]) -> set[int]:
+    """Returns the workers of the circle that `worker` is in; empty if it is in none."""
+    passed: list[int] = []
+    while worker in waits and worker not in passed:
+        passed.append(worker)
+        worker = waits[worker]
+    return set(passed) if passed and worker == passed[0] else set()
 
 
 def awaited(seen: Sequence[Observed], asked: Iterable[int] = ()) -> dict[int, tuple[int, ...]]:

@@ -29,8 +29,14 @@ PHASES = ("idle", *STEP_PHASES, *RECOVERY_PHASES)
 TRAIN_FN = "train_fn"
 """The place of user code outside steps: before the loop, in loop bodies, after the loop. A collective that it calls belongs to it."""
 
-PLACES = ("runtime", TRAIN_FN, "data loader", "save")
-"""Whose code a training thread is in. `data loader` is within a step, `save` waits for a checkpoint."""
+LOADER = "data loader"
+"""The place of user code that loads a micro-batch, within a step."""
+
+CHECKPOINT = "checkpoint"
+"""The place of code that waits for the storage of checkpoints."""
+
+PLACES = ("runtime", TRAIN_FN, LOADER, CHECKPOINT)
+"""Whose code a training thread is in."""
 
 AGENT = -2
 """The value of `Standing.waits_for` of a worker that waits for its agent's orders."""
@@ -46,14 +52,14 @@ _LAST = _RECORD.size - _NUMBER.size
 _PID_AT = _SECOND - _PID.size
 _NUMBERS = 65534  # numbers run from 1 to this even number, so that odd and even alternate across the wrap; 0 means never written
 _WAIT, _PLACE = struct.Struct("@id"), struct.Struct("@id")
-_WAIT_AT, _PLACE_AT, _FIRST_AT, _LONGEST_AT = 64, 80, 96, 104
+_WAIT_AT, _PLACE_AT, _FIRST_AT, _LONGEST_AT, _PULSE_AT = 64, 80, 96, 104, 248
 _FIRST = struct.Struct("@i")  # the first step of the epoch
 _UNBEGUN = (1 << 31) - 1  # no step of the epoch has begun
-_LONGEST = struct.Struct("@d")
+_LONGEST = _PULSE = struct.Struct("@d")
 _WINDOW = 8  # steps; the longest phases are those of the last one or two windows
-_LOADER = len(PHASES)  # the row of the data loader, behind those of the phases
-_ROWS = _LOADER + 1
-_LOADING = PLACES.index("data loader")
+_LOADER_ROW = len(PHASES)  # the row of the data loader, behind those of the phases
+_ROWS = _LOADER_ROW + 1
+_LOADING = PLACES.index(LOADER)
 _TRIES = 30  # a record that is not whole after so many tries was left by a death
 
 _CODES = {phase: code for code, phase in enumerate(PHASES)}
@@ -138,11 +144,15 @@ class Activity:
         self._waiting_since = 0.0 if peer is None else now
         _WAIT.pack_into(self._memory, _WAIT_AT, NOBODY if peer is None else peer, now)
 
+    def pulse(self) -> None:
+        """Records that Python code runs in this process; any thread may call it."""
+        _PULSE.pack_into(self._memory, _PULSE_AT, _now())
+
     def at(self, place: str) -> str:
         """Records that the training thread's code is now that of `place`, one of PLACES, and returns the place before."""
         before, now = self._place, _now()
         if before == _LOADING:
-            self._took(_LOADER, now - self._place_began)
+            self._took(_LOADER_ROW, now - self._place_began)
         if before:
             self._away += now - self._place_began
         self._place, self._place_began = PLACES.index(place), now
@@ -203,12 +213,17 @@ class ActivityReader:
         """The process that has the record."""
         return _PID.unpack_from(self._memory, _PID_AT)[0]
 
+    @property
+    def pulse_at(self) -> float:
+        """When Python code last ran in that process, as far as its threads tell; 0.0 if they do not tell yet."""
+        return _PULSE.unpack_from(self._memory, _PULSE_AT)[0]
+
     def standing(self, doing: Doing | None) -> Standing:
         """Returns the worker's standing in what it is `doing`."""
         peer, waits_at = _WAIT.unpack_from(self._memory, _WAIT_AT)
         place, place_at = _PLACE.unpack_from(self._memory, _PLACE_AT)
         (first,) = _FIRST.unpack_from(self._memory, _FIRST_AT)
-        row = _LOADER if place == _LOADING or doing is None else _CODES[doing.phase]
+        row = _LOADER_ROW if place == _LOADING or doing is None else _CODES[doing.phase]
         (longest,) = _LONGEST.unpack_from(self._memory, _LONGEST_AT + _LONGEST.size * row)
         return Standing(
             place=PLACES[place],

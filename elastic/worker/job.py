@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ from elastic.errors import Interrupted, NotInJob
 from elastic.host.channel import MAPPED
 from elastic.host.rundir import LINKS
 from elastic.memory.segment import MappedSegment, OwnSegment
-from elastic.observe.activity import AGENT, Activity
+from elastic.observe.activity import AGENT, LOADER, Activity
 from elastic.settings import JobSettings
 from elastic.view import View
 
@@ -116,6 +117,7 @@ class Job:
         self._told_at = 0.0
         self._activity = Activity(Path(spec.directory), spec.worker)
         self.waits = self._activity.waits  # for whom the training thread waits
+        self.pulse = self._activity.pulse  # Python code runs here
         self.phase_delay: Callable[[str, int], None] | None = None  # called after each phase begins
         self.segment: OwnSegment | None = None  # memory that outlives this process
         self.segments: dict[int, MappedSegment] = {}  # those of other workers of this host, also of dead ones
@@ -189,6 +191,10 @@ class Job:
             return call(*arguments, **options)
         finally:
             self._activity.at(before)
+
+    def loading(self, load: Callable[P, T]) -> Callable[P, T]:
+        """Returns `load`, which loads a micro-batch, as code of the data loader."""
+        return partial(self.during, LOADER, load)
 
     def progress(
         self,

@@ -96,6 +96,7 @@ class WaitReporter:
 
     def tell(self, thread: int) -> None:
         """Reports where `thread` waits, or is in the user's code, if it does so for long."""
+        self._job.pulse()
         now, last = self._now, self._last
         if now is None and last is not None and self._busy[0] != last.number:
             self._busy = last.number, time.monotonic()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 
@@ -27,6 +27,7 @@ from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
 from elastic.memory.segment import MappedSegment
+from elastic.observe.activity import CHECKPOINT
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Progress
@@ -39,6 +40,9 @@ from elastic.worker.fallback import Fallback, Restored
 from elastic.worker.inheritance import inherited
 from elastic.worker.migration import Migration, links
 from elastic.worker.plain_state import from_plain, to_plain
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Build(Protocol):
@@ -65,6 +69,10 @@ class Line(Protocol):
 
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
         """Publishes the worker's present phase."""
+
+    def during(self, place: str, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Returns what `call` returns. Publishes meanwhile whose code this worker is in."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +173,8 @@ class RecoveryClient:
                     found = replace(found, salvage=None)
                 inventory = self._inventory(found, without)
                 if order["restore"] and self._fallback is not None:
-                    inventory = replace(inventory, checkpoint=self._fallback.newest(), unreadable=tuple(sorted(self._fallback.unreadable)))
+                    newest = self._job.during(CHECKPOINT, self._fallback.newest)
+                    inventory = replace(inventory, checkpoint=newest, unreadable=tuple(sorted(self._fallback.unreadable)))
                 attempt_id = order["epoch"], order["attempt"]
                 self._job.send({"type": "inventory", "epoch": attempt_id[0], "attempt": attempt_id[1], "inventory": inventory.to_json()})
                 self._job.enter("propose", -1)
@@ -243,7 +252,7 @@ class RecoveryClient:
     def _read(self, view: View, checkpoint: Checkpoint) -> Restored:
         if self._fallback is None:
             raise GateRefused(f"worker {self._worker} has no checkpoint directory", check="restore")
-        return self._fallback.restore(view, checkpoint)
+        return self._job.during(CHECKPOINT, self._fallback.restore, view, checkpoint)
 
     def _initial(self, view: View) -> ViewState:
         """Returns the initial state, as founders begin with it."""

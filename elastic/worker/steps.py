@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from elastic.engine import randomness
 from elastic.engine.decision import Apply
 from elastic.errors import TrainerError
+from elastic.observe.activity import CHECKPOINT
 from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.history import History
 from elastic.worker.job import Job
@@ -93,7 +94,7 @@ class Steps:
             checkpoints.heard(engine)
             if answer.save:
                 runtime.saving()
-                self._job.during("save", checkpoints.save, self._history.step, runtime, self._history)
+                self._job.during(CHECKPOINT, checkpoints.save, self._history.step, runtime, self._history)
         if runtime.engine is engine:  # else members were lost when a save began, and the step must be computed again
             runtime.apply(answer)
 
@@ -113,7 +114,7 @@ class Steps:
     def _save_now(self) -> None:
         step = self._history.step
         if self._checkpoints is not None and self._saved != step:
-            self._job.during("save", self._checkpoints.save_last, step, self._runtime, self._history)
+            self._job.during(CHECKPOINT, self._checkpoints.save_last, step, self._runtime, self._history)
             self._saved = step
 
     def _check_saved(self) -> None:

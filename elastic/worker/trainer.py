@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from functools import partial
 from typing import Any
 
 import torch
@@ -176,8 +175,7 @@ class Trainer:
         history = History(self._optimizer, self._scheduler, Attributes(root), InPlace(root, instance))
         history.check(saved=checkpoint is not None)
         refuse_partial(root)
-        batch = partial(self._job.during, "data loader", self._batch)
-        self._runtime = WorkerRuntime(self._job, self._member, history, batch, self._step_scheduler)
+        self._runtime = WorkerRuntime(self._job, self._member, history, self._job.loading(self._batch), self._step_scheduler)
         self._history = history
         self._numbers = Numbers()
         self._steps = Steps(self._job, self._runtime, history, self._checkpoints, batch_size=batch_size, seed=seed)

@@ -55,8 +55,14 @@ class FakeJob:
     def heard(self) -> None:
         self.error = None
 
+    def pulse(self) -> None:
+        pass
+
     def waits(self, peer: int | None) -> None:
         pass
+
+    def loading(self, load: Any) -> Any:
+        return load
 
     def during(self, place: str, call: Any, *arguments: Any) -> Any:
         return call(*arguments)

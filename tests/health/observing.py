@@ -32,6 +32,7 @@ class Condition:
     since: float = 0.0
     recorded: bool = True
     code: str = ""
+    mute_s: float = 0.0
 
     def observed(self, worker: int, now: float) -> Observed:
         age = now - self.since
@@ -47,7 +48,7 @@ class Condition:
             worker=worker, pid=70 + worker, phase=self.phase, step=self.step, epoch=1, at=self.since, micro_batch=self.micro_batch
         )
         standing = Standing(place=self.place, waits_for=self.waits_for, longest_s=self.longest_s, first=self.first)
-        seen = Observed(worker=worker, pid=70 + worker, state=self.state, age_s=age, usage=usage, code=self.code)
+        seen = Observed(worker=worker, pid=70 + worker, state=self.state, age_s=age, usage=usage, code=self.code, mute_s=self.mute_s)
         return replace(seen, doing=doing, standing=standing) if self.recorded else seen
 
 

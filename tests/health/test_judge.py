@@ -16,7 +16,7 @@ from tests.health.observing import LIMITS, Condition, Watched, waiting
 
 SLEEPS = Condition()
 SPINS = Condition(state="R", ran=1.0)
-STARVES = Condition(state="R", ran=0.002, delayed=0.998)
+STARVES = Condition(state="R", ran=0.001, delayed=0.999)
 STOPPED = Condition(state="T")
 
 
@@ -27,16 +27,16 @@ STOPPED = Condition(state="T")
         (SLEEPS, kinds.HUNG, 3.0, 3.5),
         (SPINS, kinds.SPINNING, 3.0, 3.5),
         (replace(SLEEPS, state="D"), kinds.HUNG, 3.0, 3.5),
-        (replace(SLEEPS, longest_s=0.5), kinds.HUNG, 5.0, 5.5),
+        (replace(SLEEPS, longest_s=2.0), kinds.HUNG, 6.0, 6.5),
         (replace(SPINS, longest_s=0.5), kinds.SPINNING, 5.0, 5.5),
-        (replace(SPINS, ran=0.25, delayed=0.75), kinds.SPINNING, 12.0, 12.9),
+        (replace(SPINS, ran=0.25, delayed=0.75), kinds.SPINNING, 6.0, 6.9),
         (replace(SLEEPS, place="data loader"), kinds.HUNG_LOADER, 9.0, 9.5),
         (replace(SPINS, place="data loader"), kinds.SPINNING, 3.0, 3.5),
         (replace(SLEEPS, place="train_fn"), kinds.HUNG_TRAIN_FN, 300.0, 300.9),
-        (replace(SLEEPS, place="save"), kinds.HUNG_SAVE, 300.0, 300.9),
+        (replace(SLEEPS, place="checkpoint"), kinds.HUNG_CHECKPOINT, 300.0, 300.9),
         (replace(SLEEPS, first=True), kinds.HUNG, 30.0, 30.5),
         (replace(SLEEPS, longest_s=0.0), kinds.HUNG, 30.0, 30.5),
-        (replace(SLEEPS, phase="migrate"), kinds.HUNG_RECOVERY, 9.0, 9.5),
+        (replace(SLEEPS, phase="migrate"), kinds.HUNG_RECOVERY, 3.0, 3.5),
         (replace(SPINS, phase="quiesce"), kinds.SPINNING, 300.0, 300.9),
     ],
 )
@@ -54,7 +54,7 @@ def test_the_root_is_excluded(condition: Condition, kind: str, earliest: float, 
         replace(SPINS, first=True),
         replace(SPINS, longest_s=0.0),
         replace(SPINS, place="train_fn"),
-        replace(SPINS, place="save"),
+        replace(SPINS, place="checkpoint"),
         replace(SPINS, longest_s=200.0),
         replace(SLEEPS, place="train_fn", others=0.5),
         replace(SLEEPS, place="train_fn", io=1e6),
@@ -155,6 +155,15 @@ def test_in_a_collective_of_the_users_own_the_one_elsewhere_is_to_blame() -> Non
     assert job.watch(9.6).excluded == [(4, kinds.HUNG_LOADER)]
 
 
+def test_one_that_holds_the_interpreter_lock() -> None:
+    """Its message to worker 0 was not sent, or what it waits for has come, and it cannot go on."""
+    job = Watched({0: waiting(1), 1: replace(waiting(0), mute_s=4.0)}).watch(20.0)
+    assert job.excluded == []
+    job.workers[1] = replace(job.workers[1], mute_s=6.0)
+    assert job.watch(4.0).excluded == [(1, kinds.HUNG)]
+    assert "; no Python code has run in it for 6 s; worker 0 waits for it" in job.found[0][1].why
+
+
 def test_limits_double_after_an_exclusion() -> None:
     job = Watched({0: waiting(1), 1: SLEEPS}).watch(4.0).become({1: replace(SLEEPS, step=8)}).watch(5.8)
     assert len(job.excluded) == 1
@@ -175,7 +184,7 @@ CONDITIONS = st.builds(
     state=st.sampled_from("RSDTt"),
     ran=st.floats(0.0, 1.0),
     delayed=st.floats(0.0, 1.0),
-    place=st.sampled_from(["runtime", "train_fn", "data loader", "save"]),
+    place=st.sampled_from(["runtime", "train_fn", "data loader", "checkpoint"]),
     phase=st.sampled_from(["idle", "forward", "ready", "quiesce"]),
     waits_for=st.integers(-2, 4),
     longest_s=st.sampled_from([0.0, 0.01, 1.0]),

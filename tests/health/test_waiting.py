@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic.health.evidence import Observed
-from elastic.health.waiting import awaited
+from elastic.health.waiting import MUTE_S, awaited, believed
 from elastic.observe.activity import AGENT, NOBODY, Standing
 
 
@@ -27,6 +29,14 @@ def test_two_roots() -> None:
 
 def test_a_circle_has_no_root() -> None:
     assert awaited(seen({0: 1, 1: 0, 2: 1})) == {}
+
+
+def test_in_a_circle_the_one_in_which_no_code_runs_is_the_root() -> None:
+    around = seen({0: 1, 1: 2, 2: 0, 3: 0})
+    mute = replace(around[1], mute_s=MUTE_S)
+    assert awaited(believed([around[0], mute, *around[2:]])) == {1: (0, 2, 3)}
+    assert believed([around[0], mute, replace(around[2], mute_s=MUTE_S), around[3]])[1] is mute, "another one is as silent"
+    assert believed([*around[:3], replace(around[3], mute_s=MUTE_S)])[:3] == around[:3], "it is in no circle"
 
 
 def test_a_stopped_worker_waits_for_nobody() -> None:

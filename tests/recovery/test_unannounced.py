@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,13 +45,18 @@ def awaits() -> None:
     os.read(os.pipe()[0], 1)
 
 
+def locks() -> None:
+    """Another thread keeps the interpreter lock."""
+    threading.Thread(target=lambda: ctypes.PyDLL(None).sleep(3600), daemon=True).start()
+
+
 def computes() -> None:
     until = time.monotonic() + 6.0
     while time.monotonic() < until:
         pass
 
 
-FAULTS: dict[str, Callable[[], None]] = {each.__name__: each for each in (sleeps, spins, awaits, computes)}
+FAULTS: dict[str, Callable[[], None]] = {each.__name__: each for each in (sleeps, spins, awaits, locks, computes)}
 
 
 def train(job: Any, folder: str, steps: int, faults: dict[str, Any], fates: dict[str, Any], body: dict[str, Any]) -> Any:
@@ -136,7 +143,7 @@ def eviction(result: elastic.JobResult) -> dict[str, Any]:
     [
         ("sleeps", "forward", "hung", r"it has used no processor for 1.*in forward of step 9, micro-batch \d.*\(state S in .*sleep"),
         ("awaits", "backward", "hung", r"it has used no processor for 1.*in backward of step 9, micro-batch \d.*\(state S in .*pipe"),
-        ("spins", "forward", "spinning", r"it has used 1.* s of processor time in .* in forward of step 9, micro-batch \d"),
+        ("spins", "forward", "spinning", r"it has used [01]\.\d s of processor time in .* in forward of step 9, micro-batch \d"),
     ],
 )
 def test_hung_in_a_step(tmp_path: Path, fault: str, where: str, cause: str, evidence: str, stages: int) -> None:
@@ -158,6 +165,13 @@ def test_hung_in_a_data_loader(tmp_path: Path) -> None:
     assert re.search(r"no processor for 3.*in the data loader of step 9, micro-batch \d.*test_unannounced", eviction(result)["why"])
 
 
+def test_one_thread_holds_the_interpreter_lock(tmp_path: Path) -> None:
+    result = run(tmp_path, {"1": ["locks", "forward", 9]}, hung_after=1.0)
+    assert result.value == calm()
+    assert lost(result) == {1}
+    assert eviction(result)["cause"] == "hung"
+
+
 @pytest.mark.long
 def test_hung_in_the_code_of_train_fn(tmp_path: Path) -> None:
     result = run(tmp_path, {}, body={"2 9": ["sleeps", 3600]}, hung_after=0.2)
@@ -167,12 +181,14 @@ def test_hung_in_the_code_of_train_fn(tmp_path: Path) -> None:
     assert re.search(r"no processor for 2\d.* s, in the code of train_fn after step 9, test_unannounced.py:\d+", eviction(result)["why"])
 
 
-@pytest.mark.parametrize(("phase", "cause"), [("quiesce", "silent in a recovery"), pytest.param("migrate", "", marks=pytest.mark.long)])
-def test_silent_in_a_recovery(tmp_path: Path, phase: str, cause: str) -> None:
+@pytest.mark.parametrize("phase", ["quiesce", pytest.param("migrate", marks=pytest.mark.long)])
+def test_silent_in_a_recovery(tmp_path: Path, phase: str) -> None:
     """Worker 0 dies, and worker 2 does not answer."""
     result = run(tmp_path, {"2": ["sleeps", phase, 0]}, {"0": ["enter", 9, 1, "forward", [0]]}, hung_after=0.7)
     assert result.value == calm()
     assert lost(result) == {0, 2}
+    first = next(incident for incident in result.incidents if incident["kind"] == "death")
+    assert re.search(rf"worker 2 is silent in a recovery: it has used no processor for 0.*in {phase}", first["why"])
 
 
 @pytest.mark.long
