@@ -43,15 +43,19 @@ class Looker:
 
     def _observed(self, worker: WorkerProcess) -> Observed:
         doing, reader = self.doing(worker), self._reader(worker)
-        age_s = 0.0 if doing is None else time.monotonic() - doing.at
+        standing = None if reader is None else reader.standing(doing)
+        now = time.monotonic()
+        age_s = 0.0 if doing is None else now - doing.at
         return Observed(
             worker=worker.number,
             pid=worker.pid,
+            seen_at=now,
+            moment=f"{worker.pid} {doing} {standing}",
             state=_state(worker.pid),
             doing=doing,
-            standing=None if reader is None else reader.standing(doing),
+            standing=standing,
             age_s=age_s,
-            mute_s=time.monotonic() - reader.pulse_at if reader is not None and reader.pulse_at else 0.0,
+            mute_s=now - reader.pulse_at if reader is not None and reader.pulse_at else 0.0,
             usage=None if worker.pid is None or (doing is not None and age_s < _RECENT_S) else self._usage(worker.pid),
         )
 

@@ -21,7 +21,6 @@ from elastic.control.state import JobPolicy, Phase, Resumed
 from elastic.control.watch import Watch
 from elastic.control.world import Terms, World
 from elastic.errors import CheckpointDamaged, Conflict, Deposed, ElasticError, EtcdUnavailable, MismatchError
-from elastic.health.crawling import Crawling
 from elastic.health.limits import Limits
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
@@ -55,8 +54,7 @@ class Driver:
         self._incident_log = IncidentLog(world, founder.settings.get("micro_batch_size", 1), earlier)
         self._settings = settings
         self._founding, self._founder = view.coordinator, founder
-        self._weighing = balance.Weighing(settings.stages)
-        self._crawling = Crawling(settings.stages, settings.min_workers)
+        self._balance = balance.Balance(settings.stages, settings.min_workers)
         self._link_figures = LinkFigures()
         self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
         self._finished, self._dead, self._ending = set[int](), set[int](), set[int]()
@@ -208,21 +206,12 @@ class Driver:
         self._incident_log.told(worker, message)
         self._link_figures.note(worker, message.get("links", ()))
         if self._settings.rebalance and message.get("effort") is not None and self._incident_log.current is None:
-            self._weigh(worker, message)
-
-    def _weigh(self, worker: int, message: Message) -> None:
-        """Shifts work from slow workers to others, or replaces one without which the job is faster."""
-        now = self._world.clock()
-        self._weighing.note(message["epoch"], worker, message["effort"])
-        self._crawling.note(self.view, message["epoch"], message["step"], message.get("step_s"))
-        if self.state.phase is not Phase.RUNNING:
-            return
-        slowdowns = self._weighing.weigh(self.view, now)
-        crawling = self._crawling.verdict(self.view, slowdowns, now)
-        if crawling is not None:
-            self._exclude(crawling)
-        elif slowdowns is not None:
-            self.feed(events.Unbalanced(slowdowns=slowdowns))
+            self._balance.note(self.view, worker, message)
+            decided = self._balance.decide(self.view, self._world.clock()) if self.state.phase is Phase.RUNNING else None
+            if isinstance(decided, Verdict):
+                self._exclude(decided)
+            elif decided is not None:
+                self.feed(events.Unbalanced(slowdowns=decided))
 
     def _hear_code(self, worker: int, message: Message) -> None:
         self._watch.heard(worker, message)

@@ -28,7 +28,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """One observation of a worker. Ages are measured by its host's clock, so no clock is compared with another.
+    """One observation of a worker, made by its host at `seen_at` of that host's clock.
+
+    `moment` is a text that changes whenever the worker makes progress. Clocks of different hosts are never compared: of `seen_at`, only
+    differences count.
 
     `state` is the letter in /proc/PID/stat, empty if unknown. `doing` and `standing` are None without a record; `age_s` is how long ago its
     activity began. `mute_s` is how long ago a thread that runs every second has run in it. `usage` is None if the activity is recent.
@@ -37,6 +40,8 @@ class Observed:
 
     worker: int
     pid: int | None
+    seen_at: float = 0.0
+    moment: str = ""
     state: str = ""
     doing: Doing | None = None
     standing: Standing | None = None
@@ -60,8 +65,3 @@ class Observed:
         """Where in the code it is: equal for workers that do the same."""
         place = None if self.standing is None else self.standing.place
         return place, None if self.doing is None else self.doing.phase, self.code
-
-    @property
-    def moment(self) -> tuple[object, ...]:
-        """A value that changes whenever the worker makes progress."""
-        return self.pid, self.doing, self.standing

@@ -58,27 +58,25 @@ class Judge:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._stays: dict[int, Stay] = {}
-        self._looked: float | None = None
         self._everybody_stopped = False
         self._excluded: list[_Exclusion] = []
-        self._said: set[tuple[int, str, tuple[object, ...]]] = set()
+        self._said: set[tuple[int, str, str]] = set()
 
     def look(self, seen: Sequence[Observed], now: float, *, asked: Collection[int] = (), starting: Collection[int] = ()) -> list[Verdict]:
         """Returns the new findings at the time `now`, each once: those that exclude a worker, and those that are only to be reported.
 
         `asked` are workers whose answers the agent lacks; nobody waits for those that are `starting`, but they must not take for ever.
         """
-        credit = 0.0 if self._looked is None else now - self._looked
-        credit = LOOK_S if credit > _PAUSE_S else min(credit, _MOST_CREDIT * LOOK_S)
         everybody = bool(seen) and all(each.stopped for each in seen)
-        if everybody or self._everybody_stopped:
-            credit = 0.0
-        self._looked, self._everybody_stopped = now, everybody
+        counts = not (everybody or self._everybody_stopped)
+        self._everybody_stopped = everybody
         seen = believed(seen)
         waiting = awaited(seen, asked)
-        known = self._stays
+        stays = {each.worker: self._stays.get(each.worker, Stay()) for each in seen}
         self._stays = {
-            each.worker: known.get(each.worker, Stay()).after(each, credit, awaited=each.worker in waiting or each.worker in starting)
+            each.worker: stays[each.worker].after(
+                each, _credit(each, stays[each.worker]) if counts else 0.0, awaited=each.worker in waiting or each.worker in starting
+            )
             for each in seen
         }
         if everybody:
@@ -161,6 +159,12 @@ class Judge:
         place = _place(seen)
         here = sum(place is not None and each.place == place for each in self._excluded)
         return min(USER_TIMES, 2.0 ** len(recent)) if not here else 10.0**here
+
+
+def _credit(seen: Observed, stay: Stay) -> float:
+    """Returns the seconds since the last observation, by the clock of the worker's host; 0.0 if there is no new one."""
+    passed = seen.seen_at - stay.seen_at
+    return LOOK_S if passed > _PAUSE_S else min(max(0.0, passed), _MOST_CREDIT * LOOK_S)
 
 
 def _place(seen: Observed) -> tuple[int, int] | None:

@@ -23,7 +23,8 @@ class Stay:
     ran_s, delayed_s: how long the training thread ran, and waited for a processor. awaited_s: how long others have waited for it.
     """
 
-    moment: tuple[object, ...] = ()
+    moment: str | None = None
+    seen_at: float = 0.0
     still_s: float = 0.0
     stopped_s: float = 0.0
     idle_s: float = 0.0
@@ -36,7 +37,7 @@ class Stay:
 
     def after(self, seen: Observed, credit_s: float, *, awaited: bool) -> Stay:
         """Returns the stay after one more observation; `credit_s` is the time since the last one, as far as it counts."""
-        here = {"moment": seen.moment, "stopped": seen.stopped, "awaited": awaited, "usage": seen.usage}
+        here = {"moment": seen.moment, "seen_at": seen.seen_at, "stopped": seen.stopped, "awaited": awaited, "usage": seen.usage}
         if seen.moment != self.moment:
             began = Stay(**here)  # pyright: ignore[reportArgumentType]
             return replace(began, stopped_s=self.stopped_s + credit_s) if seen.stopped and self.stopped else began

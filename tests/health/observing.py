@@ -48,7 +48,18 @@ class Condition:
             worker=worker, pid=70 + worker, phase=self.phase, step=self.step, epoch=1, at=self.since, micro_batch=self.micro_batch
         )
         standing = Standing(place=self.place, waits_for=self.waits_for, longest_s=self.longest_s, first=self.first)
-        seen = Observed(worker=worker, pid=70 + worker, state=self.state, age_s=age, usage=usage, code=self.code, mute_s=self.mute_s)
+        moment = f"{doing} {standing if self.recorded else None}"
+        seen = Observed(
+            worker=worker,
+            pid=70 + worker,
+            seen_at=now,
+            moment=moment,
+            state=self.state,
+            age_s=age,
+            usage=usage,
+            code=self.code,
+            mute_s=self.mute_s,
+        )
         return replace(seen, doing=doing, standing=standing) if self.recorded else seen
 
 

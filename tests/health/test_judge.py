@@ -133,6 +133,14 @@ def test_time_in_which_the_observer_stood_still_does_not_count() -> None:
     assert job.watch(0.4).excluded == [(1, kinds.STOPPED)]
 
 
+def test_an_observation_that_is_not_new_does_not_count() -> None:
+    """As of a host whose messages are late."""
+    job = Watched({0: waiting(1), 1: STOPPED, 2: SLEEPS}, asked=(2,)).watch(0.4)
+    seen = [condition.observed(worker, job.now) for worker, condition in job.workers.items()]
+    for look in range(1000):
+        assert job.judge.look(seen, job.now + look, asked=(2,)) == []
+
+
 def test_who_does_not_answer_in_a_recovery() -> None:
     job = Watched({0: Condition(phase="propose", waits_for=AGENT), 1: SLEEPS, 2: Condition(phase="propose", waits_for=AGENT)}, asked=(1,))
     assert job.watch(3.6).excluded == [(1, kinds.HUNG)]

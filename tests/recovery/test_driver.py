@@ -8,6 +8,7 @@ import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -209,6 +210,7 @@ def test_a_stopped_worker_is_replaced(
 ) -> None:
     monkeypatch.setattr("elastic.agent.looking._state", lambda pid: "T" if pid == FIRST_PID + 1 else "S")
     job = scene(stopped_after=limit)
+    monkeypatch.setattr("elastic.agent.looking.time", SimpleNamespace(monotonic=lambda: job.now))
     for _ in range(13):
         job.now += 0.2
         job.timers.timers["watch"][1]()
