@@ -59,6 +59,7 @@ class _Save:
     members: tuple[int, ...]
     layout: Any
     release: Callable[[], None]
+    verify: Callable[[], None]
     thread: threading.Thread | None = None
     plan: FilePlan | None = None
     ticket: Ticket | None = None
@@ -128,13 +129,16 @@ class Saver:
         members: tuple[int, ...],
         layout: Any = None,
         release: Callable[[], None] = lambda: None,
+        verify: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts a save in a thread. The runs' memory must not change until the thread calls `release`.
+
+        `verify` is called when it is written, and raises CheckpointError if the memory has changed.
 
         All members call it for the same step of the same view, with the same new `token`; the first of `members` coordinates.
         """
         self.drop()
-        save = _Save(key=(step, epoch), token=token, members=members, layout=layout, release=release)
+        save = _Save(key=(step, epoch), token=token, members=members, layout=layout, release=release, verify=verify)
         go = threading.Event()
         save.thread = threading.Thread(target=self._write, args=(save, prepare, go), name="checkpoint-save", daemon=True)
         self._save = save
@@ -155,6 +159,7 @@ class Saver:
                 self._await(save, plan, save.ticket)
             receipt = write_runs(plan, self._store, save.ticket, runs, threads=1)
             self._join(save, plan, save.ticket)
+            save.verify()
             save.receipt = replace(receipt, scalars=contents.scalars)
         except CheckpointError as error:
             self._failed(save, str(error))

@@ -4,11 +4,9 @@ Copies are digested to detect memory that changes at rest (`rest_digests`). With
 of its parameters and of those that it has gathered, as of the step before; of its shards and of the replicas that it keeps, as of the step
 that replicas have. If any two differ, no worker applies the step, all send the digests themselves, and `judged` finds what is wrong.
 
-- Parameters that an owner and its gatherers have of one step: what most of them have is right.
-- Else nothing shows which copy is right, the owner's no more than the other's. Members then go back to a step before these copies.
-
-Of a replica that differs from its owner's shard nothing else is known: what the members have gathered came from the owner, so it only says
-what the owner had. If the owner was wrong before it sent that, every result since is wrong.
+- Parameters that an owner and its gatherers have of one step: what most of them have is right, also by the replica if that is of this step.
+- If a replica differs, nothing shows which copy is right. What members gathered came from the owner, so it only says what the owner had: if
+  the owner was wrong before it sent that, every result since is wrong. Members then go back to a step before these copies.
 """
 
 from __future__ import annotations
@@ -161,6 +159,7 @@ def judged(copies: Iterable[Copied]) -> list[Difference]:
         if len(counts) == 1:
             continue
         (value, most), *_ = counts.most_common()
-        wrong = tuple(copy for copy in having if copy.digests[state] != value) if 2 * most > len(having) else ()
+        decided = 2 * most > len(having) and not any(copy.role == "replica" and copy.digests[state] != value for copy in having)
+        wrong = tuple(copy for copy in having if copy.digests[state] != value) if decided else ()
         found.append(Difference(state=state, layer=layer, start=start, stop=stop, step=step, copies=tuple(having), wrong=wrong))
     return found

@@ -14,7 +14,7 @@ import torch
 
 from elastic.engine.zero import ShardedOptimizer
 from elastic.memory.tensors import lasting_copy
-from elastic.snapshot.held_copies import Held
+from elastic.snapshot.held_copies import Held, StoredCopy
 
 
 @dataclass(slots=True, eq=False)
@@ -75,10 +75,10 @@ class PreviousCopies:
         if self._observer is not None:
             self._observer.has_previous(step, self.held)
 
-    def keep(self, digest_of: Callable[[Held], str | None]) -> None:
-        """Keeps the present previous copy, with its digests, until `keep` is called again: its memory is not written to."""
+    def keep(self, held: Sequence[StoredCopy]) -> None:
+        """Keeps the present previous copy, `held` with its digests, until `keep` is called again: its memory is not written to."""
         self._set_aside = self._buffer
-        self.kept = [replace(held, role="kept", digest=digest_of(held)) for held in self.held]
+        self.kept = [replace(copy, role="kept") for copy in held if isinstance(copy, Held)]
 
     def lend(self) -> Callable[[], None]:
         """Lends the memory of `held`: it is not written to until a thread calls the returned function. One is lent at a time."""

@@ -8,6 +8,7 @@ state_dict are `loose`: if a forward changes one, all workers take the values of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,9 +17,26 @@ from torch import nn
 from elastic.engine.statistics import Arrays, Records, Statistics
 from elastic.errors import TrainerError
 from elastic.memory.digest import digest
+from elastic.memory.raw import checksum_of
 from elastic.memory.tensors import bytes_of, contiguous, copy, of_bytes
 
 Values = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """A buffer whose memory changed after `step`, with its checksums. Its elements count from 0."""
+
+    name: str
+    layer: int
+    elements: int
+    step: int
+    was: str
+    now: str
+
+
+def _checksum(values: Values) -> str:
+    return checksum_of(bytes_of(contiguous(value)) for _, value in sorted(values.items()))
 
 
 class Running:
@@ -31,6 +49,7 @@ class Running:
         self.loose: dict[int, tuple[str, ...]] = {}
         self.kept: int | None = None  # the step of a copy of the state that all may go back to
         self._known: dict[int, Values] = {}
+        self._checksums: dict[int, str] = {}  # of `_known`, as they were recorded
         self._versions: dict[str, int] = {}
 
     @property
@@ -40,8 +59,12 @@ class Running:
 
     @property
     def steps(self) -> dict[int, str]:
-        """The steps whose values are held here, each with a digest of the values; empty if the model has no such buffer."""
-        return {step: digest(self.packed(step)) for step in self._known} if self.names else {}
+        """The steps whose values are held here, each with a digest of the values; empty if the model has no such buffer.
+
+        Values that have changed since they were recorded are left out.
+        """
+        intact = (step for step, values in self._known.items() if _checksum(values) == self._checksums.get(step))
+        return {step: digest(self.packed(step)) for step in intact} if self.names else {}
 
     def loosen(self, names: Iterable[str]) -> None:
         """Declares that a forward may change these buffers in any way."""
@@ -63,8 +86,37 @@ class Running:
 
     def record(self, step: int) -> None:
         """Keeps a copy of the present values as those after `step`."""
-        self._known[step] = {name: copy(value) for name, value in self.now().items()}
+        self._hold(step, {name: copy(value) for name, value in self.now().items()})
         self._seen()
+
+    def _hold(self, step: int, values: Values) -> None:
+        self._known[step], self._checksums[step] = values, _checksum(values)
+        self._checksums = {each: known for each, known in self._checksums.items() if each in self._known}
+
+    def repair(self, step: int) -> list[Damaged]:
+        """Finds running statistics whose memory has changed since they were recorded after `step`, and restores them from their copy."""
+        now, known = self.now() if self.names else {}, self._checksums.get(step)
+        statistics = {name: now[name] for name in self.statistics.buffers} if known is not None else {}
+        kept = self._known.get(step, {})
+        if not statistics or _checksum({**kept, **statistics}) == known:
+            return []
+        intact = _checksum(kept) == known  # else both have changed, and another worker's values are needed
+        names = [name for name, value in statistics.items() if not intact or _checksum({name: value}) != _checksum({name: kept[name]})]
+        before = {name: _checksum({name: statistics[name]}) for name in names}
+        if intact:
+            self._install({name: kept[name] for name in names})
+            self._seen()
+        return [
+            Damaged(
+                name=name,
+                layer=self.layer_of(name),
+                elements=now[name].numel(),
+                step=step,
+                was=_checksum({name: kept[name]}) if intact else "unknown",
+                now=before[name],
+            )
+            for name in names
+        ]
 
     def _seen(self) -> None:
         self._versions = {name: value._version for name, value in self.now().items()}
@@ -130,7 +182,7 @@ class Running:
             size = buffer.numel() * buffer.element_size()
             values[name] = self._read(name, memory[position : position + size])
             position += size
-        self._known[step] = values
+        self._hold(step, values)
 
     def _read(self, name: str, memory: np.ndarray) -> torch.Tensor:
         buffer = self._root.get_buffer(name)

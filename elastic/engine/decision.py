@@ -21,7 +21,8 @@ class Apply:
 
     `lr` is the first group's learning rate. `stop` ends the job after the step, `pause` stops for a change of members, `save` begins a save
     of the step before. `differ`: the members' settings differ, so the step must not be applied; `unlike`: digests of copies of the
-    state that must be equal differ, so nobody may go on with them. `refusal` is the reason why no member may
+    state that must be equal differ, so nobody may go on with them; `keep`: they do not, and all keep their previous copies to go back to.
+    `refusal` is the reason why no member may
     apply the step; `skipped` the reason why all skip it: the step counts and changes nothing. `again`: all must compute the step again with
     every generator keyed.
     """
@@ -39,6 +40,7 @@ class Apply:
     save: bool = False
     differ: bool = False
     unlike: bool = False
+    keep: bool = False
     refusal: str | None = None
     skipped: str | None = None
 

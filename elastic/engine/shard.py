@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,6 +141,17 @@ class Updater:
             known = self._scalars[shard.layer, shard.interval.start] = self._copied_scalars(shard)
         return known
 
+    def changed_scalars(self, shard: Shard) -> Iterator[tuple[str, str, Any, Any]]:
+        """Yields scalars that have changed since `scalars` was first called after the last update: parameter, state, and both values."""
+        known = self._scalars.get((shard.layer, shard.interval.start), {})
+        for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
+            if piece is None or parameter.name not in known:
+                continue
+            now = self.optimizer.state.get(piece, {})
+            for name, before in known[parameter.name].items():
+                if not name.startswith(PREFIX) and not in_memory(before) and not _equal(now.get(name), before):
+                    yield parameter.name, name, before, now.get(name)
+
     def _copied_scalars(self, shard: Shard) -> Scalars:
         found: Scalars = {}
         for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
@@ -150,6 +161,12 @@ class Updater:
             if state:
                 found[parameter.name] = {name: RUN if _is_run(value, piece) else copied(value) for name, value in state.items()}
         return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
+        return one is other or one == other
+    return one.item() == other.item() if one.numel() == other.numel() == 1 else torch.equal(one, other)
 
 
 def _is_run(value: Any, piece: nn.Parameter) -> bool:

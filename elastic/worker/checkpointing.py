@@ -41,7 +41,7 @@ from elastic.worker.restore import RestoredRun, form, numbers, persistent_buffer
 from elastic.worker.resume_checks import TrainingRecord, changed_values, check_same_training, matched_groups
 from elastic.worker.runtime import WorkerRuntime
 from elastic.worker.savable_state import check_savable, empty_states
-from elastic.worker.saving import Share, StatesToSave, base_of, contents_of, digest_of, merged, states_of
+from elastic.worker.saving import Share, StatesToSave, base_of, contents_of, digest_of, merged, states_of, unchanged
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 0.5
@@ -292,6 +292,7 @@ class Checkpoints:
             members=engine.view.workers,
             layout={"summary": engine.view.plan.summary},
             release=_nothing if shards is None else engine.previous_copies.lend(),
+            verify=unchanged(given, engine.rest.checksums_of("live" if shards is None else "previous", step), self._job.worker),
         )
         return True
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from elastic.engine.buffers import Damaged
+from elastic.engine.shard import Updater
 from elastic.errors import Interrupted, MemoryDamaged
 from elastic.layout.transfer import PARAM
 from elastic.observe.finding import Finding, parameters_in
@@ -74,10 +76,20 @@ class Comparing:
     def _is_mine(self, copy: Copied) -> bool:
         return copy.worker == self._worker
 
-    def damage(self) -> MemoryDamaged:
-        """Returns the error that reports what has changed in this worker's memory."""
-        changed = [each for each in self._rest.damaged.values() if each.key not in self._rest.told] or [*self._rest.damaged.values()]
-        found = [self._of(each) for each in changed]
+    def check_scalars(self, owned: Updater, step: int) -> None:
+        """Gives up the shards of which a scalar, such as a step count, has changed since their update; of layers whose turn it is."""
+        for shard in owned.shards.values() if step >= 0 else ():
+            if not self._rest.takes(step, shard.layer):
+                continue
+            for parameter, name, before, now in owned.changed_scalars(shard):
+                where = {"layer": shard.layer, "start": shard.interval.start, "stop": shard.interval.stop, "step": step}
+                self._rest.give_up(Changed(role="live", state=f"{name} of {parameter}", digests=(str(before), str(now)), **where))
+
+    def damage(self, repaired: Sequence[Damaged] = ()) -> MemoryDamaged:
+        """Returns the error that reports what has changed in this worker's memory. `repaired` are buffers."""
+        changed = [each for each in self._rest.damaged.values() if each.key not in self._rest.told]
+        changed = changed or ([] if repaired else [*self._rest.damaged.values()])
+        found = [self._of(each) for each in changed] + [self._of_buffer(each) for each in repaired]
         return MemoryDamaged(self._discards(found, "memory at rest has changed"), [each.to_json() for each in found])
 
     def _discards(self, found: Sequence[Finding], what: str) -> str:
@@ -91,6 +103,11 @@ class Comparing:
         was, now = changed.digests
         run = changed.state, changed.layer, changed.start, changed.stop, changed.step
         return self._finding(*run, changed.copy, {"when it was complete": was, "now": now}, self._worker, changed.step)
+
+    def _of_buffer(self, buffer: Damaged) -> Finding:
+        digests = {"when it was complete": buffer.was, "now": buffer.now}
+        what = f"buffer {buffer.name}"
+        return self._finding(what, buffer.layer, 0, buffer.elements, buffer.step, WHOSE["live"], digests, self._worker, buffer.step)
 
     def _named(self, number: int, difference: Difference, copy: Copied, blocks: Blocks) -> Finding:
         """Returns the finding that a copy is wrong."""
@@ -128,7 +145,7 @@ class Comparing:
             copy=copy,
             worker=worker,
             host=None if worker is None else self._hosts[worker],
-            parameters=parameters_in(self._layers[layer].parameters, start, stop),
+            parameters=() if state.startswith("buffer ") else parameters_in(self._layers[layer].parameters, start, stop),
             digests=digests,
         )
 

@@ -37,7 +37,7 @@ from elastic.snapshot.comparison import unlike
 from elastic.snapshot.held_copies import Held, StoredCopy, held
 from elastic.snapshot.previous import PreviousCopies
 from elastic.snapshot.replication import Replicator
-from elastic.snapshot.rest_digests import Rest, period
+from elastic.snapshot.rest_digests import Rest, intact, period
 from elastic.view import View
 from elastic.worker.comparing import Comparing
 from elastic.worker.segment_contents import SegmentContents
@@ -123,6 +123,8 @@ class Engine:
         answer = self._attempt(step, batch, wishes)
         if answer.unlike:  # equal on all members, as is `again`
             raise self.comparing.resolve(self.step, self._replicas_at, self.gather)
+        if answer.refusal is not None or answer.skipped is not None:  # also equal on all: is it the training, or a bit that flipped?
+            self._compare(self.step)
         if answer.again:
             self.abandon()
             self.executor.generators.all_keyed = True
@@ -142,7 +144,7 @@ class Engine:
         self._enter("ready", step, -1)
         self.replicator.confirm()
         said = {"leaves": rows(leaves), "drew": self.executor.drew, **asdict(wishes())}
-        said["copies"] = self.comparing.digests(self.step, self._replicas_at)
+        said |= {"copies": self.comparing.digests(self.step, self._replicas_at), "keeps": self._keepable()}
         decided, arrays = self._rounds.commit(
             2 * step,
             (said, {"squares": squares, **self._tell_running()}),
@@ -182,7 +184,9 @@ class Engine:
         self._enter("apply", answer.step, -1)
         self._gatherer.begin(answer.step)
         self.replicator.begin(answer.step, skipped=answer.skipped is not None)
-        self._keep()
+        if answer.keep:
+            self.kept = self._model.running.kept = self.previous_copies.step
+            self.previous_copies.keep(self.rest.given(self.previous_copies.held))
         self.previous_copies.take(self.step)
         self.rest.spared(self.previous_copies.held)
         self.rest.forget("live", "gathered")
@@ -202,14 +206,14 @@ class Engine:
         self._contents.updated(answer.step)
         self.step = answer.step
 
-    def _keep(self) -> None:
-        """Keeps the previous copy if READY has just shown that it is the same as the replicas are."""
+    def _keepable(self) -> bool:
+        """Returns whether it is time to keep the previous copy, and it is as it was when digested; READY shows if replicas are too."""
         step = self.previous_copies.step
         if step is None or step != self._replicas_at or not self.view.fleet.replicated:
-            return
-        if self.rest.keeps(step) or not self.previous_copies.kept:
-            self.previous_copies.keep(lambda held: self.rest.digest_of("previous", held.layer, held.start, held.step))
-            self.kept = self._model.running.kept = step
+            return False
+        held = self.rest.given(self.previous_copies.held)
+        due = self.rest.keeps(step) or not self.previous_copies.kept
+        return due and len(held) == len(self.previous_copies.held) and all(map(intact, held))
 
     @torch.inference_mode(False)
     def publish(self) -> None:
@@ -228,6 +232,7 @@ class Engine:
     def _note_owned(self, before: Rest | None = None) -> None:
         for shard in self._optimizer.owned.shards.values():
             self.rest.note("live", shard.layer, shard.interval.start, self.step, shard.memory, before)
+            self._optimizer.owned.scalars(shard)  # copied now, and compared before the next update
 
     def _gathered(self, layer: int) -> None:
         for start, memory in self._gatherer.gathered(layer):
@@ -235,8 +240,10 @@ class Engine:
 
     def _check_rest(self) -> None:
         """Raises MemoryDamaged if a copy's memory has changed; called before this worker sends READY."""
-        if self.rest.check():
-            raise self.comparing.damage()
+        self.comparing.check_scalars(self._optimizer.owned, self.step)
+        repaired = self._model.running.repair(self.step) if self.rest.takes(self.step, 0) else []
+        if self.rest.check() or self.rest.damaged or repaired:
+            raise self.comparing.damage(repaired)
 
     def settle(self) -> None:
         """Waits until all parameters held here are those of the newest step."""
@@ -294,6 +301,10 @@ class Engine:
         self._enter("ready", step, -1)
         self.replicator.confirm()
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
+        self._compare(step)
+
+    def _compare(self, step: int) -> None:
+        """Compares all copies as of the newest step, which all members hold; raises what `resolve` returns if they differ."""
         self.replicator.replay(step)
         self._replicas_at = step
         told = self.gather({"worker": self.worker, "copies": self.comparing.digests(step, step)})
@@ -335,7 +346,8 @@ class Engine:
         self.told = {worker: said["saved"] for worker, (said, _) in ready.items() if said["saved"] is not None}
         lr = float(self._optimizer.optimizer.param_groups[0].get("lr", 0.0))
         decided = decide(step, ready, self.view.workload, clip_norm=self._clip_norm, lr=lr, skips=self._skips)
-        return replace(decided, unlike=unlike({worker: said["copies"] for worker, (said, _) in ready.items()})).to_json()
+        differ = unlike({worker: said["copies"] for worker, (said, _) in ready.items()})
+        return replace(decided, unlike=differ, keep=all(said["keeps"] for said, _ in ready.values())).to_json()
 
     def evaluate(self, micro_batches: int, batch: Any, share: Callable[[int], float] = lambda _: 1.0) -> tuple[float, float]:
         """Returns sum and weight of the losses of micro-batches `batch(i)`, added in order: equal on every layout and every member.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from elastic.checkpoint.state import PARAM, Contents, Group, Spec
 from elastic.engine.shard import Scalars, Shard, in_memory
 from elastic.errors import CheckpointError
 from elastic.layout.regions import ModelSpec
+from elastic.memory.raw import checksum
+from elastic.memory.tensors import bytes_of
 from elastic.worker.restore import is_whole
 
 StatesToSave = dict[str, dict[str, str]]
@@ -78,6 +80,25 @@ def states_of(shards: Iterable[tuple[Shard, Scalars]], spec: ModelSpec) -> State
 def _spec(form: str, shape: tuple[int, ...]) -> Spec:
     dtype, bracket, own = form.partition("[")
     return Spec(shape=tuple(json.loads(bracket + own)) if bracket else shape, dtype=dtype)
+
+
+def unchanged(
+    shards: Iterable[tuple[Shard, Scalars]], known: Mapping[tuple[int, int], Mapping[str, str]], worker: int
+) -> Callable[[], None]:
+    """Returns a function that raises CheckpointError if the memory of shards no longer has the checksums `known` by layer and start."""
+    memory = [(shard, dict(shard.memory)) for shard, _ in shards]
+
+    def check() -> None:
+        for shard, states in memory:
+            for state, checksum_then in known.get((shard.layer, shard.interval.start), {}).items():
+                if checksum(bytes_of(states[state])) != checksum_then:
+                    run = f"[{shard.interval.start}, {shard.interval.stop})"
+                    raise CheckpointError(
+                        f"on worker {worker}, memory has changed while nothing wrote to it: {state} of layer {shard.layer}, run {run}, was "
+                        "not written as it was computed; the memory of its host may be faulty"
+                    )
+
+    return check
 
 
 def digest_of(value: Any) -> str:

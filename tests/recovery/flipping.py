@@ -1,7 +1,8 @@
 """A train function of a real job in which single bits of a worker's memory are flipped behind the runtime's back.
 
 A flip is `[phase, step, what, state]`: when the worker enters the phase, one bit of `what` changes; `PLACES` lists what there is.
-At "arrival" the parameters of a layer have been gathered, and at "sent" updated shards have been sent: they are not digested yet.
+At "saving" the memory of a save has just been lent. At "arrival" the parameters of a layer have been gathered, and at "sent" updated
+shards have been sent: they are not digested yet.
 A flip `["random", step, seed, what, state]` happens at a random moment after that step has begun, from another thread.
 """
 
@@ -19,6 +20,7 @@ import torch
 
 import elastic
 from elastic.memory.raw import as_bytes
+from elastic.snapshot.previous import PreviousCopies
 from elastic.worker import engine
 from tests.engine import models
 from tests.recovery import running, trainings
@@ -64,6 +66,7 @@ def _scalars(trainer: Any, state: str) -> list[torch.Tensor]:
 
 PLACES: dict[str, Callable[[Any, str], list[torch.Tensor]]] = {
     "live": _owned,
+    "huge": lambda trainer, state: _owned(trainer, state)[:1],  # a bit of the exponent
     "previous": lambda trainer, state: [held.memory[state] for held in trainer._engine.previous_copies.held if state in held.memory],
     "replica": _replicas,
     "gathered": _gathered,
@@ -88,7 +91,7 @@ def strike(trainer: Any, what: str, state: str, generator: random.Random | None 
     if not found:
         return False
     if generator is None:
-        flip(found[-1])
+        flip(found[-1], bit=30 if what == "huge" else 22)
     else:
         where = generator.choice(found)
         flip(where, generator.randrange(where.numel()), generator.randrange(8 * where.element_size()))
@@ -111,7 +114,7 @@ def train(job: Any, case: str, steps: int, flips: dict[str, list[list[Any]]], ev
         done.append(strike(trainers[0], what, state, generator))
 
     def entered(phase: str, step: int, micro_batch: int = -1) -> None:
-        if phase not in ("arrival", "sent"):
+        if phase not in ("arrival", "sent", "saving"):
             enter(phase, step, micro_batch)
         if due and due[0][0] == "random" and step == due[0][1]:
             _, _, seed, what, state = due.pop(0)
@@ -140,6 +143,13 @@ def train(job: Any, case: str, steps: int, flips: dict[str, list[list[Any]]], ev
 
     before("_gathered", "arrival")
     before("_note_owned", "sent")
+    lend = PreviousCopies.lend
+
+    def lending(copies: PreviousCopies) -> Callable[[], None]:
+        entered("saving", copies.held[0].step)
+        return lend(copies)
+
+    PreviousCopies.lend = lending
     job.enter = entered
     torch.manual_seed(5)
     trainers.append(elastic.Trainer(build(), loss, optimizer, data, seed=11, **options))

@@ -116,3 +116,27 @@ def test_the_most_are_right(changed: list[int], wrong: list[int]) -> None:
         for value in ["b" if w in changed else "a"]
     ]
     assert [copy.worker for each in judged(copies) for copy in each.wrong] == wrong
+
+
+@pytest.mark.parametrize(
+    ("owner", "gathered", "replica", "wrong"),
+    [
+        ("a", "aa", "b", []),  # the owner may have been wrong before others gathered
+        ("b", "aa", "a", ["live"]),
+        ("b", "a", "a", ["live"]),
+        ("a", "b", "a", ["gathered"]),
+        ("a", "ab", "a", ["gathered"]),
+        ("b", "aa", "b", []),
+        ("b", "aa", "c", []),
+        ("a", "a", "b", []),
+    ],
+)
+def test_a_replica_of_the_same_step_can_clear_a_copy_but_not_be_outvoted(owner: str, gathered: str, replica: str, wrong: list[str]) -> None:
+    run = {"owner": 0, "layer": 0, "start": 0, "stop": 64, "step": 3}
+    copies = [
+        Copied(worker=0, role="live", digests={PARAM: owner}, **run),
+        Copied(worker=9, role="replica", digests={PARAM: replica}, **run),
+    ]
+    copies += [Copied(worker=1 + i, role="gathered", digests={PARAM: each}, **run) for i, each in enumerate(gathered)]
+    (difference,) = judged(copies)
+    assert [copy.role for copy in difference.wrong] == wrong

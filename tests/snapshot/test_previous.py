@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_what_is_kept_stays_as_it_is_until_another_one_is(worker: Worker) -> Non
     previous = worker.previous_copies
     whole, kept = previous.bytes, [*previous.held]
     before = [{name: values.clone() for name, values in held.memory.items()} for held in kept]
-    previous.keep(lambda held: f"digest of {held.start}")
+    previous.keep([replace(held, digest=f"digest of {held.start}") for held in kept])
     for step in (2, 3, 4):
         worker.update(step)
         assert all(equal(held.memory, values) for held, values in zip(previous.kept, before, strict=True))
@@ -89,7 +90,7 @@ def test_what_is_kept_stays_as_it_is_until_another_one_is(worker: Worker) -> Non
     assert [held.digest for held in previous.kept] == [f"digest of {held.start}" for held in kept]
     assert [held.scalars for held in previous.kept] == [held.scalars for held in kept]
     assert previous.bytes == 2 * whole
-    previous.keep(lambda held: None)
+    previous.keep(previous.held)
     worker.update(5)
     pointers = {memory.data_ptr() for held in previous.held for memory in held.memory.values()}
     assert pointers == {memory.data_ptr() for held in kept for memory in held.memory.values()}, "the memory of the one before is used"
@@ -104,7 +105,7 @@ def test_what_is_lent_and_kept_is_not_written_to(worker: Worker) -> None:
     before = [{name: values.clone() for name, values in held.memory.items()} for held in previous.held]
     give_back = previous.lend()
     worker.update(1)
-    previous.keep(lambda held: None)
+    previous.keep(previous.held)
     for step in (2, 3):
         worker.update(step)
         give_back()
