@@ -30,6 +30,7 @@ class FakeJob:
     """The part of `elastic.Job` that a Trainer uses; `announce` asks the parent process."""
 
     links: str | None = None
+    interface: str | None = None
     segment = None
     joins = False
     segments: dict[int, Any] = {}  # noqa: RUF012
