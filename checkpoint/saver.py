@@ -59,7 +59,7 @@ class _Save:
     members: tuple[int, ...]
     layout: Any
     release: Callable[[], None]
-    verify: Callable[[], None]
+    verify: Callable[[], None] = lambda: None
     thread: threading.Thread | None = None
     plan: FilePlan | None = None
     ticket: Ticket | None = None
