@@ -54,14 +54,14 @@ class JobSettings:
     """The settings of one job. Times are in seconds.
 
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
-    `[user:password@]host:port`. Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies,
-    `rebalance` shifts work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the
-    host's memory. A worker whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no
-    progress for `hung_after` or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in
-    the form of `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `directory` is the run
-    directory, kept when the job ends; None makes a temporary one. With `shared`, `workers` are those of this host, and other hosts take
-    part. `grace_s` bounds how long a finished worker waits for the others to finish, and how long all may take to exit. Raises
-    SettingsError.
+    `[user[:password]@]host:port[,host:port...]`, and `etcd_files` has the fields of `EtcdEndpoint` that name files. Below `min_workers` the
+    job pauses; `respawn` starts a new worker for each that dies, `rebalance` shifts work from workers that are steadily slower. `memory`
+    limits the bytes of one worker; None is its share of the host's memory. A worker whose process is stopped for `stopped_after` is
+    replaced, and one for which the others wait and that makes no progress for `hung_after` or longer (`elastic/health/limits.py`); None: it
+    is waited for. `plan` is the saved plan to begin with, in the form of `SavedPlan.to_json`; with `plans_only` the job ends with its first
+    plan and trains nothing. `directory` is the run directory, kept when the job ends; None makes a temporary one. With `shared`, `workers`
+    are those of this host, and other hosts take part. `grace_s` bounds how long a finished worker waits for the others to finish, and how
+    long all may take to exit. Raises SettingsError.
     """
 
     name: str
@@ -72,6 +72,7 @@ class JobSettings:
     stages: int | None = None
     min_workers: int = 1
     etcd: str | None = None
+    etcd_files: dict[str, str] = dataclasses.field(default_factory=dict)
     threads: int = 1
     seed: int = 0
     exact: bool = True
@@ -114,8 +115,12 @@ class JobSettings:
 
     def record(self) -> dict[str, Any]:
         """Returns what etcd stores: without `etcd`, which may hold a password; `args`, which may be large, as the SHA-256 of its JSON."""
-        kept = {name: value for name, value in self.to_json().items() if name not in ("etcd", "args")}
+        kept = {name: value for name, value in self.to_json().items() if name not in ("etcd", "etcd_files", "args")}
         return {**kept, "args_sha256": hashlib.sha256(json.dumps(self.args).encode()).hexdigest()}
+
+    def for_others(self) -> dict[str, Any]:
+        """Returns what other hosts get: without this host's way to etcd, which may hold a password, its directory and its plan."""
+        return {**self.to_json(), "etcd": None, "etcd_files": {}, "plan": None, "directory": None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobSettings:

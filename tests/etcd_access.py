@@ -10,8 +10,9 @@ import pytest
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    from elastic.membership.channels import Channels, etcdrpc
     from elastic.membership.claim import Claim
-    from elastic.membership.etcd import Compare, EtcdClient, KeyValue, etcdrpc
+    from elastic.membership.etcd import Compare, EtcdClient, KeyValue
     from elastic.membership.session import Notices, Session
 
 from elastic.membership import server
@@ -19,6 +20,7 @@ from elastic.membership.endpoint import EtcdEndpoint
 from elastic.membership.server import PrivateEtcd
 
 __all__ = [
+    "Channels",
     "Claim",
     "Compare",
     "EtcdClient",
@@ -30,6 +32,7 @@ __all__ = [
     "enable_auth",
     "etcd_with",
     "etcd_with_login",
+    "etcdrpc",
 ]
 
 
@@ -62,16 +65,16 @@ def change_password(endpoint: EtcdEndpoint, password: str) -> None:
     """Changes root's password, which is the one in `endpoint` before."""
     client = EtcdClient(endpoint)
     request = etcdrpc.AuthUserChangePasswordRequest(name="root", password=password)
-    etcdrpc.AuthStub(client._client.channel).UserChangePassword(request, metadata=client._metadata)
+    client._channels.current.auth.UserChangePassword(request, metadata=client._metadata)
     client.close()
 
 
-def enable_auth(endpoint: EtcdEndpoint) -> None:
-    """Makes an etcd want a login: root with password `right`."""
+def enable_auth(endpoint: EtcdEndpoint, password: str = "right") -> None:
+    """Makes an etcd want a login: root with this password."""
     client = EtcdClient(endpoint)
-    auth = etcdrpc.AuthStub(client._client.channel)
+    auth = client._channels.current.auth
     auth.RoleAdd(etcdrpc.AuthRoleAddRequest(name="root"))
-    auth.UserAdd(etcdrpc.AuthUserAddRequest(name="root", password="right"))
+    auth.UserAdd(etcdrpc.AuthUserAddRequest(name="root", password=password))
     auth.UserGrantRole(etcdrpc.AuthUserGrantRoleRequest(user="root", role="root"))
     auth.AuthEnable(etcdrpc.AuthEnableRequest())
     client.close()

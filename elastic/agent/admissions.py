@@ -82,8 +82,7 @@ class Admissions:
         reason = refusal(settings, message)
         if reason is None:
             link.heard = lambda following: self._ready(link, message["name"], following)
-            told = {**settings.to_json(), "etcd": None, "plan": None, "directory": None}
-            link.send({"type": "welcome", "settings": told, "least": self._sharing.least, "keeps": self._taking_over})
+            link.send({"type": "welcome", "settings": settings.for_others(), "least": self._sharing.least, "keeps": self._taking_over})
         else:
             say(f"host {message['name']} is refused: {reason}")
             link.send({"type": "refused", "reason": reason})

@@ -196,7 +196,7 @@ class Agent:
             directory=self._start.directory,
             secret=self._secret,
             # etcd= may hold a password, and workers need no plan
-            settings=replace(settings, workers=workers or settings.workers, etcd=None, plan=None),
+            settings=replace(settings, workers=workers or settings.workers, etcd=None, etcd_files={}, plan=None),
             import_path=self._start.import_path,
             argv=self._start.argv,
             modules=self._start.modules,

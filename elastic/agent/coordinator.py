@@ -291,7 +291,7 @@ class Coordinator:
             self._finish({"type": "done", "value": described(view.plan, view.fleet, view.workload), "epoch": 0, "stopped": False})
             return
         first = ready[view.coordinator]
-        self.facts = JobFacts(settings=settings.to_json(), founder=first.to_json(), views=[view.to_json()])
+        self.facts = JobFacts(settings=settings.for_others(), founder=first.to_json(), views=[view.to_json()])
         self.hosts.tell_agents({"type": "job", "facts": self.facts.to_json()})  # before it is committed: then others can take over
         self._session.publish(view)
         self._drive(settings, view, first)

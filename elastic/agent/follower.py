@@ -222,7 +222,9 @@ class Follower:
     def _welcomed(self, founder: JobSettings, least: int, *, keeps: bool) -> None:
         """Takes the founder's settings; those of the place are this host's own. With `keeps`, the coordinator goes on with its workers."""
         own = self._start.settings
-        self.settings = replace(founder, etcd=own.etcd, directory=own.directory, train_fn=own.train_fn, workers=own.workers)
+        self.settings = replace(
+            founder, etcd=own.etcd, etcd_files=own.etcd_files, directory=own.directory, train_fn=own.train_fn, workers=own.workers
+        )
         self.sharing = replace(self.sharing, least=least)
         self._told, self._awaited, self._keeps = False, True, keeps
         if self._crew is None:

@@ -62,6 +62,10 @@ def run(
     stages: int | None = None,
     min_workers: int | None = None,
     etcd: str | None = None,
+    etcd_ca: str | os.PathLike[str] | None = None,
+    etcd_cert: str | os.PathLike[str] | None = None,
+    etcd_key: str | os.PathLike[str] | None = None,
+    etcd_password_file: str | os.PathLike[str] | None = None,
     args: Sequence[Any] = (),
     name: str | None = None,
     threads: int = 1,
@@ -89,7 +93,12 @@ def run(
         workers: number of training processes on this host.
         stages: number of pipeline stages; by default the fastest.
         min_workers: how many workers the job may shrink to, by default 1; with fewer it pauses until new ones are ready.
-        etcd: `[user:password@]host:port` of a running etcd, or `unix:/path` of its socket on this host; by default a private one.
+        etcd: `[user[:password]@]host:port[,host:port...]` of a running etcd, by any of its members; or `unix:/path` of its socket on this
+            host; by default a private one. While it cannot be reached the job waits, 10 minutes at most.
+        etcd_ca: a file with the certificates that sign those of etcd, which is then reached by TLS.
+        etcd_cert, etcd_key: files with this client's certificate and its key, where etcd wants them.
+        etcd_password_file: a file with the password of etcd's user, which only you can read. It is read again when etcd wants a new login:
+            so a password may change while the job runs.
         args: JSON values.
         name: the job's name, unique in its etcd.
         threads: number of threads of one worker's operators. The bits of results depend on it.
@@ -141,6 +150,7 @@ def run(
         stages=stages,
         min_workers=1 if min_workers is None else min_workers,
         etcd=etcd,
+        etcd_files=_given_files(ca=etcd_ca, cert=etcd_cert, key=etcd_key, password_file=etcd_password_file),
         threads=threads,
         seed=seed,
         respawn=respawn,
@@ -157,7 +167,16 @@ def run(
     given = {field: value for field, value in settings.to_json().items() if field in _COMPARED and value != _default(field)}
     if isa is not None:
         given["isa"] = isa
-    return launched(settings, sharing_of(etcd, secret, interface, hosts_min, given))
+    return launched(settings, sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given))
+
+
+def _given_files(**paths: str | os.PathLike[str] | None) -> dict[str, str]:
+    return {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
+
+
+def _without_password(argument: str, etcd: str | None) -> str:
+    """Returns an argument of this program as its workers see it: without the password that etcd= may have."""
+    return argument if etcd is None else argument.replace(etcd, etcd.rpartition("@")[2])
 
 
 def _default(field: str) -> Any:
@@ -167,7 +186,9 @@ def _default(field: str) -> Any:
 def launched(settings: JobSettings, sharing: Sharing | None = None) -> JobResult:
     """Runs the job of these settings, with `sharing` together with other hosts, and waits. Returns and raises what `run` does."""
     if settings.etcd is not None:
-        EtcdEndpoint.parse(settings.etcd)
+        EtcdEndpoint.parse(settings.etcd, settings.etcd_files)
+    elif settings.etcd_files:
+        raise SettingsError("etcd_ca=, etcd_cert=, etcd_key= and etcd_password_file= are for an etcd of yours: give etcd= too")
     limits.check(settings.workers, settings.directory)
     requests, restarts = StopRequests(), list[float]()
     with requests.caught():
@@ -245,7 +266,7 @@ def _supervise(settings: JobSettings, sharing: Sharing | None, directory: str, l
         "directory": directory,
         "environment": own_environment(),
         "import_path": import_path(),
-        "argv": sys.argv,
+        "argv": [_without_password(argument, settings.etcd) for argument in sys.argv],
         "modules": own_modules(),
         "sharing": None if sharing is None else asdict(sharing),
     }

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, SettingsError
+from elastic.membership.channels import Channels, Member, etcdrpc
 from elastic.membership.endpoint import EtcdEndpoint
-from elastic.membership.refusals import login_ran_out, meaning
+from elastic.membership.refusals import login_ran_out, may_answer_elsewhere, meaning, was_not_sent
 
 with warnings.catch_warnings():  # protobuf and etcd3 emit deprecation warnings
     warnings.simplefilter("ignore", DeprecationWarning)
-    import etcd3
     import etcd3.utils
     import grpc
-    from etcd3 import etcdrpc as _etcdrpc
+    from etcd3 import transactions
     from etcd3.etcdrpc import kv_pb2 as _kv_pb2
 
-etcdrpc: Any = _etcdrpc  # generated at run time, without types
 kv_pb2: Any = _kv_pb2
 
 ROOT = "/elastic/"  # all keys of all jobs lie under it
 VALUE_BYTES = 64 << 10  # no value is larger: etcd holds agreements, never bulk data
-_OPTIONS = [
-    ("grpc.enable_http_proxy", 0),  # a proxy from the environment would also be used for loopback and cluster addresses
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
+_LEADING = ("hasleader", "true")  # asks a member to end a watch when the majority is out of its reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,29 +62,48 @@ class EtcdClient:
     """A connection to etcd; any thread may call.
 
     Every call raises EtcdUnavailable within `timeout_s` if it cannot be served: EtcdRefused if a retry cannot help, EtcdFull if etcd has no
-    space. A login that ran out is renewed.
+    space. A call that one member does not answer is made at the next one, if it surely was not done or may be done twice. A login that ran
+    out is renewed. Raises SettingsError if the file of the password cannot be read.
     """
 
     def __init__(self, endpoint: EtcdEndpoint, *, timeout_s: float = 5.0) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        # etcd3 joins the two by a colon, which gives gRPC's name of a UNIX socket as well.
-        place: tuple[Any, Any] = ("unix", endpoint.path) if endpoint.path else (endpoint.host, endpoint.port)
-        self._client = etcd3.client(host=place[0], port=place[1], grpc_options=_OPTIONS)
+        self._channels = Channels(endpoint)
         self._login = threading.Lock()
         # The token is sent as metadata; gRPC refuses to send call credentials over an unencrypted connection.
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._watches: list[Any] = []
+        self._known = False  # whether etcd has served this client: a login or certificate that is refused later may become right again
         try:
-            if endpoint.user is not None:
-                self.log_in(self._metadata)
-            self.get(ROOT)
-        except EtcdUnavailable:
-            self._client.close()
+            self._connect()
+        except (EtcdUnavailable, SettingsError):
+            self._channels.close()
             raise
 
+    def _connect(self) -> None:
+        for left in reversed(range(len(self.endpoint.addresses))):
+            try:
+                self.log_in(self._metadata)
+                self.get(ROOT)
+                self._known = True
+                return
+            except EtcdRefused:
+                raise
+            except EtcdUnavailable:
+                if not left:
+                    raise
+
+    @property
+    def version(self) -> str | None:
+        """The version of the member in use, None if it does not say so. Raises EtcdUnavailable."""
+        try:
+            return self._call(lambda member: member.maintenance.Status, etcdrpc.StatusRequest()).version
+        except EtcdRefused:  # it wants more rights for this
+            return None
+
     def get(self, key: str) -> KeyValue | None:
-        found = self._call(self._client.kvstub.Range, etcdrpc.RangeRequest(key=key.encode()))
+        found = self._call(_range, etcdrpc.RangeRequest(key=key.encode()))
         return entry(found.kvs[0]) if found.kvs else None
 
     def get_prefix(self, prefix: str) -> list[KeyValue]:
@@ -96,11 +111,11 @@ class EtcdClient:
 
     def find(self, prefix: str) -> KeyState:
         """Returns the keys under the prefix and the revision at which they were read."""
-        found = self._call(self._client.kvstub.Range, etcdrpc.RangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
+        found = self._call(_range, etcdrpc.RangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
         return KeyState(entries=[entry(pair) for pair in found.kvs], revision=found.header.revision, cluster=found.header.cluster_id)
 
     def put(self, key: str, value: str, *, lease: int | None = None) -> None:
-        self._call(self._client.kvstub.Put, _put(key, value, lease))
+        self._call(lambda member: member.kv.Put, _put(key, value, lease))
 
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int:
         """Writes a new key and returns its mod_revision. Raises Conflict if the key exists."""
@@ -118,37 +133,37 @@ class EtcdClient:
         Raises Conflict, having written nothing.
         """
         request = etcdrpc.TxnRequest(
-            compare=[comparison.build_message() for demand in demands for comparison in self._comparisons(demand)],
+            compare=[comparison.build_message() for demand in demands for comparison in _comparisons(demand)],
             success=[
                 *(etcdrpc.RequestOp(request_put=_put(key, value, lease)) for key, value in puts.items()),
                 *(etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key.encode())) for key in deletes),
             ],
         )
-        response = self._call(self._client.kvstub.Txn, request)
+        response = self._call(lambda member: member.kv.Txn, request, repeatable=False)
         if not response.succeeded:
             raise Conflict(f"etcd: another client wrote {' or '.join(demand.key for demand in demands)} since it was read here")
         return response.header.revision
 
     def delete(self, key: str) -> None:
-        self._call(self._client.kvstub.DeleteRange, etcdrpc.DeleteRangeRequest(key=key.encode()))
+        self._call(lambda member: member.kv.DeleteRange, etcdrpc.DeleteRangeRequest(key=key.encode()))
 
     def delete_prefix(self, prefix: str) -> None:
-        self._call(self._client.kvstub.DeleteRange, etcdrpc.DeleteRangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
+        self._call(lambda member: member.kv.DeleteRange, etcdrpc.DeleteRangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
 
     def grant(self, ttl_s: int) -> int:
         """Grants a new lease."""
-        return self._call(self._client.leasestub.LeaseGrant, etcdrpc.LeaseGrantRequest(TTL=ttl_s)).ID
+        return self._call(lambda member: member.lease.LeaseGrant, etcdrpc.LeaseGrantRequest(TTL=ttl_s)).ID
 
     def refresh(self, lease: int) -> bool:
         """Renews a lease for its whole time to live. Returns whether it was still alive."""
 
-        def keep_alive(request: Any, timeout_s: float, metadata: Any) -> Any:
-            return next(self._client.leasestub.LeaseKeepAlive(iter([request]), timeout_s, metadata=metadata))
+        def keep_alive(member: Member) -> Callable[..., Any]:
+            return lambda request, timeout_s, metadata: next(member.lease.LeaseKeepAlive(iter([request]), timeout_s, metadata=metadata))
 
         return self._call(keep_alive, etcdrpc.LeaseKeepAliveRequest(ID=lease)).TTL > 0
 
     def revoke(self, lease: int) -> None:
-        self._call(self._client.leasestub.LeaseRevoke, etcdrpc.LeaseRevokeRequest(ID=lease))
+        self._call(lambda member: member.lease.LeaseRevoke, etcdrpc.LeaseRevokeRequest(ID=lease))
 
     def watch_prefix(
         self, prefix: str, callback: Callable[[KeyValue], None], failed: Callable[[ElasticError], None] = lambda _: None
@@ -165,40 +180,67 @@ class EtcdClient:
 
     def watch_stream(self, requests: Iterable[Any]) -> Any:
         """Returns the stream of answers to watch requests. Raises gRPC's errors."""
-        return etcdrpc.WatchStub(self._client.channel).Watch(requests, metadata=self._metadata)
+        member = self._channels.current
+        stream = member.watch.Watch(requests, metadata=(*self._metadata, _LEADING))
+        self._channels.stream(member, stream)
+        return stream
 
     def log_in(self, token: tuple[tuple[str, str], ...] | None = None) -> None:
         """Gets a new token, unless another thread has already replaced `token`."""
         with self._login:
             if self.endpoint.user is None or (token is not None and token is not self._metadata):
                 return
-            request = etcdrpc.AuthenticateRequest(name=self.endpoint.user, password=self.endpoint.password)
-            with self._translated():
-                self._metadata = (("token", etcdrpc.AuthStub(self._client.channel).Authenticate(request, self.timeout_s).token),)
+            request = etcdrpc.AuthenticateRequest(name=self.endpoint.user, password=self._password())
+            answer = self._ask(lambda member: member.auth.Authenticate, request, (), repeatable=True)
+            self._metadata = (("token", answer.token),)
 
     def close(self) -> None:
         for watch in self._watches:
             watch.stop()
-        self._client.close()
+        self._channels.close()
 
-    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+    def _password(self) -> str:
+        try:
+            return self.endpoint.current_password()
+        except SettingsError as error:
+            if not self._known:
+                raise
+            raise EtcdUnavailable(f"no login at {self.endpoint.title}: {error}") from error
+
+    def _call(self, method: Callable[[Member], Callable[..., Any]], request: Any, *, repeatable: bool = True) -> Any:
         token = self._metadata
-        with self._translated():
-            try:
-                return method(request, self.timeout_s, metadata=token)
-            except grpc.RpcError as error:
-                if self.endpoint.user is None or not login_ran_out(error):
-                    raise
+        try:
+            return self._ask(method, request, token, repeatable=repeatable)
+        except EtcdUnavailable as error:
+            if self.endpoint.user is None or error.__cause__ is None or not login_ran_out(error.__cause__):
+                raise
         self.log_in(token)
-        with self._translated():
-            return method(request, self.timeout_s, metadata=self._metadata)
+        return self._ask(method, request, self._metadata, repeatable=repeatable)
+
+    def _ask(self, method: Callable[[Member], Callable[..., Any]], request: Any, token: Any, *, repeatable: bool) -> Any:
+        """Asks one member after another, for `timeout_s` in all. Each is asked at most once."""
+        until = time.monotonic() + self.timeout_s
+        for left in reversed(range(len(self.endpoint.addresses))):
+            member, asked = self._channels.current, time.monotonic()
+            with self._translated():
+                try:
+                    answer = method(member)(request, self._channels.patience(until - asked), metadata=token)
+                    self._channels.answered(time.monotonic() - asked)
+                    return answer
+                except grpc.RpcError as error:
+                    if may_answer_elsewhere(error):
+                        self._channels.leave(member, late=error.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
+                    elsewhere = may_answer_elsewhere(error) and (repeatable or was_not_sent(error))
+                    if not left or not elsewhere or time.monotonic() >= until:
+                        raise
+        raise AssertionError  # the last try returns or raises
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise meaning(self.endpoint, error) from error
+            raise meaning(self.endpoint, error, known=self._known) from error
         except StopIteration as error:
             raise EtcdUnavailable(f"{self.endpoint.title} ended a request without an answer") from error
         except ValueError as error:
@@ -206,12 +248,16 @@ class EtcdClient:
                 raise
             raise EtcdUnavailable(f"the connection to {self.endpoint.title} is closed") from error
 
-    def _comparisons(self, demand: Compare) -> Iterator[Any]:
-        of = self._client.transactions
-        if demand.mod_revision is not None:
-            yield of.mod(demand.key) == demand.mod_revision
-        if demand.value is not None:
-            yield of.value(demand.key) == demand.value
+
+def _range(member: Member) -> Callable[..., Any]:
+    return member.kv.Range
+
+
+def _comparisons(demand: Compare) -> Iterator[Any]:
+    if demand.mod_revision is not None:
+        yield transactions.Mod(demand.key) == demand.mod_revision
+    if demand.value is not None:
+        yield transactions.Value(demand.key) == demand.value
 
 
 def _put(key: str, value: str, lease: int | None) -> Any:

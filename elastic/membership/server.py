@@ -91,7 +91,7 @@ class PrivateEtcd:
         path = self._directory / _CLIENT
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES and self._opened is not None:
             path = Path(f"/proc/self/fd/{self._opened}/{_CLIENT}")
-        return EtcdEndpoint(path=str(path), private=True)
+        return EtcdEndpoint(addresses=(f"unix:{path}",), private=True)
 
     def start(self, *, empty: bool = False) -> None:
         """Starts it on the existing data, or `empty` without data; the process before must have ended."""

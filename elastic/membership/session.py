@@ -13,7 +13,7 @@ from typing import Any
 
 from elastic.comm.message import AttemptId
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable
-from elastic.membership import keeper
+from elastic.membership import keeper, versions
 from elastic.membership.attempts import Attempts
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
@@ -101,7 +101,7 @@ class Session:
 
     def _claimed(self, settings: JobSettings, started_s: float) -> tuple[EtcdClient, Claim]:
         notices, server = self._notices, self._server
-        endpoint = EtcdEndpoint.parse(settings.etcd or "") if server is None else server.endpoint(started_s)
+        endpoint = EtcdEndpoint.parse(settings.etcd or "", settings.etcd_files) if server is None else server.endpoint(started_s)
         self._client = client = EtcdClient(endpoint) if server is None else EtcdClient(endpoint, timeout_s=keeper.SILENT_S)
         # Nothing depends on the expiry of a lease at a private etcd, and a short one would expire on an overloaded machine.
         ttl_s = _AGENT_TTL_S if server is None else _JOB_TTL_S
@@ -117,12 +117,21 @@ class Session:
         )
         self._lease, self._job_lease = lease, Lease(client, _JOB_TTL_S, lost=self._lost)
         self._leases = [self._lease, self._job_lease]
+        if server is None:
+            self._warn(client, endpoint)
         claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()), shared=self._shared)
         if self._shared:  # the name outlives this agent, if others live
             self.coordinates = claim.take_or_join(client.grant(ttl_s))
         else:
             claim.take(self._lease.id)
         return client, claim
+
+    def _warn(self, client: EtcdClient, endpoint: EtcdEndpoint) -> None:
+        """Warns of an etcd with known holes, once."""
+        with suppress(EtcdUnavailable):
+            sentence = versions.warning(endpoint, client.version)
+            if sentence is not None:
+                self._notices.say(sentence)
 
     def tend(self, loop: LoopLike) -> None:
         """Keeps a private etcd running from `loop`, which must be this thread's."""

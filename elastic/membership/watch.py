@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from elastic.errors import ElasticError, EtcdRefused, EtcdUnavailable, JobFailed
-from elastic.membership.etcd import EtcdClient, KeyValue, end_of, entry, etcdrpc, kv_pb2
+from elastic.membership.channels import etcdrpc
+from elastic.membership.etcd import EtcdClient, KeyValue, end_of, entry, kv_pb2
 from elastic.membership.refusals import login_ran_out, meaning
 
 _RETRY_S = 0.2
@@ -107,7 +108,7 @@ class KeyWatch:
             self._client.log_in()
             self._client.find(self._prefix)  # raises EtcdRefused if the permission is really missing
             raise EtcdUnavailable("the login ran out and was renewed")
-        raise meaning(self._client.endpoint, error) from error
+        raise meaning(self._client.endpoint, error, known=True) from error
 
     def _deliver(self, known: KeyValue) -> None:
         if known.value is None:
