@@ -23,6 +23,9 @@ from elastic.host.facts import HostFacts
 from elastic.observe.console import say
 from elastic.settings import VERSION, JobSettings, best_isa, isa_includes
 
+ENDS = ("done", "failed")
+"""The outcomes that end a shared job. Otherwise only this agent leaves, and another one coordinates."""
+
 
 class Admissions:
     """Admits agents that `listener` accepts, from the beginning to the end of the job, which is founded when enough hosts are there.
@@ -60,7 +63,7 @@ class Admissions:
     def close(self, outcome: Message) -> None:
         """Tells the other agents how the job has ended, unless it goes on without this agent."""
         for link in list(self._links):
-            if outcome["type"] in ("done", "failed", "killed"):
+            if outcome["type"] in ENDS:
                 link.send({"type": "outcome", "outcome": outcome})
             link.close()
 
@@ -105,7 +108,7 @@ class Admissions:
 
     def _lost(self, link: AgentLink, host: RemoteCarrier, why: str) -> None:
         self._links.discard(link)
-        self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}"))
+        self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}"), link.heard_at)
 
     def _report(self, host: RemoteCarrier, message: Message) -> None:
         kind = message["type"]

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic.agent.admissions import Admissions
+from elastic.agent.admissions import ENDS, Admissions
 from elastic.agent.agent_link import AgentListener, secret_of
 from elastic.agent.carrier import LocalCarrier
 from elastic.agent.coordinator import Coordinator
@@ -87,7 +87,8 @@ class Agent:
             self._role.close_files()
         drain()
         if self._session is not None:
-            self._session.close()
+            shared = self._start.sharing is not None
+            self._session.close(goes_on=shared and (self.outcome is None or self.outcome["type"] not in ENDS))
 
     def stop(self) -> None:
         """Stops the job at the next step boundary."""

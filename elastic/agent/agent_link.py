@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import os
 import socket
+import time
 from collections.abc import Callable
 
 from elastic.agent.loop import Loop
@@ -20,6 +21,7 @@ from elastic.host.channel import Channel, Message
 BEAT_S = 0.25
 SILENT_S = 2.0
 _GREETING_S = 5.0
+_DIAL_S = 1.0  # the agent that is dialled may have vanished, and another be the coordinator by then
 _WAITING = 64  # connections that have not proven anything yet; more are refused
 _ACCEPTOR, _DIALER = 0xFFFFFFFE, 0xFFFFFFFF  # no worker has these numbers
 _ALIVE: Message = {"type": "alive"}
@@ -46,6 +48,7 @@ class AgentLink:
         self._channel = Channel(sock)
         self._name = f"agent link {sock.fileno()}"
         self._silent_beats = 0
+        self.heard_at = time.monotonic()  # when the other side was heard last
         tune(sock)
         self._watch()
         self._beat()
@@ -71,7 +74,7 @@ class AgentLink:
     def _act(self) -> None:
         self._channel.flush()
         for message in self._channel.receive():
-            self._silent_beats = 0
+            self._alive()
             if message["type"] != _ALIVE["type"] and not self.closed:
                 self.heard(message)
         if self.closed:
@@ -79,8 +82,11 @@ class AgentLink:
         if self._channel.closed:
             self._lose("its connection ended")
         else:
-            self._silent_beats = 0  # part of a long message
+            self._alive()  # part of a long message
             self._watch()
+
+    def _alive(self) -> None:
+        self._silent_beats, self.heard_at = 0, time.monotonic()
 
     def _beat(self) -> None:
         if self._silent_beats * BEAT_S >= SILENT_S:
@@ -183,7 +189,7 @@ def dial(
         loop.post(lambda: fail(refused))
         return drop
     loop.watch(sock, reached, writable=True)
-    loop.set_timer(_GREETING_S, lambda: fail(LinkError(f"no answer for {_GREETING_S:g} s")), _timer(sock))
+    loop.set_timer(_DIAL_S, lambda: fail(LinkError(f"no answer for {_DIAL_S:g} s")), _timer(sock))
     return drop
 
 

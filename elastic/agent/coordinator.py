@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -124,10 +124,12 @@ class Coordinator:
             say(f"host {host.name} joins with room for {host.room} worker{'s' * (host.room != 1)}")
             self._driver.has_room(self.hosts.room)
 
-    def host_lost(self, host: HostCarrier, lost: Iterable[WorkerProcess]) -> None:
-        """Handles a host that is lost, with its workers that had not ended."""
+    def host_lost(self, host: HostCarrier, lost: Sequence[WorkerProcess], since: float) -> None:
+        """Handles a host that is lost, with its workers that had not ended; its agent was heard last at the time `since`."""
         self.hosts.remove(host.name)
         if self._driver is not None:
+            for worker in lost:
+                self._driver.missed(worker.number, since)
             self._driver.has_room(self.hosts.room)
         for worker in lost:
             self.ended(worker)

@@ -158,7 +158,8 @@ class Follower:
     def _may_lead(self) -> bool:
         """Whether this agent can coordinate the job: it knows it, or there is nothing to know yet."""
         if not self._session.named:
-            self._end({"type": "rejoin", "why": f"the job {self._start.settings.name} that this host took part in has ended"})
+            why = f"the job {self._start.settings.name} has ended while this host was cut off from it; the other hosts know how"
+            self._end(failed(JobFailed, why))
             return False
         if self.job is not None:
             return True
@@ -174,8 +175,8 @@ class Follower:
         self._link.send(hello(self._start, self._name))
 
     def _lost(self, why: str) -> None:
-        self._link, self._awaited = None, False
-        self.alone_since, self._told = time.monotonic(), False
+        self.alone_since = time.monotonic() if self._link is None else self._link.heard_at
+        self._link, self._awaited, self._told = None, False, False
         say(f"host {self.before}, whose agent coordinates the job, is lost: {why}")
         self.begin()
 

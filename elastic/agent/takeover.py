@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from elastic.membership.session import Session
     from elastic.view import View
 
-_GATHER_S = 1.5  # how long hosts of the last view are awaited; they look for a coordinator several times a second
+_GATHER_S = 10.0  # how long hosts are awaited whose agents live, as far as etcd knows: they look for a coordinator all the time
 _AGAIN_S = 0.3
 _TIMER = "takeover"
 
@@ -74,5 +74,6 @@ class Takeover:
                 self._coordinator.heard(self._coordinator.hosts.worker(message["worker"]), message["message"])
 
     def _complete(self, view: View) -> bool:
-        hosts = {member.host for member in view.members} - {self._follower.before}
+        """Whether all hosts of the view are there whose agents live."""
+        hosts = {member.host for member in view.members}.intersection(self._session.agents())
         return hosts <= self._coordinator.hosts.present.keys()

@@ -370,7 +370,7 @@ class Driver:
         self._world.etcd_thread.run(EtcdTask(call=call, done=done, refused=refused, wanted=lambda: self.state.attempt_id == attempt_id))
 
     def _refused(self, attempt_id: events.AttemptId, error: Conflict) -> None:
-        if isinstance(error, Deposed):
+        if isinstance(error, Deposed) and self._world.several:
             self._world.deposed(str(error))
         else:
             self.feed(events.CommitFailed(attempt_id=attempt_id, reason=str(error)))

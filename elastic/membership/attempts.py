@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from elastic.comm.message import AttemptId
-from elastic.errors import Conflict
+from elastic.errors import Conflict, Deposed
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
 from elastic.membership.etcd import Compare, KeyValue
@@ -77,6 +77,8 @@ class Attempts:
         self._started = None
         try:
             self._burn(attempt_id)
+        except Deposed:
+            raise
         except Conflict:  # also if the lease's thread has just restored a lost key
             self.restore()
             self._burn(attempt_id)

@@ -77,6 +77,8 @@ class Session:
                 lease=lambda: self._job_lease.id,
                 reclaim=self._reclaim,
             )
+            if shared:
+                self._lease.put(f"{claim.prefix}agents/{agent}", "{}")
             for lease in self._leases:
                 lease.start()
             self._views.watch(notices.view, self._strange, lambda error: notices.say(str(error)))
@@ -157,6 +159,11 @@ class Session:
         self.coordinates = True
         return True
 
+    def agents(self) -> set[str]:
+        """Returns the names of the job's agents that are alive as far as etcd knows. Raises EtcdUnavailable."""
+        prefix, client = f"{self._claim.prefix}agents/", self._client
+        return set() if client is None else {entry.key.removeprefix(prefix) for entry in client.get_prefix(prefix)}
+
     @property
     def named(self) -> bool:
         """Whether the job still has its name: it is given up when the job ends. Raises EtcdUnavailable."""
@@ -202,8 +209,9 @@ class Session:
                     self._keeper.tend()
                 time.sleep(_RETRY_S)
 
-    def close(self) -> None:
-        """Closes the connection and deletes all keys of the job."""
+    def close(self, *, goes_on: bool = False) -> None:
+        """Closes the connection. The coordinator deletes all keys of the job, unless it `goes_on` without this agent."""
+        self.coordinates = self.coordinates and not goes_on
         if self._keeper is not None:
             self._keeper.close()
         if self._server is not None:
@@ -246,7 +254,7 @@ class Session:
             self._claim.retake(client.grant(_AGENT_TTL_S))
 
     def _strange(self, sentence: str) -> None:
-        if self.coordinates:
+        if not self._shared:  # else it is another agent that has become the coordinator, of which the next task hears
             self._notices.say(sentence)
 
     def _away(self, error: EtcdUnavailable, seconds: float) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from elastic.errors import Conflict, ElasticError, EtcdUnavailable
+from elastic.errors import Conflict, Deposed, ElasticError, EtcdUnavailable
 from elastic.membership.etcd import Compare, KeyValue
 from elastic.view import View
 
@@ -133,7 +133,7 @@ class ViewStore:
         there, known = number(None if entry is None else entry.value), number(committed)
         if there is not None and known is not None and there >= known:
             if entry is not None and entry.value != committed and entry.value not in self._views:
-                raise Conflict(f"{self.key} names epoch {there[0]}, attempt {there[1]}, which this agent has not proposed")
+                raise Deposed(f"{self.key} names epoch {there[0]}, attempt {there[1]}, which this agent has not proposed")
             return None
         return Missing(found=Compare(key=self.key, mod_revision=entry.mod_revision if entry else 0), text=committed)
 

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,16 @@ class Cluster:
         path.chmod(0o600)
         return path
 
-    def host(self, *args: Any, workers: int = 2, secret: Path | None = None, target: str = f"{SCRIPT}:train", **options: Any) -> Host:
-        """Starts `elastic agent`; options with `_` for `-`."""
+    def host(
+        self,
+        *args: Any,
+        workers: int = 2,
+        secret: Path | None = None,
+        target: str = f"{SCRIPT}:train",
+        within: Sequence[str] = (),
+        **options: Any,
+    ) -> Host:
+        """Starts `elastic agent`; options with `_` for `-`. `within` are words before the command."""
         name = f"host-{len(self.started)}"
         directory, out, err = self.folder / name, self.folder / f"{name}.out", self.folder / f"{name}.err"
         flags = {
@@ -84,7 +92,7 @@ class Cluster:
             **options,
         }
         flat = [text for flag, value in flags.items() for text in (f"--{flag.replace('_', '-')}", str(value))]
-        command = [sys.executable, "-m", "elastic.cli.main", "agent", *flat, target, *(json.dumps(each) for each in args)]
+        command = [*within, sys.executable, "-m", "elastic.cli.main", "agent", *flat, target, *(json.dumps(each) for each in args)]
         with out.open("w") as stdout, err.open("w") as stderr:
             process = subprocess.Popen(
                 command, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -95,10 +103,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """A cluster without hosts; those that are started are ended at last."""
-    with etcd_with(folder / "etcd") as etcd:
-        made = Cluster(folder, str(etcd.endpoint()))
+def cluster(folder: Path, etcd: str | None = None) -> Iterator[Cluster]:
+    """A cluster without hosts, by default with an etcd of its own; hosts that are started are ended at last."""
+    folder.mkdir(exist_ok=True)
+    with nullcontext() if etcd is not None else etcd_with(folder / "etcd") as own:
+        made = Cluster(folder, etcd or str(own.endpoint() if own is not None else ""))
         try:
             yield made
         finally:

@@ -28,7 +28,6 @@ def calm(steps: int = STEPS) -> Any:
 @pytest.fixture
 def hosts(leftovers: Any, tmp_path: Path) -> Iterator[Cluster]:
     with cluster(leftovers.directory / "cluster") as made:
-        made.folder.mkdir(exist_ok=True)
         yield made
     shutil.rmtree(made.folder)
 
