@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from elastic.layout.layout import Layout
-from elastic.layout.transfer import PARAM, Role
-from elastic.memory.raw import as_bytes, checksum
+from elastic.layout.transfer import Role
 from elastic.snapshot.rest_digests import Rest
 
 Digests = list[list[Any]]
@@ -61,52 +60,39 @@ class Comparison:
 
     def __init__(self, worker: int, layout: Layout, rest: Rest) -> None:
         self._worker, self._rest = worker, rest
-        self._runs: dict[Role, list[tuple[int, int, int, int, int | None]]] = {"live": [], "gathered": [], "replica": []}
+        self._runs: dict[Role, list[tuple[int, int, int, int]]] = {"live": [], "gathered": [], "replica": []}
+        self._by_peer: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
         for layer in layout.layers:
             for interval in layer.intervals:
-                run = layer.layer, interval.start, interval.stop, interval.owner, interval.replica
+                run, place = (layer.layer, interval.start, interval.stop, interval.owner), (layer.layer, interval.start)
                 if interval.owner == worker:
                     self._runs["live"].append(run)
+                    self._by_peer[_OWN, NOBODY].append(place)
+                    if interval.replica is not None:
+                        self._by_peer[_SHARDS, interval.replica].append(place)
                 elif worker in layer.members:
                     self._runs["gathered"].append(run)
+                    self._by_peer[_GATHERED, interval.owner].append(place)
                 if interval.replica == worker:
                     self._runs["replica"].append(run)
+                    self._by_peer[_REPLICAS, interval.owner].append(place)
 
     def digests(self, step: int, before: int) -> Digests:
         """Returns the combined digests of parameters as of `step`, and of shards as of the step `before` that replicas have."""
-        live, shards = self._rest.checksums_of("live", step), self._rest.checksums_of("live" if before == step else "previous", before)
-        gathered, replicas = self._rest.checksums_of("gathered", step), self._rest.checksums_of("replica", before)
-        holders = {holder for *_, holder in self._runs["live"] if holder is not None}
-        found = [
-            (_OWN, NOBODY, step, self._combined("live", step, live, [PARAM])),
-            *((_GATHERED, owner, step, self._combined("gathered", step, gathered, [PARAM], owner)) for owner in self._owners("gathered")),
-            *((_SHARDS, holder, before, self._combined("live", before, shards, None, holder=holder)) for holder in sorted(holders)),
-            *((_REPLICAS, owner, before, self._combined("replica", before, replicas, None, owner)) for owner in self._owners("replica")),
-        ]
-        return [list(each) for each in found if each[-1] is not None]
-
-    def _owners(self, role: Role) -> list[int]:
-        return sorted({owner for *_, owner, _ in self._runs[role]})
-
-    def _combined(
-        self,
-        role: Role,
-        step: int,
-        known: Mapping[tuple[int, int], Mapping[str, str]],
-        states: Sequence[str] | None,
-        owner: int | None = None,
-        holder: int | None = None,
-    ) -> str | None:
-        """Returns one digest of the copies whose turn it is; None if there are none, or one is unknown."""
-        parts: list[str] = []
-        for layer, start, _, its_owner, its_holder in self._runs[role]:
-            if not self._rest.takes(step, layer) or owner not in (None, its_owner) or holder not in (None, its_holder):
-                continue
-            checksums = known.get((layer, start))
-            if checksums is None:
-                return None
-            parts += [f"{layer}:{start}:{state}{checksums[state]}" for state in sorted(states or checksums)]
-        return checksum(as_bytes("".join(parts).encode())) if parts else None
+        shards: Role = "live" if before == step else "previous"
+        sources: dict[str, tuple[Role, int]] = {
+            _OWN: ("live", step),
+            _GATHERED: ("gathered", step),
+            _SHARDS: (shards, before),
+            _REPLICAS: ("replica", before),
+        }
+        found = []
+        for (kind, peer), places in self._by_peer.items():
+            role, when = sources[kind]
+            value = self._rest.combined(role, when, places, parameters=kind in (_OWN, _GATHERED))
+            if value is not None:
+                found.append([kind, peer, when, value])
+        return found
 
     def copies(self, step: int, before: int) -> list[Copied]:
         """Returns the copies behind `digests`, one by one."""
@@ -116,7 +102,7 @@ class Comparison:
         found = []
         for runs, role, when in wanted:
             known = self._rest.checksums_of(role, when)
-            for layer, start, stop, owner, _ in self._runs[runs]:
+            for layer, start, stop, owner in self._runs[runs]:
                 if self._rest.takes(when, layer) and (layer, start) in known:
                     where = {"layer": layer, "start": start, "stop": stop, "step": when}
                     found.append(Copied(worker=self._worker, owner=owner, role=role, digests=known[layer, start], **where))

@@ -104,6 +104,7 @@ class _Resting:
     stop: int
     memory: Mapping[str, HostBytes]
     checksums: Mapping[str, str]
+    together: str = ""  # the checksums, in the order of states
 
 
 class Rest:
@@ -149,7 +150,8 @@ class Rest:
             return
         checksums = {state: checksum(each.now()) for state, each in raw.items()}
         stop = start + next((each.numel() for each in memory.values()), 0)
-        self._resting[role, layer, start] = _Resting(step=step, stop=stop, memory=raw, checksums=checksums)
+        together = "".join(value for _, value in sorted(checksums.items()))
+        self._resting[role, layer, start] = _Resting(step=step, stop=stop, memory=raw, checksums=checksums, together=together)
 
     def _raw(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor]) -> Mapping[str, HostBytes]:
         """Returns the memory as bytes. A copy lies in the same tensors as long as the view lasts, so the result is cached."""
@@ -208,6 +210,21 @@ class Rest:
             return []
         raw, size = memory.now(), elements * memory.tensor.element_size()
         return [checksum(raw[place : place + size]) for place in range(0, raw.size, size)]
+
+    def combined(self, role: Role, step: int, places: Iterable[tuple[int, int]], *, parameters: bool) -> str | None:
+        """Returns one digest of the copies at these layers and starts, as far as it was their turn: of `parameters` only, or of all states.
+
+        Returns None if there are none, or the digest of one is unknown.
+        """
+        parts: list[str] = []
+        for layer, start in places:
+            if self._every > 1 and not self.takes(step, layer):
+                continue
+            resting = self._resting.get((role, layer, start))
+            if resting is None or resting.step != step:
+                return None
+            parts.append(resting.checksums[PARAM] if parameters else resting.together)
+        return checksum(as_bytes("".join(parts).encode())) if parts else None
 
     def digest_of(self, role: Role, layer: int, start: int, step: int) -> str | None:
         """Returns one digest of all states of a copy, None if it is unknown."""
