@@ -82,7 +82,14 @@ class CopiesConflict(ElasticError):
 
 
 class StateUnproven(CopiesConflict):
-    """Copies of the state differ, no check shows which of them is right, and no older state that was equal is in memory."""
+    """Copies of the state differ, no check shows which of them is right, and no older state that was equal is in memory.
+
+    `back` is the newest step as of which they did not differ.
+    """
+
+    def __init__(self, message: str, *, back: int | None = None) -> None:
+        super().__init__(message)
+        self.back = back
 
 
 class MemoryDamaged(ElasticError):

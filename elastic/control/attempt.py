@@ -39,7 +39,7 @@ from elastic.view import outlives
 SETTLING_S = 0.3  # how long new workers are delayed for the first step of a new view
 PATIENCE_S = 10.0  # after which the user is informed which workers have not answered
 FAILED_ATTEMPTS = 3  # failures without a death that end the job
-_LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict")
+_LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict", "StateUnproven")
 
 
 def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> Transition:
@@ -146,6 +146,7 @@ def inventoried(state: ControlState, event: Inventoried, now: float) -> Transiti
             brief=few,
             slowdowns=state.slowdowns,
             restore=state.fallen,
+            back=state.back,
             afresh=state.afresh,
         )
     ]
@@ -163,7 +164,7 @@ def unproposable(state: ControlState, event: Unproposable, now: float) -> Transi
         return state, []
     if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
         told: list[ControlAction] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
-        return followed_by(told, open_attempt(replace(state, fallen=True), now))
+        return followed_by(told, open_attempt(replace(state, fallen=True, back=event.back), now))
     if state.fallen and event.kind == "NothingSaved" and respawns(state) and not state.afresh:
         return _begin_afresh(state, event.message, now)
     cause = f"\nThe last loss: {state.cause}" if state.cause else ""
@@ -233,6 +234,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         ready={worker: member for worker, member in state.ready.items() if worker not in joined},
         newcomers=joined,
         fallen=False,
+        back=None,
         afresh=False,
         damaged=frozenset(),
         failed_attempts=0,

@@ -290,7 +290,7 @@ class Driver:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
                 kind = "CoverageLost"  # a saved checkpoint is gone: beginning again at step 0 would lose its steps
-            self.feed(events.Unproposable(attempt_id=action.attempt_id, kind=kind, message=str(error)))
+            self.feed(events.Unproposable(attempt_id=action.attempt_id, kind=kind, message=str(error), back=getattr(error, "back", None)))
         else:
             if proposal.conflicts:
                 why, findings = conflicting(proposal.conflicts, self.view, proposal.resume)

@@ -101,11 +101,12 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unproposable:
-    """No proposal is possible from these inventories: `kind` names the error class."""
+    """No proposal is possible from these inventories: `kind` names the error class. `back`: only state up to this step may be right."""
 
     attempt_id: AttemptId
     kind: str
     message: str
+    back: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +226,8 @@ class Quiesce:
 class Propose:
     """Compute the next view of these members; answered by Proposed or Unproposable. `brief`: more workers will join soon.
 
-    With `restore` all members begin with the newest checkpoint; with `afresh` at step 0, since nothing was saved yet.
+    With `restore` all members begin with the newest checkpoint, which must not be of a later step than `back`; with `afresh` at step 0,
+    since nothing was saved yet.
     """
 
     attempt_id: AttemptId
@@ -236,6 +238,7 @@ class Propose:
     slowdowns: Mapping[int, float] = field(default_factory=dict)
     restore: bool = False
     afresh: bool = False
+    back: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

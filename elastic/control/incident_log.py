@@ -12,7 +12,7 @@ from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 from elastic.observe import activity, incident
 from elastic.observe.finding import Finding, parameters_in
-from elastic.recovery.resume import Conflict
+from elastic.recovery.resume import Disagreement
 from elastic.view import View
 
 
@@ -141,7 +141,7 @@ class IncidentLog:
         self._world.say(incident.timeline(found))
 
 
-def conflicting(conflicts: Sequence[Conflict], view: View, resume: int) -> tuple[str, list[Finding]]:
+def conflicting(conflicts: Sequence[Disagreement], view: View, resume: int) -> tuple[str, list[Finding]]:
     """Returns a sentence and the findings of copies whose digests differ in inventories, so that all go back to the step `resume`."""
     hosts = {member.worker: member.host for member in view.members}
     found = []

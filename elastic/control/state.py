@@ -72,7 +72,8 @@ class ControlState:
     """The state of a job. `attempt` is the number of the last attempt since `view`, `participants` its workers.
 
     `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view and have no committed step
-    yet. `fallen`: the next view begins with a checkpoint, since some of the state is in no worker's memory; `afresh`: or at step 0, with
+    yet. `fallen`: the next view begins with a checkpoint (of step `back` or before, if copies of later steps differ), since some of the
+    state is in no worker's memory; `afresh`: or at step 0, with
     new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
     so far, in order. `damaged` members of the view have discarded copies of their state.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
@@ -105,6 +106,7 @@ class ControlState:
     failed_attempts: int = 0
     stopping: bool = False
     fallen: bool = False
+    back: int | None = None
     afresh: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
     cause: str = ""  # the last death of a member, as a sentence

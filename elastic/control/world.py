@@ -76,7 +76,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
         "links": terms.links,
     }
     if action.restore:
-        proposal = fall_back(inventories=action.inventories, afresh=action.afresh, **common)
+        proposal = fall_back(inventories=action.inventories, afresh=action.afresh, back=action.back, **common)
     else:
         common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared, "offers": terms.offers}
         proposal = propose(inventories=survivors, **common)

@@ -20,7 +20,7 @@ from elastic.recovery.agreement import SAME, changes_for, objects_for, progress_
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint, newest
 from elastic.recovery.from_segments import copied, reachable, relay
 from elastic.recovery.inventory import Inventory, Progress, Scalars
-from elastic.recovery.resume import Conflict, Trust, resume_step
+from elastic.recovery.resume import Disagreement, Trust, resume_step
 from elastic.recovery.salvage import Routes, restart
 from elastic.view import Member, View, outlives
 
@@ -87,7 +87,7 @@ class Proposal:
     back: int | None = None
     relayed: tuple[tuple[int, int], ...] = ()
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
-    conflicts: tuple[Conflict, ...] = field(default=(), compare=False, repr=False)
+    conflicts: tuple[Disagreement, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def segments(self) -> list[int]:
@@ -257,14 +257,17 @@ def fall_back(
     slowdowns: Mapping[int, float] | None = None,
     links: Mapping[Pair, LinkSpeed] | None = None,
     afresh: bool = False,
+    back: int | None = None,
 ) -> Proposal:
     """Computes a proposal in which all members begin with the newest checkpoint that any of them sees and none found damaged.
 
     `inventories` include those of joiners; all workers may be joiners. Then, with `afresh`, they begin with the initial state if nothing
-    was saved yet. The other arguments are those of `propose`.
+    was saved yet. Copies of the state of later steps than `back` differ: such a checkpoint could be wrong. The other arguments are those of
+    `propose`.
 
     Raises:
         NothingSaved: if there is no checkpoint yet.
+        StateUnproven: if the newest checkpoint is of a later step than `back`.
         CoverageLost: if all checkpoints are damaged.
         MismatchError: if an inventory is of a worker that is neither a member of `last` nor a joiner, or a joiner is a member of `last`.
     """
@@ -279,6 +282,12 @@ def fall_back(
         checkpoint = INITIAL
     if checkpoint is None:
         raise NothingSaved("no good checkpoint has been saved yet, and part of the state is lost from all workers' memory")
+    if back is not None and checkpoint.step > back:
+        raise StateUnproven(
+            f"copies of the state differ, and were equal as of step {back} at last. The newest checkpoint, {checkpoint.name}, is of step "
+            f"{checkpoint.step}, so it may be wrong. Start again from one of step {back} or before, and test the memory of the hosts",
+            back=back,
+        )
     members, site = next_members(last, survivors, joiners, slowdowns or {}), last.site.knowing(links or {})
     planned = plan(
         Fleet.of(members, site), last.workload, stages=stages
@@ -366,7 +375,8 @@ def _buffers(inventories: Sequence[Inventory], offers: Sequence[Inventory], view
         if digest != known[source]:
             raise StateUnproven(
                 f"the buffers that training changes differ after step {step} between workers {source} and {worker}, "
-                "and the runtime cannot find out which are right"
+                "and the runtime cannot find out which are right",
+                back=step - 1,
             )
     return Buffers(source=source, to=tuple(worker for worker in view.workers if worker not in known), digest=known[source])
 

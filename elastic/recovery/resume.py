@@ -13,7 +13,7 @@ from elastic.recovery.inventory import Copy, Inventory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conflict:
+class Disagreement:
     """Two copies of one run and step whose digests differ: pairs of a worker with its role, and the digest."""
 
     layer: int
@@ -35,7 +35,7 @@ class Trust:
     """`back`: copies of later steps are not trusted (None: all are). `conflicts` are the copies in the inventories that differ."""
 
     back: int | None = None
-    conflicts: tuple[Conflict, ...] = ()
+    conflicts: tuple[Disagreement, ...] = ()
 
     @classmethod
     def of(cls, inventories: Sequence[Inventory]) -> Trust:
@@ -67,7 +67,8 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory], trust: Trust
         why = f"{trust.conflicts[0]}: one of the copies is corrupt, and" if trust.conflicts else "copies of the state differ, and"
         raise StateUnproven(
             f"{why} nothing shows which. No state of step {trust.back} or before, which was the same in all copies, is complete in memory. "
-            "Start again from a checkpoint of such a step, and test the memory of the hosts"
+            "Start again from a checkpoint of such a step, and test the memory of the hosts",
+            back=trust.back,
         )
     nearest = min(lost, key=lambda step: sum(stop - start for _, (start, stop) in lost[step]))
     runs = ", ".join(f"layer {layer} [{start}, {stop})" for layer, (start, stop) in lost[nearest])
@@ -78,7 +79,7 @@ def resume_step(model: ModelSpec, inventories: Sequence[Inventory], trust: Trust
     )
 
 
-def conflicts(inventories: Iterable[Inventory]) -> Iterator[Conflict]:
+def conflicts(inventories: Iterable[Inventory]) -> Iterator[Disagreement]:
     """Yields the copies of one run and step that have different digests (where both are given)."""
     known: dict[tuple[int, int, int, int, bool], tuple[int, str, str]] = {}
     for inventory in inventories:
@@ -89,7 +90,7 @@ def conflicts(inventories: Iterable[Inventory]) -> Iterator[Conflict]:
             mine = inventory.worker, copy.role, copy.digest
             first = known.setdefault(key, mine)
             if first[-1] != copy.digest:
-                yield Conflict(layer=copy.layer, start=copy.start, stop=copy.stop, step=copy.step, copies=(first, mine))
+                yield Disagreement(layer=copy.layer, start=copy.start, stop=copy.stop, step=copy.step, copies=(first, mine))
 
 
 def _lost_runs(model: ModelSpec, copies: Iterable[Copy]) -> list[tuple[int, Run]]:

@@ -1,4 +1,4 @@
-"""Tests jobs of several hosts, with replicas and segments, in which a bit flips: copies on the other host show it, all go back in process."""
+"""Tests jobs of several hosts, with replicas and segments, in which a bit flips: copies on another host show it, and all go back."""
 
 from __future__ import annotations
 

@@ -148,6 +148,7 @@ class Scene:
     now: float = 50.0
     admitted: list[int] = field(default_factory=list)
     refuse: Exception | None = None
+    conflicts: tuple[Any, ...] = ()
 
     def say(self, worker: int, kind: str, **fields: Any) -> None:
         self.driver.heard(worker, {"type": kind, **fields})
@@ -167,7 +168,7 @@ class Scene:
             raise self.refuse
         view = view_of(action.inventories, *action.attempt_id)
         told = {"planned": "", "finished": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
-        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, segments=[], conflicts=(), back=None, **told)
+        return SimpleNamespace(view=view, resume=11, bytes_minimum=900, segments=[], conflicts=self.conflicts, back=None, **told)
 
     def inventories(self) -> None:
         for worker in self.crew.messages("quiesce"):

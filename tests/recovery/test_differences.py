@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import elastic
-from elastic.errors import StateUnproven
+from elastic.errors import NothingSaved, StateUnproven
 from elastic.settings import SEGMENTS
 from tests.recovery import flipping
 
@@ -150,6 +150,24 @@ def test_a_worker_that_dies_while_all_go_back() -> None:
     flips = {"1": [["ready", STEP, "live", "exp_avg"], ["quiesce", -1, "kill", ""]]}
     with pytest.raises(StateUnproven, match="No state of step 4 or before, which was the same in all copies, is complete in memory"):
         run(flips)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("without_segments")
+@pytest.mark.parametrize(("every", "restored"), [(4, "step-00000004"), (6, None)])
+def test_what_is_not_in_memory_is_read_from_a_checkpoint_of_before(tmp_path: Path, every: int, restored: str | None) -> None:
+    """A step whose copies differ is never saved: its checkpoint would be committed behind the comparison."""
+    flips = {"1": [["ready", STEP, "live", "exp_avg"], ["quiesce", -1, "kill", ""]]}
+    arguments = ["adamw", STEPS, flips, 1, {"checkpoint": str(tmp_path / "saved"), "every": every}]
+    options = {"workers": 3, "stages": 1, "rebalance": False, "respawn": False}
+    if restored is None:
+        with pytest.raises(NothingSaved, match="no good checkpoint has been saved yet"):
+            elastic.run(flipping.train, args=arguments, **options)
+        return
+    result = elastic.run(flipping.train, args=arguments, **options)
+    assert result.value["digest"] == calm("adamw", STEPS)["digest"]
+    (incident,) = result.incidents
+    assert (incident["kind"], incident["restored"][: len(restored)]) == ("damage", restored)
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ from elastic.host.channel import AGENT_GONE
 from elastic.membership.etcd_thread import DEADLINE_S
 from elastic.observe import incident
 from elastic.observe.activity import Activity
+from elastic.recovery.resume import Disagreement
 from tests.announcement import announcement
 from tests.recovery.driving import FIRST_PID, Scene, scene_of
 
@@ -165,6 +166,46 @@ def test_what_cannot_be_proposed_ends_the_job(scene: Callable[..., Scene], error
     job.inventories()
     assert job.outcomes[0]["kind"] == kind
     assert "layer 3 is gone" in job.outcomes[0]["message"]
+
+
+def test_what_members_find_wrong_is_in_the_incident(scene: Callable[..., Scene]) -> None:
+    """Worker 1 names itself; worker 2 only says that copies differ."""
+    finding = {"state": "param", "layer": 0, "start": 0, "stop": 64, "step": 4, "good": 3, "copy": "the", "parameters": ["0.w"]}
+    finding |= {"host": None, "digests": {"owner worker 1": "aa", "replica worker 2": "bb"}}
+    for named, others in ((1, None), (None, 1)):
+        job = scene()
+        message = {
+            "type": "lost",
+            "peer": None,
+            "epoch": 1,
+            "step": 6,
+            "phase": "ready",
+            "at": 0.0,
+            "reason": "it differs",
+            "damaged": True,
+        }
+        job.driver.heard(2 if named is None else 1, {**message, "findings": [{**finding, "worker": named}]})
+        if others is not None:
+            job.driver.heard(others, {**message, "findings": [{**finding, "worker": others}]})
+        job.driver.close()
+        (found,) = job.driver.incidents
+        assert (found["kind"], found["worker"]) == ("damage", named)
+        assert [each["worker"] for each in found["findings"]] == [named, *([others] if others is not None else [])]
+        assert found["also"] == ([] if others is None else [others])
+
+
+def test_copies_that_differ_in_inventories_are_in_the_incident(scene: Callable[..., Scene]) -> None:
+    job = scene()
+    job.conflicts = (Disagreement(layer=0, start=0, stop=64, step=4, copies=((1, "previous", "aa"), (2, "replica", "bb"))),)
+    job.die(0)
+    job.inventories()
+    job.driver.close()
+    (found,) = job.driver.incidents
+    assert (found["kind"], found["worker"]) == ("death", 0)
+    (finding,) = found["findings"]
+    assert (finding["step"], finding["good"], finding["worker"]) == (4, 11, None)
+    assert list(finding["digests"].values()) == ["aa", "bb"]
+    assert any("so all workers go back to the state after step 11" in said for said in job.said)
 
 
 def test_an_outage_holds_the_commit_back_and_loses_nothing(scene: Callable[..., Scene]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.errors import CopiesConflict, CoverageLost, GateRefused, MismatchError
+from elastic.errors import CopiesConflict, CoverageLost, GateRefused, MismatchError, StateUnproven
 from elastic.layout.transfer import PARAM, Transfer, minimum_elements
 from elastic.plan.memory import readable
 from elastic.plan.moving import moving
@@ -244,6 +244,37 @@ def test_nobody_has_to_survive_for_that():
     found = fall_back(last=LAST, attempt=1, inventories=left, joiners=joiners, stages=1)
     check_proposal(found, LAST)
     assert (found.view.workers, found.resume, found.yielded, found.seen) == ((8, 9), 6, -1, 6)
+
+
+def test_a_checkpoint_of_a_step_at_which_copies_differed_is_not_begun_with():
+    left = {worker: seen(inventory, 4) for worker, inventory in inventories_of(LAST, [0]).items()}
+    assert fall_back(last=LAST, attempt=1, inventories=left, joiners={}, stages=1, back=3).resume == 3
+    with pytest.raises(StateUnproven, match=r"step-00000004, is of step 3, so it may be wrong\. Start again from one of step 2 or before"):
+        fall_back(last=LAST, attempt=1, inventories=left, joiners={}, stages=1, back=2)
+
+
+def test_copies_that_differ_lead_back_to_those_that_were_kept():
+    """Worker 1 has another previous copy of a run than worker 2 has a replica, and all have kept the state of step 1."""
+    found = {}
+    for worker, inventory in inventories_of(LAST, LAST.workers).items():
+        kept = [replace(copy, step=1, role="kept") for copy in inventory.copies if copy.role in ("live", "previous")]
+        progress = {**inventory.progress, 1: Progress(step=1, apply={"clip": 1.0}, groups=[{"lr": 0.3}])}
+        scalars = {**inventory.scalars, 1: {name: {"step": 2.0} for values in inventory.scalars.values() for name in values}}
+        digested = [replace(copy, digest=f"of worker {worker}") if copy.full and copy.layer == 0 else copy for copy in inventory.copies]
+        found[worker] = replace(inventory, copies=(*digested, *kept), progress=progress, scalars=scalars)
+    proposal = propose(last=LAST, attempt=1, inventories=found, joiners={}, stages=2)
+    assert proposal.conflicts
+    assert (proposal.resume, proposal.back) == (1, min(each.step for each in proposal.conflicts) - 1)
+    assert proposal.progress is not None
+    assert proposal.progress.groups == [{"lr": 0.3}]
+    assert Proposal.from_json(json.loads(json.dumps(proposal.to_json()))).back == proposal.back
+    for worker, inventory in found.items():
+        check_proposal(proposal, LAST, inventory)
+        with pytest.raises(GateRefused, match="copies of steps after 0 differ, and the proposal resumes at step 1"):
+            check_proposal(replace(proposal, back=0), LAST, inventory)
+        with pytest.raises(GateRefused, match="cannot go back to the state after step 1"):
+            check_proposal(replace(proposal, back=None), LAST, replace(inventory, yielded=9))
+        assert worker in proposal.view.workers
 
 
 def test_without_a_checkpoint_there_is_nothing_to_fall_back_to():
