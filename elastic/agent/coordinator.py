@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elastic.agent.founders import Founders, hindrance
+from elastic.agent.founders import Founders, hindrance, watched
 from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
 from elastic.agent.loop import Loop
@@ -109,6 +109,10 @@ class Coordinator:
         self._founders = Founders.of([number for number, _ in places])
         for number, host in places:
             self._fork_founder(number, host)
+        watched(self.hosts, self._loop, self._settings, self._founding, self.hosts.end).look()
+
+    def _founding(self) -> list[WorkerProcess]:
+        return [] if self._over or self._driver is not None else [self.hosts.worker(number) for number in self._founders.numbers]
 
     def _fork_founder(self, number: int, host: str) -> None:
         self.hosts.fork(number, host, first=number == self._founders.first, joins=False)
@@ -257,7 +261,8 @@ class Coordinator:
             return
         self._founders = self._founders.without(worker.number)
         new, host = self._founders.numbers[-1], self.hosts.host_of(worker.number)
-        say(f"{how_ended(worker)} before training began: worker {new} is started in its place")
+        reason = f" ({worker.condemned})" if worker.condemned else ""
+        say(f"{how_ended(worker)}{reason} before training began: worker {new} is started in its place")
         self._fork_founder(new, host if host in self.hosts.present else self.hosts.emptiest())
 
     def _fail(self, error: Message, *, consequence: bool) -> None:

@@ -1,12 +1,17 @@
-"""The founders of a job: the workers for its first view, and replacements for those that die before it. Pure functions."""
+"""The founders of a job: the workers for its first view, and replacements for those that die, or never are ready, before it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from elastic.agent.supervision import WorkerProcess
+from elastic.control.preparing import Timers
 from elastic.control.transitions import FAILED_JOINS
+from elastic.control.watch import Looks, Subjects, Watch
+from elastic.health.limits import Limits
+from elastic.observe.console import say
+from elastic.settings import JobSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +31,24 @@ class Founders:
         new = max(self.numbers) + 1
         numbers = (*(other for other in self.numbers if other != number), new)
         return replace(self, numbers=numbers, first=new if number == self.first else self.first, deaths=self.deaths + 1)
+
+
+def watched(
+    looks: Looks,
+    timers: Timers,
+    settings: JobSettings,
+    founders: Callable[[], Sequence[WorkerProcess]],
+    exclude: Callable[[int, str], None],
+) -> Watch:
+    """Returns a watch of founders: once one is ready, the others must not be stopped, or sleep, for ever. A driver's watch replaces it."""
+
+    def subjects() -> Subjects:
+        present = [each for each in founders() if not (each.ended or each.finished or each.condemned)]
+        born = {each.number for each in present if each.announced is None}
+        ready = {each.number for each in present} - born
+        return Subjects(awaited=ready, starting=born) if ready and born else Subjects()
+
+    return Watch(looks, timers, Limits.of(settings), subjects, lambda found: exclude(found.worker, f"{found.kind}: {found.why}"), say)
 
 
 def hindrance(founders: Founders, dead: WorkerProcess, others: Iterable[WorkerProcess], *, respawn: bool) -> str | None:

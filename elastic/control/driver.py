@@ -18,7 +18,7 @@ from elastic.control.memory_ahead import prepare_memory
 from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing
 from elastic.control.state import JobPolicy, Phase, Resumed
-from elastic.control.watch import Watch
+from elastic.control.watch import Subjects, Watch
 from elastic.control.world import Terms, World
 from elastic.errors import CheckpointDamaged, Conflict, Deposed, ElasticError, EtcdUnavailable, MismatchError
 from elastic.health.limits import Limits
@@ -63,8 +63,8 @@ class Driver:
         self._replaced_s = REPLACED_S
         self._events: deque[events.Event] = deque()
         self._feeding = False
-        limits = Limits(stopped_s=settings.stopped_after, hung_s=settings.hung_after)
-        self._watch = Watch(world, limits, lambda: self.state, self._exclude)
+        subjects = lambda: Subjects.of(self.state)  # noqa: E731
+        self._watch = Watch(world.carrier, world.timers, Limits.of(settings), subjects, self._exclude, world.say, world.clock)
         self._announce(events.Announce(view=view))
         self._watch.look()
 
@@ -93,7 +93,7 @@ class Driver:
         loss = None
         if death.worker in self.view.workers:
             self._incident_log.lost(self.view, death, now)
-            self._lost_at, loss = now, loss_of(self.view, death)
+            self._lost_at, loss = now, loss_of(self.view, death, self._incident_log.causes.get(death.worker))
         self._incident_log.forget(death.worker)
         self.feed(events.WorkerDied(worker=death.worker, how=death.how, loss=loss))
         self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.dismiss(death.worker)))

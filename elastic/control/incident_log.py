@@ -26,7 +26,7 @@ class IncidentLog:
         self._timeline: Timeline | None = None
         self._progress: dict[int, Message] = {}
         self._missed_at: dict[tuple[int, int], float] = {}
-        self._causes: dict[int, str] = {}
+        self.causes: dict[int, str] = {}
 
     @property
     def current(self) -> Timeline | None:
@@ -48,7 +48,7 @@ class IncidentLog:
 
     def found(self, epoch: int, verdict: Verdict, now: float) -> None:
         """Records what is wrong with a worker that is excluded for it, and since when."""
-        self._causes[verdict.worker] = verdict.kind
+        self.causes[verdict.worker] = verdict.kind
         self.missed(epoch, verdict.worker, now - verdict.for_s)
 
     def lost(self, view: View, death: Death, now: float) -> None:
@@ -59,7 +59,7 @@ class IncidentLog:
         fault = min(now, self._missed_at.get((view.epoch, death.worker), now))
         self._close_settled()
         if self._timeline is not None and self._timeline.kind != "join":
-            cause = self._causes.get(death.worker, "evicted")
+            cause = self.causes.get(death.worker, "evicted")
             self._timeline.lost(death.worker, f"worker {death.worker} is {cause}: {death.evicted}" if death.evicted else None)
             return
         if self._timeline is not None and self._timeline.before.epoch < view.epoch:  # the join is complete; this death is another incident
@@ -70,7 +70,7 @@ class IncidentLog:
             step, phase = death.step if begun is None else begun, None
         else:
             step, phase = doing.step, doing.phase
-        cause = self._causes.get(death.worker)
+        cause = self.causes.get(death.worker)
         self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None, cause=cause)
 
     def changes(self, view: View, kind: str, step: int, why: str | None) -> None:

@@ -1,7 +1,7 @@
 """Decides whether an input caused deaths of workers, from the recorded losses alone. Pure.
 
 A bad input kills every worker that computes it, and no other worker. So it is to blame if the same micro-batch in the same layers has
-killed three workers, each time through the process itself, and no other worker was lost while that step was tried. Deaths caused from
+killed or hung three workers, each time through the process itself, and no other worker was lost while that step was tried. Deaths from
 outside the process are never blamed on the input.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from elastic.control.carrier import Death
+from elastic.health.verdict import OWN
 from elastic.observe.activity import STEP_PHASES
 from elastic.view import View
 
@@ -51,8 +52,8 @@ def blamed(losses: Sequence[MicroBatchLoss]) -> str | None:
         return None  # that host may be to blame
     workers = ", ".join(str(loss.worker) for loss in same)
     return (
-        f"micro-batch {last.micro_batch} of step {last.step} has ended every worker that computed it ({workers}), and nothing else was "
-        "lost at that step: it is probably the input, not a machine; look at the samples of that micro-batch"
+        f"micro-batch {last.micro_batch} of step {last.step} has ended or hung every worker that computed it ({workers}), and nothing else "
+        "was lost at that step: it is probably the input, not a machine; look at the samples of that micro-batch"
     )
 
 
@@ -62,8 +63,8 @@ def _share_a_layer(losses: Sequence[MicroBatchLoss]) -> bool:
     return max(counts.values(), default=0) >= DEATHS
 
 
-def loss_of(view: View, death: Death) -> MicroBatchLoss:
-    """Returns what a member was doing when it died, as far as it recorded that."""
+def loss_of(view: View, death: Death, cause: str | None = None) -> MicroBatchLoss:
+    """Returns what a member was doing when it died, as far as it recorded that. `cause` is the kind of the verdict that excluded it."""
     hosts = {member.worker: member.host for member in view.members}
     doing = death.doing
     did = doing if doing is not None and doing.phase in STEP_PHASES else None
@@ -74,7 +75,7 @@ def loss_of(view: View, death: Death) -> MicroBatchLoss:
         step=None if did is None else did.step,
         micro_batch=did.micro_batch if did is not None and computing else None,
         layers=tuple(view.plan.stages[view.plan.stage_of(death.worker)].layers),
-        own=death.own,
+        own=death.own or cause in OWN,
         host=hosts[death.worker],
         elsewhere=len(set(hosts.values())) > 1,
     )

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+from elastic.control.preparing import Timers
 from elastic.control.state import ControlState
-from elastic.control.world import World
+from elastic.health.evidence import Observed
 from elastic.health.judge import LOOK_S, Judge
 from elastic.health.limits import Limits
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 
 
-class Watch:
-    """Watches the workers of a job whose state is `state()`; calls `exclude` with each verdict that excludes a worker."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subjects:
+    """The workers to look at: those that others may wait for, and those that are `starting`. The agent lacks answers of those `asked`."""
 
-    def __init__(self, world: World, limits: Limits, state: Callable[[], ControlState], exclude: Callable[[Verdict], None]) -> None:
-        self._world, self._state, self._exclude = world, state, exclude
-        self._judge = Judge(limits)
+    awaited: Collection[int] = ()
+    asked: Collection[int] = ()
+    starting: Collection[int] = ()
+
+    @classmethod
+    def of(cls, state: ControlState) -> Subjects:
+        """Returns those of a job with a view."""
+        awaited = {*state.live, *state.participants, *state.ready}.difference(state.finished, state.dead)
+        return cls(awaited=awaited, asked=state.missing, starting=state.starting.difference(state.evicted, state.dead))
+
+
+class Looks(Protocol):
+    """What observes workers: `control.carrier.Carrier` does."""
+
+    def look(self, workers: Iterable[int], /) -> list[Observed]: ...
+
+
+class Watch:
+    """Watches workers from the first call of `look` on, until another one looks with the same timers.
+
+    It calls `exclude` with each verdict that excludes a worker.
+    """
+
+    def __init__(
+        self,
+        looks: Looks,
+        timers: Timers,
+        limits: Limits,
+        subjects: Callable[[], Subjects],
+        exclude: Callable[[Verdict], None],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._looks, self._timers, self._subjects, self._exclude, self._say = looks, timers, subjects, exclude, say
+        self._clock, self._judge = clock, Judge(limits)
         self._code: dict[int, str] = {}
 
     def heard(self, worker: int, message: Message) -> None:
@@ -27,18 +63,16 @@ class Watch:
 
     def look(self) -> None:
         """Looks once, and again every LOOK_S seconds."""
-        state = self._state()
-        starting = state.starting.difference(state.evicted)
-        awaited = {*state.live, *state.participants}.difference(state.finished)
-        workers = sorted({*awaited, *starting, *state.ready}.difference(state.dead))
-        seen = [replace(each, code=self._code.get(each.worker, "")) for each in self._world.carrier.look(workers)]
-        for found in self._judge.look(seen, self._world.clock(), asked=state.missing, starting=starting):
+        subjects = self._subjects()
+        workers = sorted({*subjects.awaited, *subjects.starting})
+        seen = [replace(each, code=self._code.get(each.worker, "")) for each in self._looks.look(workers)]
+        for found in self._judge.look(seen, self._clock(), asked=subjects.asked, starting=subjects.starting):
             if found.excludes:
                 self._exclude(found)
             else:
-                self._world.say(found.sentence)
-        self._world.timers.set_timer(LOOK_S, self.look, "watch")
+                self._say(found.sentence)
+        self._timers.set_timer(LOOK_S, self.look, "watch")
 
     def close(self) -> None:
         """Ends the looks."""
-        self._world.timers.clear_timer("watch")
+        self._timers.clear_timer("watch")

@@ -9,9 +9,8 @@ Each worker is in one of these conditions. Only a root of the wait-for graph can
     slow           it computes for long, and nothing is known with which this could be compared; only reported
     waiting        for another worker; never blamed
 
-Time counts only while workers are observed: not while all are stopped, nor while the observer itself stands still. After an exclusion the
-limits double, and at the same place of a step they are ten times as long, so that a cause outside the worker does not exclude one after
-the other.
+Time counts only while workers are observed: not while all are stopped, nor while the observer itself stands still. Each exclusion doubles
+the limits for a while, so that a cause outside the workers does not exclude one after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from elastic.health import verdict as words
 from elastic.health.evidence import Observed
@@ -46,12 +44,6 @@ _MOST_CREDIT = 2.0  # times LOOK_S
 _PAUSE_S = 1.0  # a longer time between observations is the observer's own pause
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Exclusion:
-    at: float
-    place: tuple[int, int] | None  # step and micro-batch
-
-
 class Judge:
     """Judges the workers of one job. `look` is to be called every LOOK_S seconds or so."""
 
@@ -59,7 +51,7 @@ class Judge:
         self._limits = limits
         self._stays: dict[int, Stay] = {}
         self._everybody_stopped = False
-        self._excluded: list[_Exclusion] = []
+        self._excluded: list[float] = []  # when workers were excluded for a hang
         self._said: set[tuple[int, str, str]] = set()
 
     def look(self, seen: Sequence[Observed], now: float, *, asked: Collection[int] = (), starting: Collection[int] = ()) -> list[Verdict]:
@@ -86,10 +78,7 @@ class Judge:
         new = [each for each, observed in zip(found, seen, strict=True) if each is not None and self._is_new(each, observed)]
         present = {each.worker: each.moment for each in seen}
         self._said = {said for said in self._said if present.get(said[0]) == said[2]}
-        for each in new:
-            if each.excludes and each.kind != words.STOPPED:
-                observed = next(one for one in seen if one.worker == each.worker)
-                self._excluded.append(_Exclusion(at=now, place=_place(observed)))
+        self._excluded += [now for each in new if each.excludes and each.kind != words.STOPPED]
         return new
 
     def _is_new(self, found: Verdict, seen: Observed) -> bool:
@@ -111,7 +100,7 @@ class Judge:
         found: dict[int, float] = {}
         spots: dict[int, tuple[object, ...]] = {}
         for each in seen:
-            stay, longer = self._stays[each.worker], self._longer(each, now)
+            stay, longer = self._stays[each.worker], self._longer(now)
             if not each.stopped and each.waits_for == NOBODY and stay.awaited_s >= _AWAITED_S and stay.idle_s >= hung_s * longer:
                 found[each.worker] = allowance(each, hung_s).idle_s * longer
                 spots[each.worker] = each.spot
@@ -134,7 +123,7 @@ class Judge:
             return _verdict(seen, words.hung_kind(seen), words.idle(seen, stay, waiting), stay.still_s, excludes=True)
         if limits.hung_s is not None:
             allowed = allowance(seen, limits.hung_s).ran_s
-            longer = self._longer(seen, now)
+            longer = self._longer(now)
             if stay.ran_s >= allowed * longer and stay.still_s >= limits.hung_s * longer:
                 return _verdict(seen, words.SPINNING, words.busy(seen, stay, waiting), stay.still_s, excludes=True)
         return self._reported(seen, stay, waiting)
@@ -153,24 +142,15 @@ class Judge:
             return _verdict(seen, words.SLOW, words.idle(seen, stay, waiting), stay.still_s, excludes=False)
         return None
 
-    def _longer(self, seen: Observed, now: float) -> float:
-        """Returns the factor of the limits, from earlier exclusions."""
-        recent = [each for each in self._excluded if now - each.at < FORGIVEN_S]
-        place = _place(seen)
-        here = sum(place is not None and each.place == place for each in self._excluded)
-        return min(USER_TIMES, 2.0 ** len(recent)) if not here else 10.0**here
+    def _longer(self, now: float) -> float:
+        """Returns the factor of the limits, from recent exclusions."""
+        return min(USER_TIMES, 2.0 ** sum(now - at < FORGIVEN_S for at in self._excluded))
 
 
 def _credit(seen: Observed, stay: Stay) -> float:
     """Returns the seconds since the last observation, by the clock of the worker's host; 0.0 if there is no new one."""
     passed = seen.seen_at - stay.seen_at
     return LOOK_S if passed > _PAUSE_S else min(max(0.0, passed), _MOST_CREDIT * LOOK_S)
-
-
-def _place(seen: Observed) -> tuple[int, int] | None:
-    """The step and micro-batch that it computes."""
-    doing = seen.doing
-    return None if doing is None or doing.micro_batch < 0 else (doing.step, doing.micro_batch)
 
 
 def _verdict(seen: Observed, kind: str, why: str, for_s: float, *, excludes: bool) -> Verdict:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from elastic.health.evidence import Observed
 from elastic.observe.activity import CHECKPOINT, LOADER, RECOVERY_PHASES, STEP_PHASES, TRAIN_FN
+from elastic.settings import JobSettings
 
 HISTORY_TIMES = 10.0
 """A phase may use so many times as much processor time as it took at most in recent steps."""
@@ -37,6 +38,10 @@ class Limits:
     stopped_s: float | None
     hung_s: float | None
 
+    @classmethod
+    def of(cls, settings: JobSettings) -> Limits:
+        return cls(stopped_s=settings.stopped_after, hung_s=settings.hung_after)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
@@ -59,6 +64,7 @@ def allowance(seen: Observed, hung_s: float) -> Allowance:
         return Allowance(idle_s=USER_TIMES * hung_s)
     longest_s = standing.longest_s
     if doing.phase not in STEP_PHASES or standing.first or not longest_s:
-        return Allowance(idle_s=max(FIRST_TIMES * hung_s, IDLE_TIMES * longest_s))
+        ran_s = USER_TIMES * hung_s if longest_s else math.inf
+        return Allowance(idle_s=max(FIRST_TIMES * hung_s, IDLE_TIMES * longest_s), ran_s=max(ran_s, HISTORY_TIMES * longest_s))
     times = LOADER_TIMES if standing.place == LOADER else 1.0
     return Allowance(idle_s=max(times * hung_s, IDLE_TIMES * longest_s), ran_s=max(RAN_SHARE * hung_s, HISTORY_TIMES * longest_s))

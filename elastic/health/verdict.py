@@ -22,6 +22,9 @@ CRAWLING = "crawling"
 SLOW = "slow"
 UNREADY = "never ready"
 
+OWN = (HUNG, HUNG_LOADER, SPINNING)
+"""What a worker does by itself: the input may be the cause if others do the same with it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

@@ -337,7 +337,7 @@ def test_an_input_is_blamed_only_for_what_those_that_computed_it_did_to_themselv
         job.inventories()
         job.votes()
     assert bool(job.outcomes) == blamed
-    assert not blamed or "micro-batch 3 of step 12 has ended every worker that computed it (1, 2, 3)" in job.outcomes[0]["message"]
+    assert not blamed or "micro-batch 3 of step 12 has ended or hung every worker that computed it (1, 2, 3)" in job.outcomes[0]["message"]
 
 
 def test_whom_we_end_ourselves_is_not_ended_by_an_input(scene: Callable[..., Scene]) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 import elastic
 from elastic.engine.stage import LayerRunner
+from elastic.errors import JobFailed
 from tests.engine import models
 from tests.recovery import outliving
 from tests.recovery.trainings import Log
@@ -33,6 +34,10 @@ STEPS = 16
 
 def sleeps() -> None:
     time.sleep(3600)
+
+
+def stops() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def spins() -> None:
@@ -56,7 +61,7 @@ def computes() -> None:
         pass
 
 
-FAULTS: dict[str, Callable[[], None]] = {each.__name__: each for each in (sleeps, spins, awaits, locks, computes)}
+FAULTS: dict[str, Callable[[], None]] = {each.__name__: each for each in (sleeps, stops, spins, awaits, locks, computes)}
 
 
 def train(job: Any, folder: str, steps: int, faults: dict[str, Any], fates: dict[str, Any], body: dict[str, Any]) -> Any:
@@ -68,13 +73,24 @@ def train(job: Any, folder: str, steps: int, faults: dict[str, Any], fates: dict
 
     def happens() -> None:
         first = Path(folder, f"fault-{job.worker}")
-        if fault == "slows":
+        if fault == "always sleeps":
+            sleeps()
+        elif fault == "slows":
             time.sleep(0.05)
         elif not first.exists():
             first.touch()
             FAULTS[fault]()
 
-    if where in ("forward", "backward"):
+    if where == "micro-batch":
+        run_all = LayerRunner.forward
+
+        def run_some(self: LayerRunner, now: int, micro_batch: int, *rest: Any) -> Any:
+            if (now, micro_batch) == (step, 2):
+                happens()
+            return run_all(self, now, micro_batch, *rest)
+
+        LayerRunner.forward = run_some  # pyright: ignore[reportAttributeAccessIssue]
+    elif where in ("forward", "backward"):
         run = getattr(LayerRunner, where)
 
         def runs(self: LayerRunner, now: int, *rest: Any) -> Any:
@@ -193,9 +209,29 @@ def test_silent_in_a_recovery(tmp_path: Path, phase: str) -> None:
 
 @pytest.mark.long
 def test_a_new_worker_that_never_is_ready_is_replaced(tmp_path: Path) -> None:
-    result = run(tmp_path, {"3": ["sleeps", "train_fn", 0]}, {"0": ["enter", 9, 1, "forward", [0]]}, steps=500, hung_after=0.05)
+    result = run(tmp_path, {"3": ["sleeps", "train_fn", 0]}, {"0": ["enter", 9, 1, "forward", [0]]}, steps=500, hung_after=0.1)
     assert result.value == calm(500)
     assert any(4 in incident["joined"] for incident in result.incidents)
+
+
+@pytest.mark.long
+def test_a_founder_that_never_is_ready_is_replaced(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run(tmp_path, {"1": ["sleeps", "train_fn", 0]}, hung_after=0.1)
+    assert result.value == calm()
+    said = r"worker 1 \(process \d+\) was ended \(never ready: it has used no processor for 10.\d s, before its first step .*\) before tr"
+    assert re.search(said, capfd.readouterr().err)
+
+
+def test_a_founder_that_is_stopped_is_replaced(tmp_path: Path) -> None:
+    result = run(tmp_path, {"1": ["stops", "train_fn", 0]})
+    assert result.value == calm()
+
+
+@pytest.mark.long
+def test_a_micro_batch_in_which_every_worker_hangs_ends_the_job(tmp_path: Path) -> None:
+    faults = {str(worker): ["always sleeps", "micro-batch", 9] for worker in range(9)}
+    with pytest.raises(JobFailed, match=r"micro-batch 2 of step 9 has ended or hung every worker that computed it \(\d+, \d+, \d+\)"):
+        run(tmp_path, faults, hung_after=0.2)
 
 
 @pytest.mark.long
@@ -264,7 +300,7 @@ def test_a_first_step_that_takes_long_excludes_nobody(tmp_path: Path) -> None:
     assert result.incidents == ()
 
 
-@pytest.mark.parametrize("steps", [100, pytest.param(3000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("steps", [100, pytest.param(800, marks=pytest.mark.long)])
 def test_a_crowded_machine_excludes_nobody(tmp_path: Path, steps: int) -> None:
     """Eight processes that never rest run next to the job."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
