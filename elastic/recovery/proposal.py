@@ -30,21 +30,33 @@ REPLACED_S = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """The buffers that training changes, as of the resumed step: worker `source` sends them to the workers `to`, which lack them."""
+    """The buffers that training changes, as of the resumed step: worker `source` sends them to the workers `to`, which lack them.
+
+    If `source` has died, the members of its host, `copied`, copy them from its segment, and the first of these is the `sender`.
+    """
 
     source: int
     to: tuple[int, ...]
     digest: str
+    copied: tuple[int, ...] = ()
+
+    @property
+    def sender(self) -> int:
+        return self.copied[0] if self.copied else self.source
+
+    @property
+    def receivers(self) -> tuple[int, ...]:
+        return tuple(worker for worker in self.to if worker not in self.copied)
 
     def to_json(self) -> list[Any]:
         """One short list."""
-        return [self.source, list(self.to), self.digest]
+        return [self.source, list(self.to), self.digest, list(self.copied)]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Buffers:
         """The inverse of `to_json`."""
-        source, to, digest = data
-        return cls(source=source, to=tuple(to), digest=digest)
+        source, to, digest, copied = data
+        return cls(source=source, to=tuple(to), digest=digest, copied=tuple(copied))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +252,7 @@ def propose(
         back=trust.back,
         conflicts=trust.conflicts,
         yielded=max(inventory.yielded for inventory in left),
-        buffers=_buffers(left, known, view, resume),
+        buffers=_buffers(left, known, view, resume, hosts),
         seen=min(inventory.seen for inventory in left),
         changes=changes_for(left, joiners),
         objects=objects_for(left, joiners),
@@ -361,8 +373,10 @@ def next_view(last: View, attempt: int, members: tuple[Member, ...], chosen: Pla
     return replace(last, epoch=last.epoch + 1, attempt=attempt, members=members, plan=chosen, layout=layout, site=site)
 
 
-def _buffers(inventories: Sequence[Inventory], offers: Sequence[Inventory], view: View, step: int) -> Buffers | None:
-    """Returns who has the buffers: a worker of `inventories`, or else a dead one, whose segment the members copy them from."""
+def _buffers(
+    inventories: Sequence[Inventory], offers: Sequence[Inventory], view: View, step: int, hosts: Mapping[int, str]
+) -> Buffers | None:
+    """Returns who has the buffers: a worker of `inventories`, or else a dead one, whose segment the members of its host copy them from."""
     if not any(inventory.buffers for inventory in inventories):
         return None
     known: dict[int, str] = {}
@@ -378,7 +392,10 @@ def _buffers(inventories: Sequence[Inventory], offers: Sequence[Inventory], view
                 "and the runtime cannot find out which are right",
                 back=step - 1,
             )
-    return Buffers(source=source, to=tuple(worker for worker in view.workers if worker not in known), digest=known[source])
+    to = tuple(worker for worker in view.workers if worker not in known)
+    near = [member.worker for member in view.members if source not in hosts or member.host == hosts[source]]
+    copied = () if source in view.workers else tuple(worker for worker in near if worker in to)
+    return Buffers(source=source, to=to, digest=known[source], copied=copied)
 
 
 def _why(last: View, view: View, resume: int, moved: int) -> str:

@@ -102,7 +102,7 @@ class Migration:
         self._copies = [move for i, move in enumerate(proposal.transfers) if i in copied and move.destination == worker]
         self._relayed = dict(proposal.relayed)
         needed = {move.source for move in self._copies} | {self._relayed[i] for i, _ in self._outgoing if i in self._relayed}
-        if proposal.buffers is not None and worker in proposal.buffers.to:
+        if proposal.buffers is not None and worker in proposal.buffers.copied:
             needed.add(proposal.buffers.source)
         self._contents = {source: Contents.read(segment, loop=False) for source, segment in segments.items() if source in needed}
         owned, kept = [], []
@@ -177,9 +177,11 @@ class Migration:
     @property
     def _buffer_peers(self) -> set[int]:
         buffers = self._proposal.buffers
-        if buffers is None or buffers.source not in self._proposal.view.workers:
+        if buffers is None:
             return set()
-        return set(buffers.to) if buffers.source == self._worker else {buffers.source} if self._worker in buffers.to else set()
+        return (
+            set(buffers.receivers) if buffers.sender == self._worker else {buffers.sender} if self._worker in buffers.receivers else set()
+        )
 
     def run(self) -> Moved:
         """Sends transfers, receives and verifies others, and fills all memory. Links must stand.
@@ -241,24 +243,23 @@ class Migration:
         buffers, running, step = self._proposal.buffers, self._model.running, self._proposal.resume
         if buffers is None:
             return
-        if buffers.source not in self._proposal.view.workers:  # it has died: all members copy them from its segment
+        if self._worker in buffers.copied:
             contents = self._contents.get(buffers.source)
             place = None if contents is None else contents.buffers.get(step)
             if place is None:
                 why = f"the buffers of step {step} are not in the segment of worker {buffers.source}, which has died"
                 raise GateRefused(why, check="coverage")
             self._unpack_buffers(self._segments[buffers.source].bytes_at(place.offset, place.size))
-            return
         if not self._buffer_peers:
             return
         tag = Tag(MessageKind.BUFFERS, step + 1)
-        if buffers.source == self._worker:
-            for worker in buffers.to:
+        if buffers.sender == self._worker:
+            for worker in buffers.receivers:
                 self._network.send(worker, tag, running.packed(step))
             return
         memory = raw.empty(running.bytes)
-        self._network.post(buffers.source, tag, memory)
-        self._network.receive(buffers.source, tag)
+        self._network.post(buffers.sender, tag, memory)
+        self._network.receive(buffers.sender, tag)
         self._unpack_buffers(memory)
 
     def _unpack_buffers(self, memory: np.ndarray) -> None:

@@ -180,9 +180,20 @@ def test_buffers_come_from_a_survivor_or_else_from_a_segment_that_has_them() -> 
     assert found.buffers == Buffers(source=0, to=(7,), digest="digest 5")
     dead = [having(offer(worker, ahead=True), *([5, 6] if worker != 2 else [6])) for worker in LAST.workers]
     found = proposed([], dead[1:] + dead[:1], joiners=(7, 8))
-    assert found.buffers == Buffers(source=0, to=(7, 8), digest="digest 6")
+    assert found.buffers == Buffers(source=0, to=(7, 8), digest="digest 6", copied=(7, 8))
     with pytest.raises(CoverageLost, match="has the buffers that training changes as of step 6"):
         proposed([], [replace(each, buffers={5: "digest 5"}) for each in dead], joiners=(7, 8))
+
+
+def test_buffers_of_a_dead_worker_of_another_host_are_passed_on_by_a_member_of_its_host() -> None:
+    last = outliving(view_of([0, 1, 2, 3], stages=2), "aabb")
+    dead = [replace(offer(worker, last=last), buffers={5: "digest 5"} if worker == 2 else {}) for worker in last.workers]
+    joiners = {worker: replace(member(worker, host), segment=True) for worker, host in ((7, "a"), (8, "b"), (9, "b"))}
+    found = propose(last=last, attempt=2, inventories={}, joiners=joiners, stages=2, offers=dead)
+    buffers = found.buffers
+    assert buffers == Buffers(source=2, to=(7, 8, 9), digest="digest 5", copied=(8, 9))
+    assert (buffers.sender, buffers.receivers) == (8, (7,))
+    assert Proposal.from_json(json.loads(json.dumps(found.to_json()))).buffers == buffers
 
 
 # Segments
