@@ -1,7 +1,8 @@
 """Admits agents of other hosts to the job that this agent coordinates, and connects their reports to the coordinator.
 
-agent -> coordinator   hello {name, version, target, given} | ready {room, facts}, then what `remote_carrier` lists
-coordinator -> agent   welcome {settings} | refused {reason}, then what `remote_carrier` lists
+agent -> coordinator   hello {name, version, isa, target, given} | ready {room, facts, workers, job, steady}, then what `remote_carrier`
+                           lists
+coordinator -> agent   welcome {settings, least, keeps} | refused {reason}, then what `remote_carrier` lists
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Admissions:
         self._taking_over = taking_over
         self._held: list[tuple[RemoteCarrier, Message]] = []  # what hosts have told before the job goes on
         self.facts: JobFacts | None = None  # what hosts know that keep workers of another coordinator
+        self.steady = True  # whether no worker of such hosts waits for orders of the coordinator
         self.arrived: Callable[[], None] = lambda: None  # called for each such host
         listener.connected = self._connected
         ip, port = listener.address
@@ -100,6 +102,7 @@ class Admissions:
         if not self._coordinator.founded:
             say(f"host {name} is there with room for {host.room} worker{'s' * (host.room != 1)}")
         self._coordinator.host_joins(host)
+        self.steady = self.steady and message["steady"]
         if message["job"] is not None:
             known = JobFacts.from_json(message["job"])
             self.facts = known if self.facts is None else self.facts.joined(known)
@@ -121,8 +124,8 @@ class Admissions:
             host.note_seen(message)
         elif kind == "ended":
             self._coordinator.ended(host.note_end(message))
-        elif kind == "stop":
-            self._coordinator.stop()
+        elif kind == "drain":
+            self._coordinator.drain(host.name)
 
 
 def refusal(settings: JobSettings, hello: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ decides how the job ends sets the outcome; then each agent ends all processes th
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
     agent -> launcher   done {value, epoch, stopped, incidents, saves, skipped} | failed {kind, message} | killed {}
                         rejoin {why}: the job goes on without this agent, and a new one is to take part in it
+                        drained {}: the job goes on without this host
 """
 
 from __future__ import annotations
@@ -91,9 +92,13 @@ class Agent:
             self._session.close(goes_on=shared and (self.outcome is None or self.outcome["type"] not in ENDS))
 
     def stop(self) -> None:
-        """Stops the job at the next step boundary."""
+        """Stops the job at the next step boundary; in a job of several hosts, lets the others go on without this one."""
         self._stopping = True
-        if self._role is not None:
+        if isinstance(self._role, Follower):
+            self._role.drain()
+        elif self._role is not None and self._start.sharing is not None:
+            self._role.drain(self._name)
+        elif self._role is not None:
             self._role.stop()
 
     def _join(self) -> None:
@@ -119,8 +124,8 @@ class Agent:
                 self._loop, self._start, self._name, self._listener.address, self._session, self._make_crew, self._elected, self._end
             )
             self._role.begin()
-        if self._stopping and self._role is not None:
-            self._role.stop()
+        if self._stopping:
+            self.stop()
 
     def _coordinate(self, session: Session, sharing: Sharing | None) -> None:
         settings = self._start.settings

@@ -138,6 +138,32 @@ class Coordinator:
         for worker in lost:
             self.ended(worker)
 
+    def drain(self, name: str) -> None:
+        """Lets the others take over what the workers of this host own; then it leaves. A job that cannot go on without it is stopped."""
+        hosts = self.hosts
+        if self._over or name in hosts.draining or name not in hosts.present:
+            return
+        staying = [number for number in self._members if number in hosts.workers and hosts.host_of(number) != name]
+        if self._driver is None or len(staying) < max(1, self._settings.min_workers):
+            say(f"host {name} is to leave, and the job cannot go on without it: it stops at the next step boundary")
+            self.stop()
+            return
+        say(f"host {name} is drained: the others take over what its workers own")
+        hosts.draining.add(name)
+        self._driver.has_room(hosts.room)
+        self._driver.drain(hosts.workers_of(name), f"host {name} is drained")
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        """Lets hosts leave whose workers have all ended."""
+        for name in [name for name in self.hosts.draining if not self.hosts.workers_of(name)]:
+            host = self.hosts.present[name]
+            if host is self.hosts.local:
+                self._finish({"type": "drained"})
+                return
+            host.tell_agent({"type": "drained"})
+            self.hosts.remove(name)
+
     # The user
 
     def stop(self) -> None:
@@ -249,6 +275,7 @@ class Coordinator:
                 self._founder_died(worker)
             else:
                 self._driver.died(self.hosts.death(worker))
+        self._check_drained()
         self._check_finished()
 
     def _founder_died(self, worker: WorkerProcess) -> None:
@@ -308,8 +335,11 @@ class Coordinator:
         if self._driver is not None and self.hosts.room != settings.workers:  # a host has come or gone since the founders were started
             self._driver.has_room(self.hosts.room)
 
-    def take_over(self, facts: JobFacts, view: View, resumed: Resumed, since: float) -> None:
-        """Goes on with a job whose coordinator is lost `since` then; `view` is the committed one, and the present hosts have been added."""
+    def take_over(self, facts: JobFacts, view: View, resumed: Resumed, since: float, *, steady: bool) -> None:
+        """Goes on with a job whose coordinator is lost `since` then; `view` is the committed one, and the present hosts have been added.
+
+        `steady`: no worker waits for orders.
+        """
         self.facts = facts
         settings = replace(JobSettings.from_json(facts.settings), workers=self.hosts.room)
         self._founders, self.hosts.wanted = Founders.of(view.workers), facts.settings["workers"]
@@ -327,7 +357,7 @@ class Coordinator:
                 self.ended(worker)
             elif worker.finished and self._driver is not None:
                 self._driver.finished(number)
-        if self._driver is not None:
+        if self._driver is not None and not steady:
             self._driver.reopen()
 
     def _drive(self, settings: JobSettings, view: View, founder: Ready, resumed: Resumed | None = None) -> None:

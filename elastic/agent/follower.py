@@ -68,7 +68,8 @@ class Follower:
         self._link: AgentLink | None = None
         self._crew: Crew | None = None
         self._keeps = self._awaited = False
-        self._stopping = False
+        self._draining = False
+        self.steady = False  # whether its workers train in the committed view, and wait for no order
         self._unsent: list[Message] = []  # what workers have told since the coordinator was lost
         self._told = False
 
@@ -99,16 +100,13 @@ class Follower:
     def close_files(self) -> None:
         """Has no files."""
 
-    def stop(self) -> None:
-        """Asks the coordinator to stop the job at the next step boundary."""
-        self._stopping = True
-        if self._link is not None:
-            self._link.send({"type": "stop"})
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the user asked this agent to stop the job."""
-        return self._stopping
+    def drain(self) -> None:
+        """Asks the coordinator to go on without this host."""
+        self._draining = True
+        if self._link is not None and not self._awaited and self._crew is not None:
+            self._link.send({"type": "drain"})
+        elif self._crew is None or not any(not worker.ended for worker in self._crew.workers.values()):
+            self._end({"type": "drained"})  # it has no part in the job yet
 
     @property
     def unsent(self) -> list[Message]:
@@ -192,8 +190,8 @@ class Follower:
             self._welcomed(JobSettings.from_json(message["settings"]), message["least"], keeps=message["keeps"])
         elif kind == "refused":
             self._end(failed(MismatchError, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
-        elif kind == "outcome":
-            self._end(message["outcome"])
+        elif kind in ("outcome", "drained"):
+            self._end(message["outcome"] if kind == "outcome" else {"type": "drained"})
         elif kind == "job":
             self.job = JobFacts.from_json(message["facts"])
         elif kind == "started":
@@ -203,7 +201,7 @@ class Follower:
         elif kind == "fork":
             carrier.fork(message["worker"], **message["role"])
         elif kind == "tell":
-            self.job = None if self.job is None else self.job.knowing(message["message"])
+            self._note(message["message"])
             carrier.tell(message["workers"], message["message"], message["segments"])
         elif kind == "tell_all":
             carrier.tell_all(message["message"])
@@ -219,6 +217,12 @@ class Follower:
             carrier.replace_log(message["incidents"])
         elif kind == "incident":
             carrier.log(Incident.from_json(message["incident"]))
+
+    def _note(self, order: Message) -> None:
+        """Notes what an order to workers says about the job."""
+        self.job = None if self.job is None else self.job.knowing(order)
+        if order["type"] in ("view", "boundary", "quiesce", "propose"):
+            self.steady = order["type"] == "view"
 
     def _welcomed(self, founder: JobSettings, least: int, *, keeps: bool) -> None:
         """Takes the founder's settings; those of the place are this host's own. With `keeps`, the coordinator goes on with its workers."""
@@ -236,8 +240,6 @@ class Follower:
         elif not keeps:
             for worker in self._crew.workers.values():
                 worker.kill("the job goes on without it, since its host was lost for a while")
-        if self._stopping:
-            self.stop()
         self._offer()
 
     def _offer(self) -> None:
@@ -252,8 +254,12 @@ class Follower:
         names = [field.name for field in fields(WorkerProcess)]
         held = [{name: getattr(worker, name) for name in names} for worker in carrier.workers.values()] if self._keeps else []
         job = self.job.to_json() if self.job is not None and self._keeps else None
-        link.send({"type": "ready", "room": carrier.room, "facts": asdict(carrier.facts), "workers": held, "job": job})
+        link.send(
+            {"type": "ready", "room": carrier.room, "facts": asdict(carrier.facts), "workers": held, "job": job, "steady": self.steady}
+        )
         self._awaited = False
+        if self._draining:
+            self.drain()
         unsent, self._unsent = self._unsent, []
         for message in unsent if self._keeps else ():
             link.send(message)

@@ -55,6 +55,7 @@ class Hosts(Carrier):
     def __init__(self, local: HostCarrier) -> None:
         self.local = local
         self.present: dict[str, HostCarrier] = {local.name: local}
+        self.draining: set[str] = set()  # hosts that leave
         self.wanted: int | None = None  # the number of workers that the job was founded with
         self._hosts: dict[int, HostCarrier] = dict.fromkeys(local.workers, local)  # of all workers so far
         self._standing: list[Message] = []
@@ -62,8 +63,16 @@ class Hosts(Carrier):
 
     @property
     def room(self) -> int:
-        """How many workers all hosts have room for."""
-        return sum(host.room for host in self.present.values())
+        """How many workers all hosts have room for that stay."""
+        return sum(host.room for host in self._staying)
+
+    @property
+    def _staying(self) -> list[HostCarrier]:
+        return [host for host in self.present.values() if host.name not in self.draining]
+
+    def workers_of(self, host: str) -> list[int]:
+        """Returns the workers of a host that have not ended."""
+        return [number for number, worker in self.present[host].workers.items() if not worker.ended]
 
     def worker(self, number: int) -> WorkerProcess:
         """Returns the record of a worker, living or dead."""
@@ -87,8 +96,9 @@ class Hosts(Carrier):
             host.tell_all(message)
 
     def remove(self, name: str) -> None:
-        """Removes a host that is lost; the records of its workers remain."""
+        """Removes a host that is lost or has left; the records of its workers remain."""
         self.present.pop(name, None)
+        self.draining.discard(name)
 
     def freeze(self, modules: dict[str, Any]) -> None:
         """Makes later workers of every host run these modules in their present state."""
@@ -117,7 +127,7 @@ class Hosts(Carrier):
 
     def emptiest(self) -> str:
         """Returns the host with room for most further workers."""
-        return max(self.present.values(), key=self._free).name
+        return max(self._staying or self.present.values(), key=self._free).name
 
     def _free(self, host: HostCarrier) -> int:
         return host.room - sum(not worker.ended for worker in host.workers.values())

@@ -67,7 +67,8 @@ class Takeover:
         started = max(facts.last_worker, *view.workers, *self._coordinator.hosts.workers)
         carrier = self._follower.carrier
         resumed = Resumed(attempt_id=burned, next_worker=started + 1, incidents=() if carrier is None else carrier.logged)
-        self._coordinator.take_over(facts, view, resumed, self._follower.alone_since)
+        steady = self._follower.steady and self._admissions.steady
+        self._coordinator.take_over(facts, view, resumed, self._follower.alone_since, steady=steady)
         self._admissions.resumes()
         for message in self._follower.unsent:
             if message["type"] == "heard":

@@ -10,6 +10,7 @@ from elastic.control.events import (
     CommitFailed,
     Committed,
     ControlAction,
+    Evict,
     Inventoried,
     Offer,
     Propose,
@@ -148,6 +149,7 @@ def inventoried(state: ControlState, event: Inventoried, now: float) -> Transiti
             restore=state.fallen,
             back=state.back,
             afresh=state.afresh,
+            leaving=() if state.fallen else tuple(sorted(state.leaving.keys() & state.participants)),
         )
     ]
 
@@ -225,6 +227,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
     if (view.epoch, view.attempt) <= (state.view.epoch, state.view.attempt):
         return state, []
     joined = frozenset(view.workers).difference(state.view.workers)
+    gone = {worker: why for worker, why in state.leaving.items() if worker not in view.workers and worker not in state.dead}
     state = replace(
         without_attempt(state),
         phase=Phase.RUNNING,
@@ -239,9 +242,11 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         damaged=frozenset(),
         failed_attempts=0,
         next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),
+        leaving={worker: why for worker, why in state.leaving.items() if worker in view.workers},
         nag_at=None,
     )
     announced: list[ControlAction] = [Announce(view=view)]
+    announced += [Evict(worker=worker, why=why) for worker, why in gone.items()]
     if state.finished:  # a member that had finished before the attempt reached it
         return followed_by(announced, close_job(state, now))
     if len(state.live) < len(view.workers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -122,6 +122,10 @@ class Driver:
         """Handles hosts that have come or gone: all together have room for so many workers."""
         self.feed(events.Room(workers=workers))
 
+    def drain(self, workers: Iterable[int], why: str) -> None:
+        """Makes workers leave at the next boundary, after they have sent what they own."""
+        self.feed(events.Draining(workers=frozenset(workers).intersection(self.view.workers), why=why))
+
     def missed(self, worker: int, at: float) -> None:
         """Notes when a member that is lost was heard last."""
         self._incident_log.missed(self.view.epoch, worker, at)
@@ -231,7 +235,9 @@ class Driver:
     def _hear_paused(self, worker: int, message: Message) -> None:
         if self._incident_log.current is None and self.state.phase is Phase.BOUNDARY:
             kind, why = ("join", None) if self.state.ready else ("rebalance", balance.sentence(self.state.slowdowns))
-            self._incident_log.changes(self.view, kind, message["step"], why)
+            if self.state.leaving:
+                kind, why = "drain", next(iter(self.state.leaving.values()))
+            self._incident_log.changes(self.view, kind, message["step"], why, sorted(self.state.leaving))
         self.feed(events.PausedAt(worker=worker, epoch=message["epoch"], step=message["step"]))
 
     def _hear_inventory(self, worker: int, message: Message) -> None:
@@ -312,7 +318,8 @@ class Driver:
     def _offer(self, action: events.Offer) -> None:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
-        self._world.carrier.tell(action.proposal.view.workers, {"type": "propose", "proposal": proposal}, action.proposal.segments)
+        to = (*action.proposal.view.workers, *(member.worker for member in action.proposal.leaving))
+        self._world.carrier.tell(to, {"type": "propose", "proposal": proposal}, action.proposal.segments)
         self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
 
     def _commit(self, action: events.Commit) -> None:

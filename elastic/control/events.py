@@ -165,6 +165,14 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draining:
+    """These workers are to leave at the next boundary, since `why`; the others take over what they own."""
+
+    workers: frozenset[int]
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reopened:
     """Another agent has begun to coordinate the job."""
 
@@ -195,6 +203,7 @@ Event = (
     | Unbalanced
     | Unresponsive
     | Room
+    | Draining
     | Reopened
     | Stopping
     | Timeout
@@ -227,7 +236,7 @@ class Propose:
     """Compute the next view of these members; answered by Proposed or Unproposable. `brief`: more workers will join soon.
 
     With `restore` all members begin with the newest checkpoint, which must not be of a later step than `back`; with `afresh` at step 0,
-    since nothing was saved yet.
+    since nothing was saved yet. The workers `leaving`, which have sent inventories too, are no members, and send what they own.
     """
 
     attempt_id: AttemptId
@@ -239,6 +248,7 @@ class Propose:
     restore: bool = False
     afresh: bool = False
     back: int | None = None
+    leaving: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

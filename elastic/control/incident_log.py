@@ -73,11 +73,11 @@ class IncidentLog:
         cause = self.causes.get(death.worker)
         self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None, cause=cause)
 
-    def changes(self, view: View, kind: str, step: int, why: str | None) -> None:
-        """Opens an incident for a planned change: the members of `view` pause after `step`, since workers join or layers move."""
+    def changes(self, view: View, kind: str, step: int, why: str | None, leaving: Sequence[int] = ()) -> None:
+        """Opens an incident for a planned change: the members of `view` pause after `step`, since workers join or leave, or layers move."""
         self._close_settled()
         now = self._world.clock()
-        self._begin(view, kind, now, now, step=step, why=why)
+        self._begin(view, kind, now, now, step=step, why=why, worker=leaving[0] if leaving else None, also=[*leaving[1:]])
 
     def damaged(self, view: View, worker: int, message: Message) -> None:
         """Handles the discarding of damaged copies by a member of `view`: opens an incident, or adds this to the open one.
@@ -88,7 +88,7 @@ class IncidentLog:
         named = worker if not findings or any(each.worker == worker for each in findings) else None  # else it only reports a difference
         self._close_settled()
         current = self._timeline
-        if current is not None and current.kind in ("join", "rebalance") and current.before.epoch < view.epoch:
+        if current is not None and current.kind in ("join", "rebalance", "drain") and current.before.epoch < view.epoch:
             self._conclude(current)
         if self._timeline is None:
             more: dict[str, Any] = {"worker": named, "step": message["step"], "why": why, "findings": findings}

@@ -34,6 +34,7 @@ from elastic.control.events import (
     CommitFailed,
     Committed,
     ControlAction,
+    Draining,
     Event,
     FirstCommit,
     Inventoried,
@@ -151,7 +152,7 @@ def _lost(state: ControlState, event: LostLink, now: float) -> Transition:
         return state, []
     if event.unreadable:
         return followed_by([Tell(sentence=unreadable(event.reporter, event.reason))], open_attempt(state, now))
-    if event.peer is None:
+    if event.peer is None or event.peer not in state.view.workers:  # one that is no member any more explains nothing either
         why = f"worker {event.reporter} cannot go on: {event.reason}"
         return replace(state, retry=state.retry or Retry(due=now + SUSPICION_S, why=why)), []
     if event.peer not in state.live or event.reporter == event.peer:
@@ -191,7 +192,7 @@ def _joiner_ready(state: ControlState, event: JoinerReady, now: float) -> Transi
 
 def _ask_boundary(state: ControlState, now: float) -> Transition:
     state = replace(state, join_at=None)
-    if not state.ready:
+    if not (state.ready or state.leaving):
         return state, []
     return _boundary(state, now)
 
@@ -211,6 +212,12 @@ def _room(state: ControlState, event: Room, now: float) -> Transition:
     """Changes the wanted number of workers; new ones are started, also while the job is paused for want of them."""
     state = replace(state, policy=replace(state.policy, workers=event.workers))
     return replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
+
+
+def _draining(state: ControlState, event: Draining, now: float) -> Transition:
+    """Asks for a boundary at which these workers leave; an attempt that is under way leaves them out, or is followed by another change."""
+    state = replace(state, leaving={**state.leaving, **dict.fromkeys(event.workers, event.why)})
+    return _boundary(state, now)
 
 
 def _reopened(state: ControlState, event: Reopened, now: float) -> Transition:
@@ -294,6 +301,7 @@ _HANDLERS: dict[type, Callable[[ControlState, Any, float], Transition]] = {
     Unresponsive: _unresponsive,
     Room: _room,
     Reopened: _reopened,
+    Draining: _draining,
     Stopping: _stop,
     Timeout: _timeout,
 }

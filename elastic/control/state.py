@@ -76,6 +76,7 @@ class ControlState:
     state is in no worker's memory; `afresh`: or at step 0, with
     new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
     so far, in order. `damaged` members of the view have discarded copies of their state.
+    `leaving` workers are drained, with the reason.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
     `last_tries` counts how often new workers were started in spite of that, since all members had died and left their state in memory.
     """
@@ -105,6 +106,7 @@ class ControlState:
     failed_below: int = 0
     failed_attempts: int = 0
     stopping: bool = False
+    leaving: Mapping[int, str] = field(default_factory=dict)
     fallen: bool = False
     back: int | None = None
     afresh: bool = False

@@ -85,7 +85,7 @@ def evict(state: ControlState, worker: int, why: str) -> Transition:
 
 def gathering(state: ControlState, now: float) -> ControlState:
     """Sets the time at which ready workers join."""
-    if not state.ready or state.stopping or state.finished:
+    if not (state.ready or state.leaving) or state.stopping or state.finished:
         return replace(state, join_at=None)
     if not state.starting:
         return replace(state, join_at=now)

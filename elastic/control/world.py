@@ -79,7 +79,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
         proposal = fall_back(inventories=action.inventories, afresh=action.afresh, back=action.back, **common)
     else:
         common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared, "offers": terms.offers}
-        proposal = propose(inventories=survivors, **common)
+        proposal = propose(inventories=survivors, leaving=action.leaving, **common)
     check_proposal(proposal, view)
     return proposal
 

@@ -306,6 +306,8 @@ def _outcome(word: Message | None) -> JobResult:
         raise kind(word["message"])
     if word["type"] == "rejoin":
         raise JobFailed(f"this host leaves the job, which may go on without it: {word['why']}")
+    if word["type"] == "drained":
+        return JobResult(value=None, epoch=0, stopped=True)
     incidents, saves = tuple(word["incidents"]), SaveSummary(**word["saves"])
     return JobResult(
         value=word["value"],

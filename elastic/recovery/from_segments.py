@@ -13,7 +13,9 @@ from elastic.view import Member, View
 _IN_SEGMENTS = ("live", "previous", "gathered")  # a replica is not
 
 
-def copied(moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], resume: int) -> tuple[int, ...]:
+def copied(
+    moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], resume: int, leaving: Sequence[Member] = ()
+) -> tuple[int, ...]:
     """Returns the places of the transfers that are copied from a segment: all from dead workers, and those within a host."""
     members = {member.worker: member for member in view.members}
     had: dict[tuple[int, int, bool], list[tuple[int, int]]] = {}  # the key ends with whether it is a parameter
@@ -22,8 +24,10 @@ def copied(moves: Sequence[Transfer], view: View, sources: Iterable[Inventory], 
             if copy.step == resume and copy.role in _IN_SEGMENTS:
                 for parameter in (True,) if copy.role == "gathered" else (True, False):
                     had.setdefault((inventory.worker, copy.layer, parameter), []).append((copy.start, copy.stop))
-    found = []
+    found, leavers = [], {member.worker for member in leaving}
     for place, move in enumerate(moves):
+        if move.source in leavers:
+            continue
         source = members.get(move.source)
         if source is not None:
             if not source.segment or source.host != members[move.destination].host:
@@ -44,11 +48,11 @@ def reachable(offers: Iterable[Inventory], members: Iterable[Member], hosts: Map
 
 
 def relay(
-    moves: Sequence[Transfer], members: Sequence[Member], hosts: Mapping[int, str]
+    moves: Sequence[Transfer], members: Sequence[Member], hosts: Mapping[int, str], leaving: Sequence[Member] = ()
 ) -> tuple[tuple[Transfer, ...], tuple[tuple[int, int], ...]]:
     """Replaces the sources of transfers from dead workers to other hosts by members of their hosts. Returns the transfers, and pairs of the
     place of such a transfer and the dead worker."""
-    own = {member.worker: member.host for member in members}
+    own = {member.worker: member.host for member in (*members, *leaving)}
     first = {member.host: member.worker for member in reversed(members)}
     found, relayed = list(moves), []
     for place, move in enumerate(moves):

@@ -116,6 +116,9 @@ def _check_survivors(proposal: Proposal, last: View) -> None:
 def _check_members(proposal: Proposal) -> None:
     view = proposal.view
     members, copied = set(view.workers), set(proposal.copied)
+    leaving = {member.worker for member in proposal.leaving}
+    if both := members & leaving:
+        _refuse("membership", f"workers {sorted(both)} are members, and leave")
     replicas = {interval.replica for layer in view.layout.layers for interval in layer.intervals if interval.replica is not None}
     named = {
         "plan": set(view.plan.workers),
@@ -127,7 +130,7 @@ def _check_members(proposal: Proposal) -> None:
         "routes": {worker for route in view.plan.routes for worker in route},
     }
     for where, workers in named.items():
-        if strangers := workers - members:
+        if strangers := workers - members - (leaving if where == "transfers" else set()):
             _refuse("membership", f"{where} name{'s' * (where in ('plan', 'layout'))} workers {sorted(strangers)}, which are not members")
     if idle := members - set(view.plan.workers):
         _refuse("membership", f"members {sorted(idle)} have no stage")

@@ -71,7 +71,7 @@ class Proposal:
     that checkpoint, which is of step `resume`. `states` maps optimizer states to dtype names or "same"; it is empty before the first step.
     `copied` are the places in `transfers` of those that their destination copies from the source's segment, on the same host; the source
     may be a worker that has died. The others are sent; `relayed` pairs the place of one with the dead worker from whose segment its source,
-    a member of that worker's host, takes it.
+    a member of that worker's host, takes it. `leaving` workers send what they have, and are no members.
     `back`: copies of later steps differ, so all go back to this step or an older one; steps that the loops were given are taken again.
     `why` is a sentence for people, `planned` one about the plan's predicted cost. `holdings` is what the survivors hold of step `resume`,
     `conflicts` are the copies in inventories that differ; both are not sent.
@@ -98,6 +98,7 @@ class Proposal:
     heirs: tuple[tuple[int, int], ...] = ()
     back: int | None = None
     relayed: tuple[tuple[int, int], ...] = ()
+    leaving: tuple[Member, ...] = ()
     holdings: Sequence[Holding] | None = field(default=None, compare=False, repr=False)
     conflicts: tuple[Disagreement, ...] = field(default=(), compare=False, repr=False)
 
@@ -149,6 +150,7 @@ class Proposal:
             "heirs": [list(pair) for pair in self.heirs],
             "back": self.back,
             "relayed": [list(pair) for pair in self.relayed],
+            "leaving": [member.to_json() for member in self.leaving],
         }
 
     @classmethod
@@ -176,6 +178,7 @@ class Proposal:
             heirs=tuple((dead, heir) for dead, heir in data["heirs"]),
             back=data["back"],
             relayed=tuple((place, dead) for place, dead in data["relayed"]),
+            leaving=tuple(map(Member.from_json, data["leaving"])),
         )
 
 
@@ -192,10 +195,12 @@ def propose(
     replaced_s: float = REPLACED_S,
     prepared: Answers | None = None,
     offers: Sequence[Inventory] = (),
+    leaving: Collection[int] = (),
 ) -> Proposal:
     """Computes the next view's proposal: survivors (the workers with an inventory) in their order of `last`, then joiners, ascending.
 
-    `offers` are inventories of what segments of dead workers hold: the members of their hosts copy from them.
+    `offers` are inventories of what segments of dead workers hold: the members of their hosts copy from them. Workers `leaving` are no
+    members, and send what they hold.
 
     `stages` is the number that the job asks for (fewer if there are fewer workers); None leaves it to the planner. `brief`: replacements
     are starting, so a change of plan must pay off within `replaced_s` seconds. `slowdowns` are by worker, 1 by default. `links` are
@@ -214,7 +219,8 @@ def propose(
     if not inventories and not known:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
-    members = next_members(last, inventories, joiners, slowdowns or {})
+    staying = {worker: inventory for worker, inventory in inventories.items() if worker not in leaving}
+    members = next_members(last, staying, joiners, slowdowns or {})
     known = reachable(known, members, hosts)
     left = [inventories[worker] for worker in last.workers if worker in inventories]
     told = [*left, *known]
@@ -228,17 +234,19 @@ def propose(
     horizon = steps_until(replaced_s, last) if brief else HORIZON
     planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
     view = next_view(last, attempt, members, planned.plan, site)
-    again = restart(view, resume + 1, inventories, offers, hosts)
+    again = restart(view, resume + 1, staying, offers, hosts)
     states = states_of(sources) if resume >= 0 else {}
     names = [PARAM, *states]
     holdings = holdings_at(sources, resume, list(states))
-    moves, relayed = relay(transfers(holdings, view.layout, names), view.members, hosts)
+    senders = tuple(member for member in last.members if member.worker in inventories and member.worker in leaving)
+    moves, relayed = relay(transfers(holdings, view.layout, names), view.members, hosts, senders)
     return Proposal(
         view=view,
         resume=resume,
         transfers=moves,
         states=states,
-        copied=copied(moves, view, sources, resume),
+        copied=copied(moves, view, sources, resume, senders),
+        leaving=senders,
         relayed=relayed,
         scalars=scalars_at(sources, resume),
         progress=progress_at(told, resume),
@@ -252,7 +260,7 @@ def propose(
         back=trust.back,
         conflicts=trust.conflicts,
         yielded=max(inventory.yielded for inventory in left),
-        buffers=_buffers(left, known, view, resume, hosts),
+        buffers=_buffers([each for each in left if each.worker not in leaving], known, view, resume, hosts),
         seen=min(inventory.seen for inventory in left),
         changes=changes_for(left, joiners),
         objects=objects_for(left, joiners),

@@ -184,6 +184,9 @@ class RecoveryClient:
             proposal = Proposal.from_json(order["proposal"])
             if (proposal.view.epoch, proposal.view.attempt) != attempt_id:
                 continue  # of an earlier attempt
+            if self._worker not in proposal.view.workers:
+                self._leave(proposal, found)
+                continue
             prepared, vote = self._prepared(proposal, found, inventory, last, frozenset(linked), self._job.segments)
             self._job.send({"type": "vote", "epoch": proposal.view.epoch, "attempt": proposal.view.attempt, **vote})
 
@@ -214,8 +217,10 @@ class RecoveryClient:
             routed = [] if last is None or self._worker not in last.workers else last.plan.routes[last.plan.stage_of(self._worker)]
             mine = frozenset(grain for grain, worker in enumerate(routed) if worker == self._worker)
             engine.resume(Resumption(step=step + 1, grains=frozenset(proposal.finished), salvage=salvage, own=mine))
-            self._network.install(view.epoch, view.attempt, view.members, engine.peers | migration.peers)
+            self._network.install(view.epoch, view.attempt, (*view.members, *proposal.leaving), engine.peers | migration.peers)
             moved = migration.run()
+            for member in proposal.leaving:  # it ends once the view is committed, and that is no loss
+                self._network.drop(member.worker)
             if proposal.buffers is not None:
                 self._model.running.restore(step)
             self._check_scalars(proposal, migration.state)
@@ -231,6 +236,21 @@ class RecoveryClient:
         vote = {"refusal": None, "failed_peer": None, **sizes, "links": figures, "times": times}
         self._job.enter("commit", step)
         return CommittedView(before=before, engine=engine, proposal=proposal, retained=migration.retained), vote
+
+    def _leave(self, proposal: Proposal, held_state: HeldState) -> None:
+        """Sends what the members of the next view need of this worker, which is ended once that view is committed.
+
+        If it fails, the members that wait for it refuse the proposal, and the next attempt's orders follow.
+        """
+        view = proposal.view
+        self._job.enter("migrate", proposal.resume)
+        with suppress(LinkError, Interrupted, GateRefused):
+            scalars: Scalars = {name: from_plain(values) for name, values in proposal.scalars.items()}
+            held, segments = held_state.held, self._job.segments
+            migration = Migration(self._worker, proposal, held, scalars, self._model, self._optimizer, self._network, segments)
+            self._network.install(view.epoch, view.attempt, (*view.members, *proposal.leaving), migration.peers)
+            migration.run()
+            self._job.enter("commit", proposal.resume)
 
     def _restored(
         self, proposal: Proposal, checkpoint: Checkpoint, before: tuple[int, ...], linked: frozenset[int]

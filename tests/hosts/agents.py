@@ -48,6 +48,14 @@ class Host:
     def incidents(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.directory / "incidents.jsonl").read_text().splitlines()]
 
+    def has_members(self) -> None:
+        """Waits until its workers are members, and a moment longer."""
+        deadline = time.monotonic() + _END_S
+        while not (self.directory / "members.json").exists():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)
+        time.sleep(1.0)
+
     def until(self, text: str) -> None:
         """Waits until the agent has said this."""
         deadline = time.monotonic() + _END_S

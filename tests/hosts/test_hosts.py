@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,20 @@ def test_who_does_not_fit_is_refused_with_the_reason(hosts: Cluster, options: di
     assert why in hosts.host(STEPS, **options).failure()
     second = hosts.host(STEPS)
     assert first.result() == second.result() == calm()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("leaver", [0, 1])
+def test_a_host_that_is_asked_to_end_hands_over_what_it_owns_and_no_step_is_taken_again(hosts: Cluster, leaver: int) -> None:
+    """The coordinator's host too: another agent goes on, and no worker of the others notices."""
+    both = [hosts.host(STEPS * 4, {}, 0.05, hosts_min=2)]
+    both[0].until("waiting for 1 more host")
+    both.append(hosts.host(STEPS * 4, {}, 0.05))
+    for host in both:
+        host.has_members()
+    both[leaver].process.send_signal(signal.SIGTERM)
+    assert both[leaver].process.wait(30) == 128 + signal.SIGTERM, both[leaver].said
+    stays = both[1 - leaver]
+    assert stays.result() == calm(STEPS * 4)
+    assert [(each["kind"], each["steps_redone"], each["micro_batches_kept"]) for each in stays.incidents] == [("drain", 0, 0)]
+    assert "is drained" in stays.incidents[0]["why"]

@@ -33,8 +33,7 @@ def founded(net: Network, made: Cluster) -> list[Host]:
     first.until("waiting for 2 more hosts")
     hosts = [first, *(made.host(STEPS, {}, 0.08, within=net.command(host)) for host in (1, 2))]
     for host in hosts:
-        wait_for(lambda host=host: (host.directory / "members.json").exists())
-    time.sleep(1.0)
+        host.has_members()
     return hosts
 
 

@@ -283,10 +283,16 @@ def test_the_one_whom_most_have_lost_is_evicted() -> None:
     assert [action.worker for action in job.done] == [0]
 
 
-@pytest.mark.parametrize("lost", [(0, 0, 1), (0, 1, 2), (0, 7, 1), (7, 0, 1)])
+@pytest.mark.parametrize("lost", [(0, 0, 1), (0, 1, 2), (7, 0, 1)])
 def test_a_loss_that_cannot_be_is_ignored(lost: tuple[int, int, int]) -> None:
     reporter, peer, epoch = lost
     assert running().feed(LostLink(reporter=reporter, peer=peer, epoch=epoch)).state.wake_at is None
+
+
+def test_the_loss_of_one_that_is_no_member_is_no_reason_but_the_reporter_has_stopped() -> None:
+    """It waits for orders, as a worker that cannot say why."""
+    job = running().feed(LostLink(reporter=0, peer=7, epoch=1))
+    assert job.state.retry is not None
 
 
 def test_a_worker_that_stopped_for_no_known_reason_is_taken_along_again() -> None:
