@@ -167,7 +167,7 @@ class Scene:
         if self.refuse is not None:
             raise self.refuse
         view = view_of(action.inventories, *action.attempt_id)
-        told = {"planned": "", "finished": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
+        told = {"planned": "", "finished": (), "leaving": (), "yielded": -1, "restore": None, "to_json": lambda: {"view": view.to_json()}}
         return SimpleNamespace(view=view, resume=11, bytes_minimum=900, segments=[], conflicts=self.conflicts, back=None, **told)
 
     def inventories(self) -> None:
