@@ -74,7 +74,7 @@ class Looker:
         with suppress(OSError, ValueError, IndexError):  # it has ended
             folder = Path(f"/proc/{pid}")
             ran, delayed = _schedule(folder)
-            cpu_s, running = _threads(folder)
+            cpu_s, running, wakes = _threads(folder)
             others_s, others_running = self._families.of(pid)
             io = dict(line.split(": ") for line in (folder / "io").read_text().splitlines())
             return Usage(
@@ -83,6 +83,7 @@ class Looker:
                 cpu_s=cpu_s + others_s,
                 io_bytes=sum(int(io[name]) for name in ("rchar", "wchar", "read_bytes")),
                 running=running or others_running,
+                wakes=wakes,
                 wchan=(folder / "wchan").read_text(),
             )
         return None
@@ -144,10 +145,11 @@ def _schedule(folder: Path) -> tuple[float, float]:
     return _TICK_S * sum(map(int, _fields(f"{folder}/task/{folder.name}/stat")[11:13])), 0.0
 
 
-def _threads(folder: Path) -> tuple[float, bool]:
-    """Returns the processor seconds of a process, and whether one of its threads runs or is runnable."""
-    running = False
+def _threads(folder: Path) -> tuple[float, bool, int]:
+    """Returns the processor seconds of a process, whether one of its threads runs or is runnable, and how often they began to run."""
+    running, wakes = False, 0
     for thread in os.listdir(folder / "task"):
-        with suppress(OSError, IndexError):  # it has ended
+        with suppress(OSError, IndexError, ValueError):  # it has ended, or the kernel does not count
             running = running or _fields(f"{folder}/task/{thread}/stat")[0] == "R"
-    return _cpu_s(_fields(f"{folder}/stat")), running
+            wakes += int((folder / "task" / thread / "schedstat").read_text().split()[2])
+    return _cpu_s(_fields(f"{folder}/stat")), running, wakes

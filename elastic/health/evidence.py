@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elastic.observe.activity import NOBODY, Doing, Standing
+from elastic.observe.activity import CHECKPOINT, NOBODY, TRAIN_FN, Doing, Standing
 
 _FROZEN = ("do_freezer_trap", "__refrigerator", "refrigerator")  # where the kernel keeps processes of a frozen control group
 
@@ -14,8 +14,8 @@ class Usage:
     """What a process has used since it began.
 
     `ran_s` and `delayed_s` are of its training thread: on a processor, and runnable without one. `cpu_s` is the processor time of all
-    threads and descendants, `io_bytes` what the process read and wrote. `running`: some thread or descendant runs or is runnable. `wchan`
-    is the kernel function that the training thread sleeps in.
+    threads and descendants, `io_bytes` what the process read and wrote. `running`: some thread or descendant runs or is runnable. `wakes`
+    counts how often its threads began to run. `wchan` is the kernel function that the training thread sleeps in.
     """
 
     ran_s: float
@@ -23,6 +23,7 @@ class Usage:
     cpu_s: float
     io_bytes: int = 0
     running: bool = False
+    wakes: int = 0
     wchan: str = ""
 
 
@@ -59,6 +60,11 @@ class Observed:
     def waits_for(self) -> int:
         """The worker that it waits for, AGENT, or NOBODY."""
         return NOBODY if self.standing is None else self.standing.waits_for
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is in code that may wait for long for something outside the job: `train_fn`, a checkpoint, or before it is ready."""
+        return self.doing is None or self.standing is None or self.standing.place in (TRAIN_FN, CHECKPOINT)
 
     @property
     def spot(self) -> tuple[object, ...]:

@@ -12,7 +12,11 @@ _IDLE_SHARE = 0.1
 _IDLE_CPU_SHARE = 0.2
 """So are the other threads and descendants of a process that use less than this share of a processor."""
 
-_IDLE_IO_BYTES = 1 << 16
+_IDLE_IO_BYTES = 1 << 14
+"""So is one that reads or writes less than this between two observations."""
+
+_IDLE_WAKES_PER_S = 20.0
+"""Code outside steps is idle only if threads are woken less often than this, since an upload sleeps for most of its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,5 +63,6 @@ class Stay:
             and ran + delayed <= _IDLE_SHARE * credit_s
             and others <= _IDLE_CPU_SHARE * credit_s
             and now.io_bytes - before.io_bytes <= _IDLE_IO_BYTES
+            and (not seen.outside or now.wakes - before.wakes <= _IDLE_WAKES_PER_S * credit_s)
         )
         return {"idle_s": self.idle_s + credit_s if idle else 0.0, "ran_s": self.ran_s + ran, "delayed_s": self.delayed_s + delayed}

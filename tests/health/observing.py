@@ -22,6 +22,7 @@ class Condition:
     delayed: float = 0.0
     others: float = 0.0
     io: float = 0.0
+    wakes: float = 1.0
     phase: str = "forward"
     place: str = "runtime"
     waits_for: int = NOBODY
@@ -42,6 +43,7 @@ class Condition:
             cpu_s=(self.ran + self.others) * age,
             io_bytes=int(self.io * age),
             running=self.state == "R",
+            wakes=int(self.wakes * age),
             wchan="here",
         )
         doing = Doing(

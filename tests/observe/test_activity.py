@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from elastic.observe.activity import PHASES, RECOVERY_PHASES, STEP_PHASES, Activity, ActivityReader, Doing, read
+from elastic.observe.activity import (
+    NOBODY,
+    PHASES,
+    RECOVERY_PHASES,
+    STEP_PHASES,
+    TRAIN_FN,
+    Activity,
+    ActivityReader,
+    Doing,
+    Standing,
+    read,
+)
 
 
 def test_the_phases_are_those_of_a_step_and_of_a_recovery() -> None:
@@ -144,3 +156,57 @@ def test_whoever_is_killed_leaves_a_whole_record(tmp_path: Path) -> None:
         with writer(tmp_path):
             pass
         assert belongs_together(read(tmp_path, 5))
+
+
+def standing(directory: Path) -> Standing:
+    reader = ActivityReader(directory, 0)
+    try:
+        return reader.standing(reader.read())
+    finally:
+        reader.close()
+
+
+def test_where_it_stands(tmp_path: Path) -> None:
+    activity = Activity(tmp_path, 0)
+    assert (standing(tmp_path).place, standing(tmp_path).waits_for) == (TRAIN_FN, NOBODY)
+    assert activity.at("runtime") == TRAIN_FN
+    activity.waits(2)
+    assert (standing(tmp_path).place, standing(tmp_path).waits_for) == ("runtime", 2)
+    activity.waits(None)
+    thread = threading.Thread(target=activity.waits, args=(5,))
+    thread.start()
+    thread.join()
+    assert standing(tmp_path).waits_for == NOBODY, "other threads do not count"
+    activity.close()
+
+
+def test_how_long_phases_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting and loading do not count, and what is older than two windows is forgotten."""
+    now = [10.0]
+    monkeypatch.setattr("elastic.observe.activity._now", lambda: now[0])
+    activity = Activity(tmp_path, 0)
+    activity.at("runtime")
+    for step in range(40):
+        activity.enter("forward", step, 1, 0)
+        assert standing(tmp_path).first == (step == 0)
+        now[0] += 5.0 if step == 2 else 1.0
+        activity.waits(1)
+        now[0] += 7.0
+        activity.waits(None)
+        activity.at("data loader")
+        assert standing(tmp_path).longest_s == (2.0 if step else 0.0), "of the loader"
+        now[0] += 2.0
+        activity.at("runtime")
+        activity.enter("reduce", step, 1)
+        activity.enter("forward", step, 1, 1)
+        assert standing(tmp_path).longest_s == (1.0 if step < 2 or step >= 16 else 5.0)
+    activity.close()
+
+
+def test_the_first_step_of_a_view_is_known_as_such(tmp_path: Path) -> None:
+    activity = Activity(tmp_path, 0)
+    for epoch, step, first in ((1, 0, True), (1, 1, False), (2, 1, True), (2, 2, False)):
+        activity.enter("idle", step - 1, epoch)
+        activity.enter("forward", step, epoch, 0)
+        assert standing(tmp_path).first == first
+    activity.close()

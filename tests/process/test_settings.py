@@ -38,6 +38,9 @@ def test_settings_survive_json() -> None:
         ({"isa": "sse"}, "isa='sse': use one of avx512, avx2, default"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 1 << 64}, "seed="),
+        ({"stopped_after": 0}, "stopped_after=0: use seconds above 0, or None to wait for a stopped worker"),
+        ({"hung_after": -1.0}, r"hung_after=-1\.0: use seconds above 0, or None to wait for a hung worker"),
+        ({"hung_after": "3"}, "hung_after='3'"),
         ({"args": (1, {2})}, r"args\[1\] is a set that cannot be sent"),
     ],
 )

@@ -1,0 +1,111 @@
+"""Tests what is seen of processes: whether they run, sleep, or are stopped, and what they use, with their descendants."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from elastic.agent.looking import Looker
+from elastic.agent.supervision import WorkerProcess
+from elastic.health.evidence import Observed
+from elastic.observe.activity import AGENT, NOBODY, Activity
+
+pytestmark = pytest.mark.slow
+
+SPIN = "while True: pass"
+SLEEP = "import time; time.sleep(60)"
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SPIN!r}])"
+
+
+@contextmanager
+def worker(code: str) -> Iterator[WorkerProcess]:
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    try:
+        yield WorkerProcess(number=1, pid=process.pid)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def until(looker: Looker, process: WorkerProcess, holds: Callable[[Observed], bool]) -> Observed:
+    deadline = time.monotonic() + 30.0
+    while True:
+        (seen,) = looker.look([process])
+        if holds(seen):
+            return seen
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.05)
+
+
+def used(seen: Observed) -> float:
+    assert seen.usage is not None
+    return seen.usage.cpu_s
+
+
+def test_one_that_computes(tmp_path: Path) -> None:
+    with worker(SPIN) as process:
+        seen = until(Looker(tmp_path), process, lambda seen: seen.usage is not None and seen.usage.ran_s > 0.5)
+        assert seen.usage is not None
+        assert seen.usage.running
+        assert used(seen) >= 0.4
+        assert not seen.stopped
+
+
+def test_one_that_sleeps_and_is_stopped(tmp_path: Path) -> None:
+    looker = Looker(tmp_path)
+    with worker(SLEEP) as process:
+        seen = until(looker, process, lambda seen: seen.usage is not None and "sleep" in seen.usage.wchan)
+        assert seen.usage is not None
+        assert (seen.state, seen.usage.running, seen.stopped) == ("S", False, False)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        until(looker, process, lambda seen: seen.stopped)
+        os.kill(process.pid, signal.SIGCONT)
+        until(looker, process, lambda seen: seen.state == "S")
+    (gone,) = looker.look([process])
+    assert (gone.state, gone.usage, gone.stopped) == ("", None, False)
+
+
+def test_what_descendants_use_counts(tmp_path: Path) -> None:
+    with worker(PARENT) as process:
+        seen = until(Looker(tmp_path), process, lambda seen: seen.usage is not None and used(seen) - seen.usage.ran_s > 0.5)
+        assert seen.usage is not None
+        assert seen.usage.running
+
+
+def test_a_moment_lasts_until_there_is_progress(tmp_path: Path) -> None:
+    activity, looker, own = Activity(tmp_path, 1), Looker(tmp_path), WorkerProcess(number=1, pid=os.getpid())
+
+    def look() -> Observed:
+        (seen,) = looker.look([own])
+        return seen
+
+    first = look()
+    assert (first.doing, first.waits_for) == (None, NOBODY), "it has done nothing in this job yet"
+    activity.waits(AGENT)
+    assert look().waits_for == AGENT
+    activity.waits(None)
+    moments = []
+    for act in (
+        lambda: activity.enter("forward", 3, 1, 2),
+        lambda: activity.at("data loader"),
+        lambda: activity.at("runtime"),
+        lambda: activity.waits(4),
+        lambda: activity.waits(None),
+    ):
+        act()
+        activity.pulse()
+        one, two = look(), look()
+        assert one.moment == two.moment
+        assert one.seen_at < two.seen_at
+        moments.append(one.moment)
+    assert len(set(moments)) == 5
+    activity.close()
