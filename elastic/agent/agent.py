@@ -6,6 +6,7 @@ decides how the job ends sets the outcome; then each agent ends all processes th
 
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
     agent -> launcher   done {value, epoch, stopped, incidents, saves, skipped} | failed {kind, message} | killed {}
+                        trains {incarnation}: the job has a view; a new agent of this host must not found another job
                         rejoin {why}: the job goes on without this agent, and a new one is to take part in it
                         drained {}: the job goes on without this host
 """
@@ -59,7 +60,7 @@ class Agent:
         self._role: Coordinator | Follower | None = None
         self._admissions: Admissions | None = None
         self._listener: AgentListener | None = None
-        self._stopping = False
+        self._stopping = self._trains = False
         self._loop = Loop()
         signals.obey(lambda: self._loop.post(self.stop))
         if start.sharing is None:  # it coordinates in any case: the fork server starts while etcd is joined
@@ -71,8 +72,16 @@ class Agent:
             self._join()
             while self.outcome is None and not self.launcher_gone:
                 self._loop.turn()
+                self._tell_incarnation()
         except ElasticError as error:
             self._end(failed(type(error), str(error)))
+
+    def _tell_incarnation(self) -> None:
+        role, session = self._role, self._session
+        known = role.facts if isinstance(role, Coordinator) else None if role is None else role.job
+        if known is not None and session is not None and not self._trains:
+            self._trains = True
+            self._launcher.send({"type": "trains", "incarnation": session.incarnation})
 
     def close(self) -> None:
         """Ends every process of the job on this host."""
@@ -111,15 +120,22 @@ class Agent:
             lost=lambda error: self._loop.post(lambda: self._etcd_failed(error)),
             say=lambda sentence: self._loop.post(lambda: say(sentence)),
         )
-        self._session = Session(self._start.settings, Path(self._start.directory), notices, agent=self._name, shared=sharing is not None)
+        self._session = Session(
+            self._start.settings,
+            Path(self._start.directory),
+            notices,
+            agent=self._name,
+            shared=sharing is not None,
+            incarnation=self._start.incarnation,
+        )
         self._session.tend(self._loop)
         self._loop.watch(self._launcher, self._hear_launcher)
         if sharing is not None:
             self._listener = AgentListener(self._loop, secret_of(bytes.fromhex(sharing.secret)), sharing.interface)
-        if self._session.coordinates:
+        if self._listener is None or (self._session.coordinates and self._session.campaign(self._listener.address)):
             self._coordinate(self._session, self._start.sharing)
-        else:
-            assert self._listener is not None  # only agents of shared jobs follow
+        else:  # only agents of shared jobs follow
+            self._session.coordinates = False
             self._role = Follower(
                 self._loop, self._start, self._name, self._listener.address, self._session, self._make_crew, self._elected, self._end
             )
@@ -135,7 +151,6 @@ class Agent:
         self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._end)
         if sharing is not None and self._listener is not None:
             self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener)
-            session.campaign(self._listener.address)
         crew.listen()
 
     def _elected(self, follower: Follower) -> None:

@@ -30,7 +30,7 @@ from elastic.control.driver import Driver
 from elastic.control.outcome import failed
 from elastic.control.state import Resumed
 from elastic.control.world import World
-from elastic.errors import ElasticError, TrainerError
+from elastic.errors import Deposed, ElasticError, TrainerError
 from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask, EtcdThread
@@ -314,7 +314,8 @@ class Coordinator:
             try:
                 self._make_view()
             except ElasticError as error:
-                self._finish(failed(type(error), str(error)))
+                again = isinstance(error, Deposed) and self._start.sharing is not None
+                self._finish({"type": "rejoin", "why": str(error)} if again else failed(type(error), str(error)))
 
     def _make_view(self) -> None:
         settings = self._settings

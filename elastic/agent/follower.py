@@ -35,6 +35,12 @@ from elastic.settings import JobSettings
 if TYPE_CHECKING:
     from elastic.membership.session import Session
 
+
+def ended_meanwhile(name: str) -> str:
+    """Returns the error of a host that had a part in a job."""
+    return f"the job {name} has ended while this host was cut off from it; the other hosts know how"
+
+
 _AGAIN_S = 0.3  # between two looks for the coordinator
 _NOBODY_S = 60.0  # after which a host that knows nothing of the job gives it up
 _TOLD_S = 5.0  # after which the user is informed that there is none
@@ -77,7 +83,8 @@ class Follower:
         """Looks for the coordinator until it is found, or this agent is."""
         try:
             leader = self._session.election.leader()
-            if leader is None and self._may_lead() and self._session.campaign(self._address):
+            won = leader is not None and leader.agent == self._name  # by a request whose answer was lost
+            if (won or (leader is None and self._may_lead())) and self._session.campaign(self._address):
                 self._elected(self)
                 return
         except EtcdUnavailable as error:
@@ -156,16 +163,18 @@ class Follower:
     def _may_lead(self) -> bool:
         """Whether this agent can coordinate the job: it knows it, or there is nothing to know yet."""
         if not self._session.named:
-            why = f"the job {self._start.settings.name} has ended while this host was cut off from it; the other hosts know how"
-            self._end(failed(JobFailed, why))
-            return False
+            return self._refused()
         if self.job is not None:
             return True
         if self._session.mark() is None:
-            return True
+            return self._start.incarnation is None or self._refused()
         if time.monotonic() - self.alone_since > _NOBODY_S:
             why = f"no host that had a part in the job has been reached for {_NOBODY_S:g} s: its state is lost. Start the job again"
             self._end(failed(JobFailed, why))
+        return False
+
+    def _refused(self) -> bool:
+        self._end(failed(JobFailed, ended_meanwhile(self._start.settings.name)))
         return False
 
     def _connected(self, sock: socket.socket) -> None:

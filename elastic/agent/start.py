@@ -23,7 +23,7 @@ class Sharing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """The request to run a job, or to take part in it if it is shared. `environment`, `import_path`, `argv` and `modules` are the
-    launcher's own."""
+    launcher's own. `incarnation` is the one of the job in which an earlier agent of this launcher trained: only that one is joined."""
 
     settings: JobSettings
     directory: str
@@ -32,6 +32,7 @@ class Start:
     argv: tuple[str, ...]
     modules: dict[str, str]
     sharing: Sharing | None = None
+    incarnation: str | None = None
 
     @classmethod
     def from_json(cls, data: Message) -> Start:
@@ -43,6 +44,7 @@ class Start:
             argv=tuple(data["argv"]),
             modules=data["modules"],
             sharing=None if data.get("sharing") is None else Sharing(**data["sharing"]),
+            incarnation=data.get("incarnation"),
         )
 
     @property

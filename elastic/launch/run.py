@@ -190,16 +190,16 @@ def launched(settings: JobSettings, sharing: Sharing | None = None) -> JobResult
     elif settings.etcd_files:
         raise SettingsError("etcd_ca=, etcd_cert=, etcd_key= and etcd_password_file= are for an etcd of yours: give etcd= too")
     limits.check(settings.workers, settings.directory)
-    requests, restarts = StopRequests(), list[float]()
+    requests, restarts, trained = StopRequests(), list[float](), list[str]()
     with requests.caught():
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
         with own.prepared() as lock:
             try:
-                word = _supervise(settings, sharing, str(own.path), lock, requests)
+                word = _supervise(settings, sharing, str(own.path), lock, requests, trained)
                 while sharing is not None and requests.first is None and (why := _leaves(word, restarts)) is not None:
                     restarts.append(time.monotonic())
                     say(f"{why}: a new agent of this host takes part in the job")
-                    word = _supervise(settings, sharing, str(own.path), lock, requests)
+                    word = _supervise(settings, sharing, str(own.path), lock, requests, trained)
                 result = _outcome(word)
             finally:
                 own.remove() if settings.directory is None else own.clear()
@@ -248,8 +248,13 @@ def _refuse_nowhere() -> None:
         ) from error
 
 
-def _supervise(settings: JobSettings, sharing: Sharing | None, directory: str, lock: int, requests: StopRequests) -> Message | None:
-    """Runs an agent, which keeps the descriptor `lock` open. Returns its final message, None if it died without one."""
+def _supervise(
+    settings: JobSettings, sharing: Sharing | None, directory: str, lock: int, requests: StopRequests, trained: list[str]
+) -> Message | None:
+    """Runs an agent, which keeps the descriptor `lock` open. Returns its final message, None if it died without one.
+
+    `trained` gets the incarnation of the job once it trains; later agents join only that one.
+    """
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
     with theirs, shielded():
@@ -269,19 +274,22 @@ def _supervise(settings: JobSettings, sharing: Sharing | None, directory: str, l
         "argv": [_without_password(argument, settings.etcd) for argument in sys.argv],
         "modules": own_modules(),
         "sharing": None if sharing is None else asdict(sharing),
+        "incarnation": trained[-1] if trained else None,
     }
     try:
         channel.send(start)
         with requests.forwarded(channel):
-            return _last_word(channel)
+            return _last_word(channel, trained)
     finally:
         _end(agent, channel, directory)
 
 
-def _last_word(channel: Channel) -> Message | None:
+def _last_word(channel: Channel, trained: list[str]) -> Message | None:
     while not channel.closed:
         for message in channel.receive():
-            return message
+            if message["type"] != "trains":
+                return message
+            trained.append(message["incarnation"])
     return None
 
 

@@ -44,7 +44,7 @@ class Claim:
         self._name = name
         self.key = f"{ROOT}{name}/incarnation"
         self.prefix = f"{ROOT}{name}/{incarnation}/"
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         value = {"incarnation": incarnation, "host": socket.gethostname(), "process": os.getpid(), "settings": settings}
         self._value = json.dumps({**value, "shared": True} if shared else value)
 
@@ -78,10 +78,17 @@ class Claim:
                 raise SettingsError(
                     f"name={self._name!r}: a job of this name runs that other hosts cannot join ({_described(entry.value)}); choose another"
                 ) from error
-            self._value, self._incarnation = entry.value, incarnation
+            self._value, self.incarnation = entry.value, incarnation
             self.prefix = f"{ROOT}{self._name}/{incarnation}/"
             return False
         return True
+
+    def join(self) -> None:
+        """Joins this incarnation again, which may have lost the name. Raises NameLost if another one has it, EtcdUnavailable."""
+        entry = self._store.get(self.key)
+        if not self._ours(entry) and entry is not None and _incarnation(entry.value) is not None:
+            why = f"and another job has its name ({_described(entry.value)})"
+            raise NameLost(f"the job {self._name!r} has ended while this host was cut off from it, {why}")
 
     def keep(self) -> bool:
         """Renews the lease of the name's key, which another agent may have granted: the name is taken as long as any agent lives.
@@ -89,12 +96,18 @@ class Claim:
         Returns whether this incarnation has the name. Raises EtcdUnavailable.
         """
         entry = self._store.get(self.key)
-        return entry is not None and entry.value == self._value and self._store.refresh(entry.lease)
+        return self._ours(entry) and entry is not None and self._store.refresh(entry.lease)
+
+    def _ours(self, entry: KeyValue | None) -> bool:
+        """Whether this incarnation has the name. Another agent of it may have written it, so its text is taken over."""
+        ours = entry is not None and _incarnation(entry.value) == self.incarnation
+        self._value = entry.value if ours and entry is not None and entry.value is not None else self._value
+        return ours
 
     def retake(self, lease: int) -> None:
         """Makes sure that this incarnation has the name, under this lease. Raises NameLost if another one has it, EtcdUnavailable."""
         entry = self._store.get(self.key)
-        if entry is not None and entry.value != self._value and _incarnation(entry.value) is not None:
+        if not self._ours(entry) and entry is not None and _incarnation(entry.value) is not None:
             raise NameLost(
                 f"this job's lease at etcd ran out, and another job has taken its name {self._name!r} since "
                 f"({_described(entry.value)}): this job ends, so that only one has the name; the other job's keys were not touched"
@@ -105,9 +118,12 @@ class Claim:
             raise EtcdUnavailable(f"{self.key} changed while it was read") from error
 
     def give_up(self) -> None:
-        """Deletes the claim if it is this incarnation's. Raises EtcdUnavailable."""
+        """Deletes the claim, together with the job's view, if it is this incarnation's. Raises EtcdUnavailable.
+
+        So who finds the view and not the claim knows that the job has not ended.
+        """
         with suppress(Conflict):
-            self._store.transaction([self.held], {}, deletes=[self.key])
+            self._store.transaction([self.held], {}, deletes=[self.key, f"{self.prefix}view"])
 
 
 def _incarnation(value: str | None) -> str | None:

@@ -51,6 +51,11 @@ class Election:
         found = json.loads(entry.value or "")
         return Leader(agent=found["agent"], address=found.get("address"))
 
+    def held(self) -> bool:
+        """Whether this agent coordinates the job, as far as etcd knows. Raises EtcdUnavailable."""
+        leader = self.leader()
+        return leader is not None and leader.agent == self._name
+
     def hold(self) -> Compare:
         """Wins the election if no agent holds it. Returns the demand of a transaction that this agent still holds it.
 

@@ -50,12 +50,22 @@ class Session:
     """Connects and claims the job's name.
 
     `attempts` is this agent's part in finding the next view. Without `settings.etcd` it runs a private etcd under `directory`.
-    With `shared`, agents of other hosts may join the job; if a job has the name, this agent joins that one, and does not coordinate.
+    With `shared`, agents of other hosts may join the job; if a job has the name, this agent joins that one, and does not coordinate. With
+    `incarnation` it joins only that one.
     Raises EtcdUnavailable, or SettingsError if the name is taken.
     """
 
-    def __init__(self, settings: JobSettings, directory: Path, notices: Notices, *, agent: str | None = None, shared: bool = False) -> None:
-        self._shared = shared
+    def __init__(
+        self,
+        settings: JobSettings,
+        directory: Path,
+        notices: Notices,
+        *,
+        agent: str | None = None,
+        shared: bool = False,
+        incarnation: str | None = None,
+    ) -> None:
+        self._shared, self._joins = shared, incarnation
         self.coordinates = True
         self._notices = notices
         self._server = PrivateEtcd(directory) if settings.etcd is None else None
@@ -83,7 +93,7 @@ class Session:
                 lease.start()
             self._views.watch(notices.view, self._strange, lambda error: notices.say(str(error)))
         except BaseException:
-            self.close()
+            self.close(goes_on=shared)
             raise
 
     def _connect(self, settings: JobSettings) -> tuple[EtcdClient, Claim]:
@@ -121,8 +131,12 @@ class Session:
         self._leases = [self._lease, self._job_lease]
         if server is None:
             self._warn(client, endpoint)
-        claim = self._claim = Claim(client, settings.name, secrets.token_hex(8), digest(settings.record()), shared=self._shared)
-        if self._shared:  # the name outlives this agent, if others live
+        incarnation = self._joins or secrets.token_hex(8)
+        claim = self._claim = Claim(client, settings.name, incarnation, digest(settings.record()), shared=self._shared)
+        if self._joins is not None:
+            self.coordinates = False
+            claim.join()
+        elif self._shared:  # the name outlives this agent, if others live
             self.coordinates = claim.take_or_join(client.grant(ttl_s))
         else:
             claim.take(self._lease.id)
@@ -159,6 +173,11 @@ class Session:
         self.coordinates = True
         return True
 
+    @property
+    def incarnation(self) -> str:
+        """The job's: another job of this name has another one."""
+        return self._claim.incarnation
+
     def agents(self) -> set[str]:
         """Returns the names of the job's agents that are alive as far as etcd knows. Raises EtcdUnavailable."""
         prefix, client = f"{self._claim.prefix}agents/", self._client
@@ -166,8 +185,13 @@ class Session:
 
     @property
     def named(self) -> bool:
-        """Whether the job still has its name: it is given up when the job ends. Raises EtcdUnavailable."""
-        return self._claim.keep()
+        """Whether the job still has its name, which is given up, with its view, when the job ends. A name that has only expired, since all
+        agents stood still, is taken again. Raises NameLost if another job has taken it, EtcdUnavailable."""
+        if not self._claim.keep():
+            if self.mark() is None:
+                return False
+            self._reclaim()
+        return True
 
     def mark(self) -> str | None:
         """Returns the mark of the committed view (`membership.views.mark`), None if there is no view yet. Raises EtcdUnavailable."""
@@ -211,27 +235,28 @@ class Session:
 
     def close(self, *, goes_on: bool = False) -> None:
         """Closes the connection. The coordinator deletes all keys of the job, unless it `goes_on` without this agent."""
-        self.coordinates = self.coordinates and not goes_on
         if self._keeper is not None:
             self._keeper.close()
         if self._server is not None:
             self._server.stop()
         if self._client is not None:
             self._client.timeout_s = _CLOSING_S
-            self._leave(self._client)
+            self._leave(self._client, goes_on=goes_on)
             self._client.close()
 
-    def _leave(self, client: EtcdClient) -> None:
+    def _leave(self, client: EtcdClient, *, goes_on: bool) -> None:
         for lease in self._leases:
             lease.stop(revoke=False)
         if self._server is not None or not self._leases:
             return
         with suppress(EtcdUnavailable):  # the remaining keys then expire with their leases
-            if self.coordinates:
+            ends = self.coordinates and not goes_on and (not self._shared or self.election.held())
+            if ends:
                 self._claim.give_up()
                 client.delete_prefix(self._claim.prefix)
-            for lease in self._leases:
-                client.revoke(lease.id)
+            client.revoke(self._lease.id)
+            if ends or not self.coordinates:  # else the view may have this lease, and other agents go on from it
+                client.revoke(self._job_lease.id)
 
     def _renewed(self, lease: int) -> None:
         """Restores the job's keys after the agent's lease expired, when another job may have taken the name, or etcd lost its data."""

@@ -21,6 +21,7 @@ from elastic.membership import keeper, session
 from elastic.membership.founding import found
 from elastic.membership.keeper import NextStart, next_start
 from elastic.membership.server import PrivateEtcd
+from elastic.membership.views import mark
 from elastic.settings import JobSettings
 from elastic.view import View
 from tests.etcd_access import EtcdClient, EtcdEndpoint, Notices, Session, etcd_with
@@ -108,7 +109,7 @@ def test_of_two_jobs_of_one_name_the_later_goes_on_and_the_earlier_ends(etcd: An
         second.founds(view)
     lost = first.lost.get(timeout=LIMIT_S)
     assert isinstance(lost, NameLost)
-    assert f"incarnation {second.session._claim._incarnation}" in str(lost)
+    assert f"incarnation {second.session._claim.incarnation}" in str(lost)
     with pytest.raises(NameLost):
         first.goes_on(view)
     before = {entry.key: entry for entry in client.get_prefix(second.session._claim.prefix)}
@@ -321,3 +322,89 @@ def test_one_that_cannot_be_started_is_told_once_and_tried_again(tmp_path: Path,
     failing.set()
     agent.until(lambda: agent.goes_on(view))
     agent.session.close()
+
+
+def hosts_of(etcd: Any, tmp_path: Path, *names: str) -> list[Session]:
+    """Sessions of agents of one shared job; the first one coordinates it."""
+    settings = JobSettings(name="job", workers=2, train_fn="m:f", isa="avx2", etcd=str(etcd.endpoint()), shared=True)
+    notices = Notices(view=lambda _: None, lost=lambda _: None, say=lambda _: None)
+    found = [Session(settings, tmp_path, notices, agent=name, shared=True) for name in names]
+    assert [each.coordinates for each in found] == [True] + [False] * (len(names) - 1)
+    assert found[0].campaign(["127.0.0.1", 1])
+    return found
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_leaves_a_job_leaves_its_view_to_the_others(etcd: Any, tmp_path: Path, view: View) -> None:
+    client = EtcdClient(etcd.endpoint())
+    first, second = hosts_of(etcd, tmp_path, "a", "b")
+    first.publish(view)
+    first.close(goes_on=True)
+    assert second.mark() == mark(view)
+    assert second.named
+    assert second.campaign(["127.0.0.1", 2])
+    second.close()
+    assert client.get_prefix("/elastic/job/") == []
+    client.close()
+
+
+@pytest.mark.slow
+def test_who_no_longer_coordinates_a_job_does_not_end_it(etcd: Any, tmp_path: Path, view: View) -> None:
+    first, second = hosts_of(etcd, tmp_path, "a", "b")
+    client = EtcdClient(etcd.endpoint())
+    first.publish(view)
+    client.delete(f"{first._claim.prefix}coordinator")  # its lease ran out
+    assert second.campaign(["127.0.0.1", 2])
+    first.close()
+    assert second.mark() == mark(view)
+    assert second.named
+    second.close()
+    assert client.get_prefix("/elastic/job/") == []
+    client.close()
+
+
+@pytest.mark.slow
+def test_a_name_that_has_only_expired_is_taken_again_and_that_of_a_job_that_has_ended_is_not(etcd: Any, tmp_path: Path, view: View) -> None:
+    first, second = hosts_of(etcd, tmp_path, "a", "b")
+    client = EtcdClient(etcd.endpoint())
+    first.publish(view)
+    client.delete(second._claim.key)  # all agents stood still
+    assert second.named
+    first.close()
+    assert not second.named
+    second.close()
+    assert client.get_prefix("/elastic/job/") == []
+    client.close()
+
+
+@pytest.mark.slow
+def test_a_new_agent_of_a_host_joins_only_the_job_that_the_one_before_trained_in(etcd: Any, tmp_path: Path, view: View) -> None:
+    first, second = hosts_of(etcd, tmp_path, "a", "b")
+    settings = JobSettings(name="job", workers=2, train_fn="m:f", isa="avx2", etcd=str(etcd.endpoint()), shared=True)
+    notices = Notices(view=lambda _: None, lost=lambda _: None, say=lambda _: None)
+    first.publish(view)
+    client, known = EtcdClient(etcd.endpoint()), first.incarnation
+
+    def again() -> Session:
+        return Session(settings, tmp_path, notices, agent="c", shared=True, incarnation=known)
+
+    client.delete(first._claim.key)  # all agents stood still
+    third = again()
+    assert not third.coordinates
+    assert third.named, "it takes the name again, and the others still have it"
+    assert second.named
+    for each in (third, second):
+        each.close(goes_on=True)
+    first.close()
+    late = again()
+    assert not late.coordinates
+    assert not late.named, "the job has ended"
+    late.close()
+    (other,) = hosts_of(etcd, tmp_path, "d")
+    with pytest.raises(
+        NameLost, match=f"has ended while this host was cut off from it, and another job has its name .*{other.incarnation}"
+    ):
+        again()
+    other.close()
+    assert client.get_prefix("/elastic/job/") == []
+    client.close()
