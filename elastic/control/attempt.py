@@ -48,7 +48,7 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
 
     Ready workers join only at a boundary, where no member is in the middle of an evaluation, or if the job would be too small without them.
     """
-    joining = joining or len(state.live) < state.policy.min_workers
+    joining = joining or state.reaching or len(state.live) < state.policy.min_workers
     state = replace(
         without_attempt(state),
         join_at=None,
@@ -64,6 +64,8 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
     if not state.live:
         how = "begin with the newest checkpoint, or at step 0 where there is none"
         return _with_new_workers(replace(state, fallen=True), _all_lost(state), how, now)
+    if state.reaching and state.starting:
+        return replace(state, phase=Phase.PAUSED), []
     workers = (*state.live, *(sorted(state.ready) if joining else ()))
     if len(workers) < state.policy.min_workers:
         return _pause(state, len(workers))
@@ -164,6 +166,11 @@ def proposed(state: ControlState, event: Proposed, now: float) -> Transition:
 def unproposable(state: ControlState, event: Unproposable, now: float) -> Transition:
     if state.phase is not Phase.PROPOSING or event.attempt_id != state.attempt_id:
         return state, []
+    if event.elsewhere and not state.fallen:
+        state, started = replenished(replace(state, reaching=True))
+        if state.starting or state.ready.keys() - state.participants:
+            why = "part of the state is in the memory of hosts on which all workers died: new workers fetch it"
+            return followed_by([Tell(sentence=why), *started], open_attempt(state, now))
     if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
         told: list[ControlAction] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
         return followed_by(told, open_attempt(replace(state, fallen=True, back=event.back), now))
@@ -239,6 +246,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         fallen=False,
         back=None,
         afresh=False,
+        reaching=False,
         damaged=frozenset(),
         failed_attempts=0,
         next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),

@@ -290,13 +290,17 @@ class Driver:
 
     def _propose(self, action: events.Propose) -> None:
         self._incident_log.note(lambda timeline, now: timeline.inventoried(now))
+        offers = self._world.carrier.offers(sorted(self._dead))
         try:
-            proposal = self._world.propose(action, self._terms(self._world.carrier.offers(sorted(self._dead))))
+            proposal = self._world.propose(action, self._terms(offers))
         except ElasticError as error:
             kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
             if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
                 kind = "CoverageLost"  # a saved checkpoint is gone: beginning again at step 0 would lose its steps
-            self.feed(events.Unproposable(attempt_id=action.attempt_id, kind=kind, message=str(error), back=getattr(error, "back", None)))
+            there = {self._world.carrier.host_of(worker) for worker in action.inventories}
+            elsewhere = kind == "CoverageLost" and any(self._world.carrier.host_of(offer.worker) not in there for offer in offers)
+            found = {"kind": kind, "message": str(error), "back": getattr(error, "back", None), "elsewhere": elsewhere}
+            self.feed(events.Unproposable(attempt_id=action.attempt_id, **found))
         else:
             if proposal.conflicts:
                 why, findings = conflicting(proposal.conflicts, self.view, proposal.resume)

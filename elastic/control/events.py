@@ -101,12 +101,16 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unproposable:
-    """No proposal is possible from these inventories: `kind` names the error class. `back`: only state up to this step may be right."""
+    """No proposal is possible from these inventories: `kind` names the error class. `back`: only state up to this step may be right.
+
+    `elsewhere`: dead workers have left state in the memory of hosts without a member: new workers there could fetch it.
+    """
 
     attempt_id: AttemptId
     kind: str
     message: str
     back: int | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,7 @@ class ControlState:
     new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
     so far, in order. `damaged` members of the view have discarded copies of their state.
     `leaving` workers are drained, with the reason.
+    `reaching`: the next view needs new workers, on hosts where only dead ones have left state in memory.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
     `last_tries` counts how often new workers were started in spite of that, since all members had died and left their state in memory.
     """
@@ -110,6 +111,7 @@ class ControlState:
     fallen: bool = False
     back: int | None = None
     afresh: bool = False
+    reaching: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
     cause: str = ""  # the last death of a member, as a sentence
     start_at: float | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -85,6 +87,22 @@ def test_a_worker_that_dies_is_replaced_on_its_host(hosts: Cluster) -> None:
     second = hosts.host(STEPS * 4, fates, 0.05)
     assert first.result() == second.result() == calm(STEPS * 4)
     assert [each["kind"] for each in first.incidents][:2] == ["death", "join"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dead", [(1, 2, 3), (0, 1, 2, 3)])
+def test_what_workers_leave_in_memory_on_a_host_without_any_other_is_fetched(hosts: Cluster, dead: tuple[int, ...]) -> None:
+    first = hosts.host(STEPS * 4, {}, 0.05, hosts_min=2)
+    first.until("waiting for 1 more host")
+    second = hosts.host(STEPS * 4, {}, 0.05)
+    for host in (first, second):
+        host.has_members()
+    members = json.loads((first.directory / "members.json").read_text())["members"]
+    for member in members:
+        if member["worker"] in dead:
+            os.kill(member["pid"], signal.SIGKILL)
+    assert first.result() == second.result() == calm(STEPS * 4)
+    assert {incident["kind"] for incident in first.incidents} >= {"death"}
 
 
 @pytest.mark.long

@@ -161,6 +161,33 @@ def test_after_failed_joins_new_workers_are_tried_again_if_only_they_can_take_ov
     assert 6 <= rounds <= 12
 
 
+def test_state_on_a_host_without_members_is_fetched_by_new_workers_there() -> None:
+    job = running(3, outlive=True, respawn=True).die(1).die(2).inventories()
+    job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="lost", elsewhere=True))
+    assert Respawn(workers=(3, 4)) in job.actions
+    assert "new workers fetch it" in job.told
+    assert job.phase is Phase.PAUSED
+    _ = job.done
+    assert job.ready(3).phase is Phase.PAUSED, "those that were started with it are awaited"
+    assert Quiesce(attempt_id=(2, 3), workers=(0, 3, 4)) in job.ready(4).done
+    job.inventories()
+    assert sorted(job.done[-1].joiners) == [3, 4]
+    job.proposed().votes().committed()
+    assert not job.state.reaching
+
+
+def test_state_on_a_host_without_members_is_lost_if_no_worker_can_be_started_there() -> None:
+    job = running(3, outlive=True, respawn=True).die(1).die(2).inventories()
+    while True:
+        job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="nobody has it", elsewhere=True))
+        if job.phase is Phase.ENDED:
+            break
+        for worker in sorted(job.state.starting):
+            job.die(worker)
+        job.inventories()
+    assert "nobody has it" in job.ended()
+
+
 def test_nobody_takes_over_from_all_that_died_where_none_is_started() -> None:
     job = running(2, outlive=True).die(0).die(1)
     assert "new workers would take over their memory, but none can be started (respawn is off)" in job.ended()
