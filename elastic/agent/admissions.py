@@ -39,6 +39,7 @@ class Admissions:
     ) -> None:
         self._loop, self._start, self._sharing, self._coordinator = loop, start, sharing, coordinator
         self._links: set[AgentLink] = set()
+        self._names: dict[AgentLink, str] = {}  # of the hosts that are there
         self._local_ready = False
         self._taking_over = taking_over
         self._held: list[tuple[RemoteCarrier, Message]] = []  # what hosts have told before the job goes on
@@ -95,6 +96,10 @@ class Admissions:
     def _ready(self, link: AgentLink, name: str, message: Message) -> None:
         if message["type"] != "ready":
             return
+        for old in [each for each in self._links if each is not link and self._names.get(each) == name]:
+            old.close()  # this host has noticed first that it is broken
+            old.lost("it has connected again")
+        self._names[link] = name
         host = RemoteCarrier(link, name, message["room"], HostFacts(**message["facts"]))
         host.note_held(message["workers"])
         link.heard = lambda following: self._report(host, following)
@@ -111,6 +116,7 @@ class Admissions:
 
     def _lost(self, link: AgentLink, host: RemoteCarrier, why: str) -> None:
         self._links.discard(link)
+        self._names.pop(link, None)
         self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}"), link.heard_at)
 
     def _report(self, host: RemoteCarrier, message: Message) -> None:

@@ -22,7 +22,7 @@ BEAT_S = 0.25
 SILENT_S = 2.0
 _GREETING_S = 5.0
 _DIAL_S = 1.0  # the agent that is dialled may have vanished, and another be the coordinator by then
-_WAITING = 64  # connections that have not proven anything yet; more are refused
+_WAITING = 64  # connections that have not proven anything yet; for another one the oldest is closed
 _ACCEPTOR, _DIALER = 0xFFFFFFFE, 0xFFFFFFFF  # no worker has these numbers
 _ALIVE: Message = {"type": "alive"}
 
@@ -112,7 +112,7 @@ class AgentListener:
         self.connected: Callable[[socket.socket], None] | None = None
         self._sock, _ = listen_tcp(interface)
         self.address: Address = (interface, self._sock.getsockname()[1])
-        self._greeting: set[socket.socket] = set()
+        self._greeting: dict[socket.socket, None] = {}  # in order of age
         loop.watch(self._sock, self._accept)
 
     def close(self) -> None:
@@ -126,22 +126,22 @@ class AgentListener:
             sock, _ = self._sock.accept()
         except OSError:  # it is gone again, or descriptors are scarce
             return
-        if len(self._greeting) >= _WAITING:
-            sock.close()
-            return
+        if len(self._greeting) >= _WAITING:  # a genuine one takes milliseconds, and is repeated
+            self._drop(next(iter(self._greeting)))
         sock.setblocking(False)
-        self._greeting.add(sock)
+        self._greeting[sock] = None
         _greet(self._loop, sock, Handshake(secret=self._secret, worker=_ACCEPTOR, peer=None), self._done, lambda _: self._drop(sock))
 
     def _done(self, sock: socket.socket) -> None:
-        self._greeting.discard(sock)
+        self._greeting.pop(sock, None)
         if self.connected is None:
             sock.close()
         else:
             self.connected(sock)
 
     def _drop(self, sock: socket.socket) -> None:
-        self._greeting.discard(sock)
+        self._greeting.pop(sock, None)
+        self._loop.clear_timer(_timer(sock))
         self._loop.forget(sock)
         sock.close()
 

@@ -130,7 +130,7 @@ class Coordinator:
 
     def host_lost(self, host: HostCarrier, lost: Sequence[WorkerProcess], since: float) -> None:
         """Handles a host that is lost, with its workers that had not ended; its agent was heard last at the time `since`."""
-        self.hosts.remove(host.name)
+        self.hosts.remove(host)
         if self._driver is not None:
             for worker in lost:
                 self._driver.missed(worker.number, since)
@@ -162,7 +162,7 @@ class Coordinator:
                 self._finish({"type": "drained"})
                 return
             host.tell_agent({"type": "drained"})
-            self.hosts.remove(name)
+            self.hosts.remove(host)
 
     # The user
 
@@ -351,15 +351,17 @@ class Coordinator:
         for number, worker in self.hosts.workers.items():
             if number not in members and not worker.ended:
                 self.hosts.end(number, "the agent that had started it is lost")
-        for number in view.workers:
-            worker = self.hosts.worker(number)
-            if worker.ended and self._driver is not None:
-                self._driver.missed(number, since)
+        records = [self.hosts.worker(number) for number in view.workers]
+        for worker in records:
+            if worker.finished and self._driver is not None:
+                self._driver.finished(worker.number)
+        for worker in records:
+            if worker.ended and not worker.finished and self._driver is not None:
+                self._driver.missed(worker.number, since)
                 self.ended(worker)
-            elif worker.finished and self._driver is not None:
-                self._driver.finished(number)
         if self._driver is not None and not steady:
             self._driver.reopen()
+        self._check_finished()
 
     def _drive(self, settings: JobSettings, view: View, founder: Ready, resumed: Resumed | None = None) -> None:
         back, unanswered = self._with_driver(Driver.back), self._session.unanswered

@@ -95,10 +95,11 @@ class Hosts(Carrier):
         for message in self._standing:
             host.tell_all(message)
 
-    def remove(self, name: str) -> None:
-        """Removes a host that is lost or has left; the records of its workers remain."""
-        self.present.pop(name, None)
-        self.draining.discard(name)
+    def remove(self, host: HostCarrier) -> None:
+        """Removes a host that is lost or has left; the records of its workers remain. It may have come back already."""
+        if self.present.get(host.name) is host:
+            del self.present[host.name]
+            self.draining.discard(host.name)
 
     def freeze(self, modules: dict[str, Any]) -> None:
         """Makes later workers of every host run these modules in their present state."""
@@ -177,6 +178,6 @@ class Hosts(Carrier):
         """Returns the workers of each present host."""
         found: dict[str, list[int]] = {}
         for worker in workers:
-            if worker in self._hosts and self._hosts[worker].name in self.present:
+            if worker in self._hosts and self.present.get(self._hosts[worker].name) is self._hosts[worker]:
                 found.setdefault(self._hosts[worker].name, []).append(worker)
         return found

@@ -221,7 +221,10 @@ def _draining(state: ControlState, event: Draining, now: float) -> Transition:
 
 
 def _reopened(state: ControlState, event: Reopened, now: float) -> Transition:
-    """Opens an attempt, if the view has no other reason for one."""
+    """Opens an attempt, if the view has no other reason for one. Once a worker has finished there are none: only if one was under way, the
+    others may wait for its end."""
+    if state.finished:
+        return close_job(state, now) if state.attempt else (state, [])
     return open_attempt(state, now) if state.phase is Phase.RUNNING else (state, [])
 
 

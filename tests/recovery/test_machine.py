@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from elastic.control.events import (
     Propose,
     Proposed,
     Quiesce,
+    Reopened,
     Respawn,
     Stopping,
     Timeout,
@@ -186,6 +188,13 @@ def test_state_on_a_host_without_members_is_lost_if_no_worker_can_be_started_the
             job.die(worker)
         job.inventories()
     assert "nobody has it" in job.ended()
+
+
+def test_a_new_coordinator_opens_no_attempt_once_a_worker_has_finished() -> None:
+    job = running(2).feed(WorkerFinished(worker=0), Reopened())
+    assert (job.phase, job.done) == (Phase.RUNNING, [])
+    job.state = dataclasses.replace(job.state, attempt=3)  # one was under way
+    assert job.feed(Reopened()).phase is Phase.CLOSING
 
 
 def test_nobody_takes_over_from_all_that_died_where_none_is_started() -> None:
