@@ -316,6 +316,7 @@ class Driver:
             replaced_s=self._replaced_s,
             prepared=prepared,
             offers=offers,
+            homes={offer.worker: self._world.carrier.host_of(offer.worker) for offer in offers},
             hosts=self._world.hosts(),
         )
 

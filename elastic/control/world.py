@@ -49,7 +49,7 @@ class Terms:
     """Inputs of a proposal besides the machine's decisions.
 
     The stages that the job asks for, the measured links, the seconds from a loss until a new worker trains, the prepared plans, what
-    segments of dead workers hold, and the resources of the present hosts.
+    segments of dead workers hold, on which hosts these are (`homes`), and the resources of the present hosts.
     """
 
     stages: int | None
@@ -57,6 +57,7 @@ class Terms:
     replaced_s: float = REPLACED_S
     prepared: Answers | None = None
     offers: Sequence[Inventory] = ()
+    homes: Mapping[int, str] = field(default_factory=dict)
     hosts: Site = field(default_factory=Site)
 
 
@@ -79,6 +80,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
         proposal = fall_back(inventories=action.inventories, afresh=action.afresh, back=action.back, **common)
     else:
         common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared, "offers": terms.offers}
+        common["homes"] = terms.homes
         proposal = propose(inventories=survivors, leaving=action.leaving, **common)
     check_proposal(proposal, view)
     return proposal

@@ -39,9 +39,8 @@ def copied(
 
 
 def reachable(offers: Iterable[Inventory], members: Iterable[Member], hosts: Mapping[int, str]) -> list[Inventory]:
-    """Returns the offers of dead workers on whose hosts there are members; `hosts` has the hosts of workers of the last view.
-
-    A worker that is not in `hosts` is of a view before; such offers count only if all members have died, on one host.
+    """Returns the offers of dead workers on whose hosts there are members; `hosts` has the hosts of their workers; those without one
+    are on the only host.
     """
     there = {member.host for member in members}
     return [offer for offer in offers if hosts.get(offer.worker) is None or hosts[offer.worker] in there]

@@ -196,11 +196,12 @@ def propose(
     prepared: Answers | None = None,
     offers: Sequence[Inventory] = (),
     leaving: Collection[int] = (),
+    homes: Mapping[int, str] | None = None,
 ) -> Proposal:
     """Computes the next view's proposal: survivors (the workers with an inventory) in their order of `last`, then joiners, ascending.
 
-    `offers` are inventories of what segments of dead workers hold: the members of their hosts copy from them. Workers `leaving` are no
-    members, and send what they hold.
+    `offers` are inventories of what segments of dead workers hold: the members of their hosts copy from them; `homes` has the hosts of
+    those that are of a view before. Workers `leaving` are no members, and send what they hold.
 
     `stages` is the number that the job asks for (fewer if there are fewer workers); None leaves it to the planner. `brief`: replacements
     are starting, so a change of plan must pay off within `replaced_s` seconds. `slowdowns` are by worker, 1 by default. `links` are
@@ -215,7 +216,7 @@ def propose(
     _check_known(last, inventories, joiners)
     # Members that died before they had written anything leave the state with those of the view before, whose segments are kept that long.
     known = [offer for offer in offers if offer.worker in last.workers] or list(offers)
-    hosts = {member.worker: member.host for member in last.members}
+    hosts = {**(homes or {}), **{member.worker: member.host for member in last.members}}
     if not inventories and not known:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model

@@ -105,6 +105,22 @@ def test_members_that_left_nothing_are_replaced_from_those_of_the_view_before() 
     assert len(found.copied) == len(found.transfers)
 
 
+def test_members_of_several_hosts_that_left_nothing_are_replaced_from_those_of_the_view_before() -> None:
+    """What a destination takes from a segment is on its own host, or a member of that host sends it."""
+    before = outliving(view_of([0, 1, 2, 3], stages=2), "aabb")
+    on = {worker: replace(member(worker, host), segment=True) for worker, host in ((7, "a"), (8, "b"), (9, "b"), (10, "a"), (11, "b"))}
+    dead = [offer(worker, last=before) for worker in before.workers]
+    first = propose(last=before, attempt=2, inventories={}, joiners={each: on[each] for each in (7, 8, 9)}, stages=2, offers=dead)
+    last = replace(first.view, epoch=before.epoch + 1)
+    homes = {member.worker: member.host for member in before.members}
+    found = propose(last=last, attempt=2, inventories={}, joiners={each: on[each] for each in (10, 11)}, stages=2, offers=dead, homes=homes)
+    check_proposal(found, last)
+    where = {**homes, **{each: each_on.host for each, each_on in on.items()}}
+    assert all(where[move.source] == where[move.destination] for place, move in enumerate(found.transfers) if place in found.copied)
+    assert found.relayed
+    assert all(where[found.transfers[place].source] == where[dead_one] for place, dead_one in found.relayed)
+
+
 def test_nobody_left_and_nothing_offered() -> None:
     with pytest.raises(CoverageLost, match="no worker of epoch 3 is left"):
         proposed([], [], joiners=(7,))
