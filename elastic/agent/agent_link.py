@@ -112,7 +112,7 @@ class AgentListener:
         self.connected: Callable[[socket.socket], None] | None = None
         self._sock, _ = listen_tcp(interface)
         self.address: Address = (interface, self._sock.getsockname()[1])
-        self._greeting: dict[socket.socket, None] = {}  # in order of age
+        self._greeting: dict[socket.socket, Greeting] = {}  # in order of age
         loop.watch(self._sock, self._accept)
 
     def close(self) -> None:
@@ -127,10 +127,12 @@ class AgentListener:
         except OSError:  # it is gone again, or descriptors are scarce
             return
         if len(self._greeting) >= _WAITING:  # a genuine one takes milliseconds, and is repeated
-            self._drop(next(iter(self._greeting)))
+            next(iter(self._greeting.values())).expire()
         sock.setblocking(False)
-        self._greeting[sock] = None
-        _greet(self._loop, sock, Handshake(secret=self._secret, worker=_ACCEPTOR, peer=None), self._done, lambda _: self._drop(sock))
+        shake = Handshake(secret=self._secret, worker=_ACCEPTOR, peer=None)
+        greeting = _greet(self._loop, sock, shake, self._done, lambda _: self._drop(sock))
+        if not greeting.over:
+            self._greeting[sock] = greeting
 
     def _done(self, sock: socket.socket) -> None:
         self._greeting.pop(sock, None)
@@ -199,7 +201,7 @@ def _timer(sock: socket.socket) -> str:
 
 def _greet(
     loop: Loop, sock: socket.socket, shake: Handshake, done: Callable[[socket.socket], None], failed: Callable[[LinkError], None]
-) -> None:
+) -> Greeting:
     name = _timer(sock)
 
     def finished(ready: socket.socket, _: int) -> None:
@@ -215,3 +217,4 @@ def _greet(
     loop.watch(sock, lambda: greeting.on_event(0))
     loop.set_timer(_GREETING_S, greeting.expire, name)
     greeting.open()
+    return greeting

@@ -56,6 +56,21 @@ def test_strangers_who_hold_many_connections_keep_no_agent_out(loop: Loop, liste
         sock.close()
 
 
+def test_a_connection_that_is_closed_for_another_one_in_the_same_turn_does_no_harm(
+    loop: Loop, listener: AgentListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_link, "_WAITING", 1)
+    with socket.create_connection(listener.address) as first:
+        until(loop, lambda: listener._greeting)
+        (greeting,) = listener._greeting.values()
+        first.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with socket.create_connection(listener.address):
+            listener._accept()
+            greeting.on_event(0)  # it was found readable before it was closed
+            until(loop, lambda: len(listener._greeting) == 1)
+            assert greeting not in listener._greeting.values()
+
+
 def test_a_host_that_comes_back_before_it_was_found_lost_stays() -> None:
     local = RemoteCarrier(None, "here", 1, HostFacts(processors=1))
     before, after = (RemoteCarrier(None, "there", 2, HostFacts(processors=1)) for _ in range(2))
