@@ -81,7 +81,9 @@ class Admissions:
         self._links.add(link)
 
     def _hello(self, link: AgentLink, message: Message) -> None:
-        """Compares what the agent brings with the job; `link` goes on to its next message, or is closed."""
+        """Answers a request of a user, or compares what an agent brings with the job; `link` then goes on to its next message."""
+        if message["type"] == "ask":
+            link.send(self._coordinator.answer(message))
         if message["type"] != "hello":
             return
         settings = self._start.settings

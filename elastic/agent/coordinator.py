@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic.agent import requests
 from elastic.agent.founders import Founders, hindrance, watched
 from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
+from elastic.agent.job_reports import JobReports
 from elastic.agent.loop import Loop
-from elastic.agent.save_summary import SaveSummary
 from elastic.agent.start import Start
 from elastic.agent.stopping import AGAIN_S, FIRST_S, StopProgress
 from elastic.agent.supervision import (
@@ -40,7 +41,6 @@ from elastic.plan.described import described
 from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
 from elastic.settings import JobSettings
-from elastic.worker.metrics import MetricFiles
 from elastic.worker.onesided_waits import OneSided, Wait
 
 if TYPE_CHECKING:
@@ -60,14 +60,10 @@ class Coordinator:
         self._etcd_thread: EtcdThread | None = None
         self._driver: Driver | None = None
         self._founders = Founders.of(())
-        self._saves = SaveSummary()
         self._one_sided = OneSided()
         self._stop_watch = StopProgress()
         self._asked_at = 0.0  # when the stop was requested
-        self._metrics = MetricFiles(say)
-        self._returned: dict[str, Any] = {}  # the value of the leader's train_fn, sent before its worker has finished
-        self._skipped: set[int] = set()
-        self._lasting = False  # whether the user was informed of threads that have not ended
+        self._reports = JobReports(start.settings.grace_s)
         self.facts: JobFacts | None = None  # what another agent needs to take over
 
     @property
@@ -81,15 +77,11 @@ class Coordinator:
         if self._driver is not None:
             self._driver.close()
         if outcome is not None and outcome["type"] == "done":
-            outcome["incidents"] = [] if self._driver is None else self._driver.incidents
-            outcome["saves"] = self._saves.to_json()
-            outcome["skipped"] = sorted(self._skipped)
-            if self._saves.warning is not None:
-                say(f"warning: {self._saves.warning}")
+            self._reports.complete(outcome, [] if self._driver is None else self._driver.incidents)
 
     def close_files(self) -> None:
         """Ends what must outlast the workers."""
-        self._metrics.close()
+        self._reports.close()
         if self._etcd_thread is not None:
             self._etcd_thread.stop()
 
@@ -137,6 +129,32 @@ class Coordinator:
             self._driver.has_room(self.hosts.room)
         for worker in lost:
             self.ended(worker)
+
+    def answer(self, request: Message) -> Message:
+        """Does what a user asks for from outside, and returns what to tell: `told`, or `refused` with the reason."""
+        return requests.answer(self, request)
+
+    def scale(self, workers: int) -> None:
+        """Changes the wanted number of workers: new ones join, or those with the highest numbers leave."""
+        self.hosts.limit = workers
+        self.hosts.tell_agents({"type": "scaled", "workers": workers})
+        if self.facts is not None:
+            self.facts = replace(self.facts, limit=workers)
+        if self._driver is not None:
+            self._driver.has_room(self.hosts.room)
+            surplus = sorted(self._driver.state.live)[workers:]
+            if surplus:
+                self._driver.drain(surplus, f"the job is scaled to {workers} worker{'s' * (workers != 1)}")
+
+    @property
+    def driver(self) -> Driver | None:
+        """The driver, once the job has a view."""
+        return self._driver
+
+    @property
+    def least(self) -> int:
+        """The number of workers below which the job does not train."""
+        return max(1, self._settings.min_workers)
 
     def drain(self, name: str) -> None:
         """Lets the others take over what the workers of this host own; then it leaves. A job that cannot go on without it is stopped."""
@@ -204,22 +222,12 @@ class Coordinator:
             worker.epoch, worker.step = message["epoch"], message["step"]
         elif message["type"] == "waits":
             self._waits(worker, message)
-        elif message["type"] == "save":
-            self._saves = self._saves.heard(message["step"], message["reason"])
-        elif message["type"] == "log":
-            self._metrics.heard(message)
-        elif message["type"] == "skipped":
-            if message["step"] not in self._skipped:
-                self._skipped.add(message["step"])
-                say(f"step {message['step']} is skipped: {message['reason']}")
-        elif message["type"] == "returned":
-            self._returned = {"value": message["value"]}
-        elif message["type"] == "lasts":
-            self._lasts(worker, message["threads"])
         elif message["type"] == "result":
             self._finished(worker, message)
         elif message["type"] == "error":
             self._raised(worker, message)
+        else:
+            self._reports.heard(worker, message)
         if self._driver is not None:
             self._driver.heard(worker.number, message)
 
@@ -237,16 +245,6 @@ class Coordinator:
                 return
             for sentence in self._one_sided.waited_for(view.epoch, view.workers, returned):
                 say(sentence)
-
-    def _lasts(self, worker: WorkerProcess, threads: list[str]) -> None:
-        """Informs the user, once, that a worker has returned and cannot end, since threads of train_fn still run."""
-        if not self._lasting:
-            self._lasting = True
-            say(
-                f"worker {worker.number} has returned from train_fn and waits for threads that train_fn started and did not end: "
-                f"{', '.join(threads)}. It is killed {self._settings.grace_s:.0f} s after the last worker has returned: let train_fn "
-                "end and join its threads, or make them daemons"
-            )
 
     def _finished(self, worker: WorkerProcess, message: Message) -> None:
         worker.result = message
@@ -342,6 +340,7 @@ class Coordinator:
         `steady`: no worker waits for orders.
         """
         self.facts = facts
+        self.hosts.limit = facts.limit
         settings = replace(JobSettings.from_json(facts.settings), workers=self.hosts.room)
         self._founders, self.hosts.wanted = Founders.of(view.workers), facts.settings["workers"]
         members = set(view.workers)
@@ -421,7 +420,7 @@ class Coordinator:
             return
         result = workers[self._founders.first if self._driver is None else members[0]].result or {}
         epoch = 0 if self._driver is None else self._driver.view.epoch
-        done = {"type": "done", "value": result["value"], "epoch": epoch, "stopped": result["stopped"], **self._returned}
+        done = {"type": "done", "value": result["value"], "epoch": epoch, "stopped": result["stopped"], **self._reports.returned}
         if all(workers[number].gone for number in members):
             self._finish(done)
         elif not self._loop.timing("grace"):

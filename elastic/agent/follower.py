@@ -203,6 +203,8 @@ class Follower:
             self._end(message["outcome"] if kind == "outcome" else {"type": "drained"})
         elif kind == "job":
             self.job = JobFacts.from_json(message["facts"])
+        elif kind == "scaled":
+            self.job = None if self.job is None else replace(self.job, limit=message["workers"])
         elif kind == "started":
             self.job = None if self.job is None else self.job.started(message["worker"])
         elif carrier is None:

@@ -56,6 +56,7 @@ class Hosts(Carrier):
         self.local = local
         self.present: dict[str, HostCarrier] = {local.name: local}
         self.draining: set[str] = set()  # hosts that leave
+        self.limit: int | None = None  # the number of workers that the user asked for
         self.wanted: int | None = None  # the number of workers that the job was founded with
         self._hosts: dict[int, HostCarrier] = dict.fromkeys(local.workers, local)  # of all workers so far
         self._standing: list[Message] = []
@@ -63,8 +64,9 @@ class Hosts(Carrier):
 
     @property
     def room(self) -> int:
-        """How many workers all hosts have room for that stay."""
-        return sum(host.room for host in self._staying)
+        """How many workers the job should have: as many as there is room for on the hosts that stay, up to `limit`."""
+        room = sum(host.room for host in self._staying)
+        return room if self.limit is None else min(room, self.limit)
 
     @property
     def _staying(self) -> list[HostCarrier]:

@@ -15,12 +15,13 @@ _KEPT = 4  # a view is committed while at most one other is proposed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
     """The founder's `settings`, the announcement of the first view's coordinator (`founder`), and the newest `views`, each committed or
-    proposed. The number of the next new worker is above `last_worker`. All are JSON."""
+    proposed. The number of the next new worker is above `last_worker`; the job is scaled to `limit` workers, if to any. All are JSON."""
 
     settings: dict[str, Any]
     founder: dict[str, Any]
     views: list[dict[str, Any]]
     last_worker: int = -1
+    limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import elastic
+from elastic.cli import asking
 from elastic.cli import plan as cli_plan
 from elastic.cli.agent import agent
 from elastic.cli.ran import printed
@@ -22,6 +23,8 @@ def _main() -> None:
 
 app.command()(cli_plan.plan)
 app.command()(agent)
+for command in (asking.status, asking.scale, asking.drain, asking.stop):
+    app.command()(command)
 
 
 @app.command("checkpoint", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

@@ -24,11 +24,15 @@ def sharing_of(
         raise SettingsError("secret=... is for a job of several hosts, which need an etcd that all of them reach: give etcd= too")
     if least < 1:
         raise SettingsError(f"hosts_min={least}: use a whole number of at least 1")
+    return Sharing(secret=key_of(secret), interface=interface or reachable_from(EtcdEndpoint.parse(etcd, files)), least=least, given=given)
+
+
+def key_of(secret: bytes | str) -> str:
+    """Returns the key that authenticates a job's links, hexadecimal. Raises SettingsError for a short secret."""
     value = secret.encode() if isinstance(secret, str) else secret
     if len(value) < _SECRET_BYTES:
         raise SettingsError(f"the job's secret has {len(value)} bytes: use at least {_SECRET_BYTES}, as of `openssl rand -hex 32`")
-    key = hashlib.sha256(b"the secret of a job" + value).hexdigest()
-    return Sharing(secret=key, interface=interface or reachable_from(EtcdEndpoint.parse(etcd, files)), least=least, given=given)
+    return hashlib.sha256(b"the secret of a job" + value).hexdigest()
 
 
 def read_secret(path: Path) -> bytes:

@@ -126,6 +126,13 @@ class Claim:
             self._store.transaction([self.held], {}, deletes=[self.key, f"{self.prefix}view"])
 
 
+def incarnation_of(store: ClaimStore, name: str) -> str | None:
+    """Returns the prefix of the keys of the job that has this name, None if none has it."""
+    entry = store.get(f"{ROOT}{name}/incarnation")
+    incarnation = None if entry is None else _incarnation(entry.value)
+    return None if incarnation is None else f"{ROOT}{name}/{incarnation}/"
+
+
 def _incarnation(value: str | None) -> str | None:
     """Returns the incarnation of a claim, None if the value is no claim."""
     with suppress(ValueError, TypeError, KeyError):

@@ -1,0 +1,69 @@
+"""What a user may ask of a running job from outside, and the answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from elastic.host.channel import Message
+
+if TYPE_CHECKING:
+    from elastic.agent.coordinator import Coordinator
+
+
+def answer(coordinator: Coordinator, request: Message) -> Message:
+    """Returns `{"told": ...}`, or `{"refused": reason}`, in which case nothing was done."""
+    hosts, what = coordinator.hosts, request.get("what")
+    if what == "status":
+        return _told(status(coordinator))
+    if what == "stop":
+        coordinator.stop()
+        return _told({"said": "the job stops at the next step boundary"})
+    if coordinator.driver is None:
+        return {"type": "answer", "refused": "the job has not begun to train: ask again when it has"}
+    if what == "drain":
+        name = request["host"]
+        if name not in hosts.present:
+            return {"type": "answer", "refused": f"no host {name!r} takes part; there are {', '.join(hosts.present)}"}
+        others = [worker for worker in coordinator.driver.view.workers if hosts.host_of(worker) != name]
+        if len(others) < coordinator.least:
+            few = f"{len(others)} workers would be left, and the job needs {coordinator.least}"
+            return {"type": "answer", "refused": f"host {name} cannot be drained: {few}. `elastic stop` stops the job"}
+        coordinator.drain(name)
+        return _told({"said": f"host {name} is drained at the next step boundary"})
+    if what == "scale":
+        wanted, room = request["workers"], sum(host.room for host in hosts.present.values())
+        if not coordinator.least <= wanted <= room:
+            return {"type": "answer", "refused": f"{wanted} workers: the hosts have room for {room}, and the job needs {coordinator.least}"}
+        coordinator.scale(wanted)
+        return _told({"said": f"the job is scaled to {wanted} workers at the next step boundary"})
+    return {"type": "answer", "refused": f"this version does not know the request {what!r}"}
+
+
+def status(coordinator: Coordinator) -> dict[str, Any]:
+    """Returns the state of the job."""
+    hosts, driver = coordinator.hosts, coordinator.driver
+    view = None if driver is None else driver.view
+    members = () if view is None else view.workers
+    steps = [hosts.worker(worker).step for worker in members]
+    return {
+        "phase": "founding" if driver is None else driver.state.phase.value,
+        "epoch": 0 if view is None else view.epoch,
+        "step": max((step for step in steps if step is not None), default=None),
+        "layout": "" if view is None else view.plan.summary,
+        "incidents": 0 if driver is None else len(driver.incidents),
+        "coordinator": hosts.local.name,
+        "wanted": hosts.room,
+        "hosts": [
+            {
+                "name": host.name,
+                "room": host.room,
+                "workers": [worker for worker in members if hosts.host_of(worker) == host.name],
+                "draining": host.name in hosts.draining,
+            }
+            for host in hosts.present.values()
+        ],
+    }
+
+
+def _told(what: dict[str, Any]) -> Message:
+    return {"type": "answer", "told": what}

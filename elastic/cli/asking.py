@@ -1,0 +1,119 @@
+"""`elastic status`, `scale`, `drain` and `stop`: requests to a running job of several hosts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from elastic.errors import ElasticError, JobFailed, SettingsError
+from elastic.host.process import module_command
+from elastic.launch.sharing import key_of, read_secret
+from elastic.settings import agent_environment
+
+Job = Annotated[str, typer.Argument(help="The job's name.")]
+Etcd = Annotated[str, typer.Option(help="As for `elastic agent`.")]
+Secret = Annotated[Path, typer.Option(help="A file with the job's secret.")]
+File = Annotated[Path | None, typer.Option(help="As for `elastic agent`.")]
+
+
+def status(
+    job: Job,
+    etcd: Etcd,
+    secret_file: Secret,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    etcd_ca: File = None,
+    etcd_cert: File = None,
+    etcd_key: File = None,
+    etcd_password_file: File = None,
+) -> None:
+    """Shows hosts, workers and progress of a job."""
+    told = _asked(job, etcd, secret_file, {"what": "status"}, etcd_ca, etcd_cert, etcd_key, etcd_password_file)
+    if as_json:
+        print(json.dumps(told))
+        return
+    console = Console()
+    console.print(f"{job}: {told['phase']}, epoch {told['epoch']}, step {told['step']}, {told['layout']}; {told['incidents']} incidents")
+    table = Table("host", "room", "workers", "")
+    for host in told["hosts"]:
+        marks = [*(["coordinates"] if host["name"] == told["coordinator"] else []), *(["is drained"] if host["draining"] else [])]
+        table.add_row(host["name"], str(host["room"]), " ".join(map(str, host["workers"])), ", ".join(marks))
+    console.print(table)
+
+
+def scale(
+    job: Job,
+    workers: Annotated[int, typer.Argument(help="How many workers the job should have, on all hosts together.")],
+    etcd: Etcd,
+    secret_file: Secret,
+    etcd_ca: File = None,
+    etcd_cert: File = None,
+    etcd_key: File = None,
+    etcd_password_file: File = None,
+) -> None:
+    """Changes the number of workers, at a step boundary; no step is taken again."""
+    request = {"what": "scale", "workers": workers}
+    _say(_asked(job, etcd, secret_file, request, etcd_ca, etcd_cert, etcd_key, etcd_password_file))
+
+
+def drain(
+    job: Job,
+    host: Annotated[str, typer.Argument(help="The host's name, as `elastic status` shows it.")],
+    etcd: Etcd,
+    secret_file: Secret,
+    etcd_ca: File = None,
+    etcd_cert: File = None,
+    etcd_key: File = None,
+    etcd_password_file: File = None,
+) -> None:
+    """Lets the other hosts take over what the workers of one host own; then its agent ends."""
+    request = {"what": "drain", "host": host}
+    _say(_asked(job, etcd, secret_file, request, etcd_ca, etcd_cert, etcd_key, etcd_password_file))
+
+
+def stop(
+    job: Job,
+    etcd: Etcd,
+    secret_file: Secret,
+    etcd_ca: File = None,
+    etcd_cert: File = None,
+    etcd_key: File = None,
+    etcd_password_file: File = None,
+) -> None:
+    """Stops a job at the next step boundary, where a Trainer with a checkpoint directory saves."""
+    _say(_asked(job, etcd, secret_file, {"what": "stop"}, etcd_ca, etcd_cert, etcd_key, etcd_password_file))
+
+
+def _say(told: dict[str, Any]) -> None:
+    print(told["said"])
+
+
+def _asked(job: str, etcd: str, secret_file: Path, request: dict[str, Any], *files: Path | None) -> dict[str, Any]:
+    """Returns the coordinator's answer, or exits with its refusal. Nothing secret is in the arguments of a process."""
+    names = ("ca", "cert", "key", "password_file")
+    given = {name: str(file.absolute()) for name, file in zip(names, files, strict=True) if file is not None}
+    try:
+        question = {"etcd": etcd, "files": given, "job": job, "secret": key_of(read_secret(secret_file)), "request": request}
+        done = subprocess.run(
+            module_command("elastic.agent.asking"),
+            input=json.dumps(question),
+            capture_output=True,
+            text=True,
+            env=agent_environment(),
+            check=False,
+        )
+        if not done.stdout:
+            raise JobFailed(done.stderr.strip())
+        answer = json.loads(done.stdout)
+        if "error" in answer:
+            raise SettingsError(answer["error"])
+    except ElasticError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    return answer["answer"]
