@@ -25,6 +25,7 @@ PART_BYTES = 1 << 20
 """Bytes whose checksums are compared in each step."""
 
 _OUTSIDE = "keep what changes outside of the model that the Trainer gets (an averaged copy: trainer.average)"
+_UNCOUNTED = "if nothing writes to it, the memory of this host may be faulty"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,13 +68,14 @@ class ChangeWatch:
     def begin(self, step: int) -> None:
         """Checks before the first forward of a step. Raises TrainerError if a tensor has changed since the last step."""
         self.untouched(step)
-        for name in self._changed():
+        counted = self._counted()
+        for name in [*counted, *self._compared(set(counted))]:
             kind = "frozen parameter" if self._watched[name].frozen else "buffer"
             self._complain(
                 name,
                 f"{kind} {self._where(name)} was changed between two steps, before step {step}: that is not in checkpoints, and workers "
                 "that join do not have it",
-                _OUTSIDE,
+                _OUTSIDE if name in counted else f"{_OUTSIDE}; {_UNCOUNTED}",
             )
         self._before = [parameter._version for parameter in self._parameters.values()]
 
@@ -117,8 +119,12 @@ class ChangeWatch:
 
     def _changed(self) -> list[str]:
         """Returns the names of the tensors that have changed since the last call."""
-        found = [name for name, watched in self._watched.items() if self._has_changed(name, watched)]
+        found = self._counted()
         return [*found, *self._compared(set(found))]
+
+    def _counted(self) -> list[str]:
+        """Returns the names of those that have changed by torch's version counters."""
+        return [name for name, watched in self._watched.items() if self._has_changed(name, watched)]
 
     def _has_changed(self, name: str, watched: _Watched) -> bool:
         tensor = self._now(name, watched)

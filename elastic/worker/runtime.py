@@ -345,7 +345,8 @@ class WorkerRuntime:
         if isinstance(error, MemoryDamaged):
             self._damaged_at = [step for step in self._damaged_at if step > self.step - _WITHIN] + [self.step]
             if len(self._damaged_at) >= _DAMAGES:
-                raise TrainerError(f"memory was found to be wrong {_DAMAGES} times within {_WITHIN} steps; the last: {error}") from error
+                often = f"memory was found to be wrong {_DAMAGES} times within {_WITHIN} steps; the last: {error}"
+                raise TrainerError(f"{often}. Or an update is not deterministic (the optimizer, a function of after_step)") from error
             self.engine.rest.told.update(self.engine.rest.damaged)
         self._member.report_loss(error, self.engine.view.epoch, self.step, type(error).__name__)
         return self._enter_next_view()
