@@ -55,7 +55,7 @@ class Recovering:
         self.held_states: list[Any] = []
         self.proposal: Any = None
         history: Any = FakeHistory(applied)
-        job: Any = SimpleNamespace(recovers=True, send=lambda message: None)
+        job: Any = SimpleNamespace(recovers=True, send=lambda message: None, pulse=lambda: None)
         member: Any = SimpleNamespace(recover=self._recover, report_loss=lambda *_: None)
         self.runtime = WorkerRuntime(job, member, history, lambda step, micro_batch: None, lambda answer: None)
         self.runtime._engine = self.engine()
