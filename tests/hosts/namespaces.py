@@ -1,65 +1,17 @@
-"""Hosts in network namespaces: each has an address of its own, and its cable can be cut, so that nothing says that it is gone."""
+"""Hosts in network namespaces, for tests; they are skipped where namespaces are not permitted."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from elastic.membership.server import find_etcd
+from examples.namespaces import Network, etcd_at
 
-
-def _ip(*words: str, check: bool = True) -> None:
-    subprocess.run(["ip", *words], check=check, capture_output=True)
-
-
-@dataclass
-class Network:
-    """A bridge with one namespace per host; `gateway` is the address of this machine."""
-
-    name: str
-    hosts: int
-    subnet: str
-
-    @property
-    def gateway(self) -> str:
-        return f"{self.subnet}.254"
-
-    def command(self, host: int) -> list[str]:
-        """The words before a command that runs on this host."""
-        return ["ip", "netns", "exec", f"{self.name}{host}"]
-
-    def cut(self, host: int) -> None:
-        _ip("link", "set", f"{self.name}v{host}", "down")
-
-    def heal(self, host: int) -> None:
-        _ip("link", "set", f"{self.name}v{host}", "up")
-
-    def make(self) -> None:
-        _ip("link", "add", f"{self.name}br", "type", "bridge")
-        _ip("addr", "add", f"{self.gateway}/24", "dev", f"{self.name}br")
-        _ip("link", "set", f"{self.name}br", "up")
-        for host in range(self.hosts):
-            space = f"{self.name}{host}"
-            _ip("netns", "add", space)
-            _ip("link", "add", f"{self.name}v{host}", "type", "veth", "peer", "name", "eth0", "netns", space)
-            _ip("link", "set", f"{self.name}v{host}", "master", f"{self.name}br")
-            self.heal(host)
-            _ip("-n", space, "addr", "add", f"{self.subnet}.{host + 1}/24", "dev", "eth0")
-            for device in ("eth0", "lo"):
-                _ip("-n", space, "link", "set", device, "up")
-
-    def remove(self) -> None:
-        for host in range(self.hosts):
-            _ip("netns", "del", f"{self.name}{host}", check=False)
-            _ip("link", "del", f"{self.name}v{host}", check=False)
-        _ip("link", "del", f"{self.name}br", check=False)
+__all__ = ["Network", "etcd_at", "network"]
 
 
 @contextmanager
@@ -75,18 +27,3 @@ def network(hosts: int) -> Iterator[Network]:
         yield made
     finally:
         made.remove()
-
-
-@contextmanager
-def etcd_at(address: str, folder: Path, port: int = 2379) -> Iterator[str]:
-    """A real etcd that listens at an address."""
-    client, peer = f"http://{address}:{port}", f"http://{address}:{port + 1}"
-    command = [find_etcd(), "--data-dir", str(folder), "--listen-client-urls", client, "--advertise-client-urls", client]
-    command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
-    process = subprocess.Popen([*command, "--log-level", "error"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        time.sleep(0.5)
-        yield f"{address}:{port}"
-    finally:
-        process.kill()
-        process.wait()
