@@ -152,7 +152,7 @@ class RecoveryClient:
             order = self._job.take_order()
             if order["type"] == "view":
                 view = View.from_json(order["view"])
-                if last is not None and view.epoch <= last.epoch:
+                if view == last:
                     continue  # announced again, by a new coordinator
                 if prepared is None or view != prepared.proposal.view:
                     raise GateRefused(f"worker {self._worker} was sent epoch {view.epoch}, which it did not vote for", check="epoch")
