@@ -39,9 +39,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("phase", "what", "state", "named", "back"), [pytest.param(*row, marks=[] if row is ROWS[0] else [pytest.mark.long]) for row in ROWS]
-)
+@pytest.mark.parametrize(("phase", "what", "state", "named", "back"), [pytest.param(*row, marks=pytest.mark.long) for row in ROWS])
 def test_one_bit_on_one_of_two_hosts(hosts: Cluster, phase: str, what: str, state: str, named: int | None, back: int | None) -> None:
     arguments = ["adamw", STEPS, {"2": [[phase, 14, what, state]]}]
     target = f"{flipping.__file__}:train"

@@ -114,9 +114,7 @@ def test_two_workers_of_which_neither_is_believed_take_the_step_again(worker: in
 
 
 @pytest.mark.usefixtures("without_segments")
-@pytest.mark.parametrize(
-    "case", [pytest.param("batchnorm"), *(pytest.param(case, marks=pytest.mark.long) for case in flipping.trainings.CASES)]
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.long) for case in ("batchnorm", *flipping.trainings.CASES)])
 def test_settings_and_buffers_go_back_with_the_state(case: str) -> None:
     """Schedulers, running statistics, tied parameters, whole tensors; with stages, and back to a later state than the first."""
     state = {"momentum, bf16 autocast": "momentum_buffer", "initial state": "sum", "whole tensors, tied": "param"}.get(case, "exp_avg")

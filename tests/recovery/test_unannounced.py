@@ -173,6 +173,7 @@ def test_hung_in_a_step(tmp_path: Path, fault: str, where: str, cause: str, evid
     assert found["detected_ms"] >= 1000
 
 
+@pytest.mark.long
 def test_hung_in_a_data_loader(tmp_path: Path) -> None:
     result = run(tmp_path, {"0": ["awaits", "load", 9]}, hung_after=1.0)
     assert result.value == calm()
@@ -181,6 +182,7 @@ def test_hung_in_a_data_loader(tmp_path: Path) -> None:
     assert re.search(r"no processor for 3.*in the data loader of step 9, micro-batch \d.*test_unannounced", eviction(result)["why"])
 
 
+@pytest.mark.long
 def test_one_thread_holds_the_interpreter_lock(tmp_path: Path) -> None:
     result = run(tmp_path, {"1": ["locks", "forward", 9]}, hung_after=1.0)
     assert result.value == calm()
@@ -222,6 +224,7 @@ def test_a_founder_that_never_is_ready_is_replaced(tmp_path: Path, capfd: pytest
     assert re.search(said, capfd.readouterr().err)
 
 
+@pytest.mark.long
 def test_a_founder_that_is_stopped_is_replaced(tmp_path: Path) -> None:
     result = run(tmp_path, {"1": ["stops", "train_fn", 0]})
     assert result.value == calm()
@@ -282,8 +285,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
     "body",
     [
         {"0 8": ["sleeps", 1.0]},
-        {"0 8": ["computes", 1.0]},
-        {"1 8": ["sleeps", 1.0], "2 8": ["sleeps", 0.5], "0 8": ["computes", 1.0]},
+        pytest.param({"0 8": ["computes", 1.0]}, marks=pytest.mark.long),
+        pytest.param({"1 8": ["sleeps", 1.0], "2 8": ["sleeps", 0.5], "0 8": ["computes", 1.0]}, marks=pytest.mark.long),
     ],
     ids=["the leader writes a checkpoint", "the leader evaluates", "all do"],
 )
@@ -293,6 +296,7 @@ def test_a_long_loop_body_excludes_nobody(tmp_path: Path, body: dict[str, Any], 
     assert result.incidents == ()
 
 
+@pytest.mark.long
 def test_a_first_step_that_takes_long_excludes_nobody(tmp_path: Path) -> None:
     """As one does in which layers are compiled."""
     result = run(tmp_path, {"1": ["computes", "forward", 0]}, hung_after=1.0)
@@ -300,7 +304,8 @@ def test_a_first_step_that_takes_long_excludes_nobody(tmp_path: Path) -> None:
     assert result.incidents == ()
 
 
-@pytest.mark.parametrize("steps", [100, pytest.param(800, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("steps", [100, 800])
 def test_a_crowded_machine_excludes_nobody(tmp_path: Path, steps: int) -> None:
     """Eight processes that never rest run next to the job."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
