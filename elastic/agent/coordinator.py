@@ -162,13 +162,16 @@ class Coordinator:
         if self._over or name in hosts.draining or name not in hosts.present:
             return
         staying = [number for number in self._members if number in hosts.workers and hosts.host_of(number) != name]
-        if self._driver is None or len(staying) < max(1, self._settings.min_workers):
+        if self._driver is None or len(staying) < self.least:
             say(f"host {name} is to leave, and the job cannot go on without it: it stops at the next step boundary")
             self.stop()
             return
         say(f"host {name} is drained: the others take over what its workers own")
         hosts.draining.add(name)
         self._driver.has_room(hosts.room)
+        for number in hosts.workers_of(name):
+            if self._driver.joining(number):  # it must not become a member of a view that the host leaves
+                hosts.end(number, f"host {name} is drained")
         self._driver.drain(hosts.workers_of(name), f"host {name} is drained")
         self._check_drained()
 
