@@ -25,6 +25,7 @@
     ├── CheckpointError          a checkpoint cannot be read, written or mapped: names file and reason
     │   └── CheckpointDamaged    its contents cannot be read, or are not what was written: an older one may be good
     ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
+    ├── PowerError               a GPU's clocks or power cannot be read or set (`condition`: which of the known reasons)
     └── JobFailed                the job ended with an error of one of its workers
         └── NameLost             another job has taken this job's name at etcd
 
@@ -169,6 +170,14 @@ class CheckpointDamaged(CheckpointError):
 
 class NonFinite(ElasticError, ArithmeticError):
     """A loss or a gradient became NaN or infinite."""
+
+
+class PowerError(ElasticError):
+    """A GPU's clocks or power cannot be read or set; `condition` is a value of `elastic.power.conditions.Condition`."""
+
+    def __init__(self, message: str, *, condition: str = "unknown") -> None:
+        super().__init__(message)
+        self.condition = condition
 
 
 class JobFailed(ElasticError, RuntimeError):

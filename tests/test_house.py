@@ -23,6 +23,7 @@ ROOMS = (
     ("recovery",),
     ("membership",),
     ("health",),
+    ("power",),
     ("observe",),
     ("comm",),
     ("memory",),
