@@ -55,13 +55,13 @@ class JobSettings:
 
     `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
     `[user[:password]@]host:port[,host:port...]`, and `etcd_files` has the fields of `EtcdEndpoint` that name files. Below `min_workers` the
-    job pauses; `respawn` starts a new worker for each that dies, `rebalance` shifts work from workers that are steadily slower. `memory`
-    limits the bytes of one worker; None is its share of the host's memory. A worker whose process is stopped for `stopped_after` is
-    replaced, and one for which the others wait and that makes no progress for `hung_after` or longer (`elastic/health/limits.py`); None: it
-    is waited for. `plan` is the saved plan to begin with, in the form of `SavedPlan.to_json`; with `plans_only` the job ends with its first
-    plan and trains nothing. `directory` is the run directory, kept when the job ends; None makes a temporary one. With `shared`, `workers`
-    are those of this host, and other hosts take part. `grace_s` bounds how long a finished worker waits for the others to finish, and how
-    long all may take to exit. Raises SettingsError.
+    job pauses; `respawn` starts a new worker for each that dies, `spares` more wait on this host to replace one at once, `rebalance` shifts
+    work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the host's memory. A worker
+    whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no progress for `hung_after`
+    or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in the form of
+    `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `directory` is the run directory, kept when
+    the job ends; None makes a temporary one. With `shared`, `workers` are those of this host, and other hosts take part. `grace_s` bounds
+    how long a finished worker waits for the others to finish, and how long all may take to exit. Raises SettingsError.
     """
 
     name: str
@@ -77,6 +77,7 @@ class JobSettings:
     seed: int = 0
     exact: bool = True
     respawn: bool = True
+    spares: int = 0
     rebalance: bool = True
     memory: int | None = None
     stopped_after: float | None = 1.0
@@ -100,6 +101,10 @@ class JobSettings:
                 raise SettingsError(f"stages={self.stages} needs at least {self.stages} workers, and workers={self.workers}")
         if self.memory is not None:
             _check_count("memory", self.memory)
+        if not isinstance(self.spares, int) or isinstance(self.spares, bool) or self.spares < 0:
+            raise SettingsError(f"spares={self.spares!r}: use a whole number of at least 0")
+        if self.spares and not self.respawn:
+            raise SettingsError(f"spares={self.spares} are new workers, which respawn=False forbids: leave one of the two out")
         for field, what in (("stopped_after", "stopped"), ("hung_after", "hung")):
             value = getattr(self, field)
             if value is not None and not (isinstance(value, int | float) and value > 0):

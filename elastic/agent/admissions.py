@@ -1,7 +1,7 @@
 """Admits agents of other hosts to the job that this agent coordinates, and connects their reports to the coordinator.
 
-agent -> coordinator   hello {name, version, isa, target, given} | ready {room, facts, workers, job, steady}, then what `remote_carrier`
-                           lists
+agent -> coordinator   hello {name, version, isa, target, given} | ready {room, spares, facts, workers, job, steady}, then what
+                           `remote_carrier` lists
 coordinator -> agent   welcome {settings, least, keeps} | refused {reason}, then what `remote_carrier` lists
 """
 
@@ -102,7 +102,7 @@ class Admissions:
             old.close()  # this host has noticed first that it is broken
             old.lost("it has connected again")
         self._names[link] = name
-        host = RemoteCarrier(link, name, message["room"], HostFacts(**message["facts"]))
+        host = RemoteCarrier(link, name, message["room"], message["spares"], HostFacts(**message["facts"]))
         host.note_held(message["workers"])
         link.heard = lambda following: self._report(host, following)
         link.lost = lambda why: self._lost(link, host, why)

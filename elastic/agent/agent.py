@@ -147,7 +147,7 @@ class Agent:
         settings = self._start.settings
         crew = self._crew or self._make_crew(settings)
         directory = RunDirectory(Path(self._start.directory))
-        local = LocalCarrier(crew, directory, self._name, room=settings.workers)
+        local = LocalCarrier(crew, directory, self._name, room=settings.workers, spares=settings.spares)
         self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._end)
         if sharing is not None and self._listener is not None:
             self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener)

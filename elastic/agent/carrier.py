@@ -23,10 +23,12 @@ from elastic.view import View
 
 
 class LocalCarrier:
-    """The `Carrier` of the workers of this host, `name`, which has room for `room` workers."""
+    """The `Carrier` of the workers of this host, `name`, which has room for `room` workers and `spares`."""
 
-    def __init__(self, crew: Crew, directory: RunDirectory, name: str = "", room: int = 0, facts: HostFacts | None = None) -> None:
-        self.name, self.room, self.facts = name, room, facts or HostFacts.here()
+    def __init__(
+        self, crew: Crew, directory: RunDirectory, name: str = "", room: int = 0, spares: int = 0, facts: HostFacts | None = None
+    ) -> None:
+        self.name, self.room, self.spares, self.facts = name, room, spares, facts or HostFacts.here()
         self._crew, self._directory = crew, directory
         self._looker = Looker(directory.path)
 

@@ -94,9 +94,9 @@ class Coordinator:
 
     def found(self) -> None:
         """Starts the founders, on each present host as many as it has room for."""
-        hosts, numbers = list(self.hosts.present.values()), iter(range(self.hosts.room))
-        places = [(next(numbers), host.name) for host in hosts for _ in range(host.room)]
-        self._settings = replace(self._settings, workers=len(places))
+        hosts = list(self.hosts.present.values())
+        places = [*enumerate(host.name for host in hosts for _ in range(host.room))]
+        self._settings = replace(self._settings, workers=len(places), spares=self.hosts.spares)
         self.hosts.wanted = len(places)
         self._founders = Founders.of([number for number, _ in places])
         for number, host in places:
@@ -118,7 +118,7 @@ class Coordinator:
             host.tell_agent({"type": "incidents", "incidents": self._driver.incidents})
         if self._driver is not None:
             say(f"host {host.name} joins with room for {host.room} worker{'s' * (host.room != 1)}")
-            self._driver.has_room(self.hosts.room)
+        self._tell_room()
 
     def host_lost(self, host: HostCarrier, lost: Sequence[WorkerProcess], since: float) -> None:
         """Handles a host that is lost, with its workers that had not ended; its agent was heard last at the time `since`."""
@@ -126,9 +126,16 @@ class Coordinator:
         if self._driver is not None:
             for worker in lost:
                 self._driver.missed(worker.number, since)
-            self._driver.has_room(self.hosts.room)
+        self._tell_room()
         for worker in lost:
             self.ended(worker)
+
+    def _tell_room(self) -> None:
+        """Tells the driver of a job that trains how many workers and spares are wanted."""
+        hosts = self.hosts
+        if self._driver is not None:
+            hosts.most = max(hosts.most, sum(hosts.rooms.values()))
+            self._driver.has_room(hosts.room, hosts.spares, hosts.rooms)
 
     def answer(self, request: Message) -> Message:
         """Does what a user asks for from outside, and returns what to tell: `told`, or `refused` with the reason."""
@@ -140,8 +147,8 @@ class Coordinator:
         self.hosts.tell_agents({"type": "scaled", "workers": workers})
         if self.facts is not None:
             self.facts = replace(self.facts, limit=workers)
+        self._tell_room()
         if self._driver is not None:
-            self._driver.has_room(self.hosts.room)
             surplus = sorted(self._driver.state.live)[workers:]
             if surplus:
                 self._driver.drain(surplus, f"the job is scaled to {workers} worker{'s' * (workers != 1)}")
@@ -156,19 +163,23 @@ class Coordinator:
         """The number of workers below which the job does not train."""
         return max(1, self._settings.min_workers)
 
+    def left_without(self, name: str) -> int:
+        """Returns how many members, and spares that can take the places of others, are on other hosts."""
+        spares = () if self._driver is None else self._driver.state.spares
+        return sum(number in self.hosts.workers and self.hosts.host_of(number) != name for number in (*self._members, *spares))
+
     def drain(self, name: str) -> None:
         """Lets the others take over what the workers of this host own; then it leaves. A job that cannot go on without it is stopped."""
         hosts = self.hosts
         if self._over or name in hosts.draining or name not in hosts.present:
             return
-        staying = [number for number in self._members if number in hosts.workers and hosts.host_of(number) != name]
-        if self._driver is None or len(staying) < self.least:
+        if self._driver is None or self.left_without(name) < self.least:
             say(f"host {name} is to leave, and the job cannot go on without it: it stops at the next step boundary")
             self.stop()
             return
         say(f"host {name} is drained: the others take over what its workers own")
         hosts.draining.add(name)
-        self._driver.has_room(hosts.room)
+        self._tell_room()
         for number in hosts.workers_of(name):
             if self._driver.joining(number):  # it must not become a member of a view that the host leaves
                 hosts.end(number, f"host {name} is drained")
@@ -334,8 +345,7 @@ class Coordinator:
         for number, each in ready.items():  # in its thread: the loop must not wait for etcd
             self._admit(number, each)
             self.hosts.worker(number).announced = {}  # it may be large, and is no longer needed
-        if self._driver is not None and self.hosts.room != settings.workers:  # a host has come or gone since the founders were started
-            self._driver.has_room(self.hosts.room)
+        self._tell_room()  # a host may have come or gone since the founders were started
 
     def take_over(self, facts: JobFacts, view: View, resumed: Resumed, since: float, *, steady: bool) -> None:
         """Goes on with a job whose coordinator is lost `since` then; `view` is the committed one, and the present hosts have been added.
@@ -344,7 +354,8 @@ class Coordinator:
         """
         self.facts = facts
         self.hosts.limit = facts.limit
-        settings = replace(JobSettings.from_json(facts.settings), workers=self.hosts.room)
+        self.hosts.most = len(view.workers)
+        settings = replace(JobSettings.from_json(facts.settings), workers=self.hosts.room, spares=self.hosts.spares)
         self._founders, self.hosts.wanted = Founders.of(view.workers), facts.settings["workers"]
         members = set(view.workers)
         for member in view.members:

@@ -239,14 +239,20 @@ class Follower:
         """Takes the founder's settings; those of the place are this host's own. With `keeps`, the coordinator goes on with its workers."""
         own = self._start.settings
         self.settings = replace(
-            founder, etcd=own.etcd, etcd_files=own.etcd_files, directory=own.directory, train_fn=own.train_fn, workers=own.workers
+            founder,
+            etcd=own.etcd,
+            etcd_files=own.etcd_files,
+            directory=own.directory,
+            train_fn=own.train_fn,
+            workers=own.workers,
+            spares=own.spares,
         )
         self.sharing = replace(self.sharing, least=least)
         self._told, self._awaited, self._keeps = False, True, keeps
         if self._crew is None:
             self._crew = self._make_crew(self.settings)
             directory = RunDirectory(Path(self._start.directory))
-            self.carrier = LocalCarrier(self._crew, directory, self._name, room=own.workers)
+            self.carrier = LocalCarrier(self._crew, directory, self._name, room=own.workers, spares=own.spares)
             self._crew.listen()
         elif not keeps:
             for worker in self._crew.workers.values():
@@ -265,9 +271,8 @@ class Follower:
         names = [field.name for field in fields(WorkerProcess)]
         held = [{name: getattr(worker, name) for name in names} for worker in carrier.workers.values()] if self._keeps else []
         job = self.job.to_json() if self.job is not None and self._keeps else None
-        link.send(
-            {"type": "ready", "room": carrier.room, "facts": asdict(carrier.facts), "workers": held, "job": job, "steady": self.steady}
-        )
+        has = {"room": carrier.room, "spares": carrier.spares, "facts": asdict(carrier.facts)}
+        link.send({"type": "ready", **has, "workers": held, "job": job, "steady": self.steady})
         self._awaited = False
         if self._draining:
             self.drain()

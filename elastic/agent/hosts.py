@@ -18,10 +18,11 @@ from elastic.view import View
 
 
 class HostCarrier(Protocol):
-    """The workers of one host, on which there is `room` for so many."""
+    """The workers of one host, on which there is `room` for so many members, and for so many `spares`."""
 
     name: str
     room: int
+    spares: int
     facts: HostFacts
 
     @property
@@ -44,7 +45,7 @@ class AbsentHost(RemoteCarrier):
     """A host whose agent is gone, with one of its workers."""
 
     def __init__(self, name: str, worker: int) -> None:
-        super().__init__(None, name, 0, HostFacts(processors=1))
+        super().__init__(None, name, 0, 0, HostFacts(processors=1))
         gone = WorkerProcess(number=worker, gone=True, unreaped=True, lost=f"{name}: its agent is gone")
         self.workers[worker] = gone
 
@@ -58,15 +59,31 @@ class Hosts(Carrier):
         self.draining: set[str] = set()  # hosts that leave
         self.limit: int | None = None  # the number of workers that the user asked for
         self.wanted: int | None = None  # the number of workers that the job was founded with
+        self.most = 0  # so many members there has been room for: spares make up for hosts that are gone
         self._hosts: dict[int, HostCarrier] = dict.fromkeys(local.workers, local)  # of all workers so far
         self._standing: list[Message] = []
         self._frozen: dict[str, Any] | None = None
 
     @property
     def room(self) -> int:
-        """How many workers the job should have: as many as there is room for on the hosts that stay, up to `limit`."""
-        room = sum(host.room for host in self._staying)
-        return room if self.limit is None else min(room, self.limit)
+        """How many workers the job should have: up to `limit`, or as many as there was room for, as long as spares make up for others."""
+        wanted = max(self.most, sum(host.room for host in self._staying)) if self.limit is None else self.limit
+        return min(wanted, self.capacity)
+
+    @property
+    def capacity(self) -> int:
+        """How many processes the hosts that stay have, if spares become members."""
+        return sum(host.room + host.spares for host in self._staying)
+
+    @property
+    def spares(self) -> int:
+        """How many spares the job should have."""
+        return min(sum(host.spares for host in self._staying), self.capacity - self.room)
+
+    @property
+    def rooms(self) -> dict[str, int]:
+        """The room for members on each host that stays."""
+        return {host.name: host.room for host in self._staying}
 
     @property
     def _staying(self) -> list[HostCarrier]:
@@ -133,7 +150,7 @@ class Hosts(Carrier):
         return max(self._staying or self.present.values(), key=self._free).name
 
     def _free(self, host: HostCarrier) -> int:
-        return host.room - sum(not worker.ended for worker in host.workers.values())
+        return host.room + host.spares - sum(not worker.ended for worker in host.workers.values())
 
     def tell(self, workers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None:
         theirs = self._by_host(segments)

@@ -43,10 +43,11 @@ class Ended:
 
 
 class RemoteCarrier:
-    """The `Carrier` of the workers of the host `name`, whose agent is at the other end of `link` and has room for `room` workers."""
+    """The `Carrier` of the workers of the host `name`, whose agent is at the other end of `link` and has room for `room` workers and
+    `spares`."""
 
-    def __init__(self, link: AgentLink | None, name: str, room: int, facts: HostFacts) -> None:
-        self.name, self.room, self.facts = name, room, facts
+    def __init__(self, link: AgentLink | None, name: str, room: int, spares: int, facts: HostFacts) -> None:
+        self.name, self.room, self.spares, self.facts = name, room, spares, facts
         self.workers: dict[int, WorkerProcess] = {}
         self.link = link
         self._seen: dict[int, tuple[Observed, float]] = {}  # the newest observation of each worker, and when it came

@@ -24,16 +24,19 @@ def answer(coordinator: Coordinator, request: Message) -> Message:
         name = request["host"]
         if name not in hosts.present:
             return {"type": "answer", "refused": f"no host {name!r} takes part; there are {', '.join(hosts.present)}"}
-        others = [worker for worker in coordinator.driver.view.workers if hosts.host_of(worker) != name]
-        if len(others) < coordinator.least:
-            few = f"{len(others)} workers would be left, and the job needs {coordinator.least}"
+        left = coordinator.left_without(name)
+        if left < coordinator.least:
+            few = f"{left} workers would be left, and the job needs {coordinator.least}"
             return {"type": "answer", "refused": f"host {name} cannot be drained: {few}. `elastic stop` stops the job"}
         coordinator.drain(name)
         return _told({"said": f"host {name} is drained at the next step boundary"})
     if what == "scale":
-        wanted, room = request["workers"], sum(host.room for host in hosts.present.values())
+        wanted, room = request["workers"], hosts.capacity
         if not coordinator.least <= wanted <= room:
-            return {"type": "answer", "refused": f"{wanted} workers: the hosts have room for {room}, and the job needs {coordinator.least}"}
+            spares = sum(host.spares for host in hosts.present.values())
+            more = f", of which {spares} {'is a spare' if spares == 1 else 'are spares'}" if spares else ""
+            few = f"the hosts have room for {room}{more}, and the job needs {coordinator.least}"
+            return {"type": "answer", "refused": f"{wanted} workers: {few}"}
         coordinator.scale(wanted)
         return _told({"said": f"the job is scaled to {wanted} workers at the next step boundary"})
     return {"type": "answer", "refused": f"this version does not know the request {what!r}"}
@@ -43,6 +46,7 @@ def status(coordinator: Coordinator) -> dict[str, Any]:
     """Returns the state of the job."""
     hosts, driver = coordinator.hosts, coordinator.driver
     view = None if driver is None else driver.view
+    waiting = () if driver is None else sorted(driver.state.ready)
     members = () if view is None else view.workers
     steps = [hosts.worker(worker).step for worker in members]
     return {
@@ -53,11 +57,13 @@ def status(coordinator: Coordinator) -> dict[str, Any]:
         "incidents": 0 if driver is None else len(driver.incidents),
         "coordinator": hosts.local.name,
         "wanted": hosts.room,
+        "spares_wanted": hosts.spares,
         "hosts": [
             {
                 "name": host.name,
                 "room": host.room,
                 "workers": [worker for worker in members if hosts.host_of(worker) == host.name],
+                "spares": [worker for worker in waiting if hosts.host_of(worker) == host.name],
                 "draining": host.name in hosts.draining,
             }
             for host in hosts.present.values()

@@ -40,10 +40,11 @@ def status(
         return
     console = Console()
     console.print(f"{job}: {told['phase']}, epoch {told['epoch']}, step {told['step']}, {told['layout']}; {told['incidents']} incidents")
-    table = Table("host", "room", "workers", "")
+    table = Table("host", "room", "workers", "spares", "")
     for host in told["hosts"]:
         marks = [*(["coordinates"] if host["name"] == told["coordinator"] else []), *(["is drained"] if host["draining"] else [])]
-        table.add_row(host["name"], str(host["room"]), " ".join(map(str, host["workers"])), ", ".join(marks))
+        workers, spares = (" ".join(map(str, host[kind])) for kind in ("workers", "spares"))
+        table.add_row(host["name"], str(host["room"]), workers, spares, ", ".join(marks))
     console.print(table)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from elastic.control import spares
 from elastic.control.events import (
     Announce,
     Commit,
@@ -46,7 +47,8 @@ _LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict", "StateUnproven")
 def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> Transition:
     """Opens the next attempt with all live members; if they are too few, pauses or ends the job.
 
-    Ready workers join only at a boundary, where no member is in the middle of an evaluation, or if the job would be too small without them.
+    Spares join in any attempt in which members are missing, other ready workers only at a boundary, where no member is in the middle of
+    an evaluation, or if the job would be too small without them.
     """
     joining = joining or state.reaching or len(state.live) < state.policy.min_workers
     state = replace(
@@ -66,7 +68,7 @@ def open_attempt(state: ControlState, now: float, *, joining: bool = False) -> T
         return _with_new_workers(replace(state, fallen=True), _all_lost(state), how, now)
     if state.reaching and state.starting:
         return replace(state, phase=Phase.PAUSED), []
-    workers = (*state.live, *(sorted(state.ready) if joining else ()))
+    workers = (*state.live, *spares.joiners(state, at_boundary=joining))
     if len(workers) < state.policy.min_workers:
         return _pause(state, len(workers))
     return _quiesce(state, workers, now)
@@ -87,14 +89,15 @@ def _take_over(state: ControlState, now: float) -> Transition:
 
 def _with_new_workers(state: ControlState, lost: str, how: str, now: float) -> Transition:
     """Goes on after the loss of all members with as many new workers as can be started, together; `how` says what they do."""
-    state, started = replenished(state)
+    state, started = replenished(state, awaited=True)
     if state.starting:
         said = [] if state.phase is Phase.PAUSED else [Tell(sentence=f"{lost}: new workers {how}")]
         return replace(state, phase=Phase.PAUSED), [*said, *started]
-    if len(state.ready) < max(1, state.policy.min_workers):
+    workers = spares.joiners(state, at_boundary=True)
+    if len(workers) < max(1, state.policy.min_workers):
         last = f"; the last loss: {state.cause}" if state.cause and state.cause not in lost else ""
         return end_job(state, "JobFailed", f"{lost}; new workers would {how}, but none can be started ({_hindrance(state)}){last}")
-    return _quiesce(state, tuple(sorted(state.ready)), now)
+    return _quiesce(state, workers, now)
 
 
 def _begin_afresh(state: ControlState, why: str, now: float) -> Transition:
@@ -233,7 +236,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
     view = event.view
     if (view.epoch, view.attempt) <= (state.view.epoch, state.view.attempt):
         return state, []
-    joined = frozenset(view.workers).difference(state.view.workers)
+    joined, known_spares = frozenset(view.workers).difference(state.view.workers), state.spares
     gone = {worker: why for worker, why in state.leaving.items() if worker not in view.workers and worker not in state.dead}
     state = replace(
         without_attempt(state),
@@ -243,6 +246,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         starting=state.starting - joined,
         ready={worker: member for worker, member in state.ready.items() if worker not in joined},
         newcomers=joined,
+        spares=state.spares - joined,
         fallen=False,
         back=None,
         afresh=False,
@@ -253,7 +257,7 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         leaving={worker: why for worker, why in state.leaving.items() if worker in view.workers},
         nag_at=None,
     )
-    announced: list[ControlAction] = [Announce(view=view)]
+    announced: list[ControlAction] = [Announce(view=view, spares=tuple(sorted(known_spares & joined)))]
     announced += [Evict(worker=worker, why=why) for worker, why in gone.items()]
     if state.finished:  # a member that had finished before the attempt reached it
         return followed_by(announced, close_job(state, now))

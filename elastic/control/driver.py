@@ -17,6 +17,8 @@ from elastic.control.link_figures import LinkFigures
 from elastic.control.memory_ahead import prepare_memory
 from elastic.control.outcome import failed
 from elastic.control.preparing import Preparing
+from elastic.control.spare_pings import SparePings
+from elastic.control.spares import joiners
 from elastic.control.state import JobPolicy, Phase, Resumed
 from elastic.control.watch import Subjects, Watch
 from elastic.control.world import Terms, World
@@ -47,8 +49,10 @@ class Driver:
             respawn=settings.respawn,
             checkpoints=bool(founder.settings.get("checkpoint")),
             hosts=world.several,
+            spares=settings.spares,
         )
-        self.state = machine.running(view, policy) if resumed is None else machine.resumed(view, policy, resumed)
+        now = world.clock()
+        self.state = machine.running(view, policy, now) if resumed is None else machine.resumed(view, policy, resumed, now)
         self._world = world
         earlier = () if resumed is None else resumed.incidents
         self._incident_log = IncidentLog(world, founder.settings.get("micro_batch_size", 1), earlier)
@@ -65,8 +69,11 @@ class Driver:
         self._feeding = False
         subjects = lambda: Subjects.of(self.state)  # noqa: E731
         self._watch = Watch(world.carrier, world.timers, Limits.of(settings), subjects, self._exclude, world.say, world.clock)
+        waiting = lambda: self.state.spares - self.state.participants - self.state.evicted  # noqa: E731
+        self._pings = SparePings(world.carrier, world.timers, waiting, self._check_spares, self._give_up, world.clock)
         self._announce(events.Announce(view=view))
         self._watch.look()
+        self._set_timer()
 
     @property
     def view(self) -> View:
@@ -95,6 +102,7 @@ class Driver:
             self._incident_log.lost(self.view, death, now)
             self._lost_at, loss = now, loss_of(self.view, death, self._incident_log.causes.get(death.worker))
         self._incident_log.forget(death.worker)
+        self._check_spares()
         self.feed(events.WorkerDied(worker=death.worker, how=death.how, loss=loss))
         self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.dismiss(death.worker)))
 
@@ -118,12 +126,14 @@ class Driver:
         """Handles a view that is committed in etcd."""
         self.feed(events.Committed(view=view))
 
-    def has_room(self, workers: int) -> None:
-        """Handles hosts that have come or gone: all together have room for so many workers."""
-        self.feed(events.Room(workers=workers))
+    def has_room(self, workers: int, spares: int = 0, rooms: Mapping[str, int] | None = None) -> None:
+        """Handles hosts that have come or gone: so many workers and spares are wanted. `rooms` is the room for members by host."""
+        self._check_spares()
+        self.feed(events.Room(workers=workers, spares=spares, rooms=rooms or {}))
 
     def drain(self, workers: Iterable[int], why: str) -> None:
         """Makes workers leave at the next boundary, after they have sent what they own."""
+        self._check_spares()
         self.feed(events.Draining(workers=frozenset(workers).intersection(self.view.workers), why=why))
 
     def missed(self, worker: int, at: float) -> None:
@@ -154,6 +164,7 @@ class Driver:
         self._world.timers.clear_timer("machine")
         self._watch.close()
         self._preparing.close()
+        self._pings.close()
         self._incident_log.close()
 
     @property
@@ -183,6 +194,16 @@ class Driver:
         else:
             wait = max(0.0, self.state.wake_at - self._world.clock())
             self._world.timers.set_timer(wait, lambda: self.feed(events.Timeout()), "machine")
+
+    def _check_spares(self) -> None:
+        """Notes which spares cannot join now, before something happens for which they may be needed."""
+        unable = self._pings.unable()
+        if unable != self.state.unable:
+            self.feed(events.Unable(workers=unable))
+
+    def _give_up(self, worker: int, why: str) -> None:
+        if self._settings.hung_after is not None:
+            self.feed(events.Unresponsive(worker=worker, why=why))
 
     def _exclude(self, found: Verdict) -> None:
         """Replaces a worker that fails without announcing it; its fault began when it was first seen in that condition."""
@@ -234,7 +255,7 @@ class Driver:
 
     def _hear_paused(self, worker: int, message: Message) -> None:
         if self._incident_log.current is None and self.state.phase is Phase.BOUNDARY:
-            kind, why = ("join", None) if self.state.ready else ("rebalance", balance.sentence(self.state.slowdowns))
+            kind, why = ("join", None) if joiners(self.state, at_boundary=True) else ("rebalance", balance.sentence(self.state.slowdowns))
             if self.state.leaving:
                 kind, why = "drain", next(iter(self.state.leaving.values()))
             self._incident_log.changes(self.view, kind, message["step"], why, sorted(self.state.leaving))
@@ -345,8 +366,9 @@ class Driver:
 
     def _announce(self, action: events.Announce) -> None:
         view, current = action.view, self._incident_log.current
-        self._incident_log.note(lambda timeline, now: timeline.committed(now, view))
-        if current is not None and self._lost_at is not None and set(view.workers).difference(current.before.workers):
+        self._incident_log.note(lambda timeline, now: timeline.committed(now, view, action.spares))
+        joined = set(view.workers).difference(() if current is None else current.before.workers, action.spares)
+        if current is not None and self._lost_at is not None and joined:
             self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
         self._world.carrier.tell(view.workers, {"type": "view", "view": view.to_json()}, view.workers if view.epoch == 1 else ())
         self._link_figures.keep(view.workers)

@@ -163,9 +163,19 @@ class Unresponsive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """Hosts have come or gone: all together have room for so many workers."""
+    """Hosts have come or gone, or the user scales the job: so many workers and spares are wanted; `rooms` is the room for members by
+    host, empty if there is one host."""
 
     workers: int
+    spares: int = 0
+    rooms: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unable:
+    """These ready workers cannot join now, since they are stopped or silent; all others can."""
+
+    workers: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +217,7 @@ Event = (
     | Unbalanced
     | Unresponsive
     | Room
+    | Unable
     | Draining
     | Reopened
     | Stopping
@@ -274,7 +285,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
+    """The view is committed. `spares` are those that have joined with it."""
+
     view: View
+    spares: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

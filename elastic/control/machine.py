@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from elastic.control import spares
 from elastic.control.attempt import (
     PATIENCE_S,
+    SETTLING_S,
     attempt_failed,
     commit_failed,
     committed,
@@ -47,6 +49,7 @@ from elastic.control.events import (
     Stopping,
     Tell,
     Timeout,
+    Unable,
     Unbalanced,
     Unproposable,
     Unresponsive,
@@ -77,15 +80,16 @@ if TYPE_CHECKING:
 LOSSES_KEPT = 100
 
 
-def running(view: View, policy: JobPolicy) -> ControlState:
-    """Returns the state of a job whose first view is committed."""
-    return ControlState(policy=policy, view=view, next_worker=max(view.workers) + 1)
+def running(view: View, policy: JobPolicy, now: float = 0.0) -> ControlState:
+    """Returns the state of a job whose first view is committed. Spares are started when its first step is, or soon if steps are long."""
+    start_at = now + SETTLING_S if policy.spares else None
+    return ControlState(policy=policy, view=view, next_worker=max(view.workers) + 1, start_at=start_at)
 
 
-def resumed(view: View, policy: JobPolicy, known: Resumed) -> ControlState:
+def resumed(view: View, policy: JobPolicy, known: Resumed, now: float = 0.0) -> ControlState:
     """Returns the state of a job that another agent has coordinated until now."""
     epoch, attempt = known.attempt_id
-    state = running(view, policy)
+    state = running(view, policy, now)
     return replace(state, next_worker=max(state.next_worker, known.next_worker), attempt=attempt if epoch > view.epoch else 0)
 
 
@@ -100,9 +104,11 @@ def _died(state: ControlState, event: WorkerDied, now: float) -> Transition:
     worker = event.worker
     if worker in state.dead:
         return state, []
-    known = state.starting | state.ready.keys()
+    known, waited = state.starting | state.ready.keys(), worker in state.spares and worker not in state.participants
     state = replace(
         state,
+        spares=state.spares - {worker},
+        unable=state.unable - {worker},
         dead=state.dead | {worker},
         evicted=state.evicted - {worker},
         starting=state.starting - {worker},
@@ -111,6 +117,8 @@ def _died(state: ControlState, event: WorkerDied, now: float) -> Transition:
     )
     if worker in state.view.workers:
         return _member_died(state, event, now)
+    if waited:
+        return _spare_died(state, event, now)
     if worker in known:
         return _joiner_died(state, event, now)
     return state, []
@@ -131,6 +139,15 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
     told: list[ControlAction] = [Tell(sentence=event.how), *actions]
     # The view that is being committed may be committed already.
     return (state, told) if state.phase is Phase.COMMITTING else followed_by(told, open_attempt(state, now))
+
+
+def _spare_died(state: ControlState, event: WorkerDied, now: float) -> Transition:
+    before, state = state.spares_from, spares.died(state, now)
+    told: list[ControlAction] = [Tell(sentence=f"{event.how}; it was a spare, and the training goes on")]
+    if state.policy.respawn and before is None and state.spares_from is not None:
+        often = f"{spares.DEATHS} spares have died within {spares.FORGIVEN_S / 60:g} minutes"
+        told.append(Tell(sentence=f"{often}: no others are started for {state.spares_from - now:.0f} s. The system may be out of memory"))
+    return followed_by(told, replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING)))
 
 
 def _joiner_died(state: ControlState, event: WorkerDied, now: float) -> Transition:
@@ -185,6 +202,7 @@ def _joiner_ready(state: ControlState, event: JoinerReady, now: float) -> Transi
     if event.worker not in state.starting or event.worker in state.evicted:
         return state, []
     state = replace(state, starting=state.starting - {event.worker}, ready={**state.ready, event.worker: event.member})
+    state = spares.as_spare(state, event.worker)
     if state.phase is Phase.PAUSED:
         return open_attempt(state, now)
     return (gathering(state, now) if state.phase is Phase.RUNNING else state), []
@@ -192,7 +210,7 @@ def _joiner_ready(state: ControlState, event: JoinerReady, now: float) -> Transi
 
 def _ask_boundary(state: ControlState, now: float) -> Transition:
     state = replace(state, join_at=None)
-    if not (state.ready or state.leaving):
+    if not (spares.joiners(state, at_boundary=True) or state.leaving):
         return state, []
     return _boundary(state, now)
 
@@ -209,9 +227,16 @@ def _unresponsive(state: ControlState, event: Unresponsive, now: float) -> Trans
 
 
 def _room(state: ControlState, event: Room, now: float) -> Transition:
-    """Changes the wanted number of workers; new ones are started, also while the job is paused for want of them."""
-    state = replace(state, policy=replace(state.policy, workers=event.workers))
-    return replenished(state, recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
+    """Changes the wanted number of workers: spares join, and new ones are started, also while the job is paused for want of them."""
+    state = replace(state, policy=replace(state.policy, workers=event.workers, spares=event.spares, rooms=event.rooms))
+    if state.phase is Phase.RUNNING:
+        state = gathering(state, now)
+    return replenished(state, recovering=state.start_at is not None or state.phase in (*ATTEMPTING, Phase.COMMITTING))
+
+
+def _unable(state: ControlState, event: Unable, now: float) -> Transition:
+    state = replace(state, unable=event.workers.intersection(state.ready))
+    return (gathering(state, now) if state.phase is Phase.RUNNING else state), []
 
 
 def _draining(state: ControlState, event: Draining, now: float) -> Transition:
@@ -281,6 +306,9 @@ def _timeout(state: ControlState, event: Timeout, now: float) -> Transition:
     if state.start_at is not None and now >= state.start_at:
         state, more = replenished(replace(state, start_at=None))
         actions += more
+    if state.spares_from is not None and now >= state.spares_from:
+        state, more = replenished(replace(state, spares_from=None), recovering=state.phase in (*ATTEMPTING, Phase.COMMITTING))
+        actions += more
     if state.join_at is not None and now >= state.join_at:
         state, more = _ask_boundary(state, now)
         actions += more
@@ -303,6 +331,7 @@ _HANDLERS: dict[type, Callable[[ControlState, Any, float], Transition]] = {
     Unbalanced: _unbalanced,
     Unresponsive: _unresponsive,
     Room: _room,
+    Unable: _unable,
     Reopened: _reopened,
     Draining: _draining,
     Stopping: _stop,

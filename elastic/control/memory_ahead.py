@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from elastic.control.spares import joiners
 from elastic.errors import ElasticError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def prepare_memory(world: World, state: ControlState, terms: Terms) -> None:
     with suppress(ElasticError):
         needed = world.expect(
             last=state.view,
-            joiners=state.ready,
+            joiners={worker: state.ready[worker] for worker in joiners(state, at_boundary=True)},
             slowdowns=state.slowdowns,
             stages=terms.stages,
             links=terms.links,

@@ -34,13 +34,16 @@ ATTEMPTING = (Phase.QUIESCING, Phase.PROPOSING, Phase.MIGRATING)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPolicy:
     """The wanted number of workers, the least number to go on with, whether replacements are started, whether checkpoints are saved, and
-    whether more hosts may join."""
+    whether more hosts may join. `spares` are wanted besides the workers. `rooms`: how many members each host has room for, if there are
+    several."""
 
     workers: int
     min_workers: int = 1
     respawn: bool = True
     checkpoints: bool = False
     hosts: bool = False
+    spares: int = 0
+    rooms: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +74,11 @@ class Retry:
 class ControlState:
     """The state of a job. `attempt` is the number of the last attempt since `view`, `participants` its workers.
 
-    `starting` workers run but are not ready to be members, `ready` ones are; `newcomers` joined with this view and have no committed step
-    yet. `fallen`: the next view begins with a checkpoint (of step `back` or before, if copies of later steps differ), since some of the
-    state is in no worker's memory; `afresh`: or at step 0, with
-    new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
+    `starting` workers run but are not ready to be members, `ready` ones are; of these, `spares` were ready before they were needed, and
+    `unable` ones are stopped or silent. `newcomers` joined with this view and have no committed step yet. `spare_deaths` are the times of
+    the last deaths of spares; until `spares_from` no spares are started. `fallen`: the next view begins with a checkpoint (of step `back`
+    or before, if copies of later steps differ), since some of the state is in no worker's memory; `afresh`: or at step 0, with new workers
+    only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
     so far, in order. `damaged` members of the view have discarded copies of their state.
     `leaving` workers are drained, with the reason.
     `reaching`: the next view needs new workers, on hosts where only dead ones have left state in memory.
@@ -92,6 +96,10 @@ class ControlState:
     finished: frozenset[int] = frozenset()
     starting: frozenset[int] = frozenset()
     ready: Mapping[int, Member] = field(default_factory=dict)
+    spares: frozenset[int] = frozenset()
+    unable: frozenset[int] = frozenset()
+    spare_deaths: tuple[float, ...] = ()
+    spares_from: float | None = None
     participants: frozenset[int] = frozenset()
     paused: Mapping[int, int] = field(default_factory=dict)
     inventories: Mapping[int, Inventory] = field(default_factory=dict)
@@ -145,5 +153,5 @@ class ControlState:
         """The time at which a Timeout is due; None if none is."""
         retry_at = None if self.retry is None else self.retry.due
         dues = [suspicion.due for suspicion in self.suspects.values()]
-        times = [self.start_at, self.join_at, self.close_at, self.nag_at, retry_at, *dues]
+        times = [self.start_at, self.spares_from, self.join_at, self.close_at, self.nag_at, retry_at, *dues]
         return min((time for time in times if time is not None), default=None)

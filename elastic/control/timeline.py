@@ -65,6 +65,7 @@ class Timeline:
     _proposal: Proposal | None = None
     _votes: list[tuple[float, Vote]] = field(default_factory=list)
     _view: View | None = None
+    _spares: tuple[int, ...] = ()
     _resumed: dict[int, float] = field(default_factory=dict)
     _first: dict[int, Message] = field(default_factory=dict)
 
@@ -109,8 +110,9 @@ class Timeline:
     def voted(self, now: float, vote: Vote) -> None:
         self._votes.append((now, vote))
 
-    def committed(self, now: float, view: View) -> None:
-        self._committed, self._view = now, view
+    def committed(self, now: float, view: View, spares: Sequence[int] = ()) -> None:
+        """Records the commit of a view; of its new members, these were `spares`."""
+        self._committed, self._view, self._spares = now, view, (*self._spares, *spares)
 
     def resumed(self, worker: int, at: float) -> None:
         self._resumed.setdefault(worker, at)
@@ -172,6 +174,7 @@ class Timeline:
             joined=() if view is None else tuple(worker for worker in view.workers if worker not in self.before.workers),
             layout_before=self.before.plan.summary,
             layout_after=None if view is None else view.plan.summary,
+            spares=() if view is None else tuple(worker for worker in self._spares if worker in view.workers),
             why=self.why,
             planned=None if proposal is None else proposal.planned,
             findings=tuple(self.findings),

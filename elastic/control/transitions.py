@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from elastic.control import spares
 from elastic.control.events import ControlAction, EndJob, Evict, Respawn
 from elastic.control.state import ControlState, Phase, Suspicion
 from elastic.view import outlives
@@ -34,15 +35,18 @@ def followed_by(first: list[ControlAction], rest: Transition) -> Transition:
     return rest[0], [*first, *rest[1]]
 
 
-def replenished(state: ControlState, *, recovering: bool = False) -> Transition:
-    """Starts as many workers as are missing, unless respawn is off or has failed too often.
+def replenished(state: ControlState, *, recovering: bool = False, awaited: bool = False) -> Transition:
+    """Starts as many workers and spares as are missing, unless respawn is off or has failed too often.
 
     A new worker takes processor time from a recovery. So it is started when the recovery's first step is committed, or soon if steps are
-    long, unless the recovery waits for new workers.
+    long, unless the recovery waits for new workers; `awaited`: it waits for as many as are missing. Then no spares are started.
     """
-    if recovering and len(state.live) >= state.policy.min_workers:
+    if recovering and len(state.live) + len(spares.joiners(state, at_boundary=False)) >= state.policy.min_workers:
         return state, []
-    missing = state.policy.workers - len(state.live) - len(state.ready) - len(state.starting)
+    none = recovering or awaited
+    present = spares.able(state) if none else state.ready
+    missing = spares.missing(state) - len(present) - len(state.starting)
+    missing += 0 if none or state.spares_from is not None else state.policy.spares
     if not respawns(state) or missing <= 0 or not (state.live or state.fallen or outlives(state.view.members)):
         return state, []
     numbers = tuple(range(state.next_worker, state.next_worker + missing))
@@ -85,7 +89,8 @@ def evict(state: ControlState, worker: int, why: str) -> Transition:
 
 def gathering(state: ControlState, now: float) -> ControlState:
     """Sets the time at which ready workers join."""
-    if not (state.ready or state.leaving) or state.stopping or state.finished:
+    state = spares.returning(state)
+    if not (spares.joiners(state, at_boundary=True) or state.leaving) or state.stopping or state.finished:
         return replace(state, join_at=None)
     if not state.starting:
         return replace(state, join_at=now)

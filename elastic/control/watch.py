@@ -18,17 +18,21 @@ from elastic.host.channel import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subjects:
-    """The workers to look at: those that others may wait for, and those that are `starting`. The agent lacks answers of those `asked`."""
+    """The workers to look at: those that others may wait for, those that are `starting`, and those that are ready before they are needed
+    (`spares`). The agent lacks answers of those `asked`."""
 
     awaited: Collection[int] = ()
     asked: Collection[int] = ()
     starting: Collection[int] = ()
+    spares: Collection[int] = ()
 
     @classmethod
     def of(cls, state: ControlState) -> Subjects:
         """Returns those of a job with a view."""
-        awaited = {*state.live, *state.participants, *state.ready}.difference(state.finished, state.dead)
-        return cls(awaited=awaited, asked=state.missing, starting=state.starting.difference(state.evicted, state.dead))
+        spares = state.spares.difference(state.participants, state.evicted, state.dead)
+        awaited = {*state.live, *state.participants, *state.ready}.difference(state.finished, state.dead, spares)
+        starting = state.starting.difference(state.evicted, state.dead)
+        return cls(awaited=awaited, asked=state.missing, starting=starting, spares=spares)
 
 
 class Looks(Protocol):
@@ -64,9 +68,10 @@ class Watch:
     def look(self) -> None:
         """Looks once, and again every LOOK_S seconds."""
         subjects = self._subjects()
-        workers = sorted({*subjects.awaited, *subjects.starting})
+        workers = sorted({*subjects.awaited, *subjects.starting, *subjects.spares})
         seen = [replace(each, code=self._code.get(each.worker, "")) for each in self._looks.look(workers)]
-        for found in self._judge.look(seen, self._clock(), asked=subjects.asked, starting=subjects.starting):
+        roles = {"asked": subjects.asked, "starting": subjects.starting, "spares": subjects.spares}
+        for found in self._judge.look(seen, self._clock(), **roles):
             if found.excludes:
                 self._exclude(found)
             else:

@@ -54,12 +54,22 @@ class Judge:
         self._excluded: list[float] = []  # when workers were excluded for a hang
         self._said: set[tuple[int, str, str]] = set()
 
-    def look(self, seen: Sequence[Observed], now: float, *, asked: Collection[int] = (), starting: Collection[int] = ()) -> list[Verdict]:
+    def look(
+        self,
+        seen: Sequence[Observed],
+        now: float,
+        *,
+        asked: Collection[int] = (),
+        starting: Collection[int] = (),
+        spares: Collection[int] = (),
+    ) -> list[Verdict]:
         """Returns the new findings at the time `now`, each once: those that exclude a worker, and those that are only to be reported.
 
         `asked` are workers whose answers the agent lacks; nobody waits for those that are `starting`, but they must not take for ever.
+        Of `spares` only stopped ones are found.
         """
-        everybody = bool(seen) and all(each.stopped for each in seen)
+        others = [each for each in seen if each.worker not in spares] or seen
+        everybody = bool(seen) and all(each.stopped for each in others)
         counts = not (everybody or self._everybody_stopped)
         self._everybody_stopped = everybody
         seen = believed(seen)

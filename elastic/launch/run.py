@@ -72,6 +72,7 @@ def run(
     isa: str | None = None,
     seed: int = 0,
     respawn: bool = True,
+    spares: int = 0,
     rebalance: bool = True,
     memory: int | str | None = None,
     stopped_after: float | None = 1.0,
@@ -105,6 +106,9 @@ def run(
         isa: `avx512`, `avx2` or `default`: the instruction set, on which bits depend; by default the best of this machine.
         seed: seed of torch's, NumPy's and Python's generators when `train_fn` begins.
         respawn: start a new worker for each that dies; it joins at a step boundary when it is ready.
+        spares: number of further processes on this host that are started, have built the model and have run its layers once. One of them
+            joins at once when a worker is lost (or on `elastic scale`), and a new spare is started for it. It takes no processor time while
+            it waits, and memory for one model.
         rebalance: shift work from workers that are steadily slower than others. No bit depends on it.
         memory: limit of one worker's memory, in bytes or a text such as `2GiB`; by default an even share of nine tenths of the memory of
             its host or control group. The planner refuses stages that need more.
@@ -154,6 +158,7 @@ def run(
         threads=threads,
         seed=seed,
         respawn=respawn,
+        spares=spares,
         rebalance=rebalance,
         memory=None if memory is None else byte_count(memory),
         stopped_after=stopped_after,
@@ -189,7 +194,7 @@ def launched(settings: JobSettings, sharing: Sharing | None = None) -> JobResult
         EtcdEndpoint.parse(settings.etcd, settings.etcd_files)
     elif settings.etcd_files:
         raise SettingsError("etcd_ca=, etcd_cert=, etcd_key= and etcd_password_file= are for an etcd of yours: give etcd= too")
-    limits.check(settings.workers, settings.directory)
+    limits.check(settings.workers + settings.spares, settings.directory)
     requests, restarts, trained = StopRequests(), list[float](), list[str]()
     with requests.caught():
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))

@@ -17,6 +17,8 @@ KINDS = ("death", "eviction", "damage", "drain", "join", "rebalance")
 INITIAL_STATE = "initial state"
 """The value of `Incident.restored` if training began again at step 0."""
 
+_TUPLES = ("also", "joined", "spares")
+
 _HAPPENED = {
     "death": "died",
     "eviction": "was evicted",
@@ -33,7 +35,8 @@ class Incident:
 
     kind: the kind of fault; it hit worker `worker` at place `place`, in phase `phase` of step `step`. why: a reason in words, if any.
     cause: of an eviction, what the evidence showed: one of the kinds of `elastic.health.verdict`, such as `stopped` or `spinning`.
-    also: further workers that were lost in the same recovery. joined: workers that are in the new view and not in the old one.
+    also: further workers that were lost in the same recovery. joined: workers that are in the new view and not in the old one; `spares` of
+    them had been waiting.
     epoch: of the resulting view. attempts: how many attempts it took.
     at: the monotonic time of the fault, when the first process missed the worker. detected_ms: from then until the agent noticed.
     phases_ms: how long each of RECOVERY_PHASES took, in the last attempt.
@@ -78,6 +81,7 @@ class Incident:
     links_dropped: int | None = None
     links_made: int | None = None
     joined: tuple[int, ...] = ()
+    spares: tuple[int, ...] = ()
     layout_before: str | None = None
     layout_after: str | None = None
     why: str | None = None
@@ -96,14 +100,15 @@ class Incident:
         """Returns JSON types only; `from_json` returns an equal incident."""
         data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         findings = [each.to_json() for each in self.findings]
-        return {**data, "also": list(self.also), "joined": list(self.joined), "phases_ms": dict(self.phases_ms), "findings": findings}
+        lists = {name: list(data[name]) for name in _TUPLES}
+        return {**data, **lists, "phases_ms": dict(self.phases_ms), "findings": findings}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Incident:
         """The inverse of `to_json`."""
         known = dict(data)
         findings = tuple(map(Finding.from_json, known.get("findings", ())))
-        return cls(**{**known, "also": tuple(data["also"]), "joined": tuple(data["joined"]), "findings": findings})
+        return cls(**{**known, **{name: tuple(known[name]) for name in _TUPLES}, "findings": findings})
 
 
 def append(path: Path | str, incident: Incident) -> None:
@@ -141,12 +146,12 @@ def _headline(incident: Incident) -> str:
     nobody = incident.kind == "rebalance"
     if incident.kind == "damage" and not subjects:
         happened, nobody = "copies of the state differed", True
-    text = happened if nobody else f"{_people(subjects)}{_place(incident)} {happened}"
+    text = happened if nobody else f"{_named(incident, subjects)}{_place(incident)} {happened}"
     if incident.step is not None:
         text += f" {'in' if incident.kind in ('death', 'eviction', 'damage') else 'at'} step {incident.step}"
         text += f", {incident.phase}" if incident.phase else ""
     if incident.kind != "join" and incident.joined:
-        text += f"; {_people(incident.joined)} joined"
+        text += f"; {_named(incident, incident.joined)} joined"
     why = f"{incident.cause}: {incident.why}" if incident.cause and incident.why else incident.why
     return f"{text}: {why}" if why else text
 
@@ -154,6 +159,14 @@ def _headline(incident: Incident) -> str:
 def _subjects(incident: Incident) -> tuple[int, ...]:
     first = () if incident.worker is None else (incident.worker,)
     return tuple(dict.fromkeys((*first, *incident.also, *(incident.joined if incident.kind == "join" else ()))))
+
+
+def _named(incident: Incident, workers: Sequence[int]) -> str:
+    """Formats workers, such as `worker 4` or `spare worker 4`."""
+    spares = [worker for worker in workers if worker in incident.spares]
+    others = [worker for worker in workers if worker not in incident.spares]
+    groups = [_people(others)] if others or not spares else []
+    return " and ".join([*groups, *([f"spare {_people(spares)}"] if spares else [])])
 
 
 def _people(workers: Sequence[int]) -> str:

@@ -132,6 +132,7 @@ class Job:
         there is one. All but address and profile must be equal on all workers, else the job ends with MismatchError.
         """
         self.trains = True
+        self.pulse()
         self.send({"type": "announce", "ready": ready})
         with self._ordered:
             self._await_order()
@@ -242,7 +243,8 @@ class Job:
         return self._first if self.view is None else self.worker == self.view.coordinator
 
     def deliver(self, message: dict[str, Any]) -> None:
-        """Takes a message of the agent; called by the thread that receives them."""
+        """Takes a message of the agent, which may be a mere ping; called by the thread that receives them."""
+        self.pulse()
         if message["type"] in _ORDERS:
             with self._ordered:
                 self._map(message)

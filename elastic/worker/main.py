@@ -4,7 +4,7 @@ This module has one connection, to the agent; the trainer makes the links to oth
 
     worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
                       error {kind, ours, message, traceback, epoch, step} | lasts {threads}
-    agent -> worker   view {view} | stop {} | leave {}; the end of the connection is the death of the agent, and so of the worker
+    agent -> worker   view {view} | stop {} | leave {} | ping {}; the end of the connection is the death of the agent, and so of the worker
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def test_a_connection_that_is_closed_for_another_one_in_the_same_turn_does_no_ha
 
 
 def test_a_host_that_comes_back_before_it_was_found_lost_stays() -> None:
-    local = RemoteCarrier(None, "here", 1, HostFacts(processors=1))
-    before, after = (RemoteCarrier(None, "there", 2, HostFacts(processors=1)) for _ in range(2))
+    local = RemoteCarrier(None, "here", 1, 0, HostFacts(processors=1))
+    before, after = (RemoteCarrier(None, "there", 2, 0, HostFacts(processors=1)) for _ in range(2))
     hosts = Hosts(local)
     hosts.add(before)
     hosts.fork(0, "there")

@@ -31,6 +31,7 @@ from elastic.control.events import (
     Respawn,
     Stopping,
     Timeout,
+    Unable,
     Unproposable,
     Vote,
     Voted,
@@ -65,12 +66,13 @@ class World:
             self.answer(action)
 
     def check_joiners(self, before: ControlState, action: ControlAction) -> None:
-        """Joiners start only outside recoveries, and are admitted when all workers have paused, unless the job lacks workers."""
+        """Joiners start only outside recoveries, and are admitted when all workers have paused, unless they are spares or the job lacks
+        workers."""
         if len(self.state.live) < self.state.policy.min_workers:
             return
         if isinstance(action, Respawn):
             assert self.state.phase in (Phase.RUNNING, Phase.BOUNDARY)
-        elif isinstance(action, Quiesce) and set(action.workers) - set(self.state.view.workers):
+        elif isinstance(action, Quiesce) and set(action.workers) - set(self.state.view.workers) - before.spares:
             assert before.phase is Phase.BOUNDARY
             assert len(before.missing) <= 1, "not all had paused"
 
@@ -79,6 +81,8 @@ class World:
         if isinstance(action, Quiesce):
             assert action.attempt_id > max([(view.epoch, view.attempt), *self.opened])
             assert set(action.workers) <= self.known
+            assert not set(action.workers) & self.state.unable - set(self.state.view.workers), "one that cannot join"
+            assert len(action.workers) <= max(self.state.policy.workers, len(self.state.live)), "more than the job wants"
             self.opened.append(action.attempt_id)
             self.post += [Inventoried(worker=worker, attempt_id=action.attempt_id, inventory=Any) for worker in action.workers]
         elif isinstance(action, AskBoundary):
@@ -139,6 +143,8 @@ class World:
         elif kind == "wait":
             self.now += index / 10
             self.feed(Timeout())
+        elif kind == "unable":
+            self.feed(Unable(workers=frozenset(worker for worker in self.state.ready if (worker + index) % 3)))
         elif kind == "stop":
             self.feed(Stopping())
         elif kind == "impossible" and self.state.phase is Phase.PROPOSING:
@@ -169,6 +175,7 @@ class World:
             self.feed(WorkerFinished(worker=worker))
 
     def settle(self) -> None:
+        self.feed(Unable(workers=frozenset()))
         for _ in range(2000):
             if self.post:
                 self.deliver(0)
@@ -186,6 +193,7 @@ WEIGHTS = {
     "again": 20,
     "wait": 20,
     "lost": 8,
+    "unable": 4,
     "refuse": 4,
     "unreachable": 4,
     "refused commit": 4,
@@ -203,16 +211,17 @@ WEIGHTS = {
     min_workers=st.sampled_from([1, 1, 1, 2, 3, 6]),
     respawn=st.booleans(),
     checkpoints=st.booleans(),
+    spares=st.sampled_from([0, 0, 1, 2]),
 )
 def test_nothing_is_committed_wrongly_and_all_comes_to_rest(
-    seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool
+    seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool, spares: int
 ) -> None:
-    live_through(seed, workers, min_workers, respawn, checkpoints)
+    live_through(seed, workers, min_workers, respawn, checkpoints, spares)
 
 
-def live_through(seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool = False) -> None:
+def live_through(seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool = False, spares: int = 0) -> None:
     """A life of a job with 150 disturbances; AssertionError where the machine does what it never may."""
-    policy = JobPolicy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn, checkpoints=checkpoints)
+    policy = JobPolicy(workers=workers, min_workers=min(workers, min_workers), respawn=respawn, checkpoints=checkpoints, spares=spares)
     world = World(machine.running(FakeView(1, 0, tuple(range(workers))), policy), alive=set(range(workers)))
     chance = random.Random(seed)
     for kind in chance.choices([*WEIGHTS], [*WEIGHTS.values()], k=150):
@@ -224,3 +233,4 @@ def live_through(seed: int, workers: int, min_workers: int, respawn: bool, check
         assert len(world.state.view.workers) >= policy.min_workers
         if respawn and world.state.failed_joins < FAILED_JOINS and not (world.state.stopping or world.state.finished):
             assert len(world.state.view.workers) == workers, "nobody was let in for those who died"
+            assert len(world.state.ready) == spares, "a spare is missing, or too many wait"
