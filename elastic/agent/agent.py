@@ -9,6 +9,7 @@ decides how the job ends sets the outcome; then each agent ends all processes th
                         trains {incarnation}: the job has a view; a new agent of this host must not found another job
                         rejoin {why}: the job goes on without this agent, and a new one is to take part in it
                         drained {}: the job goes on without this host
+                        noticed {}: this machine is about to be taken away, and the host is drained
 """
 
 from __future__ import annotations
@@ -40,8 +41,12 @@ from elastic.settings import JobSettings
 from elastic.worker.job import WorkerSpec
 
 if TYPE_CHECKING:
+    from elastic.agent.notice_watch import NoticeWatch
+    from elastic.host.notices import Notice
     from elastic.membership.session import Session
     from elastic.view import View
+
+_LEAVES_EARLIER_S = 2.0  # than the machine is taken away
 
 
 class Agent:
@@ -62,6 +67,7 @@ class Agent:
         self._listener: AgentListener | None = None
         self._stopping = self._trains = False
         self._loop = Loop()
+        self._notices: NoticeWatch | None = None
         signals.obey(lambda: self._loop.post(self.stop))
         if start.sharing is None:  # it coordinates in any case: the fork server starts while etcd is joined
             self._make_crew(start.settings)
@@ -69,6 +75,7 @@ class Agent:
     def run(self) -> None:
         """Returns as soon as there is an outcome, or the launcher is gone."""
         try:
+            self._watch_notices()
             self._join()
             while self.outcome is None and not self.launcher_gone:
                 self._loop.turn()
@@ -85,6 +92,8 @@ class Agent:
 
     def close(self) -> None:
         """Ends every process of the job on this host."""
+        if self._notices is not None:
+            self._notices.close()
         if self._role is not None:
             self._role.close(self.outcome)
         if self._admissions is not None:
@@ -109,6 +118,30 @@ class Agent:
             self._role.drain(self._name)
         elif self._role is not None:
             self._role.stop()
+
+    def _watch_notices(self) -> None:
+        if self._start.drain_on is not None:
+            from elastic.agent.notice_watch import NoticeWatch  # few jobs need it
+            from elastic.host.notices import notice_source
+
+            found = lambda notice: self._loop.post(lambda: self._noticed(notice))  # noqa: E731
+            self._notices = NoticeWatch(notice_source(self._start.drain_on), found, lambda sentence: self._loop.post(lambda: say(sentence)))
+
+    def _noticed(self, notice: Notice) -> None:
+        """Drains this host, which is about to be taken away. In a job of several hosts it leaves in time even if that takes too long."""
+        left = "" if notice.left_s is None else f", in {notice.left_s:.0f} s"
+        say(f"this machine is about to be taken away{left} ({notice.why})")
+        self._launcher.send({"type": "noticed"})
+        self.stop()
+        if notice.left_s is not None and self._start.sharing is not None:
+            self._loop.set_timer(max(0.0, notice.left_s - _LEAVES_EARLIER_S), self._leave_now, "notice")
+
+    def _leave_now(self) -> None:
+        """Leaves at once, unless that ends the job: others then need not wait until this host has been silent for long enough."""
+        alone = isinstance(self._role, Coordinator) and len(self._role.hosts.present) < 2
+        if self.outcome is None and not alone:
+            say("the time that this machine has left is over: the other hosts go on without it, from their copies")
+            self._end({"type": "drained"})
 
     def _join(self) -> None:
         # Imported here, while the fork server starts: both take long.

@@ -23,7 +23,8 @@ class Sharing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """The request to run a job, or to take part in it if it is shared. `environment`, `import_path`, `argv` and `modules` are the
-    launcher's own. `incarnation` is the one of the job in which an earlier agent of this launcher trained: only that one is joined."""
+    launcher's own. `incarnation` is the one of the job in which an earlier agent of this launcher trained: only that one is joined. At
+    `drain_on`, in the form of `host.notices.notice_source`, a notice of termination may appear."""
 
     settings: JobSettings
     directory: str
@@ -33,6 +34,7 @@ class Start:
     modules: dict[str, str]
     sharing: Sharing | None = None
     incarnation: str | None = None
+    drain_on: str | None = None
 
     @classmethod
     def from_json(cls, data: Message) -> Start:
@@ -45,6 +47,7 @@ class Start:
             modules=data["modules"],
             sharing=None if data.get("sharing") is None else Sharing(**data["sharing"]),
             incarnation=data.get("incarnation"),
+            drain_on=data.get("drain_on"),
         )
 
     @property

@@ -25,6 +25,9 @@ def agent(
     spares: Annotated[int, typer.Option(help="Further processes on this host that wait to replace a lost worker at once.")] = 0,
     hosts_min: Annotated[int, typer.Option(help="How many hosts found the job; later ones join it.")] = 1,
     interface: Annotated[str | None, typer.Option(help="This host's IP address for the others; by default that towards etcd.")] = None,
+    drain_on: Annotated[
+        str | None, typer.Option(help="Drain this host when a notice of termination appears: aws, azure, gcp, http://... or file:PATH.")
+    ] = None,
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
     min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it waits.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
@@ -47,6 +50,7 @@ def agent(
         spares=spares,
         hosts_min=hosts_min,
         interface=interface,
+        drain_on=drain_on,
         stages=stages,
         min_workers=min_workers,
         threads=threads,

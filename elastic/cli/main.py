@@ -62,6 +62,9 @@ def run(
     rebalance: Annotated[bool, typer.Option(help="Shift work from workers that are steadily slower.")] = True,
     stopped_after: Annotated[float, typer.Option(help="Replace a worker that is stopped for so many seconds; 0: wait for it.")] = 1.0,
     hung_after: Annotated[float, typer.Option(help="Replace a worker that hangs in a step for so many seconds; 0: wait for it.")] = 3.0,
+    drain_on: Annotated[
+        str | None, typer.Option(help="Stop, and save, when a notice of termination appears: aws, azure, gcp, http://... or file:PATH.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Begin with this plan, a file of `elastic plan --save`.")] = None,
     directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
 ) -> None:
@@ -86,6 +89,7 @@ def run(
         rebalance=rebalance,
         stopped_after=stopped_after or None,
         hung_after=hung_after or None,
+        drain_on=drain_on,
         plan=plan,
         directory=directory,
     )

@@ -60,6 +60,10 @@ class StopRequests:
         self._count = 0
         self._channel: Channel | None = None
 
+    def noticed(self) -> None:
+        """Notes that the agent stops because of a notice of termination, which counts as SIGTERM."""
+        self.first = self.first or signal.SIGTERM
+
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Handles the signals in this context if called in the main thread; in another thread their handlers stay."""

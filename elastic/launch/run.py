@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def run(
     secret: bytes | str | None = None,
     hosts_min: int = 1,
     interface: str | None = None,
+    drain_on: str | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in each of `workers` processes, and waits until the job has ended.
 
@@ -127,6 +129,9 @@ def run(
             written anywhere.
         hosts_min: how many hosts found the job. Settings are the founder's; another host's, where they are no defaults, must be equal.
         interface: the IP address at which other hosts reach this one; by default that on the way to etcd.
+        drain_on: where a notice appears that this machine is about to be taken away: `aws`, `azure` or `gcp`, the metadata service of a
+            spot instance (`aws=http://...`: at another address), `http://...`, a URL that answers 404 or 204 until then and then 200, or
+            `file:PATH`, a file that is made then. It is looked for every second, and acts like SIGTERM.
 
     The first Ctrl-C stops the job at the next step boundary, where a Trainer saves, and `JobResult.stopped` is True; the second stops it at
     once, with KeyboardInterrupt. SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A
@@ -141,7 +146,7 @@ def run(
         JobFailed: a worker raised, with its traceback; or so many died that the training cannot continue.
         CoverageLost: more workers died together than there are copies of the state.
         CopiesConflict: copies of the state differ that must be equal.
-        Terminated: SIGTERM or SIGHUP arrived, and the job has stopped. It is a SystemExit.
+        Terminated: SIGTERM, SIGHUP or the notice of `drain_on` arrived, and the job has stopped. It is a SystemExit.
     """
     _refuse_inside_worker()
     _refuse_nowhere()
@@ -168,11 +173,11 @@ def run(
         shared=secret is not None,
     )
     if secret is None:
-        return launched(settings)
+        return launched(settings, drain_on=drain_on)
     given = {field: value for field, value in settings.to_json().items() if field in _COMPARED and value != _default(field)}
     if isa is not None:
         given["isa"] = isa
-    return launched(settings, sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given))
+    return launched(settings, sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given), drain_on)
 
 
 def _given_files(**paths: str | os.PathLike[str] | None) -> dict[str, str]:
@@ -188,8 +193,12 @@ def _default(field: str) -> Any:
     return next(each.default for each in fields(JobSettings) if each.name == field)
 
 
-def launched(settings: JobSettings, sharing: Sharing | None = None) -> JobResult:
+def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: str | None = None) -> JobResult:
     """Runs the job of these settings, with `sharing` together with other hosts, and waits. Returns and raises what `run` does."""
+    if drain_on is not None:
+        from elastic.host.notices import notice_source  # few jobs need it
+
+        notice_source(drain_on)
     if settings.etcd is not None:
         EtcdEndpoint.parse(settings.etcd, settings.etcd_files)
     elif settings.etcd_files:
@@ -200,11 +209,12 @@ def launched(settings: JobSettings, sharing: Sharing | None = None) -> JobResult
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
         with own.prepared() as lock:
             try:
-                word = _supervise(settings, sharing, str(own.path), lock, requests, trained)
+                supervise = partial(_supervise, settings, sharing, drain_on, str(own.path), lock, requests, trained)
+                word = supervise()
                 while sharing is not None and requests.first is None and (why := _leaves(word, restarts)) is not None:
                     restarts.append(time.monotonic())
                     say(f"{why}: a new agent of this host takes part in the job")
-                    word = _supervise(settings, sharing, str(own.path), lock, requests, trained)
+                    word = supervise()
                 result = _outcome(word)
             finally:
                 own.remove() if settings.directory is None else own.clear()
@@ -254,7 +264,13 @@ def _refuse_nowhere() -> None:
 
 
 def _supervise(
-    settings: JobSettings, sharing: Sharing | None, directory: str, lock: int, requests: StopRequests, trained: list[str]
+    settings: JobSettings,
+    sharing: Sharing | None,
+    drain_on: str | None,
+    directory: str,
+    lock: int,
+    requests: StopRequests,
+    trained: list[str],
 ) -> Message | None:
     """Runs an agent, which keeps the descriptor `lock` open. Returns its final message, None if it died without one.
 
@@ -280,21 +296,25 @@ def _supervise(
         "modules": own_modules(),
         "sharing": None if sharing is None else asdict(sharing),
         "incarnation": trained[-1] if trained else None,
+        "drain_on": drain_on,
     }
     try:
         channel.send(start)
         with requests.forwarded(channel):
-            return _last_word(channel, trained)
+            return _last_word(channel, requests, trained)
     finally:
         _end(agent, channel, directory)
 
 
-def _last_word(channel: Channel, trained: list[str]) -> Message | None:
+def _last_word(channel: Channel, requests: StopRequests, trained: list[str]) -> Message | None:
     while not channel.closed:
         for message in channel.receive():
-            if message["type"] != "trains":
+            if message["type"] == "trains":
+                trained.append(message["incarnation"])
+            elif message["type"] == "noticed":
+                requests.noticed()
+            else:
                 return message
-            trained.append(message["incarnation"])
     return None
 
 
