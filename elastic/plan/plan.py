@@ -44,13 +44,15 @@ class Stage:
 class Plan:
     """Stages in order; per stage, the worker of each grain; the predicted seconds of a step; and a sentence on why this plan was chosen.
 
-    Raises PlanError unless the stages hold layers 0, 1, ... in order, no worker is in two stages, and routes stay within their stage.
+    `clocks` has the clock of each stage's GPUs in MHz, None for the usual one; it is empty if no clock is chosen. Raises PlanError unless
+    the stages hold layers 0, 1, ... in order, no worker is in two stages, and routes stay within their stage.
     """
 
     stages: tuple[Stage, ...]
     routes: tuple[tuple[int, ...], ...]
     step_s: float
     why: str
+    clocks: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         start = 0
@@ -58,6 +60,8 @@ class Plan:
             if stage.layers.start != start or not stage.layers or stage.layers.step != 1 or not stage.members:
                 raise PlanError(f"stage {number} has layers {stage.layers} and members {stage.members}; layer {start} comes next")
             start = stage.layers.stop
+        if self.clocks and len(self.clocks) != len(self.stages):
+            raise PlanError(f"{len(self.stages)} stages have {len(self.clocks)} clocks")
         devices = self.devices
         if len(set(devices)) < len(devices):
             raise PlanError(f"a worker has two places in the stages: {devices}")
@@ -102,10 +106,12 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Writes a short list per stage and per route."""
         stages: list[Sequence[Any]] = [[stage.layers.start, stage.layers.stop, list(stage.members)] for stage in self.stages]
-        return {"stages": stages, "routes": [list(route) for route in self.routes], "step_s": self.step_s, "why": self.why}
+        found = {"stages": stages, "routes": [list(route) for route in self.routes], "step_s": self.step_s, "why": self.why}
+        return {**found, "clocks": list(self.clocks)} if self.clocks else found
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
         """The inverse of `to_json`."""
         stages = tuple(Stage(layers=range(start, stop), members=tuple(members)) for start, stop, members in data["stages"])
-        return cls(stages=stages, routes=tuple(tuple(route) for route in data["routes"]), step_s=data["step_s"], why=data["why"])
+        routes, clocks = tuple(tuple(route) for route in data["routes"]), tuple(data.get("clocks", ()))
+        return cls(stages=stages, routes=routes, step_s=data["step_s"], why=data["why"], clocks=clocks)

@@ -1,0 +1,231 @@
+"""Chooses the clocks of a plan's stages: the least energy for a time, and the frontier of both. Pure.
+
+A step takes about (busy seconds of the busiest stage) + (one micro-batch through all others). For this estimate the least energy is exact:
+for each possible bottleneck, a merge over the stages keeps the combinations of which no other is both faster and more frugal. The simulated
+schedule then judges, and single changes of a clock that it approves of are made as long as they help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, Mode, Steps, joules
+
+ENERGY_SLACK = 0.005
+"""How much longer a step may take in the mode "energy", as a share."""
+
+SPEED_SHARE = 0.95
+"""The share of the possible gain that the mode "speed" takes; the last of it may need all clocks."""
+
+LEAST_GAIN = 0.01
+"""Predicted gains below this share are not worth a change."""
+
+MOST_POINTS = 24
+"""Clocks of a stage that are considered, evenly spread: GPUs have up to 130, 15 MHz apart."""
+
+_USUAL = ClockPoint(0, 1.0, 0.0)
+
+Points = tuple[ClockPoint, ...]
+
+
+class _Merged(NamedTuple):
+    once_s: float
+    joules: float
+    points: Points
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSearch:
+    """The clocks of one plan. `choices` has None for stages whose clocks are not known, or are left alone."""
+
+    steps: Steps
+    choices: Sequence[ClockChoices | None]
+
+    def clocked(self, points: Sequence[ClockPoint]) -> Clocked:
+        """Returns the step with these clocks."""
+        step_s = self.steps.step_s([point.stretch for point in points])
+        known = [point if choice is not None else None for point, choice in zip(points, self.choices, strict=True)]
+        clocks = tuple(
+            None if choice is None or point.mhz == choice.usual else point.mhz for point, choice in zip(points, self.choices, strict=True)
+        )
+        return Clocked(clocks=clocks, step_s=step_s, joules=joules(self.steps.work, self.choices, known, step_s))
+
+    @property
+    def usual(self) -> Clocked:
+        """The step with the usual clocks."""
+        return self.clocked([_USUAL if choice is None else choice.at(choice.usual) for choice in self.choices])
+
+    @property
+    def fastest(self) -> Clocked:
+        """The step with all clocks as high as they can be sustained."""
+        return self.clocked([_USUAL if choice is None else choice.fastest for choice in self.choices])
+
+    def within(self, limit_s: float, options: Sequence[Points] | None = None) -> Clocked | None:
+        """Returns the step of least energy that takes `limit_s` at most; None if there is none. `options` restricts the clocks."""
+        options = self.options() if options is None else options
+        fastest = [min(points) if len(points) == 1 else min(points, key=lambda point: point.stretch) for points in options]
+        best, found = fastest, self.clocked(fastest)
+        if found.step_s > limit_s:
+            return None
+        low, high = 0.0, 2 * limit_s + 1e-12
+        for _ in range(12):  # the estimate with which the simulated step just fits
+            middle = (low + high) / 2
+            points = self._least(options, middle)
+            judged = None if points is None else self.clocked(points)
+            if points is None or (judged is not None and judged.step_s <= limit_s):
+                low = middle
+                if points is not None and judged is not None and judged.joules < found.joules:
+                    best, found = list(points), judged
+            else:
+                high = middle
+        return self._improved(best, found, limit_s, options)
+
+    def _improved(self, points: Sequence[ClockPoint], found: Clocked, limit_s: float, options: Sequence[Points]) -> Clocked:
+        """Changes one clock, or two against each other, as long as that saves energy within the limit."""
+        points = list(points)
+        while True:
+            tried = [(self.clocked(each), each) for each in _neighbours(points, options)]
+            allowed = [(each.joules, place) for place, (each, _) in enumerate(tried) if each.step_s <= limit_s]
+            if not allowed or min(allowed)[0] >= found.joules * (1 - 1e-9):
+                return found
+            found, points = tried[min(allowed)[1]]
+
+    def options(self) -> list[Points]:
+        """Returns the clocks that are considered for each stage, fastest first."""
+        return [(_USUAL,) if choice is None else _thinned(choice.useful) for choice in self.choices]
+
+    def _least(self, options: Sequence[Points], limit_s: float) -> Points | None:
+        """Returns the clocks of least energy by the estimate of a step, None if no clocks are that fast."""
+        work = self.steps.work
+        bounds = sorted({stage.busiest_s * point.stretch for stage, points in zip(work, options, strict=True) for point in points})
+        best: _Merged | None = None
+        for bound in bounds:
+            fits = [
+                tuple(point for point in points if stage.busiest_s * point.stretch <= bound * (1 + 1e-12))
+                for stage, points in zip(work, options, strict=True)
+            ]
+            if all(fits) and bound <= limit_s:
+                merged = self._merged(fits, limit_s - bound)
+                if merged is not None and (best is None or merged.joules < best.joules):
+                    best = merged
+        return None if best is None else best.points
+
+    def _merged(self, options: Sequence[Points], rest_s: float) -> _Merged | None:
+        """Returns the least energy if one micro-batch through all stages but the busiest takes `rest_s` at most."""
+        most = max(range(len(options)), key=lambda number: self.steps.work[number].busiest_s)
+        partial = [_Merged(0.0, 0.0, ())]
+        for number, (stage, choice, points) in enumerate(zip(self.steps.work, self.choices, options, strict=True)):
+            idle_w = 0.0 if choice is None else choice.idle_w
+            longer = [
+                _Merged(
+                    done.once_s + (0.0 if number == most else stage.once_s * point.stretch),
+                    done.joules + stage.total_s * point.stretch * (point.watts - idle_w) * (choice is not None),
+                    (*done.points, point),
+                )
+                for done in partial
+                for point in points
+            ]
+            partial = _frontier(each for each in longer if each.once_s <= rest_s)
+        return min(partial, key=lambda each: each.joules, default=None)
+
+    def frontier(self, points: int = 16) -> tuple[Clocked, ...]:
+        """Returns steps from the fastest to the most frugal, `points` at most: none is both slower and less frugal than another."""
+        options = self.options()
+        frugal = self.clocked([each[-1] for each in options])
+        first = self.fastest.step_s
+        found: list[Clocked] = []
+        for number in range(points):
+            limit_s = first + (max(frugal.step_s, first) - first) * number / max(1, points - 1)
+            each = self.within(limit_s * (1 + 1e-9), options)
+            if each is not None and (not found or each.joules < found[-1].joules * (1 - 1e-6)):
+                found.append(each)
+        return tuple(found)
+
+
+def _frontier(merged: Iterable[_Merged]) -> list[_Merged]:
+    kept: list[_Merged] = []
+    for each in sorted(merged, key=lambda one: (one.once_s, one.joules)):
+        if not kept or each.joules < kept[-1].joules:
+            kept.append(each)
+    return kept
+
+
+def _thinned(points: Points) -> Points:
+    """Returns some of the points, the first and last among them."""
+    if len(points) <= MOST_POINTS:
+        return points
+    return tuple(points[round(number * (len(points) - 1) / (MOST_POINTS - 1))] for number in range(MOST_POINTS))
+
+
+def _neighbours(points: Sequence[ClockPoint], options: Sequence[Points]) -> Iterator[list[ClockPoint]]:
+    """Yields the points with one clock changed by one place, and with one raised and another lowered."""
+    places = [each.index(point) for each, point in zip(options, points, strict=True)]
+
+    def moved(*moves: tuple[int, int]) -> list[ClockPoint] | None:
+        after = dict(enumerate(places))
+        for stage, by in moves:
+            after[stage] += by
+            if not 0 <= after[stage] < len(options[stage]):
+                return None
+        return [options[stage][place] for stage, place in after.items()]
+
+    count = range(len(points))
+    moves = [((stage, by),) for stage in count for by in (-1, 1)]
+    moves += [((up, -1), (down, by)) for up in count for down in count if up != down for by in (1, 2)]
+    for each in moves:
+        found = moved(*each)
+        if found is not None:
+            yield found
+
+
+def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None]) -> ClockPlan:
+    """Returns the clocks of a plan.
+
+    "speed": nearly the fastest step, with every stage between its usual and its highest sustainable clock, and no higher than that needs.
+    "energy": the least energy with which a step takes as long as with the usual clocks, or hardly longer.
+    Stages keep their usual clocks if the predicted gain is small, or no stage's clocks are known.
+    """
+    search = ClockSearch(steps, choices)
+    usual = search.usual
+    if not any(choices):
+        return ClockPlan(mode=mode, chosen=usual, usual=usual, why="no clock is changed: none of the stages has a model of time and power")
+    if mode == "speed":
+        options = [
+            (_USUAL,) if choice is None else tuple(point for point in choice.points if point.stretch <= 1.0 + 1e-9) for choice in choices
+        ]
+        fastest_s = min(search.fastest.step_s, usual.step_s)
+        ordered = [tuple(sorted(points, key=lambda point: point.stretch)) for points in options]
+        found = search.within(fastest_s + (1 - SPEED_SHARE) * (usual.step_s - fastest_s), ordered) or usual
+        gain = 1 - found.step_s / usual.step_s
+    else:
+        options = [
+            tuple(sorted({*points, *_usual_of(choice)}, key=lambda p: p.stretch))
+            for points, choice in zip(search.options(), choices, strict=True)
+        ]
+        found = search.within(usual.step_s * (1 + ENERGY_SLACK), options) or usual
+        gain = 1 - found.joules / usual.joules if usual.joules else 0.0
+    if gain < LEAST_GAIN:
+        return ClockPlan(mode=mode, chosen=usual, usual=usual, why=_no_gain(mode, usual, found))
+    return ClockPlan(mode=mode, chosen=found, usual=usual, why=_why(found, usual, choices))
+
+
+def _usual_of(choice: ClockChoices | None) -> Points:
+    return () if choice is None else (choice.at(choice.usual),)
+
+
+def _no_gain(mode: Mode, usual: Clocked, found: Clocked) -> str:
+    if mode == "speed":
+        return f"no clock is changed: the fastest clocks give {found.step_s:.3g} s a step, the usual ones {usual.step_s:.3g} s"
+    return f"no clock is changed: the best clocks give {found.joules:.4g} J a step, the usual ones {usual.joules:.4g} J"
+
+
+def _why(found: Clocked, usual: Clocked, choices: Sequence[ClockChoices | None]) -> str:
+    changed = [
+        f"stage {number} {'rises' if clock > choice.usual else 'falls'} to {clock} MHz from {choice.usual}"
+        for number, (clock, choice) in enumerate(zip(found.clocks, choices, strict=True))
+        if clock is not None and choice is not None
+    ]
+    before = f"{usual.step_s:.3g} s and {usual.joules:.4g} J"
+    return f"{', '.join(changed)}: {found.step_s:.3g} s and {found.joules:.4g} J a step instead of {before}, predicted"

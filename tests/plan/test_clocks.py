@@ -1,0 +1,158 @@
+"""Tests of the choice of clocks: against all combinations, on published power sweeps and on made-up GPUs."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.zeus_profiles import GPUS, choices_of, load
+from elastic.errors import PlanError
+from elastic.plan.clock_search import ENERGY_SLACK, ClockSearch, choose
+from elastic.plan.clocks import ClockChoices, Clocked, ClockPoint, JobSteps, common, joules, stretched
+from elastic.plan.fleet import Fleet
+from elastic.plan.plan import Stage
+from elastic.plan.workload import LayerCost, Workload
+
+IDLE_W = 50.0
+
+
+def gpu(clocks=(1500, 1400, 1300, 1100, 900, 700), usual=1300, beta=0.9, dynamic_w=200.0) -> ClockChoices:
+    def took(mhz: float) -> float:
+        return beta * 1500 / mhz + 1 - beta
+
+    points = tuple(ClockPoint(mhz, took(mhz) / took(usual), 100 + dynamic_w * (mhz / 1500) ** 3) for mhz in clocks)
+    return ClockChoices(points=points, usual=usual, idle_w=IDLE_W)
+
+
+def steps(seconds, micro_batches: int = 8, members: int = 1) -> JobSteps:
+    layers = tuple(LayerCost(forward_s=each / 3, backward_s=2 * each / 3, parameters=64, activation_bytes=0) for each in seconds)
+    workload = Workload(layers=layers, micro_batches=micro_batches, grains=micro_batches)
+    workers = iter(range(len(seconds) * members))
+    stages = [
+        Stage(layers=range(number, number + 1), members=tuple(next(workers) for _ in range(members))) for number in range(len(seconds))
+    ]
+    routes = [tuple(stage.members[grain % members] for grain in range(micro_batches)) for stage in stages]
+    return JobSteps(workload, Fleet(workers=tuple(range(len(seconds) * members))), stages, routes)
+
+
+def every(search: ClockSearch) -> list[Clocked]:
+    """All combinations of the clocks that are considered."""
+    return [search.clocked(points) for points in itertools.product(*search.options())]
+
+
+def test_energy_is_that_of_busy_and_idle_gpus():
+    made = steps([0.1, 0.2], micro_batches=4, members=2)
+    choices = [gpu(), None]
+    step_s = made.step_s([1.0, 1.0])
+    usual = gpu().at(1300)
+    assert joules(made.work, choices, [usual, None], step_s) == pytest.approx(0.4 * (usual.watts - IDLE_W) + 2 * IDLE_W * step_s)
+
+
+def test_the_slow_stage_rises_in_the_mode_speed_and_the_others_stay():
+    made = steps([0.1, 0.1, 0.1, 0.2], micro_batches=32)
+    plan = choose("speed", made, [gpu()] * 4)
+    assert plan.chosen.clocks == (None, None, None, 1500)
+    assert plan.why.startswith("stage 3 rises to 1500 MHz from 1300: ")
+    fastest = ClockSearch(made, [gpu()] * 4).fastest
+    assert plan.usual.step_s - plan.chosen.step_s >= 0.95 * (plan.usual.step_s - fastest.step_s)
+    assert plan.chosen.joules < fastest.joules
+
+
+def test_all_stages_rise_in_the_mode_speed_if_each_counts():
+    plan = choose("speed", steps([0.1, 0.1, 0.1, 0.1], micro_batches=2), [gpu()] * 4)
+    assert plan.chosen.clocks == (1500,) * 4
+
+
+def test_energy_is_saved_where_stages_wait_and_the_step_stays():
+    plan = choose("energy", steps([0.1, 0.1, 0.1, 0.2], micro_batches=32), [gpu()] * 4)
+    assert plan.chosen.step_s <= plan.usual.step_s * (1 + ENERGY_SLACK)
+    assert plan.chosen.joules < 0.9 * plan.usual.joules
+    assert all(clock is not None and clock < 1300 for clock in plan.chosen.clocks[:3])
+
+
+def test_nothing_is_changed_without_a_gain():
+    only = ClockChoices(points=(ClockPoint(1300, 1.0, 200.0),), usual=1300, idle_w=IDLE_W)
+    for mode in ("speed", "energy"):
+        plan = choose(mode, steps([0.1, 0.2]), [only, only])
+        assert not plan.changes
+        assert "no clock is changed" in plan.why
+    assert not choose("energy", steps([0.1, 0.2]), [None, None]).changes
+
+
+def test_a_stage_without_a_model_keeps_its_clock():
+    plan = choose("energy", steps([0.1, 0.2, 0.1], micro_batches=32), [gpu(), gpu(), None])
+    assert plan.chosen.clocks[2] is None
+    assert plan.chosen.clocks[0] is not None
+
+
+@settings(max_examples=15)
+@given(
+    seconds=st.lists(st.sampled_from([0.05, 0.1, 0.13, 0.2]), min_size=2, max_size=3),
+    micro_batches=st.integers(1, 6),
+    betas=st.lists(st.sampled_from([0.2, 0.6, 1.0]), min_size=3, max_size=3),
+    slack=st.sampled_from([0.0, 0.05, 0.2]),
+)
+def test_the_least_energy_within_a_time_is_near_that_of_all_combinations(seconds, micro_batches, betas, slack):
+    search = ClockSearch(steps(seconds, micro_batches), [gpu(clocks=(1500, 1300, 1100, 800), beta=beta) for beta in betas[: len(seconds)]])
+    limit_s = search.fastest.step_s * (1 + slack)
+    best = min((each for each in every(search) if each.step_s <= limit_s), key=lambda each: each.joules)
+    found = search.within(limit_s)
+    assert found is not None
+    assert found.step_s <= limit_s
+    assert found.joules <= best.joules * 1.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [GPUS[0], *(pytest.param(each, marks=pytest.mark.long) for each in GPUS[1:])])
+def test_the_frontier_on_published_sweeps_is_within_2_percent_of_all_combinations(name):
+    sweeps = load()
+    networks = ("bert_base_uncased", "deepspeech2", "resnet50")
+    search = ClockSearch(steps([0.1, 0.16, 0.13], 8), [choices_of(name, sweeps[name, network]) for network in networks])
+    tried = every(search)
+    frontier = search.frontier(8)
+    assert len(frontier) >= 3
+    for point in frontier:
+        best = min(each.joules for each in tried if each.step_s <= point.step_s * (1 + 1e-9))
+        assert point.joules <= best * 1.02
+    assert [point.step_s for point in frontier] == sorted(point.step_s for point in frontier)
+    assert [point.joules for point in frontier] == sorted((point.joules for point in frontier), reverse=True)
+
+
+def test_no_clocks_are_fast_enough():
+    search = ClockSearch(steps([0.1, 0.2]), [gpu(), gpu()])
+    assert search.within(search.fastest.step_s * 0.9) is None
+
+
+def test_useful_clocks_are_those_that_no_other_beats():
+    points = (ClockPoint(3, 1.0, 300.0), ClockPoint(2, 1.1, 200.0), ClockPoint(1, 1.2, 199.0))
+    assert [point.mhz for point in ClockChoices(points=points, usual=3, idle_w=50.0).useful] == [3, 2]
+
+
+def test_gpus_of_a_stage_share_the_clocks_that_all_have():
+    other = gpu(clocks=(1400, 1300, 900, 600), dynamic_w=100.0)
+    found = common([gpu(), other])
+    assert found is not None
+    assert [point.mhz for point in found.points] == [1400, 1300, 900]
+    assert found.at(1400).watts == pytest.approx((gpu().at(1400).watts + other.at(1400).watts) / 2)
+    assert common([gpu(), None]) is None
+    assert common([gpu(), gpu(usual=1100)]) is None
+    assert common([]) is None
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_values_that_cannot_be_true_are_refused(value):
+    for point in (ClockPoint(1300, value, 100.0), ClockPoint(1300, 1.0, value)):
+        with pytest.raises(PlanError, match="measure them again"):
+            ClockChoices(points=(point,), usual=1300, idle_w=1.0)
+    with pytest.raises(PlanError, match="is not one of"):
+        ClockChoices(points=(ClockPoint(1300, 1.0, 1.0),), usual=1400, idle_w=1.0)
+    with pytest.raises(PlanError, match="1 MHz is not one of"):
+        gpu().at(1)
+
+
+def test_stretches_multiply_slowdowns():
+    fleet = stretched(Fleet(workers=(1, 2, 3), slowdowns={1: 2.0}), {1: 0.5, 2: 1.5})
+    assert fleet.slowdowns == {2: 1.5}
