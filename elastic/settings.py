@@ -212,6 +212,21 @@ def agent_environment() -> dict[str, str]:
     return {**kept, **_AGENT_VARIABLES}
 
 
+def clocks_directory() -> Path:
+    """The directory in which all jobs of this user record the clocks that they have set on this host; it does not survive a reboot."""
+    if given := os.environ.get("ELASTIC_CLOCKS"):
+        return Path(given)
+    if os.getuid() == 0:
+        return Path("/run/elastic-clocks")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime, "elastic-clocks") if runtime else Path(f"/tmp/elastic-clocks-{os.getuid()}")
+
+
+def power_socket() -> Path:
+    """The socket of the power daemon."""
+    return Path(os.environ.get("ELASTIC_POWER_SOCKET", "/run/elastic-power.sock"))
+
+
 def etcd_environment() -> dict[str, str]:
     """This process's environment without variables that would override the flags of a private etcd or make it print traces."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_") or name in _NEEDED_BY_ETCD}

@@ -11,6 +11,7 @@ import elastic
 from elastic.cli import asking
 from elastic.cli import plan as cli_plan
 from elastic.cli.agent import agent
+from elastic.cli.power import power_daemon
 from elastic.cli.ran import printed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training: the same steps, bit for bit, with any workers.")
@@ -23,6 +24,7 @@ def _main() -> None:
 
 app.command()(cli_plan.plan)
 app.command()(agent)
+app.command("power-daemon")(power_daemon)
 for command in (asking.status, asking.scale, asking.drain, asking.stop):
     app.command()(command)
 

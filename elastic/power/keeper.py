@@ -1,0 +1,130 @@
+"""Keeps the clocks of some GPUs for one job, and restores them: the core of the guardian and of the daemon.
+
+To restore is to remove the lock: NVML cannot read a lock, so a GPU whose clock somebody else has locked is never taken (`Nvml` says how
+that is seen), and what is found is always "not locked". The usual clock, which an operator may have set, is another setting and stays.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from elastic.errors import PowerError
+from elastic.power.conditions import Condition, power_error
+from elastic.power.nvml import Nvml
+from elastic.power.records import Owned, Records
+
+_TRIES, _PAUSE_S = 5, 0.05
+
+
+class Keeper:
+    """The clocks of one job on this host. `allowed` are the GPUs that may be changed; None: any."""
+
+    def __init__(self, nvml: Nvml, records: Records, job: str, allowed: Collection[str] | None = None) -> None:
+        self._nvml, self._records, self._job, self._allowed = nvml, records, job, allowed
+        self._owned: dict[str, Owned] = {}
+
+    def take(self, uuid: str, own: Collection[int] = ()) -> None:
+        """Takes a GPU, and removes what a killed process has left on it. `own` are the processes of the job that may compute on it.
+
+        Raises PowerError: not allowed, shared, locked by somebody else, divided into instances, or lost.
+        """
+        if uuid in self._owned:
+            return
+        if self._allowed is not None and uuid not in self._allowed:
+            raise power_error(Condition.NO_PERMISSION, f"GPU {uuid} is not on the list of this daemon")
+        gpu = self._nvml.gpu(uuid)
+        owned = self._records.own(uuid)
+        try:
+            gpu.refuse_instances()
+            if owned.left:
+                gpu.unlock()
+                owned.forget()
+            elif gpu.locked_by_other():
+                raise power_error(Condition.SHARED, f"the clock of GPU {uuid} is locked to {gpu.clock_mhz()} MHz by somebody else")
+            if others := [pid for pid in gpu.processes() if pid not in own]:
+                raise power_error(Condition.SHARED, f"GPU {uuid} is used by other processes too ({', '.join(map(str, others))})")
+        except PowerError:
+            owned.release()
+            raise
+        owned.describe(f"job {self._job} (process {os.getpid()})")
+        self._owned[uuid] = owned
+
+    def lock(self, uuid: str, mhz: int, own: Collection[int] = ()) -> int:
+        """Locks the clock of a GPU, and returns the clock that is read back. Raises PowerError, and then nothing has changed."""
+        self.take(uuid, own)
+        gpu, owned = self._nvml.gpu(uuid), self._owned[uuid]
+        gpu.supported().check(mhz, uuid)
+        fresh = not owned.left
+        owned.record(self._job, mhz)
+        try:
+            gpu.lock(mhz)
+        except PowerError:
+            if fresh:
+                owned.forget()
+            raise
+        return gpu.clock_mhz()
+
+    def unlock(self, uuid: str) -> None:
+        """Restores the clock of a GPU that was taken. Raises PowerError if the driver does not do it; the record then remains."""
+        owned = self._owned.get(uuid)
+        if owned is not None and owned.left:
+            self._nvml.gpu(uuid).unlock()
+            owned.forget()
+
+    def close(self) -> list[str]:
+        """Restores all clocks and gives the GPUs back. Returns sentences on those that cannot be restored now; their records remain."""
+        complaints = []
+        for uuid, owned in self._owned.items():
+            if (complaint := _insisted(lambda uuid=uuid: self.unlock(uuid))) is not None:
+                complaints.append(complaint)
+            owned.release()
+        self._owned.clear()
+        return complaints
+
+
+def _insisted(restore: Callable[[], None]) -> str | None:
+    """Tries to restore a clock again if the driver is busy. Returns the reason if it cannot be done."""
+    for again in range(_TRIES, -1, -1):
+        try:
+            restore()
+            return None
+        except PowerError as error:
+            if error.condition != Condition.PASSING.value or not again:
+                return str(error)
+        time.sleep(_PAUSE_S)
+    return None
+
+
+def restore_left(directory: Path, open_nvml: Callable[[], Nvml] = Nvml) -> tuple[list[str], list[str]]:
+    """Restores the clocks that killed processes have left, of this boot; GPUs with a living owner are left alone.
+
+    Returns the GPUs that were restored, and sentences on those that could not be. Raises PowerError if the directory is not ours.
+    """
+    if not directory.exists():
+        return [], []
+    records = Records(directory)
+    restored, complaints = [], []
+    nvml: Nvml | None = None
+    try:
+        for uuid in records.uuids():
+            try:
+                owned = records.own(uuid)
+            except PowerError:
+                continue  # somebody keeps it
+            try:
+                if owned.left:
+                    nvml = nvml or open_nvml()
+                    nvml.gpu(uuid).unlock()
+                    owned.forget()
+                    restored.append(uuid)
+            except PowerError as error:
+                complaints.append(str(error))
+            finally:
+                owned.release()
+    finally:
+        if nvml is not None:
+            nvml.close()
+    return restored, complaints

@@ -1,0 +1,174 @@
+"""Tests of the records of locked clocks: who owns a GPU, and what a process that was killed has left."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from elastic.errors import PowerError
+from elastic.power.conditions import Condition
+from elastic.power.keeper import Keeper, restore_left
+from elastic.power.records import Records, boot_id
+from examples.nvml_standin import NOBODY
+
+
+def refused(call, *arguments) -> PowerError:
+    with pytest.raises(PowerError) as caught:
+        call(*arguments)
+    return caught.value
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return tmp_path / "clocks"
+
+
+@pytest.fixture
+def keeper(nvml, directory) -> Keeper:
+    return Keeper(nvml, Records(directory), "a")
+
+
+def test_clocks_are_set_and_restored(keeper, standin, directory):
+    first, second = standin.uuids[:2]
+    assert keeper.lock(first, 1080) == 1080
+    assert keeper.lock(second, 900) == 900
+    assert keeper.lock(first, 990) == 990
+    record = json.loads((directory / f"{first}.json").read_text())
+    assert (record["mhz"], record["job"], record["boot"]) == (990, "a", boot_id())
+    keeper.unlock(second)
+    assert standin.locked == [990, 0, 0, 0]
+    assert keeper.close() == []
+    assert standin.locked == [0] * 4
+    assert not list(directory.glob("*.json"))
+
+
+def test_the_record_is_there_before_the_clock_is_locked(keeper, standin, directory, monkeypatch):
+    seen = []
+    monkeypatch.setattr("elastic.power.nvml.Gpu.lock", lambda gpu, mhz: seen.append((directory / f"{gpu.uuid}.json").exists()))
+    keeper.lock(standin.uuids[0], 1080)
+    assert seen == [True]
+
+
+def test_two_jobs_on_one_gpu(keeper, standin, nvml, directory):
+    keeper.lock(standin.uuids[0], 1080)
+    other = Keeper(nvml, Records(directory), "b")
+    error = refused(other.lock, standin.uuids[0], 900)
+    assert error.condition == Condition.SHARED.value
+    assert "in the hands of job a" in str(error)
+    assert other.lock(standin.uuids[1], 900) == 900
+    other.close()
+    assert standin.locked == [1080, 0, 0, 0]
+    keeper.close()
+    assert other.lock(standin.uuids[0], 900) == 900
+    other.close()
+
+
+def test_a_gpu_that_other_processes_use_is_left_alone(keeper, standin):
+    gpu = standin.gpus[0]
+    gpu.process_count, gpu.processes[0], gpu.processes[1] = 2, 111, 222
+    error = refused(keeper.lock, standin.uuids[0], 1080, [111])
+    assert error.condition == Condition.SHARED.value
+    assert "used by other processes too (222)" in str(error)
+    assert standin.locked == [0] * 4
+    assert keeper.lock(standin.uuids[0], 1080, [111, 222]) == 1080
+    keeper.close()
+
+
+def test_a_clock_that_an_operator_has_locked_is_left_alone(keeper, standin):
+    standin.gpus[0].locked_min = standin.gpus[0].locked_max = 1215
+    error = refused(keeper.lock, standin.uuids[0], 1080)
+    assert error.condition == Condition.SHARED.value
+    assert "locked to 1215 MHz by somebody else" in str(error)
+    assert keeper.close() == []
+    assert standin.locked == [1215, 0, 0, 0]
+
+
+def test_without_permission_nothing_is_recorded(keeper, standin, directory):
+    standin.gpus[0].may_set = NOBODY
+    assert refused(keeper.lock, standin.uuids[0], 1080).condition == Condition.NO_PERMISSION.value
+    assert not list(directory.glob("*.json"))
+    assert keeper.close() == []
+
+
+def left_behind(directory, uuid: str, **fields) -> None:
+    Records(directory)
+    record = {"uuid": uuid, "boot": boot_id(), "pid": 1, "job": "dead", "mhz": 900, **fields}
+    (directory / f"{uuid}.json").write_text(json.dumps(record))
+
+
+def test_what_a_killed_process_left_is_restored(standin, directory):
+    standin.gpus[1].locked_min = standin.gpus[1].locked_max = 900
+    left_behind(directory, standin.uuids[1])
+    assert restore_left(directory) == ([standin.uuids[1]], [])
+    assert standin.locked == [0] * 4
+    assert restore_left(directory) == ([], [])
+
+
+def test_what_a_killed_process_left_is_restored_by_the_next_job_that_takes_the_gpu(keeper, standin, directory):
+    standin.gpus[1].locked_min = standin.gpus[1].locked_max = 900
+    left_behind(directory, standin.uuids[1])
+    keeper.take(standin.uuids[1])
+    assert standin.locked == [0] * 4
+    keeper.close()
+
+
+def test_a_record_of_another_boot_is_dropped_and_the_clock_left_alone(standin, directory):
+    standin.gpus[1].locked_min = standin.gpus[1].locked_max = 900  # by an operator, since then
+    left_behind(directory, standin.uuids[1], boot="of last week")
+    assert restore_left(directory) == ([], [])
+    assert standin.locked == [0, 900, 0, 0]
+    assert not list(directory.glob("*.json"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"uuid": 3}', "\x00"])
+def test_a_damaged_record_counts_as_a_lock_that_was_left(standin, directory, text):
+    Records(directory)
+    standin.gpus[0].locked_min = standin.gpus[0].locked_max = 900
+    (directory / f"{standin.uuids[0]}.json").write_text(text)
+    assert restore_left(directory) == ([standin.uuids[0]], [])
+    assert standin.locked == [0] * 4
+
+
+def test_a_gpu_with_a_living_owner_is_not_restored(keeper, standin, directory):
+    keeper.lock(standin.uuids[0], 1080)
+    assert restore_left(directory) == ([], [])
+    assert standin.locked[0] == 1080
+    keeper.close()
+
+
+def test_a_lost_gpu_keeps_its_record_until_it_is_back(keeper, standin, directory):
+    keeper.lock(standin.uuids[0], 1080)
+    standin.gpus[0].fails = 15
+    assert "lost GPU" in keeper.close()[0]
+    assert "lost GPU" in restore_left(directory)[1][0]
+    standin.gpus[0].fails = 0
+    assert restore_left(directory) == ([standin.uuids[0]], [])
+    assert standin.locked == [0] * 4
+
+
+def test_a_busy_driver_is_asked_again(keeper, standin, monkeypatch):
+    keeper.lock(standin.uuids[0], 1080)
+    standin.gpus[0].fails = 27
+    monkeypatch.setattr("elastic.power.keeper.time.sleep", lambda _: setattr(standin.gpus[0], "fails", 0))
+    assert keeper.close() == []
+    assert standin.locked == [0] * 4
+
+
+def test_a_directory_in_which_others_may_write_is_refused(directory):
+    directory.mkdir()
+    directory.chmod(0o777)
+    assert refused(Records, directory).condition == Condition.NO_PERMISSION.value
+
+
+@pytest.mark.parametrize("uuid", ["", "GPU-", "../GPU-x", "GPU-a/b", "GPU-" + "x" * 200])
+def test_a_uuid_that_is_none_names_no_file(directory, uuid):
+    assert refused(Records(directory).own, uuid).condition == Condition.NO_GPU.value
+
+
+def test_a_clock_is_not_locked_if_it_cannot_be_recorded(keeper, standin, directory):
+    keeper.take(standin.uuids[0])
+    (directory / f"{standin.uuids[0]}.new").mkdir()
+    assert "no record of it can be written" in str(refused(keeper.lock, standin.uuids[0], 1080))
+    assert standin.gpus[0].sets == 0
+    keeper.close()
