@@ -76,6 +76,7 @@ class Executor:
         self._done: dict[int, InFlight] = {}  # the last ones that have gone backward
         self._unread: list[tuple[Callable[[int, int], object], int]] = []
         self._addresses: dict[int, Sequence[int]] = {}
+        self._splits = {layer for layer in self._layers if view.workload.layers[layer].weight_s}
         self._seconds = sum(each.forward_s + each.backward_s for each in (view.workload.layers[layer] for layer in self._layers))
         self._taken_over: set[int] = set()
         self.effort = Effort()
@@ -93,7 +94,7 @@ class Executor:
         worker = self._network.worker
         self.pipe = Pipe(worker, view, self._network)
         self.reducer = Reducer(worker, self._model, view, self._network, self._shared)
-        self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes).get(worker, ())
+        self.actions: Sequence[Action] = build(view.workload, view.plan.stages, view.plan.routes, split=view.plan.split).get(worker, ())
         self._route = view.plan.routes[self.pipe.stage]
 
     def records(self) -> Records:
@@ -113,22 +114,23 @@ class Executor:
         actions = self._begin(step)
         for action in actions:
             computed_s = self.effort.computed_s
-            if action.kind == "B":
-                self._enter("backward", step, action.micro_batch)
-                self._backward(step, action.micro_batch)
-                self._finished.add(action.micro_batch)
-                self._note(action.micro_batch)
-            else:
+            if action.kind == "F":
                 self._enter("forward", step, action.micro_batch)
                 if (leaf := self._forward(step, action.micro_batch, batch)) is not None:
                     self._leaves[action.micro_batch] = leaf
+            else:
+                self._enter("backward", step, action.micro_batch)
+                if action.kind != "W":
+                    self._backward(step, action.micro_batch, split=action.kind == "I")
+                if action.kind != "I":
+                    self._complete(action.micro_batch)
             if action.micro_batch in self._taken_over:
                 self.taken_over_s += self.effort.computed_s - computed_s
         for receive, micro_batch in self._unread:  # computed again by a neighbour, but held here
             receive(step, micro_batch)
         self.gatherer.wait_all()  # a worker without a grain has not waited yet
         self.drew |= self.generators.drawn()
-        self.micro_batches_run += len(actions) // 2
+        self.micro_batches_run += sum(action.kind == "F" for action in actions)
         return list(self._leaves.values())
 
     def resume(self, resumption: Resumption) -> None:
@@ -152,7 +154,7 @@ class Executor:
                 self._restore(resumed.salvage)
                 self._hold(resumed.salvage, {action.micro_batch for action in actions})
         self._loads = [action.micro_batch for action in actions if action.kind == "F" and self._needs_data(action.micro_batch)]
-        self._last_backward = next((action.micro_batch for action in reversed(actions) if action.kind == "B"), -1)
+        self._last_backward = next((action.micro_batch for action in reversed(actions) if action.kind in "BW"), -1)
         if self.actions and not actions:  # nothing is left to compute: send the restored sums
             for vector in itertools.chain.from_iterable(self._vectors.values()):
                 self.reducer.contribute(vector)
@@ -252,7 +254,8 @@ class Executor:
             self.pipe.send_activations(step, micro_batch, state.output.crossing)
         return state.leaf
 
-    def _backward(self, step: int, micro_batch: int) -> None:
+    def _backward(self, step: int, micro_batch: int, *, split: bool) -> None:
+        """Computes the gradient of the stage's input, and sends it; with `split` it leaves those of the layers' matrices for later."""
         state = self._live[micro_batch]
         if state.begun:
             self._skip_backward(micro_batch, state)
@@ -267,16 +270,34 @@ class Executor:
                 continue
             self._network.check()
             with self.effort.of(state.fresh):
-                gradients = runner.backward(step, micro_batch, state.runs[runner.index], state.gradients)
-            state.went_backward(runner.index, gradients, [(v, self._take_gradients(v)) for v in self._vectors[runner.index]])
+                gradients, left = runner.backward_in_parts(
+                    step, micro_batch, state.runs[runner.index], state.gradients, split=split and runner.index in self._splits
+                )
+            if left is None:
+                state.went_backward(runner.index, gradients, self._taken(runner.index))
+            else:
+                state.went_backward(runner.index, gradients, [])
+                state.left[runner.index] = left
             if self.pipe.first:
                 self._fold(micro_batch, state.found)
         if not self.pipe.first and state.gradients is not None:
             self.pipe.send_gradients(step, micro_batch, state.gradients)  # before folding: the stage below waits for it
+
+    def _complete(self, micro_batch: int) -> None:
+        """Computes what is left of a backward, and adds the gradients to the sums."""
+        state = self._live[micro_batch]
+        for layer in list(state.left):
+            self._network.check()
+            with self.effort.of(state.fresh):
+                state.left[layer].compute()
+            state.found += self._taken(layer)
+            del state.left[layer]
         self._fold(micro_batch, state.found)
         self._done[micro_batch] = self._live.pop(micro_batch)
         if len(self._done) > _HELD_DONE:
             del self._done[next(iter(self._done))]
+        self._finished.add(micro_batch)
+        self._note(micro_batch)
 
     def _skip_backward(self, micro_batch: int, state: InFlight) -> None:
         """Prepares for the rest of a backward that the view before began: its layers are not computed again."""
@@ -285,7 +306,7 @@ class Executor:
         if micro_batch == self._last_backward:
             summed = [vector for layer in range(state.below, self._layers.stop) for vector in self._vectors[layer]]
             for vector in summed:
-                if all(vector is not there for there, _ in state.found):
+                if vector.layer not in state.left and all(vector is not there for there, _ in state.found):
                     self.reducer.contribute(vector)
 
     def _fold(self, micro_batch: int, found: list[tuple[Vector, list[torch.Tensor | None]]]) -> None:
@@ -313,6 +334,9 @@ class Executor:
             self._enter("forward", step, micro_batch)
             self.generators.watch()
         return self._loaded.pop(micro_batch)
+
+    def _taken(self, layer: int) -> list[tuple[Vector, list[torch.Tensor | None]]]:
+        return [(vector, self._take_gradients(vector)) for vector in self._vectors[layer]]
 
     def _take_gradients(self, vector: Vector) -> list[torch.Tensor | None]:
         gradients = []

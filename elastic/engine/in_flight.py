@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from elastic.engine.boundary import Crossing
 from elastic.engine.model import Vector
 from elastic.engine.reduction import Parts
+from elastic.engine.split_backward import Remainder
 from elastic.engine.stage import Gradients, LayerRun, LossLeaf
 
 
@@ -37,7 +38,8 @@ class InFlight:
 
     `runs` and `outputs` are of layers whose forward is done and whose backward is not. `output` is that of the last of `layers`.
     Backward is done from the end down to layer `below`, which is one past the last before it begins. `gradients` are those of the input of
-    layer `below`, or of the output of the last layer; None before the backward begins. `found` are gradients that are not summed.
+    layer `below`, or of the output of the last layer; None before the backward begins. `found` are gradients that are not summed,
+    `left` the second parts of split backwards.
     """
 
     layers: range
@@ -49,6 +51,7 @@ class InFlight:
     leaf: LossLeaf | None = None
     gradients: Gradients | None = None
     found: list[tuple[Vector, Parts]] = field(default_factory=list)
+    left: dict[int, Remainder] = field(default_factory=dict)
     fresh: bool = True  # whether all that is held of it was computed in this view
 
     @classmethod
@@ -84,11 +87,12 @@ class InFlight:
         `same(layer)`: its parameters lie where they lay; `summed(layer)`: the micro-batch is in the sums of all its parameters.
         """
         last, self.fresh = layers.stop == model_layers, False
-        there = {vector.layer for vector, _ in self.found}
+        there = {vector.layer for vector, _ in self.found}.union(self.left)
         usable = self.layers.stop == layers.stop and self.below >= layers.start and (self.output is not None or last)
         passed = range(self.below, layers.stop)
         if self.begun and not (usable and all(layer in there or summed(layer) for layer in passed)):
             self.gradients, self.loss, self.leaf, self.found, self.below = None, None, None, [], layers.stop
+            self.left = {}
         if self.layers.stop != layers.stop:
             self.output, self.loss, self.leaf, self.below = None, None, None, layers.stop
         self.layers = layers

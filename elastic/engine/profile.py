@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from elastic.engine.boundary import Crossing
 from elastic.engine.data import model_input
 from elastic.engine.model import LayeredModel
 from elastic.engine.numerics import Numerics
 from elastic.engine.randomness import Generators
-from elastic.engine.stage import LayerRun, LayerRunner, Loss, LossRunner, enter
+from elastic.engine.stage import Gradients, LayerRun, LayerRunner, Loss, LossRunner, enter
 from elastic.memory.tensors import copy
 
 LayerProfile = list[list[float]]
 
 _MOST_PASSES, _ENOUGH_S = 8, 0.03
+
+WORTH_SPLITTING = 0.1
+"""The least share of a backward that its second part must have, so that splitting it is worth the overhead."""
 
 
 class SavedBytes:
@@ -56,8 +61,9 @@ def buffers_restored(model: LayeredModel) -> Iterator[None]:
 def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
     """Returns the fields of `elastic.plan.workload.LayerCost` per layer for one micro-batch; the last layer's times include the loss.
 
-    Runs the whole model once to warm up, then once or, if that is quick, a few times, and takes the least times. Parameters and buffers are
-    restored, gradients are dropped.
+    Runs the whole model once to warm up, then once or, if that is quick, a few times, and takes the least times. Then it splits backwards
+    in two parts (`split_backward`), and compares their gradients with those of whole ones. Parameters and buffers are restored, gradients
+    are dropped.
     """
     with buffers_restored(model):
         _pass(model, loss, numerics, batch)
@@ -67,13 +73,75 @@ def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> 
                 break
             for best, again in zip(rows, _pass(model, loss, numerics, batch), strict=True):
                 best[:2] = map(min, best[:2], again[:2])
-        return rows
+        parts = _split_pass(model, loss, numerics, batch)
+        return [[*row, *(share * row[1] for share in parts.get(index, ()))] for index, row in enumerate(rows)]
+
+
+def _runners(model: LayeredModel, loss: Loss, numerics: Numerics) -> tuple[list[LayerRunner], LossRunner]:
+    generators = Generators()
+    runners = [LayerRunner(index, layer, numerics, generators, model.running.statistics) for index, layer in enumerate(model.layers)]
+    return runners, LossRunner(len(runners), loss, numerics, generators)
+
+
+def _split_pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> dict[int, tuple[float, float]]:
+    """Returns the seconds of both parts of split backwards, relative to whole ones, of layers where it is worth it and bits are equal."""
+    runners, loss_runner = _runners(model, loss, numerics)
+    crossing = enter(model_input(batch), "the first micro-batch")
+    runs: list[tuple[LayerRun, Crossing]] = []
+    for runner in runners:
+        entering = replace(crossing, tensors=tuple(None if tensor is None else copy(tensor) for tensor in crossing.tensors))
+        run, crossing = runner.forward(0, 0, crossing)
+        runs.append((run, entering))
+    gradients = loss_runner.backward(loss_runner.forward(0, 0, crossing, batch, 0)[0])
+    found: dict[int, tuple[float, float]] = {}
+    for runner in reversed(runners):
+        run, entering = runs.pop()
+        started = time.thread_time()
+        whole = runner.backward(0, 0, run, gradients)
+        whole_s = time.thread_time() - started
+        if (parts := _parts(runner, entering, gradients, [*whole, *_taken(runner)])) and parts[1] > WORTH_SPLITTING * whole_s:
+            found[runner.index] = parts[0] / whole_s, parts[1] / whole_s
+        gradients = whole
+    return found
+
+
+def _parts(
+    runner: LayerRunner, entering: Crossing, gradients: Gradients, wanted: Sequence[torch.Tensor | None]
+) -> tuple[float, float] | None:
+    """Returns seconds of both parts of a split backward; None if it cannot be split, or its gradients have not the bits of `wanted`."""
+    try:
+        run, _ = runner.forward(0, 0, entering)
+        started = time.thread_time()
+        of_input, left = runner.backward_in_parts(0, 0, run, gradients, split=True)
+        input_s, started = time.thread_time() - started, time.thread_time()
+        if left is None:
+            return None
+        left.compute()
+        weight_s = time.thread_time() - started
+        return (input_s, weight_s) if _equal([*of_input, *_taken(runner)], wanted) else None
+    except RuntimeError:  # an operation of the layer's cannot run backward in parts, as some compiled code and checkpointing cannot
+        return None
+    finally:
+        _taken(runner)
+
+
+def _taken(runner: LayerRunner) -> list[torch.Tensor | None]:
+    """Returns the gradients of the layer's parameters, which have none afterwards."""
+    gradients = [parameter.grad for parameter in runner.parameters]
+    for parameter in runner.parameters:
+        parameter.grad = None
+    return gradients
+
+
+def _equal(some: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | None]) -> bool:
+    return all(
+        one is other if one is None or other is None else torch.equal(one, other) and one.stride() == other.stride()
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
-    generators = Generators()
-    runners = [LayerRunner(index, layer, numerics, generators, model.running.statistics) for index, layer in enumerate(model.layers)]
-    loss_runner = LossRunner(len(runners), loss, numerics, generators)
+    runners, loss_runner = _runners(model, loss, numerics)
     crossing = enter(model_input(batch), "the first micro-batch")
     rows: LayerProfile = []
     runs: list[LayerRun] = []

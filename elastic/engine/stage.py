@@ -19,6 +19,7 @@ from torch import nn
 from elastic.engine.boundary import Crossing, flatten, unflatten
 from elastic.engine.numerics import Numerics, alias
 from elastic.engine.randomness import GeneratorKey, Generators
+from elastic.engine.split_backward import Remainder, first_part
 from elastic.engine.statistics import Statistics
 from elastic.engine.structure import takes_keywords
 from elastic.errors import TrainerError
@@ -104,14 +105,24 @@ class LayerRunner:
 
     def backward(self, step: int, micro_batch: int, run: LayerRun, gradients: Gradients) -> list[torch.Tensor | None]:
         """Adds to the parameters' `.grad`; returns the gradient of every input tensor, None if it has none."""
+        return self.backward_in_parts(step, micro_batch, run, gradients, split=False)[0]
+
+    def backward_in_parts(
+        self, step: int, micro_batch: int, run: LayerRun, gradients: Gradients, *, split: bool
+    ) -> tuple[list[torch.Tensor | None], Remainder | None]:
+        """Returns the gradient of every input tensor, and what is left to compute: None if that is nothing, as without `split`."""
         outputs = run.outputs
         if outputs is None:
             with self._statistics.during(self.index, None):
                 _, outputs = self._call(step, micro_batch, [alias(leaf) for leaf in run.leaves], run.structure)
         pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if g is not None and o.requires_grad]
+        remainder = None
         if pairs:
-            torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
-        return gradients_of(run.leaves)
+            tensors, arrived = [output for output, _ in pairs], [gradient for _, gradient in pairs]
+            remainder = first_part(tensors, arrived, run.leaves, self.parameters) if split and run.outputs is not None else None
+            if remainder is None:
+                torch.autograd.backward(tensors, arrived)
+        return gradients_of(run.leaves), remainder
 
     def evaluate(self, step: int, micro_batch: int, crossing: Crossing) -> Crossing:
         """Runs the forward only, without a graph."""

@@ -8,13 +8,13 @@ from typing import Literal, NamedTuple, get_args
 
 from elastic.errors import PlanError
 
-ActionKind = Literal["F", "B"]
+ActionKind = Literal["F", "B", "I", "W"]
 _KINDS: dict[str, ActionKind] = {kind: kind for kind in get_args(ActionKind)}
-_ACTION = re.compile(r"(\d+)([FB])(\d+)")
+_ACTION = re.compile(r"(\d+)([FBIW])(\d+)")
 
 
 class Action(NamedTuple):
-    """One micro-batch through one stage: forward (F) or backward (B)."""
+    """One micro-batch through one stage: forward (F), backward (B), or a backward in two parts, of the input (I) and of the weights (W)."""
 
     stage: int
     kind: ActionKind

@@ -13,6 +13,8 @@ from elastic.plan.timeline import ActivityKind, Span, StepTimeline
 _COLOURS: dict[ActivityKind, tuple[str, str, str]] = {
     "F": ("#3b76c4", "#ffffff", "forward"),
     "B": ("#2f8f5b", "#ffffff", "backward"),
+    "I": ("#2f8f5b", "#ffffff", "backward (input)"),
+    "W": ("#7fbf96", "#1f2328", "backward (weights)"),
     "sync": ("#8a5fb5", "#ffffff", "synchronisation"),
     "update": ("#d9822b", "#ffffff", "update"),
 }

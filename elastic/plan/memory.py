@@ -1,7 +1,8 @@
 """Bytes that a worker must hold as a member of a stage: the sum of the copies that `docs/design.md` lists.
 
 Everything but activations is spread evenly over the members, as in layouts. Activations are those of the micro-batches that 1F1B has in
-flight: S - s of them at stage s of S. Source of this bound: Narayanan et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021).
+flight: S - s of them at stage s of S, and one more at stages other than the first if backwards are split. Source of this bound: Narayanan
+et al., "Memory-Efficient Pipeline-Parallel DNN Training" (2021).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def need(
     *,
     replicated: bool = True,
     outlive: bool = False,
+    split: bool = False,
 ) -> Need:
     """Returns the need of one member of a stage with `members` of all `workers`, `ahead` = S - s stages from the end, computing `grains`.
 
@@ -60,7 +62,7 @@ def need(
     parameters = sum(cost.parameter_bytes for cost in costs)
     states = sum(workload.state_bytes_of(layer) for layer in layers)
     share = 1 / members
-    in_flight = min(ahead, grains * (workload.micro_batches // workload.grains))
+    in_flight = min(ahead + (split and layers.start > 0), grains * (workload.micro_batches // workload.grains))
     entering = workload.layers[layers.start - 1].output_bytes if layers.start else 0
     return Need(
         parameters=parameters,
@@ -74,7 +76,13 @@ def need(
 
 
 def needs(
-    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], *, replicated: bool = True, outlive: bool = False
+    workload: Workload,
+    stages: Sequence[Stage],
+    routes: Sequence[Sequence[int]],
+    *,
+    replicated: bool = True,
+    outlive: bool = False,
+    split: bool = False,
 ) -> dict[int, Need]:
     """Returns the need of every worker of a plan. A replica is as large as its owner's part: most if the owner is alone in its stage."""
     workers = sum(len(stage.members) for stage in stages)
@@ -86,7 +94,7 @@ def needs(
         for worker in stage.members:
             count = grains[worker]
             if count not in alike:
-                kept = {"replicated": replicated, "outlive": outlive}
+                kept = {"replicated": replicated, "outlive": outlive, "split": split}
                 mean = need(workload, stage.layers, len(stage.members), workers, len(stages) - number, count, **kept)
                 alike[count] = replace(mean, replicas=max(mean.replicas, largest) if replicated else 0.0)
             found[worker] = alike[count]
@@ -103,11 +111,13 @@ def subtrees(grains: int) -> int:
     return max((i.bit_count() + 1 for i in range(grains)), default=0)
 
 
-def shortfall(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet) -> tuple[float, str]:
+def shortfall(
+    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], fleet: Fleet, *, split: bool = False
+) -> tuple[float, str]:
     """Returns the bytes that the worker with the largest shortfall lacks, and a sentence about it; 0 and an empty sentence if all fit."""
     worst, problem = 0.0, ""
     for worker, needed in (
-        needs(workload, stages, routes, replicated=fleet.replicated, outlive=fleet.outlive).items() if fleet.memory else ()
+        needs(workload, stages, routes, replicated=fleet.replicated, outlive=fleet.outlive, split=split).items() if fleet.memory else ()
     ):
         lacking = needed.total - fleet.memory.get(worker, math.inf)
         if lacking > worst:

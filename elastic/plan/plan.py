@@ -44,8 +44,9 @@ class Stage:
 class Plan:
     """Stages in order; per stage, the worker of each grain; the predicted seconds of a step; and a sentence on why this plan was chosen.
 
-    `clocks` has the clock of each stage's GPUs in MHz, None for the usual one; it is empty if no clock is chosen. Raises PlanError unless
-    the stages hold layers 0, 1, ... in order, no worker is in two stages, and routes stay within their stage.
+    `clocks` has the clock of each stage's GPUs in MHz, None for the usual one; it is empty if no clock is chosen. `split`: backwards are
+    computed in two parts, of which the second fills waiting times (`elastic.plan.scheduling`). Raises PlanError unless the stages hold
+    layers 0, 1, ... in order, no worker is in two stages, and routes stay within their stage.
     """
 
     stages: tuple[Stage, ...]
@@ -53,6 +54,7 @@ class Plan:
     step_s: float
     why: str
     clocks: tuple[int | None, ...] = ()
+    split: bool = False
 
     def __post_init__(self) -> None:
         start = 0
@@ -106,7 +108,8 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Writes a short list per stage and per route."""
         stages: list[Sequence[Any]] = [[stage.layers.start, stage.layers.stop, list(stage.members)] for stage in self.stages]
-        found = {"stages": stages, "routes": [list(route) for route in self.routes], "step_s": self.step_s, "why": self.why}
+        routes = [list(route) for route in self.routes]
+        found = {"stages": stages, "routes": routes, "step_s": self.step_s, "why": self.why, "split": self.split}
         return {**found, "clocks": list(self.clocks)} if self.clocks else found
 
     @classmethod
@@ -114,4 +117,4 @@ class Plan:
         """The inverse of `to_json`."""
         stages = tuple(Stage(layers=range(start, stop), members=tuple(members)) for start, stop, members in data["stages"])
         routes, clocks = tuple(tuple(route) for route in data["routes"]), tuple(data.get("clocks", ()))
-        return cls(stages=stages, routes=routes, step_s=data["step_s"], why=data["why"], clocks=clocks)
+        return cls(stages=stages, routes=routes, step_s=data["step_s"], why=data["why"], clocks=clocks, split=data["split"])

@@ -23,6 +23,7 @@ from elastic.plan.routing import near_routes
 from elastic.plan.saved import SavedPlan
 from elastic.plan.search import Candidate, Question, asked, asking, searching
 from elastic.plan.slicing import finish
+from elastic.plan.splitting import split_if_faster
 from elastic.plan.workload import Workload
 
 __all__ = ["HORIZON", "Plan", "PlannedChange", "Stage", "fastest", "given", "plan", "staying", "step_s"]
@@ -75,7 +76,7 @@ def plan(
     costs = JobCosts(workload, fleet)
     if previous is None:
         best = _best(_searched(asking(fleet, workload, stages), fleet, prepared))
-        return PlannedChange(plan=_plan(best, costs, stages), moving=Moving(bytes=0.0, seconds=0.0))
+        return PlannedChange(plan=_settled(best, costs, stages), moving=Moving(bytes=0.0, seconds=0.0))
     stayed = _stayed(previous, costs, stages)
     try:
         candidates = _searched(asking(fleet, workload, stages), fleet, prepared)
@@ -87,7 +88,7 @@ def plan(
     tries = ((each.predicted.step_s, partial(_options, previous, each, costs, brief=brief)) for each in fastest_first)
     chosen = least(tries, horizon, stayed)
     assert chosen is not None  # there is a candidate, or the layers may stay
-    bare = _plan(chosen.candidate, costs, stages)
+    bare = _settled(chosen.candidate, costs, stages)
     return PlannedChange(plan=replace(bare, why=f"{bare.why}; {_compared(chosen, stayed, horizon)}"), moving=chosen.moving)
 
 
@@ -96,7 +97,7 @@ def fastest(fleet: Fleet, workload: Workload, stages: int | None = None) -> Plan
 
     Raises PlanError, with advice, if there are more stages than layers or workers, or if no plan fits into memory.
     """
-    return _plan(_best(_searched(asking(fleet, workload, None)._replace(stages=stages), fleet, None)), JobCosts(workload, fleet))
+    return _settled(_best(_searched(asking(fleet, workload, None)._replace(stages=stages), fleet, None)), JobCosts(workload, fleet))
 
 
 def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
@@ -111,7 +112,7 @@ def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
         raise PlanError(f"the saved plan does not fit into memory: {lacking}. Make one for this machine with `elastic plan`")
     costs = JobCosts(workload, fleet)
     predicted = predict(costs, found.stages, found.routes)
-    return _plan(Candidate(stages=found.stages, routes=found.routes, predicted=predicted, reason="as saved"), costs)
+    return _settled(Candidate(stages=found.stages, routes=found.routes, predicted=predicted, reason="as saved"), costs)
 
 
 def step_s(plan: Plan, workload: Workload, fleet: Fleet) -> float:
@@ -127,7 +128,7 @@ def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:
     """
     costs = JobCosts(workload, fleet)
     found = _staying(previous, costs)
-    return None if found is None else _plan(found, costs)
+    return None if found is None else _settled(found, costs)
 
 
 def _staying(previous: Plan, costs: JobCosts) -> Candidate | None:
@@ -195,6 +196,12 @@ def _plan(candidate: Candidate, costs: JobCosts, wanted: int | None = None) -> P
         step_s=candidate.predicted.step_s,
         why=_why(candidate, costs.workload, costs.fleet, wanted),
     )
+
+
+def _settled(candidate: Candidate, costs: JobCosts, wanted: int | None = None) -> Plan:
+    """Makes the plan of a candidate that was chosen, and decides whether its backwards are split."""
+    predicted = candidate.predicted
+    return split_if_faster(_plan(candidate, costs, wanted), costs, crowded=predicted.crowded_s > predicted.compute_s)
 
 
 def _why(candidate: Candidate, workload: Workload, fleet: Fleet, wanted: int | None) -> str:

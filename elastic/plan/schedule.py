@@ -3,6 +3,8 @@
 A worker at stage s of S holds the activations of at most S - s micro-batches (1F1B's bound: Narayanan et al., "PipeDream", 2019, with a
 flush). It runs forwards, and backwards, in ascending order. This cannot deadlock: all micro-batches before the first unfinished one have
 left every worker, and no worker runs a later one before it, so the worker that must run it next is free to do so.
+
+If backwards are split, their second parts fill the time in which a worker would wait (see `elastic.plan.scheduling`).
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from elastic.plan.workload import Workload
 __all__ = ["Action", "Schedule", "build", "format", "parse"]
 
 
-def build(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> dict[int, tuple[Action, ...]]:
+def build(
+    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], *, split: bool = False
+) -> dict[int, tuple[Action, ...]]:
     """Builds the schedule by list scheduling over simulated time, with the workload's seconds and links that take no time.
 
     A free worker runs a backward if one is ready, else a forward that is ready and within the bound, else the first of these that becomes
     ready. `routes[stage][grain]` is a worker; a member without a grain has no actions. With equal costs and equal numbers of workers this
     is classic 1F1B.
     """
-    return simulate(workload, stages, routes)[0]
+    return simulate(workload, stages, routes, split=split)[0]

@@ -1,6 +1,10 @@
 """List scheduling: runs a step in simulated time, which yields the schedule.
 
 The result is free of deadlock at any speeds: the simulated run is a valid order of all actions.
+
+A backward may be *split* (Qi et al., "Zero Bubble Pipeline Parallelism", 2023): the gradient of the stage's input is computed first, since
+the stage below waits for it, and those of its weights when nothing else can be computed. A stage that splits its backwards may hold one
+micro-batch more than 1F1B's bound, so none holds more than the first stage does. The first stage does not split: nobody waits for it.
 """
 
 from __future__ import annotations
@@ -10,13 +14,12 @@ from collections.abc import Generator, Sequence
 from heapq import heappop, heappush
 
 from elastic.plan.actions import Action, ActionKind
-from elastic.plan.timing import Timing
+from elastic.plan.timing import MemberSeconds, Timing
 from elastic.plan.workload import Workload
 
-_BACKWARD, _FORWARD = range(2)
-"""Priority among actions that can start at the same time: the one that more others wait for is first."""
+_BACKWARD, _FORWARD, _INPUT, _WEIGHT = range(4)
 
-_KINDS: tuple[ActionKind, ActionKind] = ("B", "F")
+_KINDS: tuple[ActionKind, ...] = ("B", "F", "I", "W")
 
 _AT_A_TIME = 128
 """Actions between two points at which a run can yield: about 2 ms."""
@@ -26,7 +29,10 @@ _Next = tuple[float, int, int]
 
 
 class _SimulatedWorker:
-    """The work of one worker, its progress, and the actions it has run. Backwards are in the order of its forwards."""
+    """The work of one worker, its progress, and the actions it has run. Backwards are in the order of its forwards.
+
+    `seconds` are by kind. `weights` counts the backwards that are over, `backwards` those whose first part is.
+    """
 
     __slots__ = (
         "arrived",
@@ -40,32 +46,36 @@ class _SimulatedWorker:
         "place",
         "ran",
         "seconds",
+        "split",
         "stage",
         "starts",
+        "weights",
     )
 
-    def __init__(self, worker: int, place: int, stage: int, seconds: tuple[float, float], bound: int) -> None:
-        self.id, self.place, self.stage, self.seconds, self.bound = worker, place, stage, seconds, bound
+    def __init__(self, worker: int, place: int, stage: int, pace: MemberSeconds, bound: int, split: bool) -> None:
+        self.id, self.place, self.stage, self.bound = worker, place, stage, bound
+        self.split = split and stage > 0 and pace.weight_s > 0
+        self.seconds = pace.backward_s, pace.forward_s, pace.input_s, pace.weight_s
         self.micro_batches: list[int] = []
         self.arrived: dict[int, float] = {}
         """When the input of each micro-batch's forward arrives, as far as known."""
-        self.ran: list[int] = []  # 2 x micro-batch + kind: plain numbers, which the garbage collector ignores
+        self.ran: list[int] = []  # 4 x micro-batch + kind: plain numbers, which the garbage collector ignores
         self.starts: list[float] = []
-        self.forwards = self.backwards = 0
+        self.forwards = self.backwards = self.weights = 0
         self.free = 0.0
         self.next: _Next | None = None
 
     @property
     def actions(self) -> tuple[Action, ...]:
         """The actions it has run, in order."""
-        return tuple(Action(self.stage, _KINDS[number & 1], number >> 1) for number in self.ran)
+        return tuple(Action(self.stage, _KINDS[number & 3], number >> 2) for number in self.ran)
 
 
 class Scheduler:
     """Repeatedly runs the earliest possible action of all workers; actions that it enables can only start later."""
 
-    def __init__(self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing) -> None:
-        self.timing, self.last = timing, len(timing.members) - 1
+    def __init__(self, workload: Workload, routes: Sequence[Sequence[int]], timing: Timing, split: bool = False) -> None:
+        self.timing, self.last, self._split = timing, len(timing.members) - 1, split
         self._workload, self._routes = workload, routes
         self.workers: dict[int, _SimulatedWorker] = {}
         self.home: list[list[_SimulatedWorker]] = []
@@ -81,9 +91,8 @@ class Scheduler:
         grains = [workload.grain_of(micro_batch) for micro_batch in range(workload.micro_batches)]
         for stage, (group, route) in enumerate(zip(timing.members, self._routes, strict=True)):
             for worker in group:
-                pace = timing.paces[worker]
                 self.workers[worker] = _SimulatedWorker(
-                    worker, len(self.workers), stage, (pace.backward_s, pace.forward_s), self.last + 1 - stage
+                    worker, len(self.workers), stage, timing.paces[worker], self.last + 1 - stage, self._split
                 )
             self.home.append([self.workers[route[grain]] for grain in grains])
             for micro_batch, home in enumerate(self.home[stage]):
@@ -123,14 +132,18 @@ class Scheduler:
                 receiver = self.home[stage + 1][micro_batch]
                 receiver.arrived[micro_batch] = self._sent(worker, receiver)
                 self._consider(receiver)
+        elif what == _WEIGHT:
+            micro_batch = worker.micro_batches[worker.weights]
+            worker.weights += 1
         else:
             micro_batch = worker.micro_batches[worker.backwards]
             worker.backwards += 1
+            worker.weights += what == _BACKWARD
             if stage:
                 receiver = self.home[stage - 1][micro_batch]
                 self.gradients[stage - 1][micro_batch] = self._sent(worker, receiver)
                 self._consider(receiver)
-        worker.ran.append(micro_batch << 1 | what)
+        worker.ran.append(micro_batch << 2 | what)
         worker.starts.append(start)
         self._consider(worker)
 
@@ -147,13 +160,17 @@ class Scheduler:
     def _consider(self, worker: _SimulatedWorker) -> None:
         """Updates the earliest action that the worker can start, as far as known."""
         free, forwards, backwards = worker.free, worker.forwards, worker.backwards
-        start, what = math.inf, _BACKWARD
+        start, what = math.inf, _INPUT if worker.split else _BACKWARD
         if backwards < forwards:
             start = max(self.gradients[worker.stage][worker.micro_batches[backwards]], free)
-        if start > free and forwards - backwards < worker.bound and forwards < len(worker.micro_batches):
+        room = forwards - backwards < worker.bound and forwards - worker.weights <= worker.bound
+        # If backwards are split, a forward is first: the stage above would run out of work before the one below does.
+        if (start > free or self._split) and room and forwards < len(worker.micro_batches):
             forward = max(worker.arrived.get(worker.micro_batches[forwards], math.inf), free)
-            if forward < start:
+            if forward < start or (forward == start and self._split):
                 start, what = forward, _FORWARD
+        if start > free and worker.weights < backwards:
+            start, what = free, _WEIGHT
         if start == math.inf:
             worker.next = None
         elif worker.next is None or worker.next[:2] != (start, what):

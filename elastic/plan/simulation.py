@@ -20,10 +20,10 @@ from elastic.plan.workload import Workload
 
 
 def simulate(
-    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None
+    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None, *, split: bool = False
 ) -> tuple[dict[int, tuple[Action, ...]], float]:
     """Returns the schedule (see `elastic.plan.schedule.build`), and the seconds until its last action ends."""
-    scheduler = Scheduler(workload, routes, timing or Timing.of(workload, stages))
+    scheduler = Scheduler(workload, routes, timing or Timing.of(workload, stages), split)
     seconds = finish(scheduler.running())
     return {worker: state.actions for worker, state in scheduler.workers.items()}, seconds
 
@@ -35,14 +35,17 @@ def simulating(workload: Workload, routes: Sequence[Sequence[int]], timing: Timi
     return (yield from scheduler.running())
 
 
-def judge(workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None) -> StepTimeline:
+def judge(
+    workload: Workload, stages: Sequence[Stage], routes: Sequence[Sequence[int]], timing: Timing | None = None, *, split: bool = False
+) -> StepTimeline:
     """Returns the timeline of a plan's whole step: actions, synchronisation and updates."""
     timing = timing or Timing.of(workload, stages)
-    scheduler = Scheduler(workload, routes, timing)
+    scheduler = Scheduler(workload, routes, timing, split)
     finish(scheduler.running())
     spans: dict[int, list[Span]] = {}
     for number, state in scheduler.workers.items():
-        took_s = {"F": timing.paces[number].forward_s, "B": timing.paces[number].backward_s}
+        pace = timing.paces[number]
+        took_s = {"F": pace.forward_s, "B": pace.backward_s, "I": pace.input_s, "W": pace.weight_s}
         spans[number] = [
             Span(start_s, start_s + took_s[kind], kind, micro_batch)
             for (_, kind, micro_batch), start_s in zip(state.actions, state.starts, strict=True)

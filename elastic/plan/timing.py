@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from elastic.errors import PlanError
 from elastic.plan.plan import Stage
-from elastic.plan.workload import Workload
+from elastic.plan.workload import LayerCost, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberSeconds:
-    """Seconds that one worker takes for a micro-batch's forward, its backward, and for the update."""
+    """Seconds that one worker takes for a micro-batch's forward, its backward, and for the update.
+
+    A backward in two parts takes `input_s` and `weight_s`; both are 0 if it cannot be split.
+    """
 
     forward_s: float
     backward_s: float
     update_s: float = 0.0
+    input_s: float = 0.0
+    weight_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("forward_s", "backward_s", "update_s"):
+        for name in _MEMBER_SECONDS:
             _check_seconds(getattr(self, name), f"{name} of a worker")
 
     def slowed(self, factor: float) -> MemberSeconds:
         """Returns the seconds with everything `factor` times as long."""
         if factor == 1.0:
             return self
-        return MemberSeconds(forward_s=self.forward_s * factor, backward_s=self.backward_s * factor, update_s=self.update_s * factor)
+        return MemberSeconds(**{name: getattr(self, name) * factor for name in _MEMBER_SECONDS})
+
+
+_MEMBER_SECONDS = tuple(each.name for each in fields(MemberSeconds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +87,7 @@ class Timing:
         paces: dict[int, MemberSeconds] = {}
         for stage in stages:
             layers = [workload.layers[layer] for layer in stage.layers]
-            pace = MemberSeconds(forward_s=sum(layer.forward_s for layer in layers), backward_s=sum(layer.backward_s for layer in layers))
-            paces |= dict.fromkeys(stage.members, pace)
+            paces |= dict.fromkeys(stage.members, _pace(layers))
         return cls(members=tuple(stage.members for stage in stages), paces=paces, sync_s=(0.0,) * len(stages))
 
     def slowed(self, factors: Mapping[int, float]) -> Timing:
@@ -95,6 +102,17 @@ class Timing:
             )
         boundaries = Boundaries(stage=self.stage, activations_s=tuple(activations_s), gradients_s=tuple(gradients_s))
         return replace(self, links=boundaries)
+
+
+def _pace(layers: Sequence[LayerCost]) -> MemberSeconds:
+    """Returns the sum of the layers. A layer whose backward cannot be split computes all of it in the first part."""
+    weight_s = sum(layer.weight_s for layer in layers)
+    return MemberSeconds(
+        forward_s=sum(layer.forward_s for layer in layers),
+        backward_s=sum(layer.backward_s for layer in layers),
+        input_s=sum(layer.input_s if layer.weight_s else layer.backward_s for layer in layers) if weight_s else 0.0,
+        weight_s=weight_s,
+    )
 
 
 def _check_seconds(seconds: float, what: str) -> None:

@@ -16,7 +16,8 @@ MOST_GRAINS = 16
 class LayerCost:
     """Costs of one layer for one micro-batch: seconds forward and backward, elements of trainable parameters, bytes of kept activations.
 
-    `output_bytes` is the size of the output to the next layer; an element of a parameter has `item_bytes`.
+    `output_bytes` is the size of the output to the next layer; an element of a parameter has `item_bytes`. If the backward can be split,
+    its two parts take `input_s`, for the gradient of the layer's input, and `weight_s`, for the rest; else both are 0.
     """
 
     forward_s: float
@@ -25,6 +26,8 @@ class LayerCost:
     activation_bytes: int
     output_bytes: int = 0
     item_bytes: int = 4
+    input_s: float = 0.0
+    weight_s: float = 0.0
 
     def __post_init__(self) -> None:
         for field in _FIELDS:

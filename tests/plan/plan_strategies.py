@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -28,8 +29,17 @@ def fleet(workers: Iterable[int], slowdowns: Mapping[int, float] | None = None, 
     return Fleet(workers=tuple(workers), slowdowns=slowdowns or {}, **more)
 
 
-def cost(forward_s: float, backward_s: float, parameters: int = 0) -> LayerCost:
-    return LayerCost(forward_s=forward_s, backward_s=backward_s, parameters=parameters, activation_bytes=0)
+def cost(forward_s: float, backward_s: float, parameters: int = 0, **more: float) -> LayerCost:
+    return LayerCost(forward_s=forward_s, backward_s=backward_s, parameters=parameters, activation_bytes=0, **more)
+
+
+def splitting(workload: Workload, shares: Sequence[int]) -> Workload:
+    """The same workload with backwards that can be split: layer i's second part takes `shares[i]` quarters of it, and no longer in all."""
+    layers = [
+        replace(layer, input_s=layer.backward_s * (4 - share) / 4, weight_s=layer.backward_s * share / 4)
+        for layer, share in zip(workload.layers, shares, strict=False)
+    ]
+    return replace(workload, layers=tuple(layers))
 
 
 @st.composite
@@ -63,11 +73,14 @@ def step_seconds(lists: Mapping[int, Sequence[tuple[int, str, int]]], workload: 
     def end(action: tuple[int, str, int]) -> float:
         stage, kind, micro_batch = action
         layers = [workload.layers[layer] for layer in stages[stage].layers]
-        if kind == "F":
+        if kind == "W":
+            took, after = sum(layer.weight_s for layer in layers), (stage, "I", micro_batch)
+        elif kind == "F":
             took, after = sum(layer.forward_s for layer in layers), (stage - 1, "F", micro_batch) if stage > 0 else None
         else:
-            took = sum(layer.backward_s for layer in layers)
-            after = (stage + 1, "B", micro_batch) if stage < depth - 1 else (stage, "F", micro_batch)
+            took = sum(layer.input_s if kind == "I" and layer.weight_s else layer.backward_s for layer in layers)
+            above = next(each for each in "BI" if stage == depth - 1 or (stage + 1, each, micro_batch) in before)
+            after = (stage + 1, above, micro_batch) if stage < depth - 1 else (stage, "F", micro_batch)
         return took + max((end(other) for other in (after, before[action]) if other is not None), default=0.0)
 
     return max(end(action) for action in before)

@@ -16,6 +16,8 @@ def awaited(action: Action, depth: int) -> Action | None:
     stage, kind, micro_batch = action
     if kind == "F":
         return Action(stage - 1, "F", micro_batch) if stage else None
+    if kind == "W":
+        return Action(stage, "I", micro_batch)
     return Action(stage, "F", micro_batch) if stage == depth - 1 else Action(stage + 1, "B", micro_batch)
 
 
@@ -28,7 +30,8 @@ def validate(schedule: Schedule, workload: Workload, routes: Sequence[Sequence[i
     """Raises PlanError, which prints the schedule with the bad cells marked `>2F0<`, unless it can be run as routed.
 
     That is: every worker has exactly the actions routed to it, once; backwards ascend within a grain, whose sum is a fold in that order;
-    no more micro-batches are in flight at a worker than 1F1B's bound; and the lists do not deadlock.
+    no more micro-batches are in flight at a worker than 1F1B's bound, or one more where backwards are split in I and W; and the lists do
+    not deadlock.
     """
     _check_routed(schedule, workload, routes)
     for worker, actions in schedule.items():
@@ -55,26 +58,31 @@ def _check_routed(schedule: Schedule, workload: Workload, routes: Sequence[Seque
         if action in seen:
             refuse(f"{action} is there twice", schedule, [(worker, place)])
         seen.add(action)
-    kinds: tuple[ActionKind, ActionKind] = ("F", "B")
     for stage, row in enumerate(homes):
         for micro_batch, worker in enumerate(row):
-            for kind in kinds:
+            for kind in _kinds(schedule[worker]):
                 if (action := Action(stage, kind, micro_batch)) not in seen:
                     refuse(f"{action} is missing from worker {worker}", schedule)
 
 
+def _kinds(actions: Sequence[Action]) -> tuple[ActionKind, ...]:
+    return ("F", "I", "W") if any(action.kind in "IW" for action in actions) else ("F", "B")
+
+
 def _check_bound(schedule: Schedule, worker: int, actions: Sequence[Action], depth: int) -> None:
     done: Counter[ActionKind] = Counter()
+    last = _kinds(actions)[-1]
     for place, (stage, kind, _) in enumerate(actions):
         done[kind] += 1
-        if done["F"] - done["B"] > depth - stage:
-            refuse(f"more than {depth - stage} micro-batches in flight at stage {stage}", schedule, [(worker, place)])
+        bound = depth - stage + (last == "W")
+        if done["F"] - done[last] > bound:
+            refuse(f"more than {bound} micro-batches in flight at stage {stage}", schedule, [(worker, place)])
 
 
 def _check_folds(schedule: Schedule, worker: int, actions: Sequence[Action], workload: Workload) -> None:
     latest: dict[int, int] = {}
     for place, (_, kind, micro_batch) in enumerate(actions):
-        if kind == "B":
+        if kind in "BW":
             grain = workload.grain_of(micro_batch)
             if micro_batch < latest.get(grain, -1):
                 refuse(f"backwards of grain {grain} are not in ascending order", schedule, [(worker, place)])
@@ -98,4 +106,4 @@ def _check_progress(schedule: Schedule, depth: int) -> None:
 
 def _can_run(action: Action, ended: set[Action], depth: int) -> bool:
     before = awaited(action, depth)
-    return before is None or before in ended
+    return before is None or before in ended or (before.kind == "B" and before._replace(kind="I") in ended)

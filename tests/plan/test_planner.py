@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -12,8 +13,10 @@ from plan_strategies import cost, few, fleet, step_seconds, workloads
 
 from elastic.errors import PlanError
 from elastic.plan import schedule
+from elastic.plan.fleet import HOST
+from elastic.plan.memory import needs
 from elastic.plan.planner import Plan, Stage, fastest, staying
-from elastic.plan.site import WITHIN
+from elastic.plan.site import WITHIN, Site
 from elastic.plan.workload import Workload
 
 worker_lists = st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True)
@@ -147,3 +150,24 @@ def test_a_plan_that_shrinks_keeps_its_layers_and_what_the_others_compute(worklo
     for was, now in zip(before.routes, found.routes, strict=True):
         assert all(a == b for a, b in zip(was, now, strict=True) if a != lost)
     assert found.why.startswith(f"{len(found.stages)} stage{'s'[: len(found.stages) - 1]}, every stage keeps its layers")
+
+
+def test_backwards_are_split_where_that_is_faster_and_fits():
+    def layered(**more: Any) -> Workload:
+        return Workload(layers=(cost(1, 2, 10, **more),) * 4, micro_batches=4, grains=4)
+
+    two = fleet([0, 1])
+    whole, parts = fastest(two, layered(), 2), fastest(two, layered(input_s=1, weight_s=1), 2)
+    assert (whole.split, parts.split) == (False, True)
+    assert (whole.step_s, parts.step_s) == (30, 26)
+    assert parts.why.endswith("backwards in two parts, the second in waiting times, take 4 s off a step")
+    assert Plan.from_json(parts.to_json()) == parts
+    assert not fastest(two, layered(input_s=2, weight_s=2), 2).split, "two parts that take longer than the whole"
+    assert not fastest(two, layered(input_s=1, weight_s=1), 1).split
+    crowded = replace(two, site=Site(places={HOST: 1}))
+    assert not fastest(crowded, layered(input_s=1, weight_s=1), 2).split
+    heavy = Workload(layers=(replace(layered(input_s=1, weight_s=1).layers[0], activation_bytes=1000),) * 4, micro_batches=4, grains=4)
+    needed = max(need.total for need in needs(heavy, parts.stages, parts.routes).values())
+    assert fastest(replace(two, memory={0: int(needed), 1: int(needed)}), heavy, 2).split, "the first stage holds as many"
+    tight = replace(two, memory={0: int(needed), 1: int(needed) - 2000})
+    assert not fastest(tight, heavy, 2).split

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from plan_strategies import coarse, cost, few, planned, positive_eighths, step_seconds
+from plan_strategies import coarse, cost, few, planned, positive_eighths, splitting, step_seconds
 from schedule_checks import validate
 
 from elastic.errors import PlanError
@@ -18,7 +18,7 @@ from elastic.plan.schedule import Action
 from elastic.plan.simulation import simulate
 from elastic.plan.workload import Workload
 
-actions = st.builds(Action, st.integers(0, 20), st.sampled_from("FB"), st.integers(0, 200))
+actions = st.builds(Action, st.integers(0, 20), st.sampled_from("FBIW"), st.integers(0, 200))
 schedules = st.dictionaries(st.integers(0, 99), st.lists(actions, max_size=8).map(tuple), max_size=5)
 
 
@@ -33,7 +33,7 @@ def test_it_prints_as_torch_does():
     assert schedule.format({3: (Action(0, "F", 0), Action(0, "B", 0)), 4: ()}) == "3: 0F0 0B0\n4:"
 
 
-@pytest.mark.parametrize("text", ["0F0", "x: 0F0", "0: 0F", "0: 0X0", "0: 0I0", "0: 0F0,0B0", "0: 0F0\n0: 0B0", "-1: 0F0"])
+@pytest.mark.parametrize("text", ["0F0", "x: 0F0", "0: 0F", "0: 0X0", "0: 0F0,0B0", "0: 0F0\n0: 0B0", "-1: 0F0"])
 def test_what_is_not_a_schedule_is_refused(text):
     with pytest.raises(PlanError, match=r"schedule starts with|is written like"):
         schedule.parse(text)
@@ -48,6 +48,33 @@ def test_built_schedules_are_valid_and_take_the_simulated_time(case):
     assert schedule.build(workload, stages, routes) == lists
     assert seconds == step_seconds(lists, workload, stages)
     assert set(lists) == {worker for stage in stages for worker in stage.members}
+
+
+@few
+@given(planned(), st.lists(st.integers(0, 4), min_size=6, max_size=6))
+def test_split_backwards_are_valid_and_take_the_simulated_time(case, shares):
+    workload, stages, routes = case
+    workload = splitting(workload, shares)
+    lists, seconds = simulate(workload, stages, routes, split=True)
+    validate(lists, workload, routes)
+    assert schedule.build(workload, stages, routes, split=True) == lists
+    assert seconds == step_seconds(lists, workload, stages)
+    for actions in lists.values():
+        for kind in "FIW":
+            numbers = [action.micro_batch for action in actions if action.kind == kind]
+            assert numbers == sorted(numbers)
+
+
+def test_the_second_parts_of_backwards_fill_the_bubble():
+    workload = Workload(layers=(cost(1, 2, input_s=1, weight_s=1),) * 2, micro_batches=4, grains=4)
+    stages = [Stage(layers=range(1), members=(0,)), Stage(layers=range(1, 2), members=(1,))]
+    routes = [even_routes(4, stage.members) for stage in stages]
+    lists, seconds = simulate(workload, stages, routes, split=True)
+    assert schedule.format(lists).splitlines() == [
+        "0: 0F0 0F1 0B0 0F2 0B1 0F3 0B2 0B3",
+        "1: 1F0 1I0 1F1 1I1 1W0 1F2 1I2 1W1 1F3 1I3 1W2 1W3",
+    ]
+    assert (simulate(workload, stages, routes)[1], seconds) == (15, 13)
 
 
 @few

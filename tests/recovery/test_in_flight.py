@@ -26,15 +26,15 @@ def train(job: Any, folder: str, *arguments: Any) -> Any:
     def noting(name: str) -> None:
         run = getattr(LayerRunner, name)
 
-        def noted(self: LayerRunner, step: int, micro_batch: int, *rest: Any) -> Any:
-            found = run(self, step, micro_batch, *rest)
+        def noted(self: LayerRunner, step: int, micro_batch: int, *rest: Any, **options: Any) -> Any:
+            found = run(self, step, micro_batch, *rest, **options)
             log.write(f"{name} {step} {micro_batch} {self.index}\n")
             return found
 
         setattr(LayerRunner, name, noted)
 
     noting("forward")
-    noting("backward")
+    noting("backward_in_parts")
     return outliving.train(job, folder, *arguments)
 
 
