@@ -41,6 +41,7 @@ class Killed:
     missed: tuple[str, ...]
     equal: bool | None
     step_ms: float
+    spares: int = 0
 
     def figures(self) -> dict[str, Any]:
         """Returns spreads over the kills that hit a job with all its workers; kills of a job that lacked a worker are not comparable."""
@@ -63,6 +64,7 @@ class Killed:
         return {
             "side": "ours",
             "workers": self.task.workers,
+            "spares": self.spares,
             "stages": self.task.stages,
             "batch": self.task.batch,
             "micro_batch": self.task.micro_batch,
@@ -92,8 +94,8 @@ _SPREAD = (
 )
 
 
-def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool) -> Killed:
-    """Runs a job and kills workers at random places at random moments, at least `gap_s` apart.
+def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool, spares: int = 0) -> Killed:
+    """Runs a job, with so many spares, and kills workers at random places at random moments, at least `gap_s` apart.
 
     With `check`, raises BenchmarkError if losses or parameters differ from those of the same job without kills.
     """
@@ -105,7 +107,7 @@ def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool) -
     with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
         directory = Path(name)
         with Killer(directory, faults, seed) as killer:
-            result = _run(task, steps, directory)
+            result = _run(task, steps, directory, spares)
             missed = killer.close()
         commits = read_commits(directory)
         first = first_commits(directory)
@@ -125,6 +127,7 @@ def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool) -
         missed=tuple(map(str, missed)),
         equal=equal,
         step_ms=1000 * fault_free_s,
+        spares=spares,
     )
 
 
@@ -147,10 +150,11 @@ def _pace(task: Task) -> float:
     return step_s
 
 
-def _run(task: Task, steps: int, directory: Path) -> elastic.JobResult:
+def _run(task: Task, steps: int, directory: Path, spares: int = 0) -> elastic.JobResult:
     result = elastic.run(
         f"{_HERE / 'ours.py'}:train_logged",
         workers=task.workers,
+        spares=spares,
         stages=task.stages,
         args=(task.batch, task.micro_batch, steps),
         directory=directory,
@@ -187,7 +191,7 @@ def _kills(
         if incident is None:
             raise BenchmarkError(f"worker {shot.worker} was killed for {shot.fault}, but the job recorded no incident for it")
         incident = since_fault(incident, struck.get(incident["worker"], shot.at))
-        join = next((i for i in incidents if i["joined"] and (i["epoch"] or 0) > (incident["epoch"] or 0)), None)
+        join = next((i for i in incidents if i["joined"] and (i["epoch"] or 0) >= (incident["epoch"] or 0)), None)
         again = None if join is None else first.get(join["epoch"])
         redo = None if join is None else join["redo_ms"]
         measured = stall(shot.at, steps)
@@ -203,6 +207,7 @@ def _kills(
                 "workers_before": _members(incident["layout_before"]),
                 "layouts": [incident["layout_before"], incident["layout_after"]],
                 "attempts": incident["attempts"],
+                "by_a_spare": bool(incident["spares"]),
                 **figures,
                 **phases,
                 **_derived(incident),

@@ -1,10 +1,12 @@
 """Measures how long a killed worker stalls training: ours, TorchFT and torchrun, with the same model, data, optimizer and threads.
 
     python benchmarks/recovery.py --json build/recovery.json
+    python benchmarks/recovery.py --peer-kills 0 --spares 1
     python benchmarks/recovery.py --kills 0 --peer-kills 0 --replication
 
-Our side runs one job per row. It kills workers at random places at uniformly random moments, each after the last replacement has joined.
-Losses and parameters must equal, bit for bit, those of the same job without kills. The figures are those of the job's incidents.
+Our side runs one job per row, with `--spares N` one without spares and one with N. It kills workers at random places at uniformly random
+moments, each after the last replacement has joined. Losses and parameters must equal, bit for bit, those of the same job without kills.
+The figures are those of the job's incidents.
 `measured` is the same stall measured from outside, by the times at which steps were yielded; the peers' stall is measured in this way:
 
     stall = first commit after the recovery - kill - time that the steps up to that commit still needed without the kill
@@ -62,10 +64,12 @@ def show_ours(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title="ours: milliseconds from the kill, median (95th percentile)")
     table.add_column("")
     for row in rows:
-        table.add_column(f"{row['workers']} workers\n{row['batch'] * SEQ} tokens", justify="right", no_wrap=True)
+        spares = f" + {row['spares']}" if row["spares"] else ""
+        table.add_column(f"{row['workers']}{spares} workers\n{row['batch'] * SEQ} tokens", justify="right", no_wrap=True)
     for name, meaning in _SHOWN.items():
         table.add_row(meaning, *(_cell(row[name]) for row in rows))
     table.add_row("kills of a full job", *(str(row["kills_of_a_full_job"]) for row in rows))
+    table.add_row("of them replaced by a spare", *(str(sum(each["by_a_spare"] for each in row["each"])) for row in rows))
     table.add_row("steps redone", *(", ".join(f"{n} x {steps}" for steps, n in sorted(row["steps_redone"].items())) for row in rows))
     table.add_row("samples lost", *(str(row["samples_lost"]) for row in rows))
     table.add_row("equal to an undisturbed run", *("not compared" if row["equal_to_undisturbed"] is None else "yes" for row in rows))
@@ -113,6 +117,7 @@ def main(
     ] = None,
     gap: Annotated[float, typer.Option(help="Least seconds between two kills of our side, at the pace of a job without kills.")] = _GAP_S,
     seed: Annotated[int, typer.Option(help="Seed of places and moments.")] = 0,
+    spares: Annotated[int, typer.Option(min=0, help="Also run our side with so many spares.")] = 0,
     check: Annotated[bool, typer.Option(help="Also take the same steps without kills, and compare the bits.")] = True,
     replication: Annotated[bool, typer.Option("--replication", help="Also measure tokens/s with replication against without.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of runs of --replication.")] = 5,
@@ -127,14 +132,15 @@ def main(
     if peer and (strange := set(peer).difference(PEERS)):
         raise typer.BadParameter(f"--peer {strange.pop()}: use one of {', '.join(PEERS)}")
     progress = Console(stderr=True, highlight=False, markup=False)
-    options = {"kills": kills, "peer_kills": peer_kills, "gap_s": gap, "seed": seed, "rounds": rounds}
+    options = {"kills": kills, "peer_kills": peer_kills, "gap_s": gap, "seed": seed, "rounds": rounds, "spares": spares}
     report: dict[str, Any] = {"machine": machine(), "options": options, "ours": [], "peers": [], "left_out": {}, "replication": []}
     chosen: list[PeerKind] = [kind for kind in PEERS if (kind != "torchft-defaults" if peer is None else kind in peer) and peer_kills]
     try:
         for size in sizes:
-            for count in counts if kills else ():
-                progress.print(f"ours: {count} workers, {size} tokens, {kills} kills")
-                report["ours"].append(kill_ours(task_for(size, count, stages), kills, gap, seed, check=check).to_json())
+            for count, more in [(count, more) for count in counts for more in sorted({0, spares})] if kills else ():
+                progress.print(f"ours: {count} workers and {more} spares, {size} tokens, {kills} kills")
+                killed = kill_ours(task_for(size, count, stages), kills, gap, seed, check=check, spares=more)
+                report["ours"].append(killed.to_json())
             for kind in chosen:
                 _run_peer(kind, size, peer_kills, seed, report, progress)
             for count in counts if replication else ():

@@ -31,13 +31,15 @@ from elastic.control.driver import Driver
 from elastic.control.outcome import failed
 from elastic.control.state import Resumed
 from elastic.control.world import World
-from elastic.errors import Deposed, ElasticError, TrainerError
+from elastic.errors import Deposed, ElasticError, PlanError, TrainerError
 from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import say
 from elastic.plan.described import described
+from elastic.plan.fleet import SHARE
+from elastic.plan.memory import readable
 from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
 from elastic.settings import JobSettings
@@ -64,6 +66,7 @@ class Coordinator:
         self._stop_watch = StopProgress()
         self._asked_at = 0.0  # when the stop was requested
         self._reports = JobReports(start.settings.grace_s)
+        self._spare_bytes = 0  # what a spare takes
         self.facts: JobFacts | None = None  # what another agent needs to take over
 
     @property
@@ -333,7 +336,13 @@ class Coordinator:
         settings = self._settings
         announced = {number: self.hosts.worker(number).announced or {} for number in self._founders.numbers}
         ready = {number: Ready.from_json(each, self.hosts.host_of(number), settings.memory) for number, each in announced.items()}
-        view = found(ready, settings.stages, self._site(), None if settings.plan is None else SavedPlan.from_json(settings.plan))
+        self._spare_bytes = max(each.whole for each in ready.values())
+        try:
+            view = found(ready, settings.stages, self._site(), None if settings.plan is None else SavedPlan.from_json(settings.plan))
+        except PlanError as error:
+            if not self.hosts.spares or settings.memory is not None:
+                raise
+            raise PlanError(f"{error}. Each spare takes {readable(self._spare_bytes)} of its host: fewer spares leave more") from error
         if settings.plans_only:
             self._finish({"type": "done", "value": described(view.plan, view.fleet, view.workload), "epoch": 0, "stopped": False})
             return
@@ -360,10 +369,15 @@ class Coordinator:
         members = set(view.workers)
         for member in view.members:
             self.hosts.miss(member.worker, member.host)
-        self._drive(settings, view, Ready(**facts.founder), resumed)
-        for number, worker in self.hosts.workers.items():
-            if number not in members and not worker.ended:
-                self.hosts.end(number, "the agent that had started it is lost")
+        founder, self._spare_bytes = Ready(**facts.founder), facts.founder["whole"]
+        others = {number: each for number, each in self.hosts.workers.items() if number not in members and not each.ended}
+        spares = {number: each.announced for number, each in others.items() if each.announced and not each.condemned}
+        self._drive(settings, view, founder, replace(resumed, spares=frozenset(spares)))
+        for number in others.keys() - spares.keys():
+            self.hosts.end(number, "the agent that had started it is lost")
+        self._tell_room()
+        for number, ready in spares.items():
+            self.heard(self.hosts.worker(number), {"type": "announce", "ready": ready})
         records = [self.hosts.worker(number) for number in view.workers]
         for worker in records:
             if worker.finished and self._driver is not None:
@@ -406,9 +420,20 @@ class Coordinator:
 
     def _site(self) -> Site:
         """Returns the resources of the hosts for their workers."""
-        facts = {host.name: host.facts for host in self.hosts.present.values()}
-        places = {name: each.processors / self._settings.threads for name, each in facts.items()}
-        return Site(places=places, memory={name: each.memory for name, each in facts.items() if each.memory is not None})
+        hosts = self.hosts.present.values()
+        memory = {
+            host.name: max(0, host.facts.memory - int(self._spares_of(host) * self._spare_bytes / SHARE))
+            for host in hosts
+            if host.facts.memory is not None
+        }
+        return Site(places={host.name: host.facts.processors / self._settings.threads for host in hosts}, memory=memory)
+
+    def _spares_of(self, host: HostCarrier) -> int:
+        """Returns how many processes of a host are no members of the next view."""
+        state = None if self._driver is None else self._driver.state
+        members = self._founders.numbers if state is None else (state.participants or state.live)
+        here = sum(self.hosts.host_of(number) == host.name for number in members)
+        return max(0, min(host.spares, host.room + host.spares - here))
 
     def _with_driver(self, call: Callable[..., None]) -> Callable[..., None]:
         def act(*arguments: Any) -> None:

@@ -129,6 +129,8 @@ class Follower:
         """Passes a worker's message on."""
         if message["type"] == "result":
             worker.result = message
+        elif message["type"] == "announce":
+            worker.announced = message["ready"]  # kept for another coordinator, until it is a member
         self._send({"type": "heard", "worker": worker.number, "message": message, "now": time.monotonic()})
 
     def ended(self, worker: WorkerProcess) -> None:
@@ -231,6 +233,10 @@ class Follower:
 
     def _note(self, order: Message) -> None:
         """Notes what an order to workers says about the job."""
+        if order["type"] == "view" and self.carrier is not None:
+            for member in order["view"]["members"]:
+                if member["worker"] in self.carrier.workers:
+                    self.carrier.workers[member["worker"]].announced = None
         self.job = None if self.job is None else self.job.knowing(order)
         if order["type"] in ("view", "boundary", "quiesce", "propose"):
             self.steady = order["type"] == "view"

@@ -32,7 +32,7 @@ from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S
 from elastic.settings import JobSettings
-from elastic.view import View
+from elastic.view import Member, View
 
 
 class Driver:
@@ -60,7 +60,7 @@ class Driver:
         self._founding, self._founder = view.coordinator, founder
         self._balance = balance.Balance(settings.stages, settings.min_workers)
         self._link_figures = LinkFigures()
-        self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle)
+        self._preparing = Preparing(world.timers, world.clock, settings.stages, self._measured, self._idle, self._spare)
         self._finished, self._dead, self._ending = set[int](), set[int](), set[int]()
         self._lost_at: float | None = None
         self._saved = False
@@ -223,6 +223,8 @@ class Driver:
             return
         self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.admit(worker, ready)))
         self.feed(events.JoinerReady(worker=worker, member=ready.member(worker)))
+        if worker in self.state.spares:
+            self._preparing.renew()
 
     def _hear_save(self, worker: int, message: Message) -> None:
         self._saved = self._saved or message["reason"] is None
@@ -394,6 +396,10 @@ class Driver:
 
     def _idle(self) -> bool:
         return self._incident_log.current is None and self.state.phase is Phase.RUNNING
+
+    def _spare(self) -> Member | None:
+        """Returns the spare that would join next."""
+        return next((self.state.ready[worker] for worker in sorted(self.state.spares)), None)
 
     def _at_etcd(self, attempt_id: events.AttemptId, call: Callable[[], Any], done: Callable[[Any], None] = lambda _: None) -> None:
         """Runs a task for this attempt, unless another attempt has begun by then."""

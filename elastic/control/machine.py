@@ -90,7 +90,8 @@ def resumed(view: View, policy: JobPolicy, known: Resumed, now: float = 0.0) -> 
     """Returns the state of a job that another agent has coordinated until now."""
     epoch, attempt = known.attempt_id
     state = running(view, policy, now)
-    return replace(state, next_worker=max(state.next_worker, known.next_worker), attempt=attempt if epoch > view.epoch else 0)
+    number = max(state.next_worker, known.next_worker)
+    return replace(state, next_worker=number, attempt=attempt if epoch > view.epoch else 0, starting=known.spares)
 
 
 def step(state: ControlState, event: Event, now: float) -> Transition:

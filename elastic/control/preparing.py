@@ -1,5 +1,6 @@
 """Searches plans for the loss of any one worker while the job runs undisturbed, in slices on the agent's thread, between its events.
 
+If there is a spare, plans with it in the place of the lost worker come first.
 A search does not depend on worker numbers, so losses that leave equal workers in the same order are one class. Links are measured all the
 time. A preparation uses the links known when it begins, and proposals use the same links until the next preparation begins. So a proposal
 does not depend on whether it was prepared.
@@ -7,13 +8,13 @@ does not depend on whether it was prepared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import Answers
 from elastic.plan.search import preparing
-from elastic.plan.site import LinkSpeed, Pair
+from elastic.plan.site import LinkSpeed, Pair, Site
 
 if TYPE_CHECKING:
     from elastic.view import Member, View
@@ -52,7 +53,7 @@ class Timers(Protocol):
 class Preparing:
     """Prepares plans for the loss of one worker. `links` and `prepared` are inputs of proposals.
 
-    `measured` returns the current links; `idle` returns whether the job runs undisturbed.
+    `measured` returns the current links; `idle` returns whether the job runs undisturbed; `spare` returns the spare that would join next.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Preparing:
         stages: int | None,
         measured: Callable[[], Mapping[Pair, LinkSpeed]],
         idle: Callable[[], bool],
+        spare: Callable[[], Member | None] = lambda: None,
     ) -> None:
         self.links: Mapping[Pair, LinkSpeed] = {}
         self.prepared: Answers | None = None
         self._timers, self._clock, self._stages, self._measured, self._idle = timers, clock, stages, measured, idle
+        self._spare, self._with = spare, (None, None, 0)  # the second: what is known of the spare that the preparation counts on
         self._view: View | None = None
         self._spent_s = 0.0
         self._longest_s = SLICE_S / 2
@@ -75,19 +78,24 @@ class Preparing:
         self._view, self.prepared, self._spent_s = view, None, 0.0
         self._timers.set_timer(SETTLED_S, self._look, "prepare")
 
+    def renew(self) -> None:
+        """Schedules a preparation, since there is another spare."""
+        if self._view is not None:
+            self._timers.set_timer(SETTLED_S, self._look, "prepare")
+
     def close(self) -> None:
         self._timers.clear_timer("prepare")
 
     def _look(self) -> None:
-        """Begins a preparation, unless there is one for links of about the same speed."""
-        view, links = self._view, self._measured()
-        if view is None or not self._idle() or (self.prepared is not None and not _differ(links, self.links)):
+        """Begins a preparation, unless there is one for links of about the same speed and such a spare."""
+        view, links, spare = self._view, self._measured(), self._spare()
+        alike = (None, None, 0) if spare is None else (spare.host, spare.memory, spare.base)
+        known = self.prepared is not None and not _differ(links, self.links) and alike == self._with
+        if view is None or not self._idle() or known:
             self._timers.set_timer(RENEWED_S, self._look, "prepare")
             return
-        self.links, self._spent_s = links, 0.0
-        site = view.site.knowing(links)
-        losses = (Fleet.of([*view.members[:lost], *view.members[lost + 1 :]], site) for lost in _losses(view.members))
-        self.prepared = preparing(losses, view.workload, self._stages)
+        self.links, self._spent_s, self._with = links, 0.0, alike
+        self.prepared = preparing(_left(view, view.site.knowing(links), spare), view.workload, self._stages)
         self._slice()
 
     def _slice(self) -> None:
@@ -101,6 +109,16 @@ class Preparing:
             self._spent_s += now - began
         again = more and self._spent_s < BUDGET_S
         self._timers.set_timer(PAUSE_S if again else RENEWED_S, self._slice if again else self._look, "prepare")
+
+
+def _left(view: View, site: Site, spare: Member | None) -> Iterator[Fleet]:
+    """Yields what may be left after a loss: first with the spare, which joins in the attempt of the loss."""
+    members = view.members
+    if spare is not None:
+        for lost in _losses(members) or [0]:
+            yield Fleet.of([*members[:lost], *members[lost + 1 :], spare], site)
+    for lost in _losses(members):
+        yield Fleet.of([*members[:lost], *members[lost + 1 :]], site)
 
 
 def _losses(members: Sequence[Member]) -> list[int]:

@@ -48,12 +48,13 @@ class JobPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
-    """What a new coordinator knows of the work of the one before: the attempt that was burned last, the next new worker's number, and the
-    recorded incidents, as JSON."""
+    """What a new coordinator knows of the work of the one before: the attempt that was burned last, the next new worker's number, the
+    recorded incidents, as JSON, and the `spares`, whose announcements follow."""
 
     attempt_id: AttemptId
     next_worker: int
     incidents: tuple[dict[str, Any], ...] = ()
+    spares: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,8 @@ class Ready:
     """The announcement of a worker that can be a member. `profile` has the fields of `elastic.plan.workload.LayerCost` for each layer.
 
     `state_bytes` is the optimizer's state for one parameter element. The process may use `memory` bytes (None: its share of the host's);
-    it uses `base` of them before it holds a layer. `link` is `[latency_s, bytes_per_s]` of a message within its host, if measured.
+    it uses `base` of them before it holds a layer, and `whole` with the whole model, as a spare does. `link` is
+    `[latency_s, bytes_per_s]` of a message within its host, if measured.
     `checkpoint` names the checkpoint that a founder would resume from. `code` holds the user's modules, in the form of
     `elastic.script.sources.to_json`.
     """
@@ -43,6 +44,7 @@ class Ready:
     link: list[float] | None = None
     memory: int | None = None
     base: int = 0
+    whole: int = 0
     segment: bool = False
     checkpoint: str | None = None
     code: dict[str, list[Any]] = field(default_factory=dict)

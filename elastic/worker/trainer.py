@@ -205,6 +205,7 @@ class Trainer:
             "profile": profile.measure(self._model, training.loss, training.numerics, self._batch(0, 0)) if measures else None,
             "link": rate_meter.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
+            "whole": host.anonymous_bytes(),
             "base": max(0, host.anonymous_bytes() - sum(each.nbytes for each in self._model.root.parameters())),
             "segment": self._job.segment is not None,
             "checkpoint": None if self._checkpoints is None else self._checkpoints.origin,

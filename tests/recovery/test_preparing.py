@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from elastic.control.preparing import PAUSE_S, RENEWED_S, SETTLED_S, SLICE_S, Preparing
 from elastic.plan.fleet import Fleet
 from elastic.plan.search import asking
 from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.proposal import propose
-from elastic.view import View
+from elastic.view import Member, View
 from tests.recovery.recovering import inventories_of, view_of
 
 SLOW, FAST = LinkSpeed(latency_s=1e-4, bytes_per_s=1e9), LinkSpeed(latency_s=1e-4, bytes_per_s=2e9)
@@ -25,9 +25,10 @@ class Scene:
     idle: bool = True
     now: float = 0.0
     timer: tuple[float, Callable[[], None]] | None = None
+    spare: Member | None = None
 
     def __post_init__(self) -> None:
-        self.preparing = Preparing(self, self.clock, None, lambda: dict(self.links), lambda: self.idle)
+        self.preparing = Preparing(self, self.clock, None, lambda: dict(self.links), lambda: self.idle, lambda: self.spare)
         self.preparing.begin(self.view)
 
     def clock(self) -> float:
@@ -78,6 +79,37 @@ def test_a_view_is_prepared_for_in_slices_and_proposals_are_the_same():
             for each in (None, scene.preparing.prepared)
         )
         assert found == fresh
+
+
+def test_with_a_spare_the_plan_with_it_in_the_place_of_the_lost_worker_is_prepared():
+    scene = Scene(view_of([0, 1, 2, 3], stages=2))
+    scene.wait()
+    scene.finish()
+    without = scene.preparing.prepared
+    assert without is not None
+    scene.spare = replace(scene.view.members[0], worker=9, base=7, memory=1 << 40)
+    scene.preparing.renew()
+    assert scene.wait() == SETTLED_S
+    scene.finish()
+    for lost in scene.view.workers:
+        left = inventories_of(scene.view, [worker for worker in scene.view.workers if worker != lost])
+        joined = Fleet.of([*(member for member in scene.view.members if member.worker != lost), scene.spare], scene.view.site)
+        question = asking(joined, scene.view.workload, None)
+        assert scene.preparing.prepared is not None
+        assert scene.preparing.prepared.answer(question) is not None
+        assert without.answer(question) is None
+        given = {"last": scene.view, "attempt": 1, "inventories": left, "joiners": {9: scene.spare}, "stages": None}
+        assert propose(**given, prepared=scene.preparing.prepared) == propose(**given)
+    scene.wait()
+    assert scene.timer is not None
+    assert scene.timer[0] == RENEWED_S, "the same spare"
+
+
+def test_alone_with_a_spare():
+    scene = Scene(view_of([0], stages=1))
+    scene.spare = replace(scene.view.members[0], worker=9)
+    scene.wait()
+    assert scene.finish() > 0
 
 
 def test_it_waits_while_there_is_something_to_do():
