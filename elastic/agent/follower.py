@@ -31,6 +31,7 @@ from elastic.host.rundir import RunDirectory
 from elastic.observe.console import say
 from elastic.observe.incident import Incident
 from elastic.settings import JobSettings
+from elastic.view import Member
 
 if TYPE_CHECKING:
     from elastic.membership.session import Session
@@ -234,9 +235,9 @@ class Follower:
     def _note(self, order: Message) -> None:
         """Notes what an order to workers says about the job."""
         if order["type"] == "view" and self.carrier is not None:
-            for member in order["view"]["members"]:
-                if member["worker"] in self.carrier.workers:
-                    self.carrier.workers[member["worker"]].announced = None
+            for member in map(Member.from_json, order["view"]["members"]):
+                if member.worker in self.carrier.workers:
+                    self.carrier.workers[member.worker].announced = None
         self.job = None if self.job is None else self.job.knowing(order)
         if order["type"] in ("view", "boundary", "quiesce", "propose"):
             self.steady = order["type"] == "view"
