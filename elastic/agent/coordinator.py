@@ -15,6 +15,7 @@ from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
 from elastic.agent.job_reports import JobReports
 from elastic.agent.loop import Loop
+from elastic.agent.resources import site
 from elastic.agent.start import Start
 from elastic.agent.stopping import AGAIN_S, FIRST_S, StopProgress
 from elastic.agent.supervision import (
@@ -38,7 +39,6 @@ from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import say
 from elastic.plan.described import described
-from elastic.plan.fleet import SHARE
 from elastic.plan.memory import readable
 from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
@@ -420,20 +420,10 @@ class Coordinator:
 
     def _site(self) -> Site:
         """Returns the resources of the hosts for their workers."""
-        hosts = self.hosts.present.values()
-        memory = {
-            host.name: max(0, host.facts.memory - int(self._spares_of(host) * self._spare_bytes / SHARE))
-            for host in hosts
-            if host.facts.memory is not None
-        }
-        return Site(places={host.name: host.facts.processors / self._settings.threads for host in hosts}, memory=memory)
-
-    def _spares_of(self, host: HostCarrier) -> int:
-        """Returns how many processes of a host are no members of the next view."""
         state = None if self._driver is None else self._driver.state
         members = self._founders.numbers if state is None else (state.participants or state.live)
-        here = sum(self.hosts.host_of(number) == host.name for number in members)
-        return max(0, min(host.spares, host.room + host.spares - here))
+        at = [self.hosts.host_of(number) for number in members]
+        return site(self.hosts.present.values(), at, self._settings.threads, self._spare_bytes)
 
     def _with_driver(self, call: Callable[..., None]) -> Callable[..., None]:
         def act(*arguments: Any) -> None:
