@@ -101,9 +101,10 @@ def kill_ours(task: Task, kills: int, gap_s: float, seed: int, *, check: bool, s
     """
     step_s = _pace(task)
     spacing = max(_LEAST_SPACING, math.ceil(gap_s / step_s))
-    steps = _FIRST_KILL + kills * spacing
+    first_kill = spacing if spares else _FIRST_KILL  # by then the spares are ready
+    steps = first_kill + kills * spacing
     places = random.Random(seed)
-    faults = [Fault((places.randrange(task.workers),), _FIRST_KILL + number * spacing) for number in range(kills)]
+    faults = [Fault((places.randrange(task.workers),), first_kill + number * spacing) for number in range(kills)]
     with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
         directory = Path(name)
         with Killer(directory, faults, seed) as killer:

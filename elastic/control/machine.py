@@ -106,6 +106,7 @@ def _died(state: ControlState, event: WorkerDied, now: float) -> Transition:
     if worker in state.dead:
         return state, []
     known, waited = state.starting | state.ready.keys(), worker in state.spares and worker not in state.participants
+    member = state.ready.get(worker)
     state = replace(
         state,
         spares=state.spares - {worker},
@@ -118,8 +119,8 @@ def _died(state: ControlState, event: WorkerDied, now: float) -> Transition:
     )
     if worker in state.view.workers:
         return _member_died(state, event, now)
-    if waited:
-        return _spare_died(state, event, now)
+    if waited and member is not None:
+        return _spare_died(spares.died(state, worker, member, now), event, state.spares_from, now)
     if worker in known:
         return _joiner_died(state, event, now)
     return state, []
@@ -142,8 +143,8 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
     return (state, told) if state.phase is Phase.COMMITTING else followed_by(told, open_attempt(state, now))
 
 
-def _spare_died(state: ControlState, event: WorkerDied, now: float) -> Transition:
-    before, state = state.spares_from, spares.died(state, now)
+def _spare_died(state: ControlState, event: WorkerDied, before: float | None, now: float) -> Transition:
+    """Replaces a spare that is lost; `before`: until when no spares were started before."""
     told: list[ControlAction] = [Tell(sentence=f"{event.how}; it was a spare, and the training goes on")]
     if state.policy.respawn and before is None and state.spares_from is not None:
         often = f"{spares.DEATHS} spares have died within {spares.FORGIVEN_S / 60:g} minutes"

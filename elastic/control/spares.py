@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from elastic.control.state import ControlState
+
+if TYPE_CHECKING:
+    from elastic.view import Member
 
 DEATHS = 3
 """So many spares may die within `FORGIVEN_S`; then none are started until the first of these deaths is so long ago."""
@@ -71,10 +75,16 @@ def returning(state: ControlState) -> ControlState:
     return replace(state, leaving={**state.leaving, **leaving}) if leaving else state
 
 
-def died(state: ControlState, now: float) -> ControlState:
-    """Counts the death of a spare that waited. After too many within a short time no spares are started for a while."""
-    recent = (*(at for at in state.spare_deaths if now - at < FORGIVEN_S), now)
-    return replace(state, spare_deaths=recent, spares_from=recent[0] + FORGIVEN_S if len(recent) >= DEATHS else None)
+def died(state: ControlState, worker: int, member: Member, now: float) -> ControlState:
+    """Counts the death of a spare that waited. After too many within a short time no spares are started for a while.
+
+    Spares that ran together count once, since they may be killed together, from outside. Those of hosts that are gone do not count.
+    """
+    gone = bool(state.policy.rooms) and member.host not in state.policy.rooms
+    if gone or (state.spare_deaths and worker < state.spare_deaths[-1][1]):
+        return state
+    recent = (*(death for death in state.spare_deaths if now - death[0] < FORGIVEN_S), (now, state.next_worker))
+    return replace(state, spare_deaths=recent, spares_from=recent[0][0] + FORGIVEN_S if len(recent) >= DEATHS else None)
 
 
 def _free(state: ControlState) -> Counter[str]:

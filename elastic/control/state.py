@@ -77,10 +77,10 @@ class ControlState:
 
     `starting` workers run but are not ready to be members, `ready` ones are; of these, `spares` were ready before they were needed, and
     `unable` ones are stopped or silent. `newcomers` joined with this view and have no committed step yet. `spare_deaths` are the times of
-    the last deaths of spares; until `spares_from` no spares are started. `fallen`: the next view begins with a checkpoint (of step `back`
-    or before, if copies of later steps differ), since some of the state is in no worker's memory; `afresh`: or at step 0, with new workers
-    only, since nothing was saved yet. `slowdowns` are those for which the next plan is made. `losses` are those of all members
-    so far, in order. `damaged` members of the view have discarded copies of their state.
+    the last deaths of spares, with the next worker's number then; until `spares_from` no spares are started. `fallen`: the next view begins
+    with a checkpoint (of step `back` or before, if copies of later steps differ), since some of the state is in no worker's memory;
+    `afresh`: or at step 0, with new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made.
+    `losses` are those of all members so far, in order. `damaged` members of the view have discarded copies of their state.
     `leaving` workers are drained, with the reason.
     `reaching`: the next view needs new workers, on hosts where only dead ones have left state in memory.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
@@ -99,7 +99,7 @@ class ControlState:
     ready: Mapping[int, Member] = field(default_factory=dict)
     spares: frozenset[int] = frozenset()
     unable: frozenset[int] = frozenset()
-    spare_deaths: tuple[float, ...] = ()
+    spare_deaths: tuple[tuple[float, int], ...] = ()
     spares_from: float | None = None
     participants: frozenset[int] = frozenset()
     paused: Mapping[int, int] = field(default_factory=dict)

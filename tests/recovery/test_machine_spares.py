@@ -207,6 +207,16 @@ def test_spares_that_die_again_and_again_are_replaced_only_after_a_while() -> No
     assert job.state.spares == {3 + DEATHS}
 
 
+def test_spares_that_die_together_or_with_their_host_are_not_held_against_others() -> None:
+    job = with_spare(spares=DEATHS)
+    for number in range(3, 3 + DEATHS):
+        job.die(number)
+    assert job.done == [Respawn(workers=(number,)) for number in range(3 + DEATHS, 3 + 2 * DEATHS)]
+    assert job.state.spares_from is None
+    job = on_two_hosts().feed(Room(workers=3, spares=0, rooms={"a": 2})).die(5)
+    assert job.state.spare_deaths == ()
+
+
 def test_workers_are_replaced_although_spares_die() -> None:
     job = with_spare()
     for number in range(3, 3 + DEATHS):
