@@ -1,17 +1,18 @@
 """Replicas of owned state in another worker's memory, kept up to date by *replay*.
 
 After every update the owner sends the gradient that it applied to the holder of the shard's replica: a third of the bytes of AdamW's state.
-The holder keeps the replica at the previous step and the gradient, so it can send either step; when the step is committed, it applies the
-same update to its copy. The link verifies what arrives. A worker sends READY for the next step only when its updates have arrived, so a
-step's replicas are complete before the next step is applied anywhere. Digests of both copies are compared with READY (`comparison`).
+The link verifies what arrives. Before READY of the next step, when all updates are here, the holder copies its replicas aside and applies
+the same update to them. So a step's replicas are complete before the next step is applied anywhere, and those of the step before are
+still there in case that some other worker's are not complete. Both lie in the holder's segment and outlive it: all workers of its host may
+die when the owner's host is lost. Digests of owners' copies and of replicas are compared with READY (`comparison`).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -23,8 +24,8 @@ from elastic.engine.shard import Shard
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.regions import ModelSpec
 from elastic.layout.transfer import PARAM
-from elastic.memory.tensors import Landing, bytes_of, empty, retyped
-from elastic.snapshot.held_copies import StoredCopy, UnreplayedCopy, held
+from elastic.memory.tensors import Landing, bytes_of, empty, lasting_copy, retyped
+from elastic.snapshot.held_copies import Held, StoredCopy, UnreplayedCopy, held
 from elastic.snapshot.rest_digests import CopyKey, Rest
 
 _ALIGN = 64
@@ -34,7 +35,7 @@ _ALIGN = 64
 class Replica:
     """A shard kept for its owner, at step `step` (None: unusable, since it is damaged).
 
-    `received` is the next update, if it has arrived.
+    `received` is the next update, if it has arrived. `previous` is a copy of the shard before its last update.
     """
 
     shard: Shard
@@ -42,6 +43,7 @@ class Replica:
     landing: Landing  # uint8, receives the owner's next message
     awaited: Tag | None = None
     received: Update | None = None
+    previous: Held | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,15 @@ class Update:
 
     step: int
     parts: Parts
+
+
+class Observer(Protocol):
+    """What is informed of changes of the replicas' memory."""
+
+    def overwrites_previous_replicas(self) -> None: ...
+    def has_previous_replicas(self, step: int, held: Sequence[Held]) -> None: ...
+    def replays(self) -> None: ...
+    def replayed(self, step: int) -> None: ...
 
 
 class Replicator:
@@ -64,8 +75,9 @@ class Replicator:
         kept: Sequence[Shard],
         step: int,
         rest: Rest | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        self._rest = rest
+        self._rest, self._observer = rest, observer
         self._worker, self._spec, self._network, self._optimizer = worker, spec, network, optimizer
         optimizer.kept.bind(kept)
         self.replicas = [Replica(shard=shard, step=step, landing=self._room(shard)) for shard in kept]
@@ -87,8 +99,9 @@ class Replicator:
 
     @property
     def state_bytes(self) -> int:
-        """Memory of the replicas."""
-        return sum(memory.nbytes for replica in self.replicas for memory in replica.shard.memory.values())
+        """Memory of the replicas and of their previous copies."""
+        previous = [memory.nbytes for replica in self.replicas if replica.previous for memory in replica.previous.memory.values()]
+        return sum(memory.nbytes for replica in self.replicas for memory in replica.shard.memory.values()) + sum(previous)
 
     @property
     def update_bytes(self) -> int:
@@ -112,17 +125,43 @@ class Replicator:
             self._network.send(holder, _tag(step, shard), present.to_bytes(self._prefix(shard), "little"), bytes_of(gradient.memory))
 
     def replay(self, step: int) -> None:
-        """Applies the committed step `step` to every replica that has its update."""
-        ready = [(r, r.received) for r in self.replicas if r.received is not None and r.received.step == step]
+        """Applies step `step` to every replica that has its update, after copying it aside: both steps can be sent from then on."""
+        ready = [(r, r.received) for r in self.replicas if r.received is not None and r.received.step == step and r.step is not None]
         if not ready:
             return
+        self._copy_aside([replica for replica, _ in ready])
         gradients = {(replica.shard.layer, replica.shard.interval.start): update.parts for replica, update in ready}
         if self._rest is not None:
             self._rest.forget("replica")
+        if self._observer is not None:
+            self._observer.replays()
         self._optimizer.replay(gradients, self._settings[step], skipped=step in self._skipped)
         for replica, _ in ready:
             replica.step, replica.received = step, None
+        if self._observer is not None:
+            self._observer.replayed(step)
         self.note()
+
+    def _copy_aside(self, replicas: Sequence[Replica]) -> None:
+        """Makes the previous copies of replicas, in memory that is reused."""
+        if self._observer is not None:
+            self._observer.overwrites_previous_replicas()
+        for replica in replicas:
+            replica.previous = self._previous(replica)
+        if self._observer is not None:
+            copies = [replica.previous for replica in replicas if replica.previous is not None]
+            self._observer.has_previous_replicas(copies[0].step, copies)
+
+    def _previous(self, replica: Replica) -> Held:
+        assert replica.step is not None  # only usable replicas are replayed
+        shard, memory = replica.shard, dict(replica.previous.memory) if replica.previous is not None else {}
+        for state, values in shard.memory.items():
+            if state in memory:
+                memory[state].copy_(values)
+            else:
+                memory[state] = lasting_copy(values)
+        copied = held(shard, replica.step, "previous replica", self._optimizer.kept.scalars(shard))
+        return replace(copied, memory=memory)
 
     def note(self, before: Rest | None = None) -> None:
         """Digests the replicas; digests of the view `before` are taken over where memory and step are the same."""
@@ -136,13 +175,15 @@ class Replicator:
         return next((replica.step for replica in self.replicas), None)
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
-        """Returns the copies that this worker can send: every replica, and its next step if the update has arrived.
+        """Returns the copies that this worker can send: every replica, its previous copy, and its next step if the update has arrived.
 
         The next step is computed at once if the owner is among `lost`, else when it is first read.
         """
         found: list[StoredCopy] = []
         for replica in self.replicas:
             shard, update = replica.shard, replica.received
+            if replica.previous is not None and replica.previous.step >= max(self._settings, default=-1) - 1:  # nobody needs older ones
+                found.append(replica.previous)
             if replica.step is None:
                 continue
             scalars = self._optimizer.kept.scalars(shard)
@@ -194,6 +235,12 @@ class Replicator:
         for replica in self.replicas:
             if ("replica", replica.shard.layer, replica.shard.interval.start) in damaged:
                 replica.step = None
+                if self._observer is not None:
+                    self._observer.replays()  # if this worker dies too, its agent must not offer them
+
+    def release(self) -> None:
+        """Lets go of all memory."""
+        self.replicas = []
 
 
 def _tag(step: int, shard: Shard) -> Tag:

@@ -68,6 +68,7 @@ WHOSE: Mapping[Role, str] = {
     "live": "its own",
     "previous": "the previous copy of its own",
     "replica": "the replica of another worker's",
+    "previous replica": "the previous copy of the replica of another worker's",
     "gathered": "the gathered",
     "kept": "the kept copy of its own",
 }

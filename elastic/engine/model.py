@@ -16,7 +16,7 @@ from elastic.engine.unchanged import ChangeWatch, saved_buffers
 from elastic.errors import TrainerError
 from elastic.layout.regions import CutRule, LayerSpec, ModelSpec, ParameterSpec, Tie, align
 from elastic.layout.runs import shared
-from elastic.memory.tensors import bytes_of, contiguous, copy, empty, lasting, zeros
+from elastic.memory.tensors import bytes_of, contiguous, copy, empty, lasting
 
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -231,7 +231,7 @@ class LayeredModel:
     def values(self, layer: int, start: int, stop: int) -> torch.Tensor:
         """Returns a copy of a run of a layer's vector; only before the first `hold`, while this worker has the whole model."""
         spec = self.spec.layers[layer]
-        flat = zeros(stop - start, self.dtype(layer))
+        flat = lasting(stop - start, self.dtype(layer))
         for parameter in spec.parameters:
             if both := shared((parameter.start, parameter.stop), (start, stop)):
                 first, last = both

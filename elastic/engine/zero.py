@@ -21,7 +21,7 @@ from elastic.engine.shard import RUN, Scalars, Shard, Updater, copied
 from elastic.errors import TrainerError
 from elastic.layout.layout import Interval
 from elastic.layout.transfer import PARAM
-from elastic.memory.tensors import copy, lasting
+from elastic.memory.tensors import lasting, lasting_copy
 
 
 class ShardedOptimizer:
@@ -97,7 +97,7 @@ class ShardedOptimizer:
         later = Shard(
             layer=shard.layer,
             interval=shard.interval,
-            memory={name: copy(memory) for name, memory in shard.memory.items()},
+            memory={name: lasting_copy(memory) for name, memory in shard.memory.items()},
             scalars=scalars,
         )
         updater = self._updater(second(self.optimizer))

@@ -17,7 +17,7 @@ from elastic.layout.layout import Layout
 from elastic.layout.regions import BLOCK
 from elastic.layout.runs import Lack, Run, lacking, shared
 
-Role = Literal["live", "previous", "replica", "gathered", "kept"]
+Role = Literal["live", "previous", "replica", "previous replica", "gathered", "kept"]
 
 PARAM = "param"
 """The state that is the parameter itself. All other states are the optimizer's and follow ownership."""
@@ -26,15 +26,15 @@ PIECE = 256 * BLOCK
 """Elements. A longer run that several workers can send is divided between them in pieces of this length."""
 
 # A gathered parameter is as fresh as its owner's; using all workers that have it balances the senders.
-_PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "previous": 1, "replica": 2, "kept": 3}
+_PREFERENCE: dict[Role, int] = {"live": 0, "gathered": 0, "previous": 1, "replica": 2, "previous replica": 3, "kept": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
     """`worker` has the elements `[start, stop)` of `state` of `layer`.
 
-    An owner's role is live, previous (the copy from the step before) or kept (an older one); another worker's is replica, or gathered
-    parameter.
+    An owner's role is live, previous (the copy from the step before) or kept (an older one); another worker's is replica, previous
+    replica (as of the step before), or gathered parameter.
     """
 
     worker: int
@@ -145,7 +145,8 @@ def transfers(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]
     """Returns the transfers after which `layout` holds, in ascending coordinates. `holdings` are those of live workers, all of one step.
 
     Each destination gets each run it misses once: from a live owner or a gathered copy if possible, then from an owner's copy of the step
-    before, then from a replica; among equals, from the worker that sends the fewest elements so far. Raises CoverageLost for a lost run.
+    before, then from a replica, then from an older one; among equals, from the worker that sends the fewest elements so far. Raises
+    CoverageLost for a lost run.
     """
     offers = _grouped(holdings)
     load: dict[int, int] = defaultdict(int)

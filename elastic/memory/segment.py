@@ -32,7 +32,7 @@ PAGE = mmap.PAGESIZE
 MAGIC = b"elastic1"
 
 MARKS = 8
-RECORDS = 6
+RECORDS = 7
 SLOTS = 2
 NONE = -2
 """The value of a mark that says nothing; steps begin at -1."""

@@ -21,7 +21,8 @@ from elastic.plan.workload import Workload
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
     """Bytes of one worker: the stage's parameters; optimizer states of what it owns, their copy from the step before, and an older one
-    that is kept; replicas with their updates; gradient sums, its own and received; activations in flight, with their inputs."""
+    that is kept; replicas with their previous copies and updates; gradient sums, its own and received; activations in flight, with their
+    inputs."""
 
     parameters: float
     states: float
@@ -102,8 +103,8 @@ def needs(
 
 
 def copied_bytes(workload: Workload, layers: range) -> float:
-    """Returns the bytes of a replica of whole layers: parameters, states, and the gradients that update them."""
-    return sum(2 * workload.layers[layer].parameter_bytes + workload.state_bytes_of(layer) for layer in layers)
+    """Returns the bytes of a replica of whole layers: parameters and states, those of the step before, and gradients to update them."""
+    return sum(3 * workload.layers[layer].parameter_bytes + 2 * workload.state_bytes_of(layer) for layer in layers)
 
 
 def subtrees(grains: int) -> int:

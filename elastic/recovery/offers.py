@@ -1,9 +1,9 @@
 """What a worker's segment says of its contents, and the inventory that an agent offers from it when the worker has died. Pure values.
 
-The marks say of which step the owned shards and their previous copies are complete (NONE: they are being written). The *directory* record
-says where each copy lies. It has two slots, each with marks of its own: a new directory is written beside the one in force, and comes into
-force when its number is stored; then the old one is emptied. The records of scalars and of digests have a slot for even steps and one for
-odd ones.
+The marks say of which step the owned shards, the replicas of others', and the previous copies of both are complete (NONE: they are being
+written). The *directory* record says where each copy lies. It has two slots, each with marks of its own: a new directory is written beside
+the one in force, and comes into force when its number is stored; then the old one is emptied. The records of scalars and of digests have a
+slot for even steps and one for odd ones.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from elastic.layout.transfer import PARAM, Role
 from elastic.memory.segment import NONE, SLOTS
 from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Scalars
 
-DIRECTORY, SCALARS, DIGESTS, SUMS, BUFFERS, LOOP = range(6)
+DIRECTORY, SCALARS, DIGESTS, SUMS, REPLICA_SCALARS, BUFFERS, LOOP = range(7)
 """Numbers of the records. `SUMS` has the gradient sums of the step under way. The last two are there in case that all workers die: the
 buffers that training changes as of a step, and an inventory without copies, which says how far the loop is and has the settings."""
 
-_LIVE, _PREVIOUS = 0, 1
+_LIVE, _PREVIOUS, _REPLICA, _PREVIOUS_REPLICA = range(4)
 
 
 ByCopy = dict[str, dict[str, str]]
@@ -29,12 +29,22 @@ ByCopy = dict[str, dict[str, str]]
 
 def live_mark(slot: int) -> int:
     """Returns the number of the mark with the step of the owned shards, of the directory in this slot."""
-    return 2 * slot + _LIVE
+    return 4 * slot + _LIVE
 
 
 def previous_mark(slot: int) -> int:
     """Returns the number of the mark with the step of the previous copies, of the directory in this slot."""
-    return 2 * slot + _PREVIOUS
+    return 4 * slot + _PREVIOUS
+
+
+def replica_mark(slot: int) -> int:
+    """Returns the number of the mark with the step of the replicas, of the directory in this slot."""
+    return 4 * slot + _REPLICA
+
+
+def previous_replica_mark(slot: int) -> int:
+    """Returns the number of the mark with the step of the replicas' previous copies, of the directory in this slot."""
+    return 4 * slot + _PREVIOUS_REPLICA
 
 
 def number_of(step: int) -> int:
@@ -51,7 +61,7 @@ def slot_of(step: int) -> int:
 class Place:
     """A copy in a segment: for each state, the offset of its first byte and the bytes of one element.
 
-    `step` is that of a copy which does not change; None for owned shards and their previous copies, whose steps the marks have.
+    `step` is that of a copy which does not change; None for owned shards, replicas and their previous copies: the marks have their steps.
     """
 
     role: Role
@@ -77,7 +87,8 @@ class Place:
 class Directory:
     """The places of all copies in a segment. `states` maps optimizer states to dtype names, "same" for the layer's own.
 
-    `scalars` and `digests` are those of the steps that the directory began with; later ones are in records for the directory `number`.
+    `scalars`, `replica_scalars` and `digests` are those of the steps that the directory began with; later ones are in records for the
+    directory `number`.
     """
 
     worker: int
@@ -86,6 +97,7 @@ class Directory:
     states: dict[str, str]
     scalars: dict[int, Scalars] = field(default_factory=dict)
     digests: dict[int, ByCopy] = field(default_factory=dict)
+    replica_scalars: dict[int, Scalars] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `from_json` gives back an equal directory."""
@@ -96,6 +108,7 @@ class Directory:
             "states": self.states,
             "scalars": {str(step): values for step, values in self.scalars.items()},
             "digests": {str(step): values for step, values in self.digests.items()},
+            "replica_scalars": {str(step): values for step, values in self.replica_scalars.items()},
         }
 
     @classmethod
@@ -108,6 +121,7 @@ class Directory:
             states=data["states"],
             scalars={int(step): values for step, values in data["scalars"].items()},
             digests={int(step): values for step, values in data["digests"].items()},
+            replica_scalars={int(step): values for step, values in data["replica_scalars"].items()},
         )
 
 
@@ -164,7 +178,8 @@ def _newest(segment: Readable, record: int) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """The complete copies in a segment: the steps of owned shards and previous copies (NONE where they are incomplete), and the directory.
+    """The complete copies in a segment: the steps of owned shards, replicas, and previous copies of both (NONE where they are incomplete),
+    and the directory.
 
     `scalars`, `digests` and `buffers` are by step; some copies have no digest. `loop` is the newest record of that name.
     """
@@ -177,6 +192,9 @@ class Contents:
     buffers: Mapping[int, BuffersPlace] = field(default_factory=dict)
     sums: SumsPlace | None = None
     loop: Inventory | None = None
+    replica: int = NONE
+    previous_replica: int = NONE
+    replica_scalars: Mapping[int, Scalars] = field(default_factory=dict)
 
     @classmethod
     def read(cls, segment: Readable, *, loop: bool = True) -> Contents | None:
@@ -187,11 +205,11 @@ class Contents:
         slot, (_, data) = max(found, key=lambda each: each[1][0])
         directory = Directory.from_json(data)
         live, previous = segment.mark(live_mark(slot)), segment.mark(previous_mark(slot))
-        scalars, digests = dict(directory.scalars), dict(directory.digests)
-        for step in (live, previous):
-            if step == NONE:
-                continue
-            for number, into in ((SCALARS, scalars), (DIGESTS, digests)):
+        replica, previous_replica = segment.mark(replica_mark(slot)), segment.mark(previous_replica_mark(slot))
+        scalars, digests, replica_scalars = dict(directory.scalars), dict(directory.digests), dict(directory.replica_scalars)
+        own = [(step, number, into) for step in (live, previous) for number, into in ((SCALARS, scalars), (DIGESTS, digests))]
+        for step, number, into in (*own, *((step, REPLICA_SCALARS, replica_scalars) for step in (replica, previous_replica))):
+            if step != NONE:
                 later = segment.record(number, slot_of(step))
                 if later is not None and later[0] == number_of(step) and later[1]["directory"] == directory.number:
                     into[step] = later[1]["values"]
@@ -211,19 +229,23 @@ class Contents:
             buffers=buffers,
             sums=None if sums is None else SumsPlace.from_json(sums),
             loop=None if told is None else Inventory.from_json(told),
+            replica=replica,
+            previous_replica=previous_replica,
+            replica_scalars=replica_scalars,
         )
 
     def step_of(self, place: Place) -> int:
         """Returns the step of a copy; NONE if it is incomplete, or is no copy of its own (gathered parameters)."""
         if place.step is not None:
-            return place.step
-        step = self.live if place.role == "live" else self.previous if place.role == "previous" else NONE
-        return step if step in self.scalars else NONE
+            return place.step if place.step in self.scalars else NONE
+        own = {"live": self.live, "previous": self.previous}.get(place.role, NONE)
+        others = {"replica": self.replica, "previous replica": self.previous_replica}.get(place.role, NONE)
+        return own if own in self.scalars else others if others in self.replica_scalars else NONE
 
     @property
     def complete(self) -> list[Place]:
         """The complete copies of all states."""
-        return [place for place in self.directory.places if place.role != "gathered" and self.step_of(place) in self.scalars]
+        return [place for place in self.directory.places if place.role != "gathered" and self.step_of(place) != NONE]
 
     def digests_of(self, place: Place) -> Mapping[str, str] | None:
         """Returns the digests of a complete copy's states; None if one is unknown."""
@@ -240,7 +262,7 @@ class Contents:
                 Copy(layer=place.layer, start=place.start, stop=place.stop, step=self.step_of(place), role=place.role) for place in places
             ),
             states=self.directory.states if places else {},
-            scalars={step: self.scalars[step] for step in steps},
+            scalars={step: {**self.replica_scalars.get(step, {}), **self.scalars.get(step, {})} for step in steps},
             finished=self.sums.finished if sums and self.sums is not None else None,
         )
 

@@ -214,18 +214,21 @@ def propose(
         MismatchError: if an inventory is of a worker that is not a member of `last`, or a joiner is one.
     """
     _check_known(last, inventories, joiners)
-    # Members that died before they had written anything leave the state with those of the view before, whose segments are kept that long.
-    known = [offer for offer in offers if offer.worker in last.workers] or list(offers)
     hosts = {**(homes or {}), **{member.worker: member.host for member in last.members}}
-    if not inventories and not known:
+    if not inventories and not offers:
         raise CoverageLost(f"no worker of epoch {last.epoch} is left")
     model = last.layout.model
     staying = {worker: inventory for worker, inventory in inventories.items() if worker not in leaving}
     members = next_members(last, staying, joiners, slowdowns or {})
-    known = reachable(known, members, hosts)
+    offers = reachable(offers, members, hosts)
+    # What members had not written yet when they died is known from those of the view before, whose segments are kept that long.
+    told_of_loop = [offer for offer in offers if offer.progress]
+    known = [offer for offer in told_of_loop if offer.worker in last.workers] or told_of_loop or offers
     left = [inventories[worker] for worker in last.workers if worker in inventories]
+    if not left and not known:
+        raise CoverageLost(f"no worker of epoch {last.epoch} is left, and no member is on the hosts on which some have left their state")
     told = [*left, *known]
-    offers = [with_progress(offer, {step for each in told for step in each.progress}) for offer in reachable(offers, members, hosts)]
+    offers = [with_progress(offer, {step for each in told for step in each.progress}) for offer in offers]
     left = left or known  # if all have died, what they knew of the loop is in their segments
     sources = [*(inventory for inventory in left if inventory.worker in inventories), *offers]
     trust = Trust.of(sources)

@@ -76,7 +76,7 @@ class Engine:
         self.comparing = Comparing(worker, view, self.rest, state.step)
         self._replicas_at = state.step  # the step that all replicas in this view have
         self._gatherer.arrived = self._gathered
-        self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest)
+        self.replicator = Replicator(worker, model.spec, network, optimizer, state.kept, state.step, self.rest, contents)
         self._contents = contents
         self.executor.noted = contents.sums
         self.previous_copies = PreviousCopies(optimizer, contents)
@@ -102,6 +102,10 @@ class Engine:
         self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step), self.view.workload)
         if before is not None:
             before._release()
+
+    def prepared(self, state: ViewState, scalars: Scalars) -> None:
+        """Notes that the state of this view is complete, before the view is committed: from now on the segment has it too."""
+        self._contents.prepared(state.step, state.owned, state.kept, scalars)
 
     def note_loop(self, inventory: Callable[[], Inventory]) -> None:
         """Stores how far the loop is, and its settings: an inventory without copies."""
@@ -142,7 +146,7 @@ class Engine:
         squares = terms(square_sums(self._model.spec, self._owned))
         self._check_rest()
         self._enter("ready", step, -1)
-        self.replicator.confirm()
+        self._replay()
         said = {"leaves": rows(leaves), "drew": self.executor.drew, **asdict(wishes())}
         said |= {"copies": self.comparing.digests(self.step, self._replicas_at), "keeps": self._keepable()}
         decided, arrays = self._rounds.commit(
@@ -152,6 +156,12 @@ class Engine:
         )
         self._told_running = arrays or {}
         return Apply(**decided)
+
+    def _replay(self) -> None:
+        """Waits until all updates of the newest step are here, and brings the replicas to that step."""
+        self.replicator.confirm()
+        self.replicator.replay(self.step)
+        self._replicas_at = self.step
 
     def _tell_running(self) -> Arrays:
         """Returns what this worker sends of the buffers that training changes: statistics, and values for layers that it ran most."""
@@ -209,7 +219,7 @@ class Engine:
     def _keepable(self) -> bool:
         """Returns whether it is time to keep the previous copy, and it is as it was when digested; READY shows if replicas are too."""
         step = self.previous_copies.step
-        if step is None or step != self._replicas_at or not self.view.fleet.replicated:
+        if step is None or step + 1 != self._replicas_at or not self.view.fleet.replicated:  # it was compared with READY of that step
             return False
         held = self.rest.given(self.previous_copies.held)
         due = self.rest.keeps(step) or not self.previous_copies.kept
@@ -224,8 +234,6 @@ class Engine:
         self._contents.digested(self.step, self.rest.checksums_of("live", self.step))
         self._enter("replicate", self.step, -1)
         self.replicator.send(self.step, self._owned)
-        self.replicator.replay(self.step - 1)
-        self._replicas_at = max(self._replicas_at, self.step - 1)
         self.replicator.expect(self.step)
         self.abandon()
 
@@ -287,6 +295,7 @@ class Engine:
         self._gatherer.arrived = None
         self.abandon()
         self.rest.release()
+        self.replicator.release()
         self.executor.reducer.release()
         self.previous_copies.release()
 
@@ -299,14 +308,12 @@ class Engine:
         self._gatherer.wait_all()
         self._check_rest()
         self._enter("ready", step, -1)
-        self.replicator.confirm()
+        self._replay()
         self._rounds.commit(2 * step + 1, ({}, None), lambda _: ({}, None))
         self._compare(step)
 
     def _compare(self, step: int) -> None:
         """Compares all copies as of the newest step, which all members hold; raises what `resolve` returns if they differ."""
-        self.replicator.replay(step)
-        self._replicas_at = step
         told = self.gather({"worker": self.worker, "copies": self.comparing.digests(step, step)})
         if unlike({each["worker"]: each["copies"] for each in told}):
             raise self.comparing.resolve(step, step, self.gather)

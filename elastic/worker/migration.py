@@ -156,8 +156,8 @@ class Migration:
     def _held_shard(self, layer: int, interval: Interval, role: Role) -> dict[str, torch.Tensor] | None:
         """Returns the memory of an interval that this worker holds in the same role, by state; without parameters if it is owned."""
         for copy in self._held:
-            fits = (copy.layer, copy.start, copy.stop, copy.role) == (layer, interval.start, interval.stop, role)
-            if fits and copy.memory.keys() == {PARAM, *self._proposal.states}:
+            fits = (copy.layer, copy.start, copy.stop) == (layer, interval.start, interval.stop)
+            if fits and copy.role in (role, f"previous {role}") and copy.memory.keys() == {PARAM, *self._proposal.states}:
                 self._take_over(copy)
                 return {state: memory for state, memory in copy.memory.items() if role == "replica" or state != PARAM}
         return None

@@ -224,6 +224,7 @@ class RecoveryClient:
             if proposal.buffers is not None:
                 self._model.running.restore(step)
             self._check_scalars(proposal, migration.state)
+            engine.prepared(migration.state, proposal.scalars)
             self._job.enter("gate", step)
         except (LinkError, Interrupted, GateRefused, CheckpointError) as error:
             peer = error.peer if isinstance(error, LinkError) else None

@@ -1,4 +1,5 @@
-"""Keeps this worker's segment truthful: says where its shards and their previous copies lie, and of which step they are complete.
+"""Keeps this worker's segment truthful: says where its shards, its replicas of others', and the previous copies of both lie, and of which
+step they are complete.
 
 A mark is taken away before memory is written to, and set after it is complete, so that whoever reads the segment of a killed worker finds
 only complete copies. Without a segment nothing is done.
@@ -15,7 +16,7 @@ import torch
 from elastic.engine.model import LayeredModel
 from elastic.engine.reduction import Parts
 from elastic.engine.salvage import Salvage
-from elastic.engine.shard import Scalars, Shard
+from elastic.engine.shard import Scalars, Shard, Updater
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.transfer import PARAM, Role
 from elastic.memory.digest import digest
@@ -47,12 +48,19 @@ class SegmentContents:
     def __init__(self, worker: int, segment: OwnSegment | None, model: LayeredModel, optimizer: ShardedOptimizer) -> None:
         self._worker, self._segment, self._model, self._optimizer = worker, segment, model, optimizer
         self._number = 0
-        self._places: tuple[Any, ...] = ()
+        self._own_places: tuple[Any, ...] = ()
+        self._replica_places: tuple[Any, ...] = ()
         self._described: list[CopyRun] = []  # of the directory in force: this memory must not be used again before the next one is
+        self._owned: Sequence[Shard] = ()
+        self._kept: Sequence[Shard] = ()
+        self._gathered: list[CopyRun] = []
         self._previous: Sequence[Held] = ()
+        self._previous_replicas: Sequence[Held] = ()
         self._retained: Sequence[Held] = ()
-        self._live_step = self._previous_step = NONE
+        self._prepared: list[CopyRun] = []
+        self._live_step = self._previous_step = self._replica_step = self._previous_replica_step = NONE
         self._scalars: dict[int, Scalars] = {}
+        self._replica_scalars: dict[int, Scalars] = {}
         self._digests: dict[int, ByCopy] = {}
         self._buffers: dict[int, np.ndarray] = {}
         self._known_buffers: dict[int, tuple[int, str]] = {}
@@ -74,11 +82,16 @@ class SegmentContents:
         if self._segment is None:
             return
         self._steps, self._segment.keeps = 0, True
-        self._previous = ()
+        self._owned = list(self._optimizer.owned.shards.values())
+        self._kept = list(self._optimizer.kept.shards.values())
+        gathered = [*(((layer, 0), flat) for layer, flat in self._model.flats.items()), *self._model.tied.items()]
+        self._gathered = [("gathered", layer, start, {PARAM: memory}, None) for (layer, start), memory in gathered]
+        self._previous, self._previous_replicas, self._prepared = (), (), []
         self._grains, self._per_grain = workload.grains, workload.micro_batches // workload.grains
-        self._retained = [copy for copy in retained if isinstance(copy, Held) and copy.role != "replica"]
-        self._live_step, self._previous_step = step, NONE
-        self._scalars = {step: self._plain_scalars()}
+        self._retained = [copy for copy in retained if isinstance(copy, Held)]
+        self._live_step = self._replica_step = step
+        self._previous_step = self._previous_replica_step = NONE
+        self._scalars, self._replica_scalars = {step: _plain(self._optimizer.owned)}, {step: _plain(self._optimizer.kept)}
         self._digests = {step: _by_copy(digests)}
         for copy in self._retained:
             for name, values in copy.scalars.items():
@@ -91,46 +104,65 @@ class SegmentContents:
             self._retained = ()
             self._describe()
 
-    def _plain_scalars(self) -> Scalars:
-        owned = self._optimizer.owned
-        return {name: to_plain(dict(values)) for shard in owned.shards.values() for name, values in owned.scalars(shard).items()}
+    def prepared(self, step: int, owned: Sequence[Shard], kept: Sequence[Shard], scalars: Scalars) -> None:
+        """Notes copies of `step` that are complete, and with which the next view begins if it is committed; none of them changes before.
 
-    def _runs(self) -> list[CopyRun]:
-        model, owned = self._model, self._optimizer.owned.shards.values()
-        gathered = [*(((layer, 0), flat) for layer, flat in model.flats.items()), *model.tied.items()]
-        live: list[CopyRun] = [("live", shard.layer, shard.interval.start, shard.memory, None) for shard in owned]
-        previous: list[CopyRun] = [("previous", held.layer, held.start, held.memory, None) for held in self._previous]
-        whole: list[CopyRun] = [("gathered", layer, start, {PARAM: memory}, None) for (layer, start), memory in gathered]
-        return live + previous + whole + [(held.role, held.layer, held.start, held.memory, held.step) for held in self._retained]
+        If the hosts that they came from are lost once it is committed, they may be the only ones.
+        """
+        if self._segment is None:
+            return
+        places: list[tuple[Role, Shard]] = [*(("live", shard) for shard in owned), *(("replica", shard) for shard in kept)]
+        self._prepared = [(role, shard.layer, shard.interval.start, shard.memory, step) for role, shard in places]
+        known = self._scalars.setdefault(step, {})
+        for name, values in scalars.items():
+            known.setdefault(name, values)
+        self._describe()
+
+    def _own_runs(self) -> list[CopyRun]:
+        live: list[CopyRun] = [("live", shard.layer, shard.interval.start, shard.memory, None) for shard in self._owned]
+        return live + [("previous", held.layer, held.start, held.memory, None) for held in self._previous]
+
+    def _replica_runs(self) -> list[CopyRun]:
+        now: list[CopyRun] = [("replica", shard.layer, shard.interval.start, shard.memory, None) for shard in self._kept]
+        return now + [("previous replica", held.layer, held.start, held.memory, None) for held in self._previous_replicas]
 
     def _describe(self) -> None:
         """Writes a directory, with the marks of what is complete; it comes into force as a whole."""
         assert self._segment is not None  # checked by every caller
-        runs = self._runs()
-        self._places = _addresses(runs)
+        own, replicas = self._own_runs(), self._replica_runs()
+        self._own_places, self._replica_places = _addresses(own), _addresses(replicas)
+        retained: list[CopyRun] = [(held.role, held.layer, held.start, held.memory, held.step) for held in self._retained]
+        runs = own + replicas + self._gathered + retained + self._prepared
         self._number += 1
         slot = self._number % SLOTS
-        steps = [step for step in (self._live_step, self._previous_step) if step != NONE]
-        shards = self._optimizer.owned.shards.values()
+        steps = {self._live_step, self._previous_step, *(step for *_, step in self._prepared if step is not None)} - {NONE}
+        replica_steps = {self._replica_step, self._previous_replica_step} - {NONE}
         directory = Directory(
             worker=self._worker,
             number=self._number,
             places=tuple(place for run in runs if (place := self._place(*run)) is not None),
-            states=self._states(list(shards)),
+            states=self._states(runs),
             scalars={step: self._scalars[step] for step in steps},
+            replica_scalars={step: self._replica_scalars[step] for step in replica_steps},
             digests={step: self._digests[step] for step in steps if step in self._digests},
         )
         header = self._segment.header
         header.empty_slot(offers.DIRECTORY, slot)  # the marks below are of this slot
         header.set_mark(offers.live_mark(slot), self._live_step)
         header.set_mark(offers.previous_mark(slot), self._previous_step)
+        header.set_mark(offers.replica_mark(slot), self._replica_step)
+        header.set_mark(offers.previous_replica_mark(slot), self._previous_replica_step)
         self._segment.write_record(offers.DIRECTORY, slot, self._number, directory.to_json())
         header.empty_slot(offers.DIRECTORY, 1 - slot)  # if the new one should be damaged, the old one must not count again
         self._described = runs
 
-    def _states(self, shards: Sequence[Shard]) -> dict[str, str]:
-        owned = [Held(layer=s.layer, start=0, stop=0, step=0, role="live", memory=s.memory, scalars={}) for s in shards]
-        return dtypes(owned, {shard.layer: self._model.dtype(shard.layer) for shard in shards})
+    def _states(self, runs: Sequence[CopyRun]) -> dict[str, str]:
+        full = [
+            Held(layer=layer, start=0, stop=0, step=0, role=role, memory=memory, scalars={})
+            for role, layer, _, memory, _ in runs
+            if role != "gathered"
+        ]
+        return dtypes(full, {each.layer: self._model.dtype(each.layer) for each in full})
 
     def _place(self, role: Role, layer: int, start: int, memory: Mapping[str, torch.Tensor], step: int | None) -> Place | None:
         """Returns the place of a copy; None if a part of it lies outside the segment."""
@@ -159,7 +191,7 @@ class SegmentContents:
         if self._segment is None:
             return
         self._previous, self._previous_step = held, step
-        if _addresses(self._runs()) == self._places:
+        if _addresses(self._own_runs()) == self._own_places:
             self._set(offers.previous_mark, step)
         else:
             self._describe()
@@ -175,16 +207,51 @@ class SegmentContents:
         if self._segment is None:
             return
         self._scalars = {known: values for known, values in self._scalars.items() if known == self._previous_step}
-        self._scalars[step] = self._plain_scalars()
+        self._scalars[step] = _plain(self._optimizer.owned)
         self._live_step = step
         self._steps += 1
         if self._steps == _SETTLED_STEPS:
             self._segment.trim()
-        if _addresses(self._runs()) != self._places:  # the optimizer has made new state
+        if _addresses(self._own_runs()) != self._own_places:  # the optimizer has made new state
             self._describe()
             return
         self._write(offers.SCALARS, step, self._scalars[step])
         self._set(offers.live_mark, step)
+
+    def overwrites_previous_replicas(self) -> None:
+        """Notes that the previous copies of replicas are about to be written to."""
+        if self._segment is not None:
+            self._previous_replica_step = NONE
+            self._set(offers.previous_replica_mark, NONE)
+
+    def has_previous_replicas(self, step: int, held: Sequence[Held]) -> None:
+        """Notes that the previous copies of replicas are complete, as of `step`."""
+        if self._segment is None:
+            return
+        self._previous_replicas, self._previous_replica_step = held, step
+        if _addresses(self._replica_runs()) == self._replica_places:
+            self._set(offers.previous_replica_mark, step)
+        else:
+            self._describe()
+
+    def replays(self) -> None:
+        """Notes that the replicas are about to be updated, or that one of them is damaged."""
+        if self._segment is not None:
+            self._replica_step = NONE
+            self._set(offers.replica_mark, NONE)
+
+    def replayed(self, step: int) -> None:
+        """Notes that the replicas are complete, as of `step`."""
+        if self._segment is None:
+            return
+        scalars = {known: values for known, values in self._replica_scalars.items() if known == self._previous_replica_step}
+        self._replica_scalars = {**scalars, step: _plain(self._optimizer.kept)}
+        self._replica_step = step
+        if _addresses(self._replica_runs()) != self._replica_places:  # the optimizer has made new state
+            self._describe()
+            return
+        self._write(offers.REPLICA_SCALARS, step, self._replica_scalars[step])
+        self._set(offers.replica_mark, step)
 
     def digested(self, step: int, digests: Digests) -> None:
         """Notes digests of owned shards as of `step`."""
@@ -278,6 +345,11 @@ class SegmentContents:
     def _write(self, record: int, step: int, values: Mapping[str, Any]) -> None:
         assert self._segment is not None  # checked by every caller
         self._segment.write_record(record, offers.slot_of(step), offers.number_of(step), {"directory": self._number, "values": values})
+
+
+def _plain(updater: Updater) -> Scalars:
+    """Returns the scalars of all shards as they are now, as JSON values."""
+    return {name: to_plain(dict(values)) for shard in updater.shards.values() for name, values in updater.scalars(shard).items()}
 
 
 def _by_copy(digests: Digests) -> ByCopy:

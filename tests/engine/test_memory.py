@@ -139,10 +139,10 @@ def copies(job: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "stages"), [(2, 1), (3, 2), (4, 2)])
-def test_copies_are_one_replica_one_previous_one_kept_and_one_update(workers: int, stages: int) -> None:
+def test_copies_are_two_replicas_one_previous_one_kept_and_one_update(workers: int, stages: int) -> None:
     """AdamW has two states beside the parameter, all in float32."""
     for found in harness.run(copies, workers=workers, stages=stages):
-        assert found["replica_bytes"] == 3 * 4 * found["kept"]
+        assert found["replica_bytes"] == 2 * 3 * 4 * found["kept"]
         assert found["previous_bytes"] == 2 * 3 * 4 * found["own"]
         assert 4 * found["kept"] <= found["replica_update_bytes"] <= SLACK * 4 * found["kept"]
 

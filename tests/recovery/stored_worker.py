@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from elastic.plan.workload import LayerCost, Workload
 from elastic.recovery.inventory import Inventory
 from elastic.snapshot.held_copies import Held, held
 from elastic.snapshot.previous import PreviousCopies
+from elastic.worker.plain_state import to_plain
 from elastic.worker.segment_contents import SegmentContents
 
 LAYERS, SIZE = (0, 1), 256
@@ -39,9 +40,25 @@ def buffers(step: int) -> np.ndarray:
     return np.full(300, step % 251 + 1, dtype=np.uint8)
 
 
+def complete(states: Sequence[str], layer: int, step: int, start: int, stop: int) -> dict[str, torch.Tensor]:
+    """Returns memory with what these states of a run are after a step."""
+    shard = Shard(layer=layer, interval=Interval(start=start, stop=stop, owner=7), memory={})
+    fill(shard, step, states)
+    return shard.memory
+
+
+def fill(shard: Shard, step: int, states: Sequence[str] = STATES) -> None:
+    """Updates a shard to a step; states that it does not have are made."""
+    start, stop = shard.interval.start, shard.interval.stop
+    for state in states:
+        if state not in shard.memory:
+            shard.memory[state] = lasting(stop - start, torch.float32)
+        shard.memory[state].copy_(torch.from_numpy(truth(state, shard.layer, step, start, stop)))
+
+
 @dataclass
 class Worker:
-    """Does to its memory what an engine does, in the same order; shards are random runs of two layers."""
+    """Does to its memory what an engine does, in the same order; shards and replicas are random runs of two layers."""
 
     segment: OwnSegment
     choice: random.Random
@@ -49,12 +66,14 @@ class Worker:
     begun: int = 0
     retained: list[Held] = field(default_factory=list)
     lent: list[Any] = field(default_factory=list)
+    before: list[Held] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.owned: Any = SimpleNamespace(shards={}, scalars=lambda shard: {f"{shard.layer}.w": {"step": float(self.counted)}})
+        self.kept: Any = SimpleNamespace(shards={}, scalars=lambda shard: {f"{shard.layer}.w": {"step": float(self.replayed)}})
         self.model: Any = SimpleNamespace(flats={}, tied={}, dtype=lambda layer: torch.float32)
-        self.optimizer: Any = SimpleNamespace(owned=self.owned)
-        self.counted = self.step
+        self.optimizer: Any = SimpleNamespace(owned=self.owned, kept=self.kept)
+        self.counted = self.replayed = self.step
         self.contents = SegmentContents(7, self.segment, self.model, self.optimizer)
         self.previous = PreviousCopies(self.optimizer, self.contents)
         self.enter_view(-1)
@@ -63,24 +82,30 @@ class Worker:
         """Begins a view that resumes at a step, with another place; the old copies are kept for two steps."""
         scalars = self.owned.scalars
         old = [held(shard, self.step, "live", scalars(shard)) for shard in self.owned.shards.values()] + self.previous.held
+        old += [held(shard, self.replayed, "replica", self.kept.scalars(shard)) for shard in self.kept.shards.values()] + self.before
         if self.begun:
             for layer, flat in self.model.flats.items():
                 where = {"layer": layer, "start": 0, "stop": SIZE, "step": self.step, "scalars": {}}
                 old.append(Held(role="gathered", memory={PARAM: flat}, **where))
-        flats, shards = {}, {}
+        flats, shards, kept = {}, {}, {}
         for layer in LAYERS:
             flats[layer] = lasting(SIZE, torch.float32)
             flats[layer].copy_(torch.from_numpy(truth(PARAM, layer, step)))
             cuts = sorted({0, SIZE, *self.choice.sample(range(64, SIZE, 64), self.choice.randrange(3))})
             for start, stop in pairwise(cuts):
                 if self.choice.random() < 0.7 or (layer, start) == (0, 0):
-                    memory = {PARAM: flats[layer][start:stop]}
-                    if step >= 0:
-                        memory["exp_avg"] = lasting(stop - start, torch.float32)
-                        memory["exp_avg"].copy_(torch.from_numpy(truth("exp_avg", layer, step, start, stop)))
                     interval = Interval(start=start, stop=stop, owner=7)
+                    memory = {PARAM: flats[layer][start:stop], **complete(STATES[1:] if step >= 0 else (), layer, step, start, stop)}
                     shards[layer, start] = Shard(layer=layer, interval=interval, memory=memory)
+                elif self.choice.random() < 0.7:
+                    interval = Interval(start=start, stop=stop, owner=8, replica=7)
+                    memory = complete(STATES if step >= 0 else STATES[:1], layer, step, start, stop)
+                    kept[layer, start] = Shard(layer=layer, interval=interval, memory=memory)
+        self.contents.prepared(
+            step, [*shards.values()], [*kept.values()], {f"{layer}.w": to_plain({"step": float(step)}) for layer in LAYERS}
+        )
         self.owned.shards, self.model.flats, self.step, self.counted = shards, flats, step, step
+        self.kept.shards, self.replayed, self.before = kept, step, []
         self.previous = PreviousCopies(self.optimizer, self.contents)
         self.retained, self.begun = [copy for copy in old if copy.step == step], step
         self.contents.has_buffers(step, buffers(step))
@@ -95,18 +120,37 @@ class Worker:
     def note_loop(self) -> None:
         self.contents.loop(lambda: Inventory(worker=7, yielded=self.step, copies=()))
 
+    def replay(self) -> None:
+        """Brings the replicas to the newest step, as before READY of the next one."""
+        step, shards = self.step, [*self.kept.shards.values()]
+        if not shards or self.replayed == step:
+            return
+        self.contents.overwrites_previous_replicas()
+        known = {(copy.layer, copy.start): copy.memory for copy in self.before}
+        self.before = []
+        for shard in shards:
+            memory = dict(known.get((shard.layer, shard.interval.start), {}))
+            for state, values in shard.memory.items():
+                memory[state] = memory.get(state, lasting(values.numel(), torch.float32)).copy_(values)
+            copied = held(shard, self.replayed, "previous replica", self.kept.scalars(shard))
+            self.before.append(replace(copied, memory=memory))
+        self.contents.has_previous_replicas(self.replayed, self.before)
+        self.contents.replays()
+        for shard in shards:
+            fill(shard, step)
+        self.replayed = step
+        self.contents.replayed(step)
+
     def take_step(self, *, digested: bool) -> None:
+        self.replay()
         if self.step >= self.begun + 1 and self.retained:
             self.contents.retain_nothing()
             self.retained = []
         self.previous.take(self.step)
         self.contents.updates()
         step = self.step + 1
-        for (layer, start), shard in self.owned.shards.items():
-            for state in STATES:
-                if state not in shard.memory:
-                    shard.memory[state] = lasting(shard.interval.elements, torch.float32)
-                shard.memory[state].copy_(torch.from_numpy(truth(state, layer, step, start, shard.interval.stop)))
+        for shard in self.owned.shards.values():
+            fill(shard, step)
         self.counted = step
         self.contents.has_buffers(step, buffers(step))
         self.contents.updated(step)
@@ -118,6 +162,8 @@ class Worker:
             self.contents.digested(step, self.digests())
 
     def save(self) -> None:
+        """After READY of the next step."""
+        self.replay()
         self.previous.take(self.step)
         self.lent.append(self.previous.lend())
 

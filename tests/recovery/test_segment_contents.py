@@ -38,6 +38,7 @@ class Checked:
             assert (found == buffers(step)).all()
             assert (place.digest, place.checksum) == (digest(found.copy()), checksum(found))
         if self.complete is not None:
+            self.check_replicas(contents)
             steps = {step for step in (contents.live, contents.previous) if step in (self.complete, self.complete - 1, self.complete + 1)}
             assert steps, (contents.live, contents.previous, self.complete)
             owned = {(place.layer, place.start) for place in contents.directory.places if place.role == "live"}
@@ -47,10 +48,22 @@ class Checked:
             offered = contents.offered(contents.complete, sums=False)
             assert {each.step for each in offered.copies} <= offered.scalars.keys()
 
+    def check_replicas(self, contents: Contents) -> None:
+        """A step that was begun to be applied has been complete everywhere, its replicas too; so is the one before until then."""
+        applying = contents.previous if contents.live == NONE else contents.live
+        usable = {applying, applying - 1} if contents.live != NONE and contents.previous == applying - 1 else {applying}
+        complete = [(place, contents.step_of(place)) for place in contents.complete if "replica" in place.role]
+        for kept in contents.directory.places:
+            if kept.role == "replica" and kept.step is None:
+                steps = {step for place, step in complete if (place.layer, place.start, place.stop) == (kept.layer, kept.start, kept.stop)}
+                assert steps & usable, (kept, steps, contents.live, contents.previous)
+
     def check(self, copy: MappedSegment, contents: Contents, place: Place) -> None:
         step, layer = contents.step_of(place), place.layer
         assert step != NONE
-        assert from_plain(contents.scalars[step][f"{layer}.w"]) == {"step": float(step)}
+        own = place.step is not None or place.role in ("live", "previous")
+        scalars = contents.scalars if own else contents.replica_scalars
+        assert from_plain(scalars[step][f"{layer}.w"]) == {"step": float(step)}
         digests = contents.digests_of(place)
         for state, (offset, itemsize) in place.states.items():
             found = copy.bytes_at(offset, (place.stop - place.start) * itemsize)

@@ -93,8 +93,12 @@ class Worker:
     def publish(self, step: int, gradients: list[OwnedGradient]) -> None:
         """As Engine.publish."""
         self.replicator.send(step, gradients)
-        self.replicator.replay(step - 1)
         self.replicator.expect(step)
+
+    def replay(self, step: int) -> None:
+        """As before READY of the step behind this one."""
+        self.replicator.confirm()
+        self.replicator.replay(step)
 
 
 class Pair:
@@ -106,13 +110,18 @@ class Pair:
             list(threads.map(lambda one: one.network.install(1, 0, members, [0, 1]), self.workers))
 
     def step(self, step: int, *, absent: bool = False) -> None:
-        """Both take the step and have the other's update; it is not committed yet."""
+        """Both take the step and have the other's update, which is not replayed yet."""
         self.send(step, absent=absent)
         for worker in self.workers:
             worker.replicator.confirm()
 
+    def replay(self, step: int) -> None:
+        for worker in self.workers:
+            worker.replay(step)
+
     def send(self, step: int, *, absent: bool = False) -> None:
         """The same, without looking at what has come."""
+        self.replay(step - 1)
         updates = [worker.update(step, absent=absent) for worker in self.workers]
         for worker, gradients in zip(self.workers, updates, strict=True):
             worker.publish(step, gradients)

@@ -98,13 +98,14 @@ def given_up(pair: Callable[..., Pair]) -> Pair:
 def test_a_copy_that_was_given_up_is_not_given(given_up: Pair) -> None:
     keeper, _ = given_up.workers
     dropped = keeper.replicator.replicas[0].shard
-    assert not [c for c in keeper.replicator.held([1]) if (c.layer, c.start) == (dropped.layer, dropped.interval.start)]
+    of_it = [c for c in keeper.replicator.held([1]) if (c.layer, c.start) == (dropped.layer, dropped.interval.start)]
+    assert [(copy.role, copy.step) for copy in of_it] == [("previous replica", 2)]
 
 
 def test_the_copies_behind_one_that_was_given_up_are_of_the_step_that_they_say(given_up: Pair) -> None:
     keeper, owner = given_up.workers
     now = {(s.layer, s.interval.start): s.memory for s in owner.shards}
-    good = keeper.replicator.held([1])
+    good = [copy for copy in keeper.replicator.held([1]) if copy.role == "replica"]
     assert len(good) == len(keeper.replicator.replicas) - 1
     for copy in good:
         assert copy.step == 3
@@ -139,6 +140,34 @@ def test_both_steps_can_be_given(pair: Callable[..., Pair]) -> None:
     assert all(replica.step == 0 for replica in keeper.replicator.replicas), "the replicas themselves stay where they are"
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "writes to gradients"])
+def test_after_a_replay_the_step_before_can_still_be_given(pair: Callable[..., Pair], optimizer: str) -> None:
+    """Some other holder may not have the newest one, so that all have to go back."""
+    workers = pair(optimizer)
+    for step in range(4):
+        workers.step(step, absent=step == 2)
+        workers.replay(step)
+        keeper, owner = workers.workers
+        before = {(h.layer, h.start): h for h in owner.previous_copies.held}
+        now = owner.optimizer.owned
+        found = by_step(keeper.replicator.held([1]))
+        assert {at: {copy.role for copy in copies} for at, copies in found.items()} == {step: {"replica"}, step - 1: {"previous replica"}}
+        for copy in found[step - 1]:
+            assert equal(copy.memory, before[copy.layer, copy.start].memory)
+            assert copy.scalars == before[copy.layer, copy.start].scalars
+        for copy in found[step]:
+            shard = now.shards[copy.layer, copy.start]
+            assert equal(copy.memory, shard.memory)
+            assert copy.scalars == now.scalars(shard)
+
+
+def test_an_older_step_that_nobody_needs_is_not_given(pair: Callable[..., Pair]) -> None:
+    workers = pair()
+    for step in range(3):
+        workers.step(step)
+    assert by_step(workers.workers[0].replicator.held([1])).keys() == {1, 2}
+
+
 def test_the_later_step_is_made_only_when_it_is_asked_for(pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     workers = pair()
     workers.step(0)
@@ -164,6 +193,7 @@ def test_the_later_step_is_made_only_when_it_is_asked_for(pair: Callable[..., Pa
 def test_what_has_not_come_is_not_waited_for_and_not_given(pair: Callable[..., Pair]) -> None:
     workers = pair()
     workers.step(0)
+    workers.replay(0)
     one, other = workers.workers
     one.publish(1, one.update(1))  # the other one has died before it published its own
     one.replicator.settle()

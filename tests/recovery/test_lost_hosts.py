@@ -1,0 +1,90 @@
+"""Tests real jobs that lose a host and, at once, workers of others: what these kept for the lost host is still there."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import elastic
+from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES
+from tests.recovery import losing, outliving, simulated_hosts
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
+
+STEPS = 9
+ROOT = Path(__file__).parents[2]
+
+
+@functools.cache
+def calm(case: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return elastic.run(outliving.train, args=[folder, case, STEPS, {}], workers=1, directory=Path(folder, "run")).value
+
+
+@pytest.fixture
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Workers are on two hosts, of which each worker's agent knows."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import tests.recovery.simulated_hosts\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}:{ROOT}")
+    monkeypatch.setenv(simulated_hosts.COUNT, "2")
+    monkeypatch.setenv(simulated_hosts.LOST, str(tmp_path / "lost"))
+    return tmp_path
+
+
+def run(folder: Path, fates: dict[int, list[Any]], case: str = "adamw", *, lost: int = 1, **options: Any) -> elastic.JobResult:
+    """Runs a job of four workers; those that die on host `lost` take their memory with them. No state is lost, and no checkpoint read."""
+    expected = calm(case)
+    options = {"workers": 4, "stages": 2, **options}
+    arguments = [str(folder), case, STEPS, {str(worker): fate for worker, fate in fates.items()}, lost]
+    result = elastic.run(losing.train, args=arguments, directory=folder / "run", rebalance=False, **options)
+    assert result.value == expected
+    assert (folder / "lost").exists(), "the host was not lost"
+    assert {incident["restored"] for incident in result.incidents} <= {None}
+    return result
+
+
+def died(result: elastic.JobResult) -> list[int]:
+    return sorted(worker for found in result.incidents if found["kind"] == "death" for worker in (found["worker"], *found["also"]))
+
+
+OTHERS = [[], [0], [2], [0, 2]]
+"""Workers of the other host that are killed at the same time."""
+
+OFTEN = [("forward", 2), ("apply", 1)]
+
+
+@pytest.mark.parametrize(
+    ("phase", "others"),
+    [
+        pytest.param(phase, others, marks=[] if (phase, len(others)) in OFTEN[:1] else [pytest.mark.long], id=f"{phase}-{others}")
+        for phase in STEP_PHASES
+        for others in OTHERS
+    ],
+)
+def test_a_host_is_lost_with_workers_of_the_other_one(hosts: Path, phase: str, others: list[int]) -> None:
+    victims = sorted([1, 3, *others])
+    result = run(hosts, {3: ["enter", 4, 1, phase, victims]})
+    assert died(result) == victims
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("others", [[], [0]])
+@pytest.mark.parametrize("phase", RECOVERY_PHASES)
+def test_a_host_is_lost_in_the_recovery_from_a_death_on_the_other_one(hosts: Path, phase: str, others: list[int]) -> None:
+    """With all workers that are left, or those of one host. Who had voted has the new view's state in its segment too."""
+    victims = sorted([1, 3, *others])
+    result = run(hosts, {2: ["enter", 4, 2, "backward", None], 3: ["enter", None, 1, phase, victims]}, "batchnorm")
+    assert died(result) == sorted([2, *victims])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("store", range(1, 40, 2))
+def test_a_host_is_lost_and_all_workers_die_behind_a_store_into_a_header(hosts: Path, store: int) -> None:
+    """All stores of two steps, of a worker of the host that is not lost."""
+    result = run(hosts, {2: ["store", 4, store, [0, 1, 2, 3]]}, "batchnorm")
+    assert died(result) == [0, 1, 2, 3]
