@@ -70,7 +70,7 @@ def test_an_owner_and_a_replica_that_differ_go_back_to_the_state_in_which_they_w
     result = run({"1": [[phase, STEP, what, state]]})
     (incident,) = result.incidents
     found = incident["findings"][0]
-    assert (incident["kind"], incident["worker"], incident["step"]) == ("damage", None, step + 2)
+    assert (incident["kind"], incident["worker"], incident["step"]) == ("damage", None, step + 1)
     assert incident["went_back_to"] == 0, "the newest state that was kept"
     assert {each["state"] for each in incident["findings"]} >= {state}
     assert {(each["worker"], each["step"], each["good"]) for each in incident["findings"]} == {(None, step, step - 1)}
