@@ -23,7 +23,8 @@ _IDLE_WAKES_PER_S = 20.0
 class Stay:
     """A worker's stay in one moment. Times are in seconds, and count only while the workers were observed.
 
-    still_s: since the moment was first seen. stopped_s, idle_s: how long the process has been stopped, or idle, without a break.
+    still_s: since the moment was first seen. stopped_s, idle_s: how long the process has been stopped, or idle, without a break. A process
+    that is stopped and continued in turns may be stopped whenever it is seen; what it has used shows that it ran in between.
     ran_s, delayed_s: how long the training thread ran, and waited for a processor. awaited_s: how long others have waited for it.
     """
 
@@ -43,13 +44,17 @@ class Stay:
         """Returns the stay after one more observation; `credit_s` is the time since the last one, as far as it counts."""
         here = {"moment": seen.moment, "seen_at": seen.seen_at, "stopped": seen.stopped, "awaited": awaited, "usage": seen.usage}
         if seen.moment != self.moment:
-            began = Stay(**here)  # pyright: ignore[reportArgumentType]
-            return replace(began, stopped_s=self.stopped_s + credit_s) if seen.stopped and self.stopped else began
-        stopped_s = self.stopped_s + credit_s if seen.stopped and self.stopped else 0.0
+            return Stay(**here)  # pyright: ignore[reportArgumentType]
+        stopped_s = self.stopped_s + credit_s if seen.stopped and self.stopped and not self._ran(seen) else 0.0
         awaited_s = self.awaited_s + credit_s if awaited and self.awaited else 0.0
         return replace(
             self, **here, **self._used(seen, credit_s), still_s=self.still_s + credit_s, stopped_s=stopped_s, awaited_s=awaited_s
         )
+
+    def _ran(self, seen: Observed) -> bool:
+        """Whether any of its threads has run since the last observation, as far as that is known."""
+        before, now = self.usage, seen.usage
+        return before is not None and now is not None and (now.ran_s > before.ran_s or now.wakes > before.wakes)
 
     def _used(self, seen: Observed, credit_s: float) -> dict[str, float]:
         """Returns the sums of what was used, with the last interval."""
@@ -59,7 +64,7 @@ class Stay:
         ran, delayed = now.ran_s - before.ran_s, now.delayed_s - before.delayed_s
         others = max(0.0, now.cpu_s - before.cpu_s - ran)
         idle = (
-            not now.running
+            not (now.running or seen.stopped or self.stopped)
             and ran + delayed <= _IDLE_SHARE * credit_s
             and others <= _IDLE_CPU_SHARE * credit_s
             and now.io_bytes - before.io_bytes <= _IDLE_IO_BYTES

@@ -17,7 +17,8 @@ from tests.health.observing import LIMITS, Condition, Watched, waiting
 SLEEPS = Condition()
 SPINS = Condition(state="R", ran=1.0)
 STARVES = Condition(state="R", ran=0.001, delayed=0.999)
-STOPPED = Condition(state="T")
+STOPPED = Condition(state="T", wakes=0.0)
+IN_TURNS = Condition(state="T", ran=0.08, wakes=5.0)  # stopped and continued, and seen only while it is stopped
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,24 @@ def test_a_process_that_is_continued_in_time() -> None:
     assert job.excluded == []
 
 
+def test_a_process_that_is_stopped_and_continued_in_turns_is_slow_and_not_stopped() -> None:
+    """Whenever it is seen it is stopped; also in one and the same moment, and when it has only begun something else."""
+    assert Watched({0: waiting(1), 1: IN_TURNS}).watch(100.0).excluded == []
+    job = Watched({0: waiting(1), 1: IN_TURNS})
+    for micro_batch in range(40):
+        job.become({1: replace(IN_TURNS, micro_batch=micro_batch, wakes=0.0, ran=0.0)}).watch(0.4)
+    assert job.excluded == []
+
+
+def test_a_process_that_is_stopped_and_continued_in_turns_does_not_hang_either() -> None:
+    """It is seen in both conditions, and runs for less than a tenth of the time."""
+    job = Watched({0: waiting(1), 1: IN_TURNS})
+    for number in range(100):
+        job.workers[1] = replace(IN_TURNS, state="TS"[number % 2], longest_s=1.0)
+        job.watch(0.2)
+    assert job.excluded == []
+
+
 def test_one_that_is_stopped_and_nobody_knows_yet_whether_for_whom() -> None:
     """Others will come to wait for it."""
     assert Watched({0: SPINS, 1: STOPPED}).watch(2.0).excluded == [(1, kinds.STOPPED)]
@@ -156,7 +175,7 @@ def test_new_workers() -> None:
     job.workers[1] = replace(SPINS, longest_s=900.0)
     assert job.watch(199.0).excluded == []
     assert job.watch(2.0).excluded == [(3, kinds.UNREADY)]
-    assert Watched({0: SPINS, 3: replace(born, state="T")}, starting=(3,)).watch(2.0).excluded == [(3, kinds.STOPPED)]
+    assert Watched({0: SPINS, 3: replace(born, state="T", wakes=0.0)}, starting=(3,)).watch(2.0).excluded == [(3, kinds.STOPPED)]
 
 
 def test_in_a_collective_of_the_users_own_the_one_elsewhere_is_to_blame() -> None:
