@@ -119,7 +119,7 @@ def death_of(worker: WorkerProcess, doing: Doing | None) -> Death:
         worker.epoch, worker.step = doing.epoch, doing.step
     worker.announced = None
     how = how_ended(worker) + (f": {worker.condemned}" if worker.condemned else "")
-    return Death(worker=worker.number, how=how, own=own_doing(worker), evicted=worker.condemned, step=step, doing=doing)
+    return Death(worker=worker.number, how=how, own=own_doing(worker), evicted=worker.condemned, lost=worker.lost, step=step, doing=doing)
 
 
 def members_of(view: View, processes: Mapping[int, int | None]) -> dict[str, Any]:

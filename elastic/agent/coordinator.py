@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -356,10 +356,10 @@ class Coordinator:
             self.hosts.worker(number).announced = {}  # it may be large, and is no longer needed
         self._tell_room()  # a host may have come or gone since the founders were started
 
-    def take_over(self, facts: JobFacts, view: View, resumed: Resumed, since: float, *, steady: bool) -> None:
+    def take_over(self, facts: JobFacts, view: View, resumed: Resumed, since: float, *, why: Mapping[str, str], steady: bool) -> None:
         """Goes on with a job whose coordinator is lost `since` then; `view` is the committed one, and the present hosts have been added.
 
-        `steady`: no worker waits for orders.
+        `why`: how it was noticed that hosts are lost, by their names. `steady`: no worker waits for orders.
         """
         self.facts = facts
         self.hosts.limit = facts.limit
@@ -368,7 +368,7 @@ class Coordinator:
         self._founders, self.hosts.wanted = Founders.of(view.workers), facts.settings["workers"]
         members = set(view.workers)
         for member in view.members:
-            self.hosts.miss(member.worker, member.host)
+            self.hosts.miss(member.worker, member.host, why.get(member.host, "its agent is gone"))
         founder, self._spare_bytes = Ready(**facts.founder), facts.founder["whole"]
         others = {number: each for number, each in self.hosts.workers.items() if number not in members and not each.ended}
         spares = {number: each.announced for number, each in others.items() if each.announced and not each.condemned}

@@ -69,6 +69,7 @@ class Follower:
         self.settings: JobSettings = start.settings
         self.forks = False  # whether workers can be started
         self.before: str | None = None  # the agent that was the coordinator last
+        self.lost_because = "its agent is gone"  # how it was noticed that that one is lost
         self.alone_since = time.monotonic()  # since when there is no coordinator
         self._address, self._elected = address, elected
         self._loop, self._start, self._name, self._session, self._make_crew, self._end = loop, start, name, session, make_crew, end
@@ -186,7 +187,7 @@ class Follower:
 
     def _lost(self, why: str) -> None:
         self.alone_since = time.monotonic() if self._link is None else self._link.heard_at
-        self._link, self._awaited, self._told = None, False, False
+        self._link, self._awaited, self._told, self.lost_because = None, False, False, why
         say(f"host {self.before}, whose agent coordinates the job, is lost: {why}")
         self.begin()
 

@@ -44,9 +44,9 @@ class HostCarrier(Protocol):
 class AbsentHost(RemoteCarrier):
     """A host whose agent is gone, with one of its workers."""
 
-    def __init__(self, name: str, worker: int) -> None:
+    def __init__(self, name: str, worker: int, why: str) -> None:
         super().__init__(None, name, 0, 0, HostFacts(processors=1))
-        gone = WorkerProcess(number=worker, gone=True, unreaped=True, lost=f"{name}: its agent is gone")
+        gone = WorkerProcess(number=worker, gone=True, unreaped=True, lost=f"{name}: {why}")
         self.workers[worker] = gone
 
 
@@ -132,10 +132,10 @@ class Hosts(Carrier):
         self.tell_agents({"type": "started", "worker": worker})
         self.present[host].fork(worker, first=first, joins=joins, workers=self.wanted)
 
-    def miss(self, worker: int, host: str) -> None:
-        """Notes that a worker is lost, unless one of the hosts has it."""
+    def miss(self, worker: int, host: str, why: str) -> None:
+        """Notes that a worker is lost, unless one of the hosts has it; `why` says what is known of its host."""
         if worker not in self._hosts:
-            self._hosts[worker] = AbsentHost(host, worker)
+            self._hosts[worker] = AbsentHost(host, worker, why)
 
     def tell_agents(self, message: Message) -> None:
         """Sends a message to the agents of the other hosts."""

@@ -68,7 +68,8 @@ class Takeover:
         carrier = self._follower.carrier
         resumed = Resumed(attempt_id=burned, next_worker=started + 1, incidents=() if carrier is None else carrier.logged)
         steady = self._follower.steady and self._admissions.steady
-        self._coordinator.take_over(facts, view, resumed, self._follower.alone_since, steady=steady)
+        why = {self._follower.before: self._follower.lost_because} if self._follower.before is not None else {}
+        self._coordinator.take_over(facts, view, resumed, self._follower.alone_since, why=why, steady=steady)
         self._admissions.resumes()
         for message in self._follower.unsent:
             if message["type"] == "heard":

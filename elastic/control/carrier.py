@@ -22,13 +22,15 @@ class Death:
     """The end of a worker's process, as its agent reports it.
 
     `how` is one line for the user. `own`: the process ended by itself, not from outside. `evicted` is the reason if the runtime ended it,
-    else "". `step` is the last step that the worker reported, `doing` the activity that it entered last; None if unknown.
+    else "". `lost` says which host was lost with it, and how that was noticed, if it was. `step` is the last step that the worker reported,
+    `doing` the activity that it entered last; None if unknown.
     """
 
     worker: int
     how: str
     own: bool = False
     evicted: str = ""
+    lost: str = ""
     step: int | None = None
     doing: Doing | None = None
 

@@ -58,9 +58,10 @@ class IncidentLog:
         """
         fault = min(now, self._missed_at.get((view.epoch, death.worker), now))
         self._close_settled()
+        with_host = f"lost with host {death.lost}" if death.lost else None
         if self._timeline is not None and self._timeline.kind != "join":
             cause = self.causes.get(death.worker, "evicted")
-            self._timeline.lost(death.worker, f"worker {death.worker} is {cause}: {death.evicted}" if death.evicted else None)
+            self._timeline.lost(death.worker, f"worker {death.worker} is {cause}: {death.evicted}" if death.evicted else with_host)
             return
         if self._timeline is not None and self._timeline.before.epoch < view.epoch:  # the join is complete; this death is another incident
             self._conclude(self._timeline)
@@ -71,7 +72,7 @@ class IncidentLog:
         else:
             step, phase = doing.step, doing.phase
         cause = self.causes.get(death.worker)
-        self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or None, cause=cause)
+        self._begin(view, kind, fault, now, worker=death.worker, step=step, phase=phase, why=death.evicted or with_host, cause=cause)
 
     def changes(self, view: View, kind: str, step: int, why: str | None, leaving: Sequence[int] = ()) -> None:
         """Opens an incident for a planned change: the members of `view` pause after `step`, since workers join or leave, or layers move."""

@@ -73,12 +73,13 @@ class Timeline:
         self._opened = self.detected
 
     def lost(self, worker: int, why: str | None = None) -> None:
-        """Records the loss of another worker before the recovery is over, with the reason if it was evicted.
+        """Records the loss of another worker before the recovery is over, with the reason if it is known: the same one is told once.
 
         A view committed since the first loss no longer counts.
         """
         self.also.append(worker)
-        self.why = "; ".join(filter(None, (self.why, why))) or None
+        if why not in (self.why or "").split("; "):
+            self.why = "; ".join(filter(None, (self.why, why))) or None
         self._view = None
         self._first.clear()
         self._resumed.clear()

@@ -33,7 +33,8 @@ _HAPPENED = {
 class Incident:
     """One recovery. Unknown values are None; times are in milliseconds. Raises SettingsError if `kind` is none of KINDS.
 
-    kind: the kind of fault; it hit worker `worker` at place `place`, in phase `phase` of step `step`. why: a reason in words, if any.
+    kind: the kind of fault; it hit worker `worker` at place `place`, in phase `phase` of step `step`. why: a reason in words, if any; of
+    workers that died with their host, which host that was and how its loss was noticed.
     cause: of an eviction, what the evidence showed: one of the kinds of `elastic.health.verdict`, such as `stopped` or `spinning`.
     also: further workers that were lost in the same recovery. joined: workers that are in the new view and not in the old one; `spares` of
     them had been waiting.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -53,6 +54,7 @@ def test_a_lost_host_is_done_without_and_its_new_agent_joins(hosts: Cluster) -> 
     assert second.result() == calm(STEPS * 4)
     lost, joined = first.incidents[:2]
     assert (lost["kind"], sorted([lost["worker"], *lost["also"]]), joined["kind"]) == ("death", [2, 3], "join")
+    assert re.fullmatch(r"lost with host \S+: its connection ended", lost["why"])
     assert first.incidents == second.incidents
     assert "was lost with its host" in first.said
     assert "a new agent of this host takes part" in second.said
@@ -67,6 +69,7 @@ def test_another_agent_coordinates_when_the_first_is_lost(hosts: Cluster) -> Non
     assert first.result() == calm(STEPS * 4)
     lost = second.incidents[0]
     assert (lost["kind"], sorted([lost["worker"], *lost["also"]])) == ("death", [0, 1])
+    assert re.fullmatch(r"lost with host \S+: its connection ended", lost["why"])
     assert "coordinates the job now" in second.said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ def test_a_host_whose_cable_is_cut_is_done_without_and_comes_back(apart: tuple[N
     assert [host.result() for host in hosts] == [calm(STEPS)] * 3
     lost, joined = [each for each in hosts[0].incidents if each["kind"] in ("death", "join")][:2]
     assert (lost["kind"], joined["kind"]) == ("death", "join")
+    assert re.fullmatch(r"lost with host \S+: it has been silent for 2 s", lost["why"])
     assert 1000 < lost["detected_ms"] < 10_000
     assert [each["kind"] for each in hosts[2].incidents] == [each["kind"] for each in hosts[0].incidents]
 
@@ -67,3 +69,5 @@ def test_the_majority_goes_on_without_the_coordinator_which_comes_back_as_a_join
     net.heal(0)
     assert [host.result() for host in hosts] == [calm(STEPS)] * 3
     assert "a new agent of this host takes part in the job" in hosts[0].said
+    lost = next(each for each in hosts[1].incidents if each["kind"] == "death")
+    assert re.fullmatch(r"lost with host \S+: it has been silent for 2 s", lost["why"])
