@@ -179,13 +179,14 @@ class StepLog:
         self._file.write(json.dumps(dataclasses.asdict(report)) + "\n")
 
 
-def read_steps(directory: Path, *, resumed: bool = False) -> list[dict[str, Any]]:
-    """Returns every step once, as its leader reported it. Raises RuntimeError if workers disagree, or a worker reported a step twice.
+def read_steps(*directories: Path, resumed: bool = False) -> list[dict[str, Any]]:
+    """Returns every step once, as its leader reported it, from the run directories of all hosts.
 
+    Raises RuntimeError if workers disagree, if a worker reported a step twice, or if steps are missing.
     The first is step 0, unless the job `resumed` at another one.
     """
     steps: dict[int, dict[str, Any]] = {}
-    for path in sorted(directory.glob("steps-*.jsonl")):
+    for path in sorted(path for directory in directories for path in directory.glob("steps-*.jsonl")):
         whole = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         if len({step["step"] for step in whole}) < len(whole):
             raise RuntimeError(f"a worker got the report of a step twice: see {path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,18 @@ class Network:
     def command(self, host: int) -> list[str]:
         """Returns the words before a command that runs on this host."""
         return ["ip", "netns", "exec", f"{self.name}{host}"]
+
+    def environment(self, host: int) -> dict[str, str]:
+        """Returns more variables for this host's processes: none."""
+        return {}
+
+    def options(self, host: int) -> list[str]:
+        """Returns more options for this host's agent: none."""
+        return []
+
+    def etcd_ports(self, host: int, ports: Sequence[int]) -> Sequence[int]:
+        """Returns the ports at which a host reaches these ports of the gateway."""
+        return ports
 
     def cut(self, host: int) -> None:
         """Cuts a host's cable."""

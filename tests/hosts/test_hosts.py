@@ -129,6 +129,27 @@ def test_who_does_not_fit_is_refused_with_the_reason(hosts: Cluster, options: di
 
 @pytest.mark.long
 @pytest.mark.parametrize("leaver", [0, 1])
+def test_a_host_that_is_asked_to_end_while_a_new_worker_starts_there_leaves_too(hosts: Cluster, leaver: int) -> None:
+    """The new worker must not become a member on a host that is leaving."""
+    both = [hosts.host(STEPS * 4, {}, 0.05, hosts_min=2)]
+    both[0].until("waiting for 1 more host")
+    both.append(hosts.host(STEPS * 4, {}, 0.05))
+    for host in both:
+        host.has_members()
+    known = json.loads((both[leaver].directory / "members.json").read_text())["members"]
+    victim = next(each for each in known if each["worker"] // 2 == leaver)
+    os.kill(victim["pid"], signal.SIGSTOP)
+    both[leaver].until("was evicted")  # another worker is started in its place
+    both[leaver].process.send_signal(signal.SIGTERM)
+    assert both[leaver].process.wait(30) == 128 + signal.SIGTERM, both[leaver].said
+    stays = both[1 - leaver]
+    assert stays.result() == calm(STEPS * 4)
+    assert [(each["kind"], each["joined"]) for each in stays.incidents] == [("eviction", []), ("drain", [])]
+    assert stays.incidents[1]["steps_redone"] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("leaver", [0, 1])
 def test_a_host_that_is_asked_to_end_hands_over_what_it_owns_and_no_step_is_taken_again(hosts: Cluster, leaver: int) -> None:
     """The coordinator's host too: another agent goes on, and no worker of the others notices."""
     both = [hosts.host(STEPS * 4, {}, 0.05, hosts_min=2)]

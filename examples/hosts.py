@@ -1,0 +1,143 @@
+"""A GPT on three hosts, to which one thing after another happens; losses and parameters stay those of an undisturbed run.
+
+    python examples/hosts.py            # in the order below
+    python examples/hosts.py --seed 7   # in a random order, with random victims
+
+The hosts are network namespaces of this machine (this needs root), and have an etcd of three members with TLS and a password. A host is
+lost without a word, the network splits for 20 s, the agent that coordinates is killed, a worker is stopped, one is slowed to a tenth, one
+bit of an optimizer state flips in memory, a host is drained, a host is added. The job must name each cause. The exit code is 1 if it names
+one wrongly or not at all, or if a loss or a parameter differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from etcd_members import etcd_of_three
+from gpt import StepLog, Text, build_gpt, cross_entropy, read_steps, read_text
+from hosts_cluster import PATIENCE_S, Cluster
+from hosts_events import Happening, headline
+from namespaces import Network
+from proxies import Proxies
+
+import elastic
+
+_STEPS = 1_000_000  # more than it takes: the job is stopped when everything has happened
+_ORDER = ("lose_host", "add", "split", "kill_coordinator", "stop_worker", "slow_worker", "flip", "drain", "add")
+
+
+def train(job: elastic.Job, steps: int, pause_s: float = 0.0) -> str | None:
+    """Runs on every worker; the leader's return value, a digest of all parameters, is the job's."""
+    torch.manual_seed(0)
+    model = build_gpt(layers=4, dim=64, heads=4, seq=32, dropout=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    data = Text(read_text(None), 32)
+    trainer = elastic.Trainer(model, cross_entropy, optimizer, data, batch_size=12, micro_batch_size=2, clip_norm=1.0, seed=1)
+    with StepLog(Path(job.directory), job.worker) as log:
+        for report in trainer.run(steps):
+            log.add(report)
+            time.sleep(pause_s)
+    return trainer.digest()
+
+
+@contextmanager
+def network_of(hosts: int, *, proxies: bool) -> Iterator[Network | Proxies]:
+    """Makes a network of hosts: namespaces, or proxies where they are not permitted."""
+    made: Network | Proxies = Network(f"e{os.getpid() % 100000}x", hosts, f"10.{os.getpid() // 250 % 250}.{os.getpid() % 250}")
+    try:
+        if not proxies:
+            made.make()
+    except (OSError, subprocess.CalledProcessError) as error:
+        made.remove()
+        why = error.stderr.decode().strip() if isinstance(error, subprocess.CalledProcessError) else error
+        print(f"== network namespaces are not permitted here ({why}): TCP proxies take their place", flush=True)
+        proxies = True
+    if proxies:
+        made = Proxies(hosts)
+        made.make()
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+def disturbed(network: Network | Proxies, folder: Path, order: Sequence[str], seed: int) -> tuple[Happening, str, list[dict[str, Any]]]:
+    """Runs the job on three hosts, and lets everything happen. Returns what happened, the digest, and all steps."""
+    with etcd_of_three(network.gateway, folder / "etcd") as etcd:
+        cluster = Cluster(network, etcd, folder, f"{__file__}:train", [str(_STEPS), "0.05"])
+        try:
+            cluster.say("== three hosts start, with two workers each; etcd has three members, TLS and a password")
+            for _ in range(3):
+                cluster.add(least=3)
+            cluster.settle(steps=20)
+            happening = Happening(cluster, seed)
+            for event in order:
+                getattr(happening, event)()
+            cluster.say("== everything has happened: the job is stopped")
+            cluster.ask("stop")
+            last = cluster.present
+            for host in last:
+                host.process.wait(PATIENCE_S)
+            digests = {json.loads(host.said.splitlines()[-1]) for host in last}
+            (digest,) = digests
+            return happening, digest, read_steps(*(host.folder for host in cluster.hosts))
+        finally:
+            cluster.close()
+
+
+def compare(happening: Happening, digest: str, steps: list[dict[str, Any]], calm: tuple[str, list[dict[str, Any]]]) -> bool:
+    """Prints what happened and what the job said of it; returns whether everything is as it should be."""
+    for record in happening.records:
+        print(f"{'MISSING' if record.missing else 'ok':8}{record.what}")
+        for incident in record.incidents:
+            print(f"{'':10}{headline(incident)}")
+        for what in record.missing:
+            print(f"{'':10}not recorded: {what}")
+    unexplained = happening.unexplained
+    for incident in unexplained:
+        print(f"UNASKED {headline(incident)}")
+    losses = [[step["loss"] for step in each] for each in (steps, calm[1])]
+    first = next((at for at, pair in enumerate(zip(*losses, strict=False)) if pair[0] != pair[1]), None)
+    same = losses[0] == losses[1]
+    print(f"{len(losses[0])} losses {'EQUAL' if same else f'DIFFER, first at step {first}'}")
+    print(f"disturbed   {digest}\nundisturbed {calm[0]}\ndigests {'EQUAL' if digest == calm[0] else 'DIFFER'}")
+    return same and digest == calm[0] and not unexplained and not any(record.missing for record in happening.records)
+
+
+def main(
+    seed: Annotated[int | None, typer.Option(help="Shuffle the events, and choose other victims.")] = None,
+    proxies: Annotated[bool, typer.Option("--proxies", help="Use no namespaces, but TCP proxies between hosts.")] = False,
+) -> None:
+    """Trains on three hosts to which everything happens, and compares with an undisturbed run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    order = list(_ORDER)
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    with tempfile.TemporaryDirectory(prefix="elastic-hosts-") as temporary:
+        folder = Path(temporary)
+        (folder / "secret").touch(0o600)
+        (folder / "secret").write_text(secrets.token_hex(32))
+        with network_of(3 + order.count("add"), proxies=proxies) as network:
+            happening, digest, steps = disturbed(network, folder, order, seed or 0)
+        happening.cluster.say(f"== undisturbed, {len(steps)} steps on one host with two workers")
+        calm = elastic.run(f"{__file__}:train", workers=2, directory=folder / "calm", args=(len(steps),))
+        same = compare(happening, digest, steps, (calm.value, read_steps(folder / "calm")))
+    raise typer.Exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
