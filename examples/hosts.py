@@ -29,7 +29,7 @@ import torch
 import typer
 from etcd_members import etcd_of_three
 from gpt import StepLog, Text, build_gpt, cross_entropy, read_steps, read_text
-from hosts_cluster import PATIENCE_S, Cluster
+from hosts_cluster import Cluster
 from hosts_events import Happening, headline
 from namespaces import Network
 from proxies import Proxies
@@ -75,28 +75,34 @@ def network_of(hosts: int, *, proxies: bool) -> Iterator[Network | Proxies]:
         made.remove()
 
 
-def disturbed(network: Network | Proxies, folder: Path, order: Sequence[str], seed: int) -> tuple[Happening, str, list[dict[str, Any]]]:
+def finished(cluster: Cluster) -> tuple[str, list[dict[str, Any]]]:
+    """Stops the job; returns the digest that all hosts print, and all steps."""
+    cluster.say("== everything has happened: the job is stopped")
+    cluster.ask("stop")
+    last = cluster.present
+    for host in last:
+        host.process.wait(cluster.patience_s)
+    (digest,) = {json.loads(host.said.splitlines()[-1]) for host in last}
+    return digest, read_steps(*(host.folder for host in cluster.hosts))
+
+
+def disturbed(cluster: Cluster, order: Sequence[str], seed: int) -> tuple[Happening, str, list[dict[str, Any]]]:
     """Runs the job on three hosts, and lets everything happen. Returns what happened, the digest, and all steps."""
-    with etcd_of_three(network.gateway, folder / "etcd") as etcd:
-        cluster = Cluster(network, etcd, folder, f"{__file__}:train", [str(_STEPS), "0.05"])
-        try:
-            cluster.say("== three hosts start, with two workers each; etcd has three members, TLS and a password")
-            for _ in range(3):
-                cluster.add(least=3)
-            cluster.settle(steps=20)
-            happening = Happening(cluster, seed)
-            for event in order:
-                getattr(happening, event)()
-            cluster.say("== everything has happened: the job is stopped")
-            cluster.ask("stop")
-            last = cluster.present
-            for host in last:
-                host.process.wait(PATIENCE_S)
-            digests = {json.loads(host.said.splitlines()[-1]) for host in last}
-            (digest,) = digests
-            return happening, digest, read_steps(*(host.folder for host in cluster.hosts))
-        finally:
-            cluster.close()
+    try:
+        cluster.say("== three hosts start, with two workers each; etcd has three members, TLS and a password")
+        for _ in range(3):
+            cluster.add(least=3)
+        cluster.settle(steps=20)
+        happening = Happening(cluster, seed)
+        for event in order:
+            getattr(happening, event)()
+        return happening, *finished(cluster)
+    except RuntimeError:
+        for host in cluster.hosts:
+            print(f"host {host.number} said last:", *[line for line in host.said.splitlines() if line[:1] != " "][-8:], sep="\n  ")
+        raise
+    finally:
+        cluster.close()
 
 
 def compare(happening: Happening, digest: str, steps: list[dict[str, Any]], calm: tuple[str, list[dict[str, Any]]]) -> bool:
@@ -118,12 +124,21 @@ def compare(happening: Happening, digest: str, steps: list[dict[str, Any]], calm
     return same and digest == calm[0] and not unexplained and not any(record.missing for record in happening.records)
 
 
+def leave(number: int, _: object) -> None:
+    """Ends the example, and nothing interrupts that: hosts and namespaces are removed."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(
     seed: Annotated[int | None, typer.Option(help="Shuffle the events, and choose other victims.")] = None,
     proxies: Annotated[bool, typer.Option("--proxies", help="Use no namespaces, but TCP proxies between hosts.")] = False,
+    patience: Annotated[float, typer.Option(help="Seconds after which something is missing that should have happened.")] = 60.0,
 ) -> None:
     """Trains on three hosts to which everything happens, and compares with an undisturbed run."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     order = list(_ORDER)
     if seed is not None:
         random.Random(seed).shuffle(order)
@@ -131,9 +146,11 @@ def main(
         folder = Path(temporary)
         (folder / "secret").touch(0o600)
         (folder / "secret").write_text(secrets.token_hex(32))
-        with network_of(3 + order.count("add"), proxies=proxies) as network:
-            happening, digest, steps = disturbed(network, folder, order, seed or 0)
-        happening.cluster.say(f"== undisturbed, {len(steps)} steps on one host with two workers")
+        hosts = 3 + order.count("add")
+        with network_of(hosts, proxies=proxies) as network, etcd_of_three(network.gateway, folder / "etcd") as etcd:
+            cluster = Cluster(network, etcd, folder, f"{__file__}:train", [str(_STEPS), "0.05"], patience)
+            happening, digest, steps = disturbed(cluster, order, seed or 0)
+        cluster.say(f"== undisturbed, {len(steps)} steps on one host with two workers")
         calm = elastic.run(f"{__file__}:train", workers=2, directory=folder / "calm", args=(len(steps),))
         same = compare(happening, digest, steps, (calm.value, read_steps(folder / "calm")))
     raise typer.Exit(0 if same else 1)

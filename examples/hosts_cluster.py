@@ -18,7 +18,7 @@ from etcd_members import Etcd
 from namespaces import Network
 from proxies import Proxies
 
-WORKERS, PATIENCE_S = 2, 100.0
+WORKERS = 2
 _ROOT, _HERE = Path(__file__).parents[1], Path(__file__).parent
 _ELASTIC = [sys.executable, "-m", "elastic.cli.main"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_HERE)])}
@@ -97,6 +97,7 @@ class Cluster:
     folder: Path
     target: str
     arguments: list[str]
+    patience_s: float
     hosts: list[Host] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -126,7 +127,7 @@ class Cluster:
         """Runs `elastic status`, `drain` or `stop`, and returns what it prints. Raises CalledProcessError if it is refused."""
         what, *more = words
         command = [*_ELASTIC, what, "gpt", *more, *self.etcd.options(), "--secret-file", str(self.folder / "secret")]
-        return subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE_S).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=self.patience_s).stdout
 
     def coordinator(self) -> Host:
         """Returns the host whose agent coordinates the job."""
@@ -140,10 +141,10 @@ class Cluster:
 
     def until(self, what: str, met: Callable[[], Any]) -> Any:
         """Waits until the condition is met and returns it. Raises RuntimeError if that takes too long, or if no host is left."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         while not (found := met()):
             if time.monotonic() > deadline or not self.present:
-                raise RuntimeError(f"this did not happen in {PATIENCE_S:g} s: {what}")
+                raise RuntimeError(f"this did not happen in {self.patience_s:g} s: {what}")
             time.sleep(0.03)
         return found
 
