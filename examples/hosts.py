@@ -133,14 +133,17 @@ def leave(number: int, _: object) -> None:
 
 def main(
     seed: Annotated[int | None, typer.Option(help="Shuffle the events, and choose other victims.")] = None,
+    event: Annotated[list[str] | None, typer.Option(help=f"Only this: one of {', '.join(dict.fromkeys(_ORDER))}. Repeatable.")] = None,
     proxies: Annotated[bool, typer.Option("--proxies", help="Use no namespaces, but TCP proxies between hosts.")] = False,
     patience: Annotated[float, typer.Option(help="Seconds after which something is missing that should have happened.")] = 60.0,
 ) -> None:
     """Trains on three hosts to which everything happens, and compares with an undisturbed run."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    order = list(_ORDER)
-    if seed is not None:
+    order = event or list(_ORDER)
+    if unknown := set(order).difference(_ORDER):
+        raise typer.BadParameter(f"--event {', '.join(sorted(unknown))}: use {', '.join(dict.fromkeys(_ORDER))}")
+    if seed is not None and event is None:
         random.Random(seed).shuffle(order)
     with tempfile.TemporaryDirectory(prefix="elastic-hosts-") as temporary:
         folder = Path(temporary)
