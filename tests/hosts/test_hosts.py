@@ -139,13 +139,14 @@ def test_a_host_that_is_asked_to_end_while_a_new_worker_starts_there_leaves_too(
     known = json.loads((both[leaver].directory / "members.json").read_text())["members"]
     victim = next(each for each in known if each["worker"] // 2 == leaver)
     os.kill(victim["pid"], signal.SIGSTOP)
-    both[leaver].until("was evicted")  # another worker is started in its place
+    both[0].until("was evicted")  # another worker is started in its place
     both[leaver].process.send_signal(signal.SIGTERM)
     assert both[leaver].process.wait(30) == 128 + signal.SIGTERM, both[leaver].said
     stays = both[1 - leaver]
     assert stays.result() == calm(STEPS * 4)
-    assert [(each["kind"], each["joined"]) for each in stays.incidents] == [("eviction", []), ("drain", [])]
-    assert stays.incidents[1]["steps_redone"] == 0
+    changes = [each for each in stays.incidents if each["kind"] != "rebalance"]
+    assert [(each["kind"], each["joined"]) for each in changes] == [("eviction", []), ("drain", [])]
+    assert changes[1]["steps_redone"] == 0
 
 
 @pytest.mark.long
