@@ -19,12 +19,13 @@ from typing import Any
 from hosts_cluster import Cluster, Host
 
 from elastic.memory.segment import MappedSegment
+from elastic.observe.activity import ActivityReader
 from elastic.observe.incident import Incident, timeline
 from elastic.recovery.offers import Contents
 
 Matches = Callable[[dict[str, Any]], bool]
 SPLIT_S, SLOWED = 20.0, 10.0
-_PERIOD_S = 0.1
+_PERIOD_S = 0.05
 
 
 @dataclass
@@ -49,8 +50,8 @@ def headline(incident: dict[str, Any]) -> str:
 class Happening:
     """Does one event after another, and compares what the job records with what was done."""
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
-        self.cluster, self.random = cluster, random.Random(seed)
+    def __init__(self, cluster: Cluster, seed: int | None) -> None:
+        self.cluster, self.random, self._anytime = cluster, random.Random(seed or 0), seed is not None
         self.records: list[Record] = []
         self._claimed: list[dict[str, Any]] = []
         self._before = 0  # how many incidents there were before the last event
@@ -59,6 +60,12 @@ class Happening:
     def unexplained(self) -> list[dict[str, Any]]:
         """Incidents that no event has caused. Work is shifted whenever a worker is slow, also by other programs of this machine."""
         return [each for each in self.cluster.incidents if each not in self._claimed and each["kind"] != "rebalance"]
+
+    @property
+    def disclaimed(self) -> set[int]:
+        """The steps that the job took again after it had given them to loops, since copies of the state differed: it says so."""
+        back = [each for each in self.cluster.incidents if each["went_back_to"] is not None]
+        return {step for each in back for step in range(each["went_back_to"] + 1, each["step"] + 1)}
 
     @contextmanager
     def event(self, what: str) -> Iterator[None]:
@@ -167,9 +174,10 @@ class Happening:
 
     def flip(self) -> None:
         """One bit of one element of an optimizer state flips in a worker's memory."""
-        worker, pid = self.worker()
+        host = self.host()
+        worker = self.random.choice(sorted(host.workers))
         with self.event(f"a bit flips in the memory of worker {worker}"):
-            layer, element = flip(worker, pid, self.random)
+            layer, element = flip(host, worker, self.random, anytime=self._anytime)
             self.cluster.say(f"   it was one of exp_avg of layer {layer}, element {element}")
 
             def there(finding: dict[str, Any]) -> bool:
@@ -237,9 +245,12 @@ def slowed(pid: int) -> Iterator[None]:
         os.close(process)
 
 
-def flip(worker: int, pid: int, generator: random.Random) -> tuple[int, int]:
-    """Flips one bit of one element of `exp_avg` in the memory of a process that runs; returns layer and element."""
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
+def flip(host: Host, worker: int, generator: random.Random, *, anytime: bool) -> tuple[int, int]:
+    """Flips one bit of one element of `exp_avg` in the memory of a worker that runs; returns layer and element.
+
+    Unless `anytime`, it does so while the worker computes, when the state is at rest. Then the worker finds it before it counts.
+    """
+    for entry in Path(f"/proc/{host.workers[worker]}/fd").iterdir():
         if "memfd:elastic-segment" not in os.readlink(entry):
             continue
         descriptor = os.open(entry, os.O_RDWR)
@@ -252,9 +263,22 @@ def flip(worker: int, pid: int, generator: random.Random) -> tuple[int, int]:
             offset, itemsize = place.states["exp_avg"]
             element = generator.randrange(place.stop - place.start)
             at = offset + element * itemsize + 2  # the highest bits of the fraction
+            if not anytime:
+                wait_for_rest(host, worker)
             os.pwrite(descriptor, bytes([os.pread(descriptor, 1, at)[0] ^ 0x40]), at)
             return place.layer, place.start + element
         finally:
             segment.close()
             os.close(descriptor)
-    raise RuntimeError(f"worker {worker} (process {pid}) has no segment with optimizer state")
+    raise RuntimeError(f"worker {worker} of host {host.number} has no segment with optimizer state")
+
+
+def wait_for_rest(host: Host, worker: int) -> None:
+    """Returns when the worker begins to compute a micro-batch."""
+    reader = ActivityReader(host.folder, worker)
+    try:
+        before = reader.read()
+        while (now := reader.read()) is None or now == before or now.phase not in ("forward", "backward"):
+            time.sleep(0.0005)
+    finally:
+        reader.close()

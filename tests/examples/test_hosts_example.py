@@ -101,6 +101,8 @@ STEPS = [{"loss": 2.0}, {"loss": 1.5}]
         ([DEATH], {2, 3}, STEPS[:1], "d", False),
         ([DEATH], {2, 3}, [STEPS[0], {"loss": 1.25}], "d", False),
         ([DEATH], {2, 3}, STEPS, "e", False),
+        ([DEATH, Incident(kind="damage", step=2, went_back_to=0)], {2, 3}, [STEPS[0], {"loss": 1.25}], "d", True),
+        ([DEATH, Incident(kind="damage", step=2, went_back_to=1)], {2, 3}, [STEPS[0], {"loss": 1.25}], "d", False),
     ],
 )
 def test_whatever_is_not_as_it_should_be_is_found(
@@ -110,6 +112,8 @@ def test_whatever_is_not_as_it_should_be_is_found(
     happening = events.Happening(FakeCluster(*recorded), seed=0)
     with happening.event("something"):
         happening.expect("deaths", events.death("it has been silent"), workers)
+        if any(each.kind == "damage" for each in recorded):
+            happening.expect("damage", lambda each: each["kind"] == "damage")
     assert hosts.compare(happening, digest, steps, ("d", STEPS)) is good
 
 
