@@ -121,9 +121,7 @@ def compare(happening: Happening, digest: str, steps: list[dict[str, Any]], calm
     same = len(losses[0]) == len(losses[1]) and other <= happening.disclaimed
     print(f"{len(losses[0])} losses {'EQUAL' if same else f'DIFFER, in steps {sorted(other)[:9]}'}")
     if same and other:
-        print(
-            f"  but for those of steps {sorted(other)}: the job took these steps again, and said that what loops were given of them may be wrong"
-        )
+        print(f"  but for steps {sorted(other)}, which the job took again: it said that what loops were given of them may be wrong")
     print(f"disturbed   {digest}\nundisturbed {calm[0]}\ndigests {'EQUAL' if digest == calm[0] else 'DIFFER'}")
     return same and digest == calm[0] and not unexplained and not any(record.missing for record in happening.records)
 
