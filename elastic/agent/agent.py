@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from elastic.agent.segments import Segments
 from elastic.agent.start import Sharing, Start
 from elastic.agent.takeover import Takeover
 from elastic.control.outcome import failed
-from elastic.errors import ElasticError, JobFailed
+from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, NameLost
 from elastic.host import signals
 from elastic.host.channel import Channel, Message
 from elastic.host.rundir import RunDirectory
@@ -81,7 +82,12 @@ class Agent:
                 self._loop.turn()
                 self._tell_incarnation()
         except ElasticError as error:
-            self._end(failed(type(error), str(error)))
+            self._end(self._left_outcome(error) or failed(type(error), str(error)))
+
+    def _left_outcome(self, error: ElasticError) -> Message | None:
+        """Returns how the job has ended, if this host was cut off from it then, and finds that another job has its name."""
+        with suppress(EtcdUnavailable):
+            return self._session.outcome() if isinstance(error, NameLost) and self._session is not None else None
 
     def _tell_incarnation(self) -> None:
         role, session = self._role, self._session
@@ -106,8 +112,8 @@ class Agent:
             self._role.close_files()
         drain()
         if self._session is not None:
-            shared = self._start.sharing is not None
-            self._session.close(goes_on=shared and (self.outcome is None or self.outcome["type"] not in ENDS))
+            outcome = self.outcome if self.outcome is not None and self.outcome["type"] in ENDS else None
+            self._session.close(goes_on=self._start.sharing is not None and outcome is None, outcome=outcome)
 
     def stop(self) -> None:
         """Stops the job at the next step boundary; in a job of several hosts, lets the others go on without this one."""

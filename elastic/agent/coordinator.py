@@ -14,6 +14,7 @@ from elastic.agent.founders import Founders, hindrance, watched
 from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
 from elastic.agent.job_reports import JobReports
+from elastic.agent.last_returns import without_the_rest
 from elastic.agent.loop import Loop
 from elastic.agent.resources import site
 from elastic.agent.start import Start
@@ -414,6 +415,7 @@ class Coordinator:
             dismiss=self._session.dismiss,
             say=say,
             hosts=self._site,
+            without_the_rest=self._without_the_rest,
             several=self._start.sharing is not None,
             deposed=lambda why: self._finish({"type": "rejoin", "why": why}),
         )
@@ -440,6 +442,16 @@ class Coordinator:
     def etcd_failed(self, error: ElasticError) -> None:
         """Ends the job on an error of etcd that no retry changes."""
         self._finish(failed(type(error), str(error)))
+
+    def _without_the_rest(self, failure: Message) -> Message:
+        """Returns the outcome of a job in which only some workers have returned from train_fn, and `failure` keeps the others from it."""
+        records = [self.hosts.worker(number) for number in self._members if number in self.hosts.workers]
+        rest = [worker.number for worker in records if not worker.finished]
+        seen = [each.doing.step for each in self.hosts.look(rest) if each.doing is not None]
+        outcome, sentence = without_the_rest(failure, records, seen, self._reports.returned)
+        if sentence:
+            say(sentence)
+        return outcome if self._driver is None or not sentence else {**outcome, "epoch": self._driver.view.epoch}
 
     def _check_finished(self) -> None:
         workers, members = self.hosts.workers, self._members

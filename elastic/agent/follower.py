@@ -178,7 +178,7 @@ class Follower:
         return False
 
     def _refused(self) -> bool:
-        self._end(failed(JobFailed, ended_meanwhile(self._start.settings.name)))
+        self._end(self._session.outcome() or failed(JobFailed, ended_meanwhile(self._start.settings.name)))
         return False
 
     def _connected(self, sock: socket.socket) -> None:

@@ -386,7 +386,8 @@ class Driver:
         self._world.carrier.start(action.workers)
 
     def _end(self, action: events.EndJob) -> None:
-        self._world.end(failed(getattr(errors, action.kind), action.message))
+        failure = failed(getattr(errors, action.kind), action.message)
+        self._world.end(self._world.without_the_rest(failure) if action.closing else failure)
 
     def _tell(self, action: events.Tell) -> None:
         self._world.say(action.sentence)

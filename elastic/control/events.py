@@ -306,8 +306,11 @@ class Respawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndJob:
+    """Ends the job. `closing`: some workers have returned from train_fn, and the others cannot go on without one that is lost."""
+
     kind: str
     message: str
+    closing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

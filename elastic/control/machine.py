@@ -294,7 +294,7 @@ def _stop(state: ControlState, event: Stopping, now: float) -> Transition:
 
 def _timeout(state: ControlState, event: Timeout, now: float) -> Transition:
     if state.close_at is not None and now >= state.close_at:
-        return end_job(state, "JobFailed", state.cause)
+        return end_job(state, "JobFailed", state.cause, closing=True)
     actions: list[ControlAction] = []
     if state.nag_at is not None and now >= state.nag_at:
         actions.append(Tell(sentence=f"waiting for workers {list(state.missing)} for over {PATIENCE_S:g} s ({state.phase.value})"))

@@ -24,7 +24,7 @@ class Phase(Enum):
     MIGRATING = "migrating"
     COMMITTING = "committing"
     PAUSED = "paused"
-    CLOSING = "closing"  # some have finished and another died: the job fails unless the rest finish as well
+    CLOSING = "closing"  # some have finished and another died: the job ends when the rest have had time to finish as well
     ENDED = "ended"
 
 

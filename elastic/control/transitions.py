@@ -24,10 +24,10 @@ def without_attempt(state: ControlState) -> ControlState:
     return replace(state, participants=frozenset(), paused={}, inventories={}, proposal=None, votes={}, suspects={}, retry=None)
 
 
-def end_job(state: ControlState, kind: str, message: str) -> Transition:
+def end_job(state: ControlState, kind: str, message: str, *, closing: bool = False) -> Transition:
     """Ends the job with an error of class `kind`."""
     over = replace(state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
-    return over, [EndJob(kind=kind, message=message)]
+    return over, [EndJob(kind=kind, message=message, closing=closing)]
 
 
 def followed_by(first: list[ControlAction], rest: Transition) -> Transition:

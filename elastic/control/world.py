@@ -86,13 +86,18 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
     return proposal
 
 
+def _as_it_is(failure: Message) -> Message:
+    return failure
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """All interfaces of a driver.
 
     `expect` returns the memory that each worker will need when others join. `end` takes the job's outcome, `admit` and `dismiss` maintain
     the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
-    hosts may join.
+    hosts may join. `without_the_rest` returns the outcome if some members have returned, and a failure, its argument, keeps the others from
+    returning.
     """
 
     carrier: Carrier
@@ -105,6 +110,7 @@ class World:
     dismiss: Callable[[int], None]
     say: Callable[[str], None]
     hosts: Callable[[], Site] = Site
+    without_the_rest: Callable[[Message], Message] = _as_it_is
     several: bool = False
     deposed: Callable[[str], None] = _ignore
     propose: Callable[[Propose, Terms], Proposal] = worked_out

@@ -13,7 +13,7 @@ from typing import Any
 
 from elastic.comm.message import AttemptId
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable
-from elastic.membership import keeper, versions
+from elastic.membership import keeper, outcomes, versions
 from elastic.membership.attempts import Attempts
 from elastic.membership.claim import Claim
 from elastic.membership.election import Election
@@ -65,7 +65,7 @@ class Session:
         shared: bool = False,
         incarnation: str | None = None,
     ) -> None:
-        self._shared, self._joins = shared, incarnation
+        self._shared, self._joins, self._name = shared, incarnation, settings.name
         self.coordinates = True
         self._notices = notices
         self._server = PrivateEtcd(directory) if settings.etcd is None else None
@@ -233,24 +233,34 @@ class Session:
                     self._keeper.tend()
                 time.sleep(_RETRY_S)
 
-    def close(self, *, goes_on: bool = False) -> None:
-        """Closes the connection. The coordinator deletes all keys of the job, unless it `goes_on` without this agent."""
+    def outcome(self) -> dict[str, Any] | None:
+        """Returns how this job has ended, as the coordinator has left it; None if it has not. Raises EtcdUnavailable."""
+        return None if self._client is None else outcomes.left(self._client, self._name, self.incarnation)
+
+    def close(self, *, goes_on: bool = False, outcome: dict[str, Any] | None = None) -> None:
+        """Closes the connection. The coordinator deletes all keys of the job, unless it `goes_on` without this agent.
+
+        The `outcome` of a job of several hosts is left for those that do not hear of it now.
+        """
         if self._keeper is not None:
             self._keeper.close()
         if self._server is not None:
             self._server.stop()
         if self._client is not None:
             self._client.timeout_s = _CLOSING_S
-            self._leave(self._client, goes_on=goes_on)
+            self._leave(self._client, goes_on=goes_on, outcome=outcome)
             self._client.close()
 
-    def _leave(self, client: EtcdClient, *, goes_on: bool) -> None:
+    def _leave(self, client: EtcdClient, *, goes_on: bool, outcome: dict[str, Any] | None) -> None:
         for lease in self._leases:
             lease.stop(revoke=False)
         if self._server is not None or not self._leases:
             return
         with suppress(EtcdUnavailable):  # the remaining keys then expire with their leases
             ends = self.coordinates and not goes_on and (not self._shared or self.election.held())
+            if ends and self._shared and outcome is not None:
+                with suppress(ElasticError):  # it is full, for one: then those who were cut off hear only that the job has ended
+                    outcomes.leave(client, self._name, self.incarnation, outcome)
             if ends:
                 self._claim.give_up()
                 client.delete_prefix(self._claim.prefix)

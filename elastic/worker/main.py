@@ -2,7 +2,7 @@
 
 This module has one connection, to the agent; the trainer makes the links to other workers.
 
-    worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped}
+    worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped, step}
                       error {kind, ours, message, traceback, epoch, step} | lasts {threads}
     agent -> worker   view {view} | stop {} | leave {} | ping {}; the end of the connection is the death of the agent, and so of the worker
 """
@@ -80,7 +80,7 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
         job.heard()
         line.send(_failure(job, error))
         return 1
-    line.send({"type": "result", "value": value, "stopped": job.stop_requested})
+    line.send({"type": "result", "value": value, "stopped": job.stop_requested, "step": job.step})
     # Others may still wait for messages queued on this worker's links, or take their closing for a death.
     job.dismissed.wait(parsed.settings.grace_s)
     tell_of_lasting_threads(lambda names: line.send({"type": "lasts", "threads": names}))

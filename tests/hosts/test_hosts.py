@@ -74,6 +74,31 @@ def test_another_agent_coordinates_when_the_first_is_lost(hosts: Cluster) -> Non
 
 
 @pytest.mark.long
+def test_a_host_is_lost_when_the_others_have_returned(hosts: Cluster) -> None:
+    """The job has ended well. The new agent of that host finds that out."""
+    fates = {"end": [2, str(hosts.folder / "returning"), [0, 1]]}
+    both = [hosts.host(STEPS, fates, hosts_min=2)]
+    both[0].until("waiting for 1 more host")
+    both.append(hosts.host(STEPS, fates))
+    assert both[0].result() == both[1].result() == calm()
+
+
+@pytest.mark.long
+def test_a_host_that_stood_still_while_the_job_ended_hears_how(hosts: Cluster) -> None:
+    first = hosts.host(STEPS * 2, {}, 0.05, hosts_min=2)
+    first.until("waiting for 1 more host")
+    second = hosts.host(STEPS * 2, {}, 0.05)
+    second.has_members()
+    agent = json.loads((second.directory / "members.json").read_text())["agent"]
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        assert first.result() == calm(STEPS * 2)
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    assert second.result() == calm(STEPS * 2)
+
+
+@pytest.mark.long
 def test_a_host_may_join_a_running_job(hosts: Cluster) -> None:
     first = hosts.host(STEPS * 4, {}, 0.05, workers=1)
     first.until("")
