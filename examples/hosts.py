@@ -46,7 +46,7 @@ def train(job: elastic.Job, steps: int, pause_s: float = 0.0) -> str | None:
     model = build_gpt(layers=4, dim=64, heads=4, seq=32, dropout=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     data = Text(read_text(None), 32)
-    trainer = elastic.Trainer(model, cross_entropy, optimizer, data, batch_size=24, micro_batch_size=4, clip_norm=1.0, seed=1)
+    trainer = elastic.Trainer(model, cross_entropy, optimizer, data, batch_size=12, micro_batch_size=2, clip_norm=1.0, seed=1)
     with StepLog(Path(job.directory), job.worker) as log:
         for report in trainer.run(steps):
             log.add(report)

@@ -25,7 +25,7 @@ from elastic.recovery.offers import Contents
 
 Matches = Callable[[dict[str, Any]], bool]
 SPLIT_S, SLOWED = 20.0, 10.0
-_PERIOD_S = 0.05
+_PERIOD_S = 0.1
 
 
 @dataclass
