@@ -2,6 +2,7 @@
 
     ElasticError
     ├── SettingsError            an argument is wrong: names it and what to do (also a ValueError)
+    │   ├── NameTaken            another job has the job's name
     │   ├── PlanError            no plan exists for this request
     │   ├── TrainFunctionError   train_fn cannot be imported by another process
     │   └── TrainerError         model, loss, data or optimizer cannot be trained as given
@@ -17,11 +18,14 @@
     │   └── PeerLost             the process at the other end is gone
     ├── Interrupted              a wait was cancelled
     ├── EtcdUnavailable          etcd cannot be started, reached or logged in to
+    │   ├── EtcdMissing          no private etcd can be started here
     │   ├── EtcdFull             etcd answers, but has no space left to write
     │   └── EtcdRefused          etcd answers, and refuses permanently: a retry does not help
     ├── Conflict                 a compare-and-swap lost: another client wrote first
     │   └── Deposed              another agent coordinates the job
     ├── MismatchError            workers disagree on what must be equal
+    │   └── HostRefused          this host's settings, code or versions are not the job's
+    ├── HostUnfit                this host failed its check before it joined a job
     ├── CheckpointError          a checkpoint cannot be read, written or mapped: names file and reason
     │   └── CheckpointDamaged    its contents cannot be read, or are not what was written: an older one may be good
     ├── NonFinite                a loss or gradient became NaN or infinite (names step and micro-batch)
@@ -31,23 +35,33 @@
 
 Terminated is outside this tree, a SystemExit: SIGTERM or SIGHUP arrived, and the job has stopped.
 
+`exit_code`: what `elastic run` and `elastic agent` exit with, see `elastic.cli.exit_codes`.
 `surely_not_done`: an operation on another process surely did not happen (True), or may have happened (False).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 
 class ElasticError(Exception):
     """Base of all of them."""
 
     surely_not_done: bool = True
+    exit_code: ClassVar[int] = 1
 
 
 class SettingsError(ElasticError, ValueError):
     """An argument is wrong."""
+
+    exit_code = 2
+
+
+class NameTaken(SettingsError):
+    """Another job has the job's name. One that was killed has it for some seconds."""
+
+    exit_code = 75
 
 
 class PlanError(SettingsError):
@@ -72,6 +86,8 @@ class LayoutError(ElasticError):
 
 class CoverageLost(LayoutError):
     """No live worker holds a needed run of state."""
+
+    exit_code = 75
 
 
 class NothingSaved(CoverageLost):
@@ -134,6 +150,14 @@ class EtcdUnavailable(ElasticError, ConnectionError):
     """etcd cannot be started, reached or logged in to."""
 
     surely_not_done = False
+    exit_code = 75
+
+
+class EtcdMissing(EtcdUnavailable):
+    """No private etcd can be started here; a retry does not help."""
+
+    surely_not_done = True
+    exit_code = 2
 
 
 class EtcdFull(EtcdUnavailable):
@@ -146,6 +170,7 @@ class EtcdRefused(EtcdUnavailable):
     """etcd answers, and refuses permanently: a retry does not help."""
 
     surely_not_done = True
+    exit_code = 2
 
 
 class Conflict(ElasticError):
@@ -158,6 +183,18 @@ class Deposed(Conflict):
 
 class MismatchError(ElasticError):
     """Workers disagree on something that must be equal on all of them."""
+
+
+class HostRefused(MismatchError):
+    """This host's settings, code or versions are not those of the job."""
+
+    exit_code = 2
+
+
+class HostUnfit(ElasticError):
+    """This host failed its check before it joined a job."""
+
+    exit_code = 3
 
 
 class CheckpointError(ElasticError):
@@ -184,6 +221,12 @@ class JobFailed(ElasticError, RuntimeError):
     """The job ended with an error of one of its workers."""
 
     surely_not_done = False
+
+
+class HostLost(JobFailed):
+    """This host, or its agent, is lost to a job that did not fail itself, or other hosts are with the job's state."""
+
+    exit_code = 75
 
 
 class NameLost(JobFailed):

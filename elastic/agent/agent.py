@@ -219,7 +219,7 @@ class Agent:
             ready=self._forks_ready,
             heard=lambda worker, message: self._role and self._role.heard(worker, message),
             ended=lambda worker: self._role and self._role.ended(worker),
-            broken=lambda why: self._end(failed(JobFailed, why)),
+            broken=self._broken,
         )
         return self._crew
 
@@ -230,6 +230,10 @@ class Agent:
             self._admissions.local_ready()
         elif self._role is not None:
             self._role.found()
+
+    def _broken(self, why: str) -> None:
+        """Ends the job on this host, where no more workers can be started. Other hosts go on with a job that trains already."""
+        self._end({"type": "rejoin", "why": why} if self._trains and self._start.sharing is not None else failed(JobFailed, why))
 
     def _end(self, outcome: Message) -> None:
         if self.outcome is None:

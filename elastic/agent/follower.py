@@ -24,7 +24,7 @@ from elastic.agent.start import Sharing, Start
 from elastic.agent.supervision import WorkerProcess
 from elastic.comm.handshake import WrongSecret
 from elastic.control.outcome import failed
-from elastic.errors import EtcdUnavailable, JobFailed, LinkError, MismatchError, SettingsError
+from elastic.errors import EtcdUnavailable, HostLost, HostRefused, JobFailed, LinkError, SettingsError
 from elastic.health.judge import LOOK_S
 from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
@@ -174,7 +174,7 @@ class Follower:
             return self._start.incarnation is None or self._refused()
         if time.monotonic() - self.alone_since > _NOBODY_S:
             why = f"no host that had a part in the job has been reached for {_NOBODY_S:g} s: its state is lost. Start the job again"
-            self._end(failed(JobFailed, why))
+            self._end(failed(HostLost, why))
         return False
 
     def _refused(self) -> bool:
@@ -202,7 +202,7 @@ class Follower:
         if kind == "welcome":
             self._welcomed(JobSettings.from_json(message["settings"]), message["least"], keeps=message["keeps"])
         elif kind == "refused":
-            self._end(failed(MismatchError, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
+            self._end(failed(HostRefused, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
         elif kind in ("outcome", "drained"):
             self._end(message["outcome"] if kind == "outcome" else {"type": "drained"})
         elif kind == "job":

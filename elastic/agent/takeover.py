@@ -12,7 +12,7 @@ from elastic.agent.follower import Follower
 from elastic.agent.loop import Loop
 from elastic.control.outcome import failed
 from elastic.control.state import Resumed
-from elastic.errors import EtcdUnavailable, JobFailed
+from elastic.errors import EtcdUnavailable, HostLost
 from elastic.host.channel import Message
 from elastic.observe.console import say
 
@@ -56,7 +56,7 @@ class Takeover:
             self._loop.clear_timer(_TIMER)
             if facts is None or view is None:
                 why = f"no host that is left knows the committed view {text}: its state is lost. Start the job again"
-                self._end(failed(JobFailed, why))
+                self._end(failed(HostLost, why))
                 return
             burned = self._session.take_over(view)
         except EtcdUnavailable as error:

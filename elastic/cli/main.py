@@ -11,6 +11,7 @@ import elastic
 from elastic.cli import asking
 from elastic.cli import plan as cli_plan
 from elastic.cli.agent import agent
+from elastic.cli.exit_codes import EPILOG
 from elastic.cli.power import power_daemon
 from elastic.cli.ran import printed
 
@@ -23,7 +24,7 @@ def _main() -> None:
 
 
 app.command()(cli_plan.plan)
-app.command()(agent)
+app.command(epilog=EPILOG)(agent)
 app.command("power-daemon")(power_daemon)
 for command in (asking.status, asking.scale, asking.drain, asking.stop):
     app.command()(command)
@@ -43,7 +44,7 @@ def version() -> None:
     print(elastic.__version__)
 
 
-@app.command()
+@app.command(epilog=EPILOG)
 def run(
     target: Annotated[str, typer.Argument(help="The train function: path.py:function or module:function.")],
     args: Annotated[list[str] | None, typer.Argument(help="Its arguments after the job: JSON values, or plain strings.")] = None,

@@ -26,7 +26,9 @@ def printed(target: str, args: list[str] | None, more: Callable[[], dict[str, An
         result = elastic.run(target, args=[argument(text) for text in args or []], **options, **more())
     except elastic.errors.ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
     if result.value is not None:
         print(json.dumps(result.value))
     if result.stopped:

@@ -21,7 +21,7 @@ from typing import Any
 from elastic import errors
 from elastic.agent.save_summary import SaveSummary
 from elastic.agent.start import Sharing
-from elastic.errors import JobFailed, PlanError, SettingsError, Terminated
+from elastic.errors import HostLost, PlanError, SettingsError, Terminated
 from elastic.host.channel import Channel, Message
 from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
@@ -142,6 +142,10 @@ def run(
         EtcdUnavailable: etcd cannot be started, reached or logged in to.
         CheckpointError: none of the checkpoints is good, or the newest does not fit this training.
         MismatchError: the workers differ in model, initial weights, settings, checkpoint, code or numeric environment.
+        NameTaken: another job has the name; a SettingsError.
+        HostRefused: the job of other hosts has other settings, code or versions; a MismatchError.
+        HostUnfit: this host failed its check before it joined a job of other hosts.
+        HostLost: this host is lost to a job that did not fail itself, or other hosts are with its state: start it again; a JobFailed.
         NameLost: the job could not reach its etcd for a while, and another job has taken its name; a JobFailed.
         JobFailed: a worker raised, with its traceback; or so many died that the training cannot continue.
         CoverageLost: more workers died together than there are copies of the state.
@@ -333,12 +337,12 @@ def _end(agent: subprocess.Popen[bytes], channel: Channel, directory: str) -> No
 
 def _outcome(word: Message | None) -> JobResult:
     if word is None:
-        raise JobFailed("the agent, which supervises the workers, died; the system may be out of memory")
+        raise HostLost("the agent, which supervises the workers, died; the system may be out of memory")
     if word["type"] == "failed":
         kind = getattr(errors, word["kind"])
         raise kind(word["message"])
     if word["type"] == "rejoin":
-        raise JobFailed(f"this host leaves the job, which may go on without it: {word['why']}")
+        raise HostLost(f"this host leaves the job, which may go on without it: {word['why']}")
     if word["type"] == "drained":
         return JobResult(value=None, epoch=0, stopped=True)
     incidents, saves = tuple(word["incidents"]), SaveSummary(**word["saves"])

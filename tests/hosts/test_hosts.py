@@ -147,7 +147,7 @@ def test_who_does_not_fit_is_refused_with_the_reason(hosts: Cluster, options: di
     first.until("waiting for 1 more host")
     if "secret" in options:
         options = {"secret": hosts.secret(options["secret"])}
-    assert why in hosts.host(STEPS, **options).failure()
+    assert why in hosts.host(STEPS, **options).failure(2)
     second = hosts.host(STEPS)
     assert first.result() == second.result() == calm()
 

@@ -34,6 +34,6 @@ def test_run_prints_what_the_leader_returned(tmp_path) -> None:
 
 def test_a_missing_script_is_one_line() -> None:
     done = command("run", "nowhere.py:train")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: train_fn='nowhere.py:train': there is no file ")
     assert done.stderr.count("\n") == 1

@@ -105,7 +105,7 @@ def test_what_can_be_refused_before_anything_is_started_is(tmp_path: Path) -> No
     save(load(path), path)
     path.write_text(path.read_text().replace("version = 1", "version = 2"))
     done = command("run", ANNOUNCES, "--workers", "16", "--plan", str(path))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "version is 2, and this elastic reads version 1: make the plan again" in done.stderr
     assert done.stderr.count("\n") == 1
 

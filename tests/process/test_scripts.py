@@ -79,7 +79,7 @@ def test_a_script_in_another_directory_finds_what_lies_beside_it_and_a_working_d
     gone = tmp_path / "gone"
     gone.mkdir()
     done = python(*command, cwd=gone, preexec_fn=gone.rmdir)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: the working directory of this program was removed")
     assert done.stderr.count("\n") == 1
 
