@@ -1,8 +1,8 @@
 """Admits agents of other hosts to the job that this agent coordinates, and connects their reports to the coordinator.
 
-agent -> coordinator   hello {name, version, isa, target, given} | ready {room, spares, facts, workers, job, steady}, then what
-                           `remote_carrier` lists
-coordinator -> agent   welcome {settings, least, keeps} | refused {reason}, then what `remote_carrier` lists
+agent -> coordinator   hello {name, address, version, isa, target, given} | ready {room, spares, facts, workers, job, steady, check}, then
+                           what `remote_carrier` lists; or what `link_probes` lists
+coordinator -> agent   welcome {settings, least, keeps, others} | refused {reason, kind}, then what `remote_carrier` lists
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from elastic.agent.agent_link import AgentLink, AgentListener
+from elastic.agent.agent_link import Address, AgentLink, AgentListener
 from elastic.agent.coordinator import Coordinator
+from elastic.agent.fitness import Demand, HostReport, Unfit, unfit, warnings
 from elastic.agent.job_facts import JobFacts
+from elastic.agent.link_probes import LinkProbes
 from elastic.agent.loop import Loop
 from elastic.agent.remote_carrier import RemoteCarrier, aged
 from elastic.agent.start import Sharing, Start
+from elastic.errors import HostRefused
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
 from elastic.observe.console import say
@@ -35,8 +38,20 @@ class Admissions:
     """
 
     def __init__(
-        self, loop: Loop, start: Start, sharing: Sharing, coordinator: Coordinator, listener: AgentListener, *, taking_over: bool = False
+        self,
+        loop: Loop,
+        start: Start,
+        sharing: Sharing,
+        coordinator: Coordinator,
+        listener: AgentListener,
+        probes: LinkProbes,
+        *,
+        taking_over: bool = False,
     ) -> None:
+        self._probes = probes
+        self._agents: dict[AgentLink, tuple[str, Address]] = {}  # of the hosts that are welcome, and where they can be dialled
+        self._unchecked: list[tuple[AgentLink, str, Message]] = []  # what hosts offer before it is known how this host computes
+        self._computed: dict[str, Any] | None = None
         self._loop, self._start, self._sharing, self._coordinator = loop, start, sharing, coordinator
         self._links: set[AgentLink] = set()
         self._names: dict[AgentLink, str] = {}  # of the hosts that are there
@@ -77,11 +92,12 @@ class Admissions:
             self._coordinator.found()
 
     def _connected(self, sock: socket.socket) -> None:
-        link = AgentLink(self._loop, sock, heard=lambda message: self._hello(link, message), lost=lambda _: self._links.discard(link))
+        link = AgentLink(self._loop, sock, heard=lambda message: self._hello(link, message), lost=lambda _: self._forget(link))
         self._links.add(link)
 
     def _hello(self, link: AgentLink, message: Message) -> None:
         """Answers a request of a user, or compares what an agent brings with the job; `link` then goes on to its next message."""
+        self._probes.answer(link, message)
         if message["type"] == "ask":
             link.send(self._coordinator.answer(message))
         if message["type"] != "hello":
@@ -90,13 +106,60 @@ class Admissions:
         reason = refusal(settings, message)
         if reason is None:
             link.heard = lambda following: self._ready(link, message["name"], following)
-            link.send({"type": "welcome", "settings": settings.for_others(), "least": self._sharing.least, "keeps": self._taking_over})
+            others = {name: address for name, address in self.agents.items() if name != message["name"]}
+            self._agents[link] = message["name"], message["address"]
+            least, keeps = self._sharing.least, self._taking_over
+            link.send({"type": "welcome", "settings": settings.for_others(), "least": least, "keeps": keeps, "others": others})
         else:
-            say(f"host {message['name']} is refused: {reason}")
-            link.send({"type": "refused", "reason": reason})
+            self._refuse(link, message["name"], Unfit(reason=reason, kind=HostRefused))
+
+    @property
+    def agents(self) -> dict[str, Address]:
+        """Where agents can be dialled: of this host, and of all that are here or being checked."""
+        return {self._coordinator.hosts.local.name: self._probes.address, **dict(self._agents.values())}
+
+    def _refuse(self, link: AgentLink, name: str, why: Unfit) -> None:
+        say(f"host {name} is refused: {why.reason}")
+        link.send({"type": "refused", "reason": why.reason, "kind": why.kind.__name__})
+        self._agents.pop(link, None)
+
+    def _forget(self, link: AgentLink) -> None:
+        self._links.discard(link)
+        self._agents.pop(link, None)
+
+    def measured(self, computed: dict[str, Any]) -> None:
+        """Takes how this host computes, with which others are compared."""
+        self._computed = computed
+        waiting, self._unchecked = self._unchecked, []
+        for link, name, message in waiting:
+            if not link.closed:
+                self._ready(link, name, message)
+
+    def _fits(self, link: AgentLink, name: str, message: Message) -> bool:
+        """Whether a host fits the job by what was measured on it; else it is refused."""
+        if message["check"] is None:
+            return True
+        report, room = HostReport.from_json(message["check"]), message["room"]
+        wanted = {key: value for key, value in (self._computed or {}).items() if key != "broken"}
+        demand = Demand(**wanted, worker_bytes=self._coordinator.least_bytes(room))
+        found = unfit(report, demand, name, room, self.agents)
+        if found is None:
+            why = self._coordinator.no_room_for(name, HostFacts(**message["facts"]), room)
+            found = None if why is None else Unfit(reason=why)
+        if found is not None:
+            self._refuse(link, name, found)
+            return False
+        for sentence in warnings(report):
+            say(f"host {name}: {sentence}")
+        return True
 
     def _ready(self, link: AgentLink, name: str, message: Message) -> None:
         if message["type"] != "ready":
+            return
+        if message["check"] is not None and self._computed is None:
+            self._unchecked.append((link, name, message))
+            return
+        if not self._fits(link, name, message):
             return
         for old in [each for each in self._links if each is not link and self._names.get(each) == name]:
             old.close()  # this host has noticed first that it is broken
@@ -117,7 +180,7 @@ class Admissions:
         self._check()
 
     def _lost(self, link: AgentLink, host: RemoteCarrier, why: str) -> None:
-        self._links.discard(link)
+        self._forget(link)
         self._names.pop(link, None)
         self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}"), link.heard_at)
 
@@ -158,12 +221,13 @@ def name_in(train_fn: str) -> str:
     return f"{place.rpartition('/')[2]}:{qualified}"
 
 
-def hello(start: Start, name: str) -> Message:
-    """Returns an agent's first message to the coordinator."""
+def hello(start: Start, name: str, address: Address) -> Message:
+    """Returns an agent's first message to the coordinator; others can dial it at `address`."""
     sharing = start.sharing
     return {
         "type": "hello",
         "name": name,
+        "address": address,
         "version": VERSION,
         "isa": best_isa(),
         "target": name_in(start.settings.train_fn),

@@ -28,6 +28,7 @@ from elastic.agent.coordinator import Coordinator
 from elastic.agent.crew import Crew
 from elastic.agent.follower import Follower
 from elastic.agent.hosts import Hosts
+from elastic.agent.link_probes import LinkProbes
 from elastic.agent.loop import Loop
 from elastic.agent.segments import Segments
 from elastic.agent.start import Sharing, Start
@@ -66,6 +67,8 @@ class Agent:
         self._role: Coordinator | Follower | None = None
         self._admissions: Admissions | None = None
         self._listener: AgentListener | None = None
+        self._probes: LinkProbes | None = None
+        self._computed: dict[str, Any] | None = None  # how this host computes, once it was measured
         self._stopping = self._trains = False
         self._loop = Loop()
         self._notices: NoticeWatch | None = None
@@ -104,6 +107,8 @@ class Agent:
             self._role.close(self.outcome)
         if self._admissions is not None:
             self._admissions.close(self.outcome or {"type": "killed"})
+        if self._probes is not None:
+            self._probes.close()
         if self._listener is not None:
             self._listener.close()
         if self._crew is not None:
@@ -170,13 +175,16 @@ class Agent:
         self._session.tend(self._loop)
         self._loop.watch(self._launcher, self._hear_launcher)
         if sharing is not None:
-            self._listener = AgentListener(self._loop, secret_of(bytes.fromhex(sharing.secret)), sharing.interface)
-        if self._listener is None or (self._session.coordinates and self._session.campaign(self._listener.address)):
+            secret = secret_of(bytes.fromhex(sharing.secret))
+            self._listener = AgentListener(self._loop, secret, sharing.interface)
+            self._probes = LinkProbes(self._loop, secret, self._name, self._listener.address)
+            self._listener.connected = self._probes.accept  # until it coordinates
+        if self._listener is None or self._probes is None or (self._session.coordinates and self._session.campaign(self._listener.address)):
             self._coordinate(self._session, self._start.sharing)
         else:  # only agents of shared jobs follow
             self._session.coordinates = False
             self._role = Follower(
-                self._loop, self._start, self._name, self._listener.address, self._session, self._make_crew, self._elected, self._end
+                self._loop, self._start, self._name, self._probes, self._session, self._make_crew, self._elected, self._end
             )
             self._role.begin()
         if self._stopping:
@@ -188,14 +196,15 @@ class Agent:
         directory = RunDirectory(Path(self._start.directory))
         local = LocalCarrier(crew, directory, self._name, room=settings.workers, spares=settings.spares)
         self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._end)
-        if sharing is not None and self._listener is not None:
-            self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener)
+        if sharing is not None and self._listener is not None and self._probes is not None:
+            self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener, self._probes)
+            self._tell_computed()
         crew.listen()
 
     def _elected(self, follower: Follower) -> None:
         """Coordinates the job from now on: founds it, or goes on with it."""
-        session, listener, carrier, facts = self._session, self._listener, follower.carrier, follower.job
-        if session is None or listener is None:
+        session, listener, probes, carrier, facts = self._session, self._listener, self._probes, follower.carrier, follower.job
+        if session is None or listener is None or probes is None:
             return
         if carrier is None:
             self._coordinate(session, follower.sharing)
@@ -204,7 +213,8 @@ class Agent:
         else:
             say(f"host {follower.before} is lost: this host, {self._name}, coordinates the job now")
             self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._end)
-            self._admissions = Admissions(self._loop, self._start, follower.sharing, self._role, listener, taking_over=True)
+            self._admissions = Admissions(self._loop, self._start, follower.sharing, self._role, listener, probes, taking_over=True)
+            self._tell_computed()
             self._admissions.facts = facts
             Takeover(self._loop, session, self._role, self._admissions, follower, self._name, self._end).begin()
 
@@ -224,12 +234,25 @@ class Agent:
         return self._crew
 
     def _forks_ready(self) -> None:
+        if self._start.sharing is not None and self._crew is not None:
+            self._crew.measure(self._start.settings.threads, self._measured)
         if isinstance(self._role, Follower):
             self._role.forks_ready()
         elif self._admissions is not None:
             self._admissions.local_ready()
         elif self._role is not None:
             self._role.found()
+
+    def _measured(self, computed: dict[str, Any]) -> None:
+        """Takes how this host computes, with which others are compared, or this one is."""
+        self._computed = computed
+        self._tell_computed()
+
+    def _tell_computed(self) -> None:
+        if self._computed is not None and isinstance(self._role, Follower):
+            self._role.measured(self._computed)
+        elif self._computed is not None and self._admissions is not None:
+            self._admissions.measured(self._computed)
 
     def _broken(self, why: str) -> None:
         """Ends the job on this host, where no more workers can be started. Other hosts go on with a job that trains already."""

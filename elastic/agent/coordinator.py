@@ -35,12 +35,15 @@ from elastic.control.state import Resumed
 from elastic.control.world import World
 from elastic.errors import Deposed, ElasticError, PlanError, TrainerError
 from elastic.host.channel import Message
+from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.membership.founding import Ready, found
 from elastic.observe.console import say
 from elastic.plan.described import described
-from elastic.plan.memory import readable
+from elastic.plan.fleet import SHARE, Fleet
+from elastic.plan.memory import need, readable
+from elastic.plan.planner import plan
 from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
 from elastic.settings import JobSettings
@@ -140,6 +143,30 @@ class Coordinator:
         if self._driver is not None:
             hosts.most = max(hosts.most, sum(hosts.rooms.values()))
             self._driver.has_room(hosts.room, hosts.spares, hosts.rooms)
+
+    def least_bytes(self, room: int) -> int:
+        """Returns the least bytes that a worker needs on a host that joins with so many; 0 before the job trains."""
+        if self._driver is None:
+            return 0
+        view = self._driver.view
+        workers, layers = len(view.members) + room, range(len(view.workload.layers))
+        needs = (need(view.workload, range(layer, layer + 1), workers, workers, 1, 1, replicated=False) for layer in layers)
+        return round(min(each.total for each in needs)) + min(member.base for member in view.members)
+
+    def no_room_for(self, name: str, facts: HostFacts, room: int) -> str | None:
+        """Returns why the model does not fit once a host with so many workers has joined, None if it does, or nobody knows yet."""
+        if self._driver is None or facts.memory is None:
+            return None
+        view = self._driver.view
+        like, number = view.members[0], max(view.workers) + 1
+        joiners = [replace(like, worker=number + each, host=name, memory=self._settings.memory, slowdown=1.0) for each in range(room)]
+        site = view.site.having(Site(memory={name: facts.memory}))
+        try:
+            plan(Fleet.of([*view.members, *joiners], site), view.workload, view.plan, stages=self._settings.stages)
+        except PlanError as error:
+            share = f"{room} worker{'s' * (room != 1)} share {readable(SHARE * facts.memory)} there"
+            return f"{share}, and with them {error}"
+        return None
 
     def answer(self, request: Message) -> Message:
         """Does what a user asks for from outside, and returns what to tell: `told`, or `refused` with the reason."""

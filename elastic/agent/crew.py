@@ -26,6 +26,7 @@ class ForkedWorker(WorkerProcess):
 
 
 _CLOSE_S = 5.0
+_MEASURE_S = 10.0
 _ANSWER_S = 5.0  # how long the fork server may take to start a worker, or to report an exit status
 _GIVEN_UP_AFTER = 2  # after so many times that, a worker's exit status is not waited for any more
 
@@ -88,6 +89,30 @@ class Crew:
         for message in self._standing:
             self.tell([number], message)
         self._await_forkserver(0)
+
+    def measure(self, threads: int, heard: Callable[[dict[str, Any]], None]) -> None:
+        """Checks how this host computes, with so many threads. `heard` gets the result of `worker.node_check`, `{"broken": why}` if the
+        process ended without one, and `{}` if it takes too long."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        channel = Channel(ours)
+        with theirs:
+            self._forks.send({"type": "check", "threads": threads}, [theirs.fileno()])
+
+        def end(found: dict[str, Any]) -> None:
+            self._loop.clear_timer("measure")
+            self._loop.forget(channel)
+            channel.close()
+            if not self._closing:
+                heard({name: value for name, value in found.items() if name != "fds"})
+
+        def hear() -> None:
+            found = channel.receive()
+            if found or channel.closed:
+                end(found[0] if found else {"broken": "its process ended without a result"})
+
+        self._loop.watch(channel, hear)
+        self._loop.set_timer(_MEASURE_S, lambda: end({}), "measure")
 
     def freeze(self, modules: dict[str, Any]) -> None:
         """Makes later workers run these modules (from `script.sources.to_json`) in their present state, even if their files change."""

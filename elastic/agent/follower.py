@@ -11,20 +11,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastic.agent.admissions import hello
-from elastic.agent.agent_link import Address, AgentLink, dial, secret_of
+from elastic.agent.agent_link import AgentLink, dial, secret_of
 from elastic.agent.carrier import LocalCarrier
 from elastic.agent.crew import Crew
 from elastic.agent.job_facts import JobFacts
+from elastic.agent.link_probes import LinkProbes
 from elastic.agent.loop import Loop
+from elastic.agent.node_check import NodeCheck
 from elastic.agent.remote_carrier import Ended, observations
 from elastic.agent.start import Sharing, Start
 from elastic.agent.supervision import WorkerProcess
 from elastic.comm.handshake import WrongSecret
 from elastic.control.outcome import failed
-from elastic.errors import EtcdUnavailable, HostLost, HostRefused, JobFailed, LinkError, SettingsError
+from elastic.errors import EtcdUnavailable, HostLost, HostRefused, HostUnfit, JobFailed, LinkError, SettingsError
 from elastic.health.judge import LOOK_S
 from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
@@ -48,7 +50,7 @@ _TOLD_S = 5.0  # after which the user is informed that there is none
 
 
 class Follower:
-    """One follower, whom others can reach at `address`. `make_crew` starts the fork server once the job's settings are known; `elected` is
+    """One follower, whose links `probes` checks. `make_crew` starts the fork server once the job's settings are known; `elected` is
     called when this agent has become the coordinator, and takes everything over; `end` gets the job's outcome."""
 
     def __init__(
@@ -56,7 +58,7 @@ class Follower:
         loop: Loop,
         start: Start,
         name: str,
-        address: Address,
+        probes: LinkProbes,
         session: Session,
         make_crew: Callable[[JobSettings], Crew],
         elected: Callable[[Follower], None],
@@ -71,7 +73,9 @@ class Follower:
         self.before: str | None = None  # the agent that was the coordinator last
         self.lost_because = "its agent is gone"  # how it was noticed that that one is lost
         self.alone_since = time.monotonic()  # since when there is no coordinator
-        self._address, self._elected = address, elected
+        self._probes, self._elected = probes, elected
+        self._check: NodeCheck | None = None
+        self._computed: dict[str, Any] | None = None
         self._loop, self._start, self._name, self._session, self._make_crew, self._end = loop, start, name, session, make_crew, end
         self._link: AgentLink | None = None
         self._crew: Crew | None = None
@@ -86,7 +90,7 @@ class Follower:
         try:
             leader = self._session.election.leader()
             won = leader is not None and leader.agent == self._name  # by a request whose answer was lost
-            if (won or (leader is None and self._may_lead())) and self._session.campaign(self._address):
+            if (won or (leader is None and self._may_lead())) and self._session.campaign(self._probes.address):
                 self._elected(self)
                 return
         except EtcdUnavailable as error:
@@ -183,7 +187,7 @@ class Follower:
 
     def _connected(self, sock: socket.socket) -> None:
         self._link = AgentLink(self._loop, sock, heard=self._hear, lost=self._lost)
-        self._link.send(hello(self._start, self._name))
+        self._link.send(hello(self._start, self._name, self._probes.address))
 
     def _lost(self, why: str) -> None:
         self.alone_since = time.monotonic() if self._link is None else self._link.heard_at
@@ -200,9 +204,10 @@ class Follower:
     def _hear(self, message: Message) -> None:
         kind, carrier = message["type"], self.carrier
         if kind == "welcome":
-            self._welcomed(JobSettings.from_json(message["settings"]), message["least"], keeps=message["keeps"])
+            self._welcomed(JobSettings.from_json(message["settings"]), message["least"], message["others"], keeps=message["keeps"])
         elif kind == "refused":
-            self._end(failed(HostRefused, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
+            kind = HostUnfit if message["kind"] == HostUnfit.__name__ else HostRefused
+            self._end(failed(kind, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
         elif kind in ("outcome", "drained"):
             self._end(message["outcome"] if kind == "outcome" else {"type": "drained"})
         elif kind == "job":
@@ -243,8 +248,9 @@ class Follower:
         if order["type"] in ("view", "boundary", "quiesce", "propose"):
             self.steady = order["type"] == "view"
 
-    def _welcomed(self, founder: JobSettings, least: int, *, keeps: bool) -> None:
-        """Takes the founder's settings; those of the place are this host's own. With `keeps`, the coordinator goes on with its workers."""
+    def _welcomed(self, founder: JobSettings, least: int, others: dict[str, list[Any]], *, keeps: bool) -> None:
+        """Takes the founder's settings; those of the place are this host's own. With `keeps`, the coordinator goes on with its workers;
+        else this host is checked first, with its links to the agents of the hosts `others`."""
         own = self._start.settings
         self.settings = replace(
             founder,
@@ -265,12 +271,25 @@ class Follower:
         elif not keeps:
             for worker in self._crew.workers.values():
                 worker.kill("the job goes on without it, since its host was lost for a while")
+        self._check = None
+        if not keeps:
+            addresses = {name: (ip, port) for name, (ip, port) in others.items()}
+            self._check = NodeCheck(self._probes, Path(self._start.directory), addresses, self._offer)
+            if self._computed is not None:
+                self._check.measured(self._computed)
         self._offer()
 
+    def measured(self, computed: dict[str, Any]) -> None:
+        """Takes how this host computes."""
+        self._computed = computed
+        if self._check is not None:
+            self._check.measured(computed)
+
     def _offer(self) -> None:
-        """Offers this host's room, once the fork server is ready and no worker is left that the coordinator does not go on with."""
+        """Offers this host's room, once it is checked, and no worker is left that the coordinator does not go on with."""
         carrier, link = self.carrier, self._link
-        if not (self.forks and self._awaited) or carrier is None or link is None:
+        report = None if self._check is None else self._check.report
+        if not (self.forks and self._awaited) or carrier is None or link is None or (report is None and not self._keeps):
             return
         living = [worker for worker in carrier.workers.values() if not worker.ended]
         if living and not self._keeps:
@@ -280,6 +299,7 @@ class Follower:
         held = [{name: getattr(worker, name) for name in names} for worker in carrier.workers.values()] if self._keeps else []
         job = self.job.to_json() if self.job is not None and self._keeps else None
         has = {"room": carrier.room, "spares": carrier.spares, "facts": asdict(carrier.facts)}
+        has["check"] = None if report is None else report.to_json()
         link.send({"type": "ready", **has, "workers": held, "job": job, "steady": self.steady})
         self._awaited = False
         if self._draining:

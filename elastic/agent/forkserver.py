@@ -4,6 +4,7 @@ It stays single threaded, since a fork copies only the thread that calls it and 
 numeric environment is set when it is executed, since the libraries read it only when they load.
 
     agent -> fork server   fork {worker, spec}, with the worker's end of its agent socket, and its segment | freeze {modules}
+                           check {threads}, with a socket for the result of `worker.node_check`
     fork server -> agent   ready {} | broken {message} | forked {worker, pid}, with a pidfd | exited {worker, status}
 """
 
@@ -40,7 +41,7 @@ def start(environment: Mapping[str, str], socket_fd: int) -> subprocess.Popen[by
 
 @dataclass(slots=True)
 class _Child:
-    worker: int
+    worker: int | None  # None: it checks this host
     pid: int
     pidfd: int
 
@@ -67,26 +68,30 @@ class _Server:
         return None
 
     def _fork(self, request: Message) -> _ForkRequest | None:
-        fds, server = request["fds"], os.getpid()
+        fds, server, worker = request["fds"], os.getpid(), request.get("worker")
         pid = os.fork()
         if pid == 0:
             return self._become_worker(request, server)
-        child = _Child(worker=request["worker"], pid=pid, pidfd=os.pidfd_open(pid))
+        child = _Child(worker=worker, pid=pid, pidfd=os.pidfd_open(pid))
         for fd in fds:
             os.close(fd)
         self.children[pid] = child
         self.selector.register(child.pidfd, selectors.EVENT_READ, child)
+        if worker is None:
+            return None
         self.channel.send({"type": "forked", "worker": child.worker, "pid": pid}, [child.pidfd])
         return None
 
     def _become_worker(self, request: Message, server: int) -> _ForkRequest:
         die_with_parent(server)
-        name_process(f"elastic-w{request['worker']}")
+        name_process("elastic-check" if request["type"] == "check" else f"elastic-w{request['worker']}")
         self.selector.close()
         self.channel.close()
         for child in self.children.values():
             os.close(child.pidfd)
         socket_fd, *segment = request["fds"]
+        if request["type"] == "check":
+            return _ForkRequest(spec={}, socket_fd=socket_fd, segment_fd=None, checks=request["threads"])
         return _ForkRequest(spec=request["spec"], socket_fd=socket_fd, segment_fd=segment[0] if segment else None)
 
     def _reap(self, child: _Child) -> None:
@@ -94,7 +99,8 @@ class _Server:
         self.selector.unregister(child.pidfd)
         os.close(child.pidfd)
         del self.children[child.pid]
-        self.channel.send({"type": "exited", "worker": child.worker, "status": os.waitstatus_to_exitcode(status)})
+        if child.worker is not None:
+            self.channel.send({"type": "exited", "worker": child.worker, "status": os.waitstatus_to_exitcode(status)})
 
 
 @dataclass(slots=True)
@@ -121,6 +127,7 @@ class _ForkRequest:
     spec: dict[str, Any]
     socket_fd: int
     segment_fd: int | None
+    checks: int | None = None  # the threads with which this host is checked
 
 
 def _preload() -> None:
@@ -152,7 +159,12 @@ def main() -> None:
         return
     channel.send({"type": "ready"})
     job = _Server(channel).serve()
-    if job is not None:
+    if job is not None and job.checks is not None:
+        from elastic.worker.node_check import measured  # imports torch, as below
+
+        Channel.adopt(job.socket_fd).send(measured(job.checks))
+        leave.code = 0
+    elif job is not None:
         from elastic.worker.main import main as work  # _preload has imported it; the agent, which imports this module, must not
 
         leave.code = work(job.spec, job.socket_fd, job.segment_fd)

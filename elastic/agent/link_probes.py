@@ -1,0 +1,199 @@
+"""Checks the links between this agent and others, in both directions and with their speed, before its host joins a job.
+
+The agent that checks dials each other one, sends it bursts, and is dialled and sent bursts by it in turn: hosts that reach each other in
+one direction only cannot train together. Speeds are those of the agents' own connections, so links of workers have these or more.
+
+    dialer -> acceptor    probe {name, back} | burst {data} | burst_end {} | probe_end {}; with `back`, the address at which to dial back
+    acceptor -> dialer    burst_heard {} | back {rate, why}
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from elastic.agent.agent_link import Address, AgentLink, dial
+from elastic.agent.loop import Loop
+from elastic.errors import LinkError
+from elastic.host.channel import Message
+
+_PIECE = "x" * (1 << 16)
+_BURSTS = (1 << 16, 1 << 20, 8 << 20)  # a larger one only where it takes no longer than _BURST_S
+_BURST_S = 0.3
+_ALL_BYTES = 32 << 20  # of one check, so that a host that joins a hundred others does not keep them from their work
+_AGAIN_S, _TRIES = 0.2, 5  # a connection that is refused may be one too many at that moment
+_LIMIT_S = 10.0
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One direction of a link: bytes per second, or why nothing gets through."""
+
+    rate: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkReport:
+    """The link to another agent: `there` is the direction to it, `back` the one from it, None if it could not even be asked for."""
+
+    there: Way
+    back: Way | None = None
+
+
+class LinkProbes:
+    """The probes of one agent, `name`, which others can dial at `address`."""
+
+    def __init__(self, loop: Loop, secret: bytes, name: str, address: Address) -> None:
+        self._loop, self._secret, self._name, self.address = loop, secret, name, address
+        self._links: set[AgentLink] = set()
+        self._probes: set[_Probe] = set()
+
+    def accept(self, sock: socket.socket) -> None:
+        """Answers an agent that checks its links; other connections are closed, since this agent does not coordinate."""
+
+        def heard(message: Message) -> None:
+            if not self.answer(link, message):
+                self._forget(link)
+                link.close()
+
+        link = AgentLink(self._loop, sock, heard=heard, lost=lambda _: self._forget(link))
+        self._links.add(link)
+
+    def answer(self, link: AgentLink, message: Message) -> bool:
+        """Answers a message of an agent that checks its links. Returns whether it was one."""
+        kind = message["type"]
+        if kind == "burst_end":
+            link.send({"type": "burst_heard"})
+        elif kind == "probe_end" and message["back"] is not None:
+            ip, port = message["back"]
+            self._probe((ip, port), None, lambda way, _: link.send({"type": "back", "rate": way.rate, "why": way.why}))
+        return kind in ("probe", "burst", "burst_end", "probe_end")
+
+    def check(self, others: Mapping[str, Address], done: Callable[[dict[str, LinkReport]], None]) -> None:
+        """Checks the links to `others`, and calls `done` once with what was found, within `_LIMIT_S`."""
+        found: dict[str, LinkReport] = {}
+        size = _ALL_BYTES // max(1, len(others))
+
+        def one(name: str, there: Way, back: Way | None) -> None:
+            found[name] = LinkReport(there=there, back=back)
+            if len(found) == len(others):
+                done(found)
+
+        for name, address in others.items():
+            self._probe(address, self.address, lambda there, back, name=name: one(name, there, back), most=size)
+        if not others:
+            self._loop.post(lambda: done(found))
+
+    def close(self) -> None:
+        """Ends all probes; nothing is called back any more."""
+        for probe in list(self._probes):
+            probe.close()
+        for link in self._links:
+            link.close()
+        self._probes.clear()
+        self._links.clear()
+
+    def _forget(self, link: AgentLink) -> None:
+        self._links.discard(link)
+
+    def _probe(self, to: Address, back: Address | None, done: Callable[[Way, Way | None], None], most: int = _ALL_BYTES) -> None:
+        def ended(there: Way, other: Way | None) -> None:
+            self._probes.discard(probe)
+            done(there, other)
+
+        probe = _Probe(self._loop, self._secret, self._name, to, back, most, ended)
+        self._probes.add(probe)
+        probe.begin()
+
+
+class _Probe:
+    """Sends bursts to one agent, and with `back` has it do the same; calls `ended` once."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        secret: bytes,
+        name: str,
+        to: Address,
+        back: Address | None,
+        most: int,
+        ended: Callable[[Way, Way | None], None],
+    ) -> None:
+        self._loop, self._secret, self._name, self._to, self._back, self._ended = loop, secret, name, to, back, ended
+        self._sizes = [size for size in _BURSTS if size <= most] or [_BURSTS[0]]
+        self._timer, self._retry = f"probe {next(_numbers)}", f"probe again {next(_numbers)}"
+        self._link: AgentLink | None = None
+        self._give_up: Callable[[], None] = lambda: None
+        self._failures = self._sent = 0
+        self._sent_at = 0.0
+        self._rate: float | None = None
+        self._over = False
+
+    def begin(self) -> None:
+        self._loop.set_timer(_LIMIT_S, self._late, self._timer)
+        self._dial()
+
+    def close(self) -> None:
+        self._over = True
+        self._loop.clear_timer(self._timer)
+        self._loop.clear_timer(self._retry)
+        self._give_up()
+        if self._link is not None:
+            self._link.close()
+
+    def _dial(self) -> None:
+        self._give_up = dial(self._loop, self._secret, self._to, self._connected, self._refused)
+
+    def _refused(self, error: LinkError) -> None:
+        self._give_up = lambda: None
+        self._failures += 1
+        if self._failures < _TRIES:
+            self._loop.set_timer(_AGAIN_S, self._dial, self._retry)
+        else:
+            self._end(Way(why=str(error)), None)
+
+    def _connected(self, sock: Any) -> None:
+        self._give_up = lambda: None
+        self._link = AgentLink(self._loop, sock, heard=self._hear, lost=self._lost)
+        self._link.send({"type": "probe", "name": self._name})
+        self._burst()
+
+    def _burst(self) -> None:
+        size = self._sizes.pop(0)
+        if self._link is not None:
+            self._sent, self._sent_at = size, time.monotonic()
+            for _ in range(size // len(_PIECE)):
+                self._link.send({"type": "burst", "data": _PIECE})
+            self._link.send({"type": "burst_end"})
+
+    def _hear(self, message: Message) -> None:
+        if message["type"] == "burst_heard":
+            self._rate = self._sent / max(1e-6, time.monotonic() - self._sent_at)
+            if self._sizes and self._sizes[0] / self._rate <= _BURST_S:
+                self._burst()
+                return
+            if self._link is not None:
+                self._link.send({"type": "probe_end", "back": self._back})
+            if self._back is None:
+                self._end(Way(rate=self._rate), None)
+        elif message["type"] == "back":
+            self._end(Way(rate=self._rate), Way(rate=message["rate"], why=message["why"]))
+
+    def _lost(self, why: str) -> None:
+        self._end(*((Way(why=why), None) if self._rate is None else (Way(rate=self._rate), Way(why=why))))
+
+    def _late(self) -> None:
+        connected = "no connection" if self._link is None else "a connection, but nothing gets through it,"
+        self._lost(f"{connected} for {_LIMIT_S:g} s")
+
+    def _end(self, there: Way, back: Way | None) -> None:
+        if not self._over:
+            self.close()
+            self._ended(there, back)
