@@ -99,7 +99,7 @@ class Admissions:
         """Answers a request of a user, or compares what an agent brings with the job; `link` then goes on to its next message."""
         self._probes.answer(link, message)
         if message["type"] == "ask":
-            link.send(self._coordinator.answer(message))
+            link.send(self._check_of(message["workers"]) if message.get("what") == "check" else self._coordinator.answer(message))
         if message["type"] != "hello":
             return
         settings = self._start.settings
@@ -112,6 +112,16 @@ class Admissions:
             link.send({"type": "welcome", "settings": settings.for_others(), "least": least, "keeps": keeps, "others": others})
         else:
             self._refuse(link, message["name"], Unfit(reason=reason, kind=HostRefused))
+
+    def _check_of(self, workers: int) -> Message:
+        """Returns what `elastic doctor` compares a host with that is to have so many workers."""
+        settings = self._start.settings
+        told = {"demand": self._demand(workers).to_json(), "threads": settings.threads, "isa": settings.isa, "agents": self.agents}
+        return {"type": "answer", "told": told}
+
+    def _demand(self, room: int) -> Demand:
+        computed = {name: value for name, value in (self._computed or {}).items() if name != "broken"}
+        return Demand(**computed, worker_bytes=self._coordinator.least_bytes(room))
 
     @property
     def agents(self) -> dict[str, Address]:
@@ -140,9 +150,7 @@ class Admissions:
         if message["check"] is None:
             return True
         report, room = HostReport.from_json(message["check"]), message["room"]
-        wanted = {key: value for key, value in (self._computed or {}).items() if key != "broken"}
-        demand = Demand(**wanted, worker_bytes=self._coordinator.least_bytes(room))
-        found = unfit(report, demand, name, room, self.agents)
+        found = unfit(report, self._demand(room), name, room, self.agents)
         if found is None:
             why = self._coordinator.no_room_for(name, HostFacts(**message["facts"]), room)
             found = None if why is None else Unfit(reason=why)

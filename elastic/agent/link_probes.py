@@ -23,7 +23,7 @@ from elastic.host.channel import Message
 
 _PIECE = "x" * (1 << 16)
 _BURSTS = (1 << 16, 1 << 20, 8 << 20)  # a larger one only where it takes no longer than _BURST_S
-_BURST_S = 0.3
+_BURST_S, _MOST_BURSTS = 0.3, 5
 _ALL_BYTES = 32 << 20  # of one check, so that a host that joins a hundred others does not keep them from their work
 _AGAIN_S, _TRIES = 0.2, 5  # a connection that is refused may be one too many at that moment
 _LIMIT_S = 10.0
@@ -131,7 +131,7 @@ class _Probe:
         self._timer, self._retry = f"probe {next(_numbers)}", f"probe again {next(_numbers)}"
         self._link: AgentLink | None = None
         self._give_up: Callable[[], None] = lambda: None
-        self._failures = self._sent = 0
+        self._failures = self._bursts = 0
         self._sent_at = 0.0
         self._rate: float | None = None
         self._over = False
@@ -166,17 +166,15 @@ class _Probe:
         self._burst()
 
     def _burst(self) -> None:
-        size = self._sizes.pop(0)
         if self._link is not None:
-            self._sent, self._sent_at = size, time.monotonic()
-            for _ in range(size // len(_PIECE)):
+            self._bursts, self._sent_at = self._bursts + 1, time.monotonic()
+            for _ in range(self._sizes[0] // len(_PIECE)):
                 self._link.send({"type": "burst", "data": _PIECE})
             self._link.send({"type": "burst_end"})
 
     def _hear(self, message: Message) -> None:
         if message["type"] == "burst_heard":
-            self._rate = self._sent / max(1e-6, time.monotonic() - self._sent_at)
-            if self._sizes and self._sizes[0] / self._rate <= _BURST_S:
+            if self._next():
                 self._burst()
                 return
             if self._link is not None:
@@ -185,6 +183,15 @@ class _Probe:
                 self._end(Way(rate=self._rate), None)
         elif message["type"] == "back":
             self._end(Way(rate=self._rate), Way(rate=message["rate"], why=message["why"]))
+
+    def _next(self) -> bool:
+        """Notes the speed of a burst, and returns whether to send another one: a larger one, or the same again if the agents were busy."""
+        took = max(1e-6, time.monotonic() - self._sent_at)
+        self._rate = max(self._rate or 0.0, self._sizes[0] / took)
+        if len(self._sizes) > 1 and self._sizes[1] / self._rate <= _BURST_S:
+            self._sizes.pop(0)
+            return True
+        return took < _BURST_S and len(self._sizes) > 1 and self._bursts < _MOST_BURSTS
 
     def _lost(self, why: str) -> None:
         self._end(*((Way(why=why), None) if self._rate is None else (Way(rate=self._rate), Way(why=why))))

@@ -11,6 +11,7 @@ import elastic
 from elastic.cli import asking
 from elastic.cli import plan as cli_plan
 from elastic.cli.agent import agent
+from elastic.cli.doctor import doctor
 from elastic.cli.exit_codes import EPILOG
 from elastic.cli.power import power_daemon
 from elastic.cli.ran import printed
@@ -26,7 +27,7 @@ def _main() -> None:
 app.command()(cli_plan.plan)
 app.command(epilog=EPILOG)(agent)
 app.command("power-daemon")(power_daemon)
-for command in (asking.status, asking.scale, asking.drain, asking.stop):
+for command in (asking.status, asking.scale, asking.drain, asking.stop, doctor):
     app.command()(command)
 
 

@@ -40,5 +40,10 @@ def _matrix(seed: int) -> torch.Tensor:
     return (mixed.to(torch.float32) / float(1 << 30) - 1.0).reshape(_SIZE, _SIZE)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints what is measured; argv is the number of threads."""
     print(json.dumps(measured(int(sys.argv[1]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Tests the check of links between agents: both directions with their speed, and which one is broken."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from elastic.agent import link_probes
+from elastic.agent.agent_link import Address, AgentListener, secret_of
+from elastic.agent.link_probes import LinkProbes, LinkReport
+from elastic.agent.loop import Loop
+
+SECRET = secret_of(b"a secret of thirty-two letters...")
+
+
+class Agents:
+    """Agents in one loop, each with a listener of its own."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.listeners: list[AgentListener] = []
+        self.probes: list[LinkProbes] = []
+
+    def add(self, secret: bytes = SECRET) -> LinkProbes:
+        listener = AgentListener(self.loop, secret, "127.0.0.1")
+        probes = LinkProbes(self.loop, secret, f"host-{len(self.probes)}", listener.address)
+        listener.connected = probes.accept
+        self.listeners.append(listener)
+        self.probes.append(probes)
+        return probes
+
+    def checked(self, probes: LinkProbes, others: dict[str, Address]) -> dict[str, LinkReport]:
+        found: list[dict[str, LinkReport]] = []
+        probes.check(others, found.append)
+        self.loop.set_timer(30.0, lambda: pytest.fail("it never ended"), "never")
+        while not found:
+            self.loop.turn()
+        return found[0]
+
+    def close(self) -> None:
+        for each in (*self.probes, *self.listeners):
+            each.close()
+        for name in list(self.loop._timers):
+            self.loop.clear_timer(name)
+
+
+@pytest.fixture
+def agents() -> Iterator[Agents]:
+    made = Agents()
+    yield made
+    made.close()
+
+
+def closed_port() -> Address:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return "127.0.0.1", server.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_links_to_others_are_measured_in_both_directions_in_less_than_two_seconds(agents: Agents) -> None:
+    joiner, others = agents.add(), [agents.add() for _ in range(3)]
+    began = time.process_time()  # of all four agents together; other processes do not count
+    found = agents.checked(joiner, {other._name: other.address for other in others})
+    assert time.process_time() - began < 2.0
+    assert found.keys() == {"host-1", "host-2", "host-3"}
+    for link in found.values():
+        assert link.back is not None
+        assert min(link.there.rate or 0, link.back.rate or 0) > 0
+        assert (link.there.why, link.back.why) == ("", "")
+
+
+def test_without_others_there_is_nothing_to_check(agents: Agents) -> None:
+    assert agents.checked(agents.add(), {}) == {}
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_not_there_or_that_cannot_dial_back_is_told_apart(agents: Agents) -> None:
+    joiner, other = agents.add(), agents.add()
+    found = agents.checked(joiner, {"gone": closed_port()})["gone"]
+    assert (found.there.why, found.there.rate, found.back) == ("Connection refused", None, None)
+    joiner.address = closed_port()  # as behind a firewall that lets nobody in
+    found = agents.checked(joiner, {"there": other.address})["there"]
+    assert found.back is not None
+    assert (found.there.why, found.back.why, found.back.rate) == ("", "Connection refused", None)
+    assert (found.there.rate or 0) > 0
+
+
+@pytest.mark.slow
+def test_an_agent_that_accepts_and_says_nothing_is_given_up(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_probes, "_LIMIT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        found = agents.checked(agents.add(), {"mute": ("127.0.0.1", mute.getsockname()[1])})["mute"]
+    assert found.there.why == "no connection for 0.3 s"
+
+
+@pytest.mark.slow
+def test_an_agent_with_another_secret_is_not_reached(agents: Agents) -> None:
+    joiner, stranger = agents.add(), agents.add(secret_of(b"another secret of many letters..."))
+    found = agents.checked(joiner, {"stranger": stranger.address})["stranger"]
+    assert "another secret" in found.there.why
+
+
+@pytest.mark.slow
+def test_what_is_no_probe_is_not_answered(agents: Agents) -> None:
+    """A follower closes the connection of an agent that takes it for the coordinator."""
+    from elastic.agent.agent_link import AgentLink, dial
+
+    other, lost = agents.add(), list[str]()
+
+    def connected(sock: socket.socket) -> None:
+        AgentLink(agents.loop, sock, heard=lambda _: pytest.fail("it was answered"), lost=lost.append).send({"type": "hello"})
+
+    dial(agents.loop, SECRET, other.address, connected, lambda error: lost.append(str(error)))
+    while not lost:
+        agents.loop.turn()
+    assert lost == ["its connection ended"]
