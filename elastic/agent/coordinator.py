@@ -195,9 +195,9 @@ class Coordinator:
         return max(1, self._settings.min_workers)
 
     def left_without(self, name: str) -> int:
-        """Returns how many members, and spares that can take the places of others, are on other hosts."""
-        spares = () if self._driver is None else self._driver.state.spares
-        return sum(number in self.hosts.workers and self.hosts.host_of(number) != name for number in (*self._members, *spares))
+        """Returns how many members, and spares that can take the places of others, are on other hosts that are not leaving already."""
+        spares, leaving = () if self._driver is None else self._driver.state.spares, {name, *self.hosts.draining}
+        return sum(number in self.hosts.workers and self.hosts.host_of(number) not in leaving for number in (*self._members, *spares))
 
     def drain(self, name: str) -> None:
         """Lets the others take over what the workers of this host own; then it leaves. A job that cannot go on without it is stopped."""

@@ -98,4 +98,4 @@ def test_hosts_that_cannot_reach_each_other_are_both_named(tmp_path: Path) -> No
         assert " is refused: host " in both[0].said
         for each in both:
             each.process.terminate()
-        assert {each.process.wait(60) for each in both} <= {130, 143}
+        assert {each.process.wait(60) for each in both} <= {130, 143}, [each.said for each in both]
