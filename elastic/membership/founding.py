@@ -111,11 +111,18 @@ def check_equal(ready: Mapping[int, Ready]) -> None:
 
 def _check_code(ready: Mapping[int, Ready], reference: int) -> None:
     for worker in sorted(ready):
-        if (path := changed(ready[reference].code, ready[worker].code)) is not None:
+        if (path := changed(ready[reference].code, ready[worker].code)) is None:
+            continue
+        here, there = ready[reference].host, ready[worker].host
+        if here != there:
             raise MismatchError(
-                f"worker {worker} cannot train together with worker {reference}: {path} was edited after worker {reference} had imported "
-                "it, so their code differs; restore the old text while the job runs, or start the job again"
+                f"hosts {here} and {there} cannot train together: {path} differs between them; copy the same file to every host, and start "
+                "the job again"
             )
+        raise MismatchError(
+            f"worker {worker} cannot train together with worker {reference}: {path} was edited after worker {reference} had imported "
+            "it, so their code differs; restore the old text while the job runs, or start the job again"
+        )
 
 
 def first_difference(place: str, here: Any, there: Any) -> tuple[str, Any, Any]:

@@ -35,6 +35,15 @@ def test_the_profile_may_come_from_any_worker() -> None:
     assert found({0: ready(), 1: ready(profile=True)}, 1).workload.layers[0].backward_s == 0.02
 
 
+@pytest.mark.parametrize(
+    ("host", "why"), [("other", "hosts host and other cannot train together: a.py differs"), ("host", "a.py was edited after")]
+)
+def test_code_that_differs_between_hosts_or_was_edited_meanwhile(host: str, why: str) -> None:
+    one = dataclasses.replace(ready(), code={"a": ["a.py", "text"]})
+    with pytest.raises(MismatchError, match=why):
+        check_equal({0: one, 1: dataclasses.replace(one, host=host, code={"a": ["a.py", "other text"]})})
+
+
 def test_nobody_measured() -> None:
     with pytest.raises(MismatchError, match=r"none of the workers \[0, 1\] measured"):
         found({0: ready(), 1: ready()}, None)
