@@ -36,6 +36,7 @@ from elastic.settings import JobSettings
 from elastic.view import Member
 
 if TYPE_CHECKING:
+    from elastic.membership.election import Leader
     from elastic.membership.session import Session
 
 
@@ -46,6 +47,7 @@ def ended_meanwhile(name: str) -> str:
 
 _AGAIN_S = 0.3  # between two looks for the coordinator
 _NOBODY_S = 60.0  # after which a host that knows nothing of the job gives it up
+_OUT_OF_REACH_S = 20.0  # after which a new host gives up a coordinator that lives, as far as etcd knows, and does not answer
 _TOLD_S = 5.0  # after which the user is informed that there is none
 
 
@@ -82,6 +84,7 @@ class Follower:
         self._keeps = self._awaited = False
         self._draining = False
         self.steady = False  # whether its workers train in the committed view, and wait for no order
+        self._vain: tuple[Leader, float] | None = None  # the coordinator that cannot be reached, and since when
         self._unsent: list[Message] = []  # what workers have told since the coordinator was lost
         self._told = False
 
@@ -94,12 +97,16 @@ class Follower:
                 self._elected(self)
                 return
         except EtcdUnavailable as error:
+            self._vain = None
             self._unreached(LinkError(str(error)))
             return
         if leader is None or leader.address is None:
+            self._vain = None
             self._unreached(LinkError("no agent coordinates the job"))
             return
         self.before = leader.agent
+        if self._vain is None or self._vain[0] != leader:
+            self._vain = leader, time.monotonic()
         ip, port = leader.address
         dial(self._loop, secret_of(bytes.fromhex(self.sharing.secret)), (ip, port), self._connected, self._unreached)
 
@@ -162,11 +169,22 @@ class Follower:
             why = "the agent that coordinates it has another secret: give the same secret on every host"
             self._end(failed(SettingsError, f"this host cannot take part in the job {self._start.settings.name}: {why}"))
             return
+        if self._vain is not None and self._crew is None and time.monotonic() - self._vain[1] > _OUT_OF_REACH_S:
+            self._end(failed(HostUnfit, self._out_of_reach(self._vain[0], error)))
+            return
         alone = time.monotonic() - self.alone_since
         if alone > _TOLD_S and not self._told:
             self._told = True
             say(f"the agent that coordinates the job has not been reached for {alone:.0f} s: {error}; this host tries again and again")
         self._loop.set_timer(_AGAIN_S, self.begin, "coordinator")
+
+    def _out_of_reach(self, leader: Leader, error: LinkError) -> str:
+        where = "" if leader.address is None else f" at {leader.address[0]}:{leader.address[1]}"
+        return (
+            f"this host cannot take part in the job {self._start.settings.name}: host {self._name} ({self._probes.address[0]}) has not "
+            f"reached host {leader.agent}, which coordinates the job,{where} for {_OUT_OF_REACH_S:g} s: {error}. Let every host reach "
+            "every port of the others, in both directions, or choose another network with --interface"
+        )
 
     def _may_lead(self) -> bool:
         """Whether this agent can coordinate the job: it knows it, or there is nothing to know yet."""
@@ -186,6 +204,7 @@ class Follower:
         return False
 
     def _connected(self, sock: socket.socket) -> None:
+        self._vain = None
         self._link = AgentLink(self._loop, sock, heard=self._hear, lost=self._lost)
         self._link.send(hello(self._start, self._name, self._probes.address))
 

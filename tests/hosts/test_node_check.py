@@ -99,3 +99,18 @@ def test_hosts_that_cannot_reach_each_other_are_both_named(tmp_path: Path) -> No
         for each in reversed(both):  # the last one stops the job
             each.process.terminate()
             assert each.process.wait(60) == 143, each.said
+
+
+def test_a_host_that_cannot_reach_the_coordinator_gives_up_and_names_both(tmp_path: Path) -> None:
+    with network(2) as net, etcd_at(net.gateway, tmp_path / "etcd") as etcd, cluster(tmp_path / "cluster", etcd) as made:
+        first = made.host(STEPS * 20, {}, 0.05, workers=1, within=net.command(0))
+        first.has_members()
+        subprocess.run([*net.command(1), "ip", "route", "add", "blackhole", f"{net.subnet}.1/32"], check=True)
+        second = made.host(STEPS * 20, {}, 0.05, workers=1, within=net.command(1))
+        second.until("has not been reached for")
+        said = second.failure(3)
+        assert f"({net.subnet}.2) has not reached host " in said
+        assert f", which coordinates the job, at {net.subnet}.1:" in said
+        assert "Let every host reach every port of the others" in said
+        first.process.terminate()
+        assert first.process.wait(60) == 143, first.said
