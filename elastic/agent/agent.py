@@ -1,8 +1,9 @@
 """The supervisor process of one host: starts its workers, watches them, and represents them in etcd.
 
 It does not import torch. Its loop waits for the launcher, the fork server, each worker's socket and pidfd, other agents, and for events
-from the threads of the etcd client. One agent of a job coordinates it (`Coordinator`), the others follow (`Follower`). The first event that
-decides how the job ends sets the outcome; then each agent ends all processes that it started.
+from the threads of the etcd client. It never waits for an etcd that is not its own: such calls are tasks of an `EtcdThread`. One agent of a
+job coordinates it (`Coordinator`), the others follow (`Follower`). The first event that decides how the job ends sets the outcome; then
+each agent ends all processes that it started.
 
     launcher -> agent   start {...} | stop {} | kill {}; the end of the connection is the launcher's death
     agent -> launcher   done {value, epoch, stopped, incidents, saves, skipped} | failed {kind, message} | killed {}
@@ -18,6 +19,7 @@ import secrets
 import socket
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, NameLost
 from elastic.host import signals
 from elastic.host.channel import Channel, Message
 from elastic.host.rundir import RunDirectory
+from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask, EtcdThread
 from elastic.observe.console import drain, say
 from elastic.settings import JobSettings
 from elastic.worker.job import WorkerSpec
@@ -69,9 +72,10 @@ class Agent:
         self._listener: AgentListener | None = None
         self._probes: LinkProbes | None = None
         self._computed: dict[str, Any] | None = None  # how this host computes, once it was measured
-        self._stopping = self._trains = False
+        self._stopping = self._trains = self._forks = self._outage = self._closed = False
         self._loop = Loop()
         self._notices: NoticeWatch | None = None
+        self._etcd_thread = EtcdThread(self._loop.post, self._etcd_away, self._etcd_back, self._etcd_failed, unanswered=self._unanswered)
         signals.obey(lambda: self._loop.post(self.stop))
         if start.sharing is None:  # it coordinates in any case: the fork server starts while etcd is joined
             self._make_crew(start.settings)
@@ -116,6 +120,8 @@ class Agent:
         if self._role is not None:
             self._role.close_files()
         drain()
+        self._closed = True
+        self._etcd_thread.stop()
         if self._session is not None:
             outcome = self.outcome if self.outcome is not None and self.outcome["type"] in ENDS else None
             self._session.close(goes_on=self._start.sharing is not None and outcome is None, outcome=outcome)
@@ -129,6 +135,8 @@ class Agent:
             self._role.drain(self._name)
         elif self._role is not None:
             self._role.stop()
+        elif self._outage:
+            self._end({"type": "drained"})  # it has no part in the job yet
 
     def _watch_notices(self) -> None:
         if self._start.drain_on is not None:
@@ -155,6 +163,15 @@ class Agent:
             self._end({"type": "drained"})
 
     def _join(self) -> None:
+        self._loop.watch(self._launcher, self._hear_launcher)
+        if self._start.settings.etcd is None:  # etcd is tied to the thread that starts it
+            self._joined(self._connect(secrets.token_hex(8)))
+        else:
+            connect = partial(self._connect, secrets.token_hex(8))
+            waits = "the start of the job" if self._start.sharing is None else "this host's part in the job"
+            self._etcd_thread.run(EtcdTask(call=connect, done=self._joined, refused=self._etcd_failed, waits=waits))
+
+    def _connect(self, own: str) -> Session:
         # Imported here, while the fork server starts: both take long.
         from elastic.membership.session import Notices, Session
 
@@ -163,29 +180,45 @@ class Agent:
             view=lambda view: self._loop.post(lambda: self._seen(view)),
             lost=lambda error: self._loop.post(lambda: self._etcd_failed(error)),
             say=lambda sentence: self._loop.post(lambda: say(sentence)),
+            deposed=lambda why: self._loop.post(lambda: self._deposed(why)),
         )
-        self._session = Session(
+        session = self._session = Session(
             self._start.settings,
             Path(self._start.directory),
             notices,
             agent=self._name,
             shared=sharing is not None,
             incarnation=self._start.incarnation,
+            own=own,
         )
-        self._session.tend(self._loop)
-        self._loop.watch(self._launcher, self._hear_launcher)
-        if sharing is not None:
-            secret = secret_of(bytes.fromhex(sharing.secret))
-            self._listener = AgentListener(self._loop, secret, sharing.interface)
-            self._probes = LinkProbes(self._loop, secret, self._name, self._listener.address)
-            self._listener.connected = self._probes.accept  # until it coordinates
-        if self._listener is None or self._probes is None or (self._session.coordinates and self._session.campaign(self._listener.address)):
-            self._coordinate(self._session, self._start.sharing)
-        else:  # only agents of shared jobs follow
-            self._session.coordinates = False
-            self._role = Follower(
-                self._loop, self._start, self._name, self._probes, self._session, self._make_crew, self._elected, self._end
-            )
+        if self._closed:  # the agent has not waited for it
+            session.close(goes_on=sharing is not None)
+        return session
+
+    def _joined(self, session: Session) -> None:
+        sharing = self._start.sharing
+        session.tend(self._loop)
+        if sharing is None:
+            self._take_role(session, coordinates=True)
+            return
+        secret = secret_of(bytes.fromhex(sharing.secret))
+        self._listener = AgentListener(self._loop, secret, sharing.interface)
+        self._probes = LinkProbes(self._loop, secret, self._name, self._listener.address)
+        self._listener.connected = self._probes.accept  # until it coordinates
+        if session.coordinates:
+            campaign = partial(session.campaign, self._listener.address)
+            take = lambda won: self._take_role(session, coordinates=won)  # noqa: E731
+            self._etcd_thread.run(EtcdTask(call=campaign, done=take, waits="the founding of the job"))
+        else:
+            self._take_role(session, coordinates=False)
+
+    def _take_role(self, session: Session, *, coordinates: bool) -> None:
+        session.coordinates = coordinates
+        if coordinates or self._probes is None:
+            self._coordinate(session, self._start.sharing)
+        else:
+            parts = (session, self._etcd_thread, self._make_crew, self._elected, self._end)
+            self._role = Follower(self._loop, self._start, self._name, self._probes, *parts)
             self._role.begin()
         if self._stopping:
             self.stop()
@@ -195,28 +228,30 @@ class Agent:
         crew = self._crew or self._make_crew(settings)
         directory = RunDirectory(Path(self._start.directory))
         local = LocalCarrier(crew, directory, self._name, room=settings.workers, spares=settings.spares)
-        self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._end)
+        self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._etcd_thread, self._end)
         if sharing is not None and self._listener is not None and self._probes is not None:
             self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener, self._probes)
             self._tell_computed()
         crew.listen()
+        if self._forks and self._admissions is None:
+            self._role.found()
 
-    def _elected(self, follower: Follower) -> None:
-        """Coordinates the job from now on: founds it, or goes on with it."""
+    def _elected(self, follower: Follower, mark: str | None) -> None:
+        """Coordinates the job from now on: founds it, or goes on with it, if `mark` names its committed view."""
         session, listener, probes, carrier, facts = self._session, self._listener, self._probes, follower.carrier, follower.job
         if session is None or listener is None or probes is None:
             return
         if carrier is None:
             self._coordinate(session, follower.sharing)
-        elif facts is None or session.mark() is None:  # workers may wait for a first view that nobody makes
+        elif facts is None or mark is None:  # workers may wait for a first view that nobody makes
             self._end({"type": "rejoin", "why": "the agent that was founding the job is lost"})
         else:
             say(f"host {follower.before} is lost: this host, {self._name}, coordinates the job now")
-            self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._end)
+            self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._etcd_thread, self._end)
             self._admissions = Admissions(self._loop, self._start, follower.sharing, self._role, listener, probes, taking_over=True)
             self._tell_computed()
             self._admissions.facts = facts
-            Takeover(self._loop, session, self._role, self._admissions, follower, self._name, self._end).begin()
+            Takeover(self._loop, session, self._etcd_thread, self._role, self._admissions, follower, self._end).begin()
 
     def _make_crew(self, settings: JobSettings) -> Crew:
         """Starts the fork server, for workers with these settings, which are the founder's."""
@@ -234,6 +269,7 @@ class Agent:
         return self._crew
 
     def _forks_ready(self) -> None:
+        self._forks = True
         if self._start.sharing is not None and self._crew is not None:
             self._crew.measure(self._start.settings.threads, self._measured)
         if isinstance(self._role, Follower):
@@ -294,4 +330,30 @@ class Agent:
             self._role.seen(view)
 
     def _etcd_failed(self, error: ElasticError) -> None:
-        self._end(failed(type(error), str(error)))
+        trained = self._trains or self._start.incarnation is not None or self._start.sharing is None
+        if isinstance(error, NameLost) and not trained:  # it has founded while etcd knew nothing of a job that trains
+            self._end({"type": "rejoin", "why": "a job of this name trains already, of which etcd did not know for a while"})
+        else:
+            self._end(failed(type(error), str(error)))
+
+    def _deposed(self, why: str) -> None:
+        if isinstance(self._role, Coordinator):
+            self._end({"type": "rejoin", "why": why})
+
+    def _etcd_away(self, error: EtcdUnavailable, seconds: float, waits: str) -> None:
+        self._outage = True
+        if waits:
+            since = f", {seconds:.0f} s by now; it gives up after {DEADLINE_S:.0f} s" if seconds >= 1.0 else ""
+            say(f"{error}; {waits} waits for it{since}")
+        elif isinstance(self._role, Coordinator):
+            self._role.away(error, seconds)
+        if self._stopping and self._role is None:
+            self.stop()
+
+    def _etcd_back(self) -> None:
+        self._outage = False
+        say("etcd answers again: the work that waited for it continues")
+
+    def _unanswered(self, error: EtcdUnavailable, seconds: float) -> None:
+        if self._session is not None:
+            self._session.unanswered(error, seconds)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elastic.agent import requests
 from elastic.agent.founders import Founders, hindrance, watched
@@ -33,7 +33,7 @@ from elastic.control.driver import Driver
 from elastic.control.outcome import failed
 from elastic.control.state import Resumed
 from elastic.control.world import World
-from elastic.errors import Deposed, ElasticError, PlanError, TrainerError
+from elastic.errors import Conflict, ElasticError, EtcdUnavailable, PlanError, TrainerError
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
@@ -59,11 +59,13 @@ _CAUSE_S = 1.0  # how long a worker's error about a lost link waits for the erro
 class Coordinator:
     """Runs one job to its outcome, which `end` gets, once. `found` begins when the workers of all founding hosts can be started."""
 
-    def __init__(self, loop: Loop, start: Start, hosts: Hosts, session: Session, end: Callable[[Message], None]) -> None:
+    def __init__(
+        self, loop: Loop, start: Start, hosts: Hosts, session: Session, etcd_thread: EtcdThread, end: Callable[[Message], None]
+    ) -> None:
         self._loop, self._start, self.hosts, self._session, self._end = loop, start, hosts, session, end
+        self._etcd_thread = etcd_thread
         self._settings = start.settings
-        self._over = self._stopping = False
-        self._etcd_thread: EtcdThread | None = None
+        self._over = self._stopping = self._publishing = False
         self._driver: Driver | None = None
         self._founders = Founders.of(())
         self._one_sided = OneSided()
@@ -89,8 +91,6 @@ class Coordinator:
     def close_files(self) -> None:
         """Ends what must outlast the workers."""
         self._reports.close()
-        if self._etcd_thread is not None:
-            self._etcd_thread.stop()
 
     def _finish(self, outcome: Message) -> None:
         if not self._over:
@@ -111,7 +111,8 @@ class Coordinator:
         watched(self.hosts, self._loop, self._settings, self._founding, self.hosts.end).look()
 
     def _founding(self) -> list[WorkerProcess]:
-        return [] if self._over or self._driver is not None else [self.hosts.worker(number) for number in self._founders.numbers]
+        founds = not (self._over or self._publishing or self._driver is not None)
+        return [self.hosts.worker(number) for number in self._founders.numbers] if founds else []
 
     def _fork_founder(self, number: int, host: str) -> None:
         self.hosts.fork(number, host, first=number == self._founders.first, joins=False)
@@ -313,7 +314,7 @@ class Coordinator:
         """Handles the end of a worker's process."""
         if self._over:
             return
-        if worker.result is None and worker.error is None:
+        if worker.result is None and worker.error is None and not self._publishing:  # else it is handled when there is a view
             if self._driver is None:
                 self._founder_died(worker)
             else:
@@ -349,7 +350,7 @@ class Coordinator:
         workers = [self.hosts.worker(number) for number in self._founders.numbers]
         waiting = [worker.number for worker in workers if worker.announced is not None]
         returned = [worker.number for worker in workers if worker.finished and worker.announced is None]
-        if self._driver is not None or not waiting:
+        if self._driver is not None or self._publishing or not waiting:
             return
         if returned:
             self._finish(returned_early(returned, waiting))
@@ -357,8 +358,7 @@ class Coordinator:
             try:
                 self._make_view()
             except ElasticError as error:
-                again = isinstance(error, Deposed) and self._start.sharing is not None
-                self._finish({"type": "rejoin", "why": str(error)} if again else failed(type(error), str(error)))
+                self._finish(failed(type(error), str(error)))
 
     def _make_view(self) -> None:
         settings = self._settings
@@ -377,12 +377,35 @@ class Coordinator:
         first = ready[view.coordinator]
         self.facts = JobFacts(settings=settings.for_others(), founder=first.to_json(), views=[view.to_json()])
         self.hosts.tell_agents({"type": "job", "facts": self.facts.to_json()})  # before it is committed: then others can take over
-        self._session.publish(view)
-        self._drive(settings, view, first)
+        self._publishing = True
+        self._etcd_thread.run(
+            EtcdTask(
+                call=partial(self._session.publish, view),
+                done=lambda _: self._founded(view, ready),
+                refused=self._not_founded,
+                wanted=lambda: not self._over,
+                waits="the first step",
+            )
+        )
+
+    def _founded(self, view: View, ready: Mapping[int, Ready]) -> None:
+        """Begins to train in the first view. Workers and hosts may have been lost while it waited for etcd."""
+        if self._over:
+            return
+        self._publishing = False
+        self._drive(self._settings, view, ready[view.coordinator])
         for number, each in ready.items():  # in its thread: the loop must not wait for etcd
             self._admit(number, each)
             self.hosts.worker(number).announced = {}  # it may be large, and is no longer needed
+        for number in view.workers:
+            if self.hosts.worker(number).ended:
+                self.ended(self.hosts.worker(number))
         self._tell_room()  # a host may have come or gone since the founders were started
+
+    def _not_founded(self, error: Conflict) -> None:
+        """Leaves the founding of the job to another agent, which was faster."""
+        shared = self._start.sharing is not None
+        self._finish({"type": "rejoin", "why": str(error)} if shared else failed(type(error), str(error)))
 
     def take_over(self, facts: JobFacts, view: View, resumed: Resumed, since: float, *, why: Mapping[str, str], steady: bool) -> None:
         """Goes on with a job whose coordinator is lost `since` then; `view` is the committed one, and the present hosts have been added.
@@ -419,22 +442,19 @@ class Coordinator:
         self._check_finished()
 
     def _drive(self, settings: JobSettings, view: View, founder: Ready, resumed: Resumed | None = None) -> None:
-        back, unanswered = self._with_driver(Driver.back), self._session.unanswered
-        self._etcd_thread = EtcdThread(self._loop.post, self._with_driver(Driver.away), back, self.etcd_failed, unanswered=unanswered)
         self.hosts.freeze(founder.code)
-        self._driver = Driver(self._world(self._etcd_thread), settings, view, founder, resumed)
+        self._driver = Driver(self._world(), settings, view, founder, resumed)
         if self._stopping:
             self._driver.stop()
 
     def _admit(self, number: int, ready: Ready) -> None:
-        if self._etcd_thread is not None:
-            self._etcd_thread.run(EtcdTask(call=partial(self._session.admit, number, ready)))
+        self._etcd_thread.run(EtcdTask(call=partial(self._session.admit, number, ready)))
 
-    def _world(self, etcd_thread: EtcdThread) -> World:
+    def _world(self) -> World:
         return World(
             carrier=self.hosts,
             timers=self._loop,
-            etcd_thread=etcd_thread,
+            etcd_thread=self._etcd_thread,
             attempts=self._session.attempts,
             directory=RunDirectory(Path(self._start.directory)),
             end=self._finish,
@@ -454,21 +474,15 @@ class Coordinator:
         at = [self.hosts.host_of(number) for number in members]
         return site(self.hosts.present.values(), at, self._settings.threads, self._spare_bytes)
 
-    def _with_driver(self, call: Callable[..., None]) -> Callable[..., None]:
-        def act(*arguments: Any) -> None:
-            if self._driver is not None and not self._over:
-                call(self._driver, *arguments)
-
-        return act
-
     def seen(self, view: View) -> None:
         """Handles a view that is committed in etcd."""
         if self._driver is not None and not self._over:
             self._driver.seen(view)
 
-    def etcd_failed(self, error: ElasticError) -> None:
-        """Ends the job on an error of etcd that no retry changes."""
-        self._finish(failed(type(error), str(error)))
+    def away(self, error: EtcdUnavailable, seconds: float) -> None:
+        """Handles an outage of etcd in which a change of the job's members waits for it."""
+        if self._driver is not None and not self._over:
+            self._driver.away(error, seconds)
 
     def _without_the_rest(self, failure: Message) -> Message:
         """Returns the outcome of a job in which only some workers have returned from train_fn, and `failure` keeps the others from it."""

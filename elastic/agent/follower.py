@@ -26,10 +26,11 @@ from elastic.agent.start import Sharing, Start
 from elastic.agent.supervision import WorkerProcess
 from elastic.comm.handshake import WrongSecret
 from elastic.control.outcome import failed
-from elastic.errors import EtcdUnavailable, HostLost, HostRefused, HostUnfit, JobFailed, LinkError, SettingsError
+from elastic.errors import HostLost, HostRefused, HostUnfit, JobFailed, LinkError, SettingsError
 from elastic.health.judge import LOOK_S
 from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
+from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.observe.console import say
 from elastic.observe.incident import Incident
 from elastic.settings import JobSettings
@@ -37,7 +38,7 @@ from elastic.view import Member
 
 if TYPE_CHECKING:
     from elastic.membership.election import Leader
-    from elastic.membership.session import Session
+    from elastic.membership.session import Session, Standing
 
 
 def ended_meanwhile(name: str) -> str:
@@ -45,6 +46,7 @@ def ended_meanwhile(name: str) -> str:
     return f"the job {name} has ended while this host was cut off from it; the other hosts know how"
 
 
+_SEARCH = "the search for the agent that coordinates the job"
 _AGAIN_S = 0.3  # between two looks for the coordinator
 _NOBODY_S = 60.0  # after which a host that knows nothing of the job gives it up
 _OUT_OF_REACH_S = 20.0  # after which a new host gives up a coordinator that lives, as far as etcd knows, and does not answer
@@ -53,7 +55,8 @@ _TOLD_S = 5.0  # after which the user is informed that there is none
 
 class Follower:
     """One follower, whose links `probes` checks. `make_crew` starts the fork server once the job's settings are known; `elected` is
-    called when this agent has become the coordinator, and takes everything over; `end` gets the job's outcome."""
+    called when this agent has become the coordinator, with the mark of the committed view, and takes everything over; `end` gets the job's
+    outcome."""
 
     def __init__(
         self,
@@ -62,8 +65,9 @@ class Follower:
         name: str,
         probes: LinkProbes,
         session: Session,
+        etcd_thread: EtcdThread,
         make_crew: Callable[[JobSettings], Crew],
-        elected: Callable[[Follower], None],
+        elected: Callable[[Follower, str | None], None],
         end: Callable[[Message], None],
     ) -> None:
         assert start.sharing is not None  # only agents of shared jobs follow
@@ -75,9 +79,10 @@ class Follower:
         self.before: str | None = None  # the agent that was the coordinator last
         self.lost_because = "its agent is gone"  # how it was noticed that that one is lost
         self.alone_since = time.monotonic()  # since when there is no coordinator
-        self._probes, self._elected = probes, elected
+        self._probes, self._elected, self._etcd_thread = probes, elected, etcd_thread
         self._check: NodeCheck | None = None
         self._computed: dict[str, Any] | None = None
+        self._known_since = time.monotonic()  # since when etcd has answered, and this agent has looked for the coordinator
         self._loop, self._start, self._name, self._session, self._make_crew, self._end = loop, start, name, session, make_crew, end
         self._link: AgentLink | None = None
         self._crew: Crew | None = None
@@ -90,25 +95,34 @@ class Follower:
 
     def begin(self) -> None:
         """Looks for the coordinator until it is found, or this agent is."""
-        try:
-            leader = self._session.election.leader()
-            won = leader is not None and leader.agent == self._name  # by a request whose answer was lost
-            if (won or (leader is None and self._may_lead())) and self._session.campaign(self._probes.address):
-                self._elected(self)
-                return
-        except EtcdUnavailable as error:
-            self._vain = None
-            self._unreached(LinkError(str(error)))
-            return
-        if leader is None or leader.address is None:
+        self._etcd_thread.run(EtcdTask(call=self._session.standing, done=self._looked, waits=_SEARCH))
+
+    def _looked(self, standing: Standing) -> None:
+        leader = standing.leader
+        if not standing.settled:
+            self._known_since = time.monotonic()
+        won = leader is not None and leader.agent == self._name  # by a request whose answer was lost
+        if won or (leader is None and self._may_lead(standing)):
+            self._etcd_thread.run(EtcdTask(call=self._campaign, done=self._campaigned, waits=_SEARCH))
+        elif leader is None or leader.address is None:
             self._vain = None
             self._unreached(LinkError("no agent coordinates the job"))
-            return
-        self.before = leader.agent
-        if self._vain is None or self._vain[0] != leader:
-            self._vain = leader, time.monotonic()
-        ip, port = leader.address
-        dial(self._loop, secret_of(bytes.fromhex(self.sharing.secret)), (ip, port), self._connected, self._unreached)
+        else:
+            self.before = leader.agent
+            if self._vain is None or self._vain[0] != leader or not standing.settled:
+                self._vain = leader, time.monotonic()
+            ip, port = leader.address
+            dial(self._loop, secret_of(bytes.fromhex(self.sharing.secret)), (ip, port), self._connected, self._unreached)
+
+    def _campaign(self) -> tuple[bool, str | None]:
+        return self._session.campaign(self._probes.address), self._session.mark()
+
+    def _campaigned(self, result: tuple[bool, str | None]) -> None:
+        won, mark = result
+        if won:
+            self._elected(self, mark)
+        else:
+            self.begin()
 
     def close(self, outcome: Message | None) -> None:
         """Leaves the job."""
@@ -186,21 +200,26 @@ class Follower:
             "every port of the others, in both directions, or choose another network with --interface"
         )
 
-    def _may_lead(self) -> bool:
+    def _may_lead(self, standing: Standing) -> bool:
         """Whether this agent can coordinate the job: it knows it, or there is nothing to know yet."""
-        if not self._session.named:
-            return self._refused()
+        if not standing.settled:  # the coordinator may live, and be about to write its keys again
+            return False
+        if not standing.named:
+            return self._refused(standing)
         if self.job is not None:
             return True
-        if self._session.mark() is None:
-            return self._start.incarnation is None or self._refused()
-        if time.monotonic() - self.alone_since > _NOBODY_S:
+        if standing.mark is None:
+            return self._start.incarnation is None or self._refused(standing)
+        if time.monotonic() - self._known_since > _NOBODY_S:
             why = f"no host that had a part in the job has been reached for {_NOBODY_S:g} s: its state is lost. Start the job again"
             self._end(failed(HostLost, why))
         return False
 
-    def _refused(self) -> bool:
-        self._end(self._session.outcome() or failed(JobFailed, ended_meanwhile(self._start.settings.name)))
+    def _refused(self, standing: Standing) -> bool:
+        if self.job is None and self._start.incarnation is None:
+            self._end({"type": "rejoin", "why": "the agent that was founding the job is lost"})
+            return False
+        self._end(standing.outcome or failed(JobFailed, ended_meanwhile(self._start.settings.name)))
         return False
 
     def _connected(self, sock: socket.socket) -> None:

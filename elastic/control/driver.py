@@ -155,10 +155,6 @@ class Driver:
         since = since if self.state.phase is not Phase.BOUNDARY else ""
         self._world.say(f"{error}; {what} waits for it{since}")
 
-    def back(self) -> None:
-        """Informs the user that etcd answers again."""
-        self._world.say("etcd answers again: the work that waited for it continues")
-
     def close(self) -> None:
         """Ends all timers, preparations and the open incident, when the job is over."""
         self._world.timers.clear_timer("machine")

@@ -83,6 +83,14 @@ class Attempts:
             self.restore()
             self._burn(attempt_id)
 
+    def publish_first(self, view: View) -> None:
+        """Commits the first view, for which `begin` was called. Raises Conflict, NameLost."""
+        try:
+            self._views.publish(view, self._demands)
+        except Conflict:
+            self._renew((view.epoch, view.attempt))
+            self._views.publish(view, self._demands)
+
     def ask(self) -> None:
         """Returns if etcd answers."""
         self._store.get(self._key)

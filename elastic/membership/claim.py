@@ -3,9 +3,9 @@
     /elastic/<name>/incarnation     {incarnation, host, process, settings}, with the agent's lease
     /elastic/<name>/<incarnation>/  everything else of that job
 
-The name is taken in one transaction that demands that the key does not exist. An agent whose lease ran out (it, its host or the network
-stood still) takes the name again if it is free; if another incarnation has it, this job ends. No job deletes or overwrites keys of another
-incarnation.
+The name is taken in one transaction that demands that the key does not exist. An agent whose lease ran out (it, its host, the network or
+etcd stood still) takes the name again if it is free. If another incarnation has it and trains, this job ends; one that has no view yet is
+the later one, and yields to a job that has. No job deletes or overwrites other keys of another incarnation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class ClaimStore(Protocol):
     def get(self, key: str) -> KeyValue | None: ...
     def refresh(self, lease: int) -> bool: ...
     def put_if_absent(self, key: str, value: str, *, lease: int | None = None) -> int: ...
-    def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
     def transaction(
         self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()
     ) -> int: ...
@@ -47,6 +46,7 @@ class Claim:
         self.incarnation = incarnation
         value = {"incarnation": incarnation, "host": socket.gethostname(), "process": os.getpid(), "settings": settings}
         self._value = json.dumps({**value, "shared": True} if shared else value)
+        self._lease: int | None = None
 
     @property
     def held(self) -> Compare:
@@ -59,6 +59,9 @@ class Claim:
             self._store.put_if_absent(self.key, self._value, lease=lease)
         except Conflict as error:
             entry = self._store.get(self.key)
+            if self._ours(entry):  # by a try whose answer was lost
+                self.retake(lease)
+                return
             where = "" if entry is None else f" ({_described(entry.value)})"
             raise NameTaken(f"name={self._name!r}: a job of this name runs{where}; choose another") from error
 
@@ -74,19 +77,23 @@ class Claim:
             if entry is None or entry.value is None:
                 raise EtcdUnavailable(f"{self.key} changed while it was read") from error
             incarnation = _incarnation(entry.value)
+            if incarnation == self.incarnation:  # by a try whose answer was lost
+                self.retake(lease)
+                return True
             if incarnation is None or not json.loads(entry.value).get("shared"):
                 raise NameTaken(
                     f"name={self._name!r}: a job of this name runs that other hosts cannot join ({_described(entry.value)}); choose another"
                 ) from error
-            self._value, self.incarnation = entry.value, incarnation
+            self._value, self.incarnation, self._lease = entry.value, incarnation, entry.lease or None
             self.prefix = f"{ROOT}{self._name}/{incarnation}/"
             return False
+        self._lease = lease
         return True
 
     def join(self) -> None:
-        """Joins this incarnation again, which may have lost the name. Raises NameLost if another one has it, EtcdUnavailable."""
+        """Joins this incarnation again, which may have lost the name. Raises NameLost if another one has it and trains, EtcdUnavailable."""
         entry = self._store.get(self.key)
-        if not self._ours(entry) and entry is not None and _incarnation(entry.value) is not None:
+        if not self._ours(entry) and entry is not None and self._trains(entry.value):
             why = f"and another job has its name ({_described(entry.value)})"
             raise NameLost(f"the job {self._name!r} has ended while this host was cut off from it, {why}")
 
@@ -98,24 +105,46 @@ class Claim:
         entry = self._store.get(self.key)
         return self._ours(entry) and entry is not None and self._store.refresh(entry.lease)
 
+    @property
+    def leases(self) -> tuple[int, ...]:
+        """The lease of the name's key, where it is known."""
+        return () if self._lease is None else (self._lease,)
+
+    def _trains(self, value: str | None) -> bool:
+        """Whether the incarnation of a claim has a view. Raises EtcdUnavailable."""
+        incarnation = _incarnation(value)
+        return incarnation is not None and self._store.get(self._view(incarnation)) is not None
+
+    def _view(self, incarnation: str) -> str:
+        return f"{ROOT}{self._name}/{incarnation}/view"
+
     def _ours(self, entry: KeyValue | None) -> bool:
         """Whether this incarnation has the name. Another agent of it may have written it, so its text is taken over."""
         ours = entry is not None and _incarnation(entry.value) == self.incarnation
-        self._value = entry.value if ours and entry is not None and entry.value is not None else self._value
+        if ours and entry is not None and entry.value is not None:
+            self._value, self._lease = entry.value, entry.lease or None
         return ours
 
-    def retake(self, lease: int) -> None:
-        """Makes sure that this incarnation has the name, under this lease. Raises NameLost if another one has it, EtcdUnavailable."""
+    def retake(self, lease: int, *, trains: bool = False) -> None:
+        """Makes sure that this incarnation has the name, under this lease.
+
+        Raises NameLost if another one has it, unless that one has no view yet and this one `trains`; and EtcdUnavailable.
+        """
         entry = self._store.get(self.key)
-        if not self._ours(entry) and entry is not None and _incarnation(entry.value) is not None:
-            raise NameLost(
-                f"this job's lease at etcd ran out, and another job has taken its name {self._name!r} since "
-                f"({_described(entry.value)}): this job ends, so that only one has the name; the other job's keys were not touched"
-            )
+        demands = [Compare(key=self.key, mod_revision=0 if entry is None else entry.mod_revision)]
+        other = None if entry is None or self._ours(entry) else _incarnation(entry.value)
+        if other is not None and entry is not None:
+            if not trains or self._trains(entry.value):
+                raise NameLost(
+                    f"this job's lease at etcd ran out, and another job has taken its name {self._name!r} since "
+                    f"({_described(entry.value)}): this job ends, so that only one has the name; the other job's keys were not touched"
+                )
+            demands.append(Compare(key=self._view(other), mod_revision=0))
         try:
-            self._store.compare_and_put(self.key, self._value, 0 if entry is None else entry.mod_revision, lease=lease)
+            self._store.transaction(demands, {self.key: self._value}, lease=lease)
         except Conflict as error:
             raise EtcdUnavailable(f"{self.key} changed while it was read") from error
+        self._lease = lease
 
     def give_up(self) -> None:
         """Deletes the claim, together with the job's view, if it is this incarnation's. Raises EtcdUnavailable.

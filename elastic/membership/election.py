@@ -59,17 +59,19 @@ class Election:
     def hold(self) -> Compare:
         """Wins the election if no agent holds it. Returns the demand of a transaction that this agent still holds it.
 
+        A key that this agent has written under an earlier lease or with another address is written again.
+
         Raises Deposed if another agent holds it, EtcdUnavailable.
         """
         entry = self._store.get(self._key)
         elected = None if entry is None else _elected(entry.value)
         if elected is not None and elected != self._name:
             raise Deposed(f"agent {elected} coordinates the job")
-        if entry is not None and elected is not None:
+        value, lease = json.dumps({"agent": self._name, "address": self.address}), self._lease()
+        if entry is not None and entry.value == value and entry.lease == lease:
             return Compare(key=self._key, mod_revision=entry.mod_revision)
         before = 0 if entry is None else entry.mod_revision
-        value = json.dumps({"agent": self._name, "address": self.address})
-        revision = self._store.compare_and_put(self._key, value, before, lease=self._lease())
+        revision = self._store.compare_and_put(self._key, value, before, lease=lease)
         return Compare(key=self._key, mod_revision=revision)
 
 

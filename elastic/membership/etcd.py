@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ kv_pb2: Any = _kv_pb2
 
 ROOT = "/elastic/"  # all keys of all jobs lie under it
 VALUE_BYTES = 64 << 10  # no value is larger: etcd holds agreements, never bulk data
+_RECENT = 16  # answers whose times are remembered
 _LEADING = ("hasleader", "true")  # asks a member to end a watch when the majority is out of its reach
 
 
@@ -74,6 +76,7 @@ class EtcdClient:
         # The token is sent as metadata; gRPC refuses to send call credentials over an unencrypted connection.
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._watches: list[Any] = []
+        self._seconds: deque[float] = deque([0.0], maxlen=_RECENT)
         self._known = False  # whether etcd has served this client: a login or certificate that is refused later may become right again
         try:
             self._connect()
@@ -93,6 +96,11 @@ class EtcdClient:
             except EtcdUnavailable:
                 if not left:
                     raise
+
+    @property
+    def slowest_s(self) -> float:
+        """The seconds that etcd's slowest recent answer has taken."""
+        return max(self._seconds)
 
     @property
     def version(self) -> str | None:
@@ -225,7 +233,9 @@ class EtcdClient:
             with self._translated():
                 try:
                     answer = method(member)(request, self._channels.patience(until - asked), metadata=token)
-                    self._channels.answered(time.monotonic() - asked)
+                    seconds = time.monotonic() - asked
+                    self._seconds.append(seconds)
+                    self._channels.answered(seconds)
                     return answer
                 except grpc.RpcError as error:
                     if may_answer_elsewhere(error):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed
 
 RETRY_S = 0.2
 TOLD_S = (0.0, 10.0, 30.0)  # seconds into an outage at which it is reported; then every minute
@@ -26,7 +26,8 @@ def _ignore(_: Any) -> None:
 class EtcdTask:
     """A task at etcd. `call` is retried until it returns (to `done`), raises Conflict (to `refused`), or `wanted` is False.
 
-    A task that is not `needed` is tried once, and its failure is ignored. After `deadline_s` of an outage the job fails.
+    A task that is not `needed` is tried once, and its failure is ignored. After `deadline_s` of an outage the job fails. `waits` names, for
+    the user, what waits for etcd in an outage, where it is not the recovery or planned change of a running job.
     """
 
     call: Callable[[], Any]
@@ -35,19 +36,21 @@ class EtcdTask:
     wanted: Callable[[], bool] = lambda: True
     needed: bool = True
     deadline_s: float = DEADLINE_S
+    waits: str = ""
 
 
 class EtcdThread:
     """Runs tasks in order; every callback goes to the loop's thread through `post`.
 
-    In an outage, with its seconds: `unanswered` is called at each failed try of a needed task, `away` now and then; `back` when it ends.
-    `failed` gets errors that a retry cannot change: etcd refuses permanently or was away until the deadline, the name is lost, or a bug.
+    In an outage, with its seconds: `unanswered` is called at each failed try of a needed task; `away` now and then, also with what waits;
+    `back` when it ends. `failed` gets errors that a retry cannot change: etcd refuses permanently or was away until the deadline, the name
+    is lost or taken, or a bug.
     """
 
     def __init__(
         self,
         post: Callable[[Callable[[], None]], None],
-        away: Callable[[EtcdUnavailable, float], None],
+        away: Callable[[EtcdUnavailable, float, str], None],
         back: Callable[[], None],
         failed: Callable[[ElasticError], None],
         clock: Callable[[], float] = time.monotonic,
@@ -78,7 +81,7 @@ class EtcdThread:
         while (task := self._tasks.get()) is not None and not self._stopped.is_set():
             try:
                 self._do(task)
-            except (EtcdRefused, NameLost) as error:
+            except ElasticError as error:
                 self._post(lambda error=error: self._failed(error))
             except Exception:  # the thread's boundary: otherwise a recovery would wait for it for ever
                 bug = JobFailed(f"the agent's thread for etcd failed, so the job ends; this is a bug:\n{traceback.format_exc()}")
@@ -98,11 +101,11 @@ class EtcdThread:
                     break
                 seconds, outage = self._clock() - began, True
                 if seconds > task.deadline_s:
-                    self._post(lambda error=error: self._failed(_given_up(error)))
+                    self._post(lambda error=error: self._failed(_given_up(error, task.waits)))
                     return
                 due = seconds >= _due(reports)
                 reports += due
-                self._post(lambda error=error, seconds=seconds, due=due: self._failing(error, seconds, due=due))
+                self._post(lambda error=error, seconds=seconds, due=due: self._failing(task, error, seconds, due=due))
                 self._stopped.wait(RETRY_S)
                 continue
             except Conflict as error:
@@ -113,9 +116,9 @@ class EtcdThread:
         if outage and not self._stopped.is_set():
             self._post(self._back)
 
-    def _failing(self, error: EtcdUnavailable, seconds: float, *, due: bool) -> None:
+    def _failing(self, task: EtcdTask, error: EtcdUnavailable, seconds: float, *, due: bool) -> None:
         if due:
-            self._away(error, seconds)
+            self._away(error, seconds, task.waits)
         self._unanswered(error, seconds)
 
 
@@ -124,5 +127,6 @@ def _due(reports: int) -> float:
     return TOLD_S[reports] if reports < len(TOLD_S) else 60.0 * (reports - len(TOLD_S) + 1)
 
 
-def _given_up(error: EtcdUnavailable) -> EtcdUnavailable:
-    return EtcdUnavailable(f"{error}; the job's recovery waited {DEADLINE_S / 60:.0f} minutes for etcd, so the job ends")
+def _given_up(error: EtcdUnavailable, waits: str) -> EtcdUnavailable:
+    waiting, ends = (waits, "this host gives up") if waits else ("the job's recovery", "the job ends")
+    return EtcdUnavailable(f"{error}; {waiting} waited {DEADLINE_S / 60:.0f} minutes for etcd, so {ends}")

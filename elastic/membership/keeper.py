@@ -84,11 +84,6 @@ class Keeper:
         self._tell(f"{error}: it is killed and restarted")
         self._server.kill()
 
-    def tend(self) -> None:
-        """Restarts etcd if it has ended, for a caller that blocks the loop."""
-        if self._pidfd is not None and os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
-            self._ended()
-
     def close(self) -> None:
         """Stops watching: etcd is not restarted any more."""
         self._loop.clear_timer(_TIMER)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
 
 _KEPT_EVERY_S = 5.0  # at least
+_ANSWERS = 5  # a lease lives at least as long as so many of etcd's slowest recent answers take
 AWAY_S = 10.0  # an outage of etcd that lasts so long is reported, though nothing needs etcd now
 
 
@@ -29,10 +31,17 @@ def _nothing(*_: object) -> None:
     pass
 
 
+def patient(ttl_s: int, slowest_s: float) -> int:
+    """Returns the time to live of a lease that is to live for `ttl_s`, at an etcd whose slowest recent answer has taken `slowest_s`."""
+    return max(ttl_s, math.ceil(_ANSWERS * slowest_s))
+
+
 class Lease:
     """Keys under one lease. `keep` renews the lease; if it expired in an outage, `keep` makes a new one with the same keys.
 
-    `start` runs `keep` three times per time to live, and at least every `every_s`, in a thread, where no training code can delay it.
+    `start` runs `keep` three times per time to live, and at least every `every_s`, in a thread, where no training code can delay it. What
+    `keep` does may take many answers of a slow etcd: a second thread renews the lease meanwhile, and those of `others`, which this agent
+    helps to keep. `slowest` returns the seconds of etcd's slowest recent answer; at a slow etcd the lease is replaced by a longer one.
     `renewed` gets the id of a new lease before its keys are written; `kept` is called after each renewal. `lost` gets, once, the error that
     ends the thread: NameLost, a refusal of etcd, or a bug. `away` gets each error of an outage, with its seconds; `say` gets a sentence
     about a long outage, and about its end.
@@ -44,6 +53,8 @@ class Lease:
         ttl_s: int = 2,
         *,
         every_s: float = _KEPT_EVERY_S,
+        slowest: Callable[[], float] = lambda: 0.0,
+        others: Callable[[], Iterable[int]] = lambda: (),
         renewed: Callable[[int], None] = _nothing,
         kept: Callable[[], None] = _nothing,
         lost: Callable[[ElasticError], None] = _nothing,
@@ -51,40 +62,51 @@ class Lease:
         say: Callable[[str], None] = _nothing,
     ) -> None:
         self._store = store
-        self._ttl_s = ttl_s
+        self._least_s = ttl_s
+        self._ttl_s = patient(ttl_s, slowest())
         self._every_s = every_s
+        self._slowest, self._others = slowest, others
         self._renewed, self._kept, self._lost, self._away, self._say = renewed, kept, lost, away, say
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # of the entries
+        self._asking = threading.RLock()  # held by the thread that writes them
         self._entries: dict[str, str] = {}
         self._unwritten: set[str] = set()
         self._unwanted: set[str] = set()
-        self._untold = False
+        self._untold = self._ended = False
         self._error: ElasticError | None = None  # why it was not kept
         self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._id = store.grant(ttl_s)
+        self._threads: list[threading.Thread] = []
+        self._id = store.grant(self._ttl_s)
+        self._refreshed_at = time.monotonic()
+        self._replaced_at = -math.inf
 
     @property
     def id(self) -> int:
         """The id of the current lease; it may change after an outage."""
         return self._id
 
+    def keeps(self, seconds: float) -> bool:
+        """Whether the lease is alive and was not replaced in the last `seconds`, or so many of etcd's answers. Raises EtcdUnavailable."""
+        lease = self._id
+        if not self._store.refresh(lease):
+            return False
+        return lease == self._id and time.monotonic() - self._replaced_at > seconds + 2 * _ANSWERS * self._slowest()
+
     def put(self, key: str, value: str) -> None:
-        """Writes a key that lives as long as the lease; if etcd is unavailable, as soon as it is back."""
+        """Writes a key that lives as long as the lease; if etcd is unavailable or the lease is being renewed, soon after."""
         with self._lock:
             self._entries[key] = value
             self._unwritten.add(key)
-            with suppress(EtcdUnavailable):
-                self._write()
+            self._unwanted.discard(key)
+        self._write_now()
 
     def drop(self, key: str) -> None:
-        """Deletes one of the lease's keys; if etcd is unavailable, as soon as it is back."""
+        """Deletes one of the lease's keys; if etcd is unavailable or the lease is being renewed, soon after."""
         with self._lock:
             if self._entries.pop(key, None) is not None:
                 self._unwritten.discard(key)
                 self._unwanted.add(key)
-            with suppress(EtcdUnavailable):
-                self._write()
+        self._write_now()
 
     def keep(self) -> bool:
         """Renews once. Returns whether etcd confirmed it. Raises NameLost and EtcdRefused."""
@@ -98,45 +120,86 @@ class Lease:
         return True
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="elastic-lease", daemon=True)
-        self._thread.start()
+        bodies = {"elastic-lease": self._keep_on}
+        if self._least_s < self._every_s * 3:  # others live long enough
+            bodies["elastic-pulse"] = self._hold_on
+        self._threads = [threading.Thread(target=self._run, args=(body,), name=name, daemon=True) for name, body in bodies.items()]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, *, revoke: bool = True) -> None:
         """Stops renewing and revokes the lease with its keys. If etcd cannot be reached, the lease expires."""
         self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
         if revoke:
             with suppress(EtcdUnavailable):
                 self._store.revoke(self._id)
 
     def _keep(self) -> None:
-        with self._lock:
-            if not self._store.refresh(self._id):
-                self._id = self._store.grant(self._ttl_s)
-                self._unwritten.update(self._entries)
-                self._untold = True
+        with self._asking:
+            alive, ttl_s = self._store.refresh(self._id), patient(self._least_s, self._slowest())
+            self._refreshed_at = time.monotonic()
+            if not alive or ttl_s > self._ttl_s or (ttl_s == self._least_s < self._ttl_s):
+                self._replace(ttl_s)
             if self._untold:
                 self._renewed(self._id)
                 self._untold = False
             self._write()
             self._kept()
 
-    def _write(self) -> None:
-        for key in sorted(self._unwanted):
-            self._store.delete(key)
-            self._unwanted.discard(key)
-        for key in sorted(self._unwritten):
-            self._store.put(key, self._entries[key], lease=self._id)
-            self._unwritten.discard(key)
+    def _replace(self, ttl_s: int) -> None:
+        """Makes a new lease for the same keys; one that is still alive expires soon after they have been written again."""
+        self._id, self._ttl_s = self._store.grant(ttl_s), ttl_s
+        self._refreshed_at = self._replaced_at = time.monotonic()
+        with self._lock:
+            self._unwritten.update(self._entries)
+        self._untold = True
 
-    def _run(self) -> None:
+    def _write_now(self) -> None:
+        if self._asking.acquire(blocking=False):  # else the thread that holds it writes, or the next renewal does
+            try:
+                with suppress(EtcdUnavailable):
+                    self._write()
+            finally:
+                self._asking.release()
+
+    def _write(self) -> None:
+        with self._lock:
+            unwanted, unwritten = sorted(self._unwanted), {key: self._entries[key] for key in sorted(self._unwritten)}
+        for key in unwanted:
+            self._store.delete(key)
+            with self._lock:
+                self._unwanted.discard(key)
+        for key, value in unwritten.items():
+            self._store.put(key, value, lease=self._id)
+            with self._lock:
+                if self._entries.get(key) == value:
+                    self._unwritten.discard(key)
+                elif key not in self._entries:
+                    self._unwanted.add(key)  # it was dropped meanwhile
+
+    def _run(self, body: Callable[[], None]) -> None:
         try:
-            self._keep_on()
+            body()
         except (NameLost, EtcdRefused) as error:
-            self._lost(error)
+            self._end(error)
         except Exception:  # the thread's boundary: otherwise the lease would expire without a message
-            self._lost(JobFailed(f"the agent's thread for its lease at etcd failed; this is a bug:\n{traceback.format_exc()}"))
+            self._end(JobFailed(f"the agent's thread for its lease at etcd failed; this is a bug:\n{traceback.format_exc()}"))
+
+    def _end(self, error: ElasticError) -> None:
+        with self._lock:
+            first, self._ended = not self._ended, True
+        if first:
+            self._lost(error)
+
+    def _hold_on(self) -> None:
+        """Renews the leases when the other thread has not done so for a while, since it waits for etcd."""
+        while not self._stopped.wait(min(self._ttl_s / 4, self._every_s)):
+            if time.monotonic() - self._refreshed_at > min(self._ttl_s / 2.5, 2 * self._every_s):
+                for lease in (self._id, *self._others()):
+                    with suppress(EtcdUnavailable):  # the other thread reports it
+                        self._store.refresh(lease)
 
     def _keep_on(self) -> None:
         since: float | None = None
@@ -148,10 +211,11 @@ class Lease:
                     self._say("etcd is back")
                 since, reported = None, False
                 continue
+            if not isinstance(self._error, EtcdUnavailable):
+                continue  # etcd answers, and another agent has written first
             since = asked if since is None else since
             seconds = time.monotonic() - since
-            if isinstance(self._error, EtcdUnavailable):
-                self._away(self._error, seconds)
+            self._away(self._error, seconds)
             if not reported and seconds > AWAY_S and not self._stopped.is_set():
                 reported = True
                 self._say(

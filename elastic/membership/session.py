@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from elastic.comm.message import AttemptId
-from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable
+from elastic.errors import Conflict, Deposed, ElasticError, EtcdRefused, EtcdUnavailable
 from elastic.membership import keeper, outcomes, versions
 from elastic.membership.attempts import Attempts
 from elastic.membership.claim import Claim
-from elastic.membership.election import Election
+from elastic.membership.election import Election, Leader
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.membership.etcd import EtcdClient
 from elastic.membership.founding import Ready
 from elastic.membership.keeper import Keeper, LoopLike
-from elastic.membership.leases import Lease
+from elastic.membership.leases import Lease, patient
 from elastic.membership.server import START_S, PrivateEtcd
 from elastic.membership.views import ViewStore, digest
 from elastic.settings import JobSettings
@@ -30,28 +29,46 @@ from elastic.view import View
 _AGENT_TTL_S = 2  # an agent's death is visible to others after this time
 _LOOKS_S = 0.7  # how often the lease is renewed, which also detects an etcd that lost its data
 _JOB_TTL_S = 3600  # the keys of a killed agent expire after this time
-_FOUNDING_S = 30.0  # how long the first view waits for etcd
 _CLOSING_S = 1.0  # the timeout of a call when the job is over
-_RETRY_S = 0.2
+_SETTLING_S = 3.0  # after this time every agent that lives has written its keys again, if they have expired in an outage
 _TRIES = 3  # to start a private etcd and claim the name there
 _STARTED_S = 10.0  # how long each try but the last may take to start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notices:
-    """A session's callbacks, called from any thread: a committed view, the error that ends the job, a sentence for the user."""
+    """A session's callbacks, called from any thread: a committed view, the error that ends the job, a sentence for the user, and why this
+    agent no longer coordinates the job."""
 
     view: Callable[[View], None]
     lost: Callable[[ElasticError], None]
     say: Callable[[str], None]
+    deposed: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What etcd knows of a job: the agent that coordinates it, if any; else whether the job is `named`, its committed view's `mark`, and how
+    it has ended, if it has.
+
+    Not `settled`: keys of living agents may have expired in an outage, and not be written again yet.
+    """
+
+    leader: Leader | None
+    named: bool = True
+    mark: str | None = None
+    settled: bool = True
+    outcome: dict[str, Any] | None = None
 
 
 class Session:
-    """Connects and claims the job's name.
+    """Connects and claims the job's name. Every call may take as long as etcd does: only the construction of a private one, `tend` and
+    `unanswered` belong into the agent's loop.
 
     `attempts` is this agent's part in finding the next view. Without `settings.etcd` it runs a private etcd under `directory`.
     With `shared`, agents of other hosts may join the job; if a job has the name, this agent joins that one, and does not coordinate. With
-    `incarnation` it joins only that one.
+    `incarnation` it joins only that one. `own` is that of the job which it founds otherwise: it must be the same whenever an agent tries
+    again, since etcd may have done what it has not answered.
     Raises EtcdUnavailable, or NameTaken.
     """
 
@@ -64,9 +81,11 @@ class Session:
         agent: str | None = None,
         shared: bool = False,
         incarnation: str | None = None,
+        own: str | None = None,
     ) -> None:
-        self._shared, self._joins, self._name = shared, incarnation, settings.name
+        self._shared, self._joins, self._own, self._name = shared, incarnation, own or secrets.token_hex(8), settings.name
         self.coordinates = True
+        self._stands = False  # whether it has been elected
         self._notices = notices
         self._server = PrivateEtcd(directory) if settings.etcd is None else None
         self._keeper: Keeper | None = None
@@ -121,6 +140,8 @@ class Session:
             client,
             ttl_s,
             every_s=_LOOKS_S,
+            slowest=lambda: client.slowest_s if server is None else 0.0,
+            others=lambda: self._claim.leases if self._shared else (),
             renewed=self._renewed,
             kept=self._keep_name,
             lost=self._lost,
@@ -131,13 +152,12 @@ class Session:
         self._leases = [self._lease, self._job_lease]
         if server is None:
             self._warn(client, endpoint)
-        incarnation = self._joins or secrets.token_hex(8)
-        claim = self._claim = Claim(client, settings.name, incarnation, digest(settings.record()), shared=self._shared)
+        claim = self._claim = Claim(client, settings.name, self._joins or self._own, digest(settings.record()), shared=self._shared)
         if self._joins is not None:
             self.coordinates = False
             claim.join()
         elif self._shared:  # the name outlives this agent, if others live
-            self.coordinates = claim.take_or_join(client.grant(ttl_s))
+            self.coordinates = claim.take_or_join(client.grant(patient(ttl_s, client.slowest_s)))
         else:
             claim.take(self._lease.id)
         return client, claim
@@ -160,6 +180,24 @@ class Session:
         if self._keeper is not None:
             self._keeper.unanswered(error, seconds)
 
+    def standing(self) -> Standing:
+        """Returns how the job stands, for an agent that looks for its coordinator. Raises NameLost, EtcdUnavailable."""
+        settled, leader = self._settled(), self.election.leader()
+        if leader is not None:
+            return Standing(leader=leader, settled=settled)
+        return Standing(leader=None, named=self.named, mark=self.mark(), settled=settled, outcome=self.outcome())
+
+    def survivors(self) -> tuple[str | None, set[str] | None]:
+        """Returns the mark of the committed view and the agents that are alive, None while keys of living ones may be missing.
+
+        Raises EtcdUnavailable.
+        """
+        return self.mark(), self.agents() if self._settled() else None
+
+    def _settled(self) -> bool:
+        """Whether keys that are missing at etcd are those of agents that are gone: each has had the time to write its own again."""
+        return self._lease.keeps(_SETTLING_S)
+
     def campaign(self, address: Sequence[Any]) -> bool:
         """Makes this agent the coordinator, reachable for others at `address`, unless another one is. Returns whether it is.
 
@@ -170,7 +208,7 @@ class Session:
             self.election.hold()
         except Conflict:
             return False
-        self.coordinates = True
+        self.coordinates = self._stands = True
         return True
 
     @property
@@ -215,23 +253,9 @@ class Session:
         self._lease.drop(f"{self._claim.prefix}workers/{worker}")
 
     def publish(self, view: View) -> None:
-        """Commits the first view, as the coordinator. Raises Conflict, and EtcdUnavailable if etcd does not come back in time."""
-        began = time.monotonic()
-        while True:
-            try:
-                self.attempts.begin((view.epoch, view.attempt))
-                self._views.publish(view)
-                return
-            except EtcdRefused:
-                raise
-            except EtcdUnavailable as error:
-                seconds = time.monotonic() - began
-                if seconds > _FOUNDING_S:
-                    raise
-                if self._keeper is not None:  # this call blocks the loop
-                    self._keeper.unanswered(error, seconds)
-                    self._keeper.tend()
-                time.sleep(_RETRY_S)
+        """Commits the first view, as the coordinator. Raises Conflict, and EtcdUnavailable, after which it may be called again."""
+        self.attempts.begin((view.epoch, view.attempt))
+        self.attempts.publish_first(view)
 
     def outcome(self) -> dict[str, Any] | None:
         """Returns how this job has ended, as the coordinator has left it; None if it has not. Raises EtcdUnavailable."""
@@ -273,7 +297,17 @@ class Session:
         self._job_lease.keep()
         if self.coordinates:
             self._reclaim()
+            if self._stands:
+                self._stand()
             self.attempts.restore()
+
+    def _stand(self) -> None:
+        """Keeps this agent the coordinator under its new lease, unless another one has been elected."""
+        try:
+            self.election.hold()
+        except Deposed as error:
+            self._notices.deposed(str(error))
+            raise
 
     def _keep_name(self) -> None:
         """Keeps a shared job's name. Only the coordinator writes it again: when the job has ended, nobody must."""
@@ -284,9 +318,10 @@ class Session:
         """Makes sure that this incarnation has the job's name."""
         client = self._client
         if not self._shared:
-            self._claim.retake(self._lease.id)
+            self._claim.retake(self._lease.id, trains=self._views.known)
         elif client is not None and not self._claim.keep():
-            self._claim.retake(client.grant(_AGENT_TTL_S))
+            trains = self._views.known or self.mark() is not None
+            self._claim.retake(client.grant(patient(_AGENT_TTL_S, client.slowest_s)), trains=trains)
 
     def _strange(self, sentence: str) -> None:
         if not self._shared:  # else it is another agent that has become the coordinator, of which the next task hears

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,7 +24,9 @@ class KeyStore(Protocol):
     """The part of an etcd client that the view needs."""
 
     def get(self, key: str) -> KeyValue | None: ...
-    def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int: ...
+    def transaction(
+        self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()
+    ) -> int: ...
     def watch_prefix(self, prefix: str, callback: Callable[[KeyValue], None], failed: Callable[[ElasticError], None]) -> None: ...
 
 
@@ -68,14 +70,14 @@ class ViewStore:
         self._views: dict[str, View] = {}
         self._unanswered = False  # whether a try to publish the first view got no answer
 
-    def publish(self, view: View) -> None:
-        """Commits `view` as the first one of the job.
+    def publish(self, view: View, demands: Sequence[Compare] = ()) -> None:
+        """Commits `view` as the first one of the job, if `demands` are met.
 
         Raises Conflict if there is another, EtcdUnavailable if etcd does not answer: then it may be committed; a repeated call finds out.
         """
         text = self.propose(view)
         try:
-            self._store.compare_and_put(self.key, text, 0, lease=self._lease())
+            self._store.transaction([Compare(key=self.key, mod_revision=0), *demands], {self.key: text}, lease=self._lease())
         except EtcdUnavailable:
             self._unanswered = True  # the write may have succeeded and only its answer been lost
             if not self.holds(text):
@@ -120,6 +122,11 @@ class ViewStore:
     def knows(self, text: str) -> bool:
         """Whether this agent has recorded the view of this mark as the committed one; etcd may have lost it since."""
         return text == self._committed
+
+    @property
+    def known(self) -> bool:
+        """Whether this agent has seen a committed view."""
+        return self._committed is not None
 
     def missing(self) -> Missing | None:
         """Returns what to write if etcd has lost the mark of the committed view, or has an older mark or no valid one; else None.

@@ -23,18 +23,7 @@ def train(job: Any, steps: int = 12, fates: dict[str, Any] | None = None, pause_
 
     `fates["end"]` is `[worker, file, others]`: this worker kills its agent when the `others` are about to return, as they say in the file.
     """
-    torch.manual_seed(7)
-    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.1)) for _ in range(5)]
-    inputs = torch.randn(160, WIDTH)
-    trainer = elastic.Trainer(
-        layers,
-        lambda output, batch: functional.mse_loss(output, batch[1]),
-        lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
-        torch.utils.data.TensorDataset(inputs, inputs.flip(1)),
-        batch_size=16,
-        micro_batch_size=2,
-        seed=3,
-    )
+    trainer = trainer_of()
     losses = []
     for report in trainer.run(steps):
         losses.append([report.step, report.loss])
@@ -59,3 +48,34 @@ def end(job: Any, worker: int, file: str, others: list[int]) -> None:
             os.kill(json.loads((Path(job.directory) / "members.json").read_text())["agent"], signal.SIGKILL)
             time.sleep(60)
         time.sleep(0.01)
+
+
+def trainer_of() -> elastic.Trainer:
+    """The trainer of every test."""
+    torch.manual_seed(7)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.1)) for _ in range(5)]
+    inputs = torch.randn(160, WIDTH)
+    return elastic.Trainer(
+        layers,
+        lambda output, batch: functional.mse_loss(output, batch[1]),
+        lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+        torch.utils.data.TensorDataset(inputs, inputs.flip(1)),
+        batch_size=16,
+        micro_batch_size=2,
+        seed=3,
+    )
+
+
+def until(job: Any, folder: str, pause_s: float = 0.0) -> dict[str, Any]:
+    """Trains until the step that the file `stop` in `folder` names. Files of each worker there name its newest step, and its process."""
+    trainer, step = trainer_of(), 0
+    (Path(folder) / f"{job.worker}.process").write_text(json.dumps({"pid": os.getpid(), "directory": job.directory}))
+    for report in trainer.run(100_000):
+        step = report.step
+        progress = Path(folder) / f"{job.worker}.step"
+        progress.with_suffix(".new").write_text(str(step))
+        progress.with_suffix(".new").rename(progress)
+        if (Path(folder) / "stop").exists() and step >= int((Path(folder) / "stop").read_text()):
+            break
+        time.sleep(pause_s)
+    return {"steps": step, "digest": trainer.digest()}

@@ -39,7 +39,8 @@ def agent(client: Any, name: str = "here", incarnation: str = "first") -> Agent:
     claim = Claim(client, "job", incarnation)
     claim.retake(client.grant(30))
     views = ViewStore(client, claim.prefix)
-    election = Election(client, f"{claim.prefix}coordinator", name, lambda: client.grant(30))
+    lease = client.grant(30)
+    election = Election(client, f"{claim.prefix}coordinator", name, lambda: lease)
     return Agent(Attempts(client, claim, name, election, views, reclaim=lambda: claim.retake(client.grant(30))), views, claim)
 
 
@@ -98,7 +99,7 @@ def test_whatever_changed_since_it_was_read_stops_the_commit(client: EtcdClient,
             return getattr(client, name)
 
         def transaction(self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, **rest: Any) -> int:
-            if any(text.endswith("view") for text in puts):
+            if any(text.endswith("view") for text in puts) and client.get(f"{PREFIX}view") is not None:
                 client.put(key, "{}")
             return client.transaction(demands, puts, lease=lease)
 
@@ -166,13 +167,15 @@ def test_an_answer_that_was_lost_is_found_by_trying_again(client: EtcdClient, fi
         except EtcdUnavailable:
             return call()
 
-    here = agent(LosingAnswers())
+    store = LosingAnswers()
+    here = insist(lambda: agent(store))
     here.views.publish(first)
-    insist(lambda: here.attempts.begin((2, 1)))
-    here.attempts.begin((2, 2))
-    here.attempts.vote((2, 2), {0: None, 1: None})
-    insist(lambda: here.attempts.commit((2, 2), following(first, 2), first))
-    assert committed(client) == mark(following(first, 2))
+    for attempt in (1, 2, 3):
+        insist(lambda attempt=attempt: here.attempts.begin((2, attempt)))
+    here.attempts.vote((2, 3), {0: None, 1: None})
+    insist(lambda: here.attempts.commit((2, 3), following(first, 3), first))
+    assert committed(client) == mark(following(first, 3))
+    assert store.lost > 6
 
 
 def test_a_transaction_writes_all_or_nothing(client: EtcdClient) -> None:

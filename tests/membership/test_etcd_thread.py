@@ -25,7 +25,7 @@ def said() -> list[Any]:
 @pytest.fixture
 def etcd_thread(posted: queue.SimpleQueue[Callable[[], None]], said: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[EtcdThread]:
     monkeypatch.setattr(module, "RETRY_S", 0.0)
-    made = EtcdThread(posted.put, lambda error, _: said.append(str(error)), lambda: said.append("back"), said.append)
+    made = EtcdThread(posted.put, lambda error, *_: said.append(str(error)), lambda: said.append("back"), said.append)
     yield made
     made.stop()
 
@@ -78,7 +78,7 @@ def test_it_stops_in_an_outage(posted: Any) -> None:
         began.set()
         raise EtcdUnavailable("away")
 
-    etcd_thread = EtcdThread(posted.put, lambda error, seconds: None, lambda: None, lambda error: None)
+    etcd_thread = EtcdThread(posted.put, lambda error, seconds, waits: None, lambda: None, lambda error: None)
     etcd_thread.run(EtcdTask(call=call))
     assert began.wait(5)
     etcd_thread.stop()
@@ -93,7 +93,7 @@ def test_an_outage_is_told_now_and_then_and_not_waited_for_longer_than_its_deadl
     unanswered: list[float] = []
     etcd_thread = EtcdThread(
         posted.put,
-        lambda _, seconds: told.append(seconds),
+        lambda _, seconds, waits: told.append(seconds),
         lambda: None,
         failures.append,
         lambda: float(next(clock)),

@@ -77,7 +77,7 @@ class Agent:
     def founds(self, view: View) -> None:
         for worker in view.workers:
             self.session.admit(worker, ready())
-        self.session.publish(view)
+        self.until(lambda: (self.session.publish(view), True))
 
     def goes_on(self, view: View) -> bool:
         """Commits another view, as a recovery does."""
@@ -401,6 +401,10 @@ def test_a_new_agent_of_a_host_joins_only_the_job_that_the_one_before_trained_in
     assert not late.named, "the job has ended"
     late.close()
     (other,) = hosts_of(etcd, tmp_path, "d")
+    early = again()
+    assert not early.named, "the other one has no view yet, and would yield to a job that has one; this one has ended"
+    early.close()
+    other.publish(view)
     with pytest.raises(
         NameLost, match=f"has ended while this host was cut off from it, and another job has its name .*{other.incarnation}"
     ):

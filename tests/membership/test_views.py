@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import queue
+from collections.abc import Mapping
 
 import pytest
 
@@ -111,9 +112,10 @@ class LosingAnswers:
     def get(self, key: str) -> KeyValue | None:
         return self.entry
 
-    def compare_and_put(self, key: str, value: str, expected_mod_revision: int, *, lease: int | None = None) -> int:
+    def transaction(self, demands: object, puts: Mapping[str, str], *, lease: int | None = None, deletes: object = ()) -> int:
         if self.written:
-            self.entry = KeyValue(key=key, value=value, mod_revision=expected_mod_revision + 7)
+            ((key, value),) = puts.items()
+            self.entry = KeyValue(key=key, value=value, mod_revision=7)
         raise EtcdUnavailable("broke off")
 
     def watch_prefix(self, prefix: str, callback: object, failed: object) -> None:
