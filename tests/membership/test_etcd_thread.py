@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
+from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost, SettingsError
 from elastic.membership import etcd_thread as module
 from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 
@@ -108,7 +108,21 @@ def test_an_outage_is_told_now_and_then_and_not_waited_for_longer_than_its_deadl
     assert str(failures[0]) == "etcd is away; the job's recovery waited 10 minutes for etcd, so the job ends"
 
 
-@pytest.mark.parametrize("error", [EtcdRefused("too large"), NameLost("another has the name")])
+def test_what_waits_for_etcd_is_told(posted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    clock = iter(range(0, 10_000, 400))
+    told: list[str] = []
+    failures: list[ElasticError] = []
+    made = EtcdThread(posted.put, lambda _, seconds, waits: told.append(waits), lambda: None, failures.append, lambda: float(next(clock)))
+    made.run(EtcdTask(call=failing(9, EtcdUnavailable("etcd is away")), waits="the takeover"))
+    while not failures:
+        posted.get(timeout=5)()
+    made.stop()
+    assert told == ["the takeover"]
+    assert str(failures[0]) == "etcd is away; the takeover waited 10 minutes for etcd, so this host gives up"
+
+
+@pytest.mark.parametrize("error", [EtcdRefused("too large"), NameLost("another has the name"), SettingsError("the name is taken")])
 def test_a_refusal_is_not_repeated(etcd_thread: EtcdThread, posted: Any, said: list[Any], error: ElasticError) -> None:
     calls: list[int] = []
 

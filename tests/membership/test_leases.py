@@ -7,7 +7,7 @@ import pytest
 
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
 from elastic.membership import leases
-from elastic.membership.leases import Lease
+from elastic.membership.leases import Lease, patient
 
 
 class FakeStore:
@@ -159,3 +159,64 @@ def test_the_thread_keeps_it_and_stop_works_without_etcd() -> None:
     store.away = True
     lease.stop()
     assert store.leases == {1}
+
+
+@pytest.mark.parametrize(("slowest", "ttl"), [(0.0, 2), (0.4, 2), (0.41, 3), (3.0, 15)])
+def test_a_lease_lives_for_several_of_the_slowest_answers(slowest: float, ttl: int) -> None:
+    assert patient(2, slowest) == ttl
+
+
+class SlowStore(FakeStore):
+    """Notes the time to live of each lease."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ttls: list[int] = []
+        self.slowest = 0.0
+
+    def grant(self, ttl_s: int) -> int:
+        self.ttls.append(ttl_s)
+        return super().grant(ttl_s)
+
+
+def test_a_lease_is_replaced_by_a_longer_one_while_etcd_is_slow_before_it_expires() -> None:
+    store = SlowStore()
+    told: list[int] = []
+    lease = Lease(store, slowest=lambda: store.slowest, renewed=told.append)
+    lease.put("a", "1")
+    for slowest in (0.1, 2.0, 2.0, 0.5, 0.1):
+        store.slowest = slowest
+        assert lease.keep()
+        assert store.keys == {"a": ("1", lease.id)}
+    assert store.ttls == [2, 10, 2]
+    assert told == [2, 3]
+    assert not lease.keeps(3600.0), "keys of other agents may be missing, since theirs may have expired"
+    store.expire()
+    assert not lease.keeps(0.0)
+
+
+def test_a_lease_is_renewed_while_its_owner_waits_for_etcd() -> None:
+    store, waits, renewed = FakeStore(), threading.Event(), list[int]()
+    refresh = store.refresh
+    goes_on = threading.Event()
+
+    def noted(lease: int) -> bool:
+        renewed.append(lease)
+        if len(renewed) >= 6:
+            goes_on.set()
+        return refresh(lease) or lease == 99
+
+    def kept() -> None:
+        waits.set()
+        assert goes_on.wait(10)
+
+    store.refresh = noted  # pyright: ignore[reportAttributeAccessIssue]
+    lease = Lease(store, ttl_s=1, others=lambda: [99], kept=kept)
+    lease.start()
+    assert waits.wait(10)
+    lease.put("a", "1")
+    assert goes_on.wait(10), "by the second thread, since the first one waits"
+    assert renewed[1:6] == [1, 99, 1, 99, 1]
+    while "a" not in store.keys:
+        assert lease.keep()
+    lease.stop()

@@ -17,6 +17,7 @@ from elastic.settings import best_isa, worker_environment
 from elastic.view import View
 from tests.conftest import Leftovers
 from tests.etcd_access import Claim, EtcdClient, EtcdEndpoint, etcd_with_login
+from tests.etcd_cluster import cluster as etcd_cluster
 from tests.process import functions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
@@ -133,12 +134,26 @@ def test_a_thread_may_run_a_job_and_nothing_comes_from_the_working_directory(tmp
     assert "SystemExit: 3" in str(caught[0])
 
 
-def test_an_etcd_that_is_not_there(leftovers: Leftovers) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(EtcdUnavailable, match=f"127.0.0.1:{port} cannot be reached"):
-        elastic.run(functions.announces, workers=2, etcd=f"127.0.0.1:{port}")
-    assert leftovers.processes() == {}
+def test_an_etcd_that_is_not_there_yet_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with etcd_cluster(tmp_path / "etcd") as etcd:
+        etcd.kill()
+        listener = socket.create_server(("127.0.0.1", etcd.ports[0]))
+
+        def start() -> None:
+            """Starts etcd when somebody has asked for it."""
+            with listener:
+                listener.accept()[0].close()
+            etcd.start()
+
+        later = threading.Thread(target=start)
+        later.start()
+        result = elastic.run(functions.announces, workers=2, etcd=etcd.addresses)
+        later.join()
+    assert result.value["epoch"] == 1
+    first, *_, last = capfd.readouterr().err.splitlines()
+    assert first.startswith(f"elastic: etcd at {etcd.addresses} cannot be reached")
+    assert "the start of the job waits for it" in first
+    assert last == "elastic: etcd answers again: the work that waited for it continues"
 
 
 def test_outside_of_a_job_there_is_no_current_one() -> None:
