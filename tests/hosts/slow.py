@@ -22,13 +22,17 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
         self._random = random.Random(port)
-        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()), daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         assert self._ready.wait(10)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -49,6 +53,7 @@ class Proxy:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in tasks:
                     task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
             finally:
                 to_server.close()
         writer.close()

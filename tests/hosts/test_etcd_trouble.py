@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.hosts.agents import cluster
 from tests.hosts.slow import proxy
 from tests.hosts.troubles import Job, Trouble, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leftovers")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("leftovers")]
 
 PART = "this host's part in the job waits for it"
 RECOVERY = "the recovery waits for it"
@@ -235,6 +236,36 @@ def test_the_coordinator_is_lost_while_etcd_is_away(place: tuple[Path, ExitStack
     wait_for(lambda: job.kinds()[:2] == ["death", "join"], *job.hosts)
     job.ends()
     assert "a new agent of this host takes part" in first.said
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(10))
+def test_any_sequence_of_troubles_and_losses(place: tuple[Path, ExitStack], seed: int) -> None:
+    """Each trouble lasts some seconds, in which a worker or an agent may be killed; when it is over, all hosts have members again."""
+    folder, stack = place
+    folder.mkdir()
+    etcd = stack.enter_context(etcd_cluster(folder / "etcd"))
+    late = stack.enter_context(proxy(etcd.ports[0]))
+    job, random = Job(stack.enter_context(cluster(folder, f"127.0.0.1:{late.port}"))), Random(seed)
+    hosts = job.founded()
+    kinds = {**TROUBLES, "down": troubles.down, "late": lambda _: troubles.slow(late)}
+    for _ in range(4):
+        kind, loss = random.choice(sorted(kinds)), random.choice(["worker", "agent", "nobody"])
+        trouble, before, after = kinds[kind](etcd), random.uniform(0.0, 8.0), random.uniform(0.0, 8.0)
+        loss = "worker" if (kind, loss) == ("empty", "agent") else loss  # etcd and the coordinator may not be lost together
+        host = random.choice(hosts)
+        print(f"{kind} for {before:.1f} s, a loss ({loss}) of host {hosts.index(host)}, and {after:.1f} s more, at step {job.step}")
+        trouble.begin()
+        time.sleep(before)
+        job.advance(2)
+        if loss != "nobody":
+            job.kill_worker(host) if loss == "worker" else job.kill_agent(host)
+        time.sleep(after)
+        trouble.end()
+        job.advance(5)
+        wait_for(lambda: all(len(job.members(each)) == 2 for each in hosts), *hosts)
+        job.advance(5)
+    job.ends()
 
 
 @pytest.mark.long
