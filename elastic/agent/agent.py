@@ -98,8 +98,8 @@ class Agent:
 
     def _tell_incarnation(self) -> None:
         role, session = self._role, self._session
-        known = role.facts if isinstance(role, Coordinator) else None if role is None else role.job
-        if known is not None and session is not None and not self._trains:
+        trains = role is not None and (role.driver is not None if isinstance(role, Coordinator) else role.trains)
+        if trains and session is not None and not self._trains:
             self._trains = True
             self._launcher.send({"type": "trains", "incarnation": session.incarnation})
 

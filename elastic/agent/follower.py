@@ -88,6 +88,7 @@ class Follower:
         self._crew: Crew | None = None
         self._keeps = self._awaited = False
         self._draining = False
+        self.trains = False  # whether the job has a view
         self.steady = False  # whether its workers train in the committed view, and wait for no order
         self._vain: tuple[Leader, float] | None = None  # the coordinator that cannot be reached, and since when
         self._unsent: list[Message] = []  # what workers have told since the coordinator was lost
@@ -272,6 +273,7 @@ class Follower:
         elif kind == "record":
             carrier.write(message["members"])
         elif kind == "incidents":
+            self.trains = True
             carrier.replace_log(message["incidents"])
         elif kind == "incident":
             carrier.log(Incident.from_json(message["incident"]))
@@ -283,6 +285,7 @@ class Follower:
                 if member.worker in self.carrier.workers:
                     self.carrier.workers[member.worker].announced = None
         self.job = None if self.job is None else self.job.knowing(order)
+        self.trains = self.trains or order["type"] == "view"
         if order["type"] in ("view", "boundary", "quiesce", "propose"):
             self.steady = order["type"] == "view"
 
