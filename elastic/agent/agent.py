@@ -334,7 +334,7 @@ class Agent:
         if isinstance(error, NameLost) and not trained:  # it has founded while etcd knew nothing of a job that trains
             self._end({"type": "rejoin", "why": "a job of this name trains already, of which etcd did not know for a while"})
         else:
-            self._end(failed(type(error), str(error)))
+            self._end(self._left_outcome(error) or failed(type(error), str(error)))
 
     def _deposed(self, why: str) -> None:
         if isinstance(self._role, Coordinator):

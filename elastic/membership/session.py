@@ -48,8 +48,8 @@ class Notices:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """What etcd knows of a job: the agent that coordinates it, if any; else whether the job is `named`, its committed view's `mark`, and how
-    it has ended, if it has.
+    """What etcd knows of a job: the agent that coordinates it, if any; else whether the job is `named`, its committed view's `mark`, and
+    its `outcome`, if it has ended.
 
     Not `settled`: keys of living agents may have expired in an outage, and not be written again yet.
     """
