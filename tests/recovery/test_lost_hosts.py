@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,19 @@ def test_a_host_is_lost_and_all_workers_die_behind_a_store_into_a_header(hosts: 
     """All stores of two steps, of a worker of the host that is not lost."""
     result = run(hosts, {2: ["store", 4, store, [0, 1, 2, 3]]}, "batchnorm")
     assert died(result) == [0, 1, 2, 3]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(30))
+def test_random_losses_of_a_host_and_of_workers_of_the_other_one(hosts: Path, seed: int) -> None:
+    """A host and some workers of the other one at a random moment; often another worker of that one before, or while they recover."""
+    choice = random.Random(seed)
+    lost = choice.randrange(2)
+    gone, left = [lost, lost + 2], [1 - lost, 3 - lost]
+    phase, step = choice.choice(STEP_PHASES), choice.randrange(1, STEPS - 1)
+    victims = sorted([*gone, *choice.sample(left, choice.randrange(3))])
+    fates = {choice.choice(gone): ["enter", step, choice.randrange(1, 3) if phase in ("forward", "backward") else 1, phase, victims]}
+    if choice.random() < 0.5:
+        when = ["enter", step, 1, "forward", None] if choice.random() < 0.5 else ["enter", None, 1, choice.choice(RECOVERY_PHASES), None]
+        fates[choice.choice(left)] = when
+    run(hosts, fates, choice.choice(["adamw", "batchnorm", "average, momentum", "scheduler, objects, tied"]), lost=lost)
