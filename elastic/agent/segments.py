@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from elastic.agent.supervision import WorkerProcess, own_fault
 from elastic.memory import segment
-from elastic.memory.raw import checksum, checksum_of
+from elastic.memory.raw import checksum
 from elastic.memory.segment import MappedSegment
 from elastic.observe.console import say
 from elastic.recovery.inventory import Inventory
@@ -43,7 +43,7 @@ class Segments:
         """Returns an inventory of what a dead worker's segment holds; None if that is nothing.
 
         A process that ended by its own fault may have written anywhere: only copies that still have their digests are offered, and no
-        gradient sums, which it may have computed with what it wrote. The sums of others must have their checksums.
+        gradient sums.
         """
         descriptor = self._descriptors.get(worker.number)
         if descriptor is None:
@@ -57,7 +57,7 @@ class Segments:
             if fault:
                 places = [place for place in places if _intact(mapped, contents, place)]
                 contents = replace(contents, buffers=_intact_buffers(mapped, contents))
-            return contents.offered(places, sums=not fault and _intact_sums(mapped, contents)) if places else None
+            return contents.offered(places, sums=not fault) if places else None
         finally:
             mapped.close()
 
@@ -79,21 +79,6 @@ def _intact(mapped: MappedSegment, contents: Contents, place: Place) -> bool:
             checksum(mapped.bytes_at(offset, elements * itemsize)) == digests[state] for state, (offset, itemsize) in place.states.items()
         )
     except (KeyError, ValueError):  # the directory itself was overwritten
-        return False
-
-
-def _intact_sums(mapped: MappedSegment, contents: Contents) -> bool:
-    """Whether all gradient sums still have the checksums that their worker has recorded."""
-    place = contents.sums
-    if place is None:
-        return False
-    try:
-        return all(
-            checksum_of(mapped.bytes_at(at, size) for at, size in zip(offsets, place.sizes[number], strict=True) if at is not None) == known
-            for number, nodes in place.nodes.items()
-            for _, _, offsets, known in nodes
-        )
-    except (KeyError, ValueError):  # the record itself was overwritten
         return False
 
 

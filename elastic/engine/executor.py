@@ -63,6 +63,7 @@ class Executor:
         ]
         self._loss = LossRunner(len(model.layers), loss, numerics, self.generators)
         self._vectors = {runner.index: [v for v in model.vectors if v.layer == runner.index] for runner in self._runners}
+        self._parameters = {runner.index: list(runner.module.parameters()) for runner in self._runners}
         self._layers = view.plan.stages[self.pipe.stage].layers
         self._loads: list[int] = []
         self._loaded: dict[int, Any] = {}
@@ -141,7 +142,7 @@ class Executor:
         """Prepares a step and returns its actions."""
         self._end()
         self._step, self.drew, self._taken_over = step, False, set()
-        self._addresses = {runner.index: [address(each) for each in runner.module.parameters()] for runner in self._runners}
+        self._addresses = {layer: [address(each) for each in parameters] for layer, parameters in self._parameters.items()}
         self.generators.watch()
         self.reducer.begin(step)
         self.statistics.begin()

@@ -68,6 +68,7 @@ class Updater:
         self._spec, self._group_of = spec, group_of
         self.shards: dict[tuple[int, int], Shard] = {}
         self._scalars: dict[tuple[int, int], Scalars] = {}  # as of the last update, of shards that were asked for
+        self._numbers: dict[tuple[torch.dtype, Any], torch.Tensor] = {}  # in them, by value
 
     def bind(self, shards: Sequence[Shard]) -> None:
         """Lets go of earlier shards and works on these from here on, in place."""
@@ -102,6 +103,7 @@ class Updater:
         Gradients stay as they are: they are sent, and may be needed again.
         """
         self._scalars.clear()
+        self._numbers.clear()
         for key, parts in gradients.items():
             for piece, part in zip(self.shards[key].pieces, parts, strict=True):
                 if piece is not None:
@@ -159,8 +161,17 @@ class Updater:
                 continue
             state = dict(self.optimizer.state.get(piece, {})) | {PREFIX + name: value for name, value in self._kept[piece].items()}
             if state:
-                found[parameter.name] = {name: RUN if _is_run(value, piece) else copied(value) for name, value in state.items()}
+                found[parameter.name] = {name: RUN if _is_run(value, piece) else self._copied(value) for name, value in state.items()}
         return found
+
+    def _copied(self, value: Any) -> Any:
+        """Returns the value, or a copy of a tensor; one for all equal numbers since the last update, since most count the same steps."""
+        if not isinstance(value, torch.Tensor) or value.ndim or not (number := value.item()):  # 0 equals -0
+            return copied(value)
+        key = value.dtype, number
+        if key not in self._numbers:
+            self._numbers[key] = copied(value)
+        return self._numbers[key]
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -137,14 +137,13 @@ class BuffersPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SumsPlace:
-    """Where the gradient sums of a step lie: by vector, of each node `[level, index, offsets, checksum]`, with None for absent parameters.
+    """Where the gradient sums of a step lie: by vector, of each node `[level, index, offsets]`, with None for absent parameters.
 
-    `sizes` are the bytes of each vector's parameters. `leaves` are the losses of the finished grains, as the fields of a `LossLeaf`.
+    `leaves` are the losses of the finished grains, as the fields of a `LossLeaf`.
     """
 
     finished: FinishedGrains
     nodes: Mapping[int, list[Any]]
-    sizes: Mapping[int, list[int]]
     leaves: list[Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -152,7 +151,6 @@ class SumsPlace:
         return {
             "finished": self.finished.to_json(),
             "nodes": [[number, nodes] for number, nodes in self.nodes.items()],
-            "sizes": [[number, sizes] for number, sizes in self.sizes.items()],
             "leaves": self.leaves,
         }
 
@@ -160,7 +158,7 @@ class SumsPlace:
     def from_json(cls, data: dict[str, Any]) -> SumsPlace:
         """The inverse of `to_json`."""
         finished = FinishedGrains.from_json(data["finished"])
-        return cls(finished=finished, nodes=dict(data["nodes"]), sizes=dict(data["sizes"]), leaves=data["leaves"])
+        return cls(finished=finished, nodes=dict(data["nodes"]), leaves=data["leaves"])
 
 
 class Readable(Protocol):

@@ -46,5 +46,5 @@ def _nodes(segment: MappedSegment, model: LayeredModel, place: SumsPlace, number
     sizes = [parameter.size for parameter in vector.parameters]
     return {
         Node(level, index): [part(offset, size) for offset, size in zip(offsets, sizes, strict=True)]
-        for level, index, offsets, _ in place.nodes[number]
+        for level, index, offsets in place.nodes[number]
     }

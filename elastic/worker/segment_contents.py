@@ -20,10 +20,9 @@ from elastic.engine.shard import Scalars, Shard, Updater
 from elastic.engine.zero import ShardedOptimizer
 from elastic.layout.transfer import PARAM, Role
 from elastic.memory.digest import digest
-from elastic.memory.raw import checksum, checksum_of
+from elastic.memory.raw import checksum
 from elastic.memory.segment import NONE, SLOTS, OwnSegment
-from elastic.memory.tensors import address, bytes_of
-from elastic.plan.routing import Node
+from elastic.memory.tensors import address
 from elastic.plan.workload import Workload
 from elastic.recovery import offers
 from elastic.recovery.inventory import FinishedGrains, Inventory
@@ -65,7 +64,6 @@ class SegmentContents:
         self._buffers: dict[int, np.ndarray] = {}
         self._known_buffers: dict[int, tuple[int, str]] = {}
         self._loops = self._sums = 0
-        self._checksums: dict[Any, str] = {}  # of gradient sums
         self._grains = self._per_grain = 1
         self._steps = 0  # of the view
 
@@ -283,7 +281,6 @@ class SegmentContents:
             return
         place = None if salvage is None or salvage.records else self._sums_place(salvage)
         if place is None:
-            self._checksums.clear()
             for slot in range(SLOTS) if self._sums else ():
                 self._segment.header.empty_slot(offers.SUMS, slot)
             self._sums = 0
@@ -300,7 +297,7 @@ class SegmentContents:
             nodes[number] = []
             for node, parts in found.items():
                 if (offsets := self._offsets(parts)) is not None:
-                    nodes[number].append([node.level, node.index, offsets, self._checksum(number, node, offsets, parts)])
+                    nodes[number].append([node.level, node.index, offsets])
                     covered.update(node.grains(self._grains))
             grains &= covered
             summed |= covered
@@ -308,18 +305,7 @@ class SegmentContents:
             return None
         finished = FinishedGrains(step=salvage.step, layers=salvage.layers, grains=tuple(sorted(grains)), summed=tuple(sorted(summed)))
         leaves = [leaf.to_json() for leaf in salvage.leaves if leaf.micro_batch // self._per_grain in grains]
-        sizes = {
-            number: [p.size * self._model.dtype(self._model.vectors[number].home).itemsize for p in self._model.vectors[number].parameters]
-            for number in nodes
-        }
-        return SumsPlace(finished=finished, nodes=nodes, sizes=sizes, leaves=leaves)
-
-    def _checksum(self, number: int, node: Node, offsets: list[int | None], parts: Parts) -> str:
-        """Returns the checksum of a sum, which is not written to any more: it is computed once."""
-        key = (number, node, tuple(offsets))
-        if key not in self._checksums:
-            self._checksums[key] = checksum_of(bytes_of(part) for part in parts if part is not None)
-        return self._checksums[key]
+        return SumsPlace(finished=finished, nodes=nodes, leaves=leaves)
 
     def _offsets(self, parts: Parts) -> list[int | None] | None:
         """Returns where the parts that are present lie in the segment; None if one of them lies elsewhere."""
@@ -349,7 +335,15 @@ class SegmentContents:
 
 def _plain(updater: Updater) -> Scalars:
     """Returns the scalars of all shards as they are now, as JSON values."""
-    return {name: to_plain(dict(values)) for shard in updater.shards.values() for name, values in updater.scalars(shard).items()}
+    known: dict[tuple[Any, ...], Any] = {}  # most parameters have the same values: the number of steps
+    found: Scalars = {}
+    for shard in updater.shards.values():
+        for name, values in updater.scalars(shard).items():
+            key = tuple((state, id(value)) for state, value in values.items())
+            if key not in known:
+                known[key] = to_plain(dict(values))
+            found[name] = known[key]
+    return found
 
 
 def _by_copy(digests: Digests) -> ByCopy:
