@@ -46,6 +46,7 @@ SEGMENTS = "ELASTIC_SEGMENTS"
 
 _UNITS = {"b": 1} | {f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024))}
 _BYTES = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})?", re.IGNORECASE)
+DVFS = ("off", "speed", "energy")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -59,7 +60,8 @@ class JobSettings:
     work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the host's memory. A worker
     whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no progress for `hung_after`
     or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in the form of
-    `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `directory` is the run directory, kept when
+    `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `dvfs` says what GPU clocks are chosen for,
+    one of DVFS. `directory` is the run directory, kept when
     the job ends; None makes a temporary one. With `shared`, `workers` are those of this host, and other hosts take part. `grace_s` bounds
     how long a finished worker waits for the others to finish, and how long all may take to exit. Raises SettingsError.
     """
@@ -84,6 +86,7 @@ class JobSettings:
     hung_after: float | None = 3.0
     plan: dict[str, Any] | None = None
     plans_only: bool = False
+    dvfs: str = "off"
     directory: str | None = None
     shared: bool = False
     grace_s: float = 10.0
@@ -113,6 +116,10 @@ class JobSettings:
             raise SettingsError(f"isa={self.isa!r}: use one of {', '.join(_ISA_VARIABLES)}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 1 << 64:
             raise SettingsError(f"seed={self.seed!r}: use an integer from 0 to 2**64 - 1")
+        if self.dvfs not in DVFS:
+            raise SettingsError(f"dvfs={self.dvfs!r}: use one of {', '.join(DVFS)}")
+        if self.dvfs != "off" and self.shared:
+            raise SettingsError(f"dvfs={self.dvfs!r} is for jobs on one host: leave it out, or secret=")
         _check_args(self.args)
 
     def to_json(self) -> dict[str, Any]:

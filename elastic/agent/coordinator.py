@@ -46,6 +46,7 @@ from elastic.plan.memory import need, readable
 from elastic.plan.planner import plan
 from elastic.plan.saved import SavedPlan
 from elastic.plan.site import Site
+from elastic.power.job_power import MODES, JobPower
 from elastic.settings import JobSettings
 from elastic.worker.onesided_waits import OneSided, Wait
 
@@ -73,6 +74,9 @@ class Coordinator:
         self._asked_at = 0.0  # when the stop was requested
         self._reports = JobReports(start.settings.grace_s)
         self._spare_bytes = 0  # what a spare takes
+        self._power: JobPower | None = None
+        if start.sharing is None:
+            self._power = JobPower(start.settings.name, MODES.get(start.settings.dvfs), Path(start.directory), say)
         self.facts: JobFacts | None = None  # what another agent needs to take over
 
     @property
@@ -83,6 +87,8 @@ class Coordinator:
     def close(self, outcome: Message | None) -> None:
         """Ends the coordination, and completes the job's outcome."""
         self._over = True
+        if self._power is not None:
+            self._power.close()
         if self._driver is not None:
             self._driver.close()
         if outcome is not None and outcome["type"] == "done":
@@ -266,6 +272,9 @@ class Coordinator:
             self._check_announced()
         elif message["type"] == "progress":
             worker.epoch, worker.step = message["epoch"], message["step"]
+            message = message if self._power is None else self._power.heard(worker.number, message)
+        elif message["type"] == "gpu" and self._power is not None:
+            self._power.use(worker.number, message["uuid"], lambda: worker.pid)
         elif message["type"] == "waits":
             self._waits(worker, message)
         elif message["type"] == "result":
@@ -314,6 +323,8 @@ class Coordinator:
         """Handles the end of a worker's process."""
         if self._over:
             return
+        if self._power is not None:
+            self._power.ended(worker.number)
         if worker.result is None and worker.error is None and not self._publishing:  # else it is handled when there is a view
             if self._driver is None:
                 self._founder_died(worker)
@@ -464,6 +475,8 @@ class Coordinator:
             hosts=self._site,
             without_the_rest=self._without_the_rest,
             several=self._start.sharing is not None,
+            committed=(lambda _: None) if self._power is None else self._power.committed,
+            clocking=(lambda: None) if self._power is None else self._power.clocking,
             deposed=lambda why: self._finish({"type": "rejoin", "why": why}),
         )
 

@@ -12,6 +12,7 @@ from elastic.cli import asking
 from elastic.cli import plan as cli_plan
 from elastic.cli.agent import agent
 from elastic.cli.doctor import doctor
+from elastic.cli.energy import energy
 from elastic.cli.exit_codes import EPILOG
 from elastic.cli.power import power_daemon
 from elastic.cli.ran import printed
@@ -26,6 +27,7 @@ def _main() -> None:
 
 app.command()(cli_plan.plan)
 app.command(epilog=EPILOG)(agent)
+app.command()(energy)
 app.command("power-daemon")(power_daemon)
 for command in (asking.status, asking.scale, asking.drain, asking.stop, doctor):
     app.command()(command)
@@ -70,6 +72,7 @@ def run(
         str | None, typer.Option(help="Stop, and save, when a notice of termination appears: aws, azure, gcp, http://... or file:PATH.")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Begin with this plan, a file of `elastic plan --save`.")] = None,
+    dvfs: Annotated[str, typer.Option(help="GPU clocks: off, speed (raise the bottleneck's) or energy (lower those that wait).")] = "off",
     directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
 ) -> None:
     """Runs a train function on several workers; prints the leader's return value as JSON."""
@@ -95,6 +98,7 @@ def run(
         hung_after=hung_after or None,
         drain_on=drain_on,
         plan=plan,
+        dvfs=dvfs,
         directory=directory,
     )
 

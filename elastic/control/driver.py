@@ -337,6 +337,7 @@ class Driver:
             offers=offers,
             homes={offer.worker: self._world.carrier.host_of(offer.worker) for offer in offers},
             hosts=self._world.hosts(),
+            clocking=self._world.clocking(),
         )
 
     def _offer(self, action: events.Offer) -> None:
@@ -370,6 +371,7 @@ class Driver:
             self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
         self._world.carrier.tell(view.workers, {"type": "view", "view": view.to_json()}, view.workers if view.epoch == 1 else ())
         self._link_figures.keep(view.workers)
+        self._world.committed(view)
         self._world.carrier.record(view)
         self._preparing.begin(view)
         if view.epoch > 1:

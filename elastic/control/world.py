@@ -14,6 +14,7 @@ from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask
 from elastic.membership.founding import Ready
+from elastic.plan.clock_change import Clocking
 from elastic.plan.planner import Answers
 from elastic.plan.site import LinkSpeed, Pair, Site
 from elastic.recovery.expected import memory_needed
@@ -23,8 +24,12 @@ from elastic.recovery.proposal import REPLACED_S, Proposal, fall_back, propose
 from elastic.view import View
 
 
-def _ignore(_: str) -> None:
-    """A job of one agent has no other coordinator."""
+def _ignore(_: Any) -> None:
+    """Nobody wants to know."""
+
+
+def _nothing() -> None:
+    """Nothing is known."""
 
 
 class EtcdThreadLike(Protocol):
@@ -49,7 +54,7 @@ class Terms:
     """Inputs of a proposal besides the machine's decisions.
 
     The stages that the job asks for, the measured links, the seconds from a loss until a new worker trains, the prepared plans, what
-    segments of dead workers hold, on which hosts these are (`homes`), and the resources of the present hosts.
+    segments of dead workers hold, on which hosts these are (`homes`), the resources of the present hosts, and the clocks of GPUs.
     """
 
     stages: int | None
@@ -59,6 +64,7 @@ class Terms:
     offers: Sequence[Inventory] = ()
     homes: Mapping[int, str] = field(default_factory=dict)
     hosts: Site = field(default_factory=Site)
+    clocking: Clocking | None = None
 
 
 def worked_out(action: Propose, terms: Terms) -> Proposal:
@@ -80,7 +86,7 @@ def worked_out(action: Propose, terms: Terms) -> Proposal:
         proposal = fall_back(inventories=action.inventories, afresh=action.afresh, back=action.back, **common)
     else:
         common |= {"brief": action.brief, "replaced_s": terms.replaced_s, "prepared": terms.prepared, "offers": terms.offers}
-        common["homes"] = terms.homes
+        common |= {"homes": terms.homes, "clocking": terms.clocking}
         proposal = propose(inventories=survivors, leaving=action.leaving, **common)
     check_proposal(proposal, view)
     return proposal
@@ -97,7 +103,7 @@ class World:
     `expect` returns the memory that each worker will need when others join. `end` takes the job's outcome, `admit` and `dismiss` maintain
     the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
     hosts may join. `without_the_rest` returns the outcome if some members have returned, and a failure, its argument, keeps the others from
-    returning.
+    returning. `committed` gets each committed view; `clocking` returns what is known of the GPUs' clocks, if they may be set.
     """
 
     carrier: Carrier
@@ -111,6 +117,8 @@ class World:
     say: Callable[[str], None]
     hosts: Callable[[], Site] = Site
     without_the_rest: Callable[[Message], Message] = _as_it_is
+    committed: Callable[[View], None] = _ignore
+    clocking: Callable[[], Clocking | None] = _nothing
     several: bool = False
     deposed: Callable[[str], None] = _ignore
     propose: Callable[[Propose, Terms], Proposal] = worked_out

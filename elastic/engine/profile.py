@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,8 @@ from elastic.engine.stage import Gradients, LayerRun, LayerRunner, Loss, LossRun
 from elastic.memory.tensors import copy
 
 LayerProfile = list[list[float]]
+
+Clock = Callable[[], float]
 
 _MOST_PASSES, _ENOUGH_S = 8, 0.03
 
@@ -58,22 +60,22 @@ def buffers_restored(model: LayeredModel) -> Iterator[None]:
                     buffer.copy_(values[id(buffer)])
 
 
-def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
+def measure(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock = time.thread_time) -> LayerProfile:
     """Returns the fields of `elastic.plan.workload.LayerCost` per layer for one micro-batch; the last layer's times include the loss.
 
     Runs the whole model once to warm up, then once or, if that is quick, a few times, and takes the least times. Then it splits backwards
     in two parts (`split_backward`), and compares their gradients with those of whole ones. Parameters and buffers are restored, gradients
-    are dropped.
+    are dropped. `clock` returns seconds: by default CPU time of this thread, which other processes affect little.
     """
     with buffers_restored(model):
-        _pass(model, loss, numerics, batch)
-        started, rows = time.thread_time(), _pass(model, loss, numerics, batch)
+        _pass(model, loss, numerics, batch, clock)
+        started, rows = clock(), _pass(model, loss, numerics, batch, clock)
         for _ in range(_MOST_PASSES - 1):
-            if time.thread_time() - started > _ENOUGH_S:
+            if clock() - started > _ENOUGH_S:
                 break
-            for best, again in zip(rows, _pass(model, loss, numerics, batch), strict=True):
+            for best, again in zip(rows, _pass(model, loss, numerics, batch, clock), strict=True):
                 best[:2] = map(min, best[:2], again[:2])
-        parts = _split_pass(model, loss, numerics, batch)
+        parts = _split_pass(model, loss, numerics, batch, clock)
         return [[*row, *(share * row[1] for share in parts.get(index, ()))] for index, row in enumerate(rows)]
 
 
@@ -83,7 +85,7 @@ def _runners(model: LayeredModel, loss: Loss, numerics: Numerics) -> tuple[list[
     return runners, LossRunner(len(runners), loss, numerics, generators)
 
 
-def _split_pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> dict[int, tuple[float, float]]:
+def _split_pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock) -> dict[int, tuple[float, float]]:
     """Returns the seconds of both parts of split backwards, relative to whole ones, of layers where it is worth it and bits are equal."""
     runners, loss_runner = _runners(model, loss, numerics)
     crossing = enter(model_input(batch), "the first micro-batch")
@@ -96,28 +98,28 @@ def _split_pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any)
     found: dict[int, tuple[float, float]] = {}
     for runner in reversed(runners):
         run, entering = runs.pop()
-        started = time.thread_time()
+        started = clock()
         whole = runner.backward(0, 0, run, gradients)
-        whole_s = time.thread_time() - started
-        if (parts := _parts(runner, entering, gradients, [*whole, *_taken(runner)])) and parts[1] > WORTH_SPLITTING * whole_s:
+        whole_s = clock() - started
+        if (parts := _parts(runner, entering, gradients, [*whole, *_taken(runner)], clock)) and parts[1] > WORTH_SPLITTING * whole_s:
             found[runner.index] = parts[0] / whole_s, parts[1] / whole_s
         gradients = whole
     return found
 
 
 def _parts(
-    runner: LayerRunner, entering: Crossing, gradients: Gradients, wanted: Sequence[torch.Tensor | None]
+    runner: LayerRunner, entering: Crossing, gradients: Gradients, wanted: Sequence[torch.Tensor | None], clock: Clock
 ) -> tuple[float, float] | None:
     """Returns seconds of both parts of a split backward; None if it cannot be split, or its gradients have not the bits of `wanted`."""
     try:
         run, _ = runner.forward(0, 0, entering)
-        started = time.thread_time()
+        started = clock()
         of_input, left = runner.backward_in_parts(0, 0, run, gradients, split=True)
-        input_s, started = time.thread_time() - started, time.thread_time()
+        input_s, started = clock() - started, clock()
         if left is None:
             return None
         left.compute()
-        weight_s = time.thread_time() - started
+        weight_s = clock() - started
         return (input_s, weight_s) if _equal([*of_input, *_taken(runner)], wanted) else None
     except RuntimeError:  # an operation of the layer's cannot run backward in parts, as some compiled code and checkpointing cannot
         return None
@@ -140,28 +142,28 @@ def _equal(some: Sequence[torch.Tensor | None], others: Sequence[torch.Tensor | 
     )
 
 
-def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any) -> LayerProfile:
+def _pass(model: LayeredModel, loss: Loss, numerics: Numerics, batch: Any, clock: Clock) -> LayerProfile:
     runners, loss_runner = _runners(model, loss, numerics)
     crossing = enter(model_input(batch), "the first micro-batch")
     rows: LayerProfile = []
     runs: list[LayerRun] = []
     for runner in runners:
         saved = SavedBytes(model.root.parameters())
-        started = time.thread_time()
+        started = clock()
         with torch.autograd.graph.saved_tensors_hooks(saved.note, _same):
             run, crossing = runner.forward(0, 0, crossing)
-        seconds, spec = time.thread_time() - started, model.spec.layers[runner.index]
+        seconds, spec = clock() - started, model.spec.layers[runner.index]
         itemsize = spec.parameters[0].itemsize if spec.parameters else 0
         rows.append([seconds, 0.0, spec.size, saved.bytes, sum(map(_bytes, crossing.tensors)), itemsize])
         runs.append(run)
-    started = time.thread_time()
+    started = clock()
     loss_run, _ = loss_runner.forward(0, 0, crossing, batch, 0)
     gradients = loss_runner.backward(loss_run)
-    rows[-1][1] += time.thread_time() - started
+    rows[-1][1] += clock() - started
     for runner in reversed(runners):
-        started = time.thread_time()
+        started = clock()
         gradients = runner.backward(0, 0, runs.pop(), gradients)
-        rows[runner.index][1] += time.thread_time() - started
+        rows[runner.index][1] += clock() - started
     for parameter in model.root.parameters():
         parameter.grad = None
     return rows

@@ -17,7 +17,7 @@ from typing import Any
 
 from elastic.errors import SettingsError
 
-_KEPT = ("members.json", "incidents.jsonl", "faults.jsonl")  # a fault injector writes the last one, and the runtime does not read it
+_KEPT = ("members.json", "incidents.jsonl", "energy.json", "faults.jsonl")  # a fault injector writes the last one
 LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 

@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from elastic import errors
 from elastic.agent.save_summary import SaveSummary
 from elastic.agent.start import Sharing
-from elastic.errors import HostLost, PlanError, SettingsError, Terminated
+from elastic.errors import HostLost, PlanError, PowerError, SettingsError, Terminated
 from elastic.host.channel import Channel, Message
 from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
@@ -31,7 +31,7 @@ from elastic.launch.sharing import sharing_of
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.observe.console import say
 from elastic.script.target import name_of, own_modules
-from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, job_mark, own_environment
+from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, clocks_directory, job_mark, own_environment
 
 _AGENT_EXIT_S = 8.0
 _RESTARTS, _RESTART_S = 3, 60.0  # an agent of a shared job is restarted so often within this time
@@ -79,6 +79,7 @@ def run(
     stopped_after: float | None = 1.0,
     hung_after: float | None = 3.0,
     plan: str | os.PathLike[str] | None = None,
+    dvfs: Literal["off", "speed", "energy"] = "off",
     directory: str | os.PathLike[str] | None = None,
     secret: bytes | str | None = None,
     hosts_min: int = 1,
@@ -122,6 +123,9 @@ def run(
             likes. None: hung workers are waited for.
         plan: a file of `elastic plan --save`. The job begins with its stages, members and routes; when members change later, the planner
             decides. A plan for other members, another model, batch or version is refused.
+        dvfs: "speed" raises the clocks of GPUs that others wait for, "energy" lowers those of GPUs that wait; no bit depends on it. Workers
+            name their GPUs with `job.use_gpu`. Clocks are restored however the job ends. Without permission no clock is changed, and one
+            line says what to do. One host only.
         directory: directory for `members.json` and `incidents.jsonl`, which replace those of an earlier run; by default a temporary
             directory, which is removed. One that belongs to another user, in which every user may write, or which another running job
             uses, is refused.
@@ -173,6 +177,7 @@ def run(
         stopped_after=stopped_after,
         hung_after=hung_after,
         plan=None if plan is None else _saved_plan(plan, workers, stages),
+        dvfs=dvfs,
         directory=None if directory is None else os.path.abspath(directory),
         shared=secret is not None,
     )
@@ -222,9 +227,19 @@ def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: st
                 result = _outcome(word)
             finally:
                 own.remove() if settings.directory is None else own.clear()
+                _restore_clocks(settings)
     if requests.first is not None and requests.first is not signal.SIGINT:
         raise Terminated(exit_code(requests.first), result)
     return result
+
+
+def _restore_clocks(settings: JobSettings) -> None:
+    """Restores clocks that are left if the agent and its guardian were killed together."""
+    if settings.dvfs != "off":
+        from elastic.power.keeper import restore_left  # most jobs do not need it
+
+        with suppress(PowerError):
+            restore_left(clocks_directory())
 
 
 def _leaves(word: Message | None, restarts: list[float]) -> str | None:

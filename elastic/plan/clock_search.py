@@ -7,8 +7,9 @@ schedule then judges, and single changes of a clock that it approves of are made
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, Mode, Steps, joules
@@ -42,6 +43,7 @@ class ClockSearch:
 
     steps: Steps
     choices: Sequence[ClockChoices | None]
+    _merges: dict[tuple[Points, ...], list[tuple[float, list[_Merged]]]] = field(default_factory=dict, init=False, repr=False)
 
     def clocked(self, points: Sequence[ClockPoint]) -> Clocked:
         """Returns the step with these clocks."""
@@ -98,39 +100,48 @@ class ClockSearch:
 
     def _least(self, options: Sequence[Points], limit_s: float) -> Points | None:
         """Returns the clocks of least energy by the estimate of a step, None if no clocks are that fast."""
-        work = self.steps.work
-        bounds = sorted({stage.busiest_s * point.stretch for stage, points in zip(work, options, strict=True) for point in points})
+        key = tuple(options)
+        if key not in self._merges:
+            self._merges[key] = self._merged(options)
         best: _Merged | None = None
-        for bound in bounds:
-            fits = [
-                tuple(point for point in points if stage.busiest_s * point.stretch <= bound * (1 + 1e-12))
-                for stage, points in zip(work, options, strict=True)
-            ]
-            if all(fits) and bound <= limit_s:
-                merged = self._merged(fits, limit_s - bound)
-                if merged is not None and (best is None or merged.joules < best.joules):
-                    best = merged
+        for bound_s, merged in self._merges[key]:
+            place = bisect_right(merged, limit_s - bound_s, key=lambda each: each.once_s)
+            if place and (best is None or merged[place - 1].joules < best.joules):
+                best = merged[place - 1]
         return None if best is None else best.points
 
-    def _merged(self, options: Sequence[Points], rest_s: float) -> _Merged | None:
-        """Returns the least energy if one micro-batch through all stages but the busiest takes `rest_s` at most."""
+    def _merged(self, options: Sequence[Points]) -> list[tuple[float, list[_Merged]]]:
+        """Returns, for each possible time of the busiest stage, the combinations with which no stage is busier: by ascending time of one
+        micro-batch through the other stages, and descending energy."""
+        work = self.steps.work
+        found = []
+        for bound_s in sorted({stage.busiest_s * point.stretch for stage, points in zip(work, options, strict=True) for point in points}):
+            fits = [
+                tuple(point for point in points if stage.busiest_s * point.stretch <= bound_s * (1 + 1e-12))
+                for stage, points in zip(work, options, strict=True)
+            ]
+            if all(fits):
+                found.append((bound_s, self._combined(fits)))
+        return found
+
+    def _combined(self, options: Sequence[Points]) -> list[_Merged]:
         most = max(range(len(options)), key=lambda number: self.steps.work[number].busiest_s)
         partial = [_Merged(0.0, 0.0, ())]
         for number, (stage, choice, points) in enumerate(zip(self.steps.work, self.choices, options, strict=True)):
             idle_w = 0.0 if choice is None else choice.idle_w
-            longer = [
+            once_s = 0.0 if number == most else stage.once_s
+            partial = _frontier(
                 _Merged(
-                    done.once_s + (0.0 if number == most else stage.once_s * point.stretch),
+                    done.once_s + once_s * point.stretch,
                     done.joules + stage.total_s * point.stretch * (point.watts - idle_w) * (choice is not None),
                     (*done.points, point),
                 )
                 for done in partial
                 for point in points
-            ]
-            partial = _frontier(each for each in longer if each.once_s <= rest_s)
-        return min(partial, key=lambda each: each.joules, default=None)
+            )
+        return partial
 
-    def frontier(self, points: int = 16) -> tuple[Clocked, ...]:
+    def frontier(self, points: int = 12) -> tuple[Clocked, ...]:
         """Returns steps from the fastest to the most frugal, `points` at most: none is both slower and less frugal than another."""
         options = self.options()
         frugal = self.clocked([each[-1] for each in options])

@@ -36,6 +36,10 @@ class Clocks:
         """Locks the clock of a GPU on which the processes `own` compute. Returns the clock that is read back. Raises PowerError."""
         return self._asked({"type": "lock", "gpu": uuid, "mhz": mhz, "own": list(own)})["mhz"]
 
+    def claim(self, uuid: str, own: Collection[int] = ()) -> None:
+        """Takes a GPU with its usual clock, on which the processes `own` compute. Raises PowerError if its clock may not be set."""
+        self._asked({"type": "claim", "gpu": uuid, "own": list(own)})
+
     def unlock(self, uuid: str) -> None:
         """Restores the clock of a GPU. Raises PowerError."""
         self._asked({"type": "unlock", "gpu": uuid})

@@ -52,6 +52,12 @@ class Keeper:
         owned.describe(f"job {self._job} (process {os.getpid()})")
         self._owned[uuid] = owned
 
+    def claim(self, uuid: str, own: Collection[int] = ()) -> None:
+        """Takes a GPU, and tries whether its clock may be set: removes a lock that is not there. Raises PowerError."""
+        self.take(uuid, own)
+        self.unlock(uuid)
+        self._nvml.gpu(uuid).unlock()
+
     def lock(self, uuid: str, mhz: int, own: Collection[int] = ()) -> int:
         """Locks the clock of a GPU, and returns the clock that is read back. Raises PowerError, and then nothing has changed."""
         self.take(uuid, own)

@@ -1,5 +1,6 @@
 """One client's conversation with a guardian or daemon: JSON lines; the end of the connection restores every clock that was set over it.
 
+    {"type": "claim", "gpu": UUID, "own": [PID...]}          -> {"type": "claimed", "gpu": UUID}
     {"type": "lock", "gpu": UUID, "mhz": N, "own": [PID...]} -> {"type": "locked", "gpu": UUID, "mhz": read back}
     {"type": "unlock", "gpu": UUID}                          -> {"type": "unlocked", "gpu": UUID}
     {"type": "close"}                                        -> {"type": "closed", "complaints": [...]}
@@ -26,6 +27,9 @@ def answered(keeper: Keeper, request: Message) -> Message:
     try:
         if kind == "lock" and isinstance(uuid, str) and _whole(request.get("mhz")):
             return {"type": "locked", "gpu": uuid, "mhz": keeper.lock(uuid, request["mhz"], _processes(request.get("own")))}
+        if kind == "claim" and isinstance(uuid, str):
+            keeper.claim(uuid, _processes(request.get("own")))
+            return {"type": "claimed", "gpu": uuid}
         if kind == "unlock" and isinstance(uuid, str):
             keeper.unlock(uuid)
             return {"type": "unlocked", "gpu": uuid}

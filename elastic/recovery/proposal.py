@@ -11,6 +11,7 @@ from elastic.layout.layout import Layout, spread
 from elastic.layout.regions import ITEMSIZE, ModelSpec
 from elastic.layout.transfer import PARAM, Holding, Transfer, minimum_by_layer, transfers
 from elastic.plan.choice import HORIZON
+from elastic.plan.clock_change import Clocking, clocked
 from elastic.plan.fleet import Fleet
 from elastic.plan.memory import readable
 from elastic.plan.plan import Plan
@@ -196,6 +197,7 @@ def propose(
     prepared: Answers | None = None,
     offers: Sequence[Inventory] = (),
     leaving: Collection[int] = (),
+    clocking: Clocking | None = None,
     homes: Mapping[int, str] | None = None,
 ) -> Proposal:
     """Computes the next view's proposal: survivors (the workers with an inventory) in their order of `last`, then joiners, ascending.
@@ -205,7 +207,8 @@ def propose(
 
     `stages` is the number that the job asks for (fewer if there are fewer workers); None leaves it to the planner. `brief`: replacements
     are starting, so a change of plan must pay off within `replaced_s` seconds. `slowdowns` are by worker, 1 by default. `links` are
-    measurements made since the last view. `prepared` has plans that were searched for in advance.
+    measurements made since the last view; `clocking` is what is known of the GPUs' clocks, if they may be set. `prepared` has plans that
+    were searched for in advance.
 
     Raises:
         CoverageLost: if no step that may be resumed is complete, or there is no survivor.
@@ -236,7 +239,11 @@ def propose(
     site = last.site.knowing(links or {})
     brief = brief and not joiners
     horizon = steps_until(replaced_s, last) if brief else HORIZON
-    planned = plan(Fleet.of(members, site), last.workload, last.plan, horizon, stages=stages, brief=brief, prepared=prepared)
+    fleet, asked = Fleet.of(members, site), {"stages": stages, "brief": brief, "prepared": prepared}
+    if clocking is None:
+        planned = plan(fleet, last.workload, last.plan, horizon, **asked)
+    else:
+        planned = clocked(fleet, last.workload, last.plan, clocking, horizon, **asked)
     view = next_view(last, attempt, members, planned.plan, site)
     again = restart(view, resume + 1, staying, offers, hosts)
     states = states_of(sources) if resume >= 0 else {}

@@ -121,8 +121,17 @@ class Job:
         self.phase_delay: Callable[[str, int], None] | None = None  # called after each phase begins
         self.segment: OwnSegment | None = None  # memory that outlives this process
         self.segments: dict[int, MappedSegment] = {}  # those of other workers of this host, also of dead ones
+        self.gpu: str | None = None  # the UUID of the GPU that this worker uses
         self.trains = False  # whether this worker has a Trainer
         self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned
+
+    def use_gpu(self, uuid: str) -> None:
+        """Names the GPU that this worker computes on by its UUID, as `nvidia-smi -L` prints it: for `dvfs=` and `elastic energy`.
+
+        A worker that uses CUDA when its Trainer is made need not call it. Call it before, once.
+        """
+        self.gpu = uuid
+        self.send({"type": "gpu", "uuid": uuid})
 
     def announce(self, ready: dict[str, Any]) -> View | None:
         """Announces that this worker is ready to be a member, and returns the first view; None if it joins a running job.

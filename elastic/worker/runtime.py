@@ -189,7 +189,8 @@ class WorkerRuntime:
         links = news(self.engine.links(), self._links_told)
         self._links_told |= links
         effort = self.engine.executor.effort.told(self._reference)
-        return {"effort": effort, "links": [[peer, *seen] for peer, seen in links.items()]}
+        tokens = 0 if self.decision is None else self.decision.tokens
+        return {"effort": effort, "tokens": tokens, "links": [[peer, *seen] for peer, seen in links.items()]}
 
     def apply(self, answer: Apply) -> None:
         """Applies a step here and sends the changes. The decision is final: if the step is taken again, its result is the same."""

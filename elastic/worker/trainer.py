@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
@@ -164,6 +165,7 @@ class Trainer:
             skips=on_nonfinite == "skip",
         )
         self._contents = SegmentContents(self._job.worker, self._job.segment, self._model, self._optimizer)
+        self._name_gpu()
         announcement = self._announcement()
         if self._job.joins:
             warm_up(self._model, loss, numerics, lambda: self._batch(0, 0))
@@ -192,6 +194,16 @@ class Trainer:
             engine = self._build(view, state or initial_state(self._job.worker, self._model, self._optimizer, view))
             self._runtime.found(engine, lambda: self._network.install(view.epoch, view.attempt, view.members, engine.peers))
 
+    def _name_gpu(self) -> None:
+        """Names this worker's GPU if it uses CUDA."""
+        if self._job.gpu is None and torch.cuda.is_initialized():
+            self._job.use_gpu(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+
+    def _measured(self) -> profile.LayerProfile:
+        """Returns the measured layers: in processor time, which others affect little, or in wall-clock time if a GPU computes."""
+        clock = time.thread_time if self._job.gpu is None else time.perf_counter
+        return profile.measure(self._model, self._training.loss, self._training.numerics, self._batch(0, 0), clock)
+
     def _announcement(self) -> dict[str, Any]:
         """Returns this worker's announcement, for the other workers and the planner; its settings must be equal on all workers."""
         training, instance = self._training, self._optimizer.optimizer
@@ -202,7 +214,7 @@ class Trainer:
             "code": sources.to_json(sources.note_imported()),
             "model": self._model.spec.to_json(),
             "digest": self._model.digest(),
-            "profile": profile.measure(self._model, training.loss, training.numerics, self._batch(0, 0)) if measures else None,
+            "profile": self._measured() if measures else None,
             "link": rate_meter.within_host() if measures else None,
             "state_bytes": self._probed.state_bytes,
             "whole": host.anonymous_bytes(),

@@ -32,6 +32,7 @@ class FakeJob:
     links: str | None = None
     interface: str | None = None
     segment = None
+    gpu = None
     joins = False
     segments: dict[int, Any] = {}  # noqa: RUF012
     threads = 1

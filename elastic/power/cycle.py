@@ -1,0 +1,308 @@
+"""What is done about the clocks of a view: measure, choose, set, measure again, and undo what does not keep its promise. Pure.
+
+    a view whose GPUs have no models    the usual clocks, then some others, one window each -> models -> the choice
+    a view whose plan has clocks        these at once, since their models are known
+    after either                        one window; a second one if the promise is not met; then the usual clocks again, for this view
+
+Time and reports are passed in; `Orders` come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from elastic.errors import PlanError
+from elastic.plan.clock_change import Clocking, clocks_for
+from elastic.plan.clock_search import ClockSearch
+from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, JobSteps, Mode
+from elastic.plan.fleet import Fleet
+from elastic.power.frequency_model import LEAST_CLOCKS, Measurement, fit
+from elastic.power.nvml import SupportedClocks
+from elastic.power.windows import Figures, Report, Window
+from elastic.view import View
+
+SWEEP = (1.0, 0.8, 0.6)
+"""Clocks that are measured besides the highest, as shares of the usual one."""
+
+KEPT = 0.5
+"""The least share of a predicted gain that must show in the measurement."""
+
+SLOWER = 0.015
+"""How much longer a measured step may take in the mode "energy", as a share: 0.5 % are planned for, the rest is noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuFacts:
+    """A worker's GPU: its UUID and clocks, the usual one under load, and the watts that it took before training began."""
+
+    uuid: str
+    clocks: SupportedClocks
+    usual_mhz: int
+    idle_w: float
+
+    def nearest(self, mhz: float) -> int:
+        """Returns the supported clock that is nearest to `mhz`."""
+        return min(self.clocks.graphics, key=lambda each: (abs(each - mhz), -each))
+
+    @property
+    def swept(self) -> tuple[int, ...]:
+        """The clocks to be measured, the usual one first; fewer than three if the GPU has no more."""
+        shares = [self.nearest(share * self.usual_mhz) for share in SWEEP]
+        return tuple(dict.fromkeys([self.usual_mhz, *shares[1:], max(self.clocks.graphics)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """Clocks to set by worker (None: the usual one), and a sentence for the user."""
+
+    clocks: Mapping[int, int | None] = field(default_factory=dict)
+    say: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What a choice of clocks promises: the step and the joules before it, and the predicted shares that are gained."""
+
+    mode: Mode
+    step_s: float
+    joules: float | None
+    gain: float
+
+    def broken(self, found: Figures) -> str | None:
+        """Returns why a measurement breaks the promise; None if it keeps it."""
+        if self.mode == "speed":
+            gained = 1 - found.step_s / self.step_s
+            if gained >= KEPT * self.gain:
+                return None
+            return f"steps take {found.step_s:.3g} s instead of {self.step_s:.3g} s before, and {100 * self.gain:.1f} % were promised"
+        if found.step_s > self.step_s * (1 + SLOWER):
+            return f"steps take {found.step_s:.3g} s, and {self.step_s:.3g} s before"
+        if found.joules is None or self.joules is None:
+            return None
+        saved = 1 - found.joules / self.joules
+        if saved >= KEPT * self.gain:
+            return None
+        return f"a step takes {found.joules:.4g} J instead of {self.joules:.4g} J before, and {100 * self.gain:.1f} % less were promised"
+
+
+class Cycle:
+    """The clocks of one job. `mode` None: they are only measured."""
+
+    def __init__(self, mode: Mode | None) -> None:
+        self.mode: Mode | None = mode
+        self.view: View | None = None
+        self.facts: dict[int, GpuFacts] = {}  # by worker
+        self.choices: dict[str, ClockChoices] = {}  # by GPU, once there is a model
+        self.confidence: dict[str, str] = {}
+        self.ratios: dict[str, float] = {}  # measured over predicted seconds at the usual clock, by GPU
+        self.figures: Figures | None = None  # of the last window
+        self.before: Figures | None = None  # with the usual clocks, in this view
+        self.plan: ClockPlan | None = None
+        self.state = "waiting"
+        self.clocks: dict[int, int | None] = {}
+        self._window: Window | None = None
+        self._swept: dict[str, list[Measurement]] = {}
+        self._sweep: list[dict[int, int | None]] = []
+        self._promise: Promise | None = None
+        self._again = False
+
+    # What happens
+
+    def committed(self, view: View, now: float) -> Orders:
+        """Handles a committed view."""
+        self.view, self.before, self.plan, self._promise, self._sweep = view, None, None, None, []
+        if view.plan.clocks and self.mode is not None:
+            clocks = {worker: clock for stage, clock in zip(view.plan.stages, view.plan.clocks, strict=True) for worker in stage.members}
+            return self._set("checking", clocks, now)
+        return self._begun(now)
+
+    def known(self, worker: int, facts: GpuFacts, now: float) -> Orders:
+        """Handles a worker whose GPU is known now."""
+        self.facts[worker] = facts
+        if self.state == "waiting":
+            return self._begun(now)
+        return Orders(clocks={worker: self.clocks[worker]}) if self.clocks.get(worker) is not None else Orders()
+
+    def forget(self, worker: int) -> None:
+        """Handles the end of a worker's process."""
+        self.facts.pop(worker, None)
+        self.clocks.pop(worker, None)
+
+    def obeyed(self, now: float) -> None:
+        """Handles that the clocks of the last orders are in force: what was measured before does not count."""
+        if self._window is not None and self.view is not None:
+            self._window = Window(self.view.workers, now)
+
+    def stopped(self, why: str | None) -> Orders:
+        """Handles that no clock can be set (any more): from now on they are only measured."""
+        self.mode, self.state, self.clocks = None, "measuring", {}
+        self._window = None if self.view is None else Window(self.view.workers, 0.0)
+        return Orders(say=why)
+
+    def throttled(self, worker: int, mhz: int, now: float) -> None:
+        """Notes that a GPU does not sustain more than `mhz`: higher clocks are not chosen for it."""
+        facts = self.facts[worker]
+        kept = SupportedClocks(facts.clocks.memory, tuple(each for each in facts.clocks.graphics if each <= mhz))
+        if kept.graphics:
+            self.facts[worker] = replace(facts, clocks=kept, usual_mhz=min(facts.usual_mhz, max(kept.graphics)))
+
+    def noted(self, worker: int, report: Report, now: float) -> Orders:
+        """Handles a report."""
+        if self._window is None or self.view is None:
+            return Orders()
+        self._window.note(worker, report)
+        figures = self._window.figures()
+        if figures is None:
+            return Orders()
+        self.figures, self._window = figures, Window(self.view.workers, now)
+        handler = {"sweeping": self._measured, "checking": self._checked}.get(self.state)
+        return Orders() if handler is None else handler(figures, now)
+
+    # The steps of it
+
+    def _begun(self, now: float) -> Orders:
+        view = self.view
+        if view is None or any(worker not in self.facts for worker in view.workers):
+            self.state, self._window = "waiting", None
+            return Orders()
+        usual: dict[int, int | None] = dict.fromkeys(view.workers)
+        if self.mode is None:
+            return self._set("measuring", usual, now)
+        if all(self.facts[worker].uuid in self.choices for worker in view.workers):
+            return self._set("held", usual, now)  # the plan has no clocks: none gains anything
+        ours = [self.facts[worker] for worker in view.workers]
+        few = [facts.uuid for facts in ours if len(facts.swept) < LEAST_CLOCKS]
+        if few:
+            self.mode = None
+            orders = self._set("measuring", usual, now)
+            return replace(orders, say=f"no clock is changed: GPU {few[0]} supports fewer than {LEAST_CLOCKS} clocks that differ enough")
+        self._swept = {facts.uuid: [] for facts in ours}
+        longest = max(len(facts.swept) for facts in ours)
+        self._sweep = [{worker: _place(self.facts[worker].swept, place) for worker in view.workers} for place in range(1, longest)]
+        return self._set("sweeping", usual, now)
+
+    def _set(self, state: str, clocks: dict[int, int | None], now: float) -> Orders:
+        self.state, self.clocks = state, clocks
+        self._window = None if self.view is None else Window(self.view.workers, now)
+        self._again = False
+        return Orders(clocks=clocks)
+
+    def _measured(self, figures: Figures, now: float) -> Orders:
+        """Takes a window of the sweep, and sets the next clocks or makes the choice."""
+        for worker, clock in self.clocks.items():
+            facts = self.facts[worker]
+            watts = figures.watts(worker, facts.idle_w)
+            if clock is None:
+                self.ratios[facts.uuid] = figures.workers[worker].ratio
+            at = facts.usual_mhz if clock is None else min(clock, max(facts.clocks.graphics))
+            self._swept[facts.uuid].append(Measurement(at, figures.workers[worker].ratio, float("nan") if watts is None else watts))
+        self.before = self.before or figures
+        if self._sweep:
+            return self._set("sweeping", self._sweep.pop(0), now)
+        for worker in self.clocks:
+            self._model(self.facts[worker])
+        return self._choose(now)
+
+    def _model(self, facts: GpuFacts) -> None:
+        found = fit(self._swept[facts.uuid])
+        self.confidence[facts.uuid] = found.why
+        model = found.model
+        if model is None or not model.covers(facts.usual_mhz):
+            return
+        points = tuple(
+            ClockPoint(mhz, model.stretch(mhz, facts.usual_mhz), model.watts_at(mhz)) for mhz in facts.clocks.graphics if model.covers(mhz)
+        )
+        self.choices[facts.uuid] = ClockChoices(points=points, usual=facts.usual_mhz, idle_w=facts.idle_w)
+
+    def _choose(self, now: float) -> Orders:
+        view, before = self.view, self.before
+        assert view is not None
+        assert self.mode is not None
+        assert before is not None
+        self.plan = clocks_for(view.plan, self.fleet(view), view.workload, self.clocking(self.mode))
+        if not self.plan.changes:
+            poor = [why for uuid, why in self.confidence.items() if uuid not in self.choices]
+            orders = self._set("held", dict.fromkeys(view.workers), now)
+            return replace(orders, say=self.plan.why + (f" ({poor[0]})" if poor else ""))
+        chosen, usual = self.plan.chosen, self.plan.usual
+        gain = 1 - chosen.step_s / usual.step_s if self.mode == "speed" else 1 - chosen.joules / usual.joules
+        self._promise = Promise(mode=self.mode, step_s=before.step_s, joules=before.joules, gain=gain)
+        orders = self._set("checking", _by_worker(view, self.plan.chosen), now)
+        return replace(orders, say=self.plan.why)
+
+    def _checked(self, figures: Figures, now: float) -> Orders:
+        """Compares a window with what was promised."""
+        view = self.view
+        assert view is not None
+        broken = self._slow(figures) if self._promise is None else self._promise.broken(figures)
+        if broken is None:
+            self.state = "held"
+            return Orders(say=self._kept(figures))
+        if not self._again:
+            self._again = True  # one window may be disturbed
+            return Orders()
+        orders = self._set("undone", dict.fromkeys(view.workers), now)
+        return replace(orders, say=f"the clocks are as before again: {broken}")
+
+    def _kept(self, figures: Figures) -> str | None:
+        if self._promise is None:
+            return None
+        joules = "" if figures.joules is None or self._promise.joules is None else f" and {figures.joules:.4g} J"
+        was = "" if figures.joules is None or self._promise.joules is None else f" and {self._promise.joules:.4g} J"
+        return f"measured with these clocks: {figures.step_s:.3g} s{joules} a step, instead of {self._promise.step_s:.3g} s{was}"
+
+    def _slow(self, figures: Figures) -> str | None:
+        """Returns which worker is slower than its model says at the clock of the plan; None if none is."""
+        for worker, clock in self.clocks.items():
+            uuid = self.facts[worker].uuid if worker in self.facts else ""
+            choices = self.choices.get(uuid)
+            if clock is None or choices is None or clock not in {point.mhz for point in choices.points}:
+                continue
+            due = self.ratios.get(uuid, 1.0) * choices.at(clock).stretch
+            if figures.workers[worker].ratio > due * 1.1:
+                times = figures.workers[worker].ratio / due
+                return f"worker {worker} takes {times:.2f} times as long at {clock} MHz as the model of its GPU says"
+        return None
+
+    # What is known
+
+    def clocking(self, mode: Mode) -> Clocking:
+        """Returns the clocks of all workers whose GPU has a model."""
+        known = {worker: self.choices.get(facts.uuid) for worker, facts in self.facts.items()}
+        return Clocking(mode=mode, choices={worker: choices for worker, choices in known.items() if choices is not None})
+
+    def fleet(self, view: View) -> Fleet:
+        """Returns the members with their measured speeds at the usual clocks, as multiples of the workload's seconds."""
+        ratios = {worker: self.ratios.get(self.facts[worker].uuid, 1.0) for worker in view.workers if worker in self.facts}
+        return replace(view.fleet, slowdowns=ratios)
+
+    def stretch(self, worker: int) -> float:
+        """Returns how many times as long the worker's work takes because of its present clock, as far as it is known."""
+        clock = self.clocks.get(worker)
+        choices = self.choices.get(self.facts[worker].uuid) if worker in self.facts else None
+        if clock is None or choices is None or clock not in {point.mhz for point in choices.points}:
+            return 1.0
+        return choices.at(clock).stretch
+
+    def frontier(self) -> Sequence[Clocked]:
+        """Returns the frontier of seconds and joules of the present plan; empty if no stage has a model."""
+        view = self.view
+        if view is None or not self.choices:
+            return ()
+        clocking = self.clocking("energy")
+        choices = [clocking.of(stage) for stage in view.plan.stages]
+        if not any(choices):
+            return ()
+        try:
+            return ClockSearch(JobSteps(view.workload, self.fleet(view), view.plan.stages, view.plan.routes), choices).frontier()
+        except PlanError:
+            return ()
+
+
+def _place(clocks: Sequence[int], place: int) -> int:
+    return clocks[min(place, len(clocks) - 1)]
+
+
+def _by_worker(view: View, chosen: Clocked) -> dict[int, int | None]:
+    return {worker: clock for stage, clock in zip(view.plan.stages, chosen.clocks, strict=True) for worker in stage.members}
