@@ -7,9 +7,11 @@ schedule then judges, and single changes of a clock that it approves of are made
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from typing import NamedTuple
 
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, Mode, Steps, joules
@@ -23,8 +25,20 @@ SPEED_SHARE = 0.95
 LEAST_GAIN = 0.01
 """Predicted gains below this share are not worth a change."""
 
+MOST_TRIED = 4096
+"""Up to so many combinations of clocks are all simulated for the frontier, about a second's work."""
+
 MOST_POINTS = 24
 """Clocks of a stage that are considered, evenly spread: GPUs have up to 130, 15 MHz apart."""
+
+_BEYOND = 0.1
+"""Estimates may be so much above the limit, as a share: the simulated step may be shorter, since slower stages sometimes wait less."""
+
+_LIMITS, _JUDGED, _IMPROVED = 16, 6, 3
+"""For so many limits of the estimate, so many clocks are simulated; how many of all are improved."""
+
+_COARSE = 256
+"""How many combinations of a few clocks are simulated too: the estimate does not know how stages wait for each other."""
 
 _USUAL = ClockPoint(0, 1.0, 0.0)
 
@@ -37,13 +51,19 @@ class _Merged(NamedTuple):
     points: Points
 
 
+class _Estimate(NamedTuple):
+    step_s: float
+    joules: float
+    points: Points
+
+
 @dataclass(frozen=True, slots=True)
 class ClockSearch:
     """The clocks of one plan. `choices` has None for stages whose clocks are not known, or are left alone."""
 
     steps: Steps
     choices: Sequence[ClockChoices | None]
-    _merges: dict[tuple[Points, ...], list[tuple[float, list[_Merged]]]] = field(default_factory=dict, init=False, repr=False)
+    _merges: dict[tuple[Points, ...], list[_Estimate]] = field(default_factory=dict, init=False, repr=False)
 
     def clocked(self, points: Sequence[ClockPoint]) -> Clocked:
         """Returns the step with these clocks."""
@@ -68,21 +88,11 @@ class ClockSearch:
         """Returns the step of least energy that takes `limit_s` at most; None if there is none. `options` restricts the clocks."""
         options = self.options() if options is None else options
         fastest = [min(points) if len(points) == 1 else min(points, key=lambda point: point.stretch) for points in options]
-        best, found = fastest, self.clocked(fastest)
-        if found.step_s > limit_s:
-            return None
-        low, high = 0.0, 2 * limit_s + 1e-12
-        for _ in range(12):  # the estimate with which the simulated step just fits
-            middle = (low + high) / 2
-            points = self._least(options, middle)
-            judged = None if points is None else self.clocked(points)
-            if points is None or (judged is not None and judged.step_s <= limit_s):
-                low = middle
-                if points is not None and judged is not None and judged.joules < found.joules:
-                    best, found = list(points), judged
-            else:
-                high = middle
-        return self._improved(best, found, limit_s, options)
+        starts = [fastest, *self._least(options, limit_s * (1 + _BEYOND)), *_coarse(options)]
+        judged = [(self.clocked(points), points) for points in starts]
+        allowed = sorted((each.joules, place) for place, (each, _) in enumerate(judged) if each.step_s <= limit_s)
+        improved = [self._improved(judged[place][1], judged[place][0], limit_s, options) for _, place in allowed[:_IMPROVED]]
+        return min(improved, key=lambda each: each.joules, default=None)
 
     def _improved(self, points: Sequence[ClockPoint], found: Clocked, limit_s: float, options: Sequence[Points]) -> Clocked:
         """Changes one clock, or two against each other, as long as that saves energy within the limit."""
@@ -98,31 +108,29 @@ class ClockSearch:
         """Returns the clocks that are considered for each stage, fastest first."""
         return [(_USUAL,) if choice is None else _thinned(choice.useful) for choice in self.choices]
 
-    def _least(self, options: Sequence[Points], limit_s: float) -> Points | None:
-        """Returns the clocks of least energy by the estimate of a step, None if no clocks are that fast."""
+    def _least(self, options: Sequence[Points], limit_s: float) -> list[Points]:
+        """Returns the clocks of least energy of those whose estimated step takes `limit_s`, or somewhat less, at most."""
         key = tuple(options)
         if key not in self._merges:
-            self._merges[key] = self._merged(options)
-        best: _Merged | None = None
-        for bound_s, merged in self._merges[key]:
-            place = bisect_right(merged, limit_s - bound_s, key=lambda each: each.once_s)
-            if place and (best is None or merged[place - 1].joules < best.joules):
-                best = merged[place - 1]
-        return None if best is None else best.points
+            self._merges[key] = sorted(self._merged(options))
+        estimates = [each for each in self._merges[key] if each.step_s <= limit_s]
+        found: dict[Points, None] = {}
+        for number in range(_LIMITS if estimates else 0):
+            below_s = estimates[0].step_s + (limit_s - estimates[0].step_s) * (number + 1) / _LIMITS
+            within = [each for each in estimates if each.step_s <= below_s * (1 + 1e-12)]
+            found.update((each.points, None) for each in nsmallest(_JUDGED, within, key=lambda each: each.joules))
+        return list(found)
 
-    def _merged(self, options: Sequence[Points]) -> list[tuple[float, list[_Merged]]]:
-        """Returns, for each possible time of the busiest stage, the combinations with which no stage is busier: by ascending time of one
-        micro-batch through the other stages, and descending energy."""
+    def _merged(self, options: Sequence[Points]) -> Iterator[_Estimate]:
+        """Yields the combinations that no other beats in one micro-batch's time and in energy, for each time of the busiest stage."""
         work = self.steps.work
-        found = []
         for bound_s in sorted({stage.busiest_s * point.stretch for stage, points in zip(work, options, strict=True) for point in points}):
             fits = [
                 tuple(point for point in points if stage.busiest_s * point.stretch <= bound_s * (1 + 1e-12))
                 for stage, points in zip(work, options, strict=True)
             ]
             if all(fits):
-                found.append((bound_s, self._combined(fits)))
-        return found
+                yield from (_Estimate(bound_s + each.once_s, each.joules, each.points) for each in self._combined(fits))
 
     def _combined(self, options: Sequence[Points]) -> list[_Merged]:
         most = max(range(len(options)), key=lambda number: self.steps.work[number].busiest_s)
@@ -146,6 +154,9 @@ class ClockSearch:
         options = self.options()
         frugal = self.clocked([each[-1] for each in options])
         first = self.fastest.step_s
+        if math.prod(map(len, options)) <= MOST_TRIED:
+            every = [self.clocked(each) for each in itertools.product(*options)]
+            return tuple(_best(every, points))
         found: list[Clocked] = []
         for number in range(points):
             limit_s = first + (max(frugal.step_s, first) - first) * number / max(1, points - 1)
@@ -153,6 +164,16 @@ class ClockSearch:
             if each is not None and (not found or each.joules < found[-1].joules * (1 - 1e-6)):
                 found.append(each)
         return tuple(found)
+
+
+def _best(every: Iterable[Clocked], points: int) -> Iterator[Clocked]:
+    """Yields the frontier of all steps, thinned to so many points."""
+    kept: list[Clocked] = []
+    for each in sorted(every, key=lambda one: (one.step_s, one.joules)):
+        if not kept or each.joules < kept[-1].joules * (1 - 1e-6):
+            kept.append(each)
+    count = min(points, len(kept))
+    yield from (kept[round(number * (len(kept) - 1) / max(1, count - 1))] for number in range(count))
 
 
 def _frontier(merged: Iterable[_Merged]) -> list[_Merged]:
@@ -163,15 +184,22 @@ def _frontier(merged: Iterable[_Merged]) -> list[_Merged]:
     return kept
 
 
-def _thinned(points: Points) -> Points:
-    """Returns some of the points, the first and last among them."""
-    if len(points) <= MOST_POINTS:
+def _thinned(points: Points, most: int = MOST_POINTS) -> Points:
+    """Returns `most` of the points, the first and last among them."""
+    if len(points) <= most:
         return points
-    return tuple(points[round(number * (len(points) - 1) / (MOST_POINTS - 1))] for number in range(MOST_POINTS))
+    return tuple(points[round(number * (len(points) - 1) / (most - 1))] for number in range(most))
+
+
+def _coarse(options: Sequence[Points]) -> Iterator[tuple[ClockPoint, ...]]:
+    """Yields all combinations of a few clocks of each stage, _COARSE at most; none if there are too many stages."""
+    most = int(_COARSE ** (1 / max(1, sum(len(points) > 1 for points in options))) + 1e-9)
+    if most >= 2:
+        yield from itertools.product(*(_thinned(points, most) for points in options))
 
 
 def _neighbours(points: Sequence[ClockPoint], options: Sequence[Points]) -> Iterator[list[ClockPoint]]:
-    """Yields the points with one clock changed by one place, and with one raised and another lowered."""
+    """Yields the points with one clock changed to any other, and with one raised and another lowered by up to two places."""
     places = [each.index(point) for each, point in zip(options, points, strict=True)]
 
     def moved(*moves: tuple[int, int]) -> list[ClockPoint] | None:
@@ -183,9 +211,9 @@ def _neighbours(points: Sequence[ClockPoint], options: Sequence[Points]) -> Iter
         return [options[stage][place] for stage, place in after.items()]
 
     count = range(len(points))
-    moves = [((stage, by),) for stage in count for by in (-1, 1)]
-    moves += [((up, -1), (down, by)) for up in count for down in count if up != down for by in (1, 2)]
-    for each in moves:
+    singles = [((stage, place - places[stage]),) for stage in count for place in range(len(options[stage])) if place != places[stage]]
+    pairs = [((up, -a), (down, b)) for up in count for down in count if up != down for a in (1, 2) for b in (1, 2)]
+    for each in (*singles, *pairs):
         found = moved(*each)
         if found is not None:
             yield found
