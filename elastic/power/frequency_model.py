@@ -137,7 +137,7 @@ def _time(points: Sequence[Measurement], top: float) -> tuple[float, float]:
     """Returns the seconds at the clock `top`, and beta: relative least squares of T (1 - beta) + T beta top / f."""
     parts = np.array([[1.0, top / point.mhz] for point in points])
     took = np.array([point.seconds for point in points])
-    rest, scaled = np.linalg.lstsq(parts / took[:, None], np.ones(len(points)), rcond=None)[0]
+    rest, scaled = np.linalg.lstsq(parts / took[:, None], np.array([1.0] * len(points)), rcond=None)[0]
     return float(rest + scaled), float(scaled / (rest + scaled)) if rest + scaled > 0 else math.inf
 
 
@@ -155,13 +155,12 @@ def _power(points: Sequence[Measurement], top: float) -> tuple[float, float, flo
     found: tuple[float, tuple[float, float, float]] = (math.inf, (float(took.mean()), 0.0, 0.0))
     for terms in _TERMS[most]:
         some = parts[:, terms] / took[:, None]
-        values = np.linalg.lstsq(some, np.ones(len(points)), rcond=None)[0]
+        values = np.linalg.lstsq(some, np.array([1.0] * len(points)), rcond=None)[0]
         if (values >= 0).all():
             wrong = float(((some @ values - 1) ** 2).sum())
-            whole = np.zeros(3)
-            whole[list(terms)] = values
+            whole = {term: float(value) for term, value in zip(terms, values, strict=True)}
             if wrong < found[0] - 1e-12:  # among equals the first is taken
-                found = wrong, (float(whole[0]), float(whole[1]), float(whole[2]))
+                found = wrong, (whole.get(0, 0.0), whole.get(1, 0.0), whole.get(2, 0.0))
     return found[1]
 
 
