@@ -148,8 +148,10 @@ class Replicator:
             self._observer.overwrites_previous_replicas()
         for replica in replicas:
             replica.previous = self._previous(replica)
+        copies = [replica.previous for replica in replicas if replica.previous is not None]
+        if self._rest is not None:
+            self._rest.spared(copies, "replica", "previous replica")
         if self._observer is not None:
-            copies = [replica.previous for replica in replicas if replica.previous is not None]
             self._observer.has_previous_replicas(copies[0].step, copies)
 
     def _previous(self, replica: Replica) -> Held:

@@ -169,15 +169,15 @@ class Rest:
         """Lets go of all memory."""
         self._resting, self._views = {}, {}
 
-    def spared(self, previous_copies: Iterable[Held]) -> None:
-        """Notes previous copies with the digests of the owned shards that they were copied from."""
-        self.forget("previous")
+    def spared(self, previous_copies: Iterable[Held], origin: Role = "live", role: Role = "previous") -> None:
+        """Notes previous copies with the digests of the shards, or replicas, that they were copied from."""
+        self.forget(role)
         for previous in previous_copies:
-            owned = self._resting.get(("live", previous.layer, previous.start))
-            if owned is not None and owned.step == previous.step:
-                raw = self._raw("previous", previous.layer, previous.start, previous.memory)
-                memory = {state: raw[state] for state in owned.memory}
-                self._resting["previous", previous.layer, previous.start] = replace(owned, memory=memory)
+            source = self._resting.get((origin, previous.layer, previous.start))
+            if source is not None and source.step == previous.step:
+                raw = self._raw(role, previous.layer, previous.start, previous.memory)
+                memory = {state: raw[state] for state in source.memory}
+                self._resting[role, previous.layer, previous.start] = replace(source, memory=memory)
 
     def check(self, roles: Collection[Role] = ("live", "gathered", "replica"), *, in_turn: bool = True) -> list[Changed]:
         """Digests copies of these roles again; returns those that have changed, and adds them to `damaged`.

@@ -59,7 +59,7 @@ class Comparing:
         wrong = [self._named(number, each, copy, blocks) for number, each in enumerate(found) for copy in each.wrong if self._is_mine(copy)]
         unknown = [(number, each) for number, each in enumerate(found) if not each.wrong]
         if unknown:
-            self.back = min(each.step for _, each in unknown) - 1
+            self.back = min(self._equal_before(each) for _, each in unknown)
         reporter = min((copy.worker for _, each in unknown for copy in each.copies), default=None)
         undecided = [self._undecided(*each, blocks) for each in unknown] if self._worker == reporter else []
         if not wrong and not undecided:
@@ -72,6 +72,13 @@ class Comparing:
                 "are taken again; what loops were given of them may be wrong. The memory of one of these hosts may be faulty"
             )
         return MemoryDamaged("; ".join(texts), [each.to_json() for each in [*wrong, *undecided]])
+
+    def _equal_before(self, difference: Difference) -> int:
+        """Returns the newest step as of which the copies were equal. Gathered parameters come from each update anew; a replica that differs
+        may have done so since its layer was compared last."""
+        if any(copy.role == "replica" for copy in difference.copies):
+            return max(self._first, self._rest.turn_before(difference.step, difference.layer))
+        return difference.step - 1
 
     def _is_mine(self, copy: Copied) -> bool:
         return copy.worker == self._worker

@@ -320,7 +320,7 @@ class Engine:
 
     def held(self, lost: Collection[int]) -> list[StoredCopy]:
         """Returns the complete copies that this worker can send once workers `lost` are gone. It is the last call in this view."""
-        self.rest.check(("live", "gathered", "replica", "previous"), in_turn=False)
+        self.rest.check(("live", "gathered", "replica", "previous", "previous replica"), in_turn=False)
         self.replicator.give_up(self.rest.damaged)
         outdated = self._gatherer.settle()
         self.replicator.settle()
