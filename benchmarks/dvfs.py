@@ -45,12 +45,12 @@ from examples.dvfs_training import train  # noqa: E402
 from examples.nvml_standin import GpuKind, StandIn, build  # noqa: E402
 
 
-def trained(mode: Mode | str, base: Path, *, slow: float, seconds: float, steps: int) -> tuple[Any, dict[str, Any]]:
+def trained(mode: Mode | str, base: Path, *, slow: float, seconds: float, steps: int, beta: float = 0.9) -> tuple[Any, dict[str, Any]]:
     """Trains eight layers in four stages on GPUs of which the last one is `slow` times as slow. Returns the value and energy figures."""
     directory = base / f"{mode}-{seconds}"
     (directory / "claims").mkdir(parents=True)
     standin = StandIn.made(base / "gpus", [*[GpuKind()] * 3, GpuKind(slower=slow)])
-    options = {"uuids": standin.uuids, "directory": str(directory / "claims"), "layers": 8, "width": 16, "seconds": seconds, "beta": 0.9}
+    options = {"uuids": standin.uuids, "directory": str(directory / "claims"), "layers": 8, "width": 16, "seconds": seconds, "beta": beta}
     result = elastic.run(
         train,
         workers=4,
@@ -66,11 +66,13 @@ def trained(mode: Mode | str, base: Path, *, slow: float, seconds: float, steps:
 
 def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures a mode against the usual clocks of the same job."""
-    value, found = trained(mode, base, slow=arguments.slow, seconds=arguments.seconds, steps=arguments.steps)
+    value, found = trained(mode, base, slow=arguments.slow, seconds=arguments.seconds, steps=arguments.steps, beta=arguments.beta)
     usual, now, predicted = found["usual"], found["now"], found["predicted"]
     can = 1 - min(each["step_s"] for each in found["frontier"]) / predicted["usual"]["step_s"]
     return {
         "state": found["state"],
+        "slow": arguments.slow,
+        "beta": arguments.beta,
         "value": value,
         "usual": usual,
         "now": now,
@@ -185,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Clocks on stand-in GPUs, and the frontier on published sweeps.")
     parser.add_argument("--parts", nargs="*", default=["speed", "energy", "frontier", "kills", "polling", "digest"])
     parser.add_argument("--slow", type=float, default=1.6)
+    parser.add_argument("--beta", type=float, default=0.9, help="share of the work that depends on the clock")
     parser.add_argument("--seconds", type=float, default=0.002)
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--kills", type=int, default=50)

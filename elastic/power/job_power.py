@@ -145,7 +145,6 @@ class JobPower:
         finally:
             self._clocking = None
             self._restore()
-            self._write()
             if self._nvml is not None:
                 self._nvml.close()
 

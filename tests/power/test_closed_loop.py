@@ -66,7 +66,7 @@ class Training:
 def test_without_permission_one_line_says_what_to_do_and_the_training_goes_on(standin, tmp_path, capfd):
     for gpu in standin.gpus:
         gpu.may_set = NOBODY
-    training = Training(standin, tmp_path / "a", steps=24, seconds=0.001, micro_batches=4)
+    training = Training(standin, tmp_path / "a", steps=12, seconds=0.001, micro_batches=2)
     result = training.run("energy")
     told = [line for line in capfd.readouterr().err.splitlines() if "clock" in line]
     assert result.value[0]
