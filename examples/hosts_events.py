@@ -274,11 +274,11 @@ def flip(host: Host, worker: int, generator: random.Random, *, anytime: bool) ->
 
 
 def wait_for_rest(host: Host, worker: int) -> None:
-    """Returns when the worker begins to compute a micro-batch."""
+    """Returns when the worker begins to compute a micro-batch, or, without one, to collect gradients."""
     reader = ActivityReader(host.folder, worker)
     try:
         before = reader.read()
-        while (now := reader.read()) is None or now == before or now.phase not in ("forward", "backward"):
+        while (now := reader.read()) is None or now == before or now.phase not in ("forward", "backward", "reduce"):
             time.sleep(0.0005)
     finally:
         reader.close()

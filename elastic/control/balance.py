@@ -19,6 +19,8 @@ from dataclasses import replace
 
 from elastic.errors import PlanError
 from elastic.health.crawling import Crawling
+from elastic.health.delaying import Delays
+from elastic.health.evidence import Observed
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 from elastic.plan.planner import fastest, step_s
@@ -154,17 +156,22 @@ class Balance:
     """Decides what to do about slow workers: nothing, to shift work to others, or to replace one without which the job is faster."""
 
     def __init__(self, stages: int | None, min_workers: int) -> None:
-        self._weighing, self._crawling = Weighing(stages), Crawling(stages, min_workers)
+        self._weighing, self._crawling, self._delays = Weighing(stages), Crawling(stages, min_workers), Delays()
 
     def note(self, view: View, worker: int, progress: Message) -> None:
         """Records one worker's report."""
         self._weighing.note(progress["epoch"], worker, progress["effort"])
         self._crawling.note(view, progress["epoch"], progress["step"], progress.get("step_s"))
 
+    def looked(self, view: View, seen: Sequence[Observed]) -> None:
+        """Records one look at the members of the view while they train."""
+        self._delays.note(view.epoch, view.workers, seen)
+
     def decide(self, view: View, now: float) -> Verdict | dict[int, float] | None:
         """Returns the verdict on a worker to be replaced, or slowdowns that justify another plan; None if everything stays."""
         slowdowns = self._weighing.weigh(view, now)
-        return self._crawling.verdict(view, slowdowns, now) or slowdowns
+        found = self._crawling.verdict(view, slowdowns, now) or self._crawling.delaying(view, self._delays.worst(view.epoch), now)
+        return found or slowdowns
 
 
 def sentence(slowdowns: Mapping[int, float]) -> str:

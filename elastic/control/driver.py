@@ -23,6 +23,7 @@ from elastic.control.state import JobPolicy, Phase, Resumed
 from elastic.control.watch import Subjects, Watch
 from elastic.control.world import Terms, World
 from elastic.errors import CheckpointDamaged, Conflict, Deposed, ElasticError, EtcdUnavailable, MismatchError
+from elastic.health.evidence import Observed
 from elastic.health.limits import Limits
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
@@ -68,7 +69,7 @@ class Driver:
         self._events: deque[events.Event] = deque()
         self._feeding = False
         subjects = lambda: Subjects.of(self.state)  # noqa: E731
-        self._watch = Watch(world.carrier, world.timers, Limits.of(settings), subjects, self._exclude, world.say, world.clock)
+        self._watch = Watch(world.carrier, world.timers, Limits.of(settings), subjects, self._exclude, world.say, world.clock, self._looked)
         waiting = lambda: self.state.spares - self.state.participants - self.state.evicted  # noqa: E731
         self._pings = SparePings(world.carrier, world.timers, waiting, self._check_spares, self._give_up, world.clock)
         self._announce(events.Announce(view=view))
@@ -235,6 +236,10 @@ class Driver:
                 self._exclude(decided)
             elif decided is not None:
                 self.feed(events.Unbalanced(slowdowns=decided))
+
+    def _looked(self, seen: Sequence[Observed]) -> None:
+        if self._settings.rebalance and self.state.phase is Phase.RUNNING and self._incident_log.current is None:
+            self._balance.looked(self.view, seen)
 
     def _hear_code(self, worker: int, message: Message) -> None:
         self._watch.heard(worker, message)

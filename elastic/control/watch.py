@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Looks(Protocol):
 class Watch:
     """Watches workers from the first call of `look` on, until another one looks with the same timers.
 
-    It calls `exclude` with each verdict that excludes a worker.
+    It calls `exclude` with each verdict that excludes a worker, and `looked` with what each look has seen.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class Watch:
         exclude: Callable[[Verdict], None],
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        looked: Callable[[Sequence[Observed]], None] = lambda _: None,
     ) -> None:
         self._looks, self._timers, self._subjects, self._exclude, self._say = looks, timers, subjects, exclude, say
-        self._clock, self._judge = clock, Judge(limits)
+        self._clock, self._judge, self._looked = clock, Judge(limits), looked
         self._code: dict[int, str] = {}
 
     def heard(self, worker: int, message: Message) -> None:
@@ -70,6 +71,7 @@ class Watch:
         subjects = self._subjects()
         workers = sorted({*subjects.awaited, *subjects.starting, *subjects.spares})
         seen = [replace(each, code=self._code.get(each.worker, "")) for each in self._looks.look(workers)]
+        self._looked(seen)
         roles = {"asked": subjects.asked, "starting": subjects.starting, "spares": subjects.spares}
         for found in self._judge.look(seen, self._clock(), **roles):
             if found.excludes:
