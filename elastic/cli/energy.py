@@ -93,7 +93,7 @@ def show_frontier(console: Console, frontier: list[dict[str, Any]]) -> None:
     if not frontier:
         return
     table = Table(title="what other clocks would give, predicted")
-    for heading in ("s a step", "J a step", "MHz of each stage"):
+    for heading in ("s a step", "J a step", "clock of each stage"):
         table.add_column(heading)
     for each in frontier:
         clocks = " ".join("usual" if clock is None else str(clock) for clock in each["clocks_mhz"])

@@ -41,6 +41,9 @@ def plan(
         bool, typer.Option("--mixed", help="Also try stages of two device kinds; the search takes longer.", rich_help_panel=_FILES)
     ] = False,
     svg: Annotated[Path | None, typer.Option(help="Draw one step into this SVG file.", rich_help_panel=_FILES)] = None,
+    energy: Annotated[
+        Path | None, typer.Option(help="Clocks of kinds of devices, TOML or JSON: also show what they give.", rich_help_panel=_FILES)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the plan to this TOML file, for `elastic run --plan`.")] = None,
 ) -> None:
@@ -49,7 +52,7 @@ def plan(
 
     try:
         if target is None and cluster is not None and workload is not None:
-            shown = _planned(cluster, workload, lose or [], horizon, batch, svg, interpolate=interpolate, mixed=mixed)
+            shown = _planned(cluster, workload, lose or [], horizon, batch, svg, energy, interpolate=interpolate, mixed=mixed)
         elif target is not None and cluster is None and workload is None:
             shown = _of_job(target, args or [], workers=workers, stages=stages, threads=threads, isa=isa, seed=seed)
         else:
@@ -105,6 +108,11 @@ def _show_all(console: Console, shown: dict[str, Any], title: str, lose: list[st
     if "after" in shown:
         _show(console, shown["after"], f"without {', '.join(lose)}")
         _show_change(console, shown["after"])
+    if "energy" in shown:
+        from elastic.cli.energy import show_frontier
+
+        console.print(shown["energy"]["why"])
+        show_frontier(console, shown["energy"]["frontier"])
     if "drawn_step_s" in shown:
         console.print(
             f"{svg}: one step simulated event by event, {shown['drawn_step_s']:.4g} s; the time in the table is the search's estimate, "
@@ -113,7 +121,16 @@ def _show_all(console: Console, shown: dict[str, Any], title: str, lose: list[st
 
 
 def _planned(
-    cluster: Path, workload: Path, lose: list[str], horizon: int, batch: int | None, svg: Path | None, *, interpolate: bool, mixed: bool
+    cluster: Path,
+    workload: Path,
+    lose: list[str],
+    horizon: int,
+    batch: int | None,
+    svg: Path | None,
+    energy: Path | None,
+    *,
+    interpolate: bool,
+    mixed: bool,
 ) -> dict[str, Any]:
     from elastic.plan import files
     from elastic.plan.deploy import lost
@@ -137,6 +154,8 @@ def _planned(
         shown["after"] = _described(last, time.perf_counter() - started) | _change(then, sorted(map(str, gone)))
     if svg is not None:
         shown["drawn_step_s"] = _draw(last, svg)
+    if energy is not None:
+        shown["energy"] = _energy(last, energy)
     return shown | {"plan": last.saved().to_json()}
 
 
@@ -188,6 +207,20 @@ def _change(then: Any, gone: list[str]) -> dict[str, Any]:
         "stay_step_s": then.stay_s,
         "stay_over_horizon_s": then.stay_over_horizon_s,
     }
+
+
+def _energy(deployed: Any, path: Path) -> dict[str, Any]:
+    """Returns the frontier of seconds and joules, and the clocks that save energy without slower steps."""
+    from elastic.plan import clock_files
+    from elastic.plan.clock_search import choose
+    from elastic.plan.cluster_clocks import clocks_of
+
+    search = clocks_of(deployed.division, deployed.rules, clock_files.load(path))
+    if not any(search.choices):
+        raise PlanError(f"{path}: it has the clocks of no kind of device that the plan uses")
+    plan = choose("energy", search.steps, search.choices, unit="")
+    frontier = [{"step_s": each.step_s, "joules": each.joules, "clocks_mhz": list(each.clocks)} for each in search.frontier()]
+    return {"why": plan.why, "clocks": list(plan.chosen.clocks), "joules": plan.chosen.joules, "frontier": frontier}
 
 
 def _draw(deployed: Any, path: Path) -> float:

@@ -219,12 +219,12 @@ def _neighbours(points: Sequence[ClockPoint], options: Sequence[Points]) -> Iter
             yield found
 
 
-def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None]) -> ClockPlan:
+def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None], unit: str = " MHz") -> ClockPlan:
     """Returns the clocks of a plan.
 
     "speed": nearly the fastest step, with every stage between its usual and its highest sustainable clock, and no higher than that needs.
     "energy": the least energy with which a step takes as long as with the usual clocks, or hardly longer.
-    Stages keep their usual clocks if the predicted gain is small, or no stage's clocks are known.
+    Stages keep their usual clocks if the predicted gain is small, or no stage's clocks are known. `unit` is that of clocks in the reason.
     """
     search = ClockSearch(steps, choices)
     usual = search.usual
@@ -247,7 +247,7 @@ def choose(mode: Mode, steps: Steps, choices: Sequence[ClockChoices | None]) -> 
         gain = 1 - found.joules / usual.joules if usual.joules else 0.0
     if gain < LEAST_GAIN:
         return ClockPlan(mode=mode, chosen=usual, usual=usual, why=_no_gain(mode, usual, found))
-    return ClockPlan(mode=mode, chosen=found, usual=usual, why=_why(found, usual, choices))
+    return ClockPlan(mode=mode, chosen=found, usual=usual, why=_why(found, usual, choices, unit))
 
 
 def _usual_of(choice: ClockChoices | None) -> Points:
@@ -260,9 +260,9 @@ def _no_gain(mode: Mode, usual: Clocked, found: Clocked) -> str:
     return f"no clock is changed: the best clocks give {found.joules:.4g} J a step, the usual ones {usual.joules:.4g} J"
 
 
-def _why(found: Clocked, usual: Clocked, choices: Sequence[ClockChoices | None]) -> str:
+def _why(found: Clocked, usual: Clocked, choices: Sequence[ClockChoices | None], unit: str) -> str:
     changed = [
-        f"stage {number} {'rises' if clock > choice.usual else 'falls'} to {clock} MHz from {choice.usual}"
+        f"stage {number} {'rises' if clock > choice.usual else 'falls'} to {clock}{unit} from {choice.usual}"
         for number, (clock, choice) in enumerate(zip(found.clocks, choices, strict=True))
         if clock is not None and choice is not None
     ]

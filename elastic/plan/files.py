@@ -45,7 +45,7 @@ def read(path: Path) -> Mapping[str, Any]:
 
 def cluster(path: Path) -> Cluster:
     """Reads kinds, hosts and links. Raises PlanError naming the file and the wrong field."""
-    with _named(path):
+    with named(path):
         return Cluster.from_json(read(path))
 
 
@@ -55,7 +55,7 @@ def work(path: Path, cluster: Cluster, *, interpolate: bool = False) -> Work:
     With `interpolate`, kinds without a profile are scaled from others by FLOPS. Raises PlanError naming the file and the field.
     """
     data = read(path)
-    with _named(path):
+    with named(path):
         batch = data.get("batch")
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise PlanError(f"batch must be a whole number of samples a step, not {batch!r}")
@@ -68,7 +68,7 @@ def work(path: Path, cluster: Cluster, *, interpolate: bool = False) -> Work:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Puts the file's name in front of the message of a PlanError."""
     try:
         yield

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from elastic.plan.division.division import Division
 from elastic.plan.division.physical import PhysicalRules
 from elastic.plan.plan import Stage
@@ -13,13 +16,32 @@ from elastic.plan.workload import LayerCost, Workload
 MOST_ROWS = 40
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedStep:
+    """What a simulation of a step needs. Its work takes no time in the workload: the paces of `timing` have it."""
+
+    workload: Workload
+    stages: tuple[Stage, ...]
+    routes: list[tuple[int, ...]]
+    timing: Timing
+
+    def judged(self, factors: Mapping[int, float] | None = None) -> StepTimeline:
+        """Returns the simulated step, with the work of each worker `factors[worker]` times as long."""
+        return judge(self.workload, self.stages, self.routes, timing=self.timing.slowed(factors or {}))
+
+
 def timeline(division: Division, rules: PhysicalRules) -> tuple[StepTimeline, int]:
-    """Returns the simulated step, and how many replicas it shows: all if they are few, else the first, since all are equal.
+    """Returns the simulated step, and how many replicas it shows: all if they are few, else the first, since all are equal."""
+    shown = division.replicas if len(division.stages) * division.replicas <= MOST_ROWS else 1
+    return timed(division, rules, shown).judged(), shown
+
+
+def timed(division: Division, rules: PhysicalRules, shown: int) -> TimedStep:
+    """Returns the step of the first `shown` replicas.
 
     Worker s D + j is replica j of stage s; each of the D pipelines takes its own micro-batches.
     """
     depth, profiles = len(division.stages), rules.profiles
-    shown = division.replicas if depth * division.replicas <= MOST_ROWS else 1
     stages = tuple(
         Stage(layers=stage.layers, members=tuple(number * shown + replica for replica in range(shown)))
         for number, stage in enumerate(division.stages)
@@ -43,7 +65,7 @@ def timeline(division: Division, rules: PhysicalRules) -> tuple[StepTimeline, in
     )
     if depth > 1:
         timing = timing.linked(*_crossings(division, rules))
-    return judge(workload, stages, routes, timing=timing), shown
+    return TimedStep(workload=workload, stages=stages, routes=routes, timing=timing)
 
 
 def _crossings(division: Division, rules: PhysicalRules) -> tuple[list[float], list[float]]:
