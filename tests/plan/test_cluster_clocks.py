@@ -21,6 +21,7 @@ def planned(*words: str):
     return CliRunner().invoke(app, ["plan", *files, *words])
 
 
+@pytest.mark.slow
 def test_a_plan_on_paper_has_a_frontier_of_seconds_and_joules():
     found = json.loads(planned("--energy", str(CLUSTERS / "clocks.toml"), "--json").output)
     frontier = found["energy"]["frontier"]
@@ -30,6 +31,7 @@ def test_a_plan_on_paper_has_a_frontier_of_seconds_and_joules():
     assert all(len(each["clocks_mhz"]) == len(found["stages"]) for each in frontier)
 
 
+@pytest.mark.long
 def test_the_frontier_is_printed():
     shown = planned("--energy", str(CLUSTERS / "clocks.toml"))
     assert shown.exit_code == 0
