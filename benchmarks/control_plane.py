@@ -158,6 +158,7 @@ def hosts(folder: Path, count: int, options: dict[str, Any]) -> Iterator[Hosts]:
     try:
         assert server.stdout is not None
         made.processes = json.loads(server.stdout.readline())
+        (folder / "pids").write_text(json.dumps(made.processes))
         for _, theirs in pairs:
             theirs.close()
         yield made
@@ -253,7 +254,7 @@ def measured(made: Hosts, address: str, workers: int, stages: int, losses: int) 
     coordinator = _coordinator(made)
     changes = []
     for number, host in enumerate([each for each in range(len(made.processes)) if each != coordinator][-losses:]):
-        time.sleep(2.0)  # it trains for a while
+        time.sleep(float(os.environ.get("CALM", "2")))  # it trains for a while
         before, count = requests(address), _background(address)
         before = requests(address)
         at = made.lose(host, _workers_of(made, host))

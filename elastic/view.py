@@ -60,18 +60,16 @@ class View:
     layout: Layout
     workload: Workload
     site: Site = field(default_factory=Site)
+    workers: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The ids of the members, in the order of their places."""
 
     def __post_init__(self) -> None:
-        workers = self.workers
+        workers = tuple(member.worker for member in self.members)
+        object.__setattr__(self, "workers", workers)  # it is read for each of thousands of transfers
         if not workers or len(set(workers)) < len(workers):
             raise SettingsError(f"a view needs at least one member and each only once, not {workers}")
         if strangers := set(self.plan.workers).difference(workers):
             raise SettingsError(f"the plan of epoch {self.epoch} names workers {sorted(strangers)}, which are not members {workers}")
-
-    @property
-    def workers(self) -> tuple[int, ...]:
-        """The ids of the members, in the order of their places."""
-        return tuple(member.worker for member in self.members)
 
     @property
     def coordinator(self) -> int:

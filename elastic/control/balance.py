@@ -54,11 +54,12 @@ class Reports:
         self._of: dict[int, deque[float]] = {}
         self._alone: dict[int, deque[float]] = {}
         self._last: dict[int, tuple[float, float, float]] = {}
+        self._enough: set[int] = set()  # the workers that have reported often enough
 
     def note(self, epoch: int, worker: int, computed_s: float, cpu_s: float, expected_s: float, reference_s: float) -> None:
         """Records one worker's report, the fields of `elastic.engine.layer_times.EffortReport`. Reports of earlier epochs are dropped."""
         if epoch > self._epoch:
-            self._epoch, self._of, self._alone, self._last = epoch, {}, {}, {}
+            self._epoch, self._of, self._alone, self._last, self._enough = epoch, {}, {}, {}, set()
         if epoch < self._epoch:
             return
         now = computed_s, cpu_s, expected_s
@@ -67,6 +68,8 @@ class Reports:
             self._last[worker] = now
             self._of.setdefault(worker, deque(maxlen=REPORTS)).append(spent_s / due_s)
             self._alone.setdefault(worker, deque(maxlen=MOST_REPORTS)).append(spent_s / used_s * reference_s)
+            if len(self._of[worker]) >= REPORTS:
+                self._enough.add(worker)
 
     def acted(self) -> None:
         """Records that the plan is changed because of these reports."""
@@ -82,9 +85,9 @@ class Reports:
 
         None until all members have reported enough.
         """
-        told = {worker: [*self._of.get(worker, ())] for worker in view.workers}
-        if view.epoch != self._epoch or any(len(reports) < REPORTS for reports in told.values()):
+        if view.epoch != self._epoch or not self._enough.issuperset(view.workers):
             return None
+        told = {worker: [*self._of[worker]] for worker in view.workers}
         found = dict(view.slowdowns)
         for stage in view.plan.stages:
             found |= _compared(told, view.slowdowns, stage.members, stage.members, NOISE)

@@ -44,6 +44,7 @@ class Crawling:
         self._pace: tuple[int, int, float] = (0, 0, 0.0)  # epoch, its first reported step, seconds of a step; 0.0 if not known yet
         self._excluded: dict[str, tuple[int, float]] = {}  # by host: how often, and when last
         self._next_at = self._next_delay_at = 0.0
+        self._predicted: tuple[View, float | None] | None = None  # the view, and the seconds of its step; None if some are slower
 
     def note(self, view: View, epoch: int, step: int, seconds: float | None) -> None:
         """Records how long steps take now, as a worker reports it."""
@@ -53,9 +54,17 @@ class Crawling:
             self._pace = epoch, step, 0.0
         if step - self._pace[1] >= _STEPS:
             self._pace = epoch, self._pace[1], seconds
-            if view.fleet.equal:
-                scale = seconds / step_s(view.plan, view.workload, view.fleet)
+            predicted = self._step_s(view)
+            if predicted is not None:
+                scale = seconds / predicted
                 self._scale = scale if self._scale is None else min(self._scale, scale)
+
+    def _step_s(self, view: View) -> float | None:
+        """Returns the predicted seconds of a step of this view, None if its members are not equally fast. Simulates each view once."""
+        if self._predicted is None or self._predicted[0] is not view:
+            fleet = view.fleet
+            self._predicted = view, step_s(view.plan, view.workload, fleet) if fleet.equal else None
+        return self._predicted[1]
 
     def verdict(self, view: View, measured: Mapping[int, float] | None, now: float) -> Verdict | None:
         """Returns the verdict on the slowest member. `measured` are new slowdowns for which the plan is to be changed, None without any.

@@ -69,15 +69,19 @@ def lacking(needed: Mapping[int, Sequence[Run]], had: Mapping[int, Sequence[Run]
     `needed` and `had` map workers to ascending runs. `offers` lists which source has which run; a source is any key that identifies a
     sender, not only a worker's number. `Lack.sources` is in the order of the offers.
     """
-    senders = _Senders(offers)
+    senders = Senders(offers)
     for destination, runs in needed.items():
-        mine = had.get(destination, ())
-        wanted = [run for run in runs if run not in mine]
-        for gap in missing(wanted, mine) if wanted else ():
-            yield from _divided(destination, gap, senders)
+        for gap in gaps(runs, had.get(destination, ())):
+            yield from senders.divided(destination, gap)
 
 
-class _Senders(Generic[S]):
+def gaps(runs: Iterable[Run], mine: Sequence[Run]) -> list[Run]:
+    """Returns what is missing of `runs`, which are ascending, to a worker that has the runs `mine`, which are too."""
+    wanted = [run for run in runs if run not in mine]
+    return missing(wanted, mine) if wanted else []
+
+
+class Senders(Generic[S]):
     """The sources of each run, with their places among the offers: many sources often have the same run."""
 
     def __init__(self, offers: Sequence[tuple[S, Run]]) -> None:
@@ -93,24 +97,24 @@ class _Senders(Generic[S]):
         begun = self._found[bisect_right(self._reach, gap[0]) : bisect_left(self._starts, gap[1])]
         return [(run, sources) for run, sources in begun if run[1] > gap[0]]
 
-
-def _divided(destination: int, gap: Run, senders: _Senders[S]) -> Iterator[Lack[S]]:
-    near = senders.near(gap)
-    if near and all(first <= gap[0] and gap[1] <= end for (first, end), _ in near):
-        yield Lack(destination, *gap, _joined([sources for _, sources in near]))
-        return
-    edges = {*gap, *(edge for run, _ in near for edge in run if gap[0] < edge < gap[1])}
-    last: Lack[S] | None = None
-    for start, stop in pairwise(sorted(edges)):
-        sources = _joined([sources for (first, end), sources in near if first <= start and stop <= end])
-        if last is not None and last.sources == sources:
-            last = replace(last, stop=stop)
-            continue
+    def divided(self, destination: int, gap: Run) -> Iterator[Lack[S]]:
+        """Yields the parts of a gap of `destination`, cut where the set of possible senders changes."""
+        near = self.near(gap)
+        if all(first <= gap[0] and gap[1] <= end for (first, end), _ in near):
+            yield Lack(destination, *gap, _joined([sources for _, sources in near]))
+            return
+        edges = {*gap, *(edge for run, _ in near for edge in run if gap[0] < edge < gap[1])}
+        last: Lack[S] | None = None
+        for start, stop in pairwise(sorted(edges)):
+            sources = _joined([sources for (first, end), sources in near if first <= start and stop <= end])
+            if last is not None and last.sources == sources:
+                last = replace(last, stop=stop)
+                continue
+            if last is not None:
+                yield last
+            last = Lack(destination, start, stop, sources)
         if last is not None:
             yield last
-        last = Lack(destination, start, stop, sources)
-    if last is not None:
-        yield last
 
 
 def _joined(found: Sequence[Mapping[S, int]]) -> tuple[S, ...]:

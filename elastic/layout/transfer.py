@@ -7,15 +7,16 @@ needs and does not have, one worker that has it sends to it, once.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heapreplace
 from itertools import pairwise
 from typing import Any, Literal
 
 from elastic.errors import CoverageLost
 from elastic.layout.layout import Layout
 from elastic.layout.regions import BLOCK
-from elastic.layout.runs import Lack, Run, lacking, shared
+from elastic.layout.runs import Lack, Run, Senders, gaps, joined, shared
 
 Role = Literal["live", "previous", "replica", "previous replica", "gathered", "kept"]
 
@@ -85,8 +86,8 @@ class Transfer:
         return cls(source=source, destination=destination, state=state, layer=layer, start=start, stop=stop)
 
 
-def needs(layout: Layout, states: Sequence[str]) -> tuple[Holding, ...]:
-    """Returns what every worker must hold under `layout`. `states` are names; `PARAM` is the parameter itself.
+def needs(layout: Layout, states: Sequence[str], of: Collection[int] | None = None) -> tuple[Holding, ...]:
+    """Returns what every worker (or each worker in `of`) must hold under `layout`. `states` are names; `PARAM` is the parameter itself.
 
     Parameter: every member of the stage needs the whole layer; every member of a stage that uses a tied parameter needs that parameter's
     run of the home layer; the replica needs its interval, to repeat the owner's update. Any other state: the owner and the replica need
@@ -96,18 +97,19 @@ def needs(layout: Layout, states: Sequence[str]) -> tuple[Holding, ...]:
         need
         for layer in range(len(layout.layers))
         for state in states
-        for need in (_parameter_needs(layout, layer) if state == PARAM else _state_needs(layout, layer, state))
+        for need in (_parameter_needs(layout, layer, of) if state == PARAM else _state_needs(layout, layer, state, of))
     )
 
 
-def _parameter_needs(layout: Layout, layer: int) -> Iterator[Holding]:
+def _parameter_needs(layout: Layout, layer: int, of: Collection[int] | None = None) -> Iterator[Holding]:
     home = layout.layers[layer]
     size = layout.model.layers[layer].size
     if size:
         for worker in home.members:
-            yield Holding(worker=worker, state=PARAM, layer=layer, start=0, stop=size, role="gathered")
+            if of is None or worker in of:
+                yield Holding(worker=worker, state=PARAM, layer=layer, start=0, stop=size, role="gathered")
     for interval in home.intervals:
-        if interval.replica is not None:
+        if interval.replica is not None and (of is None or interval.replica in of):
             yield Holding(worker=interval.replica, state=PARAM, layer=layer, start=interval.start, stop=interval.stop, role="replica")
     tied = dict.fromkeys(
         (worker, start, stop)
@@ -117,6 +119,8 @@ def _parameter_needs(layout: Layout, layer: int) -> Iterator[Holding]:
         if base == layer and start < stop and worker not in home.members
     )
     for worker, start, stop in tied:
+        if of is not None and worker not in of:
+            continue
         yield Holding(worker=worker, state=PARAM, layer=layer, start=start, stop=stop, role="gathered")
 
 
@@ -129,10 +133,11 @@ def updates(layout: Layout, layer: int, worker: int) -> Iterator[Transfer]:
                 yield Transfer(source=interval.owner, destination=member, state=PARAM, layer=layer, start=both[0], stop=both[1])
 
 
-def _state_needs(layout: Layout, layer: int, state: str) -> Iterator[Holding]:
+def _state_needs(layout: Layout, layer: int, state: str, of: Collection[int] | None) -> Iterator[Holding]:
     for interval in layout.layers[layer].intervals:
-        yield Holding(worker=interval.owner, state=state, layer=layer, start=interval.start, stop=interval.stop, role="live")
-        if interval.replica is not None:
+        if of is None or interval.owner in of:
+            yield Holding(worker=interval.owner, state=state, layer=layer, start=interval.start, stop=interval.stop, role="live")
+        if interval.replica is not None and (of is None or interval.replica in of):
             yield Holding(worker=interval.replica, state=state, layer=layer, start=interval.start, stop=interval.stop, role="replica")
 
 
@@ -153,8 +158,7 @@ def transfers(holdings: Iterable[Holding], layout: Layout, states: Sequence[str]
     moves: list[Transfer] = []
     for (state, layer), wanted in _grouped(needs(layout, states)).items():
         offered = offers.get((state, layer), [])
-        sources = [((_PREFERENCE[offer.role], offer.worker), (offer.start, offer.stop)) for offer in offered]
-        for lack in _freshest(lacking(_runs_by_worker(wanted), _runs_by_worker(offered), sources)):
+        for lack in _joined(_freshest(_runs_by_worker(wanted), offered)):
             if not lack.sources:
                 run = f"[{lack.start}, {lack.stop})"
                 raise CoverageLost(f"no live worker holds {state!r} of layer {layer}, run {run}, needed by worker {lack.destination}")
@@ -177,18 +181,45 @@ def _runs_by_worker(holdings: Iterable[Holding]) -> dict[int, list[Run]]:
     return {worker: sorted(found) for worker, found in runs.items()}
 
 
-def _freshest(lacks: Iterable[Lack[tuple[int, int]]]) -> Iterator[Lack[int]]:
-    """Keeps only the workers with the best preference; joins neighbouring runs that then have the same workers."""
+def _freshest(wanted: Mapping[int, Sequence[Run]], offered: Sequence[Holding]) -> Iterator[Lack[int]]:
+    """Yields what each worker lacks, with the workers that have the freshest copy of it, ascending."""
+    ranks: dict[int, list[Holding]] = defaultdict(list)
+    for offer in offered:
+        ranks[_PREFERENCE[offer.role]].append(offer)
+    fresh = [Senders(_whole_runs(ranks[rank])) for rank in sorted(ranks)]
+    had = _runs_by_worker(offered)
+    for destination, runs in wanted.items():
+        for gap in gaps(runs, had.get(destination, ())):
+            yield from _from_first(destination, gap, fresh)
+
+
+def _whole_runs(offers: Iterable[Holding]) -> list[tuple[int, Run]]:
+    """Returns the runs of each worker, ascending workers. A run within a longer one would only cut what others lack into pieces."""
+    return [(worker, run) for worker, runs in sorted(_runs_by_worker(offers).items()) for run in joined(runs)]
+
+
+def _from_first(destination: int, gap: Run, fresh: Sequence[Senders[int]]) -> Iterator[Lack[int]]:
+    """Divides a gap between the first senders, and what they do not have between the next ones."""
+    if not fresh:
+        yield Lack(destination, *gap, ())
+        return
+    for lack in fresh[0].divided(destination, gap):
+        if lack.sources:
+            yield lack
+        else:
+            yield from _from_first(destination, (lack.start, lack.stop), fresh[1:])
+
+
+def _joined(lacks: Iterable[Lack[int]]) -> Iterator[Lack[int]]:
+    """Joins neighbouring runs that have the same workers."""
     last: Lack[int] | None = None
     for lack in lacks:
-        best = min(lack.sources, default=(0, 0))[0]
-        workers = tuple(sorted({worker for rank, worker in lack.sources if rank == best}))
-        if last is not None and (last.destination, last.stop, last.sources) == (lack.destination, lack.start, workers):
+        if last is not None and (last.destination, last.stop, last.sources) == (lack.destination, lack.start, lack.sources):
             last = replace(last, stop=lack.stop)
             continue
         if last is not None:
             yield last
-        last = Lack(lack.destination, lack.start, lack.stop, workers)
+        last = lack
     if last is not None:
         yield last
 
@@ -198,10 +229,13 @@ def _least_loaded(lack: Lack[int], load: dict[int, int]) -> Iterator[tuple[int, 
     size = PIECE if len(lack.sources) > 1 else lack.stop - lack.start
     started = lack.start
     chosen = None
+    least = [(load[worker], worker) for worker in lack.sources]
+    heapify(least)
     for start in range(lack.start, lack.stop, size):
         stop = min(start + size, lack.stop)
-        source = min(lack.sources, key=lambda worker: (load[worker], worker))
+        _, source = least[0]
         load[source] += stop - start
+        heapreplace(least, (load[source], source))
         if chosen is not None and source != chosen:
             yield chosen, started, start
             started = start

@@ -25,15 +25,16 @@ class Moving:
 def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) -> Moving:
     """Estimates the change from `old`, some of whose workers may be gone, to the stages `new`, whose workers are `fleet`."""
     received = {worker: 0.0 for stage in new for worker in stage.members}
-    before = {layer: stage.members for stage in old.stages for layer in stage.layers}
+    before = {layer: held for stage in old.stages for held in (frozenset(stage.members),) for layer in stage.layers}
     known = set(old.workers)
     lacked = 1 - 1 / (len(known) - 1) if len(known) > 1 else 0.0
     for stage in new:
         share = 1 / len(stage.members)
         for layer in stage.layers:
             parameters, states = workload.layers[layer].parameter_bytes, workload.state_bytes_of(layer)
+            held = len(before[layer])
             for worker in stage.members:
-                more = share - 1 / len(before[layer]) if worker in before[layer] else share
+                more = share - 1 / held if worker in before[layer] else share
                 size = max(0.0, more) * states + (0 if worker in before[layer] else parameters)
                 received[worker] += size * (lacked if worker in known else 1.0)
     if len(received) > 1:  # otherwise no worker is left to keep the copies that the lost ones had
@@ -41,5 +42,9 @@ def moving(old: Plan, new: Sequence[Stage], workload: Workload, fleet: Fleet) ->
         whole = sum(layer.parameter_bytes + workload.state_bytes_of(number) for number, layer in enumerate(workload.layers))
         for worker in received:
             received[worker] += lost * whole / len(received)
-    seconds = max(fleet.link([worker], fleet.workers).seconds(size) for worker, size in received.items())
+    most: dict[str, float] = {}  # by host: its workers have the same links
+    for worker, size in received.items():
+        most[fleet.host(worker)] = max(size, most.get(fleet.host(worker), 0.0))
+    hosts = {fleet.host(worker) for worker in fleet.workers}
+    seconds = max(fleet.site.slowest({host}, hosts).seconds(size) for host, size in most.items())
     return Moving(bytes=sum(received.values()), seconds=seconds)

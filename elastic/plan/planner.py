@@ -133,12 +133,13 @@ def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:
 
 def _staying(previous: Plan, costs: JobCosts) -> Candidate | None:
     fleet, workload = costs.fleet, costs.workload
-    members = [[worker for worker in stage.members if worker in fleet.workers] for stage in previous.stages]
+    present, known = set(fleet.workers), set(previous.workers)
+    members = [[worker for worker in stage.members if worker in present] for stage in previous.stages]
     seconds = [
         sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in stage.layers) for stage in previous.stages
     ]
     for worker in fleet.workers:
-        if worker not in previous.workers:
+        if worker not in known:
             power = [sum(1 / fleet.slowdown(other) for other in group) for group in members]
             most = max(range(len(members)), key=lambda number: seconds[number] / power[number] if power[number] else float("inf"))
             members[most].append(worker)

@@ -71,11 +71,18 @@ class Site:
         one, other = frozenset(some), frozenset(others)
         both = one & other
         found = [self.links.get((host, host), WITHIN) for host in both]
-        found += [link for (a, b), link in self.links.items() if a != b and ((a in one and b in other) or (b in one and a in other))]
+        found += self._between(one, other)
         pairs = len(one) * len(other) - len(both) * (len(both) - 1) // 2  # each pair counted once, also a host with itself
         if len(found) < pairs:
             found.append(BETWEEN)  # some were not measured
         return reduce(LinkSpeed.slower, found) if found else WITHIN
+
+    def _between(self, one: Collection[str], other: Collection[str]) -> list[LinkSpeed]:
+        """Returns the measured links between two hosts, one of each set."""
+        if len(one) * len(other) < len(self.links):
+            pairs = {pair(a, b) for a in one for b in other if a != b}
+            return [self.links[hosts] for hosts in pairs if hosts in self.links]
+        return [link for (a, b), link in self.links.items() if a != b and ((a in one and b in other) or (b in one and a in other))]
 
     def knowing(self, links: Mapping[Pair, LinkSpeed]) -> Site:
         """Returns the site with these measured links added or replaced."""

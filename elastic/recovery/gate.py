@@ -23,7 +23,7 @@ Checks of the received state: completeness, contents, scalars.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NoReturn
@@ -103,12 +103,13 @@ def _check_survivors(proposal: Proposal, last: View) -> None:
     view = proposal.view
     known = {member.worker: member for member in last.members}
     survivors = [member for member in view.members if member.worker in known]
+    there = set(view.workers)
     if not survivors and proposal.restore is None and not proposal.copied:
         _refuse("membership", f"no member of epoch {last.epoch} is a member of epoch {view.epoch}")
     for member in survivors:
-        if replace(member, slowdown=known[member.worker].slowdown) != known[member.worker]:
+        if member != known[member.worker] and replace(member, slowdown=known[member.worker].slowdown) != known[member.worker]:
             _refuse("membership", f"worker {member.worker} was {known[member.worker]}, and the proposal has {member}")
-    expected = (*(worker for worker in last.workers if worker in view.workers), *sorted(set(view.workers).difference(known)))
+    expected = (*(worker for worker in last.workers if worker in there), *sorted(there.difference(known)))
     if view.workers != expected:
         _refuse("membership", f"members are in the order {view.workers} instead of {expected}")
 
@@ -170,7 +171,8 @@ def _check_stages(view: View, last: View | None) -> None:
 
 def _check_layout(view: View) -> None:
     hosts = {member.worker: member.host for member in view.members}
-    replicated = len(set(hosts.values())) > 1 if outlives(view.members) else len(view.members) > 1
+    apart = len(set(hosts.values())) > 1
+    replicated = apart if outlives(view.members) else len(view.members) > 1
     try:
         invariants.check(view.layout, replicated=replicated)
     except LayoutError as error:
@@ -181,7 +183,7 @@ def _check_layout(view: View) -> None:
             alone = interval.replica is None or interval.replica == interval.owner
             if alone and replicated:
                 _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): it has only one copy")
-            if interval.replica is not None and len(set(hosts.values())) > 1 and hosts[interval.owner] == hosts[interval.replica]:
+            if interval.replica is not None and apart and hosts[interval.owner] == hosts[interval.replica]:
                 _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): both copies are on one host")
 
 
@@ -190,19 +192,19 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
         if proposal.transfers:
             _refuse("transfers", f"{proposal.transfers[0]}: every member reads its part from the checkpoint, so nothing may be sent")
         return
-    layers = proposal.view.layout.model.layers
+    sizes = [layer.size for layer in proposal.view.layout.model.layers]
     arriving: dict[StatePlace, list[Run]] = defaultdict(list)
-    copied, members = set(proposal.copied), set(proposal.view.workers)
+    copied, members, before = set(proposal.copied), set(proposal.view.workers), set(() if last is None else last.workers)
     relayed = {place for place, _ in proposal.relayed}
     for place, move in enumerate(proposal.transfers):
         if move.state != PARAM and move.state not in proposal.states:
             _refuse("transfers", f"{move}: no such state")
-        if not (0 <= move.layer < len(layers) and 0 <= move.start < move.stop <= layers[move.layer].size):
+        if not (0 <= move.layer < len(sizes) and 0 <= move.start < move.stop <= sizes[move.layer]):
             _refuse("transfers", f"{move}: outside the model")
         if move.source == move.destination:
             _refuse("transfers", f"{move}: source and destination are the same worker")
         dead = place in copied and move.source not in members
-        if last is not None and move.source not in last.workers and not dead and place not in relayed:
+        if last is not None and move.source not in before and not dead and place not in relayed:
             _refuse("transfers", f"{move}: the source has just joined and has no state")
         arriving[move.destination, move.state, move.layer].append((move.start, move.stop))
     for (worker, state, layer), runs in arriving.items():
@@ -211,19 +213,17 @@ def _check_transfers(proposal: Proposal, last: View | None) -> None:
             if start < stop:
                 _refuse("transfers", f"worker {worker} would receive {state} of layer {layer} from element {start} twice")
     if last is not None:
-        _check_short(proposal, [worker for worker in proposal.view.workers if worker not in last.workers], arriving, [], "transfers")
+        _check_short(proposal, members - before, arriving, [], "transfers")
 
 
 def _check_short(
-    proposal: Proposal, workers: Iterable[int], arriving: Mapping[StatePlace, list[Run]], held: list[Holding], check: str
+    proposal: Proposal, workers: Collection[int], arriving: Mapping[StatePlace, list[Run]], held: list[Holding], check: str
 ) -> None:
     """Refuses if one of `workers` would lack a run after all transfers; `held` is what they hold before."""
     present: dict[StatePlace, list[Run]] = defaultdict(list, {place: list(runs) for place, runs in arriving.items()})
     for holding in held:
         present[holding.worker, holding.state, holding.layer].append((holding.start, holding.stop))
-    for need in needs(proposal.view.layout, [PARAM, *proposal.states]):
-        if need.worker not in workers:
-            continue
+    for need in needs(proposal.view.layout, [PARAM, *proposal.states], workers):
         for start, stop in missing([(need.start, need.stop)], sorted(present[need.worker, need.state, need.layer])):
             _refuse(check, f"worker {need.worker} would lack {need.state} of layer {need.layer}, run [{start}, {stop})")
 

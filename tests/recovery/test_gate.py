@@ -67,7 +67,7 @@ def without(condition: Callable[[Transfer], bool]) -> Proposal:
 
 
 def members(*changed: Any) -> Proposal:
-    return view(members=changed)
+    return view(members=changed, workers=tuple(each.worker for each in changed))
 
 
 def routes(change: Callable[[tuple[int, ...]], tuple[int, ...]], stage: int = 0) -> Proposal:
