@@ -69,6 +69,7 @@ class Coordinator:
         self._over = self._stopping = self._publishing = False
         self._driver: Driver | None = None
         self._founders = Founders.of(())
+        self._announced, self._returned = set[int](), False  # which founders are ready, and whether one has returned
         self._one_sided = OneSided()
         self._stop_watch = StopProgress()
         self._asked_at = 0.0  # when the stop was requested
@@ -112,6 +113,7 @@ class Coordinator:
         self._settings = replace(self._settings, workers=len(places), spares=self.hosts.spares)
         self.hosts.wanted = len(places)
         self._founders = Founders.of([number for number, _ in places])
+        self.hosts.starting(len(places) - 1)
         for number, host in places:
             self._fork_founder(number, host)
         watched(self.hosts, self._loop, self._settings, self._founding, self.hosts.end).look()
@@ -141,8 +143,7 @@ class Coordinator:
             for worker in lost:
                 self._driver.missed(worker.number, since)
         self._tell_room()
-        for worker in lost:
-            self.ended(worker)
+        self.ended(*lost)
 
     def _tell_room(self) -> None:
         """Tells the driver of a job that trains how many workers and spares are wanted."""
@@ -269,6 +270,7 @@ class Coordinator:
             return
         if message["type"] == "announce":
             worker.announced = message["ready"] if self._driver is None else {}  # it may be large, and is needed only for the first view
+            self._announced.add(worker.number)
             self._check_announced()
         elif message["type"] == "progress":
             worker.epoch, worker.step = message["epoch"], message["step"]
@@ -304,6 +306,7 @@ class Coordinator:
     def _finished(self, worker: WorkerProcess, message: Message) -> None:
         worker.result = message
         if self._driver is None:
+            self._returned = True
             self._check_announced()
         else:
             self._driver.finished(worker.number)
@@ -319,17 +322,19 @@ class Coordinator:
             worker.error = worker_error(worker, message)
             self._fail(worker.error, consequence=is_consequence(message["kind"]))
 
-    def ended(self, worker: WorkerProcess) -> None:
-        """Handles the end of a worker's process."""
+    def ended(self, *workers: WorkerProcess) -> None:
+        """Handles the ends of processes of workers, all those of a host if it is lost."""
         if self._over:
             return
         if self._power is not None:
-            self._power.ended(worker.number)
-        if worker.result is None and worker.error is None and not self._publishing:  # else it is handled when there is a view
-            if self._driver is None:
-                self._founder_died(worker)
-            else:
-                self._driver.died(self.hosts.death(worker))
+            for worker in workers:
+                self._power.ended(worker.number)
+        died = [worker for worker in workers if worker.result is None and worker.error is None]
+        died = [] if self._publishing else died  # these are handled when there is a view
+        if self._driver is not None:
+            self._driver.died(*(self.hosts.death(worker) for worker in died))
+        for worker in died if self._driver is None else ():
+            self._founder_died(worker)
         self._check_drained()
         self._check_finished()
 
@@ -345,6 +350,7 @@ class Coordinator:
         new, host = self._founders.numbers[-1], self.hosts.host_of(worker.number)
         reason = f" ({worker.condemned})" if worker.condemned else ""
         say(f"{how_ended(worker)}{reason} before training began: worker {new} is started in its place")
+        self.hosts.starting(new)
         self._fork_founder(new, host if host in self.hosts.present else self.hosts.emptiest())
 
     def _fail(self, error: Message, *, consequence: bool) -> None:
@@ -358,10 +364,12 @@ class Coordinator:
 
     def _check_announced(self) -> None:
         """Makes the first view when the last worker is ready."""
+        if self._driver is not None or not (self._returned or self._announced.issuperset(self._founders.numbers)):
+            return
         workers = [self.hosts.worker(number) for number in self._founders.numbers]
         waiting = [worker.number for worker in workers if worker.announced is not None]
         returned = [worker.number for worker in workers if worker.finished and worker.announced is None]
-        if self._driver is not None or self._publishing or not waiting:
+        if self._publishing or not waiting:
             return
         if returned:
             self._finish(returned_early(returned, waiting))
@@ -405,8 +413,8 @@ class Coordinator:
             return
         self._publishing = False
         self._drive(self._settings, view, ready[view.coordinator])
-        for number, each in ready.items():  # in its thread: the loop must not wait for etcd
-            self._admit(number, each)
+        self._etcd_thread.run(EtcdTask(call=partial(self._session.admit, ready)))  # in its thread: the loop must not wait for etcd
+        for number in ready:
             self.hosts.worker(number).announced = {}  # it may be large, and is no longer needed
         for number in view.workers:
             if self.hosts.worker(number).ended:
@@ -457,9 +465,6 @@ class Coordinator:
         self._driver = Driver(self._world(), settings, view, founder, resumed)
         if self._stopping:
             self._driver.stop()
-
-    def _admit(self, number: int, ready: Ready) -> None:
-        self._etcd_thread.run(EtcdTask(call=partial(self._session.admit, number, ready)))
 
     def _world(self) -> World:
         return World(

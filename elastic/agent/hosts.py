@@ -127,10 +127,13 @@ class Hosts(Carrier):
             host.freeze(modules)
 
     def fork(self, worker: int, host: str, *, first: bool = False, joins: bool = True) -> None:
-        """Starts a worker on a host; `first` and `joins` are as in `Crew.fork`."""
+        """Starts a worker on a host; `first` and `joins` are as in `Crew.fork`. Call `starting` with its number before."""
         self._hosts[worker] = self.present[host]
-        self.tell_agents({"type": "started", "worker": worker})
         self.present[host].fork(worker, first=first, joins=joins, workers=self.wanted)
+
+    def starting(self, last: int) -> None:
+        """Tells the other agents that workers with new numbers up to `last` are started: no later coordinator may use these again."""
+        self.tell_agents({"type": "started", "worker": last})
 
     def miss(self, worker: int, host: str, why: str) -> None:
         """Notes that a worker is lost, unless one of the hosts has it; `why` says what is known of its host."""
@@ -142,6 +145,8 @@ class Hosts(Carrier):
         self.each(lambda host: host.tell_agent(message))
 
     def start(self, workers: Iterable[int]) -> None:
+        workers = [*workers]
+        self.starting(max(workers, default=-1))
         for worker in workers:
             self.fork(worker, self.emptiest())
 

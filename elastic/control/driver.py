@@ -94,8 +94,15 @@ class Driver:
         if handler is not None:
             handler(self, worker, message)
 
-    def died(self, death: Death) -> None:
-        """Handles the end of a worker's process before the worker finished."""
+    def died(self, *deaths: Death) -> None:
+        """Handles the ends of processes of workers before these finished. Those of one host end together: one attempt goes on without all."""
+        members = [death for death in deaths if not self.joining(death.worker)]
+        for death in (*(death for death in deaths if self.joining(death.worker)), *members):
+            self._died(death, more=death in members[:-1])
+        if deaths:
+            self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.dismiss([death.worker for death in deaths])))
+
+    def _died(self, death: Death, *, more: bool) -> None:
         now = self._world.clock()
         self._dead.add(death.worker)
         loss = None
@@ -104,8 +111,7 @@ class Driver:
             self._lost_at, loss = now, loss_of(self.view, death, self._incident_log.causes.get(death.worker))
         self._incident_log.forget(death.worker)
         self._check_spares()
-        self.feed(events.WorkerDied(worker=death.worker, how=death.how, loss=loss))
-        self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.dismiss(death.worker)))
+        self.feed(events.WorkerDied(worker=death.worker, how=death.how, loss=loss, more=more))
 
     def finished(self, worker: int) -> None:
         """Handles a worker's result."""
@@ -218,7 +224,7 @@ class Driver:
         except MismatchError as error:
             self._end_worker(worker, str(error))
             return
-        self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.admit(worker, ready)))
+        self._world.etcd_thread.run(EtcdTask(call=lambda: self._world.admit({worker: ready})))
         self.feed(events.JoinerReady(worker=worker, member=ready.member(worker)))
         if worker in self.state.spares:
             self._preparing.renew()

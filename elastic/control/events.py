@@ -50,11 +50,15 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerDied:
-    """A worker's process ended before it finished. `how` is a sentence; `loss` is what a member was doing, None for a non-member."""
+    """A worker's process ended before it finished. `how` is a sentence; `loss` is what a member was doing, None for a non-member.
+
+    `more`: the death of another member, whose host is lost too, is the next event; an attempt is opened after the last one.
+    """
 
     worker: int
     how: str
     loss: MicroBatchLoss | None = None
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

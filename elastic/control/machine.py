@@ -140,7 +140,7 @@ def _member_died(state: ControlState, event: WorkerDied, now: float) -> Transiti
     state, actions = replenished(state, recovering=True)
     told: list[ControlAction] = [Tell(sentence=event.how), *actions]
     # The view that is being committed may be committed already.
-    return (state, told) if state.phase is Phase.COMMITTING else followed_by(told, open_attempt(state, now))
+    return (state, told) if state.phase is Phase.COMMITTING or event.more else followed_by(told, open_attempt(state, now))
 
 
 def _spare_died(state: ControlState, event: WorkerDied, before: float | None, now: float) -> Transition:

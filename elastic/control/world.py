@@ -112,8 +112,8 @@ class World:
     attempts: AttemptsLike
     directory: RunDirectory
     end: Callable[[Message], None]
-    admit: Callable[[int, Ready], None]
-    dismiss: Callable[[int], None]
+    admit: Callable[[Mapping[int, Ready]], None]
+    dismiss: Callable[[Sequence[int]], None]
     say: Callable[[str], None]
     hosts: Callable[[], Site] = Site
     without_the_rest: Callable[[Message], Message] = _as_it_is

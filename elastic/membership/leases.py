@@ -6,14 +6,19 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable, JobFailed, NameLost
 
+if TYPE_CHECKING:
+    from elastic.membership.etcd import Compare
+
 _KEPT_EVERY_S = 5.0  # at least
 _ANSWERS = 5  # a lease lives at least as long as so many of etcd's slowest recent answers take
+_AT_ONCE = 100  # keys in one request; etcd takes 128 by default
 AWAY_S = 10.0  # an outage of etcd that lasts so long is reported, though nothing needs etcd now
 
 
@@ -23,8 +28,9 @@ class LeaseStore(Protocol):
     def grant(self, ttl_s: int) -> int: ...
     def refresh(self, lease: int) -> bool: ...
     def revoke(self, lease: int) -> None: ...
-    def put(self, key: str, value: str, *, lease: int | None = None) -> None: ...
-    def delete(self, key: str) -> None: ...
+    def transaction(
+        self, demands: Sequence[Compare], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()
+    ) -> int: ...
 
 
 def _nothing(*_: object) -> None:
@@ -94,18 +100,23 @@ class Lease:
 
     def put(self, key: str, value: str) -> None:
         """Writes a key that lives as long as the lease; if etcd is unavailable or the lease is being renewed, soon after."""
+        self.put_all({key: value})
+
+    def put_all(self, entries: Mapping[str, str]) -> None:
+        """Does what `put` does for many keys, with few requests."""
         with self._lock:
-            self._entries[key] = value
-            self._unwritten.add(key)
-            self._unwanted.discard(key)
+            self._entries.update(entries)
+            self._unwritten.update(entries)
+            self._unwanted.difference_update(entries)
         self._write_now()
 
-    def drop(self, key: str) -> None:
-        """Deletes one of the lease's keys; if etcd is unavailable or the lease is being renewed, soon after."""
+    def drop(self, *keys: str) -> None:
+        """Deletes keys of the lease; if etcd is unavailable or the lease is being renewed, soon after."""
         with self._lock:
-            if self._entries.pop(key, None) is not None:
-                self._unwritten.discard(key)
-                self._unwanted.add(key)
+            for key in keys:
+                if self._entries.pop(key, None) is not None:
+                    self._unwritten.discard(key)
+                    self._unwanted.add(key)
         self._write_now()
 
     def keep(self) -> bool:
@@ -166,18 +177,19 @@ class Lease:
 
     def _write(self) -> None:
         with self._lock:
-            unwanted, unwritten = sorted(self._unwanted), {key: self._entries[key] for key in sorted(self._unwritten)}
-        for key in unwanted:
-            self._store.delete(key)
+            unwanted, unwritten = set(self._unwanted), {key: self._entries[key] for key in self._unwritten}
+        for keys in _batches(unwanted):
+            self._store.transaction([], {}, deletes=keys)
             with self._lock:
-                self._unwanted.discard(key)
-        for key, value in unwritten.items():
-            self._store.put(key, value, lease=self._id)
+                self._unwanted.difference_update(keys)
+        for keys in _batches(unwritten):
+            self._store.transaction([], {key: unwritten[key] for key in keys}, lease=self._id)
             with self._lock:
-                if self._entries.get(key) == value:
-                    self._unwritten.discard(key)
-                elif key not in self._entries:
-                    self._unwanted.add(key)  # it was dropped meanwhile
+                for key in keys:
+                    if self._entries.get(key) == unwritten[key]:
+                        self._unwritten.discard(key)
+                    elif key not in self._entries:
+                        self._unwanted.add(key)  # it was dropped meanwhile
 
     def _run(self, body: Callable[[], None]) -> None:
         try:
@@ -221,3 +233,9 @@ class Lease:
                 self._say(
                     f"etcd has not answered for {AWAY_S:.0f} s: training continues, but the recovery from a lost worker would wait for etcd"
                 )
+
+
+def _batches(keys: Iterable[str]) -> Iterator[list[str]]:
+    left = iter(sorted(keys))
+    while batch := list(islice(left, _AT_ONCE)):
+        yield batch

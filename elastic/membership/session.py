@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,14 +243,16 @@ class Session:
         self._views.committed(self._views.propose(view))
         return max((view.epoch, view.attempt), self.attempts.burned() or (0, 0))
 
-    def admit(self, worker: int, ready: Ready) -> None:
-        """Lists a ready worker in etcd, for as long as this agent lives."""
-        entry = {"host": ready.host, "address": ready.address, "fingerprint": digest(ready.fingerprint)}
-        self._lease.put(f"{self._claim.prefix}workers/{worker}", json.dumps(entry))
+    def admit(self, workers: Mapping[int, Ready]) -> None:
+        """Lists ready workers in etcd, for as long as this agent lives."""
+        self._lease.put_all({self._listed(worker): _entry(ready) for worker, ready in workers.items()})
 
-    def dismiss(self, worker: int) -> None:
-        """Removes a dead worker from the list."""
-        self._lease.drop(f"{self._claim.prefix}workers/{worker}")
+    def dismiss(self, workers: Iterable[int]) -> None:
+        """Removes dead workers from the list."""
+        self._lease.drop(*map(self._listed, workers))
+
+    def _listed(self, worker: int) -> str:
+        return f"{self._claim.prefix}workers/{worker}"
 
     def publish(self, view: View) -> None:
         """Commits the first view, as the coordinator. Raises Conflict, and EtcdUnavailable, after which it may be called again."""
@@ -336,3 +338,7 @@ class Session:
             self._notices.say(f"{error}; training continues, but this job cannot recover from the loss of another worker")
         else:
             self._notices.lost(error)
+
+
+def _entry(ready: Ready) -> str:
+    return json.dumps({"host": ready.host, "address": ready.address, "fingerprint": digest(ready.fingerprint)})

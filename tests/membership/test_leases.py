@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ class FakeStore:
         self.away = False
         self.error: Exception | None = None
         self.refreshed = threading.Event()
-        self._granted = 0
+        self._granted = self.requests = 0
 
     def expire(self) -> None:
         self.leases.clear()
@@ -41,20 +43,32 @@ class FakeStore:
         self.leases.remove(lease)
         self.keys = {key: entry for key, entry in self.keys.items() if entry[1] != lease}
 
-    def put(self, key: str, value: str, *, lease: int | None = None) -> None:
+    def transaction(
+        self, demands: Sequence[Any], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()
+    ) -> int:
         self._check()
-        assert lease in self.leases
-        self.keys[key] = (value, lease)
-
-    def delete(self, key: str) -> None:
-        self._check()
-        self.keys.pop(key, None)
+        assert not demands
+        assert not puts or lease in self.leases
+        self.requests += 1
+        self.keys |= {key: (value, lease) for key, value in puts.items()}
+        for key in deletes:
+            self.keys.pop(key, None)
+        return 0
 
     def _check(self) -> None:
         if self.away:
             raise EtcdUnavailable("away")
         if self.error is not None:
             raise self.error
+
+
+def test_many_keys_take_few_requests() -> None:
+    store = FakeStore()
+    lease = Lease(store, 2)
+    lease.put_all({f"workers/{number}": "there" for number in range(250)})
+    assert (len(store.keys), store.requests) == (250, 3)
+    lease.drop(*(f"workers/{number}" for number in range(8)), "workers/unknown")
+    assert (len(store.keys), store.requests) == (242, 4)
 
 
 def test_keys_go_with_the_lease() -> None:

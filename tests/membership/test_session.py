@@ -75,8 +75,7 @@ class Agent:
             self.loop.turn()
 
     def founds(self, view: View) -> None:
-        for worker in view.workers:
-            self.session.admit(worker, ready())
+        self.session.admit({worker: ready() for worker in view.workers})
         self.until(lambda: (self.session.publish(view), True))
 
     def goes_on(self, view: View) -> bool:
