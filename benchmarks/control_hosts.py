@@ -79,9 +79,9 @@ def _play(host: int, folder: Path, agent: socket.socket, shape: Shape, options: 
     inbox.bind(str(folder / str(host) / "inbox"))
     checks = host % int(options["check_every"]) == 1 if options["check_every"] else False  # pyright: ignore[reportArgumentType]
     step_s = float(options["step_s"])  # pyright: ignore[reportArgumentType]
-    HostWorkers(
-        name=str(host), folder=folder, shape=shape, reports=folder / "reports", inbox=inbox, checks=checks, step_s=step_s
-    ).run(agent)
+    HostWorkers(name=str(host), folder=folder, shape=shape, reports=folder / "reports", inbox=inbox, checks=checks, step_s=step_s).run(
+        agent
+    )
 
 
 def _supervise(launcher: int, workers: socket.socket, pid: int) -> None:
@@ -93,7 +93,7 @@ def _supervise(launcher: int, workers: socket.socket, pid: int) -> None:
         return Adopted(pid, os.pidfd_open(pid))
 
     forkserver.start = adopted  # pyright: ignore[reportAttributeAccessIssue]
-    log = os.open(f"/proc/self/fd/2", os.O_WRONLY)
+    log = os.open("/proc/self/fd/2", os.O_WRONLY)
     os.dup2(log, 1)
     sys.argv[1:] = [str(launcher)]
     main.main()

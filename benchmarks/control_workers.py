@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import selectors
 import socket
 import time
@@ -21,31 +20,15 @@ from typing import Any
 from control_model import Shape, inventories
 
 from elastic.host.channel import Channel, Message, close_all
+from elastic.host.packed import Packed
 from elastic.observe.activity import Activity
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal
 from elastic.view import View
 
-_LONG = 8192  # an order of more letters is a proposal or a view: only its head is read
-_EPOCH = re.compile(rb'"epoch": (\d+), "attempt": (\d+)')
-_TYPE = re.compile(rb'^\{"type": "(\w+)"')
-_FDS = re.compile(rb'"fds": (\d+)\}$')
 _TICK_S = 0.25
 _STATES = {"exp_avg": "same", "exp_avg_sq": "same"}
-
-
-class OrderChannel(Channel):
-    """A worker's end of its channel: of a long order it reads the head, and keeps the line."""
-
-    def _decoded(self, line: bytes) -> Message:
-        if len(line) < _LONG:
-            return super()._decoded(line)
-        kind, attempt, fds = _TYPE.search(line), _EPOCH.search(line), _FDS.search(line)
-        assert kind is not None and attempt is not None
-        message: Message = {"type": kind[1].decode(), "epoch": int(attempt[1]), "attempt": int(attempt[2]), "line": line}
-        message["fds"] = [self._incoming_fds.popleft() for _ in range(0 if fds is None else int(fds[1]))]
-        return message
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,11 +36,11 @@ class PlayedWorker:
     """One worker: what a real one keeps of its job, without state."""
 
     number: int
-    channel: OrderChannel
+    channel: Channel
     activity: Activity
     epoch: int = 0
     step: int = 0
-    inventory: bytes = b""
+    inventory: Packed = field(default_factory=lambda: Packed({}))
     told: bool = True  # whether the epoch's first committed step was reported
 
 
@@ -77,7 +60,7 @@ class HostWorkers:
     _forks: Channel | None = None
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _arrived: dict[int, dict[int, float]] = field(default_factory=dict)
-    _known: bytes = b""
+    _known: Packed | None = None
     _stop_at: float = 0.0
 
     def run(self, agent: socket.socket) -> None:
@@ -115,7 +98,7 @@ class HostWorkers:
         sock, *segment = message["fds"]
         close_all(segment)
         number = message["worker"]
-        channel = OrderChannel.adopt(sock)
+        channel = Channel.adopt(sock)
         channel.sock.setblocking(False)
         worker = PlayedWorker(number=number, channel=channel, activity=Activity(message["spec"]["directory"], number))
         self.workers[number] = worker
@@ -170,9 +153,7 @@ class HostWorkers:
 
     def _quiesce(self, worker: PlayedWorker, order: Message) -> None:
         worker.activity.enter("quiesce", -1, worker.epoch)
-        head = json.dumps({"type": "inventory", "epoch": order["epoch"], "attempt": order["attempt"]}).encode()
-        worker.channel.send_line(head[:-1] + b', "inventory": ' + worker.inventory + b"}\n")
-        self._watch(worker)
+        self._send(worker, {"type": "inventory", "epoch": order["epoch"], "attempt": order["attempt"], "inventory": worker.inventory})
         worker.activity.enter("propose", -1, worker.epoch)
 
     def _vote(self, worker: PlayedWorker, order: Message) -> None:
@@ -180,8 +161,7 @@ class HostWorkers:
         installed = time.monotonic()
         refusal = None
         if self.checks and worker.number == min(self.workers):
-            proposal = Proposal.from_json(json.loads(order["line"])["proposal"])
-            check_proposal(proposal, self.view, Inventory.from_json(json.loads(worker.inventory)))
+            check_proposal(Proposal.from_json(order["proposal"].value), self.view, Inventory.from_json(worker.inventory.value))
             self._report({"checked_s": time.monotonic() - installed})
         times = {"installed": installed, "moved": time.monotonic(), "checked": time.monotonic()}
         figures = {"received_bytes": 0, "copied_bytes": 0, "links": {"kept": 0, "dropped": 0, "made": 0}, "times": times}
@@ -193,7 +173,7 @@ class HostWorkers:
         arrived = self._arrived.setdefault(order["epoch"], {})
         arrived[worker.number] = time.monotonic()
         worker.epoch, worker.step, worker.told = order["epoch"], worker.step + 1, order["epoch"] == 1
-        self._known = order["line"]
+        self._known = order["view"]
         worker.activity.enter("forward", worker.step, worker.epoch, 0)
         if worker.epoch > 1:
             at = arrived[worker.number]
@@ -207,9 +187,9 @@ class HostWorkers:
     def _tick(self) -> None:
         """Lets time pass for all workers: phases change, and steps are reported as often as real workers report them."""
         now = time.monotonic()
-        if self._known and now >= self._stop_at:
-            self._learn(json.loads(self._known)["view"])
-            self._known = b""
+        if self._known is not None and now >= self._stop_at:
+            self._learn(self._known.value)
+            self._known = None
         if self.view is None:
             return
         for worker in self.workers.values():
@@ -233,5 +213,5 @@ class HostWorkers:
         """Makes the inventories that these workers would send in this view."""
         self.view = view = View.from_json(data)
         for number, found in inventories(view, [*self.workers], self.shape, _STATES).items():
-            self.workers[number].inventory = json.dumps(found.to_json()).encode()
+            self.workers[number].inventory = Packed(found.to_json(), compressed=False)
         self._report({"learnt": view.epoch})

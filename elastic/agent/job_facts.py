@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from elastic.host.channel import Message
+from elastic.host.packed import unpacked
 from elastic.view import View
 
-_KEPT = 4  # a view is committed while at most one other is proposed
+_PROPOSED = 3  # the last proposal may have been committed, since its coordinator can be lost before it says so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """The founder's `settings`, the announcement of the first view's coordinator (`founder`), and the newest `views`, each committed or
-    proposed. The number of the next new worker is above `last_worker`; the job is scaled to `limit` workers, if to any. All are JSON."""
+    """The founder's `settings`, the announcement of the first view's coordinator (`founder`), and the newest `views`: the last one that was
+    committed as far as this agent knows, and those proposed since. The number of the next new worker is above `last_worker`; the job is
+    scaled to `limit` workers, if to any. All are JSON; views that this agent has only passed on are not decoded before they are needed."""
 
     settings: dict[str, Any]
     founder: dict[str, Any]
-    views: list[dict[str, Any]]
+    views: list[Any]
     last_worker: int = -1
     limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "views": [*map(_view, self.views)]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> JobFacts:
@@ -32,8 +34,11 @@ class JobFacts:
 
     def knowing(self, order: Message) -> JobFacts:
         """Returns the facts after an order that the coordinator has sent to workers."""
-        view = order["view"] if order["type"] == "view" else order["proposal"]["view"] if order["type"] == "propose" else None
-        return self if view is None or view in self.views else replace(self, views=[*self.views, view][-_KEPT:])
+        if order["type"] == "view":
+            return replace(self, views=[order["view"]])
+        if order["type"] == "propose":
+            return replace(self, views=[*self.views[:1], *[*self.views[1:], order["proposal"]][-_PROPOSED:]])
+        return self
 
     def started(self, worker: int) -> JobFacts:
         """Returns the facts after a worker was started somewhere."""
@@ -41,11 +46,18 @@ class JobFacts:
 
     def joined(self, other: JobFacts) -> JobFacts:
         """Returns what this agent and another one know."""
-        views = [*self.views, *(view for view in other.views if view not in self.views)]
+        ours, theirs = [*map(_view, self.views)], [*map(_view, other.views)]
+        views = [*ours, *(view for view in theirs if view not in ours)]
         return replace(self, views=views, last_worker=max(self.last_worker, other.last_worker))
 
     def view(self, text: str) -> View | None:
         """Returns the view of this mark, None if it is not among the views."""
         from elastic.membership.views import mark  # imports the etcd client, which takes long
 
-        return next((view for view in map(View.from_json, self.views) if mark(view) == text), None)
+        return next((view for view in map(View.from_json, map(_view, self.views)) if mark(view) == text), None)
+
+
+def _view(kept: Any) -> dict[str, Any]:
+    """Returns the JSON of a view that was kept as it was announced, or as a part of its proposal."""
+    value = unpacked(kept)
+    return value.get("view", value)

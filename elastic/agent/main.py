@@ -17,7 +17,6 @@ from elastic.host.process import continue_without_parent, default_children, end_
 from elastic.host.rundir import RunDirectory
 from elastic.settings import job_mark
 
-
 _OBJECTS = 100_000
 
 

@@ -27,6 +27,7 @@ from elastic.health.evidence import Observed
 from elastic.health.limits import Limits
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
+from elastic.host.packed import Packed, unpacked
 from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask
 from elastic.membership.founding import Ready, check_equal
 from elastic.plan.site import LinkSpeed, Pair
@@ -95,7 +96,7 @@ class Driver:
             handler(self, worker, message)
 
     def died(self, *deaths: Death) -> None:
-        """Handles the ends of processes of workers before these finished. Those of one host end together: one attempt goes on without all."""
+        """Handles the ends of workers' processes before these finished. Those of one host end together: one attempt goes on without all."""
         members = [death for death in deaths if not self.joining(death.worker)]
         for death in (*(death for death in deaths if self.joining(death.worker)), *members):
             self._died(death, more=death in members[:-1])
@@ -271,7 +272,8 @@ class Driver:
         self.feed(events.PausedAt(worker=worker, epoch=message["epoch"], step=message["step"]))
 
     def _hear_inventory(self, worker: int, message: Message) -> None:
-        self.feed(events.Inventoried(worker=worker, attempt_id=_attempt_id(message), inventory=Inventory.from_json(message["inventory"])))
+        inventory = Inventory.from_json(unpacked(message["inventory"]))
+        self.feed(events.Inventoried(worker=worker, attempt_id=_attempt_id(message), inventory=inventory))
 
     def _hear_vote(self, worker: int, message: Message) -> None:
         vote = events.Vote.from_json(worker, message)
@@ -355,7 +357,8 @@ class Driver:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
         proposal = action.proposal.to_json()
         to = (*action.proposal.view.workers, *(member.worker for member in action.proposal.leaving))
-        self._world.carrier.tell(to, {"type": "propose", "proposal": proposal}, action.proposal.segments)
+        order = {"type": "propose", **_attempt_fields(action.attempt_id), "proposal": Packed(proposal)}
+        self._world.carrier.tell(to, order, action.proposal.segments)
         self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
 
     def _commit(self, action: events.Commit) -> None:
@@ -380,7 +383,8 @@ class Driver:
         joined = set(view.workers).difference(() if current is None else current.before.workers, action.spares)
         if current is not None and self._lost_at is not None and joined:
             self._replaced_s, self._lost_at = self._world.clock() - self._lost_at, None
-        self._world.carrier.tell(view.workers, {"type": "view", "view": view.to_json()}, view.workers if view.epoch == 1 else ())
+        order = {"type": "view", **_attempt_fields((view.epoch, view.attempt)), "view": Packed(view.to_json())}
+        self._world.carrier.tell(view.workers, order, view.workers if view.epoch == 1 else ())
         self._link_figures.keep(view.workers)
         self._world.committed(view)
         self._world.carrier.record(view)

@@ -1,6 +1,7 @@
 """The channel between the processes of one host: JSON lines, with file descriptors, over a UNIX stream socket.
 
-A message is one line of JSON. Its field `fds` counts the descriptors sent with it; they arrive in the order of the messages.
+A message is one line of JSON. Its field `fds` counts the descriptors sent with it; they arrive in the order of the messages. A `Packed`
+value of the message, or of its field `message`, follows the line, and the field `packed` has its place and its length.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from elastic.host.packed import Packed
+
 Message = dict[str, Any]
 
 AGENT_GONE = 70
@@ -21,6 +24,7 @@ AGENT_GONE = 70
 MAPPED = "mapped"
 """The field of a message that names the workers whose segments come with it, in the order of the descriptors."""
 
+_PACKED, _INNER = "packed", "message"
 _READ_BYTES = 1 << 18
 _MAX_FDS = 253  # the most that Linux passes with one message
 
@@ -32,6 +36,8 @@ class Channel:
         self.sock = sock
         self.closed = False  # the other end is gone
         self._incoming = bytearray()
+        self._searched = 0  # so many bytes of it hold no end of a line
+        self._incomplete: Message | None = None  # a message whose packed value has not arrived
         self._incoming_fds: deque[int] = deque()
         self._outgoing = bytearray()
         self._outgoing_fds: deque[tuple[int, list[int]]] = deque()  # from which byte of the queue on they are sent
@@ -110,14 +116,32 @@ class Channel:
         if not data:
             self.closed = True
             return []
-        known = len(self._incoming)
         self._incoming += data
-        end = self._incoming.rfind(b"\n", known)  # each byte of a long message is searched and copied once
-        if end < 0:
-            return []
-        lines = bytes(memoryview(self._incoming)[:end]).split(b"\n")
-        del self._incoming[: end + 1]
-        return [self._decoded(line) for line in lines]
+        messages: list[Message] = []
+        while (message := self._next()) is not None:
+            messages.append(message)
+        return messages
+
+    def _next(self) -> Message | None:
+        """Returns the next message that has arrived completely. Each byte of a long one is searched and copied once."""
+        if self._incomplete is None:
+            end = self._incoming.find(b"\n", self._searched)
+            if end < 0:
+                self._searched = len(self._incoming)
+                return None
+            self._incomplete = self._decoded(bytes(memoryview(self._incoming)[:end]))
+            del self._incoming[: end + 1]
+            self._searched = 0
+        message, (path, size) = self._incomplete, self._incomplete.get(_PACKED, ((), 0))
+        if size > len(self._incoming):
+            return None
+        self._incomplete = None
+        if path:
+            *outer, name = path
+            place = message[outer[0]] if outer else message
+            place[name] = Packed.arrived(bytes(memoryview(self._incoming)[:size]))
+            del self._incoming[:size], message[_PACKED]
+        return message
 
     def drain(self) -> list[Message]:
         """Returns all messages that have arrived so far, on a non-blocking socket."""
@@ -161,5 +185,12 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 def encoded(message: Message) -> bytes:
-    """Encodes a message as a line."""
+    """Encodes a message: a line, and its packed value, if it has one."""
+    inner = message.get(_INNER)
+    for outer, fields in (((), message), ((_INNER,), inner if isinstance(inner, dict) else {})):
+        for name, value in fields.items():
+            if isinstance(value, Packed):
+                rest = {key: each for key, each in fields.items() if key != name}
+                line = {**message, _INNER: rest} if outer else rest
+                return json.dumps({**line, _PACKED: [[*outer, name], len(value.data)]}).encode() + b"\n" + value.data
     return json.dumps(message).encode() + b"\n"

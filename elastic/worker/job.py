@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from elastic.errors import Interrupted, NotInJob
 from elastic.host.channel import MAPPED
+from elastic.host.packed import unpacked
 from elastic.host.rundir import LINKS
 from elastic.memory.segment import MappedSegment, OwnSegment
 from elastic.observe.activity import AGENT, LOADER, Activity
@@ -166,7 +167,7 @@ class Job:
             order = self._orders.pop(0)
             if self._waits is not None and not any(later["type"] == "quiesce" for later in self._orders):
                 self._waits.resume()
-            return order
+            return {name: unpacked(value) for name, value in order.items()}
 
     def _await_order(self) -> None:
         self.waits(AGENT)

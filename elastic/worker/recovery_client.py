@@ -26,6 +26,7 @@ from elastic.engine.shard import Scalars
 from elastic.engine.view_state import ViewState, initial_state
 from elastic.engine.zero import ShardedOptimizer
 from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Interrupted, LinkError, MemoryDamaged, PeerLost
+from elastic.host.packed import Packed
 from elastic.memory.segment import MappedSegment
 from elastic.observe.activity import CHECKPOINT
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
@@ -176,7 +177,8 @@ class RecoveryClient:
                     newest = self._job.during(CHECKPOINT, self._fallback.newest)
                     inventory = replace(inventory, checkpoint=newest, unreadable=tuple(sorted(self._fallback.unreadable)))
                 attempt_id = order["epoch"], order["attempt"]
-                self._job.send({"type": "inventory", "epoch": attempt_id[0], "attempt": attempt_id[1], "inventory": inventory.to_json()})
+                told = Packed(inventory.to_json(), compressed=False)
+                self._job.send({"type": "inventory", "epoch": attempt_id[0], "attempt": attempt_id[1], "inventory": told})
                 self._job.enter("propose", -1)
                 continue
             if found is None or inventory is None:

@@ -43,9 +43,7 @@ class FakeStore:
         self.leases.remove(lease)
         self.keys = {key: entry for key, entry in self.keys.items() if entry[1] != lease}
 
-    def transaction(
-        self, demands: Sequence[Any], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()
-    ) -> int:
+    def transaction(self, demands: Sequence[Any], puts: Mapping[str, str], *, lease: int | None = None, deletes: Iterable[str] = ()) -> int:
         self._check()
         assert not demands
         assert not puts or lease in self.leases

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elastic.host.channel import Channel
+from elastic.host.channel import Channel, encoded
+from elastic.host.packed import Packed
 
 JSON = st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
 
@@ -22,7 +23,7 @@ def pair() -> tuple[Channel, Channel]:
 
 
 @settings(max_examples=40)
-@given(st.lists(st.dictionaries(st.text().filter(lambda key: key != "fds"), JSON, max_size=3), max_size=6))
+@given(st.lists(st.dictionaries(st.text().filter(lambda key: key not in ("fds", "packed")), JSON, max_size=3), max_size=6))
 def test_messages_arrive_as_sent_and_in_order(messages: list[dict[str, object]]) -> None:
     near, far = pair()
     for message in messages:
@@ -31,6 +32,38 @@ def test_messages_arrive_as_sent_and_in_order(messages: list[dict[str, object]])
     assert far.drain() == [{**message, "fds": []} for message in messages]
     assert far.closed
     far.close()
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.dictionaries(st.sampled_from("abc"), JSON, max_size=2), JSON, st.booleans(), st.booleans()), max_size=5))
+def test_packed_values_arrive_as_sent_and_are_passed_on_unread(sent: list[tuple[dict[str, object], object, bool, bool]]) -> None:
+    near, far = pair()
+    back, again = pair()
+    for rest, value, within, compressed in sent:
+        message = {**rest, "what": Packed(value, compressed=compressed)}
+        near.send({"type": "tell", "message": message} if within else message)
+    near.close()
+    for message in far.drain():
+        back.send({name: value for name, value in message.items() if name != "fds"})
+    back.close()
+    expected = [(rest, value) for rest, value, _, _ in sent]
+    received = [message.get("message", message) for message in again.drain()]
+    assert [({k: v for k, v in each.items() if k not in ("fds", "what")}, each["what"].value) for each in received] == expected
+    far.close()
+    again.close()
+
+
+def test_a_packed_value_that_arrives_in_parts_is_waited_for() -> None:
+    near, far = pair()
+    other = Channel(socket.socket(fileno=os.dup(near.fileno())))
+    text = encoded({"n": 1, "what": Packed(["x"] * 9)}) + encoded({"n": 2})
+    for at in range(len(text)):
+        assert far.receive() == []
+        other.send_line(text[at : at + 1])
+        if at in (len(text) - len(encoded({"n": 2})) - 1, len(text) - 1):
+            assert [message["n"] for message in far.receive()] == [1 if at < len(text) - 1 else 2]
+    for each in (near, other, far):
+        each.close()
 
 
 def test_descriptors_stay_with_their_message() -> None:

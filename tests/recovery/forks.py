@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from elastic.errors import GateRefused
+from elastic.host.packed import unpacked
 from elastic.membership.founding import Ready, found
 from elastic.recovery.gate import check_proposal
 from elastic.recovery.inventory import Inventory
@@ -228,7 +229,7 @@ class Agent:
         if (message["epoch"], message["attempt"]) != self.attempt_id:
             return
         assert self.view is not None
-        self.inventories[worker] = Inventory.from_json(message["inventory"])
+        self.inventories[worker] = Inventory.from_json(unpacked(message["inventory"]))
         if len(self.inventories) == len(self.live):
             survivors = {worker: found for worker, found in self.inventories.items() if worker not in self.joiners}
             proposal = propose(last=self.view, attempt=self.attempt, inventories=survivors, joiners=self.joiners, stages=self.stages)
