@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from control_workers import HostWorkers
 
 from elastic.agent import forkserver, main
 from elastic.host.process import die_with_parent, name_process
+
+COORDINATOR = 0
+"""The host that is asked first, so its agent coordinates the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def start(folder: Path, launchers: list[int], options: Mapping[str, object]) -> 
             for each in launchers:
                 if each != launcher:
                     os.close(each)
-            _supervise(launcher, agents_end, workers)
+            _supervise(host, launcher, agents_end, workers)
             os._exit(0)
         agents_end.close()
         pids.append((agent, workers))
@@ -84,7 +88,7 @@ def _play(host: int, folder: Path, agent: socket.socket, shape: Shape, options: 
     )
 
 
-def _supervise(launcher: int, workers: socket.socket, pid: int) -> None:
+def _supervise(host: int, launcher: int, workers: socket.socket, pid: int) -> None:
     """Becomes an agent, as `elastic.agent.main` does after its exec; its workers are played by the process `pid`."""
 
     def adopted(environment: Mapping[str, str], socket_fd: int) -> Adopted:
@@ -93,8 +97,10 @@ def _supervise(launcher: int, workers: socket.socket, pid: int) -> None:
         return Adopted(pid, os.pidfd_open(pid))
 
     forkserver.start = adopted  # pyright: ignore[reportAttributeAccessIssue]
-    log = os.open("/proc/self/fd/2", os.O_WRONLY)
-    os.dup2(log, 1)
+    os.dup2(2, 1)
+    if host == COORDINATOR:
+        with suppress(OSError):  # it would have a machine of its own
+            os.nice(-10)
     sys.argv[1:] = [str(launcher)]
     main.main()
 
@@ -106,7 +112,8 @@ def serve() -> None:
     import elastic.membership.session
     import elastic.recovery.proposal
 
-    assert elastic.membership.session and elastic.recovery.proposal
+    assert elastic.membership.session
+    assert elastic.recovery.proposal
     assert "torch" not in sys.modules
     assert len(os.listdir("/proc/self/task")) == 1
     gc.freeze()

@@ -9,7 +9,8 @@ without torch, which answers orders as they do, with inventories of their size, 
 decoded and checked by the first worker of one host in `--check-every`; the others would do it at the same time on processors of their own.
 Since all agents share this machine's processors, figures are worse than with a machine per host.
 
-- found: from the moment that all agents are asked to start until the first view has arrived at the last worker.
+- found: from the moment that the last host's agent is asked to take part, while all others wait for it, until the first view has arrived
+  at the last worker. Workers are started, announce themselves, and get the view in this time.
 - lost: from SIGKILL of all processes of one host until the view without it has arrived at the last worker.
 - etcd: requests that etcd counts (its own metrics) from just before the loss until a second after the view has arrived, without those of
   leases, which all agents renew all the time.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import selectors
 import shutil
 import signal
 import socket
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from control_hosts import COORDINATOR
 from control_model import Shape
 from report import write_json
 
@@ -48,6 +51,8 @@ from elastic.settings import JobSettings, agent_environment, best_isa, etcd_envi
 
 _HERE = Path(__file__).resolve().parent
 _WAIT_S = 120.0
+_TOGETHER = 8
+_THERE = "is there with room for"
 _AFTER_S = 1.0  # what a change still does at etcd once its view is there
 _HANDLED = re.compile(r'^grpc_server_handled_total\{grpc_code="OK",grpc_method="(\w+)".*\} ([\d.e+]+)$', re.MULTILINE)
 _COUNTED = ("Txn", "Put", "DeleteRange", "Range")
@@ -72,7 +77,9 @@ def etcd(folder: Path) -> Iterator[str]:
     flags |= {"listen-peer-urls": f"http://{peer}", "initial-advertise-peer-urls": f"http://{peer}"}
     flags |= {"initial-cluster": f"default=http://{peer}", "log-level": "error"}
     command = tied_command([find_etcd(), *(f"--{name}={value}" for name, value in flags.items())])
-    process = subprocess.Popen(command, env=etcd_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=etcd_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + _WAIT_S
         while time.monotonic() < deadline and process.poll() is None:
@@ -110,10 +117,9 @@ class Hosts:
 
     def wait(self, epoch: int, *, learnt: bool = False) -> float:
         """Waits until all workers have the view of this epoch; returns when the last one got it. With `learnt`, until they train in it."""
-        self.reports.settimeout(_WAIT_S)
-        there = self.learnt if learnt else self.arrived
+        there, deadline = self.learnt if learnt else self.arrived, time.monotonic() + _WAIT_S
         while not set(there.get(epoch, ())) >= self.left:
-            report = json.loads(self.reports.recv(1 << 16))
+            report = self._heard(deadline)
             if "checked_s" in report:
                 self.checked.append(report["checked_s"])
             elif "learnt" in report:
@@ -121,6 +127,30 @@ class Hosts:
             else:
                 self.arrived.setdefault(report["epoch"], {})[report["host"]] = report
         return 0.0 if learnt else max(self.arrived[epoch][host]["at"] for host in self.left)
+
+    def until_said(self, words: str, times: int = 1) -> None:
+        """Waits until agents have said this so many times."""
+        deadline = time.monotonic() + _WAIT_S
+        while (self.folder / "said").read_text().count(words) < times:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"no agent says {words!r}")
+            time.sleep(0.01)
+
+    def _heard(self, deadline: float) -> dict[str, Any]:
+        """Returns the next report of workers. An agent that ends meanwhile, or no report until `deadline`, ends the benchmark."""
+        with selectors.DefaultSelector() as selector:
+            for host, launcher in enumerate(self.launchers):
+                if host not in self.lost:
+                    selector.register(launcher, selectors.EVENT_READ, launcher)
+            selector.register(self.reports, selectors.EVENT_READ)
+            while time.monotonic() < deadline:
+                for key, _ in selector.select(deadline - time.monotonic()):
+                    if key.data is None:
+                        return json.loads(self.reports.recv(1 << 16))
+                    words = [word for word in key.data.receive() if word["type"] != "trains"]
+                    if words or key.data.closed:
+                        raise SystemExit(f"an agent has ended: {words}")
+        raise SystemExit(f"no report for {_WAIT_S:g} s; agents say: {(self.folder / 'said').read_text()[-2000:]}")
 
     def lose(self, host: int, workers: list[int]) -> float:
         """Kills all processes of a host; returns when. Workers of others then report broken links to `workers`, as real ones do."""
@@ -175,34 +205,34 @@ def hosts(folder: Path, count: int, options: dict[str, Any]) -> Iterator[Hosts]:
 
 
 def start(made: Hosts, address: str, workers: int, stages: int) -> float:
-    """Asks all agents to take part in the job; returns when the first was asked."""
+    """Asks the coordinator's agent to begin, then the others, a few at a time; returns when the last one was asked.
+
+    They share few processors: with all at once, some would be so late that they count as lost.
+    """
     settings = JobSettings(
         name="large", workers=workers, train_fn="train.py:train", isa=best_isa(), stages=stages, etcd=address, shared=True, memory=1 << 40
     )
     sharing = Sharing(secret="5" * 64, interface="127.0.0.1", least=len(made.launchers))
     began = time.monotonic()
     for host, launcher in enumerate(made.launchers):
+        if host == COORDINATOR + 1:
+            made.until_said("waiting for")
+        if host % _TOGETHER == 0 or host == len(made.launchers) - 1:
+            made.until_said(_THERE, max(0, host - COORDINATOR - 1))
+        began = time.monotonic()
         request = {"type": "start", "settings": settings.to_json(), "directory": str(made.folder / str(host)), "environment": {}}
         more = {"import_path": [], "argv": [], "modules": {}, "sharing": asdict(sharing), "incarnation": None}
         launcher.send({**request, **more})
     return began
 
 
-def _coordinator(made: Hosts) -> int:
-    """Returns the host whose agent coordinates: it has founded the job, so its worker is number 0."""
-    for host in range(len(made.processes)):
-        if (made.folder / str(host) / "activity" / "0").exists():
-            return host
-    raise SystemExit("no host has worker 0")
-
-
 def _workers_of(made: Hosts, host: int) -> list[int]:
     return sorted(int(each.name) for each in (made.folder / str(host) / "activity").iterdir())
 
 
-def _phases(made: Hosts, coordinator: int, epoch: int) -> dict[str, Any]:
+def _phases(made: Hosts, epoch: int) -> dict[str, Any]:
     """Returns the incident of the view `epoch`, as the coordinator has recorded it."""
-    path, deadline = made.folder / str(coordinator) / "incidents.jsonl", time.monotonic() + _WAIT_S
+    path, deadline = made.folder / str(COORDINATOR) / "incidents.jsonl", time.monotonic() + _WAIT_S
     while time.monotonic() < deadline:
         with suppress(OSError):
             for line in path.read_text().splitlines():
@@ -251,10 +281,9 @@ def measured(made: Hosts, address: str, workers: int, stages: int, losses: int) 
     found_s = made.wait(1) - began
     founding = counted(before, requests(address))
     made.wait(1, learnt=True)
-    coordinator = _coordinator(made)
     changes = []
-    for number, host in enumerate([each for each in range(len(made.processes)) if each != coordinator][-losses:]):
-        time.sleep(float(os.environ.get("CALM", "2")))  # it trains for a while
+    for number, host in enumerate(range(len(made.processes) - losses, len(made.processes))):
+        time.sleep(2.0)  # it trains for a while
         before, count = requests(address), _background(address)
         before = requests(address)
         at = made.lose(host, _workers_of(made, host))
@@ -262,7 +291,7 @@ def measured(made: Hosts, address: str, workers: int, stages: int, losses: int) 
         time.sleep(_AFTER_S)
         spent = counted(before, requests(address))
         made.wait(number + 2, learnt=True)
-        changes.append({"view_s": there, "etcd": spent, "etcd_idle_per_s": count, **_phases(made, coordinator, number + 2)})
+        changes.append({"view_s": there, "etcd": spent, "etcd_idle_per_s": count, **_phases(made, number + 2)})
     medians = {"view_s": statistics.median(each["view_s"] for each in changes)} if changes else {}
     return {"found_s": found_s, "found_etcd": founding, **medians, "checked_s": made.checked, "changes": changes}
 
