@@ -158,10 +158,11 @@ class Scene:
         for worker in self.driver.view.workers:
             self.say(worker, "committed", taken_over_s=0.0, **fields)
 
-    def die(self, worker: int, status: int = -9) -> None:
-        dead = self.crew.workers[worker]
-        dead.gone, dead.status = True, status
-        self.driver.died(self.carrier.death(dead))
+    def die(self, *workers: int, status: int = -9) -> None:
+        dead = [self.crew.workers[worker] for worker in workers]
+        for each in dead:
+            each.gone, each.status = True, status
+        self.driver.died(*map(self.carrier.death, dead))
 
     def propose(self, action: Any, stages: int | None) -> Any:
         if self.refuse is not None:

@@ -54,6 +54,18 @@ def test_a_death_goes_through_etcd_to_the_next_view(scene: Callable[..., Scene])
     assert job.attempts.calls[-2] == ("commit", (3, 1), (0,), 2), "from the last one"
 
 
+def test_workers_that_die_together_are_left_out_together(scene: Callable[..., Scene]) -> None:
+    job = scene(workers=4)
+    job.die(1, 2)
+    job.inventories()
+    job.votes()
+    assert job.attempts.calls[:2] == [("begin", (2, 1)), ("publish", (2, 1))]
+    assert job.driver.view.workers == (0, 3)
+    job.crew.fork(7)
+    job.die(7, 3)
+    assert job.attempts.calls[-1] == ("begin", (3, 1)), "worker 7 was no member"
+
+
 def test_the_incident_has_the_figures(scene: Callable[..., Scene]) -> None:
     job = scene()
     job.say(0, "progress", epoch=1, step=12, step_s=0.2, committed_at=49.9, committed=10)

@@ -45,6 +45,14 @@ def test_a_view_is_brief_if_replacements_are_to_come(respawn: bool) -> None:
     assert asked.brief is respawn
 
 
+def test_workers_that_are_lost_with_their_host_cost_one_attempt() -> None:
+    job = running(5).die(1, more=True).die(2, more=True).die(3)
+    assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 4))]
+    job.die(0, more=True)
+    assert (job.done, job.state.live) == ([], (4,))
+    assert job.die(4).state.attempt_id == (2, 1), "nobody is left for another attempt"
+
+
 def test_a_death_is_recovered_from_in_one_attempt() -> None:
     job = running().die(1)
     assert job.done == [Quiesce(attempt_id=(2, 1), workers=(0, 2))]
