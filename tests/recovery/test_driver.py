@@ -345,7 +345,7 @@ def test_an_input_is_blamed_only_for_what_those_that_computed_it_did_to_themselv
         activity = Activity(tmp_path, worker)
         activity.enter(phase, 12, epoch, 3)
         activity.close()
-        job.die(worker, status)
+        job.die(worker, status=status)
         job.inventories()
         job.votes()
     assert bool(job.outcomes) == blamed
