@@ -238,7 +238,13 @@ def _phases(made: Hosts, epoch: int) -> dict[str, Any]:
             for line in path.read_text().splitlines():
                 found = json.loads(line)
                 if found["epoch"] == epoch:
-                    return {"cause": found["kind"], "detected_ms": found["detected_ms"], **found["phases_ms"], "also": len(found["also"])}
+                    return {
+                        "cause": found["kind"],
+                        "detected_ms": found["detected_ms"],
+                        **found["phases_ms"],
+                        "also": len(found["also"]),
+                        "attempts": found["attempts"],
+                    }
         time.sleep(0.05)
     raise SystemExit(f"the coordinator has not recorded the change to epoch {epoch}")
 

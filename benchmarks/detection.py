@@ -1,10 +1,12 @@
-"""Measures how fast failures of workers of one host are noticed that do not announce themselves, and how long the job stalls.
+"""Measures how fast failures are noticed that do not announce themselves, and how long the job stalls.
 
-    python benchmarks/detection.py --repeats 20 --json build/detection.json
-    python benchmarks/detection.py --crowded 1800     # counts false exclusions next to 8 processes that never rest
+    python benchmarks/detection.py --json build/detection.json                        # workers of one host
+    python benchmarks/detection.py --hosts --json build/detection_hosts.json          # hosts, in network namespaces: needs root
+    python benchmarks/detection.py --false 1800 --json build/false_exclusions.json    # who is excluded without a fault: nobody must be
 
-A job of the example's GPT has one fault at worker 1, in the middle of the training. `noticed` is the time from the fault until the agent
-acts on it. Each job must lose that worker and no other, name the cause, and end with the digest of an undisturbed job.
+Workers: a job of the example's GPT has one fault at worker 1, in the middle of the training. `noticed` is the time from the fault until
+the agent acts on it. Each job must lose that worker and no other, name the cause, and end with the digest of an undisturbed job. Hosts: see
+`detection_hosts.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import detection_hosts
+import detection_train
 import typer
 from report import write_json
 from rich.console import Console
@@ -54,6 +58,8 @@ OPTIONS = {
     "keep": None,
 }
 WORKERS, VICTIM, BUSY = 3, 1, 8
+PAUSED_S, STORAGE_S, STORAGE_STEPS = 10.0, 60.0, 24
+HOST_FAULTS = detection_hosts.HOST_FAULTS
 RECOVERING = "silent in a recovery"
 app = typer.Typer(add_completion=False)
 
@@ -152,10 +158,11 @@ def measured(kind: str, steps: int, repeats: int, calm: dict[str, Any]) -> dict[
 
 @app.command()
 def main(
-    repeats: Annotated[int, typer.Option(help="Jobs of each kind.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Jobs of each kind.")] = 20,
     steps: Annotated[int, typer.Option(help="Steps of each job.")] = 24,
-    kind: Annotated[list[str] | None, typer.Option(help=f"One of: {', '.join(FAULTS)}. All by default.")] = None,
-    crowded: Annotated[float, typer.Option(help="Instead: run jobs next to busy processes for so many seconds.")] = 0.0,
+    hosts: Annotated[bool, typer.Option("--hosts", help="Faults of hosts instead of workers.")] = False,
+    kind: Annotated[list[str] | None, typer.Option(help=f"One of: {', '.join([*FAULTS, *HOST_FAULTS])}. All by default.")] = None,
+    crowded: Annotated[float, typer.Option("--false", help="Instead: count false exclusions, for so many seconds.")] = 0.0,
     path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Prints a table, and one JSON object per kind."""
@@ -163,6 +170,9 @@ def main(
         found: Any = count_false_exclusions(crowded, steps)
         print(json.dumps(found))
         write_json(path, found)
+        return
+    if hosts or any(each in HOST_FAULTS for each in kind or ()):
+        write_json(path, measure_hosts(kind or [*HOST_FAULTS], repeats))
         return
     calm = once("", steps)
     table = Table(title=f"one of {WORKERS} workers fails; medians of {repeats}; a step takes {calm['step_s']:.2f} s")
@@ -180,8 +190,48 @@ def main(
     write_json(path, found)
 
 
+def measure_hosts(kinds: list[str], repeats: int) -> list[dict[str, Any]]:
+    """Measures faults of hosts; prints a table, and one JSON object per kind."""
+    arguments = [detection_hosts.STEPS]
+    digest = elastic.run(detection_train.train, workers=1, args=arguments).value["digest"]
+    table = Table(title=f"one of {detection_hosts.HOSTS} hosts fails; medians of {repeats}")
+    for heading in ("kind", "noticed", "at most", "running again", "gap between steps", "steps redone"):
+        table.add_column(heading)
+    found = []
+    for kind in kinds:
+        found.append(last := detection_hosts.measured(kind, repeats, digest))
+        times = (f"{last[name]:.2f} s" for name in ("noticed_s", "noticed_s_most", "running_s", "gap_s"))
+        table.add_row(kind, *times, f"{last['steps_redone']:g}")
+        print(json.dumps({name: value for name, value in last.items() if name != "runs"}), flush=True)
+    Console(stderr=True).print(table)
+    return found
+
+
 def count_false_exclusions(seconds: float, steps: int) -> dict[str, Any]:
-    """Runs undisturbed jobs next to BUSY processes that never rest, and counts the workers that were excluded."""
+    """Counts the workers that are excluded without a fault: next to BUSY processes that never rest, when all workers are stopped for
+    PAUSED_S, and when a save takes STORAGE_S."""
+    crowded, slow = next_to_others(seconds, steps), at_slow_storage()
+    try:
+        paused: dict[str, Any] | None = detection_hosts.paused(PAUSED_S)
+    except (OSError, subprocess.CalledProcessError):  # network namespaces are not permitted
+        paused = None
+    return {"crowded": crowded, "slow storage": slow, "paused": paused}
+
+
+def at_slow_storage() -> dict[str, Any]:
+    """Runs a job whose saves take long."""
+    with tempfile.TemporaryDirectory(prefix="elastic-bench-") as folder:
+        began = time.monotonic()
+        result = elastic.run(detection_train.train, workers=WORKERS, args=[STORAGE_STEPS, 0.01, str(Path(folder, "saved")), STORAGE_S])
+    return {"storage_s": STORAGE_S, "seconds": time.monotonic() - began, "saved": result.saves.saved, "excluded": _lost(result)}
+
+
+def _lost(result: elastic.JobResult) -> list[dict[str, Any]]:
+    return [each for each in result.incidents if each["kind"] in ("death", "eviction")]
+
+
+def next_to_others(seconds: float, steps: int) -> dict[str, Any]:
+    """Runs undisturbed jobs next to BUSY processes that never rest."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY)]
     began, jobs, excluded = time.monotonic(), 0, []
     try:

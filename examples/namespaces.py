@@ -52,6 +52,11 @@ class Network:
         """Undoes `cut`."""
         _ip("link", "set", f"{self.name}v{host}", "up")
 
+    def mute(self, sender: int, receiver: int) -> None:
+        """Makes all that one host sends to another one vanish, by sending it to a hardware address that nobody has."""
+        to, nobody = f"{self.subnet}.{receiver + 1}", "02:00:00:00:00:fe"
+        _ip("-n", f"{self.name}{sender}", "neigh", "replace", to, "lladdr", nobody, "dev", "eth0", "nud", "permanent")
+
     def make(self) -> None:
         """Makes bridge and namespaces. Raises OSError or CalledProcessError where that is not permitted."""
         _ip("link", "add", f"{self.name}br", "type", "bridge")
