@@ -93,7 +93,7 @@ def inventories(view: View, workers: Collection[int], shape: Shape, states: Mapp
     newest, before = shape.step, shape.step - 1
     for layer in view.layout.layers:
         for interval in layer.intervals:
-            run = {"layer": layer.layer, "start": interval.start, "stop": interval.stop}
+            run: dict[str, Any] = {"layer": layer.layer, "start": interval.start, "stop": interval.stop}
             if interval.owner in members:
                 found[interval.owner] += [
                     Copy(**run, step=newest, role="live", digest=None),

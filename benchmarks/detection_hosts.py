@@ -42,6 +42,11 @@ class Host:
         return json.loads((self.folder / "run" / "members.json").read_text())["agent"]
 
     @property
+    def workers(self) -> list[int]:
+        """The numbers of this host's workers, which hosts get in the order in which they arrive."""
+        return sorted(int(each.name) for each in (self.folder / "run" / "activity").iterdir())
+
+    @property
     def said(self) -> str:
         return (self.folder / "err").read_text()
 
@@ -147,11 +152,12 @@ def once(kind: str) -> dict[str, Any]:
     lost, fault = HOST_FAULTS[kind]
     with job_on_hosts([STEPS, PAUSE_S]) as job:
         time.sleep(1.5)
+        workers = job.hosts[lost].workers
         at = time.monotonic()
         fault(job)
         result = _result(job.hosts[1])
         found = next(each for each in job.hosts[1].incidents if each["kind"] in ("death", "eviction", "drain"))
-    if sorted([found["worker"], *found["also"]]) != [WORKERS * lost, WORKERS * lost + 1]:
+    if sorted([found["worker"], *found["also"]]) != workers:
         raise SystemExit(f"{kind}: workers {found['worker']} and {found['also']} were lost")
     noticed, running = (found["at"] + found[name] / 1000 - at for name in ("detected_ms", "running_ms"))
     steps = [(end - begin, begin) for begin, end in zip(result["at"], result["at"][1:], strict=False)]
