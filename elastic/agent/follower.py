@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,6 @@ from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.observe.console import say
 from elastic.observe.incident import Incident
 from elastic.settings import JobSettings
-from elastic.view import Member
 
 if TYPE_CHECKING:
     from elastic.membership.election import Leader
@@ -260,7 +259,7 @@ class Follower:
         elif kind == "fork":
             carrier.fork(message["worker"], **message["role"])
         elif kind == "tell":
-            self._note(message["message"])
+            self._note(message["message"], message["workers"])
             carrier.tell(message["workers"], message["message"], message["segments"])
         elif kind == "tell_all":
             carrier.tell_all(message["message"])
@@ -278,12 +277,11 @@ class Follower:
         elif kind == "incident":
             carrier.log(Incident.from_json(message["incident"]))
 
-    def _note(self, order: Message) -> None:
-        """Notes what an order to workers says about the job."""
+    def _note(self, order: Message, workers: Iterable[int]) -> None:
+        """Notes what an order to these workers of this host says about the job; a view goes to its members."""
         if order["type"] == "view" and self.carrier is not None:
-            for member in map(Member.from_json, order["view"]["members"]):
-                if member.worker in self.carrier.workers:
-                    self.carrier.workers[member.worker].announced = None
+            for worker in workers:
+                self.carrier.workers[worker].announced = None
         self.job = None if self.job is None else self.job.knowing(order)
         self.trains = self.trains or order["type"] == "view"
         if order["type"] in ("view", "boundary", "quiesce", "propose"):
