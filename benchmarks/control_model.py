@@ -56,11 +56,16 @@ class Shape:
         }
         return [(f"{prefix}{name}.{what}", size, "float32") for name, (rows, *rest) in shapes.items() for what, size in _two(rows, rest)]
 
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What the workers' numbers would depend on."""
+        return {"torch": "2.13.0", "python": "3.11", "machine": "x86_64", "capability": "AVX512"}
+
     @cached_property
     def _announced(self) -> dict[str, Any]:
         return {
             "address": "",
-            "fingerprint": {"torch": "2.13.0", "python": "3.11", "machine": "x86_64", "capability": "AVX512"},
+            "fingerprint": self.fingerprint,
             "model": self.model.to_json(),
             "digest": "0" * 32,
             "micro_batches": self.micro_batches,
