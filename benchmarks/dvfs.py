@@ -44,6 +44,10 @@ from elastic.power.nvml import Nvml  # noqa: E402
 from examples.dvfs_training import train  # noqa: E402
 from examples.nvml_standin import GpuKind, StandIn, build  # noqa: E402
 
+NETWORKS = ("bert_base_uncased", "deepspeech2", "resnet50", "shufflenetv2")
+SECONDS = (0.10, 0.16, 0.13, 0.09)
+"""The stages of the pipeline of published networks: seconds of a micro-batch, forward and backward, at the highest power limit."""
+
 
 def trained(mode: Mode | str, base: Path, *, slow: float, seconds: float, steps: int, beta: float = 0.9) -> tuple[Any, dict[str, Any]]:
     """Trains eight layers in four stages on GPUs of which the last one is `slow` times as slow. Returns the value and energy figures."""
@@ -99,9 +103,8 @@ def pipeline(seconds: tuple[float, ...], micro_batches: int) -> JobSteps:
 def frontier(gpu: str) -> dict[str, Any]:
     """Compares the frontier of one kind of GPU with all combinations of its power limits: four stages, one published network each."""
     sweeps = load()
-    networks = ("bert_base_uncased", "deepspeech2", "resnet50", "shufflenetv2")
-    choices = [choices_of(gpu, sweeps[gpu, network]) for network in networks]
-    search = ClockSearch(pipeline((0.10, 0.16, 0.13, 0.09), 8), choices)
+    choices = [choices_of(gpu, sweeps[gpu, network]) for network in NETWORKS]
+    search = ClockSearch(pipeline(SECONDS, 8), choices)
     began = time.perf_counter()
     points = search.frontier()
     took_s = time.perf_counter() - began
