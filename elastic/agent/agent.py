@@ -72,7 +72,7 @@ class Agent:
         self._listener: AgentListener | None = None
         self._probes: LinkProbes | None = None
         self._computed: dict[str, Any] | None = None  # how this host computes, once it was measured
-        self._stopping = self._trains = self._forks = self._outage = self._closed = False
+        self._stopping = self._trains = self._forks = self._outage = self._closed = self._taking_over = False
         self._loop = Loop()
         self._notices: NoticeWatch | None = None
         self._etcd_thread = EtcdThread(self._loop.post, self._etcd_away, self._etcd_back, self._etcd_failed, unanswered=self._unanswered)
@@ -131,6 +131,8 @@ class Agent:
         self._stopping = True
         if isinstance(self._role, Follower):
             self._role.drain()
+        elif self._taking_over:
+            return  # it is done when the job goes on
         elif self._role is not None and self._start.sharing is not None:
             self._role.drain(self._name)
         elif self._role is not None:
@@ -247,11 +249,19 @@ class Agent:
             self._end({"type": "rejoin", "why": "the agent that was founding the job is lost"})
         else:
             say(f"host {follower.before} is lost: this host, {self._name}, coordinates the job now")
+            self._taking_over = True
             self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._etcd_thread, self._end)
             self._admissions = Admissions(self._loop, self._start, follower.sharing, self._role, listener, probes, taking_over=True)
             self._tell_computed()
             self._admissions.facts = facts
-            Takeover(self._loop, session, self._etcd_thread, self._role, self._admissions, follower, self._end).begin()
+            parts = (self._role, self._admissions, follower, self._end, self._taken_over)
+            Takeover(self._loop, session, self._etcd_thread, *parts).begin()
+
+    def _taken_over(self) -> None:
+        """Notes that the job goes on, and leaves it if this agent was asked to meanwhile."""
+        self._taking_over = False
+        if self._stopping:
+            self.stop()
 
     def _make_crew(self, settings: JobSettings) -> Crew:
         """Starts the fork server, for workers with these settings, which are the founder's."""

@@ -208,9 +208,10 @@ class Coordinator:
         return sum(number in self.hosts.workers and self.hosts.host_of(number) not in leaving for number in (*self._members, *spares))
 
     def drain(self, name: str) -> None:
-        """Lets the others take over what the workers of this host own; then it leaves. A job that cannot go on without it is stopped."""
+        """Lets the others take over what the workers of this host own; then it leaves. A job that cannot go on without it is stopped, and
+        then no host leaves before the end: the members at the last boundary must all return."""
         hosts = self.hosts
-        if self._over or name in hosts.draining or name not in hosts.present:
+        if self._over or self._stopping or name in hosts.draining or name not in hosts.present:
             return
         if self._driver is None or self.left_without(name) < self.least:
             say(f"host {name} is to leave, and the job cannot go on without it: it stops at the next step boundary")
@@ -226,7 +227,9 @@ class Coordinator:
         self._check_drained()
 
     def _check_drained(self) -> None:
-        """Lets hosts leave whose workers have all ended."""
+        """Lets hosts leave whose workers have all ended, unless the whole job is about to end."""
+        if self._stopping:
+            return
         for name in [name for name in self.hosts.draining if not self.hosts.workers_of(name)]:
             host = self.hosts.present[name]
             if host is self.hosts.local:
@@ -242,6 +245,8 @@ class Coordinator:
         if self._stopping:
             return
         self._stopping, self._asked_at = True, time.monotonic()
+        if self.facts is not None:
+            self.facts = replace(self.facts, stopping=True)
         self._loop.set_timer(FIRST_S, self._still_running, "stopping")
         self.hosts.tell_all({"type": "stop"})
         if self._driver is not None:
@@ -440,6 +445,8 @@ class Coordinator:
         for member in view.members:
             self.hosts.miss(member.worker, member.host, why.get(member.host, "its agent is gone"))
         founder, self._spare_bytes = Ready(**facts.founder), facts.founder["whole"]
+        if facts.stopping:
+            self.stop()
         others = {number: each for number, each in self.hosts.workers.items() if number not in members and not each.ended}
         spares = {number: each.announced for number, each in others.items() if each.announced and not each.condemned}
         self._drive(settings, view, founder, replace(resumed, spares=frozenset(spares)))

@@ -262,6 +262,7 @@ class Follower:
             self._note(message["message"], message["workers"])
             carrier.tell(message["workers"], message["message"], message["segments"])
         elif kind == "tell_all":
+            self._note(message["message"], ())
             carrier.tell_all(message["message"])
         elif kind == "end":
             carrier.end(message["worker"], message["why"])

@@ -17,13 +17,15 @@ _PROPOSED = 3  # the last proposal may have been committed, since its coordinato
 class JobFacts:
     """The founder's `settings`, the announcement of the first view's coordinator (`founder`), and the newest `views`: the last one that was
     committed as far as this agent knows, and those proposed since. The number of the next new worker is above `last_worker`; the job is
-    scaled to `limit` workers, if to any. All are JSON; views that this agent has only passed on are not decoded before they are needed."""
+    scaled to `limit` workers, if to any; `stopping` once it was asked to stop. All are JSON; views that this agent has only passed on are
+    not decoded before they are needed."""
 
     settings: dict[str, Any]
     founder: dict[str, Any]
     views: list[Any]
     last_worker: int = -1
     limit: int | None = None
+    stopping: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {**{field.name: getattr(self, field.name) for field in fields(self)}, "views": [*map(_view, self.views)]}
@@ -34,6 +36,8 @@ class JobFacts:
 
     def knowing(self, order: Message) -> JobFacts:
         """Returns the facts after an order that the coordinator has sent to workers."""
+        if order["type"] == "stop":
+            return replace(self, stopping=True)
         if order["type"] == "view":
             return replace(self, views=[order["view"]])
         if order["type"] == "propose":
@@ -48,7 +52,8 @@ class JobFacts:
         """Returns what this agent and another one know."""
         ours, theirs = [*map(_view, self.views)], [*map(_view, other.views)]
         views = [*ours, *(view for view in theirs if view not in ours)]
-        return replace(self, views=views, last_worker=max(self.last_worker, other.last_worker))
+        stopping = self.stopping or other.stopping
+        return replace(self, views=views, last_worker=max(self.last_worker, other.last_worker), stopping=stopping)
 
     def view(self, text: str) -> View | None:
         """Returns the view of this mark, None if it is not among the views."""

@@ -30,7 +30,10 @@ _TIMER = "takeover"
 
 
 class Takeover:
-    """Makes `coordinator` go on with the job, with the workers of this host, which were `follower`'s, and of those that arrive."""
+    """Makes `coordinator` go on with the job, with the workers of this host, which were `follower`'s, and of those that arrive.
+
+    It calls `resumed` then; until then nothing else may be asked of the coordinator.
+    """
 
     def __init__(
         self,
@@ -41,9 +44,11 @@ class Takeover:
         admissions: Admissions,
         follower: Follower,
         end: Callable[[Message], None],
+        resumed: Callable[[], None],
     ) -> None:
         self._loop, self._session, self._coordinator, self._admissions = loop, session, coordinator, admissions
         self._etcd_thread, self._follower, self._end = etcd_thread, follower, end
+        self._resumed = resumed
         self._asking = False
         self._gathered_s, self._asked_at = 0.0, time.monotonic()
         admissions.arrived = self.begin
@@ -86,6 +91,7 @@ class Takeover:
         for message in self._follower.unsent:
             if message["type"] == "heard":
                 self._coordinator.heard(self._coordinator.hosts.worker(message["worker"]), message["message"])
+        self._resumed()
 
     def _complete(self, view: View, agents: set[str]) -> bool:
         """Whether all hosts of the view are there whose agents live."""

@@ -50,7 +50,13 @@ def end(job: Any, worker: int, file: str, others: list[int]) -> None:
         time.sleep(0.01)
 
 
-def trainer_of() -> elastic.Trainer:
+def saves(job: Any, checkpoint: str, pause_s: float) -> None:
+    """Trains until it is stopped, and saves only then."""
+    for _ in trainer_of(checkpoint=checkpoint, every=1_000_000).run(100_000):
+        time.sleep(pause_s)
+
+
+def trainer_of(**options: Any) -> elastic.Trainer:
     """The trainer of every test."""
     torch.manual_seed(7)
     layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Dropout(0.1)) for _ in range(5)]
@@ -63,6 +69,7 @@ def trainer_of() -> elastic.Trainer:
         batch_size=16,
         micro_batch_size=2,
         seed=3,
+        **options,
     )
 
 
