@@ -76,8 +76,7 @@ def test_another_layout_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
             marks=pytest.mark.long,
         ),
         pytest.param(["--workers", "6", "--stages", "6"], "6 stages", marks=pytest.mark.long),
-        pytest.param(["--workers", "2", "--stages", "3"], "stages=3 needs at least 3 workers", marks=pytest.mark.long),
-        (["--etcd", "127.0.0.1:1"], "127.0.0.1:1"),
+        (["--workers", "2", "--stages", "3"], "stages=3 needs at least 3 workers"),
     ],
 )
 def test_bad_input_ends_with_one_clear_message(options: list[str], message: str) -> None:
