@@ -8,7 +8,6 @@ coordinator -> agent   welcome {settings, least, keeps, others} | refused {reaso
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from elastic.agent.link_probes import LinkProbes
 from elastic.agent.loop import Loop
 from elastic.agent.remote_carrier import RemoteCarrier, aged
 from elastic.agent.start import Sharing, Start
+from elastic.comm.streams import Stream
 from elastic.errors import HostRefused
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
@@ -91,8 +91,8 @@ class Admissions:
         if self._local_ready and not self._coordinator.founded and not self._taking_over and enough:
             self._coordinator.found()
 
-    def _connected(self, sock: socket.socket) -> None:
-        link = AgentLink(self._loop, sock, heard=lambda message: self._hello(link, message), lost=lambda _: self._forget(link))
+    def _connected(self, stream: Stream) -> None:
+        link = AgentLink(self._loop, stream, heard=lambda message: self._hello(link, message), lost=lambda _: self._forget(link))
         self._links.add(link)
 
     def _hello(self, link: AgentLink, message: Message) -> None:
@@ -117,7 +117,7 @@ class Admissions:
         """Returns what `elastic doctor` compares a host with that is to have so many workers."""
         settings = self._start.settings
         told = {"demand": self._demand(workers).to_json(), "threads": settings.threads, "isa": settings.isa, "agents": self.agents}
-        return {"type": "answer", "told": told}
+        return {"type": "answer", "told": told | {"tls": self._sharing.tls}}
 
     def _demand(self, room: int) -> Demand:
         computed = {name: value for name, value in (self._computed or {}).items() if name != "broken"}

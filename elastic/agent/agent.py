@@ -15,6 +15,8 @@ each agent ends all processes that it started.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets
 import socket
 from contextlib import suppress
@@ -35,6 +37,7 @@ from elastic.agent.loop import Loop
 from elastic.agent.segments import Segments
 from elastic.agent.start import Sharing, Start
 from elastic.agent.takeover import Takeover
+from elastic.comm.tls import Tls
 from elastic.control.outcome import failed
 from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, NameLost
 from elastic.host import signals
@@ -65,6 +68,8 @@ class Agent:
         host = socket.gethostname()
         self._name = host if start.sharing is None else f"{host}-{secrets.token_hex(3)}"
         self._secret = secrets.token_hex(32) if start.sharing is None else start.sharing.secret
+        self._credentials = None if start.sharing is None else start.sharing.credentials_for_tls()
+        self._tls = Tls.of(self._credentials)
         self._session: Session | None = None
         self._crew: Crew | None = None
         self._role: Coordinator | Follower | None = None
@@ -203,9 +208,9 @@ class Agent:
         if sharing is None:
             self._take_role(session, coordinates=True)
             return
-        secret = secret_of(bytes.fromhex(sharing.secret))
-        self._listener = AgentListener(self._loop, secret, sharing.interface)
-        self._probes = LinkProbes(self._loop, secret, self._name, self._listener.address)
+        key = bytes.fromhex(sharing.secret)
+        self._listener = AgentListener(self._loop, secret_of(key, self._name), sharing.interface, self._tls)
+        self._probes = LinkProbes(self._loop, key, self._name, self._listener.address, self._tls)
         self._listener.connected = self._probes.accept  # until it coordinates
         if session.coordinates:
             campaign = partial(session.campaign, self._listener.address)
@@ -219,7 +224,7 @@ class Agent:
         if coordinates or self._probes is None:
             self._coordinate(session, self._start.sharing)
         else:
-            parts = (session, self._etcd_thread, self._make_crew, self._elected, self._end)
+            parts = (session, self._etcd_thread, self._make_crew, self._elected, self._end, self._tls)
             self._role = Follower(self._loop, self._start, self._name, self._probes, *parts)
             self._role.begin()
         if self._stopping:
@@ -327,13 +332,20 @@ class Agent:
             host=self._name,
             interface=None if sharing is None else sharing.interface,
             directory=self._start.directory,
-            secret=self._secret,
+            secret=self._links_secret(),
+            tls=self._credentials,
             # etcd= may hold a password, and workers need no plan
             settings=replace(settings, workers=workers or settings.workers, etcd=None, etcd_files={}, plan=None),
             import_path=self._start.import_path,
             argv=self._start.argv,
             modules=self._start.modules,
         ).to_json()
+
+    def _links_secret(self) -> str:
+        """The secret of links between workers: of this incarnation alone, since users may have one secret for several jobs."""
+        assert self._session is not None
+        purpose = f"links between workers of {self._session.incarnation}"
+        return hmac.new(bytes.fromhex(self._secret), purpose.encode(), hashlib.sha256).hexdigest()
 
     def _seen(self, view: View) -> None:
         if self.outcome is None and isinstance(self._role, Coordinator):

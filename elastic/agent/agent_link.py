@@ -1,4 +1,5 @@
 """Links between the agents of a job: TCP connections, authenticated by the job's secret, that carry JSON lines and a regular sign of life.
+With `--tls` they are encrypted.
 
 An agent that has been silent for SILENT_S is as lost as one whose connection ended: its host vanished, the network split, or it is stopped.
 """
@@ -13,15 +14,20 @@ import time
 from collections.abc import Callable
 
 from elastic.agent.loop import Loop
-from elastic.comm.handshake import Greeting, Handshake
+from elastic.agent.stream_channel import StreamChannel
+from elastic.comm.greeting import Greeting
+from elastic.comm.handshake import Handshake
 from elastic.comm.sockets import listen_tcp, stream, tune
+from elastic.comm.streams import Stream
+from elastic.comm.tls import Tls
 from elastic.errors import LinkError
-from elastic.host.channel import Channel, Message
+from elastic.host.channel import Message
 
 BEAT_S = 0.25
 SILENT_S = 2.0
 _GREETING_S = 5.0
 _DIAL_S = 1.0  # the agent that is dialled may have vanished, and another be the coordinator by then
+_AT_ONCE = 32  # connections accepted in one turn of the loop
 _WAITING = 64  # connections that have not proven anything yet; for another one the oldest is closed
 _ACCEPTOR, _DIALER = 0xFFFFFFFE, 0xFFFFFFFF  # no worker has these numbers
 _ALIVE: Message = {"type": "alive"}
@@ -29,9 +35,9 @@ _ALIVE: Message = {"type": "alive"}
 Address = tuple[str, int]
 
 
-def secret_of(job: bytes) -> bytes:
-    """Returns the secret of agents' links: a proof for a worker's link is none for an agent's."""
-    return hmac.new(job, b"links between agents", hashlib.sha256).digest()
+def secret_of(job: bytes, agent: str) -> bytes:
+    """Returns the secret of links that `agent` accepts: a proof for another agent, or for a worker, is none for this one."""
+    return hmac.new(job, b"links to agent " + agent.encode(), hashlib.sha256).digest()
 
 
 class AgentLink:
@@ -41,16 +47,18 @@ class AgentLink:
     back after `close`.
     """
 
-    def __init__(self, loop: Loop, sock: socket.socket, *, heard: Callable[[Message], None], lost: Callable[[str], None]) -> None:
+    def __init__(self, loop: Loop, stream: Stream, *, heard: Callable[[Message], None], lost: Callable[[str], None]) -> None:
         self.heard, self.lost = heard, lost
         self.closed = False
         self._loop = loop
-        self._channel = Channel(sock)
-        self._name = f"agent link {sock.fileno()}"
+        self._channel = StreamChannel(stream)
+        self._name = f"agent link {stream.sock.fileno()}"
         self._silent_beats = 0
         self.heard_at = time.monotonic()  # when the other side was heard last
-        tune(sock)
+        tune(stream.sock)
         self._watch()
+        if stream.buffered:  # the other side spoke at once
+            loop.post(self._act)
         self._beat()
 
     def send(self, message: Message) -> None:
@@ -72,6 +80,8 @@ class AgentLink:
         self._loop.watch(self._channel, self._act, writable=self._channel.unsent)
 
     def _act(self) -> None:
+        if self.closed:
+            return
         self._channel.flush()
         for message in self._channel.receive():
             self._alive()
@@ -102,14 +112,14 @@ class AgentLink:
 
 
 class AgentListener:
-    """Accepts other agents of the job at a free port of `interface`.
+    """Accepts other agents of the job at a free port of `interface`, with TLS if `tls` is given.
 
-    `connected` gets a socket and becomes its owner; without it (this agent does not coordinate) connections are closed.
+    `connected` gets a stream and becomes its owner; without it (this agent does not coordinate) connections are closed.
     """
 
-    def __init__(self, loop: Loop, secret: bytes, interface: str) -> None:
-        self._loop, self._secret = loop, secret
-        self.connected: Callable[[socket.socket], None] | None = None
+    def __init__(self, loop: Loop, secret: bytes, interface: str, tls: Tls | None = None) -> None:
+        self._loop, self._secret, self._tls = loop, secret, tls
+        self.connected: Callable[[Stream], None] | None = None
         self._sock, _ = listen_tcp(interface)
         self.address: Address = (interface, self._sock.getsockname()[1])
         self._greeting: dict[socket.socket, Greeting] = {}  # in order of age
@@ -122,24 +132,30 @@ class AgentListener:
             self._drop(sock)
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._sock.accept()
-        except OSError:  # it is gone again, or descriptors are scarce
-            return
-        if len(self._greeting) >= _WAITING:  # a genuine one takes milliseconds, and is repeated
-            next(iter(self._greeting.values())).expire()
-        sock.setblocking(False)
-        shake = Handshake(secret=self._secret, worker=_ACCEPTOR, peer=None)
-        greeting = _greet(self._loop, sock, shake, self._done, lambda _: self._drop(sock))
-        if not greeting.over:
-            self._greeting[sock] = greeting
+        for _ in range(_AT_ONCE):
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:  # it is gone again, or descriptors are scarce
+                return
+            if len(self._greeting) >= _WAITING:
+                self._relieve()
+            sock.setblocking(False)
+            shake = Handshake(secret=self._secret, worker=_ACCEPTOR, peer=None, encrypted=self._tls is not None)
+            greeting = _greet(self._loop, sock, shake, self._tls, self._done, lambda _, sock=sock: self._drop(sock))
+            if not greeting.over:
+                self._greeting[sock] = greeting
 
-    def _done(self, sock: socket.socket) -> None:
-        self._greeting.pop(sock, None)
+    def _relieve(self) -> None:
+        """Closes the oldest connection that has not proven the secret, or the oldest: a genuine one takes milliseconds, and is repeated."""
+        greetings = self._greeting.values()
+        next((each for each in greetings if not each.proven), next(iter(greetings))).expire()
+
+    def _done(self, stream: Stream) -> None:
+        self._greeting.pop(stream.sock, None)
         if self.connected is None:
-            sock.close()
+            stream.sock.close()
         else:
-            self.connected(sock)
+            self.connected(stream)
 
     def _drop(self, sock: socket.socket) -> None:
         self._greeting.pop(sock, None)
@@ -149,11 +165,19 @@ class AgentListener:
 
 
 def dial(
-    loop: Loop, secret: bytes, address: Address, connected: Callable[[socket.socket], None], failed: Callable[[LinkError], None]
+    loop: Loop,
+    secret: bytes,
+    address: Address,
+    connected: Callable[[Stream], None],
+    failed: Callable[[LinkError], None],
+    *,
+    tls: Tls | None = None,
+    either: bool = False,
 ) -> Callable[[], None]:
-    """Connects to another agent; calls back once. Returns a function that gives up, after which nothing is called back."""
+    """Connects to another agent, with TLS if `tls` is given; calls back once. Returns a function that gives up, after which nothing is
+    called back. With `either` the other agent decides whether `tls` is used."""
     sock = stream(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-    shake = Handshake(secret=secret, worker=_DIALER, peer=_ACCEPTOR)
+    shake = Handshake(secret=secret, worker=_DIALER, peer=_ACCEPTOR, encrypted=None if either else tls is not None)
     over: list[bool] = []
 
     def drop() -> None:
@@ -168,7 +192,7 @@ def dial(
             drop()
             failed(error)
 
-    def done(ready: socket.socket) -> None:
+    def done(ready: Stream) -> None:
         over.append(True)
         connected(ready)
 
@@ -180,7 +204,7 @@ def dial(
             fail(LinkError(os.strerror(code)))
             return
         loop.forget(sock)
-        _greet(loop, sock, shake, done, fail)
+        _greet(loop, sock, shake, tls, done, fail)
 
     try:
         sock.connect(address)
@@ -200,20 +224,25 @@ def _timer(sock: socket.socket) -> str:
 
 
 def _greet(
-    loop: Loop, sock: socket.socket, shake: Handshake, done: Callable[[socket.socket], None], failed: Callable[[LinkError], None]
+    loop: Loop,
+    sock: socket.socket,
+    shake: Handshake,
+    tls: Tls | None,
+    done: Callable[[Stream], None],
+    failed: Callable[[LinkError], None],
 ) -> Greeting:
     name = _timer(sock)
 
-    def finished(ready: socket.socket, _: int) -> None:
+    def finished(ready: Stream, _: int) -> None:
         loop.clear_timer(name)
-        loop.forget(ready)
+        loop.forget(sock)
         done(ready)
 
     def ended(error: LinkError) -> None:
         loop.clear_timer(name)
         failed(error)
 
-    greeting = Greeting(sock, shake, done=finished, failed=ended)
+    greeting = Greeting(sock, shake, done=finished, failed=ended, tls=tls)
     loop.watch(sock, lambda: greeting.on_event(0))
     loop.set_timer(_GREETING_S, greeting.expire, name)
     greeting.open()

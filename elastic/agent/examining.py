@@ -1,6 +1,6 @@
 """Examines etcd, a job, and the links to its agents: a process of its own, since the etcd client needs an environment of its own.
 
-stdin    {etcd, files, job, secret, interface, workers}; job and secret may be None
+stdin    {etcd, files, job, secret, credentials, interface, workers}; job, secret and credentials may be None
 stdout   {findings, links, demand, threads, isa, agents}; the last five only if the job's coordinator answers
 """
 
@@ -18,10 +18,12 @@ from elastic.agent.asking import ask
 from elastic.agent.fitness import broken_link, speed
 from elastic.agent.link_probes import LinkProbes, LinkReport
 from elastic.agent.loop import Loop
+from elastic.comm.tls import Credentials, Tls
 from elastic.errors import ElasticError
 from elastic.membership import versions
 from elastic.membership.endpoint import EtcdEndpoint
 
+_NAME = "doctor"  # no agent has it: theirs end with random digits
 Found = dict[str, str]
 
 
@@ -34,7 +36,15 @@ def main() -> None:
 
 
 def examined(
-    findings: list[Found], *, etcd: str, files: dict[str, str], job: str | None, secret: str | None, interface: str, workers: int
+    findings: list[Found],
+    *,
+    etcd: str,
+    files: dict[str, str],
+    job: str | None,
+    secret: str | None,
+    credentials: dict[str, str] | None,
+    interface: str,
+    workers: int,
 ) -> dict[str, Any]:
     """Adds to `findings`; returns what a comparison with the job needs, nothing without one."""
     try:
@@ -46,14 +56,15 @@ def examined(
     if job is None or secret is None:
         return {}
     try:
-        told = ask(etcd, files, job, secret, {"what": "check", "workers": workers})
+        told = ask(etcd, files, job, secret, credentials, {"what": "check", "workers": workers})
     except ElasticError as error:
         free = "no job of several hosts" in str(error)
         advice = "nothing, if the job has not begun" if free else "give the job's secret file, and let its hosts reach each other"
         findings.append(_finding("job", "ok" if free else "error", str(error), advice))
         return {}
     findings.append(_finding("job", "ok", f"{job} has {len(told['agents'])} host{'s' * (len(told['agents']) != 1)}, and the same secret"))
-    links = _links(secret, interface, told["agents"])
+    tls = _tls(secret, credentials) if told.pop("tls") else None
+    links = _links(bytes.fromhex(secret), interface, told["agents"], tls)
     findings += [_link(name, link) for name, link in sorted(links.items())]
     return {**told, "links": {name: asdict(link) for name, link in links.items()}}
 
@@ -75,10 +86,16 @@ def _etcd(endpoint: EtcdEndpoint) -> Iterator[Found]:
         client.close()
 
 
-def _links(secret: str, interface: str, agents: dict[str, list[Any]]) -> dict[str, LinkReport]:
-    loop, key, found = Loop(), secret_of(bytes.fromhex(secret)), list[dict[str, LinkReport]]()
-    listener = AgentListener(loop, key, interface)
-    probes = LinkProbes(loop, key, "doctor", listener.address)
+def _tls(secret: str, credentials: dict[str, str] | None) -> Tls:
+    from elastic.comm.job_certificate import job_credentials  # takes long
+
+    return Tls(job_credentials(bytes.fromhex(secret)) if credentials is None else Credentials(**credentials))
+
+
+def _links(key: bytes, interface: str, agents: dict[str, list[Any]], tls: Tls | None) -> dict[str, LinkReport]:
+    loop, found = Loop(), list[dict[str, LinkReport]]()
+    listener = AgentListener(loop, secret_of(key, _NAME), interface, tls)
+    probes = LinkProbes(loop, key, _NAME, listener.address, tls)
     listener.connected = probes.accept
     probes.check({name: (ip, port) for name, (ip, port) in agents.items()}, found.append)
     while not found:

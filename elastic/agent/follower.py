@@ -6,7 +6,6 @@ excluded the host meanwhile: then they are ended, and new ones join.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
@@ -24,7 +23,9 @@ from elastic.agent.node_check import NodeCheck
 from elastic.agent.remote_carrier import Ended, observations
 from elastic.agent.start import Sharing, Start
 from elastic.agent.supervision import WorkerProcess
-from elastic.comm.handshake import WrongSecret
+from elastic.comm.handshake import Unfit, WrongSecret
+from elastic.comm.streams import Stream, TlsRefused
+from elastic.comm.tls import Tls
 from elastic.control.outcome import failed
 from elastic.errors import HostLost, HostRefused, HostUnfit, JobFailed, LinkError, SettingsError
 from elastic.health.judge import LOOK_S
@@ -49,13 +50,14 @@ _SEARCH = "the search for the agent that coordinates the job"
 _AGAIN_S = 0.3  # between two looks for the coordinator
 _NOBODY_S = 60.0  # after which a host that knows nothing of the job gives it up
 _OUT_OF_REACH_S = 20.0  # after which a new host gives up a coordinator that lives, as far as etcd knows, and does not answer
+_TURNED_AWAY_S = 3.0  # longer than etcd names an agent that is lost
 _TOLD_S = 5.0  # after which the user is informed that there is none
 
 
 class Follower:
     """One follower, whose links `probes` checks. `make_crew` starts the fork server once the job's settings are known; `elected` is
     called when this agent has become the coordinator, with the mark of the committed view, and takes everything over; `end` gets the job's
-    outcome."""
+    outcome. `tls` encrypts its links."""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class Follower:
         make_crew: Callable[[JobSettings], Crew],
         elected: Callable[[Follower, str | None], None],
         end: Callable[[Message], None],
+        tls: Tls | None,
     ) -> None:
         assert start.sharing is not None  # only agents of shared jobs follow
         self.sharing: Sharing = start.sharing
@@ -92,6 +95,8 @@ class Follower:
         self._vain: tuple[Leader, float] | None = None  # the coordinator that cannot be reached, and since when
         self._unsent: list[Message] = []  # what workers have told since the coordinator was lost
         self._told = False
+        self._tls = tls
+        self._turned_away: tuple[str | None, float] | None = None  # by which agent, since when
 
     def begin(self) -> None:
         """Looks for the coordinator until it is found, or this agent is."""
@@ -111,8 +116,8 @@ class Follower:
             self.before = leader.agent
             if self._vain is None or self._vain[0] != leader or not standing.settled:
                 self._vain = leader, time.monotonic()
-            ip, port = leader.address
-            dial(self._loop, secret_of(bytes.fromhex(self.sharing.secret)), (ip, port), self._connected, self._unreached)
+            (ip, port), secret = leader.address, secret_of(bytes.fromhex(self.sharing.secret), leader.agent)
+            dial(self._loop, secret, (ip, port), self._connected, self._unreached, tls=self._tls)
 
     def _campaign(self) -> tuple[bool, str | None]:
         return self._session.campaign(self._probes.address), self._session.mark()
@@ -179,8 +184,9 @@ class Follower:
     # The coordinator
 
     def _unreached(self, error: LinkError) -> None:
-        if isinstance(error, WrongSecret):
-            why = "the agent that coordinates it has another secret: give the same secret on every host"
+        if self._unfit(error):
+            wrong = isinstance(error, WrongSecret)
+            why = "the agent that coordinates it has another secret: give the same secret on every host" if wrong else str(error)
             self._end(failed(SettingsError, f"this host cannot take part in the job {self._start.settings.name}: {why}"))
             return
         if self._vain is not None and self._crew is None and time.monotonic() - self._vain[1] > _OUT_OF_REACH_S:
@@ -191,6 +197,16 @@ class Follower:
             self._told = True
             say(f"the agent that coordinates the job has not been reached for {alone:.0f} s: {error}; this host tries again and again")
         self._loop.set_timer(_AGAIN_S, self.begin, "coordinator")
+
+    def _unfit(self, error: LinkError) -> bool:
+        """Whether this host cannot take part: it never has, and the same agent, which etcd names, has turned it away for a while. Somebody
+        else may have the address of an agent that is lost, until etcd knows."""
+        if not isinstance(error, Unfit | TlsRefused):
+            self._turned_away = None
+            return False
+        if self._turned_away is None or self._turned_away[0] != self.before:
+            self._turned_away = self.before, time.monotonic()
+        return self._crew is None and time.monotonic() - self._turned_away[1] >= _TURNED_AWAY_S
 
     def _out_of_reach(self, leader: Leader, error: LinkError) -> str:
         where = "" if leader.address is None else f" at {leader.address[0]}:{leader.address[1]}"
@@ -222,9 +238,9 @@ class Follower:
         self._end(standing.outcome or failed(JobFailed, ended_meanwhile(self._start.settings.name)))
         return False
 
-    def _connected(self, sock: socket.socket) -> None:
+    def _connected(self, stream: Stream) -> None:
         self._vain = None
-        self._link = AgentLink(self._loop, sock, heard=self._hear, lost=self._lost)
+        self._link = AgentLink(self._loop, stream, heard=self._hear, lost=self._lost)
         self._link.send(hello(self._start, self._name, self._probes.address))
 
     def _lost(self, why: str) -> None:

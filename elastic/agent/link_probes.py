@@ -3,21 +3,22 @@
 The agent that checks dials each other one, sends it bursts, and is dialled and sent bursts by it in turn: hosts that reach each other in
 one direction only cannot train together. Speeds are those of the agents' own connections, so links of workers have these or more.
 
-    dialer -> acceptor    probe {name, back} | burst {data} | burst_end {} | probe_end {}; with `back`, the address at which to dial back
+    dialer -> acceptor    burst {data} | burst_end {} | probe_end {name, back}; with `back`, the address at which to dial `name` back
     acceptor -> dialer    burst_heard {} | back {rate, why}
 """
 
 from __future__ import annotations
 
 import itertools
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from elastic.agent.agent_link import Address, AgentLink, dial
+from elastic.agent.agent_link import Address, AgentLink, dial, secret_of
 from elastic.agent.loop import Loop
+from elastic.comm.streams import Stream
+from elastic.comm.tls import Tls
 from elastic.errors import LinkError
 from elastic.host.channel import Message
 
@@ -48,14 +49,14 @@ class LinkReport:
 
 
 class LinkProbes:
-    """The probes of one agent, `name`, which others can dial at `address`."""
+    """The probes of one agent, `name`, which others can dial at `address`. `key` is the job's secret; with `tls` links are encrypted."""
 
-    def __init__(self, loop: Loop, secret: bytes, name: str, address: Address) -> None:
-        self._loop, self._secret, self._name, self.address = loop, secret, name, address
+    def __init__(self, loop: Loop, key: bytes, name: str, address: Address, tls: Tls | None) -> None:
+        self._loop, self._key, self._name, self.address, self._tls = loop, key, name, address, tls
         self._links: set[AgentLink] = set()
         self._probes: set[_Probe] = set()
 
-    def accept(self, sock: socket.socket) -> None:
+    def accept(self, stream: Stream) -> None:
         """Answers an agent that checks its links; other connections are closed, since this agent does not coordinate."""
 
         def heard(message: Message) -> None:
@@ -63,7 +64,7 @@ class LinkProbes:
                 self._forget(link)
                 link.close()
 
-        link = AgentLink(self._loop, sock, heard=heard, lost=lambda _: self._forget(link))
+        link = AgentLink(self._loop, stream, heard=heard, lost=lambda _: self._forget(link))
         self._links.add(link)
 
     def answer(self, link: AgentLink, message: Message) -> bool:
@@ -73,8 +74,9 @@ class LinkProbes:
             link.send({"type": "burst_heard"})
         elif kind == "probe_end" and message["back"] is not None:
             ip, port = message["back"]
-            self._probe((ip, port), None, lambda way, _: link.send({"type": "back", "rate": way.rate, "why": way.why}))
-        return kind in ("probe", "burst", "burst_end", "probe_end")
+            answer = lambda way, _: link.send({"type": "back", "rate": way.rate, "why": way.why})  # noqa: E731
+            self._probe(message["name"], (ip, port), None, answer)
+        return kind in ("burst", "burst_end", "probe_end")
 
     def check(self, others: Mapping[str, Address], done: Callable[[dict[str, LinkReport]], None]) -> None:
         """Checks the links to `others`, and calls `done` once with what was found, within `_LIMIT_S`."""
@@ -87,7 +89,7 @@ class LinkProbes:
                 done(found)
 
         for name, address in others.items():
-            self._probe(address, self.address, lambda there, back, name=name: one(name, there, back), most=size)
+            self._probe(name, address, self.address, lambda there, back, name=name: one(name, there, back), most=size)
         if not others:
             self._loop.post(lambda: done(found))
 
@@ -103,30 +105,30 @@ class LinkProbes:
     def _forget(self, link: AgentLink) -> None:
         self._links.discard(link)
 
-    def _probe(self, to: Address, back: Address | None, done: Callable[[Way, Way | None], None], most: int = _ALL_BYTES) -> None:
+    def _probe(self, name: str, to: Address, back: Address | None, done: Callable[[Way, Way | None], None], most: int = _ALL_BYTES) -> None:
         def ended(there: Way, other: Way | None) -> None:
             self._probes.discard(probe)
             done(there, other)
 
-        probe = _Probe(self._loop, self._secret, self._name, to, back, most, ended)
+        dials = partial(dial, self._loop, secret_of(self._key, name), to, tls=self._tls)
+        probe = _Probe(self._loop, dials, {"type": "probe_end", "name": self._name, "back": back}, most, ended)
         self._probes.add(probe)
         probe.begin()
 
 
 class _Probe:
-    """Sends bursts to one agent, and with `back` has it do the same; calls `ended` once."""
+    """Sends bursts to the agent that `dials` reaches, and at the end `closing`, whose address `back` has that agent do the same. Calls
+    `ended` once."""
 
     def __init__(
         self,
         loop: Loop,
-        secret: bytes,
-        name: str,
-        to: Address,
-        back: Address | None,
+        dials: Callable[[Callable[[Stream], None], Callable[[LinkError], None]], Callable[[], None]],
+        closing: Message,
         most: int,
         ended: Callable[[Way, Way | None], None],
     ) -> None:
-        self._loop, self._secret, self._name, self._to, self._back, self._ended = loop, secret, name, to, back, ended
+        self._loop, self._dials, self._closing, self._ended = loop, dials, closing, ended
         self._sizes = [size for size in _BURSTS if size <= most] or [_BURSTS[0]]
         self._timer, self._retry = f"probe {next(_numbers)}", f"probe again {next(_numbers)}"
         self._link: AgentLink | None = None
@@ -149,7 +151,7 @@ class _Probe:
             self._link.close()
 
     def _dial(self) -> None:
-        self._give_up = dial(self._loop, self._secret, self._to, self._connected, self._refused)
+        self._give_up = self._dials(self._connected, self._refused)
 
     def _refused(self, error: LinkError) -> None:
         self._give_up = lambda: None
@@ -159,10 +161,9 @@ class _Probe:
         else:
             self._end(Way(why=str(error)), None)
 
-    def _connected(self, sock: Any) -> None:
+    def _connected(self, stream: Stream) -> None:
         self._give_up = lambda: None
-        self._link = AgentLink(self._loop, sock, heard=self._hear, lost=self._lost)
-        self._link.send({"type": "probe", "name": self._name})
+        self._link = AgentLink(self._loop, stream, heard=self._hear, lost=self._lost)
         self._burst()
 
     def _burst(self) -> None:
@@ -178,8 +179,8 @@ class _Probe:
                 self._burst()
                 return
             if self._link is not None:
-                self._link.send({"type": "probe_end", "back": self._back})
-            if self._back is None:
+                self._link.send(self._closing)
+            if self._closing["back"] is None:
                 self._end(Way(rate=self._rate), None)
         elif message["type"] == "back":
             self._end(Way(rate=self._rate), Way(rate=message["rate"], why=message["why"]))

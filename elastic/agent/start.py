@@ -12,12 +12,23 @@ from elastic.settings import SEGMENTS, JobSettings, default_environment, job_mar
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
     """How this host shares a job with others: the job's `secret` (hexadecimal), the IP address `interface` at which others reach it, the
-    number of hosts `least` with which the job is founded, and the settings that were `given` here and must be the founder's."""
+    number of hosts `least` with which the job is founded, and the settings that were `given` here and must be the founder's. With `tls`,
+    links with other hosts are encrypted, with the fields of `Credentials` in `credentials`, or with the job's own certificate."""
 
     secret: str
     interface: str
     least: int = 1
     given: dict[str, Any] = field(default_factory=dict)
+    tls: bool = False
+    credentials: dict[str, str] | None = field(default=None, repr=False)
+
+    def credentials_for_tls(self) -> dict[str, str] | None:
+        """Returns the fields of `Credentials` of links with other hosts, None if they are not encrypted."""
+        if self.credentials is not None or not self.tls:
+            return self.credentials
+        from elastic.comm.job_certificate import job_credentials  # takes long, and few jobs need it
+
+        return job_credentials(bytes.fromhex(self.secret)).to_json()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

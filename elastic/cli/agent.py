@@ -28,6 +28,10 @@ def agent(
     drain_on: Annotated[
         str | None, typer.Option(help="Drain this host when a notice of termination appears: aws, azure, gcp, http://... or file:PATH.")
     ] = None,
+    tls: Annotated[bool, typer.Option(help="Encrypt what hosts send each other, with a certificate made from the secret.")] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="Do so with this host's own certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The key of --tls-cert, PEM, readable by you alone.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Certificates that sign those of all hosts, PEM.")] = None,
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
     min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it waits.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
@@ -51,6 +55,10 @@ def agent(
         hosts_min=hosts_min,
         interface=interface,
         drain_on=drain_on,
+        tls=tls,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_ca=tls_ca,
         stages=stages,
         min_workers=min_workers,
         threads=threads,

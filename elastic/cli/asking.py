@@ -14,7 +14,7 @@ from rich.table import Table
 
 from elastic.errors import ElasticError, JobFailed, SettingsError
 from elastic.host.process import module_command
-from elastic.launch.sharing import key_of, read_secret
+from elastic.launch.sharing import key_of, read_credentials, read_secret
 from elastic.settings import agent_environment
 
 Job = Annotated[str, typer.Argument(help="The job's name.")]
@@ -32,9 +32,13 @@ def status(
     etcd_cert: File = None,
     etcd_key: File = None,
     etcd_password_file: File = None,
+    tls_cert: File = None,
+    tls_key: File = None,
+    tls_ca: File = None,
 ) -> None:
     """Shows hosts, workers and progress of a job."""
-    told = _asked(job, etcd, secret_file, {"what": "status"}, etcd_ca, etcd_cert, etcd_key, etcd_password_file)
+    files, tls = (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)
+    told = _asked(job, etcd, secret_file, {"what": "status"}, files, tls)
     if as_json:
         print(json.dumps(told))
         return
@@ -57,10 +61,13 @@ def scale(
     etcd_cert: File = None,
     etcd_key: File = None,
     etcd_password_file: File = None,
+    tls_cert: File = None,
+    tls_key: File = None,
+    tls_ca: File = None,
 ) -> None:
     """Changes the number of workers, at a step boundary; no step is taken again."""
     request = {"what": "scale", "workers": workers}
-    _say(_asked(job, etcd, secret_file, request, etcd_ca, etcd_cert, etcd_key, etcd_password_file))
+    _say(_asked(job, etcd, secret_file, request, (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)))
 
 
 def drain(
@@ -72,10 +79,13 @@ def drain(
     etcd_cert: File = None,
     etcd_key: File = None,
     etcd_password_file: File = None,
+    tls_cert: File = None,
+    tls_key: File = None,
+    tls_ca: File = None,
 ) -> None:
     """Lets the other hosts take over what the workers of one host own; then its agent ends."""
     request = {"what": "drain", "host": host}
-    _say(_asked(job, etcd, secret_file, request, etcd_ca, etcd_cert, etcd_key, etcd_password_file))
+    _say(_asked(job, etcd, secret_file, request, (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)))
 
 
 def stop(
@@ -86,21 +96,36 @@ def stop(
     etcd_cert: File = None,
     etcd_key: File = None,
     etcd_password_file: File = None,
+    tls_cert: File = None,
+    tls_key: File = None,
+    tls_ca: File = None,
 ) -> None:
     """Stops a job at the next step boundary, where a Trainer with a checkpoint directory saves."""
-    _say(_asked(job, etcd, secret_file, {"what": "stop"}, etcd_ca, etcd_cert, etcd_key, etcd_password_file))
+    request = {"what": "stop"}
+    _say(_asked(job, etcd, secret_file, request, (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)))
 
 
 def _say(told: dict[str, Any]) -> None:
     print(told["said"])
 
 
-def _asked(job: str, etcd: str, secret_file: Path, request: dict[str, Any], *files: Path | None) -> dict[str, Any]:
+Files = tuple[Path | None, ...]
+
+
+def _asked(job: str, etcd: str, secret_file: Path, request: dict[str, Any], files: Files, tls: Files) -> dict[str, Any]:
     """Returns the coordinator's answer, or exits with its refusal. Nothing secret is in the arguments of a process."""
     names = ("ca", "cert", "key", "password_file")
     given = {name: str(file.absolute()) for name, file in zip(names, files, strict=True) if file is not None}
     try:
-        question = {"etcd": etcd, "files": given, "job": job, "secret": key_of(read_secret(secret_file)), "request": request}
+        found = read_credentials(*tls)
+        question = {
+            "etcd": etcd,
+            "files": given,
+            "job": job,
+            "secret": key_of(read_secret(secret_file)),
+            "credentials": None if found is None else found.to_json(),
+            "request": request,
+        }
         done = subprocess.run(
             module_command("elastic.agent.asking"),
             input=json.dumps(question),

@@ -18,11 +18,12 @@ from elastic.errors import ElasticError
 from elastic.host.measures import Steal, available_bytes
 from elastic.host.process import module_command
 from elastic.launch.examine import ERROR, OK, WARNING, Finding, computed, machine
-from elastic.launch.sharing import key_of, reachable_from, read_secret
+from elastic.launch.sharing import key_of, reachable_from, read_credentials, read_secret
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.settings import agent_environment, best_isa
 
 _WIDE = 200  # columns in a file or a pipe
+Tls = tuple[Path | None, Path | None, Path | None]
 _STYLE = {OK: "green", WARNING: "yellow", ERROR: "red"}
 
 
@@ -34,6 +35,9 @@ def doctor(
     etcd_cert: Annotated[Path | None, typer.Option(help="As for `elastic agent`.")] = None,
     etcd_key: Annotated[Path | None, typer.Option(help="As for `elastic agent`.")] = None,
     etcd_password_file: Annotated[Path | None, typer.Option(help="As for `elastic agent`.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="As for `elastic agent`.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="As for `elastic agent`.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="As for `elastic agent`.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes that this host is to have.", min=1)] = 2,
     threads: Annotated[int, typer.Option(help="Threads of each.", min=1)] = 1,
     isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of this machine.")] = None,
@@ -51,7 +55,7 @@ def doctor(
     elif etcd is not None:
         given = {name: str(path.absolute()) for name, path in files.items() if path is not None}
         try:
-            remote = _asked(etcd, given, job, secret_file, interface, workers)
+            remote = _asked(etcd, given, job, secret_file, (tls_cert, tls_key, tls_ca), interface, workers)
         except ElasticError as error:
             findings.append(Finding(what="arguments", level=ERROR, found=str(error)))
         findings += [Finding(**each) for each in remote.get("findings", [])]
@@ -64,13 +68,17 @@ def doctor(
     raise typer.Exit(1 if any(each.level == ERROR for each in findings) else 0)
 
 
-def _asked(etcd: str, files: dict[str, str], job: str | None, secret: Path | None, interface: str | None, workers: int) -> dict[str, Any]:
+def _asked(
+    etcd: str, files: dict[str, str], job: str | None, secret: Path | None, tls: Tls, interface: str | None, workers: int
+) -> dict[str, Any]:
     """Returns what `agent.examining` finds. Raises SettingsError."""
+    credentials = read_credentials(*tls)
     question = {
         "etcd": etcd,
         "files": files,
         "job": job,
         "secret": None if secret is None else key_of(read_secret(secret)),
+        "credentials": None if credentials is None else credentials.to_json(),
         "interface": interface or reachable_from(EtcdEndpoint.parse(etcd, files)),
         "workers": workers,
     }

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from elastic.comm.handshake import Greeting
+from elastic.comm.greeting import Greeting
 from elastic.comm.reactor import Reactor
 
 GREETING_S = 10.0
@@ -58,7 +58,8 @@ class Admission:
     def relieve(self) -> None:
         """Closes the oldest incoming connection that has not authenticated, if there is one, and so frees its descriptor."""
         with self._lock:
-            oldest = next(iter(self._strangers), None)
+            unproven = (greeting for greeting in self._strangers if not greeting.proven)
+            oldest = next(unproven, next(iter(self._strangers), None))
         if oldest is not None:
             self.discard(oldest)
             oldest.expire()

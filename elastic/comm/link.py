@@ -1,4 +1,4 @@
-"""One link: a non-blocking stream socket to one peer, and the locks of its two halves.
+"""One link: a non-blocking stream to one peer, and the locks of its two halves.
 
 The receiving half belongs to the holder of the reader lock, the sending half to the holder of the sender's lock; both are usually free.
 The I/O thread reads what arrives. A thread that waits for a message of this peer *borrows* the receiving half instead and reads the socket
@@ -19,6 +19,7 @@ from elastic.comm.rate_meter import LinkRates
 from elastic.comm.reactor import READABLE, WRITABLE, Reactor
 from elastic.comm.receiving import Receiver
 from elastic.comm.sending import Sender
+from elastic.comm.streams import Stream
 from elastic.comm.waiter import Waiter
 from elastic.errors import LinkError
 
@@ -31,7 +32,7 @@ class Link:
 
     def __init__(
         self,
-        sock: socket.socket,
+        stream: Stream,
         worker: int,
         peer: int,
         latency_s: float | None,
@@ -45,10 +46,11 @@ class Link:
         self.latency_s = latency_s
         self.joined: AttemptId | None = None
         self.broken: LinkError | None = None
-        self.sender = Sender(sock, arm=self._arm, emptied=emptied)
-        self._receiver = Receiver(sock, worker, peer, box)
-        self._sock = sock
-        self._descriptor = sock.fileno()
+        self.sender = Sender(stream, arm=self._arm, emptied=emptied)
+        self._receiver = Receiver(stream, worker, peer, box)
+        self._stream = stream
+        self._sock = stream.sock
+        self._descriptor = self._sock.fileno()
         self._box = box
         self._reactor = reactor
         self._lost = lost
@@ -58,7 +60,9 @@ class Link:
         self._interest = threading.Lock()
         self._armed = False
         self._lent = False
+        self._resuming = False
         reactor.add(self._descriptor, READABLE, self._on_event)
+        self._resume()
 
     @property
     def counts(self) -> tuple[int, int, int, int, int]:
@@ -80,6 +84,7 @@ class Link:
                 self._receive_borrowed(waiter)
         finally:
             self._reader.release()
+            self._resume()
 
     def settle(self, attempt_id: AttemptId) -> None:
         """Ends writes to memory and begins no more sends for earlier attempts; called after the mailbox advanced."""
@@ -114,7 +119,8 @@ class Link:
         waiter.watch(self._descriptor)
         try:
             while not self._read(waiter) and self.broken is None:
-                waiter.wait()
+                if not self._stream.buffered:
+                    waiter.wait()
         finally:
             waiter.unwatch(self._descriptor)
             if self.broken is not None:
@@ -140,6 +146,7 @@ class Link:
                 yield
         finally:
             self._recalls -= 1
+            self._resume()
 
     def _on_event(self, events: int) -> None:
         if events & WRITABLE:
@@ -152,8 +159,21 @@ class Link:
                 self.broken = self.broken or self._receiver.broken
             finally:
                 self._reader.release()
+                self._resume()
         if self.broken is not None:
             self._lost(self)
+
+    def _resume(self) -> None:
+        """Makes the I/O thread read what the stream has and the kernel no longer announces. Call it without the receiving half: a call
+        that then finds the half taken is made again by its holder."""
+        if self._stream.buffered and not self._resuming and not self._closed and self.broken is None:
+            self._resuming = True
+            self._reactor.call_after(0.0, self._read_on)
+
+    def _read_on(self) -> None:
+        self._resuming = False
+        if not self._closed:
+            self._on_event(READABLE)
 
     # --- events that the I/O thread polls
 

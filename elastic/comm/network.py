@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from elastic.comm.message import MessageHeader, Tag, checksum
 from elastic.comm.rate_meter import LinkRates
 from elastic.comm.reactor import Reactor
 from elastic.comm.reception import Reception
+from elastic.comm.streams import Stream
+from elastic.comm.tls import Tls
 from elastic.comm.waiter import Waiter
 from elastic.errors import Interrupted, LinkError
 from elastic.memory.raw import Memory, as_bytes
@@ -26,7 +27,7 @@ _NETWORKS: weakref.WeakSet[Network] = weakref.WeakSet()
 class Network(Endpoint):
     """The links of one worker process. `secret` is the job's; `directory` holds its sockets and is created for this user alone.
 
-    Other hosts can reach it at `interface`, an IP address, if one is given.
+    Other hosts can reach it at `interface`, an IP address, if one is given; with `tls`, links with them are encrypted.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Network(Endpoint):
         host: str,
         directory: str | os.PathLike[str] | None = None,
         interface: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
         super().__init__(worker)
         self._host = host
@@ -50,6 +52,7 @@ class Network(Endpoint):
             secret=secret,
             directory=None if directory is None else Path(directory),
             interface=interface,
+            tls=tls,
             connected=self._adopt,
             refused=self._refuse,
         )
@@ -166,8 +169,8 @@ class Network(Endpoint):
 
     # --- on the I/O thread
 
-    def _adopt(self, sock: socket.socket, peer: int, latency_s: float | None) -> None:
-        link = Link(sock, self.worker, peer, latency_s, box=self._box, reactor=self._reactor, emptied=self._on_emptied, lost=self._lose)
+    def _adopt(self, stream: Stream, peer: int, latency_s: float | None) -> None:
+        link = Link(stream, self.worker, peer, latency_s, box=self._box, reactor=self._reactor, emptied=self._on_emptied, lost=self._lose)
         with self._box.lock:
             old = cast("Link | None", self._links.get(peer))
             self._links[peer] = link

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 from elastic.comm.mailbox import Mailbox, Slot, lost
 from elastic.comm.message import HEADER_BYTES, Key, MessageHeader, MessageKind, checksum, described
 from elastic.comm.rate_meter import RateMeter
 from elastic.comm.sockets import SCARCE
+from elastic.comm.streams import Stream
 from elastic.errors import LinkError
 from elastic.memory.raw import room
 
@@ -19,12 +18,12 @@ _SCRAP = room(256 << 10)
 class Receiver:
     """The receiving half; the link lets one thread at a time use it. `broken` is the reason, once no more bytes can come."""
 
-    def __init__(self, sock: socket.socket, worker: int, peer: int, box: Mailbox) -> None:
+    def __init__(self, stream: Stream, worker: int, peer: int, box: Mailbox) -> None:
         self.bytes = self.messages = self.transferred = 0
         self.broken: LinkError | None = None
         self.filling: Slot | None = None
         self.rate_meter = RateMeter()
-        self._sock = sock
+        self._stream = stream
         self._worker = worker
         self._peer = peer
         self._box = box
@@ -42,7 +41,7 @@ class Receiver:
         budget = _BUDGET_BYTES
         while budget > 0 and self.broken is None:
             try:
-                count = self._sock.recv_into(_SCRAP[: self._excess] if self._excess else self._rest[:budget])
+                count = self._stream.recv_into(_SCRAP[: self._excess] if self._excess else self._rest[:budget])
             except BlockingIOError:
                 if self._key is not None:
                     self.rate_meter.waits()

@@ -17,8 +17,11 @@ from pathlib import Path
 
 from elastic.comm import sockets
 from elastic.comm.admission import GREETING_S, Admission, room
-from elastic.comm.handshake import Greeting, Handshake, HungUp
+from elastic.comm.greeting import Greeting, HungUp
+from elastic.comm.handshake import Handshake
 from elastic.comm.reactor import READABLE, Reactor
+from elastic.comm.streams import Stream
+from elastic.comm.tls import Tls
 from elastic.errors import LinkError, PeerLost
 
 _REST_S = 0.05
@@ -39,7 +42,8 @@ class Dial:
 
 
 class Reception:
-    """Accepts and dials. `connected(socket, peer, latency_s)` and `refused(peer, error)` are called on the I/O thread."""
+    """Accepts and dials, over TCP with TLS if `tls` is given. `connected(stream, peer, latency_s)` and `refused(peer, error)` are called
+    on the I/O thread."""
 
     def __init__(
         self,
@@ -49,14 +53,16 @@ class Reception:
         secret: bytes,
         directory: Path | None,
         interface: str | None,
-        connected: Callable[[socket.socket, int, float | None], None],
+        connected: Callable[[Stream, int, float | None], None],
         refused: Callable[[int, LinkError], None],
+        tls: Tls | None = None,
     ) -> None:
         self.rejected = 0
         self.admission = Admission(reactor, room())
         self._reactor = reactor
         self._worker = worker
         self._secret = secret
+        self._tls = tls
         self._connected = connected
         self._refused = refused
         self._dialling: set[int] = set()
@@ -133,7 +139,7 @@ class Reception:
             self.rejected += 1
             sock.close()
             return
-        self._greet(sock, Handshake(secret=self._secret, worker=self._worker, peer=None), None)
+        self._greet(sock, self._handshake(sock, None), None)
 
     def _rest(self, listener: socket.socket) -> None:
         """Pauses a listener for a moment: an immediate retry would fail again."""
@@ -172,7 +178,7 @@ class Reception:
                 self._put_off(dial, error)
                 return
             # TCP is still connecting: the handshake begins with the peer's challenge, or fails with the error.
-        self._greet(sock, Handshake(secret=self._secret, worker=self._worker, peer=dial.peer), dial)
+        self._greet(sock, self._handshake(sock, dial.peer), dial)
 
     def _put_off(self, dial: Dial, error: OSError) -> None:
         """Dials again in a moment. Raises PeerLost if the error is permanent, LinkError after the deadline."""
@@ -195,14 +201,18 @@ class Reception:
 
     # --- handshakes
 
+    def _handshake(self, sock: socket.socket, peer: int | None) -> Handshake:
+        encrypted = self._tls is not None and sock.family is not socket.AF_UNIX
+        return Handshake(secret=self._secret, worker=self._worker, peer=peer, encrypted=encrypted)
+
     def _greet(self, sock: socket.socket, handshake: Handshake, dial: Dial | None) -> None:
         """Starts the handshake on a connection; `dial` is None if the other side dialled."""
 
-        def done(sock: socket.socket, peer: int) -> None:
+        def done(stream: Stream, peer: int) -> None:
             self.admission.discard(greeting)
             self._reactor.remove(sock.fileno())
             try:
-                self._connected(sock, peer, None if greeting.round_trip_s is None else greeting.round_trip_s / 2)
+                self._connected(stream, peer, None if greeting.round_trip_s is None else greeting.round_trip_s / 2)
             except OSError as error:  # the kernel has no room for another watched descriptor
                 sock.close()
                 self._failed(dial, LinkError(error.strerror or str(error), peer=peer))
@@ -216,7 +226,7 @@ class Reception:
             sock.close()
             self._failed(dial, error)
 
-        greeting = Greeting(sock, handshake, done=done, failed=failed)
+        greeting = Greeting(sock, handshake, done=done, failed=failed, tls=self._tls)
         self.admission.add(greeting, stranger=dial is None)
         try:
             sockets.tune(sock)

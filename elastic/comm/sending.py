@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from elastic.comm.message import AttemptId, MessageHeader
 from elastic.comm.sockets import SCARCE
+from elastic.comm.streams import Stream
 from elastic.memory import raw
 
 _MAX_VECTOR = 512
@@ -26,12 +27,12 @@ class Outgoing:
 
 class Sender:
     """The sending half; any thread may send. `arm(True)` requests a call of `push(ready=True)` on the I/O thread when the socket has room
-    again, `arm(False)` cancels it; `emptied` is called when the last queued message was handed over. `lock` guards the socket."""
+    again, `arm(False)` cancels it; `emptied` is called when the last queued message was handed over. `lock` guards the stream."""
 
-    def __init__(self, sock: socket.socket, *, arm: Callable[[bool], None], emptied: Callable[[], None]) -> None:
+    def __init__(self, stream: Stream, *, arm: Callable[[bool], None], emptied: Callable[[], None]) -> None:
         self.bytes = self.messages = 0
         self.lock = threading.Lock()
-        self._sock = sock
+        self._stream = stream
         self._arm = arm
         self._emptied = emptied
         self._queue: deque[Outgoing] = deque()
@@ -41,7 +42,7 @@ class Sender:
     @property
     def pending(self) -> bool:
         """Whether a queued message was not handed to the kernel yet."""
-        return bool(self._queue)
+        return bool(self._queue) or self._stream.unsent
 
     def send(self, header: MessageHeader, views: list[memoryview]) -> None:
         """Queues a message and hands the kernel as much as it takes at once."""
@@ -83,7 +84,7 @@ class Sender:
             message = self._queue[0]
             if message.views:
                 try:
-                    count = self._sock.sendmsg(message.views[:_MAX_VECTOR])
+                    count = self._stream.sendmsg(message.views[:_MAX_VECTOR])
                 except BlockingIOError:
                     return False
                 except OSError as error:
@@ -101,13 +102,20 @@ class Sender:
                     continue
                 self.messages += 1
             self._queue.popleft()
-        return True
+        return not self._stream.unsent or self._flush()
+
+    def _flush(self) -> bool:
+        try:
+            return self._closed or self._stream.flush()
+        except OSError:
+            self._hang_up()
+            return True
 
     def _hang_up(self) -> None:
         # The reader still reads what the peer sent before it left, then finds the end of the stream.
         self._queue.clear()
         try:
-            self._sock.shutdown(socket.SHUT_RDWR)
+            self._stream.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             return
 

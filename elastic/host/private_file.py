@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -14,7 +15,8 @@ def read_private(path: Path, argument: str) -> bytes:
     Raises SettingsError if the file cannot be read, or if other users can read it too.
     """
     try:
-        mode, value = path.stat().st_mode, path.read_bytes().strip()
+        with path.open("rb") as file:
+            mode, value = os.fstat(file.fileno()).st_mode, file.read().strip()
     except OSError as error:
         raise SettingsError(f"{argument}={str(path)!r} cannot be read: {error.strerror}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -22,7 +22,8 @@ LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 
 _NEW = "members.new"
-_OPEN = 0o755  # anyone on the host may read the workers' activity
+_LOCK = "lock"
+_OWN = 0o700  # other users of the host can neither read the job's files nor lock them
 _MADE = ("torchinductor", "activity")
 _SCRATCH = ("etcd", LINKS, *_MADE)
 _IN_USE_S = 5.0  # how long to wait for an agent whose launcher was killed: it ends its job, which empties the directory
@@ -51,11 +52,10 @@ class RunDirectory:
         if this process is killed.
         """
         with self._usable():
-            self.path.mkdir(_OPEN, parents=True, exist_ok=True)
+            self.path.mkdir(_OWN, parents=True, exist_ok=True)
             self._refuse_others()
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = self._locked()
         try:
-            self._lock(descriptor)
             self.prepare()
             yield descriptor
         finally:
@@ -67,13 +67,13 @@ class RunDirectory:
         Another user who can write in it could make the run overwrite this user's files, through symbolic links at the run's file names.
         """
         with self._usable():
-            self.path.mkdir(_OPEN, parents=True, exist_ok=True)
+            self.path.mkdir(_OWN, parents=True, exist_ok=True)
             self._refuse_others()
             for name in (*_KEPT, _NEW):
                 (self.path / name).unlink(missing_ok=True)
-            self.clear()
+            self._clear()
             for name in _MADE:
-                (self.path / name).mkdir(_OPEN)
+                (self.path / name).mkdir(_OWN)
 
     @contextmanager
     def _usable(self) -> Generator[None]:
@@ -83,9 +83,31 @@ class RunDirectory:
             name = "" if error.filename in (None, str(self.path)) else f" ({os.path.basename(error.filename)})"
             raise SettingsError(f"directory={str(self.path)!r} cannot be used: {error.strerror}{name}") from error
 
-    def _lock(self, descriptor: int) -> None:
-        """Refuses a directory in which another job runs. Some network file systems cannot lock one: there nothing is refused."""
+    def _locked(self) -> int:
+        """Returns a descriptor of the lock, a file that no other user can open: a directory can be locked by everyone who may read it.
+
+        Raises SettingsError if another job runs in the directory. Some network file systems cannot lock: there nothing is refused.
+        """
         until = time.monotonic() + _IN_USE_S
+        while True:
+            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                self._lock(descriptor, until)
+                if self._current(descriptor):
+                    return descriptor
+            except SettingsError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _current(self, descriptor: int) -> bool:
+        """Whether this is the lock, and not one that a job has removed at its end."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), (self.path / _LOCK).lstat())
+        except FileNotFoundError:
+            return False
+
+    def _lock(self, descriptor: int, until: float) -> None:
         while True:
             try:
                 return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +133,12 @@ class RunDirectory:
             )
 
     def clear(self) -> None:
-        """Removes files needed only while the job runs; a symbolic link is removed itself, never its target."""
+        """Removes files needed only while the job runs, the lock too; a symbolic link is removed itself, never its target."""
+        self._clear()
+        with suppress(OSError):
+            (self.path / _LOCK).unlink()
+
+    def _clear(self) -> None:
         for name in _SCRATCH:
             path = self.path / name
             with suppress(OSError):

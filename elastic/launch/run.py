@@ -27,7 +27,7 @@ from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
 from elastic.host.signals import StopRequests, exit_code, shielded
 from elastic.launch import limits
-from elastic.launch.sharing import sharing_of
+from elastic.launch.sharing import read_credentials, sharing_of
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.observe.console import say
 from elastic.script.target import name_of, own_modules
@@ -85,6 +85,10 @@ def run(
     hosts_min: int = 1,
     interface: str | None = None,
     drain_on: str | None = None,
+    tls: bool = False,
+    tls_cert: str | os.PathLike[str] | None = None,
+    tls_key: str | os.PathLike[str] | None = None,
+    tls_ca: str | os.PathLike[str] | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in each of `workers` processes, and waits until the job has ended.
 
@@ -136,6 +140,10 @@ def run(
         drain_on: where a notice appears that this machine is about to be taken away: `aws`, `azure` or `gcp`, the metadata service of a
             spot instance (`aws=http://...`: at another address), `http://...`, a URL that answers 404 or 204 until then and then 200, or
             `file:PATH`, a file that is made then. It is looked for every second, and acts like SIGTERM.
+        tls: encrypt what hosts send each other (TLS 1.3), with a certificate made from `secret`. All hosts must give the same. Within a
+            host nothing is encrypted.
+        tls_cert, tls_key, tls_ca: files with a certificate and key of this host, and with the certificates that sign those of all hosts, to
+            be used instead; they imply `tls`. They do not replace the secret.
 
     The first Ctrl-C stops the job at the next step boundary, where a Trainer saves, and `JobResult.stopped` is True; the second stops it at
     once, with KeyboardInterrupt. SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A
@@ -182,11 +190,14 @@ def run(
         shared=secret is not None,
     )
     if secret is None:
+        if tls or tls_cert or tls_key or tls_ca:
+            raise SettingsError("tls=... is for a job of several hosts: give secret= too. A job of one host sends nothing over the network")
         return launched(settings, drain_on=drain_on)
+    credentials = read_credentials(tls_cert, tls_key, tls_ca)
     given = {field: value for field, value in settings.to_json().items() if field in _COMPARED and value != _default(field)}
     if isa is not None:
         given["isa"] = isa
-    return launched(settings, sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given), drain_on)
+    return launched(settings, sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given, credentials, tls=tls), drain_on)
 
 
 def _given_files(**paths: str | os.PathLike[str] | None) -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from elastic.agent.start import Sharing
+from elastic.comm.tls import Credentials, Tls
 from elastic.errors import SettingsError
 from elastic.host.private_file import read_private
 from elastic.membership.endpoint import EtcdEndpoint
@@ -17,14 +19,50 @@ _SECRET_BYTES = 16  # at least
 
 
 def sharing_of(
-    etcd: str | None, files: Mapping[str, str], secret: bytes | str, interface: str | None, least: int, given: dict[str, Any]
+    etcd: str | None,
+    files: Mapping[str, str],
+    secret: bytes | str,
+    interface: str | None,
+    least: int,
+    given: dict[str, Any],
+    credentials: Credentials | None,
+    *,
+    tls: bool,
 ) -> Sharing:
     """Returns how this host shares the job. `given` are the job's settings that must be the founder's. Raises SettingsError."""
     if etcd is None:
         raise SettingsError("secret=... is for a job of several hosts, which need an etcd that all of them reach: give etcd= too")
     if least < 1:
         raise SettingsError(f"hosts_min={least}: use a whole number of at least 1")
-    return Sharing(secret=key_of(secret), interface=interface or reachable_from(EtcdEndpoint.parse(etcd, files)), least=least, given=given)
+    return Sharing(
+        secret=key_of(secret),
+        interface=interface or reachable_from(EtcdEndpoint.parse(etcd, files)),
+        least=least,
+        given=given,
+        tls=tls or credentials is not None,
+        credentials=None if credentials is None else credentials.to_json(),
+    )
+
+
+def read_credentials(
+    cert: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None, ca: str | os.PathLike[str] | None
+) -> Credentials | None:
+    """Returns the certificates in these files, None without any. Raises SettingsError if one is missing, cannot be read or does not fit."""
+    if cert is None and key is None and ca is None:
+        return None
+    if cert is None or key is None or ca is None:
+        raise SettingsError("tls_cert=, tls_key= and tls_ca= need each other; tls=True alone makes certificates from the job's secret")
+    texts = {"certificate": _text(cert, "tls_cert"), "authority": _text(ca, "tls_ca")}
+    credentials = Credentials(**texts, key=read_private(Path(key), "tls_key").decode(errors="replace"))
+    Tls(credentials)
+    return credentials
+
+
+def _text(path: str | os.PathLike[str], argument: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError as error:
+        raise SettingsError(f"{argument}={str(path)!r} cannot be read: {error.strerror}") from error
 
 
 def key_of(secret: bytes | str) -> str:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from elastic.comm.tls import Tls
 from elastic.errors import Interrupted, NotInJob
 from elastic.host.channel import MAPPED
 from elastic.host.packed import unpacked
@@ -34,7 +35,8 @@ _current: Job | None = None
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
     """The start parameters that the agent sends to a new worker. `first`: it measures the layers' costs, and leads until there is a view.
-    `joins`: the job has a view already. `interface` is the IP address at which workers of other hosts reach it, None on one host.
+    `joins`: the job has a view already. `interface` is the IP address at which workers of other hosts reach it, None on one host;
+    `tls` has the fields of `elastic.comm.tls.Credentials` if links with them are encrypted.
 
     `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
     modules that the launcher has imported.
@@ -48,6 +50,7 @@ class WorkerSpec:
     first: bool = False
     joins: bool = False
     interface: str | None = None
+    tls: dict[str, str] | None = field(default=None, repr=False)
     import_path: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     modules: dict[str, str] = field(default_factory=dict)
@@ -62,6 +65,7 @@ class WorkerSpec:
             "first": self.first,
             "joins": self.joins,
             "interface": self.interface,
+            "tls": self.tls,
             "import_path": self.import_path,
             "argv": self.argv,
             "modules": self.modules,
@@ -99,6 +103,7 @@ class Job:
         self.directory = spec.directory
         self.links = os.path.join(spec.directory, LINKS)
         self.secret = bytes.fromhex(spec.secret)
+        self.tls = Tls.of(spec.tls)
         self.exact = spec.settings.exact
         self.profile = self._first = spec.first
         self.joins = spec.joins  # this worker joins a running job

@@ -153,7 +153,12 @@ class Trainer:
             raise TrainerError(f"every={every} needs a directory to save to: give checkpoint= too")
         numerics = Numerics(seed=seed, autocast=autocast, checkpoint=checkpointing_of(checkpoint_activations))
         self._network = Network(
-            self._job.worker, secret=self._job.secret, host=self._job.host, directory=self._job.links, interface=self._job.interface
+            self._job.worker,
+            secret=self._job.secret,
+            host=self._job.host,
+            directory=self._job.links,
+            interface=self._job.interface,
+            tls=self._job.tls,
         )
         self._job.listen_on(self._network)
         self._network.waits = self._job.waits

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from elastic.comm import Endpoint, LoopbackHub, LoopbackNetwork, MessageKind, Network, Tag
+from elastic.comm.job_certificate import job_credentials
+from elastic.comm.tls import Tls
 
-KINDS = ("unix", "tcp", "loopback")
+KINDS = ("unix", "tcp", "tls", "loopback")
+OVER_TCP = ("tcp", "tls")
 PATIENCE_S = 10.0
 
 
@@ -56,12 +59,15 @@ class Cluster:
             self.networks[worker] = LoopbackNetwork(worker, self.hub)
         else:
             directory = self.directory / "links" if self.kind == "unix" else None
-            interface = "127.0.0.1" if self.kind == "tcp" else None
-            self.networks[worker] = Network(worker, secret=secret, host=self.host(worker), directory=directory, interface=interface)
+            interface = "127.0.0.1" if self.kind in OVER_TCP else None
+            tls = Tls(job_credentials(secret)) if self.kind == "tls" else None
+            self.networks[worker] = Network(
+                worker, secret=secret, host=self.host(worker), directory=directory, interface=interface, tls=tls
+            )
         return self.networks[worker]
 
     def host(self, worker: int) -> str:
-        return f"host-{worker}" if self.kind == "tcp" else "host"
+        return f"host-{worker}" if self.kind in OVER_TCP else "host"
 
     def __getitem__(self, worker: int) -> Any:
         return self.networks[worker]

@@ -6,7 +6,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from comm_cluster import KINDS, PATIENCE_S, Cluster, pattern, tag, together, until
+from comm_cluster import KINDS, OVER_TCP, PATIENCE_S, Cluster, pattern, tag, together, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -172,7 +172,7 @@ def test_a_peer_that_is_gone_is_found_out_at_once(cluster):
     c[2].close()
     with pytest.raises(PeerLost, match="worker 0"):
         c[1].install(1, 0, members, [0], timeout_s=PATIENCE_S)
-    if c.kind != "tcp":  # a listening side does not connect to another host only to check it
+    if c.kind not in OVER_TCP:  # a listening side does not connect to another host only to check it
         with pytest.raises(PeerLost, match="worker 2"):
             c[1].install(2, 0, members, [2], timeout_s=PATIENCE_S)
 

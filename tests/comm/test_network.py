@@ -21,7 +21,7 @@ from elastic.errors import LinkError, PeerLost
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture(params=["unix", "tcp"])
+@pytest.fixture(params=["unix", "tcp", "tls"])
 def cluster(request: pytest.FixtureRequest):
     yield from clusters(request.param)
 
@@ -77,7 +77,7 @@ def test_strangers_do_no_harm(cluster, said):
 def test_garbage_on_a_link_breaks_it_with_a_reason(cluster):
     c = cluster(2)
     waiting = c.blocked(0, lambda: c[0].receive(1, tag()))
-    c[1]._links[0]._sock.sendall(b"garbage!" * 10)
+    c[1]._links[0]._stream.sendmsg([memoryview(b"garbage!" * 10)])
     with pytest.raises(LinkError, match="worker 1 broke the protocol"):
         waiting.result(PATIENCE_S)
     until(lambda: not c[1].stats.links)
@@ -177,7 +177,9 @@ def wait_for_failure(network: Network) -> None:
 
 
 class FullThenFree:
-    """A socket that has no room at first."""
+    """A stream that has no room at first."""
+
+    unsent = False
 
     def __init__(self) -> None:
         self.room = False

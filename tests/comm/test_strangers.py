@@ -21,7 +21,8 @@ from test_network import FullThenFree, connect
 
 from elastic.comm import Network, mailbox, sockets
 from elastic.comm.admission import Admission
-from elastic.comm.handshake import Greeting, Handshake
+from elastic.comm.greeting import Greeting
+from elastic.comm.handshake import Handshake
 from elastic.comm.message import MessageHeader
 from elastic.comm.reactor import Reactor
 from elastic.comm.sending import Sender
@@ -30,7 +31,7 @@ from elastic.errors import LinkError
 pytestmark = pytest.mark.timeout(60)
 
 
-@pytest.fixture(params=["unix", "tcp"])
+@pytest.fixture(params=["unix", "tcp", "tls"])
 def cluster(request: pytest.FixtureRequest):
     made: list[Cluster] = []
 

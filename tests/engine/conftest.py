@@ -16,7 +16,7 @@ class LoneJob(harness.FakeJob):
     """A job of one worker, in this process."""
 
     def __init__(self) -> None:
-        self.worker, self.workers, self.host, self.secret = 0, 1, "here", b"secret of a test"
+        self.worker, self.workers, self.host, self.secret, self.tls = 0, 1, "here", b"secret of a test", None
         self.profile = self.exact = self.leader = True
         self.stop_requested = self.pause_requested = self.recovers = False
         self.progressed = []

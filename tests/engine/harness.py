@@ -40,7 +40,7 @@ class FakeJob:
 
     def __init__(self, worker: int, workers: int, pipe: Connection) -> None:
         self.worker, self.workers, self.host = worker, workers, "here"
-        self.secret = b"secret of a test"
+        self.secret, self.tls = b"secret of a test", None
         self.profile = worker == 0
         self.exact, self.leader, self.recovers = True, worker == 0, False
         self.stop_requested = self.pause_requested = False

@@ -29,9 +29,9 @@ class Host:
     out: Path
     err: Path
 
-    def result(self) -> Any:
+    def result(self, seconds: float = _END_S) -> Any:
         """The job's value, as it was printed. Raises AssertionError if the agent has failed."""
-        code = self.process.wait(_END_S)
+        code = self.process.wait(seconds)
         assert code == 0, self.said
         return json.loads(self.out.read_text().splitlines()[-1])
 
@@ -88,7 +88,7 @@ class Cluster:
         within: Sequence[str] = (),
         **options: Any,
     ) -> Host:
-        """Starts `elastic agent`; options with `_` for `-`. `within` are words before the command."""
+        """Starts `elastic agent`; options with `_` for `-`, and True for one without a value. `within` are words before the command."""
         name = f"host-{len(self.started)}"
         directory, out, err = self.folder / name, self.folder / f"{name}.out", self.folder / f"{name}.err"
         flags = {
@@ -99,7 +99,8 @@ class Cluster:
             "directory": directory,
             **options,
         }
-        flat = [text for flag, value in flags.items() for text in (f"--{flag.replace('_', '-')}", str(value))]
+        given = ((f"--{flag.replace('_', '-')}", value) for flag, value in flags.items())
+        flat = [text for flag, value in given for text in ((flag,) if value is True else (flag, str(value)))]
         command = [*within, sys.executable, "-m", "elastic.cli.main", "agent", *flat, target, *(json.dumps(each) for each in args)]
         with out.open("w") as stdout, err.open("w") as stderr:
             process = subprocess.Popen(

@@ -20,11 +20,12 @@ def examined(made: Cluster, **how: Any) -> tuple[int, dict[str, dict[str, str]]]
     return done.returncode, {each["what"]: each for each in json.loads(done.stdout)["findings"]}
 
 
-def test_a_host_is_examined_for_a_job(hosts: Cluster) -> None:  # noqa: F811
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_host_is_examined_for_a_job(hosts: Cluster, tls: bool) -> None:  # noqa: F811
     code, found = examined(hosts)
     assert code == 0
     assert found["job"]["found"] == "no job of several hosts with the name 'job' runs at this etcd"
-    first = hosts.host(STEPS * 20, {}, 0.05, workers=1)
+    first = hosts.host(STEPS * 20, {}, 0.05, workers=1, **({"tls": True} if tls else {}))
     first.has_members()
     code, found = examined(hosts)
     assert code == 0, found

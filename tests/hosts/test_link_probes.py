@@ -9,11 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from elastic.agent import link_probes
-from elastic.agent.agent_link import Address, AgentListener, secret_of
+from elastic.agent.agent_link import Address, AgentLink, AgentListener, dial, secret_of
 from elastic.agent.link_probes import LinkProbes, LinkReport
 from elastic.agent.loop import Loop
+from elastic.comm.job_certificate import job_credentials
+from elastic.comm.streams import Stream
+from elastic.comm.tls import Tls
 
-SECRET = secret_of(b"a secret of thirty-two letters...")
+JOB = b"a secret of thirty-two letters..."
+TLS = Tls(job_credentials(JOB))
 
 
 class Agents:
@@ -24,9 +28,10 @@ class Agents:
         self.listeners: list[AgentListener] = []
         self.probes: list[LinkProbes] = []
 
-    def add(self, secret: bytes = SECRET) -> LinkProbes:
-        listener = AgentListener(self.loop, secret, "127.0.0.1")
-        probes = LinkProbes(self.loop, secret, f"host-{len(self.probes)}", listener.address)
+    def add(self, job: bytes = JOB, tls: Tls | None = None) -> LinkProbes:
+        name = f"host-{len(self.probes)}"
+        listener = AgentListener(self.loop, secret_of(job, name), "127.0.0.1", tls)
+        probes = LinkProbes(self.loop, job, name, listener.address, tls)
         listener.connected = probes.accept
         self.listeners.append(listener)
         self.probes.append(probes)
@@ -60,8 +65,9 @@ def closed_port() -> Address:
 
 
 @pytest.mark.slow
-def test_links_to_others_are_measured_in_both_directions_in_less_than_two_seconds(agents: Agents) -> None:
-    joiner, others = agents.add(), [agents.add() for _ in range(3)]
+@pytest.mark.parametrize("tls", [pytest.param(None, id="plain"), pytest.param(TLS, id="tls", marks=pytest.mark.long)])
+def test_links_to_others_are_measured_in_both_directions_in_less_than_two_seconds(agents: Agents, tls: Tls | None) -> None:
+    joiner, others = agents.add(tls=tls), [agents.add(tls=tls) for _ in range(3)]
     began = time.process_time()  # of all four agents together; other processes do not count
     found = agents.checked(joiner, {other._name: other.address for other in others})
     assert time.process_time() - began < 2.0
@@ -82,7 +88,7 @@ def test_an_agent_that_is_not_there_or_that_cannot_dial_back_is_told_apart(agent
     found = agents.checked(joiner, {"gone": closed_port()})["gone"]
     assert (found.there.why, found.there.rate, found.back) == ("Connection refused", None, None)
     joiner.address = closed_port()  # as behind a firewall that lets nobody in
-    found = agents.checked(joiner, {"there": other.address})["there"]
+    found = agents.checked(joiner, {"host-1": other.address})["host-1"]
     assert found.back is not None
     assert (found.there.why, found.back.why, found.back.rate) == ("", "Connection refused", None)
     assert (found.there.rate or 0) > 0
@@ -98,22 +104,28 @@ def test_an_agent_that_accepts_and_says_nothing_is_given_up(agents: Agents, monk
 
 @pytest.mark.slow
 def test_an_agent_with_another_secret_is_not_reached(agents: Agents) -> None:
-    joiner, stranger = agents.add(), agents.add(secret_of(b"another secret of many letters..."))
-    found = agents.checked(joiner, {"stranger": stranger.address})["stranger"]
+    joiner, stranger = agents.add(), agents.add(b"another secret of many letters...")
+    found = agents.checked(joiner, {"host-1": stranger.address})["host-1"]
     assert "another secret" in found.there.why
+
+
+@pytest.mark.parametrize("theirs", [None, TLS], ids=["plain", "tls"])
+def test_an_agent_is_not_reached_if_only_one_of_both_uses_tls(agents: Agents, monkeypatch: pytest.MonkeyPatch, theirs: Tls | None) -> None:
+    monkeypatch.setattr(link_probes, "_AGAIN_S", 0.01)
+    joiner, other = agents.add(tls=None if theirs else TLS), agents.add(tls=theirs)
+    found = agents.checked(joiner, {"host-1": other.address})["host-1"]
+    assert "give every host of the job the same --tls" in found.there.why
 
 
 @pytest.mark.slow
 def test_what_is_no_probe_is_not_answered(agents: Agents) -> None:
     """A follower closes the connection of an agent that takes it for the coordinator."""
-    from elastic.agent.agent_link import AgentLink, dial
-
     other, lost = agents.add(), list[str]()
 
-    def connected(sock: socket.socket) -> None:
-        AgentLink(agents.loop, sock, heard=lambda _: pytest.fail("it was answered"), lost=lost.append).send({"type": "hello"})
+    def connected(stream: Stream) -> None:
+        AgentLink(agents.loop, stream, heard=lambda _: pytest.fail("it was answered"), lost=lost.append).send({"type": "hello"})
 
-    dial(agents.loop, SECRET, other.address, connected, lambda error: lost.append(str(error)))
+    dial(agents.loop, secret_of(JOB, "host-0"), other.address, connected, lambda error: lost.append(str(error)))
     while not lost:
         agents.loop.turn()
     assert lost == ["its connection ended"]

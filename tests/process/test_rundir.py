@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,35 @@ def test_what_of_another_user_is_in_it_and_cannot_be_removed_is_named(tmp_path: 
     monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
     with pytest.raises(SettingsError, match=r"cannot be used: File exists \(activity\)"):
         RunDirectory(tmp_path).prepare()
+
+
+def test_who_may_only_read_the_directory_cannot_keep_a_job_out(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(0o755)
+    descriptor = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with RunDirectory(tmp_path / "run").prepared():
+        assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in (tmp_path / "run").iterdir()} == {0}
+    os.close(descriptor)
+
+
+def test_a_lock_that_a_job_has_removed_at_its_end_locks_nothing(tmp_path: Path) -> None:
+    """One that waited for it makes a new one, which the next job finds."""
+    run = RunDirectory(tmp_path)
+    with run.prepared() as old, ThreadPoolExecutor() as threads:
+        waiting = threads.submit(run._locked)
+        until = time.monotonic() + 5.0
+        while len([name for name in os.listdir("/proc/self/fd") if _same(name, old)]) < 2:
+            assert time.monotonic() < until
+        run.clear()
+        fcntl.flock(old, fcntl.LOCK_UN)
+        lock = waiting.result(10.0)
+        assert os.path.samestat(os.fstat(lock), (tmp_path / "lock").stat())
+        assert not os.path.samestat(os.fstat(lock), os.fstat(old))
+        os.close(lock)
+
+
+def _same(name: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(int(name)), os.fstat(descriptor))
+    except OSError:
+        return False
