@@ -29,7 +29,7 @@ def measured(threads: int) -> dict[str, Any]:
         began = time.process_time()
         result = torch.softmax(torch.tanh(first @ second), dim=1)
         seconds.append(time.process_time() - began)
-        digests.add(hashlib.sha256(bytes_of(result)).hexdigest())
+        digests.add(hashlib.sha256(bytes_of(result).tobytes()).hexdigest())
     product = digests.pop() if len(digests) == 1 else f"differs from pass to pass ({len(digests)} results of {_PASSES} passes)"
     return {"product": product, "seconds": min(seconds), "fingerprint": fingerprint()}
 
