@@ -1,7 +1,8 @@
 """Admits agents of other hosts to the job that this agent coordinates, and connects their reports to the coordinator.
 
-agent -> coordinator   hello {name, address, version, isa, target, given} | ready {room, spares, facts, workers, job, steady, check}, then
-                           what `remote_carrier` lists; or what `link_probes` lists
+agent -> coordinator   hello {name, address, version, isa, target, script, given}
+                       | ready {room, spares, facts, workers, job, steady, check}, then what `remote_carrier` lists;
+                       or what `link_probes` lists
 coordinator -> agent   welcome {settings, least, keeps, others} | refused {reason, kind}, then what `remote_carrier` lists
 """
 
@@ -25,6 +26,8 @@ from elastic.errors import HostRefused
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
 from elastic.observe.console import say
+from elastic.script.sources import file_digest
+from elastic.script.target import MAIN_MODULE
 from elastic.settings import VERSION, JobSettings, best_isa, isa_includes
 
 ENDS = ("done", "failed")
@@ -103,7 +106,7 @@ class Admissions:
         if message["type"] != "hello":
             return
         settings = self._start.settings
-        reason = refusal(settings, message)
+        reason = refusal(settings, message, self._script)
         if reason is None:
             link.heard = lambda following: self._ready(link, message["name"], following)
             others = {name: address for name, address in self.agents.items() if name != message["name"]}
@@ -112,6 +115,15 @@ class Admissions:
             link.send({"type": "welcome", "settings": settings.for_others(), "least": least, "keeps": keeps, "others": others})
         else:
             self._refuse(link, message["name"], Unfit(reason=reason, kind=HostRefused))
+
+    @property
+    def _script(self) -> str | None:
+        """The digest of the script that the job began with; before its first view, of this host's file."""
+        train_fn, facts = self._start.settings.train_fn, self._coordinator.facts or self.facts
+        if facts is None:
+            return script_digest(train_fn)
+        _, digest, _ = facts.founder["code"].get(MAIN_MODULE, (None, None, None))
+        return digest
 
     def _check_of(self, workers: int) -> Message:
         """Returns what `elastic doctor` compares a host with that is to have so many workers."""
@@ -207,8 +219,11 @@ class Admissions:
             self._coordinator.drain(host.name)
 
 
-def refusal(settings: JobSettings, hello: Mapping[str, Any]) -> str | None:
-    """Returns why an agent cannot take part in the job of these settings, and what to do; None if it can."""
+def refusal(settings: JobSettings, hello: Mapping[str, Any], script: str | None = None) -> str | None:
+    """Returns why an agent cannot take part in the job of these settings, and what to do; None if it can.
+
+    `script` is the digest of the job's script, None if its train function is in a module, whose file is compared later.
+    """
     if hello["version"] != VERSION:
         return f"it runs version {hello['version']} of this package, and the job version {VERSION}: install the same"
     if not isa_includes(hello["isa"], settings.isa):
@@ -217,6 +232,9 @@ def refusal(settings: JobSettings, hello: Mapping[str, Any]) -> str | None:
     ours = json.loads(json.dumps(settings.to_json()))
     if hello["target"] != name_in(settings.train_fn):
         return f"it was started for {hello['target']}, and the job runs {name_in(settings.train_fn)}"
+    if script is not None and hello["script"] not in (script, None):
+        file = hello["target"].partition(":")[0]
+        return f"its {file} is not the file that the job began with: copy the same file to every host"
     for name, value in hello["given"].items():
         if ours[name] != value:
             return f"it was started with {name}={value!r}, and the job has {name}={ours[name]!r}: give the same, or leave it out"
@@ -229,6 +247,12 @@ def name_in(train_fn: str) -> str:
     return f"{place.rpartition('/')[2]}:{qualified}"
 
 
+def script_digest(train_fn: str) -> str | None:
+    """Returns the digest of the script that holds a train function, None if a module does, or the file cannot be read."""
+    place = train_fn.rpartition(":")[0]
+    return file_digest(place) if place.endswith(".py") or "/" in place else None
+
+
 def hello(start: Start, name: str, address: Address) -> Message:
     """Returns an agent's first message to the coordinator; others can dial it at `address`."""
     sharing = start.sharing
@@ -239,5 +263,6 @@ def hello(start: Start, name: str, address: Address) -> Message:
         "version": VERSION,
         "isa": best_isa(),
         "target": name_in(start.settings.train_fn),
+        "script": script_digest(start.settings.train_fn),
         "given": {} if sharing is None else sharing.given,
     }

@@ -83,6 +83,13 @@ def changed(here: Mapping[str, Sequence[Any]], there: Mapping[str, Sequence[Any]
     return next((here[name][0] for name in here if name in there and here[name][1] != there[name][1]), None)
 
 
+def file_digest(path: str) -> str | None:
+    """Returns the digest of a file's content, as `SourceFile` has it; None if it cannot be read."""
+    with suppress(OSError):
+        return _digest(Path(path).read_bytes())
+    return None
+
+
 def own_file(module: ModuleType | None) -> str | None:
     """Returns the file of a user's module; None if the module is installed, Python's or this package's."""
     path = getattr(module, "__file__", None)
