@@ -43,3 +43,8 @@ def test_a_job_that_trains_goes_on_without_a_host_with_another_script(hosts: Clu
     same = hosts.host(STEPS * 4, {}, 0.2, workers=1)
     assert first.result() == same.result() == calm(STEPS * 4)
     assert [each["kind"] for each in first.incidents] == ["join"]
+
+
+def test_an_agent_without_its_secret_file_says_so(hosts: Cluster) -> None:  # noqa: F811
+    absent = hosts.folder / "absent"
+    assert f"secret_file='{absent}' cannot be read: No such file" in hosts.host(STEPS, secret=absent).failure(2)
