@@ -60,6 +60,7 @@ def test_a_job_goes_on_where_another_one_stopped(first: Any, second: Any, tmp_pa
     assert len(load_file(weights)) > 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["file", pytest.param("local", marks=pytest.mark.long)])
 def test_a_url_is_a_place_for_checkpoints(scheme: str, tmp_path: Path, whole: dict[str, Any]) -> None:
     """`local` goes through fsspec: several workers, into objects that none of them can write together."""
@@ -185,6 +186,7 @@ def test_saves_while_training_goes_on(tmp_path: Path, whole: dict[str, Any]) -> 
         for when in ("before", "behind")
     ],
 )
+@pytest.mark.long
 def test_a_death_while_members_agree_on_a_save(number: int, when: str, tmp_path: Path, whole: dict[str, Any]) -> None:
     """The first exchange says which states there are, the second what they are, the third is that of the next save.
 

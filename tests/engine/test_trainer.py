@@ -181,6 +181,7 @@ def test_a_step_that_cannot_be_applied_is_skipped_where_that_is_wanted(lone_job)
         make(on_nonfinite="drop")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_skipped_steps_change_no_bit_on_any_layout_and_are_counted(leftovers) -> None:
     (whole,) = [elastic.run(skip_poisoned, workers=1)]

@@ -221,7 +221,8 @@ def test_etcd_goes_away_while_the_job_is_founded(place: tuple[Path, ExitStack]) 
     assert "is lost" not in second.said
 
 
-@pytest.mark.parametrize("how", [pytest.param("restart", marks=pytest.mark.long), pytest.param("empty", marks=pytest.mark.long), "killed"])
+@pytest.mark.parametrize("how", ["restart", "empty", "killed"])
+@pytest.mark.long
 def test_the_coordinator_is_lost_while_etcd_is_away(place: tuple[Path, ExitStack], how: str) -> None:
     etcd, job = one_etcd(place)
     first, second = job.founded()

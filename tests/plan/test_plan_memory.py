@@ -29,7 +29,7 @@ def test_what_is_needed_is_the_sum_of_what_is_kept():
     assert found.parameters == 2 * 4e6
     assert found.states == 2 * 8e6 / 2
     assert found.previous_copy == 2 * 12e6 / 2
-    assert found.replicas == 6 * (2 * 4e6 + 8e6) / 4
+    assert found.replicas == 6 * (4e6 + 2 * (4e6 + 8e6)) / 4
     assert found.gradients == 2 * 4e6 * (subtrees(4) + 1 / 2)
     assert found.activations == 2 * (200_000 + 10_000)
     assert str(found).startswith("8 MB parameters, ")

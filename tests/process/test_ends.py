@@ -53,7 +53,7 @@ def test_no_etcd_binary(launch: type[Launcher], tmp_path: Path) -> None:
     launcher = launch("steps_until_stopped", "2", python=str(tmp_path / "bin" / "python"), PATH=str(tmp_path / "nothing"))
     code, _, err = launcher.finish()
     assert code == 1
-    assert err.rstrip().splitlines()[-1].startswith("elastic.errors.EtcdUnavailable: no etcd binary on PATH")
+    assert err.rstrip().splitlines()[-1].startswith("elastic.errors.EtcdMissing: no etcd binary on PATH")
 
 
 def test_ctrl_c_once_stops_at_a_step_boundary(launch: type[Launcher], leftovers: Leftovers) -> None:
@@ -117,7 +117,7 @@ def test_the_agents_death_ends_the_job(launch: type[Launcher], leftovers: Leftov
     code, _, err = launcher.finish()
     assert leftovers.processes() == {}
     assert code == 1
-    assert err.rstrip().splitlines()[-1].startswith("elastic.errors.JobFailed: the agent, which supervises the workers, died")
+    assert err.rstrip().splitlines()[-1].startswith("elastic.errors.HostLost: the agent, which supervises the workers, died")
 
 
 def test_a_workers_death_is_reported_with_its_last_step(launch: type[Launcher], leftovers: Leftovers) -> None:

@@ -74,6 +74,7 @@ def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
         Numbers().record(tmp_path / "x", 3, {"loss": torch.ones(())})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_each_step_is_there_once_whoever_leads(tmp_path: Path, leftovers: Any) -> None:
     saves = {"checkpoint": str(tmp_path / "kept"), "every": 5}

@@ -205,6 +205,7 @@ def test_whoever_is_waited_for_is_named(leftovers: Any, capfd: pytest.CaptureFix
         pytest.param("break", r"worker 0 has returned from train_fn, and worker 1 waits in step 4 for all workers", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.long
 def test_it_ends_within_seconds(what: str, said: str, leftovers: Any) -> None:
     began = time.monotonic()
     with pytest.raises(TrainerError, match=said):

@@ -28,6 +28,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_a_plan_for_this_machine_is_saved_and_run(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     done = command("plan", ANNOUNCES, "--workers", "3", "--stages", "2", "--save", str(path), "--json")

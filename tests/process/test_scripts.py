@@ -54,6 +54,7 @@ def python(*arguments: str | Path, **options: object) -> subprocess.CompletedPro
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False, **options)  # type: ignore[call-overload]
 
 
+@pytest.mark.long
 def test_a_script_without_a_suffix_with_own_modules_that_are_called_as_ours_and_children_of_every_kind(tmp_path: Path) -> None:
     """Its name is `train`, SIGCHLD is ignored, 2 MB are passed, and `sys.path` has what is no text."""
     script = tmp_path / "train"

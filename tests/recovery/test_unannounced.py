@@ -91,14 +91,15 @@ def train(job: Any, folder: str, steps: int, faults: dict[str, Any], fates: dict
 
         LayerRunner.forward = run_some  # pyright: ignore[reportAttributeAccessIssue]
     elif where in ("forward", "backward"):
-        run = getattr(LayerRunner, where)
+        method = {"backward": "backward_in_parts"}.get(where, where)
+        run = getattr(LayerRunner, method)
 
-        def runs(self: LayerRunner, now: int, *rest: Any) -> Any:
+        def runs(self: LayerRunner, now: int, *rest: Any, **options: Any) -> Any:
             if now == step or (fault == "slows" and now > step):
                 happens()
-            return run(self, now, *rest)
+            return run(self, now, *rest, **options)
 
-        setattr(LayerRunner, where, runs)
+        setattr(LayerRunner, method, runs)
     elif where == "load":
         take = models.Rows.__getitem__
         models.Rows.__getitem__ = lambda self, index: (happens() if job.step == step else None, take(self, index))[1]
@@ -251,6 +252,7 @@ def signal_all(folder: Path, name: signal.Signals) -> None:
         os.kill(member["pid"], name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [3.0, pytest.param(10.0, marks=pytest.mark.long)])
 def test_a_pause_of_all_workers_excludes_nobody(tmp_path: Path, seconds: float) -> None:
     def pause() -> None:
