@@ -19,8 +19,8 @@ from dataclasses import replace
 
 from elastic.errors import PlanError
 from elastic.health.crawling import Crawling
-from elastic.health.delaying import Delays
 from elastic.health.evidence import Observed
+from elastic.health.turns import Turns
 from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 from elastic.plan.planner import fastest, step_s
@@ -159,7 +159,7 @@ class Balance:
     """Decides what to do about slow workers: nothing, to shift work to others, or to replace one without which the job is faster."""
 
     def __init__(self, stages: int | None, min_workers: int) -> None:
-        self._weighing, self._crawling, self._delays = Weighing(stages), Crawling(stages, min_workers), Delays()
+        self._weighing, self._crawling, self._turns = Weighing(stages), Crawling(stages, min_workers), Turns()
 
     def note(self, view: View, worker: int, progress: Message) -> None:
         """Records one worker's report."""
@@ -168,12 +168,12 @@ class Balance:
 
     def looked(self, view: View, seen: Sequence[Observed]) -> None:
         """Records one look at the members of the view while they train."""
-        self._delays.note(view.epoch, view.workers, seen)
+        self._turns.note(view.epoch, view.workers, seen)
 
     def decide(self, view: View, now: float) -> Verdict | dict[int, float] | None:
         """Returns the verdict on a worker to be replaced, or slowdowns that justify another plan; None if everything stays."""
         slowdowns = self._weighing.weigh(view, now)
-        found = self._crawling.verdict(view, slowdowns, now) or self._crawling.delaying(view, self._delays.worst(view.epoch), now)
+        found = self._crawling.verdict(view, slowdowns, now) or self._crawling.stopped_in_turns(view, self._turns.worst(view.epoch), now)
         return found or slowdowns
 
 

@@ -2,8 +2,8 @@
 
 A slower worker gets less to do (`control/balance.py`). This is not enough where it must do something: a stage of its own, or updates. It is
 excluded if the plan without it is predicted to be faster than any with it; or if steps, after its work was taken away, still take longer
-than predicted without it. Predictions are scaled by how long steps took before, with all workers well. So is one that computes in normal
-time, but that the others nearly always wait for (`health/delaying.py`), if steps take extremely long.
+than predicted without it. Predictions are scaled by how long steps took before, with all workers well. So is one that is stopped in turns
+(`health/turns.py`), whatever its layers take, if steps take twice as long as predicted without it.
 
 A new worker on the same host may be slow again. Then it is given less to do, and not excluded: not for an hour, the next time for two.
 """
@@ -43,7 +43,7 @@ class Crawling:
         self._scale: float | None = None  # measured over predicted seconds of a step, at best, with all workers well
         self._pace: tuple[int, int, float] = (0, 0, 0.0)  # epoch, its first reported step, seconds of a step; 0.0 if not known yet
         self._excluded: dict[str, tuple[int, float]] = {}  # by host: how often, and when last
-        self._next_at = self._next_delay_at = 0.0
+        self._next_at = self._next_turns_at = 0.0
         self._predicted: tuple[View, float | None] | None = None  # the view, and the seconds of its step; None if some are slower
 
     def note(self, view: View, epoch: int, step: int, seconds: float | None) -> None:
@@ -88,28 +88,25 @@ class Crawling:
         why = f"it takes {factor:.2g} times as long as others; {steps}"
         return Verdict(worker=worker, kind=CRAWLING, why=why, for_s=0.0, excludes=True)
 
-    def delaying(self, view: View, worst: tuple[int, float] | None, now: float) -> Verdict | None:
-        """Returns the verdict on the worker that others wait for, with the share of the time that they do. At most once a second."""
-        if worst is None or now < self._next_delay_at:
+    def stopped_in_turns(self, view: View, worst: tuple[int, float] | None, now: float) -> Verdict | None:
+        """Returns the verdict on a worker that was stopped in this share of the last looks. At most once a second."""
+        if worst is None or now < self._next_turns_at:
             return None
-        self._next_delay_at = now + _EVERY_S
+        self._next_turns_at = now + _EVERY_S
         (worker, share), (epoch, _, seconds) = worst, self._pace
         host = view.fleet.host(worker)
         if self._scale is None or epoch != view.epoch or len(view.workers) <= max(1, self._min_workers) or not self._may(host, now):
             return None
-        usual_s = step_s(view.plan, view.workload, replace(view.fleet, slowdowns={})) * self._scale
         try:
             without = fastest(_without(view.fleet, worker), view.workload, self._fitting(len(view.workers) - 1))
         except PlanError:
             return None
         alone_s = without.step_s * self._scale
-        if seconds < EXTREME * usual_s or seconds <= GAIN_OBSERVED * alone_s:
+        if seconds <= GAIN_OBSERVED * alone_s:
             return None
         self._exclude(host, now)
-        why = (
-            f"others waited for it in {share:.0%} of the last looks; steps take {seconds:.2g} s with it instead of {usual_s:.2g} s, and "
-            f"are predicted to take {alone_s:.2g} s without it"
-        )
+        steps = f"steps take {seconds:.2g} s with it, and are predicted to take {alone_s:.2g} s without it"
+        why = f"it is stopped in turns, in {share:.0%} of the last looks; {steps}"
         return Verdict(worker=worker, kind=CRAWLING, why=why, for_s=0.0, excludes=True)
 
     def _exclude(self, host: str, now: float) -> None:
