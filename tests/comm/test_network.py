@@ -143,7 +143,7 @@ def test_half_a_message_of_a_lost_link_does_not_hold_up_its_successor(cluster):
     c = cluster(2)
     link = c[1]._links[0]
     with link._reader:
-        c[0].send(1, tag(), pattern(20_000_000))
+        c[0].send(1, tag(), pattern(60_000_000))  # more than buffers of the kernel hold
         until(lambda: link._receiver.read() or link._receiver.filling)
         c[0].drop(1)
     until(lambda: not c[1].stats.links)
