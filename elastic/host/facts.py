@@ -46,6 +46,14 @@ def _total(meminfo: Path) -> Iterator[int]:
 
 def _limits(groups: Path, group: Path) -> Iterator[int]:
     """Yields the memory limits of all groups from this process's own up to the root."""
+    for folder in control_groups(groups, group):
+        for name in _LIMITS:
+            with suppress(OSError, ValueError):  # "max" is no limit
+                yield int((folder / name).read_text())
+
+
+def control_groups(groups: Path, group: Path) -> Iterator[Path]:
+    """Yields the folders of this process's control group, of which `group` has the name, and of those around it up to `groups`."""
     own = ""
     with suppress(OSError):
         own = next((line.split("::", 1)[1] for line in group.read_text().splitlines() if line.startswith("0::")), "")
@@ -53,9 +61,7 @@ def _limits(groups: Path, group: Path) -> Iterator[int]:
     for folder in (path, *path.parents):
         if not folder.is_relative_to(groups):
             return
-        for name in _LIMITS:
-            with suppress(OSError, ValueError):  # "max" is no limit
-                yield int((folder / name).read_text())
+        yield folder
 
 
 def anonymous_bytes(status: Path = Path("/proc/self/status")) -> int:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from elastic.host.facts import control_groups
+
 _GROUPS = Path("/sys/fs/cgroup")
 _TRIAL_BYTES = 1 << 20
 
@@ -26,13 +28,7 @@ def _free(meminfo: Path) -> Iterator[int]:
 
 def _left(groups: Path, group: Path) -> Iterator[int]:
     """Yields what the limits of this process's control group, and of those around it, leave."""
-    own = ""
-    with suppress(OSError):
-        own = next((line.split("::", 1)[1] for line in group.read_text().splitlines() if line.startswith("0::")), "")
-    path = groups / own.lstrip("/")
-    for folder in (path, *path.parents):
-        if not folder.is_relative_to(groups):
-            return
+    for folder in control_groups(groups, group):
         with suppress(OSError, ValueError):  # "max" is no limit
             limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
             cache = [line.split()[1] for line in (folder / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")]
