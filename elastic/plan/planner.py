@@ -23,7 +23,7 @@ from elastic.plan.routing import near_routes
 from elastic.plan.saved import SavedPlan
 from elastic.plan.search import Candidate, Question, asked, asking, searching
 from elastic.plan.slicing import finish
-from elastic.plan.splitting import split_if_faster
+from elastic.plan.splitting import saved_s, split_if_faster
 from elastic.plan.workload import Workload
 
 __all__ = ["HORIZON", "Plan", "PlannedChange", "Stage", "fastest", "given", "plan", "staying", "step_s"]
@@ -117,7 +117,8 @@ def given(saved: SavedPlan, fleet: Fleet, workload: Workload) -> Plan:
 
 def step_s(plan: Plan, workload: Workload, fleet: Fleet) -> float:
     """Returns the predicted seconds of a step of `plan` with these workers."""
-    return predict(JobCosts(workload, fleet), plan.stages, plan.routes).step_s
+    costs = JobCosts(workload, fleet)
+    return predict(costs, plan.stages, plan.routes).step_s - saved_s(plan, costs)
 
 
 def staying(previous: Plan, fleet: Fleet, workload: Workload) -> Plan | None:

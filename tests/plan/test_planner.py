@@ -15,7 +15,7 @@ from elastic.errors import PlanError
 from elastic.plan import schedule
 from elastic.plan.fleet import HOST
 from elastic.plan.memory import needs
-from elastic.plan.planner import Plan, Stage, fastest, staying
+from elastic.plan.planner import Plan, Stage, fastest, staying, step_s
 from elastic.plan.site import WITHIN, Site
 from elastic.plan.workload import Workload
 
@@ -160,6 +160,8 @@ def test_backwards_are_split_where_that_is_faster_and_fits():
     whole, parts = fastest(two, layered(), 2), fastest(two, layered(input_s=1, weight_s=1), 2)
     assert (whole.split, parts.split) == (False, True)
     assert (whole.step_s, parts.step_s) == (30, 26)
+    assert step_s(parts, layered(input_s=1, weight_s=1), two) == 26, "a plan in force must not seem slower than itself"
+    assert step_s(whole, layered(), two) == 30
     assert parts.why.endswith("backwards in two parts, the second in waiting times, take 4 s off a step")
     assert Plan.from_json(parts.to_json()) == parts
     assert not fastest(two, layered(input_s=2, weight_s=2), 2).split, "two parts that take longer than the whole"
