@@ -20,7 +20,7 @@ test: venv
 	$(BIN)/python -m pytest -m "not long"
 
 test-all: venv
-	$(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest
 
 # The real DeepSpeed, Megatron-Core, Accelerate, Lightning and transformers, s3fs with a server for it, and the tests that need one of them
 # (others skip them). DeepSpeed is installed without its operators, which would be compiled; hence by itself, with what it imports.

@@ -17,8 +17,10 @@ import hypothesis
 import pytest
 
 # The duration of an example means nothing on a shared machine.
-hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("patient")
+patient = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("same", patient, derandomize=True)  # the same examples each time: a failure is the change's
+hypothesis.settings.register_profile("random", patient)  # new examples each time: `make test-all`
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_configure() -> None:

@@ -64,6 +64,7 @@ from elastic.control.transitions import (
     SUSPICION_S,
     Transition,
     close_job,
+    dismissing,
     end_job,
     evict,
     failed_join,
@@ -273,7 +274,8 @@ def _first_commit(state: ControlState, event: FirstCommit, now: float) -> Transi
     if event.epoch != state.view.epoch or state.attempt:
         return state, []
     failed_joins = 0 if state.newcomers else state.failed_joins
-    return replenished(replace(state, newcomers=frozenset(), failed_joins=failed_joins, last_tries=0, start_at=None))
+    state, dismissed = dismissing(replace(state, newcomers=frozenset(), failed_joins=failed_joins, last_tries=0, start_at=None))
+    return followed_by(dismissed, replenished(state))
 
 
 def _has_finished(state: ControlState, event: WorkerFinished, now: float) -> Transition:

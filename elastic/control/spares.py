@@ -55,6 +55,18 @@ def as_spare(state: ControlState, worker: int) -> ControlState:
     return replace(state, spares=state.spares | {worker}) if missing(state) <= len(others) else state
 
 
+def superfluous(state: ControlState) -> tuple[int, ...]:
+    """Returns the ready workers that nobody needs, as members or as spares: more were started while some could not join, and now can.
+
+    Those that cannot join now are named first, then those that are not spares yet, then the youngest.
+    """
+    many = len(state.ready.keys() - state.evicted) + len(state.starting) - max(0, missing(state)) - state.policy.spares
+    order = sorted(
+        state.ready.keys() - state.evicted, key=lambda worker: (worker not in state.unable, worker in state.spares, -worker)
+    )
+    return tuple(order[: max(0, many)])
+
+
 def returning(state: ControlState) -> ControlState:
     """Makes members leave hosts that have more of them than room, where spares of hosts with room can take their places."""
     rooms = state.policy.rooms

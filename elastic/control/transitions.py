@@ -54,6 +54,16 @@ def replenished(state: ControlState, *, recovering: bool = False, awaited: bool 
     return started, [Respawn(workers=numbers)]
 
 
+def dismissing(state: ControlState) -> Transition:
+    """Ends the ready workers that nobody needs; those that stay, if no member is missing, are spares."""
+    surplus = spares.superfluous(state) if respawns(state) else ()
+    ready = {worker: member for worker, member in state.ready.items() if worker not in surplus}
+    waiting = frozenset(ready) if spares.missing(state) <= 0 else state.spares.intersection(ready)
+    state = replace(state, ready=ready, spares=waiting, unable=state.unable.intersection(ready))
+    why = "others have joined in its place, and no spare is missing"
+    return state, [Evict(worker=worker, why=why) for worker in surplus]
+
+
 def failed_join(state: ControlState, worker: int) -> ControlState:
     """Counts the death of a new worker; workers that run together count once, since they may be killed together, from outside."""
     if worker < state.failed_below:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from elastic.control import machine
@@ -213,6 +213,8 @@ WEIGHTS = {
     checkpoints=st.booleans(),
     spares=st.sampled_from([0, 0, 1, 2]),
 )
+# One that could not join was replaced, and then could.
+@example(seed=33194962, workers=5, min_workers=2, respawn=True, checkpoints=False, spares=0)
 def test_nothing_is_committed_wrongly_and_all_comes_to_rest(
     seed: int, workers: int, min_workers: int, respawn: bool, checkpoints: bool, spares: int
 ) -> None:

@@ -12,6 +12,7 @@ from elastic.control.events import (
     Announce,
     AskBoundary,
     Draining,
+    Evict,
     FirstCommit,
     JoinerReady,
     PausedAt,
@@ -223,6 +224,23 @@ def test_workers_are_replaced_although_spares_die() -> None:
         job.die(number).ready(number + 1)
     assert lose(job, 2) == (0, 1)
     assert Respawn(workers=(3 + DEATHS,)) in job.recover().done
+
+
+def test_a_worker_that_was_replaced_and_then_is_able_to_join_is_ended() -> None:
+    job = running(3, respawn=True, min_workers=3).feed(FirstCommit(worker=0, epoch=1, step=0))
+    job.die(2).ready(3)
+    job.recover().feed(FirstCommit(worker=0, epoch=2, step=1))
+    job.state = replace(job.state, starting=frozenset({4}), next_worker=5)
+    job.feed(JoinerReady(worker=4, member=Any), Unable(workers=frozenset({4}))).die(3)
+    assert Respawn(workers=(5,)) in job.done, "nobody waits for a worker that is stopped"
+    job.ready(5).feed(Unable(workers=frozenset()))
+    job.recover()
+    _ = job.done
+    job.feed(FirstCommit(worker=0, epoch=job.state.view.epoch, step=2))
+    assert job.done == [Evict(worker=4, why="others have joined in its place, and no spare is missing")]
+    assert not job.state.ready
+    job.die(4)
+    assert not job.actions, "nobody misses it"
 
 
 # Scaling and hosts
