@@ -44,6 +44,9 @@ _NEEDED_BY_ETCD = ("ETCD_UNSUPPORTED_ARCH",)
 SEGMENTS = "ELASTIC_SEGMENTS"
 """With the value 0, state is ordinary memory of the workers, which keep copies of each other's state, also within a host."""
 
+RACK = "ELASTIC_RACK"
+"""The rack in which this host stands, where `rack=` does not say it."""
+
 _UNITS = {"b": 1} | {f"{prefix}{end}": base**power for power, prefix in enumerate("kmgt", 1) for end, base in (("b", 1000), ("ib", 1024))}
 _BYTES = re.compile(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})?", re.IGNORECASE)
 DVFS = ("off", "speed", "energy")

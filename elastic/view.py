@@ -46,6 +46,11 @@ def outlives(members: Iterable[Member]) -> bool:
     return all(member.segment for member in members)
 
 
+def apart(members: Iterable[Member], site: Site) -> dict[int, str]:
+    """Returns for each member the rack, or else the host, on which no copy of its state is kept, see `Site.apart`."""
+    return site.apart({member.worker: member.host for member in members})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """Epoch `epoch`, committed in attempt `attempt`. A member's place is its index in `members`; the member at place 0 coordinates.
@@ -85,6 +90,18 @@ class View:
     def fleet(self) -> Fleet:
         """The members in the planner's form."""
         return Fleet.of(self.members, self.site)
+
+    @property
+    def copies(self) -> str:
+        """Where the second copy of the members' state is: on "other racks" or "other hosts"; "workers" of one host, or none ("")."""
+        pairs = [(run.owner, run.replica) for layer in self.layout.layers for run in layer.intervals if run.replica is not None]
+        if not pairs:
+            return ""
+        hosts = {member.worker: member.host for member in self.members}
+        racks = {worker: self.site.racks.get(host, "") for worker, host in hosts.items()}
+        if all(racks[one] and racks[other] and racks[one] != racks[other] for one, other in pairs):
+            return "other racks"
+        return "other hosts" if all(hosts[one] != hosts[other] for one, other in pairs) else "workers"
 
     def place(self, worker: int) -> int:
         """Returns the worker's index among the members, from 0. Raises SettingsError if it is not a member."""

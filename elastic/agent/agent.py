@@ -42,6 +42,7 @@ from elastic.control.outcome import failed
 from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, NameLost
 from elastic.host import signals
 from elastic.host.channel import Channel, Message
+from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask, EtcdThread
 from elastic.observe.console import drain, say
@@ -234,7 +235,8 @@ class Agent:
         settings = self._start.settings
         crew = self._crew or self._make_crew(settings)
         directory = RunDirectory(Path(self._start.directory))
-        local = LocalCarrier(crew, directory, self._name, room=settings.workers, spares=settings.spares)
+        facts = HostFacts.here(None if sharing is None else sharing.rack)
+        local = LocalCarrier(crew, directory, self._name, room=settings.workers, spares=settings.spares, facts=facts)
         self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._etcd_thread, self._end)
         if sharing is not None and self._listener is not None and self._probes is not None:
             self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener, self._probes)

@@ -128,4 +128,6 @@ def members_of(view: View, processes: Mapping[int, int | None]) -> dict[str, Any
         {"worker": member.worker, "pid": processes.get(member.worker), "host": member.host, "stage": view.plan.stage_of(member.worker)}
         for member in view.members
     ]
-    return {"epoch": view.epoch, "attempt": view.attempt, "members": members, "coordinator": view.coordinator}
+    racks = {host: rack for host in sorted({member.host for member in view.members}) if (rack := view.site.racks.get(host)) is not None}
+    where = {"coordinator": view.coordinator, "racks": racks, "copies": view.copies}
+    return {"epoch": view.epoch, "attempt": view.attempt, "members": members, **where}

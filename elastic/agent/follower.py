@@ -30,6 +30,7 @@ from elastic.control.outcome import failed
 from elastic.errors import HostLost, HostRefused, HostUnfit, JobFailed, LinkError, SettingsError
 from elastic.health.judge import LOOK_S
 from elastic.host.channel import Message
+from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask, EtcdThread
 from elastic.observe.console import say
@@ -322,7 +323,8 @@ class Follower:
         if self._crew is None:
             self._crew = self._make_crew(self.settings)
             directory = RunDirectory(Path(self._start.directory))
-            self.carrier = LocalCarrier(self._crew, directory, self._name, room=own.workers, spares=own.spares)
+            facts = HostFacts.here(self.sharing.rack)
+            self.carrier = LocalCarrier(self._crew, directory, self._name, room=own.workers, spares=own.spares, facts=facts)
             self._crew.listen()
         elif not keeps:
             for worker in self._crew.workers.values():

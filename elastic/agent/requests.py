@@ -58,6 +58,7 @@ def status(coordinator: Coordinator) -> dict[str, Any]:
         "coordinator": hosts.local.name,
         "wanted": hosts.room,
         "spares_wanted": hosts.spares,
+        "copies": "" if view is None else view.copies,
         "hosts": [
             {
                 "name": host.name,
@@ -65,6 +66,7 @@ def status(coordinator: Coordinator) -> dict[str, Any]:
                 "workers": [worker for worker in members if hosts.host_of(worker) == host.name],
                 "spares": [worker for worker in waiting if hosts.host_of(worker) == host.name],
                 "draining": host.name in hosts.draining,
+                "rack": host.facts.rack,
             }
             for host in hosts.present.values()
         ],

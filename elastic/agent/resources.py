@@ -1,4 +1,4 @@
-"""What the hosts of a job have for its members: processors, and memory without that of spares."""
+"""What the hosts of a job have for its members: processors, memory without that of spares, and their racks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def site(hosts: Iterable[HostCarrier], members: Iterable[str], threads: int, spa
         for host in hosts
         if host.facts.memory is not None
     }
-    return Site(places={host.name: host.facts.processors / threads for host in hosts}, memory=memory)
+    places = {host.name: host.facts.processors / threads for host in hosts}
+    return Site(places=places, memory=memory, racks={host.name: host.facts.rack for host in hosts if host.facts.rack is not None})
 
 
 def _spares(host: HostCarrier, members: int) -> int:

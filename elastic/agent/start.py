@@ -12,13 +12,15 @@ from elastic.settings import SEGMENTS, JobSettings, default_environment, job_mar
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
     """How this host shares a job with others: the job's `secret` (hexadecimal), the IP address `interface` at which others reach it, the
-    number of hosts `least` with which the job is founded, and the settings that were `given` here and must be the founder's. With `tls`,
-    links with other hosts are encrypted, with the fields of `Credentials` in `credentials`, or with the job's own certificate."""
+    number of hosts `least` with which the job is founded, and the settings that were `given` here and must be the founder's. `rack` is
+    where it stands, None if nobody said. With `tls`, links with other hosts are encrypted, with the fields of `Credentials` in
+    `credentials`, or with the job's own certificate."""
 
     secret: str
     interface: str
     least: int = 1
     given: dict[str, Any] = field(default_factory=dict)
+    rack: str | None = None
     tls: bool = False
     credentials: dict[str, str] | None = field(default=None, repr=False)
 

@@ -25,6 +25,9 @@ def agent(
     spares: Annotated[int, typer.Option(help="Further processes on this host that wait to replace a lost worker at once.")] = 0,
     hosts_min: Annotated[int, typer.Option(help="How many hosts found the job; later ones join it.")] = 1,
     interface: Annotated[str | None, typer.Option(help="This host's IP address for the others; by default that towards etcd.")] = None,
+    rack: Annotated[
+        str | None, typer.Option(help="The rack (power, switch) of this host; copies are kept in others. By default $ELASTIC_RACK.")
+    ] = None,
     drain_on: Annotated[
         str | None, typer.Option(help="Drain this host when a notice of termination appears: aws, azure, gcp, http://... or file:PATH.")
     ] = None,
@@ -54,6 +57,7 @@ def agent(
         spares=spares,
         hosts_min=hosts_min,
         interface=interface,
+        rack=rack,
         drain_on=drain_on,
         tls=tls,
         tls_cert=tls_cert,

@@ -23,6 +23,14 @@ Secret = Annotated[Path, typer.Option(help="A file with the job's secret.")]
 File = Annotated[Path | None, typer.Option(help="As for `elastic agent`.")]
 
 
+_COPIES = {
+    "other racks": "each in another rack",
+    "other hosts": "each on another host; a rack that is lost as a whole takes both copies with it if it has both hosts",
+    "workers": "each with another worker of the same host",
+    "": "none: the state is in the memory of one host, which outlives its workers",
+}
+
+
 def status(
     job: Job,
     etcd: Etcd,
@@ -44,12 +52,13 @@ def status(
         return
     console = Console()
     console.print(f"{job}: {told['phase']}, epoch {told['epoch']}, step {told['step']}, {told['layout']}; {told['incidents']} incidents")
-    table = Table("host", "room", "workers", "spares", "")
+    table = Table("host", "rack", "room", "workers", "spares", "")
     for host in told["hosts"]:
         marks = [*(["coordinates"] if host["name"] == told["coordinator"] else []), *(["is drained"] if host["draining"] else [])]
         workers, spares = (" ".join(map(str, host[kind])) for kind in ("workers", "spares"))
-        table.add_row(host["name"], str(host["room"]), workers, spares, ", ".join(marks))
+        table.add_row(host["name"], host["rack"] or "", str(host["room"]), workers, spares, ", ".join(marks))
     console.print(table)
+    console.print(f"second copies of the state: {_COPIES[told['copies']]}")
 
 
 def scale(

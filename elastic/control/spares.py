@@ -61,9 +61,7 @@ def superfluous(state: ControlState) -> tuple[int, ...]:
     Those that cannot join now are named first, then those that are not spares yet, then the youngest.
     """
     many = len(state.ready.keys() - state.evicted) + len(state.starting) - max(0, missing(state)) - state.policy.spares
-    order = sorted(
-        state.ready.keys() - state.evicted, key=lambda worker: (worker not in state.unable, worker in state.spares, -worker)
-    )
+    order = sorted(state.ready.keys() - state.evicted, key=lambda worker: (worker not in state.unable, worker in state.spares, -worker))
     return tuple(order[: max(0, many)])
 
 

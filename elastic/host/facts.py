@@ -11,15 +11,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """What a host has for workers: processors, and bytes of memory, None if unknown."""
+    """What a host has for workers: processors, bytes of memory (None if unknown); and the rack in which it stands, None if nobody said."""
 
     processors: int
     memory: int | None = None
+    rack: str | None = None
 
     @classmethod
-    def here(cls) -> HostFacts:
-        """Returns the facts of this host."""
-        return cls(processors=processors(), memory=memory_bytes())
+    def here(cls, rack: str | None = None) -> HostFacts:
+        """Returns the facts of this host, which stands in this rack."""
+        return cls(processors=processors(), memory=memory_bytes(), rack=rack)
 
 
 _GROUPS = Path("/sys/fs/cgroup")

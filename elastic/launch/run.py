@@ -84,6 +84,7 @@ def run(
     secret: bytes | str | None = None,
     hosts_min: int = 1,
     interface: str | None = None,
+    rack: str | None = None,
     drain_on: str | None = None,
     tls: bool = False,
     tls_cert: str | os.PathLike[str] | None = None,
@@ -137,6 +138,9 @@ def run(
             written anywhere.
         hosts_min: how many hosts found the job. Settings are the founder's; another host's, where they are no defaults, must be equal.
         interface: the IP address at which other hosts reach this one; by default that on the way to etcd.
+        rack: the name of what this host shares with others that may be lost together with it (a rack, its power, its switch); by default
+            that in the environment variable ELASTIC_RACK. Copies of a worker's state are kept in another rack, if there is one, else on
+            another host. A host without one is a rack of its own.
         drain_on: where a notice appears that this machine is about to be taken away: `aws`, `azure` or `gcp`, the metadata service of a
             spot instance (`aws=http://...`: at another address), `http://...`, a URL that answers 404 or 204 until then and then 200, or
             `file:PATH`, a file that is made then. It is looked for every second, and acts like SIGTERM.
@@ -192,12 +196,15 @@ def run(
     if secret is None:
         if tls or tls_cert or tls_key or tls_ca:
             raise SettingsError("tls=... is for a job of several hosts: give secret= too. A job of one host sends nothing over the network")
+        if rack is not None:
+            raise SettingsError(f"rack={rack!r} is for a job of several hosts: give secret= too. A job of one host keeps no copy elsewhere")
         return launched(settings, drain_on=drain_on)
     credentials = read_credentials(tls_cert, tls_key, tls_ca)
     given = {field: value for field, value in settings.to_json().items() if field in _COMPARED and value != _default(field)}
     if isa is not None:
         given["isa"] = isa
-    return launched(settings, sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given, credentials, tls=tls), drain_on)
+    sharing = sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given, credentials, tls=tls, rack=rack)
+    return launched(settings, sharing, drain_on)
 
 
 def _given_files(**paths: str | os.PathLike[str] | None) -> dict[str, str]:

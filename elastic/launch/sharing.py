@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ from elastic.comm.tls import Credentials, Tls
 from elastic.errors import SettingsError
 from elastic.host.private_file import read_private
 from elastic.membership.endpoint import EtcdEndpoint
+from elastic.settings import RACK, own_environment
 
 _SECRET_BYTES = 16  # at least
+_RACK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
 def sharing_of(
@@ -28,6 +31,7 @@ def sharing_of(
     credentials: Credentials | None,
     *,
     tls: bool,
+    rack: str | None = None,
 ) -> Sharing:
     """Returns how this host shares the job. `given` are the job's settings that must be the founder's. Raises SettingsError."""
     if etcd is None:
@@ -39,8 +43,21 @@ def sharing_of(
         interface=interface or reachable_from(EtcdEndpoint.parse(etcd, files)),
         least=least,
         given=given,
+        rack=rack_of(rack),
         tls=tls or credentials is not None,
         credentials=None if credentials is None else credentials.to_json(),
+    )
+
+
+def rack_of(given: str | None) -> str | None:
+    """Returns the rack of this host: the `given` one, else that of its environment, else None. Raises SettingsError for a bad name."""
+    name, source = (given, "rack") if given is not None else (own_environment().get(RACK), f"the environment variable {RACK}")
+    if name is None or (isinstance(name, str) and _RACK.fullmatch(name)):
+        return name
+    text = repr(name)
+    raise SettingsError(
+        f"{source}={text if len(text) < 80 else f'{text[:60]}... ({len(text) - 2} characters)'} is no name of a rack: use 1 to 64 letters, "
+        "digits, dots, colons, slashes, dashes and underscores, beginning with a letter or digit, or leave it out"
     )
 
 

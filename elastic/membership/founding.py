@@ -15,7 +15,7 @@ from elastic.plan.saved import SavedPlan
 from elastic.plan.site import LinkSpeed, Site, pair
 from elastic.plan.workload import Workload, costs
 from elastic.script.sources import changed
-from elastic.view import Member, View, outlives
+from elastic.view import Member, View, apart, outlives
 
 _EQUAL = ("fingerprint", "settings", "micro_batches", "grains", "model", "digest", "checkpoint")
 
@@ -86,10 +86,8 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
     members = tuple(ready[worker].member(worker) for worker in sorted(ready))
     fleet = Fleet.of(members, known)
     chosen = plan(fleet, workload, stages=stages).plan if saved is None else given(saved, fleet, workload)
-    hosts = {worker: announced.host for worker, announced in ready.items()}
-    layout = spread(
-        ModelSpec.from_json(first.model), [(stage.layers, stage.members) for stage in chosen.stages], hosts, outlive=outlives(members)
-    )
+    cut = [(stage.layers, stage.members) for stage in chosen.stages]
+    layout = spread(ModelSpec.from_json(first.model), cut, apart(members, known), outlive=outlives(members))
     return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)
 
 

@@ -1,4 +1,4 @@
-"""The site of a job: how many workers each host can compute for at the same time, and how fast messages pass between hosts.
+"""The site of a job: how many workers each host can compute for at the same time, how fast messages pass between hosts, and racks.
 
 For a pair of hosts that was not measured yet a default is assumed; plans report this.
 """
@@ -52,11 +52,12 @@ BETWEEN = LinkSpeed(latency_s=2e-4, bytes_per_s=1e9, measured=False)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """Links by pair of hosts; `places`: how many workers of a host can compute at the same time; `memory`: bytes of a host. A host that is
-    not listed is unlimited."""
+    not listed is unlimited. `racks` has the rack of each host that has named one: hosts of a rack may be lost together."""
 
     links: Mapping[Pair, LinkSpeed] = field(default_factory=dict)
     places: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
+    racks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if bad := {host: places for host, places in self.places.items() if not places > 0}:
@@ -89,19 +90,29 @@ class Site:
         return replace(self, links={**self.links, **links})
 
     def having(self, hosts: Site) -> Site:
-        """Returns the site with the places and memory of these hosts added or replaced."""
-        return replace(self, places={**self.places, **hosts.places}, memory={**self.memory, **hosts.memory})
+        """Returns the site with the places, memory and racks of these hosts added or replaced."""
+        places, memory = {**self.places, **hosts.places}, {**self.memory, **hosts.memory}
+        return replace(self, places=places, memory=memory, racks={**self.racks, **hosts.racks})
+
+    def apart(self, hosts: Mapping[int, str]) -> dict[int, str]:
+        """Returns for each worker, given its host, the place that no copy of its state shares with it.
+
+        That is its rack if there are several among the `hosts`, else its host. A host that has named no rack is a rack of its own.
+        """
+        racks = {host: f"rack {self.racks[host]}" if host in self.racks else f"host {host}" for host in hosts.values()}
+        several = len(set(racks.values())) > 1
+        return {worker: racks[host] if several else f"host {host}" for worker, host in hosts.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Returns JSON types only; `from_json` returns an equal site."""
         links = [[*hosts, link.latency_s, link.bytes_per_s] for hosts, link in sorted(self.links.items())]
-        return {"links": links, "places": dict(self.places), "memory": dict(self.memory)}
+        return {"links": links, "places": dict(self.places), "memory": dict(self.memory), "racks": dict(self.racks)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Site:
         """The inverse of `to_json`."""
         links = {pair(one, other): LinkSpeed(latency_s=latency, bytes_per_s=rate) for one, other, latency, rate in data["links"]}
-        return cls(links=links, places=data["places"], memory=data["memory"])
+        return cls(links=links, places=data["places"], memory=data["memory"], racks=data["racks"])
 
 
 def pair(one: str, other: str) -> Pair:

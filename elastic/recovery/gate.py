@@ -35,7 +35,7 @@ from elastic.layout.transfer import PARAM, Holding, Transfer, needs
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import Proposal, holdings_at
 from elastic.recovery.salvage import usable
-from elastic.view import View, outlives
+from elastic.view import View, apart, outlives
 
 StatePlace = tuple[int, str, int]
 """A worker, a state, and a layer."""
@@ -170,9 +170,9 @@ def _check_stages(view: View, last: View | None) -> None:
 
 
 def _check_layout(view: View) -> None:
-    hosts = {member.worker: member.host for member in view.members}
-    apart = len(set(hosts.values())) > 1
-    replicated = apart if outlives(view.members) else len(view.members) > 1
+    places = apart(view.members, view.site)
+    several = len(set(places.values())) > 1
+    replicated = several if outlives(view.members) else len(view.members) > 1
     try:
         invariants.check(view.layout, replicated=replicated)
     except LayoutError as error:
@@ -183,8 +183,9 @@ def _check_layout(view: View) -> None:
             alone = interval.replica is None or interval.replica == interval.owner
             if alone and replicated:
                 _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): it has only one copy")
-            if interval.replica is not None and apart and hosts[interval.owner] == hosts[interval.replica]:
-                _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): both copies are on one host")
+            if interval.replica is not None and several and places[interval.owner] == places[interval.replica]:
+                shared = f"both copies are in one place, {places[interval.owner]}"
+                _refuse("replication", f"layer {layer.layer}, run [{interval.start}, {interval.stop}): {shared}")
 
 
 def _check_transfers(proposal: Proposal, last: View | None) -> None:
