@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from examples.namespaces import Network, etcd_at
+from elastic.chaos.namespaces import Network, etcd_at
 
 HOSTS, WORKERS, STEPS, PAUSE_S = 3, 2, 160, 0.03
 _TRAIN = Path(__file__).resolve().parent / "detection_train.py"

@@ -31,10 +31,10 @@ from etcd_members import etcd_of_three
 from gpt import StepLog, Text, build_gpt, cross_entropy, read_steps, read_text
 from hosts_cluster import Cluster
 from hosts_events import Happening, headline
-from namespaces import Network
-from proxies import Proxies
 
 import elastic
+from elastic.chaos.namespaces import Network
+from elastic.chaos.proxies import Proxies
 
 _STEPS = 1_000_000  # more than it takes: the job is stopped when everything has happened
 _ORDER = ("lose_host", "add", "split", "kill_coordinator", "stop_worker", "slow_worker", "flip", "drain", "add")

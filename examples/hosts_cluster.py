@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from etcd_members import Etcd
-from namespaces import Network
-from proxies import Proxies
+
+from elastic.chaos.namespaces import Network
+from elastic.chaos.proxies import Proxies
 
 WORKERS = 2
 _ROOT, _HERE = Path(__file__).parents[1], Path(__file__).parent

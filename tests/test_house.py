@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 ROOMS = (
-    ("cli", "chaos"),
+    ("cli",),
+    ("chaos",),
     ("__init__",),
     ("launch",),
     ("agent",),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import elastic
-from elastic.cli import asking
+from elastic.cli import asking, chaos
 from elastic.cli import plan as cli_plan
 from elastic.cli.agent import agent
 from elastic.cli.doctor import doctor
@@ -29,6 +29,7 @@ app.command()(cli_plan.plan)
 app.command(epilog=EPILOG)(agent)
 app.command()(energy)
 app.command("power-daemon")(power_daemon)
+app.add_typer(chaos.app, name="chaos")
 for command in (asking.status, asking.scale, asking.drain, asking.stop, doctor):
     app.command()(command)
 

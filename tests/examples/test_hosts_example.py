@@ -26,7 +26,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Returns a function that imports a module of the examples."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     yield importlib.import_module
-    for name in ("hosts", "hosts_events", "hosts_cluster", "proxies", "namespaces", "etcd_members", "gpt"):
+    for name in ("hosts", "hosts_events", "hosts_cluster", "etcd_members", "gpt"):
         sys.modules.pop(name, None)
 
 
@@ -41,7 +41,7 @@ def echo(listener: socket.socket) -> None:
 @pytest.mark.parametrize("cut", [0, 1])
 def test_a_cut_cable_passes_nothing_on_and_closes_nothing(example: Any, cut: int) -> None:
     """Neither if the host's own cable is cut nor if the other one's is; when it is mended, what was on the way arrives."""
-    proxies = example("proxies").Proxies(3)
+    proxies = importlib.import_module("elastic.chaos.proxies").Proxies(3)
     proxies.make()
     with socket.create_server(("127.0.1.2", 0)) as listener:
         threading.Thread(target=echo, args=(listener,), daemon=True).start()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from examples.namespaces import Network, etcd_at
+from elastic.chaos.namespaces import Network, etcd_at
 
 __all__ = ["Network", "etcd_at", "network"]
 

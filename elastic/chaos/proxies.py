@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ class Proxies:
         self.gateway = "127.0.0.1"
         self.addresses = [f"127.0.1.{host + 1}" for host in range(hosts)]
         self._cut: set[str] = set()
+        self._late: dict[str, float] = {}
         self._changed = threading.Condition()
         self._listeners: list[socket.socket] = []
         self._ports: list[int] = []
@@ -34,7 +36,7 @@ class Proxies:
 
     def environment(self, host: int) -> dict[str, str]:
         """Returns the variables that make the processes of a host connect through its proxy."""
-        return {"PROXY_PORT": str(self._ports[host]), "PYTHONPATH": os.pathsep.join([str(_FOLDER), *sys.path[:1], str(_FOLDER.parents[1])])}
+        return {"PROXY_PORT": str(self._ports[host]), "PYTHONPATH": os.pathsep.join([str(_FOLDER), *sys.path[:1], str(_FOLDER.parents[2])])}
 
     def options(self, host: int) -> list[str]:
         """Returns more options for this host's agent."""
@@ -55,6 +57,11 @@ class Proxies:
         with self._changed:
             self._cut.discard(self.addresses[host])
             self._changed.notify_all()
+
+    def delay(self, host: int, milliseconds: float) -> None:
+        """Makes all that a host sends through its proxy arrive later; 0 undoes it."""
+        with self._changed:
+            self._late[self.addresses[host]] = milliseconds / 1000
 
     def make(self) -> None:
         """Starts the proxies."""
@@ -117,6 +124,7 @@ class Proxies:
         with suppress(OSError):
             while data := sock.recv(_BYTES):
                 self._wait(source, target)
+                time.sleep(self._late.get(source, 0.0))
                 to.sendall(data)
         self._wait(source, target)
         for end in (sock, to):

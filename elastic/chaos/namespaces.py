@@ -52,6 +52,12 @@ class Network:
         """Undoes `cut`."""
         _ip("link", "set", f"{self.name}v{host}", "up")
 
+    def delay(self, host: int, milliseconds: float) -> None:
+        """Makes all that a host sends arrive later, in order; 0 undoes it. Raises CalledProcessError where the kernel has no netem."""
+        device = ["dev", "eth0", "root"]
+        words = ["qdisc", "replace", *device, "netem", "delay", f"{milliseconds:g}ms"] if milliseconds else ["qdisc", "del", *device]
+        subprocess.run([*self.command(host), "tc", *words], check=True, capture_output=True)
+
     def mute(self, sender: int, receiver: int) -> None:
         """Makes all that one host sends to another one vanish, by sending it to a hardware address that nobody has."""
         to, nobody = f"{self.subnet}.{receiver + 1}", "02:00:00:00:00:fe"

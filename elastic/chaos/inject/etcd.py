@@ -1,0 +1,82 @@
+"""Faults of etcd: the job's private one, or the harness's own."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from elastic.chaos.hosts import children_of, send, stat_of
+from elastic.chaos.own_etcd import OwnEtcd
+from elastic.chaos.scene import Effect, Hit, NoEffect, Scene
+
+_DEATH_S, _AGAIN_S = 5.0, 30.0
+
+
+def restart(scene: Scene, effect: Effect) -> None:
+    """Kills etcd; it is started again at once."""
+    if scene.job.etcd is not None:
+        _down(scene, effect, scene.job.etcd, 0.0)
+        return
+    agent = scene.host(0).agent
+    pid = scene.wait("the job's private etcd runs", lambda: _private(agent), 10.0)
+    effect.hits.append(Hit(pid=pid))
+    effect.at = time.monotonic()
+    send(pid, signal.SIGKILL)
+    scene.wait("etcd is dead", lambda: stat_of(pid) is None, _DEATH_S)
+    new = scene.wait("the job starts its etcd again", lambda: (found := _private(agent)) != pid and found, _AGAIN_S)
+    effect.proof = f"etcd's process {pid} ended by SIGKILL, and {new} took its place"
+
+
+def _private(agent: int | None) -> int | None:
+    """The process of the private etcd, a child of the agent."""
+    for pid in () if agent is None else children_of(agent):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd" and stat_of(pid) is not None:
+                return pid
+    return None
+
+
+def down(scene: Scene, effect: Effect) -> None:
+    """Kills etcd, and starts it again later."""
+    _down(scene, effect, _own(scene), effect.injection.lasts_s)
+
+
+def _down(scene: Scene, effect: Effect, etcd: OwnEtcd, seconds: float) -> None:
+    pid = etcd.pid
+    if pid is None:
+        raise NoEffect("etcd was down already")
+    effect.hits.append(Hit(pid=pid))
+    effect.at = time.monotonic()
+    etcd.kill()
+    answers = etcd.serves()
+    scene.last(seconds)
+    etcd.start()
+    if answers:
+        raise NoEffect("etcd answered after its process was killed")
+    effect.proof = (
+        f"etcd's process {pid} ended by SIGKILL, did not answer, and was started again after {time.monotonic() - effect.at:.1f} s"
+    )
+
+
+def full(scene: Scene, effect: Effect) -> None:
+    """Makes etcd refuse writes, as one without space does."""
+    etcd = _own(scene)
+    effect.at = time.monotonic()
+    try:
+        etcd.alarm(full=True)
+        refused = not etcd.writes() and etcd.serves()
+        scene.last(effect.injection.lasts_s)
+        etcd.alarm(full=False)
+    except OSError as error:
+        raise NoEffect(f"etcd did not take the alarm: {error}") from None
+    if not refused:
+        raise NoEffect("etcd still took writes")
+    effect.proof = "etcd refused a write, and served a read"
+
+
+def _own(scene: Scene) -> OwnEtcd:
+    if scene.job.etcd is None:
+        raise NoEffect("the job has a private etcd")
+    return scene.job.etcd

@@ -1,0 +1,63 @@
+"""Injects the faults of a schedule, each at its moment, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+
+from elastic.chaos.inject import INJECT
+from elastic.chaos.injection import Injection
+from elastic.chaos.scene import Effect, NoEffect, Scene
+
+_POLL_S, _END_S = 0.005, 60.0
+
+
+class Injector:
+    """Runs until all faults are over, or the job is. `effects` are in the schedule's order."""
+
+    def __init__(self, scene: Scene, injections: tuple[Injection, ...]) -> None:
+        self.effects = [Effect(each) for each in injections]
+        self._scene = scene
+        self._running: list[threading.Thread] = []
+        self._thread = threading.Thread(target=self._run, name="elastic-chaos", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether every fault is over."""
+        return not self._thread.is_alive() and not any(thread.is_alive() for thread in self._running)
+
+    def close(self) -> None:
+        """Waits for what lasts; the job is over."""
+        self._scene.over.set()
+        deadline = time.monotonic() + _END_S
+        for thread in (self._thread, *self._running):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _run(self) -> None:
+        waiting = list(self.effects)
+        while waiting and not self._scene.over.wait(_POLL_S):
+            for effect in [each for each in waiting if self._due(each.injection)]:
+                waiting.remove(effect)
+                self._running.append(threading.Thread(target=self._inject, args=(effect,), name=f"elastic-chaos-{effect.injection.kind}"))
+                self._running[-1].start()
+
+    def _due(self, injection: Injection) -> bool:
+        first = self._scene.sampler.first_at
+        if first is None:
+            return False
+        if injection.time is not None:
+            return time.monotonic() - first >= injection.time
+        step = injection.step or 0
+        return self._scene.sampler.step >= (step if injection.phase is None or injection.of.name == "kill-during-recovery" else step - 1)
+
+    def _inject(self, effect: Effect) -> None:
+        try:
+            INJECT[effect.injection.kind](self._scene, effect)
+            effect.why = None
+        except NoEffect as error:
+            effect.proof, effect.why = None, str(error)
+        except Exception:  # the thread's boundary: an unforeseen error makes the verdict unknown, and is reported there
+            effect.proof, effect.why = None, f"the harness failed: {traceback.format_exc(limit=-3)}"
+        effect.until = time.monotonic()

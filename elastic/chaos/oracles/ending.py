@@ -1,0 +1,173 @@
+"""Oracles of how faults took effect, how the job ended, what it left, and how long it stood still."""
+
+from __future__ import annotations
+
+import statistics
+from itertools import pairwise
+
+from elastic.chaos.evidence import Evidence
+from elastic.chaos.oracles.finding import Finding, failed, judged, passed, unknown
+from elastic.chaos.sampler import Use
+from elastic.chaos.scene import Effect
+
+RECOVERY_S, UNASKED_S, AGAIN_S = 2.5, 2.0, 40.0
+"""What a recovery may take beyond the time until it is noticed; a stall without a fault; a job that is started again."""
+
+_STEPS, _CROWDED = 5, 0.35
+_THREADS, _DESCRIPTORS = 3, 12
+
+
+def took_effect(evidence: Evidence) -> Finding:
+    """Every fault of the schedule proved that it took effect."""
+    without = [effect for effect in evidence.effects if effect.proof is None]
+    if without:
+        return unknown("took effect", "; ".join(f"{effect.injection}: {effect.why}" for effect in without[:3]))
+    return passed("took effect", f"all {len(evidence.effects)} faults took effect")
+
+
+def ended(evidence: Evidence) -> Finding:
+    """The job ended by itself, well; it was started again only after it had lost what the schedule may cost it."""
+    name = "ended"
+    if evidence.stuck is not None:
+        return failed(name, f"{evidence.stuck}. The log ends with: {_last_words(evidence)}")
+    bad = [host for host in evidence.hosts if host.codes and host.codes[-1] not in (0, 143) and not _was_killed(evidence, host.number)]
+    if bad:
+        return failed(name, f"host {bad[0].number} ended with exit code {bad[0].codes[-1]}: {_last_words(evidence, bad[0].number)}")
+    again = len(evidence.runs) - 1
+    if again and not _all_lost(evidence):
+        return failed(name, f"the job was started again {again} times, and no fault of the schedule ends a job: {_last_words(evidence)}")
+    return passed(name, "the job ended well" + (f"; it was started again {again} time(s), and went on" if again else ""))
+
+
+def _was_killed(evidence: Evidence, number: int) -> bool:
+    return any(hit.host == number for effect in evidence.effects if effect.injection.kind == "host-loss" for hit in effect.hits)
+
+
+def _all_lost(evidence: Evidence) -> bool:
+    """Whether the schedule may have lost all hosts, or more of them than there are copies, at once."""
+    fatal = [
+        effect for effect in evidence.effects if effect.injection.kind in ("agent-kill", "host-loss", "partition") and effect.at is not None
+    ]
+    if evidence.schedule.job.hosts == 1:
+        return bool(fatal)
+    times = sorted(effect.at or 0.0 for effect in fatal)
+    return any(other - one < AGAIN_S / 4 for one, other in pairwise(times))
+
+
+def _last_words(evidence: Evidence, number: int | None = None) -> str:
+    logs = [host.log for host in evidence.hosts if number in (None, host.number)]
+    return " | ".join(line.strip() for line in "\n".join(logs).splitlines()[-6:])[-900:]
+
+
+def left_behind(evidence: Evidence) -> Finding:
+    """No process, file, key or lease of the job is left."""
+    left = evidence.left
+    if evidence.stuck is not None:
+        return unknown("left behind", "the harness ended the job")
+    keys = (
+        left.keys if len(evidence.runs) == 1 and not _all_lost(evidence) else ()
+    )  # a job that was killed leaves keys with leases of an hour
+    wrong = [f"a process is left: {each}" for each in left.processes] + [f"a file is left: {each}" for each in left.files]
+    wrong += [f"a key is left in etcd: {each}" for each in keys]
+    return judged("left behind", wrong, "no process, file or key is left")
+
+
+def resources(evidence: Evidence) -> Finding:
+    """Survivors' threads and descriptors are what they were before the first fault."""
+    name, wrong, compared = "resources", list[str](), 0
+    for pid in {use.pid for use in evidence.seen.uses}:
+        uses = [use for use in evidence.seen.uses if use.pid == pid]
+        before = [use for use in uses if use.at < evidence.first_fault_at]
+        if not before or not _settled(evidence, uses[-1]):
+            continue
+        one, other = max(before, key=lambda use: use.descriptors), uses[-1]
+        if one.members != other.members:
+            continue
+        compared += 1
+        if other.threads > max(use.threads for use in before) + _THREADS:
+            wrong.append(f"the {other.role} has {other.threads} threads, before the first fault {one.threads}")
+        if other.descriptors > one.descriptors + _DESCRIPTORS:
+            wrong.append(f"the {other.role} has {other.descriptors} open descriptors, before the first fault {one.descriptors}")
+    if not compared:
+        return passed(name, "no process lived from before the first fault to the end with as many members")
+    return judged(name, wrong, f"{compared} survivors have the threads and descriptors that they had")
+
+
+def _settled(evidence: Evidence, last: Use) -> bool:
+    """Whether a process was looked at late enough behind the last fault, with no other one under way."""
+    until = max((effect.until or 0.0 for effect in evidence.effects), default=0.0)
+    return last.at > until + 1.0
+
+
+def stalls(evidence: Evidence) -> Finding:
+    """No time between two steps is longer than what the faults in it may cost."""
+    found = gaps(evidence)
+    if not found:
+        return unknown("stalls", "fewer than two steps were given")
+    worst, wrong, crowded = max(found, key=lambda gap: gap[1] - gap[0]), list[str](), list[str]()
+    for begin, end, step in found:
+        faults = near(evidence, begin, end)
+        bound = allowed_s(evidence, faults)
+        if end - begin > bound:
+            names = ", ".join(str(each.injection) for each in faults) or "no fault"
+            said = f"{end - begin:.2f} s before step {step}, at most {bound:.2f} s with {names}"
+            (crowded if _others(evidence, begin, end) > _CROWDED else wrong).append(said)
+    if not wrong and crowded:
+        return unknown("stalls", f"other programs took the processors of this machine: {crowded[0]}")
+    return judged("stalls", wrong, f"the longest time between two steps is {worst[1] - worst[0]:.2f} s")
+
+
+def gaps(evidence: Evidence) -> list[tuple[float, float, int]]:
+    """The times between consecutive steps, as the first loop was given each: begin, end, and the later step."""
+    first: dict[int, float] = {}
+    for run in evidence.runs:
+        for given in (each for notes in run for each in notes.given):
+            first[given.step] = min(first.get(given.step, given.at), given.at)
+    steps = sorted(first.items(), key=lambda pair: pair[1])
+    return [(one[1], other[1], other[0]) for one, other in pairwise(steps)]
+
+
+def usual_s(evidence: Evidence) -> float:
+    """The median time between two steps."""
+    return statistics.median(end - begin for begin, end, _ in gaps(evidence))
+
+
+def near(evidence: Evidence, begin: float, end: float) -> list[Effect]:
+    """The faults that may have to do with a time between two steps."""
+    known = [effect for effect in evidence.effects if effect.at is not None]
+    return [
+        each
+        for each in known
+        if (each.at or 0.0) < end and max(each.until or 0.0, (each.at or 0.0) + each.injection.of.noticed_s) > begin - 1.0
+    ]
+
+
+def allowed_s(evidence: Evidence, faults: list[Effect]) -> float:
+    """How long the job may stand still: the times until faults are noticed, a recovery for each, and some steps."""
+    bound = UNASKED_S + _STEPS * usual_s(evidence)
+    for effect in faults:
+        bound += effect.injection.of.noticed_s + RECOVERY_S
+        if effect.injection.kind.startswith("etcd-") or effect.injection.kind == "disk-full":
+            bound += effect.injection.lasts_s + RECOVERY_S  # a recovery waits for it
+        if effect.injection.kind in ("agent-kill", "host-loss", "partition") and (evidence.schedule.job.hosts == 1 or _all_lost(evidence)):
+            bound += AGAIN_S
+        if effect.injection.kind == "delay":
+            bound += 50 * effect.injection.strength / 1000
+    everyone = [effect for effect in faults if len(effect.workers) >= evidence.schedule.job.hosts * evidence.schedule.job.workers]
+    killed = {worker for effect in faults for worker in effect.workers}
+    if everyone or len(killed) >= evidence.schedule.job.hosts * evidence.schedule.job.workers:
+        bound += AGAIN_S / 2  # new workers must be started before anything goes on
+    return bound
+
+
+def _others(evidence: Evidence, begin: float, end: float) -> float:
+    """The share of the machine that other programs took meanwhile."""
+    machine = [each for each in evidence.seen.machine if begin - 1.5 <= each[0] <= end + 1.5]
+    if len(machine) < 2:
+        return 0.0
+    busy, seconds = machine[-1][1] - machine[0][1], machine[-1][0] - machine[0][0]
+    own = 0.0
+    for pid in {use.pid for use in evidence.seen.uses}:
+        uses = [use.cpu_s for use in evidence.seen.uses if use.pid == pid and machine[0][0] - 0.1 <= use.at <= machine[-1][0] + 0.1]
+        own += uses[-1] - uses[0] if uses else 0.0
+    return max(0.0, busy - own) / (seconds * evidence.processors) if seconds > 0 else 0.0

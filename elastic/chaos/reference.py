@@ -1,0 +1,118 @@
+"""The undisturbed run that a disturbed one is compared with: one worker, no faults; kept by script, arguments, seed, code and processor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from elastic.chaos.evidence import Reference
+from elastic.chaos.gather import worker_notes
+from elastic.chaos.observed import STOP, Orders
+from elastic.chaos.running import DIGEST_EVERY, OBSERVED
+from elastic.chaos.schedule import JobSpec
+from elastic.errors import JobFailed
+from elastic.settings import VERSION, best_isa
+
+_ROOT = Path(__file__).parents[2]
+_KEEP_DAYS, _LIMIT_S = 30, 3600.0
+_FORM = 1
+
+
+def kept_in() -> Path:
+    """The folder of kept runs."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "elastic-chaos"
+
+
+def reference(job: JobSpec, steps: int, say: Callable[[str], None] = lambda _: None, folder: Path | None = None) -> Reference:
+    """Returns the undisturbed run of `steps` steps or more, a kept one if there is one. Raises JobFailed if it cannot be made."""
+    path = (folder or kept_in()) / f"{key_of(job)}.json"
+    kept = _kept(path)
+    if kept is not None and len(kept.losses) >= steps and steps in kept.digests:
+        return kept
+    say(f"the undisturbed run of {steps} steps is made (and kept for other runs of this script)")
+    made = _made(job, steps)
+    if kept is not None:
+        common = min(len(kept.losses), len(made.losses))
+        same = kept.losses[:common] == made.losses[:common]
+        made = Reference(losses=made.losses, grad_norms=made.grad_norms, digests=made.digests, exact=made.exact, repeatable=same)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps({"form": _FORM, **_to_json(made)}))
+    new.rename(path)
+    return made
+
+
+def made_again(job: JobSpec, steps: int, known: Reference) -> Reference:
+    """Makes the run again, and returns it with whether it was the same: a script that draws without a seed is not."""
+    again = _made(job, steps)
+    same = (again.losses[:steps], again.digests.get(steps)) == (known.losses[:steps], known.digests.get(steps))
+    return Reference(losses=known.losses, grad_norms=known.grad_norms, digests=known.digests, exact=known.exact, repeatable=same)
+
+
+def key_of(job: JobSpec) -> str:
+    """What the bits of an undisturbed run follow from."""
+    import torch
+
+    where = job.script.rpartition(":")[0]
+    script = Path(where).read_bytes() if where.endswith(".py") else b""
+    about = [_FORM, job.script, list(job.args), job.job_seed, best_isa(), str(torch.__version__), VERSION]
+    return hashlib.sha256(json.dumps(about).encode() + script + _code()).hexdigest()[:32]
+
+
+def _code() -> bytes:
+    """A digest of the runtime's own code: a change of it may change bits."""
+    found = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for folder in (package, package / "checkpoint", package / "snapshot"):
+        for path in sorted(folder.rglob("*.py")):
+            if "chaos" not in path.parts or path.name == "built_in.py":
+                found.update(path.read_bytes())
+    return found.digest()
+
+
+def _kept(path: Path) -> Reference | None:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if data.get("form") != _FORM:
+        return None
+    digests = {int(step): digest for step, digest in data["digests"].items()}
+    return Reference(losses=tuple(data["losses"]), grad_norms=tuple(data["grad_norms"]), digests=digests, exact=data["exact"])
+
+
+def _to_json(known: Reference) -> dict[str, Any]:
+    return {"losses": known.losses, "grad_norms": known.grad_norms, "digests": known.digests, "exact": known.exact}
+
+
+def _made(job: JobSpec, steps: int) -> Reference:
+    with tempfile.TemporaryDirectory(prefix="elastic-chaos-calm-") as name:
+        folder = Path(name)
+        (folder / "observed").mkdir()
+        (folder / "tmp").mkdir()
+        (folder / "observed" / STOP).write_text(str(steps))
+        orders = Orders(folder=str(folder / "observed"), script=job.script, args=job.args, digest_every=DIGEST_EVERY).to_json()
+        words = ["run", "--workers", "1", "--seed", str(job.job_seed), "--directory", str(folder / "run"), OBSERVED, json.dumps(orders)]
+        paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYTHONPATH": paths}
+        command = [sys.executable, "-m", "elastic.cli.main", *words]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=_LIMIT_S)
+        if ended.returncode:
+            raise JobFailed(
+                f"the undisturbed run failed with exit code {ended.returncode}, so the script fails without faults: {ended.stderr[-1500:]}"
+            )
+        (notes,) = worker_notes(folder / "observed")
+    return Reference(
+        losses=tuple(each.loss for each in notes.given),
+        grad_norms=tuple(each.grad_norm for each in notes.given),
+        digests=notes.digests,
+        exact=notes.exact,
+    )

@@ -1,0 +1,174 @@
+"""Watches a running job from outside, in a thread: what its workers do, which views its hosts know, and what its processes use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elastic.chaos.hosts import Host, stat_of
+from elastic.chaos.running import RunningJob
+from elastic.observe.activity import RECOVERY_PHASES, STEP_PHASES, ActivityReader, Doing
+
+_EVERY_S, _LIST_S, _USE_S = 0.01, 0.25, 1.0
+_ACTS = ("apply", "gather", "replicate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What one process of the job used at a moment: threads, open descriptors, and processor seconds since it began."""
+
+    at: float
+    pid: int
+    role: str
+    members: int
+    threads: int
+    descriptors: int
+    cpu_s: float
+
+
+@dataclass
+class Seen:
+    """What was seen. `views` has `(time, host, epoch, workers)` for each change; `incidents` has those
+    that each host recorded, in all runs of the job; `breaches` are sentences about workers that acted for an
+    epoch after they had sent their inventory for the next; `machine` has `(time, seconds that all processors of
+    the machine have computed)`."""
+
+    views: list[tuple[float, int, int, tuple[int, ...]]] = field(default_factory=list)
+    breaches: list[str] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
+    machine: list[tuple[float, float]] = field(default_factory=list)
+    incidents: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    looks: int = 0
+    cpu_s: float = 0.0
+
+
+@dataclass
+class Promises:
+    """Finds workers that act for an epoch after their inventory for the next. Pure: what is seen of a worker goes in."""
+
+    _promised: dict[int, int] = field(default_factory=dict)
+    _looked: dict[int, Doing] = field(default_factory=dict)
+
+    def look(self, doing: Doing) -> str | None:
+        """Takes the activity of a worker; returns a sentence if it breaks its promise."""
+        if self._looked.get(doing.pid) == doing:
+            return None
+        self._looked[doing.pid] = doing
+        if doing.phase in RECOVERY_PHASES and doing.phase != "quiesce":  # behind the inventory
+            self._promised[doing.pid] = max(doing.epoch, self._promised.get(doing.pid, 0))
+        elif doing.phase in _ACTS and doing.epoch <= self._promised.get(doing.pid, 0):
+            return (
+                f"worker {doing.worker} was in {doing.phase} of step {doing.step} for epoch {doing.epoch}, after its inventory for the next"
+            )
+        return None
+
+
+class Sampler:
+    """Watches until it is closed. `step` is the newest step of any worker, `first_at` when the first step was seen."""
+
+    def __init__(self, job: RunningJob) -> None:
+        self.seen = Seen()
+        self.step, self.first_at, self.moved_at = -1, None, time.monotonic()
+        self._job, self._promises = job, Promises()
+        self._readers: dict[tuple[int, int], tuple[int, ActivityReader]] = {}
+        self._known: dict[int, Any] = {}
+        self._incidents: dict[int, tuple[int, Any]] = {}
+        self._lists_at = self._uses_at = 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="elastic-chaos-sampler", daemon=True)
+        self._thread.start()
+
+    first_at: float | None
+
+    def close(self) -> None:
+        """Ends it."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(_EVERY_S):
+            now = time.monotonic()
+            self.seen.looks += 1
+            if now - self._lists_at >= _LIST_S:
+                self._lists_at = now
+                self._list()
+            self._look(now)
+            if now - self._uses_at >= _USE_S:
+                self._uses_at = now
+                self._use(now)
+        self._list()
+        self.seen.cpu_s = time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
+        for _, reader in self._readers.values():
+            reader.close()
+
+    def _list(self) -> None:
+        """Opens the activity records of new workers, and notes new views."""
+        for host in list(self._job.hosts):
+            folder = host.run / "activity"
+            with suppress(OSError):
+                for name in os.listdir(folder):
+                    if name.isdigit():
+                        self._open(host, folder, int(name))
+            members = host.members
+            view = (members["epoch"], tuple(each["worker"] for each in members["members"]))
+            self._note_incidents(host)
+            if view[0] and self._known.get(host.number) != view:
+                self._known[host.number] = view
+                self.seen.views.append((time.monotonic(), host.number, *view))
+
+    def _note_incidents(self, host: Host) -> None:
+        """Notes new incidents: a job that is started again removes those of the one before."""
+        found = host.incidents
+        count, last = self._incidents.get(host.number, (0, None))
+        if len(found) < count or (count and found[count - 1] != last):
+            count = 0
+        self.seen.incidents.setdefault(host.number, []).extend(found[count:])
+        self._incidents[host.number] = len(found), found[-1] if found else None
+
+    def _open(self, host: Host, folder: Path, worker: int) -> None:
+        inode, key = (folder / str(worker)).stat().st_ino, (host.number, worker)
+        if key in self._readers and self._readers[key][0] == inode:
+            return
+        if key in self._readers:
+            self._readers.pop(key)[1].close()
+        with suppress(OSError, ValueError):
+            self._readers[key] = inode, ActivityReader(host.run, worker)
+
+    def _look(self, now: float) -> None:
+        newest = -1
+        for _, reader in self._readers.values():
+            doing = reader.read()
+            if doing is None:
+                continue
+            breach = self._promises.look(doing)
+            if breach is not None:
+                self.seen.breaches.append(breach)
+            if doing.phase in STEP_PHASES and now - doing.at < 60.0:
+                newest = max(newest, doing.step)
+        if newest != self.step:
+            self.step, self.moved_at = newest, now
+        if self.first_at is None and newest >= 0:
+            self.first_at = now
+
+    def _use(self, now: float) -> None:
+        with suppress(OSError, ValueError, IndexError):
+            ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+            idle = ticks[3] + ticks[4]
+            self.seen.machine.append((now, (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")))
+        for host in self._job.present:
+            members = host.targets()
+            agent = host.agent
+            pids = [(target.pid, f"worker {target.worker}") for target in members]
+            pids += [] if agent is None else [(agent, "agent")]
+            for pid, role in pids:
+                with suppress(OSError):
+                    stat = stat_of(pid)
+                    if stat is not None:
+                        threads, descriptors = len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
+                        counts = {"members": len(host.members["members"]), "threads": threads, "descriptors": descriptors}
+                        self.seen.uses.append(Use(at=now, pid=pid, role=role, cpu_s=stat.cpu_s, **counts))
