@@ -167,5 +167,9 @@ def stalls(found: Sequence[Mapping[str, Any]]) -> str:
                 height = 30 * count / max(counts)
                 least, most = (10 ** (3 * each / bins - 1) for each in (place, place + 1))
                 title = f"{kind}: {count} stall{'s' * (count > 1)} of {least:.2f} to {most:.2f} s"
-                parts.append(_box(left + place * width + 1, y + 32 - height, width - 2, height, family(kind), title))
+                parts.append(
+                    _box(
+                        left + place * width + 1, y + 32 - height, width - 2, height, "none" if kind == "no fault" else family(kind), title
+                    )
+                )
     return _svg(bottom + 24, parts, "stalls by kind of fault")

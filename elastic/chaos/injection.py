@@ -23,7 +23,8 @@ class Injection:
     It is due `time` seconds after the first step of the job, or when `step` is reached: in `phase` of it, or at its beginning. A phase of a
     recovery is for `kill-during-recovery` alone, whose first victim dies in `step`. `place` chooses the victim among the members of the
     view at that moment, and `host` among the hosts that take part, both modulo their number. `count` is the number of victims of
-    `kill-many`, `seconds` the duration, `factor` how slow a worker becomes, or the milliseconds of a delay. Raises SettingsError.
+    `kill-many`, `seconds` the duration, `factor` how slow a worker becomes, or the milliseconds of a delay.
+    `settled`: it also waits until all hosts train together, so that there are copies of all state. Raises SettingsError.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Injection:
     count: int = 2
     seconds: float | None = None
     factor: float | None = None
+    settled: bool = False
 
     def __post_init__(self) -> None:
         kind = kind_of(self.kind)
@@ -45,6 +47,8 @@ class Injection:
         self._check_phase()
         if self.seconds is not None and kind.seconds is None:
             raise SettingsError(f"{self}: {self.kind} is over at once; leave seconds out")
+        if not isinstance(self.settled, bool):
+            raise SettingsError(f"{self.kind}: settled={self.settled!r} is not true or false")
         if self.factor is not None and (self.kind not in _FACTORS or self.factor < 1):
             raise SettingsError(f"{self}: factor is for slow (how many times as slow) and delay (milliseconds), and at least 1")
 
@@ -83,7 +87,7 @@ class Injection:
         at = f"{self.time:g}s" if self.step is None and self.time is not None else f"{self.step}"
         phase = "" if self.phase is None else f":{self.phase}"
         rest = "".join(f" {name}={value:g}" for name, value in self._given().items())
-        return f"{self.kind}@{at}{phase}{rest}"
+        return f"{self.kind}@{at}{phase}{rest}{' settled=1' if self.settled else ''}"
 
     def _given(self) -> dict[str, float]:
         defaults = {each.name: each.default for each in fields(self)}
@@ -123,7 +127,7 @@ def parse(text: str) -> Injection:
     for pair in match["rest"].split():
         name, _, value = pair.partition("=")
         try:
-            data[name] = int(value) if name in _COUNTS else float(value)
+            data[name] = int(value) if name in _COUNTS else bool(int(value)) if name == "settled" else float(value)
         except ValueError:
             raise SettingsError(f"{text!r}: {name}={value} is not a number") from None
     return Injection.from_json(data)

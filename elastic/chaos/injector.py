@@ -54,6 +54,8 @@ class Injector:
 
     def _inject(self, effect: Effect) -> None:
         try:
+            if effect.injection.settled:
+                self._scene.settle()
             INJECT[effect.injection.kind](self._scene, effect)
             effect.why = None
         except NoEffect as error:

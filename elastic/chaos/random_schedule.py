@@ -43,6 +43,11 @@ def drawn(job: JobSpec, seed: int, mtbf_s: float, kinds: Sequence[str] | None = 
     return Schedule(job=job, injections=tuple(found), seed=seed)
 
 
+def _ends_a_host(name: str, job: JobSpec) -> bool:
+    """Whether a host is lost to the job: the next one is lost only when there are copies of all state again."""
+    return job.hosts > 1 and name in ("agent-kill", "host-loss", "partition", "drain")
+
+
 def _fitting(job: JobSpec) -> list[str]:
     """The kinds that a job of so many hosts can have; those that need another kind of job only if it is one anyway."""
     return [name for name, kind in KINDS.items() if kind.hosts <= job.hosts and (job.shared or not kind.shared)]
@@ -50,7 +55,9 @@ def _fitting(job: JobSpec) -> list[str]:
 
 def _fault(name: str, at: float, job: JobSpec, generator: random.Random) -> Injection:
     workers = job.hosts * job.workers
-    fault = Injection(kind=name, time=at, place=generator.randrange(workers), host=generator.randrange(job.hosts))
+    fault = Injection(
+        kind=name, time=at, place=generator.randrange(workers), host=generator.randrange(job.hosts), settled=_ends_a_host(name, job)
+    )
     if name == "kill-many":
         return replace(fault, count=generator.randint(2, max(2, job.workers)))
     if name == "slow":

@@ -122,11 +122,6 @@ class RunningJob:
         found = [target for host in self.present if host.members["epoch"] == epoch for target in host.targets()]
         return sorted(found, key=lambda target: target.place)
 
-    @property
-    def step(self) -> int:
-        """The newest step of any member; -1 before the first."""
-        return max((doing.step for target in self.targets() if (doing := target.doing()) is not None), default=-1)
-
     def end_after(self, steps: int) -> None:
         """Makes all workers end their loops after so many steps."""
         new = self.folder / "observed" / f"{STOP}.new"
@@ -134,10 +129,10 @@ class RunningJob:
         new.rename(new.with_suffix(""))
         self.last = steps
 
-    def end_soon(self, step_s: float) -> None:
-        """Makes all workers end after a step that none of them can have passed before it reads this."""
+    def end_soon(self, step: int, step_s: float) -> None:
+        """Makes all workers end after a step that none of them can have passed before it reads this; `step` is the newest."""
         margin = max(_AFTER_STEPS, math.ceil(_AFTER_S / max(step_s, 1e-3)))
-        self.end_after(DIGEST_EVERY * math.ceil((self.step + 1 + margin) / DIGEST_EVERY))
+        self.end_after(DIGEST_EVERY * math.ceil((step + 1 + margin) / DIGEST_EVERY))
 
     def supervise(self) -> None:
         """Starts a host's process again where a scheduler would: it ended with an exit code that says so, and nobody wanted its end."""

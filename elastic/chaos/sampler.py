@@ -69,11 +69,12 @@ class Promises:
 
 
 class Sampler:
-    """Watches until it is closed. `step` is the newest step of any worker, `first_at` when the first step was seen."""
+    """Watches until it is closed. `step` is the newest step of any worker that lives, `highest` the newest of all, `first_at` when the
+    first step was seen, `moved_at` when there was a new one last."""
 
     def __init__(self, job: RunningJob) -> None:
         self.seen = Seen()
-        self.step, self.first_at, self.moved_at = -1, None, time.monotonic()
+        self.step, self.highest, self.first_at, self.moved_at = -1, -1, None, time.monotonic()
         self._job, self._promises = job, Promises()
         self._readers: dict[tuple[int, int], tuple[int, ActivityReader]] = {}
         self._known: dict[int, Any] = {}
@@ -151,7 +152,7 @@ class Sampler:
             if doing.phase in STEP_PHASES and now - doing.at < 60.0:
                 newest = max(newest, doing.step)
         if newest != self.step:
-            self.step, self.moved_at = newest, now
+            self.step, self.moved_at, self.highest = newest, now, max(newest, self.highest)
         if self.first_at is None and newest >= 0:
             self.first_at = now
 

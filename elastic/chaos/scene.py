@@ -15,6 +15,7 @@ from elastic.chaos.sampler import Sampler
 
 _NEAR_S, _POLL_S = 0.0005, 0.01
 _LATE_STEPS = 3
+_SETTLED_S, _SETTLED_STEPS = 120.0, 5
 
 
 class NoEffect(Exception):
@@ -37,7 +38,7 @@ class Hit:
 class Effect:
     """What became of an injection. `proof` is a sentence about the observed effect; None with the reason `why` if there is none.
 
-    `at` and `until` are times of time.monotonic().
+    `others` are the hosts with members that were left when a host was lost. `at` and `until` are times of time.monotonic().
     """
 
     injection: Injection
@@ -46,6 +47,7 @@ class Effect:
     hits: list[Hit] = field(default_factory=list)
     proof: str | None = None
     why: str | None = "it was not its turn before the job ended"
+    others: int | None = None
 
     @property
     def workers(self) -> set[int]:
@@ -87,6 +89,23 @@ class Scene:
                 raise NoEffect(f"not within {seconds:g} s: {what}")
             time.sleep(poll_s)
         return found
+
+    def losing(self, effect: Effect, host: Host) -> None:
+        """Notes the hosts with members that are left when this one is lost."""
+        epoch = self.job.epoch
+        known = [each for each in self.job.present if each is not host and each.members["epoch"] == epoch and each.targets()]
+        effect.others = len(known)
+
+    def settle(self) -> None:
+        """Waits until the workers of all hosts that take part are members, and have trained for some steps. Raises NoEffect."""
+        self.wait("all hosts train together", self._together, _SETTLED_S)
+        since = self.sampler.highest
+        self.wait("training goes on", lambda: self._together() and self.sampler.highest >= since + _SETTLED_STEPS, _SETTLED_S)
+
+    def _together(self) -> bool:
+        present = self.job.present
+        epochs = {host.members["epoch"] for host in present}
+        return len(present) >= min(2, self.job.schedule.job.hosts) and len(epochs) == 1 and all(host.targets() for host in present)
 
     def last(self, seconds: float) -> None:
         """Lets a fault last, but not beyond the end of the job."""

@@ -1,4 +1,4 @@
-"""Finds a small schedule that still fails: delta debugging (Zeller and Hildebrandt, 2002) over the faults. Only the given trial does I/O."""
+"""Finds a small schedule that still fails: delta debugging (Zeller and Hildebrandt, 2002) over the faults. Only the trial does I/O."""
 
 from __future__ import annotations
 

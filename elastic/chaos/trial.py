@@ -28,7 +28,7 @@ from elastic.chaos.schedule import Schedule
 from elastic.errors import ElasticError, JobFailed
 
 PATIENCE_S, _END_S = 120.0, 60.0
-_SETTLE_S = 2.0
+_SETTLE_S, _TRAINS_S = 2.0, 2.0
 Say = Callable[[str], None]
 
 
@@ -153,7 +153,7 @@ def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say,
             settled_at = settled_at or now
             if now - settled_at >= _SETTLE_S:
                 ends_at = now
-                job.end_soon(_step_s(sampler))
+                job.end_soon(sampler.highest, _step_s(sampler))
         time.sleep(POLL_S)
     return None
 
@@ -162,11 +162,12 @@ def _should_end(job: RunningJob, sampler: Sampler, injector: Injector, now: floa
     """Whether it is time to let the job end: its time is over, and so are its faults."""
     if job.last is not None or sampler.first_at is None or not injector.done:
         return False
-    return now - sampler.first_at >= 60 * job.schedule.job.minutes
+    trains = sampler.step >= 0 and now - sampler.moved_at < _TRAINS_S
+    return trains and now - sampler.first_at >= 60 * job.schedule.job.minutes
 
 
 def _step_s(sampler: Sampler) -> float:
-    return (time.monotonic() - (sampler.first_at or 0.0)) / max(1, sampler.step)
+    return (time.monotonic() - (sampler.first_at or 0.0)) / max(1, sampler.highest)
 
 
 def _compared(evidence: Evidence, say: Say) -> Evidence:

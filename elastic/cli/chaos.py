@@ -59,7 +59,7 @@ def run(
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
     spares: Annotated[int | None, typer.Option(help="Spares of each host.")] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(help="Save every so many steps, also if the script does not; 0: not. By default 20.")
+        int | None, typer.Option(help="Save every so many steps, also if the script does not; 0: not. Default 20.")
     ] = None,
     json_file: Json = None,
     html: Html = None,
@@ -164,7 +164,7 @@ def shrink(
     json_file: Json = None,
     html: Html = None,
 ) -> None:
-    """Looks for the smallest schedule that still fails as the report says, by running parts of its schedule. --json: write that report anew."""
+    """Looks for the smallest schedule that still fails as the report says, by running parts of it. --json: write that report anew."""
     try:
         raise typer.Exit(_shrink(report, out, tries, json_file, html))
     except ElasticError as error:

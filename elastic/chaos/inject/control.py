@@ -17,6 +17,7 @@ def agent_kill(scene: Scene, effect: Effect) -> None:
     agent = host.agent
     if agent is None:
         raise NoEffect("the agent ended by itself just before")
+    scene.losing(effect, host)
     for target in host.targets():
         scene.hit(effect, target)
     effect.hits.append(Hit(pid=agent, host=host.number))

@@ -18,6 +18,7 @@ def _network(scene: Scene) -> Network | Proxies:
 
 
 def _cut(scene: Scene, effect: Effect, host: Host) -> None:
+    scene.losing(effect, host)
     for target in host.targets():
         scene.hit(effect, target)
     effect.hits.append(Hit(host=host.number))

@@ -1,0 +1,201 @@
+"""Tests each oracle: it passes a run in which all went well, and names what is wrong with one that is spoiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from elastic.chaos.evidence import Evidence, HostEnd, Left, WorkerNotes
+from elastic.chaos.injection import parse
+from elastic.chaos.oracles import ALL, FAIL, PASS, UNKNOWN, Finding, judge, verdict_of
+from elastic.chaos.sampler import Promises, Seen
+from elastic.chaos.scene import Effect, Hit
+from elastic.chaos.schedule import JobSpec, Schedule
+from elastic.observe.activity import Doing
+from tests.chaos.evidence import STEPS, fine, given, incident, notes, uses
+
+
+def found(evidence: Evidence, oracle: str) -> Finding:
+    (finding,) = [each for each in judge(evidence) if each.oracle == oracle]
+    return finding
+
+
+def first(evidence: Evidence, **changes: Any) -> Evidence:
+    """With other notes of worker 0."""
+    return replace(evidence, workers=(replace(evidence.workers[0], **changes), *evidence.workers[1:]))
+
+
+def with_step(step: int, **changes: Any) -> Evidence:
+    """With one step given otherwise to worker 0."""
+    evidence = fine()
+    other = tuple(given(0, each.step, **changes) if each.step == step else each for each in evidence.workers[0].given)
+    return first(evidence, given=other)
+
+
+def seen(**changes: Any) -> Evidence:
+    known = fine().seen
+    return fine(seen=Seen(**{"views": known.views, "uses": known.uses, "machine": known.machine, "looks": 1, **changes}))
+
+
+def loads(change: Callable[[int, int, tuple[int, ...]], tuple[int, ...] | None]) -> Evidence:
+    """With other samples in micro-batches, None: it was not loaded; by all workers alike."""
+
+    def changed(worker: WorkerNotes) -> WorkerNotes:
+        kept = ((step, part, change(step, part, taken or ())) for step, part, taken in worker.loads)
+        return replace(worker, loads=tuple(each for each in kept if each[2] is not None))
+
+    return fine(workers=tuple(map(changed, fine().workers)))
+
+
+def test_a_run_in_which_all_went_well_passes_every_oracle():
+    findings = judge(fine())
+    assert [(each.oracle, each.reason) for each in findings if each.verdict != PASS] == []
+    assert len(findings) == len(ALL) == len({each.oracle for each in findings})
+    assert verdict_of(findings) == PASS
+
+
+AGAIN = (notes(0, range(10)), notes(0, range(6, STEPS), run="b", began=60.0, digests={STEPS: "d"}))
+VIEW = "/elastic/a/view"
+
+SPOILED = [
+    ("losses", lambda: with_step(12, loss=1.5), "step 12 has loss 1.5, undisturbed 1.8"),
+    ("losses", lambda: with_step(12, grad_norm=13.000001), "step 12 has loss 1.8"),
+    ("losses", lambda: with_step(12, loss=1.5), "Just before: kill@8 place=1"),
+    ("losses", lambda: first(fine(), given=(*fine().workers[0].given, given(0, STEPS, at=60.0))), "step 20 has loss"),
+    ("digest", lambda: first(fine(), digests={STEPS: "other"}), "the parameters after 20 steps differ"),
+    ("handed out once", lambda: first(fine(), given=(*fine().workers[0].given, given(0, 19))), "worker 0 was given step 19 after step 19"),
+    ("handed out once", lambda: first(fine(), given=tuple(given(0, step) for step in range(20) if step != 15)), "step 16 after step 14"),
+    ("handed out once", lambda: fine(workers=AGAIN), "started again at step 6 without a checkpoint"),
+    (
+        "samples",
+        lambda: loads(lambda step, part, taken: None if (step, part) == (9, 1) else taken),
+        "micro-batch 1 of step 9 was loaded by nobody",
+    ),
+    ("samples", lambda: loads(lambda step, _, taken: (taken[0], taken[0]) if step == 9 else taken), "after step 9, sample"),
+    ("samples", lambda: first(fine(), loads=((0, 0, (5, 6)), *fine().workers[0].loads)), "micro-batch 0 of step 0 had different samples"),
+    ("agreement", lambda: with_step(3, loss=9.0), "step 3: worker 0 was given loss 9.0, and worker 1 2.7"),
+    ("one history", lambda: seen(views=[(49.0, 0, 2, (0, 1)), (51.0, 0, 1, (0,))]), "host 0 knew epoch 1 after epoch 2"),
+    ("one history", lambda: seen(views=[(49.0, 0, 1, (0, 1)), (51.0, 1, 1, (0,))]), "epoch 1 has different members"),
+    ("one history", lambda: with_step(12, layout="[0-3]x1 [4-5]x1"), "epoch 2 has layouts"),
+    ("one history", lambda: with_step(12, epoch=1, layout="[0-2]x1 [3-5]x1", workers=2), "worker 0 went from epoch 2 to 1"),
+    (
+        "one history",
+        lambda: fine(history=((VIEW, '{"epoch": 2, "digest": "x"}'), (VIEW, '{"epoch": 2, "digest": "y"}'))),
+        "replaced by one of epoch 2",
+    ),
+    (
+        "one history",
+        lambda: fine(history=((VIEW, '{"epoch": 2, "digest": "x"}'), (VIEW, '{"epoch": 1, "digest": "y"}'))),
+        "replaced by one of epoch 1",
+    ),
+    ("one history", lambda: fine(history=((VIEW, "what"),)), "was written as 'what'"),
+    ("promises", lambda: seen(breaches=["worker 1 was in apply"]), "worker 1 was in apply"),
+    ("accounts", lambda: fine(incidents=(incident(samples_lost=4),)), "lost 4 samples"),
+    ("accounts", lambda: fine(incidents=(incident(layout_after="[0-2]x1 [4-5]x1"),)), "has not each layer once"),
+    ("accounts", lambda: fine(incidents=(incident(bytes_moved=9),)), "moved 9 bytes, and needs at least 10"),
+    (
+        "accounts",
+        lambda: fine(hosts=(HostEnd(number=0, codes=(0,), log="x\nthe agent failed:\nTraceback"),)),
+        "host 0 said: the agent failed",
+    ),
+    (
+        "blame",
+        lambda: fine(incidents=(incident(kind="eviction", worker=0, why="it hangs"),)),
+        "eviction of workers [0], whom no fault hit: it hangs",
+    ),
+    (
+        "ended",
+        lambda: fine(stuck="the job made no step for 90 s"),
+        "the job made no step for 90 s. The log ends with: elastic: worker 1 died",
+    ),
+    ("ended", lambda: fine(hosts=(HostEnd(number=0, codes=(1,), log="error: lost"),)), "host 0 ended with exit code 1: error: lost"),
+    ("ended", lambda: fine(workers=AGAIN), "the job was started again 1 times, and no fault of the schedule ends a job"),
+    ("left behind", lambda: fine(left=Left(processes=("5: etcd",))), "a process is left: 5: etcd"),
+    ("left behind", lambda: fine(left=Left(files=("tmp/x",))), "a file is left: tmp/x"),
+    ("left behind", lambda: fine(left=Left(keys=("/elastic/a/view",))), "a key is left in etcd"),
+    ("resources", lambda: seen(uses=uses(7, threads=9)), "the agent has 9 threads, before the first fault 5"),
+    ("resources", lambda: seen(uses=uses(7, descriptors=60)), "the agent has 60 open descriptors, before the first fault 30"),
+    ("stalls", lambda: with_late(20.0), "20.10 s before step 12, at most"),
+]
+
+
+def with_late(seconds: float, busy: float = 1.0) -> Evidence:
+    """All steps from 12 on come later; other programs compute `busy` seconds."""
+    steps = tuple(given(0, step, at=given(0, step).at + (step >= 12) * seconds) for step in range(STEPS))
+    known = fine().seen
+    return first(fine(seen=Seen(views=known.views, uses=known.uses, machine=[(50.5, 0.0), (72.0, busy)], looks=1)), given=steps)
+
+
+@pytest.mark.parametrize(("oracle", "spoiled", "reason"), SPOILED, ids=[f"{row[0]}-{place}" for place, row in enumerate(SPOILED)])
+def test_what_is_wrong_is_named(oracle: str, spoiled: Callable[[], Evidence], reason: str):
+    finding = found(spoiled(), oracle)
+    assert finding.verdict == FAIL
+    assert reason in finding.reason
+    assert verdict_of(judge(spoiled())) == FAIL
+
+
+def test_a_fault_without_proof_makes_the_verdict_unknown():
+    evidence = fine(effects=(Effect(parse("kill@8"), at=50.8, why="it had ended"),))
+    finding = found(evidence, "took effect")
+    assert (finding.verdict, finding.reason) == (UNKNOWN, "kill@8: it had ended")
+    assert verdict_of([each for each in judge(evidence) if each.oracle != "blame"]) == UNKNOWN
+
+
+def test_without_an_undisturbed_run_numbers_are_unknown():
+    evidence = fine(reference=None, no_reference="the script fails without faults")
+    assert [found(evidence, name).verdict for name in ("losses", "digest")] == [UNKNOWN, UNKNOWN]
+    assert "the script fails without faults" in found(evidence, "losses").reason
+
+
+def test_a_script_that_is_not_repeatable_is_no_failure():
+    evidence = with_step(0, loss=1.0)
+    assert evidence.reference is not None
+    evidence = replace(evidence, reference=replace(evidence.reference, repeatable=False))
+    finding = found(evidence, "losses")
+    assert finding.verdict == UNKNOWN
+    assert "give it a seed" in finding.reason.lower()
+
+
+def test_a_script_that_is_not_exact_is_compared_within_a_tolerance():
+    def inexact(loss: float) -> Finding:
+        evidence = with_step(12, loss=loss)
+        assert evidence.reference is not None
+        return found(first(replace(evidence, reference=replace(evidence.reference, exact=False)), exact=False), "losses")
+
+    assert (inexact(1.8001).verdict, inexact(1.9).verdict) == (PASS, FAIL)
+    assert "exact=False" in inexact(1.8001).reason
+
+
+def test_steps_that_the_job_disclaims_are_left_out():
+    evidence = replace(with_step(12, loss=1.5), incidents=(incident(kind="damage", step=12, went_back_to=11),))
+    finding = found(evidence, "losses")
+    assert finding.verdict == PASS
+    assert "[12] are left out" in finding.reason
+
+
+def test_a_long_stall_on_a_machine_that_others_use_is_unknown():
+    finding = found(with_late(20.0, busy=30.0), "stalls")
+    assert finding.verdict == UNKNOWN
+    assert "other programs" in finding.reason
+
+
+def test_a_job_that_every_host_left_may_be_started_again_from_its_checkpoint():
+    fault = parse("agent-kill@8")
+    schedule = Schedule(job=JobSpec(workers=2, steps=STEPS, checkpoint_every=3), injections=(fault,))
+    effect = Effect(fault, at=50.8, until=50.9, hits=[Hit(worker=0), Hit(worker=1)], proof="it died", why=None, others=0)
+    evidence = fine(schedule=schedule, effects=(effect,), workers=AGAIN, hosts=(HostEnd(number=0, codes=(75, 0), log=""),))
+    assert [found(evidence, name).verdict for name in ("ended", "handed out once", "losses", "digest")] == [PASS] * 4
+
+
+def test_who_acts_for_an_epoch_after_its_inventory_for_the_next_is_found():
+    promises = Promises()
+
+    def look(phase: str, epoch: int) -> str | None:
+        return promises.look(Doing(worker=1, pid=5, phase=phase, step=3, epoch=epoch, at=float(epoch)))
+
+    assert [look("apply", 1), look("quiesce", 1), look("propose", 1), look("migrate", 1), look("apply", 2)] == [None] * 5
+    assert look("migrate", 2) is None
+    assert "worker 1 was in gather of step 3 for epoch 2, after its inventory for the next" in str(look("gather", 2))
