@@ -231,6 +231,40 @@ def test_whoever_waits_for_the_coordinators_directory_can_be_told_to_stop(tmp_pa
     assert not saver.busy
 
 
+def test_a_coordinator_that_is_slow_at_its_storage_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "_PATIENCE_S", 0.02)
+    patient, go_on = threading.Event(), threading.Event()
+
+    class Slow(LocalStore):
+        def create(self, path: str, size: int) -> None:
+            assert go_on.wait(5)
+            super().create(path, size)
+
+    class Watched(LocalStore):
+        def names(self, path: str) -> list[str]:
+            patient.set()
+            return super().names(path)
+
+    first, second = halves(3)
+    contents = contents_of(values_at(3, SMALL), 3)
+    savers = [Saver(Slow(tmp_path), 0), Saver(Watched(tmp_path), 1)]
+    begin(savers[0], 3, contents, first)
+    while not list(tmp_path.iterdir()):
+        time.sleep(0.001)
+    begin(savers[1], 3, contents, second)
+    assert patient.wait(5), "it has waited as long as for a directory that is not shared"
+    assert not savers[1].wait(0.01)
+    go_on.set()
+    assert all(saver.wait(5) for saver in savers)
+    receipts = {worker: receipt for worker in (0, 1) if (receipt := savers[worker].receipt()) is not None}
+    savers[0].take(receipts, (0, 1))
+    savers[0].finish()
+    assert savers[0].saved == 3
+    assert "did not appear" not in caplog.text
+
+
 def test_a_save_that_is_given_up_while_it_writes_removes_its_directory(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     save(store, contents_of(values_at(1, SMALL)), whole_runs(values_at(1, SMALL)), step=1)
