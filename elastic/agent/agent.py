@@ -34,6 +34,7 @@ from elastic.agent.follower import Follower
 from elastic.agent.hosts import Hosts
 from elastic.agent.link_probes import LinkProbes
 from elastic.agent.loop import Loop
+from elastic.agent.record import JobRecord
 from elastic.agent.segments import Segments
 from elastic.agent.start import Sharing, Start
 from elastic.agent.takeover import Takeover
@@ -45,6 +46,7 @@ from elastic.host.channel import Channel, Message
 from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask, EtcdThread
+from elastic.observe import console
 from elastic.observe.console import drain, say
 from elastic.settings import JobSettings
 from elastic.worker.job import WorkerSpec
@@ -66,6 +68,10 @@ class Agent:
         self.launcher_gone = False
         self._launcher = launcher
         self._start = start
+        launcher.sock.setblocking(False)  # a launcher that stands still must not stop the job
+        self._record = JobRecord(start, RunDirectory(Path(start.directory)), launcher)
+        console.own.heard = self._record.said
+        console.own.lead = console.CLEARS_LINE if start.bar else ""
         host = socket.gethostname()
         self._name = host if start.sharing is None else f"{host}-{secrets.token_hex(3)}"
         self._secret = secrets.token_hex(32) if start.sharing is None else start.sharing.secret
@@ -125,6 +131,7 @@ class Agent:
             self._crew.close()
         if self._role is not None:
             self._role.close_files()
+        self._record.close(self.outcome)
         drain()
         self._closed = True
         self._etcd_thread.stop()
@@ -237,7 +244,7 @@ class Agent:
         directory = RunDirectory(Path(self._start.directory))
         facts = HostFacts.here(None if sharing is None else sharing.rack)
         local = LocalCarrier(crew, directory, self._name, room=settings.workers, spares=settings.spares, facts=facts)
-        self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._etcd_thread, self._end)
+        self._role = Coordinator(self._loop, self._start, Hosts(local), session, self._etcd_thread, self._end, self._record)
         if sharing is not None and self._listener is not None and self._probes is not None:
             self._admissions = Admissions(self._loop, self._start, sharing, self._role, self._listener, self._probes)
             self._tell_computed()
@@ -257,7 +264,7 @@ class Agent:
         else:
             say(f"host {follower.before} is lost: this host, {self._name}, coordinates the job now")
             self._taking_over = True
-            self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._etcd_thread, self._end)
+            self._role = Coordinator(self._loop, self._start, Hosts(carrier), session, self._etcd_thread, self._end, self._record)
             self._admissions = Admissions(self._loop, self._start, follower.sharing, self._role, listener, probes, taking_over=True)
             self._tell_computed()
             self._admissions.facts = facts
@@ -341,6 +348,8 @@ class Agent:
             import_path=self._start.import_path,
             argv=self._start.argv,
             modules=self._start.modules,
+            bar=self._start.bar,
+            trace=self._start.traces,
         ).to_json()
 
     def _links_secret(self) -> str:

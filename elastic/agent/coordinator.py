@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastic.agent import requests
+from elastic.agent import live, requests
 from elastic.agent.founders import Founders, hindrance, watched
 from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
 from elastic.agent.job_reports import JobReports
 from elastic.agent.last_returns import without_the_rest
 from elastic.agent.loop import Loop
+from elastic.agent.record import JobRecord
 from elastic.agent.resources import site
 from elastic.agent.start import Start
 from elastic.agent.stopping import AGAIN_S, FIRST_S, StopProgress
@@ -58,13 +59,21 @@ _CAUSE_S = 1.0  # how long a worker's error about a lost link waits for the erro
 
 
 class Coordinator:
-    """Runs one job to its outcome, which `end` gets, once. `found` begins when the workers of all founding hosts can be started."""
+    """Runs one job to its outcome, which `end` gets, once. `found` begins when the workers of all founding hosts can be started. What
+    happens is noted in `record`."""
 
     def __init__(
-        self, loop: Loop, start: Start, hosts: Hosts, session: Session, etcd_thread: EtcdThread, end: Callable[[Message], None]
+        self,
+        loop: Loop,
+        start: Start,
+        hosts: Hosts,
+        session: Session,
+        etcd_thread: EtcdThread,
+        end: Callable[[Message], None],
+        record: JobRecord,
     ) -> None:
         self._loop, self._start, self.hosts, self._session, self._end = loop, start, hosts, session, end
-        self._etcd_thread = etcd_thread
+        self._etcd_thread, self.record = etcd_thread, record
         self._settings = start.settings
         self._over = self._stopping = self._publishing = False
         self._driver: Driver | None = None
@@ -88,6 +97,9 @@ class Coordinator:
     def close(self, outcome: Message | None) -> None:
         """Ends the coordination, and completes the job's outcome."""
         self._over = True
+        if self._driver is not None:
+            self._show()
+        self._loop.clear_timer("live")
         if self._power is not None:
             self._power.close()
         if self._driver is not None:
@@ -193,6 +205,11 @@ class Coordinator:
                 self._driver.drain(surplus, f"the job is scaled to {workers} worker{'s' * (workers != 1)}")
 
     @property
+    def name(self) -> str:
+        """The job's name."""
+        return self._settings.name
+
+    @property
     def driver(self) -> Driver | None:
         """The driver, once the job has a view."""
         return self._driver
@@ -273,6 +290,7 @@ class Coordinator:
         """Handles a worker's message."""
         if self._over:
             return
+        self.record.heard(worker.number, message)
         if message["type"] == "announce":
             worker.announced = message["ready"] if self._driver is None else {}  # it may be large, and is needed only for the first view
             self._announced.add(worker.number)
@@ -487,10 +505,23 @@ class Coordinator:
             hosts=self._site,
             without_the_rest=self._without_the_rest,
             several=self._start.sharing is not None,
-            committed=(lambda _: None) if self._power is None else self._power.committed,
+            committed=self._committed,
+            incident=self.record.incident,
             clocking=(lambda: None) if self._power is None else self._power.clocking,
             deposed=lambda why: self._finish({"type": "rejoin", "why": why}),
         )
+
+    def _committed(self, view: View) -> None:
+        self.record.view(view)
+        if self._power is not None:
+            self._power.committed(view)
+        if not self._loop.timing("live"):
+            self._loop.set_timer(0.0, self._show, "live")  # the driver is there by then
+
+    def _show(self) -> None:
+        """Records how the job stands, and again every second."""
+        self.record.live(live.standing(self))
+        self._loop.set_timer(live.EVERY_S, self._show, "live")
 
     def _site(self) -> Site:
         """Returns the resources of the hosts for their workers."""

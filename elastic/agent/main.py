@@ -34,6 +34,7 @@ def main() -> None:
         return
     start = Start.from_json(messages[0])
     outcome, launcher_gone = _run(launcher, start)
+    launcher.sock.setblocking(True)
     if outcome is not None:
         launcher.send(outcome)
     if launcher_gone:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from elastic.agent import live
 from elastic.host.channel import Message
+from elastic.observe.journal import LinesReader
+from elastic.observe.output import OutputReader
 
 if TYPE_CHECKING:
     from elastic.agent.coordinator import Coordinator
+
+_EVENTS = 500
+_OUTPUT = 1 << 18  # bytes of each file
 
 
 def answer(coordinator: Coordinator, request: Message) -> Message:
@@ -15,6 +21,12 @@ def answer(coordinator: Coordinator, request: Message) -> Message:
     hosts, what = coordinator.hosts, request.get("what")
     if what == "status":
         return _told(status(coordinator))
+    if what == "top":
+        return _told(live.standing(coordinator))
+    if what == "events":
+        return _told(_events(coordinator, request["after"]))
+    if what == "output":
+        return _told(_output(coordinator, request["worker"], request["after"]))
     if what == "stop":
         coordinator.stop()
         return _told({"said": "the job stops at the next step boundary"})
@@ -71,6 +83,19 @@ def status(coordinator: Coordinator) -> dict[str, Any]:
             for host in hosts.present.values()
         ],
     }
+
+
+def _events(coordinator: Coordinator, after: int) -> dict[str, Any]:
+    """Returns the events from number `after` on, as many as fit, and the number of the one behind them."""
+    found = LinesReader(coordinator.record.directory.events).read()[after : after + _EVENTS]
+    return {"events": found, "next": after + len(found)}
+
+
+def _output(coordinator: Coordinator, worker: int | None, after: dict[str, int]) -> dict[str, Any]:
+    """Returns what workers of this host have printed, behind these places of their files, and the places up to which that is."""
+    reader = OutputReader(coordinator.record.directory.output, worker, after, most=_OUTPUT)
+    lines = [[line.at, line.workers[0], line.stream, line.text] for line in reader.read()]
+    return {"lines": lines, "next": reader.places, "host": coordinator.hosts.local.name}
 
 
 def _told(what: dict[str, Any]) -> Message:

@@ -37,7 +37,8 @@ class Sharing:
 class Start:
     """The request to run a job, or to take part in it if it is shared. `environment`, `import_path`, `argv` and `modules` are the
     launcher's own. `incarnation` is the one of the job in which an earlier agent of this launcher trained: only that one is joined. At
-    `drain_on`, in the form of `host.notices.notice_source`, a notice of termination may appear."""
+    `drain_on`, in the form of `host.notices.notice_source`, a notice of termination may appear. `watches`: the launcher wants to be told
+    what happens (`agent.record`), and shows a progress `bar`; workers record `traces`."""
 
     settings: JobSettings
     directory: str
@@ -48,6 +49,9 @@ class Start:
     sharing: Sharing | None = None
     incarnation: str | None = None
     drain_on: str | None = None
+    watches: bool = False
+    bar: bool = False
+    traces: bool = False
 
     @classmethod
     def from_json(cls, data: Message) -> Start:
@@ -61,6 +65,9 @@ class Start:
             sharing=None if data.get("sharing") is None else Sharing(**data["sharing"]),
             incarnation=data.get("incarnation"),
             drain_on=data.get("drain_on"),
+            watches=data.get("watches", False),
+            bar=data.get("bar", False),
+            traces=data.get("traces", False),
         )
 
     @property

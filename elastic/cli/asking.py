@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from elastic.errors import ElasticError, JobFailed, SettingsError
-from elastic.host.process import module_command
-from elastic.launch.sharing import key_of, read_credentials, read_secret
-from elastic.settings import agent_environment
+from elastic.cli.asker import Asker, Files
+from elastic.errors import ElasticError
 
 Job = Annotated[str, typer.Argument(help="The job's name.")]
 Etcd = Annotated[str, typer.Option(help="As for `elastic agent`.")]
@@ -118,37 +115,11 @@ def _say(told: dict[str, Any]) -> None:
     print(told["said"])
 
 
-Files = tuple[Path | None, ...]
-
-
 def _asked(job: str, etcd: str, secret_file: Path, request: dict[str, Any], files: Files, tls: Files) -> dict[str, Any]:
     """Returns the coordinator's answer, or exits with its refusal. Nothing secret is in the arguments of a process."""
-    names = ("ca", "cert", "key", "password_file")
-    given = {name: str(file.absolute()) for name, file in zip(names, files, strict=True) if file is not None}
     try:
-        found = read_credentials(*tls)
-        question = {
-            "etcd": etcd,
-            "files": given,
-            "job": job,
-            "secret": key_of(read_secret(secret_file)),
-            "credentials": None if found is None else found.to_json(),
-            "request": request,
-        }
-        done = subprocess.run(
-            module_command("elastic.agent.asking"),
-            input=json.dumps(question),
-            capture_output=True,
-            text=True,
-            env=agent_environment(),
-            check=False,
-        )
-        if not done.stdout:
-            raise JobFailed(done.stderr.strip())
-        answer = json.loads(done.stdout)
-        if "error" in answer:
-            raise SettingsError(answer["error"])
+        with Asker(job, etcd, secret_file, files, tls) as asker:
+            return asker.ask(request)
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    return answer["answer"]

@@ -14,6 +14,7 @@ from elastic.cli.agent import agent
 from elastic.cli.doctor import doctor
 from elastic.cli.energy import energy
 from elastic.cli.exit_codes import EPILOG
+from elastic.cli.looking import events, logs
 from elastic.cli.power import power_daemon
 from elastic.cli.ran import printed
 
@@ -30,7 +31,7 @@ app.command(epilog=EPILOG)(agent)
 app.command()(energy)
 app.command("power-daemon")(power_daemon)
 app.add_typer(chaos.app, name="chaos")
-for command in (asking.status, asking.scale, asking.drain, asking.stop, doctor):
+for command in (asking.status, asking.scale, asking.drain, asking.stop, doctor, events, logs):
     app.command()(command)
 
 

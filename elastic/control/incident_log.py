@@ -139,6 +139,7 @@ class IncidentLog:
         found = timeline.incident()
         self.incidents.append(found.to_json())
         self._world.carrier.log(found)
+        self._world.incident(found)
         self._world.say(incident.timeline(found))
 
 

@@ -14,6 +14,7 @@ from elastic.host.channel import Message
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask
 from elastic.membership.founding import Ready
+from elastic.observe.incident import Incident
 from elastic.plan.clock_change import Clocking
 from elastic.plan.planner import Answers
 from elastic.plan.site import LinkSpeed, Pair, Site
@@ -103,7 +104,8 @@ class World:
     `expect` returns the memory that each worker will need when others join. `end` takes the job's outcome, `admit` and `dismiss` maintain
     the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
     hosts may join. `without_the_rest` returns the outcome if some members have returned, and a failure, its argument, keeps the others from
-    returning. `committed` gets each committed view; `clocking` returns what is known of the GPUs' clocks, if they may be set.
+    returning. `committed` gets each committed view, `incident` each recorded incident. `clocking` returns what is known of
+    the GPUs' clocks, if they may be set.
     """
 
     carrier: Carrier
@@ -118,6 +120,7 @@ class World:
     hosts: Callable[[], Site] = Site
     without_the_rest: Callable[[Message], Message] = _as_it_is
     committed: Callable[[View], None] = _ignore
+    incident: Callable[[Incident], None] = _ignore
     clocking: Callable[[], Clocking | None] = _nothing
     several: bool = False
     deposed: Callable[[str], None] = _ignore

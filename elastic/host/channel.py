@@ -56,6 +56,11 @@ class Channel:
     def unsent(self) -> bool:
         return bool(self._outgoing)
 
+    @property
+    def waiting(self) -> int:
+        """The number of bytes that wait for the other end."""
+        return len(self._outgoing)
+
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Queues one message and sends what fits. A vanished reader is no error here: `receive` detects it. `fds` are duplicated."""
         if fds:

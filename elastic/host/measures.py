@@ -12,6 +12,7 @@ from elastic.host.facts import control_groups
 
 _GROUPS = Path("/sys/fs/cgroup")
 _TRIAL_BYTES = 1 << 20
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = _GROUPS, group: Path = Path("/proc/self/cgroup")) -> int | None:
@@ -53,6 +54,13 @@ class Steal:
             words = self._stat.read_text().splitlines()[0].split()
             return [int(word) for word in words[1:9]] if len(words) > 8 else None
         return None
+
+
+def resident_bytes(process: int | str = "self") -> int:
+    """Returns the bytes of a process that are in memory, with those that it shares; 0 if they cannot be read."""
+    with suppress(OSError, ValueError, IndexError), open(f"/proc/{process}/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE
+    return 0
 
 
 def unwritable(directory: Path) -> str:

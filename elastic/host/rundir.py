@@ -17,22 +17,29 @@ from typing import Any
 
 from elastic.errors import SettingsError
 
-_KEPT = ("members.json", "incidents.jsonl", "energy.json", "faults.jsonl")  # a fault injector writes the last one
+_KEPT = ("members.json", "incidents.jsonl", "events.jsonl", "steps.jsonl", "live.json", "energy.json", "faults.jsonl")
+OUTPUT = "output"
+"""The folder of what workers have printed, a file for each."""
+
+TRACE = "trace"
+"""The folder of what workers record for a trace, a file for each."""
+
 LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 
-_NEW = "members.new"
+_NEW, _NEW_LIVE = "members.new", "live.new"
 _LOCK = "lock"
 _OWN = 0o700  # other users of the host can neither read the job's files nor lock them
 _MADE = ("torchinductor", "activity")
-_SCRATCH = ("etcd", LINKS, *_MADE)
+_SCRATCH = ("etcd", LINKS, TRACE, *_MADE)
 _IN_USE_S = 5.0  # how long to wait for an agent whose launcher was killed: it ends its job, which empties the directory
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The directory of a run. `members` lists the processes of the last committed view, `incidents` has a line per recovery."""
+    """The directory of a run. `members` lists the processes of the last committed view, `incidents` has a line per recovery, `events` one
+    per event, `steps` one per step (or for some steps, in a long run); `live` is how the job stands now, written every second."""
 
     path: Path
 
@@ -43,6 +50,42 @@ class RunDirectory:
     @property
     def incidents(self) -> Path:
         return self.path / "incidents.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def steps(self) -> Path:
+        return self.path / "steps.jsonl"
+
+    @property
+    def live(self) -> Path:
+        return self.path / "live.json"
+
+    @property
+    def output(self) -> Path:
+        return self.path / OUTPUT
+
+    @property
+    def trace(self) -> Path:
+        return self.path / TRACE
+
+    @property
+    def running(self) -> bool:
+        """Whether the job runs: its launcher or its agent holds the lock."""
+        try:
+            descriptor = os.open(self.path / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno == errno.EWOULDBLOCK or (self.path / LINKS).exists()  # some file systems cannot lock
+        else:
+            return False
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def prepared(self) -> Generator[int]:
@@ -69,9 +112,10 @@ class RunDirectory:
         with self._usable():
             self.path.mkdir(_OWN, parents=True, exist_ok=True)
             self._refuse_others()
-            for name in (*_KEPT, _NEW):
+            for name in (*_KEPT, _NEW, _NEW_LIVE):
                 (self.path / name).unlink(missing_ok=True)
             self._clear()
+            self._remove(OUTPUT)
             for name in _MADE:
                 (self.path / name).mkdir(_OWN)
 
@@ -140,11 +184,14 @@ class RunDirectory:
 
     def _clear(self) -> None:
         for name in _SCRATCH:
-            path = self.path / name
-            with suppress(OSError):
-                if not stat.S_ISDIR(path.lstat().st_mode):
-                    path.unlink()
-            shutil.rmtree(path, ignore_errors=True)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        path = self.path / name
+        with suppress(OSError):
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
         """Removes the whole directory."""
@@ -152,9 +199,16 @@ class RunDirectory:
 
     def write_members(self, record: dict[str, Any]) -> None:
         """Replaces the file atomically: readers see the old one or the new one. If it cannot be written, the old one stays."""
-        new = self.path / _NEW
+        self._replace(_NEW, self.members, record)
+
+    def write_live(self, record: dict[str, Any]) -> None:
+        """Replaces how the job stands now, like `write_members`."""
+        self._replace(_NEW_LIVE, self.live, record)
+
+    def _replace(self, name: str, path: Path, record: dict[str, Any]) -> None:
+        new = self.path / name
         with suppress(OSError):  # no space, or the directory is gone: no reason to end a running job
             new.unlink(missing_ok=True)
             with new.open("x") as file:  # never through a symbolic link
                 file.write(json.dumps(record))
-            os.replace(new, self.members)
+            os.replace(new, path)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
+
+CLEARS_LINE = "\r\x1b[2K"
+"""Goes to the beginning of a terminal's line, and empties it."""
 
 _WAITING = 1000
 _DRAIN_S = 1.0
@@ -19,6 +23,11 @@ class Console:
         self._stream = stream
         self._sentences: queue.Queue[str | threading.Event] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
+        self.heard: Callable[[str], None] = lambda _: None
+        """Called with each sentence, in the thread that says it."""
+
+        self.lead = ""
+        """Written before each sentence: what clears the line of a terminal on which a progress bar stands."""
 
     def say(self, sentence: str) -> None:
         """Queues a sentence and returns at once."""
@@ -27,6 +36,7 @@ class Console:
             self._thread.start()
         with suppress(queue.Full):
             self._sentences.put_nowait(sentence)
+        self.heard(sentence)
 
     def drain(self, patience_s: float = _DRAIN_S) -> None:
         """Returns when everything is written, or after `patience_s`."""
@@ -48,8 +58,10 @@ class Console:
         stream = self._stream or sys.stderr
         if stream is not None:  # None: it was closed before this process began
             with suppress(OSError, ValueError):  # its reader is gone, the disk is full, or it was closed
-                print(f"elastic: {sentence}", file=stream, flush=True)
+                print(f"{self.lead}elastic: {sentence}", file=stream, flush=True)
 
 
-_console = Console()
-say, drain = _console.say, _console.drain
+own = Console()
+"""This process's console."""
+
+say, drain = own.say, own.drain

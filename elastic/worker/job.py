@@ -20,6 +20,7 @@ from elastic.memory.segment import MappedSegment, OwnSegment
 from elastic.observe.activity import AGENT, LOADER, Activity
 from elastic.settings import JobSettings
 from elastic.view import View
+from elastic.worker.told_steps import ToldSteps
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class WorkerSpec:
     `tls` has the fields of `elastic.comm.tls.Credentials` if links with them are encrypted.
 
     `import_path` and `argv` are the launcher's, so that imports work as they do there. `modules` are the files of the user's top-level
-    modules that the launcher has imported.
+    modules that the launcher has imported. `bar`: a progress bar stands on the terminal. `trace`: phases are recorded.
     """
 
     worker: int
@@ -54,6 +55,8 @@ class WorkerSpec:
     import_path: tuple[str, ...] = ()
     argv: tuple[str, ...] = ()
     modules: dict[str, str] = field(default_factory=dict)
+    bar: bool = False
+    trace: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,6 +72,8 @@ class WorkerSpec:
             "import_path": self.import_path,
             "argv": self.argv,
             "modules": self.modules,
+            "bar": self.bar,
+            "trace": self.trace,
         }
 
     @classmethod
@@ -121,6 +126,7 @@ class Job:
         self._ordered = threading.Condition()
         self._waits: Waits | None = None
         self._told_at = 0.0
+        self.steps = ToldSteps(send, lambda: self.leader)
         self._activity = Activity(Path(spec.directory), spec.worker)
         self.waits = self._activity.waits  # for whom the training thread waits
         self.pulse = self._activity.pulse  # Python code runs here

@@ -18,6 +18,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -27,9 +29,12 @@ import torch
 from elastic.errors import CheckpointError, ElasticError, NonFinite, SettingsError
 from elastic.host import signals
 from elastic.host.channel import AGENT_GONE, Channel, Message
+from elastic.host.rundir import RunDirectory
 from elastic.memory.segment import OwnSegment
 from elastic.memory.tensors import use_segment
 from elastic.observe import phase_delay
+from elastic.observe.console import CLEARS_LINE
+from elastic.observe.output import KeptStream, OutputFile
 from elastic.script import sources, target
 from elastic.worker import job as jobs
 from elastic.worker.after_return import check_value, tell_of_lasting_threads
@@ -90,9 +95,12 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
 def _prepare(spec: WorkerSpec) -> None:
     if sys.stderr is not None:
         faulthandler.enable()
-    for stream in (sys.stdout, sys.stderr):
+    kept = OutputFile(RunDirectory(Path(spec.directory)).output, spec.worker)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # else closed, or replaced by a package
             stream.reconfigure(line_buffering=True, write_through=False)
+            setattr(sys, name, KeptStream(stream, partial(kept.write, name[3]), CLEARS_LINE if spec.bar else ""))
     sys.path[:] = spec.import_path
     sys.argv[:] = spec.argv
     torch.set_num_threads(spec.settings.threads)

@@ -16,6 +16,7 @@ from elastic.engine.data import Batch
 from elastic.engine.decision import Apply, Wishes
 from elastic.engine.layer_times import SpeedReference
 from elastic.errors import CheckpointDamaged, Interrupted, LinkError, MemoryDamaged, MismatchError, TrainerError
+from elastic.host.measures import resident_bytes
 from elastic.recovery.inventory import Inventory
 from elastic.snapshot.held_copies import StoredCopy
 from elastic.snapshot.rest_digests import intact
@@ -190,7 +191,8 @@ class WorkerRuntime:
         self._links_told |= links
         effort = self.engine.executor.effort.told(self._reference)
         tokens = 0 if self.decision is None else self.decision.tokens
-        return {"effort": effort, "tokens": tokens, "links": [[peer, *seen] for peer, seen in links.items()]}
+        found = {"effort": effort, "tokens": tokens, "links": [[peer, *seen] for peer, seen in links.items()]}
+        return {**found, "memory": resident_bytes()}
 
     def apply(self, answer: Apply) -> None:
         """Applies a step here and sends the changes. The decision is final: if the step is taken again, its result is the same."""

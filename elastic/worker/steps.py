@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from elastic.engine import randomness
 from elastic.engine.decision import Apply
 from elastic.errors import TrainerError
 from elastic.observe.activity import CHECKPOINT
+from elastic.observe.step_log import Step, finite
 from elastic.worker.checkpointing import Checkpoints
 from elastic.worker.history import History
 from elastic.worker.job import Job
@@ -37,6 +39,7 @@ def told_to_the_job(run: Callable[[Steps, int], Iterator[Report]]) -> Callable[[
             raise
         finally:
             reports.close()  # type: ignore[attr-defined]
+            self._job.steps.tell()
 
     return told
 
@@ -166,12 +169,34 @@ class Steps:
         if answer.skipped is not None:  # every worker reports it, as any may die; the agent counts it once
             self._job.send({"type": "skipped", "step": answer.step, "reason": answer.skipped})
         try:
-            yield self._report(answer)
+            report = self._report(answer)
+            self._note(answer, report, steps)
+            yield report
         except GeneratorExit:
             if self._runtime.amid and (answer.stop or answer.step + 1 >= steps):
                 self._unfinished = steps
             raise
         self._runtime.handed_out()
+
+    def _note(self, answer: Apply, report: Report, steps: int) -> None:
+        self._job.steps.note(
+            Step(
+                step=answer.step,
+                at=round(time.time(), 3),
+                loss=finite(answer.loss),
+                lr=answer.lr,
+                grad_norm=finite(answer.norm),
+                seconds=finite(self._history.seconds_of(answer.step)),
+                samples=self._batch_size,
+                tokens=answer.tokens,
+                epoch=report.epoch,
+                workers=report.workers,
+                layout=report.layout,
+                of=steps,
+                stopped=answer.stop,
+                skipped=answer.skipped,
+            )
+        )
 
     def _report(self, answer: Apply) -> Report:
         seconds = self._history.seconds_of(answer.step)

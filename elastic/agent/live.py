@@ -1,0 +1,76 @@
+"""How a job stands now, as JSON: for `elastic top`, metrics and the file `live.json`."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from elastic.health.evidence import Observed
+from elastic.observe.activity import AGENT, NOBODY
+
+if TYPE_CHECKING:
+    from elastic.agent.coordinator import Coordinator
+
+EVERY_S = 1.0
+"""Seconds from one record to the next."""
+
+VERSION = 1
+
+
+def standing(coordinator: Coordinator) -> dict[str, Any]:
+    """Returns how the job stands: workers of the view and spares with what they do, hosts, stages, links, the newest step.
+
+    `at` is the time of day in seconds; other times are durations in seconds, memory is in bytes. Unknown values are None.
+    """
+    hosts, driver, record = coordinator.hosts, coordinator.driver, coordinator.record
+    view = None if driver is None else driver.view
+    members = () if view is None else view.workers
+    spares = () if driver is None else tuple(sorted(driver.state.spares))
+    newest = record.steps.newest
+    seen = {each.worker: each for each in hosts.look([*members, *spares])}
+    return {
+        "version": VERSION,
+        "at": round(time.time(), 3),
+        "job": coordinator.name,
+        "pid": os.getpid(),
+        "phase": "founding" if driver is None else driver.state.phase.value,
+        "epoch": 0 if view is None else view.epoch,
+        "step": None if newest is None else newest.step,
+        "of": None if newest is None else newest.of,
+        "loss": None if newest is None else newest.loss,
+        "seconds": None if newest is None else newest.seconds,
+        "samples_per_second": None if newest is None else newest.samples_per_second,
+        "tokens_per_second": None if newest is None else newest.tokens_per_second,
+        "layout": "" if view is None else view.plan.summary,
+        "stages": [] if view is None else [[s.layers.start, s.layers.stop, list(s.members)] for s in view.plan.stages],
+        "copies": "" if view is None else view.copies,
+        "coordinator": hosts.local.name,
+        "incidents": 0 if driver is None else len(driver.incidents),
+        "hosts": [
+            {"name": each.name, "room": each.room, "spares": each.spares, "rack": each.facts.rack, "draining": each.name in hosts.draining}
+            for each in hosts.present.values()
+        ],
+        "workers": [_worker(coordinator, worker, seen.get(worker), spare=worker in spares) for worker in (*members, *spares)],
+        "links": [[*pair, *speeds] for pair, speeds in sorted(record.links.items())],
+    }
+
+
+def _worker(coordinator: Coordinator, worker: int, seen: Observed | None, *, spare: bool) -> dict[str, Any]:
+    hosts, told = coordinator.hosts, coordinator.record.progress.get(worker, {})
+    doing, at = (None, None) if seen is None else (seen.doing, seen.standing)
+    return {
+        "worker": worker,
+        "host": hosts.host_of(worker),
+        "pid": None if seen is None else seen.pid,
+        "spare": spare,
+        "state": "" if seen is None else seen.state,
+        "phase": None if doing is None else doing.phase,
+        "step": hosts.worker(worker).step if doing is None else doing.step,
+        "micro_batch": None if doing is None or doing.micro_batch < 0 else doing.micro_batch,
+        "for_s": None if doing is None or seen is None else round(seen.age_s, 3),
+        "place": None if at is None else at.place,
+        "waits_for": None if at is None or at.waits_for == NOBODY else "agent" if at.waits_for == AGENT else at.waits_for,
+        "step_s": told.get("step_s"),
+        "memory": told.get("memory"),
+    }

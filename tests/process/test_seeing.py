@@ -1,0 +1,67 @@
+"""What can be seen of a real job while it runs, and afterwards."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import elastic
+from elastic.cli.main import app
+from elastic.host.rundir import RunDirectory
+from elastic.observe import jobs
+from elastic.observe.journal import LinesReader
+from tests.process import seen_job
+
+pytestmark = pytest.mark.usefixtures("leftovers")
+
+
+def shown(*arguments: str) -> str:
+    done = CliRunner().invoke(app, [*arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.slow
+def test_a_job_that_loses_a_worker_is_seen(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    result = elastic.run(seen_job.train, workers=2, args=[6, 3], directory=directory.path, name="seen", respawn=False)
+    assert [each["kind"] for each in result.incidents] == ["death"]
+
+    lines = LinesReader(directory.steps).read()
+    assert [line["step"] for line in lines] == [*range(6)], "each step once, though one is taken again"
+    assert all(line["loss"] > 0 and line["seconds"] > 0 for line in lines)
+    assert lines[-1]["memory"] > 1 << 20
+
+    events = [json.loads(line) for line in shown("events", str(directory.path), "--json").splitlines()]
+    assert [event["kind"] for event in events] == ["begun", "view", "said", "view", "incident", "ended"]
+    assert events[4]["incident"] == result.incidents[0]
+    assert "worker 1 (place 1) died in step 3" in shown("events", str(directory.path))
+    assert "done" in shown("events", str(directory.path), "--follow").splitlines()[-1], "it has ended, so nothing is waited for"
+
+    output = shown("logs", str(directory.path)).splitlines()
+    assert output[0] == "[0-1] every worker begins (2 times)"
+    assert [line[6:] for line in output[1:]] == [f"step {number} is done" for number in range(6)]
+    assert shown("logs", str(directory.path), "1") == "[1]   every worker begins\n"
+
+    live = json.loads(directory.live.read_text())
+    assert (live["job"], live["step"], live["epoch"]) == ("seen", 5, 2)
+    assert [worker["worker"] for worker in live["workers"]] == [0]
+    assert not directory.running
+
+
+def test_a_job_that_is_not_there_is_one_line():
+    done = CliRunner().invoke(app, ["events", "nowhere"])
+    assert done.exit_code == 1
+    assert "'nowhere' is no run directory, and no job of that name runs" in done.stderr
+
+
+def test_a_running_job_is_found_by_its_name(tmp_path, leftovers):
+    directory = RunDirectory(leftovers.directory / "elastic-abc")
+    with directory.prepared():
+        directory.write_live({"job": "mine"})
+        assert jobs.find("mine").path == directory.path
+        assert directory.running
+    assert not directory.running
+    directory.remove()
