@@ -14,13 +14,19 @@ from elastic.launch.run import JobResult, run  # here, not lazily: loading the s
 from elastic.settings import VERSION
 
 if TYPE_CHECKING:
+    from elastic.launch.callbacks import Callback
     from elastic.worker.job import Job
     from elastic.worker.trainer import Report, Trainer
 
 __version__ = VERSION
-__all__ = ["Job", "JobResult", "Report", "Trainer", "__version__", "errors", "run"]
+__all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "errors", "run"]
 
-_LAZY = {"Job": "elastic.worker.job", "Trainer": "elastic.worker.trainer", "Report": "elastic.worker.report"}
+_LAZY = {
+    "Callback": "elastic.launch.callbacks",
+    "Job": "elastic.worker.job",
+    "Trainer": "elastic.worker.trainer",
+    "Report": "elastic.worker.report",
+}
 
 
 def __getattr__(name: str) -> Any:

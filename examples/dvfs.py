@@ -107,7 +107,15 @@ def trained(mode: Mode, standin: StandIn, base: Path, arguments: argparse.Namesp
     }
     with Watcher(standin, directory / "run", kills=kills) as watcher:
         result = elastic.run(
-            train, workers=4, stages=4, args=[options], dvfs=mode, directory=directory / "run", rebalance=False, name=f"dvfs-{mode}"
+            train,
+            workers=4,
+            stages=4,
+            args=[options],
+            dvfs=mode,
+            directory=directory / "run",
+            rebalance=False,
+            name=f"dvfs-{mode}",
+            progress=False,
         )
     return result.value, watcher, energy_of(directory / "run")
 

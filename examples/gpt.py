@@ -245,7 +245,7 @@ def main(
         try:
             faults = [parse(text) for text in kill or ()]
             with Killer(directory, faults, seed) if faults else nullcontext() as killer:
-                result = elastic.run(train, directory=directory, **job)
+                result = elastic.run(train, directory=directory, progress=False, **job)
                 missed = killer.close() if killer is not None else ()
         except elastic.errors.ElasticError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -27,6 +27,7 @@ EXEMPT = {
     "elastic/plan": "searches in arrays of costs, has no state of a training",
     "elastic/host/channel.py": "lines of JSON between processes",
     "elastic/observe/activity.py": "a page of counters that processes share",
+    "elastic/observe/trace_file.py": "records of what a worker did, which outlive it",
     "checkpoint/convert": "a tool's, on files: no worker runs it, nothing of it lies on a device",
     "checkpoint/pickles": "reads and writes other programs' files, for the converters",
 }

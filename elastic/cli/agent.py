@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from elastic.cli.ran import printed
+from elastic.cli.ran import Log, MetricsPort, Progress, Report, Trace, printed
 from elastic.launch.sharing import read_secret
 
 
@@ -40,7 +40,12 @@ def agent(
     threads: Annotated[int, typer.Option(help="Threads of one worker's operators; bits depend on it.")] = 1,
     isa: Annotated[str | None, typer.Option(help="avx512, avx2 or default; by default the best of the founder's machine.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all generators when the train function begins.")] = 0,
-    directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
+    directory: Annotated[Path | None, typer.Option(help="Keep members.json, incidents.jsonl, events, steps and output here.")] = None,
+    log: Log = None,
+    progress: Progress = None,
+    metrics_port: MetricsPort = None,
+    trace: Trace = None,
+    report: Report = None,
 ) -> None:
     """Takes part in a job with the workers of this host: founds it, or joins it. The founder's settings count; others' are compared."""
     printed(
@@ -69,4 +74,9 @@ def agent(
         isa=isa,
         seed=seed,
         directory=directory,
+        log=log or (),
+        progress=progress,
+        metrics_port=metrics_port,
+        trace=trace,
+        report=report,
     )

@@ -10,13 +10,14 @@ import typer
 import elastic
 from elastic.cli import asking, chaos
 from elastic.cli import plan as cli_plan
+from elastic.cli import top as cli_top
 from elastic.cli.agent import agent
 from elastic.cli.doctor import doctor
 from elastic.cli.energy import energy
 from elastic.cli.exit_codes import EPILOG
 from elastic.cli.looking import events, logs
 from elastic.cli.power import power_daemon
-from elastic.cli.ran import printed
+from elastic.cli.ran import Log, MetricsPort, Progress, Report, Trace, printed
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Elastic training: the same steps, bit for bit, with any workers.")
 
@@ -31,6 +32,8 @@ app.command(epilog=EPILOG)(agent)
 app.command()(energy)
 app.command("power-daemon")(power_daemon)
 app.add_typer(chaos.app, name="chaos")
+app.command("top")(cli_top.top_command)
+app.command()(cli_top.report)
 for command in (asking.status, asking.scale, asking.drain, asking.stop, doctor, events, logs):
     app.command()(command)
 
@@ -75,7 +78,12 @@ def run(
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Begin with this plan, a file of `elastic plan --save`.")] = None,
     dvfs: Annotated[str, typer.Option(help="GPU clocks: off, speed (raise the bottleneck's) or energy (lower those that wait).")] = "off",
-    directory: Annotated[Path | None, typer.Option(help="Keep members.json and incidents.jsonl here; not kept by default.")] = None,
+    directory: Annotated[Path | None, typer.Option(help="Keep members.json, incidents.jsonl, events, steps and output here.")] = None,
+    log: Log = None,
+    progress: Progress = None,
+    metrics_port: MetricsPort = None,
+    trace: Trace = None,
+    report: Report = None,
 ) -> None:
     """Runs a train function on several workers; prints the leader's return value as JSON."""
     printed(
@@ -102,6 +110,11 @@ def run(
         plan=plan,
         dvfs=dvfs,
         directory=directory,
+        log=log or (),
+        progress=progress,
+        metrics_port=metrics_port,
+        trace=trace,
+        report=report,
     )
 
 

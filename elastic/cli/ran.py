@@ -7,12 +7,20 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 import elastic
 from elastic.cli.plan import argument
+
+Log = Annotated[
+    list[str] | None, typer.Option(help="Write metrics of steps: tensorboard:DIR, wandb:PROJECT[/RUN] or mlflow:[URI#]EXPERIMENT.")
+]
+Progress = Annotated[bool | None, typer.Option(help="A progress bar on stderr; by default if that is a terminal.")]
+MetricsPort = Annotated[str | None, typer.Option(help="Answer Prometheus at this port of 127.0.0.1, or at ADDRESS:PORT; 0: a free one.")]
+Trace = Annotated[Path | None, typer.Option(help="Write what each worker did when into this file, for ui.perfetto.dev.")]
+Report = Annotated[Path | None, typer.Option(help="Write a page about the run into this HTML file when it ends.")]
 
 
 def printed(target: str, args: list[str] | None, more: Callable[[], dict[str, Any]] = dict, **options: Any) -> None:

@@ -27,6 +27,8 @@ from elastic.host.process import end_session, import_path, module_command
 from elastic.host.rundir import RunDirectory
 from elastic.host.signals import StopRequests, exit_code, shielded
 from elastic.launch import limits
+from elastic.launch.callbacks import Audience
+from elastic.launch.seeing import Seeing
 from elastic.launch.sharing import read_credentials, sharing_of
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.observe.console import say
@@ -90,6 +92,12 @@ def run(
     tls_cert: str | os.PathLike[str] | None = None,
     tls_key: str | os.PathLike[str] | None = None,
     tls_ca: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[Any] = (),
+    log: str | Sequence[str] = (),
+    progress: bool | None = None,
+    metrics_port: int | str | None = None,
+    trace: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
 ) -> JobResult:
     """Runs `train_fn(job, *args)` in each of `workers` processes, and waits until the job has ended.
 
@@ -148,6 +156,14 @@ def run(
             host nothing is encrypted.
         tls_cert, tls_key, tls_ca: files with a certificate and key of this host, and with the certificates that sign those of all hosts, to
             be used instead; they imply `tls`. They do not replace the secret.
+        callbacks: objects with some of the methods of `elastic.Callback`, called in this process, not in workers.
+        log: where metrics of steps are written besides: `tensorboard:DIRECTORY`, `wandb:PROJECT[/RUN]` or `mlflow:[URI#]EXPERIMENT`, or
+            several of them. Their packages are installed separately. Each step is written once.
+        progress: show a progress bar on stderr; by default if that is a terminal.
+        metrics_port: answer Prometheus at this port of 127.0.0.1, or at `ADDRESS:PORT`; 0 takes a free port, which is printed.
+        trace: write what each worker did when into this file, for https://ui.perfetto.dev or chrome://tracing. Of a job of several hosts,
+            each host writes its own workers.
+        report: write a page about the run into this HTML file when it ends: loss, throughput, layout, incidents, memory.
 
     The first Ctrl-C stops the job at the next step boundary, where a Trainer saves, and `JobResult.stopped` is True; the second stops it at
     once, with KeyboardInterrupt. SIGTERM and SIGHUP do the same, and end the program: they raise Terminated, which exits with 143 or 129. A
@@ -170,6 +186,7 @@ def run(
     """
     _refuse_inside_worker()
     _refuse_nowhere()
+    seeing = Seeing(callbacks=callbacks, log=log, progress=progress, metrics_port=metrics_port, trace=trace, report=report)
     settings = JobSettings(
         name=f"job-{secrets.token_hex(4)}" if name is None else name,
         workers=workers,
@@ -198,13 +215,13 @@ def run(
             raise SettingsError("tls=... is for a job of several hosts: give secret= too. A job of one host sends nothing over the network")
         if rack is not None:
             raise SettingsError(f"rack={rack!r} is for a job of several hosts: give secret= too. A job of one host keeps no copy elsewhere")
-        return launched(settings, drain_on=drain_on)
+        return launched(settings, drain_on=drain_on, seeing=seeing)
     credentials = read_credentials(tls_cert, tls_key, tls_ca)
     given = {field: value for field, value in settings.to_json().items() if field in _COMPARED and value != _default(field)}
     if isa is not None:
         given["isa"] = isa
     sharing = sharing_of(etcd, settings.etcd_files, secret, interface, hosts_min, given, credentials, tls=tls, rack=rack)
-    return launched(settings, sharing, drain_on)
+    return launched(settings, sharing, drain_on, seeing)
 
 
 def _given_files(**paths: str | os.PathLike[str] | None) -> dict[str, str]:
@@ -220,7 +237,7 @@ def _default(field: str) -> Any:
     return next(each.default for each in fields(JobSettings) if each.name == field)
 
 
-def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: str | None = None) -> JobResult:
+def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: str | None = None, seeing: Seeing | None = None) -> JobResult:
     """Runs the job of these settings, with `sharing` together with other hosts, and waits. Returns and raises what `run` does."""
     if drain_on is not None:
         from elastic.host.notices import notice_source  # few jobs need it
@@ -232,16 +249,18 @@ def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: st
         raise SettingsError("etcd_ca=, etcd_cert=, etcd_key= and etcd_password_file= are for an etcd of yours: give etcd= too")
     limits.check(settings.workers + settings.spares, settings.directory)
     requests, restarts, trained = StopRequests(), list[float](), list[str]()
+    seeing = seeing or Seeing(progress=False)
     with requests.caught():
         own = RunDirectory(Path(settings.directory or tempfile.mkdtemp(prefix="elastic-")))
         with own.prepared() as lock:
             try:
-                supervise = partial(_supervise, settings, sharing, drain_on, str(own.path), lock, requests, trained)
-                word = supervise()
-                while sharing is not None and requests.first is None and (why := _leaves(word, restarts)) is not None:
-                    restarts.append(time.monotonic())
-                    say(f"{why}: a new agent of this host takes part in the job")
+                with seeing.opened(settings.name, own) as audience:
+                    supervise = partial(_supervise, settings, sharing, drain_on, str(own.path), lock, requests, trained, seeing, audience)
                     word = supervise()
+                    while sharing is not None and requests.first is None and (why := _leaves(word, restarts)) is not None:
+                        restarts.append(time.monotonic())
+                        say(f"{why}: a new agent of this host takes part in the job")
+                        word = supervise()
                 result = _outcome(word)
             finally:
                 own.remove() if settings.directory is None else own.clear()
@@ -308,10 +327,12 @@ def _supervise(
     lock: int,
     requests: StopRequests,
     trained: list[str],
+    seeing: Seeing,
+    audience: Audience,
 ) -> Message | None:
     """Runs an agent, which keeps the descriptor `lock` open. Returns its final message, None if it died without one.
 
-    `trained` gets the incarnation of the job once it trains; later agents join only that one.
+    `trained` gets the incarnation of the job once it trains; later agents join only that one. `audience` gets what the agent tells of it.
     """
     ours, theirs = socket.socketpair()
     channel = Channel(ours)
@@ -334,22 +355,27 @@ def _supervise(
         "sharing": None if sharing is None else asdict(sharing),
         "incarnation": trained[-1] if trained else None,
         "drain_on": drain_on,
+        "watches": seeing.watches,
+        "bar": seeing.bar,
+        "traces": seeing.trace is not None,
     }
     try:
         channel.send(start)
         with requests.forwarded(channel):
-            return _last_word(channel, requests, trained)
+            return _last_word(channel, requests, trained, audience)
     finally:
         _end(agent, channel, directory)
 
 
-def _last_word(channel: Channel, requests: StopRequests, trained: list[str]) -> Message | None:
+def _last_word(channel: Channel, requests: StopRequests, trained: list[str], audience: Audience) -> Message | None:
     while not channel.closed:
         for message in channel.receive():
             if message["type"] == "trains":
                 trained.append(message["incarnation"])
             elif message["type"] == "noticed":
                 requests.noticed()
+            elif message["type"] == "seen":
+                audience.put(message)
             else:
                 return message
     return None

@@ -139,6 +139,13 @@ def timeline(incident: Incident) -> str:
     return "\n  ".join(line for line in lines if line)
 
 
+def headline(incident: Mapping[str, Any]) -> str:
+    """Returns the first line of an incident's timeline, with its stall; the incident is given as JSON."""
+    found = Incident.from_json(incident)
+    stall = "" if found.stall_ms is None else f", stalled {found.stall_ms:.0f} ms"
+    return f"{_headline(found)}{stall}"
+
+
 def _headline(incident: Incident) -> str:
     subjects = _subjects(incident)
     happened = _HAPPENED[incident.kind]

@@ -15,9 +15,10 @@ from elastic.comm.tls import Tls
 from elastic.errors import Interrupted, NotInJob
 from elastic.host.channel import MAPPED
 from elastic.host.packed import unpacked
-from elastic.host.rundir import LINKS
+from elastic.host.rundir import LINKS, RunDirectory
 from elastic.memory.segment import MappedSegment, OwnSegment
 from elastic.observe.activity import AGENT, LOADER, Activity
+from elastic.observe.trace_file import TraceFile
 from elastic.settings import JobSettings
 from elastic.view import View
 from elastic.worker.told_steps import ToldSteps
@@ -125,10 +126,14 @@ class Job:
         self._orders: list[dict[str, Any]] = []
         self._ordered = threading.Condition()
         self._waits: Waits | None = None
+        self._thread = threading.get_ident()  # the training thread
         self._told_at = 0.0
         self.steps = ToldSteps(send, lambda: self.leader)
         self._activity = Activity(Path(spec.directory), spec.worker)
         self.waits = self._activity.waits  # for whom the training thread waits
+        self.trace = TraceFile(RunDirectory(Path(spec.directory)).trace, spec.worker) if spec.trace else None
+        if self.trace is not None:
+            self.waits = self._waits_traced
         self.pulse = self._activity.pulse  # Python code runs here
         self.phase_delay: Callable[[str, int], None] | None = None  # called after each phase begins
         self.segment: OwnSegment | None = None  # memory that outlives this process
@@ -203,8 +208,15 @@ class Job:
     def enter(self, phase: str, step: int, micro_batch: int = -1) -> None:
         """Publishes the worker's present phase in its activity record."""
         self._activity.enter(phase, step, self.epoch, micro_batch)
+        if self.trace is not None:
+            self.trace.phase(phase, step, self.epoch, micro_batch)
         if self.phase_delay is not None:
             self.phase_delay(phase, step)
+
+    def _waits_traced(self, peer: int | None) -> None:
+        self._activity.waits(peer)
+        if self.trace is not None and threading.get_ident() == self._thread:
+            self.trace.waits(peer)
 
     def during(self, place: str, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Returns what `call` returns. Publishes meanwhile that this worker is in the code of `place`, one of `activity.PLACES`."""

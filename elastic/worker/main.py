@@ -100,7 +100,7 @@ def _prepare(spec: WorkerSpec) -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # else closed, or replaced by a package
             stream.reconfigure(line_buffering=True, write_through=False)
-            setattr(sys, name, KeptStream(stream, partial(kept.write, name[3]), CLEARS_LINE if spec.bar else ""))
+            setattr(sys, name, KeptStream(stream, partial(kept.write, name[3]), CLEARS_LINE if spec.bar and stream.isatty() else ""))
     sys.path[:] = spec.import_path
     sys.argv[:] = spec.argv
     torch.set_num_threads(spec.settings.threads)

@@ -234,6 +234,10 @@ class RecoveryClient:
             why = {"refusal": str(error), "failed_peer": peer, "unreadable": unreadable}
             return None, {**why, "received_bytes": 0, "copied_bytes": 0, "links": {}, "times": {}}
         times = {"installed": moved.installed, "moved": moved.moved, "checked": moved.checked}
+        if (trace := self._job.trace) is not None:
+            sizes = {"received_bytes": moved.received_bytes, "copied_bytes": moved.copied_bytes}
+            trace.mark("transfers", moved.installed, moved.moved, epoch=view.epoch, **sizes)
+            trace.mark("digests", moved.moved, moved.checked, epoch=view.epoch)
         figures = links(self._worker, linked, self._network.stats.links, view)
         sizes = {"received_bytes": moved.received_bytes, "copied_bytes": moved.copied_bytes}
         vote = {"refusal": None, "failed_peer": None, **sizes, "links": figures, "times": times}

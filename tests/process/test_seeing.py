@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,8 @@ from elastic.cli.main import app
 from elastic.host.rundir import RunDirectory
 from elastic.observe import jobs
 from elastic.observe.journal import LinesReader
+from elastic.observe.page import page
+from tests.observe.test_trace import checked
 from tests.process import seen_job
 
 pytestmark = pytest.mark.usefixtures("leftovers")
@@ -23,11 +26,29 @@ def shown(*arguments: str) -> str:
     return done.output
 
 
+class Recorded(elastic.Callback):
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def on_step(self, report: elastic.Report) -> None:
+        self.calls.append(report.step)
+
+    def on_incident(self, incident: Any) -> None:
+        self.calls.append(incident.kind)
+
+    def on_layout(self, view: Any) -> None:
+        self.calls.append((view.epoch, len(view.workers)))
+
+
 @pytest.mark.slow
 def test_a_job_that_loses_a_worker_is_seen(tmp_path):
     directory = RunDirectory(tmp_path / "run")
-    result = elastic.run(seen_job.train, workers=2, args=[6, 3], directory=directory.path, name="seen", respawn=False)
+    mine, trace, report = Recorded(), tmp_path / "trace.json", tmp_path / "run.html"
+    seeing = {"callbacks": [mine], "trace": trace, "report": report, "metrics_port": 0}
+    result = elastic.run(seen_job.train, workers=2, args=[6, 3], directory=directory.path, name="seen", respawn=False, **seeing)
     assert [each["kind"] for each in result.incidents] == ["death"]
+    assert [call for call in mine.calls if isinstance(call, int)] == [*range(6)], "each step once, though one is taken again"
+    assert [call for call in mine.calls if not isinstance(call, int)] == [(1, 2), (2, 1), "death"]
 
     lines = LinesReader(directory.steps).read()
     assert [line["step"] for line in lines] == [*range(6)], "each step once, though one is taken again"
@@ -44,6 +65,12 @@ def test_a_job_that_loses_a_worker_is_seen(tmp_path):
     assert output[0] == "[0-1] every worker begins (2 times)"
     assert [line[6:] for line in output[1:]] == [f"step {number} is done" for number in range(6)]
     assert shown("logs", str(directory.path), "1") == "[1]   every worker begins\n"
+
+    phases = {event["name"].partition(" ")[0] for event in checked(trace.read_text()) if event["pid"] == 1 and event["ph"] == "X"}
+    assert phases >= {"step", "forward", "backward", "reduce", "ready", "apply", "gather"}, "also those of the worker that was killed"
+    assert "death, step 3" in report.read_text()
+    assert report.read_text() == page(directory)
+    assert "seen: has ended" in shown("top", str(directory.path), "--once")
 
     live = json.loads(directory.live.read_text())
     assert (live["job"], live["step"], live["epoch"]) == ("seen", 5, 2)

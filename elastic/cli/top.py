@@ -1,0 +1,87 @@
+"""`elastic top` and `elastic report`: how a job stands, and a page about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from elastic.cli.looking import AsJson, exits
+from elastic.cli.sources import Certificate, Etcd, Job, Secret, Source, source
+from elastic.observe import jobs, top
+from elastic.observe.incident import headline
+from elastic.observe.journal import shown
+
+_KEPT = 5
+
+
+def top_command(
+    job: Job,
+    once: Annotated[bool, typer.Option("--once", help="Print it once.")] = False,
+    as_json: AsJson = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    etcd: Etcd = None,
+    secret_file: Secret = None,
+    etcd_ca: Certificate = None,
+    etcd_cert: Certificate = None,
+    etcd_key: Certificate = None,
+    etcd_password_file: Certificate = None,
+    tls_cert: Certificate = None,
+    tls_key: Certificate = None,
+    tls_ca: Certificate = None,
+) -> None:
+    """Shows how a job stands: workers and what they do, hosts, stages, step times, memory, links, the last events."""
+    files, tls = (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)
+    with exits(), source(job, etcd, secret_file, files, tls) as found:
+        if as_json:
+            print(json.dumps(found.standing()))
+        elif once:
+            console = Console(highlight=False)
+            now = None if found.over else time.time()
+            console.print(top.shown(found.standing(), _recent(found, []), now=now))
+        else:
+            _live(found, every)
+
+
+def _live(found: Source, every: float) -> None:
+    """Shows the job until it has ended, and leaves the last state on the terminal."""
+    console, events = Console(highlight=False), list[str]()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            over = found.over
+            events = _recent(found, events)
+            live.update(top.shown(found.standing(), events, console.height, now=None if over else time.time()), refresh=True)
+            if over:
+                return
+            time.sleep(every)
+
+
+def _recent(found: Source, events: list[str]) -> list[str]:
+    return [*events, *(_line(event) for event in found.events())][-_KEPT:]
+
+
+def _line(event: dict[str, Any]) -> str:
+    if event["kind"] == "incident":
+        return shown({**event, "kind": "said", "text": headline(event["incident"])})
+    return shown(event).splitlines()[0]
+
+
+def report(
+    job: Annotated[str, typer.Argument(help="A job's run directory, or its name if that is a temporary one.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Writes one HTML page about a job, running or ended: loss, throughput, layout, incidents, memory."""
+    with exits():
+        from elastic.observe.page import write
+
+        try:
+            write(jobs.find(job), output)
+        except OSError as error:
+            print(f"error: {output} cannot be written: {error.strerror or error}")
+            raise typer.Exit(1) from None
+        print(output)
