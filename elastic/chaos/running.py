@@ -32,6 +32,7 @@ _AGAIN = (75,)
 _AFTER_STEPS, _AFTER_S = 4, 0.5
 _ROOT = Path(__file__).parents[2]
 POLL_S = 0.01
+_LATE_S = 10.0
 
 
 @dataclass
@@ -45,6 +46,7 @@ class RunningJob:
     hosts: list[Host] = field(default_factory=list)
     wanted: int = 0
     last: int | None = None
+    done_at: float | None = None
     began: float = field(default_factory=time.monotonic)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -140,10 +142,21 @@ class RunningJob:
             if host.expected or host.alive:
                 continue
             host.codes.append(host.process.returncode)
+            if host.codes[-1] == 0:
+                self.done_at = self.done_at or time.monotonic()
             if host.codes[-1] in _AGAIN:
                 host.process = self._launched(host.number, host.folder)
             else:
                 host.expected = True
+
+    def end_late(self) -> None:
+        """Ends hosts that came when the job was done: they wait for others, to found the next one."""
+        if self.done_at is None or time.monotonic() - self.done_at < _LATE_S:
+            return
+        for host in self.hosts:
+            if host.alive and not host.targets():
+                host.expected = True
+                host.kill()
 
     @property
     def over(self) -> bool:

@@ -142,6 +142,7 @@ def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say,
     ends_at: float | None = None
     while not job.over:
         job.supervise()
+        job.end_late()
         now = time.monotonic()
         fired = [effect for effect in injector.effects if effect.at is not None]
         for effect in fired[told:]:
