@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-all test-peers check bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix clean
+.PHONY: venv demo test test-all test-peers check bench bench-recovery bench-checkpoints bench-convert crash-matrix layout-matrix soak chaos-defects clean
 
 venv: $(STAMP)
 
@@ -67,6 +67,15 @@ crash-matrix: venv
 # Jobs that save on one layout and go on from it on another, with the checkpoint cut into slices in between: every combination.
 layout-matrix: venv
 	$(BIN)/python -m tests.checkpoint.layouts
+
+# 200 random schedules of real faults; called again, it goes on where it was. SOAK=20 runs fewer.
+SOAK ?= 200
+soak: venv
+	$(BIN)/python benchmarks/soak.py --count $(SOAK) --folder build/soak
+
+# Deliberate defects in copies of the runtime: the chaos harness must find each.
+chaos-defects: venv
+	$(BIN)/python benchmarks/chaos_defects.py --json build/chaos_defects.json
 
 clean:
 	rm -rf build $(VENV)

@@ -60,8 +60,8 @@ class Outcome:
 class Faults:
     """A job, and the faults that it gets. There is a method for each kind of `elastic chaos list`, with `_` for `-`:
 
-    `kill(worker=2, at_step=12, phase="backward")`, `stop(worker=1, at=3.5, seconds=4)`, `host_loss(host=1, at_step=20)`. `worker` is a place
-    in the view, `at` seconds after the first step. Each returns this object. They raise SettingsError for a fault that cannot be.
+    `kill(worker=2, at_step=12, phase="backward")`, `stop(worker=1, at=3.5, seconds=4)`, `host_loss(host=1, at_step=20)`. `worker` is a
+    place in the view, `at` seconds after the first step. Each returns this object. They raise SettingsError for a fault that cannot be.
     """
 
     def __init__(self, job: Any) -> None:
@@ -84,7 +84,7 @@ class Faults:
         return self
 
     def random(self, seed: int, mtbf: float, *, kinds: list[str] | None = None, count: int | None = None) -> Faults:
-        """Adds random faults, as `elastic chaos run --seed` draws them: `count` of them, or until the job ends."""
+        """Adds random faults as `elastic chaos run` draws them from its seed: `count` of them, or until the job ends."""
         from elastic.chaos.random_schedule import drawn
 
         self.injections += drawn(self.job, seed, mtbf, kinds, count).injections

@@ -106,6 +106,7 @@ SPOILED = [
         lambda: fine(incidents=(incident(kind="eviction", worker=0, why="it hangs"),)),
         "eviction of workers [0], whom no fault hit: it hangs",
     ),
+    ("blame", lambda: fine(incidents=(incident(kind="damage", worker=None, why="copies differ"),)), "no fault touched them: copies differ"),
     (
         "ended",
         lambda: fine(stuck="the job made no step for 90 s"),

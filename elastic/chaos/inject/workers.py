@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from elastic.chaos.hosts import Target, held, stat_of
-from elastic.chaos.scene import Effect, NoEffect, Scene
-from elastic.observe.activity import RECOVERY_PHASES
+from elastic.chaos.scene import Effect, Hit, NoEffect, Scene
+from elastic.observe.activity import RECOVERY_PHASES, read
 
 _DEATH_S, _NEW_S, _RECOVERY_S = 5.0, 60.0, 20.0
-_PERIOD_S, _NEAR_S = 0.1, 0.0005
+_PERIOD_S, _NEAR_S, _SELDOM = 0.1, 0.0005, 40
 
 
 def _killed(scene: Scene, effect: Effect, targets: Sequence[Target]) -> None:
@@ -104,10 +104,13 @@ def kill_during_recovery(scene: Scene, effect: Effect) -> None:
     """Kills one worker, and another one as soon as that is in the recovery."""
     first = scene.target(effect.injection.place)
     epoch = scene.job.epoch
+    others = [target for target in scene.job.targets() if target.pid != first.pid]
     _killed(scene, effect, [first])
-    wanted = (effect.injection.phase,) if effect.injection.phase else RECOVERY_PHASES
     try:
-        second = scene.wait("another worker is in the recovery", lambda: _recovering(scene, first, wanted, epoch), _RECOVERY_S, _NEAR_S)
+        if not others:
+            raise NoEffect("no other worker was left")
+        watch = _Watch(scene, others, effect.injection.phase or RECOVERY_PHASES[0], epoch)
+        second = scene.wait("another worker is in the recovery", watch.found, _RECOVERY_S, _NEAR_S)
     except NoEffect as error:
         effect.proof = None
         raise NoEffect(f"the first victim died, but {error}") from None
@@ -119,18 +122,23 @@ def kill_during_recovery(scene: Scene, effect: Effect) -> None:
     effect.proof = f"worker {first.worker} was killed, and worker {second.worker} in {last.phase} of the recovery"
 
 
-def _recovering(scene: Scene, first: Target, wanted: Sequence[str | None], epoch: int) -> Target | None:
-    """A worker in one of these phases of a recovery. The last chance is a later phase: one that is short may not be seen."""
-    targets = [target for target in scene.job.targets() if target.pid != first.pid]
-    for target in targets:
-        doing = target.doing()
-        if doing is not None and doing.phase in wanted:
-            return target
-    if scene.job.epoch > epoch and targets:
-        raise NoEffect(f"it was over before anybody was seen in {' or '.join(map(str, wanted))}")
-    if not targets and scene.job.present and not scene.job.present[0].targets():
-        raise NoEffect("no other worker is left")
-    return None
+class _Watch:
+    """Looks for a worker in a phase of a recovery, or in a later one, if the phase is too short to be seen."""
+
+    def __init__(self, scene: Scene, targets: Sequence[Target], phase: str, epoch: int) -> None:
+        self._scene, self._targets, self._epoch, self._looks = scene, targets, epoch, 0
+        self._wanted = RECOVERY_PHASES[RECOVERY_PHASES.index(phase) :]
+
+    def found(self) -> Target | None:
+        """A worker that can be hit now, None if there is none yet. Raises NoEffect if the recovery is over."""
+        for target in self._targets:
+            doing = target.doing()
+            if doing is not None and doing.phase in self._wanted:
+                return target
+        self._looks += 1
+        if self._looks % _SELDOM == 0 and self._scene.job.epoch > self._epoch:
+            raise NoEffect(f"it was over before anybody was seen in {self._wanted[0]} or later")
+        return None
 
 
 def kill_joiner(scene: Scene, effect: Effect) -> None:
@@ -154,8 +162,6 @@ def kill_joiner(scene: Scene, effect: Effect) -> None:
     except ProcessLookupError:
         raise NoEffect("the replacement ended by itself") from None
     joined = next((worker for worker in _activity_pids(scene, number) if worker[1] == pid), (None, pid))[0]
-    from elastic.chaos.scene import Hit
-
     effect.hits.append(Hit(pid=pid, worker=joined, host=number))
     if member:
         raise NoEffect("the replacement was a member already")
@@ -164,8 +170,6 @@ def kill_joiner(scene: Scene, effect: Effect) -> None:
 
 def _activity_pids(scene: Scene, number: int) -> list[tuple[int, int]]:
     """Numbers and processes of a host's workers, from their activity records."""
-    from elastic.observe.activity import read
-
     host = next(host for host in scene.job.hosts if host.number == number)
     found = []
     with suppress(OSError):

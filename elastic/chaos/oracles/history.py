@@ -132,6 +132,8 @@ def _strange(evidence: Evidence) -> list[str]:
             continue
         lost = {each["worker"], *each["also"]} - {None}
         with_host = hosts and each["why"] is not None and "host" in each["why"]
-        if lost - hit and not with_host:
+        if each["kind"] == "damage" and not any(effect.injection.kind == "corrupt" for effect in evidence.effects):
+            wrong.append(f"copies of the state were damaged or differed, and no fault touched them: {each['why']}")
+        elif lost - hit and not with_host:
             wrong.append(f"{each['kind']} of workers {sorted(lost - hit)}, whom no fault hit: {each['why']}")
     return wrong
