@@ -75,18 +75,18 @@ def stalls(evidence: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def speed(evidence: Evidence, points: int = 240) -> list[dict[str, float]]:
-    """Steps and tokens per second over time, in at most so many intervals."""
+def speed(evidence: Evidence, points: int = 160) -> list[dict[str, float]]:
+    """Steps and tokens per second over time, in at most so many intervals, each of five usual steps or more."""
     found, steps = gaps(evidence), evidence.steps
     if not found:
         return []
     begin, end = found[0][0], found[-1][1]
-    width = max((end - begin) / points, 0.25)
+    usual = statistics.median(end - begin for begin, end, _ in found)
+    width = max((end - begin) / points, 5 * usual)
     counts: dict[int, int] = {}
     for _, at, _ in found:
         counts[int((at - begin) / width)] = counts.get(int((at - begin) / width), 0) + 1
     tokens = statistics.median(each.tokens_per_second for each in steps.values())
-    usual = statistics.median(end - begin for begin, end, _ in found)
     each = tokens * usual
     return [
         {

@@ -123,12 +123,13 @@ class Sampler:
                 self.seen.views.append((time.monotonic(), host.number, *view))
 
     def _note_incidents(self, host: Host) -> None:
-        """Notes new incidents: a job that is started again removes those of the one before."""
+        """Notes new incidents: a job that is started again removes those of the one before, and another agent writes the log anew."""
         found = host.incidents
         count, last = self._incidents.get(host.number, (0, None))
         if len(found) < count or (count and found[count - 1] != last):
             count = 0
-        self.seen.incidents.setdefault(host.number, []).extend(found[count:])
+        known = self.seen.incidents.setdefault(host.number, [])
+        known += [each for each in found[count:] if each not in known]
         self._incidents[host.number] = len(found), found[-1] if found else None
 
     def _open(self, host: Host, folder: Path, worker: int) -> None:
