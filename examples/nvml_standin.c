@@ -4,8 +4,9 @@
    energy counters and faults lie in the file that the environment variable NVML_STANDIN names. All processes map this file, so a clock
    that one process locks is in force for all, and stays in force when that process is killed, as in a real driver.
 
-   A GPU computes when a program calls standin_begin: it is busy for the seconds that the work takes at the clock in force,
-   T(f) = T (beta fmax / f + 1 - beta), and takes static_w + dynamic_w (f / fmax)^3 watts then, and idle_w otherwise.
+   A GPU computes when a program calls standin_begin: it is busy for the seconds that the work takes at the clock in force, and takes
+   idle_w otherwise. Seconds and watts by clock are those of a measured sweep (`sweep_*`, straight lines between its clocks); a GPU without
+   one takes T (beta fmax / f + 1 - beta) seconds and static_w + dynamic_w (f / fmax)^3 watts.
 
    As in NVML there is no function that reads a locked range: only the clock in force, and the reasons for it. */
 
@@ -23,6 +24,7 @@
 #define GPUS 16
 #define CLOCKS 128
 #define PROCESSES 16
+#define SWEPT 16
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4, NOT_FOUND = 6, SMALL = 7, NO_DRIVER = 9, LOST = 15 };
 enum { GRAPHICS = 0, SM = 1, MEMORY = 2 };
@@ -36,8 +38,9 @@ struct gpu {
     uint32_t memory_count, memory[4], graphics_count, graphics[CLOCKS]; /* MHz, descending */
     uint32_t application_mhz, idle_mhz, locked_min, locked_max, memory_locked_min, memory_locked_max, thermal_mhz, power_limit_mw;
     uint32_t may_set, fails, mig, power_reads, energy_reads, counter_bits, process_count, processes[PROCESSES];
-    uint32_t switch_ms, sets, resets, works;
+    uint32_t switch_ms, sets, resets, works, boosts; /* boosts: it runs above its application clock, as many GPUs do */
     double idle_w, static_w, dynamic_w, busy_until, accrued_at, energy_j, frozen_w, slower;
+    double sweep_mhz[SWEPT], sweep_stretch[SWEPT], sweep_w[SWEPT]; /* by descending clock; 0 MHz ends them; stretch: multiples of T */
 };
 
 struct state {
@@ -86,14 +89,24 @@ static void leave(void) {
     pthread_mutex_unlock(&mutex);
 }
 
+/* The value of a sweep at a clock: on a straight line between the two that were measured next to it. */
+static double swept(const struct gpu *gpu, const double *values, double mhz) {
+    int at = 0;
+    while (at + 2 < SWEPT && gpu->sweep_mhz[at + 2] > 0 && gpu->sweep_mhz[at + 1] > mhz) at++;
+    double share = (gpu->sweep_mhz[at] - mhz) / (gpu->sweep_mhz[at] - gpu->sweep_mhz[at + 1]);
+    share = share < 0 ? 0 : share > 1 ? 1 : share;
+    return values[at] + share * (values[at + 1] - values[at]);
+}
+
 static double busy_w(const struct gpu *gpu, uint32_t mhz) {
+    if (gpu->sweep_mhz[0] > 0) return swept(gpu, gpu->sweep_w, mhz);
     double share = (double)mhz / gpu->graphics[0];
     return gpu->static_w + gpu->dynamic_w * share * share * share;
 }
 
 /* The clock under load, and why it is no higher: the locked range or the application clock, heat, then the power limit. */
 static uint32_t running_mhz(const struct gpu *gpu, unsigned long long *reasons) {
-    uint32_t most = gpu->locked_max ? gpu->locked_max : gpu->application_mhz, at = 0;
+    uint32_t usual = gpu->boosts ? gpu->graphics[0] : gpu->application_mhz, most = gpu->locked_max ? gpu->locked_max : usual, at = 0;
     unsigned long long why = most < gpu->graphics[0] ? REASON_SETTING : 0;
     while (at + 1 < gpu->graphics_count && gpu->graphics[at] > most) at++;
     if (gpu->thermal_mhz) for (; at + 1 < gpu->graphics_count && gpu->graphics[at] > gpu->thermal_mhz; at++) why = REASON_THERMAL;
@@ -320,8 +333,8 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, struc
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) { FIND(handle); *current = *pending = gpu->mig; return OK; }
 
-/* Begins work that takes `seconds` at the highest clock, of which the share `beta` depends on the clock. Returns the monotonic time at
-   which it ends, or -1 if there is no such GPU. */
+/* Begins work that takes `seconds` at the highest clock, of which the share `beta` depends on the clock (a GPU with a sweep has that of the
+   sweep). Returns the monotonic time at which it ends, or -1 if there is no such GPU. */
 double standin_begin(const char *uuid, double seconds, double beta) {
     if (attached() != OK) return -1;
     for (unsigned index = 0; index < state->count; index++) {
@@ -330,7 +343,8 @@ double standin_begin(const char *uuid, double seconds, double beta) {
         enter();
         double at = now(), start = gpu->busy_until > at ? gpu->busy_until : at;
         accrue(gpu, at);
-        double stretch = beta * gpu->graphics[0] / running_mhz(gpu, NULL) + 1 - beta;
+        uint32_t mhz = running_mhz(gpu, NULL);
+        double stretch = gpu->sweep_mhz[0] > 0 ? swept(gpu, gpu->sweep_stretch, mhz) : beta * gpu->graphics[0] / mhz + 1 - beta;
         gpu->busy_until = start + seconds * stretch * (gpu->slower > 0 ? gpu->slower : 1);
         gpu->works++;
         double end = gpu->busy_until;

@@ -26,7 +26,7 @@ STATE = "NVML_STANDIN"
 ROOT = "NVML_STANDIN_ROOT"
 """The environment variable that makes a process privileged, for GPUs whose clocks only root may set."""
 
-_GPUS, _CLOCKS, _PROCESSES, _MAGIC = 16, 128, 16, 0x6E766D6C
+_GPUS, _CLOCKS, _PROCESSES, _SWEPT, _MAGIC = 16, 128, 16, 16, 0x6E766D6C
 
 ANYBODY, NOBODY, ONLY_ROOT = range(3)
 WELL, NEGATIVE, FROZEN, NOTHING = range(4)
@@ -61,11 +61,12 @@ class _Gpu(ctypes.Structure):
             )
         ),
         ("processes", ctypes.c_uint32 * _PROCESSES),
-        *((name, ctypes.c_uint32) for name in ("switch_ms", "sets", "resets", "works")),
+        *((name, ctypes.c_uint32) for name in ("switch_ms", "sets", "resets", "works", "boosts")),
         *(
             (name, ctypes.c_double)
             for name in ("idle_w", "static_w", "dynamic_w", "busy_until", "accrued_at", "energy_j", "frozen_w", "slower")
         ),
+        *((name, ctypes.c_double * _SWEPT) for name in ("sweep_mhz", "sweep_stretch", "sweep_w")),
     )
 
 
@@ -83,7 +84,8 @@ class _State(ctypes.Structure):
 class GpuKind:
     """A kind of GPU: clocks in MHz, descending; the clock under load when nobody locks one; its power model in watts.
 
-    The defaults are made up, of the size of a V100's figures. `slower` is a factor on the time of all work.
+    The defaults are made up, of the size of a V100's figures, for tests of mechanisms; `A100` is measured. `slower` is a factor on the time
+    of all work. `sweep` has clocks, descending, with the time of the same work as a multiple of that at the first one, and watts during it.
     """
 
     name: str = "Stand-in GPU"
@@ -98,6 +100,36 @@ class GpuKind:
     slower: float = 1.0
     may_set: int = ANYBODY
     switch_ms: int = 5
+    sweep: tuple[tuple[int, float, float], ...] = ()
+
+
+A100 = GpuKind(
+    name="Stand-in A100-SXM",
+    graphics=tuple(range(1410, 854, -15)),
+    memory=(1593,),
+    application_mhz=1410,
+    idle_w=70.0,
+    power_limit_mw=0,
+    sweep=(
+        (1410, 1.0, 477.9),
+        (1380, 1.0023, 477.5),
+        (1350, 1.0103, 455.8),
+        (1320, 1.0262, 435.4),
+        (1275, 1.0536, 399.5),
+        (1230, 1.0871, 365.9),
+        (1185, 1.1236, 337.7),
+        (1140, 1.1649, 314.7),
+        (1080, 1.2237, 284.7),
+        (1020, 1.2906, 272.4),
+        (960, 1.3655, 261.6),
+        (900, 1.4463, 247.0),
+        (855, 1.5253, 237.7),
+    ),
+)
+"""Figures of a measured A100-SXM: forward and backward of a stage of GPT-3 175B in bf16, from the artifact of Perseus (SOSP '24) in
+https://github.com/ml-energy/zeus (commit 38cb3f9, `sosp24_data/emulation/stage_profile/gpt3-175b+a100_sxm_bf16.csv`): the sums of both, at
+13 of its 38 clocks. The idle watts are those that Zeus's pipeline frequency optimizer assumes for a GPU that waits for another (70 W).
+No power limit is set here: the sweep contains what the GPU's own limit did, which shows at its three highest clocks."""
 
 
 class StandIn:
@@ -145,6 +177,8 @@ def _fill(gpu: _Gpu, uuid: str, kind: GpuKind) -> None:
     gpu.graphics[: len(kind.graphics)] = kind.graphics
     for name in ("application_mhz", "idle_mhz", "idle_w", "static_w", "dynamic_w", "power_limit_mw", "slower", "may_set", "switch_ms"):
         setattr(gpu, name, getattr(kind, name))
+    for place, point in enumerate(kind.sweep):
+        gpu.sweep_mhz[place], gpu.sweep_stretch[place], gpu.sweep_w[place] = point
 
 
 def build(directory: Path, *flags: str) -> Path:

@@ -248,6 +248,7 @@ def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: st
     elif settings.etcd_files:
         raise SettingsError("etcd_ca=, etcd_cert=, etcd_key= and etcd_password_file= are for an etcd of yours: give etcd= too")
     limits.check(settings.workers + settings.spares, settings.directory)
+    _restore_clocks()
     requests, restarts, trained = StopRequests(), list[float](), list[str]()
     seeing = seeing or Seeing(progress=False)
     with requests.caught():
@@ -264,19 +265,25 @@ def launched(settings: JobSettings, sharing: Sharing | None = None, drain_on: st
                 result = _outcome(word)
             finally:
                 own.remove() if settings.directory is None else own.clear()
-                _restore_clocks(settings)
+                _restore_clocks()
     if requests.first is not None and requests.first is not signal.SIGINT:
         raise Terminated(exit_code(requests.first), result)
     return result
 
 
-def _restore_clocks(settings: JobSettings) -> None:
-    """Restores clocks that are left if the agent and its guardian were killed together."""
-    if settings.dvfs != "off":
+def _restore_clocks() -> None:
+    """Restores clocks of GPUs that are left if the agent and its guardian were killed together, of this job or of an earlier one."""
+    if any(clocks_directory().glob("GPU-*.json")):
         from elastic.power.keeper import restore_left  # most jobs do not need it
 
-        with suppress(PowerError):
-            restore_left(clocks_directory())
+        try:
+            restored, complaints = restore_left(clocks_directory())
+        except PowerError as error:
+            restored, complaints = [], [str(error)]
+        if restored:
+            say(f"a job that was killed had left locked clocks of GPUs; they are restored: {', '.join(restored)}")
+        for complaint in complaints:
+            say(f"a clock of a GPU that a killed job has set is not restored: {complaint}")
 
 
 def _leaves(word: Message | None, restarts: list[float]) -> str | None:

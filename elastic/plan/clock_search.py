@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from elastic.plan.clocks import ClockChoices, Clocked, ClockPlan, ClockPoint, Mode, Steps, joules
 
-ENERGY_SLACK = 0.005
+ENERGY_SLACK = 0.0075
 """How much longer a step may take in the mode "energy", as a share."""
 
 SPEED_SHARE = 0.95

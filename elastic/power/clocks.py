@@ -14,6 +14,7 @@ from elastic.errors import PowerError
 from elastic.host.channel import Channel, Message
 from elastic.host.process import module_command
 from elastic.power.conditions import Condition
+from elastic.power.keeper import restore_left
 
 _ANSWER_S, _CLOSE_S = 20.0, 5.0
 _RESTARTS, _WITHIN_S = 3, 60.0
@@ -46,12 +47,12 @@ class Clocks:
 
     @property
     def lost(self) -> bool:
-        """Whether the guardian has died; all its clocks are restored as soon as `renew` has started another one."""
+        """Whether the guardian has died; `renew` restores its clocks and starts another one."""
         readable, _, _ = select.select([self._channel.sock], [], [], 0)
         return self._channel.closed or bool(readable)  # it says nothing unless it is asked
 
     def renew(self) -> None:
-        """Starts another guardian in place of one that died: it restores the clocks that the dead one had set.
+        """Restores the clocks that a dead guardian had set, at once, and starts another one.
 
         Raises PowerError if guardians die again and again.
         """
@@ -62,7 +63,10 @@ class Clocks:
                 f"the process that keeps the clocks has died {len(self._began)} times within {_WITHIN_S:.0f} s: no clock is set any more",
                 condition=Condition.UNKNOWN.value,
             )
+        guarded = self._guardian is not None
         self._end()
+        if guarded:  # another guardian would restore too, but on a busy machine it may take seconds to start
+            self.restored += restore_left(self._directory)[0]
         self._channel = self._connected()
 
     def close(self) -> list[str]:

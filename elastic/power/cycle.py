@@ -22,14 +22,14 @@ from elastic.power.nvml import SupportedClocks
 from elastic.power.windows import Figures, Report, Window
 from elastic.view import View
 
-SWEEP = (1.0, 0.8, 0.6)
+SWEEP = (1.0, 0.9, 0.75, 0.6)
 """Clocks that are measured besides the highest, as shares of the usual one."""
 
 KEPT = 0.5
 """The least share of a predicted gain that must show in the measurement."""
 
 SLOWER = 0.015
-"""How much longer a measured step may take in the mode "energy", as a share: 0.5 % are planned for, the rest is noise."""
+"""How much longer a measured step may take in the mode "energy", as a share: `ENERGY_SLACK` is planned for, the rest is noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,8 @@ class Cycle:
         self.clocks: dict[int, int | None] = {}
         self._window: Window | None = None
         self._swept: dict[str, list[Measurement]] = {}
-        self._sweep: list[dict[int, int | None]] = []
+        self._sweep: list[dict[int, int | None]] | None = None  # clocks to be measured; None: the usual ones come first
+        self._seen: dict[int, list[int]] = {}  # usual clocks of computing GPUs, by worker
         self._promise: Promise | None = None
         self._again = False
 
@@ -111,7 +112,7 @@ class Cycle:
 
     def committed(self, view: View, now: float) -> Orders:
         """Handles a committed view."""
-        self.view, self.before, self.plan, self._promise, self._sweep = view, None, None, None, []
+        self.view, self.before, self.plan, self._promise = view, None, None, None
         if view.plan.clocks and self.mode is not None:
             clocks = {worker: clock for stage, clock in zip(view.plan.stages, view.plan.clocks, strict=True) for worker in stage.members}
             return self._set("checking", clocks, now)
@@ -147,6 +148,15 @@ class Cycle:
         if kept.graphics:
             self.facts[worker] = replace(facts, clocks=kept, usual_mhz=min(facts.usual_mhz, max(kept.graphics)))
 
+    @property
+    def looks(self) -> bool:
+        """Whether `saw` is to be called: which clock is the usual one shows only while a GPU computes."""
+        return self.state == "sweeping" and self._sweep is None
+
+    def saw(self, worker: int, mhz: int) -> None:
+        """Notes the clock of a GPU that computes and is not locked."""
+        self._seen.setdefault(worker, []).append(mhz)
+
     def noted(self, worker: int, report: Report, now: float) -> Orders:
         """Handles a report."""
         if self._window is None or self.view is None:
@@ -177,10 +187,17 @@ class Cycle:
             self.mode = None
             orders = self._set("measuring", usual, now)
             return replace(orders, say=f"no clock is changed: GPU {few[0]} supports fewer than {LEAST_CLOCKS} clocks that differ enough")
-        self._swept = {facts.uuid: [] for facts in ours}
-        longest = max(len(facts.swept) for facts in ours)
-        self._sweep = [{worker: _place(self.facts[worker].swept, place) for worker in view.workers} for place in range(1, longest)]
+        self._swept, self._seen, self._sweep = {facts.uuid: [] for facts in ours}, {}, None
         return self._set("sweeping", usual, now)
+
+    def _planned_sweep(self, workers: Sequence[int]) -> list[dict[int, int | None]]:
+        """Returns the clocks to measure. Those that were seen are the usual ones: many GPUs run above their application clock."""
+        for worker in workers:
+            if seen := sorted(self._seen.get(worker, [])):
+                facts = self.facts[worker]
+                self.facts[worker] = replace(facts, usual_mhz=facts.nearest(seen[len(seen) // 2]))
+        longest = max(len(self.facts[worker].swept) for worker in workers)
+        return [{worker: _place(self.facts[worker].swept, place) for worker in workers} for place in range(1, longest)]
 
     def _set(self, state: str, clocks: dict[int, int | None], now: float) -> Orders:
         self.state, self.clocks = state, clocks
@@ -190,6 +207,8 @@ class Cycle:
 
     def _measured(self, figures: Figures, now: float) -> Orders:
         """Takes a window of the sweep, and sets the next clocks or makes the choice."""
+        if self._sweep is None:
+            self._sweep = self._planned_sweep(list(self.clocks))
         for worker, clock in self.clocks.items():
             facts = self.facts[worker]
             watts = figures.watts(worker, facts.idle_w)

@@ -11,8 +11,10 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import struct
 import sys
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +28,8 @@ from elastic.power.session import Message, answered
 
 _LONGEST_LINE, _MOST_CLIENTS = 4096, 64
 _SEND_S = 1.0
+_AGAIN_S = 5.0
+"""How often clocks are tried again that could not be restored, because their GPU was lost or busy."""
 
 
 class _Client:
@@ -44,7 +48,7 @@ class _Client:
                 if not isinstance(request, dict):
                     return False
                 send(self.sock, answered(self._keeper, {**request, "own": self._processes(request.get("own"))}))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return bool(data) and len(self._incoming) < _LONGEST_LINE
 
@@ -83,7 +87,8 @@ class Daemon:
         self._nvml = Nvml()
         for uuid in sorted(self._allowed):
             self._nvml.gpu(uuid)  # named wrongly: say so now
-        self._records = Records(directory)
+        self._records, self._directory = Records(directory), directory
+        self._again_at = time.monotonic() + _AGAIN_S
         for sentence in restore_left(directory)[1]:
             _log(sentence)
         self._clients: dict[socket.socket, _Client] = {}
@@ -98,6 +103,8 @@ class Daemon:
             while not self._over:
                 for key, _ in self._selector.select(0.5):
                     self._accept() if key.fileobj is self._listener else self._hear(self._clients[key.fileobj])  # pyright: ignore[reportArgumentType]
+                if time.monotonic() > self._again_at:
+                    self._restore_again()
         finally:
             for client in list(self._clients.values()):
                 self._drop(client)
@@ -133,9 +140,18 @@ class Daemon:
         for sentence in client.close():
             _log(sentence)
 
+    def _restore_again(self) -> None:
+        """Restores clocks of sessions that have ended, as far as their GPUs answer again by now."""
+        self._again_at = time.monotonic() + _AGAIN_S
+        if self._records.uuids() and (restored := restore_left(self._directory)[0]):
+            _log(f"restored by now: {', '.join(restored)}")
+
 
 def _listener(path: Path) -> socket.socket:
-    """Listens at the path, which a daemon that was killed may have left. Raises SettingsError if another one listens there."""
+    """Listens at the path, which a daemon that was killed may have left. Raises SettingsError if anything else is there."""
+    with suppress(OSError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SettingsError(f"the power daemon cannot listen at {path}: it is there, and is no socket")
     listener = socket.socket(socket.AF_UNIX)
     try:
         with socket.socket(socket.AF_UNIX) as probe:

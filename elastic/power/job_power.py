@@ -31,7 +31,7 @@ from elastic.view import View
 MODES: dict[str, Mode] = {"speed": "speed", "energy": "energy"}
 """The modes by the value of `dvfs=`; with another one clocks are only measured."""
 
-_LOOK_S = 0.5
+_LOOK_S = 0.2
 _LATE_S = 0.5
 """Reports that are older do not count: the energy counter is read when they are handled, and has moved on."""
 
@@ -195,7 +195,7 @@ class JobPower:
             return
         self._tokens = tokens or self._tokens
         joules = self._read(worker)
-        self._notice_throttling(worker)
+        self._notice_clock(worker)
         before = self.cycle.figures
         self._obey(self.cycle.noted(worker, Report(step, at, effort[0], effort[2], joules), time.monotonic()))
         if self.cycle.figures is not before:
@@ -244,15 +244,18 @@ class JobPower:
             if condition.gone and self.cycle.mode is not None:
                 self._stop("no clock is set any more")
 
-    def _notice_throttling(self, worker: int) -> None:
+    def _notice_clock(self, worker: int) -> None:
         device, clock = self._devices.get(worker), self.cycle.clocks.get(worker)
-        if device is None or device.lost or clock is None:
+        if device is None or device.lost or (clock is None and not self.cycle.looks):
             return
         try:
-            if device.gpu.reasons() & THROTTLES and (now_mhz := device.gpu.clock_mhz()) < clock:
-                self.cycle.throttled(worker, now_mhz, time.monotonic())
+            reasons, now_mhz = device.gpu.reasons(), device.gpu.clock_mhz()
         except PowerError:
             return  # reading its energy says so
+        if clock is None and "idle" not in reasons:
+            self.cycle.saw(worker, now_mhz)
+        elif clock is not None and reasons & THROTTLES and now_mhz < clock:
+            self.cycle.throttled(worker, now_mhz, time.monotonic())
 
     def _look(self) -> None:
         """Reads GPUs without a counter, and replaces a guardian that has died."""

@@ -25,6 +25,7 @@ class Keeper:
     def __init__(self, nvml: Nvml, records: Records, job: str, allowed: Collection[str] | None = None) -> None:
         self._nvml, self._records, self._job, self._allowed = nvml, records, job, allowed
         self._owned: dict[str, Owned] = {}
+        self._locked = set[str]()  # also if somebody removes their records
 
     def take(self, uuid: str, own: Collection[int] = ()) -> None:
         """Takes a GPU, and removes what a killed process has left on it. `own` are the processes of the job that may compute on it.
@@ -63,22 +64,27 @@ class Keeper:
         self.take(uuid, own)
         gpu, owned = self._nvml.gpu(uuid), self._owned[uuid]
         gpu.supported().check(mhz, uuid)
-        fresh = not owned.left
+        fresh = not owned.left and uuid not in self._locked
         owned.record(self._job, mhz)
+        self._locked.add(uuid)
         try:
             gpu.lock(mhz)
         except PowerError:
             if fresh:
-                owned.forget()
+                self._forget(uuid)
             raise
         return gpu.clock_mhz()
 
     def unlock(self, uuid: str) -> None:
         """Restores the clock of a GPU that was taken. Raises PowerError if the driver does not do it; the record then remains."""
         owned = self._owned.get(uuid)
-        if owned is not None and owned.left:
+        if owned is not None and (uuid in self._locked or owned.left):
             self._nvml.gpu(uuid).unlock()
-            owned.forget()
+            self._forget(uuid)
+
+    def _forget(self, uuid: str) -> None:
+        self._locked.discard(uuid)
+        self._owned[uuid].forget()
 
     def close(self) -> list[str]:
         """Restores all clocks and gives the GPUs back. Returns sentences on those that cannot be restored now; their records remain."""
@@ -88,6 +94,7 @@ class Keeper:
                 complaints.append(complaint)
             owned.release()
         self._owned.clear()
+        self._locked.clear()
         return complaints
 
 

@@ -141,7 +141,7 @@ class Gpu:
         return self._call("its memory clock cannot be read", pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_MEM)
 
     def usual_mhz(self) -> int:
-        """Returns the clock under load when nobody locks one: the application clock, or the highest."""
+        """Returns the application clock, or the highest: many GPUs run above their application clock while they compute."""
         try:
             return self._call("its clock cannot be read", pynvml.nvmlDeviceGetApplicationsClock, pynvml.NVML_CLOCK_GRAPHICS)
         except PowerError as error:
@@ -175,6 +175,10 @@ class Gpu:
     def locked_by_other(self) -> bool:
         """Whether somebody else has locked the clock. Call it before the first own lock.
 
-        A GPU that is neither idle nor throttled runs at its usual clock, and one that is locked does not become idle.
+        A GPU that is neither idle nor throttled runs at its application clock, or above it without a setting that limits it; one that is
+        locked does not become idle. A lock above the application clock that the driver does not give as a reason is not seen.
         """
-        return not self.reasons() & (THROTTLES | {"idle"}) and self.clock_mhz() != self.usual_mhz()
+        reasons, now_mhz, usual_mhz = self.reasons(), self.clock_mhz(), self.usual_mhz()
+        if reasons & (THROTTLES | {"idle"}):
+            return False
+        return now_mhz < usual_mhz or (now_mhz > usual_mhz and "setting" in reasons)

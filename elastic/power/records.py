@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,11 @@ class Records:
         self._directory, self.boot = directory, boot_id() if boot is None else boot
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = directory.stat()
+            status = directory.lstat()
         except OSError as error:
             raise power_error(Condition.NO_PERMISSION, f"records of clocks cannot be kept in {directory}", str(error.strerror)) from error
+        if not stat.S_ISDIR(status.st_mode):  # a link may be another user's, who may let it lead elsewhere at any time
+            raise power_error(Condition.NO_PERMISSION, f"records of clocks cannot be kept in {directory}, which is no directory")
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise power_error(Condition.NO_PERMISSION, f"records of clocks cannot be kept in {directory}, where other users may write")
 
@@ -62,7 +65,11 @@ class Records:
         """Takes ownership of a GPU. Raises PowerError (shared GPU) if another process has it."""
         if not _UUID.fullmatch(uuid):
             raise power_error(Condition.NO_GPU, f"{uuid!r} is no UUID of a GPU")
-        descriptor = os.open(self._directory / f"{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(self._directory / f"{uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            what = f"the clock of GPU {uuid} cannot be recorded in {self._directory}"
+            raise power_error(Condition.NO_PERMISSION, what, str(error.strerror)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -123,7 +130,8 @@ class Owned:
 
     def forget(self) -> None:
         """Removes the record: no lock is set."""
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # what remains is restored once more than needed
+            self._path.unlink()
 
     def release(self) -> None:
         """Gives the GPU back. Its lock file remains: removing it could give two processes each a lock of their own."""

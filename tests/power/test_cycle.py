@@ -45,6 +45,7 @@ class Gpus:
     scatter: tuple[float, ...] = (1.0,)
     disturbed: float = 1.0
     sustains: int = 9999
+    usual: int = 1305
     clocks: dict[int, int | None] = field(default_factory=dict)
     now: float = 0.0
     step: int = 0
@@ -81,12 +82,12 @@ class Gpus:
         return [orders.say] if orders.say else []
 
     def _factor(self, worker: int) -> float:
-        mhz = self.clocks.get(worker) or 1305
+        mhz = self.clocks.get(worker) or self.usual
         mhz = min(mhz, self.sustains)
         return self.slower * (self.beta * 1530 / mhz + 1 - self.beta) * self.scatter[mhz // 45 % len(self.scatter)]
 
     def _note(self, worker: int, expected_s: float, busy_s: float, took: float) -> None:
-        mhz = min(self.clocks.get(worker) or 1305, self.sustains)
+        mhz = min(self.clocks.get(worker) or self.usual, self.sustains)
         joules = busy_s * (95 + 190 * (mhz / 1530) ** 3) + (took - busy_s) * IDLE_W
         kept = self.sums.setdefault(worker, [0.0, 0.0, 0.0])
         self.sums[worker] = [a + b for a, b in zip(kept, (busy_s, expected_s, joules), strict=True)]
@@ -284,3 +285,15 @@ def test_watts_while_computing_leave_out_the_idle_rest():
 def test_promises(mode, step_s, joules, kept):
     found = Figures(step_s=step_s, steps=6, workers={1: WorkerFigures(busy_s=0.5, expected_s=0.5, joules=joules)})
     assert (Promise(mode=mode, step_s=1.0, joules=100.0, gain=0.15).broken(found) is None) == kept
+
+
+def test_the_usual_clock_is_the_one_that_is_seen_while_gpus_compute():
+    cycle, gpus, _ = begun("energy", usual=1485)
+    for worker in gpus.view.workers:
+        for mhz in (1485, 1490, 1305):
+            assert cycle.looks
+            cycle.saw(worker, mhz)
+    said = finished(cycle, gpus)
+    assert {each.usual for each in cycle.choices.values()} == {1485}
+    assert not cycle.looks
+    assert " MHz from 1485" in said[0]

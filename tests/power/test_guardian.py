@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic.errors import PowerError
+from elastic.errors import PowerError, SettingsError
 from elastic.power.clocks import Clocks
 from elastic.power.conditions import Condition
+from elastic.power.daemon import Daemon
 from elastic.power.keeper import restore_left
 from examples.nvml_standin import NOBODY, ONLY_ROOT, ROOT, StandIn
 from tests.conftest import wait_for_end
@@ -98,6 +99,7 @@ def test_a_guardian_that_is_killed_has_a_successor_that_restores(setter, standin
     agent.say("")
     told = agent.heard()
     assert told["guardian"] != first
+    assert standin.gpus[1].resets == 1
     assert told["restored"] == ([standin.uuids[1]] if number == signal.SIGKILL else [])
     assert standin.locked == [0] * 4
 
@@ -238,7 +240,14 @@ def test_the_daemon_refuses_other_users_and_what_is_no_request(standin, socket_p
         power.end()
     power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
     try:
-        for line in (b"x" * 9000, b"{}{\n", b"[1]\n", b'{"type": "run", "gpu": "ls"}\n', b'{"type": "lock", "gpu": 3, "mhz": true}\n'):
+        for line in (
+            b"x" * 9000,
+            b"[" * 4000 + b"\n",
+            b"{}{\n",
+            b"[1]\n",
+            b'{"type": "run", "gpu": "ls"}\n',
+            b'{"type": "lock", "gpu": 3, "mhz": true}\n',
+        ):
             clocks = Clocks("a", tmp_path / "clocks", socket_path)
             clocks._channel.sock.sendall(line)
             answer = clocks._channel.receive()
@@ -250,6 +259,53 @@ def test_the_daemon_refuses_other_users_and_what_is_no_request(standin, socket_p
     finally:
         power.end()
     assert restore_left(tmp_path / "root") == ([], [])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs another user's process")
+@pytest.mark.long
+def test_the_daemon_knows_a_user_by_what_the_kernel_says(standin, socket_path, tmp_path):
+    nobody = 65534
+    ask = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(4096).decode(), flush=True); "
+        's.sendall(b\'{"type": "lock", "gpu": "\' + sys.argv[2].encode() + b\'", "mhz": 1080}\\n\'); '
+        "print(s.recv(4096).decode())"
+    )
+    for each in (socket_path.parent, *socket_path.parent.parents):
+        if each.stat().st_uid == os.getuid() and each.stat().st_mode & 0o777 == 0o700:
+            each.chmod(0o711)  # so that the other user reaches the socket
+    for users, answer in (([os.getuid()], "may not set clocks here"), ([nobody], '"locked"')):
+        power = Power(standin, socket_path, [], users, tmp_path / "root")
+        try:
+            words = ["/usr/bin/python3", "-c", ask, str(socket_path), standin.uuids[0]]
+            done = subprocess.run(words, user=nobody, group=nobody, extra_groups=[], capture_output=True, text=True, cwd="/")
+            assert answer in done.stdout + done.stderr
+            assert standin.gpus[0].sets == (1 if nobody in users else 0)
+            assert restored(standin, 5.0)
+        finally:
+            power.end()
+
+
+@pytest.mark.long
+def test_the_daemon_restores_a_clock_later_if_its_gpu_was_lost(standin, socket_path, tmp_path):
+    power = Power(standin, socket_path, [], [os.getuid()], tmp_path / "root")
+    try:
+        clocks = Clocks("a", tmp_path / "clocks", socket_path)
+        clocks.lock(standin.uuids[0], 1080)
+        standin.gpus[0].fails = 15
+        assert "lost GPU" in clocks.close()[0]
+        standin.gpus[0].fails = 0
+        assert standin.locked[0] == 1080
+        assert restored(standin, 10.0)
+    finally:
+        power.end()
+
+
+def test_the_daemon_removes_nothing_but_a_socket(standin, tmp_path):
+    kept = tmp_path / "kept"
+    kept.write_text("x")
+    with pytest.raises(SettingsError, match="it is there, and is no socket"):
+        Daemon(kept, standin.uuids, [os.getuid()], tmp_path / "root")
+    assert kept.read_text() == "x"
 
 
 @pytest.mark.long

@@ -165,9 +165,17 @@ def test_a_lock_of_somebody_else_is_noticed(nvml, standin):
     standin.gpus[0].busy_until = time.monotonic() + 60
     assert not gpu.locked_by_other()
     standin.gpus[0].busy_until = 0
-    for mhz in (1080, 1530, 630):
+    for mhz in (1080, 1485, 630):
         standin.gpus[0].locked_min = standin.gpus[0].locked_max = mhz
         assert gpu.locked_by_other()
+
+
+def test_a_gpu_that_runs_above_its_application_clock_is_not_locked(nvml, standin):
+    standin.gpus[0].application_mhz, standin.gpus[0].boosts = 1305, 1
+    standin.gpus[0].busy_until = time.monotonic() + 60
+    gpu = nvml.gpu(standin.uuids[0])
+    assert (gpu.clock_mhz(), gpu.usual_mhz()) == (1530, 1305)
+    assert not gpu.locked_by_other()
 
 
 def test_a_negative_power_is_read_as_such(nvml, standin):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -159,6 +160,29 @@ def test_a_directory_in_which_others_may_write_is_refused(directory):
     directory.mkdir()
     directory.chmod(0o777)
     assert refused(Records, directory).condition == Condition.NO_PERMISSION.value
+
+
+def test_a_directory_that_is_a_link_is_refused(directory, tmp_path):
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    directory.symlink_to(tmp_path / "elsewhere")
+    assert "which is no directory" in str(refused(Records, directory))
+    directory.unlink()
+    directory.write_text("")
+    assert refused(Records, directory).condition == Condition.NO_PERMISSION.value
+
+
+def test_a_lock_file_that_is_a_link_is_refused(keeper, standin, directory, tmp_path):
+    (directory / f"{standin.uuids[0]}.lock").symlink_to(tmp_path / "target")
+    assert "cannot be recorded in" in str(refused(keeper.lock, standin.uuids[0], 1080))
+    assert not (tmp_path / "target").exists()
+    assert standin.gpus[0].sets == 0
+
+
+def test_a_clock_comes_back_although_somebody_removed_its_record(keeper, standin, directory):
+    keeper.lock(standin.uuids[0], 1080)
+    shutil.rmtree(directory)
+    assert keeper.close() == []
+    assert standin.locked == [0] * 4
 
 
 @pytest.mark.parametrize("uuid", ["", "GPU-", "../GPU-x", "GPU-a/b", "GPU-" + "x" * 200])
