@@ -39,7 +39,8 @@ class Clocking:
 
 def clocks_for(plan: Plan, fleet: Fleet, workload: Workload, clocking: Clocking) -> ClockPlan:
     """Returns the clocks for the stages of a plan."""
-    return choose(clocking.mode, JobSteps(workload, fleet, plan.stages, plan.routes), [clocking.of(stage) for stage in plan.stages])
+    steps = JobSteps(workload, fleet, plan.stages, plan.routes, split=plan.split)
+    return choose(clocking.mode, steps, [clocking.of(stage) for stage in plan.stages])
 
 
 def with_clocks(plan: Plan, clocks: ClockPlan) -> Plan:

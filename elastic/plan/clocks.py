@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from elastic.errors import PlanError
+from elastic.plan.clock_least import Speeds
 from elastic.plan.fleet import Fleet
 from elastic.plan.job_costs import JobCosts
 from elastic.plan.plan import Stage
-from elastic.plan.prediction import predict
+from elastic.plan.schedule import build
+from elastic.plan.step_order import StepOrder
 from elastic.plan.workload import Workload
 
 Mode = Literal["speed", "energy"]
@@ -85,31 +87,29 @@ def common(choices: Sequence[ClockChoices | None]) -> ClockChoices | None:
 
 
 class StageWork(NamedTuple):
-    """A stage's work at its usual clock: the busy seconds of its busiest GPU and of all, and of one micro-batch; the number of GPUs."""
+    """A stage's work at its usual clock: the busy seconds of its busiest GPU and of all its GPUs, and their number."""
 
     busiest_s: float
     total_s: float
-    once_s: float
     devices: int
 
 
-class Steps(Protocol):
+class Steps(Speeds, Protocol):
     """The steps of a plan whose stages take longer or shorter."""
 
     @property
     def work(self) -> Sequence[StageWork]: ...
 
-    def step_s(self, stretches: Sequence[float]) -> float:
-        """Returns the predicted seconds of a step if the work of each stage takes so many times as long."""
-        ...
 
+class JobSteps(StepOrder):
+    """The steps of a job's plan: its workers keep the schedule that is made with the workload's seconds."""
 
-class JobSteps:
-    """The steps of a job's plan, simulated."""
-
-    def __init__(self, workload: Workload, fleet: Fleet, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> None:
-        self._workload, self._fleet, self._stages, self._routes = workload, fleet, stages, routes
-        self._known: dict[tuple[float, ...], float] = {}
+    def __init__(
+        self, workload: Workload, fleet: Fleet, stages: Sequence[Stage], routes: Sequence[Sequence[int]], *, split: bool = False
+    ) -> None:
+        costs = JobCosts(workload, fleet)
+        super().__init__(build(workload, stages, routes, split=split), costs.timing(stages), costs.exchange_s(stages))
+        self._workload, self._fleet = workload, fleet
         self.work = tuple(self._work(stage, route) for stage, route in zip(stages, routes, strict=True))
 
     def _work(self, stage: Stage, route: Sequence[int]) -> StageWork:
@@ -117,15 +117,7 @@ class JobSteps:
         once_s = sum(workload.layers[layer].forward_s + workload.layers[layer].backward_s for layer in stage.layers)
         size = workload.micro_batches // workload.grains
         busy = [once_s * size * sum(worker == to for to in route) * fleet.slowdown(worker) for worker in stage.members]
-        return StageWork(max(busy), sum(busy), once_s * max(fleet.slowdown(worker) for worker in stage.members), len(stage.members))
-
-    def step_s(self, stretches: Sequence[float]) -> float:
-        key = tuple(stretches)
-        if key not in self._known:
-            by_worker = {worker: stretch for stage, stretch in zip(self._stages, stretches, strict=True) for worker in stage.members}
-            costs = JobCosts(self._workload, stretched(self._fleet, by_worker))
-            self._known[key] = predict(costs, self._stages, self._routes).apart_s
-        return self._known[key]
+        return StageWork(max(busy), sum(busy), len(stage.members))
 
 
 def stretched(fleet: Fleet, factors: Mapping[int, float]) -> Fleet:

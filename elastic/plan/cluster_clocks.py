@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from elastic.plan.clock_search import ClockSearch
 from elastic.plan.clocks import ClockChoices, StageWork, common
 from elastic.plan.division.division import Division
 from elastic.plan.division.physical import PhysicalRules
 from elastic.plan.picture import timed
+from elastic.plan.simulation import simulate
+from elastic.plan.step_order import StepOrder
+from elastic.plan.timing import MemberSeconds
 
 
-class ClusterSteps:
-    """The steps of a division. All replicas are equal, so the first one is simulated."""
+class ClusterSteps(StepOrder):
+    """The steps of a division. All replicas are equal, so the first one is simulated; its schedule is that of the usual clocks."""
 
     def __init__(self, division: Division, rules: PhysicalRules) -> None:
-        self._step = timed(division, rules, 1)
-        self._known: dict[tuple[float, ...], float] = {}
-        self.work = tuple(self._work(division, number) for number in range(len(division.stages)))
+        step = timed(division, rules, 1)
+        super().__init__(simulate(step.workload, step.stages, step.routes, step.timing)[0], step.timing)
+        paces = [step.timing.paces[stage.members[0]] for stage in step.stages]
+        self.work = tuple(_work(division, number, pace) for number, pace in enumerate(paces))
 
-    def _work(self, division: Division, number: int) -> StageWork:
-        pace = self._step.timing.paces[self._step.stages[number].members[0]]
-        once_s = pace.forward_s + pace.backward_s
-        busy_s = once_s * division.micro_batches + pace.update_s
-        devices = sum(shape.tp for shape in division.stages[number].makeup.each())
-        return StageWork(busiest_s=busy_s, total_s=busy_s * devices, once_s=once_s, devices=devices)
 
-    def step_s(self, stretches: Sequence[float]) -> float:
-        key = tuple(stretches)
-        if key not in self._known:
-            factors = {stage.members[0]: stretch for stage, stretch in zip(self._step.stages, stretches, strict=True)}
-            self._known[key] = self._step.judged(factors).end_s
-        return self._known[key]
+def _work(division: Division, number: int, pace: MemberSeconds) -> StageWork:
+    busy_s = (pace.forward_s + pace.backward_s) * division.micro_batches + pace.update_s
+    devices = sum(shape.tp for shape in division.stages[number].makeup.each())
+    return StageWork(busiest_s=busy_s, total_s=busy_s * devices, devices=devices)
 
 
 def clocks_of(division: Division, rules: PhysicalRules, kinds: Mapping[str, ClockChoices]) -> ClockSearch:

@@ -24,7 +24,7 @@ class JobCosts:
 
     def predicting(self, stages: Sequence[Stage], routes: Sequence[Sequence[int]]) -> Generator[None, None, Prediction]:
         workload, fleet = self.workload, self.fleet
-        timing = self._linked(Timing.of(workload, stages), stages).slowed(fleet.slowdowns)
+        timing = self.timing(stages)
         yield
         size = workload.micro_batches // workload.grains
         busy_s = {worker: 0.0 for stage in stages for worker in stage.members}
@@ -38,10 +38,18 @@ class JobCosts:
         yield
         return Prediction(
             compute_s=compute_s,
-            exchange_s=max(self._exchange_s(stage) for stage in stages),
+            exchange_s=self.exchange_s(stages),
             stage_s=tuple(max(busy_s[worker] * fleet.slowdown(worker) for worker in stage.members) for stage in stages),
             crowded_s=self._crowded_s(busy_s),
         )
+
+    def timing(self, stages: Sequence[Stage]) -> Timing:
+        """Returns the seconds of all actions and messages."""
+        return self._linked(Timing.of(self.workload, stages), stages).slowed(self.fleet.slowdowns)
+
+    def exchange_s(self, stages: Sequence[Stage]) -> float:
+        """Returns the seconds of the longest exchange of gradients."""
+        return max(self._exchange_s(stage) for stage in stages)
 
     def _linked(self, timing: Timing, stages: Sequence[Stage]) -> Timing:
         """Adds the slowest link of each boundary. A gradient is as large as its activation."""

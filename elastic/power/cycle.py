@@ -314,7 +314,8 @@ class Cycle:
         if not any(choices):
             return ()
         try:
-            return ClockSearch(JobSteps(view.workload, self.fleet(view), view.plan.stages, view.plan.routes), choices).frontier()
+            steps = JobSteps(view.workload, self.fleet(view), view.plan.stages, view.plan.routes, split=view.plan.split)
+            return ClockSearch(steps, choices).frontier()
         except PlanError:
             return ()
 
