@@ -1,31 +1,30 @@
 """Measures clocks on stand-in GPUs, and the frontier on published power sweeps: python benchmarks/dvfs.py --json build/dvfs.json
 
-    speed      four stages, one slow: what share of the step time that the model says can be recovered is recovered
-    energy     the same, to save energy: joules saved by the energy counters, and how much slower steps are
-    frontier   energy of the frontier's points over the least energy of all combinations of clocks, on Zeus's power sweeps; with `lowtime`
-               installed also its frontier, in which every computation may have a clock of its own
-    kills      agent, guardian or both are killed at random moments: how long after the guardian's end or its successor's start all clocks
-               are restored
-    polling    seconds of reading the energy counter, as a share of a step
-    digest     parameters with and without clocks
+    speed      four stages, one slow, on GPUs that an operator holds at 1095 MHz: what share of the step time that the model says can be
+               recovered is recovered
+    energy     the same on GPUs that run at their highest clock: joules saved by the energy counters, and how much slower steps are
+    optimum    no clocks save more: the least energy of all combinations of the measured clocks, by slowness, micro-batches and slow-down
+    frontier   energy of the frontier's points over the least energy of all combinations of clocks, on Zeus's power sweeps: with all
+               combinations, and with the search for more of them
+    kills      see dvfs_kills.py
+    reading    seconds of reading energy, throttling and clocks, as a share of the time: in the job of "energy", and of one reading
+    digest     whether parameters with "speed", with "energy" and without clocks are equal, bit for bit
 
-The GPUs are stand-ins: what is measured is the runtime, not any GPU. Times of a loaded machine mean little; the load is in the output.
+The GPUs are stand-ins with the measured time and power of an A100 at each clock (`A100` in examples/nvml_standin.py): what is measured is
+the runtime, not any GPU. Times of a loaded machine mean little; the load is in the output.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import platform
-import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,50 +32,54 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 import elastic  # noqa: E402
+from benchmarks import dvfs_kills  # noqa: E402
 from benchmarks.zeus_profiles import GPUS, choices_of, load  # noqa: E402
 from elastic.plan.clock_search import ClockSearch  # noqa: E402
-from elastic.plan.clocks import JobSteps, Mode  # noqa: E402
+from elastic.plan.clocks import ClockChoices, Clocked, ClockPoint, JobSteps, Mode  # noqa: E402
 from elastic.plan.fleet import Fleet  # noqa: E402
 from elastic.plan.plan import Stage  # noqa: E402
 from elastic.plan.workload import LayerCost, Workload  # noqa: E402
-from elastic.power.clocks import Clocks  # noqa: E402
 from elastic.power.nvml import Nvml  # noqa: E402
 from examples.dvfs_training import train  # noqa: E402
-from examples.nvml_standin import GpuKind, StandIn, build  # noqa: E402
+from examples.nvml_standin import A100, StandIn, build  # noqa: E402
 
 NETWORKS = ("bert_base_uncased", "deepspeech2", "resnet50", "shufflenetv2")
 SECONDS = (0.10, 0.16, 0.13, 0.09)
 """The stages of the pipeline of published networks: seconds of a micro-batch, forward and backward, at the highest power limit."""
 
 
-def trained(mode: Mode | str, base: Path, *, slow: float, seconds: float, steps: int, beta: float = 0.9) -> tuple[Any, dict[str, Any]]:
-    """Trains eight layers in four stages on GPUs of which the last one is `slow` times as slow. Returns the value and energy figures."""
+CAPPED_MHZ = 1095
+"""The clock of GPUs in "speed", of which the highest is 1410 MHz."""
+
+
+def trained(mode: Mode | str, base: Path, arguments: argparse.Namespace, *, seconds: float) -> tuple[Any, dict[str, Any]]:
+    """Trains eight layers in four stages on GPUs of which the last one is slow. Returns the value and energy figures."""
     directory = base / f"{mode}-{seconds}"
     (directory / "claims").mkdir(parents=True)
-    standin = StandIn.made(base / "gpus", [*[GpuKind()] * 3, GpuKind(slower=slow)])
-    options = {"uuids": standin.uuids, "directory": str(directory / "claims"), "layers": 8, "width": 16, "seconds": seconds, "beta": beta}
+    kind = replace(A100, application_mhz=CAPPED_MHZ) if mode == "speed" else A100
+    standin = StandIn.made(base / "gpus", [*[kind] * 3, replace(kind, slower=arguments.slow)])
+    options = {"uuids": standin.uuids, "directory": str(directory / "claims"), "layers": 8, "width": 16, "seconds": seconds, "beta": 1.0}
     result = elastic.run(
         train,
         workers=4,
         stages=4,
-        args=[{**options, "steps": steps, "micro_batches": 32}],
+        args=[{**options, "steps": arguments.steps, "micro_batches": arguments.micro_batches}],
         dvfs=mode,  # pyright: ignore[reportArgumentType]
         directory=directory / "run",
         rebalance=False,
-        plan=None,
     )
     return result.value, json.loads((directory / "run" / "energy.json").read_text())
 
 
 def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures a mode against the usual clocks of the same job."""
-    value, found = trained(mode, base, slow=arguments.slow, seconds=arguments.seconds, steps=arguments.steps, beta=arguments.beta)
+    value, found = trained(mode, base, arguments, seconds=arguments.seconds)
     usual, now, predicted = found["usual"], found["now"], found["predicted"]
     can = 1 - min(each["step_s"] for each in found["frontier"]) / predicted["usual"]["step_s"]
     return {
         "state": found["state"],
         "slow": arguments.slow,
-        "beta": arguments.beta,
+        "micro_batches": arguments.micro_batches,
         "value": value,
         "usual": usual,
         "now": now,
@@ -88,6 +91,7 @@ def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[s
         "slower": now["step_s"] / usual["step_s"] - 1,
         "models": sorted(found["models"].values()),
         "clocks": [stage["clocks_mhz"] for stage in found["stages"]],
+        "reading_share": found["reading"]["seconds"] / found["reading"]["of_s"],
     }
 
 
@@ -100,77 +104,55 @@ def pipeline(seconds: tuple[float, ...], micro_batches: int) -> JobSteps:
     return JobSteps(workload, Fleet(workers=tuple(range(len(seconds)))), stages, routes)
 
 
-def frontier(gpu: str) -> dict[str, Any]:
-    """Compares the frontier of one kind of GPU with all combinations of its power limits: four stages, one published network each."""
-    sweeps = load()
-    choices = [choices_of(gpu, sweeps[gpu, network]) for network in NETWORKS]
-    search = ClockSearch(pipeline(SECONDS, 8), choices)
+def a100() -> ClockChoices:
+    """Returns the clocks of the stand-in GPUs."""
+    points = tuple(ClockPoint(*point) for point in A100.sweep)
+    return ClockChoices(points=points, usual=points[0].mhz, idle_w=A100.idle_w)
+
+
+def optimum() -> list[dict[str, Any]]:
+    """Returns the least energy of all combinations of clocks, for one slow stage of four."""
+    found = []
+    for slow in (1.25, 1.4, 1.6, 1.8):
+        for micro_batches in (32, 64, 128, 256):
+            search = ClockSearch(pipeline((0.1, 0.1, 0.1, 0.1 * slow), micro_batches), [a100()] * 4)
+            search._search(search.options()).most_work = 10**9
+            usual = search.usual
+            for slack in (0.0, 0.005, 0.0075, 0.01):
+                best = search.within(usual.step_s * (1 + slack))
+                assert best is not None
+                saved = 1 - best.joules / usual.joules
+                found.append({"slow": slow, "micro_batches": micro_batches, "slack": slack, "saved": saved, "clocks": best.clocks})
+    return found
+
+
+def frontier(gpu: str, stages: int = 4) -> dict[str, Any]:
+    """Compares the frontier of one kind of GPU with all combinations of its power limits: a published network on each stage."""
+    sweeps, seconds = load(), (SECONDS * 2)[:stages]
+    choices = [choices_of(gpu, sweeps[gpu, (NETWORKS * 2)[stage]]) for stage in range(stages)]
+    every, search = (ClockSearch(pipeline(seconds, 8), choices) for _ in range(2))
+    every._search(every.options()).most_work = 10**10
+    search._search(search.options()).most_work = 0
+    combinations, steps_s, joules = every._search(every.options()).everything()
     began = time.perf_counter()
-    points = search.frontier()
+    points: tuple[Clocked, ...] = search.frontier()
     took_s = time.perf_counter() - began
-    every = [search.clocked(each) for each in itertools.product(*search.options())]
-    over = [point.joules / min(each.joules for each in every if each.step_s <= point.step_s * (1 + 1e-9)) for point in points]
-    found = [search.within(point.step_s * (1 + 1e-9)) for point in points]  # the search that is used where combinations are too many
-    searched = [each.joules / point.joules for each, point in zip(found, points, strict=True) if each is not None]
+
+    def above(found: Clocked) -> float:
+        return found.joules / float(joules[steps_s <= found.step_s * (1 + 1e-9)].min()) - 1
+
     return {
         "gpu": gpu,
+        "stages": stages,
+        "combinations": len(combinations),
+        "worst_of_all": max(above(each) for each in every.frontier()),
+        "worst_of_search": max(above(each) for each in points),
         "points": len(points),
-        "combinations": len(every),
-        "worst": max(over) - 1,
-        "worst_of_search": max(searched) - 1,
-        "median_of_search": sorted(searched)[len(searched) // 2] - 1,
-        "seconds": took_s,
+        "seconds_of_search": took_s,
     }
 
 
-class Subject:
-    """A process that sets clocks as an agent does, with its guardian."""
-
-    def __init__(self, clocks: dict[str, int]) -> None:
-        words = [sys.executable, "-m", "tests.power.agent", "benchmark", *(f"{uuid}={mhz}" for uuid, mhz in clocks.items())]
-        self.process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.guardian = json.loads(self.process.stdout.readline())["guardian"]
-
-
-def kills(standin: StandIn, directory: Path, count: int, seed: int) -> dict[str, Any]:
-    """Kills the agent, the guardian or both, `count` times. Returns the seconds until the clocks were restored."""
-    chance, seconds, kinds = random.Random(seed), list[float](), dict[str, int]()
-    for _ in range(count):
-        os.environ["ELASTIC_CLOCKS"] = str(directory)
-        subject = Subject({uuid: chance.choice((900, 1080, 1215)) for uuid in chance.sample(standin.uuids, chance.randint(1, 4))})
-        assert any(standin.locked)
-        kind = chance.choice(("agent", "guardian", "both"))
-        kinds[kind] = kinds.get(kind, 0) + 1
-        time.sleep(chance.random() * 0.05)
-        if kind != "guardian":
-            os.kill(subject.process.pid, signal.SIGKILL)
-        if kind != "agent":
-            os.kill(subject.guardian, signal.SIGKILL)
-        successor = None
-        began = time.monotonic()
-        if kind != "agent":  # the agent, or the next job, starts a successor, which says when it is ready
-            successor = Clocks("successor", directory, directory / "no-daemon")
-            began = time.monotonic()
-        restored = _waited(lambda: not any(standin.locked), 10.0)
-        seconds.append(time.monotonic() - began if restored else float("inf"))
-        subject.process.kill()
-        subject.process.communicate()
-        if successor is not None:
-            successor.close()
-    return {"kills": count, "kinds": kinds, "restored": sum(each < 1.0 for each in seconds), "most_s": max(seconds)}
-
-
-def _waited(until: Callable[[], bool], seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not until():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.0005)
-    return True
-
-
-def polling(standin: StandIn) -> dict[str, float]:
+def reading(standin: StandIn) -> dict[str, float]:
     """Returns the seconds of one reading of energy and throttling, as the agent does it for each report of a worker."""
     nvml = Nvml()
     gpu = nvml.gpu(standin.uuids[0])
@@ -188,11 +170,11 @@ def polling(standin: StandIn) -> dict[str, float]:
 def main() -> None:
     """Runs the parts, and writes or prints JSON."""
     parser = argparse.ArgumentParser(description="Clocks on stand-in GPUs, and the frontier on published sweeps.")
-    parser.add_argument("--parts", nargs="*", default=["speed", "energy", "frontier", "kills", "polling", "digest"])
-    parser.add_argument("--slow", type=float, default=1.6)
-    parser.add_argument("--beta", type=float, default=0.9, help="share of the work that depends on the clock")
-    parser.add_argument("--seconds", type=float, default=0.002)
-    parser.add_argument("--steps", type=int, default=70)
+    parser.add_argument("--parts", nargs="*", default=["speed", "energy", "optimum", "frontier", "kills", "reading", "digest"])
+    parser.add_argument("--slow", type=float, default=1.25)
+    parser.add_argument("--micro-batches", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=0.0015)
+    parser.add_argument("--steps", type=int, default=75)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -200,14 +182,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="elastic-dvfs-") as name:
         base = Path(name)
         library = build(base)
-        standin = StandIn.made(base / "gpus", [GpuKind()] * 4)
-        environment = standin.environment(library)
+        environment = StandIn.made(base / "gpus", [A100] * 4).environment(library)
         if os.environ.get("NVML_STANDIN") is None:  # the loader reads its path when a process starts
             found = json.loads(_again(environment, base))
         else:
             for part in arguments.parts:
-                found[part] = _part(part, base, standin, arguments)
-            found["load"] = os.getloadavg()[0]
+                found[part] = _part(part, base, arguments, found) | {"load": os.getloadavg()[0]}
     text = json.dumps(found, indent=1)
     if arguments.json is not None and os.environ.get("NVML_STANDIN") is None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -221,17 +201,20 @@ def _again(environment: dict[str, str], base: Path) -> str:
     return subprocess.run(words, env=settings, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def _part(part: str, base: Path, standin: StandIn, arguments: argparse.Namespace) -> Any:
+def _part(part: str, base: Path, arguments: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     os.environ["NVML_STANDIN"] = str(base / "gpus")
     if part in ("speed", "energy"):
         return closed_loop("speed" if part == "speed" else "energy", base, arguments)
+    if part == "optimum":
+        return {"all_combinations": optimum()}
     if part == "frontier":
-        return [frontier(gpu) for gpu in GPUS]
+        return {"gpus": [frontier(gpu, stages) for gpu in GPUS for stages in (4, 7)]}
     if part == "kills":
-        return kills(standin, base / "kill-clocks", arguments.kills, 1)
-    if part == "polling":
-        return polling(standin)
-    return trained("off", base, slow=1.0, seconds=0.0, steps=arguments.steps)[0]
+        return dvfs_kills.killed(arguments.kills, 1, base / "kills")
+    if part == "reading":
+        return reading(StandIn.made(base / "gpus", [A100] * 4))
+    plain = trained("off", base, arguments, seconds=0.0)[0]  # GPUs take no time here: no bit depends on it
+    return {"value": plain, "equal": {mode: found[mode]["value"] == plain for mode in ("speed", "energy") if mode in found}}
 
 
 if __name__ == "__main__":

@@ -175,6 +175,7 @@ def trial(kind: str, base: Path, library: Path, chance: random.Random) -> dict[s
 
 def killed(count: int, seed: int, base: Path) -> dict[str, Any]:
     """Runs the trials, the kinds in turns. Returns how many were restored, and the longest time by kind."""
+    base.mkdir(exist_ok=True)
     library = build(base)
     found = [trial(KINDS[number % len(KINDS)], base / str(number), library, random.Random(seed * 1000 + number)) for number in range(count)]
     most = {kind: max((each["seconds"] for each in found if each["kind"] == kind), default=0.0) for kind in KINDS}

@@ -74,7 +74,7 @@ class JobPower:
         self._drawn_for: tuple[int, int] | None = None  # epoch and number of models of the frontier
         self._clocking: Clocking | None = None
         self._view: View | None = None
-        self.polls, self.polling_s = 0, 0.0
+        self._reads, self._reading_s, self._began = 0, 0.0, time.monotonic()
 
     # Calls from the agent's loop
 
@@ -194,8 +194,10 @@ class JobPower:
         if self.cycle.view is None or epoch != self.cycle.view.epoch or time.monotonic() - at > _LATE_S:
             return
         self._tokens = tokens or self._tokens
+        began = time.perf_counter()
         joules = self._read(worker)
         self._notice_clock(worker)
+        self._reads, self._reading_s = self._reads + 1, self._reading_s + time.perf_counter() - began
         before = self.cycle.figures
         self._obey(self.cycle.noted(worker, Report(step, at, effort[0], effort[2], joules), time.monotonic()))
         if self.cycle.figures is not before:
@@ -216,14 +218,15 @@ class JobPower:
 
     def _write(self) -> None:
         faults = {device.gpu.uuid: device.meter.fault for device in self._devices.values() if device.meter.fault is not None}
-        energy_file.write(self._directory, energy_file.described(self._job, self.cycle, self._tokens, faults, self._frontier))
+        content = energy_file.described(self._job, self.cycle, self._tokens, faults, self._frontier)
+        reading = {"reads": self._reads, "seconds": self._reading_s, "of_s": time.monotonic() - self._began}
+        energy_file.write(self._directory, {**content, "reading": reading})
 
     def _read(self, worker: int) -> float | None:
         """Reads a GPU's counter. Returns its joules so far; None if they are not known."""
         device = self._devices.get(worker)
         if device is None or device.lost:
             return None
-        began = time.perf_counter()
         try:
             if device.counts:
                 device.meter.counter(device.gpu.energy_mj(), time.monotonic())
@@ -231,7 +234,6 @@ class JobPower:
                 device.meter.power(device.gpu.power_w(), time.monotonic())
         except PowerError as error:
             self._unreadable(worker, device, error)
-        self.polls, self.polling_s = self.polls + 1, self.polling_s + time.perf_counter() - began
         return None if device.lost or device.meter.fault is not None else device.meter.joules
 
     def _unreadable(self, worker: int, device: _Device, error: PowerError) -> None:
