@@ -95,12 +95,18 @@ def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[s
     }
 
 
-def pipeline(seconds: tuple[float, ...], micro_batches: int) -> JobSteps:
-    """Returns the steps of a pipeline with one GPU a stage."""
+def parts(seconds: tuple[float, ...], micro_batches: int) -> tuple[Workload, list[Stage], list[tuple[int, ...]]]:
+    """Returns workload, stages and routes of a pipeline with one GPU a stage."""
     layers = tuple(LayerCost(forward_s=each / 3, backward_s=2 * each / 3, parameters=64, activation_bytes=0) for each in seconds)
     workload = Workload(layers=layers, micro_batches=micro_batches, grains=micro_batches)
     stages = [Stage(layers=range(number, number + 1), members=(number,)) for number in range(len(seconds))]
     routes = [(stage.members[0],) * micro_batches for stage in stages]
+    return workload, stages, routes
+
+
+def pipeline(seconds: tuple[float, ...], micro_batches: int) -> JobSteps:
+    """Returns the steps of a pipeline with one GPU a stage."""
+    workload, stages, routes = parts(seconds, micro_batches)
     return JobSteps(workload, Fleet(workers=tuple(range(len(seconds)))), stages, routes)
 
 

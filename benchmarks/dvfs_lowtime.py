@@ -22,10 +22,11 @@ sys.path.insert(0, str(ROOT))
 import networkx as nx  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.dvfs import NETWORKS, SECONDS, pipeline  # noqa: E402
+from benchmarks.dvfs import NETWORKS, SECONDS, parts, pipeline  # noqa: E402
 from benchmarks.zeus_profiles import GPUS, choices_of, load  # noqa: E402
 from elastic.plan.clock_search import ClockSearch  # noqa: E402
 from elastic.plan.clocks import ClockChoices  # noqa: E402
+from elastic.plan.schedule import build  # noqa: E402
 
 UNIT_S = 0.001
 MICRO_BATCHES = 8
@@ -52,10 +53,7 @@ def _specs(choices: ClockChoices, seconds: float, lowtime: Any) -> dict[str, Any
 
 def _graph(choices: list[ClockChoices], lowtime: Any) -> tuple[Any, list[Any], dict[Any, list[Any]]]:
     """Returns the graph of all computations, their operations in order of the schedule, and what each waits for."""
-    from elastic.plan.simulation import simulate
-
-    steps = pipeline(SECONDS, MICRO_BATCHES)
-    actions, _ = simulate(steps._workload, steps._stages, steps._routes)
+    actions = build(*parts(SECONDS, MICRO_BATCHES))
     specs = [_specs(each, seconds, lowtime) for each, seconds in zip(choices, SECONDS, strict=True)]
     keys = [(stage, action.kind, action.micro_batch) for stage in range(len(choices)) for action in actions[stage]]
     operations = {key: lowtime.Operation(specs[key[0]][key[1]]) for key in keys}

@@ -4,7 +4,8 @@ Four workers train nine layers in four stages, so one stage has three layers and
 few clocks, fits a model, sets one clock a stage, and measures again. Then a worker is killed; the clocks come with the next plan. At the
 end all clocks are as they were found, and with --compare the parameters are compared with those of a run without clocks, bit for bit.
 
-The runtime computes on processors, so the GPUs are stand-ins (`nvml_standin.c`), whose clocks determine how long layers take. GPUs of this
+The runtime computes on processors, so the GPUs are stand-ins (`nvml_standin.c`), whose clocks determine how long layers take and how many
+watts: as measured on an A100. In the mode "speed" they are held at 1095 MHz of 1410, so that there is something to raise. GPUs of this
 machine are read and shown; nothing is set on them.
 """
 
@@ -18,12 +19,13 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dvfs_picture import Sample, picture
 from dvfs_training import train
-from nvml_standin import GpuKind, StandIn, build
+from nvml_standin import A100, StandIn, build
 
 import elastic
 from elastic.errors import PowerError
@@ -43,6 +45,9 @@ def show_real_gpus() -> None:
         print(f"{uuid} {gpu.name()}: {gpu.clock_mhz()} MHz, {gpu.power_w():.1f} W; read only, nothing is set on it")
     nvml.close()
     print("the runtime computes on processors: the training uses stand-in GPUs")
+
+
+CAPPED_MHZ = 1095
 
 
 class Watcher:
@@ -101,7 +106,7 @@ def trained(mode: Mode, standin: StandIn, base: Path, arguments: argparse.Namesp
         "layers": arguments.layers,
         "width": 16,
         "seconds": arguments.seconds,
-        "beta": arguments.beta,
+        "beta": 1.0,
         "steps": arguments.steps,
         "micro_batches": arguments.micro_batches,
     }
@@ -129,11 +134,10 @@ def main() -> None:
     """Runs the closed loop."""
     parser = argparse.ArgumentParser(description="Clocks that follow the imbalance of stages, on stand-in GPUs.")
     parser.add_argument("--mode", choices=("speed", "energy"), default="energy")
-    parser.add_argument("--steps", type=int, default=260)
+    parser.add_argument("--steps", type=int, default=110)
     parser.add_argument("--layers", type=int, default=9)
-    parser.add_argument("--micro-batches", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=0.0015, help="of a layer's forward for a micro-batch at the highest clock")
-    parser.add_argument("--beta", type=float, default=0.9, help="share of the work that depends on the clock")
+    parser.add_argument("--micro-batches", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=0.001, help="of a layer's forward for a micro-batch at the highest clock")
     parser.add_argument("--svg", type=Path, help="draw clocks, seconds and watts over time")
     parser.add_argument("--json", type=Path, help="write the figures")
     parser.add_argument("--no-kill", action="store_true")
@@ -142,7 +146,8 @@ def main() -> None:
     show_real_gpus()
     with tempfile.TemporaryDirectory(prefix="elastic-dvfs-") as name:
         base = Path(name)
-        standin = StandIn.made(base / "gpus", [GpuKind()] * 4)
+        kind = replace(A100, application_mhz=CAPPED_MHZ) if arguments.mode == "speed" else A100
+        standin = StandIn.made(base / "gpus", [kind] * 4)
         os.environ.update(standin.environment(build(base)), ELASTIC_CLOCKS=str(base / "clocks"))
         value, watcher, energy = trained(arguments.mode, standin, base, arguments, kills=not arguments.no_kill)
         found = {"mode": arguments.mode, "value": value, "energy": energy, "locked_at_the_end": standin.locked}
@@ -161,7 +166,7 @@ def _plain(arguments: argparse.Namespace, standin: StandIn, base: Path) -> Any:
     directory = base / "plain"
     (directory / "claims").mkdir(parents=True)
     options = {"uuids": standin.uuids, "directory": str(directory / "claims"), "layers": given.layers, "width": 16, "seconds": 0.0}
-    options |= {"beta": given.beta, "steps": given.steps, "micro_batches": given.micro_batches}
+    options |= {"beta": 1.0, "steps": given.steps, "micro_batches": given.micro_batches}
     return elastic.run(train, workers=4, stages=4, args=[options]).value
 
 

@@ -30,7 +30,7 @@ def picture(title: str, samples: Sequence[Sample], steps: Sequence[dict[str, Any
     watts = [(b.at, (b.joules - a.joules) / (b.at - a.at)) for a, b in zip(samples[::10], samples[10::10], strict=False) if b.at > a.at]
     typical = sorted(value for _, value in seconds)[len(seconds) * 9 // 10] if seconds else 1.0
     rows = [
-        ("locked clock, MHz (0: as found)", clocks, 1600.0),
+        ("locked clock, MHz (0: as found)", clocks, 1500.0),
         ("seconds of a step", [[(at, min(value, 2.5 * typical)) for at, value in seconds]], 2.5 * typical),
         ("watts of all GPUs", [watts], 1.1 * max((value for _, value in watts), default=1.0)),
     ]
