@@ -58,7 +58,7 @@ class Subject:
         self.base, self.standin = base, StandIn.made(base / "gpus", [GpuKind()] * 4)
         self.clocks = base / "clocks"
         options = {"uuids": self.standin.uuids, "directory": str(base / "claims"), "run": str(base / "run"), "layers": 5, "width": 8}
-        options |= {"seconds": 0.002, "beta": 1.0, "steps": 50, "micro_batches": 8}
+        options |= {"seconds": 0.002, "beta": 1.0, "steps": 44, "micro_batches": 8}
         self._environment = {"ELASTIC_CLOCKS": str(self.clocks), "ELASTIC_POWER_SOCKET": str(base / "no-daemon")}
         self._environment |= self.standin.environment(library)
         words = [sys.executable, "-c", _JOB, json.dumps(options), str(ROOT), str(ROOT / "examples")]
@@ -177,7 +177,10 @@ def killed(count: int, seed: int, base: Path) -> dict[str, Any]:
     """Runs the trials, the kinds in turns. Returns how many were restored, and the longest time by kind."""
     base.mkdir(exist_ok=True)
     library = build(base)
-    found = [trial(KINDS[number % len(KINDS)], base / str(number), library, random.Random(seed * 1000 + number)) for number in range(count)]
+    found: list[dict[str, Any]] = []
+    for number in range(count):
+        found.append(trial(KINDS[number % len(KINDS)], base / str(number), library, random.Random(seed * 1000 + number)))
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     most = {kind: max((each["seconds"] for each in found if each["kind"] == kind), default=0.0) for kind in KINDS}
     return {"kills": count, "seed": seed, "restored": sum(each["restored"] for each in found), "most_s": most, "trials": found}
 
