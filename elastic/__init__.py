@@ -1,7 +1,7 @@
 """Elastic training that keeps taking exactly the same steps while machines come and go.
 
-`run` starts a job from any script; a `Trainer` takes the steps inside its workers. Names that need torch are loaded on first use, so that
-`import elastic` does not import torch.
+`run` starts a job from any script; a `Trainer` takes the steps inside its workers. Names are loaded on first use: so `import elastic` does
+not import torch, and small processes such as the guardian of GPU clocks start fast.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from elastic import errors
-from elastic.launch.run import JobResult, run  # here, not lazily: loading the submodule later would hide the function of the same name
 from elastic.settings import VERSION
 
 if TYPE_CHECKING:
     from elastic.launch.callbacks import Callback
+    from elastic.launch.run import JobResult, run
     from elastic.worker.job import Job
     from elastic.worker.trainer import Report, Trainer
 
@@ -24,8 +24,10 @@ __all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "
 _LAZY = {
     "Callback": "elastic.launch.callbacks",
     "Job": "elastic.worker.job",
-    "Trainer": "elastic.worker.trainer",
+    "JobResult": "elastic.launch.run",
     "Report": "elastic.worker.report",
+    "Trainer": "elastic.worker.trainer",
+    "run": "elastic.launch.run",
 }
 
 

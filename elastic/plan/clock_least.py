@@ -157,7 +157,7 @@ class LeastEnergy:
             bounds=optimize.Bounds(0, 1.0),
             constraints=[
                 optimize.LinearConstraint(one_each, 1, 1),
-                optimize.LinearConstraint(np.array(rows), -np.inf, np.array([-path.fixed_s / limit_s for path in self._paths])),
+                optimize.LinearConstraint(np.array(rows), -np.inf, [-path.fixed_s / limit_s for path in self._paths]),  # pyright: ignore
             ],
             options={"mip_rel_gap": _GAP / 4, "time_limit": 2.0},
         )

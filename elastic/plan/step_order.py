@@ -19,6 +19,10 @@ _AT_ONCE = 8192
 """Combinations that are computed together: the ends of all actions are kept for each."""
 
 
+_Key = tuple[int, str, int]
+"""Stage, kind and micro-batch of an action."""
+
+
 class _Run(NamedTuple):
     """One action: its worker and stage, its seconds at the usual speed, the action whose message it needs, and seconds of that message."""
 
@@ -129,17 +133,17 @@ class StepOrder:
         for stage, (members, sync_s) in enumerate(zip(self._timing.members, self._timing.sync_s, strict=True)):
             ran = {worker: free[worker] for worker in members if worker in free}
             if sync_s and ran:
-                together = np.maximum.reduce(list(ran.values())) + sync_s
-                ran = dict.fromkeys(ran, together)
+                together = np.max(list(ran.values()), axis=0) + sync_s
+                ran = {worker: together for worker in ran}  # noqa: C420
             over += [end + self._timing.paces[worker].update_s * columns[stage] for worker, end in ran.items()]
-        return np.maximum.reduce(over)
+        return np.max(over, axis=0)
 
 
 def _ordered(schedule: Schedule, timing: Timing) -> list[_Run]:
     """Returns all actions so that each comes after those that it waits for."""
-    homes = {tuple(action): worker for worker, actions in schedule.items() for action in actions}
+    homes = {_key(action): worker for worker, actions in schedule.items() for action in actions}
     left = {worker: list(reversed(actions)) for worker, actions in schedule.items()}
-    places: dict[tuple[int, str, int], int] = {}
+    places: dict[_Key, int] = {}
     runs: list[_Run] = []
     moved = True
     while moved:
@@ -147,14 +151,18 @@ def _ordered(schedule: Schedule, timing: Timing) -> list[_Run]:
         for worker, actions in left.items():
             while actions and ((source := _source(actions[-1], homes)) is None or source in places):
                 action = actions.pop()
-                places[tuple(action)] = len(runs)
+                places[_key(action)] = len(runs)
                 sender = worker if source is None else homes[source]
                 runs.append(_run(worker, action, timing, None if source is None else places[source], sender))
                 moved = True
     return runs
 
 
-def _source(action: Action, homes: Mapping[tuple[int, str, int], int]) -> tuple[int, str, int] | None:
+def _key(action: Action) -> _Key:
+    return action.stage, action.kind, action.micro_batch
+
+
+def _source(action: Action, homes: Mapping[_Key, int]) -> _Key | None:
     """Returns the action of another stage whose result is needed; None if there is none."""
     if action.kind == "F":
         return (action.stage - 1, "F", action.micro_batch) if action.stage else None

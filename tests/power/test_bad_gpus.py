@@ -11,7 +11,7 @@ import pytest
 from elastic.power.keeper import Keeper, restore_left
 from elastic.power.nvml import Nvml
 from elastic.power.records import Records
-from examples.nvml_standin import FROZEN, NEGATIVE, NOBODY, NOTHING, StandIn
+from examples.nvml_standin import FROZEN, NEGATIVE, NOBODY, NOTHING, GpuKind, StandIn
 from tests.power.test_closed_loop import Training
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -23,13 +23,10 @@ STEPS = 60
 def plain(tmp_path_factory: pytest.TempPathFactory, library: Path) -> object:
     """The value of the training without clocks."""
     directory = tmp_path_factory.mktemp("plain")
-    made = StandIn.made(directory / "gpus", [])
+    made = StandIn.made(directory / "gpus", [GpuKind()] * 4)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in made.environment(library).items():
             patch.setenv(name, value)
-        from examples.nvml_standin import GpuKind
-
-        made = StandIn.made(directory / "gpus", [GpuKind()] * 4)
         return Training(made, directory / "a", steps=STEPS, seconds=0.0).run("off").value
 
 
@@ -47,7 +44,10 @@ FROM_THE_BEGINNING: dict[str, tuple[Begin, str]] = {
     "two clocks": (lambda standin: every(standin, graphics_count=2), "fewer than 3 clocks"),
     "frozen counter": (lambda standin: every(standin, energy_reads=FROZEN), "no clock is changed"),
     "negative sensor, no counter": (lambda standin: every(standin, energy_reads=NOTHING, power_reads=NEGATIVE), "no clock is changed"),
-    "frozen sensor, no counter": (lambda standin: every(standin, energy_reads=NOTHING, power_reads=FROZEN, frozen_w=80.0), "no clock is changed"),
+    "frozen sensor, no counter": (
+        lambda standin: every(standin, energy_reads=NOTHING, power_reads=FROZEN, frozen_w=80.0),
+        "no clock is changed",
+    ),
 }
 
 
