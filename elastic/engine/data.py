@@ -27,7 +27,7 @@ def refuse_unseekable(data: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetBatches:
-    """Micro-batches of a shuffled map-style dataset.
+    """Micro-batches of a map-style dataset, shuffled unless `shuffles` is False.
 
     Every sample is drawn, transforms included, under generators keyed by (seed, sample index, data epoch).
     """
@@ -37,11 +37,12 @@ class DatasetBatches:
     micro_batch_size: int
     seed: int
     collate: Callable[[list[Any]], Any] = default_collate
+    shuffles: bool = True
 
     def __call__(self, step: int, micro_batch: int) -> Any:
         first = micro_batch * self.micro_batch_size
-        drawn = []
-        for sample in samples(self.seed, step, self.batch_size, len(self.dataset), range(first, first + self.micro_batch_size)):
+        drawn, positions = [], range(first, first + self.micro_batch_size)
+        for sample in samples(self.seed, step, self.batch_size, len(self.dataset), positions, shuffled=self.shuffles):
             randomness.seed_all(self.seed, "sample", sample.index, sample.data_epoch)
             drawn.append(self.dataset[sample.index])
         return self.collate(drawn)
@@ -65,6 +66,12 @@ def batches(data: Any, *, batch_size: int, micro_batch_size: int, seed: int, col
     raise TrainerError(f"data must be a map-style dataset or a function batch(step, micro_batch), not {type(data).__name__}")
 
 
+class Keyed(tuple[torch.Tensor, Any]):
+    """A micro-batch that the model finds by itself: a tensor that names it, which is the first layer's input, and its contents."""
+
+    __slots__ = ()
+
+
 def model_input(micro_batch: Any) -> Any:
     """Returns the first layer's input: of a tuple or list the first element; a tensor or a dict as it is.
 
@@ -76,7 +83,7 @@ def model_input(micro_batch: Any) -> Any:
 
 def tokens_in(micro_batch: Any) -> int:
     """Returns the number of tokens if the model's input holds integer ids of shape (samples, tokens); else 0."""
-    value = model_input(micro_batch)
+    value = model_input(micro_batch[1] if isinstance(micro_batch, Keyed) else micro_batch)
     if isinstance(value, dict):
         value = value.get("input_ids")
     if isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point():

@@ -67,19 +67,29 @@ def seed_all(*key: int | str) -> None:
         torch.cuda.manual_seed_all(int.from_bytes(words[:2].tobytes(), "little"))
 
 
+def states() -> tuple[Any, ...]:
+    """Returns the states of all default generators."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.default_generator.get_state(), np.random.get_state(), random.getstate(), devices
+
+
+def put_back(found: tuple[Any, ...]) -> None:
+    """Restores what `states` returned."""
+    torch.default_generator.set_state(found[0])
+    np.random.set_state(found[1])
+    random.setstate(found[2])
+    if found[3]:
+        torch.cuda.set_rng_state_all(found[3])
+
+
 @contextmanager
 def kept() -> Iterator[None]:
     """Restores the state of all default generators when the block ends."""
-    states = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    found = states()
     try:
         yield
     finally:
-        torch.default_generator.set_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
+        put_back(found)
 
 
 def other_threads() -> str:

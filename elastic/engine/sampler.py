@@ -54,11 +54,13 @@ class SampleIndex:
     data_epoch: int
 
 
-def samples(seed: int, step: int, batch_size: int, dataset_size: int, positions: Sequence[int]) -> list[SampleIndex]:
-    """Returns the samples at `positions` (0 <= position < batch_size) of a step's global batch."""
+def samples(
+    seed: int, step: int, batch_size: int, dataset_size: int, positions: Sequence[int], *, shuffled: bool = True
+) -> list[SampleIndex]:
+    """Returns the samples at `positions` (0 <= position < batch_size) of a step's global batch; not `shuffled`, in the dataset's order."""
     found = []
     for position in positions:
         data_epoch, offset = divmod(step * batch_size + position, dataset_size)
-        permutation = Permutation(size=dataset_size, seed=seed, data_epoch=data_epoch)
-        found.append(SampleIndex(index=permutation[offset], data_epoch=data_epoch))
+        index = Permutation(size=dataset_size, seed=seed, data_epoch=data_epoch)[offset] if shuffled else offset
+        found.append(SampleIndex(index=index, data_epoch=data_epoch))
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from elastic.comm.tls import Tls
-from elastic.errors import Interrupted, NotInJob
+from elastic.errors import Interrupted, NotInJob, TrainerError
 from elastic.host.channel import MAPPED
 from elastic.host.packed import unpacked
 from elastic.host.rundir import LINKS, RunDirectory
@@ -140,6 +140,7 @@ class Job:
         self.segments: dict[int, MappedSegment] = {}  # those of other workers of this host, also of dead ones
         self.gpu: str | None = None  # the UUID of the GPU that this worker uses
         self.trains = False  # whether this worker has a Trainer
+        self.clips: Callable[[float], None] | None = None  # of a plain loop
         self.behind: Callable[[Any], None] | None = None  # called with the value that `train_fn` returned
 
     def use_gpu(self, uuid: str) -> None:
@@ -149,6 +150,61 @@ class Job:
         """
         self.gpu = uuid
         self.send({"type": "gpu", "uuid": uuid})
+
+    def prepare(
+        self,
+        model: Any,
+        optimizer: Any,
+        data: Any,
+        *,
+        micro_batch_size: int,
+        batch_size: int | None = None,
+        scheduler: Any = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        seed: int = 0,
+        collate: Callable[[list[Any]], Any] | None = None,
+        **options: Any,
+    ) -> tuple[Any, ...]:
+        """Returns model, optimizer and a loader for a plain loop; with `scheduler`, that too. Every worker calls it once.
+
+        The loop's body runs on each micro-batch of a step that this worker has: forward, loss, `backward`, `optimizer.step()`. The step's
+        gradient is the mean over its micro-batches; the update is made, once a step, inside the `optimizer.step()` of its last body. Behind
+        that, `loader.report` is the step's report, and None in all other bodies: that is where to print, evaluate, save or leave the loop.
+
+        Before the first step each worker tries the body out on the first micro-batch, once or twice; nothing of that counts.
+
+        Args:
+            model: any module; the body calls it.
+            optimizer: a fresh `torch.optim.Optimizer` over its parameters.
+            data: a map-style dataset; a DataLoader, whose dataset, batch_size, collate_fn and shuffle= are taken; or a function
+                `batch(step, micro_batch)`. Datasets are shuffled, by `seed`.
+            micro_batch_size: samples of one body. It decides bits, and does not depend on the number of workers.
+            batch_size: samples of one update, of all workers together; by default the DataLoader's.
+            scheduler: a scheduler of that optimizer. Its `step()` acts where `loader.report` is not None, and after a loop.
+            steps, epochs: the length of one loop over the loader; by default one epoch of the data.
+            collate: joins samples of a dataset.
+            options: `exact`, `grains`, `on_nonfinite`, `checkpoint`, `every`, `keep`, `checkpoint_files`, `names`, as for `Trainer`.
+
+        Raises:
+            TrainerError: if any of these cannot be trained; the message names the remedy.
+        """
+        from elastic.worker.plain.prepare import prepare  # imports torch
+
+        sizes = {"micro_batch_size": micro_batch_size, "batch_size": batch_size, "steps": steps, "epochs": epochs, "seed": seed}
+        return prepare(self, model, optimizer, data, scheduler=scheduler, collate=collate, options=options, **sizes)
+
+    def clip_grad_norm_(self, max_norm: float) -> None:
+        """Clips the step's gradient, when all of it is summed, to this L2 norm; `loader.report.grad_norm` is the norm before.
+
+        Every body of a plain loop calls it, after `backward` and before `optimizer.step()`, with the same `max_norm`.
+
+        Raises:
+            TrainerError: in another place, for another norm than before, or one that is not above 0.
+        """
+        if self.clips is None:
+            raise TrainerError("job.clip_grad_norm_() is for plain loops: call job.prepare before, or give the Trainer clip_norm=")
+        self.clips(max_norm)
 
     def announce(self, ready: dict[str, Any]) -> View | None:
         """Announces that this worker is ready to be a member, and returns the first view; None if it joins a running job.

@@ -33,7 +33,7 @@ _TOGETHER = (
 _WORKER = os.path.dirname(os.path.abspath(__file__))
 _HERE = os.path.dirname(_WORKER) + os.sep
 _LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
-_TRAINER = os.path.join(_WORKER, "trainer.py")
+_TRAINERS = {os.path.join(_WORKER, "trainer.py"): "trainer", os.path.join(_WORKER, "plain", "loader.py"): "loader"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +128,9 @@ def _tell(waiting: weakref.ref[WaitReporter], thread: int) -> None:
 def _called(frame: FrameType | None) -> str | None:
     """Returns the Trainer's method that the user's code has called, and where; None if there is none on this stack."""
     while frame is not None and (behind := frame.f_back) is not None:
-        if frame.f_code.co_filename == _TRAINER and not behind.f_code.co_filename.startswith(_HERE):
-            name = frame.f_code.co_name
-            return f"trainer.{name}() {_place(behind)}"
+        owner = _TRAINERS.get(frame.f_code.co_filename)
+        if owner is not None and not behind.f_code.co_filename.startswith(_HERE):
+            return f"{owner}.{frame.f_code.co_name}() {_place(behind)}"
         frame = behind
     return None
 

@@ -1,0 +1,101 @@
+"""What `job.prepare` returns for the data: the loader that the plain loop iterates over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from elastic.engine.after_step import AfterStep
+from elastic.errors import TrainerError
+from elastic.worker.plain.loop import Loop
+from elastic.worker.plain.refusals import check_schedulers
+from elastic.worker.plain.trainer import PlainTrainer
+from elastic.worker.report import Report
+
+
+class Loader:
+    """Micro-batches for the bodies of a plain loop. One pass over it is an epoch of the data, or all steps that were asked for.
+
+    A body runs for each micro-batch that this worker has of a step. `report` is not None in the body that ended a step, behind its
+    `optimizer.step()`: that is the place for what a loop does once a step. A pass that a worker has joined after is empty there.
+    """
+
+    def __init__(self, loop: Loop, end_of: Callable[[int], int]) -> None:
+        self._loop, self._end_of = loop, end_of
+        self._passes = 0
+        self._before: list[Callable[[PlainTrainer], Any]] = []
+        self.optimizer: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        check_schedulers(self.optimizer)
+        number, self._passes = self._passes, self._passes + 1
+        return self._loop.run(self._end_of(number))
+
+    def __len__(self) -> int:
+        """The number of steps of the next pass."""
+        return self._end_of(self._passes) - (self._end_of(self._passes - 1) if self._passes else 0)
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """Yields the numbers of `count` epochs, for a loop over the loader in each; without those that are over when this worker joins.
+
+        The epochs that a checkpoint has are left out too. Only number 0 always comes, since this worker joins in its loop.
+        """
+        for number in range(count):
+            if number == 0 or self._loop.taken < self._end_of(number):
+                self._passes = number
+                yield number
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the step that the body has ended, behind its `optimizer.step()`; None everywhere else."""
+        return self._loop.report
+
+    def made(self, trainer: PlainTrainer) -> PlainTrainer:
+        """Makes the calls that came before the Trainer was there."""
+        for call in self._before:
+            call(trainer)
+        return trainer
+
+    def _early(self, call: Callable[[PlainTrainer], Any]) -> None:
+        if self._loop.built:
+            call(self._loop.trainer("this"))
+        else:
+            self._before.append(call)
+
+    def register_for_checkpointing(self, *objects: Any) -> None:
+        """`Trainer.register_for_checkpointing`, before the loop: objects that the body changes, where `report` is not None."""
+        self._early(lambda trainer: trainer.register_for_checkpointing(*objects))
+
+    def after_step(self, f: AfterStep) -> AfterStep:
+        """`Trainer.after_step`, before the loop: a change of parameters after each update, as a part of the step."""
+        self._early(lambda trainer: trainer.after_step(f))
+        return f
+
+    def average(self, decay: float) -> None:
+        """`Trainer.average`, before the loop: keeps a moving average of the parameters."""
+        self._early(lambda trainer: trainer.average(decay))
+
+    def digest(self) -> str | None:
+        """`Trainer.digest`: the hex SHA-256 of all parameters and buffers, on the leader. Every worker calls it."""
+        return self._loop.trainer("loader.digest()").digest()
+
+    def state_dict(self, state: str | None = None) -> dict[str, torch.Tensor]:
+        """`Trainer.state_dict`: the model's, or with `state` one with that state, such as "average". Every worker calls it."""
+        return self._loop.trainer("loader.state_dict()").state_dict(state)
+
+    def statistics(self) -> list[dict[str, Any]] | None:
+        """`Trainer.statistics`: of each worker, on the leader. Every worker calls it."""
+        return self._loop.trainer("loader.statistics()").statistics()
+
+    def save(self) -> None:
+        """`Trainer.save`: saves at once. Every worker calls it."""
+        self._loop.trainer("loader.save()").save()
+
+    def log(self, path: str | os.PathLike[str], **values: Any) -> None:
+        """`Trainer.log`: appends a line of JSON exactly once, where `report` is not None. Every worker calls it."""
+        if self._loop.report is None:
+            raise TrainerError("loader.log() is called where loader.report is None, but a line belongs to a step: call it where it is not")
+        self._loop.trainer("loader.log()").log(path, **values)

@@ -1,0 +1,289 @@
+"""The plain loop of one worker: what the loader returns next, and what the body's calls do.
+
+The loader gives a body each micro-batch that this worker has of a step. `optimizer.step()` at the end of a body hands its loss and
+gradients to the engine, and returns when the engine needs the next body, or has committed the step. So behind the `optimizer.step()` of a
+step's last body parameters are updated, as in a plain loop; there, and only there, `loader.report` is not None.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from elastic.engine import randomness
+from elastic.engine.bit_equality import same
+from elastic.engine.profile import LayerProfile
+from elastic.errors import TrainerError
+from elastic.worker.job import Job
+from elastic.worker.plain import backwards
+from elastic.worker.plain.body import body_of, handed_over, take_gradients
+from elastic.worker.plain.iteration import Iteration, Kind
+from elastic.worker.plain.source import Stream
+from elastic.worker.plain.trainer import PlainTrainer
+from elastic.worker.plain.trial import Trial
+from elastic.worker.plain.turns import Committed, Ended, Event, Turns, Work
+from elastic.worker.report import Report
+
+Make = Callable[[nn.Module, LayerProfile, float | None], PlainTrainer]
+"""Makes the Trainer of a body, with its cost and the norm to clip to."""
+
+
+class Place(Enum):
+    """Where the user's code is."""
+
+    OUTSIDE = auto()  # before, between or after loops
+    BODY = auto()  # in a body, before its optimizer.step()
+    TAIL = auto()  # behind it, in the middle of a step
+    COMMITTED = auto()  # behind it, and the step is committed
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What a body has computed."""
+
+    loss: torch.Tensor
+    gradients: Any
+
+
+class Loop:
+    """The state of one worker's plain loop over all passes. `make` makes the Trainer when a body has been tried out."""
+
+    def __init__(self, job: Job, model: nn.Module, optimizer: Optimizer, stream: Stream, make: Make, seed: int) -> None:
+        self._job, self._model, self._optimizer, self._stream, self._make, self._seed = job, model, optimizer, stream, make, seed
+        self._body = body_of(model, self._compute)
+        self._turns = Turns()
+        self._trainer: PlainTrainer | None = None
+        self._now: Iteration | None = None
+        self._event: Event | None = None
+        self._report: Report | None = None
+        self._clip_norm: float | None = None
+        self._groups: list[dict[str, Any]] = []
+        self._tail: Any = None  # states of generators behind bodies
+        self._broken: TrainerError | None = None
+        self.place = Place.OUTSIDE
+        self.took = True  # whether this worker has committed a step in the last pass, or there was none yet
+        self._behind: Callable[[Any], None] | None = None
+        backwards.hear(self._goes_backward, self._went_backward)
+        job.behind = self._returned
+
+    @property
+    def report(self) -> Report | None:
+        """The report of the step that has just been committed; None elsewhere."""
+        return self._report if self.place is Place.COMMITTED else None
+
+    def trainer(self, call: str) -> PlainTrainer:
+        """Returns the Trainer, for a collective call. Raises TrainerError where not all workers can make one."""
+        self._check()
+        if self.place in (Place.BODY, Place.TAIL):
+            raise TrainerError(
+                f"{call} is called in the middle of a step, of which each worker runs other bodies: call it behind optimizer.step(), under "
+                "`if loader.report is not None:`, or after the loop; on every worker"
+            )
+        if self._trainer is None:
+            raise TrainerError(f"{call} is called before the first step: the job's workers do not know each other yet. Call it later")
+        return self._trainer
+
+    @property
+    def built(self) -> bool:
+        """Whether there is a Trainer."""
+        return self._trainer is not None
+
+    @property
+    def taken(self) -> int:
+        """The number of steps that have been taken in all; 0 before this worker has joined."""
+        return 0 if self._trainer is None else self._trainer.step
+
+    def run(self, end: int) -> Iterator[Any]:
+        """Yields micro-batches for bodies until `end` steps have been taken in all."""
+        self._check()
+        if self.place is not Place.OUTSIDE:
+            raise TrainerError("a loop over the loader begins inside of another one: each step is taken by one loop")
+        try:
+            if self._trainer is None:
+                trial = Trial(self._job, self._body, self._stream, self._seed)
+                yield from trial.run(self._open, self._close)
+                self._clip_norm = trial.clip_norm
+                self._trainer = self._make(self._body, trial.cost, self._clip_norm)
+                self._job.behind, self._behind = self._returned, self._job.behind
+            self._tail, self.took = randomness.states(), False
+            self._event = self._turns.begin(lambda: self._engine(end))
+            while not isinstance(event := self._next(), Ended):
+                yield from self._extra(event) if isinstance(event, Committed) else self._work(event)
+        except GeneratorExit:
+            self._left()
+            raise
+        finally:
+            self.place = Place.OUTSIDE
+
+    def _engine(self, end: int) -> None:
+        """The engine's greenlet: takes steps."""
+        assert self._trainer is not None
+        reports = self._trainer.run(end)
+        try:
+            for report in reports:
+                self._trainer.complete()
+                self._turns.to_user(Committed(report=report))
+        finally:
+            reports.close()  # type: ignore[attr-defined]
+
+    def _compute(self, key: torch.Tensor) -> torch.Tensor:
+        """The forward of the one layer, called by the engine."""
+        if not self._turns.in_engine:
+            raise TrainerError(
+                "a step must be computed again, which is the body of the loop, but the loop is in another call or was left: state was lost "
+                "on several workers at once. Start the job again: it continues from its checkpoint, if it has one"
+            )
+        step, micro_batch = key.tolist()
+        contents = self._stream.taken(step, micro_batch)
+        done = self._turns.to_user(Work(step=step, micro_batch=micro_batch, contents=contents, states=randomness.states()))
+        return handed_over(done.loss, done.gradients)
+
+    def _next(self) -> Event:
+        event, self._event = self._event, None
+        return self._to_engine(None) if event is None else event
+
+    def _to_engine(self, value: Any) -> Event:
+        self.place, now = Place.OUTSIDE, self.place
+        try:
+            return self._turns.to_engine(value)
+        finally:
+            self.place = now
+
+    def _work(self, event: Work) -> Iterator[Any]:
+        randomness.put_back(event.states)
+        self._open(Iteration(kind=Kind.WORK, step=event.step, micro_batch=event.micro_batch))
+        yield event.contents
+        self._close()
+
+    def _extra(self, event: Committed) -> Iterator[Any]:
+        """Gives a body to a worker that had no micro-batch in a committed step: its loop must see each step too."""
+        assert self._trainer is not None
+        step = event.report.step
+        with ExitStack() as stack:
+            stack.enter_context(self._trainer.unrecorded())
+            contents = self._stream.load(step, 0)
+            randomness.seed_all(self._seed, step, 0, 0)
+            self._report = event.report
+            self._open(Iteration(kind=Kind.EXTRA, step=step, micro_batch=0))
+            self._extra_ends = stack.pop_all()
+        yield contents
+        self._close()
+
+    def _open(self, iteration: Iteration) -> None:
+        self._now, self.place = iteration, Place.BODY
+        self._groups = [dict(group) for group in self._optimizer.param_groups]
+        iteration.began = self._clock()
+
+    def _close(self) -> Iteration:
+        now = self._now
+        assert now is not None  # a body has run
+        now.check_end()
+        self._now = None
+        if self.place is Place.TAIL:
+            self._check_settings(now)
+            self._tail = randomness.states()
+        self.place = Place.OUTSIDE
+        return now
+
+    def _goes_backward(self) -> bool:
+        if self._now is None or self._turns.in_engine:
+            return False
+        if self._now.backward_at is None:
+            self._now.backward_at = self._clock()
+        return True
+
+    def _went_backward(self, loss: torch.Tensor) -> None:
+        assert self._now is not None
+        self._now.went_backward(loss, self._model.parameters())
+
+    def clip(self, max_norm: float) -> None:
+        """`job.clip_grad_norm_`."""
+        if not max_norm > 0:
+            raise TrainerError(f"job.clip_grad_norm_({max_norm}): max_norm must be above 0")
+        if self._now is None:
+            raise TrainerError("job.clip_grad_norm_() is called outside the body of a loop over the loader: call it after backward()")
+        self._now.clips(float(max_norm))
+
+    def step(self) -> None:
+        """`optimizer.step()`: ends the body's part in the step."""
+        self._check()
+        now = self._now
+        if now is None:
+            raise TrainerError("optimizer.step() is called outside a loop over the loader that job.prepare returned: call it in its body")
+        now.steps()
+        now.ended = self._clock()
+        gradients = take_gradients(self._model)
+        if now.kind is Kind.TRIAL:
+            self.place = Place.TAIL
+            return
+        if now.clip_norm != self._clip_norm:
+            raise TrainerError(
+                f"{now.where} {_clips(now.clip_norm)}, but the first one {_clips(self._clip_norm)}: an update has one norm, so every body "
+                "must call job.clip_grad_norm_ with the same max_norm"
+            )
+        self._check_settings(now)
+        if now.kind is Kind.EXTRA:
+            self._extra_ends.close()
+            randomness.seed_all(self._seed, "loop", now.step)
+            self._committed()
+            return
+        event = self._to_engine(_Done(now.total(), gradients))
+        if isinstance(event, Committed):
+            self._report = event.report
+            self._committed()
+        else:
+            self._event, self.place = event, Place.TAIL
+            randomness.put_back(self._tail)
+
+    def _committed(self) -> None:
+        self.place, self.took = Place.COMMITTED, True
+
+    def _check_settings(self, now: Iteration) -> None:
+        """Raises TrainerError if the body has changed settings of the step under way."""
+        for number, (before, group) in enumerate(zip(self._groups, self._optimizer.param_groups, strict=True)):
+            for name, value in group.items():
+                if name != "params" and not (name in before and same(before[name], value)):
+                    raise TrainerError(
+                        f"{now.where} changes {name} of parameter group {number} in the middle of the step: a step has one value, and each "
+                        "worker runs other bodies. Change settings where loader.report is not None, by loader.report.step"
+                    )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """`optimizer.zero_grad()`: drops the gradients that backwards have left in the model."""
+        self._model.zero_grad(set_to_none)
+
+    def _clock(self) -> float:
+        return time.thread_time() if self._job.gpu is None else time.perf_counter()
+
+    def _left(self) -> None:
+        """Notes that the loop was left by `break`, `return` or an exception. Errors cannot be raised here: Python drops them."""
+        if self.place is Place.COMMITTED:
+            self._turns.leave()
+        elif self._now is not None:
+            self._broken = TrainerError(
+                f"the loop was left in {self._now.where}, in the middle of the step, which others cannot take without this worker. Leave "
+                "it where loader.report is not None, after the same step on every worker: decide by a value that all have, such as "
+                "loader.report.loss"
+            )
+            self._job.raised(self._broken)
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+
+    def _returned(self, value: Any) -> None:
+        self._check()
+        if self._trainer is not None and self._behind is not None:
+            self._behind(value)
+
+
+def _clips(norm: float | None) -> str:
+    return "does not clip gradients" if norm is None else f"clips gradients to a norm of {norm}"

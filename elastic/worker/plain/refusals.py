@@ -1,0 +1,79 @@
+"""What a plain loop cannot be made exact with, with the reason and the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from elastic.errors import TrainerError
+
+_WRAPPERS = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
+_OF_THE_LOOP = {
+    "clip_norm": "call job.clip_grad_norm_(max_norm) in the body, after backward()",
+    "autocast": "use torch.autocast in the body",
+    "checkpoint_activations": "use torch.utils.checkpoint in the model",
+    "loss": "compute it in the body",
+    "data": "it is the third argument",
+}
+OPTIONS = ("exact", "grains", "on_nonfinite", "checkpoint", "every", "keep", "checkpoint_files", "names")
+
+
+def check_process() -> None:
+    """Raises TrainerError if the script has made a process group of its own."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise TrainerError(
+            "train_fn has called torch.distributed.init_process_group, but a group cannot go on without a lost worker: leave it out, and "
+            "what needs it (barriers, all_reduce of metrics); the runtime connects the workers itself"
+        )
+
+
+def check_model(model: Any) -> None:
+    """Raises TrainerError for what is not a module, or one that communicates by itself."""
+    if not isinstance(model, nn.Module):
+        raise TrainerError(f"the model is a {type(model).__name__}: give the nn.Module that the loop's body calls")
+    for name, module in model.named_modules():
+        found = next((base.__name__ for base in type(module).__mro__ if base.__name__ in _WRAPPERS), None)
+        if found is not None:
+            where = f"module {name} of the model" if name else "the model"
+            raise TrainerError(f"{where} is wrapped in {found}, which would average gradients by itself: give the module inside of it")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise TrainerError(f"parameter {name} is on the device meta, without values: make the model on the device that computes")
+        if hasattr(parameter, "placements"):
+            raise TrainerError(f"parameter {name} is a DTensor, made by FSDP or tensor parallelism: give the model as it was before")
+
+
+def check_optimizer(optimizer: Any, scheduler: Any) -> None:
+    """Raises TrainerError unless it is one optimizer, whose schedulers the runtime knows."""
+    if isinstance(optimizer, list | tuple | dict):
+        raise TrainerError(
+            f"the optimizer is a {type(optimizer).__name__}, but a plain loop has one optimizer: give one with several parameter groups "
+            "(a separate one for each part of the model, as in GANs, is not supported)"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise TrainerError(f"the optimizer is a {type(optimizer).__name__}: give a torch.optim.Optimizer over the model's parameters")
+    if scheduler is None:
+        check_schedulers(optimizer)
+    elif getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise TrainerError("the scheduler belongs to another optimizer: make it with the optimizer that is given to job.prepare")
+
+
+def check_schedulers(optimizer: Optimizer) -> None:
+    """Raises TrainerError if a scheduler was made from an optimizer without being given to `prepare`. Schedulers mark the optimizer."""
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        raise TrainerError(
+            "a learning rate scheduler was made for the optimizer, but job.prepare does not know it, so it would be stepped with every "
+            "micro-batch: write `model, optimizer, loader, scheduler = job.prepare(model, optimizer, data, scheduler=scheduler, ...)`, and "
+            "make the scheduler before"
+        )
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raises TrainerError for an argument that `prepare` does not have."""
+    for name in options:
+        if name not in OPTIONS:
+            advice = _OF_THE_LOOP.get(name, f"of Trainer's arguments it has {', '.join(OPTIONS)}")
+            raise TrainerError(f"job.prepare has no argument {name}=: {advice}")

@@ -1,0 +1,181 @@
+"""Train functions with plain loops, and the same trainings with a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from elastic.worker.job import Job
+from elastic.worker.trainer import Trainer
+
+STEPS, SAMPLES, WIDTH, CLASSES = 5, 4, 64, 7
+SIZES = {"batch_size": 32, "micro_batch_size": SAMPLES}
+
+
+class Net(nn.Module):
+    """BatchNorm, dropout, and a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.frozen = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.drop, self.last = nn.Dropout(0.1), nn.Linear(WIDTH, CLASSES)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.drop(self.frozen(torch.relu(self.norm(self.first(x))))))
+
+
+def model() -> Net:
+    torch.manual_seed(5)
+    return Net()
+
+
+def adamw(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([parameter for parameter in net.parameters() if parameter.requires_grad], lr=3e-3)
+
+
+def batch(step: int, micro_batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 * step + micro_batch)
+    return torch.randn(SAMPLES, WIDTH, generator=generator), torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+
+
+class Rows(torch.utils.data.Dataset[Any]):
+    """40 samples, one of which is an epoch of 40 / 32 steps."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.sin(torch.arange(WIDTH) * 0.1 + index) + 0.1 * torch.randn(WIDTH), index % CLASSES
+
+
+def by_trainer(job: Job, data: Any = batch) -> dict[str, Any]:
+    net = model()
+    trainer = Trainer(net, lambda output, given: functional.cross_entropy(output, given[1]), adamw(net), data, clip_norm=0.5, **SIZES)
+    reports = [(report.step, report.loss, report.grad_norm) for report in trainer.run(STEPS)]
+    return {"reports": reports, "digest": trainer.digest()}
+
+
+Seen = Callable[[Any, int], Any]
+
+
+def by_loop(job: Job, seen: Seen = lambda report, worker: None, body: Seen = lambda step, worker: None, **options: Any) -> dict[str, Any]:
+    """`seen` is called where a report is there, `body` in each body, with the number of steps that this worker has seen."""
+    net = model()
+    given = {"data": batch, "steps": STEPS, **SIZES, **options}
+    net, optimizer, loader = job.prepare(net, adamw(net), **given)
+    reports: list[Any] = []
+    bodies = 0
+    for x, y in loader:
+        bodies += 1
+        loss = functional.cross_entropy(net(x), y)
+        loss.backward()
+        body(len(reports), job.worker)
+        job.clip_grad_norm_(0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (report := loader.report) is not None:
+            reports.append((report.step, report.loss, report.grad_norm))
+            seen(report, job.worker)
+    return {"reports": reports, "digest": loader.digest(), "bodies": bodies}
+
+
+def rates(job: Job, kind: str) -> dict[str, Any]:
+    """The learning rates of the steps, by a scheduler that is stepped with each step, or after each epoch."""
+    net = model()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    net, optimizer, loader, scheduler = job.prepare(net, optimizer, Rows(), scheduler=scheduler, **SIZES)
+    found: list[Any] = []
+    for _ in range(3):
+        for x, y in loader:
+            functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if kind == "step":
+                scheduler.step()
+            if loader.report is not None:
+                found.append((loader.report.step, loader.report.lr))
+        if kind == "epoch":
+            scheduler.step()
+    return {"rates": found, "digest": loader.digest(), "last": scheduler.get_last_lr()}
+
+
+class Both(nn.Module):
+    """Returns its losses, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.head = Net(), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = torch.utils.checkpoint.checkpoint(self.head, x, use_reentrant=False)
+        return {"loss": functional.cross_entropy(self.net(x), y), "size": hidden.pow(2).mean()}
+
+
+def two_losses(job: Job) -> dict[str, Any]:
+    """Two backwards in a body, autocast, and activation checkpointing in the model."""
+    torch.manual_seed(6)
+    net: Any = Both()
+    net, optimizer, loader = job.prepare(net, adamw(net), batch, steps=3, **SIZES)
+    losses = []
+    for x, y in loader:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = net(x, y)
+        outputs["loss"].backward(retain_graph=True)
+        (0.1 * outputs["size"]).backward()
+        optimizer.step()
+        if loader.report is not None:
+            losses.append(loader.report.loss)
+    return {"reports": losses, "digest": loader.digest()}
+
+
+def two_losses_by_trainer(job: Job) -> dict[str, Any]:
+    torch.manual_seed(6)
+    net = Both()
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = net
+
+        def forward(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.both(**given)
+
+    data = lambda step, micro_batch: {"given": dict(zip("xy", batch(step, micro_batch), strict=True))}  # noqa: E731
+    trainer = Trainer(Whole(), lambda output, _: output["loss"] + 0.1 * output["size"], adamw(net), data, **SIZES)
+    return {"reports": [report.loss for report in trainer.run(3)], "digest": trainer.digest()}
+
+
+def early(job: Job) -> dict[str, Any]:
+    """Leaves the loop where a report says so, and goes on in another one."""
+    net = model()
+    net, optimizer, loader = job.prepare(net, adamw(net), batch, steps=STEPS, **SIZES)
+    found: list[Any] = []
+
+    def take(stop: int) -> Iterator[Any]:
+        for x, y in loader:
+            functional.cross_entropy(net(x), y).backward()
+            job.clip_grad_norm_(0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            if (report := loader.report) is not None:
+                yield report.step, report.loss, report.grad_norm
+                if report.step == stop:
+                    break
+
+    found += take(1)
+    first = loader.digest()
+    found += take(99)
+    return {"reports": found, "digest": loader.digest(), "first": first}
+
+
+by_dataset = partial(by_loop, data=Rows())
+by_trainer_with_dataset = partial(by_trainer, data=Rows())

@@ -1,0 +1,179 @@
+"""Tests that a plain loop has the bits of a Trainer, on any number of workers, and whoever dies wherever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from elastic.worker.job import Job
+from tests.plain import loops
+from tests.recovery import forks
+from tests.recovery.forks import Agent, WorkerFailed, die, when
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "LAYERS", 1)
+
+
+@cache
+def expected(train: Callable[[Job], dict[str, Any]] = loops.by_trainer) -> dict[str, Any]:
+    return forks.run(1, train=train).results[0]
+
+
+def check(agent: Agent, calm: dict[str, Any], names: tuple[str, ...] = ("reports",)) -> None:
+    assert agent.view is not None
+    for name in names:
+        assert all(result[name] == calm[name] for result in agent.results.values())
+    assert agent.results[agent.view.coordinator]["digest"] == calm["digest"]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long), 4])
+def test_it_has_the_bits_of_a_trainer(workers: int) -> None:
+    agent = forks.run(workers, train=loops.by_loop)
+    check(agent, expected())
+    assert sum(result["bodies"] for result in agent.results.values()) == loops.STEPS * 8 + workers  # and a trial each
+
+
+@pytest.mark.long
+def test_it_shuffles_a_dataset_as_a_trainer_does() -> None:
+    check(forks.run(2, train=loops.by_dataset), expected(loops.by_trainer_with_dataset))
+
+
+@pytest.mark.parametrize(
+    "phase",
+    ["backward", *(pytest.param(phase, marks=pytest.mark.long) for phase in ("forward", "reduce", "ready", "apply", "gather"))],
+)
+def test_a_worker_that_dies_changes_nothing(phase: str) -> None:
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, phase, 3, die)
+
+    agent = forks.run(3, train=loops.by_loop, prepare=prepare)
+    assert agent.live == [0, 2]
+    check(agent, expected())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["seen", "body"])
+def test_a_worker_that_dies_in_a_body_changes_nothing(place: str) -> None:
+    def dies(seen: Any, worker: int) -> None:
+        if worker == 1 and (seen == 3 or getattr(seen, "step", -1) == 3):
+            die()
+
+    agent = forks.run(3, train=partial(loops.by_loop, **{place: dies}))
+    assert agent.live == [0, 2]
+    check(agent, expected())
+
+
+def test_a_worker_that_joins_takes_the_rest_of_the_steps() -> None:
+    def prepare(job: Job) -> None:
+        if job.worker == 1:
+            when(job, "backward", 2, die)
+
+    agent = forks.run(2, train=loops.by_loop, prepare=prepare, least=2)
+    assert sorted(agent.results) == [0, 2]
+    calm = expected()
+    assert agent.results[0]["reports"] == calm["reports"]
+    assert agent.results[2]["reports"] == calm["reports"][-len(agent.results[2]["reports"]) :]
+    assert agent.results[0]["digest"] == calm["digest"]
+
+
+@pytest.mark.long
+def test_a_worker_without_a_micro_batch_sees_each_step() -> None:
+    few = partial(loops.by_loop, batch_size=2 * loops.SAMPLES)
+    agent = forks.run(3, train=few)
+    check(agent, expected(few))
+    assert all(len(result["reports"]) == loops.STEPS for result in agent.results.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("kind", ["step", "epoch"])
+def test_a_scheduler_is_stepped_once_a_step_or_once_an_epoch(kind: str, workers: int) -> None:
+    agent = forks.run(workers, train=partial(loops.rates, kind=kind))
+    steps = {"step": [0, 1, 2], "epoch": [0, 1, 2]}[kind]  # the passes end after 1, 2 and 3 steps: 40, 80 and 120 samples of 32
+    wanted = [(step, 0.1 * 0.5**step) for step in steps]
+    assert all(result["rates"] == wanted and result["last"] == [0.1 * 0.5**3] for result in agent.results.values())
+
+
+@pytest.mark.long
+def test_several_losses_autocast_and_checkpointed_activations() -> None:
+    check(forks.run(2, train=loops.two_losses), expected(loops.two_losses_by_trainer))
+
+
+@pytest.mark.long
+def test_a_loop_that_is_left_early_goes_on_in_the_next_one() -> None:
+    agent = forks.run(2, train=loops.early)
+    check(agent, expected())
+    assert agent.results[0]["first"] not in (None, agent.results[0]["digest"])
+
+
+def run_body(body: Callable[..., Any], job: Job, **options: Any) -> dict[str, Any]:
+    net = loops.model()
+    net, optimizer, loader = job.prepare(net, loops.adamw(net), loops.batch, steps=2, **loops.SIZES, **options)
+    for x, y in loader:
+        if body(job, optimizer, loader, functional.cross_entropy(net(x), y)):
+            break
+    return {}
+
+
+def left_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> bool:
+    loss.backward()
+    optimizer.step()
+    return loader._loop.built
+
+
+def clips_later(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
+    loss.backward()
+    if loader._loop.built:
+        job.clip_grad_norm_(1.0)
+    optimizer.step()
+
+
+def sets_a_rate_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
+    loss.backward()
+    if loader._loop.built:
+        optimizer.param_groups[0]["lr"] *= 0.5
+    optimizer.step()
+
+
+def digests_in_a_step(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
+    loss.backward()
+    optimizer.step()
+    if loader._loop.built:
+        loader.digest()
+
+
+def is_not_finite(job: Any, optimizer: Any, loader: Any, loss: torch.Tensor) -> None:
+    (loss / (0.0 if loader._loop.built else 1.0)).backward()
+    optimizer.step()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (left_in_a_step, r"the loop was left in the body of the loop \(step 0, micro-batch 0\), in the middle of the step.*loader.report"),
+        (clips_later, r"clips gradients to a norm of 1.0, but the first one does not clip gradients"),
+        (sets_a_rate_in_a_step, r"changes lr of parameter group 0 in the middle of the step"),
+        (digests_in_a_step, r"loader.digest\(\) is called in the middle of a step"),
+        (is_not_finite, r"NonFinite: the loss of step 0, micro-batch 0 is inf"),
+    ],
+)
+def test_what_cannot_be_exact_ends_the_job_with_the_reason(body: Callable[..., Any], message: str) -> None:
+    def train(job: Job) -> dict[str, Any]:
+        found = run_body(body, job)
+        assert job.behind is not None
+        job.behind(None)  # as when train_fn returns
+        return found
+
+    with pytest.raises(WorkerFailed, match=message):
+        forks.run(1, train=train)
