@@ -8,9 +8,12 @@ processes with an event loop, etcd sessions and connections of their own.
 
 from __future__ import annotations
 
+import cProfile
 import gc
+import itertools
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -70,6 +73,8 @@ def start(folder: Path, launchers: list[int], options: Mapping[str, object]) -> 
             for each in launchers:
                 if each != launcher:
                     os.close(each)
+            if host == COORDINATOR and options["profile"]:
+                _profile(str(options["profile"]))
             _supervise(host, launcher, agents_end, workers)
             os._exit(0)
         agents_end.close()
@@ -103,6 +108,20 @@ def _supervise(host: int, launcher: int, workers: socket.socket, pid: int) -> No
             os.nice(-10)
     sys.argv[1:] = [str(launcher)]
     main.main()
+
+
+def _profile(path: str) -> None:
+    """Profiles this process's main thread. Each SIGUSR1 writes what was spent since the last one to `path`, with a number at its end."""
+    profiles, count = [cProfile.Profile()], itertools.count()
+
+    def write(*_: object) -> None:
+        profiles[-1].disable()
+        profiles[-1].dump_stats(f"{path}.{next(count)}")
+        profiles.append(cProfile.Profile())
+        profiles[-1].enable()
+
+    signal.signal(signal.SIGUSR1, write)
+    profiles[-1].enable()
 
 
 def serve() -> None:

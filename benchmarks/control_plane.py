@@ -12,6 +12,9 @@ Since all agents share this machine's processors, figures are worse than with a 
 - found: from the moment that the last host's agent is asked to take part, while all others wait for it, until the first view has arrived
   at the last worker. Workers are started, announce themselves, and get the view in this time.
 - lost: from SIGKILL of all processes of one host until the view without it has arrived at the last worker.
+- cpu: processor seconds of the coordinator's agent, of the other agents and of the processes that play workers (median and largest), and of
+  etcd; and what the machine's processors could give in that time. If that is nearly the sum of all, the machine is what takes the time.
+  The same in a second in which nothing changes.
 - etcd: requests that etcd counts (its own metrics) from just before the loss until a second after the view has arrived, without those of
   leases, which all agents renew all the time.
 """
@@ -70,8 +73,8 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def etcd(folder: Path) -> Iterator[str]:
-    """Runs an etcd of one member with default settings on loopback; yields its `host:port`."""
+def etcd(folder: Path) -> Iterator[tuple[str, int]]:
+    """Runs an etcd of one member with default settings on loopback; yields its `host:port`, and its process id."""
     client, peer = (f"127.0.0.1:{port}" for port in _free_ports(2))
     flags = {"data-dir": folder / "etcd", "listen-client-urls": f"http://{client}", "advertise-client-urls": f"http://{client}"}
     flags |= {"listen-peer-urls": f"http://{peer}", "initial-advertise-peer-urls": f"http://{peer}"}
@@ -86,7 +89,7 @@ def etcd(folder: Path) -> Iterator[str]:
             with suppress(OSError):
                 requests(client)
                 break
-        yield client
+        yield client, process.pid
     finally:
         process.kill()
         process.wait()
@@ -96,6 +99,37 @@ def requests(address: str) -> dict[str, int]:
     """Returns how many requests etcd has served, by method, as it counts them itself."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5.0) as answer:
         return {name: int(float(count)) for name, count in _HANDLED.findall(answer.read().decode())}
+
+
+def processor_seconds(pid: int) -> float:
+    """Returns the processor seconds that all threads of a process have used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Processor seconds that each process had used at a moment; `pids` are those of agent and workers, by host, the coordinator's first."""
+
+    at: float
+    pids: list[tuple[int, int]]
+    used: dict[int, float]
+    etcd: int
+
+    def since(self, before: Spent) -> dict[str, Any]:
+        """Returns what was used between two moments, by the hosts that were there at the second one."""
+        used = {pid: seconds - before.used[pid] for pid, seconds in self.used.items()}
+        agents, played = ([used[pair[which]] for pair in self.pids] for which in (0, 1))
+        machine = (self.at - before.at) * len(os.sched_getaffinity(0))
+        kinds = {"agent": agents[1:] or [0.0], "played": played}
+        return {
+            "seconds": self.at - before.at,
+            "coordinator": agents[0],
+            **{kind: {"median": statistics.median(each), "most": max(each)} for kind, each in kinds.items()},
+            "etcd": used[self.etcd],
+            "all": sum(used.values()),
+            "machine": machine,
+        }
 
 
 @dataclass(kw_only=True)
@@ -110,6 +144,8 @@ class Hosts:
     arrived: dict[int, dict[str, dict[str, Any]]] = field(default_factory=dict)
     learnt: dict[int, set[str]] = field(default_factory=dict)
     checked: list[float] = field(default_factory=list)
+    etcd: int = 0
+    profiled: bool = False
 
     @property
     def left(self) -> set[str]:
@@ -135,6 +171,17 @@ class Hosts:
             if time.monotonic() > deadline:
                 raise SystemExit(f"no agent says {words!r}")
             time.sleep(0.01)
+
+    def next_profile(self) -> None:
+        """Ends a part of the coordinator's profile, if there is one."""
+        if self.profiled:
+            os.kill(self.processes[COORDINATOR][0], signal.SIGUSR1)
+
+    def spent(self) -> Spent:
+        """Returns the processor seconds that the processes of hosts which are not lost, and etcd, have used so far."""
+        left = [pids for host, pids in enumerate(self.processes) if host not in self.lost]
+        used = {pid: processor_seconds(pid) for pids in left for pid in pids}
+        return Spent(at=time.monotonic(), pids=left, used={**used, self.etcd: processor_seconds(self.etcd)}, etcd=self.etcd)
 
     def _heard(self, deadline: float) -> dict[str, Any]:
         """Returns the next report of workers. An agent that ends meanwhile, or no report until `deadline`, ends the benchmark."""
@@ -204,8 +251,8 @@ def hosts(folder: Path, count: int, options: dict[str, Any]) -> Iterator[Hosts]:
             launcher.close()
 
 
-def start(made: Hosts, address: str, workers: int, stages: int) -> float:
-    """Asks the coordinator's agent to begin, then the others, a few at a time; returns when the last one was asked.
+def start(made: Hosts, address: str, workers: int, stages: int) -> tuple[float, Spent]:
+    """Asks the coordinator's agent to begin, then the others, a few at a time; returns when the last one was asked, and what was used then.
 
     They share few processors: with all at once, some would be so late that they count as lost.
     """
@@ -213,17 +260,20 @@ def start(made: Hosts, address: str, workers: int, stages: int) -> float:
         name="large", workers=workers, train_fn="train.py:train", isa=best_isa(), stages=stages, etcd=address, shared=True, memory=1 << 40
     )
     sharing = Sharing(secret="5" * 64, interface="127.0.0.1", least=len(made.launchers))
-    began = time.monotonic()
+    began, spent = time.monotonic(), made.spent()
     for host, launcher in enumerate(made.launchers):
         if host == COORDINATOR + 1:
             made.until_said("waiting for")
         if host % _TOGETHER == 0 or host == len(made.launchers) - 1:
             made.until_said(_THERE, max(0, host - COORDINATOR - 1))
+        if host == len(made.launchers) - 1:
+            made.next_profile()
+            spent = made.spent()
         began = time.monotonic()
         request = {"type": "start", "settings": settings.to_json(), "directory": str(made.folder / str(host)), "environment": {}}
         more = {"import_path": [], "argv": [], "modules": {}, "sharing": asdict(sharing), "incarnation": None}
         launcher.send({**request, **more})
-    return began
+    return began, spent
 
 
 def _workers_of(made: Hosts, host: int) -> list[int]:
@@ -257,17 +307,22 @@ def main(
     losses: Annotated[int, typer.Option(help="Hosts that are lost, one after the other.")] = 3,
     step_s: Annotated[float, typer.Option(help="Seconds of a step: workers report as often, at most four times a second.")] = 1.0,
     check_every: Annotated[int, typer.Option(help="One worker of one in so many hosts checks proposals as real workers do; 0: none.")] = 64,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write cProfile's figures of the coordinator here, with .0 (founding), .1, ...")
+    ] = None,
     path: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     keep: Annotated[bool, typer.Option(help="Keep what agents have said, and print where.")] = False,
 ) -> None:
     """Prints one JSON object."""
     shape = Shape()
     options = {"shape": {"blocks": shape.blocks, "dim": shape.dim}, "step_s": step_s, "check_every": check_every}
+    options["profile"] = None if profile is None else str(profile.absolute())
     folder = Path(tempfile.mkdtemp(prefix="elastic-control-"))
     try:
         with ExitStack() as stack:
-            address = stack.enter_context(etcd(folder))
+            address, process = stack.enter_context(etcd(folder))
             made = stack.enter_context(hosts(folder, count, options))
+            made.etcd, made.profiled = process, profile is not None
             figures = measured(made, address, workers, stages, losses)
     finally:
         if keep:
@@ -283,23 +338,36 @@ def main(
 def measured(made: Hosts, address: str, workers: int, stages: int, losses: int) -> dict[str, Any]:
     """Founds the job, loses hosts, and returns the figures."""
     before = requests(address)
-    began = start(made, address, workers, stages)
+    began, cpu = start(made, address, workers, stages)
     found_s = made.wait(1) - began
-    founding = counted(before, requests(address))
+    founding, founding_cpu = counted(before, requests(address)), made.spent().since(cpu)
     made.wait(1, learnt=True)
     changes = []
     for number, host in enumerate(range(len(made.processes) - losses, len(made.processes))):
         time.sleep(2.0)  # it trains for a while
-        before, count = requests(address), _background(address)
+        cpu, count = made.spent(), _background(address)
+        idle = made.spent().since(cpu)
         before = requests(address)
+        made.next_profile()
+        cpu = made.spent()
         at = made.lose(host, _workers_of(made, host))
         there = made.wait(number + 2) - at
+        used = made.spent().since(cpu)
+        made.next_profile()
         time.sleep(_AFTER_S)
         spent = counted(before, requests(address))
         made.wait(number + 2, learnt=True)
-        changes.append({"view_s": there, "etcd": spent, "etcd_idle_per_s": count, **_phases(made, number + 2)})
+        figures = {"view_s": there, "cpu_s": used, "cpu_idle_s": idle, "etcd": spent, "etcd_idle_per_s": count}
+        changes.append({**figures, **_phases(made, number + 2)})
     medians = {"view_s": statistics.median(each["view_s"] for each in changes)} if changes else {}
-    return {"found_s": found_s, "found_etcd": founding, **medians, "checked_s": made.checked, "changes": changes}
+    return {
+        "found_s": found_s,
+        "found_cpu_s": founding_cpu,
+        "found_etcd": founding,
+        **medians,
+        "checked_s": made.checked,
+        "changes": changes,
+    }
 
 
 def counted(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -67,6 +67,12 @@ class AgentLink:
             self._channel.send(message)
             self._watch()
 
+    def send_line(self, line: bytes) -> None:
+        """Queues a message that was encoded once for many links, otherwise like `send`."""
+        if not self.closed:
+            self._channel.send_line(line)
+            self._watch()
+
     def close(self) -> None:
         """Sends what the kernel takes at once, and closes the connection."""
         if not self.closed:

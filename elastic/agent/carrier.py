@@ -62,6 +62,9 @@ class LocalCarrier:
     def tell_agent(self, message: Message) -> None:
         """Sends nothing: this is the host's agent."""
 
+    def pass_on(self, line: bytes) -> None:
+        """Sends nothing: this is the host's agent."""
+
     def offers(self, workers: Iterable[int]) -> list[Inventory]:
         found = (self._crew.segments.offer(self._crew.workers[number]) for number in workers)
         return [inventory for inventory in found if inventory is not None]

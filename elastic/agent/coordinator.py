@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elastic.agent import live, requests
+from elastic.agent.background import Background
 from elastic.agent.founders import Founders, hindrance, watched
 from elastic.agent.hosts import HostCarrier, Hosts
 from elastic.agent.job_facts import JobFacts
@@ -83,6 +84,7 @@ class Coordinator:
         self._stop_watch = StopProgress()
         self._asked_at = 0.0  # when the stop was requested
         self._reports = JobReports(start.settings.grace_s)
+        self._background = Background(loop.post)
         self._spare_bytes = 0  # what a spare takes
         self._power: JobPower | None = None
         if start.sharing is None:
@@ -100,6 +102,7 @@ class Coordinator:
         if self._driver is not None:
             self._show()
         self._loop.clear_timer("live")
+        self._background.close()
         if self._power is not None:
             self._power.close()
         if self._driver is not None:
@@ -398,28 +401,36 @@ class Coordinator:
             self._finish(returned_early(returned, waiting))
         elif len(waiting) == len(workers):
             try:
-                self._make_view()
+                self._plan_first_view()
             except ElasticError as error:
                 self._finish(failed(type(error), str(error)))
 
-    def _make_view(self) -> None:
+    def _plan_first_view(self) -> None:
+        """Computes the first view aside from the loop: with hundreds of workers that takes long."""
         settings = self._settings
         announced = {number: self.hosts.worker(number).announced or {} for number in self._founders.numbers}
         ready = {number: Ready.from_json(each, self.hosts.host_of(number), settings.memory) for number, each in announced.items()}
         self._spare_bytes = max(each.whole for each in ready.values())
-        try:
-            view = found(ready, settings.stages, self._site(), None if settings.plan is None else SavedPlan.from_json(settings.plan))
-        except PlanError as error:
-            if not self.hosts.spares or settings.memory is not None:
-                raise
-            raise PlanError(f"{error}. Each spare takes {readable(self._spare_bytes)} of its host: fewer spares leave more") from error
+        saved = None if settings.plan is None else SavedPlan.from_json(settings.plan)
+        self._publishing = True
+        parts = (ready, settings.stages, self._site(), saved)
+        self._background.run(lambda: _view_or_error(*parts), lambda view: self._make_view(view, ready))
+
+    def _make_view(self, view: View | ElasticError, ready: Mapping[int, Ready]) -> None:
+        settings = self._settings
+        if self._over:
+            return
+        if isinstance(view, ElasticError):
+            few = f". Each spare takes {readable(self._spare_bytes)} of its host: fewer spares leave more"
+            spares = isinstance(view, PlanError) and self.hosts.spares and settings.memory is None
+            self._finish(failed(type(view), f"{view}{few if spares else ''}"))
+            return
         if settings.plans_only:
             self._finish({"type": "done", "value": described(view.plan, view.fleet, view.workload), "epoch": 0, "stopped": False})
             return
         first = ready[view.coordinator]
         self.facts = JobFacts(settings=settings.for_others(), founder=first.to_json(), views=[view.to_json()])
         self.hosts.tell_agents({"type": "job", "facts": self.facts.to_json()})  # before it is committed: then others can take over
-        self._publishing = True
         self._etcd_thread.run(
             EtcdTask(
                 call=partial(self._session.publish, view),
@@ -509,6 +520,7 @@ class Coordinator:
             incident=self.record.incident,
             clocking=(lambda: None) if self._power is None else self._power.clocking,
             deposed=lambda why: self._finish({"type": "rejoin", "why": why}),
+            compute=self._background.run,
         )
 
     def _committed(self, view: View) -> None:
@@ -564,3 +576,10 @@ class Coordinator:
         elif not self._loop.timing("grace"):
             self.hosts.tell(members, {"type": "leave"})
             self._loop.set_timer(self._settings.grace_s, lambda: self._finish(done), "grace")
+
+
+def _view_or_error(ready: Mapping[int, Ready], stages: int | None, site: Site, saved: SavedPlan | None) -> View | ElasticError:
+    try:
+        return found(ready, stages, site, saved)
+    except ElasticError as error:
+        return error

@@ -90,14 +90,17 @@ def unfit(report: HostReport, demand: Demand, name: str, room: int, present: Col
 
 def warnings(report: HostReport) -> list[str]:
     """Returns what is strange about a host, and no reason to refuse it."""
-    slow = [
-        f"the link {direction} host {other} passes only {speed(way)}"
-        for other, link in sorted(report.links.items())
+    slow = sorted(
+        (way.rate, f"the link {direction} host {other} passes only {speed(way)}")
+        for other, link in report.links.items()
         for direction, way in (("to", link.there), ("from", link.back))
         if way is not None and way.rate is not None and way.rate < _SLOW_LINK
+    )
+    links = [
+        sentence + (f", and {len(slow) - 1} more pass less than {_SLOW_LINK / 1e6:g} MB/s" if slow[1:] else "") for _, sentence in slow[:1]
     ]
     stolen = [f"other machines on its hardware take {report.steal:.0%} of its processors"] if (report.steal or 0.0) > _STEAL else []
-    return slow + stolen
+    return links + stolen
 
 
 def broken_link(name: str, other: str, link: LinkReport) -> str:

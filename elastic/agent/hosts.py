@@ -10,7 +10,7 @@ from elastic.agent.remote_carrier import RemoteCarrier
 from elastic.agent.supervision import WorkerProcess
 from elastic.control.carrier import Carrier, Death
 from elastic.health.evidence import Observed
-from elastic.host.channel import Message
+from elastic.host.channel import Message, encoded
 from elastic.host.facts import HostFacts
 from elastic.observe.incident import Incident
 from elastic.recovery.inventory import Inventory
@@ -32,6 +32,7 @@ class HostCarrier(Protocol):
     def tell(self, workers: Iterable[int], message: Message, segments: Iterable[int] = ()) -> None: ...
     def tell_all(self, message: Message) -> None: ...
     def tell_agent(self, message: Message) -> None: ...
+    def pass_on(self, line: bytes) -> None: ...
     def offers(self, workers: Iterable[int]) -> list[Inventory]: ...
     def release(self, workers: Iterable[int]) -> None: ...
     def end(self, worker: int, why: str) -> None: ...
@@ -123,8 +124,8 @@ class Hosts(Carrier):
     def freeze(self, modules: dict[str, Any]) -> None:
         """Makes later workers of every host run these modules in their present state."""
         self._frozen = modules
-        for host in self.present.values():
-            host.freeze(modules)
+        self.local.freeze(modules)
+        self.tell_agents({"type": "freeze", "modules": modules})
 
     def fork(self, worker: int, host: str, *, first: bool = False, joins: bool = True) -> None:
         """Starts a worker on a host; `first` and `joins` are as in `Crew.fork`. Call `starting` with its number before."""
@@ -142,7 +143,8 @@ class Hosts(Carrier):
 
     def tell_agents(self, message: Message) -> None:
         """Sends a message to the agents of the other hosts."""
-        self.each(lambda host: host.tell_agent(message))
+        line = encoded(message)
+        self.each(lambda host: host.pass_on(line))
 
     def start(self, workers: Iterable[int]) -> None:
         workers = [*workers]
@@ -165,8 +167,8 @@ class Hosts(Carrier):
     def tell_all(self, message: Message) -> None:
         """Sends a message to every worker, also to those that are started later."""
         self._standing.append(message)
-        for host in self.present.values():
-            host.tell_all(message)
+        self.local.tell_all(message)
+        self.tell_agents({"type": "tell_all", "message": message})
 
     def offers(self, workers: Iterable[int]) -> list[Inventory]:
         return [offer for name, numbers in self._by_host(workers).items() for offer in self.present[name].offers(numbers)]
@@ -187,11 +189,13 @@ class Hosts(Carrier):
         return self._hosts[worker.number].death(worker)
 
     def log(self, found: Incident) -> None:
-        self.each(lambda host: host.log(found))
+        self.local.log(found)
+        self.tell_agents({"type": "incident", "incident": found.to_json()})
 
     def record(self, view: View) -> None:
         members = members_of(view, {number: worker.pid for number, worker in self.workers.items()})
-        self.each(lambda host: host.write(members))
+        self.local.write(members)
+        self.tell_agents({"type": "record", "members": members})
 
     def each(self, act: Callable[[HostCarrier], None]) -> None:
         """Calls `act` with every host."""

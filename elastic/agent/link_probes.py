@@ -3,7 +3,8 @@
 The agent that checks dials each other one, sends it bursts, and is dialled and sent bursts by it in turn: hosts that reach each other in
 one direction only cannot train together. Speeds are those of the agents' own connections, so links of workers have these or more.
 
-    dialer -> acceptor    burst {data} | burst_end {} | probe_end {name, back}; with `back`, the address at which to dial `name` back
+    dialer -> acceptor    burst {data} | burst_end {} | probe_end {name, back, most}; with `back`, the address at which to dial `name` back,
+                          to send it bursts of `most` bytes
     acceptor -> dialer    burst_heard {} | back {rate, why}
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,8 +27,9 @@ from elastic.host.channel import Message
 _PIECE = "x" * (1 << 16)
 _BURSTS = (1 << 16, 1 << 20, 8 << 20)  # a larger one only where it takes no longer than _BURST_S
 _BURST_S, _MOST_BURSTS = 0.3, 5
-_ALL_BYTES = 32 << 20  # of one check, so that a host that joins a hundred others does not keep them from their work
-_AGAIN_S, _TRIES = 0.2, 5  # a connection that is refused may be one too many at that moment
+_ALL_BYTES = 32 << 20  # of one check in each direction, so that a host that joins a hundred others does not keep them from their work
+_AT_ONCE = 8  # probes of one check: with more, each would be measured with a small part of the host's network
+_AGAIN_S, _TRIES = 0.2, 5  # a connection that is refused may be one too many at that moment; one that ends, of an agent that is very busy
 _LIMIT_S = 10.0
 
 _numbers = itertools.count()
@@ -75,21 +78,27 @@ class LinkProbes:
         elif kind == "probe_end" and message["back"] is not None:
             ip, port = message["back"]
             answer = lambda way, _: link.send({"type": "back", "rate": way.rate, "why": way.why})  # noqa: E731
-            self._probe(message["name"], (ip, port), None, answer)
+            self._probe(message["name"], (ip, port), None, answer, most=min(message["most"], _ALL_BYTES))
         return kind in ("burst", "burst_end", "probe_end")
 
     def check(self, others: Mapping[str, Address], done: Callable[[dict[str, LinkReport]], None]) -> None:
-        """Checks the links to `others`, and calls `done` once with what was found, within `_LIMIT_S`."""
+        """Checks the links to `others`, some at a time, each within `_LIMIT_S`; calls `done` once with what was found."""
         found: dict[str, LinkReport] = {}
+        waiting = deque(others.items())
         size = _ALL_BYTES // max(1, len(others))
 
         def one(name: str, there: Way, back: Way | None) -> None:
             found[name] = LinkReport(there=there, back=back)
-            if len(found) == len(others):
+            if waiting:
+                begin(*waiting.popleft())
+            elif len(found) == len(others):
                 done(found)
 
-        for name, address in others.items():
-            self._probe(name, address, self.address, lambda there, back, name=name: one(name, there, back), most=size)
+        def begin(name: str, address: Address) -> None:
+            self._probe(name, address, self.address, lambda there, back: one(name, there, back), most=size)
+
+        for _ in range(min(_AT_ONCE, len(others))):
+            begin(*waiting.popleft())
         if not others:
             self._loop.post(lambda: done(found))
 
@@ -105,13 +114,13 @@ class LinkProbes:
     def _forget(self, link: AgentLink) -> None:
         self._links.discard(link)
 
-    def _probe(self, name: str, to: Address, back: Address | None, done: Callable[[Way, Way | None], None], most: int = _ALL_BYTES) -> None:
+    def _probe(self, name: str, to: Address, back: Address | None, done: Callable[[Way, Way | None], None], *, most: int) -> None:
         def ended(there: Way, other: Way | None) -> None:
             self._probes.discard(probe)
             done(there, other)
 
         dials = partial(dial, self._loop, secret_of(self._key, name), to, tls=self._tls)
-        probe = _Probe(self._loop, dials, {"type": "probe_end", "name": self._name, "back": back}, most, ended)
+        probe = _Probe(self._loop, dials, {"type": "probe_end", "name": self._name, "back": back, "most": most}, most, ended)
         self._probes.add(probe)
         probe.begin()
 
@@ -155,11 +164,16 @@ class _Probe:
 
     def _refused(self, error: LinkError) -> None:
         self._give_up = lambda: None
+        if not self._again():
+            self._end(Way(why=str(error)), None)
+
+    def _again(self) -> bool:
+        """Dials again after a while, unless it has failed so often; returns whether it does."""
+        self._link = None
         self._failures += 1
         if self._failures < _TRIES:
             self._loop.set_timer(_AGAIN_S, self._dial, self._retry)
-        else:
-            self._end(Way(why=str(error)), None)
+        return self._failures < _TRIES
 
     def _connected(self, stream: Stream) -> None:
         self._give_up = lambda: None
@@ -195,11 +209,15 @@ class _Probe:
         return took < _BURST_S and len(self._sizes) > 1 and self._bursts < _MOST_BURSTS
 
     def _lost(self, why: str) -> None:
+        if not self._again():
+            self._fail(why)
+
+    def _fail(self, why: str) -> None:
         self._end(*((Way(why=why), None) if self._rate is None else (Way(rate=self._rate), Way(why=why))))
 
     def _late(self) -> None:
         connected = "no connection" if self._link is None else "a connection, but nothing gets through it,"
-        self._lost(f"{connected} for {_LIMIT_S:g} s")
+        self._fail(f"{connected} for {_LIMIT_S:g} s")
 
     def _end(self, there: Way, back: Way | None) -> None:
         if not self._over:

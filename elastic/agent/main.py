@@ -18,6 +18,7 @@ from elastic.host.rundir import RunDirectory
 from elastic.settings import job_mark
 
 _OBJECTS = 100_000
+_SWITCH_S = 5e-4
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
     continue_without_parent()
     default_children()
     _seldom_collect()
+    _switch_often()
     launcher = Channel.adopt(int(sys.argv[1]))
     messages: list[Message] = []
     while not messages and not launcher.closed:
@@ -48,6 +50,11 @@ def _seldom_collect() -> None:
     objects, which would be gone through again and again meanwhile, for nothing."""
     gc.freeze()
     gc.set_threshold(_OBJECTS, 50, 100)
+
+
+def _switch_often() -> None:
+    """Lets the event loop run soon while another thread computes: each of its system calls may cost it one such interval."""
+    sys.setswitchinterval(_SWITCH_S)
 
 
 def _run(launcher: Channel, start: Start) -> tuple[Message | None, bool]:

@@ -32,7 +32,7 @@ from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask
 from elastic.membership.founding import Ready, check_equal
 from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.inventory import Inventory
-from elastic.recovery.proposal import REPLACED_S
+from elastic.recovery.proposal import REPLACED_S, Proposal
 from elastic.settings import JobSettings
 from elastic.view import Member, View
 
@@ -66,6 +66,7 @@ class Driver:
         self._finished, self._dead, self._ending = set[int](), set[int](), set[int]()
         self._lost_at: float | None = None
         self._saved = False
+        self._packed: Packed | None = None  # the last proposal, encoded
         self._replaced_s = REPLACED_S
         self._events: deque[events.Event] = deque()
         self._feeding = False
@@ -321,24 +322,33 @@ class Driver:
         self._at_etcd(action.attempt_id, lambda: self._world.attempts.begin(action.attempt_id), burned)
 
     def _propose(self, action: events.Propose) -> None:
+        """Computes the proposal aside from the loop: with hundreds of workers that takes long. Another attempt may begin meanwhile."""
         self._incident_log.note(lambda timeline, now: timeline.inventoried(now))
         offers = self._world.carrier.offers(sorted(self._dead))
-        try:
-            proposal = self._world.propose(action, self._terms(offers))
-        except ElasticError as error:
-            kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
-            if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
-                kind = "CoverageLost"  # a saved checkpoint is gone: beginning again at step 0 would lose its steps
-            there = {self._world.carrier.host_of(worker) for worker in action.inventories}
-            elsewhere = kind == "CoverageLost" and any(self._world.carrier.host_of(offer.worker) not in there for offer in offers)
-            found = {"kind": kind, "message": str(error), "back": getattr(error, "back", None), "elsewhere": elsewhere}
-            self.feed(events.Unproposable(attempt_id=action.attempt_id, **found))
-        else:
-            if proposal.conflicts:
-                why, findings = conflicting(proposal.conflicts, self.view, proposal.resume)
-                self._world.say(why)
-                self._incident_log.note(lambda timeline, _: timeline.differ(why, findings))
-            self.feed(events.Proposed(attempt_id=action.attempt_id, proposal=proposal))
+        terms = self._terms(offers)
+        self._world.compute(lambda: _computed(self._world, action, terms), lambda found: self._computed(action, offers, found))
+
+    def _computed(self, action: events.Propose, offers: Sequence[Inventory], found: tuple[Proposal, Packed] | ElasticError) -> None:
+        if action.attempt_id != self.state.attempt_id:
+            return
+        if isinstance(found, ElasticError):
+            self._unproposable(action, offers, found)
+            return
+        proposal, self._packed = found
+        if proposal.conflicts:
+            why, findings = conflicting(proposal.conflicts, self.view, proposal.resume)
+            self._world.say(why)
+            self._incident_log.note(lambda timeline, _: timeline.differ(why, findings))
+        self.feed(events.Proposed(attempt_id=action.attempt_id, proposal=proposal))
+
+    def _unproposable(self, action: events.Propose, offers: Sequence[Inventory], error: ElasticError) -> None:
+        kind = type(error).__name__ if type(error) in _PASSED_ON else "JobFailed"
+        if isinstance(error, errors.NothingSaved) and (self._saved or self._founder.checkpoint is not None):
+            kind = "CoverageLost"  # a saved checkpoint is gone: beginning again at step 0 would lose its steps
+        there = {self._world.carrier.host_of(worker) for worker in action.inventories}
+        elsewhere = kind == "CoverageLost" and any(self._world.carrier.host_of(offer.worker) not in there for offer in offers)
+        why = {"kind": kind, "message": str(error), "back": getattr(error, "back", None), "elsewhere": elsewhere}
+        self.feed(events.Unproposable(attempt_id=action.attempt_id, **why))
 
     def _terms(self, offers: Sequence[Inventory] = ()) -> Terms:
         links, prepared = self._preparing.links, self._preparing.prepared
@@ -355,11 +365,12 @@ class Driver:
 
     def _offer(self, action: events.Offer) -> None:
         self._incident_log.note(lambda timeline, now: timeline.proposed(now, action.proposal))
-        proposal = action.proposal.to_json()
+        assert self._packed is not None  # it came with the proposal
+        packed = self._packed
         to = (*action.proposal.view.workers, *(member.worker for member in action.proposal.leaving))
-        order = {"type": "propose", **_attempt_fields(action.attempt_id), "proposal": Packed(proposal)}
+        order = {"type": "propose", **_attempt_fields(action.attempt_id), "proposal": packed}
         self._world.carrier.tell(to, order, action.proposal.segments)
-        self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, proposal))
+        self._at_etcd(action.attempt_id, lambda: self._world.attempts.publish(action.attempt_id, packed.value))
 
     def _commit(self, action: events.Commit) -> None:
         view, before, attempts = action.proposal.view, self.view, self._world.attempts
@@ -433,6 +444,17 @@ class Driver:
         if worker not in self._ending:
             self._ending.add(worker)
             self._world.carrier.end(worker, why)
+
+
+def _computed(world: World, action: events.Propose, terms: Terms) -> tuple[Proposal, Packed] | ElasticError:
+    """Returns a proposal, and the same encoded; or why there is none."""
+    try:
+        proposal = world.propose(action, terms)
+    except ElasticError as error:
+        return error
+    packed = Packed(proposal.to_json())
+    packed.encode()
+    return proposal, packed
 
 
 _PASSED_ON = (errors.CoverageLost, errors.NothingSaved, errors.CopiesConflict, errors.StateUnproven, errors.PlanError)

@@ -1,6 +1,6 @@
-"""Searches plans for the loss of any one worker while the job runs undisturbed, in slices on the agent's thread, between its events.
+"""Searches plans for the loss of any one host or worker while the job runs undisturbed, in slices on the agent's thread between events.
 
-If there is a spare, plans with it in the place of the lost worker come first.
+If there is a spare, plans with it in the place of the lost worker come first; then those without a host.
 A search does not depend on worker numbers, so losses that leave equal workers in the same order are one class. Links are measured all the
 time. A preparation uses the links known when it begins, and proposals use the same links until the next preparation begins. So a proposal
 does not depend on whether it was prepared.
@@ -8,6 +8,7 @@ does not depend on whether it was prepared.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,11 +113,14 @@ class Preparing:
 
 
 def _left(view: View, site: Site, spare: Member | None) -> Iterator[Fleet]:
-    """Yields what may be left after a loss: first with the spare, which joins in the attempt of the loss."""
+    """Yields what may be left after a loss: first with the spare, which joins in the attempt of the loss; then without a whole host."""
     members = view.members
     if spare is not None:
         for lost in _losses(members) or [0]:
             yield Fleet.of([*members[:lost], *members[lost + 1 :], spare], site)
+    hosts = Counter(member.host for member in members)
+    for host in [host for host, count in hosts.items() if 1 < count < len(members)]:
+        yield Fleet.of([member for member in members if member.host != host], site)
     for lost in _losses(members):
         yield Fleet.of([*members[:lost], *members[lost + 1 :]], site)
 

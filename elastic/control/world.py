@@ -29,6 +29,11 @@ def _ignore(_: Any) -> None:
     """Nobody wants to know."""
 
 
+def _at_once(compute: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    """Computes in the caller's thread."""
+    done(compute())
+
+
 def _nothing() -> None:
     """Nothing is known."""
 
@@ -105,7 +110,7 @@ class World:
     the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
     hosts may join. `without_the_rest` returns the outcome if some members have returned, and a failure, its argument, keeps the others from
     returning. `committed` gets each committed view, `incident` each recorded incident. `clocking` returns what is known of
-    the GPUs' clocks, if they may be set.
+    the GPUs' clocks, if they may be set. `compute` makes what takes long, in a thread, and gives the loop the result.
     """
 
     carrier: Carrier
@@ -124,6 +129,7 @@ class World:
     clocking: Callable[[], Clocking | None] = _nothing
     several: bool = False
     deposed: Callable[[str], None] = _ignore
+    compute: Callable[[Callable[[], Any], Callable[[Any], None]], None] = _at_once
     propose: Callable[[Propose, Terms], Proposal] = worked_out
     expect: Callable[..., Mapping[int, int]] = memory_needed
     clock: Callable[[], float] = time.monotonic

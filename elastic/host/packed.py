@@ -25,12 +25,16 @@ class Packed:
         packed._data = data
         return packed
 
-    @property
-    def data(self) -> bytes:
-        """The encoded value, never empty."""
+    def encode(self) -> None:
+        """Encodes the value now, and not when it is sent first."""
         if not self._data:
             text = json.dumps(self._value).encode()
             self._data = zlib.compress(text, _FAST) if self._compressed else text
+
+    @property
+    def data(self) -> bytes:
+        """The encoded value, never empty."""
+        self.encode()
         return self._data
 
     @property

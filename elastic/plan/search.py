@@ -59,14 +59,16 @@ class Question(NamedTuple):
 
 
 def nameless(fleet: Fleet) -> Fleet:
-    """Returns the same fleet with places as worker ids."""
+    """Returns the same fleet with places as worker ids, and hosts named in the order of their first worker."""
     places = {worker: place for place, worker in enumerate(fleet.workers)}
+    names = {host: f"{number:06}" for number, host in enumerate(dict.fromkeys(fleet.host(worker) for worker in fleet.workers))}
     return Fleet(
         workers=tuple(range(len(places))),
         slowdowns={place: fleet.slowdown(worker) for worker, place in places.items()},
         memory={place: fleet.memory[worker] for worker, place in places.items() if worker in fleet.memory},
-        hosts={place: fleet.host(worker) for worker, place in places.items()},
-        site=fleet.site,
+        hosts={place: names[fleet.host(worker)] for worker, place in places.items()},
+        site=fleet.site.renamed(names),
+        outlive=fleet.outlive,
     )
 
 

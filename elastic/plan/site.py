@@ -103,6 +103,14 @@ class Site:
         several = len(set(racks.values())) > 1
         return {worker: racks[host] if several else f"host {host}" for worker, host in hosts.items()}
 
+    def renamed(self, names: Mapping[str, str]) -> Site:
+        """Returns the site of the hosts in `names` alone, under these names; without racks, which no plan depends on."""
+        return Site(
+            links={pair(names[one], names[other]): link for (one, other), link in self.links.items() if one in names and other in names},
+            places={names[host]: places for host, places in self.places.items() if host in names},
+            memory={names[host]: memory for host, memory in self.memory.items() if host in names},
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Returns JSON types only; `from_json` returns an equal site."""
         links = [[*hosts, link.latency_s, link.bytes_per_s] for hosts, link in sorted(self.links.items())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,43 @@ def test_links_to_others_are_measured_in_both_directions_in_less_than_two_second
         assert link.back is not None
         assert min(link.there.rate or 0, link.back.rate or 0) > 0
         assert (link.there.why, link.back.why) == ("", "")
+
+
+@pytest.mark.slow
+def test_a_host_checks_some_links_at_a_time_and_sends_and_gets_little_over_each(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_probes, "_ALL_BYTES", 2 << 20)
+    joiner, others = agents.add(), [agents.add() for _ in range(20)]
+    most, sent, send = [0], [0], AgentLink.send
+
+    def counting(link: AgentLink, message: dict[str, Any]) -> None:
+        most[0], sent[0] = max(most[0], len(joiner._probes)), sent[0] + len(message.get("data", ""))
+        send(link, message)
+
+    monkeypatch.setattr(AgentLink, "send", counting)
+    found = agents.checked(joiner, {other._name: other.address for other in others})
+    assert len(found) == 20
+    assert all(link.there.rate and link.back is not None and link.back.rate for link in found.values())
+    assert 0 < most[0] <= link_probes._AT_ONCE
+    assert sent[0] <= 40 * (1 << 16), "one small burst in each direction, not megabytes"
+
+
+@pytest.mark.slow
+def test_a_connection_that_ends_before_anything_got_through_is_tried_again(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an agent that is so busy that it takes the other one for silent."""
+    monkeypatch.setattr(link_probes, "_AGAIN_S", 0.01)
+    joiner, other, accepted = agents.add(), agents.add(), list[Stream]()
+
+    def accept(stream: Stream) -> None:
+        accepted.append(stream)
+        stream.sock.close() if len(accepted) < 3 else other.accept(stream)
+
+    agents.listeners[1].connected = accept
+    link = agents.checked(joiner, {"host-1": other.address})["host-1"]
+    assert len(accepted) == 3
+    assert link.back is not None
+    assert (link.there.why, link.back.why) == ("", "")
+    agents.listeners[1].connected = lambda stream: stream.sock.close()
+    assert "ended" in agents.checked(joiner, {"host-1": other.address})["host-1"].there.why
 
 
 def test_without_others_there_is_nothing_to_check(agents: Agents) -> None:

@@ -81,6 +81,11 @@ def test_what_is_slow_is_a_warning() -> None:
     assert warnings(slow) == ["the link from host a passes only 2 MB/s", "other machines on its hardware take 75% of its processors"]
 
 
+def test_a_host_with_many_slow_links_is_one_sentence() -> None:
+    slow = changed(links={f"host-{number}": LinkReport(there=Way(rate=(number + 1) * 1e6), back=FAST) for number in range(20)})
+    assert warnings(slow) == ["the link to host host-0 passes only 1 MB/s, and 8 more pass less than 10 MB/s"]
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_product_has_the_same_bits_in_each_process_and_others_with_another_instruction_set() -> None:

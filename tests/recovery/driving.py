@@ -149,6 +149,13 @@ class Scene:
     admitted: list[int] = field(default_factory=list)
     refuse: Exception | None = None
     conflicts: tuple[Any, ...] = ()
+    computing: list[Callable[[], None]] | None = None  # what is computed aside, if it does not happen at once
+
+    def compute(self, call: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        if self.computing is None:
+            done(call())
+        else:
+            self.computing.append(lambda: done(call()))
 
     def say(self, worker: int, kind: str, **fields: Any) -> None:
         self.driver.heard(worker, {"type": kind, **fields})
@@ -221,6 +228,7 @@ def scene_of(tmp_path: Path, workers: int = 3, **options: Any) -> Scene:
         say=said.append,
         propose=lambda action, stages: made[0].propose(action, stages),
         clock=lambda: made[0].now if made else 50.0,
+        compute=lambda call, done: made[0].compute(call, done),
     )
     settings = JobSettings(name="job", workers=workers, train_fn="m:f", isa="avx2", **{"respawn": False, **options})
     driver = Driver(world, settings, view_of(range(workers)), ready())

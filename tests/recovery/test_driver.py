@@ -180,6 +180,32 @@ def test_what_cannot_be_proposed_ends_the_job(scene: Callable[..., Scene], error
     assert "layer 3 is gone" in job.outcomes[0]["message"]
 
 
+def test_a_death_while_a_proposal_is_computed_makes_it_worthless(scene: Callable[..., Scene]) -> None:
+    """It is computed aside: the loop hears what happens meanwhile. The proposal of an earlier attempt is dropped, its error too."""
+    job = scene(workers=4)
+    job.computing = []
+    job.die(1)
+    job.inventories()
+    job.die(2)
+    job.inventories()
+    first, second = job.computing
+    job.refuse = CoverageLost("without the state of worker 2")
+    first()
+    assert job.attempts.calls == [("begin", (2, 1)), ("begin", (2, 2))]
+    assert (job.outcomes, job.crew.messages("propose")) == ([], [])
+    job.refuse = None
+    second()
+    job.votes()
+    assert job.attempts.calls[2:] == [
+        ("publish", (2, 2)),
+        ("vote", (2, 2), {0: None, 3: None}),
+        ("commit", (2, 2), (0, 3), 1),
+        ("sweep",),
+    ]
+    first()
+    assert job.driver.view.workers == (0, 3)
+
+
 def test_what_members_find_wrong_is_in_the_incident(scene: Callable[..., Scene]) -> None:
     """Worker 1 names itself; worker 2 only says that copies differ."""
     finding = {"state": "param", "layer": 0, "start": 0, "stop": 64, "step": 4, "good": 3, "copy": "the", "parameters": ["0.w"]}

@@ -81,6 +81,26 @@ def test_a_view_is_prepared_for_in_slices_and_proposals_are_the_same():
         assert found == fresh
 
 
+def test_the_loss_of_a_host_is_prepared_for_and_alike_hosts_are_one_question():
+    scene = Scene(view_of([0, 3, 1, 4, 2, 5], stages=2, hosts=("a", "b", "c")))  # two workers each, side by side
+    scene.wait()
+    scene.finish()
+    prepared = scene.preparing.prepared
+    assert prepared is not None
+    hosts, questions = {member.worker: member.host for member in scene.view.members}, []
+    for host in "abc":
+        left = [worker for worker in scene.view.workers if hosts[worker] != host]
+        fleet = Fleet.of([member for member in scene.view.members if member.worker in left], scene.view.site)
+        questions.append(asking(fleet, scene.view.workload, None))
+        assert prepared.answer(questions[-1]) is not None
+        fresh, found = (
+            propose(last=scene.view, attempt=1, inventories=inventories_of(scene.view, left), joiners={}, stages=None, prepared=each)
+            for each in (None, prepared)
+        )
+        assert found == fresh
+    assert questions[0] == questions[1] == questions[2]
+
+
 def test_with_a_spare_the_plan_with_it_in_the_place_of_the_lost_worker_is_prepared():
     scene = Scene(view_of([0, 1, 2, 3], stages=2))
     scene.wait()
