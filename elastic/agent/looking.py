@@ -10,6 +10,7 @@ from pathlib import Path
 
 from elastic.agent.supervision import WorkerProcess
 from elastic.health.evidence import Observed, Usage
+from elastic.host.quota import Quotas
 from elastic.observe.activity import ActivityReader, Doing
 
 _RECENT_S = 0.5  # of an activity that began so recently nothing more needs to be known
@@ -25,6 +26,7 @@ class Looker:
         self._directory = directory
         self._readers: dict[int, ActivityReader] = {}
         self._families = _Families()
+        self._quotas = Quotas()
 
     def look(self, workers: Iterable[WorkerProcess]) -> list[Observed]:
         """Returns an observation of each worker."""
@@ -33,6 +35,7 @@ class Looker:
     def forget(self, worker: int) -> None:
         """Closes what is open for a worker that has ended."""
         if (reader := self._readers.pop(worker, None)) is not None:
+            self._quotas.forget(reader.pid)
             reader.close()
 
     def doing(self, worker: WorkerProcess) -> Doing | None:
@@ -57,6 +60,7 @@ class Looker:
             age_s=age_s,
             mute_s=now - reader.pulse_at if reader is not None and reader.pulse_at else 0.0,
             usage=None if worker.pid is None or (doing is not None and age_s < _RECENT_S) else self._usage(worker.pid),
+            held=self._quotas.held(worker.pid, now),
         )
 
     def _reader(self, worker: WorkerProcess) -> ActivityReader | None:

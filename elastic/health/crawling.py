@@ -2,8 +2,8 @@
 
 A slower worker gets less to do (`control/balance.py`). This is not enough where it must do something: a stage of its own, or updates. It is
 excluded if the plan without it is predicted to be faster than any with it; or if steps, after its work was taken away, still take longer
-than predicted without it. Predictions are scaled by how long steps took before, with all workers well. So is one that is stopped in turns
-(`health/turns.py`), whatever its layers take, if steps take twice as long as predicted without it.
+than predicted without it. Predictions are scaled by how long steps took before, with all workers well. So is one that is stopped in turns,
+or held by a quota (`health/turns.py`), whatever its layers take, if steps take twice as long as predicted without it.
 
 A new worker on the same host may be slow again. Then it is given less to do, and not excluded: not for an hour, the next time for two.
 """
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from elastic.errors import PlanError
+from elastic.health.turns import Halts
 from elastic.health.verdict import CRAWLING, Verdict
 from elastic.plan.fleet import Fleet
 from elastic.plan.planner import fastest, step_s
@@ -88,12 +89,12 @@ class Crawling:
         why = f"it takes {factor:.2g} times as long as others; {steps}"
         return Verdict(worker=worker, kind=CRAWLING, why=why, for_s=0.0, excludes=True)
 
-    def stopped_in_turns(self, view: View, worst: tuple[int, float] | None, now: float) -> Verdict | None:
-        """Returns the verdict on a worker that was stopped in this share of the last looks. At most once a second."""
+    def stopped_in_turns(self, view: View, worst: Halts | None, now: float) -> Verdict | None:
+        """Returns the verdict on a worker that is kept from running. At most once a second."""
         if worst is None or now < self._next_turns_at:
             return None
         self._next_turns_at = now + _EVERY_S
-        (worker, share), (epoch, _, seconds) = worst, self._pace
+        worker, (epoch, _, seconds) = worst.worker, self._pace
         host = view.fleet.host(worker)
         if self._scale is None or epoch != view.epoch or len(view.workers) <= max(1, self._min_workers) or not self._may(host, now):
             return None
@@ -106,8 +107,7 @@ class Crawling:
             return None
         self._exclude(host, now)
         steps = f"steps take {seconds:.2g} s with it, and are predicted to take {alone_s:.2g} s without it"
-        why = f"it is stopped in turns, in {share:.0%} of the last looks; {steps}"
-        return Verdict(worker=worker, kind=CRAWLING, why=why, for_s=0.0, excludes=True)
+        return Verdict(worker=worker, kind=CRAWLING, why=f"{worst.sentence}; {steps}", for_s=0.0, excludes=True)
 
     def _exclude(self, host: str, now: float) -> None:
         self._excluded[host] = self._excluded.get(host, (0, 0.0))[0] + 1, now

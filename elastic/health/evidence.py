@@ -36,7 +36,8 @@ class Observed:
 
     `state` is the letter in /proc/PID/stat, empty if unknown. `doing` and `standing` are None without a record; `age_s` is how long ago its
     activity began. `mute_s` is how long ago a thread that runs every second has run in it. `usage` is None if the activity is recent.
-    `code` is the user's line that it is in, if it has reported one.
+    `code` is the user's line that it is in, if it has reported one. `held` is the share, 0 to 1, of about the last second in which a quota
+    of its control group kept its training thread from running.
     """
 
     worker: int
@@ -50,6 +51,7 @@ class Observed:
     mute_s: float = 0.0
     usage: Usage | None = None
     code: str = ""
+    held: float = 0.0
 
     @property
     def stopped(self) -> bool:

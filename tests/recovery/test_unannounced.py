@@ -24,6 +24,7 @@ import elastic
 from elastic.engine.stage import LayerRunner
 from elastic.errors import JobFailed
 from tests.engine import models
+from tests.process.test_quota import group_with_quota
 from tests.recovery import outliving
 from tests.recovery.trainings import Log
 
@@ -245,6 +246,29 @@ def test_an_extremely_slow_worker_is_replaced_if_the_job_is_faster_without_it(tm
     assert lost(result) == {1}
     assert eviction(result)["cause"] == "crawling"
     assert re.search(r"it takes \d.* times as long as others; steps take", eviction(result)["why"])
+
+
+@pytest.mark.long
+def test_a_worker_whose_quota_is_longer_than_its_layers_is_replaced(tmp_path: Path) -> None:
+    """It computes layers in normal time, until its control group has used up the quota of 0.2 s."""
+    seen = list[int]()
+
+    def limits(folder: Path) -> None:
+        wait_until(lambda: progress(tmp_path) >= 60)
+        pid = next(each["pid"] for each in json.loads((tmp_path / "run" / "members.json").read_text())["members"] if each["worker"] == 1)
+        (folder / "cgroup.procs").write_text(str(pid))
+        seen.append(pid)
+
+    with group_with_quota(10_000, 200_000) as folder, ThreadPoolExecutor() as pool:
+        limited = pool.submit(limits, folder)
+        result = run(tmp_path, {}, steps=300, stages=3, rebalance=True)
+        limited.result()
+    assert seen
+    assert result.value == calm(300)
+    assert lost(result) == {1}
+    assert re.search(
+        r"the processor quota of its control group keeps it from running for \d+% of the time; steps take", eviction(result)["why"]
+    )
 
 
 def signal_all(folder: Path, name: signal.Signals) -> None:
