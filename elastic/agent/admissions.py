@@ -101,8 +101,12 @@ class Admissions:
     def _hello(self, link: AgentLink, message: Message) -> None:
         """Answers a request of a user, or compares what an agent brings with the job; `link` then goes on to its next message."""
         self._probes.answer(link, message)
-        if message["type"] == "ask":
-            link.send(self._check_of(message["workers"]) if message.get("what") == "check" else self._coordinator.answer(message))
+        if message["type"] == "ask" and message.get("what") == "check":
+            link.send(self._check_of(message["workers"]))
+        elif message["type"] == "ask" and message.get("what") == "agents":
+            link.send({"type": "answer", "told": {"agents": self.agents}})
+        elif message["type"] == "ask":
+            link.send(self._coordinator.answer(message))
         if message["type"] != "hello":
             return
         settings = self._start.settings

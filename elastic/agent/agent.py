@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastic.agent import requests
 from elastic.agent.admissions import ENDS, Admissions
 from elastic.agent.agent_link import AgentListener, secret_of
 from elastic.agent.carrier import LocalCarrier
@@ -220,6 +221,7 @@ class Agent:
         self._listener = AgentListener(self._loop, secret_of(key, self._name), sharing.interface, self._tls)
         self._probes = LinkProbes(self._loop, key, self._name, self._listener.address, self._tls)
         self._listener.connected = self._probes.accept  # until it coordinates
+        self._probes.asked = partial(requests.answer_here, self._record.directory, self._name)
         if session.coordinates:
             campaign = partial(session.campaign, self._listener.address)
             take = lambda won: self._take_role(session, coordinates=won)  # noqa: E731

@@ -1,7 +1,7 @@
 """Asks the agent that coordinates a job: a process of its own, since the etcd client needs an environment of its own.
 
 stdin    {etcd, files, job, secret, credentials, request}, and then any number of further requests, a line each
-stdout   {answer} | {error}, a line for each request; an error is the last line
+stdout   {answer} | {error}, a line for each request
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ def main() -> None:
     request = question.pop("request")
     try:
         conversation = Conversation(**question)
-        try:
-            while True:
-                print(json.dumps({"answer": conversation.ask(request)}), flush=True)
-                line = lines.wait(conversation.loop)
-                if not line:
-                    return
-                request = json.loads(line)
-        finally:
-            conversation.close()
     except ElasticError as error:
         print(json.dumps({"error": str(error)}), flush=True)
+        return
+    line = json.dumps(request)
+    while line:
+        try:
+            answer = {"answer": conversation.ask(json.loads(line))}
+        except ElasticError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
+        line = lines.wait(conversation.loop)
+    conversation.close()
 
 
 class _Lines:
@@ -71,43 +72,53 @@ class Conversation:
     def __init__(self, etcd: str, files: dict[str, str], job: str, secret: str, credentials: dict[str, str] | None) -> None:
         self.loop, self._job = Loop(), job
         self._leader, address = coordinator_of(etcd, files, job)
-        self._found, self._links = list[Any](), list[AgentLink]()
-        key = bytes.fromhex(secret)
+        self._found, self._links = list[Any](), dict[str, AgentLink]()
+        self._key = bytes.fromhex(secret)
         # A coordinator that is impersonated can choose no link in the clear: its proof would not be accepted.
-        tls = Tls(_own_credentials(key) if credentials is None else Credentials(**credentials))
-        dial(self.loop, secret_of(key, self._leader), address, self._connected, self._found.append, tls=tls, either=True)
-        self._wait(lambda: bool(self._links))
+        self._tls = Tls(_own_credentials(self._key) if credentials is None else Credentials(**credentials))
+        self._dial(self._leader, address)
 
-    def _connected(self, sock: Any) -> None:
-        lost = lambda why: self._found.append(LinkError(why))  # noqa: E731
-        self._links.append(AgentLink(self.loop, sock, heard=self._found.append, lost=lost))
+    def _dial(self, agent: str, address: tuple[str, int]) -> None:
+        lost = lambda why: self._found.append(LinkError(why)) if agent in self._links else None  # noqa: E731
+
+        def connected(sock: Any) -> None:
+            self._links[agent] = AgentLink(self.loop, sock, heard=self._found.append, lost=lost)
+
+        dial(self.loop, secret_of(self._key, agent), address, connected, self._found.append, tls=self._tls, either=True)
+        self._wait(agent, lambda: agent in self._links)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Returns the answer to a request."""
-        self._links[0].send({"type": "ask", **request})
-        answer = self._wait(lambda: False)
+        """Returns the answer to a request. With `of`, an agent and its address, that one is asked."""
+        agent, address = request.pop("of", (self._leader, None))
+        if agent not in self._links and address is not None:
+            self._dial(agent, (address[0], address[1]))
+        self._links[agent].send({"type": "ask", **request})
+        answer = self._wait(agent, lambda: False)
         if "refused" in answer:
             raise SettingsError(answer["refused"])
         return answer["told"]
 
-    def _wait(self, done: Callable[[], bool]) -> Any:
+    def _wait(self, agent: str, done: Callable[[], bool]) -> Any:
         self.loop.set_timer(_ANSWER_S, lambda: self._found.append(LinkError(f"no answer for {_ANSWER_S:g} s")), "answer")
         while not self._found and not done():
             self.loop.turn()
         self.loop.clear_timer("answer")
         answer = self._found.pop(0) if self._found else None
+        whom = f"{agent}, the coordinator," if agent == self._leader else agent
         if isinstance(answer, WrongSecret):
             raise SettingsError(f"the job {self._job!r} has another secret")
         if isinstance(answer, TlsRefused):
             advice = "give the job's --tls-cert, --tls-key and --tls-ca"
-            raise SettingsError(f"agent {self._leader}, the coordinator, cannot be asked: {answer}; {advice}")
+            raise SettingsError(f"agent {whom} cannot be asked: {answer}; {advice}")
         if isinstance(answer, LinkError):
-            raise JobFailed(f"agent {self._leader}, the coordinator, does not answer: {answer}; it may have heard the request")
+            if (link := self._links.pop(agent, None)) is not None:
+                link.close()
+            raise JobFailed(f"agent {whom} does not answer: {answer}; it may have heard the request")
         return answer
 
     def close(self) -> None:
         """Ends the connection."""
-        for link in self._links:
+        for link in self._links.values():
             link.close()
 
 

@@ -56,14 +56,18 @@ class LinkProbes:
 
     def __init__(self, loop: Loop, key: bytes, name: str, address: Address, tls: Tls | None) -> None:
         self._loop, self._key, self._name, self.address, self._tls = loop, key, name, address, tls
+        self.asked: Callable[[Message], Message] | None = None  # answers a user's question about this host
         self._links: set[AgentLink] = set()
         self._probes: set[_Probe] = set()
 
     def accept(self, stream: Stream) -> None:
-        """Answers an agent that checks its links; other connections are closed, since this agent does not coordinate."""
+        """Answers an agent that checks its links, or a question about this host; other connections are closed, since this agent does not
+        coordinate."""
 
         def heard(message: Message) -> None:
-            if not self.answer(link, message):
+            if message["type"] == "ask" and self.asked is not None:
+                link.send(self.asked(message))
+            elif not self.answer(link, message):
                 self._forget(link)
                 link.close()
 

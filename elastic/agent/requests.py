@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastic.agent import live
 from elastic.host.channel import Message
+from elastic.host.rundir import RunDirectory
 from elastic.observe.journal import LinesReader
 from elastic.observe.output import OutputReader
 
@@ -26,7 +27,7 @@ def answer(coordinator: Coordinator, request: Message) -> Message:
     if what == "events":
         return _told(_events(coordinator, request["after"]))
     if what == "output":
-        return _told(_output(coordinator, request["worker"], request["after"]))
+        return answer_here(coordinator.record.directory, hosts.local.name, request)
     if what == "stop":
         coordinator.stop()
         return _told({"said": "the job stops at the next step boundary"})
@@ -91,11 +92,14 @@ def _events(coordinator: Coordinator, after: int) -> dict[str, Any]:
     return {"events": found, "next": after + len(found)}
 
 
-def _output(coordinator: Coordinator, worker: int | None, after: dict[str, int]) -> dict[str, Any]:
-    """Returns what workers of this host have printed, behind these places of their files, and the places up to which that is."""
-    reader = OutputReader(coordinator.record.directory.output, worker, after, most=_OUTPUT)
+def answer_here(directory: RunDirectory, host: str, request: Message) -> Message:
+    """Answers a question about one host, `host`, whose agent need not coordinate: what its workers have printed, behind the places of
+    their files in `after`, and the places up to which that is."""
+    if request.get("what") != "output":
+        return {"type": "answer", "refused": f"host {host} does not coordinate the job any more: ask again"}
+    reader = OutputReader(directory.output, request["worker"], request["after"], most=_OUTPUT)
     lines = [[line.at, line.workers[0], line.stream, line.text] for line in reader.read()]
-    return {"lines": lines, "next": reader.places, "host": coordinator.hosts.local.name}
+    return _told({"lines": lines, "next": reader.places})
 
 
 def _told(what: dict[str, Any]) -> Message:

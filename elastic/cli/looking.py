@@ -65,7 +65,7 @@ def logs(
 ) -> None:
     """Shows what workers have printed, with their numbers; equal lines of a second are one line with a count.
 
-    With --etcd: workers of the host that coordinates the job. Only what Python code prints is kept.
+    With --etcd: workers of all hosts that this machine reaches. Only what Python code prints is kept.
     """
     collapse = Collapse(-1.0 if every_line else 1.0)
     with exits(), source(job, etcd, secret_file, (etcd_ca, etcd_cert, etcd_key, etcd_password_file), (tls_cert, tls_key, tls_ca)) as found:

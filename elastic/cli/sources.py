@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -68,11 +68,12 @@ class HereSource:
 
 
 class AskedSource:
-    """A job of several hosts, of which the coordinator is asked; output is that of the coordinator's host."""
+    """A job of several hosts, of which the coordinator is asked, and each host for what its workers have printed."""
 
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
-        self._after, self._places, self.over = 0, {}, False
+        self._after, self.over = 0, False
+        self._places: dict[str, dict[str, int]] = {}  # of each agent
 
     def events(self) -> list[dict[str, Any]]:
         told = self._ask({"what": "events", "after": self._after}, {"events": [], "next": self._after})
@@ -80,9 +81,15 @@ class AskedSource:
         return told["events"]
 
     def output(self, worker: int | None) -> list[Line]:
-        told = self._ask({"what": "output", "worker": worker, "after": self._places}, {"lines": [], "next": self._places})
-        self._places = told["next"]
-        return [Line(at=at, workers=(number,), stream=stream, text=text) for at, number, stream, text in told["lines"]]
+        agents = self._ask({"what": "agents"}, {"agents": {}})["agents"]
+        found = []
+        for agent, address in agents.items():
+            after = self._places.get(agent, {})
+            with suppress(JobFailed, SettingsError):  # it has just left, or cannot be reached from here
+                told = self._asker.ask({"what": "output", "worker": worker, "after": after, "of": [agent, address]})
+                self._places[agent] = told["next"]
+                found += [Line(at=at, workers=(number,), stream=stream, text=text) for at, number, stream, text in told["lines"]]
+        return sorted(found, key=lambda line: line.at)
 
     def standing(self) -> dict[str, Any]:
         return self._asker.ask({"what": "top"})

@@ -43,7 +43,7 @@ class Step:
 
     def to_row(self) -> list[Any]:
         """Returns the values in the order of the fields."""
-        return [*asdict(self).values()]
+        return [getattr(self, name) for name in self.__dataclass_fields__]
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Step:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from elastic.worker import job as jobs
+from elastic.worker.told_steps import ToldSteps
 
 
 class LoneJob(harness.FakeJob):
@@ -20,6 +21,7 @@ class LoneJob(harness.FakeJob):
         self.profile = self.exact = self.leader = True
         self.stop_requested = self.pause_requested = self.recovers = False
         self.progressed = []
+        self.steps = ToldSteps(lambda _: None, lambda: True)
         self.sent: list[dict[str, Any]] = []
 
     def send(self, message):

@@ -16,6 +16,7 @@ import torch
 from elastic.membership.founding import Ready, found
 from elastic.view import View
 from elastic.worker import job as jobs
+from elastic.worker.told_steps import ToldSteps
 
 TIMEOUT_S = 120
 
@@ -36,6 +37,7 @@ class FakeJob:
     joins = False
     segments: dict[int, Any] = {}  # noqa: RUF012
     threads = 1
+    trace = None
     trains = False  # tests make one Trainer after the other
 
     def __init__(self, worker: int, workers: int, pipe: Connection) -> None:
@@ -45,6 +47,7 @@ class FakeJob:
         self.exact, self.leader, self.recovers = True, worker == 0, False
         self.stop_requested = self.pause_requested = False
         self.progressed: list[tuple[int, int]] = []
+        self.steps = ToldSteps(self.send, lambda: self.leader)
         self._pipe = pipe
 
     def announce(self, ready: dict[str, Any]) -> View:

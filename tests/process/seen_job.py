@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import elastic
 from tests.engine import models
 
 
-def train(job: Any, steps: int, dies: int = -1) -> str | None:
+def train(job: Any, steps: int, dies: int | None = None, pause_s: float = 0.0) -> str | None:
     """Worker 1 dies in the loop body of step `dies`."""
     torch.manual_seed(0)
     model = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)] + [nn.Linear(8, 3)]
@@ -26,4 +27,5 @@ def train(job: Any, steps: int, dies: int = -1) -> str | None:
             os.kill(os.getpid(), signal.SIGKILL)
         if report.leader:
             print(f"step {report.step} is done")
+        time.sleep(pause_s)
     return trainer.digest()
