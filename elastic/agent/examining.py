@@ -7,6 +7,7 @@ stdout   {findings, links, demand, threads, isa, agents}; the last five only if 
 from __future__ import annotations
 
 import json
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ from elastic.errors import ElasticError
 from elastic.membership import versions
 from elastic.membership.endpoint import EtcdEndpoint
 
-_NAME = "doctor"  # no agent has it: theirs end with random digits
 Found = dict[str, str]
 
 
@@ -94,8 +94,9 @@ def _tls(secret: str, credentials: dict[str, str] | None) -> Tls:
 
 def _links(key: bytes, interface: str, agents: dict[str, list[Any]], tls: Tls | None) -> dict[str, LinkReport]:
     loop, found = Loop(), list[dict[str, LinkReport]]()
-    listener = AgentListener(loop, secret_of(key, _NAME), interface, tls)
-    probes = LinkProbes(loop, key, _NAME, listener.address, tls)
+    name = f"doctor:{secrets.token_hex(8)}"  # no agent has it, and no other doctor, to which connections could be led
+    listener = AgentListener(loop, secret_of(key, name), interface, tls)
+    probes = LinkProbes(loop, key, name, listener.address, tls)
     listener.connected = probes.accept
     probes.check({name: (ip, port) for name, (ip, port) in agents.items()}, found.append)
     while not found:
