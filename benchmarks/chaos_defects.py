@@ -25,6 +25,9 @@ from report import write_json
 from rich.console import Console
 from rich.table import Table
 
+from elastic.chaos import reference
+from elastic.chaos.schedule import JobSpec
+
 _ROOT = Path(__file__).resolve().parents[1]
 _TRAIN = Path(__file__).resolve().parent / "chaos_train.py"
 _PACKAGES = ("elastic", "checkpoint", "snapshot")
@@ -33,12 +36,10 @@ _STEPS, _LIMIT_S = 40, 600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defect:
-    """A defect: in `file`, `old` becomes `new`. Faults show it, on so many hosts, and one of these oracles must fail."""
+    """A defect: in files, old lines become new ones. Faults show it, on so many hosts, and one of these oracles must fail."""
 
     name: str
-    file: str
-    old: str
-    new: str
+    changes: tuple[tuple[str, str, str], ...]
     faults: tuple[str, ...]
     oracles: frozenset[str]
     hosts: int = 1
@@ -48,52 +49,73 @@ _NUMBERS = frozenset({"losses", "digest", "agreement"})
 DEFECTS = (
     Defect(
         name="a replica skipped",
-        file="snapshot/replication.py",
-        old="        self._optimizer.replay(gradients, self._settings[step]",
-        new="        gradients.pop(next(iter(gradients)))\n        self._optimizer.replay(gradients, self._settings[step]",
+        changes=(
+            (
+                "snapshot/replication.py",
+                "        self._optimizer.replay(gradients, self._settings[step]",
+                "        gradients.pop(next(iter(gradients)))\n        self._optimizer.replay(gradients, self._settings[step]",
+            ),
+        ),
         faults=("host-loss@20 host=1 settled=1",),
         oracles=_NUMBERS | {"blame", "ended"},
         hosts=2,
     ),
     Defect(
         name="a stale epoch accepted",
-        file="elastic/comm/mailbox.py",
-        old="            self._slots = {key: queue for key, queue in self._slots.items() if key[0] >= attempt_id}\n",
-        new="            self._slots = {(max(key[0], attempt_id), *key[1:]): queue for key, queue in self._slots.items()}\n",
+        changes=(
+            ("elastic/recovery/proposal.py", "epoch=last.epoch + 1, attempt", "epoch=last.epoch, attempt"),
+            ("elastic/recovery/gate.py", "    if view.epoch != last.epoch + 1:", "    if view.epoch < last.epoch:"),
+        ),
         faults=("kill@10:backward place=1", "kill@20:reduce", "kill@30:ready place=2"),
-        oracles=_NUMBERS | {"ended", "blame", "stalls"},
+        oracles=frozenset({"one history", "ended"}),
     ),
     Defect(
         name="a micro-batch dropped",
-        file="elastic/engine/reducer.py",
-        old="        self._folds[vector.id].add(grain, [None if gradient",
-        new="        gradients = [None] * len(gradients) if self._step % 9 == 5 and grain == 3 else gradients\n"
-        "        self._folds[vector.id].add(grain, [None if gradient",
+        changes=(
+            (
+                "elastic/engine/reducer.py",
+                "        self._folds[vector.id].add(grain, [None if gradient",
+                "        gradients = [None] * len(gradients) if self._step % 9 == 5 and grain == 3 else gradients\n"
+                "        self._folds[vector.id].add(grain, [None if gradient",
+            ),
+        ),
         faults=("kill@10 place=1",),
         oracles=_NUMBERS,
     ),
     Defect(
         name="a randomness key used twice",
-        file="elastic/engine/stage.py",
-        old="        self._generators.enter(*(key or self.key(step, micro_batch)))",
-        new="        self._generators.enter(*(key or self.key(step, micro_batch - micro_batch % 2)))",
+        changes=(
+            (
+                "elastic/engine/stage.py",
+                "        self._generators.enter(*(key or self.key(step, micro_batch)))",
+                "        self._generators.enter(*(key or self.key(step, micro_batch - micro_batch % 2)))",
+            ),
+        ),
         faults=("kill@10 place=1",),
         oracles=_NUMBERS,
     ),
     Defect(
         name="an update applied twice",
-        file="elastic/worker/runtime.py",
-        old="        self.engine.update(answer)\n",
-        new="        self.engine.update(answer)\n"
-        "        if self.engine.view.epoch > 1 and answer.step % 7 == 0:\n            self.engine.update(answer)\n",
+        changes=(
+            (
+                "elastic/worker/runtime.py",
+                "        self.engine.update(answer)\n",
+                "        self.engine.update(answer)\n"
+                "        if self.engine.view.epoch > 1 and answer.step % 7 == 0:\n            self.engine.update(answer)\n",
+            ),
+        ),
         faults=("kill@10 place=1",),
         oracles=_NUMBERS,
     ),
     Defect(
         name="a header marked before its contents",
-        file="elastic/worker/engine.py",
-        old="        self._contents.updates()\n",
-        new="        self._contents.updates()\n        self._contents.updated(answer.step)\n",
+        changes=(
+            (
+                "elastic/worker/engine.py",
+                "        self._contents.updates()\n",
+                "        self._contents.updates()\n        self._contents.updated(answer.step)\n",
+            ),
+        ),
         faults=tuple(f"kill@{step}:apply place={step % 3}" for step in range(6, 38, 6)),
         oracles=_NUMBERS,
     ),
@@ -108,22 +130,21 @@ def copied(defect: Defect | None) -> Iterator[Path]:
         for package in _PACKAGES:
             shutil.copytree(_ROOT / package, folder / package, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         if defect is not None:
-            path = folder / defect.file
-            text = path.read_text()
-            if text.count(defect.old) != 1:
-                raise SystemExit(f"{defect.name}: {defect.file} has this {text.count(defect.old)} times: {defect.old.strip()}")
-            path.write_text(text.replace(defect.old, defect.new))
+            for file, old, new in defect.changes:
+                text = (folder / file).read_text()
+                if text.count(old) != 1:
+                    raise SystemExit(f"{defect.name}: {file} has this {text.count(old)} times: {old.strip()}")
+                (folder / file).write_text(text.replace(old, new))
         yield folder
 
 
-def ran(defect: Defect | None, faults: tuple[str, ...], hosts: int, workers: int, kept: Path) -> dict[str, Any]:
+def ran(defect: Defect | None, faults: tuple[str, ...], hosts: int, workers: int, calm: Path) -> dict[str, Any]:
     """Runs these faults with a copy of the runtime, and returns the report. The undisturbed run is the sound runtime's."""
     with copied(defect) as folder:
-        environment = {**os.environ, "PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
-        _take_over(folder, environment, kept)
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
         flags = [text for fault in faults for text in ("--fault", fault)]
         words = ["chaos", "run", "--script", f"{_TRAIN}:train", "--arg", str(_STEPS), "--workers", str(workers), "--hosts", str(hosts)]
-        words += ["--minutes", "3", "--json", str(folder / "r.json"), *flags]
+        words += ["--minutes", "3", "--json", str(folder / "r.json"), "--reference", str(calm), *flags]
         command = [sys.executable, "-m", "elastic.cli.main", *words]
         ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=folder, timeout=_LIMIT_S)
         if not (folder / "r.json").exists():
@@ -131,23 +152,12 @@ def ran(defect: Defect | None, faults: tuple[str, ...], hosts: int, workers: int
         return json.loads((folder / "r.json").read_text())
 
 
-_KEY = (
-    "from elastic.chaos import reference, schedule; import sys, json; job = schedule.JobSpec(script=sys.argv[1], args=[int(sys.argv[2])]); "
-)
-_KEY_OF = _KEY + "print(reference.key_of(job))"
-_MAKE = _KEY + "reference.reference(job, int(sys.argv[2]))"
-
-
-def _take_over(folder: Path, environment: dict[str, str], kept: Path) -> None:
-    """Makes the undisturbed run with the sound runtime, and puts it where the copy keeps its own."""
-    sound = {**os.environ, "PYTHONPATH": str(_ROOT), "XDG_CACHE_HOME": str(kept)}
-    words = [f"{_TRAIN}:train", str(_STEPS)]
-    subprocess.run([sys.executable, "-c", _MAKE, *words], check=True, env=sound, cwd=_ROOT)
-    (made,) = (kept / "elastic-chaos").glob("*.json")
-    key = subprocess.run([sys.executable, "-c", _KEY_OF, *words], check=True, env=environment, cwd=folder, capture_output=True, text=True)
-    place = folder / "cache" / "elastic-chaos" / f"{key.stdout.strip()}.json"
-    place.parent.mkdir(parents=True)
-    shutil.copy(made, place)
+def undisturbed(folder: Path) -> Path:
+    """Makes the undisturbed run with the sound runtime; returns its file."""
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    job = JobSpec(script=f"{_TRAIN}:train", args=(_STEPS,))
+    reference.reference(job, _STEPS)
+    return reference.path_of(job)
 
 
 def row(name: str, report: dict[str, Any], wanted: frozenset[str] | None) -> dict[str, Any]:
@@ -169,11 +179,12 @@ def main(
         raise typer.BadParameter(f"use one of {', '.join(each.name for each in DEFECTS)}")
     rows = []
     with tempfile.TemporaryDirectory(prefix="elastic-bench-") as name:
+        calm = undisturbed(Path(name))
         for each in chosen:
             workers = 2 if each.hosts > 1 else 3
             if sound:
-                rows.append(row(f"none ({', '.join(each.faults)})", ran(None, each.faults, each.hosts, workers, Path(name)), None))
-            rows.append(row(each.name, ran(each, each.faults, each.hosts, workers, Path(name)), each.oracles))
+                rows.append(row(f"none ({', '.join(each.faults)})", ran(None, each.faults, each.hosts, workers, calm), None))
+            rows.append(row(each.name, ran(each, each.faults, each.hosts, workers, calm), each.oracles))
             for line in rows[-2:] if sound else rows[-1:]:
                 print(json.dumps(line), flush=True)
     table = Table("defect", "verdict", "named by", "what was said", "as it should be")

@@ -108,7 +108,7 @@ def main(
     console.print(table_of(rows))
     for line in rows:
         if line["verdict"] != "pass":
-            console.print(f"{line['number']:04}: {line['verdict']}: {line['reasons'][0]}", markup=False)
+            console.print(f"{line['number']:04}: {line['verdict']}: {line['reasons'][0]}", markup=False, soft_wrap=True)
     verdicts = {line["verdict"] for line in rows}
     raise typer.Exit(1 if "fail" in verdicts else 4 if "unknown" in verdicts else 0)
 

@@ -14,8 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from elastic.chaos.spawning import spawned
 from elastic.errors import EtcdUnavailable
-from elastic.host.process import tied_command
 from elastic.membership.server import find_etcd
 from elastic.settings import etcd_environment
 
@@ -57,10 +57,9 @@ class OwnEtcd:
             "unsafe-no-fsync": "true",
             "log-level": "error",
         }
-        command = tied_command([find_etcd(), *(f"--{name}={value}" for name, value in flags.items())])
+        command = [find_etcd(), *(f"--{name}={value}" for name, value in flags.items())]
         with (self.folder / "log").open("ab") as log:
-            nothing = subprocess.DEVNULL
-            self._process = subprocess.Popen(command, cwd=self.folder, env=etcd_environment(), stdin=nothing, stdout=log, stderr=log)
+            self._process = spawned(command, cwd=self.folder, env=etcd_environment(), stdout=log, stderr=log)
         deadline = time.monotonic() + _SERVING_S
         while not self.serves():
             if time.monotonic() > deadline or self._process.poll() is not None:

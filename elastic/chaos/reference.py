@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from elastic.errors import JobFailed
 from elastic.settings import VERSION, best_isa
 
 _ROOT = Path(__file__).parents[2]
-_KEEP_DAYS, _LIMIT_S = 30, 3600.0
+_LIMIT_S = 3600.0
 _FORM = 1
 
 
@@ -31,30 +32,44 @@ def kept_in() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "elastic-chaos"
 
 
-def reference(job: JobSpec, steps: int, say: Callable[[str], None] = lambda _: None, folder: Path | None = None) -> Reference:
+def reference(job: JobSpec, steps: int, say: Callable[[str], None] = lambda _: None) -> Reference:
     """Returns the undisturbed run of `steps` steps or more, a kept one if there is one. Raises JobFailed if it cannot be made."""
-    path = (folder or kept_in()) / f"{key_of(job)}.json"
-    kept = _kept(path)
+    kept = read(path_of(job))
     if kept is not None and len(kept.losses) >= steps and steps in kept.digests:
         return kept
     say(f"the undisturbed run of {steps} steps is made (and kept for other runs of this script)")
-    made = _made(job, steps)
-    if kept is not None:
-        common = min(len(kept.losses), len(made.losses))
-        same = kept.losses[:common] == made.losses[:common]
-        made = Reference(losses=made.losses, grad_norms=made.grad_norms, digests=made.digests, exact=made.exact, repeatable=same)
+    return _keep(job, _made(job, steps))
+
+
+def made_again(job: JobSpec, steps: int, known: Reference) -> Reference:
+    """Makes the run again: is the script repeatable, and if so, is the kept run still what it does (it may read files that have changed)?
+
+    Returns the known run if the new one is the same; else the new one if it is repeatable; else the known one, with `repeatable` False.
+    """
+    again = _made(job, steps)
+    if _same(again, known, steps):
+        return known
+    if _same(again, _made(job, steps), steps):
+        return _keep(job, again)
+    return replace(known, repeatable=False)
+
+
+def _same(one: Reference, other: Reference, steps: int) -> bool:
+    return (one.losses[:steps], one.digests.get(steps)) == (other.losses[:steps], other.digests.get(steps))
+
+
+def path_of(job: JobSpec) -> Path:
+    """Returns the file of the kept run."""
+    return kept_in() / f"{key_of(job)}.json"
+
+
+def _keep(job: JobSpec, made: Reference) -> Reference:
+    path = path_of(job)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}")
     new.write_text(json.dumps({"form": _FORM, **_to_json(made)}))
     new.rename(path)
     return made
-
-
-def made_again(job: JobSpec, steps: int, known: Reference) -> Reference:
-    """Makes the run again, and returns it with whether it was the same: a script that draws without a seed is not."""
-    again = _made(job, steps)
-    same = (again.losses[:steps], again.digests.get(steps)) == (known.losses[:steps], known.digests.get(steps))
-    return Reference(losses=known.losses, grad_norms=known.grad_norms, digests=known.digests, exact=known.exact, repeatable=same)
 
 
 def key_of(job: JobSpec) -> str:
@@ -78,7 +93,8 @@ def _code() -> bytes:
     return found.digest()
 
 
-def _kept(path: Path) -> Reference | None:
+def read(path: Path) -> Reference | None:
+    """Reads a kept run; None if there is none, or if the file is something else."""
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError):

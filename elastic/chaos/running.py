@@ -21,6 +21,7 @@ from elastic.chaos.observed import STOP, Orders
 from elastic.chaos.own_etcd import OwnEtcd
 from elastic.chaos.proxies import Proxies
 from elastic.chaos.schedule import Schedule
+from elastic.chaos.spawning import spawned
 from elastic.errors import JobFailed
 
 NAME = "chaos"
@@ -86,7 +87,7 @@ class RunningJob:
         if "PROXY_PORT" in more:  # the module that makes connections go through the proxy must be found before any other of its name
             environment["PYTHONPATH"] = os.pathsep.join([*filter(None, paths[1:]), paths[0]])
         with (folder / "log").open("ab") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            return spawned(command, stdout=log, stderr=log, env=environment)
 
     def _words(self, number: int) -> list[str]:
         job = self.schedule.job

@@ -53,8 +53,18 @@ class Record:
         return [f"{each.oracle}: {each.reason}" for each in found]
 
 
-def run(schedule: Schedule, say: Say = lambda _: None, *, keep: Path | None = None, patience_s: float = PATIENCE_S) -> Record:
-    """Runs a schedule. With `keep` all files of the run are kept there. Raises SettingsError where the machine cannot have its faults."""
+def run(
+    schedule: Schedule,
+    say: Say = lambda _: None,
+    *,
+    keep: Path | None = None,
+    calm: Reference | None = None,
+    patience_s: float = PATIENCE_S,
+) -> Record:
+    """Runs a schedule. With `keep` all files of the run are kept there. With `calm` numbers are compared with that undisturbed run.
+
+    Raises SettingsError where the machine cannot have its faults.
+    """
     used = _cpu_s()
     folder = Path(tempfile.mkdtemp(prefix="elastic-chaos-")) if keep is None else keep
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +74,7 @@ def run(schedule: Schedule, say: Say = lambda _: None, *, keep: Path | None = No
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
     used = _cpu_s() - used
-    evidence = _compared(evidence, say)
+    evidence = _compared(evidence, say) if calm is None else replace(evidence, reference=calm)
     return Record(evidence=evidence, findings=judge(evidence), harness_cpu_s=used)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,6 +66,9 @@ def run(
     ] = None,
     json_file: Json = None,
     html: Html = None,
+    calm: Annotated[
+        Path | None, typer.Option("--reference", help="Compare with this undisturbed run, a file of ~/.cache/elastic-chaos.")
+    ] = None,
     keep: Keep = None,
 ) -> None:
     """Runs a training under faults. By default a small GPT of its own, for a minute, under random faults of all kinds that fit."""
@@ -74,7 +80,7 @@ def run(
         sys.path.insert(0, str(Path.cwd()))
     try:
         schedule = _schedule(scenario, job, seed, minutes, mtbf, faults, fault)
-        _run(schedule, json_file, html, keep)
+        _run(schedule, json_file, html, keep, calm)
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -104,15 +110,19 @@ def _schedule(
     return drawn(spec, seed, mtbf, None if faults is None else [name.strip() for name in faults.split(",") if name.strip()])
 
 
-def _run(schedule: Any, json_file: Path | None, html: Path | None, keep: Path | None) -> None:
+def _run(schedule: Any, json_file: Path | None, html: Path | None, keep: Path | None, calm: Path | None = None) -> None:
     """Runs a schedule, prints and writes its report, and exits with the code of its verdict."""
-    from elastic.chaos import trial
+    from elastic.chaos import reference, trial
     from elastic.chaos.report import report, write
 
+    known = None if calm is None else reference.read(calm)
+    if calm is not None and known is None:
+        raise SettingsError(f"--reference {calm}: there is no undisturbed run in this file")
     job = schedule.job
     hosts = f"{job.hosts} hosts with {job.workers} workers each" if job.hosts > 1 else f"{job.workers} workers"
     print(f"{job.script} on {hosts}, {len(schedule.injections)} faults, seed {schedule.seed}", flush=True)
-    record = trial.run(schedule, lambda line: print(line, flush=True), keep=keep)
+    with _cleaning_up():
+        record = trial.run(schedule, lambda line: print(line, flush=True), keep=keep, calm=known)
     data = report(record)
     if json_file is not None:
         write(json_file, data)
@@ -122,6 +132,19 @@ def _run(schedule: Any, json_file: Path | None, html: Path | None, keep: Path | 
         html.write_text(page(data, None if json_file is None else str(json_file)))
     _print(record, data)
     raise typer.Exit(CODES[record.verdict])
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Makes SIGTERM an ordinary end of this program, so that processes, mounts and namespaces are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print(record: Any, data: dict[str, Any]) -> None:
@@ -185,7 +208,8 @@ def _shrink(path: Path, out: Path, tries: int, json_file: Path | None, html: Pat
 
     def fails(candidate: Any) -> bool:
         for _ in range(tries):
-            record = trial.run(candidate)
+            with _cleaning_up():
+                record = trial.run(candidate)
             found = {finding.oracle for finding in record.findings if finding.verdict == "fail"}
             what = f"fails ({', '.join(sorted(found))})" if found else record.verdict
             print(f"{len(candidate.injections)} faults ({', '.join(map(str, candidate.injections)) or 'none'}): {what}", flush=True)

@@ -24,6 +24,9 @@ OUTPUT = "output"
 TRACE = "trace"
 """The folder of what workers record for a trace, a file for each."""
 
+LASTING = (*_KEPT, OUTPUT)
+"""What stays in a directory of the user's own when the job has ended."""
+
 LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 

@@ -38,7 +38,7 @@ def notes(worker: int, steps: range, **changes: Any) -> WorkerNotes:
 
 def incident(**changes: Any) -> dict[str, Any]:
     values = {"kind": "death", "epoch": 2, "worker": 1, "also": [], "why": None, "step": 8, "samples_lost": 0, "layout_after": "[0-5]x1"}
-    return {**values, "bytes_moved": 10, "bytes_minimum": 10, "went_back_to": None, **changes}
+    return {**values, "at": None, "bytes_moved": 10, "bytes_minimum": 10, "went_back_to": None, **changes}
 
 
 def uses(pid: int, **later: int) -> list[Use]:

@@ -63,7 +63,6 @@ ONE_HOST = [
     ["etcd-restart@8"],
     ["etcd-down@8 seconds=2", "kill@10"],
     ["etcd-full@8 seconds=2", "kill@10"],
-    ["join@8"],
 ]
 
 
@@ -73,6 +72,12 @@ def test_faults_on_one_host(faults: list[str]):
     record = passes(ran(*faults, workers=3, steps=60))
     assert len(record.evidence.steps) == 60
     assert all(effect.proof for effect in record.evidence.effects)
+
+
+@pytest.mark.long
+def test_another_host_joins():
+    record = passes(ran("join@8", workers=2, steps=0, minutes=0.2))
+    assert max(given.workers for given in record.evidence.steps.values()) == 4
 
 
 @pytest.mark.long
