@@ -144,7 +144,7 @@ def ran(defect: Defect | None, faults: tuple[str, ...], hosts: int, workers: int
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         flags = [text for fault in faults for text in ("--fault", fault)]
         words = ["chaos", "run", "--script", f"{_TRAIN}:train", "--arg", str(_STEPS), "--workers", str(workers), "--hosts", str(hosts)]
-        words += ["--minutes", "3", "--json", str(folder / "r.json"), "--reference", str(calm), *flags]
+        words += ["--patience", "40", "--minutes", "3", "--json", str(folder / "r.json"), "--reference", str(calm), *flags]
         command = [sys.executable, "-m", "elastic.cli.main", *words]
         ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=folder, timeout=_LIMIT_S)
         if not (folder / "r.json").exists():

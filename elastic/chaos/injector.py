@@ -8,9 +8,10 @@ import traceback
 
 from elastic.chaos.inject import INJECT
 from elastic.chaos.injection import Injection
-from elastic.chaos.scene import Effect, NoEffect, Scene
+from elastic.chaos.scene import Effect, NoEffect, Scene, Vanished
 
 _POLL_S, _END_S = 0.005, 60.0
+_VICTIMS, _ANOTHER_S = 5, 0.2
 
 
 class Injector:
@@ -56,10 +57,22 @@ class Injector:
         try:
             if effect.injection.settled:
                 self._scene.settle()
-            INJECT[effect.injection.kind](self._scene, effect)
+            self._until_hit(effect)
             effect.why = None
         except NoEffect as error:
             effect.proof, effect.why = None, str(error)
         except Exception:  # the thread's boundary: an unforeseen error makes the verdict unknown, and is reported there
             effect.proof, effect.why = None, f"the harness failed: {traceback.format_exc(limit=-3)}"
         effect.until = time.monotonic()
+
+    def _until_hit(self, effect: Effect) -> None:
+        """Injects it; again with another victim if that had ended just before, as by another fault."""
+        for left in reversed(range(_VICTIMS)):
+            try:
+                INJECT[effect.injection.kind](self._scene, effect)
+                return
+            except Vanished:
+                if not left or effect.at is not None:  # a part of it is done
+                    raise
+                effect.hits.clear()
+                self._scene.over.wait(_ANOTHER_S)

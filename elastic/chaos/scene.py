@@ -22,6 +22,10 @@ class NoEffect(Exception):
     """The fault could not be injected, or nothing shows that it took effect; the message says why."""
 
 
+class Vanished(NoEffect):
+    """The victim ended by itself, or by another fault, just before: another one can be chosen."""
+
+
 @dataclass
 class Hit:
     """A victim: a worker (None for a host or etcd), its process, and what it was doing."""

@@ -24,4 +24,8 @@ def spawned(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     if program is None:
         raise SettingsError(f"there is no program {command[0]} on this machine")
     words = tied_command([program, *command[1:]])
-    return _thread().submit(lambda: subprocess.Popen(words, stdin=subprocess.DEVNULL, **options)).result()
+    return _thread().submit(_started, words, options).result()
+
+
+def _started(words: list[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(words, stdin=subprocess.DEVNULL, text=False, **options)

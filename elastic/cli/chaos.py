@@ -69,6 +69,7 @@ def run(
     calm: Annotated[
         Path | None, typer.Option("--reference", help="Compare with this undisturbed run, a file of ~/.cache/elastic-chaos.")
     ] = None,
+    patience: Annotated[float, typer.Option(help="End a job that makes no step for so many seconds: it fails.")] = 120.0,
     keep: Keep = None,
 ) -> None:
     """Runs a training under faults. By default a small GPT of its own, for a minute, under random faults of all kinds that fit."""
@@ -80,7 +81,7 @@ def run(
         sys.path.insert(0, str(Path.cwd()))
     try:
         schedule = _schedule(scenario, job, seed, minutes, mtbf, faults, fault)
-        _run(schedule, json_file, html, keep, calm)
+        _run(schedule, json_file, html, keep, calm, patience)
     except ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
@@ -110,7 +111,9 @@ def _schedule(
     return drawn(spec, seed, mtbf, None if faults is None else [name.strip() for name in faults.split(",") if name.strip()])
 
 
-def _run(schedule: Any, json_file: Path | None, html: Path | None, keep: Path | None, calm: Path | None = None) -> None:
+def _run(
+    schedule: Any, json_file: Path | None, html: Path | None, keep: Path | None, calm: Path | None = None, patience_s: float = 120.0
+) -> None:
     """Runs a schedule, prints and writes its report, and exits with the code of its verdict."""
     from elastic.chaos import reference, trial
     from elastic.chaos.report import report, write
@@ -122,7 +125,7 @@ def _run(schedule: Any, json_file: Path | None, html: Path | None, keep: Path | 
     hosts = f"{job.hosts} hosts with {job.workers} workers each" if job.hosts > 1 else f"{job.workers} workers"
     print(f"{job.script} on {hosts}, {len(schedule.injections)} faults, seed {schedule.seed}", flush=True)
     with _cleaning_up():
-        record = trial.run(schedule, lambda line: print(line, flush=True), keep=keep, calm=known)
+        record = trial.run(schedule, lambda line: print(line, flush=True), keep=keep, calm=known, patience_s=patience_s)
     data = report(record)
     if json_file is not None:
         write(json_file, data)

@@ -20,7 +20,7 @@ def restart(scene: Scene, effect: Effect) -> None:
         _down(scene, effect, scene.job.etcd, 0.0)
         return
     agent = scene.host(0).agent
-    pid = scene.wait("the job's private etcd runs", lambda: _private(agent), 10.0)
+    pid = scene.wait("the job's private etcd runs", lambda: _private(agent), 30.0)
     effect.hits.append(Hit(pid=pid))
     effect.at = time.monotonic()
     send(pid, signal.SIGKILL)

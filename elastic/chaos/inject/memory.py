@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from elastic.chaos.hosts import Target, held, stat_of
-from elastic.chaos.scene import Effect, NoEffect, Scene
+from elastic.chaos.scene import Effect, NoEffect, Scene, Vanished
 from elastic.memory.segment import MappedSegment
 from elastic.recovery.offers import Contents, Place
 
@@ -36,7 +36,7 @@ def corrupt(scene: Scene, effect: Effect) -> None:
                 effect.proof = _flip(target, generator)
                 return
         except ProcessLookupError:
-            raise NoEffect("the victim ended by itself just before") from None
+            raise Vanished("the victim ended by itself just before") from None
     raise NoEffect("the worker was never caught while it computed")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from elastic.chaos.hosts import Target, held, stat_of
-from elastic.chaos.scene import Effect, Hit, NoEffect, Scene
+from elastic.chaos.scene import Effect, Hit, NoEffect, Scene, Vanished
 from elastic.observe.activity import RECOVERY_PHASES, read
 
 _DEATH_S, _NEW_S, _RECOVERY_S = 5.0, 60.0, 20.0
@@ -23,7 +23,9 @@ def _killed(scene: Scene, effect: Effect, targets: Sequence[Target]) -> None:
         try:
             descriptors = [stack.enter_context(held(target.pid)) for target in targets]
         except ProcessLookupError:
-            raise NoEffect("a victim ended by itself just before") from None
+            raise Vanished("a victim ended by itself just before") from None
+        if any(select.select([descriptor], [], [], 0)[0] for descriptor in descriptors):
+            raise Vanished("a victim ended by itself just before")
         hits = [scene.hit(effect, target) for target in targets]
         effect.at = time.monotonic()
         for descriptor in descriptors:
@@ -71,7 +73,7 @@ def stop(scene: Scene, effect: Effect) -> None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, signal.SIGCONT)
     except ProcessLookupError:
-        raise NoEffect("the victim ended by itself just before") from None
+        raise Vanished("the victim ended by itself just before") from None
 
 
 def slow(scene: Scene, effect: Effect) -> None:
