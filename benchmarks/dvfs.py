@@ -86,7 +86,9 @@ def closed_loop(mode: Mode, base: Path, arguments: argparse.Namespace) -> dict[s
         "predicted": predicted,
         "faster": 1 - now["step_s"] / usual["step_s"],
         "could_be_faster": can,
-        "recovered": (1 - now["step_s"] / usual["step_s"]) / can,
+        "recovered": (1 - now["step_s"] / usual["step_s"]) / can
+        if can > 0.01
+        else None,  # at their highest clocks GPUs have nothing to give
         "joules_saved": 1 - now["joules"] / usual["joules"],
         "slower": now["step_s"] / usual["step_s"] - 1,
         "models": sorted(found["models"].values()),

@@ -6,13 +6,16 @@
 The confidence of a model is its largest relative error: of its own values at the measured clocks, and of values at a clock between others
 that are predicted without its measurement. If that is too large, the model is not trusted, and no clock is changed. It says nothing about
 clocks outside the measured range.
+
+A GPU follows these formulas to a few percent only (its highest clocks may be cut by its power limit, its voltage has a floor). So a trusted
+model gives at each measured clock what was measured there; between two of them the factor on the formula is on a straight line.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +46,8 @@ class Measurement(NamedTuple):
 class FrequencyModel:
     """A fitted model, for clocks from `low_mhz` to `top_mhz`, between which it was measured at `clocks` clocks.
 
-    `seconds` is the time at `top_mhz`; `time_error` and `power_error` are the largest relative errors.
+    `seconds` is the fitted time at `top_mhz`; `time_error` and `power_error` are the largest relative errors. `factors` are, by ascending
+    clock, how many times as long and as many watts as fitted were measured.
     """
 
     top_mhz: float
@@ -54,10 +58,11 @@ class FrequencyModel:
     clocks: int
     time_error: float
     power_error: float
+    factors: tuple[tuple[float, float, float], ...] = ()
 
     def seconds_at(self, mhz: float) -> float:
         """Returns the seconds of the work at a clock."""
-        return self.seconds * (self.beta * self.top_mhz / mhz + 1 - self.beta)
+        return self.seconds * (self.beta * self.top_mhz / mhz + 1 - self.beta) * self._factor(mhz, 1)
 
     def stretch(self, mhz: float, reference_mhz: float) -> float:
         """Returns the time at a clock as a multiple of that at the reference clock."""
@@ -67,7 +72,12 @@ class FrequencyModel:
         """Returns the watts at a clock while the GPU computes."""
         constant, linear, cubic = self.watts
         share = mhz / self.top_mhz
-        return constant + linear * share + cubic * share**3
+        return (constant + linear * share + cubic * share**3) * self._factor(mhz, 2)
+
+    def _factor(self, mhz: float, column: int) -> float:
+        if not self.factors:
+            return 1.0
+        return float(np.interp(mhz, [each[0] for each in self.factors], [each[column] for each in self.factors]))
 
     def covers(self, mhz: float) -> bool:
         """Whether the clock is one that was measured, or between two of them."""
@@ -117,7 +127,10 @@ def fit(measurements: Iterable[Measurement]) -> Fit:
     )
     if not model.trusted:
         return Fit(None, f"the fit is poor: {model.confidence}{note}")
-    return Fit(model, model.confidence + note)
+    factors = tuple(
+        (each.mhz, each.seconds / model.seconds_at(each.mhz), each.watts / model.watts_at(each.mhz)) for each in reversed(points)
+    )
+    return Fit(replace(model, factors=factors), model.confidence + note)
 
 
 def _usable(measurements: Iterable[Measurement]) -> tuple[list[Measurement], int]:

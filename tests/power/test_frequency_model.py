@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.zeus_profiles import load
 from elastic.power.frequency_model import POWER_ERROR, TIME_ERROR, Measurement, fit
+from examples.nvml_standin import A100
 
 
 def measured(mhz: float, beta: float, seconds: float = 0.4, noise: float = 0.0) -> Measurement:
@@ -91,3 +92,17 @@ def test_power_limits_are_no_clocks_and_the_fit_says_so():
         assert model is not None
         for limit, (seconds, _) in load()[key].items():
             assert model.seconds_at(limit) == pytest.approx(seconds, rel=TIME_ERROR)
+
+
+def test_between_measured_clocks_a_measured_gpu_is_met_better_than_by_the_formula():
+    """A published sweep by clock: an A100 whose highest clocks are cut by its power limit."""
+    sweep = {mhz: Measurement(mhz, stretch, watts) for mhz, stretch, watts in A100.sweep}
+    found = fit(sweep[mhz] for mhz in (1410, 1275, 1080, 855)).model
+    assert found is not None
+    assert found.time_error > 0.015
+    for mhz, point in sweep.items():
+        assert found.seconds_at(mhz) == pytest.approx(point.seconds, rel=0.015)
+        assert found.watts_at(mhz) == pytest.approx(point.watts, rel=0.06)
+    for mhz in (1410, 1275, 1080, 855):
+        assert found.seconds_at(mhz) == pytest.approx(sweep[mhz].seconds)
+        assert found.watts_at(mhz) == pytest.approx(sweep[mhz].watts)
