@@ -151,7 +151,7 @@ def trial(kind: str, base: Path, library: Path, chance: random.Random) -> dict[s
     subject = Subject(base, library)
     os.environ.update(subject._environment)
     try:
-        if not waited(lambda: any(subject.standin.locked), 60):
+        if not waited(lambda: any(subject.standin.locked), 180):
             raise RuntimeError(f"no clock was locked: {(base / 'log').read_text()[-2000:]}")
         after_s, told = chance.random() * SPAN_S, dict[str, Any]()
         waited(lambda: not subject.launcher.is_running() or subject.launcher.status() == psutil.STATUS_ZOMBIE, after_s)
