@@ -84,14 +84,6 @@ class LeastEnergy:
         best = int(allowed.argmin())
         return None if math.isinf(allowed[best]) else places[best]
 
-    def frontier(self) -> list[Places]:
-        """Returns the combinations that no other one beats in both seconds and joules, fastest first. Only where they are few."""
-        places, seconds, joules = self.everything()
-        order = np.lexsort((joules, seconds))
-        below = np.minimum.accumulate(joules[order])
-        kept = [True, *(below[1:] < below[:-1] * (1 - 1e-6)).tolist()]
-        return [places[at] for at, keep in zip(order.tolist(), kept, strict=True) if keep]
-
     # Beyond all combinations
 
     def _by_paths(self, limit_s: float) -> Places | None:

@@ -82,11 +82,9 @@ class ClockSearch:
     def frontier(self, points: int = 12) -> tuple[Clocked, ...]:
         """Returns steps from the fastest to the most frugal, `points` at most: none is both slower and less frugal than another."""
         options = self.options()
-        search = self._search(options)
-        if search.few:
-            return tuple(self._at(options, places) for places in _spread(search.frontier(), points))
         first, last = self.fastest.step_s, self.clocked([each[-1] for each in options]).step_s
-        limits = [first + (max(last, first) - first) * number / max(1, points - 1) for number in range(points)]
+        shares = ((number / max(1, points - 1)) ** 3 for number in range(points))  # close together where steps are fast: there it matters
+        limits = [first + (max(last, first) - first) * share for share in shares]
         return tuple(_best(found for limit_s in limits if (found := self.within(limit_s, options)) is not None))
 
 
