@@ -38,7 +38,7 @@ def picture(title: str, samples: Sequence[Sample], steps: Sequence[dict[str, Any
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH + _LEFT + 30}" height="{height}" font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="{_LEFT}" y="20" font-size="15">dvfs="{escape(title)}" on four stand-in GPUs, four stages of 3, 2, 2 and 2 layers</text>',
+        f'<text x="{_LEFT}" y="20" font-size="15">dvfs="{escape(title)}" on four stand-in GPUs, nine layers in four stages</text>',
     ]
     for number, (label, lines, most) in enumerate(rows):
         parts += _row(_TOP + number * (_HEIGHT + _GAP), label, lines, most, (start, end), killed_at)
@@ -57,7 +57,7 @@ def _row(top: float, label: str, lines: list[Points], most: float, span: tuple[f
     parts = [f'<text x="{_LEFT}" y="{top + 8}" fill="#444">{escape(label)}</text>']
     for value in (0.0, most / 2, most):
         parts.append(f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#666">{value:.3g}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end" fill="#666">{value:.4g}</text>')
     for second in range(0, int(end - start) + 1, 5):
         parts.append(f'<text x="{x(start + second):.1f}" y="{top + _HEIGHT + 14}" text-anchor="middle" fill="#666">{second} s</text>')
     if killed_at is not None:
