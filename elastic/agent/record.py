@@ -41,7 +41,7 @@ class JobRecord:
         """Notes what a worker's message says; other messages are ignored."""
         kind = message["type"]
         if kind == "progress":
-            self.progress[worker] = message
+            self.progress[worker] = {**self.progress.get(worker, {}), **message}  # some reports are shorter
             for peer, *speeds in message.get("links", ()):
                 latency_s, bytes_per_s = speeds
                 self.links[min(worker, peer), max(worker, peer)] = latency_s, bytes_per_s

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from elastic.cli.looking import AsJson, exits
 from elastic.cli.sources import Certificate, Etcd, Job, Secret, Source, source
+from elastic.errors import SettingsError
 from elastic.observe import jobs, top
 from elastic.observe.incident import headline
 from elastic.observe.journal import shown
@@ -55,10 +56,19 @@ def _live(found: Source, every: float) -> None:
         while True:
             over = found.over
             events = _recent(found, events)
-            live.update(top.shown(found.standing(), events, console.height, now=None if over else time.time()), refresh=True)
+            live.update(_shown(found, events, console.height, over=over), refresh=True)
             if over:
                 return
             time.sleep(every)
+
+
+def _shown(found: Source, events: list[str], height: int, *, over: bool) -> RenderableType:
+    try:
+        return top.shown(found.standing(), events, height, now=None if over else time.time())
+    except SettingsError:
+        if over:
+            raise
+        return "the job has not begun to train yet"
 
 
 def _recent(found: Source, events: list[str]) -> list[str]:
