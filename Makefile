@@ -22,7 +22,7 @@ test: venv
 test-all: venv
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest
 
-# The real DeepSpeed, Megatron-Core, Accelerate, Lightning and transformers, s3fs with a server for it, and the tests that need one of them
+# The real DeepSpeed, Megatron-Core, Accelerate, Lightning, transformers and TensorBoard, s3fs with a server for it, and the tests that need one of them
 # (others skip them). DeepSpeed is installed without its operators, which would be compiled; hence by itself, with what it imports.
 PEERS := $(VENV)/.peers-installed
 
@@ -36,7 +36,7 @@ $(PEERS): $(STAMP)
 test-peers: $(PEERS)
 	$(BIN)/python -m pytest tests/checkpoint/test_megatron.py tests/checkpoint/test_deepspeed.py tests/checkpoint/test_accelerate.py \
 	    tests/checkpoint/test_hf.py tests/checkpoint/test_convert.py tests/checkpoint/test_s3.py \
-	    tests/checkpoint/test_extra_files.py tests/checkpoint/test_naming.py
+	    tests/checkpoint/test_extra_files.py tests/checkpoint/test_naming.py tests/process/test_callbacks.py
 
 check: venv
 	$(BIN)/ruff check .

@@ -15,7 +15,8 @@ import elastic
 from elastic.cli.plan import argument
 
 Log = Annotated[
-    list[str] | None, typer.Option(help="Write metrics of steps: tensorboard:DIR, wandb:PROJECT[/RUN] or mlflow:[URI#]EXPERIMENT.")
+    list[str] | None,
+    typer.Option(help="Write metrics of steps: tensorboard:DIR, wandb:PROJECT[/RUN], mlflow:[URI#]EXPERIMENT, otel:SERVICE."),
 ]
 Progress = Annotated[bool | None, typer.Option(help="A progress bar on stderr; by default if that is a terminal.")]
 MetricsPort = Annotated[str | None, typer.Option(help="Answer Prometheus at this port of 127.0.0.1, or at ADDRESS:PORT; 0: a free one.")]

@@ -1,4 +1,4 @@
-"""`elastic.run(log=...)`: callbacks that write metrics for TensorBoard, Weights & Biases or MLflow."""
+"""`elastic.run(log=...)`: callbacks that write metrics for TensorBoard, Weights & Biases or MLflow, or spans for OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from elastic.errors import SettingsError
 from elastic.launch.callbacks import Callback
+from elastic.launch.telemetry import OpenTelemetry
 from elastic.observe.incident import Incident
 from elastic.observe.members import Members
 from elastic.worker.report import Report
@@ -19,17 +20,21 @@ _FLUSH_S = 1.0
 
 def logger_of(log: str, job: str) -> Callback:
     """Returns the logger that `log` names: `tensorboard:DIRECTORY`, `wandb:PROJECT` or `wandb:PROJECT/RUN`, `mlflow:EXPERIMENT` or
-    `mlflow:TRACKING_URI#EXPERIMENT`. Raises SettingsError: it is none of these, or its package is not installed, or refuses to begin."""
+    `mlflow:TRACKING_URI#EXPERIMENT`, `otel:SERVICE`.
+
+    Raises SettingsError: it is none of these, or its package is not installed, or refuses to begin.
+    """
     kind, _, where = log.partition(":")
     make = _KINDS.get(kind)
     if make is None or not where:
-        forms = "tensorboard:DIRECTORY, wandb:PROJECT[/RUN] or mlflow:[URI#]EXPERIMENT"
+        forms = "tensorboard:DIRECTORY, wandb:PROJECT[/RUN], mlflow:[URI#]EXPERIMENT or otel:SERVICE"
         raise SettingsError(f"log={log!r}: use {forms}")
     try:
         return make(where, job)
     except ImportError as error:
+        package = _PACKAGES.get(kind, kind)
         raise SettingsError(
-            f"log={log!r} needs the package {kind}, which cannot be imported ({error}): pip install {kind}, or leave log= out"
+            f"log={log!r} needs the package {kind}, which cannot be imported ({error}): pip install {package}, or leave log= out"
         ) from error
     except SettingsError:
         raise
@@ -138,4 +143,10 @@ class MLflow(_Logger):
         self._client.set_terminated(self._run)
 
 
-_KINDS: dict[str, Callable[[str, str], Callback]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+_KINDS: dict[str, Callable[[str, str], Callback]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+    "otel": OpenTelemetry,
+}
+_PACKAGES = {"otel": "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"}

@@ -158,7 +158,7 @@ def run(
             be used instead; they imply `tls`. They do not replace the secret.
         callbacks: objects with some of the methods of `elastic.Callback`, called in this process, not in workers.
         log: where metrics of steps are written besides: `tensorboard:DIRECTORY`, `wandb:PROJECT[/RUN]` or `mlflow:[URI#]EXPERIMENT`, or
-            several of them. Their packages are installed separately. Each step is written once.
+            several of them; `otel:SERVICE` sends incidents as spans. Their packages are installed separately. Each step is written once.
         progress: show a progress bar on stderr; by default if that is a terminal.
         metrics_port: answer Prometheus at this port of 127.0.0.1, or at `ADDRESS:PORT`; 0 takes a free port, which is printed.
         trace: write what each worker did when into this file, for https://ui.perfetto.dev or chrome://tracing. Of a job of several hosts,

@@ -6,6 +6,7 @@ import io
 import math
 import sys
 import threading
+import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -116,13 +117,13 @@ def test_a_logger_that_is_none_is_refused(log):
         logger_of(log, "job")
 
 
-@pytest.mark.parametrize("log", ["tensorboard:runs", "wandb:project", "mlflow:mine"])
+@pytest.mark.parametrize("log", ["tensorboard:runs", "wandb:project", "mlflow:mine", "otel:training"])
 def test_a_missing_package_is_one_error_before_the_first_step(log, monkeypatch):
-    for name in ("tensorboard.compat.proto.event_pb2", "wandb", "mlflow"):
+    for name in ("tensorboard.compat.proto.event_pb2", "wandb", "mlflow", "opentelemetry.trace"):
         monkeypatch.setitem(sys.modules, name, None)
     kind = log.partition(":")[0]
     with (
-        pytest.raises(SettingsError, match=rf"log='{log}' needs the package {kind}, .*: pip install {kind}"),
+        pytest.raises(SettingsError, match=rf"log='{log}' needs the package {kind}, .*: pip install "),
         Seeing(log=log).opened(
             "job",
             SimpleNamespace(),  # type: ignore[arg-type]
@@ -155,6 +156,21 @@ def test_tensorboard_reads_what_is_written(tmp_path):
     events = reading.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(number, float(number)) for number in range(4)]
+
+
+def test_an_incident_is_a_span_with_its_phases(monkeypatch):
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export")
+    memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter").InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(export.SimpleSpanProcessor(memory))
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
+    found = Incident(kind="death", at=time.monotonic(), step=3, detected_ms=1.0, phases_ms={"quiesce": 2.0, "commit": 4.0}, running_ms=9.0)
+    Called(logger_of("otel:training", "job")).seen({"what": "incident", "incident": found.to_json()})
+    quiesce, commit, whole = memory.get_finished_spans()
+    assert (whole.name, whole.attributes["elastic.step"], whole.end_time - whole.start_time) == ("incident: death", 3, 9_000_000)
+    assert (quiesce.start_time - whole.start_time, commit.end_time - commit.start_time) == (1_000_000, 4_000_000)
+    assert {quiesce.parent.span_id, commit.parent.span_id} == {whole.context.span_id}
 
 
 class Terminal(io.StringIO):
