@@ -245,7 +245,8 @@ class Cycle:
             orders = self._set("held", dict.fromkeys(view.workers), now)
             return replace(orders, say=self.plan.why + (f" ({poor[0]})" if poor else ""))
         chosen, usual = self.plan.chosen, self.plan.usual
-        gain = 1 - chosen.step_s / usual.step_s if self.mode == "speed" else 1 - chosen.joules / usual.joules
+        saved = (usual.joules - chosen.joules) / (before.joules or usual.joules)  # GPUs without a model are measured too
+        gain = 1 - chosen.step_s / usual.step_s if self.mode == "speed" else saved
         self._promise = Promise(mode=self.mode, step_s=before.step_s, joules=before.joules, gain=gain)
         orders = self._set("checking", _by_worker(view, self.plan.chosen), now)
         return replace(orders, say=self.plan.why)

@@ -46,6 +46,7 @@ class Gpus:
     disturbed: float = 1.0
     sustains: int = 9999
     usual: int = 1305
+    odd: int | None = None  # a worker whose seconds do not follow its clock
     clocks: dict[int, int | None] = field(default_factory=dict)
     now: float = 0.0
     step: int = 0
@@ -84,6 +85,8 @@ class Gpus:
     def _factor(self, worker: int) -> float:
         mhz = self.clocks.get(worker) or self.usual
         mhz = min(mhz, self.sustains)
+        if worker == self.odd:
+            return self.slower * (1.0, 1.15, 0.9)[mhz // 45 % 3]
         return self.slower * (self.beta * 1530 / mhz + 1 - self.beta) * self.scatter[mhz // 45 % len(self.scatter)]
 
     def _note(self, worker: int, expected_s: float, busy_s: float, took: float) -> None:
@@ -295,3 +298,19 @@ def test_the_usual_clock_is_the_one_that_is_seen_while_gpus_compute():
     assert {each.usual for each in cycle.choices.values()} == {1485}
     assert not cycle.looks
     assert " MHz from 1485" in said[0]
+
+
+def test_the_promised_share_is_of_all_gpus_also_where_some_have_no_model():
+    cycle, gpus, _ = begun("energy")
+    odd = gpus.view.plan.stages[0].members[0]
+    gpus.odd = odd
+    finished(cycle, gpus)
+    assert cycle.facts[odd].uuid not in cycle.choices
+    plan, before, promise = cycle.plan, cycle.before, cycle._promise
+    assert plan is not None
+    assert before is not None
+    assert promise is not None
+    assert before.joules is not None
+    assert plan.usual.joules < 0.9 * before.joules
+    assert promise.gain == pytest.approx((plan.usual.joules - plan.chosen.joules) / before.joules)
+    assert cycle.state == "held"
