@@ -274,6 +274,10 @@ class Job:
         if self.trace is not None and threading.get_ident() == self._thread:
             self.trace.waits(peer)
 
+    def at(self, place: str) -> str:
+        """Publishes that the training thread is now in the code of `place`, one of `activity.PLACES`; returns the place before."""
+        return self._activity.at(place)
+
     def during(self, place: str, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Returns what `call` returns. Publishes meanwhile that this worker is in the code of `place`, one of `activity.PLACES`."""
         before = self._activity.at(place)

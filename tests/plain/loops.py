@@ -179,3 +179,35 @@ def early(job: Job) -> dict[str, Any]:
 
 by_dataset = partial(by_loop, data=Rows())
 by_trainer_with_dataset = partial(by_trainer, data=Rows())
+
+
+def compiled(job: Job) -> dict[str, Any]:
+    """The model is compiled, and evaluated in the middle of the training."""
+    net = model()
+    whole: Any = torch.compile(net, backend="eager")
+    whole, optimizer, loader = job.prepare(whole, adamw(net), batch, steps=STEPS, **SIZES)
+    reports, shares = [], []
+    for x, y in loader:
+        loss = functional.cross_entropy(whole(x), y)
+        loss.backward()
+        job.clip_grad_norm_(0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (report := loader.report) is not None:
+            reports.append((report.step, report.loss, report.grad_norm))
+            net.eval()
+            with torch.no_grad():
+                shares.append(functional.cross_entropy(whole(batch(99, 0)[0]), batch(99, 0)[1]).item())
+            net.train()
+    return {"reports": reports, "digest": loader.digest(), "shares": shares}
+
+
+def raises(job: Job) -> None:
+    """An error of the user's own in the middle of a step."""
+    net = model()
+    net, optimizer, loader = job.prepare(net, adamw(net), batch, steps=STEPS, **SIZES)
+    for number, (x, y) in enumerate(loader):
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        if number == 3:
+            raise ValueError("of the user's own")

@@ -116,6 +116,20 @@ def test_a_loop_that_is_left_early_goes_on_in_the_next_one() -> None:
     assert agent.results[0]["first"] not in (None, agent.results[0]["digest"])
 
 
+@pytest.mark.long
+def test_a_compiled_model_and_evaluation_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "TIMEOUT_S", 100)
+    one, two = forks.run(1, train=loops.compiled), forks.run(2, train=loops.compiled)
+    check(two, one.results[0], ("reports", "shares"))
+    assert len(set(one.results[0]["shares"])) == loops.STEPS
+
+
+@pytest.mark.long
+def test_an_error_in_a_body_is_the_jobs() -> None:
+    with pytest.raises(WorkerFailed, match="ValueError: of the user's own"):
+        forks.run(1, train=loops.raises)
+
+
 def run_body(body: Callable[..., Any], job: Job, **options: Any) -> dict[str, Any]:
     net = loops.model()
     net, optimizer, loader = job.prepare(net, loops.adamw(net), loops.batch, steps=2, **loops.SIZES, **options)

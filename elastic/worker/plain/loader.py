@@ -41,9 +41,12 @@ class Loader:
     def epochs(self, count: int) -> Iterator[int]:
         """Yields the numbers of `count` epochs, for a loop over the loader in each; without those that are over when this worker joins.
 
-        The epochs that a checkpoint has are left out too. Only number 0 always comes, since this worker joins in its loop.
+        The epochs that a checkpoint has are left out too. Only number 0 always comes, since this worker joins in its loop. There are no
+        more if the job stops.
         """
         for number in range(count):
+            if self._loop.stopped:
+                return
             if number == 0 or self._loop.taken < self._end_of(number):
                 self._passes = number
                 yield number

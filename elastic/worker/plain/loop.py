@@ -22,6 +22,7 @@ from elastic.engine import randomness
 from elastic.engine.bit_equality import same
 from elastic.engine.profile import LayerProfile
 from elastic.errors import TrainerError
+from elastic.observe.activity import TRAIN_FN
 from elastic.worker.job import Job
 from elastic.worker.plain import backwards
 from elastic.worker.plain.body import body_of, handed_over, take_gradients
@@ -67,8 +68,10 @@ class Loop:
         self._clip_norm: float | None = None
         self._groups: list[dict[str, Any]] = []
         self._tail: Any = None  # states of generators behind bodies
+        self._inside: str | None = None  # the place of the code to go back to, in the middle of a step
         self._broken: TrainerError | None = None
         self.place = Place.OUTSIDE
+        self.stopped = False  # whether the job stops after the newest step
         self.took = True  # whether this worker has committed a step in the last pass, or there was none yet
         self._behind: Callable[[Any], None] | None = None
         backwards.hear(self._goes_backward, self._went_backward)
@@ -190,6 +193,9 @@ class Loop:
         if self.place is Place.TAIL:
             self._check_settings(now)
             self._tail = randomness.states()
+        if self._inside is not None:
+            self._job.at(self._inside)
+            self._inside = None
         self.place = Place.OUTSIDE
         return now
 
@@ -242,9 +248,11 @@ class Loop:
         else:
             self._event, self.place = event, Place.TAIL
             randomness.put_back(self._tail)
+            self._inside = self._job.at(TRAIN_FN)  # code behind the body is no layer's: it may take long
 
     def _committed(self) -> None:
         self.place, self.took = Place.COMMITTED, True
+        self.stopped = self._report is not None and self._report.stopped
 
     def _check_settings(self, now: Iteration) -> None:
         """Raises TrainerError if the body has changed settings of the step under way."""

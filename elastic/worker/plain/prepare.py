@@ -47,7 +47,7 @@ def prepare(
     own = {"batch_size": what.batch_size, "micro_batch_size": micro_batch_size, "seed": seed, "scheduler": scheduler}
 
     def make(body: Any, cost: LayerProfile, clip_norm: float | None) -> PlainTrainer:
-        names = options.get("names", model)
+        names = options.get("names", getattr(model, "_orig_mod", model))  # torch.compile puts it into another module
         return loader.made(PlainTrainer(body, optimizer, stream, cost, clip_norm=clip_norm, **own, **{**options, "names": names}))
 
     loop = Loop(job, model, optimizer, stream, make, seed)

@@ -6,6 +6,7 @@ worker that joins has done what a process does only once (choosing kernels, comp
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -44,6 +45,8 @@ class Trial:
                 done = closed()
             self.clip_norm = done.clip_norm
             self.cost = [self._cost(done, saved.bytes)]
+        if self._layered.running.statistics.names and "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # code compiled without the hooks of running statistics would never call them
 
     def _cost(self, done: Iteration, saved: int) -> list[float]:
         spec = self._layered.spec.layers[0]
