@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,42 @@ _WIDTH = 48
 
 def train(job: Any, steps: int, pause_s: float = 0.0, folder: str | None = None, storage_s: float = 0.0) -> dict[str, Any]:
     """Trains, with a pause in each loop body. With `folder` it saves twice, at a storage that takes `storage_s` seconds for each save."""
+    saves: dict[str, Any] = {} if folder is None else {"checkpoint": folder, "every": max(1, steps // 2)}
+    trainer = _trainer(saves)
+    if storage_s:
+        _slow_storage(storage_s)
+    for _ in trainer.run(steps):
+        time.sleep(pause_s)
+    return {"digest": trainer.digest()}
+
+
+def until_stopped(job: Any, folder: str, pause_s: float) -> dict[str, Any]:
+    """Trains until the step that the file `stop` in `folder` names. A file of each worker there gets its steps, and when they began."""
+    trainer, step, stop = _trainer({}), 0, Path(folder, "stop")
+    with Path(folder, str(job.worker)).open("a", buffering=1) as lines:
+        for report in trainer.run(1_000_000):
+            step = report.step
+            lines.write(f"{step} {time.monotonic()}\n")
+            if stop.exists() and step >= int(stop.read_text()):
+                break
+            time.sleep(pause_s)
+    return {"step": step, "digest": trainer.digest()}
+
+
+def digests(job: Any, steps: list[int]) -> dict[str, str]:
+    """Trains up to the last of these steps, and returns the digest after each of them."""
+    trainer, found = _trainer({}), {}
+    for report in trainer.run(max(steps) + 1):
+        if report.step in steps:
+            found[str(report.step)] = trainer.digest()
+    return found
+
+
+def _trainer(options: dict[str, Any]) -> elastic.Trainer:
     torch.manual_seed(7)
     layers = [nn.Sequential(nn.Linear(_WIDTH, _WIDTH), nn.Tanh(), nn.Dropout(0.1)) for _ in range(5)]
     inputs = torch.randn(160, _WIDTH)
-    saves: dict[str, Any] = {} if folder is None else {"checkpoint": folder, "every": max(1, steps // 2)}
-    trainer = elastic.Trainer(
+    return elastic.Trainer(
         layers,
         lambda output, batch: functional.mse_loss(output, batch[1]),
         lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
@@ -30,15 +62,8 @@ def train(job: Any, steps: int, pause_s: float = 0.0, folder: str | None = None,
         batch_size=16,
         micro_batch_size=2,
         seed=3,
-        **saves,
+        **options,
     )
-    if storage_s:
-        _slow_storage(storage_s)
-    at = []
-    for _ in trainer.run(steps):
-        at.append(time.monotonic())
-        time.sleep(pause_s)
-    return {"digest": trainer.digest(), "at": at}
 
 
 def _slow_storage(seconds: float) -> None:

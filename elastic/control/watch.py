@@ -70,7 +70,8 @@ class Watch:
         """Looks once, and again every LOOK_S seconds."""
         subjects = self._subjects()
         workers = sorted({*subjects.awaited, *subjects.starting, *subjects.spares})
-        seen = [replace(each, code=self._code.get(each.worker, "")) for each in self._looks.look(workers)]
+        looks = self._looks.look(workers)
+        seen = [replace(each, code=self._code[each.worker]) if each.worker in self._code else each for each in looks]
         self._looked(seen)
         roles = {"asked": subjects.asked, "starting": subjects.starting, "spares": subjects.spares}
         for found in self._judge.look(seen, self._clock(), **roles):
