@@ -59,7 +59,7 @@ class OwnEtcd:
         }
         command = [find_etcd(), *(f"--{name}={value}" for name, value in flags.items())]
         with (self.folder / "log").open("ab") as log:
-            self._process = spawned(command, cwd=self.folder, env=etcd_environment(), stdout=log, stderr=log)
+            self._process = spawned(command, out=log, env=etcd_environment(), cwd=self.folder)
         deadline = time.monotonic() + _SERVING_S
         while not self.serves():
             if time.monotonic() > deadline or self._process.poll() is not None:

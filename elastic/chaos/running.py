@@ -87,7 +87,7 @@ class RunningJob:
         if "PROXY_PORT" in more:  # the module that makes connections go through the proxy must be found before any other of its name
             environment["PYTHONPATH"] = os.pathsep.join([*filter(None, paths[1:]), paths[0]])
         with (folder / "log").open("ab") as log:
-            return spawned(command, stdout=log, stderr=log, env=environment)
+            return spawned(command, out=log, env=environment)
 
     def _words(self, number: int) -> list[str]:
         job = self.schedule.job

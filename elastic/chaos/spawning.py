@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import IO
 
 from elastic.errors import SettingsError
 from elastic.host.process import tied_command
@@ -18,14 +19,14 @@ def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="elastic-chaos-spawn")
 
 
-def spawned(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Starts a command without input; `options` are those of subprocess.Popen. Any thread may call it. Raises SettingsError."""
+def spawned(command: Sequence[str], *, out: IO[bytes], env: Mapping[str, str], cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    """Starts a command without input, whose output goes to `out`. Any thread may call it. Raises SettingsError."""
     program = shutil.which(command[0])
     if program is None:
         raise SettingsError(f"there is no program {command[0]} on this machine")
     words = tied_command([program, *command[1:]])
-    return _thread().submit(_started, words, options).result()
 
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, cwd=cwd)
 
-def _started(words: list[str], options: dict[str, Any]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, text=False, **options)
+    return _thread().submit(start).result()
