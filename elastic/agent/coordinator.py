@@ -466,6 +466,7 @@ class Coordinator:
         `why`: how it was noticed that hosts are lost, by their names. `steady`: no worker waits for orders.
         """
         self.facts = facts
+        self.record.take_over(since)
         self.hosts.limit = facts.limit
         self.hosts.most = len(view.workers)
         settings = replace(JobSettings.from_json(facts.settings), workers=self.hosts.room, spares=self.hosts.spares)
@@ -533,7 +534,7 @@ class Coordinator:
     def _show(self) -> None:
         """Records how the job stands, and again every second."""
         self.record.live(live.standing(self))
-        self._loop.set_timer(live.EVERY_S, self._show, "live")
+        self._loop.set_timer(live.pause_s(self), self._show, "live")
 
     def _site(self) -> Site:
         """Returns the resources of the hosts for their workers."""

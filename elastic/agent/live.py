@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from elastic.health.evidence import Observed
@@ -12,10 +15,15 @@ from elastic.observe.activity import AGENT, NOBODY
 if TYPE_CHECKING:
     from elastic.agent.coordinator import Coordinator
 
-EVERY_S = 1.0
-"""Seconds from one record to the next."""
-
 VERSION = 1
+_WORKERS = 200  # so many can be described each second: for more it takes longer, and is done less often
+_LINKS = 500  # the slowest ones
+
+
+def pause_s(coordinator: Coordinator) -> float:
+    """Returns the seconds until the next record: one, and more in a job of many workers."""
+    driver = coordinator.driver
+    return 1.0 if driver is None else max(1.0, len(driver.view.workers) / _WORKERS)
 
 
 def standing(coordinator: Coordinator) -> dict[str, Any]:
@@ -52,8 +60,13 @@ def standing(coordinator: Coordinator) -> dict[str, Any]:
             for each in hosts.present.values()
         ],
         "workers": [_worker(coordinator, worker, seen.get(worker), spare=worker in spares) for worker in (*members, *spares)],
-        "links": [[*pair, *speeds] for pair, speeds in sorted(record.links.items())],
+        "links": _links(record.links),
     }
+
+
+def _links(known: Mapping[tuple[int, int], tuple[float | None, float | None]]) -> list[list[float | None]]:
+    slowest = heapq.nsmallest(_LINKS, known.items(), key=lambda link: link[1][1] or math.inf)
+    return [[*pair, *speeds] for pair, speeds in sorted(slowest)]
 
 
 def _worker(coordinator: Coordinator, worker: int, seen: Observed | None, *, spare: bool) -> dict[str, Any]:

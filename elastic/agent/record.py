@@ -8,6 +8,7 @@ The launcher gets this only if it has asked for it. It never delays the job: wha
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from elastic.observe.members import Members
 from elastic.observe.step_log import Step, StepLog
 from elastic.view import View
 
+_OVERLAP_S = 1.0  # steps of this time may not have reached the agent that is lost, and clocks of hosts may differ
 _UNREAD = 4 << 20  # bytes that wait for the launcher; what is more is dropped
 
 
@@ -35,6 +37,7 @@ class JobRecord:
         self.links: dict[tuple[int, int], tuple[float | None, float | None]] = {}  # latency in s, bytes/s of each pair of workers
         self._saves, self._skips = set[int](), set[int]()
         self._dropped = 0
+        self._since = 0.0  # the time of day from which on steps are told to the launcher
         self.journal.note("begun", job=start.settings.name, pid=os.getpid())
 
     def heard(self, worker: int, message: Message) -> None:
@@ -57,9 +60,13 @@ class JobRecord:
     def _stepped(self, rows: Sequence[Sequence[Any]]) -> None:
         memory = [each["memory"] for each in self.progress.values() if "memory" in each]
         more = {"memory": max(memory), "memory_sum": sum(memory)} if memory else {}
-        new = self.steps.new(map(Step.from_row, rows), **more)
+        new = [step for step in self.steps.new(map(Step.from_row, rows), **more) if step.at >= self._since]
         if new:
             self.tell("steps", rows=[step.to_row() for step in new])
+
+    def take_over(self, since: float) -> None:
+        """Notes that another agent has coordinated the job until then (time.monotonic()): its launcher was told of earlier steps."""
+        self._since = time.time() - time.monotonic() + since - _OVERLAP_S
 
     def view(self, view: View) -> None:
         """Notes a committed view."""

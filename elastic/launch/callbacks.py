@@ -26,7 +26,7 @@ class Callback:
     reported once on stderr, and the training goes on.
 
     In a job of several hosts they are called on the host whose agent coordinates the job; when another one takes over, on that one, which
-    may repeat the steps of the last moment.
+    may repeat the steps of the last second.
     """
 
     def on_step(self, report: Report) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from elastic.errors import SettingsError
-from elastic.launch.callbacks import Callback
+from elastic.launch.callbacks import Callback, Called
 from elastic.launch.telemetry import OpenTelemetry
 from elastic.observe.incident import Incident
 from elastic.observe.members import Members
@@ -24,22 +24,44 @@ def logger_of(log: str, job: str) -> Callback:
 
     Raises SettingsError: it is none of these, or its package is not installed, or refuses to begin.
     """
+    check(log)
     kind, _, where = log.partition(":")
-    make = _KINDS.get(kind)
-    if make is None or not where:
+    try:
+        return _KINDS[kind](where, job)
+    except Exception as error:  # another package, which may raise anything
+        raise SettingsError(f"log={log!r}: {kind} cannot begin: {type(error).__name__}: {error}") from error
+
+
+def check(log: str) -> None:
+    """Raises SettingsError if `log` names no logger, or its package cannot be imported."""
+    kind, _, where = log.partition(":")
+    if kind not in _KINDS or not where:
         forms = "tensorboard:DIRECTORY, wandb:PROJECT[/RUN], mlflow:[URI#]EXPERIMENT or otel:SERVICE"
         raise SettingsError(f"log={log!r}: use {forms}")
+    modules, package = _MODULES[kind]
     try:
-        return make(where, job)
+        for module in modules:
+            importlib.import_module(module)
     except ImportError as error:
-        package = _PACKAGES.get(kind, kind)
         raise SettingsError(
             f"log={log!r} needs the package {kind}, which cannot be imported ({error}): pip install {package}, or leave log= out"
         ) from error
-    except SettingsError:
-        raise
-    except Exception as error:  # another package, which may raise anything
-        raise SettingsError(f"log={log!r}: {kind} cannot begin: {type(error).__name__}: {error}") from error
+
+
+class Lazy:
+    """A logger that is made when there is something to log: in a job of several hosts only one of them logs."""
+
+    def __init__(self, make: Callable[[], Callback]) -> None:
+        self._make = make
+        self._made: Called | None = None
+
+    def seen(self, message: Mapping[str, Any]) -> None:
+        self._made = self._made or Called(self._make())
+        self._made.seen(message)
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
 
 
 def values_of(report: Report) -> dict[str, float]:
@@ -149,4 +171,9 @@ _KINDS: dict[str, Callable[[str, str], Callback]] = {
     "mlflow": MLflow,
     "otel": OpenTelemetry,
 }
-_PACKAGES = {"otel": "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"}
+_MODULES = {
+    "tensorboard": (("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.event_file_writer"), "tensorboard"),
+    "wandb": (("wandb",), "wandb"),
+    "mlflow": (("mlflow",), "mlflow"),
+    "otel": (("opentelemetry.sdk.trace",), "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"),
+}

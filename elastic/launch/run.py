@@ -186,7 +186,8 @@ def run(
     """
     _refuse_inside_worker()
     _refuse_nowhere()
-    seeing = Seeing(callbacks=callbacks, log=log, progress=progress, metrics_port=metrics_port, trace=trace, report=report)
+    files = {name: None if path is None else os.path.abspath(path) for name, path in (("trace", trace), ("report", report))}
+    seeing = Seeing(callbacks=callbacks, log=log, progress=progress, metrics_port=metrics_port, shared=secret is not None, **files)
     settings = JobSettings(
         name=f"job-{secrets.token_hex(4)}" if name is None else name,
         workers=workers,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ Port = int | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seeing:
-    """The arguments of `run` of these names. `progress` None: a bar if stderr is a terminal. Raises SettingsError for wrong ones."""
+    """The arguments of `run` of these names. `progress` None: a bar if stderr is a terminal. `shared`: the job may have several hosts.
+    Raises SettingsError for wrong ones."""
 
     callbacks: Sequence[Any] = ()
     log: str | Sequence[str] = ()
@@ -28,6 +30,7 @@ class Seeing:
     metrics_port: Port | None = None
     trace: str | os.PathLike[str] | None = None
     report: str | os.PathLike[str] | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         for callback in self.callbacks:
@@ -71,9 +74,12 @@ class Seeing:
         found: list[tuple[str, Listener]] = []
         logs = [self.log] if isinstance(self.log, str) else self.log
         if logs:
-            from elastic.launch.loggers import logger_of
+            from elastic.launch.loggers import Lazy, check, logger_of
 
-            found += [(f"the logger {log}", Called(logger_of(log, job))) for log in logs]
+            for log in logs:
+                check(log)
+                make = partial(logger_of, log, job)
+                found.append((f"the logger {log}", Lazy(make) if self.shared else Called(make())))
         found += [(f"the callback {type(callback).__name__}", Called(callback)) for callback in self.callbacks]
         if self.metrics_port is not None:
             found.append(("the metrics", self._metrics(job)))

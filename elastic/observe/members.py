@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from elastic.view import View
+if TYPE_CHECKING:  # it takes long to load, and launchers do not need it
+    from elastic.view import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

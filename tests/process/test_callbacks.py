@@ -119,7 +119,7 @@ def test_a_logger_that_is_none_is_refused(log):
 
 @pytest.mark.parametrize("log", ["tensorboard:runs", "wandb:project", "mlflow:mine", "otel:training"])
 def test_a_missing_package_is_one_error_before_the_first_step(log, monkeypatch):
-    for name in ("tensorboard.compat.proto.event_pb2", "wandb", "mlflow", "opentelemetry.trace"):
+    for name in ("tensorboard.compat.proto.event_pb2", "wandb", "mlflow", "opentelemetry.sdk.trace"):
         monkeypatch.setitem(sys.modules, name, None)
     kind = log.partition(":")[0]
     with (
@@ -144,6 +144,19 @@ def test_a_step_is_logged_once_with_its_values_and_the_run_is_ended(monkeypatch)
     audience.close()
     values = {"loss": 0.0, "lr": 0.1, "grad_norm": 1.0, "samples_per_second": 16.0, "tokens_per_second": 16.0, "workers": 2, "epoch": 1}
     assert written == [{"project": "project", "name": "first"}, (0, values), (0, {"incidents": 1, "stall_ms": 7.0}), "finished"]
+
+
+def test_in_a_job_of_several_hosts_a_run_is_made_only_where_something_is_logged(monkeypatch):
+    made: list[str] = []
+    wandb = ModuleType("wandb")
+    wandb.init = lambda **_: made.append("run") or SimpleNamespace(log=lambda *_, **__: None, finish=lambda: made.append("end"))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    seeing = Seeing(log="wandb:project", progress=False, shared=True)
+    for message in (None, steps(0)):
+        with seeing.opened("job", SimpleNamespace()) as audience:  # type: ignore[arg-type]
+            if message is not None:
+                audience.put(message)
+        assert made == ([] if message is None else ["run", "end"])
 
 
 def test_tensorboard_reads_what_is_written(tmp_path):

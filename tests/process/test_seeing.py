@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import elastic
+from elastic.agent import record as recording
+from elastic.agent.record import JobRecord
 from elastic.cli.main import app
+from elastic.host.channel import Channel
 from elastic.host.rundir import RunDirectory
 from elastic.observe import jobs
 from elastic.observe.journal import LinesReader
 from elastic.observe.page import page
+from tests.observe.test_journal import step
 from tests.observe.test_trace import checked
 from tests.process import seen_job
 
@@ -76,6 +84,41 @@ def test_a_job_that_loses_a_worker_is_seen(tmp_path):
     assert (live["job"], live["step"], live["epoch"]) == ("seen", 5, 2)
     assert [worker["worker"] for worker in live["workers"]] == [0]
     assert not directory.running
+
+
+def test_a_program_that_does_not_read_delays_nothing_and_is_told_what_it_has_missed(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "_UNREAD", 1000)
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Channel(ours)) as launcher:
+        ours.setblocking(False)  # as an agent does
+        start: Any = SimpleNamespace(watches=True, settings=SimpleNamespace(name="mine"))
+        record = JobRecord(start, RunDirectory(tmp_path), launcher)
+        for number in range(5000):
+            record.heard(0, {"type": "steps", "rows": [step(number).to_row()]})
+        assert launcher.waiting < 2000
+        assert len(LinesReader(tmp_path / "steps.jsonl").read()) == 5000, "the file has all"
+        reading, seen = Channel(theirs), list[Any]()
+        while launcher.unsent:
+            seen += reading.receive()
+            launcher.flush()
+        record.heard(0, {"type": "steps", "rows": [step(5000).to_row()]})
+        while not seen[-1]["dropped"]:
+            seen += reading.receive()
+        steps = [message["rows"][0][0] for message in seen]
+        assert steps == [*range(len(steps) - 1), 5000]
+        assert seen[-1]["dropped"] == 5000 - (len(steps) - 1)
+
+
+def test_steps_of_a_coordinator_that_is_lost_are_not_told_again(tmp_path):
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Channel(ours)) as launcher:
+        start: Any = SimpleNamespace(watches=True, settings=SimpleNamespace(name="mine"))
+        record = JobRecord(start, RunDirectory(tmp_path), launcher)
+        record.take_over(time.monotonic())
+        now = time.time()
+        record.heard(0, {"type": "steps", "rows": [step(0, at=now - 60).to_row(), step(1, at=now).to_row(), step(2, at=now).to_row()]})
+        assert [row[0] for message in Channel(theirs).receive() for row in message["rows"]] == [1, 2]
+        assert [line["step"] for line in LinesReader(tmp_path / "steps.jsonl").read()] == [0, 1, 2]
 
 
 def test_a_job_that_is_not_there_is_one_line():
