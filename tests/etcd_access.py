@@ -13,7 +13,8 @@ with pytest.MonkeyPatch.context() as patch:
     from elastic.membership.channels import Channels, etcdrpc
     from elastic.membership.claim import Claim
     from elastic.membership.etcd import Compare, EtcdClient, KeyValue
-    from elastic.membership.session import Notices, Session
+    from elastic.membership.session import Notices, Session, Standing
+    from elastic.membership.views import mark
 
 from elastic.membership import server
 from elastic.membership.endpoint import EtcdEndpoint
@@ -28,11 +29,13 @@ __all__ = [
     "KeyValue",
     "Notices",
     "Session",
+    "Standing",
     "change_password",
     "enable_auth",
     "etcd_with",
     "etcd_with_login",
     "etcdrpc",
+    "mark",
 ]
 
 

@@ -105,6 +105,21 @@ class Cluster:
                     stderr=log,
                 )
 
+    def keep(self) -> None:
+        """Stops all members for a moment, and keeps a copy of their data."""
+        self.kill()
+        for member in range(len(self.ports)):
+            shutil.copytree(self.folder / str(member), self.folder / f"{member}-kept")
+        self.start()
+        self.wait()
+
+    def start_from_kept(self) -> None:
+        """Starts all members on the data that was kept."""
+        for member in range(len(self.ports)):
+            shutil.rmtree(self.folder / str(member))
+            shutil.copytree(self.folder / f"{member}-kept", self.folder / str(member))
+        self.start()
+
     def kill(self, *members: int) -> None:
         """Kills these members, by default all."""
         for member in members or list(self.processes):

@@ -196,6 +196,7 @@ class Admissions:
         if not self._coordinator.founded:
             say(f"host {name} is there with room for {host.room} worker{'s' * (host.room != 1)}")
         self._coordinator.host_joins(host)
+        self._coordinator.hosts.tell_agents({"type": "agent", "name": name, "address": self._agents[link][1]})
         self.steady = self.steady and message["steady"]
         if message["job"] is not None:
             known = JobFacts.from_json(message["job"])

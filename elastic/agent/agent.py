@@ -39,6 +39,7 @@ from elastic.agent.record import JobRecord
 from elastic.agent.segments import Segments
 from elastic.agent.start import Sharing, Start
 from elastic.agent.takeover import Takeover
+from elastic.agent.witnesses import LifeSigns
 from elastic.comm.tls import Tls
 from elastic.control.outcome import failed
 from elastic.errors import ElasticError, EtcdUnavailable, JobFailed, NameLost
@@ -255,13 +256,13 @@ class Agent:
             self._role.found()
 
     def _elected(self, follower: Follower, mark: str | None) -> None:
-        """Coordinates the job from now on: founds it, or goes on with it, if `mark` names its committed view."""
+        """Coordinates the job from now on: founds it, or goes on with it, if `mark` names a committed view."""
         session, listener, probes, carrier, facts = self._session, self._listener, self._probes, follower.carrier, follower.job
         if session is None or listener is None or probes is None:
             return
         if carrier is None:
             self._coordinate(session, follower.sharing)
-        elif facts is None or mark is None:  # workers may wait for a first view that nobody makes
+        elif facts is None or (mark is None and facts.committed == (0, 0)):  # workers may wait for a first view that nobody makes
             self._end({"type": "rejoin", "why": "the agent that was founding the job is lost"})
         else:
             say(f"host {follower.before} is lost: this host, {self._name}, coordinates the job now")
@@ -270,7 +271,8 @@ class Agent:
             self._admissions = Admissions(self._loop, self._start, follower.sharing, self._role, listener, probes, taking_over=True)
             self._tell_computed()
             self._admissions.facts = facts
-            parts = (self._role, self._admissions, follower, self._end, self._taken_over)
+            signs = LifeSigns(self._loop, bytes.fromhex(self._secret), follower.agents, self._tls)
+            parts = (self._role, self._admissions, follower, signs, self._end, self._taken_over)
             Takeover(self._loop, session, self._etcd_thread, *parts).begin()
 
     def _taken_over(self) -> None:

@@ -6,6 +6,7 @@ An agent that has been silent for SILENT_S is as lost as one whose connection en
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
@@ -38,6 +39,10 @@ Address = tuple[str, int]
 def secret_of(job: bytes, agent: str) -> bytes:
     """Returns the secret of links that `agent` accepts: a proof for another agent, or for a worker, is none for this one."""
     return hmac.new(job, b"links to agent " + agent.encode(), hashlib.sha256).digest()
+
+
+class NobodyListens(LinkError):
+    """The other machine says that no process listens at the address."""
 
 
 class AgentLink:
@@ -207,7 +212,7 @@ def dial(
             return
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            fail(LinkError(os.strerror(code)))
+            fail(_refused(code))
             return
         loop.forget(sock)
         _greet(loop, sock, shake, tls, done, fail)
@@ -217,12 +222,17 @@ def dial(
     except BlockingIOError:
         pass
     except OSError as error:
-        refused = LinkError(error.strerror or str(error))
+        refused = _refused(error.errno or 0)
         loop.post(lambda: fail(refused))
         return drop
     loop.watch(sock, reached, writable=True)
     loop.set_timer(_DIAL_S, lambda: fail(LinkError(f"no answer for {_DIAL_S:g} s")), _timer(sock))
     return drop
+
+
+def _refused(code: int) -> LinkError:
+    kind = NobodyListens if code == errno.ECONNREFUSED else LinkError
+    return kind(os.strerror(code))
 
 
 def _timer(sock: socket.socket) -> str:

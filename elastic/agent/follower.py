@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastic.agent.admissions import hello
-from elastic.agent.agent_link import AgentLink, dial, secret_of
+from elastic.agent.agent_link import Address, AgentLink, dial, secret_of
 from elastic.agent.carrier import LocalCarrier
 from elastic.agent.crew import Crew
 from elastic.agent.job_facts import JobFacts
@@ -22,6 +22,7 @@ from elastic.agent.loop import Loop
 from elastic.agent.node_check import NodeCheck
 from elastic.agent.remote_carrier import Ended, observations
 from elastic.agent.start import Sharing, Start
+from elastic.agent.succession import NOBODY_S, Succession, succession
 from elastic.agent.supervision import WorkerProcess
 from elastic.comm.handshake import Unfit, WrongSecret
 from elastic.comm.streams import Stream, TlsRefused
@@ -49,7 +50,6 @@ def ended_meanwhile(name: str) -> str:
 
 _SEARCH = "the search for the agent that coordinates the job"
 _AGAIN_S = 0.3  # between two looks for the coordinator
-_NOBODY_S = 60.0  # after which a host that knows nothing of the job gives it up
 _OUT_OF_REACH_S = 20.0  # after which a new host gives up a coordinator that lives, as far as etcd knows, and does not answer
 _TURNED_AWAY_S = 3.0  # longer than etcd names an agent that is lost
 _TOLD_S = 5.0  # after which the user is informed that there is none
@@ -80,6 +80,7 @@ class Follower:
         self.settings: JobSettings = start.settings
         self.forks = False  # whether workers can be started
         self.before: str | None = None  # the agent that was the coordinator last
+        self.agents: dict[str, Address] = {}  # where agents of the job could be dialled, also of hosts that are lost
         self.lost_because = "its agent is gone"  # how it was noticed that that one is lost
         self.alone_since = time.monotonic()  # since when there is no coordinator
         self._probes, self._elected, self._etcd_thread = probes, elected, etcd_thread
@@ -114,14 +115,15 @@ class Follower:
             self._vain = None
             self._unreached(LinkError("no agent coordinates the job"))
         else:
-            self.before = leader.agent
+            self.before, self._known_since = leader.agent, time.monotonic()
             if self._vain is None or self._vain[0] != leader or not standing.settled:
                 self._vain = leader, time.monotonic()
             (ip, port), secret = leader.address, secret_of(bytes.fromhex(self.sharing.secret), leader.agent)
+            self.agents[leader.agent] = ip, port
             dial(self._loop, secret, (ip, port), self._connected, self._unreached, tls=self._tls)
 
     def _campaign(self) -> tuple[bool, str | None]:
-        return self._session.campaign(self._probes.address), self._session.mark()
+        return self._session.campaign(self._probes.address), self._session.newest_mark()
 
     def _campaigned(self, result: tuple[bool, str | None]) -> None:
         won, mark = result
@@ -218,26 +220,17 @@ class Follower:
         )
 
     def _may_lead(self, standing: Standing) -> bool:
-        """Whether this agent can coordinate the job: it knows it, or there is nothing to know yet."""
-        if not standing.settled:  # the coordinator may live, and be about to write its keys again
-            return False
-        if not standing.named:
-            return self._refused(standing)
-        if self.job is not None:
-            return True
-        if standing.mark is None:
-            return self._start.incarnation is None or self._refused(standing)
-        if time.monotonic() - self._known_since > _NOBODY_S:
-            why = f"no host that had a part in the job has been reached for {_NOBODY_S:g} s: its state is lost. Start the job again"
-            self._end(failed(HostLost, why))
-        return False
-
-    def _refused(self, standing: Standing) -> bool:
-        if self.job is None and self._start.incarnation is None:
+        """Whether this agent can coordinate the job; if it never will, it ends."""
+        took_part, searched_s = self._start.incarnation is not None, time.monotonic() - self._known_since
+        found = succession(standing, knows=self.job is not None, took_part=took_part, searched_s=searched_s)
+        if found is Succession.REJOIN:
             self._end({"type": "rejoin", "why": "the agent that was founding the job is lost"})
-            return False
-        self._end(standing.outcome or failed(JobFailed, ended_meanwhile(self._start.settings.name)))
-        return False
+        elif found is Succession.ENDED:
+            self._end(standing.outcome or failed(JobFailed, ended_meanwhile(self._start.settings.name)))
+        elif found is Succession.LOST:
+            why = f"no host that had a part in the job has been reached for {NOBODY_S:g} s: its state is lost. Start the job again"
+            self._end(failed(HostLost, why))
+        return found is Succession.LEAD
 
     def _connected(self, stream: Stream) -> None:
         self._vain = None
@@ -265,6 +258,9 @@ class Follower:
             self._end(failed(kind, f"this host cannot take part in the job {self._start.settings.name}: {message['reason']}"))
         elif kind in ("outcome", "drained"):
             self._end(message["outcome"] if kind == "outcome" else {"type": "drained"})
+        elif kind == "agent":
+            ip, port = message["address"]
+            self.agents[message["name"]] = ip, port
         elif kind == "job":
             self.job = JobFacts.from_json(message["facts"])
         elif kind == "scaled":
@@ -319,6 +315,8 @@ class Follower:
             spares=own.spares,
         )
         self.sharing = replace(self.sharing, least=least)
+        addresses = {name: (ip, port) for name, (ip, port) in others.items()}
+        self.agents |= addresses
         self._told, self._awaited, self._keeps = False, True, keeps
         if self._crew is None:
             self._crew = self._make_crew(self.settings)
@@ -331,7 +329,6 @@ class Follower:
                 worker.kill("the job goes on without it, since its host was lost for a while")
         self._check = None
         if not keeps:
-            addresses = {name: (ip, port) for name, (ip, port) in others.items()}
             self._check = NodeCheck(self._probes, Path(self._start.directory), addresses, self._offer)
             if self._computed is not None:
                 self._check.measured(self._computed)

@@ -2,7 +2,8 @@
 
     coordinator -> agent   fork {worker, first, joins, workers} | tell {workers, message, segments} | tell_all {message}
                            end {worker, why} | release {workers} | freeze {modules} | record {members} | incident {incident}
-                           job {facts} | started {worker} | scaled {workers} | drained {} | outcome {outcome}
+                           job {facts} | started {worker} | scaled {workers} | agent {name, address} | drained {}
+                           outcome {outcome}
     agent -> coordinator   heard {worker, message, now} | seen {workers, now} | ended {report, now}, see `Ended` | drain {}
 
 No clock of one host is compared with another's: a time in a message is turned into an age when it is sent, and back when it arrives.

@@ -141,7 +141,8 @@ class Attempts:
     def restore(self) -> bool:
         """Writes the claim and the view again if etcd has lost them. Returns whether it had.
 
-        Raises NameLost if another incarnation has the name, and Conflict if etcd has a view that this agent has not proposed.
+        Raises NameLost if another incarnation has the name, and Conflict if etcd has a view that this agent has not proposed, or another
+        agent coordinates.
         """
         entry = self._store.get(self._claim.key)
         gone = entry is None or entry.value != self._claim.held.value
@@ -159,7 +160,8 @@ class Attempts:
         return gone or lost is not None
 
     def _restore(self, lost: Missing) -> None:
-        self._store.transaction([self._claim.held, lost.found], {self._views.key: lost.text}, lease=self._lease())
+        held = self._election.hold()  # another agent may have been elected, which writes the view that it knows
+        self._store.transaction([self._claim.held, held, lost.found], {self._views.key: lost.text}, lease=self._lease())
 
     def _swap(self, attempt_id: AttemptId, view: View, before: View) -> None:
         demands = [self._views.demand(before), *self._demands, *self._votes(attempt_id, view)]

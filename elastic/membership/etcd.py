@@ -15,6 +15,7 @@ from elastic.errors import Conflict, ElasticError, EtcdRefused, EtcdUnavailable,
 from elastic.membership.channels import Channels, Member, etcdrpc
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.membership.refusals import login_ran_out, may_answer_elsewhere, meaning, was_not_sent
+from elastic.membership.revisions import Revisions
 
 with warnings.catch_warnings():  # protobuf and etcd3 emit deprecation warnings
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -75,6 +76,7 @@ class EtcdClient:
         self._login = threading.Lock()
         # The token is sent as metadata; gRPC refuses to send call credentials over an unencrypted connection.
         self._metadata: tuple[tuple[str, str], ...] = ()
+        self.revisions = Revisions()
         self._watches: list[Any] = []
         self._seconds: deque[float] = deque([0.0], maxlen=_RECENT)
         self._known = False  # whether etcd has served this client: a login or certificate that is refused later may become right again
@@ -111,7 +113,7 @@ class EtcdClient:
             return None
 
     def get(self, key: str) -> KeyValue | None:
-        found = self._call(_range, etcdrpc.RangeRequest(key=key.encode()))
+        found = self._ask_data(_range, etcdrpc.RangeRequest(key=key.encode()))
         return entry(found.kvs[0]) if found.kvs else None
 
     def get_prefix(self, prefix: str) -> list[KeyValue]:
@@ -119,7 +121,7 @@ class EtcdClient:
 
     def find(self, prefix: str) -> KeyState:
         """Returns the keys under the prefix and the revision at which they were read."""
-        found = self._call(_range, etcdrpc.RangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
+        found = self._ask_data(_range, etcdrpc.RangeRequest(key=prefix.encode(), range_end=end_of(prefix)))
         return KeyState(entries=[entry(pair) for pair in found.kvs], revision=found.header.revision, cluster=found.header.cluster_id)
 
     def put(self, key: str, value: str, *, lease: int | None = None) -> None:
@@ -147,7 +149,7 @@ class EtcdClient:
                 *(etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key.encode())) for key in deletes),
             ],
         )
-        response = self._call(lambda member: member.kv.Txn, request, repeatable=False)
+        response = self._ask_data(lambda member: member.kv.Txn, request, repeatable=False)
         if not response.succeeded:
             raise Conflict(f"etcd: another client wrote {' or '.join(demand.key for demand in demands)} since it was read here")
         return response.header.revision
@@ -214,6 +216,13 @@ class EtcdClient:
             if not self._known:
                 raise
             raise EtcdUnavailable(f"no login at {self.endpoint.title}: {error}") from error
+
+    def _ask_data(self, method: Callable[[Member], Callable[..., Any]], request: Any, *, repeatable: bool = True) -> Any:
+        """Does what `_call` does for a request whose answer is as new as all that any member has answered or told before."""
+        known = self.revisions.newest
+        answer = self._call(method, request, repeatable=repeatable)
+        self.revisions.answered(answer.header.revision, known)
+        return answer
 
     def _call(self, method: Callable[[Member], Callable[..., Any]], request: Any, *, repeatable: bool = True) -> Any:
         token = self._metadata

@@ -82,8 +82,9 @@ class Lease:
         self._error: ElasticError | None = None  # why it was not kept
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self.vanished = False  # whether etcd did not know it once, though its time was not over: etcd has lost its data
         self._id = store.grant(self._ttl_s)
-        self._refreshed_at = time.monotonic()
+        self._refreshed_at, self._confirmed_at = time.monotonic(), _clocks()
         self._replaced_at = -math.inf
 
     @property
@@ -150,7 +151,8 @@ class Lease:
     def _keep(self) -> None:
         with self._asking:
             alive, ttl_s = self._store.refresh(self._id), patient(self._least_s, self._slowest())
-            self._refreshed_at = time.monotonic()
+            self.vanished = self.vanished or (not alive and _since(self._confirmed_at) < self._ttl_s)
+            self._refreshed_at, self._confirmed_at = time.monotonic(), _clocks()
             if not alive or ttl_s > self._ttl_s or (ttl_s == self._least_s < self._ttl_s):
                 self._replace(ttl_s)
             if self._untold:
@@ -233,6 +235,16 @@ class Lease:
                 self._say(
                     f"etcd has not answered for {AWAY_S:.0f} s: training continues, but the recovery from a lost worker would wait for etcd"
                 )
+
+
+def _clocks() -> tuple[float, ...]:
+    """Readings of clocks that go on while this machine sleeps, or are set right afterwards."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
+
+
+def _since(then: tuple[float, ...]) -> float:
+    """Returns the seconds that have passed at most since these readings."""
+    return max(now - before for now, before in zip(_clocks(), then, strict=True))
 
 
 def _batches(keys: Iterable[str]) -> Iterator[list[str]]:

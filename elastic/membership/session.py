@@ -51,7 +51,8 @@ class Standing:
     """What etcd knows of a job: the agent that coordinates it, if any; else whether the job is `named`, its committed view's `mark`, and
     its `outcome`, if it has ended.
 
-    Not `settled`: keys of living agents may have expired in an outage, and not be written again yet.
+    Not `settled`: keys of living agents may have expired in an outage, or be lost with etcd's data, and not be written again yet.
+    `forgotten`: etcd has lost data of the job since it had the name last.
     """
 
     leader: Leader | None
@@ -59,6 +60,17 @@ class Standing:
     mark: str | None = None
     settled: bool = True
     outcome: dict[str, Any] | None = None
+    forgotten: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What etcd knows, for an agent that takes the job over: the committed view's `mark`, the `newest` mark that this agent has ever seen
+    there, and the `agents` that are alive, None while keys of living ones may be missing."""
+
+    mark: str | None
+    newest: str | None
+    agents: set[str] | None
 
 
 class Session:
@@ -185,25 +197,32 @@ class Session:
         settled, leader = self._settled(), self.election.leader()
         if leader is not None:
             return Standing(leader=leader, settled=settled)
-        return Standing(leader=None, named=self.named, mark=self.mark(), settled=settled, outcome=self.outcome())
+        named, mark, outcome = self.named, self.mark(), self.outcome()
+        settled, forgotten = settled and not self._set_back(), self._job_lease.vanished
+        return Standing(leader=None, named=named, mark=mark, settled=settled, outcome=outcome, forgotten=forgotten)
 
-    def survivors(self) -> tuple[str | None, set[str] | None]:
-        """Returns the mark of the committed view and the agents that are alive, None while keys of living ones may be missing.
-
-        Raises EtcdUnavailable.
-        """
-        return self.mark(), self.agents() if self._settled() else None
+    def survey(self) -> Survey:
+        """Returns what this agent needs to take the job over. Raises EtcdUnavailable."""
+        settled, mark = self._settled(), self.mark()
+        agents = self.agents() if settled and not self._set_back() else None
+        return Survey(mark=mark, newest=self._views.newest, agents=agents)
 
     def _settled(self) -> bool:
         """Whether keys that are missing at etcd are those of agents that are gone: each has had the time to write its own again."""
         return self._lease.keeps(_SETTLING_S)
 
+    def _set_back(self) -> bool:
+        """Whether etcd has just come back with older data."""
+        return self._client is not None and self._client.revisions.went_back(_SETTLING_S)
+
     def campaign(self, address: Sequence[Any]) -> bool:
         """Makes this agent the coordinator, reachable for others at `address`, unless another one is. Returns whether it is.
 
-        Raises EtcdUnavailable.
+        If etcd has lost the job's name, with other data, the name is taken again. Raises NameLost, EtcdUnavailable.
         """
         self.election.address = address
+        if self._job_lease.vanished:
+            self._reclaim()
         try:
             self.election.hold()
         except Conflict:
@@ -235,13 +254,20 @@ class Session:
         """Returns the mark of the committed view (`membership.views.mark`), None if there is no view yet. Raises EtcdUnavailable."""
         return self._views.current()
 
-    def take_over(self, view: View) -> AttemptId:
-        """Adopts the committed view, which another agent has proposed, and returns the attempt that was burned last.
+    def newest_mark(self) -> str | None:
+        """Returns the newest mark that this agent has ever seen at etcd, None if there was none yet. Raises EtcdUnavailable."""
+        self.mark()
+        return self._views.newest
 
-        Raises EtcdUnavailable.
+    def take_over(self, view: View, heard: AttemptId = (0, 0)) -> AttemptId:
+        """Adopts the committed view, which another agent has proposed, and writes its mark again if etcd has lost it. Returns the last
+        attempt: `heard` is the last one that any host has heard of, which etcd may have lost too.
+
+        Raises Conflict if another agent coordinates, or etcd has a newer view; NameLost, EtcdUnavailable.
         """
         self._views.committed(self._views.propose(view))
-        return max((view.epoch, view.attempt), self.attempts.burned() or (0, 0))
+        self.attempts.restore()
+        return max((view.epoch, view.attempt), heard, self.attempts.burned() or (0, 0))
 
     def admit(self, workers: Mapping[int, Ready]) -> None:
         """Lists ready workers in etcd, for as long as this agent lives."""
@@ -313,7 +339,11 @@ class Session:
 
     def _keep_name(self) -> None:
         """Keeps a shared job's name. Only the coordinator writes it again: when the job has ended, nobody must."""
-        if self._shared and not self._claim.keep() and self.coordinates:
+        if not self._shared:
+            return
+        if self._claim.keep():
+            self._job_lease.vanished = False
+        elif self.coordinates:
             self._reclaim()
 
     def _reclaim(self) -> None:

@@ -67,6 +67,7 @@ class ViewStore:
         self.key = f"{prefix}view"
         self._lock = threading.Lock()  # a commit and the watch that sees it run in two threads
         self._committed: str | None = None  # the mark of the newest view that this agent has seen committed
+        self._seen: str | None = None  # the newest mark that this agent has seen at etcd, perhaps of a view that it does not know
         self._views: dict[str, View] = {}
         self._unanswered = False  # whether a try to publish the first view got no answer
 
@@ -98,7 +99,19 @@ class ViewStore:
     def current(self) -> str | None:
         """Returns the mark at etcd, None if there is none."""
         entry = self._store.get(self.key)
-        return None if entry is None else entry.value
+        text = None if entry is None else entry.value
+        self._see(text)
+        return text
+
+    @property
+    def newest(self) -> str | None:
+        """The newest mark that this agent has seen at etcd, which may have lost it since; None if it has seen none."""
+        return self._seen
+
+    def _see(self, text: str | None) -> None:
+        with self._lock:
+            if number(text) is not None and (number(self._seen) or ()) < (number(text) or ()):
+                self._seen = text
 
     def holds(self, text: str) -> bool:
         """Whether etcd has this mark."""
@@ -125,8 +138,8 @@ class ViewStore:
 
     @property
     def known(self) -> bool:
-        """Whether this agent has seen a committed view."""
-        return self._committed is not None
+        """Whether this agent has seen a committed view, or its mark."""
+        return self._committed is not None or self._seen is not None
 
     def missing(self) -> Missing | None:
         """Returns what to write if etcd has lost the mark of the committed view, or has an older mark or no valid one; else None.
@@ -156,6 +169,7 @@ class ViewStore:
         def changed(entry: KeyValue) -> None:
             if entry.key != self.key or entry.value is None:
                 return
+            self._see(entry.value)
             view = self._views.get(entry.value)
             if view is not None:
                 # Workers will train in it. If the answer to the commit and etcd's data are lost, this is the only record of it.

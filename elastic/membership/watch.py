@@ -86,6 +86,7 @@ class KeyWatch:
                     return
                 for event in response.events:
                     self._next_revision = event.kv.mod_revision + 1
+                    self._client.revisions.answered(event.kv.mod_revision, known=0)
                     self._deliver(entry(event.kv, deleted=event.type == kv_pb2.Event.DELETE))
         except grpc.RpcError as error:
             self._broken(error)

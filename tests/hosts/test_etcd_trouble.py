@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -18,7 +19,7 @@ from tests.etcd_access import EtcdClient, EtcdEndpoint, enable_auth
 from tests.etcd_cluster import Cluster as Etcd
 from tests.etcd_cluster import cluster as etcd_cluster
 from tests.hosts import troubles
-from tests.hosts.agents import cluster
+from tests.hosts.agents import Host, cluster
 from tests.hosts.slow import proxy
 from tests.hosts.troubles import Job, Trouble, wait_for
 
@@ -221,14 +222,19 @@ def test_etcd_goes_away_while_the_job_is_founded(place: tuple[Path, ExitStack]) 
     assert "is lost" not in second.said
 
 
-@pytest.mark.parametrize("how", ["restart", "empty", "killed"])
-@pytest.mark.long
-def test_the_coordinator_is_lost_while_etcd_is_away(place: tuple[Path, ExitStack], how: str) -> None:
-    etcd, job = one_etcd(place)
+def loses_coordinator_and_etcd(etcd: Etcd, job: Job) -> tuple[Host, Host]:
     first, second = job.founded()
     etcd.kill()
     job.kill_agent(first)
     second.until("the search for the agent that coordinates the job waits for it")
+    return first, second
+
+
+@pytest.mark.parametrize("how", ["restart", "empty", "killed"])
+@pytest.mark.long
+def test_the_coordinator_is_lost_while_etcd_is_away(place: tuple[Path, ExitStack], how: str) -> None:
+    etcd, job = one_etcd(place)
+    first, second = loses_coordinator_and_etcd(etcd, job)
     if how != "killed":
         time.sleep(5.0)
     etcd.start(empty=how == "empty")
@@ -237,6 +243,77 @@ def test_the_coordinator_is_lost_while_etcd_is_away(place: tuple[Path, ExitStack
     wait_for(lambda: job.kinds()[:2] == ["death", "join"], *job.hosts)
     job.ends()
     assert "a new agent of this host takes part" in first.said
+
+
+@pytest.mark.long
+def test_the_coordinator_is_lost_and_etcd_comes_back_with_older_data(place: tuple[Path, ExitStack]) -> None:
+    etcd, job = one_etcd(place)
+    first, second = job.founded()
+    etcd.keep()
+    job.kill_worker(second)
+    wait_for(lambda: job.kinds()[:2] == ["death", "join"], *job.hosts)
+    job.advance(5)
+    etcd.kill()
+    job.kill_agent(first)
+    second.until("the search for the agent that coordinates the job waits for it")
+    etcd.start_from_kept()
+    second.until("coordinates the job now")
+    job.advance()
+    wait_for(lambda: job.kinds()[:4] == ["death", "join", "death", "join"], *job.hosts)
+    job.ends()
+    epochs = [each["epoch"] for each in second.incidents]
+    assert epochs == sorted({*epochs}), "no epoch is used again"
+
+
+@pytest.mark.long
+def test_of_two_followers_one_goes_on_with_a_job_that_etcd_has_forgotten(place: tuple[Path, ExitStack]) -> None:
+    etcd, job = one_etcd(place)
+    first = job.host(hosts_min=3)
+    first.until("waiting for 2 more hosts")
+    others = [job.host(), job.host()]
+    job.advance(5)
+    etcd.kill()
+    job.kill_agent(first)
+    for host in others:
+        host.until("the search for the agent that coordinates the job waits for it")
+    etcd.start(empty=True)
+    wait_for(lambda: job.kinds()[:2] == ["death", "join"], *job.hosts)
+    job.ends()
+    assert sum(host.said.count("coordinates the job now") for host in others) == 1
+
+
+@pytest.mark.long
+def test_a_coordinator_that_stands_still_while_etcd_loses_its_data_is_awaited(place: tuple[Path, ExitStack]) -> None:
+    etcd, job = one_etcd(place)
+    first, second = job.founded()
+    etcd.kill()
+    agent = json.loads((first.directory / "members.json").read_text())["agent"]
+    os.kill(agent, signal.SIGSTOP)
+    second.until("it has been silent for 2 s")
+    etcd.start(empty=True)
+    second.until("may train without this one: they are awaited")
+    step = job.step
+    os.kill(agent, signal.SIGCONT)
+    wait_for(lambda: job.kinds()[:2] == ["death", "join"], *job.hosts)
+    assert job.step >= step
+    job.ends()
+    assert "a new agent of this host takes part" in first.said
+
+
+@pytest.mark.long
+def test_a_host_whose_coordinator_and_etcd_do_not_come_back_says_what_to_do(place: tuple[Path, ExitStack]) -> None:
+    etcd, job = one_etcd(place)
+    first, second = job.founded()
+    etcd.kill()
+    agent = json.loads((first.directory / "members.json").read_text())["agent"]
+    os.kill(agent, signal.SIGSTOP)
+    second.until("it has been silent for 2 s")
+    etcd.start(empty=True)
+    second.until("may train without this one: they are awaited")
+    assert second.process.wait(120) == 75, second.said  # the exit code that asks a scheduler to start it again
+    assert "etcd has lost the data of this job, and with it the record of its members" in second.said
+    assert "cannot be reached for 60 s, and may have gone on without this host" in second.said
+    os.kill(agent, signal.SIGKILL)
 
 
 @pytest.mark.long
@@ -253,7 +330,6 @@ def test_any_sequence_of_troubles_and_losses(place: tuple[Path, ExitStack], seed
     for _ in range(4):
         kind, loss = random.choice(sorted(kinds)), random.choice(["worker", "agent", "nobody"])
         trouble, before, after = kinds[kind](etcd), random.uniform(0.0, 8.0), random.uniform(0.0, 8.0)
-        loss = "worker" if (kind, loss) == ("empty", "agent") else loss  # etcd and the coordinator may not be lost together
         host = random.choice(hosts)
         print(f"{kind} for {before:.1f} s, a loss ({loss}) of host {hosts.index(host)}, and {after:.1f} s more, at step {job.step}")
         trouble.begin()

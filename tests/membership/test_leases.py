@@ -108,6 +108,22 @@ def test_an_expired_lease_is_replaced_with_its_keys_once_that_is_told() -> None:
     assert store.keys == {"a": ("1", 2)}
 
 
+def test_a_lease_that_etcd_does_not_know_before_its_time_shows_that_etcd_has_lost_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = [0.0, 1000.0]
+    monkeypatch.setattr(leases, "_clocks", lambda: tuple(clocks))
+    store = FakeStore()
+    lease = Lease(store, ttl_s=60)
+    for later in ((61.0, 1061.0), (62.0, 5000.0), (200.0, 5001.0)):  # the machine has slept, as one of its clocks knows
+        clocks[:] = later
+        store.expire()
+        assert lease.keep()
+        assert not lease.vanished
+    clocks[:] = 259.0, 5060.0
+    store.expire()
+    assert lease.keep()
+    assert lease.vanished
+
+
 def test_a_name_that_is_lost_ends_it_and_writes_nothing() -> None:
     store = FakeStore()
     lost: queue.SimpleQueue[ElasticError] = queue.SimpleQueue()
