@@ -100,7 +100,7 @@ def train(job: elastic.Job, orders: dict[str, Any]) -> Any:
 
 def _note_digest(notes: Notes, trainer: Trainer) -> None:
     digest = trainer.digest()
-    if digest is not None:
+    if trainer.leader:
         notes.add("digest", step=trainer.step, digest=digest)
 
 

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from elastic.errors import TrainFunctionError
@@ -28,6 +29,14 @@ def check_value(value: Any) -> None:
             f"train_fn returned a dict with the key {key[0]!r}, which JSON would turn into a string on the way to the launcher: use "
             "strings as keys, or a list of pairs"
         )
+
+
+def is_value(value: Any) -> bool:
+    """Whether `value` would reach the launcher unchanged."""
+    with suppress(TrainFunctionError):
+        check_value(value)
+        return True
+    return False
 
 
 def _other_key(value: Any) -> list[Any]:

@@ -335,6 +335,14 @@ class Job:
         """Whether this worker's return value is the job's: true for the member at place 0, or the first worker if there is no view."""
         return self._first if self.view is None else self.worker == self.view.coordinator
 
+    @property
+    def stands_in(self) -> bool:
+        """Whether this worker's return value is the job's if the leader is lost in the end: the first member of each host's, and the next
+        one after the leader."""
+        members = () if self.view is None else self.view.members
+        hosts = {member.host: member.worker for member in reversed(members)}
+        return self.worker in {*hosts.values(), *(member.worker for member in members[1:2])}
+
     def deliver(self, message: dict[str, Any]) -> None:
         """Takes a message of the agent, which may be a mere ping; called by the thread that receives them."""
         self.pulse()

@@ -2,7 +2,7 @@
 
 This module has one connection, to the agent; the trainer makes the links to other workers.
 
-    worker -> agent   announce {ready} | progress {epoch, step} | result {value, stopped, step}
+    worker -> agent   announce {ready} | progress {epoch, step} | result {value, valued, stopped, step}
                       error {kind, ours, message, traceback, epoch, step} | lasts {threads}
     agent -> worker   view {view} | stop {} | leave {} | ping {}; the end of the connection is the death of the agent, and so of the worker
 """
@@ -37,7 +37,7 @@ from elastic.observe.console import CLEARS_LINE
 from elastic.observe.output import KeptStream, OutputFile
 from elastic.script import sources, target
 from elastic.worker import job as jobs
-from elastic.worker.after_return import check_value, tell_of_lasting_threads
+from elastic.worker.after_return import check_value, is_value, tell_of_lasting_threads
 from elastic.worker.job import Job, WorkerSpec
 
 
@@ -77,7 +77,7 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
     try:
         job.phase_delay = phase_delay.read(parsed.directory)
         target.check_hidden(parsed.modules)
-        value = _train(job)
+        value, valued = _train(job)
         if job.behind is not None:
             job.behind(value)
         job.heard()
@@ -85,7 +85,7 @@ def main(spec: dict[str, Any], socket_fd: int, segment_fd: int | None = None) ->
         job.heard()
         line.send(_failure(job, error))
         return 1
-    line.send({"type": "result", "value": value, "stopped": job.stop_requested, "step": job.step})
+    line.send({"type": "result", "value": value, "valued": valued, "stopped": job.stop_requested, "step": job.step})
     # Others may still wait for messages queued on this worker's links, or take their closing for a death.
     job.dismissed.wait(parsed.settings.grace_s)
     tell_of_lasting_threads(lambda names: line.send({"type": "lasts", "threads": names}))
@@ -110,14 +110,15 @@ def _prepare(spec: WorkerSpec) -> None:
     torch.manual_seed(seed)
 
 
-def _train(job: Job) -> Any:
+def _train(job: Job) -> tuple[Any, bool]:
+    """Runs the train function. Returns its value, and whether it may be the job's."""
     train_fn = target.load(job.settings.train_fn)
     sources.note_imported()
     value = train_fn(*target.call_arguments(train_fn, job, job.settings.args))
-    if not job.leader:
-        return None
-    check_value(value)
-    return value
+    if job.leader:
+        check_value(value)
+    valued = job.leader or (job.stands_in and is_value(value))
+    return (value, True) if valued else (None, False)
 
 
 def _give_up(line: _AgentLine, job: Job, error: BaseException) -> None:

@@ -403,10 +403,9 @@ class Trainer:
         found[:] = [self._engine.whole(name) for name in names]
         return True
 
-    def digest(self) -> str | None:
-        """Returns the hex SHA-256 of all parameters (in name order) and changing buffers on the leader, else None. All must call it."""
-        digest = self._steps.together(lambda: self._engine.digest())
-        return digest if self.leader else None
+    def digest(self) -> str:
+        """Returns the hex SHA-256 of all parameters (in name order) and changing buffers. Every worker must call it, and gets it."""
+        return self._steps.together(lambda: self._engine.digest())
 
     def statistics(self) -> list[dict[str, Any]] | None:
         """Returns statistics of each worker on the leader, None on the others. Every worker must call it."""

@@ -21,7 +21,8 @@ WIDTH = 48
 def train(job: Any, steps: int = 12, fates: dict[str, Any] | None = None, pause_s: float = 0.0) -> dict[str, Any]:
     """Trains. `fates` maps steps to `[worker, what]`: it kills its `agent`, or itself (`worker`), in the loop body, once.
 
-    `fates["end"]` is `[worker, file, others]`: this worker kills its agent when the `others` are about to return, as they say in the file.
+    `fates["end"]` is `[worker, file, others, what]`: this worker kills its `agent`, or itself (`worker`), when the `others` are about to
+    return, as they say in the file.
     """
     trainer = trainer_of()
     losses = []
@@ -38,14 +39,15 @@ def train(job: Any, steps: int = 12, fates: dict[str, Any] | None = None, pause_
     return {"losses": losses, "digest": digest}
 
 
-def end(job: Any, worker: int, file: str, others: list[int]) -> None:
+def end(job: Any, worker: int, file: str, others: list[int], what: str = "agent") -> None:
     path = Path(file)
     if job.worker in others:
         with path.open("a") as lines:
             lines.write(f"{job.worker}\n")
     while job.worker == worker:
         if path.exists() and len(path.read_text().split()) == len(others):
-            os.kill(json.loads((Path(job.directory) / "members.json").read_text())["agent"], signal.SIGKILL)
+            agent = json.loads((Path(job.directory) / "members.json").read_text())["agent"]
+            os.kill(agent if what == "agent" else os.getpid(), signal.SIGKILL)
             time.sleep(60)
         time.sleep(0.01)
 

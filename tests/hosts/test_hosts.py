@@ -74,13 +74,25 @@ def test_another_agent_coordinates_when_the_first_is_lost(hosts: Cluster) -> Non
 
 
 @pytest.mark.long
-def test_a_host_is_lost_when_the_others_have_returned(hosts: Cluster) -> None:
-    """The job has ended well. The new agent of that host finds that out."""
-    fates = {"end": [2, str(hosts.folder / "returning"), [0, 1]]}
+@pytest.mark.parametrize(("lost", "others"), [(2, [0, 1]), (0, [2, 3])])
+def test_a_host_is_lost_when_the_others_have_returned(hosts: Cluster, lost: int, others: list[int]) -> None:
+    """The job has ended well, also if that host coordinated it and had the first member. Its new agent finds that out."""
+    fates = {"end": [lost, str(hosts.folder / "returning"), others]}
     both = [hosts.host(STEPS, fates, hosts_min=2)]
     both[0].until("waiting for 1 more host")
     both.append(hosts.host(STEPS, fates))
     assert both[0].result() == both[1].result() == calm()
+    assert ("The job's value is that of worker 2" in both[1].said) == (lost == 0)
+
+
+@pytest.mark.long
+def test_the_first_member_is_lost_when_the_others_have_returned(hosts: Cluster) -> None:
+    fates = {"end": [0, str(hosts.folder / "returning"), [1, 2, 3], "worker"]}
+    both = [hosts.host(STEPS, fates, hosts_min=2)]
+    both[0].until("waiting for 1 more host")
+    both.append(hosts.host(STEPS, fates))
+    assert both[0].result() == both[1].result() == calm()
+    assert "The job's value is that of worker 1" in both[0].said
 
 
 @pytest.mark.long
