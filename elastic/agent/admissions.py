@@ -25,6 +25,7 @@ from elastic.comm.streams import Stream
 from elastic.errors import HostRefused
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
+from elastic.membership.founding import another_file
 from elastic.observe.console import say
 from elastic.script.sources import file_digest
 from elastic.script.target import MAIN_MODULE
@@ -64,10 +65,11 @@ class Admissions:
         self.facts: JobFacts | None = None  # what hosts know that keep workers of another coordinator
         self.steady = True  # whether no worker of such hosts waits for orders of the coordinator
         self.arrived: Callable[[], None] = lambda: None  # called for each such host
+        self._address = listener.address
         listener.connected = self._connected
-        ip, port = listener.address
-        if sharing.least > 1 and not taking_over:
-            say(f"waiting for {sharing.least - 1} more host{'s' * (sharing.least > 2)} at {ip}:{port}")
+        coordinator.unfounded = self._unfounded
+        if not taking_over:
+            self._tell_missing()
 
     def local_ready(self) -> None:
         """Notes that workers of this host can be started."""
@@ -87,6 +89,15 @@ class Admissions:
             if outcome["type"] in ENDS:
                 link.send({"type": "outcome", "outcome": outcome})
             link.close()
+
+    def _unfounded(self) -> None:
+        self._tell_missing()
+        self._check()
+
+    def _tell_missing(self) -> None:
+        missing, (ip, port) = self._sharing.least - len(self._coordinator.hosts.present), self._address
+        if missing > 0:
+            say(f"waiting for {missing} more host{'s' * (missing > 1)} at {ip}:{port}")
 
     def _check(self) -> None:
         hosts = self._coordinator.hosts
@@ -239,7 +250,7 @@ def refusal(settings: JobSettings, hello: Mapping[str, Any], script: str | None 
         return f"it was started for {hello['target']}, and the job runs {name_in(settings.train_fn)}"
     if script is not None and hello["script"] not in (script, None):
         file = hello["target"].partition(":")[0]
-        return f"its {file} is not the file that the job began with: copy the same file to every host"
+        return another_file(file)
     for name, value in hello["given"].items():
         if ours[name] != value:
             return f"it was started with {name}={value!r}, and the job has {name}={ours[name]!r}: give the same, or leave it out"

@@ -35,12 +35,12 @@ from elastic.control.driver import Driver
 from elastic.control.outcome import failed
 from elastic.control.state import Resumed
 from elastic.control.world import World
-from elastic.errors import Conflict, ElasticError, EtcdUnavailable, PlanError, TrainerError
+from elastic.errors import Conflict, ElasticError, EtcdUnavailable, HostRefused, PlanError, TrainerError
 from elastic.host.channel import Message
 from elastic.host.facts import HostFacts
 from elastic.host.rundir import RunDirectory
 from elastic.membership.etcd_thread import EtcdTask, EtcdThread
-from elastic.membership.founding import Ready, found
+from elastic.membership.founding import Ready, another_file, found, strangers
 from elastic.observe.console import say
 from elastic.plan.described import described
 from elastic.plan.fleet import SHARE, Fleet
@@ -74,6 +74,7 @@ class Coordinator:
         record: JobRecord,
     ) -> None:
         self._loop, self._start, self.hosts, self._session, self._end = loop, start, hosts, session, end
+        self.unfounded: Callable[[], None] = lambda: None  # called when the founding is to begin again, with fewer hosts
         self._etcd_thread, self.record = etcd_thread, record
         self._settings = start.settings
         self._over = self._stopping = self._publishing = False
@@ -124,11 +125,12 @@ class Coordinator:
     def found(self) -> None:
         """Starts the founders, on each present host as many as it has room for."""
         hosts = list(self.hosts.present.values())
-        places = [*enumerate(host.name for host in hosts for _ in range(host.room))]
+        first = max(self.hosts.workers, default=-1) + 1
+        places = [*enumerate((host.name for host in hosts for _ in range(host.room)), first)]
         self._settings = replace(self._settings, workers=len(places), spares=self.hosts.spares)
         self.hosts.wanted = len(places)
-        self._founders = Founders.of([number for number, _ in places])
-        self.hosts.starting(len(places) - 1)
+        self._founders = replace(Founders.of([number for number, _ in places]), first=first)
+        self.hosts.starting(first + len(places) - 1)
         for number, host in places:
             self._fork_founder(number, host)
         watched(self.hosts, self._loop, self._settings, self._founding, self.hosts.end).look()
@@ -159,6 +161,17 @@ class Coordinator:
                 self._driver.missed(worker.number, since)
         self._tell_room()
         self.ended(*lost)
+
+    def refuse(self, name: str, why: str) -> bool:
+        """Goes on without a host, which is told why, and ends. Returns whether it can: not without this one."""
+        host = self.hosts.present[name]
+        if host is self.hosts.local:
+            return False
+        say(f"host {name} is refused: {why}")
+        host.tell_agent({"type": "refused", "reason": why, "kind": HostRefused.__name__})
+        self.hosts.remove(host)
+        self._tell_room()
+        return True
 
     def _tell_room(self) -> None:
         """Tells the driver of a job that trains how many workers and spares are wanted."""
@@ -366,6 +379,8 @@ class Coordinator:
 
     def _founder_died(self, worker: WorkerProcess) -> None:
         """Replaces a worker that died before the first view, as often as joins may fail."""
+        if worker.number not in self._founders.numbers:  # the founding has begun again since
+            return
         others = [self.hosts.worker(number) for number in self._founders.numbers]
         why = hindrance(self._founders, worker, others, respawn=self._settings.respawn)
         if why is not None:
@@ -410,6 +425,9 @@ class Coordinator:
         settings = self._settings
         announced = {number: self.hosts.worker(number).announced or {} for number in self._founders.numbers}
         ready = {number: Ready.from_json(each, self.hosts.host_of(number), settings.memory) for number, each in announced.items()}
+        if others := strangers(ready, self.hosts.local.name):
+            self._found_again(others)
+            return
         self._spare_bytes = max(each.whole for each in ready.values())
         saved = None if settings.plan is None else SavedPlan.from_json(settings.plan)
         self._publishing = True
@@ -440,6 +458,15 @@ class Coordinator:
                 waits="the first step",
             )
         )
+
+    def _found_again(self, others: Mapping[str, str]) -> None:
+        """Founds the job without these hosts, on which a file differs: with those that are left, if they are enough, or when they are."""
+        for name, file in others.items():
+            self.refuse(name, another_file(file))
+        numbers, self._founders = self._founders.numbers, Founders.of(())
+        for number in numbers:
+            self.hosts.end(number, "the founding of the job begins again, without a host that was refused")
+        self.unfounded()
 
     def _founded(self, view: View, ready: Mapping[int, Ready]) -> None:
         """Begins to train in the first view. Workers and hosts may have been lost while it waited for etcd."""
@@ -522,6 +549,7 @@ class Coordinator:
             clocking=(lambda: None) if self._power is None else self._power.clocking,
             deposed=lambda why: self._finish({"type": "rejoin", "why": why}),
             compute=self._background.run,
+            refuse=self.refuse,
         )
 
     def _committed(self, view: View) -> None:

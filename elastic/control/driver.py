@@ -29,10 +29,11 @@ from elastic.health.verdict import Verdict
 from elastic.host.channel import Message
 from elastic.host.packed import Packed, unpacked
 from elastic.membership.etcd_thread import DEADLINE_S, EtcdTask
-from elastic.membership.founding import Ready, check_equal
+from elastic.membership.founding import Ready, another_file, check_equal
 from elastic.plan.site import LinkSpeed, Pair
 from elastic.recovery.inventory import Inventory
 from elastic.recovery.proposal import REPLACED_S, Proposal
+from elastic.script.sources import changed
 from elastic.settings import JobSettings
 from elastic.view import Member, View
 
@@ -220,8 +221,12 @@ class Driver:
     def _hear_announce(self, worker: int, message: Message) -> None:
         if worker not in self.state.starting:
             return
+        host = self._world.carrier.host_of(worker)
         try:
-            ready = Ready.from_json(message["ready"], self._world.carrier.host_of(worker), self._settings.memory)
+            ready = Ready.from_json(message["ready"], host, self._settings.memory)
+            file = changed(ready.code, self._founder.code) if all(member.host != host for member in self.view.members) else None
+            if file is not None and self._world.refuse(host, another_file(file)):
+                return
             check_equal({self._founding: self._founder, worker: replace(ready, checkpoint=self._founder.checkpoint)})
         except MismatchError as error:
             self._end_worker(worker, str(error))

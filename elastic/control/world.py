@@ -38,6 +38,10 @@ def _nothing() -> None:
     """Nothing is known."""
 
 
+def _refuses_none(host: str, why: str) -> bool:
+    return False
+
+
 class EtcdThreadLike(Protocol):
     """The part of the etcd thread that a driver uses."""
 
@@ -110,7 +114,8 @@ class World:
     the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
     hosts may join. `without_the_rest` returns the outcome if some members have returned, and a failure, its argument, keeps the others from
     returning. `committed` gets each committed view, `incident` each recorded incident. `clocking` returns what is known of
-    the GPUs' clocks, if they may be set. `compute` makes what takes long, in a thread, and gives the loop the result.
+    the GPUs' clocks, if they may be set. `compute` makes what takes long, in a thread, and gives the loop the result. `refuse` goes on without
+    a host, for a reason; it returns whether it can.
     """
 
     carrier: Carrier
@@ -130,6 +135,7 @@ class World:
     several: bool = False
     deposed: Callable[[str], None] = _ignore
     compute: Callable[[Callable[[], Any], Callable[[Any], None]], None] = _at_once
+    refuse: Callable[[str, str], bool] = _refuses_none
     propose: Callable[[Propose, Terms], Proposal] = worked_out
     expect: Callable[..., Mapping[int, int]] = memory_needed
     clock: Callable[[], float] = time.monotonic

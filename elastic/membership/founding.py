@@ -91,6 +91,18 @@ def found(ready: Mapping[int, Ready], stages: int | None, site: Site | None = No
     return View(epoch=1, attempt=0, members=members, plan=chosen, layout=layout, workload=workload, site=known)
 
 
+def strangers(ready: Mapping[int, Ready], home: str) -> dict[str, str]:
+    """Returns, for each host whose workers have imported another text of a module than those of the host `home`, the module's file."""
+    own = next((ready[worker].code for worker in sorted(ready) if ready[worker].host == home), {})
+    files = [(each.host, changed(each.code, own)) for each in ready.values() if each.host != home]
+    return {host: file for host, file in files if file is not None}
+
+
+def another_file(file: str) -> str:
+    """Returns why a host is refused whose workers have imported another text of this file than the job's."""
+    return f"its {file} is not the file that the job began with: copy the same file to every host"
+
+
 def check_equal(ready: Mapping[int, Ready]) -> None:
     """Raises MismatchError naming the workers that differ from the lowest one, and their first difference."""
     reference = min(ready)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from elastic.errors import MismatchError, PlanError
 from elastic.layout.invariants import check
-from elastic.membership.founding import Ready, check_equal, first_difference, found
+from elastic.membership.founding import Ready, check_equal, first_difference, found, strangers
 from tests.announcement import LAYERS, MODEL, announcement
 
 
@@ -42,6 +42,23 @@ def test_code_that_differs_between_hosts_or_was_edited_meanwhile(host: str, why:
     one = dataclasses.replace(ready(), code={"a": ["a.py", "text"]})
     with pytest.raises(MismatchError, match=why):
         check_equal({0: one, 1: dataclasses.replace(one, host=host, code={"a": ["a.py", "other text"]})})
+
+
+def test_hosts_are_strangers_whose_workers_have_imported_another_text_than_those_of_the_founders_host() -> None:
+    ours = dataclasses.replace(ready(), code={"a": ["a.py", "text"], "b": ["b.py", "text"]})
+    equal = dataclasses.replace(ours, host="equal", code={"a": ["/elsewhere/a.py", "text"], "c": ["c.py", "more"]})
+    other = dataclasses.replace(ours, host="other", code={"a": ["/there/a.py", "text"], "b": ["/there/b.py", "edited"]})
+    torn = dataclasses.replace(ours, host="torn", code={"a": ["a.py", "edited"]})
+    announced = {0: other, 1: ours, 2: equal, 3: other, 4: torn, 5: dataclasses.replace(ours, host="torn")}
+    assert strangers(announced, "host") == {"other": "/there/b.py", "torn": "a.py"}
+    assert strangers({0: ours, 1: equal}, "host") == {}
+    assert "other" in check_fails({0: ours, 1: other})
+
+
+def check_fails(announced: dict[int, Ready]) -> str:
+    with pytest.raises(MismatchError) as error:
+        check_equal(announced)
+    return str(error.value)
 
 
 def test_nobody_measured() -> None:
