@@ -1,7 +1,7 @@
 """Admits agents of other hosts to the job that this agent coordinates, and connects their reports to the coordinator.
 
 agent -> coordinator   hello {name, address, version, isa, target, script, given}
-                       | ready {room, spares, facts, workers, job, steady, check}, then what `remote_carrier` lists;
+                       | ready {room, spares, facts, workers, left, job, steady, check}, then what `remote_carrier` lists;
                        or what `link_probes` lists
 coordinator -> agent   welcome {settings, least, keeps, others} | refused {reason, kind}, then what `remote_carrier` lists
 """
@@ -202,6 +202,7 @@ class Admissions:
         self._names[link] = name
         host = RemoteCarrier(link, name, message["room"], message["spares"], HostFacts(**message["facts"]))
         host.note_held(message["workers"])
+        host.note_left(message["left"])
         link.heard = lambda following: self._report(host, following)
         link.lost = lambda why: self._lost(link, host, why)
         if not self._coordinator.founded:
@@ -218,7 +219,7 @@ class Admissions:
     def _lost(self, link: AgentLink, host: RemoteCarrier, why: str) -> None:
         self._forget(link)
         self._names.pop(link, None)
-        self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}"), link.heard_at)
+        self._coordinator.host_lost(host, host.lose(f"{host.name}: {why}", silent=link.silent), link.heard_at)
 
     def _report(self, host: RemoteCarrier, message: Message) -> None:
         kind = message["type"]

@@ -55,6 +55,7 @@ class AgentLink:
     def __init__(self, loop: Loop, stream: Stream, *, heard: Callable[[Message], None], lost: Callable[[str], None]) -> None:
         self.heard, self.lost = heard, lost
         self.closed = False
+        self.silent = False  # whether it was lost since the other side was silent: that one may still be there
         self._loop = loop
         self._channel = StreamChannel(stream)
         self._name = f"agent link {stream.sock.fileno()}"
@@ -111,6 +112,7 @@ class AgentLink:
 
     def _beat(self) -> None:
         if self._silent_beats * BEAT_S >= SILENT_S:
+            self.silent = True
             self._lose(f"it has been silent for {SILENT_S:g} s")
             return
         self._silent_beats += 1

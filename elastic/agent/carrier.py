@@ -69,6 +69,14 @@ class LocalCarrier:
         found = (self._crew.segments.offer(self._crew.workers[number]) for number in workers)
         return [inventory for inventory in found if inventory is not None]
 
+    @property
+    def left(self) -> set[int]:
+        """The workers of earlier coordinators need not be told of: this agent has their records."""
+        return set()
+
+    def may_return(self, workers: Iterable[int]) -> bool:
+        return False
+
     def release(self, workers: Iterable[int]) -> None:
         for worker in workers:
             self._crew.segments.release(worker)

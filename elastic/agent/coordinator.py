@@ -151,6 +151,7 @@ class Coordinator:
             host.tell_agent({"type": "incidents", "incidents": self._driver.incidents})
         if self._driver is not None:
             say(f"host {host.name} joins with room for {host.room} worker{'s' * (host.room != 1)}")
+            self._driver.came_back(host.left)
         self._tell_room()
 
     def host_lost(self, host: HostCarrier, lost: Sequence[WorkerProcess], since: float) -> None:

@@ -354,6 +354,8 @@ class Follower:
         held = [{name: getattr(worker, name) for name in names} for worker in carrier.workers.values()] if self._keeps else []
         job = self.job.to_json() if self.job is not None and self._keeps else None
         has = {"room": carrier.room, "spares": carrier.spares, "facts": asdict(carrier.facts)}
+        dead = [number for number, worker in carrier.workers.items() if worker.ended and not worker.finished]
+        has["left"] = [offer.to_json() for offer in carrier.offers(dead)]
         has["check"] = None if report is None else report.to_json()
         link.send({"type": "ready", **has, "workers": held, "job": job, "steady": self.steady})
         self._awaited = False

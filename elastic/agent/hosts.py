@@ -33,7 +33,10 @@ class HostCarrier(Protocol):
     def tell_all(self, message: Message) -> None: ...
     def tell_agent(self, message: Message) -> None: ...
     def pass_on(self, line: bytes) -> None: ...
+    @property
+    def left(self) -> set[int]: ...
     def offers(self, workers: Iterable[int]) -> list[Inventory]: ...
+    def may_return(self, workers: Iterable[int]) -> bool: ...
     def release(self, workers: Iterable[int]) -> None: ...
     def end(self, worker: int, why: str) -> None: ...
     def look(self, workers: Iterable[int]) -> list[Observed]: ...
@@ -47,6 +50,7 @@ class AbsentHost(RemoteCarrier):
 
     def __init__(self, name: str, worker: int, why: str) -> None:
         super().__init__(None, name, 0, 0, HostFacts(processors=1))
+        self.silent = True  # as far as this agent knows
         gone = WorkerProcess(number=worker, gone=True, unreaped=True, lost=f"{name}: {why}")
         self.workers[worker] = gone
 
@@ -110,10 +114,20 @@ class Hosts(Carrier):
         """Adds a host, with the workers that it has, and on which others can be started."""
         self.present[host.name] = host
         self._hosts |= dict.fromkeys(host.workers, host)
+        self._take_back(host)
         if self._frozen is not None:
             host.freeze(self._frozen)
         for message in self._standing:
             host.tell_all(message)
+
+    def _take_back(self, host: HostCarrier) -> None:
+        """Connects what a host has left of workers that were lost with it; frees what is of others."""
+        known = {worker for worker in host.left if worker in self._hosts and self._hosts[worker].name == host.name}
+        host.release(host.left - known)
+        for worker in known - host.workers.keys():
+            record = self._hosts[worker].workers[worker]
+            host.workers[worker] = record
+            self._hosts[worker] = host
 
     def remove(self, host: HostCarrier) -> None:
         """Removes a host that is lost or has left; the records of its workers remain. It may have come back already."""
@@ -172,6 +186,10 @@ class Hosts(Carrier):
 
     def offers(self, workers: Iterable[int]) -> list[Inventory]:
         return [offer for name, numbers in self._by_host(workers).items() for offer in self.present[name].offers(numbers)]
+
+    def may_return(self, workers: Iterable[int]) -> bool:
+        away = {self._hosts[worker] for worker in workers if worker in self._hosts}.difference(self.present.values())
+        return any(host.may_return(workers) for host in away)
 
     def release(self, workers: Iterable[int]) -> None:
         for name, numbers in self._by_host(workers).items():

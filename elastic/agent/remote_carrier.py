@@ -52,6 +52,7 @@ class RemoteCarrier:
         self.name, self.room, self.spares, self.facts = name, room, spares, facts
         self.workers: dict[int, WorkerProcess] = {}
         self.link = link
+        self.silent = False  # whether it is lost, and may come back
         self._seen: dict[int, tuple[Observed, float]] = {}  # the newest observation of each worker, and when it came
         self._offers: dict[int, Inventory] = {}
 
@@ -124,6 +125,18 @@ class RemoteCarrier:
         """Notes workers that another coordinator has started."""
         self.workers |= {each["number"]: WorkerProcess(**{**each, "pidfd": -1}) for each in workers}
 
+    def note_left(self, offers: Iterable[dict[str, Any]]) -> None:
+        """Notes what the segments of dead workers hold."""
+        self._offers |= {offer.worker: offer for offer in map(Inventory.from_json, offers)}
+
+    @property
+    def left(self) -> set[int]:
+        """The dead workers whose segments hold something."""
+        return {*self._offers}
+
+    def may_return(self, workers: Iterable[int]) -> bool:
+        return self.silent
+
     def note_seen(self, message: Message) -> None:
         """Notes which processes the workers have, and what they are doing."""
         now = time.monotonic()
@@ -144,8 +157,9 @@ class RemoteCarrier:
             self._offers[report.worker] = Inventory.from_json(report.offer)
         return worker
 
-    def lose(self, why: str) -> list[WorkerProcess]:
-        """Notes that the host is lost, and returns the records of its workers that had not ended."""
+    def lose(self, why: str, *, silent: bool = False) -> list[WorkerProcess]:
+        """Notes that the host is lost, or `silent`; returns the records of its workers that had not ended."""
+        self.silent = silent
         lost = [worker for worker in self.workers.values() if not worker.ended]
         for worker in lost:
             worker.gone, worker.unreaped, worker.lost = True, True, why

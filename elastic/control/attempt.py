@@ -41,6 +41,7 @@ from elastic.view import outlives
 SETTLING_S = 0.3  # how long new workers are delayed for the first step of a new view
 PATIENCE_S = 10.0  # after which the user is informed which workers have not answered
 FAILED_ATTEMPTS = 3  # failures without a death that end the job
+RETURN_S = 30.0  # how long hosts are awaited that fell silent, if the others lack a part of the state
 _LEFT_TO_CHECKPOINTS = ("CoverageLost", "CopiesConflict", "StateUnproven")
 
 
@@ -174,6 +175,8 @@ def unproposable(state: ControlState, event: Unproposable, now: float) -> Transi
         if state.starting or state.ready.keys() - state.participants:
             why = "part of the state is in the memory of hosts on which all workers died: new workers fetch it"
             return followed_by([Tell(sentence=why), *started], open_attempt(state, now))
+    if event.kind == "CoverageLost" and event.returning and not state.fallen and not state.awaited:
+        return _await_return(state, event.message, now)
     if state.policy.checkpoints and not state.fallen and event.kind in _LEFT_TO_CHECKPOINTS:
         told: list[ControlAction] = [Tell(sentence=f"{event.message}: going back to the newest checkpoint")]
         return followed_by(told, open_attempt(replace(state, fallen=True, back=event.back), now))
@@ -183,6 +186,13 @@ def unproposable(state: ControlState, event: Unproposable, now: float) -> Transi
     lost, left = [worker for worker in state.view.workers if worker in state.dead], sorted(state.participants)
     who = f"without workers {lost}, which are lost, workers {left}" if lost else f"workers {left}"
     return end_job(state, event.kind, f"{who} cannot go on: {event.message}{cause}")
+
+
+def _await_return(state: ControlState, lacks: str, now: float) -> Transition:
+    """Pauses: a host that is back has the memory of its workers still."""
+    why = f"{lacks}. Hosts that are silent may have it: the job waits {RETURN_S:g} s for them to come back"
+    told = [Tell(sentence=why)] if state.return_at is None else []
+    return replace(without_attempt(state), phase=Phase.PAUSED, return_at=state.return_at or now + RETURN_S), [*told]
 
 
 def voted(state: ControlState, event: Voted, now: float) -> Transition:
@@ -251,6 +261,8 @@ def committed(state: ControlState, event: Committed, now: float) -> Transition:
         back=None,
         afresh=False,
         reaching=False,
+        return_at=None,
+        awaited=False,
         damaged=frozenset(),
         failed_attempts=0,
         next_worker=max(state.next_worker, *(worker + 1 for worker in view.workers)),

@@ -58,6 +58,10 @@ class Carrier(Protocol):
         """Frees the segments of these dead workers."""
         ...
 
+    def may_return(self, workers: Iterable[int]) -> bool:
+        """Whether the host of one of these lost workers is only silent: it may come back, with what their segments hold."""
+        ...
+
     def end(self, worker: int, why: str) -> None:
         """Kills the worker. Its death is reported with the first reason given."""
         ...

@@ -150,6 +150,13 @@ class Driver:
         """Notes when a member that is lost was heard last."""
         self._incident_log.missed(self.view.epoch, worker, at)
 
+    def came_back(self, workers: Iterable[int]) -> None:
+        """Handles a host that is back with the memory of these workers, which have ended; frees what nobody can need any more."""
+        needed = self._dead.intersection(self.view.workers)
+        self._world.carrier.release({*workers} - needed)
+        if needed.intersection(workers) and self.state.phase is Phase.PAUSED:
+            self.reopen()
+
     def reopen(self) -> None:
         """Opens an attempt although nobody has died, since workers may wait for the one that another coordinator has opened."""
         self.feed(events.Reopened())
@@ -352,7 +359,8 @@ class Driver:
             kind = "CoverageLost"  # a saved checkpoint is gone: beginning again at step 0 would lose its steps
         there = {self._world.carrier.host_of(worker) for worker in action.inventories}
         elsewhere = kind == "CoverageLost" and any(self._world.carrier.host_of(offer.worker) not in there for offer in offers)
-        why = {"kind": kind, "message": str(error), "back": getattr(error, "back", None), "elsewhere": elsewhere}
+        returning = self._world.carrier.may_return(self._dead.intersection(self.view.workers))
+        why = {"kind": kind, "message": str(error), "back": getattr(error, "back", None), "elsewhere": elsewhere, "returning": returning}
         self.feed(events.Unproposable(attempt_id=action.attempt_id, **why))
 
     def _terms(self, offers: Sequence[Inventory] = ()) -> Terms:

@@ -107,7 +107,8 @@ class Proposed:
 class Unproposable:
     """No proposal is possible from these inventories: `kind` names the error class. `back`: only state up to this step may be right.
 
-    `elsewhere`: dead workers have left state in the memory of hosts without a member: new workers there could fetch it.
+    `elsewhere`: dead workers have left state in the memory of hosts without a member: new workers there could fetch it. `returning`: hosts
+    are silent that may come back with state in their memory.
     """
 
     attempt_id: AttemptId
@@ -115,6 +116,7 @@ class Unproposable:
     message: str
     back: int | None = None
     elsewhere: bool = False
+    returning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,7 +194,7 @@ class Draining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reopened:
-    """Another agent has begun to coordinate the job."""
+    """Another agent has begun to coordinate the job, or a host has come back with the memory of members that are lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

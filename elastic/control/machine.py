@@ -253,7 +253,8 @@ def _reopened(state: ControlState, event: Reopened, now: float) -> Transition:
     others may wait for its end."""
     if state.finished:
         return close_job(state, now) if state.attempt else (state, [])
-    return open_attempt(state, now) if state.phase is Phase.RUNNING else (state, [])
+    returned = state.phase is Phase.PAUSED and state.return_at is not None
+    return open_attempt(state, now) if returned or state.phase is Phase.RUNNING else (state, [])
 
 
 def _boundary(state: ControlState, now: float) -> Transition:
@@ -303,6 +304,10 @@ def _timeout(state: ControlState, event: Timeout, now: float) -> Transition:
         state = replace(state, nag_at=None)
     if any(now >= suspicion.due for suspicion in state.suspects.values()):
         state, more = _judge(state, now)
+        actions += more
+    if state.return_at is not None and now >= state.return_at:
+        state, more = replace(state, return_at=None, awaited=True), []
+        state, more = open_attempt(state, now) if state.phase is Phase.PAUSED else (state, more)
         actions += more
     if state.retry is not None and now >= state.retry.due:
         state, more = attempt_failed(state, state.retry.why, now)

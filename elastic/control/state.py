@@ -82,6 +82,7 @@ class ControlState:
     `afresh`: or at step 0, with new workers only, since nothing was saved yet. `slowdowns` are those for which the next plan is made.
     `losses` are those of all members so far, in order. `damaged` members of the view have discarded copies of their state.
     `leaving` workers are drained, with the reason.
+    Until `return_at` the attempt waits for hosts that are silent, and may come back with what the others lack; `awaited`: it has waited.
     `reaching`: the next view needs new workers, on hosts where only dead ones have left state in memory.
     `failed_joins` counts new workers that died before a step was committed with them; those with numbers below `failed_below` are counted.
     `last_tries` counts how often new workers were started in spite of that, since all members had died and left their state in memory.
@@ -121,6 +122,8 @@ class ControlState:
     back: int | None = None
     afresh: bool = False
     reaching: bool = False
+    return_at: float | None = None
+    awaited: bool = False
     slowdowns: Mapping[int, float] = field(default_factory=dict)
     cause: str = ""  # the last death of a member, as a sentence
     start_at: float | None = None
@@ -154,5 +157,5 @@ class ControlState:
         """The time at which a Timeout is due; None if none is."""
         retry_at = None if self.retry is None else self.retry.due
         dues = [suspicion.due for suspicion in self.suspects.values()]
-        times = [self.start_at, self.spares_from, self.join_at, self.close_at, self.nag_at, retry_at, *dues]
+        times = [self.start_at, self.spares_from, self.join_at, self.close_at, self.nag_at, self.return_at, retry_at, *dues]
         return min((time for time in times if time is not None), default=None)

@@ -26,7 +26,9 @@ def without_attempt(state: ControlState) -> ControlState:
 
 def end_job(state: ControlState, kind: str, message: str, *, closing: bool = False) -> Transition:
     """Ends the job with an error of class `kind`."""
-    over = replace(state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, suspects={}, retry=None)
+    over = replace(
+        state, phase=Phase.ENDED, start_at=None, join_at=None, close_at=None, nag_at=None, return_at=None, suspects={}, retry=None
+    )
     return over, [EndJob(kind=kind, message=message, closing=closing)]
 
 

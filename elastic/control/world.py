@@ -113,9 +113,9 @@ class World:
     `expect` returns the memory that each worker will need when others join. `end` takes the job's outcome, `admit` and `dismiss` maintain
     the list of workers, `say` takes a sentence for the user. `hosts` returns the resources of the present hosts; `several` says that more
     hosts may join. `without_the_rest` returns the outcome if some members have returned, and a failure, its argument, keeps the others from
-    returning. `committed` gets each committed view, `incident` each recorded incident. `clocking` returns what is known of
-    the GPUs' clocks, if they may be set. `compute` makes what takes long, in a thread, and gives the loop the result. `refuse` goes on without
-    a host, for a reason; it returns whether it can.
+    returning. `committed` gets each committed view, `incident` each recorded incident. `clocking` returns what is known of the GPUs'
+    clocks, if they may be set. `compute` makes what takes long, in a thread, and gives the loop the result. `refuse` goes on without a
+    host, for a reason; it returns whether it can.
     """
 
     carrier: Carrier

@@ -19,7 +19,8 @@ def pipelines(draw: st.DrawFn) -> tuple[Workload, list[Stage], list[tuple[int, .
     seconds = draw(st.lists(st.sampled_from([0.02, 0.03, 0.05]), min_size=1, max_size=4))
     count, split = draw(st.integers(1, 6)), draw(st.booleans())
     layers = tuple(
-        LayerCost(forward_s=each, backward_s=2 * each, weight_s=each * split, parameters=64, activation_bytes=0) for each in seconds
+        LayerCost(forward_s=each, backward_s=2 * each, weight_s=each * split, parameters=64, activation_bytes=0)
+        for each in seconds
         for each in seconds
     )
     workload = Workload(layers=layers, micro_batches=count, grains=count)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elastic.control.attempt import PATIENCE_S
+from elastic.control.attempt import PATIENCE_S, RETURN_S
 from elastic.control.events import (
     Announce,
     Commit,
@@ -35,7 +35,7 @@ from elastic.control.events import (
 from elastic.control.input_blame import MicroBatchLoss
 from elastic.control.state import Phase
 from elastic.control.transitions import CLOSING_S, GATHERING_S, SUSPICION_S
-from tests.recovery.machines import FakeProposal, FakeView, at_boundary, running
+from tests.recovery.machines import FakeProposal, FakeView, Machine, at_boundary, running
 
 
 @pytest.mark.parametrize("respawn", [True, False])
@@ -184,6 +184,41 @@ def test_state_on_a_host_without_members_is_fetched_by_new_workers_there() -> No
     assert sorted(job.done[-1].joiners) == [3, 4]
     job.proposed().votes().committed()
     assert not job.state.reaching
+
+
+def lacking(**more: Any) -> Machine:
+    """A job of which two hosts are lost, one of them silent; the third lacks a part of the state."""
+    job = running(3, hosts=True, **more).die(1).die(2).inventories()
+    return job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="no copy of layer 3", returning=True))
+
+
+def test_hosts_that_are_silent_are_awaited_if_they_may_have_what_the_others_lack() -> None:
+    job = lacking(checkpoints=True)
+    assert "no copy of layer 3. Hosts that are silent may have it: the job waits 30 s" in job.told
+    assert (job.phase, job.state.wake_at) == (Phase.PAUSED, job.now + RETURN_S)
+    _ = job.done
+    assert job.feed(Reopened()).done == [Quiesce(attempt_id=(2, 3), workers=(0,))], "one is back"
+    job.inventories().proposed().votes().committed()
+    assert (job.state.return_at, job.state.awaited) == (None, False)
+    assert job.wait(RETURN_S).phase is Phase.RUNNING
+
+
+def test_an_attempt_meanwhile_does_not_shorten_the_wait_and_nothing_is_awaited_twice() -> None:
+    job = lacking(checkpoints=True)
+    until = job.state.wake_at
+    job.wait(RETURN_S / 2).feed(Reopened()).inventories()
+    job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="still no copy", returning=True))
+    assert (job.phase, job.state.wake_at) == (Phase.PAUSED, until)
+    job.wait(RETURN_S / 2).inventories()
+    job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="none came back", returning=True))
+    assert "none came back: going back to the newest checkpoint" in job.told
+    assert job.state.fallen
+
+
+def test_a_job_without_checkpoints_ends_if_no_silent_host_comes_back() -> None:
+    job = lacking().wait(RETURN_S).inventories()
+    job.feed(Unproposable(attempt_id=job.state.attempt_id, kind="CoverageLost", message="none came back", returning=True))
+    assert "none came back" in job.ended()
 
 
 def test_state_on_a_host_without_members_is_lost_if_no_worker_can_be_started_there() -> None:

@@ -1,0 +1,73 @@
+"""Tests hosts that fall silent for a while and come back: what their dead workers have left in memory is offered, or freed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hosts.agents import Cluster, Host
+from tests.hosts.test_hosts import hosts  # noqa: F401  (a fixture)
+from tests.hosts.troubles import Job, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600), pytest.mark.usefixtures("leftovers")]
+
+
+def agent_of(host: Host) -> int:
+    return json.loads((host.directory / "members.json").read_text())["agent"]
+
+
+def segments(agent: int) -> int:
+    """How many segments an agent holds."""
+    found = 0
+    for each in Path(f"/proc/{agent}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += "memfd:elastic" in str(each.readlink())
+    return found
+
+
+def founded(hosts: Cluster, count: int, **options: Any) -> Job:  # noqa: F811
+    job = Job(hosts, options)
+    first = job.host(hosts_min=count)
+    first.until("waiting for")
+    for _ in range(count - 1):
+        job.host()
+    job.advance(5)
+    return job
+
+
+def test_state_that_only_a_silent_host_has_is_waited_for(hosts: Cluster) -> None:  # noqa: F811
+    job = founded(hosts, 3)
+    first, second, third = job.hosts
+    stopped = agent_of(second)
+    os.kill(stopped, signal.SIGSTOP)
+    job.kill_agent(third)
+    try:
+        first.until("Hosts that are silent may have it: the job waits 30 s for them to come back")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    wait_for(lambda: len(job.members(first)) == 3, *job.hosts)
+    job.advance(5)
+    job.ends()
+    assert "a new agent of this host takes part" not in second.said
+
+
+def test_a_host_that_is_back_frees_what_nobody_needs(hosts: Cluster) -> None:  # noqa: F811
+    job = founded(hosts, 2)
+    first, second = job.hosts
+    agent = agent_of(second)
+    assert segments(agent) == 1
+    os.kill(agent, signal.SIGSTOP)
+    wait_for(lambda: len(job.members(first)) == 1, *job.hosts)
+    job.advance(5)
+    os.kill(agent, signal.SIGCONT)
+    wait_for(lambda: len(job.members(first)) == 2, *job.hosts)
+    job.advance(5)
+    assert agent_of(second) == agent
+    wait_for(lambda: segments(agent) == 1, *job.hosts)
+    job.ends()
