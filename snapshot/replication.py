@@ -10,7 +10,7 @@ die when the owner's host is lost. Digests of owners' copies and of replicas are
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -61,6 +61,7 @@ class Observer(Protocol):
     def has_previous_replicas(self, step: int, held: Sequence[Held]) -> None: ...
     def replays(self) -> None: ...
     def replayed(self, step: int) -> None: ...
+    def digested(self, step: int, digests: Mapping[tuple[int, int], Mapping[str, str]]) -> None: ...
 
 
 class Replicator:
@@ -141,6 +142,8 @@ class Replicator:
         if self._observer is not None:
             self._observer.replayed(step)
         self.note()
+        if self._observer is not None and self._rest is not None:
+            self._observer.digested(step, self._rest.checksums_of("replica", step))
 
     def _copy_aside(self, replicas: Sequence[Replica]) -> None:
         """Makes the previous copies of replicas, in memory that is reused."""

@@ -206,7 +206,12 @@ class Contents:
         replica, previous_replica = segment.mark(replica_mark(slot)), segment.mark(previous_replica_mark(slot))
         scalars, digests, replica_scalars = dict(directory.scalars), dict(directory.digests), dict(directory.replica_scalars)
         own = [(step, number, into) for step in (live, previous) for number, into in ((SCALARS, scalars), (DIGESTS, digests))]
-        for step, number, into in (*own, *((step, REPLICA_SCALARS, replica_scalars) for step in (replica, previous_replica))):
+        kept = [
+            (step, number, into)
+            for step in (replica, previous_replica)
+            for number, into in ((REPLICA_SCALARS, replica_scalars), (DIGESTS, digests))
+        ]
+        for step, number, into in (*own, *kept):
             if step != NONE:
                 later = segment.record(number, slot_of(step))
                 if later is not None and later[0] == number_of(step) and later[1]["directory"] == directory.number:

@@ -99,7 +99,8 @@ class Engine:
         self.replicator.note(known)
         if self.step in (running := self._model.running).steps:
             self._contents.has_buffers(self.step, running.packed(self.step))
-        self._contents.begin(self.step, retained, self.rest.checksums_of("live", self.step), self.view.workload)
+        digests = {**self.rest.checksums_of("live", self.step), **self.rest.checksums_of("replica", self.step)}
+        self._contents.begin(self.step, retained, digests, self.view.workload)
         if before is not None:
             before._release()
 

@@ -142,7 +142,7 @@ class SegmentContents:
             states=self._states(runs),
             scalars={step: self._scalars[step] for step in steps},
             replica_scalars={step: self._replica_scalars[step] for step in replica_steps},
-            digests={step: self._digests[step] for step in steps if step in self._digests},
+            digests={step: self._digests[step] for step in steps | replica_steps if step in self._digests},
         )
         header = self._segment.header
         header.empty_slot(offers.DIRECTORY, slot)  # the marks below are of this slot
@@ -252,10 +252,11 @@ class SegmentContents:
         self._set(offers.replica_mark, step)
 
     def digested(self, step: int, digests: Digests) -> None:
-        """Notes digests of owned shards as of `step`."""
+        """Notes digests of owned shards as of `step`, or of replicas."""
         if self._segment is not None and digests:
-            self._digests = {known: values for known, values in self._digests.items() if known == self._previous_step}
-            self._digests[step] = _by_copy(digests)
+            needed = {step, self._previous_step, self._replica_step, self._previous_replica_step}
+            self._digests = {known: values for known, values in self._digests.items() if known in needed}
+            self._digests[step] = {**self._digests.get(step, {}), **_by_copy(digests)}
             self._write(offers.DIGESTS, step, self._digests[step])
 
     def has_buffers(self, step: int, packed: np.ndarray) -> None:

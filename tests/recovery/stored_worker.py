@@ -56,6 +56,10 @@ def fill(shard: Shard, step: int, states: Sequence[str] = STATES) -> None:
         shard.memory[state].copy_(torch.from_numpy(truth(state, shard.layer, step, start, stop)))
 
 
+def checksums(shards: Mapping[tuple[int, int], Shard]) -> dict[tuple[int, int], Mapping[str, str]]:
+    return {key: {state: checksum(bytes_of(memory)) for state, memory in shard.memory.items()} for key, shard in shards.items()}
+
+
 @dataclass
 class Worker:
     """Does to its memory what an engine does, in the same order; shards and replicas are random runs of two layers."""
@@ -109,13 +113,11 @@ class Worker:
         self.previous = PreviousCopies(self.optimizer, self.contents)
         self.retained, self.begun = [copy for copy in old if copy.step == step], step
         self.contents.has_buffers(step, buffers(step))
-        self.contents.begin(step, self.retained, self.digests(), WORKLOAD)
+        self.contents.begin(step, self.retained, {**self.digests(), **checksums(kept)}, WORKLOAD)
         self.note_loop()
 
     def digests(self) -> dict[tuple[int, int], Mapping[str, str]]:
-        return {
-            key: {state: checksum(bytes_of(memory)) for state, memory in shard.memory.items()} for key, shard in self.owned.shards.items()
-        }
+        return checksums(self.owned.shards)
 
     def note_loop(self) -> None:
         self.contents.loop(lambda: Inventory(worker=7, yielded=self.step, copies=()))
@@ -140,6 +142,8 @@ class Worker:
             fill(shard, step)
         self.replayed = step
         self.contents.replayed(step)
+        if self.choice.random() < 0.8:
+            self.contents.digested(step, checksums(self.kept.shards))
 
     def take_step(self, *, digested: bool) -> None:
         self.replay()

@@ -27,7 +27,7 @@ from elastic.recovery.offers import Contents, Directory, Place, Run, runs
 from elastic.recovery.proposal import Buffers, Proposal, propose
 from elastic.view import View
 from tests.recovery.recovering import inventory_of, member, view_of
-from tests.recovery.stored_worker import Worker, truth
+from tests.recovery.stored_worker import Worker, checksums, truth
 
 # Proposals
 
@@ -218,13 +218,13 @@ def test_buffers_of_a_dead_worker_of_another_host_are_passed_on_by_a_member_of_i
 class Died:
     """The segment of worker 7, which took some steps, in the hands of its agent."""
 
-    def __init__(self, steps: int, *, last_digested: bool = True) -> None:
+    def __init__(self, steps: int, *, last_digested: bool = True, seed: int = 1) -> None:
         self.segments = Segments(wanted=True)
         fd = self.segments.create(7)
         assert fd is not None
         self.fd, self.segment = fd, OwnSegment(fd)
         use_segment(self.segment)
-        self.worker = Worker(self.segment, random.Random(1))
+        self.worker = Worker(self.segment, random.Random(seed))
         for step in range(steps):
             self.worker.take_step(digested=last_digested or step < steps - 1)
 
@@ -305,6 +305,23 @@ def test_of_a_worker_that_ended_by_its_own_fault_only_what_was_digested_is_offer
     assert (steps_of(found, "live"), steps_of(found, "previous")) == ({2}, {1})
     found = died(3, last_digested=False).offered(by)
     assert (steps_of(found, "live"), steps_of(found, "previous")) == (set(), {1})
+
+
+def test_of_replicas_too_those_that_were_digested_are_offered(died: Make) -> None:
+    one = died(3, seed=2)
+    kept = one.worker.kept.shards
+    assert kept, "the worker has replicas"
+    one.worker.replay()
+    one.worker.contents.digested(one.worker.replayed, checksums(kept))
+    found = one.offered(signal.SIGSEGV)
+    assert found is not None
+    assert {(copy.layer, copy.start) for copy in found.copies if copy.role == "replica"} == kept.keys()
+    assert steps_of(found, "replica") == {2}
+    place = one.place("replica")
+    one.write(place.states["exp_avg"][0] + 5)
+    found = one.offered(signal.SIGSEGV)
+    assert found is not None
+    assert {(copy.layer, copy.start) for copy in found.copies if copy.role == "replica"} == kept.keys() - {(place.layer, place.start)}
 
 
 @pytest.mark.parametrize("role", ["live", "previous"])
