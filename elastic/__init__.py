@@ -15,11 +15,11 @@ from elastic.settings import VERSION
 if TYPE_CHECKING:
     from elastic.launch.callbacks import Callback
     from elastic.launch.run import JobResult, run
-    from elastic.worker.job import Job
+    from elastic.worker.job import Job, current_job
     from elastic.worker.trainer import Report, Trainer
 
 __version__ = VERSION
-__all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "errors", "run"]
+__all__ = ["Callback", "Job", "JobResult", "Report", "Trainer", "__version__", "current_job", "errors", "run"]
 
 _LAZY = {
     "Callback": "elastic.launch.callbacks",
@@ -27,6 +27,7 @@ _LAZY = {
     "JobResult": "elastic.launch.run",
     "Report": "elastic.worker.report",
     "Trainer": "elastic.worker.trainer",
+    "current_job": "elastic.worker.job",
     "run": "elastic.launch.run",
 }
 

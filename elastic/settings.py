@@ -57,16 +57,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class JobSettings:
     """The settings of one job. Times are in seconds.
 
-    `train_fn` is `module:qualified.name` or `path.py:qualified.name`; `args` are JSON values; `etcd` is None for a private etcd, else
-    `[user[:password]@]host:port[,host:port...]`, and `etcd_files` has the fields of `EtcdEndpoint` that name files. Below `min_workers` the
-    job pauses; `respawn` starts a new worker for each that dies, `spares` more wait on this host to replace one at once, `rebalance` shifts
-    work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the host's memory. A worker
-    whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no progress for `hung_after`
-    or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in the form of
-    `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `dvfs` says what GPU clocks are chosen for,
-    one of DVFS. `directory` is the run directory, kept when
-    the job ends; None makes a temporary one. With `shared`, `workers` are those of this host, and other hosts take part. `grace_s` bounds
-    how long a finished worker waits for the others to finish, and how long all may take to exit. Raises SettingsError.
+    `train_fn` is `module:qualified.name`, `path.py:qualified.name` or `path.py:__main__`; `args` are JSON values; `etcd` is None for a
+    private etcd, else `[user[:password]@]host:port[,host:port...]`, and `etcd_files` has the fields of `EtcdEndpoint` that name files.
+    Below `min_workers` the job pauses; `respawn` starts a new worker for each that dies, `spares` more wait on this host to replace one at
+    once, `rebalance` shifts work from workers that are steadily slower. `memory` limits the bytes of one worker; None is its share of the
+    host's memory. A worker whose process is stopped for `stopped_after` is replaced, and one for which the others wait and that makes no
+    progress for `hung_after` or longer (`elastic/health/limits.py`); None: it is waited for. `plan` is the saved plan to begin with, in the
+    form of `SavedPlan.to_json`; with `plans_only` the job ends with its first plan and trains nothing. `dvfs` says what GPU clocks are
+    chosen for, one of DVFS. `directory` is the run directory, kept when the job ends; None makes a temporary one. With `shared`, `workers`
+    are those of this host, and other hosts take part. `grace_s` bounds how long a finished worker waits for the others to finish, and how
+    long all may take to exit. Raises SettingsError.
     """
 
     name: str

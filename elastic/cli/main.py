@@ -54,8 +54,13 @@ def version() -> None:
 
 @app.command(epilog=EPILOG)
 def run(
-    target: Annotated[str, typer.Argument(help="The train function: path.py:function or module:function.")],
-    args: Annotated[list[str] | None, typer.Argument(help="Its arguments after the job: JSON values, or plain strings.")] = None,
+    target: Annotated[
+        str, typer.Argument(help="The train function: path.py:function or module:function; or path.py, a script that runs as a whole.")
+    ],
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(help="Its arguments after the job: JSON values, or plain strings; a script's own, options behind --."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
     stages: Annotated[int | None, typer.Option(help="Pipeline stages; by default the planner chooses.")] = None,
     min_workers: Annotated[int | None, typer.Option(help="How many workers the job may shrink to; with fewer it pauses.")] = None,

@@ -13,6 +13,7 @@ import typer
 
 import elastic
 from elastic.cli.plan import argument
+from elastic.script.target import is_whole
 
 Log = Annotated[
     list[str] | None,
@@ -32,7 +33,8 @@ def printed(target: str, args: list[str] | None, more: Callable[[], dict[str, An
     with suppress(FileNotFoundError):  # `elastic.run` reports the error
         sys.path.insert(0, str(Path.cwd()))
     try:
-        result = elastic.run(target, args=[argument(text) for text in args or []], **options, **more())
+        given = list(args or []) if is_whole(target) else [argument(text) for text in args or []]  # a script reads its own arguments
+        result = elastic.run(target, args=given, **options, **more())
     except elastic.errors.ElasticError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None

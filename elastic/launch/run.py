@@ -32,7 +32,7 @@ from elastic.launch.seeing import Seeing
 from elastic.launch.sharing import read_credentials, sharing_of
 from elastic.membership.endpoint import EtcdEndpoint
 from elastic.observe.console import say
-from elastic.script.target import name_of, own_modules
+from elastic.script.target import WHOLE, name_of, own_modules
 from elastic.settings import JobSettings, agent_environment, best_isa, byte_count, clocks_directory, job_mark, own_environment
 
 _AGENT_EXIT_S = 8.0
@@ -311,11 +311,16 @@ def _saved_plan(path: str | os.PathLike[str], workers: int, stages: int | None) 
 def _refuse_inside_worker() -> None:
     # Only a worker has this module loaded and set; a launcher need not load it.
     jobs = sys.modules.get("elastic.worker.job")
-    if jobs is not None and jobs.inside():
+    if jobs is None or not jobs.inside():
+        return
+    if jobs.current_job().settings.train_fn.endswith(f":{WHOLE}"):
         raise SettingsError(
-            "elastic.run was called in a worker, which imports the script that starts the job: "
-            'put the call under `if __name__ == "__main__":`'
+            "elastic.run was called in a script that runs as a whole in each worker: start it with python, or name the function with "
+            "`elastic run script.py:function`; a whole script gets its job by elastic.current_job()"
         )
+    raise SettingsError(
+        'elastic.run was called in a worker, which imports the script that starts the job: put the call under `if __name__ == "__main__":`'
+    )
 
 
 def _refuse_nowhere() -> None:

@@ -1,7 +1,7 @@
 """Names a train function so that another process can import it, and imports it there.
 
 A name is `module:qualified.name`, or `path.py:qualified.name` for a function of the script itself; a script without `.py` is named by its
-absolute path.
+absolute path. `path.py:__main__` is the script as a whole, which runs as Python runs it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from elastic.script.sources import frozen, own_file
 
 MAIN_MODULE = "__mp_main__"
 """The name that multiprocessing gives to an imported script: children that a worker spawns find the script's functions under it."""
+
+WHOLE = "__main__"
+"""What is named of a script that runs as a whole."""
 
 _ADVICE = "workers are other processes and import it by name: define it with `def` at the top level of a module or script file"
 
@@ -55,6 +58,8 @@ def load(name: str) -> Callable[..., Any]:
     Raises TrainFunctionError if module, file or function do not exist; what the user's own code raises passes through.
     """
     place, _, qualified = name.rpartition(":")
+    if qualified == WHOLE:
+        return _whole(Path(place))
     module = _load_script(Path(place)) if _is_path(place) else _load_module(place)
     function = _attribute(module, qualified)
     if not callable(function):
@@ -107,9 +112,11 @@ def call_arguments(train_fn: Callable[..., Any], job: Any, args: Sequence[Any]) 
 
 
 def _checked_name(name: str) -> str:
+    if is_whole(name):
+        name = f"{name}:{WHOLE}"
     place, _, qualified = name.rpartition(":")
     if not place or not all(part.isidentifier() for part in qualified.split(".")):
-        raise TrainFunctionError(f"train_fn={name!r}: use 'module:function' or 'path.py:function'")
+        raise TrainFunctionError(f"train_fn={name!r}: use 'module:function', 'path.py:function', or 'path.py' for a whole script")
     if not _is_path(place):
         return name
     path = Path(place).resolve()
@@ -147,7 +154,26 @@ def _is_path(place: str) -> bool:
     return place.endswith(".py") or os.sep in place
 
 
-def _load_script(path: Path) -> ModuleType:
+def is_whole(name: str) -> bool:
+    """Returns whether a name that a user has given is that of a script as a whole."""
+    return name.endswith(".py") and ":" not in name
+
+
+def _whole(path: Path) -> Callable[..., Any]:
+    """Returns a function that runs the script with its `if __name__ == "__main__"` part, and its arguments in `sys.argv`."""
+
+    def script(job: Any, *arguments: Any) -> None:
+        sys.argv[:] = [str(path), *map(str, arguments)]
+        try:
+            _load_script(path, whole=True)
+        except SystemExit as ended:  # many scripts end by `sys.exit(main())`
+            if ended.code not in (None, 0):
+                raise
+
+    return script
+
+
+def _load_script(path: Path, *, whole: bool = False) -> ModuleType:
     spec = frozen(MAIN_MODULE) or importlib.util.spec_from_file_location(MAIN_MODULE, path)
     if spec is None:  # its name does not end in .py
         spec = importlib.util.spec_from_loader(MAIN_MODULE, SourceFileLoader(MAIN_MODULE, str(path)))
@@ -159,7 +185,11 @@ def _load_script(path: Path) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     # As multiprocessing does: objects pickled as __main__.Name in the script must be found here too.
     sys.modules[MAIN_MODULE] = sys.modules["__main__"] = module
-    spec.loader.exec_module(module)
+    if not whole:
+        spec.loader.exec_module(module)
+    elif isinstance(spec.loader, SourceFileLoader) and (code := spec.loader.get_code(MAIN_MODULE)) is not None:
+        module.__name__ = WHOLE
+        exec(code, module.__dict__)
     return module
 
 

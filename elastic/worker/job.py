@@ -370,10 +370,13 @@ def enter(job: Job) -> None:
     _current = job
 
 
-def current() -> Job:
-    """Returns the job that this process is a worker of. Raises NotInJob in any other process."""
+def current_job() -> Job:
+    """Returns the job that this process is a worker of: what `train_fn` gets. Raises NotInJob in any other process."""
     if _current is None:
-        raise NotInJob("this process is not a worker of a running job: call it inside the train_fn that elastic.run starts")
+        raise NotInJob(
+            "this process is not a worker of a running job: call it inside the train_fn that elastic.run starts, or in a script that "
+            "`elastic run script.py` starts"
+        )
     return _current
 
 

@@ -114,7 +114,7 @@ class Trainer:
         checkpoint_files: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
         names: Names | None = None,
     ) -> None:
-        self._job = jobs.current()
+        self._job = jobs.current_job()
         if self._job.trains:
             raise TrainerError(
                 "train_fn makes a second Trainer, but a job has only one, whose state is sent to workers that join: train each model with "

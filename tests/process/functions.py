@@ -37,7 +37,7 @@ def facts(job: Job, text: str, number: int) -> dict[str, Any]:
     own = {
         "worker": job.worker,
         "args": [text, number],
-        "current": jobs.current() is job,
+        "current": jobs.current_job() is job,
         "parent": os.getppid(),
         "name": Path("/proc/self/comm").read_text().strip(),
         "stdin": os.readlink("/proc/self/fd/0"),
@@ -170,7 +170,7 @@ def wait_until_stopped(pid_file: Path) -> None:
 def outside() -> str:
     """For the launcher's side of the tests."""
     try:
-        jobs.current()
+        jobs.current_job()
     except NotInJob as error:
         return str(error)
     return ""

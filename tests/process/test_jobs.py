@@ -159,7 +159,7 @@ def test_an_etcd_that_is_not_there_yet_is_waited_for(tmp_path: Path, capfd: pyte
 def test_outside_of_a_job_there_is_no_current_one() -> None:
     assert "inside the train_fn" in functions.outside()
     with pytest.raises(NotInJob):
-        elastic.worker.job.current()  # pyright: ignore[reportAttributeAccessIssue]
+        elastic.worker.job.current_job()  # pyright: ignore[reportAttributeAccessIssue]
     assert "elastic-" not in str(os.listdir(os.environ["TMPDIR"]))
 
 
