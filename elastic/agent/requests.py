@@ -13,8 +13,7 @@ from elastic.observe.output import OutputReader
 if TYPE_CHECKING:
     from elastic.agent.coordinator import Coordinator
 
-_EVENTS = 500
-_OUTPUT = 1 << 18  # bytes of each file
+_READ = 1 << 18  # bytes of a file at a time
 
 
 def answer(coordinator: Coordinator, request: Message) -> Message:
@@ -87,9 +86,9 @@ def status(coordinator: Coordinator) -> dict[str, Any]:
 
 
 def _events(coordinator: Coordinator, after: int) -> dict[str, Any]:
-    """Returns the events from number `after` on, as many as fit, and the number of the one behind them."""
-    found = LinesReader(coordinator.record.directory.events).read()[after : after + _EVENTS]
-    return {"events": found, "next": after + len(found)}
+    """Returns the events behind place `after` of the file, as many as fit, and the place up to which that is."""
+    reader = LinesReader(coordinator.record.directory.events, after, most=_READ)
+    return {"events": reader.read(), "next": reader.place}
 
 
 def answer_here(directory: RunDirectory, host: str, request: Message) -> Message:
@@ -97,7 +96,7 @@ def answer_here(directory: RunDirectory, host: str, request: Message) -> Message
     their files in `after`, and the places up to which that is."""
     if request.get("what") != "output":
         return {"type": "answer", "refused": f"host {host} does not coordinate the job any more: ask again"}
-    reader = OutputReader(directory.output, request["worker"], request["after"], most=_OUTPUT)
+    reader = OutputReader(directory.output, request["worker"], request["after"], most=_READ)
     lines = [[line.at, line.workers[0], line.stream, line.text] for line in reader.read()]
     return _told({"lines": lines, "next": reader.places})
 

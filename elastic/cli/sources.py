@@ -64,7 +64,10 @@ class HereSource:
         try:
             return json.loads(self.directory.live.read_text())
         except (OSError, ValueError):
-            raise SettingsError(f"{self.directory.path}: no job has begun to train here") from None
+            raise SettingsError(
+                f"{self.directory.path}: no job has begun to train here, or another host coordinates it: ask that one, with --etcd and "
+                "--secret-file"
+            ) from None
 
 
 class AskedSource:

@@ -67,19 +67,24 @@ class Journal:
 
 
 class LinesReader:
-    """Reads a growing file of JSON lines repeatedly: `read` returns the new complete lines. Lines that are not JSON are left out."""
+    """Reads a growing file of JSON lines repeatedly: `read` returns the new complete lines. Lines that are not JSON are left out.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._at, self._rest = path, 0, b""
+    It begins at byte `place`, which is then how far it has come, and reads at most `most` bytes at a time.
+    """
+
+    def __init__(self, path: Path, place: int = 0, most: int = -1) -> None:
+        self._path, self.place, self._most = path, place, most
 
     def read(self) -> list[dict[str, Any]]:
         data = b""
         with suppress(OSError), self._path.open("rb") as file:
-            file.seek(self._at)
-            data = file.read()
-        self._at += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [*_parsed(lines)]
+            file.seek(self.place)
+            data = file.read(self._most)
+        end = data.rfind(b"\n") + 1
+        if not end and len(data) == self._most:  # a line that is longer than what may be read
+            end = len(data)
+        self.place += end
+        return [*_parsed(data[:end].split(b"\n"))]
 
 
 def _parsed(lines: list[bytes]) -> Iterator[dict[str, Any]]:

@@ -156,7 +156,8 @@ class Collapse:
 
     def due(self, now: float) -> Iterator[Line]:
         """Yields the lines that began long enough before `now`."""
-        for key, line in [*self._open.items()]:
+        while self._open:
+            key, line = next(iter(self._open.items()))
             if now - line.at < self._window_s:
                 return
             del self._open[key]

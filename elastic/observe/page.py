@@ -33,7 +33,9 @@ def page(directory: RunDirectory, job: str = "") -> str:
     """Returns the page of the job that runs, or ran, in a run directory."""
     steps, events = LinesReader(directory.steps).read(), LinesReader(directory.events).read()
     if not events:
-        raise SettingsError(f"{directory.path} has nothing to report: no job has begun to train there")
+        raise SettingsError(
+            f"{directory.path} has nothing to report: no job has begun to train there, or another host coordinates it and has the record"
+        )
     begun = next((event for event in events if event["kind"] == "begun"), events[0])
     found = [(event["at"], Incident.from_json(event["incident"])) for event in events if event["kind"] == "incident"]
     ended = [event for event in events if event["kind"] == "ended"]

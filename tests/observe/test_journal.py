@@ -51,6 +51,19 @@ def test_a_reader_takes_only_complete_lines(tmp_path):
     assert reader.read() == [{"kind": "b"}]
 
 
+def test_a_reader_goes_on_at_a_place_and_reads_a_part_at_a_time(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(f'{{"number": {number}}}\n' for number in range(100)))
+    found, place = list[int](), 0
+    while (reader := LinesReader(path, place, most=50)).read():
+        found += [line["number"] for line in LinesReader(path, place, most=50).read()]
+        place = reader.place
+    assert found == [*range(100)]
+    path.write_text('{"text": "' + "x" * 100 + '"}\n{"number": 1}\n')
+    reader = LinesReader(path, most=50)
+    assert [line for _ in range(5) for line in reader.read()] == [{"number": 1}], "a line that is too long is left out"
+
+
 def test_a_step_that_is_taken_again_is_written_once(tmp_path):
     log = StepLog(tmp_path / "steps.jsonl")
     assert log.new([step(0), step(1)]) == [step(0), step(1)]
