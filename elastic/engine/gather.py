@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
+from elastic.engine.bundle import Bundle, tag
 from elastic.engine.model import LayeredModel
 from elastic.engine.shared import REFERENCE_BYTES, SharedMemory
 from elastic.layout.transfer import updates
-from elastic.memory.tensors import HostBytes, Landing, bytes_of, empty
+from elastic.memory.tensors import HostBytes, Landing, bytes_of
 from elastic.view import View
 
 
@@ -36,10 +38,10 @@ class _Sent(_ParameterRun):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Received(_ParameterRun):
-    """`landing` is for the values, `reference` for where they lie if the sender is near."""
+    """`landing` is for the values; a near sender says where they lie in the `part` of its bundle with this number."""
 
     landing: Landing
-    reference: Landing | None
+    part: int | None
 
 
 class Gatherer:
@@ -53,16 +55,20 @@ class Gatherer:
         self._outgoing: list[_Sent] = []
         self._incoming: list[_Received] = []
         self._awaited: dict[int, list[tuple[Tag, _Received]]] = {}
+        parts = Counter[int]()
         for layer in range(len(view.layout.layers)):
-            for move in updates(view.layout, layer, worker):
+            for move in sorted(updates(view.layout, layer, worker), key=lambda move: move.start):
                 run = model.run(layer, move.start, move.stop)
                 if worker == move.source:
                     peer = move.destination
                     self._outgoing.append(_Sent(peer=peer, layer=layer, start=move.start, values=HostBytes(run), near=peer in shared))
                 else:
-                    reference = Landing(empty(REFERENCE_BYTES, torch.uint8)) if move.source in shared else None
+                    part = parts[move.source] if move.source in shared else None
+                    parts[move.source] += 1
                     where = {"peer": move.source, "layer": layer, "start": move.start}
-                    self._incoming.append(_Received(**where, landing=Landing(run), reference=reference))
+                    self._incoming.append(_Received(**where, landing=Landing(run), part=part))
+        near = [peer for peer in parts if peer in shared]
+        self._bundles = {peer: Bundle(MessageKind.PARAMETER, peer, [REFERENCE_BYTES] * parts[peer]) for peer in near}
         self._homes = {layer.index: [layer.index, *(tie.home for tie in layer.ties)] for layer in model.spec.layers}
 
     def gathered(self, layer: int) -> list[tuple[int, torch.Tensor]]:
@@ -80,16 +86,23 @@ class Gatherer:
 
     def begin(self, step: int) -> None:
         """Posts memory for the step's updates by other owners; from here on the parameters here may change."""
+        for bundle in self._bundles.values():
+            bundle.post(self._network, step)
         for piece in self._incoming:
-            tag = piece.tag(step)
-            self._network.post(piece.peer, tag, (piece.reference or piece.landing).bytes)
-            self._awaited.setdefault(piece.layer, []).append((tag, piece))
+            if piece.part is None:
+                self._network.post(piece.peer, piece.tag(step), piece.landing.bytes)
+            self._awaited.setdefault(piece.layer, []).append((piece.tag(step), piece))
 
     def send(self, step: int) -> None:
         """Sends every owned run, as updated in the step; returns at once."""
+        told: dict[int, list[bytes]] = {}
         for piece in self._outgoing:
-            values = self._shared.reference(piece.values.tensor) if piece.near else piece.values.now()
-            self._network.send(piece.peer, piece.tag(step), values)
+            if piece.near:
+                told.setdefault(piece.peer, []).append(self._shared.reference(piece.values.tensor))
+            else:
+                self._network.send(piece.peer, piece.tag(step), piece.values.now())
+        for peer, references in told.items():
+            self._network.send(peer, tag(MessageKind.PARAMETER, step), b"".join(references))
 
     def wait(self, layer: int) -> None:
         """Returns when the layer's parameters, tied ones included, are up to date."""
@@ -108,16 +121,17 @@ class Gatherer:
         """
         for awaited in self._awaited.values():
             for message in list(awaited):
-                tag, piece = message
-                if self._network.arrived(piece.peer, tag):
-                    self._receive(tag, piece)
+                number, piece = message
+                if self._network.arrived(piece.peer, number) if piece.part is None else self._bundles[piece.peer].arrived(self._network):
+                    self._receive(number, piece)
                     awaited.remove(message)
         return {layer for layer, awaited in self._awaited.items() if awaited}
 
-    def _receive(self, tag: Tag, piece: _Received) -> None:
-        self._network.receive(piece.peer, tag)
-        if piece.reference is not None:
-            reference = bytes_of(piece.reference.take())
+    def _receive(self, number: Tag, piece: _Received) -> None:
+        if piece.part is None:
+            self._network.receive(piece.peer, number)
+        else:
+            reference = bytes_of(self._bundles[piece.peer].part(self._network, piece.part))
             piece.landing.bytes[:] = self._shared.values(piece.peer, reference, piece.landing.size)
         piece.landing.take()
 

@@ -1,6 +1,7 @@
 """Reduce-scatter of gradients over links: every worker sends the subtree sums it has to each owner, the owner adds in tree order.
 
-A vector is sent as soon as its last micro-batch has gone backward, while earlier layers still compute.
+A vector is sent as soon as its last micro-batch has gone backward, while earlier layers still compute. Owners of the same host are told
+where the sums lie when the last one is there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from elastic.comm.endpoint import Endpoint
 from elastic.comm.message import MessageKind, Tag
+from elastic.engine.bundle import Bundle, tag
 from elastic.engine.model import LayeredModel, Vector
 from elastic.engine.reduction import Meter, NodeSums, Parts, SumMemory, VectorFold
 from elastic.engine.shared import REFERENCE_BYTES, SharedMemory
@@ -95,12 +97,14 @@ def overlaps(vector: Vector, intervals: Sequence[Interval]) -> list[Overlap]:
 
 @dataclass(slots=True, kw_only=True)
 class Incoming:
-    """One expected message: a subtree sum of another worker, received straight into `landing`."""
+    """One expected subtree sum of another worker: a message received straight into `landing`, or from a worker of this host a `part` of its
+    bundle, by number."""
 
     worker: int
     node: Node
     tag: Tag
-    landing: Landing  # uint8: the presence prefix, then the elements
+    landing: Landing | None  # uint8: the presence prefix, then the elements
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +152,9 @@ class Reducer:
                     self._owned[vector.home, overlap.interval].append(overlap)
                     self._incoming[vector.id, overlap.start] = self._expect(overlap, plan.stages[stage].members, stage)
                     self._totals[vector.id, overlap.start] = zeros(overlap.stop - overlap.start, model.dtype(vector.home))
+        self._bundles = self._bundled()
+        self._told: dict[int, list[tuple[tuple[int, int, Node], bytes]]] = {}  # what is not sent yet, by owner
+        self._untold: set[int] = set()  # the vectors that have not been contributed
         self._folds: dict[int, VectorFold] = {}
         if outlives():
             self._memory = {
@@ -173,14 +180,31 @@ class Reducer:
     @property
     def received_bytes(self) -> int:
         """Memory that other workers' partial sums are received into."""
-        return sum(message.landing.size for messages in self._incoming.values() for message in messages)
+        messages = (message for messages in self._incoming.values() for message in messages)
+        alone = sum(message.landing.size for message in messages if message.landing is not None)
+        return alone + sum(bundle.size for bundle in self._bundles.values())
+
+    def _bundled(self) -> dict[int, Bundle]:
+        """Numbers the parts of the bundles that workers of this host send here, in the order of `_told`, and returns these by sender."""
+        sizes: dict[int, list[int]] = {}
+        overlaps = {(overlap.vector.id, overlap.start): overlap for found in self._owned.values() for overlap in found}
+        for place in sorted(self._incoming):
+            for message in sorted(self._incoming[place], key=lambda message: message.node):
+                if message.landing is None:
+                    known = sizes.setdefault(message.worker, [])
+                    message.part = len(known)
+                    known.append(overlaps[place].prefix + REFERENCE_BYTES)
+        return {worker: Bundle(MessageKind.PARTIAL, worker, known) for worker, known in sizes.items()}
 
     def _expect(self, overlap: Overlap, members: Sequence[int], stage: int) -> list[Incoming]:
-        itemsize = self._model.dtype(overlap.vector.home).itemsize
-        whole = (overlap.stop - overlap.start) * itemsize
-        size = {member: overlap.prefix + (REFERENCE_BYTES if member in self._shared else whole) for member in members}
+        size = overlap.prefix + (overlap.stop - overlap.start) * self._model.dtype(overlap.vector.home).itemsize
         return [
-            Incoming(worker=member, node=node, tag=_tag(0, overlap, node), landing=Landing(empty(size[member], torch.uint8)))
+            Incoming(
+                worker=member,
+                node=node,
+                tag=_tag(0, overlap, node),
+                landing=None if member in self._shared else Landing(empty(size, torch.uint8)),
+            )
             for member in members
             if member != self._worker
             for node in self._nodes[stage, member]
@@ -200,10 +224,14 @@ class Reducer:
             for vector in self._model.vectors
             if vector.id in self._outgoing
         }
+        self._told, self._untold = {}, {*self._outgoing}
+        for bundle in self._bundles.values():
+            bundle.post(self._network, step)
         for messages in self._incoming.values():
             for message in messages:
-                message.tag = message.tag._replace(step=step)
-                self._network.post(message.worker, message.tag, message.landing.bytes)
+                if message.landing is not None:
+                    message.tag = message.tag._replace(step=step)
+                    self._network.post(message.worker, message.tag, message.landing.bytes)
 
     def restore(self, sums: Mapping[int, Mapping[Node, Parts]]) -> None:
         """Begins with sums that are known already, by vector id."""
@@ -231,8 +259,15 @@ class Reducer:
     def contribute(self, vector: Vector) -> None:
         """Sends this worker's finished part of a vector to the owners; returns at once."""
         overlaps = [overlap for overlap in self._outgoing[vector.id] if overlap.interval.owner != self._worker]
-        if not overlaps:
-            return
+        if overlaps:
+            self._contribute(vector, overlaps)
+        self._untold.discard(vector.id)
+        if not self._untold:
+            told, self._told = self._told, {}
+            for owner, parts in told.items():
+                self._network.send(owner, tag(MessageKind.PARTIAL, self._step), b"".join(part for _, part in sorted(parts)))
+
+    def _contribute(self, vector: Vector, overlaps: Sequence[Overlap]) -> None:
         itemsize = self._model.dtype(vector.home).itemsize
         sums = self._folds[vector.id].sums
         nodes = sums.joined()
@@ -242,10 +277,10 @@ class Reducer:
                 owner, local = overlap.interval.owner, overlap.local(parts)
                 if owner in self._shared:
                     start = overlap.start - vector.start
-                    buffers = [overlap.present(local), self._shared.reference(places[node][start : start + 1])]
+                    part = overlap.present(local) + self._shared.reference(places[node][start : start + 1])
+                    self._told.setdefault(owner, []).append(((vector.id, overlap.start, node), part))
                 else:
-                    buffers = overlap.encode(local, itemsize)
-                self._network.send(owner, _tag(self._step, overlap, node), *buffers)
+                    self._network.send(owner, _tag(self._step, overlap, node), *overlap.encode(local, itemsize))
 
     def collect(self) -> list[OwnedGradient]:
         """Waits for all parts of what this worker owns and adds them in tree order, uses of a tied parameter in layer order."""
@@ -260,7 +295,7 @@ class Reducer:
 
     def release(self) -> None:
         """Lets go of all memory; nothing else may be called afterwards."""
-        self._memory, self._totals, self._incoming = {}, {}, {}
+        self._memory, self._totals, self._incoming, self._bundles = {}, {}, {}, {}
 
     def _total(self, layer: int, interval: Interval) -> OwnedGradient:
         own, *uses = self._owned[layer, interval]
@@ -275,14 +310,15 @@ class Reducer:
             for node, parts in self._folds[overlap.vector.id].sums.nodes.items():
                 sums.insert(node, overlap.local(parts), lent=True)
         for message in self._incoming[overlap.vector.id, overlap.start]:
-            self._network.receive(message.worker, message.tag)
-            received, dtype = message.landing.take(), self._model.dtype(overlap.vector.home)
-            if message.worker in self._shared:
+            dtype = self._model.dtype(overlap.vector.home)
+            if message.landing is not None:
+                self._network.receive(message.worker, message.tag)
+                sums.insert(message.node, overlap.decode(message.landing.take(), dtype))
+            elif message.part is not None:
+                received = self._bundles[message.worker].part(self._network, message.part)
                 reference = bytes_of(received[overlap.prefix :])
                 memory = self._shared.tensor(message.worker, reference, overlap.stop - overlap.start, dtype)
                 sums.insert(message.node, overlap.parts(received, memory), lent=True)
-            else:
-                sums.insert(message.node, overlap.decode(received, dtype))
         return sums.total(overlap.views(self._totals[overlap.vector.id, overlap.start]))
 
     def _add_use(self, own: Overlap, total: Parts, use: Overlap, parts: Parts) -> None:

@@ -47,6 +47,25 @@ class Shard:
         return [(p, max(p.start, first) - first, min(p.stop, last) - first) for p in hits]
 
 
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """The run `[start, stop)` of a shard, which is a piece of the parameter called `name`, or all of it.
+
+    `lying` has the optimizer's states that were found in the shard's memory, by name there, each with its address.
+    """
+
+    parameter: nn.Parameter
+    name: str
+    start: int
+    stop: int
+    lying: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)
+
+    def lies(self, name: str, value: Any) -> bool:
+        """Returns whether a state is one that was found in the shard's memory."""
+        known = self.lying.get(name)
+        return known is not None and known[0] is value and value.data_ptr() == known[1]
+
+
 class Updater:
     """An optimizer instance whose groups hold the pieces of shards, one per parameter and shard.
 
@@ -67,19 +86,25 @@ class Updater:
         self._writes_gradients = writes_gradients
         self._spec, self._group_of = spec, group_of
         self.shards: dict[tuple[int, int], Shard] = {}
+        self._pieces: dict[tuple[int, int], list[_Piece]] = {}  # those that the optimizer updates
         self._scalars: dict[tuple[int, int], Scalars] = {}  # as of the last update, of shards that were asked for
         self._numbers: dict[tuple[torch.dtype, Any], torch.Tensor] = {}  # in them, by value
+        self._alike: dict[tuple[Any, ...], dict[str, Any]] = {}  # the scalars of parameters that have equal ones
 
     def bind(self, shards: Sequence[Shard]) -> None:
         """Lets go of earlier shards and works on these from here on, in place."""
+        self._pieces.clear()
         for group in self.optimizer.param_groups:
             group["params"] = []
         self.optimizer.state.clear()
         self._kept.clear()
-        self._scalars.clear()
+        self._forget_scalars()
         self.shards = {(shard.layer, shard.interval.start): shard for shard in shards}
-        for shard in shards:
-            shard.pieces = [self._piece(shard, *run) for run in shard.parameters(self._spec)]
+        for key, shard in self.shards.items():
+            runs = shard.parameters(self._spec)
+            shard.pieces = [self._piece(shard, *run) for run in runs]
+            pairs = zip(shard.pieces, runs, strict=True)
+            self._pieces[key] = [_Piece(piece, each.name, start, stop) for piece, (each, start, stop) in pairs if piece is not None]
 
     def _piece(self, shard: Shard, parameter: ParameterSpec, start: int, stop: int) -> nn.Parameter | None:
         number = self._group_of.get(parameter.name)
@@ -102,8 +127,7 @@ class Updater:
         Nothing is done behind a step that is `skipped`: it changes nothing.
         Gradients stay as they are: they are sent, and may be needed again.
         """
-        self._scalars.clear()
-        self._numbers.clear()
+        self._forget_scalars()
         for key, parts in gradients.items():
             for piece, part in zip(self.shards[key].pieces, parts, strict=True):
                 if piece is not None:
@@ -118,17 +142,30 @@ class Updater:
             for piece in self.shards[key].pieces:
                 if piece is not None:
                     piece.grad = None
-            self._settle(self.shards[key])
+            self._settle(self.shards[key], self._pieces[key])
 
-    def _settle(self, shard: Shard) -> None:
+    def _forget_scalars(self) -> None:
+        self._scalars.clear()
+        self._numbers.clear()
+        self._alike.clear()
+
+    def _states(self, piece: _Piece) -> Iterator[tuple[str, Any]]:
+        """Yields all state of a piece, by the names in its shard's memory."""
+        yield from self.optimizer.state.get(piece.parameter, {}).items()
+        for name, value in self._kept[piece.parameter].items():
+            yield PREFIX + name, value
+
+    def _settle(self, shard: Shard, pieces: Sequence[_Piece]) -> None:
         """Moves state that the optimizer has made anew into the shard's memory, where it stays from then on."""
-        for piece, (_, start, stop) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
-            if piece is None:
-                continue
-            for prefix, state in (("", self.optimizer.state.get(piece, {})), (PREFIX, self._kept[piece])):
+        for piece in pieces:
+            for prefix, state in (("", self.optimizer.state.get(piece.parameter, {})), (PREFIX, self._kept[piece.parameter])):
                 for name, value in state.items():
-                    if _is_run(value, piece) and not _lies_in(value, shard.memory.get(prefix + name), start):
-                        state[name] = self._moved(shard, prefix + name, value, start, stop).view(piece.shape)
+                    full = prefix + name if prefix else name
+                    if piece.lies(full, value) or not _is_run(value, piece.parameter):
+                        continue
+                    if not _lies_in(value, shard.memory.get(full), piece.start):
+                        value = state[name] = self._moved(shard, full, value, piece.start, piece.stop).view(piece.parameter.shape)
+                    piece.lying[full] = value, value.data_ptr()
 
     def _moved(self, shard: Shard, name: str, value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         memory = shard.memory.get(name)
@@ -140,29 +177,29 @@ class Updater:
         """The shard's state besides its memory, as it is now: copies, which callers must not change."""
         known = self._scalars.get((shard.layer, shard.interval.start))
         if known is None:
-            known = self._scalars[shard.layer, shard.interval.start] = self._copied_scalars(shard)
+            pieces = self._pieces[shard.layer, shard.interval.start]
+            found = ((piece.name, self._copied_scalars(piece)) for piece in pieces)
+            known = self._scalars[shard.layer, shard.interval.start] = {name: values for name, values in found if values}
         return known
 
     def changed_scalars(self, shard: Shard) -> Iterator[tuple[str, str, Any, Any]]:
         """Yields scalars that have changed since `scalars` was first called after the last update: parameter, state, and both values."""
         known = self._scalars.get((shard.layer, shard.interval.start), {})
-        for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
-            if piece is None or parameter.name not in known:
+        for piece in self._pieces[shard.layer, shard.interval.start]:
+            if piece.name not in known:
                 continue
-            now = self.optimizer.state.get(piece, {})
-            for name, before in known[parameter.name].items():
+            now = self.optimizer.state.get(piece.parameter, {})
+            for name, before in known[piece.name].items():
                 if not name.startswith(PREFIX) and not in_memory(before) and not _equal(now.get(name), before):
-                    yield parameter.name, name, before, now.get(name)
+                    yield piece.name, name, before, now.get(name)
 
-    def _copied_scalars(self, shard: Shard) -> Scalars:
-        found: Scalars = {}
-        for piece, (parameter, _, _) in zip(shard.pieces, shard.parameters(self._spec), strict=True):
-            if piece is None:
-                continue
-            state = dict(self.optimizer.state.get(piece, {})) | {PREFIX + name: value for name, value in self._kept[piece].items()}
-            if state:
-                found[parameter.name] = {name: RUN if _is_run(value, piece) else self._copied(value) for name, value in state.items()}
-        return found
+    def _copied_scalars(self, piece: _Piece) -> dict[str, Any]:
+        """Returns a piece's state besides its memory: the same dict for all pieces with equal state since the last update."""
+        copies = {
+            name: RUN if piece.lies(name, value) or _is_run(value, piece.parameter) else self._copied(value)
+            for name, value in self._states(piece)
+        }
+        return self._alike.setdefault(tuple((name, id(value)) for name, value in copies.items()), copies)
 
     def _copied(self, value: Any) -> Any:
         """Returns the value, or a copy of a tensor; one for all equal numbers since the last update, since most count the same steps."""

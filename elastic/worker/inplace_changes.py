@@ -6,15 +6,14 @@ would be missing when a step is taken again. `trainer.after_step` makes such a c
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from elastic.errors import TrainerError
 
-Mark = tuple[int, int, bool]
+Marks = tuple[list[tuple[int, int, bool]], list[int]]
+"""Of each parameter its version, address and whether it is trained, and the versions of the optimizer's pieces and states."""
 
 
 class InPlace:
@@ -24,7 +23,7 @@ class InPlace:
         self._optimizer = optimizer
         self._parameters = dict(root.named_parameters())
         self._trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
-        self._marks: list[Any] | None = None
+        self._marks: Marks | None = None
 
     def watch(self) -> None:
         """Notes the present versions: nothing may change until `check`."""
@@ -36,7 +35,7 @@ class InPlace:
         if before is None or (now := self._now()) == before:
             return
         what = "the optimizer's state"
-        for name, old, new in zip(self._parameters, before, now, strict=False):
+        for name, old, new in zip(self._parameters, before[0], now[0], strict=True):
             if old != new:
                 what = f"parameter {name}"
                 if old[2] != new[2]:
@@ -50,14 +49,13 @@ class InPlace:
             "lack the change. Make it in trainer.after_step(f), as a part of the step (clamping, averages, teachers), or in a layer"
         )
 
-    def _now(self) -> list[Mark]:
-        marks = [
-            (parameter._version, parameter.data_ptr(), parameter.requires_grad)
-            if name in self._trained
-            else (0, 0, parameter.requires_grad)
-            for name, parameter in self._parameters.items()
+    def _now(self) -> Marks:
+        trained = self._trained
+        parameters = [
+            (each._version, each.data_ptr(), each.requires_grad) if name in trained else (0, 0, each.requires_grad)
+            for name, each in self._parameters.items()
         ]
-        for piece, state in self._optimizer.state.items():
-            marks.append((piece._version, piece.data_ptr(), True))
-            marks += [(value._version, value.data_ptr(), False) for value in state.values() if isinstance(value, torch.Tensor)]
-        return marks
+        states = self._optimizer.state
+        versions = [piece._version for piece in states]
+        versions += [value._version for state in states.values() for value in state.values() if isinstance(value, torch.Tensor)]
+        return parameters, versions

@@ -29,6 +29,7 @@ from elastic.errors import CheckpointDamaged, CheckpointError, GateRefused, Inte
 from elastic.host.packed import Packed
 from elastic.memory.segment import MappedSegment
 from elastic.observe.activity import CHECKPOINT
+from elastic.observe.trace_file import TraceFile
 from elastic.recovery.checkpoint_fallback import INITIAL, Checkpoint
 from elastic.recovery.gate import check_proposal, check_scalars
 from elastic.recovery.inventory import Copy, FinishedGrains, Inventory, Progress
@@ -57,6 +58,7 @@ class Line(Protocol):
 
     worker: int
     segments: dict[int, MappedSegment]
+    trace: TraceFile | None
 
     def send(self, message: dict[str, Any], /) -> None:
         """Sends a message to the agent."""

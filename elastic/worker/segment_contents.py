@@ -336,14 +336,13 @@ class SegmentContents:
 
 def _plain(updater: Updater) -> Scalars:
     """Returns the scalars of all shards as they are now, as JSON values."""
-    known: dict[tuple[Any, ...], Any] = {}  # most parameters have the same values: the number of steps
+    known: dict[int, Any] = {}  # most parameters have the same values, the number of steps, in one dict
     found: Scalars = {}
     for shard in updater.shards.values():
         for name, values in updater.scalars(shard).items():
-            key = tuple((state, id(value)) for state, value in values.items())
-            if key not in known:
-                known[key] = to_plain(dict(values))
-            found[name] = known[key]
+            if id(values) not in known:
+                known[id(values)] = to_plain(dict(values))
+            found[name] = known[id(values)]
     return found
 
 
