@@ -11,7 +11,7 @@ from elastic.chaos.hosts import children_of, send, stat_of
 from elastic.chaos.own_etcd import OwnEtcd
 from elastic.chaos.scene import Effect, Hit, NoEffect, Scene
 
-_DEATH_S, _AGAIN_S = 5.0, 30.0
+_DEATH_S, _AGAIN_S = 5.0, 60.0
 
 
 def restart(scene: Scene, effect: Effect) -> None:
@@ -19,19 +19,19 @@ def restart(scene: Scene, effect: Effect) -> None:
     if scene.job.etcd is not None:
         _down(scene, effect, scene.job.etcd, 0.0)
         return
-    agent = scene.host(0).agent
-    pid = scene.wait("the job's private etcd runs", lambda: _private(agent), 30.0)
+    pid = scene.wait("the job's private etcd runs", lambda: _private(scene), 60.0)
     effect.hits.append(Hit(pid=pid))
     effect.at = time.monotonic()
     send(pid, signal.SIGKILL)
     scene.wait("etcd is dead", lambda: stat_of(pid) is None, _DEATH_S)
-    new = scene.wait("the job starts its etcd again", lambda: (found := _private(agent)) != pid and found, _AGAIN_S)
+    new = scene.wait("the job starts its etcd again", lambda: (found := _private(scene)) != pid and found, _AGAIN_S)
     effect.proof = f"etcd's process {pid} ended by SIGKILL, and {new} took its place"
 
 
-def _private(agent: int | None) -> int | None:
-    """The process of the private etcd, a child of the agent."""
-    for pid in () if agent is None else children_of(agent):
+def _private(scene: Scene) -> int | None:
+    """The process of the private etcd, a child of the agent; the job may get another agent meanwhile."""
+    agents = [agent for host in scene.job.present if (agent := host.agent) is not None]
+    for pid in (pid for agent in agents for pid in children_of(agent)):
         with suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().strip() == "etcd" and stat_of(pid) is not None:
                 return pid
