@@ -183,6 +183,17 @@ def test_a_long_stall_on_a_machine_that_others_use_is_unknown():
     assert "other programs" in finding.reason
 
 
+def test_a_job_that_broke_on_a_machine_that_others_use_is_unknown():
+    known = fine().seen
+
+    def finding(busy: float) -> Finding:
+        return found(
+            fine(workers=AGAIN, seen=Seen(views=known.views, uses=known.uses, machine=[(50.0, 0.0), (54.0, busy)], looks=1)), "ended"
+        )
+
+    assert [finding(0.5).verdict, finding(3.9).verdict] == [FAIL, UNKNOWN]
+
+
 def test_a_job_that_every_host_left_may_be_started_again_from_its_checkpoint():
     fault = parse("agent-kill@8")
     schedule = Schedule(job=JobSpec(workers=2, steps=STEPS, checkpoint_every=3), injections=(fault,))

@@ -13,7 +13,7 @@ from elastic.chaos.scene import Effect
 RECOVERY_S, UNASKED_S, AGAIN_S = 2.5, 2.0, 100.0
 """What a recovery may take beyond the time until it is noticed; a stall without a fault; a job that is started again."""
 
-_STEPS, _CROWDED = 5, 0.35
+_STEPS, _CROWDED, _SILENT_S = 5, 0.35, 4.0
 _THREADS, _DESCRIPTORS = 3, 12
 
 
@@ -35,8 +35,18 @@ def ended(evidence: Evidence) -> Finding:
         return failed(name, f"host {bad[0].number} ended with exit code {bad[0].codes[-1]}: {_last_words(evidence, bad[0].number)}")
     again = len(evidence.runs) - 1
     if again and not _all_lost(evidence):
+        if _crowded_at_the_end_of_a_run(evidence):
+            return unknown(
+                name, f"the job was started again while other programs took the processors of this machine: {_last_words(evidence)}"
+            )
         return failed(name, f"the job was started again {again} times, and no fault of the schedule ends a job: {_last_words(evidence)}")
     return passed(name, "the job ended well" + (f"; it was started again {again} time(s), and went on" if again else ""))
+
+
+def _crowded_at_the_end_of_a_run(evidence: Evidence) -> bool:
+    """Whether a run of the job that was not the last one ended while other programs took the machine: then hosts seem to be silent."""
+    ends = [max((given.at for notes in run for given in notes.given), default=evidence.began) for run in evidence.runs[:-1]]
+    return any(others_share(evidence, end, end + _SILENT_S) > _CROWDED for end in ends)
 
 
 def _was_killed(evidence: Evidence, number: int) -> bool:
@@ -106,7 +116,7 @@ def stalls(evidence: Evidence) -> Finding:
         if end - begin > bound:
             names = ", ".join(str(each.injection) for each in faults) or "no fault"
             said = f"{end - begin:.2f} s before step {step}, at most {bound:.2f} s with {names}"
-            (crowded if _others(evidence, begin, end) > _CROWDED else wrong).append(said)
+            (crowded if others_share(evidence, begin, end) > _CROWDED else wrong).append(said)
     if not wrong and crowded:
         return unknown("stalls", f"other programs took the processors of this machine: {crowded[0]}")
     return judged("stalls", wrong, f"the longest time between two steps is {worst[1] - worst[0]:.2f} s")
@@ -155,7 +165,7 @@ def allowed_s(evidence: Evidence, faults: list[Effect]) -> float:
     return bound
 
 
-def _others(evidence: Evidence, begin: float, end: float) -> float:
+def others_share(evidence: Evidence, begin: float, end: float) -> float:
     """The share of the machine that other programs took meanwhile."""
     machine = [each for each in evidence.seen.machine if begin - 1.5 <= each[0] <= end + 1.5]
     if len(machine) < 2:
