@@ -12,7 +12,7 @@ from elastic.chaos.evidence import HostEnd, Left, WorkerNotes
 from elastic.chaos.hosts import stat_of
 from elastic.chaos.own_etcd import OwnEtcd
 from elastic.chaos.running import RunningJob
-from elastic.host.rundir import LASTING
+from elastic.host.rundir import TEMPORARY
 
 _GONE_S, _POLL_S = 8.0, 0.05
 _LOG_BYTES = 200_000
@@ -67,7 +67,7 @@ def _left_now(job: RunningJob, etcd: OwnEtcd | None, mark: str) -> Left:
     files = [str(path.relative_to(job.disk)) for path in (job.disk / "tmp").iterdir()]
     for host in job.hosts:
         if host.codes and host.run.exists() and host.codes[-1] in (0, 130):  # one that was killed could remove nothing
-            files += [str(path.relative_to(job.disk)) for path in host.run.iterdir() if path.name not in LASTING]
+            files += [str(path.relative_to(job.disk)) for path in host.run.iterdir() if path.name in TEMPORARY]
     keys, leases = tuple[str, ...](), 0
     if etcd is not None:
         with suppress(OSError):

@@ -24,9 +24,6 @@ OUTPUT = "output"
 TRACE = "trace"
 """The folder of what workers record for a trace, a file for each."""
 
-LASTING = (*_KEPT, OUTPUT)
-"""What stays in a directory of the user's own when the job has ended."""
-
 LINKS = "links"
 """The folder of the sockets at which workers of this host accept links."""
 
@@ -35,6 +32,9 @@ _LOCK = "lock"
 _OWN = 0o700  # other users of the host can neither read the job's files nor lock them
 _MADE = ("torchinductor", "activity")
 _SCRATCH = ("etcd", LINKS, TRACE, *_MADE)
+TEMPORARY = (*_SCRATCH, _NEW, _NEW_LIVE, _LOCK)
+"""What is removed from a directory of the user's own when the job has ended."""
+
 _IN_USE_S = 5.0  # how long to wait for an agent whose launcher was killed: it ends its job, which empties the directory
 _POLL_S = 0.05
 

@@ -141,15 +141,17 @@ def samples(evidence: Evidence) -> Finding:
 def _balanced(loaded: dict[tuple[int, int], set[tuple[int, ...] | None]], steps: int, parts: int, about: WorkerNotes) -> list[str]:
     """What is wrong with how often samples are used: after each step, all samples are used equally often, or once more."""
     count, used = about.samples or 1, Counter[int]()
+    often = Counter({0: count})  # how many samples were used so often
     for step in range(steps):
-        for part in range(parts):
-            (taken,) = loaded[step, part]
-            used.update(taken or ())
+        for index in (index for part in range(parts) for taken in loaded[step, part] for index in taken or ()):
+            often.subtract([used[index]])
+            used[index] += 1
+            often.update([used[index]])
         done, rest = divmod((step + 1) * about.batch_size, count)
-        often = Counter(used[index] for index in range(count))
-        if often != Counter({done: count - rest, done + 1: rest} if rest else {done: count}):
-            most, least = used.most_common(1)[0], min(range(count), key=lambda index: used[index])
-            return [f"after step {step}, sample {most[0]} was used {most[1]} times and sample {least} {used[least]} times"]
+        if +often != +Counter({done: count - rest, done + 1: rest}):
+            most, times = used.most_common(1)[0]
+            least = min(range(count), key=lambda index: used[index])
+            return [f"after step {step}, sample {most} was used {times} times and sample {least} {used[least]} times"]
     return []
 
 
