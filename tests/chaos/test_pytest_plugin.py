@@ -54,6 +54,7 @@ def test_faults_that_cannot_be_are_refused(act: Any, error: type[Exception], mes
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_is_never_run_fails_its_test(tmp_path: Path):
     (tmp_path / "test_it.py").write_text("def test_it(chaos):\n    chaos('elastic.chaos.built_in:train').kill(at_step=3)\n")
     ended = suite(tmp_path, tmp_path)
