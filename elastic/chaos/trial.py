@@ -21,14 +21,14 @@ from elastic.chaos.oracles import FAIL, UNKNOWN, Finding, judge, verdict_of
 from elastic.chaos.oracles.ending import usual_s
 from elastic.chaos.own_etcd import OwnEtcd
 from elastic.chaos.proxies import Proxies
-from elastic.chaos.running import POLL_S, RunningJob
+from elastic.chaos.running import RunningJob
 from elastic.chaos.sampler import Sampler
 from elastic.chaos.scene import Scene
 from elastic.chaos.schedule import Schedule
 from elastic.errors import ElasticError, JobFailed
 
 PATIENCE_S, _END_S = 120.0, 60.0
-_SETTLE_S, _TRAINS_S = 2.0, 2.0
+_SETTLE_S, _TRAINS_S, _LOOK_S = 2.0, 2.0, 0.05
 Say = Callable[[str], None]
 
 
@@ -165,7 +165,7 @@ def _until_over(job: RunningJob, sampler: Sampler, injector: Injector, say: Say,
             if now - settled_at >= _SETTLE_S:
                 ends_at = now
                 job.end_soon(sampler.highest, _step_s(sampler))
-        time.sleep(POLL_S)
+        time.sleep(_LOOK_S)
     return None
 
 

@@ -118,7 +118,7 @@ def test_faults_of_two_hosts(faults: list[str]):
 @pytest.mark.long
 def test_all_hosts_are_lost_at_once():
     record = passes(
-        ran("host-loss@25 host=0 seconds=1", "host-loss@25 host=0 seconds=1", hosts=2, workers=1, steps=40, checkpoint_every=10)
+        ran("host-loss@25 host=0 seconds=1", "host-loss@25 host=1 seconds=1", hosts=2, workers=1, steps=40, checkpoint_every=10)
     )
     assert len(record.evidence.runs) == 2
 

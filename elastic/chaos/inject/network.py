@@ -30,8 +30,6 @@ def _cut(scene: Scene, effect: Effect, host: Host) -> None:
 def partition(scene: Scene, effect: Effect) -> None:
     """Cuts a host's cable, and heals it later."""
     host, network = scene.host(effect.injection.host), _network(scene)
-    if len(scene.job.present) < 2:
-        raise NoEffect("only one host takes part")
     _cut(scene, effect, host)
     try:
         if isinstance(network, Network):
@@ -52,8 +50,6 @@ def partition(scene: Scene, effect: Effect) -> None:
 def host_loss(scene: Scene, effect: Effect) -> None:
     """Cuts a host's cable and its power; a new host takes its place later."""
     host = scene.host(effect.injection.host)
-    if len(scene.job.present) < 2:
-        raise NoEffect("only one host takes part")
     _cut(scene, effect, host)
     host.expected = True
     host.kill()
