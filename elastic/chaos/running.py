@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from elastic.chaos.own_etcd import OwnEtcd
 from elastic.chaos.proxies import Proxies
 from elastic.chaos.schedule import Schedule
 from elastic.chaos.spawning import spawned
-from elastic.errors import JobFailed
 
 NAME = "chaos"
 OBSERVED = "elastic.chaos.observed:train"
@@ -32,7 +30,6 @@ DIGEST_EVERY = 10
 _AGAIN = (75,)
 _AFTER_STEPS, _AFTER_S = 4, 0.5
 _ROOT = Path(__file__).parents[2]
-POLL_S = 0.01
 _LATE_S = 10.0
 
 
@@ -163,15 +160,6 @@ class RunningJob:
     def over(self) -> bool:
         """Whether every host has ended for good."""
         return all(host.expected and not host.alive for host in self.hosts)
-
-    def until(self, what: str, met: Callable[[], Any], seconds: float) -> Any:
-        """Waits until the condition is met and returns it. Raises JobFailed if that takes too long."""
-        deadline = time.monotonic() + seconds
-        while not (found := met()):
-            if time.monotonic() > deadline:
-                raise JobFailed(f"this did not happen within {seconds:g} s: {what}")
-            time.sleep(POLL_S)
-        return found
 
     def close(self) -> None:
         """Ends all that is left of it."""
