@@ -67,19 +67,21 @@ def seed_all(*key: int | str) -> None:
         torch.cuda.manual_seed_all(int.from_bytes(words[:2].tobytes(), "little"))
 
 
-def states() -> tuple[Any, ...]:
-    """Returns the states of all default generators."""
+def states(*, others: bool = True) -> tuple[Any, ...]:
+    """Returns the states of all default generators; without `others`, of torch's only."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.default_generator.get_state(), np.random.get_state(), random.getstate(), devices
+    return torch.default_generator.get_state(), devices, *((np.random.get_state(), random.getstate()) if others else ())
 
 
 def put_back(found: tuple[Any, ...]) -> None:
     """Restores what `states` returned."""
-    torch.default_generator.set_state(found[0])
-    np.random.set_state(found[1])
-    random.setstate(found[2])
-    if found[3]:
-        torch.cuda.set_rng_state_all(found[3])
+    of_torch, devices, *others = found
+    torch.default_generator.set_state(of_torch)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)
+    if others:
+        np.random.set_state(others[0])
+        random.setstate(others[1])
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -200,6 +202,22 @@ def compiled(job: Job) -> dict[str, Any]:
                 shares.append(functional.cross_entropy(whole(batch(99, 0)[0]), batch(99, 0)[1]).item())
             net.train()
     return {"reports": reports, "digest": loader.digest(), "shares": shares}
+
+
+def draws(job: Job, kind: str) -> dict[str, Any]:
+    """Bodies that draw from Python's, NumPy's and torch's generators, and code behind them that does so too, or does not."""
+    net = model()
+    net, optimizer, loader = job.prepare(net, adamw(net), batch, steps=3, **SIZES)
+    losses = []
+    for x, y in loader:
+        noise = random.random() + np.random.rand() + torch.rand(1)
+        functional.cross_entropy(net(x + 0.1 * noise), y).backward()
+        optimizer.step()
+        if kind == "behind":
+            random.random(), np.random.rand(), torch.rand(1)
+        if loader.report is not None:
+            losses.append(loader.report.loss)
+    return {"reports": losses, "digest": loader.digest()}
 
 
 def raises(job: Job) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +127,13 @@ def test_a_compiled_model_and_evaluation_in_the_middle(monkeypatch: pytest.Monke
 
 
 @pytest.mark.long
+def test_what_is_drawn_in_bodies_is_keyed_and_what_is_drawn_behind_them_changes_nothing() -> None:
+    calm = forks.run(1, train=partial(loops.draws, kind="")).results[0]
+    for workers in (1, 2):
+        check(forks.run(workers, train=partial(loops.draws, kind="behind")), calm)
+
+
+@pytest.mark.long
 def test_an_error_in_a_body_is_the_jobs() -> None:
     with pytest.raises(WorkerFailed, match="ValueError: of the user's own"):
         forks.run(1, train=loops.raises)
@@ -191,3 +200,32 @@ def test_what_cannot_be_exact_ends_the_job_with_the_reason(body: Callable[..., A
 
     with pytest.raises(WorkerFailed, match=message):
         forks.run(1, train=train)
+
+
+@pytest.mark.long
+def test_a_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    saved = partial(loops.by_loop, checkpoint=str(tmp_path), every=2)
+    first = forks.run(1, train=partial(saved, steps=3)).results[0]
+    agent = forks.run(2, train=saved)
+    calm = expected()
+    assert first["reports"] == calm["reports"][:3]
+    check(agent, {"reports": calm["reports"][3:], "digest": calm["digest"]})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_dies_wherever(seed: int) -> None:
+    chance = random.Random(seed)
+    workers = chance.randint(3, 4)
+    first, second = chance.sample(range(workers), 2)
+    phases = ("forward", "backward", "reduce", "ready", "apply", "gather", "replicate")
+    fates = {first: (chance.choice(phases), chance.randrange(5), 1), second: (chance.choice(phases), chance.randrange(5), 2)}
+
+    def prepare(job: Job) -> None:
+        if job.worker in fates:
+            phase, step, epoch = fates[job.worker]
+            when(job, phase, step, die, epoch)
+
+    agent = forks.run(workers, train=loops.by_loop, prepare=prepare)
+    assert first not in agent.live
+    check(agent, expected())

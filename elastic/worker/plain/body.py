@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,9 @@ def handed_over(loss: torch.Tensor, gradients: Gradients) -> torch.Tensor:
     return _Handover.apply(torch.tensor(0.0, requires_grad=True), loss, gradients)  # pyright: ignore[reportReturnType]
 
 
-def take_gradients(model: nn.Module) -> Gradients:
-    """Returns the gradients of all parameters, which have none afterwards."""
-    found = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+def take_gradients(parameters: Iterable[nn.Parameter]) -> Gradients:
+    """Returns the gradients of parameters, which have none afterwards."""
+    found = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
     for parameter, _ in found:
         parameter.grad = None
     return found

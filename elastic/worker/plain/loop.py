@@ -67,6 +67,7 @@ class Loop:
         self._report: Report | None = None
         self._clip_norm: float | None = None
         self._groups: list[dict[str, Any]] = []
+        self._trained = list(model.parameters())
         self._tail: Any = None  # states of generators behind bodies
         self._inside: str | None = None  # the place of the code to go back to, in the middle of a step
         self._broken: TrainerError | None = None
@@ -107,6 +108,7 @@ class Loop:
     def run(self, end: int) -> Iterator[Any]:
         """Yields micro-batches for bodies until `end` steps have been taken in all."""
         self._check()
+        self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         if self.place is not Place.OUTSIDE:
             raise TrainerError("a loop over the loader begins inside of another one: each step is taken by one loop")
         try:
@@ -116,7 +118,7 @@ class Loop:
                 self._clip_norm = trial.clip_norm
                 self._trainer = self._make(self._body, trial.cost, self._clip_norm)
                 self._job.behind, self._behind = self._returned, self._job.behind
-            self._tail, self.took = randomness.states(), False
+            self._tail, self.took = self._states(), False
             self._event = self._turns.begin(lambda: self._engine(end))
             while not isinstance(event := self._next(), Ended):
                 yield from self._extra(event) if isinstance(event, Committed) else self._work(event)
@@ -146,8 +148,12 @@ class Loop:
             )
         step, micro_batch = key.tolist()
         contents = self._stream.taken(step, micro_batch)
-        done = self._turns.to_user(Work(step=step, micro_batch=micro_batch, contents=contents, states=randomness.states()))
+        done = self._turns.to_user(Work(step=step, micro_batch=micro_batch, contents=contents, states=self._states()))
         return handed_over(done.loss, done.gradients)
+
+    def _states(self) -> Any:
+        """Returns the states of the generators that a step keys."""
+        return randomness.states(others=self._trainer is None or self._trainer.keys_all)
 
     def _next(self) -> Event:
         event, self._event = self._event, None
@@ -192,7 +198,7 @@ class Loop:
         self._now = None
         if self.place is Place.TAIL:
             self._check_settings(now)
-            self._tail = randomness.states()
+            self._tail = self._states()
         if self._inside is not None:
             self._job.at(self._inside)
             self._inside = None
@@ -208,7 +214,7 @@ class Loop:
 
     def _went_backward(self, loss: torch.Tensor) -> None:
         assert self._now is not None
-        self._now.went_backward(loss, self._model.parameters())
+        self._now.went_backward(loss, self._trained)
 
     def clip(self, max_norm: float) -> None:
         """`job.clip_grad_norm_`."""
@@ -226,7 +232,7 @@ class Loop:
             raise TrainerError("optimizer.step() is called outside a loop over the loader that job.prepare returned: call it in its body")
         now.steps()
         now.ended = self._clock()
-        gradients = take_gradients(self._model)
+        gradients = take_gradients(self._trained)
         if now.kind is Kind.TRIAL:
             self.place = Place.TAIL
             return
@@ -266,7 +272,8 @@ class Loop:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """`optimizer.zero_grad()`: drops the gradients that backwards have left in the model."""
-        self._model.zero_grad(set_to_none)
+        if any(parameter.grad is not None for parameter in self._trained):
+            self._model.zero_grad(set_to_none)
 
     def _clock(self) -> float:
         return time.thread_time() if self._job.gpu is None else time.perf_counter()

@@ -36,6 +36,11 @@ class PlainTrainer(Trainer):
         self._runtime.complete()
         self._runtime.at("body", self._history.step)
 
+    @property
+    def keys_all(self) -> bool:
+        """Whether steps key Python's and NumPy's generators too."""
+        return self._engine.executor.generators.all_keyed
+
     def unrecorded(self) -> AbstractContextManager[None]:
         """Returns a context in which forwards change no running statistics."""
         return self._model.running.statistics.during(0, None)
