@@ -23,7 +23,7 @@ from elastic.settings import JobSettings
 from elastic.view import View
 from tests.membership.test_founding import ready
 
-FIRST_PID = 1000
+FIRST_PID = 5_000_000  # above all that Linux gives: no process of this machine is meant
 
 
 def view_of(workers: Iterable[int], epoch: int = 1, attempt: int = 0) -> View:

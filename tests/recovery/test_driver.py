@@ -45,7 +45,7 @@ def test_a_death_goes_through_etcd_to_the_next_view(scene: Callable[..., Scene])
     assert job.crew.messages("view") == [0, 2]
     record = json.loads(job.directory.members.read_text())
     assert (record["epoch"], record["attempt"], record["coordinator"], record["forkserver"]) == (2, 1, 0, 77)
-    assert [(member["worker"], member["pid"]) for member in record["members"]] == [(0, 1000), (2, 1002)]
+    assert [(member["worker"], member["pid"]) for member in record["members"]] == [(0, FIRST_PID), (2, FIRST_PID + 2)]
     job.driver.seen(job.driver.view)
     assert job.crew.messages("view") == [], "it is not announced twice"
     job.die(2)
@@ -151,7 +151,7 @@ def test_a_joiner_that_differs_is_refused_with_the_reason(scene: Callable[..., S
     job.say(3, "announce", ready={**announcement(), "digest": "e"})
     assert "worker 3 cannot train together with worker 0: digest is 'e' there" in job.crew.killed[3]
     job.die(3)
-    assert any("worker 3 (process 1003) was ended" in said and "before it had joined" in said for said in job.said)
+    assert any(f"worker 3 (process {FIRST_PID + 3}) was ended" in said and "before it had joined" in said for said in job.said)
     assert job.admitted == []
     assert [found["kind"] for found in job.driver.incidents] == ["death"]
     assert 4 in job.crew.workers
@@ -298,7 +298,8 @@ def test_a_stopped_worker_is_replaced(
         assert job.said == []
     else:
         assert job.crew.killed == {}
-        assert job.said == ["worker 1 (process 1001) is stopped: its process has been stopped for 2.0 s, before its first step (state T)"]
+        who = f"worker 1 (process {FIRST_PID + 1})"
+        assert job.said == [f"{who} is stopped: its process has been stopped for 2.0 s, before its first step (state T)"]
 
 
 def test_a_planned_change_waits_for_etcd_while_the_training_goes_on(scene: Callable[..., Scene]) -> None:
