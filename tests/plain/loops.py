@@ -220,6 +220,34 @@ def draws(job: Job, kind: str) -> dict[str, Any]:
     return {"reports": losses, "digest": loader.digest()}
 
 
+def averaged(job: Job) -> dict[str, Any]:
+    """What is asked for before the loop: an average, and a counter of the loop's own; and what is asked in a body: a line of metrics."""
+    net = model()
+    net, optimizer, loader = job.prepare(net, adamw(net), batch, steps=3, **SIZES)
+    counter = torch.optim.swa_utils.AveragedModel(nn.Linear(1, 1))
+    loader.register_for_checkpointing(counter)
+    loader.average(0.5)
+    for x, y in loader:
+        functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        if loader.report is not None:
+            loader.log(f"{job.directory}/metrics.jsonl", loss=loader.report.loss)
+    return {"reports": _sums(loader.state_dict("average")), "digest": loader.digest()}
+
+
+def averaged_by_trainer(job: Job) -> dict[str, Any]:
+    net = model()
+    trainer = Trainer(net, lambda output, given: functional.cross_entropy(output, given[1]), adamw(net), batch, **SIZES)
+    trainer.average(0.5)
+    for _ in trainer.run(3):
+        pass
+    return {"reports": _sums(trainer.state_dict("average")), "digest": trainer.digest()}
+
+
+def _sums(state: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {name: tensor.double().sum().item() for name, tensor in state.items()}
+
+
 def raises(job: Job) -> None:
     """An error of the user's own in the middle of a step."""
     net = model()

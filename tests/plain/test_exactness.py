@@ -134,6 +134,11 @@ def test_what_is_drawn_in_bodies_is_keyed_and_what_is_drawn_behind_them_changes_
 
 
 @pytest.mark.long
+def test_calls_before_the_loop_are_made_for_its_trainer() -> None:
+    check(forks.run(2, train=loops.averaged), expected(loops.averaged_by_trainer))
+
+
+@pytest.mark.long
 def test_an_error_in_a_body_is_the_jobs() -> None:
     with pytest.raises(WorkerFailed, match="ValueError: of the user's own"):
         forks.run(1, train=loops.raises)

@@ -211,6 +211,17 @@ def test_bodies_that_are_refused_at_the_first_micro_batch(job: Any, body: Callab
     assert "step 0, micro-batch 0" in str(caught.value) or not re.match("the body", str(caught.value))
 
 
+def test_a_scaler_that_is_off_changes_nothing(job: Any) -> None:
+    model, optimizer, loader = prepared(job)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    x, y = next(iter(bodies := iter(loader)))
+    scaler.scale(functional.cross_entropy(model(x), y)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    with pytest.raises(Exception, match="not a worker"):  # the body is right, and the Trainer needs a job
+        next(bodies)
+
+
 def test_a_loop_that_is_left_in_its_first_body_ends_the_job_when_train_fn_returns(job: Any) -> None:
     _, _, loader = prepared(job)
     for _ in loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from elastic.engine.data import tokens_in
 from elastic.worker.plain import source
+from elastic.worker.plain.loader import Loader
 from elastic.worker.plain.prepare import _ends
 from elastic.worker.plain.source import Given, Stream, stream_of
 from tests.plain import loops
@@ -85,3 +87,17 @@ def test_passes_take_each_sample_once_an_epoch_up_to_a_batch(samples: int, batch
     assert all(0 <= (number + 1) * epochs * samples - end * batch < batch for number, end in enumerate(ends))
     assert all(later >= end for end, later in itertools.pairwise(ends))
     assert _ends(what, stream, 7, None)(3) == 7
+
+
+@pytest.mark.parametrize(
+    ("taken", "stopped", "numbers"),
+    [([0, 10, 20, 30], False, [0, 1, 2]), ([0, 25, 30], False, [0, 2]), ([0, 30], False, [0]), ([0, 10], True, [0])],
+)
+def test_epochs_that_are_over_are_left_out(taken: list[int], stopped: bool, numbers: list[int]) -> None:
+    """`taken`: steps before the first loop, and after each."""
+    loop: Any = SimpleNamespace(taken=taken[0], stopped=False)
+    loader, found = Loader(loop, lambda number: 10 * (number + 1)), []
+    for number, after in zip(loader.epochs(3), taken[1:], strict=False):
+        found.append((number, len(loader)))
+        loop.taken, loop.stopped = after, stopped
+    assert found == [(number, 10) for number in numbers]

@@ -86,14 +86,15 @@ def test_one_that_starts_a_job_itself_is_told_how_to_be_run(monkeypatch: pytest.
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.usefixtures("leftovers")
-def test_a_killed_worker_changes_nothing() -> None:
+def test_a_killed_worker_changes_nothing_and_one_whose_code_behind_a_body_takes_long_is_not_killed() -> None:
     digests = []
-    for options in (["--workers", "1"], ["--workers", "3", "--", "--kill", "3"]):
+    for options in (["--workers", "1"], ["--workers", "3", "--", "--kill", "3"], ["--workers", "2", "--", "--idle", "5"]):
         command = [sys.executable, "-m", "elastic.cli.main", "run", str(SCRIPT), *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
         assert done.returncode == 0, done.stderr
         digests += [line for line in done.stdout.splitlines() if line.startswith("digest ")]
-        assert ("was killed by SIGKILL" in done.stderr) == ("--kill" in options)
-    assert len(digests) == 2
-    assert digests[0] == digests[1] != "digest None"
+        assert ("worker 1 (place" in done.stderr) == ("--kill" in options)
+        assert ("idle" in done.stdout) == ("--idle" in options)
+    assert len(digests) == 3
+    assert digests[0] == digests[1] == digests[2] != "digest None"
